@@ -1,0 +1,189 @@
+"""The codec: rotation, coarse quantizer and product quantizer as one object with one fingerprint.
+
+It is a trained FAISS index without vectors (`codec.faiss`) and what is known about it (`codec.json`). Every index
+shard is made with one codec and names its fingerprint; shards of different codecs must never be merged, and FAISS
+would not notice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+
+from index_builder import storage
+from index_builder.coarse_quantizer import build_quantizer, train_centroids
+from index_builder.errors import CodecMismatchError, TrainingError
+from index_builder.faiss_files import read_index, write_index
+from index_builder.product_quantizer import train_product_quantizer
+from index_builder.rotation import train_rotation
+from index_builder.sampling import SamplePiece, read_training
+from index_builder.spec import IndexSpec
+
+log = logging.getLogger(__name__)
+
+FINGERPRINT_DIGITS = 32
+TRAINING_REVISION = 1
+"""Raised when a change of the code makes another codec from the same sample."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecInfo:
+    """A trained codec.
+
+    Attributes:
+        uri: its folder, with `codec.faiss` and `codec.json`.
+        fingerprint: 32 hex digits of the sha256 of `codec.faiss`.
+        spec: what it was trained to be.
+        training_rows: vectors it was trained on.
+    """
+
+    uri: str
+    fingerprint: str
+    spec: IndexSpec
+    training_rows: int
+
+    @property
+    def index_uri(self) -> str:
+        """The trained, empty FAISS index."""
+        return storage.join(self.uri, "codec.faiss")
+
+
+def train_codec(
+    pieces: Sequence[SamplePiece], spec: IndexSpec, out_uri: str, *, seed: int, training_rows: int | None = None
+) -> CodecInfo:
+    """Trains a codec, or finds the one that was trained here from the same sample, spec and seed.
+
+    The same sample gives the same bytes, whatever the order of the pieces and the number of threads.
+
+    Args:
+        pieces: the sample.
+        spec: the index to train.
+        out_uri: folder for `codec.faiss` and `codec.json`; the latter is written last.
+        seed: of all that is random.
+        training_rows: use at most this many of the sampled vectors.
+
+    Raises:
+        TrainingError: the sample is too small for the spec, or of another dimension.
+    """
+    inputs = _digest(pieces, spec, seed, training_rows)
+    finished = _read_finished(out_uri)
+    if finished is not None and finished["inputs"] == inputs:
+        return load_codec(out_uri)
+    vectors = _training_vectors(pieces, spec, training_rows)
+    index = build_codec(vectors, spec, seed=seed)
+    fingerprint = write_index(index, storage.join(out_uri, "codec.faiss"))[:FINGERPRINT_DIGITS]
+    known = {
+        "schema_version": 1,
+        "fingerprint": fingerprint,
+        "spec": spec.to_dict(),
+        "factory": spec.factory,
+        "training_rows": len(vectors),
+        "inputs": inputs,
+    }
+    storage.write_json_atomic(storage.join(out_uri, "codec.json"), known)
+    log.info("trained codec %s (%s) on %d vectors", fingerprint, spec.factory, len(vectors))
+    return CodecInfo(uri=out_uri, fingerprint=fingerprint, spec=spec, training_rows=len(vectors))
+
+
+def load_codec(uri: str) -> CodecInfo:
+    """The codec in a folder; StorageError where there is none."""
+    known = storage.read_json(storage.join(uri, "codec.json"))
+    return CodecInfo(
+        uri=uri,
+        fingerprint=known["fingerprint"],
+        spec=IndexSpec.from_dict(known["spec"]),
+        training_rows=known["training_rows"],
+    )
+
+
+def open_codec(codec: CodecInfo) -> faiss.Index:
+    """The trained, empty index, in memory.
+
+    Raises:
+        CodecMismatchError: `codec.faiss` is not the file that the fingerprint was made of.
+    """
+    with storage.localized(codec.index_uri) as path:
+        found = storage.sha256_file(path)[:FINGERPRINT_DIGITS]
+        if found != codec.fingerprint:
+            raise CodecMismatchError(
+                f"{codec.index_uri}: expected codec {codec.fingerprint}, found {found}; "
+                "remove the folder to train it again"
+            )
+        return read_index(path, memory_mapped=False)
+
+
+def build_codec(vectors: np.ndarray, spec: IndexSpec, *, seed: int) -> faiss.Index:
+    """Trains the FAISS index of a spec, without adding vectors.
+
+    Args:
+        vectors: float32 [n, D], the training sample; may be empty where nothing is trained (exact search).
+        spec: what to train.
+        seed: of all that is random.
+    """
+    transform = train_rotation(vectors, spec, seed=seed)
+    rotated = vectors if transform is None else transform.apply(vectors)
+    centroids = train_centroids(rotated, spec.lists, seed=seed) if spec.lists > 1 else _origin(spec)
+    quantizer = build_quantizer(centroids, spec)
+    ivf = _empty_ivf(quantizer, spec)
+    if spec.code != "flat":
+        nearest = quantizer.search(rotated, 1)[1].ravel()
+        residuals = rotated - centroids[nearest]
+        if spec.code == "pq":
+            train_product_quantizer(residuals, ivf.pq, seed=seed)
+        else:
+            ivf.sq.train(residuals)
+    ivf.is_trained = True
+    return ivf if transform is None else faiss.IndexPreTransform(transform, ivf)
+
+
+def _empty_ivf(quantizer: faiss.Index, spec: IndexSpec) -> faiss.IndexIVF:
+    size, metric = (spec.rotation_dim, spec.lists), faiss.METRIC_INNER_PRODUCT
+    if spec.code == "flat":
+        return faiss.IndexIVFFlat(quantizer, *size, metric)
+    if spec.code == "sq8":
+        return faiss.IndexIVFScalarQuantizer(quantizer, *size, faiss.ScalarQuantizer.QT_8bit, metric, True)
+    ivf = faiss.IndexIVFPQ(quantizer, *size, spec.pq_m, spec.pq_bits, metric)
+    # Polysemous training costs many times the rest, and serves a search that is not used here.
+    ivf.do_polysemous_training = False
+    return ivf
+
+
+def _origin(spec: IndexSpec) -> np.ndarray:
+    return np.zeros((1, spec.rotation_dim), dtype=np.float32)
+
+
+def _training_vectors(pieces: Sequence[SamplePiece], spec: IndexSpec, limit: int | None) -> np.ndarray:
+    if spec.exact:
+        return np.empty((0, spec.dim), dtype=np.float32)
+    for piece in pieces:
+        if piece.dim != spec.dim:
+            raise TrainingError(f"{piece.uri}: expected vectors of {spec.dim} dimensions, found {piece.dim}")
+    vectors = read_training(pieces, limit=limit)
+    if not len(vectors):
+        raise TrainingError(
+            f"the sample has no vectors to train {spec.factory} on; expected some in {len(pieces)} pieces"
+        )
+    return vectors
+
+
+def _digest(pieces: Sequence[SamplePiece], spec: IndexSpec, seed: int, training_rows: int | None) -> str:
+    described: list[Any] = [
+        sorted(piece.sha256 for piece in pieces),
+        asdict(spec),
+        seed,
+        training_rows,
+        TRAINING_REVISION,
+    ]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _read_finished(uri: str) -> dict[str, Any] | None:
+    described = storage.join(uri, "codec.json")
+    return storage.read_json(described) if storage.exists(described) else None

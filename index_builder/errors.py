@@ -1,0 +1,65 @@
+"""What can go wrong in the index room, as one tree.
+
+    IndexBuilderError
+    ├── SpecError (also ValueError)            a config value or a factory string that cannot be built
+    ├── StorageError                           a folder or file that cannot be read or written
+    │   └── MissingFileError (also FileNotFoundError)
+    ├── EmbeddingShardError                    an embedding shard that does not hold what its schema promises
+    ├── TrainingError                          a sample from which the codec cannot be trained
+    ├── CodecMismatchError                     index shards made with different codecs, or ranges that overlap
+    ├── VerificationError                      an index that is not what it should be
+    ├── ManifestError                          a manifest that cannot be read
+    ├── VersionNotFoundError                   no such published version, or none at all
+    └── FilterError (also ValueError)          a search filter that does not fit the products table
+
+A message says what was expected, what was found, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class IndexBuilderError(Exception):
+    """Root of the errors that this room raises on purpose."""
+
+
+class SpecError(IndexBuilderError, ValueError):
+    """A value of the `index:` section or a factory string that cannot be built.
+
+    Names key, value and what was expected.
+    """
+
+
+class StorageError(IndexBuilderError):
+    """A file or folder, local or remote, could not be read, written, listed or removed."""
+
+
+class MissingFileError(StorageError, FileNotFoundError):
+    """A file that should be there is not."""
+
+
+class EmbeddingShardError(IndexBuilderError):
+    """An embedding shard has the wrong schema, dimension, or values that are not finite."""
+
+
+class TrainingError(IndexBuilderError):
+    """The training sample is empty, too small for the spec, or of another dimension."""
+
+
+class CodecMismatchError(IndexBuilderError):
+    """Index shards that were made with different codecs, or whose row ranges overlap, must never be merged."""
+
+
+class VerificationError(IndexBuilderError):
+    """A finished index file is not what it should be. Names the file and what was found in it."""
+
+
+class ManifestError(IndexBuilderError):
+    """A manifest that is not valid JSON, lacks a field, or was written by a newer Shelfmark."""
+
+
+class VersionNotFoundError(IndexBuilderError):
+    """The index address has no such version, or nothing has been published there yet."""
+
+
+class FilterError(IndexBuilderError, ValueError):
+    """A filter that names a column which the products table lacks, or a mask of the wrong length."""

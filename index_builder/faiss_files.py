@@ -1,0 +1,113 @@
+"""FAISS index files: writing, memory-mapped opening, and searching several of them as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import faiss
+import numpy as np
+
+from index_builder import storage
+from index_builder.errors import IndexBuilderError, VerificationError
+
+
+def write_index(index: faiss.Index, uri: str) -> str:
+    """Writes an index atomically; the sha256 of the file."""
+    with storage.atomic_file(uri) as path:
+        faiss.write_index(index, path)
+        return storage.sha256_file(path)
+
+
+def read_index(path: str, *, memory_mapped: bool = True) -> faiss.Index:
+    """Opens a local index file; with `memory_mapped` its inverted lists stay on disk until they are probed.
+
+    Raises:
+        VerificationError: the file is not an index with inverted lists that FAISS can read.
+    """
+    try:
+        index = faiss.read_index(path, faiss.IO_FLAG_MMAP if memory_mapped else 0)
+        ivf_of(index)
+    except RuntimeError as error:
+        raise VerificationError(f"{path} is not an index file that FAISS {faiss.__version__} reads: {error}") from error
+    return index
+
+
+@contextmanager
+def faiss_threads(count: int) -> Iterator[None]:
+    """Limits the threads of FAISS calls made in the block, by this thread."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+@contextmanager
+def opened_indexes(uris: Sequence[str]) -> Iterator[list[faiss.Index]]:
+    """Serving shards, memory-mapped; remote ones are downloaded for as long as the block runs."""
+    with ExitStack() as stack:
+        yield [read_index(stack.enter_context(storage.localized(uri))) for uri in uris]
+
+
+def ivf_of(index: faiss.Index) -> faiss.IndexIVF:
+    """The part with the inverted lists, behind a rotation or not. It keeps `index` alive."""
+    ivf = faiss.extract_index_ivf(index)
+    # FAISS hands out a bare pointer into the index; this is its own way to hold on to what a pointer needs.
+    ivf.referenced_objects = [index]
+    return ivf
+
+
+def list_ids(ivf: faiss.IndexIVF) -> Iterator[np.ndarray]:
+    """The ids of each inverted list: int64 [rows of the list], a view that lives as long as the index."""
+    lists = ivf.invlists
+    for number in range(ivf.nlist):
+        rows = lists.list_size(number)
+        yield faiss.rev_swig_ptr(lists.get_ids(number), rows) if rows else np.empty(0, dtype=np.int64)
+
+
+def search_shards(
+    indexes: Sequence[faiss.Index],
+    vectors: np.ndarray,
+    k: int,
+    *,
+    nprobe: int,
+    selector: faiss.IDSelector | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Searches serving shards and merges their answers by score, ties by row.
+
+    Args:
+        indexes: the serving shards of one index.
+        vectors: float32 [B, D].
+        k: neighbours wanted.
+        nprobe: inverted lists probed in each shard.
+        selector: rows that may be found; None: all.
+
+    Returns:
+        scores float32 [B, k], descending, and rows int64 [B, k]; -inf and -1 where fewer were found.
+    """
+    if not indexes:
+        raise IndexBuilderError("expected at least one serving shard to search, found none")
+    answers = [index.search(vectors, k, params=_parameters(index, nprobe, selector)) for index in indexes]
+    scores = np.concatenate([answer[0] for answer in answers], axis=1)
+    rows = np.concatenate([answer[1] for answer in answers], axis=1)
+    scores = np.where(rows < 0, -np.inf, scores).astype(np.float32)
+    return top_by_score(scores, rows, k)
+
+
+def top_by_score(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of each line of scores float32 [B, m] and rows int64 [B, m]: by score descending, then by row."""
+    # lexsort has no axis to sort the keys of a line by together: two stable sorts do the same.
+    by_row = np.argsort(rows, axis=1, kind="stable")
+    scores, rows = np.take_along_axis(scores, by_row, 1), np.take_along_axis(rows, by_row, 1)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+
+
+def _parameters(index: faiss.Index, nprobe: int, selector: faiss.IDSelector | None) -> faiss.SearchParameters:
+    ivf = ivf_of(index)
+    inner = faiss.SearchParametersIVF(nprobe=min(nprobe, ivf.nlist), sel=selector)
+    if isinstance(index, faiss.IndexPreTransform):
+        return faiss.SearchParametersPreTransform(index_params=inner)
+    return inner

@@ -1,0 +1,160 @@
+"""Decides what index to build and how the work is cut, from the config and the number of products.
+
+`auto`, by rows: below `EXACT_BELOW_ROWS` exact search; else a rotation to four dimensions a sub-quantizer (fewer
+where D is small), about 4 * sqrt(rows) inverted lists, and PQ codes of `bytes_per_vector`. An explicit factory string
+is taken as it is, unless the catalog is too small to train it: then with fewer lists, or with vectors as they are,
+and a line in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from index_builder.embedding_shards import NumberedShard
+from index_builder.spec import IndexConfig, IndexSpec
+
+log = logging.getLogger(__name__)
+
+EXACT_BELOW_ROWS = 4096
+TRAINING_ROWS_PER_LIST = 40
+MIN_TRAINING_ROWS_PER_LIST = 16
+MIN_TRAINING_ROWS_PER_CODE = 4
+"""Training rows that a PQ centroid needs at least; with fewer, vectors are kept as they are."""
+PQ_TRAINING_ROWS = 16_384
+HNSW_FROM_LISTS = 2048
+HNSW_LINKS = 32
+_QUERY_MARGIN = 1.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplePlan:
+    """How much of the catalog is drawn.
+
+    Attributes:
+        training_share, query_share: shares of all products, for `write_sample`.
+        training_rows, queries: how many of those drawn are used at most.
+    """
+
+    training_share: float
+    query_share: float
+    training_rows: int
+    queries: int
+
+
+def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
+    """The index to build.
+
+    Args:
+        config: the `index:` section.
+        rows: products to index, N.
+        dim: D.
+
+    Raises:
+        SpecError: the factory string cannot be read or does not fit D.
+    """
+    if config.factory != "auto":
+        return _shrunk(IndexSpec.parse(config.factory, dim), config, rows)
+    if rows < EXACT_BELOW_ROWS:
+        return _exact(dim)
+    lists = _auto_lists(rows)
+    spec = IndexSpec(
+        dim=dim, rotation_dim=dim, lists=lists, hnsw_links=HNSW_LINKS * (lists >= HNSW_FROM_LISTS), code="flat"
+    )
+    if config.bytes_per_vector >= spec.code_bytes:
+        return spec
+    if config.bytes_per_vector >= dim:
+        return replace(spec, code="sq8")
+    dims_per_code = min(4, math.ceil(dim / config.bytes_per_vector))
+    pq_m = min(config.bytes_per_vector, dim // dims_per_code)
+    return replace(spec, rotation="opq", rotation_dim=pq_m * dims_per_code, code="pq", pq_m=pq_m, pq_bits=8)
+
+
+def plan_sample(config: IndexConfig, spec: IndexSpec, rows: int) -> SamplePlan:
+    """How many products to train on and to hold out.
+
+    Exact search trains nothing and may be asked with any product; else at most a tenth of the catalog is held out.
+    """
+    if spec.exact:
+        queries = min(config.verify_queries, rows)
+        query_share = min(1.0, _QUERY_MARGIN * queries / rows) if rows > 10 * queries else 1.0
+        return SamplePlan(training_share=0.0, query_share=query_share, training_rows=0, queries=queries)
+    queries = min(config.verify_queries, max(1, rows // 10))
+    query_share = min(0.1, _QUERY_MARGIN * queries / rows)
+    training_rows = config.training_rows or max(TRAINING_ROWS_PER_LIST * spec.lists, PQ_TRAINING_ROWS)
+    training_share = min(1.0 - query_share, _QUERY_MARGIN * training_rows / rows)
+    return SamplePlan(
+        training_share=training_share, query_share=query_share, training_rows=training_rows, queries=queries
+    )
+
+
+def plan_adds(
+    config: IndexConfig, shards: Sequence[NumberedShard]
+) -> tuple[tuple[tuple[NumberedShard, ...], ...], ...]:
+    """Cuts the shards, in row order, into serving shards, and those into add tasks.
+
+    Cuts fall between embedding shards. Serving shards get about the same number of products; there are fewer of them
+    than asked for where there are not enough embedding shards with products.
+
+    Returns:
+        For each serving shard its add tasks, for each task its embedding shards.
+    """
+    full = [shard for shard in shards if shard.kept_rows]
+    rows = sum(shard.kept_rows for shard in full)
+    wanted = max(1, min(config.serving_shards, len(full)))
+    groups: list[list[NumberedShard]] = [[]]
+    taken = 0
+    for position, shard in enumerate(full):
+        still_needed = wanted - len(groups)
+        share_is_full = taken + shard.kept_rows / 2 > rows * len(groups) / wanted
+        if groups[-1] and still_needed and (share_is_full or len(full) - position <= still_needed):
+            groups.append([])
+        groups[-1].append(shard)
+        taken += shard.kept_rows
+    return tuple(tuple(_tasks(group, config.rows_per_add)) for group in groups)
+
+
+def _tasks(shards: Iterable[NumberedShard], rows_per_add: int) -> Iterable[tuple[NumberedShard, ...]]:
+    task: list[NumberedShard] = []
+    rows = 0
+    for shard in shards:
+        if task and rows + shard.kept_rows > rows_per_add:
+            yield tuple(task)
+            task, rows = [], 0
+        task.append(shard)
+        rows += shard.kept_rows
+    if task:
+        yield tuple(task)
+
+
+def _auto_lists(rows: int) -> int:
+    wanted = min(4 * math.sqrt(rows), rows / TRAINING_ROWS_PER_LIST)
+    return 2 ** max(0, int(math.log2(wanted)))
+
+
+def _shrunk(spec: IndexSpec, config: IndexConfig, rows: int) -> IndexSpec:
+    """The spec, or the nearest one that a catalog of `rows` products can train."""
+    training_rows = min(rows - rows // 10, config.training_rows or rows)
+    fitting = spec
+    if spec.code == "pq" and training_rows < MIN_TRAINING_ROWS_PER_CODE * 2**spec.pq_bits:
+        fitting = replace(_exact(spec.dim), lists=spec.lists)
+    lists = min(fitting.lists, max(1, training_rows // MIN_TRAINING_ROWS_PER_LIST))
+    if lists < fitting.lists:
+        fitting = replace(fitting, lists=lists, hnsw_links=fitting.hnsw_links if lists >= HNSW_FROM_LISTS else 0)
+    if fitting.code != spec.code and rows < EXACT_BELOW_ROWS:
+        # Without codes, lists save nothing on so few products.
+        fitting = replace(fitting, lists=1)
+    if fitting != spec:
+        log.warning(
+            "index.factory %s needs more than the %d products of this catalog to be trained: building %s instead",
+            spec.factory,
+            rows,
+            fitting.factory,
+        )
+    return fitting
+
+
+def _exact(dim: int) -> IndexSpec:
+    return IndexSpec(dim=dim, rotation_dim=dim, lists=1, code="flat")

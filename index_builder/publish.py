@@ -1,0 +1,222 @@
+"""Publishing: files in place, then the manifest, then the pointer.
+
+    <index uri>/CURRENT                  the id of the published version; flipped last, atomically
+    <index uri>/versions/<id>/...        a version is complete if and only if it has a manifest.json
+
+A kill at any point leaves CURRENT on the version of before (or on none), and at most a folder without a manifest, which
+`prune` removes a day later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from index_builder import storage
+from index_builder.errors import StorageError, VersionNotFoundError
+from index_builder.manifest import FileEntry, Manifest, is_index_file
+from index_builder.spec import IndexSpec
+
+log = logging.getLogger(__name__)
+
+PRODUCTS_FILE = "products.arrow"
+QUERY_ENCODER_FOLDER = "query_encoder"
+UNFINISHED_KEPT = timedelta(days=1)
+_TIME_FORMAT = "%Y%m%dT%H%M%SZ"
+_VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
+
+
+def publish_version(
+    index_uri: str,
+    staged: str | Mapping[str, str],
+    manifest: Manifest,
+    *,
+    make_current: bool = True,
+    now: datetime | None = None,
+) -> str:
+    """Copies staged files into a new version and, by default, makes it the current one.
+
+    Args:
+        index_uri: the index address.
+        staged: a folder with the version's files, or name -> URI of each: index files, `products.arrow`,
+            `query_encoder/...`, and whatever else belongs to the version. Files are copied and their bytes checked on
+            the way.
+        manifest: all but `version`, `created_utc`, `content_fingerprint`, `loaded_bytes` and `files`, which are set
+            here.
+        make_current: False keeps the version without publishing it (a gate failed).
+        now: UTC; None: the clock.
+
+    Returns:
+        The version's id, `<yyyymmddThhmmssZ>-<12 hex digits of the content fingerprint>`.
+
+    Raises:
+        StorageError: a staged file changed while it was copied, or the address cannot be written.
+    """
+    sources = _sources(staged)
+    files = describe_files(sources)
+    fingerprint = content_fingerprint(files, manifest.encoder.fingerprint, manifest.index.spec)
+    created, version = _free_version(index_uri, fingerprint, now or datetime.now(UTC))
+    folder = version_uri(index_uri, version)
+    manifest = replace(
+        manifest,
+        version=version,
+        created_utc=created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        content_fingerprint=fingerprint,
+        loaded_bytes=sum(entry.bytes for entry in files if is_index_file(entry.path) or entry.path == PRODUCTS_FILE),
+        files=files,
+    )
+    for entry in files:
+        storage.copy_file(sources[entry.path], storage.join(folder, entry.path), expected_sha256=entry.sha256)
+    storage.write_bytes_atomic(storage.join(folder, "manifest.json"), manifest.to_json().encode())
+    if make_current:
+        set_current(index_uri, version)
+    return version
+
+
+def describe_files(staged: str | Mapping[str, str]) -> tuple[FileEntry, ...]:
+    """Size and sha256 of every staged file, sorted by name."""
+    return tuple(
+        FileEntry(path=name, bytes=storage.size(uri), sha256=storage.sha256_file(uri))
+        for name, uri in sorted(_sources(staged).items())
+    )
+
+
+def content_fingerprint(files: Sequence[FileEntry], encoder_fingerprint: str, spec: IndexSpec) -> str:
+    """64 hex digits over all that decides what a search answers: index files, products, query encoder, encoder and
+    spec.
+
+    Reports and dead letters do not count: two nights over the same catalog have the same fingerprint.
+    """
+    counted = sorted(
+        (entry.path, entry.sha256)
+        for entry in files
+        if is_index_file(entry.path) or entry.path == PRODUCTS_FILE or entry.path.startswith(f"{QUERY_ENCODER_FOLDER}/")
+    )
+    text = json.dumps([counted, encoder_fingerprint, spec.to_dict()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_current(index_uri: str) -> str:
+    """The id of the published version.
+
+    Raises:
+        VersionNotFoundError: nothing has been published at this address.
+    """
+    try:
+        version = storage.read_bytes(_current_uri(index_uri)).decode().strip()
+    except FileNotFoundError:
+        raise VersionNotFoundError(
+            f"{index_uri}: expected a file CURRENT that names the published version, found none; "
+            "check the address, or publish a version first (python -m pipelines.embed_catalog)"
+        ) from None
+    if not _VERSION_PATTERN.fullmatch(version):
+        raise VersionNotFoundError(f"{index_uri}/CURRENT: expected a version id, found {version!r}")
+    return version
+
+
+def read_manifest(index_uri: str, version: str | None = None) -> Manifest:
+    """The manifest of a version, by default of the published one.
+
+    Raises:
+        VersionNotFoundError: nothing is published, or there is no such complete version.
+        ManifestError: the manifest cannot be read.
+    """
+    version = version or read_current(index_uri)
+    uri = storage.join(version_uri(index_uri, version), "manifest.json")
+    try:
+        text = storage.read_bytes(uri)
+    except FileNotFoundError:
+        known = ", ".join(list_versions(index_uri)) or "none"
+        raise VersionNotFoundError(f"{index_uri}: no complete version {version}; found: {known}") from None
+    return Manifest.from_json(text, where=uri)
+
+
+def list_versions(index_uri: str) -> tuple[str, ...]:
+    """Ids of all complete versions, oldest first, published or not."""
+    return tuple(
+        version
+        for version in _folders(index_uri)
+        if storage.exists(storage.join(version_uri(index_uri, version), "manifest.json"))
+    )
+
+
+def set_current(index_uri: str, version: str) -> None:
+    """Makes a complete version the published one: how a version is published, and how one goes back to an older one.
+
+    Raises:
+        VersionNotFoundError: there is no such complete version, or a file of it is missing or has another size.
+    """
+    manifest = read_manifest(index_uri, version)
+    for entry in manifest.files:
+        uri = storage.join(version_uri(index_uri, version), entry.path)
+        try:
+            found = storage.size(uri)
+        except FileNotFoundError:
+            raise VersionNotFoundError(f"{version} cannot be published: its file {uri} is missing") from None
+        if found != entry.bytes:
+            raise VersionNotFoundError(
+                f"{version} cannot be published: {uri}: expected {entry.bytes} bytes, found {found}"
+            )
+    storage.write_bytes_atomic(_current_uri(index_uri), f"{version}\n".encode())
+
+
+def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[str, ...]:
+    """Removes all but the `keep` newest complete versions, never the published one, and what killed runs left behind.
+
+    Returns:
+        Ids of the complete versions removed.
+    """
+    if keep < 1:
+        raise StorageError(f"expected to keep at least 1 version, found {keep}")
+    complete = list_versions(index_uri)
+    try:
+        current = read_current(index_uri)
+    except VersionNotFoundError:
+        current = ""
+    removed = tuple(version for version in complete[:-keep] if version != current)
+    for version in removed:
+        # Without its manifest a version is incomplete: nobody takes it for a whole one while it goes.
+        storage.remove_file(storage.join(version_uri(index_uri, version), "manifest.json"))
+        storage.remove_tree(version_uri(index_uri, version))
+    oldest_kept = ((now or datetime.now(UTC)) - UNFINISHED_KEPT).strftime(_TIME_FORMAT)
+    for version in _folders(index_uri):
+        if version not in complete and version < oldest_kept:
+            log.info("removing %s, which a killed run left incomplete", version)
+            storage.remove_tree(version_uri(index_uri, version))
+    return removed
+
+
+def version_uri(index_uri: str, version: str) -> str:
+    """The folder of a version."""
+    return storage.join(index_uri, "versions", version)
+
+
+def _current_uri(index_uri: str) -> str:
+    return storage.join(index_uri, "CURRENT")
+
+
+def _folders(index_uri: str) -> list[str]:
+    return [
+        name for name in storage.list_folders(storage.join(index_uri, "versions")) if _VERSION_PATTERN.fullmatch(name)
+    ]
+
+
+def _sources(staged: str | Mapping[str, str]) -> Mapping[str, str]:
+    if isinstance(staged, str):
+        return {name: storage.join(staged, name) for name in storage.list_names(staged)}
+    return staged
+
+
+def _free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[datetime, str]:
+    """The id for this second, or for the next one that is free: an older version is never written over."""
+    taken = set(_folders(index_uri))
+    while True:
+        version = f"{now.strftime(_TIME_FORMAT)}-{fingerprint[:12]}"
+        if version not in taken:
+            return now, version
+        now += timedelta(seconds=1)

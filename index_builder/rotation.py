@@ -1,0 +1,80 @@
+"""The linear map in front of the index, in closed form.
+
+All maps here are orthonormal and without a bias: they keep inner products within the kept subspace, which centring
+would not. The subspace is that of the largest eigenvalues of the second moments. How its axes are turned:
+
+- `pca`: not at all, largest first;
+- `pcar`: by a seeded random rotation, which spreads the variance evenly by chance;
+- `opq`: dealt out to the sub-quantizers so that the product of eigenvalues is about the same in each ("eigenvalue
+  allocation": Ge, He, Ke, Sun, *Optimized Product Quantization*, 2013, sec. 3.3). It costs no iterations.
+"""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+
+from index_builder.spec import IndexSpec
+
+_SMALLEST_SHARE = 1e-9
+"""Eigenvalues below this share of the largest count as this: their logarithms would be noise."""
+
+
+def train_rotation(vectors: np.ndarray, spec: IndexSpec, *, seed: int) -> faiss.LinearTransform | None:
+    """The trained map, or None where the spec has none.
+
+    Args:
+        vectors: float32 [n, D], the training sample.
+        spec: says which map, and how many dimensions it keeps.
+        seed: of the random rotation.
+    """
+    if spec.rotation == "none":
+        return None
+    eigenvalues, axes = principal_axes(vectors, spec.rotation_dim)
+    if spec.rotation == "opq":
+        axes = axes[allocate_eigenvalues(eigenvalues, spec.pq_m)]
+    elif spec.rotation == "pcar":
+        random = np.random.default_rng(seed).normal(size=(spec.rotation_dim, spec.rotation_dim))
+        axes = np.linalg.qr(random)[0] @ axes
+    transform = faiss.LinearTransform(spec.dim, spec.rotation_dim, False)
+    faiss.copy_array_to_vector(np.ascontiguousarray(axes, dtype=np.float32).ravel(), transform.A)
+    transform.is_trained = True
+    transform.set_is_orthonormal()
+    return transform
+
+
+def principal_axes(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest eigenvalues of the second moments, float64 [count] descending, and their axes, float64 [count, D]."""
+    moments = np.zeros((vectors.shape[1], vectors.shape[1]))
+    for start in range(0, len(vectors), 65_536):
+        block = vectors[start : start + 65_536].astype(np.float64)
+        moments += block.T @ block
+    eigenvalues, columns = np.linalg.eigh(moments / max(1, len(vectors)))
+    axes = columns.T[::-1][:count]
+    # An eigenvector's sign is free: fixed here, so that it does not hang on the linear algebra library.
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
+    return eigenvalues[::-1][:count], axes * np.where(largest < 0, -1.0, 1.0)
+
+
+def allocate_eigenvalues(eigenvalues: np.ndarray, buckets: int) -> np.ndarray:
+    """Deals axes out to sub-quantizers: each, from the largest, to the bucket whose product is smallest and that has
+    room.
+
+    Args:
+        eigenvalues: float64 [d], descending; `buckets` divides d.
+        buckets: M.
+
+    Returns:
+        int64 [d]: the axes in their new order, d / M of one bucket after another.
+    """
+    capacity = len(eigenvalues) // buckets
+    # Shifted so that the smallest logarithm is 0: a bucket's sum must grow with each axis it gets.
+    logs = np.log(np.maximum(eigenvalues, eigenvalues[0] * _SMALLEST_SHARE) + np.finfo(np.float64).tiny)
+    logs -= logs.min()
+    sums = np.zeros(buckets)
+    members: list[list[int]] = [[] for _ in range(buckets)]
+    for axis, value in enumerate(logs):
+        bucket = int(np.argmin(sums))
+        members[bucket].append(axis)
+        sums[bucket] = sums[bucket] + value if len(members[bucket]) < capacity else np.inf
+    return np.asarray(members, dtype=np.int64).ravel()

@@ -1,0 +1,134 @@
+"""The sample: vectors to train the codec on, and held-out products to measure recall with.
+
+A product's part is decided by a hash of its id alone, so the sample is spread over the whole catalog (the first rows
+of a catalog sorted by category make a far worse codec), does not depend on the order of shards, and no query is ever
+trained on. Hashes are spread evenly over 0..2^64: the lowest `query_share` of them are queries, the highest
+`training_share` train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from index_builder import storage
+from index_builder.embedding_shards import NumberedShard, read_ids, read_info, read_rows
+from index_builder.errors import SpecError
+
+_HASHES = 2.0**64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplePiece:
+    """The sampled rows of one embedding shard, in a Parquet file: row, hash, is_query, vector (as in the shard).
+
+    Attributes:
+        uri: the piece.
+        dim: D.
+        training_rows: rows to train on.
+        query_rows: held-out rows.
+        sha256: of the file.
+    """
+
+    uri: str
+    dim: int
+    training_rows: int
+    query_rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuerySet:
+    """Held-out products: their global rows int64 [Q], ascending, and vectors float32 [Q, D]."""
+
+    rows: np.ndarray
+    vectors: np.ndarray
+
+
+def hash_ids(product_ids: pa.Array) -> np.ndarray:
+    """The 64-bit xxHash (XXH3) of each id's UTF-8 bytes: uint64 [n]."""
+    ids = product_ids.cast(pa.binary()).to_pylist()
+    return np.fromiter((xxhash.xxh3_64_intdigest(product_id) for product_id in ids), dtype=np.uint64, count=len(ids))
+
+
+def write_sample(shard: NumberedShard, out_uri: str, *, training_share: float, query_share: float) -> SamplePiece:
+    """Draws the sample of one shard.
+
+    Args:
+        shard: an embedding shard with its global rows.
+        out_uri: where the piece goes.
+        training_share: share of all products to train on, 0 to 1.
+        query_share: share of all products to hold out; the two shares together are at most 1.
+
+    Raises:
+        SpecError: the shares overlap.
+    """
+    if min(training_share, query_share) < 0 or training_share + query_share > 1:
+        raise SpecError(
+            f"training_share is {training_share} and query_share {query_share}, "
+            "expected two shares that sum to at most 1"
+        )
+    kept = shard.kept()
+    hashes = hash_ids(read_ids(shard.uri))[kept]
+    # In float64 the bounds are exact to one id in 10^15, and the same on every machine.
+    places = hashes.astype(np.float64) / _HASHES
+    is_query = places < query_share
+    chosen = is_query | (places >= 1.0 - training_share) & (training_share > 0)
+    vectors, _ = read_rows(shard.uri, kept[chosen])
+    dim = read_info(shard.uri).dim
+    table = pa.table(
+        {
+            "row": shard.first_row + np.flatnonzero(chosen),
+            "hash": hashes[chosen],
+            "is_query": is_query[chosen],
+            "vector": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(2 * dim), len(vectors), [None, pa.py_buffer(np.ascontiguousarray(vectors))]
+            ),
+        }
+    )
+    with storage.atomic_file(out_uri) as path:
+        pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+        sha256 = storage.sha256_file(path)
+    queries = int(is_query[chosen].sum())
+    return SamplePiece(uri=out_uri, dim=dim, training_rows=len(vectors) - queries, query_rows=queries, sha256=sha256)
+
+
+def read_training(pieces: Sequence[SamplePiece], *, limit: int | None = None) -> np.ndarray:
+    """The training vectors of all pieces, float32 [n, D], in the order of their rows, whatever the order of the pieces.
+
+    With a `limit`, those with the lowest hashes: again a random part, and the same on every run.
+    """
+    return _read(pieces, queries=False, limit=limit)[1]
+
+
+def read_queries(pieces: Sequence[SamplePiece], *, limit: int | None = None) -> QuerySet:
+    """The held-out products of all pieces; with a `limit`, those with the lowest hashes."""
+    rows, vectors = _read(pieces, queries=True, limit=limit)
+    return QuerySet(rows=rows, vectors=vectors)
+
+
+def _read(pieces: Sequence[SamplePiece], *, queries: bool, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    dim = pieces[0].dim if pieces else 0
+    rows: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+    hashes: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
+    vectors: list[np.ndarray] = [np.empty((0, dim), dtype=np.float16)]
+    for piece in pieces:
+        if not (piece.query_rows if queries else piece.training_rows):
+            continue
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(piece.uri))).combine_chunks()
+        wanted = table.column("is_query").to_numpy() == queries
+        rows.append(table.column("row").to_numpy()[wanted])
+        hashes.append(table.column("hash").to_numpy()[wanted])
+        data = table.column("vector").chunk(0).buffers()[1]
+        vectors.append(np.frombuffer(data, dtype="<f2").reshape(-1, piece.dim)[wanted])
+    all_rows, all_hashes = np.concatenate(rows), np.concatenate(hashes)
+    order = np.argsort(all_rows, kind="stable")
+    if limit is not None and limit < len(order):
+        order = np.sort(np.lexsort((all_rows, all_hashes))[:limit])
+        order = order[np.argsort(all_rows[order], kind="stable")]
+    return all_rows[order], np.concatenate(vectors)[order].astype(np.float32)

@@ -1,0 +1,212 @@
+"""What index is asked for (`IndexConfig`, the `index:` section) and what index is built (`IndexSpec`).
+
+`IndexSpec.parse` understands the usual FAISS factory components, separated by commas:
+
+| component | means | here |
+|---|---|---|
+| `PCA64` | principal components, without centring (the metric is the inner product) | rotation `pca` |
+| `PCAR64` | the same, then a seeded random rotation | rotation `pcar` |
+| `OPQ16_64` | rotation fitted to 16 sub-quantizers, 64 dimensions out | `opq`, in closed form (see rotation.py) |
+| `IVF1024`, `IVF4096_HNSW32` | inverted lists; the second finds them through an HNSW graph | `lists`, `hnsw_links` |
+| `PQ16`, `PQ16x8`, `PQ16np` | product quantizer; never polysemous, with or without `np` | code `pq` |
+| `SQ8` | one byte a dimension | code `sq8` |
+| `Flat` | float32 as it is; without IVF, exact search: one inverted list, for explicit ids | code `flat` |
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from index_builder.errors import SpecError
+
+FACTORY_HELP = (
+    'a FAISS factory string such as "auto", "Flat", "IVF64,Flat", "OPQ32_128,IVF1024,PQ32x8" or "PCAR64,IVF64,PQ32x8"'
+)
+MAX_LISTS = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexConfig:
+    """The `index:` section of a run's YAML.
+
+    Attributes:
+        uri: address of the published index: a folder, local or fsspec.
+        factory: `auto`, or a FAISS factory string (see the module).
+        bytes_per_vector: code bytes a product may take when `factory` is `auto`. Memory of a server is about this
+            plus 14 bytes a product.
+        target_recall: the least share of true neighbours that search should find; `nprobe` is chosen for it.
+        serving_shards: files the index is split into, for servers that share the load.
+        rows_per_add: products an add task takes; its memory is this times the code size.
+        training_rows: vectors the codec is trained on; None: as many as the lists need.
+        verify_queries: held-out products that recall is measured with.
+        k: recall is measured as recall k@k.
+        seed: of all that is random in training.
+        keep_versions: published versions to keep; None keeps all.
+    """
+
+    uri: str
+    factory: str = "auto"
+    bytes_per_vector: int = 64
+    target_recall: float = 0.95
+    serving_shards: int = 1
+    rows_per_add: int = 200_000
+    training_rows: int | None = None
+    verify_queries: int = 1000
+    k: int = 10
+    seed: int = 0
+    keep_versions: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(bool(self.uri.strip()), "index.uri", self.uri, "a folder, local or an fsspec URI")
+        _require(bool(self.factory.strip()), "index.factory", self.factory, FACTORY_HELP)
+        _require(1 <= self.bytes_per_vector <= 4096, "index.bytes_per_vector", self.bytes_per_vector, "1 to 4096")
+        _require(
+            0.0 < self.target_recall <= 1.0, "index.target_recall", self.target_recall, "a share above 0, at most 1"
+        )
+        for key, least in (("serving_shards", 1), ("rows_per_add", 1), ("verify_queries", 1), ("k", 1), ("seed", 0)):
+            _require(getattr(self, key) >= least, f"index.{key}", getattr(self, key), f"{least} or more")
+        for key in ("training_rows", "keep_versions"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"index.{key}", value, "1 or more, or null")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexSpec:
+    """A fully resolved index: nothing in it is left to choose.
+
+    Attributes:
+        dim: D of the embeddings.
+        rotation: linear map in front: `none`, `pca`, `pcar` (see the module) or `opq`.
+        rotation_dim: dimensions behind the map (D without one).
+        lists: inverted lists, L; 1 is exact search where the code is `flat`.
+        hnsw_links: links a node of the HNSW graph that finds lists; 0: lists are found by comparing with all centroids.
+        code: how a vector is kept: `flat` (float32), `sq8` (a byte a dimension) or `pq`.
+        pq_m: sub-quantizers of `pq`, else 0.
+        pq_bits: bits a sub-quantizer, else 0.
+    """
+
+    dim: int
+    rotation: Literal["none", "pca", "pcar", "opq"] = "none"
+    rotation_dim: int
+    lists: int
+    hnsw_links: int = 0
+    code: Literal["flat", "sq8", "pq"]
+    pq_m: int = 0
+    pq_bits: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.dim >= 1, "index spec: dim", self.dim, "1 or more")
+        if self.rotation == "none":
+            _require(
+                self.rotation_dim == self.dim,
+                "index spec: rotation_dim",
+                self.rotation_dim,
+                f"{self.dim} without a rotation",
+            )
+        _require(
+            1 <= self.rotation_dim <= self.dim,
+            "index.factory: dimensions after the rotation", self.rotation_dim, f"1 to {self.dim}, the encoder's dimension",
+        )  # fmt: skip
+        _require(1 <= self.lists <= MAX_LISTS, "index.factory: inverted lists", self.lists, f"1 to {MAX_LISTS}")
+        _require(self.hnsw_links in (0, *range(4, 129)), "index.factory: HNSW links", self.hnsw_links, "4 to 128")
+        if self.code == "pq":
+            _require(
+                self.pq_m >= 1 and self.rotation_dim % self.pq_m == 0,
+                "index.factory: sub-quantizers of PQ", self.pq_m,
+                f"a divisor of {self.rotation_dim}, the dimensions it codes ({_divisors(self.rotation_dim)})",
+            )  # fmt: skip
+            _require(4 <= self.pq_bits <= 12, "index.factory: bits of PQ", self.pq_bits, "4 to 12 (8 is usual)")
+        elif self.pq_m or self.pq_bits:
+            raise SpecError(
+                f"index spec: pq_m and pq_bits are {self.pq_m} and {self.pq_bits}, expected 0 for code {self.code}"
+            )
+
+    @classmethod
+    def parse(cls, factory: str, dim: int) -> IndexSpec:
+        """The spec that a FAISS factory string names, for vectors of `dim`.
+
+        Raises:
+            SpecError: a component is not known, stands in the wrong place, or does not fit `dim`.
+        """
+        parts = [part.strip() for part in factory.split(",")]
+        values: dict[str, Any] = {"dim": dim, "rotation_dim": dim, "lists": 1}
+        opq_m = 0
+        if found := re.fullmatch(r"(PCAR?)(\d+)", parts[0]):
+            values |= {"rotation": found[1].lower(), "rotation_dim": int(found[2])}
+            parts = parts[1:]
+        elif found := re.fullmatch(r"OPQ(\d+)(?:_(\d+))?", parts[0]):
+            opq_m = int(found[1])
+            values |= {"rotation": "opq", "rotation_dim": int(found[2] or dim)}
+            parts = parts[1:]
+        if parts and (found := re.fullmatch(r"IVF(\d+)(?:_HNSW(\d+))?", parts[0])):
+            values |= {"lists": int(found[1]), "hnsw_links": int(found[2] or 0)}
+            parts = parts[1:]
+        if len(parts) != 1:
+            found_parts = repr(",".join(parts)) if parts else "nothing"
+            raise _unknown(factory, f"{found_parts} where one of Flat, SQ8 or PQ should end it")
+        if found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(?:np)?", parts[0]):
+            values |= {"code": "pq", "pq_m": int(found[1]), "pq_bits": int(found[2] or 8)}
+        elif parts[0] in ("Flat", "SQ8"):
+            values["code"] = parts[0].lower()
+        else:
+            raise _unknown(factory, f"component {parts[0]!r}")
+        if opq_m and opq_m != values.get("pq_m"):
+            raise _unknown(factory, f"OPQ{opq_m} in front of {parts[0]}: expected PQ{opq_m} behind it")
+        return cls(**values)
+
+    @property
+    def exact(self) -> bool:
+        """Whether search compares with every stored vector as it is."""
+        return self.code == "flat" and self.lists == 1 and self.rotation == "none"
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes that one vector's code takes."""
+        return {"flat": 4 * self.rotation_dim, "sq8": self.rotation_dim, "pq": (self.pq_m * self.pq_bits + 7) // 8}[
+            self.code
+        ]
+
+    @property
+    def factory(self) -> str:
+        """The factory string that `parse` turns into this spec again."""
+        if self.exact:
+            return "Flat"
+        rotation = {
+            "none": [],
+            "pca": [f"PCA{self.rotation_dim}"],
+            "pcar": [f"PCAR{self.rotation_dim}"],
+            "opq": [f"OPQ{self.pq_m}_{self.rotation_dim}"],
+        }[self.rotation]
+        coarse = f"IVF{self.lists}" + (f"_HNSW{self.hnsw_links}" if self.hnsw_links else "")
+        code = {"flat": "Flat", "sq8": "SQ8", "pq": f"PQ{self.pq_m}x{self.pq_bits}"}[self.code]
+        return ",".join([*rotation, coarse, code])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> IndexSpec:
+        """The inverse of `to_dict`; SpecError names a key that is missing or not known."""
+        known = {field.name for field in fields(cls)}
+        if extra := sorted(set(values) - known):
+            raise SpecError(f"index spec: unknown key {extra[0]!r}; expected {', '.join(sorted(known))}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise SpecError(f"index spec: {error}") from error
+
+
+def _require(fits: bool, key: str, value: object, expected: str) -> None:
+    if not fits:
+        raise SpecError(f"{key} is {value!r}, expected {expected}")
+
+
+def _unknown(factory: str, what: str) -> SpecError:
+    return SpecError(f"index.factory is {factory!r}: cannot use {what}. Expected {FACTORY_HELP}")
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)

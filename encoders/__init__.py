@@ -1,0 +1,66 @@
+"""Encoders: towers, fusion and the product and query encoders made of them.
+
+    config = EncoderConfig(uri="package://encoders/pretrained/demo")
+    description = check_encoder(config)              # before any work: dim, fingerprint, what it reads
+    products = load_product_encoder(config)          # ProductEncoder: texts and pictures -> vectors
+    save_query_encoder(config, "query_encoder")      # what a server needs
+    queries = load_query_encoder("query_encoder")    # QueryEncoder: encode(texts=None, images=None) -> [B, D]
+
+Naming an encoder and describing its pictures needs no torch; the names that do are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from encoders.errors import CheckpointError, EncoderConfigError, EncoderError
+from encoders.preprocessing import ImagePreprocessing, resize_picture
+from encoders.spec import EncoderConfig, FusionSpec, TowerSpec
+
+if TYPE_CHECKING:
+    from encoders.encoder import ProductEncoder, QueryEncoder
+    from encoders.loading import (
+        EncoderDescription,
+        check_encoder,
+        load_product_encoder,
+        load_query_encoder,
+        save_encoder,
+        save_query_encoder,
+    )
+
+_LOADED_ON_FIRST_USE = {
+    "ProductEncoder": "encoders.encoder",
+    "QueryEncoder": "encoders.encoder",
+    "EncoderDescription": "encoders.loading",
+    "check_encoder": "encoders.loading",
+    "load_product_encoder": "encoders.loading",
+    "load_query_encoder": "encoders.loading",
+    "save_encoder": "encoders.loading",
+    "save_query_encoder": "encoders.loading",
+}
+
+__all__ = [
+    "CheckpointError",
+    "EncoderConfig",
+    "EncoderConfigError",
+    "EncoderDescription",
+    "EncoderError",
+    "FusionSpec",
+    "ImagePreprocessing",
+    "ProductEncoder",
+    "QueryEncoder",
+    "TowerSpec",
+    "check_encoder",
+    "load_product_encoder",
+    "load_query_encoder",
+    "resize_picture",
+    "save_encoder",
+    "save_query_encoder",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LOADED_ON_FIRST_USE:
+        return getattr(import_module(_LOADED_ON_FIRST_USE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,156 @@
+"""The shape of an encoder without its weights: what `encoder.json` holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from encoders.errors import EncoderConfigError
+from encoders.preprocessing import ImagePreprocessing
+from encoders.spec import FusionSpec, ModelName, Pooling
+
+MISSING_RULES: dict[str, str] = {
+    "bibert": "pictures are not used; a product without text cannot be encoded",
+    "clip": "the picture's vector; a product without a picture takes the vector of the CLIP text tower",
+    "mlp": "a missing text or picture is replaced by a vector learned by modality dropout",
+    "concat": "the missing half is zeros, so that all weight lies on the other half",
+    "alpha": "the missing half is zeros, so that all weight lies on the other half",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextArchitecture:
+    """A BERT tower: the backbone's transformers config, pooling, token limit, width of the projection (None: none)."""
+
+    config: dict[str, Any]
+    pooling: Pooling
+    max_tokens: int
+    projection_dim: int | None = None
+
+    @property
+    def dim(self) -> int:
+        """Width of the tower's vectors."""
+        return self.projection_dim or int(self.config["hidden_size"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipArchitecture:
+    """An open_clip model: its own `model_cfg` and what its picture tower wants to see."""
+
+    model_config: dict[str, Any]
+    preprocessing: ImagePreprocessing
+
+    @property
+    def dim(self) -> int:
+        """Width of the joint space of pictures and texts."""
+        return int(self.model_config["embed_dim"])
+
+    @property
+    def context_length(self) -> int:
+        """Token limit of its text tower."""
+        return int(self.model_config.get("text_cfg", {}).get("context_length", 77))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderArchitecture:
+    """A whole encoder, query and product side."""
+
+    model: ModelName
+    text: TextArchitecture | None = None
+    clip: ClipArchitecture | None = None
+    fusion: FusionSpec = field(default_factory=FusionSpec)
+    image_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, part, users in (
+            ("BERT tower", self.text, ("bibert", "3tmm", "4tmm")),
+            ("CLIP towers", self.clip, ("clip", "3tmm", "4tmm")),
+        ):
+            if (part is not None) != (self.model in users):
+                found = "none" if part is None else "one"
+                raise EncoderConfigError(
+                    f"an encoder of model {self.model!r} and {found} of the {name}: they do not fit"
+                )
+
+    @property
+    def dim(self) -> int:
+        """Width D of the vectors of both sides."""
+        widths = [part.dim for part in (self.text, self.clip) if part is not None]
+        return sum(widths) if self.fusion.method in ("concat", "alpha") else widths[0]
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether the product side reads texts (`clip`: only where the picture is missing)."""
+        return True
+
+    @property
+    def text_is_fallback(self) -> bool:
+        """Whether the product side needs the text only of products without a picture."""
+        return self.model == "clip"
+
+    @property
+    def uses_images(self) -> bool:
+        """Whether the product side reads pictures."""
+        return self.model != "bibert"
+
+    @property
+    def uses_clip_text(self) -> bool:
+        """Whether either side needs CLIP's text tower."""
+        return self.model in ("clip", "4tmm")
+
+    @property
+    def max_tokens(self) -> int:
+        """Token limit of the product side's texts."""
+        if self.text is not None:
+            return self.text.max_tokens
+        return self.clip.context_length if self.clip is not None else 0
+
+    @property
+    def missing_rule(self) -> str:
+        """What happens to a product without text or picture, in words."""
+        return MISSING_RULES[self.model if self.fusion.method == "none" else self.fusion.method]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; the backbone's config is left out, it stands in `text_tower/config.json`."""
+        text, clip = self.text, self.clip
+        return {
+            "model": self.model,
+            "dim": self.dim,
+            "text_tower": None
+            if text is None
+            else {
+                "library": "transformers",
+                "pooling": text.pooling,
+                "max_tokens": text.max_tokens,
+                "projection_dim": text.projection_dim,
+            },
+            "clip_tower": None if clip is None else {"library": "open_clip", "model_config": clip.model_config},
+            "preprocessing": None if clip is None else asdict(clip.preprocessing),
+            "fusion": asdict(self.fusion),
+            "image_weight": self.image_weight,
+            "missing": self.missing_rule,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], *, text_config: dict[str, Any] | None) -> EncoderArchitecture:
+        """The inverse of `to_dict`; raises KeyError or TypeError on values of another shape."""
+        text, clip = values["text_tower"], values["clip_tower"]
+        return cls(
+            model=values["model"],
+            text=None
+            if text is None
+            else TextArchitecture(
+                config=text_config or {},
+                pooling=text["pooling"],
+                max_tokens=text["max_tokens"],
+                projection_dim=text["projection_dim"],
+            ),
+            clip=None
+            if clip is None
+            else ClipArchitecture(
+                model_config=clip["model_config"],
+                preprocessing=ImagePreprocessing.from_dict(values["preprocessing"]),
+            ),
+            fusion=FusionSpec(**values["fusion"]),
+            image_weight=values["image_weight"],
+        )

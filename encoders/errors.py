@@ -1,0 +1,24 @@
+"""The exceptions of this room.
+
+    EncoderError
+    ├── CheckpointError        weights or folders that are missing, unsafe, incomplete or do not fit
+    └── EncoderConfigError     a setting with a value that cannot work (also a ValueError)
+
+Every message says what was expected, what was found, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class EncoderError(Exception):
+    """Root of all errors raised on purpose by `encoders`."""
+
+
+class CheckpointError(EncoderError):
+    """A checkpoint is missing, unreachable, unsafe (a pickle), incomplete, or of another shape than expected."""
+
+
+class EncoderConfigError(EncoderError, ValueError):
+    """A setting of the `encoder:` section names an impossible value; the message gives key, value and what is
+    expected.
+    """

@@ -1,0 +1,77 @@
+"""Where two vectors become one.
+
+Legend: B products, Dt width of the text vector, Di width of the picture vector, D width of the fused vector.
+
+Both inputs are L2-normalised first, so that neither half outweighs the other by its scale. Each fusion states what it
+does when a half is missing; a product without both is an error of the caller.
+
+    concat, alpha   the missing half is zeros: after the final normalisation all weight lies on the other half
+    mlp             the missing half is a learned vector, trained by modality dropout
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from encoders.errors import EncoderConfigError
+from encoders.spec import FusionSpec
+
+
+class ConcatFusion(nn.Module):
+    """α-weighted concatenation `[α·text, (1 - α)·picture]`; plain concatenation is α = 0.5.
+
+    No weights of its own; D = Dt + Di.
+    """
+
+    def __init__(self, text_dim: int, image_dim: int, *, alpha: float = 0.5) -> None:
+        super().__init__()
+        self.text_dim, self.image_dim, self.dim = text_dim, image_dim, text_dim + image_dim
+        self.alpha = alpha
+
+    def forward(
+        self, text: torch.Tensor, has_text: torch.Tensor, image: torch.Tensor, has_image: torch.Tensor
+    ) -> torch.Tensor:
+        """Fuses `[B, Dt]` and `[B, Di]` to `[B, D]`; rows where `has_*` (bool `[B]`) is False are taken as zeros."""
+        text_half = self.alpha * functional.normalize(text, dim=-1) * has_text.unsqueeze(-1)
+        image_half = (1.0 - self.alpha) * functional.normalize(image, dim=-1) * has_image.unsqueeze(-1)
+        return torch.cat([text_half, image_half], dim=-1)
+
+
+class MlpFusion(nn.Module):
+    """A perceptron of one hidden layer over the two normalised vectors side by side.
+
+    In 3tmm it aligns the picture into the BERT space while it fuses, so D is the width of the query tower.
+    """
+
+    def __init__(self, text_dim: int, image_dim: int, *, hidden: int, dim: int) -> None:
+        super().__init__()
+        self.text_dim, self.image_dim, self.dim = text_dim, image_dim, dim
+        self.missing_text = nn.Parameter(torch.randn(text_dim) * 0.1)
+        self.missing_image = nn.Parameter(torch.randn(image_dim) * 0.1)
+        self.layers = nn.Sequential(nn.Linear(text_dim + image_dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(
+        self, text: torch.Tensor, has_text: torch.Tensor, image: torch.Tensor, has_image: torch.Tensor
+    ) -> torch.Tensor:
+        """Fuses `[B, Dt]` and `[B, Di]` to `[B, D]`; rows where `has_*` (bool `[B]`) is False take the learned
+        vector.
+        """
+        # Unit vectors have tiny entries; times sqrt(width) they have the scale that linear layers are initialised for.
+        text = functional.normalize(text, dim=-1) * self.text_dim**0.5
+        image = functional.normalize(image, dim=-1) * self.image_dim**0.5
+        text = torch.where(has_text.unsqueeze(-1), text, self.missing_text)
+        image = torch.where(has_image.unsqueeze(-1), image, self.missing_image)
+        return self.layers(torch.cat([text, image], dim=-1))
+
+
+def build_fusion(spec: FusionSpec, *, text_dim: int, image_dim: int, dim: int) -> ConcatFusion | MlpFusion:
+    """Builds the fusion that `spec` names. `dim` is the output width of an `mlp`; concatenations bring their own."""
+    if spec.method == "concat":
+        return ConcatFusion(text_dim, image_dim)
+    if spec.method == "alpha":
+        return ConcatFusion(text_dim, image_dim, alpha=spec.alpha)
+    if spec.method == "mlp":
+        return MlpFusion(text_dim, image_dim, hidden=spec.hidden, dim=dim)
+    raise EncoderConfigError(f"fusion.method is {spec.method!r}: nothing to build, expected concat, alpha or mlp")

@@ -1,0 +1,117 @@
+"""The two towers of an open_clip model: pictures, and CLIP's own texts.
+
+Legend: P pictures, S side of a picture in pixels, T texts, L tokens of the longest text of the batch, D width of the
+    joint
+CLIP space.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from open_clip import CustomTextCLIP
+from open_clip.transformer import TextTransformer, text_global_pool
+from torch import nn
+
+from encoders.errors import CheckpointError
+from encoders.preprocessing import ImagePreprocessing
+
+# Builds in no time; stands in for the text tower where only the pictures' tower is wanted.
+_NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "layers": 1}
+
+
+class ImageTower(nn.Module):
+    """An open_clip picture tower that takes uint8 pixels and normalises them on its own device."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, visual: nn.Module, preprocessing: ImagePreprocessing, *, dim: int) -> None:
+        super().__init__()
+        self.visual = visual
+        self.dim = dim
+        shape = (1, 3, 1, 1)
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).reshape(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).reshape(shape), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encodes pixels uint8 `[P, 3, S, S]` to `[P, D]`, not normalised."""
+        dtype = self.mean.dtype
+        # Scaled in float32 whatever the tower's precision, as the tower's own training did.
+        scaled = (pixels.float() / 255.0 - self.mean.float()) / self.std.float()
+        return self.visual(scaled.to(dtype))
+
+
+class ClipTextTower(nn.Module):
+    """An open_clip text tower. A batch is cut to its longest text where that changes nothing.
+
+    Cutting is exact for towers that are causal and pool at the end-of-text token: no position sees a later one. Others
+    run their full context.
+    """
+
+    def __init__(self, text: nn.Module, *, dim: int) -> None:
+        super().__init__()
+        if not isinstance(text, TextTransformer):
+            raise CheckpointError(
+                f"the text tower of this open_clip model is a {type(text).__name__}: expected a TextTransformer; "
+                "models with a Hugging Face text tower can serve as picture towers (3tmm), not as clip or 4tmm"
+            )
+        self.text = text
+        self.dim = dim
+        self.context_length = int(text.context_length)
+        self.cuts_batches = (
+            text.attn_mask is not None
+            and text.cls_emb is None
+            and not text.use_pad_mask
+            and text.pool_type in ("argmax", "eos")
+        )
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Encodes token ids int64 `[T, L]` to `[T, D]`, not normalised; `mask` is not needed (ids carry the
+        padding).
+        """
+        if not self.cuts_batches:
+            missing = self.context_length - ids.shape[1]
+            return self.text(nn.functional.pad(ids, (0, missing), value=int(self.text.pad_id)))
+        text, length = self.text, ids.shape[1]
+        states, causal_mask = text._embeds(ids)
+        states = text.ln_final(text.transformer(states, attn_mask=causal_mask[:length, :length]))
+        pooled = text_global_pool(states, ids, pool_type=text.pool_type, eos_token_id=text.eos_id)
+        if text.text_projection is None:
+            return pooled
+        if isinstance(text.text_projection, nn.Linear):
+            return text.text_projection(pooled)
+        return pooled @ text.text_projection
+
+
+def build_clip(model_config: dict[str, Any], *, with_text: bool) -> CustomTextCLIP:
+    """Builds an open_clip model with random weights.
+
+    Args:
+        model_config: What open_clip calls `model_cfg`: `embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`, ...
+        with_text: False builds a placeholder for the text tower, for encoders that use the picture tower only.
+
+    Raises:
+        CheckpointError: The config is not one of a two-tower CLIP.
+    """
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model_config]
+    if missing and (with_text or missing != ["text_cfg"]):
+        raise CheckpointError(
+            f"open_clip model config without {', '.join(missing)}: expected embed_dim, vision_cfg, text_cfg"
+        )
+    if "multimodal_cfg" in model_config:
+        raise CheckpointError("this open_clip model is a CoCa (it has a multimodal_cfg): expected a two-tower CLIP")
+    text_config = dict(model_config["text_cfg"]) if with_text else dict(_NO_TEXT)
+    if with_text and text_config.get("hf_model_name"):
+        raise CheckpointError(
+            f"the text tower of this open_clip model is the Hugging Face model {text_config['hf_model_name']!r}: "
+            "such a model can serve as the picture tower of 3tmm, not as clip or 4tmm"
+        )
+    known = ("embed_dim", "quick_gelu", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")
+    options = {key: model_config[key] for key in known if key in model_config}
+    # Base weights of a timm tower would be fetched from a hub only to be overwritten by the checkpoint.
+    vision_config = {**model_config["vision_cfg"]}
+    if "timm_model_name" in vision_config:
+        vision_config["timm_model_pretrained"] = False
+    return CustomTextCLIP(**options, vision_cfg=vision_config, text_cfg=text_config)

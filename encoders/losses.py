@@ -1,0 +1,84 @@
+"""The loss that trains an encoder.
+
+Legend: B pairs of a batch, P products of a batch (P < B where products repeat, more where seen negatives join), D fused
+dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def nt_xent(
+    queries: torch.Tensor,
+    products: torch.Tensor,
+    positives: torch.Tensor,
+    *,
+    temperature: float,
+    not_negative: torch.Tensor | None = None,
+    symmetric: bool = False,
+) -> torch.Tensor:
+    """Temperature-scaled cross entropy of each query's own product against the other products of the batch.
+
+    "Multimodal semantic retrieval for product search", eq. 1. Each product stands once, however many pairs it has, so
+    that it is never a negative of its own query. The *Seen Negative* variant adds products that no `positives` names.
+
+    Args:
+        queries: `[B, D]`, L2-normalised.
+        products: `[P, D]`, L2-normalised.
+        positives: int64 `[B]`: row of `products` that belongs to each query.
+        temperature: Divides the cosines; smaller weighs the hardest negatives more.
+        not_negative: bool `[B, P]`: True where a product must not count as a negative of a query. The positives count
+            whatever it says. `shared_queries` makes one.
+        symmetric: Also the cross entropy of each product's own query against the queries of other products, averaged
+            with the first.
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Raises:
+        ValueError: Shapes that do not belong together, or a temperature that is not positive.
+    """
+    if (
+        queries.ndim != 2
+        or products.ndim != 2
+        or queries.shape[1] != products.shape[1]
+        or len(positives) != len(queries)
+    ):
+        raise ValueError(
+            f"queries {list(queries.shape)}, products {list(products.shape)}, positives {list(positives.shape)}: "
+            "expected [B, D], [P, D], [B]"
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}: expected a positive number")
+    scores = queries.float() @ products.float().T / temperature
+    if not_negative is None:
+        not_negative = torch.zeros_like(scores, dtype=torch.bool)
+    own = torch.zeros_like(not_negative)
+    own[torch.arange(len(positives), device=own.device), positives] = True
+    loss = functional.cross_entropy(scores.masked_fill(not_negative & ~own, float("-inf")), positives)
+    if symmetric:
+        # Row i: all queries against the product of pair i, without those that belong to it or must not count.
+        others = (own | not_negative).T[positives]
+        others.fill_diagonal_(False)
+        target = torch.arange(len(positives), device=scores.device)
+        loss = (loss + functional.cross_entropy(scores.T[positives].masked_fill(others, float("-inf")), target)) / 2
+    return loss
+
+
+def shared_queries(query_keys: torch.Tensor, positives: torch.Tensor, product_count: int) -> torch.Tensor:
+    """Which products were chosen for the same query text by another pair of the batch, so that none is a negative of
+    it.
+
+    Args:
+        query_keys: int64 `[B]`; equal for equal query texts.
+        positives: int64 `[B]`: row of each pair's product.
+        product_count: P.
+
+    Returns:
+        bool `[B, P]`.
+    """
+    same = (query_keys[:, None] == query_keys[None, :]).float()
+    own = functional.one_hot(positives, product_count).float()
+    return same @ own > 0

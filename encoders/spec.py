@@ -1,0 +1,155 @@
+"""The `encoder:` section of a job: which encoder, on which device, in which precision.
+
+An encoder is named in one of two ways: by `uri`, the address of a saved Shelfmark encoder (a folder with an
+`encoder.json`), or by `model` and its towers, each named by library and checkpoint. Everything here is plain data: it
+pickles, compares by value and is checked when it is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from encoders.errors import EncoderConfigError
+
+ModelName = Literal["bibert", "clip", "3tmm", "4tmm"]
+FusionMethod = Literal["none", "concat", "alpha", "mlp"]
+Pooling = Literal["mean", "cls"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+_FUSIONS_OF_MODEL: dict[str, tuple[FusionMethod, ...]] = {
+    "bibert": ("none",),
+    "clip": ("none",),
+    "3tmm": ("mlp",),
+    "4tmm": ("concat", "alpha", "mlp"),
+}
+_NEEDS_TEXT_TOWER = ("bibert", "3tmm", "4tmm")
+_NEEDS_CLIP_TOWER = ("clip", "3tmm", "4tmm")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerSpec:
+    """One tower, named by its library and checkpoint.
+
+    Attributes:
+        library: `transformers` for a BERT-like text tower, `open_clip` for a CLIP model.
+        checkpoint: A hub name (`sentence-transformers/all-MiniLM-L6-v2`; `ViT-B-32/laion2b_s34b_b79k` or
+            `hf-hub:org/name` for open_clip), a local folder, `package://NAME/path`, or any fsspec folder.
+            `random:ViT-B-32?seed=0` (open_clip only) draws weights from a seed: for benchmarks, never for search.
+        pooling: How token vectors become one text vector (transformers only).
+        max_tokens: Longer texts are cut to this many tokens, special tokens included (transformers only: open_clip
+            text towers bring their own context length).
+    """
+
+    library: Literal["transformers", "open_clip"]
+    checkpoint: str
+    pooling: Pooling = "mean"
+    max_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        _check_choice("library", self.library, ("transformers", "open_clip"))
+        _check_choice("pooling", self.pooling, get_args(Pooling))
+        if not self.checkpoint:
+            raise EncoderConfigError("checkpoint is empty: expected a hub name, a folder or a URI")
+        if self.max_tokens < 3:
+            raise EncoderConfigError(f"max_tokens is {self.max_tokens}: expected 3 or more, two are special tokens")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FusionSpec:
+    """How a product's text vector and picture vector become one.
+
+    Attributes:
+        method: `none` for models of one tower a side, `concat`, `alpha` (weighted concatenation) or `mlp`.
+        alpha: Weight of the text half in `alpha`; the picture half gets `1 - alpha`.
+        hidden: Width of the hidden layer of `mlp`.
+    """
+
+    method: FusionMethod = "none"
+    alpha: float = 0.5
+    hidden: int = 512
+
+    def __post_init__(self) -> None:
+        _check_choice("fusion.method", self.method, get_args(FusionMethod))
+        if not 0.0 < self.alpha < 1.0:
+            raise EncoderConfigError(f"fusion.alpha is {self.alpha}: expected a number between 0 and 1, both excluded")
+        if self.hidden < 1:
+            raise EncoderConfigError(f"fusion.hidden is {self.hidden}: expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """The `encoder:` section. Exactly one of `uri` and `model` is given.
+
+    Attributes:
+        uri: A saved encoder folder: local path, `package://NAME/path`, or fsspec URI.
+        model: `bibert`, `clip`, `3tmm` or `4tmm`, together with its towers below.
+        text_tower: The BERT tower (bibert, 3tmm, 4tmm).
+        clip_tower: The open_clip model (clip, 3tmm, 4tmm); its text tower is used by clip and 4tmm.
+        fusion: How text and picture become one vector (3tmm: mlp; 4tmm: concat, alpha or mlp).
+        image_weight: Query of picture and text: weight of the picture's vector, 0 to 1. None: what the saved encoder
+            says, else 0.5.
+        batch_size: Texts or pictures per forward pass: memory of the device against speed.
+        device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
+        precision: Number format of the towers' weights and activations; vectors are float32 whatever it is.
+    """
+
+    uri: str | None = None
+    model: ModelName | None = None
+    text_tower: TowerSpec | None = None
+    clip_tower: TowerSpec | None = None
+    fusion: FusionSpec = field(default_factory=FusionSpec)
+    image_weight: float | None = None
+    batch_size: int = 64
+    device: str = "auto"
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if (self.uri is None) == (self.model is None):
+            found = "neither" if self.uri is None else "both"
+            raise EncoderConfigError(
+                f"encoder.uri and encoder.model: found {found}, expected exactly one of the two "
+                "(a saved encoder folder, or a model with its towers)"
+            )
+        if self.uri is not None and (self.text_tower or self.clip_tower or self.fusion != FusionSpec()):
+            raise EncoderConfigError(
+                f"encoder.uri is {self.uri!r}: a saved encoder brings its own towers and fusion; "
+                "remove encoder.text_tower, encoder.clip_tower and encoder.fusion"
+            )
+        if self.model is not None:
+            _check_towers(self, self.model)
+        if self.image_weight is not None and not 0.0 <= self.image_weight <= 1.0:
+            raise EncoderConfigError(f"encoder.image_weight is {self.image_weight}: expected a number from 0 to 1")
+        if self.batch_size < 1:
+            raise EncoderConfigError(f"encoder.batch_size is {self.batch_size}: expected 1 or more")
+        _check_choice("encoder.precision", self.precision, get_args(Precision))
+        kind, _, number = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdigit())):
+            raise EncoderConfigError(f"encoder.device is {self.device!r}: expected auto, cpu, cuda or cuda:N")
+
+
+def _check_towers(config: EncoderConfig, model: ModelName) -> None:
+    """Raises unless exactly the towers and the fusion that the model needs are there."""
+    _check_choice("encoder.model", model, get_args(ModelName))
+    for key, tower, users, library in (
+        ("encoder.text_tower", config.text_tower, _NEEDS_TEXT_TOWER, "transformers"),
+        ("encoder.clip_tower", config.clip_tower, _NEEDS_CLIP_TOWER, "open_clip"),
+    ):
+        if model in users and tower is None:
+            raise EncoderConfigError(f"{key} is missing: encoder.model {model} needs one from {library}")
+        if model not in users and tower is not None:
+            raise EncoderConfigError(
+                f"{key} is {tower.checkpoint!r}: encoder.model {model} has no such tower, remove it"
+            )
+        if tower is not None and tower.library != library:
+            raise EncoderConfigError(f"{key}.library is {tower.library!r}: expected {library!r}")
+    allowed = _FUSIONS_OF_MODEL[model]
+    if config.fusion.method not in allowed:
+        raise EncoderConfigError(
+            f"encoder.fusion.method is {config.fusion.method!r}: encoder.model {model} expects {' or '.join(allowed)}"
+        )
+
+
+def _check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise EncoderConfigError(f"{key} is {value!r}: expected one of {', '.join(choices)}")

@@ -1,0 +1,83 @@
+"""BERT text towers, alone and as the query and document pair of a bi-encoder.
+
+Legend: T texts, L tokens of the longest text of the batch, H width of the backbone, D width of the tower's vectors.
+
+The two towers of a pair share all weights except LayerNorms and the projection ("Multimodal semantic retrieval for
+product search", BiBERT): `tie_document_and_query` makes them one set of parameters, so an update of one side is an
+update of both.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+
+from encoders.errors import EncoderConfigError
+from encoders.spec import Pooling
+
+
+class TextTower(nn.Module):
+    """A transformers encoder, pooled to one vector a text, with an optional linear projection.
+
+    Args:
+        backbone: A BERT-like model; its own pooler, where it has one, is dropped.
+        pooling: `mean` over the text's tokens, or `cls`: the first token.
+        projection_dim: Width D of the projection; None leaves the pooled vector as it is (D = H).
+    """
+
+    def __init__(self, backbone: PreTrainedModel, *, pooling: Pooling, projection_dim: int | None = None) -> None:
+        super().__init__()
+        if getattr(backbone, "pooler", None) is not None:
+            setattr(backbone, "pooler", None)  # noqa: B010  a module by the class's own account
+        self.backbone = backbone
+        self.pooling = pooling
+        hidden = int(backbone.config.hidden_size)
+        self.projection = nn.Linear(hidden, projection_dim, bias=False) if projection_dim else nn.Identity()
+        self.dim = projection_dim or hidden
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Encodes token ids int64 `[T, L]` with mask bool `[T, L]` to `[T, D]`, not normalised."""
+        states = self.backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        if self.pooling == "cls":
+            pooled = states[:, 0]
+        else:
+            # Summed in float32: half precision loses digits over long texts.
+            weights = mask.unsqueeze(-1).float()
+            pooled = ((states.float() * weights).sum(1) / weights.sum(1)).to(states.dtype)
+        return self.projection(pooled)
+
+
+def build_backbone(config: dict[str, Any]) -> PreTrainedModel:
+    """Builds a transformers encoder with random weights from its `config.json` values."""
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    loaded: PretrainedConfig = AutoConfig.for_model(config["model_type"], **values)
+    return AutoModel.from_config(loaded)
+
+
+def check_max_tokens(max_tokens: int, config: dict[str, Any]) -> None:
+    """Raises EncoderConfigError when the token limit is above what the backbone has positions for."""
+    positions = config.get("max_position_embeddings")
+    # RoBERTa counts its positions from pad_token_id + 1.
+    offset = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in ("roberta", "xlm-roberta") else 0
+    if positions is not None and max_tokens > positions - offset:
+        raise EncoderConfigError(
+            f"text_tower.max_tokens is {max_tokens}: the checkpoint has positions for {positions - offset} tokens"
+        )
+
+
+def tie_document_and_query(document: TextTower) -> TextTower:
+    """Returns the query tower of `document`: equal at first, own LayerNorms and projection, all else the same
+    parameters.
+    """
+    query = copy.deepcopy(document)
+    document_modules = dict(document.backbone.named_modules())
+    for name, module in query.backbone.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            continue
+        for key, parameter in list(document_modules[name].named_parameters(recurse=False)):
+            setattr(module, key, parameter)
+    return query

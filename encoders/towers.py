@@ -1,0 +1,270 @@
+"""Towers of other people's checkpoints: what their folders say, checked before any weight is loaded, and the loading.
+
+transformers folders hold `config.json`, `*.safetensors` and a tokenizer; open_clip folders hold `open_clip_config.json`
+and `open_clip_model.safetensors`, as open_clip's push to a hub writes them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from encoders.architecture import ClipArchitecture, TextArchitecture
+from encoders.checkpoint import file_sha256, hub_folder, local_folder, read_config, safetensors_files
+from encoders.errors import CheckpointError, EncoderConfigError
+from encoders.image_tower import build_clip
+from encoders.preprocessing import ImagePreprocessing
+from encoders.spec import TowerSpec
+from encoders.text_tower import check_max_tokens
+from encoders.tokenizing import ClipTokenizer, FastTokenizer, FolderClipTokenizer, load_clip_tokenizer
+
+_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextCheckpoint:
+    """A transformers checkpoint on this machine."""
+
+    folder: Path
+    architecture: TextArchitecture
+    weight_files: tuple[Path, ...]
+
+    def identity(self) -> dict[str, str]:
+        """Hash of every file that decides the vectors, by role."""
+        files = [*self.weight_files, *(self.folder / name for name in _TOKENIZER_FILES)]
+        return {f"text/{path.name}": file_sha256(path) for path in files if path.is_file()}
+
+    def load(self) -> PreTrainedModel:
+        """Loads the backbone in float32."""
+        try:
+            with _quiet_transformers():
+                model, info = AutoModel.from_pretrained(
+                    str(self.folder),
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    local_files_only=True,
+                )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"{self.folder} cannot be loaded by transformers: {error}") from error
+        missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+        if missing:
+            raise CheckpointError(
+                f"{self.folder}: the weights lack {len(missing)} tensors (first: {missing[0]}): "
+                "they are not those of the model in config.json"
+            )
+        return model
+
+    def tokenizer(self) -> FastTokenizer:
+        """Loads the tokenizer; a slow one (vocab.txt alone) is converted by transformers."""
+        max_tokens = self.architecture.max_tokens
+        if (self.folder / "tokenizer.json").is_file():
+            return FastTokenizer.load(self.folder, max_tokens=max_tokens)
+        try:
+            with _quiet_transformers():
+                loaded = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise CheckpointError(f"no tokenizer in {self.folder} that transformers can load: {error}") from error
+        if not loaded.is_fast:
+            raise CheckpointError(f"{self.folder}: its tokenizer has no fast version: expected a tokenizer.json")
+        return FastTokenizer(loaded.backend_tokenizer, max_tokens=max_tokens)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipCheckpoint:
+    """An open_clip checkpoint on this machine, or weights drawn from a seed (for benchmarks)."""
+
+    name: str
+    architecture: ClipArchitecture
+    weights: Path | None
+    seed: int = 0
+    tokenizer_folder: Path | None = None
+
+    def identity(self) -> dict[str, str]:
+        """Hash of every file that decides the vectors, by role."""
+        if self.weights is None:
+            return {"clip/random": f"seed {self.seed}, torch {torch.__version__}"}
+        found = {"clip/weights": file_sha256(self.weights)}
+        if self.tokenizer_folder is not None:
+            names = [self.tokenizer_folder / name for name in _TOKENIZER_FILES]
+            found |= {f"clip/{path.name}": file_sha256(path) for path in names if path.is_file()}
+        return found
+
+    def load(self, *, with_text: bool) -> open_clip.CustomTextCLIP:
+        """Loads the model in float32; without text, its text tower is a placeholder."""
+        if self.weights is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                return build_clip(self.architecture.model_config, with_text=with_text)
+        plain_text = not self.architecture.model_config["text_cfg"].get("hf_model_name")
+        # The library checks and converts whole checkpoints, so the text tower is built even where it is not wanted.
+        # One of a hub's own models cannot be built without the hub: then the picture tower's tensors are taken as they
+        # are named.
+        model = build_clip(self.architecture.model_config, with_text=with_text or plain_text)
+        try:
+            if plain_text:
+                open_clip.load_checkpoint(model, str(self.weights))
+            else:
+                weights = load_file(str(self.weights))
+                start = "visual."
+                visual = {
+                    name.removeprefix(start): weight for name, weight in weights.items() if name.startswith(start)
+                }
+                model.visual.load_state_dict(visual)
+        except (OSError, RuntimeError, ValueError, KeyError, AssertionError, SafetensorError) as error:
+            raise CheckpointError(f"{self.weights} does not fit the open_clip model {self.name}: {error}") from error
+        return model
+
+    def tokenizer(self) -> ClipTokenizer | FolderClipTokenizer:
+        """The tokenizer of the text tower."""
+        return load_clip_tokenizer(self.architecture.model_config["text_cfg"], self.tokenizer_folder)
+
+
+def find_text_checkpoint(spec: TowerSpec) -> TextCheckpoint:
+    """Resolves a transformers tower and checks config, pooling, token limit and that safetensors are there."""
+    folder = local_folder(spec.checkpoint, hub=True)
+    config = read_config(folder / "config.json")
+    if "model_type" not in config or "hidden_size" not in config:
+        raise CheckpointError(f"{folder}/config.json names no model_type and hidden_size: expected a BERT-like encoder")
+    check_max_tokens(spec.max_tokens, config)
+    _check_sentence_transformer(folder, spec)
+    return TextCheckpoint(
+        folder=folder,
+        architecture=TextArchitecture(config=config, pooling=spec.pooling, max_tokens=spec.max_tokens),
+        weight_files=tuple(safetensors_files(folder)),
+    )
+
+
+def find_clip_checkpoint(spec: TowerSpec, *, with_text: bool) -> ClipCheckpoint:
+    """Resolves an open_clip tower: `random:NAME?seed=N`, `NAME/TAG`, `hf-hub:org/name`, or a folder."""
+    name = spec.checkpoint
+    if name.startswith("random:"):
+        model_name, _, query = name.removeprefix("random:").partition("?")
+        seed = parse_qs(query).get("seed", ["0"])[0]
+        if not seed.isdigit():
+            raise EncoderConfigError(f"clip_tower.checkpoint is {name!r}: expected random:NAME?seed=NUMBER")
+        config = _builtin_config(model_name)
+        return ClipCheckpoint(name=name, architecture=_clip_architecture(config, {}), weights=None, seed=int(seed))
+    model_name, _, tag = name.partition("/")
+    if model_name in open_clip.list_models() and not Path(name).is_dir():
+        return _builtin_checkpoint(model_name, tag, with_text=with_text)
+    folder = local_folder(name, hub=name.startswith("hf-hub:"))
+    values = read_config(folder / "open_clip_config.json")
+    if "model_cfg" not in values:
+        raise CheckpointError(
+            f"{folder}/open_clip_config.json has no model_cfg: expected the config that open_clip writes"
+        )
+    architecture = _clip_architecture(values["model_cfg"], values.get("preprocess_cfg", {}))
+    return ClipCheckpoint(
+        name=name,
+        architecture=architecture,
+        weights=safetensors_files(folder, _CLIP_WEIGHTS)[0],
+        tokenizer_folder=folder if architecture.model_config["text_cfg"].get("hf_tokenizer_name") else None,
+    )
+
+
+def _builtin_config(name: str) -> dict[str, Any]:
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise EncoderConfigError(f"open_clip knows no model {name!r}: see open_clip.list_models() for the names")
+    return config
+
+
+def _builtin_checkpoint(name: str, tag: str, *, with_text: bool) -> ClipCheckpoint:
+    tag_config = open_clip.get_pretrained_cfg(name, tag)
+    if not tag_config:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise EncoderConfigError(
+            f"open_clip model {name} has no weights tagged {tag!r}: expected NAME/TAG with a tag of: {known}"
+        )
+    # "org/name/" or "org/name/file.bin"; the safetensors beside it are what is wanted, whatever file is named.
+    repository = "/".join(tag_config.get("hf_hub", "").split("/")[:2])
+    if not repository:
+        raise CheckpointError(
+            f"open_clip offers {name}/{tag} as a pickle only: expected safetensors; convert it and give a folder"
+        )
+    named = Path(tag_config["hf_hub"]).stem if not tag_config["hf_hub"].endswith("/") else ""
+    wanted = [*_CLIP_WEIGHTS, *([f"{named}.safetensors"] if named else [])]
+    folder = hub_folder(repository, wanted)
+    config = _builtin_config(name)
+    config["quick_gelu"] = bool(tag_config.get("quick_gelu", config.get("quick_gelu", False)))
+    tokenizer_name = config["text_cfg"].get("hf_tokenizer_name")
+    return ClipCheckpoint(
+        name=f"{name}/{tag}",
+        architecture=_clip_architecture(config, tag_config),
+        weights=safetensors_files(folder, wanted)[0],
+        tokenizer_folder=hub_folder(tokenizer_name) if tokenizer_name and with_text else None,
+    )
+
+
+def _clip_architecture(model_config: dict[str, Any], preprocess: dict[str, Any]) -> ClipArchitecture:
+    """Joins the model config with the preprocessing that its checkpoint names, on top of open_clip's defaults."""
+    try:
+        known = {field.name for field in fields(PreprocessCfg)}
+        wishes = PreprocessCfg(
+            **{key: value for key, value in preprocess.items() if key in known and value is not None}
+        )
+        size = model_config["vision_cfg"].get("image_size", wishes.size)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"open_clip config cannot be read: {error!r}; expected model_cfg with a vision_cfg"
+        ) from error
+    if isinstance(size, (list, tuple)):
+        if len(set(size)) != 1:
+            raise CheckpointError(f"open_clip model of input size {list(size)}: expected a square picture tower")
+        size = size[0]
+    preprocessing = ImagePreprocessing(
+        size=int(size),
+        mean=tuple(wishes.mean),
+        std=tuple(wishes.std),
+        interpolation="bilinear" if wishes.interpolation == "bilinear" else "bicubic",
+        resize_mode=wishes.resize_mode,
+        fill_color=wishes.fill_color,
+    )
+    config = copy.deepcopy(model_config)
+    config.pop("custom_text", None)
+    return ClipArchitecture(model_config=json.loads(json.dumps(config)), preprocessing=preprocessing)
+
+
+def _check_sentence_transformer(folder: Path, spec: TowerSpec) -> None:
+    """A sentence-transformers folder says how its vectors are made: raises where the tower would make others."""
+    if (folder / "1_Pooling" / "config.json").is_file():
+        pooling = read_config(folder / "1_Pooling" / "config.json")
+        says = {"mean": pooling.get("pooling_mode_mean_tokens"), "cls": pooling.get("pooling_mode_cls_token")}
+        if not says[spec.pooling]:
+            right = next((name for name, on in says.items() if on), None)
+            advice = f"set text_tower.pooling: {right}" if right else "this checkpoint cannot be used"
+            raise EncoderConfigError(
+                f"text_tower.pooling is {spec.pooling!r}, but {folder} was trained with another: {advice}"
+            )
+    if any(path.name.endswith("_Dense") for path in folder.iterdir()):
+        raise CheckpointError(f"{folder} ends in a Dense layer, which is not supported: expected pooling alone")
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keeps the library's progress bars and advice off the terminal while it loads."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import encoders
+from encoders import EncoderConfig, check_encoder, load_product_encoder, load_query_encoder, save_query_encoder
+from encoders.errors import CheckpointError, EncoderConfigError
+from encoders.loading import resolve_device, save_encoder
+from encoders.saved_folder import read_saved
+from tests.encoders.tiny import random_picture, save_tiny_encoder, tiny_parts
+
+MODELS = [("bibert", None), ("clip", None), ("3tmm", None), ("4tmm", "concat"), ("4tmm", "alpha"), ("4tmm", "mlp")]
+TEXTS = ["red dress", "small lamp with cotton", "mug"]
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(("model", "fusion"), MODELS)
+def test_save_and_load_are_inverse(tmp_path, model, fusion):
+    config = save_tiny_encoder(tmp_path / "one", model=model, fusion=fusion)
+    parts = read_saved(tmp_path / "one").load()
+    save_encoder(parts, str(tmp_path / "two"))
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    description, encoder = check_encoder(config), load_product_encoder(config)
+    for name in (
+        "model",
+        "dim",
+        "fingerprint",
+        "uses_text",
+        "uses_images",
+        "text_is_fallback",
+        "preprocessing",
+        "max_tokens",
+    ):
+        assert getattr(description, name) == getattr(encoder, name), name
+    assert len(encoder.fingerprint) == 16
+
+
+@pytest.mark.parametrize(("model", "fusion"), MODELS)
+def test_query_side_alone_gives_the_same_vectors(tmp_path, model, fusion):
+    config = save_tiny_encoder(tmp_path / "whole", model=model, fusion=fusion)
+    save_query_encoder(config, str(tmp_path / "query"))
+    whole, query = load_query_encoder(str(tmp_path / "whole")), load_query_encoder(str(tmp_path / "query"))
+    assert np.array_equal(whole.encode(TEXTS), query.encode(TEXTS))
+    assert query.fingerprint == whole.fingerprint == load_product_encoder(config).fingerprint
+    if query.accepts_images:
+        pictures = [random_picture(1), None, random_picture(2)]
+        assert np.array_equal(whole.encode(TEXTS, pictures), query.encode(TEXTS, pictures))
+
+
+def test_query_side_is_the_same_bytes_on_every_call(tmp_path):
+    config = save_tiny_encoder(tmp_path / "whole", model="4tmm", fusion="mlp")
+    save_query_encoder(config, str(tmp_path / "first"))
+    save_query_encoder(config, str(tmp_path / "second"))
+    save_query_encoder(config, str(tmp_path / "first"))
+    assert files(tmp_path / "first") == files(tmp_path / "second")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second", "whole"], "no temporary folder stays"
+
+
+def test_query_side_holds_no_weights_of_the_product_side_alone(tmp_path):
+    config = save_tiny_encoder(tmp_path / "whole", model="bibert")
+    save_query_encoder(config, str(tmp_path / "query"))
+    names = load_file(tmp_path / "query" / "weights.safetensors")
+    assert names
+    assert all(name.startswith("query_text.") for name in names)
+    with pytest.raises(CheckpointError, match="query side only"):
+        load_product_encoder(EncoderConfig(uri=str(tmp_path / "query")))
+
+
+def test_shared_weights_are_saved_once(tmp_path):
+    save_tiny_encoder(tmp_path, model="bibert")
+    own = [name for name in load_file(tmp_path / "weights.safetensors") if name.startswith("query_text.")]
+    assert own
+    assert all("LayerNorm" in name or "projection" in name for name in own)
+
+
+def test_half_precision_products_are_searched_by_a_float32_query_side(tmp_path):
+    save_tiny_encoder(tmp_path / "whole", model="3tmm")
+    half = EncoderConfig(uri=str(tmp_path / "whole"), precision="bfloat16", device="cpu")
+    save_query_encoder(half, str(tmp_path / "query"))
+    query, product = load_query_encoder(str(tmp_path / "query")), load_product_encoder(half)
+    assert query.fingerprint == product.fingerprint != load_query_encoder(str(tmp_path / "whole")).fingerprint
+    assert np.array_equal(query.encode(TEXTS), load_query_encoder(str(tmp_path / "whole")).encode(TEXTS))
+    exact = load_product_encoder(EncoderConfig(uri=str(tmp_path / "whole"), device="cpu")).encode(TEXTS)
+    assert (np.einsum("bd,bd->b", product.encode(TEXTS), exact) > 0.99).all()
+
+
+def test_image_weight_of_the_job_travels_with_the_query_side(tmp_path):
+    save_tiny_encoder(tmp_path / "whole", model="3tmm")
+    config = EncoderConfig(uri=str(tmp_path / "whole"), image_weight=0.25)
+    save_query_encoder(config, str(tmp_path / "query"))
+    query = load_query_encoder(str(tmp_path / "query"))
+    assert query.image_weight == 0.25
+    assert query.fingerprint == load_query_encoder(str(tmp_path / "whole")).fingerprint, (
+        "no product's vector depends on it"
+    )
+
+
+def test_remote_encoder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = save_tiny_encoder(tmp_path / "local", model="3tmm")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "local"), "/encoders/tiny", recursive=True)
+    try:
+        remote = EncoderConfig(uri="memory://encoders/tiny", device="cpu", batch_size=4)
+        assert check_encoder(remote) == check_encoder(config)
+        assert np.array_equal(load_product_encoder(remote).encode(TEXTS), load_product_encoder(config).encode(TEXTS))
+    finally:
+        memory.rm("/encoders", recursive=True)
+
+
+def test_folders_that_are_no_saved_encoder(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no encoder\.json.*encoder\.model"):
+        check_encoder(EncoderConfig(uri=str(tmp_path)))
+    save_tiny_encoder(tmp_path / "e")
+    values = json.loads((tmp_path / "e" / "encoder.json").read_text())
+    (tmp_path / "e" / "encoder.json").write_text(json.dumps({**values, "schema_version": 2}))
+    with pytest.raises(CheckpointError, match="schema_version 2"):
+        check_encoder(EncoderConfig(uri=str(tmp_path / "e")))
+    (tmp_path / "e" / "encoder.json").write_text(json.dumps({**values, "fusion": {"method": "sum"}}))
+    with pytest.raises(CheckpointError, match=r"fusion\.method"):
+        check_encoder(EncoderConfig(uri=str(tmp_path / "e")))
+    del values["text_tower"]
+    (tmp_path / "e" / "encoder.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="text_tower"):
+        check_encoder(EncoderConfig(uri=str(tmp_path / "e")))
+
+
+def test_weights_that_do_not_belong(tmp_path):
+    config = save_tiny_encoder(tmp_path)
+    path = tmp_path / "weights.safetensors"
+    weights = load_file(path)
+    save_file({name: tensor for name, tensor in weights.items() if "missing_text" not in name}, str(path))
+    with pytest.raises(CheckpointError, match=r"1 are missing \(first: product_fusion.missing_text\)"):
+        load_product_encoder(config)
+    save_file({**weights, "product_fusion.missing_text": torch.zeros(3)}, str(path))
+    with pytest.raises(CheckpointError, match=r"missing_text has shape \[3\], expected \[12\]"):
+        load_product_encoder(config)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
+        check_encoder(config)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="incomplete"):
+        check_encoder(config)
+
+
+def test_a_folder_of_other_things_is_not_replaced(tmp_path):
+    (tmp_path / "holiday.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="no saved encoder"):
+        save_encoder(tiny_parts("bibert"), str(tmp_path))
+    assert (tmp_path / "holiday.txt").read_text() == "mine"
+
+
+def test_a_failed_save_leaves_the_earlier_one(tmp_path, monkeypatch):
+    save_tiny_encoder(tmp_path / "e", seed=0)
+    before = files(tmp_path / "e")
+
+    def full(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("encoders.saved_folder.save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        save_tiny_encoder(tmp_path / "e", seed=1)
+    assert files(tmp_path / "e") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+
+
+def test_config_crosses_processes(tmp_path):
+    config = save_tiny_encoder(tmp_path / "e", model="3tmm")
+    code = (
+        "import pickle, sys\nfrom encoders import load_product_encoder\n"
+        "config = pickle.load(sys.stdin.buffer)\n"
+        "sys.stdout.buffer.write(load_product_encoder(config).encode(['red dress', 'mug']).tobytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(config), capture_output=True, check=True)
+    assert done.stdout == load_product_encoder(config).encode(["red dress", "mug"]).tobytes()
+
+
+def test_naming_an_encoder_needs_no_torch():
+    code = (
+        "import sys, encoders; encoders.EncoderConfig(uri='x'); encoders.resize_picture\n"
+        "print([m for m in ('torch', 'transformers', 'open_clip', 'lightning') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names():
+    assert all(hasattr(encoders, name) for name in encoders.__all__)
+    with pytest.raises(AttributeError, match="no attribute"):
+        encoders.load_everything  # noqa: B018
+
+
+def test_devices():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(EncoderConfigError, match="cuda:99"):
+        resolve_device("cuda:99")

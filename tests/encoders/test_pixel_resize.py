@@ -1,0 +1,73 @@
+"""The fast resize against the reference one: at most one grey level apart, whatever the size and the rule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from encoders.pixel_resize import resize_pixels
+from encoders.preprocessing import ImagePreprocessing, resize_picture
+
+
+def preprocessing(size: int, resize_mode: str, interpolation: str = "bicubic") -> ImagePreprocessing:
+    return ImagePreprocessing(
+        size=size,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        interpolation=interpolation,
+        resize_mode=resize_mode,
+        fill_color=7,
+    )
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    height=st.integers(1, 150),
+    width=st.integers(1, 150),
+    size=st.integers(1, 64),
+    mode=st.sampled_from(["shortest", "longest", "squash"]),
+    interpolation=st.sampled_from(["bicubic", "bilinear"]),
+)
+def test_like_the_reference(height: int, width: int, size: int, mode: str, interpolation: str) -> None:
+    if mode == "shortest" and max(height, width) > 8 * min(height, width):
+        width = height
+    pixels, wishes = noise(height, width), preprocessing(size, mode, interpolation)
+    found = resize_pixels(pixels, wishes)
+    assert (found.dtype, found.shape, found.flags.c_contiguous) == (np.uint8, (3, size, size), True)
+    expected = resize_picture(Image.fromarray(pixels), wishes)
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_the_picture_itself_stays_as_it_is() -> None:
+    pixels = noise(40, 40)
+    before = pixels.copy()
+    found = resize_pixels(pixels, preprocessing(40, "shortest"))
+    assert (found == before.transpose(2, 0, 1)).all()
+    found[:] = 0
+    resize_pixels(pixels, preprocessing(16, "shortest"))
+    assert (pixels == before).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 400_000), (400_000, 2), (1, 1_000_000)])
+def test_a_strip_costs_no_more_than_its_middle(height: int, width: int) -> None:
+    """Resized whole, the last one alone would take 147 GB."""
+    pixels = np.full((height, width, 3), 40, np.uint8)
+    middle = pixels[height // 2 - 1 : height // 2 + 1] if height > width else pixels[:, width // 2 - 1 : width // 2 + 1]
+    middle[:] = 200
+    found = resize_pixels(pixels, preprocessing(224, "shortest"))
+    assert found.shape == (3, 224, 224)
+    assert found[:, 112, 112].min() > 150
+
+
+def test_a_banner_shows_its_middle() -> None:
+    """Up to 8:1 nothing is left out before the resize; beyond, what is left out would be cropped anyway."""
+    wide = noise(10, 95)
+    found = resize_pixels(wide, preprocessing(10, "shortest"))
+    assert np.abs(found.astype(int) - wide[:, 42:52].transpose(2, 0, 1)).max() <= 1

@@ -1,0 +1,143 @@
+"""Tiny encoders with seeded random weights, one of each model, for the tests of all rooms. Nothing is fetched.
+
+config = save_tiny_encoder(tmp_path / "encoder", model="3tmm")     # EncoderConfig(uri=...)
+save_tiny_bert(folder)                                             # a transformers checkpoint of its own
+save_tiny_clip(folder)                                             # an open_clip checkpoint folder
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from encoders.architecture import ClipArchitecture, EncoderArchitecture, TextArchitecture
+from encoders.image_tower import build_clip
+from encoders.loading import save_encoder
+from encoders.model import EncoderModel
+from encoders.preprocessing import ImagePreprocessing
+from encoders.saved_folder import EncoderParts
+from encoders.spec import EncoderConfig, FusionSpec
+from encoders.text_tower import build_backbone
+from encoders.tokenizing import ClipTokenizer, FastTokenizer
+
+WORDS = (
+    "red",
+    "blue",
+    "green",
+    "dress",
+    "shoe",
+    "lamp",
+    "cotton",
+    "wooden",
+    "chair",
+    "mug",
+    "small",
+    "large",
+    "for",
+    "with",
+)
+TEXT_DIM, IMAGE_DIM, IMAGE_SIZE, MAX_TOKENS = 16, 8, 16, 12
+
+CLIP_MODEL_CONFIG = {
+    "embed_dim": IMAGE_DIM,
+    "vision_cfg": {"image_size": IMAGE_SIZE, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+}
+PREPROCESSING = ImagePreprocessing(size=IMAGE_SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """A WordPiece tokenizer of a few words, with single letters and digits for all others."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,-"
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = Tokenizer(models.WordPiece({token: row for row, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+def tiny_bert_config() -> dict:
+    """config.json values of a BERT with one layer."""
+    return {
+        "model_type": "bert",
+        "vocab_size": tiny_tokenizer().get_vocab_size(),
+        "hidden_size": TEXT_DIM,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 32,
+        "pad_token_id": 0,
+    }
+
+
+def tiny_parts(model: str, *, fusion: str | None = None, seed: int = 0) -> EncoderParts:
+    """An encoder in memory; LayerNorms of query and document towers differ, as after training."""
+    methods = {"bibert": "none", "clip": "none", "3tmm": "mlp", "4tmm": "concat"}
+    architecture = EncoderArchitecture(
+        model=model,
+        text=None
+        if model == "clip"
+        else TextArchitecture(config=tiny_bert_config(), pooling="mean", max_tokens=MAX_TOKENS, projection_dim=12),
+        clip=None
+        if model == "bibert"
+        else ClipArchitecture(model_config=CLIP_MODEL_CONFIG, preprocessing=PREPROCESSING),
+        fusion=FusionSpec(method=fusion or methods[model], hidden=24, alpha=0.7),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = EncoderModel(architecture)
+        with torch.no_grad():
+            for name, weight in encoder.named_parameters():
+                if "LayerNorm" in name:
+                    weight.add_(0.2 * torch.randn_like(weight))
+    return EncoderParts(
+        model=encoder,
+        tokenizer=FastTokenizer(tiny_tokenizer(), max_tokens=MAX_TOKENS) if architecture.text else None,
+        clip_tokenizer=ClipTokenizer(CLIP_MODEL_CONFIG["text_cfg"]) if architecture.uses_clip_text else None,
+    )
+
+
+def save_tiny_encoder(folder: Path, *, model: str = "3tmm", fusion: str | None = None, seed: int = 0) -> EncoderConfig:
+    """Saves a tiny encoder at `folder` and returns the config that names it."""
+    save_encoder(tiny_parts(model, fusion=fusion, seed=seed), str(folder))
+    return EncoderConfig(uri=str(folder), batch_size=4, device="cpu")
+
+
+def save_tiny_bert(folder: Path, *, seed: int = 0) -> Path:
+    """Saves a transformers checkpoint: config.json, model.safetensors, tokenizer.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = build_backbone(tiny_bert_config())
+    (folder / "config.json").write_text(json.dumps({**tiny_bert_config(), "architectures": ["BertModel"]}))
+    save_file(backbone.state_dict(), str(folder / "model.safetensors"), metadata={"format": "pt"})
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def save_tiny_clip(folder: Path, *, seed: int = 0) -> Path:
+    """Saves an open_clip checkpoint folder: open_clip_config.json, open_clip_model.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        clip = build_clip(CLIP_MODEL_CONFIG, with_text=True)
+    preprocess = {"mean": list(PREPROCESSING.mean), "std": list(PREPROCESSING.std)}
+    config = {"model_cfg": {**CLIP_MODEL_CONFIG, "custom_text": True}, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(clip.state_dict(), str(folder / "open_clip_model.safetensors"), metadata={"format": "pt"})
+    return folder
+
+
+def random_picture(seed: int, size: tuple[int, int] = (20, 17)) -> Image.Image:
+    """A picture of noise, width and height as given."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import itertools
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+
+from encoders.errors import CheckpointError, EncoderConfigError
+from encoders.training.config import PairsConfig
+from encoders.training.pairs import PairDataset, ProductOrder, batches, read_pairs
+from tests.encoders.tiny import tiny_parts
+from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, write_pairs
+
+
+def rows_of(*changes: dict) -> list[dict]:
+    rows = coloured_rows(len(changes))
+    for row, change in zip(rows, changes, strict=True):
+        row.update(change)
+    return rows
+
+
+def test_pairs_share_their_products(tmp_path):
+    rows = rows_of({"product_id": "a"}, {"product_id": "b"}, {"product_id": "a"}, {"query": "red dress"})
+    pairs = read_pairs(PairsConfig(uri=write_pairs(tmp_path, rows)))
+    assert pairs.product_ids == ["a", "b", "p3"]
+    assert pairs.product_rows.tolist() == [0, 1, 0, 2]
+    assert pairs.query_keys[0] == pairs.query_keys[3] != pairs.query_keys[1]
+    assert pairs.texts == ["dress large", "dress small", "mug small"]
+    assert pairs.pictures.to_pylist()[1] == picture_bytes("blue")
+
+
+def test_files_are_read_in_the_order_of_their_names_and_cut(tmp_path):
+    uri = write_pairs(tmp_path, coloured_rows(6), files=2)
+    pairs = read_pairs(PairsConfig(uri=uri, max_pairs=4))
+    assert pairs.product_ids == ["p0", "p2", "p4", "p1"]
+
+
+def test_remote_pairs(tmp_path):
+    memory = fsspec.filesystem("memory")
+    memory.put(write_pairs(tmp_path, coloured_rows(3)), "/pairs", recursive=True)
+    try:
+        assert len(read_pairs(PairsConfig(uri="memory://pairs"))) == 3
+    finally:
+        memory.rm("/pairs", recursive=True)
+
+
+def test_rows_without_query_or_id_are_left_out_and_empty_texts_are_missing(tmp_path):
+    rows = rows_of({"query": None}, {"product_id": None}, {"title": "  red   mug ", "description": None}, {})
+    rows[3].update(title=None, description=" ", image=None)
+    pairs = read_pairs(PairsConfig(uri=write_pairs(tmp_path, rows)))
+    assert pairs.texts == ["red mug", None]
+    assert pairs.pictures.to_pylist()[1] is None
+
+
+def test_missing_columns_and_files(tmp_path):
+    uri = write_pairs(tmp_path, coloured_rows(3))
+    with pytest.raises(EncoderConfigError, match=r"no column brand: it has query, product_id.*data\.text_fields|brand"):
+        read_pairs(PairsConfig(uri=uri, text_fields=("brand",)))
+    with pytest.raises(EncoderConfigError, match=r"data\.image_field is 'title' of type string"):
+        read_pairs(PairsConfig(uri=uri, image_field="title"))
+    with pytest.raises(CheckpointError, match="no Parquet files"):
+        read_pairs(PairsConfig(uri=str(tmp_path / "nowhere")))
+    (tmp_path / "pairs-9.parquet").write_bytes(b"no parquet")
+    with pytest.raises(CheckpointError, match="cannot be read as Parquet"):
+        read_pairs(PairsConfig(uri=uri))
+
+
+def test_seen_negatives(tmp_path):
+    rows = rows_of({"seen": ["p2", "p1"]}, {"seen": None}, {"seen": ["p0"]})
+    config = PairsConfig(uri=write_pairs(tmp_path, rows), negatives_field="seen")
+    pairs = read_pairs(config)
+    assert pairs.negative_rows.tolist() == [[2, 1], [-1, -1], [0, -1]]
+    batch = PairDataset(pairs, np.array([0, 1]), tiny_parts("3tmm"))[[0]]
+    assert batch.positives.tolist() == [0]
+    assert len(batch.has_text) == 3, "its own product and the two seen ones"
+    rows[0]["seen"] = ["nobody"]
+    write_pairs(tmp_path, rows)
+    with pytest.raises(EncoderConfigError, match="'nobody'"):
+        read_pairs(config)
+
+
+def test_held_out_products_do_not_depend_on_the_order(tmp_path):
+    rows = coloured_rows(60)
+    one = read_pairs(PairsConfig(uri=write_pairs(tmp_path / "one", rows)))
+    two = read_pairs(PairsConfig(uri=write_pairs(tmp_path / "two", rows[::-1])))
+    held = [{pairs.product_ids[row] for row in pairs.product_rows[pairs.split(0.3)[1]]} for pairs in (one, two)]
+    assert held[0] == held[1]
+    assert 5 < len(held[0]) < 30
+    train, validation = one.split(0.3)
+    assert sorted([*train, *validation]) == list(range(60))
+    assert len(one.split(0.0)[1]) == 0
+
+
+@pytest.mark.parametrize("model", ["bibert", "clip", "3tmm", "4tmm"])
+def test_batches_hold_what_the_model_reads(tmp_path, model):
+    rows = rows_of({"product_id": "a"}, {"product_id": "b", "image": None}, {"product_id": "a"}, {})
+    rows[3].update(title=None, description=None, image={"bytes": b"broken", "path": None})
+    pairs = read_pairs(PairsConfig(uri=write_pairs(tmp_path, rows)))
+    batch = PairDataset(pairs, np.arange(4), tiny_parts(model))[[3, 0, 2, 1]]
+    assert batch.positives.tolist() == [2, 0, 0, 1]
+    assert batch.has_text.tolist() == [True, True, False]
+    assert len(batch.text_tokens[0]) == 3
+    assert (batch.query_tokens is None) == (model == "clip")
+    assert (batch.query_clip_tokens is None) == (model in ("bibert", "3tmm"))
+    if model == "bibert":
+        assert batch.pixels is None
+    else:
+        assert batch.has_image.tolist() == [True, False, False], "missing and broken pictures are missing"
+        assert batch.pixels.dtype == torch.uint8
+        assert batch.pixels[0].amax(dim=(1, 2)).tolist() == [200, 30, 30]
+        assert not batch.pixels[1:].any()
+
+
+def test_order_of_products():
+    product_rows = np.array([0, 1, 2, 0, 1, 2, 3, 4])
+    order = ProductOrder(product_rows, batch_size=3, seed=0)
+    first, second = list(order), list(order)
+    assert len(order) == len(first) == 2
+    assert first != second, "each epoch has its own"
+    assert first == next(iter([list(ProductOrder(product_rows, batch_size=3, seed=0))]))
+    flat = [place for batch in first for place in batch]
+    assert len(set(flat)) == 6
+    changes = sum(product_rows[one] != product_rows[two] for one, two in itertools.pairwise(flat))
+    assert changes == len({product_rows[place] for place in flat}) - 1, "pairs of a product are neighbours"
+
+
+def test_few_pairs_make_one_batch(tmp_path):
+    pairs = read_pairs(PairsConfig(uri=write_pairs(tmp_path, coloured_rows(3))))
+    dataset = PairDataset(pairs, np.arange(3), tiny_parts("bibert"))
+    loaded = list(batches(dataset, batch_size=100, shuffle_seed=0, workers=0))
+    assert len(loaded) == 1
+    assert sorted(loaded[0].positives.tolist()) == [0, 1, 2]
+    in_order = list(batches(dataset, batch_size=2, shuffle_seed=None, workers=0))
+    assert [len(batch.positives) for batch in in_order] == [2, 1]

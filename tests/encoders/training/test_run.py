@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from encoders import EncoderConfig, load_product_encoder, load_query_encoder
+from encoders.errors import EncoderConfigError
+from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
+from encoders.training.run import train_encoder
+from tests.encoders.tiny import save_tiny_encoder
+from tests.encoders.training.pairs_files import COLOURS, coloured_rows, write_pairs
+
+SMALL = SmallEncoderConfig(
+    vocabulary=300,
+    text_width=32,
+    text_heads=2,
+    dim=16,
+    image_size=16,
+    image_width=32,
+    image_layers=1,
+    image_dim=16,
+    fusion_hidden=32,
+)
+QUICK = TrainingConfig(
+    epochs=40,
+    batch_size=48,
+    learning_rate=5e-3,
+    tuned=("text", "image", "fusion"),
+    device="cpu",
+    progress=False,
+    dropped_weight=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    said: list[str] = []
+    data = PairsConfig(uri=write_pairs(folder / "pairs", coloured_rows(96)))
+    note = train_encoder(data, QUICK, str(folder / "out"), small=SMALL, command="the command", say=said.append)
+    return folder, data, note, said
+
+
+def test_it_learns_what_only_the_picture_shows(trained):
+    folder, *_ = trained
+    config = EncoderConfig(uri=str(folder / "out"), device="cpu")
+    products, queries = load_product_encoder(config), load_query_encoder(config.uri, device="cpu")
+    pictures = [Image.new("RGB", (30, 30), rgb) for rgb in COLOURS.values()]
+    vectors = products.encode(["mug large"] * 3, pictures)
+    found = (queries.encode([f"{colour} mug" for colour in COLOURS]) @ vectors.T).argmax(1)
+    assert found.tolist() == [0, 1, 2]
+    by_picture = (queries.encode(images=pictures) @ vectors.T).argmax(1)
+    assert by_picture.tolist() == [0, 1, 2]
+
+
+def test_the_note_says_what_made_the_weights(trained):
+    folder, _, note, said = trained
+    saved = json.loads((folder / "out" / "encoder.json").read_text())
+    assert saved["training"] == note
+    assert note["command"] == "the command"
+    assert note["pairs"] + 2 >= 92
+    assert note["loss"] < 3
+    assert len(said) == 2
+
+
+def test_the_same_run_gives_the_same_bytes(trained, tmp_path):
+    _, data, *_ = trained
+    torch.manual_seed(99)  # whatever the caller did before
+    short = TrainingConfig(
+        epochs=2, batch_size=32, tuned=("text", "image", "fusion"), device="cpu", progress=False, seed=4
+    )
+    for name in ("one", "two"):
+        train_encoder(data, short, str(tmp_path / name), small=SMALL, say=lambda _: None)
+    for name in ("weights.safetensors", "encoder.json", "text_tower/tokenizer.json", "text_tower/config.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert not torch.are_deterministic_algorithms_enabled(), "the caller's setting"
+
+
+@pytest.mark.parametrize("model", ["bibert", "4tmm"])
+def test_other_models_are_fine_tuned(trained, tmp_path, model):
+    _, data, *_ = trained
+    start = save_tiny_encoder(tmp_path / "start", model=model, fusion="mlp" if model == "4tmm" else None)
+    one_epoch = TrainingConfig(epochs=1, batch_size=32, learning_rate=1e-2, device="cpu", progress=False)
+    train_encoder(data, one_epoch, str(tmp_path / "out"), start=start, say=lambda _: None)
+    before = load_query_encoder(start.uri, device="cpu").encode(["red mug"])
+    after = load_query_encoder(str(tmp_path / "out"), device="cpu").encode(["red mug"])
+    assert not np.allclose(before, after, atol=1e-3)
+
+
+def test_too_few_pairs(tmp_path):
+    data = PairsConfig(uri=write_pairs(tmp_path / "pairs", coloured_rows(1)))
+    with pytest.raises(EncoderConfigError, match="at least 2"):
+        train_encoder(data, QUICK, str(tmp_path / "out"), small=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"temperature": 0}, "temperature"),
+        ({"tuned": ()}, "tuned"),
+        ({"warmup_share": 1}, "warmup"),
+    ],
+)
+def test_impossible_settings(values, word):
+    with pytest.raises(EncoderConfigError, match=word):
+        TrainingConfig(**values)

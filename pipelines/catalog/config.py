@@ -1,0 +1,156 @@
+"""The `catalog:` section of a job: where the products are, and which fields make an id, a text and a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from pipelines.catalog.errors import CatalogConfigError
+
+CatalogFormat = Literal["auto", "parquet", "csv", "jsonl", "arrow", "delta", "iceberg"]
+
+FORMATS: tuple[str, ...] = ("auto", "parquet", "csv", "jsonl", "arrow", "delta", "iceberg")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogConfig:
+    """Where the catalog is and how its rows become products.
+
+    Attributes:
+        uri: One file, a folder (read with its subfolders), a glob, or a list of those; local paths or fsspec URIs.
+        format: `auto` goes by the file names and, where they say nothing, by the first bytes. `delta` and `iceberg`
+            read a table's current snapshot (extras `delta`, `iceberg`).
+        id_field: The product id: text, or whole numbers (which become decimal text). Trimmed; unique.
+        text_fields: The fields that make the text, joined by one space. May be empty.
+        text_template: Joins them in another way, for example `"{title}. {brand}"`; a field that is missing in a row
+            leaves together with the words before it. Names its fields itself, so `text_fields` is not looked at.
+        image_field: The picture(s): bytes, base64 text, `struct<bytes, path>` as Hugging Face writes it, a path, a URI,
+            or a list of any of these. None: the catalog has no pictures.
+        image_root: What relative paths of pictures are relative to. None: they are read as they stand.
+        images_per_product: How many pictures of a list are used, the first one being the primary.
+        on_bad_image: `degrade` indexes a product with a broken picture by its text; `reject` leaves it out.
+        display_fields: Columns carried to the published `products.arrow`, with their types.
+        filter_fields: The same, for search filters.
+        column_types: Arrow types (`"float64"`, `"date32"`) of display and filter columns in CSV and JSON Lines, where a
+            type is otherwise inferred from a sample. Also makes known a column that the sample does not show.
+        csv_delimiter: One character. None: a tab for `.tsv` files, else a comma.
+        csv_newlines_in_values: Whether quoted CSV values may hold line breaks. If so a large CSV file is read once at
+            planning, to find out where its records end; if not, planning takes milliseconds.
+        shard_rows: Rows of a catalog shard, the unit of work and of resume.
+        shard_bytes: Bytes of a catalog shard, where that is the tighter limit.
+    """
+
+    uri: str | tuple[str, ...]
+    format: CatalogFormat = "auto"
+    id_field: str = "product_id"
+    text_fields: tuple[str, ...] = ("title",)
+    text_template: str | None = None
+    image_field: str | None = None
+    image_root: str | None = None
+    images_per_product: int = 1
+    on_bad_image: Literal["degrade", "reject"] = "degrade"
+    display_fields: tuple[str, ...] = ()
+    filter_fields: tuple[str, ...] = ()
+    column_types: dict[str, str] = field(default_factory=dict)
+    csv_delimiter: str | None = None
+    csv_newlines_in_values: bool = True
+    shard_rows: int = 4096
+    shard_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        uris = self.uris
+        _require(bool(uris) and all(uris), "uri", self.uri, "a path or URI, or a list of them")
+        _require(self.format in FORMATS, "format", self.format, f"one of {', '.join(FORMATS)}")
+        _require(bool(self.id_field), "id_field", self.id_field, "the name of a column")
+        if self.text_template is not None:
+            template_parts(self.text_template)
+        has_content = bool(self.texts) or self.image_field is not None
+        _require(has_content, "text_fields", self.text_fields, "at least one field, or an image_field")
+        for key in ("images_per_product", "shard_rows", "shard_bytes"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number of at least 1")
+        _require(self.on_bad_image in ("degrade", "reject"), "on_bad_image", self.on_bad_image, "'degrade' or 'reject'")
+        for key in ("text_fields", "display_fields", "filter_fields"):
+            names = getattr(self, key)
+            _require(not isinstance(names, str) and all(names), key, names, "a list of column names")
+            _require(len(set(names)) == len(names), key, names, "each name once")
+        for name, alias in self.column_types.items():
+            _require(name in self.carried_fields, "column_types", name, "names of display or filter fields")
+            try:
+                pa.type_for_alias(alias)
+            except ValueError:
+                raise _unusable(f"column_types.{name}", alias, "an Arrow type such as 'float64' or 'date32'") from None
+        if self.csv_delimiter is not None:
+            good = len(self.csv_delimiter.encode()) == 1 and self.csv_delimiter not in '"\r\n'
+            _require(good, "csv_delimiter", self.csv_delimiter, "one ASCII character, such as ';' or a tab")
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """`uri`, always as a tuple."""
+        return (self.uri,) if isinstance(self.uri, str) else tuple(self.uri)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The fields that make the text, whichever way they are named."""
+        if self.text_template is None:
+            return self.text_fields
+        return tuple(dict.fromkeys(name for _, name in template_parts(self.text_template) if name is not None))
+
+    @property
+    def carried_fields(self) -> tuple[str, ...]:
+        """Display and filter columns, each once, in this order."""
+        return tuple(dict.fromkeys((*self.display_fields, *self.filter_fields)))
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Every column the catalog must have, with the config key that asks for it."""
+        text_key = "text_fields" if self.text_template is None else "text_template"
+        wanted = [("id_field", self.id_field)]
+        wanted += [(text_key, name) for name in self.texts]
+        wanted += [] if self.image_field is None else [("image_field", self.image_field)]
+        wanted += [("display_fields", name) for name in self.display_fields]
+        wanted += [("filter_fields", name) for name in self.filter_fields]
+        keys: dict[str, str] = {}
+        for key, name in wanted:
+            keys.setdefault(name, f"catalog.{key}")
+        return keys
+
+
+def template_parts(template: str) -> list[tuple[str, str | None]]:
+    """A text template as (literal, field after it) pairs; the last pair has no field where the template ends in words.
+
+    Raises:
+        CatalogConfigError: unbalanced braces, a format such as `{price:.2f}`, or no field at all.
+    """
+    try:
+        parsed = list(Formatter().parse(template))
+    except ValueError as error:
+        raise _unusable(
+            "text_template", template, f"fields in braces, such as '{{title}}. {{brand}}' ({error})"
+        ) from error
+    # Formatter gives literals around an escaped brace as separate pieces without a field: join them to the next one.
+    parts: list[tuple[str, str | None]] = []
+    pending = ""
+    for literal, name, spec, conversion in parsed:
+        pending += literal
+        if name is None:
+            continue
+        plain = bool(name) and not spec and conversion is None
+        _require(plain, "text_template", template, "plain field names in braces, without a format or '!'")
+        parts.append((pending, name))
+        pending = ""
+    _require(bool(parts), "text_template", template, "at least one field, such as '{title}'")
+    if pending:
+        parts.append((pending, None))
+    return parts
+
+
+def _require(holds: bool, key: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise _unusable(key, value, expected)
+
+
+def _unusable(key: str, value: Any, expected: str) -> CatalogConfigError:
+    return CatalogConfigError(f"catalog.{key}: expected {expected}; found {value!r}")

@@ -1,0 +1,164 @@
+"""Dead letters: the products, rows and pictures that could not be taken as they are, and why.
+
+A letter's outcome is either `rejected` (the row became no product) or `degraded` (the product was indexed without the
+part that was broken). Letters are written as one Parquet file with the columns of `REJECTED_SCHEMA`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from index_builder.storage import atomic_file, localized
+
+Outcome = Literal["rejected", "degraded"]
+Stage = Literal["read", "validate", "fetch", "decode", "embed", "number"]
+
+MAX_DETAIL_CHARACTERS = 500
+
+REJECTED_SCHEMA = pa.schema(
+    [
+        pa.field("product_id", pa.string()),
+        pa.field("outcome", pa.string()),
+        pa.field("stage", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+    ]
+)
+
+
+class Reason(StrEnum):
+    """Why a row, a value or a picture was not taken. The values are part of the artifact contract."""
+
+    missing_id = "missing_id"
+    duplicate_id = "duplicate_id"
+    malformed_record = "malformed_record"
+    empty_product = "empty_product"
+    """Neither text nor picture."""
+    field_type_mismatch = "field_type_mismatch"
+    """A display or filter value does not fit its column's type: it becomes null, the product stays (degraded)."""
+    picture_missing = "picture_missing"
+    picture_unreadable = "picture_unreadable"
+    picture_truncated = "picture_truncated"
+    picture_too_large = "picture_too_large"
+    """More pixels than `decode.max_pixels`."""
+    picture_too_many_bytes = "picture_too_many_bytes"
+    picture_unsupported_type = "picture_unsupported_type"
+    host_not_allowed = "host_not_allowed"
+    scheme_not_allowed = "scheme_not_allowed"
+    fetch_failed = "fetch_failed"
+    fetch_timeout = "fetch_timeout"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadLetter:
+    """One row of `rejected.parquet`.
+
+    Attributes:
+        product_id: The trimmed id, or "" where the row has none (the detail then says where the row is).
+        outcome: `rejected` or `degraded`.
+        stage: The step that noticed.
+        reason: A stable code; counts in the summary are by reason.
+        detail: One line for people; cut at `MAX_DETAIL_CHARACTERS`.
+    """
+
+    product_id: str
+    outcome: Outcome
+    stage: Stage
+    reason: Reason
+    detail: str = ""
+
+
+class PictureError(Exception):
+    """A picture could not be fetched or decoded. Costs its product the picture, never its batch.
+
+    Attributes:
+        stage: `fetch` or `decode`.
+        reason: The code that the dead letter will carry.
+        detail: What was expected and found, for people.
+    """
+
+    def __init__(self, stage: Literal["fetch", "decode"], reason: Reason, detail: str = "") -> None:
+        super().__init__(stage, reason, detail)
+        self.stage: Literal["fetch", "decode"] = stage
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
+
+    def to_letter(self, product_id: str, outcome: Outcome) -> DeadLetter:
+        """The dead letter of the product that this picture belongs to."""
+        return DeadLetter(
+            product_id=product_id, outcome=outcome, stage=self.stage, reason=self.reason, detail=self.detail
+        )
+
+
+def letters_to_table(letters: Iterable[DeadLetter]) -> pa.Table:
+    """The letters, in the given order, as a table of `REJECTED_SCHEMA`."""
+    rows = list(letters)
+    columns = [
+        [letter.product_id for letter in rows],
+        [letter.outcome for letter in rows],
+        [letter.stage for letter in rows],
+        [letter.reason.value for letter in rows],
+        [_printable(letter.detail) for letter in rows],
+    ]
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, REJECTED_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=REJECTED_SCHEMA)
+
+
+def write_dead_letters(uri: str, letters: Iterable[DeadLetter]) -> int:
+    """Writes the letters as one Parquet file, in place only when complete. Returns how many."""
+    table = letters_to_table(letters)
+    with atomic_file(uri) as path:
+        pq.write_table(table, path, compression="zstd")
+    return table.num_rows
+
+
+def copy_dead_letters(sources: Sequence[str], target: str, *, extra: Iterable[DeadLetter] = ()) -> int:
+    """Joins several files of letters into one, in the given order, `extra` last. Returns how many letters it holds.
+
+    One source is in memory at a time; `target` appears only when complete.
+    """
+    count = 0
+    with atomic_file(target) as path, pq.ParquetWriter(path, REJECTED_SCHEMA, compression="zstd") as writer:
+        for source in sources:
+            with localized(source) as source_path:
+                table = pq.read_table(source_path, schema=REJECTED_SCHEMA)
+            count += _append(writer, table)
+        count += _append(writer, letters_to_table(extra))
+    return count
+
+
+def read_dead_letters(uri: str) -> list[DeadLetter]:
+    """The inverse of `write_dead_letters`."""
+    with localized(uri) as path:
+        table = pq.read_table(path, schema=REJECTED_SCHEMA)
+    return [
+        DeadLetter(
+            product_id=row["product_id"],
+            outcome=row["outcome"],
+            stage=row["stage"],
+            reason=Reason(row["reason"]),
+            detail=row["detail"],
+        )
+        for row in table.to_pylist()
+    ]
+
+
+def _append(writer: pq.ParquetWriter, table: pa.Table) -> int:
+    if table.num_rows:
+        writer.write_table(table)
+    return table.num_rows
+
+
+def _printable(detail: str) -> str:
+    """One line of valid UTF-8, at most `MAX_DETAIL_CHARACTERS` long."""
+    line = " ".join(detail.split()).encode("utf-8", "replace").decode("utf-8")
+    return line if len(line) <= MAX_DETAIL_CHARACTERS else line[: MAX_DETAIL_CHARACTERS - 3] + "..."

@@ -1,0 +1,79 @@
+"""The `catalog:` section: checked when it is built, each error names key, value and what is expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipelines.catalog.config import CatalogConfig, template_parts
+from pipelines.catalog.errors import CatalogConfigError, CatalogError, nearest
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"uri": ""}, r"catalog\.uri: expected a path or URI, or a list of them; found ''"),
+        ({"uri": ()}, r"catalog\.uri"),
+        ({"format": "xml"}, r"catalog\.format: expected one of auto, parquet, csv, jsonl, arrow.*; found 'xml'"),
+        ({"id_field": ""}, r"catalog\.id_field"),
+        ({"text_fields": ()}, r"catalog\.text_fields: expected at least one field, or an image_field"),
+        ({"text_fields": "title"}, r"catalog\.text_fields: expected a list of column names; found 'title'"),
+        ({"text_fields": ("a", "a")}, r"catalog\.text_fields: expected each name once"),
+        ({"display_fields": ("a", "")}, r"catalog\.display_fields"),
+        ({"images_per_product": 0}, r"catalog\.images_per_product: expected a whole number of at least 1; found 0"),
+        ({"shard_rows": 0}, r"catalog\.shard_rows"),
+        ({"on_bad_image": "ignore"}, r"catalog\.on_bad_image: expected 'degrade' or 'reject'; found 'ignore'"),
+        ({"csv_delimiter": '"'}, r"catalog\.csv_delimiter"),
+        ({"csv_delimiter": "::"}, r"catalog\.csv_delimiter"),
+        ({"text_template": "no field"}, r"catalog\.text_template: expected at least one field"),
+        ({"text_template": "{title"}, r"catalog\.text_template: expected fields in braces"),
+        ({"text_template": "{price:.2f}"}, r"catalog\.text_template: expected plain field names"),
+        ({"text_template": "{}"}, r"catalog\.text_template"),
+        ({"column_types": {"price": "float64"}}, r"catalog\.column_types: expected names of display or filter fields"),
+        (
+            {"column_types": {"price": "floaty"}, "filter_fields": ("price",)},
+            r"catalog\.column_types\.price: expected an Arrow type such as 'float64' or 'date32'; found 'floaty'",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_an_error(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(CatalogConfigError, match=message) as caught:
+        CatalogConfig(**{"uri": "a.csv", **values})
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, CatalogError)
+
+
+def test_every_field_knows_the_key_that_asks_for_it() -> None:
+    config = CatalogConfig(
+        uri=("a", "b"),
+        text_template="{title}. {brand}",
+        image_field="image",
+        display_fields=("title", "price"),
+        filter_fields=("price", "stock"),
+    )
+    assert config.uris == ("a", "b")
+    assert config.texts == ("title", "brand")
+    assert config.carried_fields == ("title", "price", "stock")
+    assert config.fields == {
+        "product_id": "catalog.id_field",
+        "title": "catalog.text_template",
+        "brand": "catalog.text_template",
+        "image": "catalog.image_field",
+        "price": "catalog.display_fields",
+        "stock": "catalog.filter_fields",
+    }
+
+
+def test_a_template_is_words_and_fields() -> None:
+    assert template_parts("{a}, {{b}} {c}!") == [("", "a"), (", {b} ", "c"), ("!", None)]
+
+
+def test_pictures_alone_make_a_product() -> None:
+    assert CatalogConfig(uri="a", text_fields=(), image_field="image").texts == ()
+
+
+def test_the_nearest_name() -> None:
+    assert nearest("titel", ["title", "price"]) == "Did you mean 'title'? Known: 'price', 'title'."
+    assert nearest("TITLE", ["title"]) == "Did you mean 'title'? Known: 'title'."
+    assert nearest("zzz", ["title", "price"]) == "Known: 'price', 'title'."

@@ -1,0 +1,143 @@
+"""Which files make the catalog, and what is said about those that do not."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.listing import CatalogListing, list_catalog
+from tests.pipelines.catalog.catalogs import encode, write
+
+LINE = b'{"product_id": "1", "title": "a"}\n'
+
+
+def listed(uri: str | Path | tuple[str, ...], **options: str) -> CatalogListing:
+    return list_catalog(CatalogConfig(uri=uri if isinstance(uri, tuple) else str(uri), **options))  # type: ignore[arg-type]
+
+
+def names(listing: CatalogListing) -> list[str]:
+    return [file.name for file in listing.files]
+
+
+def test_a_folder_is_read_with_its_subfolders_in_codepoint_order(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a/z.jsonl", "a-1.jsonl", "B.jsonl", "ä.jsonl", "a/10.jsonl", "a/9.jsonl"):
+        write(tmp_path / name, LINE)
+    expected = ["B.jsonl", "a-1.jsonl", "a/10.jsonl", "a/9.jsonl", "a/z.jsonl", "b.jsonl", "ä.jsonl"]
+    assert names(listed(tmp_path)) == expected
+
+
+def test_hidden_empty_and_foreign_files_are_skipped_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "kind=shoe" / "_day=1" / "part.jsonl", LINE)
+    hidden = ("_SUCCESS", ".part.jsonl.crc", "_temporary/0/part.jsonl", ".git/a.jsonl")
+    for name in (*hidden, "README.md", "cup.jpg", "LICENSE"):
+        write(tmp_path / name, b"text")
+    write(tmp_path / "empty.jsonl", b"")
+    with caplog.at_level(logging.INFO):
+        listing = listed(tmp_path)
+    assert names(listing) == ["kind=shoe/_day=1/part.jsonl"]
+    why = {Path(uri).relative_to(tmp_path).as_posix(): reason for uri, reason in listing.skipped}
+    assert all(why[name] == "hidden" for name in hidden)
+    assert why["empty.jsonl"] == "no bytes"
+    assert why["README.md"] == why["cup.jpg"] == "not a catalog file by its suffix"
+    assert "set catalog.format" in why["LICENSE"]
+    assert "skipped 8 of the files" in caplog.text
+
+
+def test_files_of_several_formats_are_an_error_that_lists_them(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", LINE)
+    for number in range(6):
+        write(tmp_path / f"b{number}.csv", b"product_id,title\n1,a\n")
+    with pytest.raises(CatalogError, match=r"csv: b0\.csv, b1\.csv, b2\.csv, b3\.csv and 2 more; jsonl: a\.jsonl"):
+        listed(tmp_path)
+    assert names(listed(tmp_path, format="jsonl")) == ["a.jsonl"]
+
+
+def test_a_format_that_no_name_tells_is_told_by_the_first_bytes(tmp_path: Path) -> None:
+    rows = [{"product_id": "1", "title": "a"}]
+    for form in ("parquet", "arrow", "arrow_stream", "jsonl"):
+        write(tmp_path / form / "part-00000", encode(rows, form))
+        assert listed(tmp_path / form).format == form.removesuffix("_stream")
+    write(tmp_path / "packed" / "part-00000", gzip.compress(LINE))
+    (file,) = listed(tmp_path / "packed").files
+    assert (file.format, file.compression) == ("jsonl", "gzip")
+    write(tmp_path / "part-00001", b"product_id,title\n1,a\n")
+    with pytest.raises(CatalogError, match=r"set catalog\.format to parquet, csv, jsonl or arrow"):
+        listed(tmp_path / "part-00001")
+    assert listed(tmp_path / "part-00001", format="csv").format == "csv"
+
+
+def test_files_of_one_name_in_several_folders_keep_names_of_their_own(tmp_path: Path) -> None:
+    folders = [str(tmp_path / name) for name in ("shop/b", "shop/a")]
+    for folder in folders:
+        write(f"{folder}/part.jsonl", LINE)
+    assert names(listed(tuple(folders))) == ["a/part.jsonl", "b/part.jsonl"]
+
+
+def test_names_do_not_depend_on_where_the_catalog_stands(tmp_path: Path, memory_root: str) -> None:
+    for root in (str(tmp_path / "here"), f"{memory_root}/there/deep"):
+        write(f"{root}/x/a.jsonl", LINE)
+        write(f"{root}/b.jsonl", LINE)
+        assert names(listed(root)) == ["b.jsonl", "x/a.jsonl"]
+        assert names(listed(f"{root}/*/*.jsonl")) == ["x/a.jsonl"]
+        assert names(listed(f"{root}/x/a.jsonl")) == ["a.jsonl"]
+
+
+def test_a_file_that_several_entries_name_is_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uri = write(tmp_path / "a.jsonl", LINE)
+    assert names(listed((uri, str(tmp_path), f"{tmp_path}/*.jsonl"))) == ["a.jsonl"]
+
+
+def test_a_name_with_brackets_is_a_file_where_one_is_called_so(tmp_path: Path) -> None:
+    uri = write(tmp_path / "a[1].jsonl", LINE)
+    assert names(listed(uri)) == ["a[1].jsonl"]
+
+
+def test_the_version_changes_with_the_content(tmp_path: Path, memory_root: str) -> None:
+    for uri in (str(tmp_path / "a.jsonl"), f"{memory_root}/a.jsonl"):
+        write(uri, LINE)
+        before, again = listed(uri).files[0], listed(uri).files[0]
+        assert before == again
+        write(uri, LINE.replace(b"a", b"b"))
+        if uri.startswith("/"):
+            os.utime(uri, ns=(1, 1))
+        assert listed(uri).files[0].version != before.version
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("/nowhere/at/all", "expected a file or folder at /nowhere/at/all, found nothing there"),
+        ("memory://nowhere", "expected a file or folder at memory://nowhere"),
+        ("/nowhere/*.csv", "expected files that match"),
+        ("foo://bar/x", "Protocol not known"),
+    ],
+)
+def test_a_catalog_that_is_not_there_is_an_error(uri: str, message: str) -> None:
+    with pytest.raises(CatalogError, match=message.replace("*", r"\*")):
+        listed(uri)
+
+
+def test_a_folder_with_nothing_to_read_is_an_error_that_says_why(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="the folder is empty"):
+        listed(tmp_path)
+    write(tmp_path / "_SUCCESS", b"")
+    with pytest.raises(CatalogError, match="_SUCCESS: hidden"):
+        listed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("inner", "format"), [("_delta_log/00000000000000000000.json", "delta"), ("metadata/v1.metadata.json", "iceberg")]
+)
+def test_a_table_folder_is_not_read_as_if_its_files_were_the_catalog(inner: str, format: str, tmp_path: Path) -> None:
+    write(tmp_path / "data.parquet", encode([{"product_id": "1", "title": "a"}], "parquet"))
+    write(tmp_path / inner, b"{}")
+    with pytest.raises(CatalogError, match=rf"set catalog\.format: {format}"):
+        listed(tmp_path)

@@ -1,0 +1,128 @@
+"""From raw rows to products: ids, texts, pictures, carried columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.dead_letters import Reason
+from pipelines.catalog.plan import plan_catalog
+from pipelines.catalog.raw_rows import RawBatch
+from pipelines.catalog.records import PictureRef, ProductBatch, to_products
+from tests.pipelines.catalog.catalogs import encode, letters_of, pairs, read_plan, write
+
+
+def raw(schema: pa.Schema | None = None, **columns: Any) -> RawBatch:
+    rows = pa.RecordBatch.from_pydict(columns)
+    return RawBatch(
+        rows=rows,
+        schema=schema or rows.schema,
+        name="a.parquet",
+        unit="row",
+        places=np.arange(100, 100 + rows.num_rows),
+    )
+
+
+def products(batch: RawBatch, **options: Any) -> ProductBatch:
+    return to_products(batch, CatalogConfig(uri="a", **options))
+
+
+def test_rows_without_id_or_content_become_letters_that_say_where() -> None:
+    batch = products(
+        raw(
+            product_id=["1", " ", None, "4", "5"], title=["a", "b", "c", " \u2003", None], image=[None] * 4 + ["p.jpg"]
+        ),
+        image_field="image",
+    )
+    assert pairs(batch) == [("1", "a"), ("5", None)]
+    assert batch.pictures == [(), (PictureRef(kind="uri", uri="p.jpg"),)]
+    assert [(letter.product_id, letter.reason, letter.detail) for letter in batch.dead_letters] == [
+        ("", Reason.missing_id, "a.parquet, row 101: no id"),
+        ("", Reason.missing_id, "a.parquet, row 102: no id"),
+        ("4", Reason.empty_product, "a.parquet, row 103: neither text nor picture"),
+    ]
+    assert {letter.outcome for letter in batch.dead_letters} == {"rejected"}
+
+
+def test_numbers_as_ids() -> None:
+    batch = products(raw(product_id=[1.0, 2.5, None], title=["a", "b", "c"]))
+    assert pairs(batch) == [("1", "a")]
+    assert [letter.reason for letter in batch.dead_letters] == [Reason.malformed_record, Reason.missing_id]
+    assert "found 2.5" in batch.dead_letters[0].detail
+
+
+def test_carried_columns_keep_their_types_and_lose_what_does_not_fit() -> None:
+    schema = pa.schema([("price", pa.float64()), ("tags", pa.list_(pa.string())), ("gone", pa.date32())])
+    batch = products(
+        raw(
+            schema, product_id=["1", "", "3"], title=["a", "b", "c"], price=["1.5", "2", "dear"], tags=[["x"], [], None]
+        ),
+        display_fields=("price", "tags"),
+        filter_fields=("gone", "price"),
+    )
+    assert batch.columns.schema.equals(schema)
+    assert batch.columns.to_pylist() == [
+        {"price": 1.5, "tags": ["x"], "gone": None},
+        {"price": None, "tags": None, "gone": None},
+    ]
+    (note,) = batch.notes
+    assert (note.product_id, note.outcome, note.reason) == ("3", "degraded", Reason.field_type_mismatch)
+    assert note.detail == "a.parquet, row 102: price: expected double, found 'dear'"
+
+
+def test_without_carried_fields_the_columns_still_count_rows(tmp_path: Path) -> None:
+    batch = products(raw(product_id=["1", "2"], title=["a", "b"]))
+    assert batch.columns.num_rows == 2
+    assert batch.columns.take(pa.array([1])).num_rows == 1
+
+
+def test_an_empty_batch() -> None:
+    empty = pa.array([], pa.string())
+    batch = products(raw(product_id=empty, title=empty, image=empty), image_field="image", display_fields=("title",))
+    assert (len(batch.product_ids), len(batch.texts), batch.pictures, batch.columns.num_rows) == (0, 0, [], 0)
+
+
+def test_a_text_field_that_a_file_lacks_counts_as_empty() -> None:
+    assert pairs(products(raw(product_id=["1"], title=["a"]), text_fields=("brand", "title"))) == [("1", "a")]
+
+
+def test_every_column_may_serve_several_purposes(tmp_path: Path) -> None:
+    lines = b'{"id": 7, "name": "a.jpg"}\n{"id": 8, "name": ["b.jpg", "c.jpg"]}\n{"id": "x9", "name": 5}\n'
+    config = CatalogConfig(
+        uri=write(tmp_path / "a.jsonl", lines),
+        id_field="id",
+        text_fields=("id", "name"),
+        image_field="name",
+        images_per_product=2,
+        display_fields=("id", "name"),
+    )
+    (batch,) = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config)
+    assert pairs(batch) == [("7", "7 a.jpg"), ("8", "8 b.jpg c.jpg"), ("x9", "x9 5")]
+    assert [[ref.uri for ref in refs] for refs in batch.pictures] == [["a.jpg"], ["b.jpg", "c.jpg"], ["5"]]
+    assert batch.columns.column("id").to_pylist() == ["7", "8", "x9"]
+
+
+@pytest.mark.parametrize("format", ["parquet", "arrow"])
+def test_several_pictures_in_structs_of_bytes(format: str, tmp_path: Path) -> None:
+    images = pa.array(
+        [
+            [{"bytes": b"\xff\xd8\xff1", "path": None}, {"bytes": None, "path": "b.jpg"}, {"bytes": b"3", "path": ""}],
+            [],
+        ],
+        pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    )
+    table = pa.table({"product_id": [1, 2], "title": ["a", "b"], "images": images})
+    config = CatalogConfig(
+        uri=write(tmp_path / f"a.{format}", encode(table, format)), image_field="images", images_per_product=2
+    )
+    (batch,) = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config)
+    assert batch.pictures == [
+        (PictureRef(kind="bytes", data=b"\xff\xd8\xff1"), PictureRef(kind="uri", uri="b.jpg")),
+        (),
+    ]
+    assert not letters_of([batch])

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipelines.config.errors import ConfigError
+from pipelines.config.validation import build_config
+from tests.pipelines.config.sections import Output, Source, Tower, Tree
+
+ORIGINS = {"source": "x.yaml, line 1", "source.share": "x.yaml, line 3", "output": "command line"}
+
+
+def problems_of(data: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        build_config(Tree, data, origins=ORIGINS)
+    return list(caught.value.problems)
+
+
+def test_good_data_becomes_the_tree() -> None:
+    tree = build_config(
+        Tree,
+        {
+            "source": {"uri": ["a", "b"], "fields": ["x"], "share": 1, "tower": {"checkpoint": "c"}},
+            "output": {"uri": "o", "template": None},
+            "extra": {"n": [1, {"m": None}]},
+        },
+        origins={},
+    )
+    assert tree == Tree(
+        source=Source(uri=("a", "b"), fields=("x",), share=1.0, tower=Tower(checkpoint="c")),
+        output=Output(uri="o"),
+        extra={"n": [1, {"m": None}]},
+    )
+    assert isinstance(tree.source.share, float)
+
+
+def test_missing_keys_are_named_even_where_the_whole_section_is_missing() -> None:
+    expected = "source.uri: missing; expected text or a list of text; set it in the YAML or with --source.uri"
+    assert problems_of({}) == [expected]
+    assert problems_of({"source": None}) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("shards", "2", 'expected a whole number, found "2" (text); write numbers without quotes'),
+        ("shards", 2.5, "expected a whole number, found 2.5 (a number)"),
+        ("shards", True, "expected a whole number, found true"),
+        ("shards", None, "expected a whole number, found null"),
+        ("overwrite", "yes", 'expected true or false, found "yes" (text)'),
+        ("uri", 7, "expected text, found 7 (a number)"),
+        ("template", ["a"], 'expected text or null, found ["a"] (a list)'),
+    ],
+)
+def test_types_are_strict(key: str, value: Any, told: str) -> None:
+    (problem,) = problems_of({"source": {"uri": "a"}, "output": {"uri": "o", key: value}})
+    assert problem.startswith(f"command line: output.{key}: {told}")
+
+
+def test_a_number_that_yaml_took_for_text_gets_a_hint() -> None:
+    (problem,) = problems_of({"source": {"uri": "a", "share": "1e-3"}})
+    assert problem.startswith('x.yaml, line 3: source.share: expected a number, found "1e-3" (text)')
+    assert problem.endswith("(1.0e-3)")
+
+
+def test_unknown_keys_name_the_nearest_known_one_wherever_it_lives() -> None:
+    assert problems_of({"source": {"uri": "a", "shar": 1}, "outputs": {"uri": "b"}}) == [
+        "x.yaml, line 1: unknown key source.shar. Did you mean 'source.share'?",
+        "unknown key outputs. Did you mean 'output'?",
+    ]
+    (problem,) = problems_of({"source": {"uri": "a", "overwrite": True}})
+    assert problem.endswith("Did you mean 'output.overwrite'?")
+
+
+def test_a_sections_own_refusal_carries_the_full_key_and_its_place() -> None:
+    assert problems_of({"source": {"uri": "a", "share": 2}}) == [
+        "x.yaml, line 3: source.share: expected a number from 0 to 1; found 2.0"
+    ]
+    assert problems_of({"source": {"uri": "a", "tower": {"checkpoint": "c", "max_tokens": 1}}}) == [
+        "x.yaml, line 1: source.tower.max_tokens is 1: expected 3 or more"
+    ]
+
+
+def test_every_problem_is_reported_in_one_message() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(
+            Tree,
+            {"source": {"mode": "skp", "fields": "title", "share": "x"}, "output": 3, "extra": [], "soruce": {}},
+            origins={},
+        )
+    assert len(caught.value.problems) == 7
+    text = str(caught.value)
+    assert text.startswith("7 things are wrong with the configuration\n  - unknown key soruce")
+    assert 'source.mode: expected one of skip, stop, found "skp" (text)' in text
+    assert 'source.fields: expected a list of text, found "title" (text)' in text
+    assert "output: expected a mapping with the keys uri, shards, template, overwrite, found 3 (a number)" in text
+
+
+def test_an_element_of_a_list_of_the_wrong_type_names_the_key_once() -> None:
+    (problem,) = problems_of({"source": {"uri": "a", "fields": ["x", 2, 3]}})
+    assert problem == 'x.yaml, line 1: source.fields: expected a list of text, found ["x", 2, 3] (a list)'
+
+
+def test_sections_of_other_commands_are_left_out() -> None:
+    data = {"source": {"uri": "a"}, "beam": {"runner": "x"}}
+    assert build_config(Tree, data, origins={}, other_sections=("beam",)).source.uri == "a"
+    assert problems_of(data) == ["unknown key beam. " + problems_of(data)[0].partition(". ")[2]]

@@ -34,7 +34,7 @@ def add_shards(codec: CodecInfo, shards: Sequence[NumberedShard], out_uri: str) 
     Raises:
         EmbeddingShardError: the rows have a gap, or a shard's dimension or row count is not the expected one.
     """
-    shards = sorted(shards, key=lambda shard: shard.first_row)
+    shards = sorted(shards, key=lambda shard: (shard.first_row, shard.kept_rows))
     _check_contiguous(shards)
     inputs = _digest(codec, shards)
     if finished := find_finished(out_uri, inputs):
@@ -57,7 +57,12 @@ def add_shards(codec: CodecInfo, shards: Sequence[NumberedShard], out_uri: str) 
 def kept_vectors(
     shard: NumberedShard, dim: int, batch_rows: int = BATCH_ROWS
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The indexed products of a shard in batches: global rows int64 [n] and vectors float32 [n, D], n up to `batch_rows`.
+    """The indexed products of a shard in batches: global rows int64 [n] and vectors float32 [n, D].
+
+    Args:
+        shard: the shard; its dropped rows are left out.
+        dim: D.
+        batch_rows: n at most.
 
     Raises:
         EmbeddingShardError: the file has another dimension or another number of rows than the plan says.

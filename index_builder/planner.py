@@ -1,7 +1,7 @@
 """Decides what index to build and how the work is cut, from the config and the number of products.
 
-`auto`, by rows: below `EXACT_BELOW_ROWS` exact search; else a rotation to four dimensions a sub-quantizer (fewer
-where D is small), about 4 * sqrt(rows) inverted lists, and PQ codes of `bytes_per_vector`. An explicit factory string
+`auto`, by rows: below `EXACT_BELOW_ROWS` exact search; else a rotation to four dimensions a sub-quantizer (two where D
+is small), about 4 * sqrt(rows) inverted lists, and PQ codes of `bytes_per_vector`. An explicit factory string
 is taken as it is, unless the catalog is too small to train it: then with fewer lists, or with vectors as they are,
 and a line in the log.
 """
@@ -24,6 +24,10 @@ MIN_TRAINING_ROWS_PER_LIST = 16
 MIN_TRAINING_ROWS_PER_CODE = 4
 """Training rows that a PQ centroid needs at least; with fewer, vectors are kept as they are."""
 PQ_TRAINING_ROWS = 16_384
+FAST_DIMS_PER_CODE = (2, 4, 8)
+"""FAISS has kernels for sub-quantizers of these sizes: about 1 ns a distance, 10 ns with others."""
+SMALL_DIMS_PER_CODE = 16
+"""From here on a vector has so few sub-quantizers that their speed does not matter."""
 HNSW_FROM_LISTS = 2048
 HNSW_LINKS = 32
 _QUERY_MARGIN = 1.2
@@ -56,7 +60,15 @@ def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
         SpecError: the factory string cannot be read or does not fit D.
     """
     if config.factory != "auto":
-        return _shrunk(IndexSpec.parse(config.factory, dim), config, rows)
+        spec = _shrunk(IndexSpec.parse(config.factory, dim), config, rows)
+        if 0 < spec.dims_per_code < SMALL_DIMS_PER_CODE and spec.dims_per_code not in FAST_DIMS_PER_CODE:
+            log.warning(
+                "index.factory %s has sub-quantizers of %d dimensions, which FAISS encodes many times slower than %s",
+                spec.factory,
+                spec.dims_per_code,
+                ", ".join(map(str, FAST_DIMS_PER_CODE)),
+            )
+        return spec
     if rows < EXACT_BELOW_ROWS:
         return _exact(dim)
     lists = _auto_lists(rows)
@@ -67,7 +79,8 @@ def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
         return spec
     if config.bytes_per_vector >= dim:
         return replace(spec, code="sq8")
-    dims_per_code = min(4, math.ceil(dim / config.bytes_per_vector))
+    # Fewer dimensions, coded finely, beat all of them coded coarsely (MiniLM, 20k titles: recall 0.888 and 0.879).
+    dims_per_code = 4 if 4 * config.bytes_per_vector <= dim else 2
     pq_m = min(config.bytes_per_vector, dim // dims_per_code)
     return replace(spec, rotation="opq", rotation_dim=pq_m * dims_per_code, code="pq", pq_m=pq_m, pq_bits=8)
 
@@ -130,8 +143,9 @@ def _tasks(shards: Iterable[NumberedShard], rows_per_add: int) -> Iterable[tuple
 
 
 def _auto_lists(rows: int) -> int:
-    wanted = min(4 * math.sqrt(rows), rows / TRAINING_ROWS_PER_LIST)
-    return 2 ** max(0, int(math.log2(wanted)))
+    wanted = round(math.log2(4 * math.sqrt(rows)))
+    trainable = int(math.log2(rows / TRAINING_ROWS_PER_LIST))
+    return 2 ** min(wanted, trainable)
 
 
 def _shrunk(spec: IndexSpec, config: IndexConfig, rows: int) -> IndexSpec:

@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import faiss
@@ -221,5 +222,5 @@ def _ids(rows: np.ndarray, products: pa.Table) -> list[list[str]]:
     """Product ids of the rows found: one lookup for the batch."""
     found = rows >= 0
     ids = products.column("product_id").take(pa.array(rows[found])).to_pylist()
-    ends = np.cumsum(found.sum(axis=1))
-    return [ids[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    ends = np.cumsum(found.sum(axis=1)).tolist()
+    return [ids[start:end] for start, end in pairwise([0, *ends])]

@@ -107,16 +107,19 @@ class IndexSpec:
             )
         _require(
             1 <= self.rotation_dim <= self.dim,
-            "index.factory: dimensions after the rotation", self.rotation_dim, f"1 to {self.dim}, the encoder's dimension",
-        )  # fmt: skip
+            "index.factory: dimensions after the rotation",
+            self.rotation_dim,
+            f"1 to {self.dim}, the encoder's dimension",
+        )
         _require(1 <= self.lists <= MAX_LISTS, "index.factory: inverted lists", self.lists, f"1 to {MAX_LISTS}")
         _require(self.hnsw_links in (0, *range(4, 129)), "index.factory: HNSW links", self.hnsw_links, "4 to 128")
         if self.code == "pq":
             _require(
                 self.pq_m >= 1 and self.rotation_dim % self.pq_m == 0,
-                "index.factory: sub-quantizers of PQ", self.pq_m,
+                "index.factory: sub-quantizers of PQ",
+                self.pq_m,
                 f"a divisor of {self.rotation_dim}, the dimensions it codes ({_divisors(self.rotation_dim)})",
-            )  # fmt: skip
+            )
             _require(4 <= self.pq_bits <= 12, "index.factory: bits of PQ", self.pq_bits, "4 to 12 (8 is usual)")
         elif self.pq_m or self.pq_bits:
             raise SpecError(
@@ -167,6 +170,11 @@ class IndexSpec:
         return {"flat": 4 * self.rotation_dim, "sq8": self.rotation_dim, "pq": (self.pq_m * self.pq_bits + 7) // 8}[
             self.code
         ]
+
+    @property
+    def dims_per_code(self) -> int:
+        """Dimensions of a sub-quantizer, 0 without PQ."""
+        return self.rotation_dim // self.pq_m if self.pq_m else 0
 
     @property
     def factory(self) -> str:

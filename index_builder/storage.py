@@ -116,7 +116,7 @@ def atomic_file(uri: str) -> Iterator[str]:
     if is_local(uri):
         target = Path(local_path(uri))
         with _told(uri, "write"):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folders(target.parent)
         temporary = target.with_name(temporary_name(target.name))
         try:
             yield str(temporary)
@@ -260,6 +260,14 @@ def is_temporary(name: str) -> bool:
     """Whether a (relative) file name is a leftover of an interrupted write."""
     last = PurePosixPath(name).name
     return last.startswith(".") and last.endswith(".tmp")
+
+
+def _make_folders(folder: Path) -> None:
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    # A folder's name is safe on disk only once the folder above is synced.
+    for made in missing:
+        _sync(made.parent)
 
 
 def _upload(path: str, uri: str) -> None:

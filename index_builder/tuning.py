@@ -142,7 +142,7 @@ def _measure(indexes: list[faiss.Index], queries: QuerySet, truth: GroundTruth, 
 
 def _latency_ms(indexes: list[faiss.Index], vectors: np.ndarray, k: int, nprobe: int) -> float:
     seconds = []
-    # A server answers many queries at a time, each on one core; several threads for one query mostly wait for each other.
+    # A server answers many queries at a time, each on one core; threads that share one query mostly wait.
     with faiss_threads(1):
         for vector in vectors:
             start = time.perf_counter()

@@ -1,0 +1,213 @@
+"""The index stages one by one: number, sample, train, add, merge, verify.
+
+Each step takes descriptors, does its work through `index_builder`, leaves files under the build's folder and returns
+descriptors. What is finished is not done again: the folder is named by everything that shapes the build. The Beam
+transform in `stages/build.py` only calls the steps in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from index_builder import storage
+from index_builder.add import add_shards
+from index_builder.codec import CodecInfo, train_codec
+from index_builder.embedding_shards import NumberedShard
+from index_builder.ground_truth import exact_neighbours
+from index_builder.index_shards import IndexShard
+from index_builder.merge import merge_index_shards
+from index_builder.planner import plan_adds, plan_index, plan_sample
+from index_builder.sampling import SamplePiece, read_queries, write_sample
+from index_builder.spec import IndexConfig, IndexSpec
+from index_builder.tuning import SearchChoice, SearchMeasurement, choose_search, measure_search, store_nprobe
+from index_builder.verify import verify_index
+from pipelines.numbering import Numbering, number_products
+from pipelines.run_record import RunRecord
+from pipelines.shard_files import ShardFiles, ShardSummary
+from pipelines.outcome import Totals, total
+
+
+class EmptyCatalogError(Exception):
+    """No product of the catalog could be embedded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildPlan:
+    """What the numbering decides for the stages after it.
+
+    Attributes:
+      numbering: the products and their rows.
+      spec: the index to build.
+      totals: the night's products in numbers.
+      shard_keys: the catalog shards' keys, in plan order.
+    """
+
+    numbering: Numbering
+    spec: IndexSpec
+    totals: Totals
+    shard_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AddTask:
+    """Embedding shards that one worker adds to one index shard of a serving shard."""
+
+    serving_shard: int
+    number: int
+    shards: tuple[NumberedShard, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.serving_shard:05d}-{self.number:05d}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinishedBuild:
+    """A verified index, not published yet.
+
+    Attributes:
+      plan: what was built.
+      codec: the trained codec.
+      serving_shards: the index files, by their rows.
+      measured: recall and latency for each search setting that was tried.
+      chosen: the setting that the index is published with.
+      queries: held-out products that recall was measured with.
+    """
+
+    plan: BuildPlan
+    codec: CodecInfo
+    serving_shards: tuple[IndexShard, ...]
+    measured: tuple[SearchMeasurement, ...]
+    chosen: SearchChoice
+    queries: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildJob:
+    """Names the build and carries what its steps need.
+
+    Attributes:
+      folder: where the build's files go; named by all that shapes them.
+      embeddings_folder: where the embedding shards lie.
+      index: the `index:` section.
+      dim: D, the encoder's dimension.
+      record: where finished steps are reported.
+    """
+
+    folder: str
+    embeddings_folder: str
+    index: IndexConfig
+    dim: int
+    record: RunRecord
+
+    def number(self, summaries: Sequence[ShardSummary]) -> BuildPlan:
+        """Numbers the products of all shards and settles the index.
+
+        Raises:
+          EmptyCatalogError: nothing is left to index.
+        """
+        with self.record.timed("number") as facts:
+            summaries = sorted(summaries, key=lambda summary: summary.position)
+            files = [ShardFiles(folder=self.embeddings_folder, key=summary.key) for summary in summaries]
+            numbering = number_products(files, self.folder)
+            totals = total(summaries, products=numbering.products, duplicates=numbering.duplicates)
+            if not numbering.products:
+                raise EmptyCatalogError(
+                    f"none of the {totals.rows_in:,} rows of the catalog could be embedded "
+                    f"({', '.join(f'{reason} {count}' for reason, count in totals.by_reason.items()) or 'it is empty'}); "
+                    f"the dead letters are in {numbering.rejected_uri}"
+                )
+            spec = plan_index(self.index, numbering.products, self.dim)
+            facts |= {"products": numbering.products, "duplicates": numbering.duplicates}
+        keys = tuple(summary.key for summary in summaries)
+        return BuildPlan(numbering=numbering, spec=spec, totals=totals, shard_keys=keys)
+
+    def sample(self, plan: BuildPlan, place: int) -> SamplePiece:
+        """Draws one shard's part of the training sample and of the held-out queries."""
+        name = f"{place:06d}"
+        shares = plan_sample(self.index, plan.spec, plan.numbering.products)
+        uri = storage.join(self.folder, "sample", f"{name}.parquet")
+
+        with self.record.timed("sample", name):
+            marker = f"{uri}.json"
+            if storage.exists(marker):
+                return SamplePiece(**storage.read_json(marker))
+            piece = write_sample(
+                plan.numbering.shards[place],
+                uri,
+                training_share=shares.training_share,
+                query_share=shares.query_share,
+            )
+            storage.write_json_atomic(marker, asdict(piece))
+        return piece
+
+    def train(self, plan: BuildPlan, pieces: Sequence[SamplePiece]) -> CodecInfo:
+        """Trains rotation, coarse quantizer and product quantizer on the sample."""
+        with self.record.timed("train"):
+            return train_codec(
+                pieces,
+                plan.spec,
+                storage.join(self.folder, "codec"),
+                seed=self.index.seed,
+                training_rows=plan_sample(self.index, plan.spec, plan.numbering.products).training_rows,
+            )
+
+    def add_tasks(self, plan: BuildPlan) -> list[AddTask]:
+        """Cuts the embedding shards into serving shards, and those into the tasks of the add stage."""
+        return [
+            AddTask(serving_shard=serving_shard, number=number, shards=shards)
+            for serving_shard, tasks in enumerate(plan_adds(self.index, plan.numbering.shards))
+            for number, shards in enumerate(tasks)
+        ]
+
+    def add(self, codec: CodecInfo, task: AddTask) -> IndexShard:
+        """Encodes one task's vectors into an index shard."""
+        uri = storage.join(self.folder, "index_shards", f"{task.name}.faiss")
+        with self.record.timed("add", task.name):
+            return add_shards(codec, task.shards, uri)
+
+    def merge(self, serving_shard: int, parts: Sequence[IndexShard]) -> IndexShard:
+        """Merges the index shards of one serving shard."""
+        name = f"{serving_shard:05d}"
+        uri = storage.join(self.folder, "merged", f"{name}.faiss")
+        with self.record.timed("merge", name):
+            return merge_index_shards(parts, uri)
+
+    def verify(
+        self,
+        plan: BuildPlan,
+        codec: CodecInfo,
+        pieces: Sequence[SamplePiece],
+        merged: Sequence[IndexShard],
+    ) -> FinishedBuild:
+        """Checks the index and measures it against exact search; the search parameters are chosen here.
+
+        Raises:
+          VerificationError: a file is not what it should be.
+        """
+        with self.record.timed("verify") as facts:
+            shards = sorted(merged, key=lambda shard: shard.first_row)
+            verify_index(
+                shards, rows=plan.numbering.products, dim=self.dim, codec_fingerprint=codec.fingerprint
+            )
+            sample = plan_sample(self.index, plan.spec, plan.numbering.products)
+            queries = read_queries(pieces, limit=sample.queries)
+            truth = exact_neighbours(queries.vectors, queries.rows, plan.numbering.shards, self.index.k)
+            uris = [shard.uri for shard in shards]
+            measured = measure_search(uris, queries, truth, target_recall=self.index.target_recall)
+            chosen = choose_search(measured, self.index.target_recall)
+            serving = [
+                store_nprobe(shard, codec, chosen.nprobe, storage.join(self.folder, "serving", f"{place:05d}.faiss"))
+                for place, shard in enumerate(shards)
+            ]
+            facts |= {"recall": chosen.recall, "queries": len(queries.rows)}
+        return FinishedBuild(
+            plan=plan,
+            codec=codec,
+            serving_shards=tuple(serving),
+            measured=measured,
+            chosen=chosen,
+            queries=len(queries.rows),
+        )
+

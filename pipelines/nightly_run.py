@@ -1,0 +1,229 @@
+"""The nightly job, seen from the process that submits it: check, plan, run the pipeline, tell what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from encoders import EncoderConfig, save_query_encoder
+from index_builder import publish, storage
+from index_builder.errors import VersionNotFoundError
+from index_builder.manifest import Manifest
+from pipelines.catalog.carry_over import CarryOverSource, build_carry_over
+from pipelines.catalog.plan import CatalogPlan, CatalogShard, plan_catalog
+from pipelines.config.schema import JobConfig
+from pipelines.index_build import BuildJob
+from pipelines.lease import WorkLease
+from pipelines.preflight import CheckedJob, check_job
+from pipelines.progress import show_progress
+from pipelines.publishing import PublishJob
+from pipelines.run_record import RunRecord
+from pipelines.shard_files import FinishedRun, ShardFiles, read_finished_run, revision_key, shard_key
+from pipelines.stages.build import BuildIndex
+from pipelines.stages.embed_shards import EmbedShards, EmbedTask
+from pipelines.stages.publish import PublishVersion
+from pipelines.outcome import Outcome, read_outcome
+
+log = logging.getLogger(__name__)
+
+
+class NightlyRunError(Exception):
+    """The pipeline failed; the message is what the failing worker wrote down."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NightPlan:
+    """What a night will do.
+
+    Attributes:
+      tasks: one a catalog shard, in plan order.
+      complete: how many of them stand already.
+      catalog: the plan that they were made from.
+      carry_over: last night's vectors, or None.
+      previous: the version that is published now, or None.
+      carry_over_reason: why nothing is carried over, in words; empty where something is.
+    """
+
+    tasks: tuple[EmbedTask, ...]
+    complete: int
+    catalog: CatalogPlan
+    carry_over: CarryOverSource | None
+    previous: Manifest | None
+    carry_over_reason: str = ""
+
+
+def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool = False) -> tuple[Outcome, RunRecord]:
+    """Runs the job and publishes a version, unless a gate holds it back.
+
+    Args:
+      config: the job.
+      beam_options: the runner and its options.
+      full: embed every product again, whatever last night made.
+
+    Returns:
+      What came of it, and the record of the run.
+
+    Raises:
+      NightlyRunError: a worker failed; what is complete stands, and a rerun continues from there.
+      LeaseHeldError: another run works on the same work.uri.
+    """
+    job = check_job(config)
+    config = job.config
+    with WorkLease(config.work.uri):
+        record = RunRecord(uri=storage.join(config.work.uri, "runs", run_name()))
+        with record.timed("plan") as facts:
+            plan = plan_night(job, full=full)
+            query_encoder_uri = stage_query_encoder(config.encoder, job.encoder.fingerprint, config.work.uri)
+            facts |= {"shards": len(plan.tasks), "rows": plan.catalog.rows, "shards_complete": plan.complete}
+        build = BuildJob(
+            folder=storage.join(config.work.uri, "builds", build_key(plan.tasks, config, job.encoder.fingerprint)),
+            embeddings_folder=storage.join(config.work.uri, "embeddings", job.encoder.fingerprint),
+            index=config.index,
+            dim=job.encoder.dim,
+            record=record,
+        )
+        publishing = PublishJob(
+            index=config.index,
+            gates=config.gates,
+            catalog_uri=config.catalog.uri if isinstance(config.catalog.uri, str) else ", ".join(config.catalog.uri),
+            encoder=job.encoder,
+            query_encoder_uri=query_encoder_uri,
+            work_uri=config.work.uri,
+            previous=plan.previous,
+            record=record,
+        )
+        with show_progress(record, shards=len(plan.tasks), rows=plan.catalog.rows):
+            run_pipeline(job, plan, build, publishing, beam_options)
+        return read_outcome(record), record
+
+
+def run_pipeline(
+    job: CheckedJob, plan: NightPlan, build: BuildJob, publishing: PublishJob, beam_options: PipelineOptions
+) -> None:
+    """Builds the Beam pipeline and runs it to its end."""
+    config = job.config
+    try:
+        with beam.Pipeline(options=beam_options) as root:
+            (
+                root
+                | "PlannedShards" >> beam.Create(plan.tasks, reshuffle=False)
+                | "EmbedShards"
+                >> EmbedShards(
+                    catalog=config.catalog,
+                    fetch=config.fetch,
+                    decode=config.decode,
+                    encoder=config.encoder,
+                    carry_over=plan.carry_over,
+                    record=build.record,
+                )
+                | "BuildIndex" >> BuildIndex(job=build)
+                | "PublishVersion" >> PublishVersion(job=publishing)
+            )
+    except Exception as error:
+        failures = build.record.failures()
+        if not failures:
+            raise
+        first = failures[0]
+        raise NightlyRunError(
+            f"stage {first['stage']} failed on unit {first['unit']}: {first['kind']}: {first['message']}\n"
+            f"The traceback is in {storage.join(build.record.uri, 'failures')}. What is complete stands: "
+            "run the same command again to continue."
+        ) from error
+
+
+def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
+    """Cuts the catalog into shards, finds what stands already, and opens last night's vectors."""
+    config, fingerprint = job.config, job.encoder.fingerprint
+    catalog = plan_catalog(config.catalog, spool_uri=storage.join(config.work.uri, "spool"))
+    previous = published_manifest(config.index.uri)
+    folder = storage.join(config.work.uri, "embeddings", fingerprint)
+    finished = read_finished_run(config.work.uri)
+    carry_over, reason = None, ""
+    if previous is None:
+        reason = "no version is published yet"
+    elif full:
+        reason = "--full was given"
+    elif previous.encoder.fingerprint != fingerprint:
+        reason = f"the encoder changed (from {previous.encoder.fingerprint} to {fingerprint})"
+    else:
+        lookup_uri = storage.join(config.work.uri, "carry_over", previous.version)
+        carry_over = build_carry_over(previous.embedding_shards, lookup_uri)
+    tasks = []
+    complete = 0
+    for shard in catalog.shards:
+        files = files_of_shard(shard, config, folder, finished, full=full)
+        complete += storage.exists(files.summary)
+        tasks.append(EmbedTask(shard=shard, files=files))
+    return NightPlan(
+        tasks=tuple(tasks),
+        complete=complete,
+        catalog=catalog,
+        carry_over=carry_over,
+        previous=previous,
+        carry_over_reason=reason,
+    )
+
+
+def files_of_shard(
+    shard: CatalogShard, config: JobConfig, folder: str, finished: FinishedRun | None, *, full: bool
+) -> ShardFiles:
+    """The name of a shard's outputs in this run.
+
+    It is the key of the content, so that what stands is found again. Only a shard whose pictures can become others
+    without the catalog (fetched from outside, or failed last time) is named anew after each finished run; after a
+    killed one it keeps its name, and so its work.
+    """
+    catalog = {name: value for name, value in asdict(config.catalog).items() if name != "uri"}
+    key = shard_key(shard.key, {"catalog": catalog, "decode.max_pixels": config.decode.max_pixels})
+    if finished is None:
+        return ShardFiles(folder=folder, key=key)
+    if full:
+        return ShardFiles(folder=folder, key=revision_key(key, f"full after {finished.name}"))
+    last = ShardFiles(folder=folder, key=finished.shards.get(key, key))
+    summary = last.read_summary(shard.position) if key in finished.shards else None
+    if summary is not None and summary.revisable:
+        return ShardFiles(folder=folder, key=revision_key(key, finished.name))
+    return last
+
+
+def build_key(tasks: Sequence[EmbedTask], config: JobConfig, encoder_fingerprint: str) -> str:
+    """Names an index build by all that shapes it: the shards in order, the encoder, the index section."""
+    index = {name: value for name, value in asdict(config.index).items() if name not in ("uri", "keep_versions")}
+    described = [[task.files.key for task in tasks], encoder_fingerprint, index]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def published_manifest(index_uri: str) -> Manifest | None:
+    """The manifest of the version that CURRENT names, None before the first one."""
+    try:
+        return publish.read_manifest(index_uri)
+    except VersionNotFoundError:
+        return None
+
+
+def stage_query_encoder(config: EncoderConfig, fingerprint: str, work_uri: str) -> str:
+    """Writes the query encoder below the work URI, once an encoder; a marker says that it is complete."""
+    folder = storage.join(work_uri, "query_encoders", fingerprint)
+    marker = storage.join(folder, "complete.json")
+    files = storage.join(folder, "files")
+    if not storage.exists(marker):
+        with tempfile.TemporaryDirectory(prefix="shelfmark-query-encoder-") as local:
+            save_query_encoder(config, local)
+            names = storage.list_names(local)
+            for name in names:
+                storage.copy_file(storage.join(local, name), storage.join(files, name))
+        storage.write_json_atomic(marker, {"files": names})
+    return files
+
+
+def run_name(now: datetime | None = None) -> str:
+    """A folder name for a run: UTC to the microsecond."""
+    return (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%S.%fZ")

@@ -1,0 +1,144 @@
+"""What a night comes to: the totals of its products, the gates they pass or fail, and the outcome that is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from index_builder import storage
+from index_builder.manifest import Manifest
+from pipelines.config.schema import GatesConfig
+from pipelines.run_record import RunRecord
+from pipelines.shard_files import ShardSummary
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Totals:
+    """A night's products in numbers, over all shards.
+
+    Attributes:
+      rows_in: rows read from the catalog.
+      products: rows of the index.
+      embedded, carried_over: how the shards' vectors came to be (duplicates included: they are found later).
+      degraded: products indexed without a picture or column that could not be used.
+      rejected: rows that are not in the index, duplicates included.
+      texts_cut: texts longer than the text tower's limit.
+      by_reason: dead letters by outcome and reason.
+      shards: catalog shards.
+    """
+
+    rows_in: int
+    products: int
+    embedded: int
+    carried_over: int
+    degraded: int
+    rejected: int
+    texts_cut: int
+    by_reason: dict[str, int]
+    shards: int
+
+    @property
+    def rejected_share(self) -> float:
+        return self.rejected / self.rows_in if self.rows_in else 0.0
+
+
+def total(summaries: Sequence[ShardSummary], *, products: int, duplicates: int) -> Totals:
+    """Adds up the shards' summaries.
+
+    Args:
+      summaries: one a shard.
+      products: rows of the index after numbering.
+      duplicates: rows that numbering dropped.
+    """
+    by_reason: dict[str, int] = {}
+    for summary in summaries:
+        for reason, count in summary.by_reason.items():
+            by_reason[reason] = by_reason.get(reason, 0) + count
+    if duplicates:
+        by_reason["rejected: duplicate_id"] = duplicates
+    return Totals(
+        rows_in=sum(summary.rows_in for summary in summaries),
+        products=products,
+        embedded=sum(summary.embedded for summary in summaries),
+        carried_over=sum(summary.carried_over for summary in summaries),
+        degraded=sum(summary.degraded for summary in summaries),
+        rejected=sum(summary.rejected for summary in summaries) + duplicates,
+        texts_cut=sum(summary.texts_cut for summary in summaries),
+        by_reason=dict(sorted(by_reason.items())),
+        shards=len(summaries),
+    )
+
+
+def failed_gates(gates: GatesConfig, totals: Totals, recall: float, previous: Manifest | None) -> list[str]:
+    """The gates that a version does not pass, each in words with the limit and what was found.
+
+    Args:
+      gates: the limits.
+      totals: tonight's products.
+      recall: measured recall of the index.
+      previous: the version that is published now; without one, the change of rows is no gate.
+    """
+    failed = []
+    if gates.min_recall is not None and recall < gates.min_recall:
+        failed.append(f"gates.min_recall: recall is {recall:.4f}, at least {gates.min_recall} is asked for")
+    if totals.rejected_share > gates.max_rejected_share:
+        failed.append(
+            f"gates.max_rejected_share: {totals.rejected:,} of {totals.rows_in:,} rows "
+            f"({totals.rejected_share:.1%}) were rejected, at most {gates.max_rejected_share:.1%} are allowed"
+        )
+    if gates.max_row_change is not None and previous is not None and previous.catalog.products:
+        change = abs(totals.products - previous.catalog.products) / previous.catalog.products
+        if change > gates.max_row_change:
+            failed.append(
+                f"gates.max_row_change: {previous.catalog.products:,} products became {totals.products:,} "
+                f"({change:.1%}), at most {gates.max_row_change:.1%} are allowed"
+            )
+    return failed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+      status: `published`; `unchanged`: the published version is this very one; `held`: written, but a gate failed.
+      version: the version's id.
+      uri: where it lies.
+      totals: the night's products.
+      failed_gates: why it is held, in words.
+      index_bytes: bytes of the index files.
+      recall: measured recall k@k against exact search, over `recall_queries` held-out products.
+      recall_k, recall_queries: see there.
+      nprobe: inverted lists that a search probes.
+      latency_ms: median time of one query with it, asked alone.
+      factory: the index as a FAISS factory string.
+      serving_shards: files it is split into.
+      previous_version: what was published before, or "".
+    """
+
+    status: Literal["published", "unchanged", "held"]
+    version: str
+    uri: str
+    totals: Totals
+    failed_gates: list[str]
+    index_bytes: int
+    recall: float
+    recall_k: int
+    recall_queries: int
+    nprobe: int
+    latency_ms: float
+    factory: str
+    serving_shards: int
+    previous_version: str = ""
+
+
+def write_outcome(record: RunRecord, outcome: Outcome) -> None:
+    """Leaves the outcome in the run's folder, for the process that submitted the run."""
+    storage.write_json_atomic(storage.join(record.uri, "outcome.json"), asdict(outcome))
+
+
+def read_outcome(record: RunRecord) -> Outcome:
+    """The outcome that the pipeline left."""
+    values = storage.read_json(storage.join(record.uri, "outcome.json"))
+    return Outcome(**(values | {"totals": Totals(**values["totals"])}))

@@ -1,0 +1,55 @@
+"""Everything that can be known to fail before the night's work begins, checked before it begins."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from encoders import EncoderDescription, check_encoder
+from index_builder import storage
+from pipelines import demo_catalog
+from pipelines.catalog.sources import catalog_schema
+from pipelines.config.schema import JobConfig
+
+DEMO_SCHEME = "demo://"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedJob:
+    """A config whose parts were found to be there.
+
+    Attributes:
+      config: with the catalog's real address in place of `demo://N`.
+      encoder: what the encoder says of itself.
+    """
+
+    config: JobConfig
+    encoder: EncoderDescription
+
+
+def check_job(config: JobConfig) -> CheckedJob:
+    """Checks catalog, encoder, work and index addresses, in the order of how cheap they are to check.
+
+    A `demo://N` catalog is drawn into `<work uri>/demo_catalog` the first time it is asked for.
+
+    Raises:
+      StorageError: the work or index address cannot be written.
+      EncoderError: the encoder cannot be loaded, or lacks weights.
+      CatalogError: the catalog is missing, empty, or has no such field.
+    """
+    storage.check_writable(config.work.uri)
+    storage.check_writable(config.index.uri)
+    encoder = check_encoder(config.encoder)
+    config = replace(config, catalog=replace(config.catalog, uri=_drawn_if_demo(config)))
+    catalog_schema(config.catalog)
+    return CheckedJob(config=config, encoder=encoder)
+
+
+def _drawn_if_demo(config: JobConfig) -> str | tuple[str, ...]:
+    uri = config.catalog.uri
+    if not isinstance(uri, str) or not uri.startswith(DEMO_SCHEME):
+        return uri
+    products = uri.removeprefix(DEMO_SCHEME)
+    folder = storage.local_path(storage.join(config.work.uri, "demo_catalog"))
+    demo_catalog.write_demo_catalog(folder, products=int(products))
+    return os.path.join(folder, "catalog")

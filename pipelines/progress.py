@@ -1,0 +1,164 @@
+"""How far a run is, while it runs: a live display on a terminal, plain log lines elsewhere.
+
+Both read the run record, so they show the same on every runner.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from pipelines.run_record import STAGES, RunRecord
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+LOG_SECONDS = 15.0
+DONE_BEFORE_PIPELINE = "plan"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """A moment of a run.
+
+    Attributes:
+      stage: the stage at work.
+      shards: catalog shards that are finished.
+      products: products read so far, those of unfinished shards included.
+      products_per_second: of this run's own work; shards found complete do not count.
+      finished_units: finished units of the stage at work.
+    """
+
+    stage: str
+    shards: int
+    products: int
+    products_per_second: float
+    finished_units: int
+
+
+class ProgressReader:
+    """Takes snapshots from a run record.
+
+    Args:
+      record: the run.
+      shards: catalog shards of the plan.
+    """
+
+    def __init__(self, record: RunRecord, shards: int):
+        self._record = record
+        self._shards = shards
+        self._started = time.monotonic()
+
+    def snapshot(self) -> Snapshot:
+        finished = self._record.reports("embed")
+        partial = self._record.partial_reports("embed")
+        done = sum(report["rows_in"] for report in finished.values())
+        own = sum(report["rows_in"] for report in finished.values() if not report["skipped"])
+        under_way = sum(report["products"] for unit, report in partial.items() if unit not in finished)
+        elapsed = time.monotonic() - self._started
+        stage, units = "embed", len(finished)
+        if units >= self._shards:
+            stage, units = self._index_stage()
+        return Snapshot(
+            stage=stage,
+            shards=len(finished),
+            products=done + under_way,
+            products_per_second=(own + under_way) / elapsed if elapsed else 0.0,
+            finished_units=units,
+        )
+
+
+    def _index_stage(self) -> tuple[str, int]:
+        """The stage at work after the embedding, and its finished units.
+
+        It is the last one with a report; a stage of one unit ("all") is over with its report, so the next is at work.
+        """
+        stage, units = "number", 0
+        for place, later in enumerate(STAGES[2:], start=2):
+            reports = self._record.reports(later)
+            if reports:
+                over = "all" in reports and place + 1 < len(STAGES)
+                stage, units = (STAGES[place + 1], 0) if over else (later, len(reports))
+        return stage, units
+
+
+@contextmanager
+def show_progress(record: RunRecord, *, shards: int, rows: int | None, console: Console | None = None) -> Iterator[None]:
+    """Shows a run's progress for the length of the block.
+
+    Args:
+      record: the run.
+      shards: catalog shards of the plan.
+      rows: catalog rows, None where the format does not tell before reading.
+      console: where to draw; by default standard error, live only if that is a terminal.
+    """
+    console = console or Console(file=sys.stderr)
+    reader = ProgressReader(record, shards)
+    stop = threading.Event()
+    if console.is_terminal:
+        work = _draw(reader, shards, rows, console, stop)
+    else:
+        work = _log_lines(reader, shards, rows, stop)
+    thread = threading.Thread(target=lambda: [None for _ in work], name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _draw(reader: ProgressReader, shards: int, rows: int | None, console: Console, stop: threading.Event) -> Iterator[None]:
+    columns = (
+        SpinnerColumn(finished_text="[green]done[/]"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        embedding = progress.add_task("embed products", total=rows, detail="")
+        building = progress.add_task("build index", total=len(STAGES) - 2, detail="waiting")
+        while True:
+            ended = stop.wait(POLL_SECONDS)
+            now = reader.snapshot()
+            progress.update(
+                embedding,
+                completed=now.products,
+                detail=f"{now.products_per_second:,.0f} products/s, shard {now.shards} of {shards}",
+            )
+            if now.shards >= shards:
+                progress.stop_task(embedding)
+                progress.update(
+                    building, completed=STAGES.index(now.stage) - 2, detail=f"{now.stage} ({now.finished_units} done)"
+                )
+            yield
+            if ended:
+                return
+
+
+def _log_lines(reader: ProgressReader, shards: int, rows: int | None, stop: threading.Event) -> Iterator[None]:
+    of_rows = "" if rows is None else f" of {rows:,}"
+    last_stage = ""
+    last_word = time.monotonic()
+    while not stop.wait(POLL_SECONDS):
+        now = reader.snapshot()
+        if now.stage != last_stage or (now.stage == "embed" and time.monotonic() - last_word >= LOG_SECONDS):
+            if now.stage == "embed":
+                log.info(
+                    "embed: %s%s products, %.0f products/s, shard %d of %d",
+                    f"{now.products:,}", of_rows, now.products_per_second, now.shards, shards,
+                )  # fmt: skip
+            else:
+                log.info("%s", now.stage)
+            last_stage, last_word = now.stage, time.monotonic()
+        yield

@@ -1,0 +1,142 @@
+"""The last stage: a verified build passes the gates and becomes the published version, or is kept without being published."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from encoders import EncoderDescription
+from index_builder import publish, storage
+from index_builder.manifest import (
+    CatalogSummary,
+    CodecSummary,
+    EncoderSummary,
+    IndexSummary,
+    Manifest,
+    RecallSummary,
+    SearchSettings,
+    index_file_name,
+)
+from index_builder.spec import IndexConfig
+from pipelines.config.schema import GatesConfig
+from pipelines.index_build import FinishedBuild
+from pipelines.run_record import RunRecord
+from pipelines.shard_files import write_finished_run
+from pipelines.outcome import Outcome, failed_gates, write_outcome
+
+_SOFTWARE = ("shelfmark", "faiss-cpu", "faiss-gpu", "torch", "open_clip_torch", "transformers", "apache-beam", "pyarrow")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishJob:
+    """Carries what publishing needs beyond the build.
+
+    Attributes:
+      index: the `index:` section.
+      gates: the `gates:` section.
+      catalog_uri: for the manifest.
+      encoder: for the manifest.
+      query_encoder_uri: folder of the query encoder's files.
+      work_uri: where the finished run is remembered.
+      previous: the version that is published now, or None.
+      record: where the outcome is left.
+    """
+
+    index: IndexConfig
+    gates: GatesConfig
+    catalog_uri: str
+    encoder: EncoderDescription
+    query_encoder_uri: str
+    work_uri: str
+    previous: Manifest | None
+    record: RunRecord
+
+    def publish(self, build: FinishedBuild) -> Outcome:
+        """Writes the version and, where no gate fails, flips the pointer to it.
+
+        A version that would answer every query as the published one does is not written again.
+        """
+        with self.record.timed("publish"):
+            outcome = self._publish(build)
+            write_finished_run(self.work_uri, self.record.name, build.plan.shard_keys)
+            write_outcome(self.record, outcome)
+        return outcome
+
+    def _publish(self, build: FinishedBuild) -> Outcome:
+        failed = failed_gates(self.gates, build.plan.totals, build.chosen.recall, self.previous)
+        manifest = self._manifest(build, failed)
+        staged = self._staged(build)
+        files = publish.describe_files(staged)
+        fingerprint = publish.content_fingerprint(files, self.encoder.fingerprint, build.plan.spec)
+        if not failed and self.previous is not None and self.previous.content_fingerprint == fingerprint:
+            status, version_id = "unchanged", self.previous.version
+        else:
+            status = "held" if failed else "published"
+            version_id = publish.publish_version(self.index.uri, staged, manifest, make_current=not failed)
+            if self.index.keep_versions is not None:
+                publish.prune(self.index.uri, self.index.keep_versions)
+        return Outcome(
+            status=status,
+            version=version_id,
+            uri=publish.version_uri(self.index.uri, version_id),
+            totals=build.plan.totals,
+            failed_gates=failed,
+            index_bytes=sum(entry.bytes for entry in files if entry.path.endswith(".faiss")),
+            recall=build.chosen.recall,
+            recall_k=self.index.k,
+            recall_queries=build.queries,
+            nprobe=build.chosen.nprobe,
+            latency_ms=build.chosen.latency_ms,
+            factory=build.plan.spec.factory,
+            serving_shards=len(build.serving_shards),
+            previous_version=self.previous.version if self.previous is not None else "",
+        )
+
+    def _staged(self, build: FinishedBuild) -> dict[str, str]:
+        """Name in the version -> where the file lies now."""
+        count = len(build.serving_shards)
+        files = {index_file_name(number, count): shard.uri for number, shard in enumerate(build.serving_shards)}
+        files[publish.PRODUCTS_FILE] = build.plan.numbering.products_uri
+        files["rejected.parquet"] = build.plan.numbering.rejected_uri
+        for name in storage.list_names(self.query_encoder_uri):
+            files[f"{publish.QUERY_ENCODER_FOLDER}/{name}"] = storage.join(self.query_encoder_uri, name)
+        return files
+
+    def _manifest(self, build: FinishedBuild, failed: list[str]) -> Manifest:
+        totals, spec = build.plan.totals, build.plan.spec
+        return Manifest(
+            catalog=CatalogSummary(
+                uri=self.catalog_uri,
+                rows_in=totals.rows_in,
+                products=totals.products,
+                rejected=totals.rejected,
+                degraded=totals.degraded,
+                by_reason=totals.by_reason,
+            ),
+            encoder=EncoderSummary(
+                model=self.encoder.model, fingerprint=self.encoder.fingerprint, dim=self.encoder.dim
+            ),
+            codec=CodecSummary(fingerprint=build.codec.fingerprint, training_rows=build.codec.training_rows),
+            index=IndexSummary(
+                spec=spec,
+                factory=spec.factory,
+                serving_shards=len(build.serving_shards),
+                search=SearchSettings(nprobe=build.chosen.nprobe),
+            ),
+            recall=RecallSummary(
+                k=self.index.k, value=build.chosen.recall, queries=build.queries, table=build.measured
+            ),
+            embedding_shards=tuple(shard.uri for shard in build.plan.numbering.shards),
+            gates={"limits": asdict(self.gates), "failed": failed},
+            software=_software(),
+        )
+
+
+def _software() -> dict[str, str]:
+    found = {}
+    for name in _SOFTWARE:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

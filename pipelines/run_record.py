@@ -1,0 +1,94 @@
+"""What a run has done so far, as small files that any worker on any machine can add to.
+
+Beam's DirectRunner blocks until the end and its counters cannot be read on the way, but files can, on every runner. Each
+finished unit of work (a catalog shard, an index shard, a merge) writes one JSON file under
+`<work uri>/runs/<run id>/<stage>/`; the progress display and the closing summary read them. They are reports: nothing
+depends on them for its result.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from index_builder import storage
+
+STAGES = ("plan", "embed", "number", "sample", "train", "add", "merge", "verify", "publish")
+"""The stages of the nightly job, in order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """Names a run's folder; travels to the workers.
+
+    Attributes:
+      uri: `<work uri>/runs/<run id>`.
+    """
+
+    uri: str
+
+    @property
+    def name(self) -> str:
+        """The run's id."""
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    def report(self, stage: str, unit: str, **facts: Any) -> None:
+        """Says that a unit of a stage is finished, with what there is to say about it."""
+        storage.write_json_atomic(storage.join(self.uri, stage, f"{unit}.json"), facts)
+
+    def report_partial(self, stage: str, unit: str, **facts: Any) -> None:
+        """Says how far an unfinished unit is; the next word about the same unit replaces it."""
+        storage.write_json_atomic(storage.join(self.uri, f"{stage}-partial", f"{unit}.json"), facts)
+
+    @contextmanager
+    def timed(self, stage: str, unit: str = "all") -> Iterator[dict[str, Any]]:
+        """Times a unit of a stage and reports it; facts put into the yielded dict are reported with it.
+
+        An exception is written down as the run's failure, in words, before it goes on: a distributed runner hands the
+        submitting process only a string.
+        """
+        facts: dict[str, Any] = {}
+        started = perf_counter()
+        try:
+            yield facts
+        except Exception as error:
+            self.report_failure(stage, unit, error)
+            raise
+        self.report(stage, unit, seconds=perf_counter() - started, **facts)
+
+    def report_failure(self, stage: str, unit: str, error: Exception) -> None:
+        """Writes an error down for the summary: its kind, its message, its traceback."""
+        storage.write_json_atomic(
+            storage.join(self.uri, "failures", f"{stage}-{unit}.json"),
+            {
+                "stage": stage,
+                "unit": unit,
+                "kind": type(error).__name__,
+                "message": str(error),
+                "traceback": "".join(traceback.format_exception(error)),
+            },
+        )
+
+    def reports(self, stage: str) -> dict[str, dict[str, Any]]:
+        """The reports of a stage by unit."""
+        return self._read_all(stage)
+
+    def partial_reports(self, stage: str) -> dict[str, dict[str, Any]]:
+        """How far the unfinished units of a stage are, by unit (finished ones may still be among them)."""
+        return self._read_all(f"{stage}-partial")
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Errors that workers wrote down, by name."""
+        return list(self._read_all("failures").values())
+
+    def _read_all(self, folder: str) -> dict[str, dict[str, Any]]:
+        names = sorted(storage.list_files(storage.join(self.uri, folder)))
+        return {
+            name.rsplit("/", 1)[-1].removesuffix(".json"): storage.read_json(name)
+            for name in names
+            if name.endswith(".json")
+        }

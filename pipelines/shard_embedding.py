@@ -1,0 +1,294 @@
+"""One catalog shard becomes one embedding shard: read, look up, fetch, decode, embed, fuse, write.
+
+Legend of shapes: `B` products of a batch, `P` distinct pictures of a batch, `D` fused dimension, `S` picture side.
+
+The steps form a stream of batches, each step running ahead of the next on its own thread, so that the disk, the decoder
+and the model work at the same time; memory is bounded by a few batches. Text and picture that occur several times in a
+batch (a picture: in the shard) go through their tower once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+import pyarrow as pa
+
+from encoders import ProductEncoder
+from index_builder.embedding_shards import EmbeddingShardWriter, Modality
+from pipelines.catalog.carry_over import CarryOver
+from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.dead_letters import DeadLetter, Outcome, PictureError, Reason, Stage, write_dead_letters
+from pipelines.catalog.fingerprints import content_fingerprints
+from pipelines.catalog.lookahead import run_ahead
+from pipelines.catalog.pictures import ProductPictures, decode_pictures, fetch_pictures
+from pipelines.catalog.plan import CatalogShard
+from pipelines.catalog.prefetch import PicturePool
+from pipelines.catalog.reading import read_shard
+from pipelines.catalog.records import ProductBatch, to_products
+from pipelines.product_columns import ColumnsWriter
+from pipelines.shard_files import ShardFiles, ShardSummary
+
+TEXT_ONLY_BATCH_ROWS = 2048
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A batch of products on its way through the steps; each step fills in its part."""
+
+    products: ProductBatch
+    texts: list[str | None]  # as the text tower gets them, None for a product or an encoder without text
+    pictures: list[ProductPictures]
+    data: dict[bytes, bytes]
+    fingerprints: np.ndarray  # uint8 [B, 16]
+    places: np.ndarray  # int64 [B], place in the carry-over lookup or -1
+    pixels: dict[bytes, np.ndarray] = field(default_factory=dict)  # digest -> uint8 [3, S, S], first met in this batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardEmbedder:
+    """Embeds shards with one loaded encoder; one a worker process.
+
+    Attributes:
+      encoder: the product side.
+      catalog: how rows become products.
+      pool: fetches and decodes pictures; None where the encoder or the catalog has none.
+      carry_over: last night's vectors, or None.
+    """
+
+    encoder: ProductEncoder
+    catalog: CatalogConfig
+    pool: PicturePool | None
+    carry_over: CarryOver | None
+
+    def embed(
+        self, shard: CatalogShard, files: ShardFiles, *, on_progress: Callable[[int], None] = lambda products: None
+    ) -> ShardSummary:
+        """Embeds one shard and declares it complete.
+
+        Args:
+          shard: which rows to read.
+          files: where the outputs go.
+          on_progress: told the products written so far, after each batch.
+
+        Returns:
+          The summary, as it was written.
+        """
+        return _ShardWork(self, shard, files).run(on_progress)
+
+
+class _ShardWork:
+    """The state of one shard while it is being embedded."""
+
+    def __init__(self, tools: ShardEmbedder, shard: CatalogShard, files: ShardFiles):
+        self._tools = tools
+        self._shard = shard
+        self._files = files
+        self._letters: list[DeadLetter] = []
+        self._counts: Counter[str] = Counter()
+        self._seconds: dict[str, float] = dict.fromkeys(("read", "fetch", "decode", "embed", "write"), 0.0)
+        self._revisable = False
+        self._image_rows: dict[bytes, int] = {}  # digest -> row of _image_vectors
+        self._image_vectors = np.empty((0, 0), np.float32)  # [pictures of this shard, image tower's dimension]
+
+    def run(self, on_progress: Callable[[int], None]) -> ShardSummary:
+        started = perf_counter()
+        encoder, pool = self._tools.encoder, self._tools.pool
+        batches = self._prepare(run_ahead(self._read(), name="catalog-reader"))
+        if pool is not None:
+            batches = run_ahead(self._decode(pool, run_ahead(batches, name="picture-fetcher")), name="picture-decoder")
+        with (
+            EmbeddingShardWriter(
+                self._files.embeddings, dim=encoder.dim, encoder_fingerprint=encoder.fingerprint
+            ) as vectors,
+            ColumnsWriter(self._files.columns) as columns,
+        ):
+            for batch in batches:
+                self._embed(batch, vectors, columns)
+                on_progress(self._counts["products"])
+        write_dead_letters(self._files.rejected, self._letters)
+        summary = self._summary(perf_counter() - started)
+        self._files.write_summary(summary)
+        return summary
+
+    def _summary(self, wall_seconds: float) -> ShardSummary:
+        counts = self._counts
+        return ShardSummary(
+            position=self._shard.position,
+            key=self._files.key,
+            rows_in=counts["rows_in"],
+            products=counts["products"],
+            embedded=counts["products"] - counts["carried_over"],
+            carried_over=counts["carried_over"],
+            degraded=len({letter.product_id for letter in self._letters if letter.outcome == "degraded"}),
+            without_picture=counts["without_picture"],
+            texts_cut=counts["texts_cut"],
+            rejected=sum(letter.outcome == "rejected" for letter in self._letters),
+            by_reason=dict(Counter(f"{letter.outcome}: {letter.reason}" for letter in self._letters)),
+            revisable=self._revisable,
+            seconds={step: round(seconds, 4) for step, seconds in self._seconds.items()} | {"wall": wall_seconds},
+        )
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        started = perf_counter()
+        yield
+        self._seconds[step] += perf_counter() - started
+
+    def _batch_rows(self) -> int:
+        """Three batches of decoded pictures are alive at a time: in the decoder, waiting, in the model."""
+        if self._tools.pool is None:
+            return TEXT_ONLY_BATCH_ROWS
+        return max(1, self._tools.pool.pending_images // (3 * self._tools.catalog.images_per_product))
+
+    def _read(self) -> Iterator[ProductBatch]:
+        rows_by_batch = iter(read_shard(self._shard, self._tools.catalog, batch_rows=self._batch_rows()))
+        while True:
+            with self._timed("read"):
+                rows = next(rows_by_batch, None)
+                if rows is None:
+                    return
+                products = to_products(rows, self._tools.catalog)
+            yield products
+
+    def _prepare(self, batches: Iterator[ProductBatch]) -> Iterator[_Batch]:
+        """Fetches the pictures, takes the fingerprints, and looks up what last night already made."""
+        encoder, pool, carry_over = self._tools.encoder, self._tools.pool, self._tools.carry_over
+        for products in batches:
+            with self._timed("fetch"):
+                size = len(products.product_ids)
+                pictures, data = [ProductPictures() for _ in range(size)], {}
+                if pool is not None:
+                    fetched = fetch_pictures(pool, products.pictures)
+                    pictures, data = fetched.products, fetched.data
+                texts = products.texts.to_pylist() if encoder.uses_text else [None] * size
+                fingerprints = content_fingerprints(texts, [picture.digests for picture in pictures])
+                places = np.full(size, -1, np.int64)
+                if carry_over is not None and size:
+                    places = carry_over.find(fingerprints)
+                    places[[bool(picture.faults) for picture in pictures]] = -1
+            yield _Batch(products, texts, pictures, data, fingerprints, places)
+
+    def _decode(self, pool: PicturePool, batches: Iterator[_Batch]) -> Iterator[_Batch]:
+        """Decodes the pictures that this shard has not met before, and hands each product its faults."""
+        met: set[bytes] = set()
+        faults: dict[bytes, PictureError] = {}
+        for batch in batches:
+            with self._timed("decode"):
+                new = [picture for picture, place in zip(batch.pictures, batch.places, strict=True) if place < 0]
+                wanted = {
+                    digest: batch.data[digest] for picture in new for digest in picture.digests if digest not in met
+                }
+                met |= wanted.keys()
+                batch.pixels, new_faults = decode_pictures(pool, wanted)
+                faults |= new_faults
+                for picture in new:
+                    picture.faults += [faults[digest] for digest in picture.digests if digest in faults]
+                    picture.digests = [digest for digest in picture.digests if digest not in faults]
+                batch.data = {}
+            yield batch
+
+    def _embed(self, batch: _Batch, shard: EmbeddingShardWriter, columns: ColumnsWriter) -> None:
+        """Decides each product's outcome, runs the towers, and writes the rows of the accepted ones."""
+        self._letters += batch.products.dead_letters + batch.products.notes
+        self._counts["rows_in"] += len(batch.pictures) + len(batch.products.dead_letters)
+        accepted = self._accept(batch)
+        with self._timed("embed"):
+            vectors = self._vectors(batch, accepted)
+        with self._timed("write"):
+            modalities = self._modalities(batch, accepted)
+            rows = pa.array(accepted)
+            shard.write(
+                batch.products.product_ids.take(rows), vectors, batch.fingerprints[accepted], modalities[accepted]
+            )
+            columns.write(batch.products.columns.take(rows))
+        self._counts["products"] += len(accepted)
+        self._counts["carried_over"] += int((batch.places[accepted] >= 0).sum())
+        self._counts["without_picture"] += int((modalities[accepted] & Modality.IMAGE == 0).sum())
+
+    def _accept(self, batch: _Batch) -> np.ndarray:
+        """Rows of the products that are indexed, int64; the others, and the degraded ones, leave a dead letter."""
+        encoder, must_have_pictures = self._tools.encoder, self._tools.catalog.on_bad_image == "reject"
+        accepted = []
+        for row, (text, picture) in enumerate(zip(batch.texts, batch.pictures, strict=True)):
+            self._revisable |= picture.by_reference or bool(picture.faults)
+            usable = bool(picture.digests) or (text is not None and encoder.uses_text)
+            rejected = not usable or (bool(picture.faults) and must_have_pictures)
+            if not rejected:
+                accepted.append(row)
+            elif not picture.faults:
+                self._letter(batch, row, "rejected", "validate", Reason.empty_product, _nothing_to_embed(encoder))
+            for fault in picture.faults:
+                outcome: Outcome = "rejected" if rejected else "degraded"
+                self._letter(batch, row, outcome, fault.stage, fault.reason, fault.detail)
+                if rejected:
+                    break  # one letter rejects a product; further ones would count it twice
+        return np.array(accepted, np.int64)
+
+    def _letter(self, batch: _Batch, row: int, outcome: Outcome, stage: Stage, reason: Reason, detail: str) -> None:
+        product_id = batch.products.product_ids[row].as_py()
+        self._letters.append(
+            DeadLetter(product_id=product_id, outcome=outcome, stage=stage, reason=reason, detail=detail)
+        )
+
+    def _modalities(self, batch: _Batch, accepted: np.ndarray) -> np.ndarray:
+        """What each product's vector was made from, uint8 `[B]` bit mask."""
+        masks = np.zeros(len(batch.pictures), np.uint8)
+        for row in accepted:
+            picture = batch.pictures[row]
+            masks[row] = (
+                (Modality.TEXT if batch.texts[row] is not None else 0)
+                | (Modality.IMAGE if picture.digests else 0)
+                | (Modality.DEGRADED if picture.faults else 0)
+            )
+        return masks
+
+    def _vectors(self, batch: _Batch, accepted: np.ndarray) -> np.ndarray:
+        """The vectors of the accepted products, float16 `[n, D]`: last night's where there is one, new ones elsewhere."""
+        encoder, carry_over = self._tools.encoder, self._tools.carry_over
+        vectors = np.empty((len(accepted), encoder.dim), np.float16)
+        places = batch.places[accepted]
+        carried = np.flatnonzero(places >= 0)
+        if carry_over is not None and len(carried):
+            vectors[carried] = carry_over.vectors(places[carried])
+        new = np.flatnonzero(places < 0)
+        if len(new):
+            vectors[new] = self._run_towers(batch, accepted[new])
+        return vectors
+
+    def _run_towers(self, batch: _Batch, rows: np.ndarray) -> np.ndarray:
+        """Vectors of the products at `rows` of the batch, float32 `[n, D]`; equal texts and pictures are run once."""
+        encoder = self._tools.encoder
+        texts: dict[str, int] = {}
+        text_rows = np.full(len(rows), -1, np.int64)
+        for place, row in enumerate(rows):
+            text = batch.texts[row]
+            if text is not None and not (encoder.text_is_fallback and batch.pictures[row].digests):
+                text_rows[place] = texts.setdefault(text, len(texts))
+        text_vectors = None
+        if texts:
+            tokens = encoder.tokenize(list(texts))
+            self._counts["texts_cut"] += tokens.truncated
+            text_vectors = encoder.encode_texts(tokens)
+        if batch.pixels:
+            new_vectors = encoder.encode_images(np.stack(list(batch.pixels.values()))).cpu().numpy()
+            self._image_rows |= {digest: len(self._image_rows) + i for i, digest in enumerate(batch.pixels)}
+            parts = [self._image_vectors, new_vectors] if len(self._image_vectors) else [new_vectors]
+            self._image_vectors = np.concatenate(parts)
+        image_rows = np.full((len(rows), max(1, self._tools.catalog.images_per_product)), -1, np.int64)
+        for place, row in enumerate(rows):
+            digests = batch.pictures[row].digests
+            image_rows[place, : len(digests)] = [self._image_rows[digest] for digest in digests]
+        image_vectors = self._image_vectors if len(self._image_vectors) else None
+        return encoder.fuse(text_vectors, text_rows, image_vectors, image_rows)
+
+
+def _nothing_to_embed(encoder: ProductEncoder) -> str:
+    reads = " and ".join(name for name, used in (("text", encoder.uses_text), ("pictures", encoder.uses_images)) if used)
+    return f"the encoder reads {reads}, and the product has neither" if " and " in reads else (
+        f"the encoder reads only {reads}, and the product has none"
+    )

@@ -1,0 +1,1 @@
+"""Beam wiring of the nightly job: transforms that move descriptors and count; the work is done by plain functions."""

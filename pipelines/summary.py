@@ -1,0 +1,73 @@
+"""What a run did, in the words and numbers with which it ends."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.run_record import STAGES, RunRecord
+from pipelines.outcome import Outcome
+
+_SAID = {
+    "published": "published version",
+    "unchanged": "nothing changed: the published version stays",
+    "held": "NOT published (a gate failed); written as version",
+}
+
+
+def print_summary(outcome: Outcome, record: RunRecord, *, console: Console | None = None) -> None:
+    """Prints the closing summary of a run to standard output."""
+    console = console or Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    table = Table(show_header=False, box=None, pad_edge=False, title="Summary", title_justify="left", title_style="bold")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, value in summary_lines(outcome, record):
+        table.add_row(name, value)
+    console.print(table)
+
+
+def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
+    """The summary as (what, how much) pairs, in the order in which they are read."""
+    totals = outcome.totals
+    lines = [("products in", f"{totals.rows_in:,}")]
+    lines += [("embedded", f"{totals.embedded:,}"), ("carried over", f"{totals.carried_over:,}")]
+    lines += [("rejected", f"{totals.rejected:,}"), ("degraded", f"{totals.degraded:,} (indexed without a bad part)")]
+    lines += [(f"  {reason}", f"{count:,}") for reason, count in totals.by_reason.items()]
+    if totals.texts_cut:
+        lines.append(("texts cut", f"{totals.texts_cut:,} (longer than the text tower reads)"))
+    embed_reports = record.reports("embed").values()
+    skipped = sum(report["skipped"] for report in embed_reports)
+    lines.append(("catalog shards", f"{totals.shards:,}, of which {skipped:,} stood complete and were skipped"))
+    lines += [("seconds", _seconds_by_stage(record))]
+    lines += [
+        (
+            "index",
+            f"{totals.products:,} products, {outcome.factory}, {outcome.serving_shards} serving "
+            f"{'shard' if outcome.serving_shards == 1 else 'shards'}, {_megabytes(outcome.index_bytes)}",
+        ),
+        (
+            f"recall {outcome.recall_k}@{outcome.recall_k}",
+            f"{outcome.recall:.4f} against exact search ({outcome.recall_queries:,} held-out products, "
+            f"nprobe {outcome.nprobe}, {outcome.latency_ms:.2f} ms a query)",
+        ),
+        (_SAID[outcome.status], outcome.version),
+        ("at", outcome.uri),
+    ]
+    lines += [("gate failed", failed) for failed in outcome.failed_gates]
+    return lines
+
+
+def _seconds_by_stage(record: RunRecord) -> str:
+    """Busy seconds of each stage; those of units that ran side by side add up."""
+    parts = []
+    for stage in STAGES:
+        reports = record.reports(stage).values()
+        if reports:
+            parts.append(f"{stage} {sum(report.get('seconds', 0.0) for report in reports):.1f}")
+    return ", ".join(parts)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,1 @@
+"""Measurements behind the figures that the documents quote. Each is a command; none runs with the tests."""

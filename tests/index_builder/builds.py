@@ -1,0 +1,179 @@
+"""Small catalogs of vectors, and the room's steps called in their order: what most tests here stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from index_builder import storage
+from index_builder.add import add_shards
+from index_builder.codec import CodecInfo, train_codec
+from index_builder.embedding_shards import EmbeddingShardWriter, NumberedShard
+from index_builder.ground_truth import GroundTruth, exact_neighbours
+from index_builder.index_shards import IndexShard
+from index_builder.manifest import (
+    CatalogSummary,
+    CodecSummary,
+    EncoderSummary,
+    IndexSummary,
+    Manifest,
+    RecallSummary,
+    SearchSettings,
+    index_file_name,
+)
+from index_builder.merge import merge_index_shards
+from index_builder.planner import plan_adds, plan_index, plan_sample
+from index_builder.publish import publish_version
+from index_builder.sampling import QuerySet, read_queries, write_sample
+from index_builder.spec import IndexConfig, IndexSpec
+from index_builder.tuning import SearchChoice, choose_search, measure_search, store_nprobe
+from index_builder.verify import verify_index
+
+ENCODER = "0123456789abcdef"
+
+
+def clustered(rows: int, dim: int, *, seed: int = 0) -> np.ndarray:
+    """Unit vectors in groups, with variance that falls from axis to axis; exact in float16: float32 [rows, dim]."""
+    random = np.random.default_rng(seed)
+    scale = np.arange(1, dim + 1) ** -0.7
+    centres = random.normal(size=(max(1, rows // 25), dim)) * scale
+    vectors = centres[random.integers(0, len(centres), rows)] + 0.5 * random.normal(size=(rows, dim)) * scale
+    turned = vectors @ np.linalg.qr(random.normal(size=(dim, dim)))[0]
+    turned /= np.linalg.norm(turned, axis=1, keepdims=True)
+    return turned.astype(np.float16).astype(np.float32)
+
+
+def write_shard(uri: str, vectors: np.ndarray, ids: Sequence[str]) -> None:
+    rows = len(vectors)
+    with EmbeddingShardWriter(uri, dim=vectors.shape[1], encoder_fingerprint=ENCODER) as writer:
+        fingerprints = np.arange(16 * rows, dtype=np.uint32).astype(np.uint8).reshape(rows, 16)
+        writer.write(pa.array(ids, pa.string()), vectors, fingerprints, np.full(rows, 3, dtype=np.uint8))
+
+
+def write_shards(root: str, vectors: np.ndarray, shard_rows: int) -> list[NumberedShard]:
+    shards = []
+    for start in range(0, len(vectors), shard_rows):
+        part = vectors[start : start + shard_rows]
+        uri = storage.join(root, "embeddings", f"{start:07d}.parquet")
+        write_shard(uri, part, [f"sku-{row}" for row in range(start, start + len(part))])
+        shards.append(NumberedShard(uri=uri, rows=len(part), first_row=start))
+    return shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    config: IndexConfig
+    spec: IndexSpec
+    shards: list[NumberedShard]
+    codec: CodecInfo
+    merged: list[IndexShard]
+    serving: list[IndexShard]
+    queries: QuerySet
+    truth: GroundTruth
+    choice: SearchChoice
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.kept_rows for shard in self.shards)
+
+
+def build_index(
+    root: str, shards: Sequence[NumberedShard], config: IndexConfig, dim: int, *, backwards: bool = False
+) -> Build:
+    """All steps. `backwards` hands everything on in the opposite order, as workers well might."""
+    turn = -1 if backwards else 1
+    shards = list(shards)
+    rows = sum(shard.kept_rows for shard in shards)
+    spec = plan_index(config, rows, dim)
+    sample = plan_sample(config, spec, rows)
+    pieces = [
+        write_sample(
+            shard,
+            storage.join(root, "sample", f"{number}.parquet"),
+            training_share=sample.training_share,
+            query_share=sample.query_share,
+        )
+        for number, shard in enumerate(shards)
+    ]
+    codec = train_codec(
+        pieces[::turn], spec, storage.join(root, "codec"), seed=config.seed, training_rows=sample.training_rows
+    )
+    merged = []
+    for number, tasks in enumerate(plan_adds(config, shards)):
+        parts = [
+            add_shards(codec, task[::turn], storage.join(root, "parts", f"{number}-{place}.faiss"))
+            for place, task in enumerate(tasks)
+        ]
+        merged.append(merge_index_shards(parts[::turn], storage.join(root, "merged", f"{number}.faiss")))
+    verify_index(merged, rows=rows, dim=dim, codec_fingerprint=codec.fingerprint)
+    queries = read_queries(pieces[::turn], limit=sample.queries)
+    truth = exact_neighbours(queries.vectors, queries.rows, shards[::turn], config.k)
+    measured = measure_search([shard.uri for shard in merged], queries, truth, target_recall=config.target_recall)
+    choice = choose_search(measured, config.target_recall)
+    serving = [
+        store_nprobe(shard, codec, choice.nprobe, storage.join(root, "serving", f"{number}.faiss"))
+        for number, shard in enumerate(merged)
+    ]
+    return Build(
+        config=config,
+        spec=spec,
+        shards=shards,
+        codec=codec,
+        merged=merged,
+        serving=serving,
+        queries=queries,
+        truth=truth,
+        choice=choice,
+    )
+
+
+def stage(root: str, build: Build) -> tuple[dict[str, str], Manifest]:
+    """The files and the manifest of a version, ready to publish."""
+    products = storage.join(root, "products.arrow")
+    ids = pa.array([f"sku-{row}" for row in range(build.rows)])
+    table = pa.table(
+        {
+            "product_id": ids,
+            "title": pa.array([f"title of {row}" for row in range(build.rows)]),
+            "price": pa.array([None if row == 3 else float(row) for row in range(build.rows)], pa.float64()),
+        }
+    )
+    with (
+        storage.atomic_file(products) as path,
+        pa.OSFile(path, "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
+        writer.write_table(table, max_chunksize=500)
+    encoder = storage.join(root, "query_encoder", "encoder.json")
+    storage.write_json_atomic(encoder, {"model": "none"})
+    staged = {index_file_name(number, len(build.serving)): shard.uri for number, shard in enumerate(build.serving)} | {
+        "products.arrow": products,
+        "query_encoder/encoder.json": encoder,
+    }
+    manifest = Manifest(
+        catalog=CatalogSummary(uri="demo", rows_in=build.rows, products=build.rows),
+        encoder=EncoderSummary(model="3tmm", fingerprint=ENCODER, dim=build.spec.dim),
+        codec=CodecSummary(fingerprint=build.codec.fingerprint),
+        index=IndexSummary(
+            spec=build.spec,
+            factory=build.spec.factory,
+            serving_shards=len(build.serving),
+            search=SearchSettings(nprobe=build.choice.nprobe),
+        ),
+        recall=RecallSummary(k=build.config.k, value=build.choice.recall, queries=len(build.queries.rows)),
+        embedding_shards=tuple(shard.uri.rsplit("/", 1)[-1] for shard in build.shards),
+    )
+    return staged, manifest
+
+
+def published(root: str, rows: int = 300, dim: int = 16, *, seed: int = 0, **config: object) -> str:
+    """Publishes an index of random vectors; its address. The vectors are `clustered(rows, dim, seed=seed)`."""
+    folder = storage.join(root, f"build-{seed}")
+    shards = write_shards(folder, clustered(rows, dim, seed=seed), max(1, rows // 4))
+    index = storage.join(root, "index")
+    build = build_index(folder, shards, IndexConfig(uri=index, **config), dim)  # type: ignore[arg-type]
+    publish_version(index, *stage(folder, build))
+    return index

@@ -1,0 +1,38 @@
+"""Writes the golden artifact: what version 1 of the specification looks like, kept to open for ever.
+
+usage: python -m tests.index_builder.make_golden
+Run once per schema version, never to make a failing test pass.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from index_builder import storage
+from index_builder.publish import publish_version
+from index_builder.reader import IndexReader
+from index_builder.spec import IndexConfig
+from tests.index_builder.builds import build_index, clustered, stage, write_shards
+
+GOLDEN = Path(__file__).parent / "golden" / "version_1"
+
+
+def main() -> None:
+    shutil.rmtree(GOLDEN, ignore_errors=True)
+    vectors = clustered(100, 8)
+    config = IndexConfig(uri=str(GOLDEN / "index"), factory="OPQ2_8,IVF4,PQ2x4", serving_shards=2, k=5)
+    with tempfile.TemporaryDirectory() as folder:
+        build = build_index(folder, write_shards(folder, vectors, 50), config, 8)
+        staged, manifest = stage(folder, build)
+        publish_version(config.uri, staged, manifest, now=datetime(2026, 11, 21, tzinfo=UTC))
+        shutil.copy(build.shards[0].uri, GOLDEN / "embedding_shard.parquet")
+    result = IndexReader.open(config.uri).search(vectors[:10], 5)
+    answers = {"vectors": vectors[:10].tolist(), "rows": result.rows.tolist(), "product_ids": result.product_ids}
+    storage.write_json_atomic(str(GOLDEN / "answers.json"), answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import dataclasses
+
+import faiss
+import numpy as np
+import pytest
+
+from index_builder import merge as merge_module
+from index_builder import storage
+from index_builder.add import add_shards, kept_vectors
+from index_builder.codec import CodecInfo, train_codec
+from index_builder.embedding_shards import NumberedShard
+from index_builder.errors import CodecMismatchError, EmbeddingShardError
+from index_builder.faiss_files import ivf_of, list_ids, opened_indexes
+from index_builder.index_shards import IndexShard
+from index_builder.merge import merge_index_shards
+from index_builder.sampling import write_sample
+from index_builder.spec import IndexSpec
+from tests.index_builder.builds import clustered, write_shard, write_shards
+
+ROWS, DIM = 2000, 16
+
+
+@dataclasses.dataclass
+class Ready:
+    root: str
+    vectors: np.ndarray
+    shards: list[NumberedShard]
+    codec: CodecInfo
+
+    def add(self, name: str, *numbers: int) -> IndexShard:
+        return add_shards(self.codec, [self.shards[n] for n in numbers], storage.join(self.root, "parts", name))
+
+
+def ready(root: str, factory: str = "OPQ4_8,IVF8,PQ4", *, seed: int = 0) -> Ready:
+    vectors = clustered(ROWS, DIM)
+    shards = write_shards(root, vectors, 500)
+    pieces = [
+        write_sample(shard, storage.join(root, f"sample/{n}"), training_share=0.9, query_share=0.1)
+        for n, shard in enumerate(shards)
+    ]
+    uri = storage.join(root, f"codec-{seed}")
+    return Ready(root, vectors, shards, train_codec(pieces, IndexSpec.parse(factory, DIM), uri, seed=seed))
+
+
+def ids_of(uri: str) -> list[int]:
+    with opened_indexes([uri]) as (index,):
+        return sorted(np.concatenate(list(list_ids(ivf_of(index)))).tolist())
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,SQ8", "OPQ4_8,IVF8,PQ4"])
+def test_added_vectors_are_found_under_their_global_rows(root: str, factory: str) -> None:
+    made = ready(root, factory)
+    part = made.add("part.faiss", 1, 2)
+    assert (part.rows, part.first_row, part.stop_row) == (1000, 500, 1500)
+    assert part.codec_fingerprint == made.codec.fingerprint
+    assert part.sha256 == storage.sha256_file(part.uri)
+    assert ids_of(part.uri) == list(range(500, 1500))
+    with opened_indexes([part.uri]) as (index,):
+        ivf_of(index).nprobe = 8
+        found = index.search(made.vectors[500:1500], 5)[1]
+    assert (found == np.arange(500, 1500)[:, None]).any(axis=1).mean() > 0.7
+
+
+def test_dropped_rows_are_left_out_and_rows_stay_dense(tmp_path) -> None:
+    made = ready(str(tmp_path), "Flat")
+    first = NumberedShard(uri=made.shards[0].uri, rows=500, first_row=0, dropped=(0, 3, 499))
+    second = NumberedShard(uri=made.shards[1].uri, rows=500, first_row=497, dropped=tuple(range(500)))
+    third = NumberedShard(uri=made.shards[2].uri, rows=500, first_row=497)
+    part = add_shards(made.codec, [third, first, second], str(tmp_path / "part"))
+    assert (part.rows, part.first_row) == (997, 0)
+    kept = np.concatenate([made.vectors[:500][first.kept()], made.vectors[1000:1500]])
+    with opened_indexes([part.uri]) as (index,):
+        scores, rows = index.search(kept, 1)
+    assert np.allclose(scores, 1, atol=1e-2)
+    assert (rows[:, 0] == np.arange(997)).mean() > 0.99
+
+
+@pytest.mark.parametrize("batch_rows", [1, 7, 10_000])
+def test_kept_vectors_in_batches(tmp_path, batch_rows: int) -> None:
+    vectors = clustered(20, 4)
+    uri = str(tmp_path / "x")
+    write_shard(uri, vectors, [str(row) for row in range(20)])
+    shard = NumberedShard(uri=uri, rows=20, first_row=100, dropped=(0, 8, 9, 19))
+    batches = list(kept_vectors(shard, 4, batch_rows))
+    assert np.concatenate([rows for rows, _ in batches]).tolist() == list(range(100, 116))
+    assert np.array_equal(np.concatenate([values for _, values in batches]), vectors[shard.kept()])
+
+
+def test_shards_that_are_not_what_was_numbered_are_refused(tmp_path) -> None:
+    made = ready(str(tmp_path))
+    with pytest.raises(EmbeddingShardError, match=r"expected its first row to be 500.*found 1000"):
+        made.add("gap.faiss", 0, 2)
+    longer = dataclasses.replace(made.shards[0], rows=501)
+    with pytest.raises(EmbeddingShardError, match="expected 501 rows of 16 dimensions, found 500 of 16"):
+        add_shards(made.codec, [longer], str(tmp_path / "x"))
+    assert not storage.exists(str(tmp_path / "x"))
+
+
+def test_a_finished_part_is_left_alone_and_an_other_is_not(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ready(root)
+    first = made.add("part.faiss", 0)
+    with monkeypatch.context() as patched:
+        patched.setattr("index_builder.add.open_codec", lambda codec: pytest.fail("added again"))
+        assert made.add("part.faiss", 0) == first
+    assert made.add("part.faiss", 0, 1).rows == 1000
+    retrained = dataclasses.replace(made, codec=ready(root, seed=1).codec)
+    assert retrained.add("part.faiss", 0, 1).codec_fingerprint == retrained.codec.fingerprint
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,SQ8", "OPQ4_8,IVF8,PQ4"])
+def test_a_merge_equals_one_add_whatever_the_cut_and_the_order(root: str, factory: str) -> None:
+    made = ready(root, factory)
+    whole = made.add("whole.faiss", 0, 1, 2, 3)
+    parts = [made.add(f"{n}.faiss", n) for n in range(4)]
+    halves = [made.add("a.faiss", 0, 1), made.add("b.faiss", 2, 3)]
+    merged = [
+        merge_index_shards([parts[n] for n in (2, 0, 3, 1)], storage.join(root, "m1.faiss")),
+        merge_index_shards(halves[::-1], storage.join(root, "m2.faiss")),
+        merge_index_shards([whole], storage.join(root, "m3.faiss")),
+    ]
+    assert {shard.sha256 for shard in merged} == {whole.sha256}
+    assert [(shard.rows, shard.first_row) for shard in merged] == [(ROWS, 0)] * 3
+    assert ids_of(merged[0].uri) == list(range(ROWS))
+
+
+def test_the_parts_are_left_as_they_were(tmp_path) -> None:
+    made = ready(str(tmp_path))
+    parts = [made.add(f"{n}.faiss", n) for n in range(2)]
+    merge_index_shards(parts, str(tmp_path / "merged.faiss"))
+    assert [storage.sha256_file(part.uri) for part in parts] == [part.sha256 for part in parts]
+
+
+def test_different_codecs_are_refused(root: str) -> None:
+    """FAISS itself would merge them, and give nonsense."""
+    one, other = ready(root), ready(root, seed=1)
+    parts = [one.add("0.faiss", 0), other.add("1.faiss", 1)]
+    with pytest.raises(CodecMismatchError, match="different codecs") as caught:
+        merge_index_shards(parts, storage.join(root, "merged.faiss"))
+    assert one.codec.fingerprint in str(caught.value)
+    assert other.codec.fingerprint in str(caught.value)
+    assert not storage.exists(storage.join(root, "merged.faiss"))
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"), [([(0, 1), (1, 2)], "share rows"), ([(0,), (0,)], "share rows"), ([(0,), (2,)], "leave a gap")]
+)
+def test_overlaps_and_gaps_are_refused(tmp_path, cut: list[tuple[int, ...]], message: str) -> None:
+    made = ready(str(tmp_path))
+    parts = [made.add(f"{n}.faiss", *numbers) for n, numbers in enumerate(cut)]
+    with pytest.raises(CodecMismatchError, match=message):
+        merge_index_shards(parts, str(tmp_path / "merged.faiss"))
+
+
+def test_nothing_to_merge(tmp_path) -> None:
+    with pytest.raises(CodecMismatchError, match="found none"):
+        merge_index_shards([], str(tmp_path / "merged.faiss"))
+
+
+def test_a_finished_merge_is_left_alone(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ready(root)
+    parts = [made.add(f"{n}.faiss", n) for n in range(2)]
+    first = merge_index_shards(parts, storage.join(root, "merged.faiss"))
+    with monkeypatch.context() as patched:
+        patched.setattr(merge_module, "read_index", lambda *a, **kw: pytest.fail("merged again"))
+        assert merge_index_shards(parts[::-1], storage.join(root, "merged.faiss")) == first
+
+
+def test_only_ivf_indexes_and_no_id_maps(tmp_path) -> None:
+    made = ready(str(tmp_path), "Flat")
+    index = faiss.read_index(made.add("x.faiss", 0).uri)
+    assert type(index) is faiss.IndexIVFFlat

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import faiss
+import pytest
+
+from index_builder import codec as codec_module
+from index_builder import storage
+from index_builder.codec import CodecInfo, load_codec, open_codec, train_codec
+from index_builder.errors import CodecMismatchError, MissingFileError, TrainingError
+from index_builder.faiss_files import ivf_of
+from index_builder.sampling import SamplePiece, write_sample
+from index_builder.spec import IndexSpec
+from tests.index_builder.builds import clustered, write_shards
+
+DIM = 16
+
+
+def pieces_of(root: str, rows: int = 1500) -> list[SamplePiece]:
+    return [
+        write_sample(shard, storage.join(root, f"sample/{number}"), training_share=0.9, query_share=0.1)
+        for number, shard in enumerate(write_shards(root, clustered(rows, DIM), 500))
+    ]
+
+
+def train(root: str, factory: str, name: str = "codec", *, seed: int = 0, backwards: bool = False) -> CodecInfo:
+    pieces = pieces_of(root)[:: -1 if backwards else 1]
+    return train_codec(pieces, IndexSpec.parse(factory, DIM), storage.join(root, name), seed=seed)
+
+
+@pytest.mark.parametrize(
+    "factory", ["Flat", "IVF8,Flat", "IVF8,SQ8", "OPQ4_8,IVF8,PQ4", "PCAR8,IVF8_HNSW8,PQ4x6", "PCA8,Flat", "PQ4"]
+)
+def test_a_codec_is_trained_empty_and_what_the_spec_says(root: str, factory: str) -> None:
+    info = train(root, factory)
+    assert load_codec(info.uri) == info
+    assert len(info.fingerprint) == 32
+    index = open_codec(info)
+    assert (index.d, index.ntotal, index.is_trained) == (DIM, 0, True)
+    assert index.metric_type == faiss.METRIC_INNER_PRODUCT
+    assert ivf_of(index).nlist == info.spec.lists
+    assert isinstance(index, faiss.IndexPreTransform) == (info.spec.rotation != "none")
+    index.add(clustered(10, DIM))
+    assert index.ntotal == 10
+
+
+def test_the_fingerprint_hangs_on_sample_spec_and_seed_not_on_the_order(tmp_path) -> None:
+    root = str(tmp_path)
+    one = train(root, "OPQ4_8,IVF8,PQ4", "one")
+    assert train(root, "OPQ4_8,IVF8,PQ4", "two", backwards=True).fingerprint == one.fingerprint
+    assert train(root, "OPQ4_8,IVF8,PQ4", "three", seed=1).fingerprint != one.fingerprint
+    assert train(root, "OPQ4_8,IVF9,PQ4", "four").fingerprint != one.fingerprint
+
+
+def test_a_finished_codec_is_not_trained_again(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+    real = codec_module.build_codec
+    monkeypatch.setattr(codec_module, "build_codec", lambda *a, **kw: trained.append(1) or real(*a, **kw))
+    first = train(root, "IVF8,PQ4")
+    assert train(root, "IVF8,PQ4", backwards=True) == first
+    assert len(trained) == 1
+    assert train(root, "IVF8,PQ4", seed=1) != first
+    assert len(trained) == 2
+
+
+def test_a_codec_file_that_was_changed_is_refused(root: str) -> None:
+    info = train(root, "IVF8,PQ4")
+    other = train(root, "IVF8,PQ4", "other", seed=1)
+    storage.copy_file(other.index_uri, info.index_uri)
+    with pytest.raises(CodecMismatchError, match=info.fingerprint):
+        open_codec(info)
+
+
+def test_no_codec_and_no_sample(root: str) -> None:
+    with pytest.raises(MissingFileError, match=r"codec\.json"):
+        load_codec(root)
+    with pytest.raises(TrainingError, match="no vectors to train"):
+        train_codec([], IndexSpec.parse("IVF8,PQ4", DIM), root, seed=0)
+    with pytest.raises(TrainingError, match=f"expected vectors of 32 dimensions, found {DIM}"):
+        train_codec(pieces_of(root), IndexSpec.parse("IVF8,PQ4", 32), root, seed=0)
+
+
+def test_exact_search_needs_no_sample(root: str) -> None:
+    info = train_codec([], IndexSpec.parse("Flat", DIM), root, seed=0)
+    assert info.training_rows == 0
+    assert ivf_of(open_codec(info)).nlist == 1
+
+
+def test_polysemous_training_is_off(tmp_path) -> None:
+    index = open_codec(train(str(tmp_path), "IVF8,PQ4"))
+    assert not faiss.downcast_index(index).do_polysemous_training

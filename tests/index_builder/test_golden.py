@@ -1,0 +1,48 @@
+"""An artifact written by an older Shelfmark still opens and answers as it did (see make_golden.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index_builder import storage
+from index_builder.embedding_shards import read_ids, read_info, read_vectors
+from index_builder.publish import list_versions, set_current
+from index_builder.reader import IndexReader
+from tests.index_builder.builds import ENCODER
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in GOLDEN.iterdir()))
+def test_an_old_version_opens_and_answers(folder: str) -> None:
+    answers = storage.read_json(str(GOLDEN / folder / "answers.json"))
+    reader = IndexReader.open(str(GOLDEN / folder / "index"))
+    result = reader.search(np.array(answers["vectors"], dtype=np.float32), 5)
+    assert result.rows.tolist() == answers["rows"]
+    assert result.product_ids == answers["product_ids"]
+    assert reader.manifest.catalog.products == reader.products.num_rows == 100
+    assert reader.manifest.encoder.fingerprint == ENCODER
+    for entry in reader.manifest.files:
+        path = GOLDEN / folder / "index" / "versions" / reader.manifest.version / entry.path
+        assert storage.sha256_file(str(path)) == entry.sha256
+
+
+def test_an_old_version_can_be_gone_back_to(tmp_path: Path) -> None:
+    index = str(tmp_path / "index")
+    source = str(GOLDEN / "version_1" / "index")
+    for name in storage.list_names(source):
+        storage.copy_file(storage.join(source, name), storage.join(index, name))
+    (version,) = list_versions(index)
+    set_current(index, version)
+    assert IndexReader.open(index).manifest.version == version
+
+
+def test_an_old_embedding_shard_is_carried_over() -> None:
+    uri = str(GOLDEN / "version_1" / "embedding_shard.parquet")
+    assert read_info(uri).encoder_fingerprint == ENCODER
+    assert read_ids(uri)[49].as_py() == "sku-49"
+    answers = storage.read_json(str(GOLDEN / "version_1" / "answers.json"))
+    assert np.array_equal(read_vectors(uri)[:10], np.array(answers["vectors"], dtype=np.float32))

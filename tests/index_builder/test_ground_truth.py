@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from index_builder import ground_truth
+from index_builder.embedding_shards import NumberedShard
+from index_builder.errors import IndexBuilderError
+from index_builder.ground_truth import GroundTruth, combine, exact_neighbours
+from tests.index_builder.builds import clustered, write_shard, write_shards
+
+ROWS, DIM, K = 900, 8, 5
+
+
+def by_hand(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    scores = vectors[rows] @ vectors.T
+    scores[np.arange(len(rows)), rows] = -np.inf
+    return np.argsort(-scores, axis=1, kind="stable")[:, :K]
+
+
+@pytest.mark.parametrize("batch_rows", [100, 65_536])
+def test_the_neighbours_are_exact_and_without_the_query(
+    root: str, batch_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ground_truth, "_BATCH_ROWS", batch_rows)
+    vectors = clustered(ROWS, DIM)
+    shards = write_shards(root, vectors, 250)
+    rows = np.arange(0, ROWS, 17)
+    truth = exact_neighbours(vectors[rows], rows, shards, K)
+    assert np.array_equal(truth.rows[:, :K], by_hand(vectors, rows))
+    assert truth.recall(truth.rows[:, :K]) == 1.0
+    assert not (truth.rows == rows[:, None]).any()
+
+
+def test_parts_combine_to_the_whole(tmp_path) -> None:
+    vectors = clustered(ROWS, DIM)
+    shards = write_shards(str(tmp_path), vectors, 250)
+    rows = np.arange(0, ROWS, 31)
+    whole = exact_neighbours(vectors[rows], rows, shards, K)
+    parts = [exact_neighbours(vectors[rows], rows, [shard], K) for shard in shards]
+    combined = combine(parts[::-1])
+    assert np.array_equal(combined.rows, whole.rows)
+    assert np.array_equal(combined.scores, whole.scores)
+    with pytest.raises(IndexBuilderError, match="same queries"):
+        combine([parts[0], exact_neighbours(vectors[:3], rows[:3], shards, K)])
+
+
+def test_dropped_rows_are_nobodys_neighbours(tmp_path) -> None:
+    vectors = clustered(30, DIM)
+    uri = str(tmp_path / "x")
+    write_shard(uri, vectors, [str(row) for row in range(30)])
+    shard = NumberedShard(uri=uri, rows=30, first_row=0, dropped=tuple(range(10)))
+    truth = exact_neighbours(vectors[:10], np.full(10, -1), [shard], K)
+    assert np.array_equal(truth.rows[:, 0], np.argmax(vectors[:10] @ vectors[10:].T, axis=1))
+
+
+def test_a_catalog_smaller_than_k(tmp_path) -> None:
+    vectors = clustered(3, DIM)
+    truth = exact_neighbours(vectors, np.arange(3), write_shards(str(tmp_path), vectors, 3), K)
+    assert ((truth.rows >= 0).sum(axis=1) == 2).all()
+    assert truth.recall(np.full((3, K), -1)) == 0.0
+    assert truth.recall(np.pad(truth.rows[:, :2], ((0, 0), (0, 3)), constant_values=-1)) == 1.0
+
+
+def test_a_catalog_of_one_product(tmp_path) -> None:
+    vectors = clustered(1, DIM)
+    truth = exact_neighbours(vectors, np.arange(1), write_shards(str(tmp_path), vectors, 1), K)
+    assert truth.recall(np.full((1, K), -1)) == 1.0
+
+
+def test_recall_by_hand() -> None:
+    truth = GroundTruth(
+        k=2,
+        rows=np.array([[10, 11, 12, -1], [20, 21, 22, 23]]),
+        scores=np.array([[0.9, 0.8, 0.8, -np.inf], [0.9, 0.8, 0.7, 0.6]], dtype=np.float32),
+    )
+    assert truth.recall(np.array([[10, 11], [20, 21]])) == 1.0
+    # Row 12 scores as high as the second neighbour, row 22 does not.
+    assert truth.recall(np.array([[12, 10], [22, 21]])) == 0.75
+    assert truth.recall(np.array([[12, 11], [22, 23]])) == 0.5
+    assert truth.recall(np.array([[-1, -1], [-1, -1]])) == 0.0

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from index_builder.embedding_shards import NumberedShard
+from index_builder.errors import SpecError
+from index_builder.planner import plan_adds, plan_index, plan_sample
+from index_builder.spec import IndexConfig
+
+
+def config(**values: object) -> IndexConfig:
+    return IndexConfig(**({"uri": "x"} | values))
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim", "bytes_per_vector", "factory"),
+    [
+        (1, 128, 64, "Flat"),
+        (4095, 128, 64, "Flat"),
+        (4096, 128, 64, "OPQ64_128,IVF64,PQ64x8"),
+        (20_000, 384, 64, "OPQ64_256,IVF256,PQ64x8"),
+        (100_000, 384, 64, "OPQ64_256,IVF1024,PQ64x8"),
+        (1_000_000, 384, 64, "OPQ64_256,IVF4096_HNSW32,PQ64x8"),
+        (20_000, 384, 128, "OPQ128_256,IVF256,PQ128x8"),
+        (20_000, 100, 64, "OPQ50_100,IVF256,PQ50x8"),
+        (20_000, 32, 16, "OPQ16_32,IVF256,PQ16x8"),
+        (20_000, 256, 256, "IVF256,SQ8"),
+        (20_000, 256, 1024, "IVF256,Flat"),
+    ],
+)
+def test_auto(rows: int, dim: int, bytes_per_vector: int, factory: str) -> None:
+    assert plan_index(config(bytes_per_vector=bytes_per_vector), rows, dim).factory == factory
+
+
+@given(st.integers(1, 10**9), st.integers(1, 2048), st.integers(1, 512))
+def test_auto_always_fits(rows: int, dim: int, bytes_per_vector: int) -> None:
+    spec = plan_index(config(bytes_per_vector=bytes_per_vector), rows, dim)
+    assert spec.exact or spec.code_bytes <= bytes_per_vector
+    assert spec.lists <= max(1, rows // 39)
+
+
+def test_an_explicit_string_is_taken_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    assert plan_index(config(factory="PCAR64,IVF64,PQ32x8"), 3000, 128).factory == "PCAR64,IVF64,PQ32x8"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("rows", "factory", "built"),
+    [
+        (81, "PCAR64,IVF64,PQ32x8", "Flat"),
+        (1, "IVF64,Flat", "Flat"),
+        (200, "IVF64,Flat", "IVF11,Flat"),
+        (1200, "IVF1024,PQ32x8", "IVF67,PQ32x8"),
+        (5000, "IVF4096_HNSW32,PQ32x12", "IVF281,Flat"),
+    ],
+)
+def test_a_small_catalog_gets_what_it_can_train(
+    rows: int, factory: str, built: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert plan_index(config(factory=factory), rows, 128).factory == built
+    assert f"building {built} instead" in caplog.text
+
+
+def test_slow_sub_quantizers_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    plan_index(config(factory="IVF64,PQ128"), 20_000, 384)
+    assert "sub-quantizers of 3 dimensions" in caplog.text
+
+
+def test_a_string_that_does_not_fit_is_refused_at_any_size() -> None:
+    with pytest.raises(SpecError, match=r"index\.factory"):
+        plan_index(config(factory="IVF64,PQ31"), 10, 128)
+
+
+@given(st.integers(1, 10**8), st.integers(1, 5000), st.sampled_from(["auto", "Flat", "IVF64,PQ16"]))
+def test_sample_shares_never_overlap(rows: int, queries: int, factory: str) -> None:
+    settings = config(factory=factory, verify_queries=queries)
+    plan = plan_sample(settings, plan_index(settings, rows, 128), rows)
+    assert 0 <= plan.training_share <= 1
+    assert 0 < plan.query_share <= 1
+    assert plan.training_share + plan.query_share <= 1
+    assert 1 <= plan.queries <= queries
+
+
+def test_the_sample_is_large_enough() -> None:
+    settings = config()
+    spec = plan_index(settings, 1_000_000, 384)
+    plan = plan_sample(settings, spec, 1_000_000)
+    assert plan.training_share * 1_000_000 >= 40 * spec.lists
+    assert plan.query_share * 1_000_000 >= 1000
+    assert plan_sample(config(training_rows=50_000), spec, 1_000_000).training_rows == 50_000
+
+
+def numbered(*kept: int) -> list[NumberedShard]:
+    shards, first = [], 0
+    for number, rows in enumerate(kept):
+        shards.append(NumberedShard(uri=f"{number}", rows=rows + 1, first_row=first, dropped=(0,)))
+        first += rows
+    return shards
+
+
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 6), st.integers(1, 60))
+def test_the_cut_keeps_every_shard_once_and_in_order(kept: list[int], serving_shards: int, rows_per_add: int) -> None:
+    shards = numbered(*kept)
+    groups = plan_adds(config(serving_shards=serving_shards, rows_per_add=rows_per_add), shards)
+    flat = [shard for tasks in groups for task in tasks for shard in task]
+    with_products = [shard for shard in shards if shard.kept_rows]
+    assert flat == with_products
+    assert len(groups) == max(1, min(serving_shards, len(with_products)))
+    for tasks in groups:
+        for task in tasks:
+            assert len(task) == 1 or sum(shard.kept_rows for shard in task) <= rows_per_add
+
+
+def test_serving_shards_are_even() -> None:
+    groups = plan_adds(config(serving_shards=4, rows_per_add=30), numbered(*[10] * 40))
+    assert [sum(shard.kept_rows for task in tasks for shard in task) for tasks in groups] == [100] * 4
+    assert [len(tasks) for tasks in groups] == [4] * 4

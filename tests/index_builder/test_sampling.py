@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from index_builder import storage
+from index_builder.embedding_shards import NumberedShard
+from index_builder.errors import SpecError
+from index_builder.sampling import SamplePiece, hash_ids, read_queries, read_training, write_sample
+from tests.index_builder.builds import clustered, write_shard, write_shards
+
+ROWS, DIM = 4000, 8
+
+
+def sample(root: str, shards: list[NumberedShard], training: float = 0.5, queries: float = 0.1) -> list[SamplePiece]:
+    return [
+        write_sample(shard, storage.join(root, f"sample/{number}"), training_share=training, query_share=queries)
+        for number, shard in enumerate(shards)
+    ]
+
+
+def test_hashes_are_those_of_the_library_and_spread() -> None:
+    hashes = hash_ids(pa.array([f"sku-{row}" for row in range(10_000)]))
+    assert hashes.dtype == np.uint64
+    assert len(np.unique(hashes)) == 10_000
+    # Fixed: a change of the hash would change every sample, and so every index.
+    fixed = [3244421341483603138, 16031833883593195447, 17839895020865391795]
+    assert hash_ids(pa.array(["", "sku-1", "é"])).tolist() == fixed
+    counts = np.histogram(hashes.astype(float), bins=10, range=(0, 2.0**64))[0]
+    assert counts.min() > 850
+    assert counts.max() < 1150
+
+
+def test_queries_and_training_are_disjoint_shares_of_the_whole_catalog(root: str) -> None:
+    vectors = clustered(ROWS, DIM)
+    pieces = sample(root, write_shards(root, vectors, 1000))
+    queries = read_queries(pieces)
+    training = read_training(pieces)
+    assert len(queries.rows) == pytest.approx(0.1 * ROWS, rel=0.2)
+    assert len(training) == pytest.approx(0.5 * ROWS, rel=0.1)
+    assert [piece.query_rows for piece in pieces] == np.histogram(queries.rows, 4, (0, ROWS))[0].tolist()
+    assert np.array_equal(queries.vectors, vectors[queries.rows])
+    assert (np.diff(queries.rows) > 0).all()
+    trained = {vector.tobytes() for vector in training}
+    assert not any(vector.tobytes() in trained for vector in queries.vectors)
+
+
+def test_the_order_and_the_cut_of_shards_do_not_matter(tmp_path) -> None:
+    vectors = clustered(ROWS, DIM)
+    small = sample(str(tmp_path / "a"), write_shards(str(tmp_path / "a"), vectors, 300))
+    large = sample(str(tmp_path / "b"), write_shards(str(tmp_path / "b"), vectors, ROWS))
+    for limit in (None, 123):
+        assert np.array_equal(read_training(small[::-1], limit=limit), read_training(large, limit=limit))
+        one, other = read_queries(small[::-1], limit=limit), read_queries(large, limit=limit)
+        assert np.array_equal(one.rows, other.rows)
+        assert np.array_equal(one.vectors, other.vectors)
+
+
+def test_a_limit_takes_that_many_in_row_order(tmp_path) -> None:
+    pieces = sample(str(tmp_path), write_shards(str(tmp_path), clustered(ROWS, DIM), 1000))
+    queries = read_queries(pieces, limit=50)
+    assert len(queries.rows) == 50
+    assert (np.diff(queries.rows) > 0).all()
+    assert set(queries.rows) <= set(read_queries(pieces).rows)
+    assert queries.rows.max() > ROWS * 0.7
+
+
+def test_dropped_rows_are_never_sampled(tmp_path) -> None:
+    uri = str(tmp_path / "shard.parquet")
+    vectors = clustered(20, DIM)
+    write_shard(uri, vectors, [f"sku-{row}" for row in range(20)])
+    shard = NumberedShard(uri=uri, rows=20, first_row=1000, dropped=(0, 7))
+    pieces = sample(str(tmp_path), [shard], training=0.0, queries=1.0)
+    queries = read_queries(pieces)
+    assert queries.rows.tolist() == list(range(1000, 1018))
+    assert np.array_equal(queries.vectors, vectors[shard.kept()])
+
+
+def test_shares_that_overlap_are_refused(tmp_path) -> None:
+    (shard,) = write_shards(str(tmp_path), clustered(10, DIM), 10)
+    with pytest.raises(SpecError, match="at most 1"):
+        write_sample(shard, str(tmp_path / "s"), training_share=0.8, query_share=0.3)
+
+
+def test_nothing_to_train_and_nothing_to_ask(tmp_path) -> None:
+    pieces = sample(str(tmp_path), write_shards(str(tmp_path), clustered(50, DIM), 25), training=0.0, queries=0.0)
+    assert read_training(pieces).shape == (0, DIM)
+    assert read_queries(pieces).vectors.shape == (0, DIM)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import dataclasses
+
+import faiss
+import numpy as np
+import pytest
+
+from index_builder import storage
+from index_builder.errors import StorageError
+from index_builder.faiss_files import ivf_of, opened_indexes
+from index_builder.spec import IndexConfig
+from index_builder.tuning import SearchMeasurement, choose_search, measure_search, store_nprobe
+from index_builder.verify import verify_index
+from tests.index_builder.builds import Build, build_index, clustered, write_shards
+
+
+def build(root: str, factory: str, target: float = 0.95, shards: int = 2) -> Build:
+    config = IndexConfig(uri="x", factory=factory, target_recall=target, serving_shards=shards, verify_queries=150)
+    return build_index(root, write_shards(root, clustered(3000, 16), 500), config, 16)
+
+
+def test_recall_is_that_of_counting_by_hand(root: str) -> None:
+    made = build(root, "IVF32,Flat")
+    (row,) = [
+        row
+        for row in measure_search([shard.uri for shard in made.merged], made.queries, made.truth, target_recall=0.2)
+        if row.nprobe == 1
+    ]
+    with opened_indexes([shard.uri for shard in made.merged]) as indexes:
+        hits = 0
+        for vector, own, true in zip(made.queries.vectors, made.queries.rows, made.truth.rows, strict=True):
+            found = [index.search(vector[None], 11, params=faiss.SearchParametersIVF(nprobe=1)) for index in indexes]
+            scored = sorted(
+                (-score, row)
+                for scores, rows in found
+                for score, row in zip(scores[0], rows[0], strict=True)
+                if row not in (-1, own)
+            )
+            hits += len({row for _, row in scored[:10]} & set(true[:10]))
+    assert row.recall == pytest.approx(hits / (10 * len(made.queries.rows)), abs=0.002)
+    assert 0.1 < row.recall < 1
+
+
+def test_probing_all_lists_of_flat_vectors_is_exact(tmp_path) -> None:
+    made = build(str(tmp_path), "IVF32,Flat", target=1.0)
+    assert made.choice.reached
+    assert made.choice.recall == 1.0
+    measured = measure_search([shard.uri for shard in made.merged], made.queries, made.truth)
+    recalls = [row.recall for row in measured]
+    assert recalls == sorted(recalls)
+    assert [row.nprobe for row in measured][:6] == [1, 2, 3, 4, 6, 8]
+    assert all(row.latency_ms > 0 for row in measured)
+
+
+def test_it_stops_when_more_probes_bring_nothing(tmp_path) -> None:
+    made = build(str(tmp_path), "IVF64,PQ2x4")
+    measured = measure_search([shard.uri for shard in made.merged], made.queries, made.truth, target_recall=0.99)
+    assert measured[-1].nprobe < 64
+    assert not made.choice.reached
+
+
+def test_exact_search_has_one_setting(tmp_path) -> None:
+    made = build(str(tmp_path), "Flat")
+    measured = measure_search([shard.uri for shard in made.merged], made.queries, made.truth)
+    assert [(row.nprobe, row.recall) for row in measured] == [(1, 1.0)]
+
+
+def table(*rows: tuple[int, float]) -> list[SearchMeasurement]:
+    return [SearchMeasurement(nprobe=nprobe, recall=recall, latency_ms=0.1) for nprobe, recall in rows]
+
+
+@pytest.mark.parametrize(
+    ("rows", "target", "nprobe", "reached"),
+    [
+        ([(1, 0.5), (2, 0.9), (4, 0.96), (8, 0.99)], 0.95, 4, True),
+        ([(8, 0.99), (1, 0.95)], 0.95, 1, True),
+        ([(1, 0.5), (2, 0.8), (4, 0.897), (8, 0.9)], 0.95, 4, False),
+        ([(1, 0.5), (2, 0.8), (4, 0.89), (8, 0.9)], 0.95, 8, False),
+        ([(1, 1.0)], 1.0, 1, True),
+    ],
+)
+def test_the_choice(rows: list[tuple[int, float]], target: float, nprobe: int, reached: bool) -> None:
+    choice = choose_search(table(*rows), target)
+    assert (choice.nprobe, choice.reached) == (nprobe, reached)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF32,SQ8", "OPQ4_8,IVF32_HNSW8,PQ4", "PCAR8,IVF32,PQ4x6"])
+def test_nprobe_travels_in_the_file_and_nothing_else_changes(root: str, factory: str) -> None:
+    made = build(root, factory)
+    shard = made.merged[1]
+    stored = store_nprobe(shard, made.codec, 7, storage.join(root, "stored.faiss"))
+    assert (stored.rows, stored.first_row, stored.codec_fingerprint) == (
+        shard.rows,
+        shard.first_row,
+        made.codec.fingerprint,
+    )
+    before, after = (np.frombuffer(storage.read_bytes(uri), np.uint8) for uri in (shard.uri, stored.uri))
+    assert (before != after).sum() == 1
+    with storage.localized(stored.uri) as path:
+        assert ivf_of(faiss.read_index(path)).nprobe == 7
+    verify_index([made.merged[0], stored], rows=3000, dim=16, codec_fingerprint=made.codec.fingerprint)
+    assert store_nprobe(shard, made.codec, 7, stored.uri) == stored
+    assert store_nprobe(shard, made.codec, 300, stored.uri).sha256 != stored.sha256
+
+
+def test_a_changed_shard_is_not_copied(tmp_path) -> None:
+    made = build(str(tmp_path), "IVF32,SQ8")
+    changed = dataclasses.replace(made.merged[0], sha256="0" * 64)
+    with pytest.raises(StorageError, match="expected sha256"):
+        store_nprobe(changed, made.codec, 7, str(tmp_path / "stored.faiss"))
+    assert not storage.exists(str(tmp_path / "stored.faiss"))

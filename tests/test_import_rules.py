@@ -1,0 +1,154 @@
+"""Who may import whom: the rooms, the order inside `pipelines`, and third-party libraries kept inside one room.
+
+The rules are read from the source with `ast`, so an import inside a function or under TYPE_CHECKING counts too.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("encoders", "index_builder", "pipelines")
+
+# (the modules that the rule is about, what they must not import)
+FORBIDDEN: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("encoders", ("index_builder", "pipelines", "run_configs", "tests", "faiss", "apache_beam")),
+    (
+        "index_builder",
+        ("encoders", "pipelines", "run_configs", "tests", "torch", "transformers", "open_clip", "apache_beam"),
+    ),
+    ("pipelines", ("tests", "faiss", "torch", "torchvision", "transformers", "open_clip", "tokenizers", "safetensors")),
+    ("pipelines", ("lightning",)),
+    ("index_builder", ("lightning", "safetensors", "tokenizers", "torchvision")),
+    # Reading a catalog is plain functions: testable, and usable on any machine that has no Beam.
+    (
+        "pipelines.catalog",
+        ("apache_beam", "pipelines.config", "pipelines.stages", "pipelines.report", "pipelines.server"),
+    ),
+    ("pipelines.demo_catalog", ("apache_beam", "pipelines.config", "pipelines.stages", "pipelines.catalog")),
+    # Configuration is read before there is anything to run.
+    ("pipelines.config", ("pipelines.stages", "pipelines.report", "pipelines.server", "pipelines.demo_catalog")),
+)
+# Beside the files named here nothing in pipelines/config may need Beam: other commands start without it.
+BEAM_IN_CONFIG = {"pipelines.config.beam_options", "pipelines.config.command_line"}
+# A command is what a person starts; nothing is built upon it.
+COMMANDS = ("embed_catalog", "build_index", "train_encoder", "evaluate", "search", "serve", "versions")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target: a dotted module name as far as the statement gives it."""
+
+    module: str
+    place: str
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def source_files() -> list[Path]:
+    return sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def imports_of(path: Path, *, top_level_only: bool = False) -> Iterator[Import]:
+    return imports_in(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)), top_level_only=top_level_only)
+
+
+def imports_in(source: str, name: str, *, top_level_only: bool = False) -> Iterator[Import]:
+    tree = ast.parse(source, filename=name)
+    for node in tree.body if top_level_only else ast.walk(tree):
+        place = f"{name}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, place)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{place}: relative import; name the module in full"
+            # `from package import module` imports the module; for a plain name the longer form matches no rule.
+            for alias in node.names:
+                yield Import(f"{node.module}.{alias.name}", place)
+
+
+def is_inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def test_there_is_something_to_check() -> None:
+    names = {module_name(path) for path in source_files()}
+    assert {"encoders.spec", "index_builder.spec", "pipelines.config.schema"} <= names
+
+
+@pytest.mark.parametrize(("package", "forbidden"), FORBIDDEN, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_room_keeps_to_its_imports(package: str, forbidden: tuple[str, ...]) -> None:
+    broken = [
+        f"{found.place}: {package} must not import {found.module}"
+        for path in source_files()
+        if is_inside(module_name(path), package)
+        for found in imports_of(path)
+        if any(is_inside(found.module, name) for name in forbidden)
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_config_needs_no_beam_but_for_a_jobs_command_line() -> None:
+    broken = [
+        f"{found.place}: imports {found.module}"
+        for path in source_files()
+        if is_inside(module_name(path), "pipelines.config") and module_name(path) not in BEAM_IN_CONFIG
+        for found in imports_of(path)
+        if any(is_inside(found.module, name) for name in ("apache_beam", *BEAM_IN_CONFIG))
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_nothing_is_built_upon_a_command() -> None:
+    commands = [f"pipelines.{name}" for name in COMMANDS]
+    broken = [
+        f"{found.place}: {found.module} is a command, nothing imports it"
+        for path in source_files()
+        for found in imports_of(path)
+        if any(is_inside(found.module, name) for name in commands) and not is_inside(module_name(path), found.module)
+    ]
+    assert not broken, "\n".join(broken)
+
+
+def test_modules_import_only_what_lies_before_them() -> None:
+    """The graph of imports at module level has no cycle.
+
+    A package's `__init__` hands on names of its modules; who imports a module does not depend on that listing.
+    """
+    known = {module_name(path): path for path in source_files()}
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        if path.name == "__init__.py":
+            continue
+        targets = set()
+        for found in imports_of(path, top_level_only=True):
+            for candidate in (found.module, found.module.rpartition(".")[0]):
+                if candidate in known and candidate != name and known[candidate].name != "__init__.py":
+                    targets.add(candidate)
+                    break
+        graph[name] = targets
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail("import cycle: " + " -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize(
+    ("source", "modules"),
+    [
+        ("import faiss", ["faiss"]),
+        ("def f():\n    from torch import nn", ["torch.nn"]),
+        ("if TYPE_CHECKING:\n    import apache_beam as beam", ["apache_beam"]),
+    ],
+)
+def test_imports_are_found_wherever_they_stand(source: str, modules: list[str]) -> None:
+    assert [found.module for found in imports_in(source, "somewhere.py")] == modules

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from pipelines.config.command_line import load_job_config
 from pipelines.config.commands import run_command
+from pipelines.dry_run import forecast_night, print_forecast
 from pipelines.lease import LeaseHeldError
 from pipelines.nightly_run import NightlyRunError, run_nightly
 from pipelines.summary import print_summary
@@ -25,6 +26,9 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for room in ("pipelines", "encoders", "index_builder"):
         logging.getLogger(room).setLevel(logging.INFO)
+    if command.plan:
+        print_forecast(forecast_night(command.config, full=command.full))
+        return 0
     try:
         outcome, record = run_nightly(command.config, command.pipeline_options, full=command.full)
     except (NightlyRunError, LeaseHeldError) as error:

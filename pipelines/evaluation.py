@@ -224,7 +224,7 @@ def _encode_batch(
     """For each view the vectors, float32 `[B, D]`, and which products have one, bool `[B]`."""
     size = len(batch.texts)
     texts = [text for text in batch.texts if text is not None]
-    has_text: np.ndarray = np.array([text is not None for text in batch.texts], bool)
+    has_text = np.array([text is not None for text in batch.texts], bool)
     text_rows = np.where(has_text, np.cumsum(has_text) - 1, -1)
     text = encoder.encode_texts(texts) if texts else None
     image = encoder.encode_images(np.stack(list(batch.pixels.values()))) if batch.pixels else None
@@ -232,7 +232,7 @@ def _encode_batch(
     image_rows = np.full((size, max([1, *map(len, batch.digests)])), -1, np.int64)
     for row, digests in enumerate(batch.digests):
         image_rows[row, : len(digests)] = [places[digest] for digest in digests]
-    has_image: np.ndarray = (image_rows >= 0).any(axis=1)
+    has_image = np.array([bool(digests) for digests in batch.digests], bool)
     present = {View.TEXT: has_text, View.PICTURE: has_image, View.FUSED: has_text | has_image}
     encoded = {}
     for view in views:

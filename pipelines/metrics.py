@@ -26,7 +26,7 @@ def parse_measures(names: Sequence[str]) -> list[ir_measures.Measure]:
 
 
 def results_needed(names: Sequence[str]) -> int:
-    """How many results of a query the measures look at: the largest cutoff, `DEPTH_WITHOUT_CUTOFF` where one has none."""
+    """How many results of a query the measures look at: the largest cutoff, or the depth for measures without one."""
     cutoffs = [measure.params.get("cutoff", DEPTH_WITHOUT_CUTOFF) for measure in parse_measures(names)]
     return max(cutoffs, default=1)
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -20,33 +19,15 @@ import pyarrow as pa
 
 from encoders import ProductEncoder
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality
-from pipelines.catalog.carry_over import CarryOver
-from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import DeadLetter, Outcome, PictureError, Reason, Stage, write_dead_letters
-from pipelines.catalog.fingerprints import content_fingerprints
 from pipelines.catalog.lookahead import run_ahead
-from pipelines.catalog.pictures import ProductPictures, decode_pictures, fetch_pictures
+from pipelines.catalog.pictures import decode_pictures
 from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.prefetch import PicturePool
-from pipelines.catalog.reading import read_shard
-from pipelines.catalog.records import ProductBatch, to_products
+from pipelines.prepared_products import PreparedBatch, ProductPreparer
 from pipelines.product_columns import ColumnsWriter
 from pipelines.shard_files import ShardFiles, ShardSummary
-
-TEXT_ONLY_BATCH_ROWS = 2048
-
-
-@dataclass(slots=True)
-class _Batch:
-    """A batch of products on its way through the steps; each step fills in its part."""
-
-    products: ProductBatch
-    texts: list[str | None]  # as the text tower gets them, None for a product or an encoder without text
-    pictures: list[ProductPictures]
-    data: dict[bytes, bytes]
-    fingerprints: np.ndarray  # uint8 [B, 16]
-    places: np.ndarray  # int64 [B], place in the carry-over lookup or -1
-    pixels: dict[bytes, np.ndarray] = field(default_factory=dict)  # digest -> uint8 [3, S, S], first met in this batch
+from pipelines.step_timer import StepTimer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,15 +36,11 @@ class ShardEmbedder:
 
     Attributes:
       encoder: the product side.
-      catalog: how rows become products.
-      pool: fetches and decodes pictures; None where the encoder or the catalog has none.
-      carry_over: last night's vectors, or None.
+      preparer: reads products up to the towers.
     """
 
     encoder: ProductEncoder
-    catalog: CatalogConfig
-    pool: PicturePool | None
-    carry_over: CarryOver | None
+    preparer: ProductPreparer
 
     def embed(
         self, shard: CatalogShard, files: ShardFiles, *, on_progress: Callable[[int], None] = lambda products: None
@@ -85,20 +62,21 @@ class _ShardWork:
     """The state of one shard while it is being embedded."""
 
     def __init__(self, tools: ShardEmbedder, shard: CatalogShard, files: ShardFiles):
-        self._tools = tools
+        self._encoder = tools.encoder
+        self._preparer = tools.preparer
         self._shard = shard
         self._files = files
         self._letters: list[DeadLetter] = []
         self._counts: Counter[str] = Counter()
-        self._seconds: dict[str, float] = dict.fromkeys(("read", "fetch", "decode", "embed", "write"), 0.0)
+        self._timer = StepTimer("read", "fetch", "decode", "embed", "write")
         self._revisable = False
         self._image_rows: dict[bytes, int] = {}  # digest -> row of _image_vectors
         self._image_vectors = np.empty((0, 0), np.float32)  # [pictures of this shard, image tower's dimension]
 
     def run(self, on_progress: Callable[[int], None]) -> ShardSummary:
         started = perf_counter()
-        encoder, pool = self._tools.encoder, self._tools.pool
-        batches = self._prepare(run_ahead(self._read(), name="catalog-reader"))
+        encoder, pool = self._encoder, self._preparer.pool
+        batches = self._preparer.prepare(self._shard, self._timer)
         if pool is not None:
             batches = run_ahead(self._decode(pool, run_ahead(batches, name="picture-fetcher")), name="picture-decoder")
         with (
@@ -130,55 +108,15 @@ class _ShardWork:
             rejected=sum(letter.outcome == "rejected" for letter in self._letters),
             by_reason=dict(Counter(f"{letter.outcome}: {letter.reason}" for letter in self._letters)),
             revisable=self._revisable,
-            seconds={step: round(seconds, 4) for step, seconds in self._seconds.items()} | {"wall": wall_seconds},
+            seconds={step: round(seconds, 4) for step, seconds in self._timer.seconds.items()} | {"wall": wall_seconds},
         )
 
-    @contextmanager
-    def _timed(self, step: str) -> Iterator[None]:
-        started = perf_counter()
-        yield
-        self._seconds[step] += perf_counter() - started
-
-    def _batch_rows(self) -> int:
-        """Three batches of decoded pictures are alive at a time: in the decoder, waiting, in the model."""
-        if self._tools.pool is None:
-            return TEXT_ONLY_BATCH_ROWS
-        return max(1, self._tools.pool.pending_images // (3 * self._tools.catalog.images_per_product))
-
-    def _read(self) -> Iterator[ProductBatch]:
-        rows_by_batch = iter(read_shard(self._shard, self._tools.catalog, batch_rows=self._batch_rows()))
-        while True:
-            with self._timed("read"):
-                rows = next(rows_by_batch, None)
-                if rows is None:
-                    return
-                products = to_products(rows, self._tools.catalog)
-            yield products
-
-    def _prepare(self, batches: Iterator[ProductBatch]) -> Iterator[_Batch]:
-        """Fetches the pictures, takes the fingerprints, and looks up what last night already made."""
-        encoder, pool, carry_over = self._tools.encoder, self._tools.pool, self._tools.carry_over
-        for products in batches:
-            with self._timed("fetch"):
-                size = len(products.product_ids)
-                pictures, data = [ProductPictures() for _ in range(size)], {}
-                if pool is not None:
-                    fetched = fetch_pictures(pool, products.pictures)
-                    pictures, data = fetched.products, fetched.data
-                texts = products.texts.to_pylist() if encoder.uses_text else [None] * size
-                fingerprints = content_fingerprints(texts, [picture.digests for picture in pictures])
-                places = np.full(size, -1, np.int64)
-                if carry_over is not None and size:
-                    places = carry_over.find(fingerprints)
-                    places[[bool(picture.faults) for picture in pictures]] = -1
-            yield _Batch(products, texts, pictures, data, fingerprints, places)
-
-    def _decode(self, pool: PicturePool, batches: Iterator[_Batch]) -> Iterator[_Batch]:
+    def _decode(self, pool: PicturePool, batches: Iterator[PreparedBatch]) -> Iterator[PreparedBatch]:
         """Decodes the pictures that this shard has not met before, and hands each product its faults."""
         met: set[bytes] = set()
         faults: dict[bytes, PictureError] = {}
         for batch in batches:
-            with self._timed("decode"):
+            with self._timer.timed("decode"):
                 new = [picture for picture, place in zip(batch.pictures, batch.places, strict=True) if place < 0]
                 wanted = {
                     digest: batch.data[digest] for picture in new for digest in picture.digests if digest not in met
@@ -192,14 +130,14 @@ class _ShardWork:
                 batch.data = {}
             yield batch
 
-    def _embed(self, batch: _Batch, shard: EmbeddingShardWriter, columns: ColumnsWriter) -> None:
+    def _embed(self, batch: PreparedBatch, shard: EmbeddingShardWriter, columns: ColumnsWriter) -> None:
         """Decides each product's outcome, runs the towers, and writes the rows of the accepted ones."""
         self._letters += batch.products.dead_letters + batch.products.notes
         self._counts["rows_in"] += len(batch.pictures) + len(batch.products.dead_letters)
         accepted = self._accept(batch)
-        with self._timed("embed"):
+        with self._timer.timed("embed"):
             vectors = self._vectors(batch, accepted)
-        with self._timed("write"):
+        with self._timer.timed("write"):
             modalities = self._modalities(batch, accepted)
             rows = pa.array(accepted)
             shard.write(
@@ -210,9 +148,9 @@ class _ShardWork:
         self._counts["carried_over"] += int((batch.places[accepted] >= 0).sum())
         self._counts["without_picture"] += int((modalities[accepted] & Modality.IMAGE == 0).sum())
 
-    def _accept(self, batch: _Batch) -> np.ndarray:
+    def _accept(self, batch: PreparedBatch) -> np.ndarray:
         """Rows of the products that are indexed, int64; the others, and the degraded ones, leave a dead letter."""
-        encoder, must_have_pictures = self._tools.encoder, self._tools.catalog.on_bad_image == "reject"
+        encoder, must_have_pictures = self._encoder, self._preparer.catalog.on_bad_image == "reject"
         accepted = []
         for row, (text, picture) in enumerate(zip(batch.texts, batch.pictures, strict=True)):
             self._revisable |= picture.by_reference or bool(picture.faults)
@@ -229,13 +167,13 @@ class _ShardWork:
                     break  # one letter rejects a product; further ones would count it twice
         return np.array(accepted, np.int64)
 
-    def _letter(self, batch: _Batch, row: int, outcome: Outcome, stage: Stage, reason: Reason, detail: str) -> None:
+    def _letter(self, batch: PreparedBatch, row: int, outcome: Outcome, stage: Stage, reason: Reason, detail: str) -> None:
         product_id = batch.products.product_ids[row].as_py()
         self._letters.append(
             DeadLetter(product_id=product_id, outcome=outcome, stage=stage, reason=reason, detail=detail)
         )
 
-    def _modalities(self, batch: _Batch, accepted: np.ndarray) -> np.ndarray:
+    def _modalities(self, batch: PreparedBatch, accepted: np.ndarray) -> np.ndarray:
         """What each product's vector was made from, uint8 `[B]` bit mask."""
         masks = np.zeros(len(batch.pictures), np.uint8)
         for row in accepted:
@@ -247,9 +185,9 @@ class _ShardWork:
             )
         return masks
 
-    def _vectors(self, batch: _Batch, accepted: np.ndarray) -> np.ndarray:
+    def _vectors(self, batch: PreparedBatch, accepted: np.ndarray) -> np.ndarray:
         """The vectors of the accepted products, float16 `[n, D]`: last night's where there is one, new ones elsewhere."""
-        encoder, carry_over = self._tools.encoder, self._tools.carry_over
+        encoder, carry_over = self._encoder, self._preparer.carry_over
         vectors = np.empty((len(accepted), encoder.dim), np.float16)
         places = batch.places[accepted]
         carried = np.flatnonzero(places >= 0)
@@ -260,9 +198,9 @@ class _ShardWork:
             vectors[new] = self._run_towers(batch, accepted[new])
         return vectors
 
-    def _run_towers(self, batch: _Batch, rows: np.ndarray) -> np.ndarray:
+    def _run_towers(self, batch: PreparedBatch, rows: np.ndarray) -> np.ndarray:
         """Vectors of the products at `rows` of the batch, float32 `[n, D]`; equal texts and pictures are run once."""
-        encoder = self._tools.encoder
+        encoder = self._encoder
         texts: dict[str, int] = {}
         text_rows = np.full(len(rows), -1, np.int64)
         for place, row in enumerate(rows):
@@ -279,7 +217,7 @@ class _ShardWork:
             self._image_rows |= {digest: len(self._image_rows) + i for i, digest in enumerate(batch.pixels)}
             parts = [self._image_vectors, new_vectors] if len(self._image_vectors) else [new_vectors]
             self._image_vectors = np.concatenate(parts)
-        image_rows = np.full((len(rows), max(1, self._tools.catalog.images_per_product)), -1, np.int64)
+        image_rows = np.full((len(rows), max(1, self._preparer.catalog.images_per_product)), -1, np.int64)
         for place, row in enumerate(rows):
             digests = batch.pictures[row].digests
             image_rows[place, : len(digests)] = [self._image_rows[digest] for digest in digests]

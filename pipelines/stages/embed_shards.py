@@ -17,6 +17,7 @@ from pipelines.catalog.decoding import DecodeConfig
 from pipelines.catalog.fetching import FetchConfig, PictureFetcher
 from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.prefetch import PicturePool
+from pipelines.prepared_products import ProductPreparer
 from pipelines.run_record import RunRecord
 from pipelines.shard_embedding import ShardEmbedder
 from pipelines.shard_files import ShardFiles, ShardSummary
@@ -89,12 +90,13 @@ class _EmbedShard(beam.DoFn):
                 fetcher = PictureFetcher(self._fetch, self._catalog.image_root)
                 self._pool = PicturePool(fetcher, self._encoder.preprocessing, self._decode)
         source = self._carry_over_source
-        return ShardEmbedder(
-            encoder=self._encoder,
+        preparer = ProductPreparer(
             catalog=self._catalog,
+            uses_text=self._encoder.uses_text,
             pool=self._pool,
             carry_over=CarryOver(source) if source is not None else None,
         )
+        return ShardEmbedder(encoder=self._encoder, preparer=preparer)
 
     def process(self, task: EmbedTask) -> Iterator[ShardSummary]:
         unit = f"{task.shard.position:06d}"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import apache_beam as beam
 
 from pipelines.index_build import FinishedBuild
-from pipelines.publishing import PublishJob
 from pipelines.outcome import Outcome
+from pipelines.publishing import PublishJob
 
 
 @dataclass(kw_only=True, eq=False)  # not frozen: Beam sets the label

@@ -17,6 +17,7 @@ from pipelines.catalog.decoding import DecodeConfig
 from pipelines.catalog.fetching import FetchConfig, PictureFetcher
 from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.prefetch import PicturePool
+from pipelines.prepared_products import ProductPreparer
 from pipelines.product_columns import read_columns
 from pipelines.shard_embedding import ShardEmbedder
 from pipelines.shard_files import ShardFiles
@@ -56,8 +57,10 @@ class Night:
             decode = DecodeConfig(threads=2, pending_images=12)
             pool = PicturePool(PictureFetcher(FetchConfig(), catalog.image_root), self.encoder.preprocessing, decode)
         try:
-            embedder = ShardEmbedder(encoder=self.encoder, catalog=catalog, pool=pool, carry_over=carry_over)
-            self.summary = embedder.embed(shard, self.files)
+            preparer = ProductPreparer(
+                catalog=catalog, uses_text=self.encoder.uses_text, pool=pool, carry_over=carry_over
+            )
+            self.summary = ShardEmbedder(encoder=self.encoder, preparer=preparer).embed(shard, self.files)
         finally:
             if pool is not None:
                 pool.close()

@@ -14,7 +14,7 @@ from tests.encoders.training.pairs_files import coloured_rows, write_pairs
 QUICK = [
     "--training.epochs", "1", "--training.batch_size", "12", "--training.device", "cpu", "--training.progress", "false",
     "--small.text_width", "32", "--small.dim", "16", "--small.image_size", "16", "--small.image_width", "32",
-    "--small.image_layers", "1",
+    "--small.image_layers", "[1]",
 ]  # fmt: skip
 
 

@@ -16,8 +16,8 @@ help:  ## this list
 demo: $(VENV)/.installed  ## index the drawn catalog of 3,000 products, search it, measure the encoder
 	$(PY) -m pipelines.embed_catalog --runner=DirectRunner
 	$(PY) -m pipelines.search --index $(DEMO)/index -k 5 "striped blue mug"
-	$(PY) -m pipelines.search --index $(DEMO)/index -k 5 --image $(PICTURES)/floral_purple_dress.png
-	$(PY) -m pipelines.search --index $(DEMO)/index -k 5 --image $(PICTURES)/striped_red_mug.png "in green"
+	$(PY) -m pipelines.search --index $(DEMO)/index -k 5 --image $(PICTURES)/striped_red_mug.png
+	$(PY) -m pipelines.search --index $(DEMO)/index -k 5 --image $(PICTURES)/floral_purple_dress.png "dress for summer"
 	$(PY) -m pipelines.evaluate
 
 test: $(VENV)/.installed-test  ## the whole test suite; one file: make test TESTS=tests/encoders/test_fusion.py

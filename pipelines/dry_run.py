@@ -1,7 +1,7 @@
 """What a night would do, without doing it: `python -m pipelines.embed_catalog --plan`.
 
-Reads the catalog and its pictures' bytes, as far as fingerprints need them, and looks them up in last night's; no model is
-loaded, nothing is embedded and nothing below `index.uri` is touched.
+Reads the catalog and its pictures' bytes, as far as fingerprints need them, and looks them up in last night's; no model
+is loaded, nothing is embedded and no version is written.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ def _preparer(job: CheckedJob, plan: NightPlan) -> ProductPreparer:
     config, encoder = job.config, job.encoder
     pool = None
     if encoder.uses_images and config.catalog.image_field is not None and encoder.preprocessing is not None:
-        pool = PicturePool(PictureFetcher(config.fetch, config.catalog.image_root), encoder.preprocessing, config.decode)
+        pool = PicturePool(
+            PictureFetcher(config.fetch, config.catalog.image_root), encoder.preprocessing, config.decode
+        )
     carry_over = CarryOver(plan.carry_over) if plan.carry_over is not None else None
     return ProductPreparer(catalog=config.catalog, uses_text=encoder.uses_text, pool=pool, carry_over=carry_over)
 

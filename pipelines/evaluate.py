@@ -29,7 +29,7 @@ from pipelines.config.errors import ConfigError
 from pipelines.config.parser import parse_arguments
 from pipelines.config.schema import WorkConfig, to_yaml
 from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_address
-from pipelines.evaluation import Evaluation, evaluate_views, spool_folder
+from pipelines.evaluation import Evaluation, evaluate_views
 from pipelines.judged_queries import JudgedQueries, read_judged_queries
 from pipelines.metrics import parse_measures
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
             catalog=job.catalog,
             fetch=job.fetch,
             decode=job.decode,
-            spool_uri=spool_folder(job.work.uri),
+            spool_uri=storage.join(job.work.uri, "spool"),
             measures=flags.measures,
             on_progress=on_progress,
         )
@@ -112,10 +112,10 @@ def print_evaluation(
     console.print(table)
     console.print(f"{evaluation.queries:,} queries over {evaluation.products:,} products, exact search")
     if queries.without_relevant:
-        console.print(f"{queries.without_relevant:,} queries have no relevant product and were left out")
+        console.print(f"queries left out because no product is relevant to them: {queries.without_relevant:,}")
     if evaluation.unknown_products:
         console.print(
-            f"{evaluation.unknown_products:,} relevant products are not in the catalog and count as not found"
+            f"relevant products that the catalog does not hold, counted as not found: {evaluation.unknown_products:,}"
         )
 
 

@@ -23,9 +23,9 @@ from index_builder.spec import IndexConfig, IndexSpec
 from index_builder.tuning import SearchChoice, SearchMeasurement, choose_search, measure_search, store_nprobe
 from index_builder.verify import verify_index
 from pipelines.numbering import Numbering, number_products
+from pipelines.outcome import Totals, total
 from pipelines.run_record import RunRecord
 from pipelines.shard_files import ShardFiles, ShardSummary
-from pipelines.outcome import Totals, total
 
 
 class EmptyCatalogError(Exception):
@@ -59,6 +59,7 @@ class AddTask:
 
     @property
     def name(self) -> str:
+        """Names the task's index shard."""
         return f"{self.serving_shard:05d}-{self.number:05d}"
 
 
@@ -115,7 +116,7 @@ class BuildJob:
             if not numbering.products:
                 raise EmptyCatalogError(
                     f"none of the {totals.rows_in:,} rows of the catalog could be embedded "
-                    f"({', '.join(f'{reason} {count}' for reason, count in totals.by_reason.items()) or 'it is empty'}); "
+                    f"({totals.reasons() or 'it is empty'}); "
                     f"the dead letters are in {numbering.rejected_uri}"
                 )
             spec = plan_index(self.index, numbering.products, self.dim)
@@ -188,9 +189,7 @@ class BuildJob:
         """
         with self.record.timed("verify") as facts:
             shards = sorted(merged, key=lambda shard: shard.first_row)
-            verify_index(
-                shards, rows=plan.numbering.products, dim=self.dim, codec_fingerprint=codec.fingerprint
-            )
+            verify_index(shards, rows=plan.numbering.products, dim=self.dim, codec_fingerprint=codec.fingerprint)
             sample = plan_sample(self.index, plan.spec, plan.numbering.products)
             queries = read_queries(pieces, limit=sample.queries)
             truth = exact_neighbours(queries.vectors, queries.rows, plan.numbering.shards, self.index.k)
@@ -210,4 +209,3 @@ class BuildJob:
             chosen=chosen,
             queries=len(queries.rows),
         )
-

@@ -82,9 +82,7 @@ class WorkLease:
                     f"running for {now - holder.started_unix_seconds:.0f} s, last seen {age:.0f} s ago. Wait for it to "
                     f"end, or give this run a work.uri of its own."
                 )
-            log.warning(
-                "taking over the lease of process %d on %s, last seen %.0f s ago", holder.pid, holder.host, age
-            )
+            log.warning("taking over the lease of process %d on %s, last seen %.0f s ago", holder.pid, holder.host, age)
         self._record = LeaseRecord(
             token=uuid.uuid4().hex,
             process=_THIS_PROCESS,
@@ -95,7 +93,7 @@ class WorkLease:
             refreshed_unix_seconds=now,
         )
         self._write(self._record)
-        # Object stores have no exclusive create: of two that write at once the later write stands, and the other sees it.
+        # Object stores have no exclusive create: of two that write at once the later one stands, and the other sees it.
         holder = self._read()
         if holder is None or holder.token != self._record.token:
             raise LeaseHeldError(f"work.uri {self._work_uri} was taken by another run at this very moment: try again")

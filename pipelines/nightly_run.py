@@ -22,6 +22,7 @@ from pipelines.catalog.plan import CatalogPlan, CatalogShard, plan_catalog
 from pipelines.config.schema import JobConfig
 from pipelines.index_build import BuildJob
 from pipelines.lease import WorkLease
+from pipelines.outcome import Outcome, read_outcome
 from pipelines.preflight import CheckedJob, check_job
 from pipelines.progress import show_progress
 from pipelines.publishing import PublishJob
@@ -30,7 +31,6 @@ from pipelines.shard_files import FinishedRun, ShardFiles, read_finished_run, re
 from pipelines.stages.build import BuildIndex
 from pipelines.stages.embed_shards import EmbedShards, EmbedTask
 from pipelines.stages.publish import PublishVersion
-from pipelines.outcome import Outcome, read_outcome
 
 log = logging.getLogger(__name__)
 

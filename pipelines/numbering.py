@@ -1,7 +1,7 @@
 """Every product gets its row: its place in the plan, without the rejected and the duplicates.
 
-Runs once all catalog shards are embedded. It finds the ids that occur twice (the first row stays, the others become dead
-letters), gives the kept products their global rows, and writes what a version says about its products:
+Runs once all catalog shards are embedded. It finds the ids that occur twice (the first row stays, the others become
+dead letters), gives the kept products their global rows, and writes what a version says about its products:
 `products.arrow` (row -> id and columns) and `rejected.parquet`. Memory is bounded by one bucket of ids and one batch.
 """
 
@@ -111,9 +111,7 @@ def _write_products(shards: Sequence[ShardFiles], numbered: Sequence[NumberedSha
 
 def _with_ids(ids: pa.Array, batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
     columns = pa.Table.from_batches(batches, schema=schema).combine_chunks()
-    arrays = [
-        column.chunk(0) if column.num_chunks else pa.array([], column.type) for column in columns.itercolumns()
-    ]
+    arrays = [column.chunk(0) if column.num_chunks else pa.array([], column.type) for column in columns.itercolumns()]
     # A display column may well be the id field itself; the id comes first and only once.
     names = [(field, array) for field, array in zip(schema, arrays, strict=True) if field.name != "product_id"]
     fields = [pa.field("product_id", pa.string(), nullable=False), *(field for field, _ in names)]

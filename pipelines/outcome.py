@@ -12,6 +12,8 @@ from pipelines.config.schema import GatesConfig
 from pipelines.run_record import RunRecord
 from pipelines.shard_files import ShardSummary
 
+Status = Literal["published", "unchanged", "held"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
@@ -40,7 +42,12 @@ class Totals:
 
     @property
     def rejected_share(self) -> float:
+        """Rejected rows over all rows, 0 for an empty catalog."""
         return self.rejected / self.rows_in if self.rows_in else 0.0
+
+    def reasons(self) -> str:
+        """Dead letters by outcome and reason, in one line; empty where there are none."""
+        return ", ".join(f"{reason} {count}" for reason, count in self.by_reason.items())
 
 
 def total(summaries: Sequence[ShardSummary], *, products: int, duplicates: int) -> Totals:
@@ -117,7 +124,7 @@ class Outcome:
       previous_version: what was published before, or "".
     """
 
-    status: Literal["published", "unchanged", "held"]
+    status: Status
     version: str
     uri: str
     totals: Totals

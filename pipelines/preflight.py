@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 
 from encoders import EncoderDescription, check_encoder
 from index_builder import storage
-from pipelines import demo_catalog
 from pipelines.catalog.sources import catalog_schema
+from pipelines.config.errors import ConfigError
 from pipelines.config.schema import JobConfig
-
-DEMO_SCHEME = "demo://"
+from pipelines.demo_catalog import draw_named_catalog, is_demo_address
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +33,7 @@ def check_job(config: JobConfig) -> CheckedJob:
     Raises:
       StorageError: the work or index address cannot be written.
       EncoderError: the encoder cannot be loaded, or lacks weights.
+      ConfigError: `demo://` is followed by something else than a number.
       CatalogError: the catalog is missing, empty, or has no such field.
     """
     storage.check_writable(config.work.uri)
@@ -47,9 +46,9 @@ def check_job(config: JobConfig) -> CheckedJob:
 
 def _drawn_if_demo(config: JobConfig) -> str | tuple[str, ...]:
     uri = config.catalog.uri
-    if not isinstance(uri, str) or not uri.startswith(DEMO_SCHEME):
+    if not isinstance(uri, str) or not is_demo_address(uri):
         return uri
-    products = uri.removeprefix(DEMO_SCHEME)
-    folder = storage.local_path(storage.join(config.work.uri, "demo_catalog"))
-    demo_catalog.write_demo_catalog(folder, products=int(products))
-    return os.path.join(folder, "catalog")
+    try:
+        return draw_named_catalog(uri, config.work.uri)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

@@ -1,7 +1,7 @@
 """Display and filter columns on their way from the catalog to `products.arrow`.
 
-Each embedded shard keeps them in an Arrow file of its own, in the order of its vectors; numbering joins those files into
-the version's `products.arrow`, whose row numbers are the ids of the index.
+Each embedded shard keeps them in an Arrow file of its own, in the order of its vectors; numbering joins those files
+into the version's `products.arrow`, whose row numbers are the ids of the index.
 """
 
 from __future__ import annotations

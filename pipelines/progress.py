@@ -58,6 +58,7 @@ class ProgressReader:
         self._started = time.monotonic()
 
     def snapshot(self) -> Snapshot:
+        """How far the run is now."""
         finished = self._record.reports("embed")
         partial = self._record.partial_reports("embed")
         done = sum(report["rows_in"] for report in finished.values())
@@ -75,7 +76,6 @@ class ProgressReader:
             finished_units=units,
         )
 
-
     def _index_stage(self) -> tuple[str, int]:
         """The stage at work after the embedding, and its finished units.
 
@@ -91,7 +91,9 @@ class ProgressReader:
 
 
 @contextmanager
-def show_progress(record: RunRecord, *, shards: int, rows: int | None, console: Console | None = None) -> Iterator[None]:
+def show_progress(
+    record: RunRecord, *, shards: int, rows: int | None, console: Console | None = None
+) -> Iterator[None]:
     """Shows a run's progress for the length of the block.
 
     Args:
@@ -116,7 +118,9 @@ def show_progress(record: RunRecord, *, shards: int, rows: int | None, console: 
         thread.join()
 
 
-def _draw(reader: ProgressReader, shards: int, rows: int | None, console: Console, stop: threading.Event) -> Iterator[None]:
+def _draw(
+    reader: ProgressReader, shards: int, rows: int | None, console: Console, stop: threading.Event
+) -> Iterator[None]:
     columns = (
         SpinnerColumn(finished_text="[green]done[/]"),
         TextColumn("{task.description}"),

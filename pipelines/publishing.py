@@ -1,4 +1,4 @@
-"""The last stage: a verified build passes the gates and becomes the published version, or is kept without being published."""
+"""The last stage: a verified build passes the gates and is published, or is kept without being published."""
 
 from __future__ import annotations
 
@@ -20,11 +20,20 @@ from index_builder.manifest import (
 from index_builder.spec import IndexConfig
 from pipelines.config.schema import GatesConfig
 from pipelines.index_build import FinishedBuild
+from pipelines.outcome import Outcome, Status, failed_gates, write_outcome
 from pipelines.run_record import RunRecord
 from pipelines.shard_files import write_finished_run
-from pipelines.outcome import Outcome, failed_gates, write_outcome
 
-_SOFTWARE = ("shelfmark", "faiss-cpu", "faiss-gpu", "torch", "open_clip_torch", "transformers", "apache-beam", "pyarrow")
+_SOFTWARE = (
+    "shelfmark",
+    "faiss-cpu",
+    "faiss-gpu",
+    "torch",
+    "open_clip_torch",
+    "transformers",
+    "apache-beam",
+    "pyarrow",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +78,8 @@ class PublishJob:
         files = publish.describe_files(staged)
         fingerprint = publish.content_fingerprint(files, self.encoder.fingerprint, build.plan.spec)
         if not failed and self.previous is not None and self.previous.content_fingerprint == fingerprint:
-            status, version_id = "unchanged", self.previous.version
+            status: Status = "unchanged"
+            version_id = self.previous.version
         else:
             status = "held" if failed else "published"
             version_id = publish.publish_version(self.index.uri, staged, manifest, make_current=not failed)

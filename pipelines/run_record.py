@@ -1,7 +1,7 @@
 """What a run has done so far, as small files that any worker on any machine can add to.
 
-Beam's DirectRunner blocks until the end and its counters cannot be read on the way, but files can, on every runner. Each
-finished unit of work (a catalog shard, an index shard, a merge) writes one JSON file under
+Beam's DirectRunner blocks until the end and its counters cannot be read on the way, but files can, on every runner.
+Each finished unit of work (a catalog shard, an index shard, a merge) writes one JSON file under
 `<work uri>/runs/<run id>/<stage>/`; the progress display and the closing summary read them. They are reports: nothing
 depends on them for its result.
 """

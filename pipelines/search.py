@@ -1,4 +1,7 @@
-"""One query against a published version, in the terminal: `python -m pipelines.search --index URI "text" [--image FILE]`."""
+"""One query in the terminal: `python -m pipelines.search --index URI "text" [--image FILE]`.
+
+Loads the published version only, its query encoder included.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,12 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"-k is {arguments.k}: expected 1 or more")
     reader = IndexReader.open(arguments.index, version=arguments.version)
     if reader.query_encoder_uri is None:
-        raise ConfigError(f"version {reader.manifest.version} at {arguments.index} was published without a query encoder")
+        raise ConfigError(f"--index {arguments.index}: version {reader.manifest.version} has no query encoder")
     encoder = load_query_encoder(reader.query_encoder_uri, device=arguments.device)
     images = None if arguments.image is None else [_open_picture(arguments.image)]
     if images is not None and not encoder.accepts_images:
         raise ConfigError(
-            f"--image {arguments.image}: the {encoder.model} encoder of version {reader.manifest.version} reads only text"
+            f"--image {arguments.image}: the {encoder.model} encoder of {reader.manifest.version} reads only text"
         )
     vectors = encoder.encode(texts=None if arguments.text is None else [arguments.text], images=images)
     result = reader.search(vectors, arguments.k)

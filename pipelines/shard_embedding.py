@@ -167,7 +167,9 @@ class _ShardWork:
                     break  # one letter rejects a product; further ones would count it twice
         return np.array(accepted, np.int64)
 
-    def _letter(self, batch: PreparedBatch, row: int, outcome: Outcome, stage: Stage, reason: Reason, detail: str) -> None:
+    def _letter(
+        self, batch: PreparedBatch, row: int, outcome: Outcome, stage: Stage, reason: Reason, detail: str
+    ) -> None:
         product_id = batch.products.product_ids[row].as_py()
         self._letters.append(
             DeadLetter(product_id=product_id, outcome=outcome, stage=stage, reason=reason, detail=detail)
@@ -186,7 +188,7 @@ class _ShardWork:
         return masks
 
     def _vectors(self, batch: PreparedBatch, accepted: np.ndarray) -> np.ndarray:
-        """The vectors of the accepted products, float16 `[n, D]`: last night's where there is one, new ones elsewhere."""
+        """The accepted products' vectors, float16 `[n, D]`: last night's where there is one, else new ones."""
         encoder, carry_over = self._encoder, self._preparer.carry_over
         vectors = np.empty((len(accepted), encoder.dim), np.float16)
         places = batch.places[accepted]
@@ -226,7 +228,11 @@ class _ShardWork:
 
 
 def _nothing_to_embed(encoder: ProductEncoder) -> str:
-    reads = " and ".join(name for name, used in (("text", encoder.uses_text), ("pictures", encoder.uses_images)) if used)
-    return f"the encoder reads {reads}, and the product has neither" if " and " in reads else (
-        f"the encoder reads only {reads}, and the product has none"
+    reads = " and ".join(
+        name for name, used in (("text", encoder.uses_text), ("pictures", encoder.uses_images)) if used
+    )
+    return (
+        f"the encoder reads {reads}, and the product has neither"
+        if " and " in reads
+        else (f"the encoder reads only {reads}, and the product has none")
     )

@@ -68,18 +68,22 @@ class ShardFiles:
 
     @property
     def embeddings(self) -> str:
+        """The embedding shard."""
         return storage.join(self.folder, f"{self.key}.parquet")
 
     @property
     def columns(self) -> str:
+        """Display and filter columns."""
         return storage.join(self.folder, f"{self.key}.columns.arrow")
 
     @property
     def rejected(self) -> str:
+        """Dead letters."""
         return storage.join(self.folder, f"{self.key}.rejected.parquet")
 
     @property
     def summary(self) -> str:
+        """The summary, which declares the shard complete."""
         return storage.join(self.folder, f"{self.key}.json")
 
     def read_summary(self, position: int) -> ShardSummary | None:

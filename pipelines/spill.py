@@ -46,7 +46,8 @@ class SpilledRecords:
     def __init__(self, expected: int):
         self.buckets = max(1, -(-expected // RECORDS_PER_BUCKET))
         self._folder = tempfile.TemporaryDirectory(prefix="shelfmark-spill-")
-        self._files = [open(self._path(bucket), "wb") for bucket in range(self.buckets)]
+        # Open until the block ends: records arrive for all buckets at once.
+        self._files = [open(self._path(bucket), "wb") for bucket in range(self.buckets)]  # noqa: SIM115
 
     def _path(self, bucket: int) -> str:
         return os.path.join(self._folder.name, f"{bucket:05d}.records")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
-from pipelines.run_record import STAGES, RunRecord
 from pipelines.outcome import Outcome
+from pipelines.run_record import STAGES, RunRecord
 
 _SAID = {
     "published": "published version",
@@ -20,7 +21,9 @@ _SAID = {
 def print_summary(outcome: Outcome, record: RunRecord, *, console: Console | None = None) -> None:
     """Prints the closing summary of a run to standard output."""
     console = console or Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-    table = Table(show_header=False, box=None, pad_edge=False, title="Summary", title_justify="left", title_style="bold")
+    table = Table(
+        show_header=False, box=None, pad_edge=False, title="Summary", title_justify="left", title_style="bold"
+    )
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     for name, value in summary_lines(outcome, record):
@@ -33,7 +36,9 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
     totals = outcome.totals
     lines = [("products in", f"{totals.rows_in:,}")]
     lines += [("embedded", f"{totals.embedded:,}"), ("carried over", f"{totals.carried_over:,}")]
-    lines += [("rejected", f"{totals.rejected:,}"), ("degraded", f"{totals.degraded:,} (indexed without a bad part)")]
+    lines.append(("rejected", f"{totals.rejected:,}"))
+    if totals.degraded:
+        lines.append(("degraded", f"{totals.degraded:,} (indexed without the part that could not be used)"))
     lines += [(f"  {reason}", f"{count:,}") for reason, count in totals.by_reason.items()]
     if totals.texts_cut:
         lines.append(("texts cut", f"{totals.texts_cut:,} (longer than the text tower reads)"))
@@ -45,7 +50,7 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
         (
             "index",
             f"{totals.products:,} products, {outcome.factory}, {outcome.serving_shards} serving "
-            f"{'shard' if outcome.serving_shards == 1 else 'shards'}, {_megabytes(outcome.index_bytes)}",
+            f"{'shard' if outcome.serving_shards == 1 else 'shards'}, {decimal(outcome.index_bytes)}",
         ),
         (
             f"recall {outcome.recall_k}@{outcome.recall_k}",
@@ -67,7 +72,3 @@ def _seconds_by_stage(record: RunRecord) -> str:
         if reports:
             parts.append(f"{stage} {sum(report.get('seconds', 0.0) for report in reports):.1f}")
     return ", ".join(parts)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

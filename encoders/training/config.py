@@ -62,8 +62,8 @@ class SmallEncoderConfig:
         text_heads: Its attention heads.
         dim: Width of the vectors: the projection of both text towers.
         image_size: Side of the picture in pixels.
-        image_layers: Four numbers: blocks in each stage of a ResNet as CLIP has it, quick to learn from few pictures. One
-            number: layers of a ViT.
+        image_layers: Four numbers: blocks in each stage of a ResNet as CLIP has it, quick to learn from few pictures.
+            One number: layers of a ViT.
         image_width: Width of the picture tower: of the ResNet's first stage, or of the ViT.
         patch_size: Side of a ViT's patch in pixels.
         image_dim: Width of the picture's vector.
@@ -94,14 +94,15 @@ class SmallEncoderConfig:
             )
         if len(self.image_layers) not in (1, 4) or min(self.image_layers) < 1:
             raise EncoderConfigError(
-                f"small.image_layers is {list(self.image_layers)}: expected four numbers (ResNet) or one (ViT), 1 or more"
+                f"small.image_layers is {list(self.image_layers)}: expected four numbers (ResNet) or one (ViT), each 1 "
+                "or more"
             )
         is_vit = len(self.image_layers) == 1
         side, width = (self.patch_size, 32) if is_vit else (32, 1)  # a ResNet halves the side five times
         if self.image_size % side or self.image_width % width:
             raise EncoderConfigError(
-                f"small.image_size is {self.image_size}, image_width {self.image_width}: expected multiples of {side} and "
-                f"{width} for a {'ViT' if is_vit else 'ResNet'}"
+                f"small.image_size is {self.image_size}, image_width {self.image_width}: expected multiples of {side} "
+                f"and {width} for a {'ViT' if is_vit else 'ResNet'}"
             )
 
 

@@ -34,6 +34,7 @@ class EncoderTraining(LightningModule):
         self._steps = steps
         self._frozen = _freeze_all_but(model, config)
         self._drop_generator = torch.Generator().manual_seed(config.seed)
+        self.train()  # encoders come in evaluation mode, and Lightning keeps the mode that it finds
 
     def training_step(self, batch: PairBatch, batch_index: int) -> torch.Tensor:
         """Loss of the batch as it is, plus that of the view in which each product loses its text or its picture."""

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -79,9 +80,7 @@ def train_encoder(
         "command": command,
         "pairs": len(train_rows),
         "products": len(pairs.product_ids),
-        "epochs": training.epochs,
-        "batch_size": training.batch_size,
-        "seed": training.seed,
+        "settings": {key: value for key, value in asdict(training).items() if key not in _MACHINE_SETTINGS},
         **{
             name: round(float(trainer.callback_metrics[key]), 4)
             for name, key in _METRICS
@@ -97,6 +96,7 @@ def train_encoder(
     return note
 
 
+_MACHINE_SETTINGS = ("device", "workers", "progress")
 _METRICS = (("loss", "loss_epoch"), ("validation_loss", "validation_loss"))
 
 

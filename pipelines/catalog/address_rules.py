@@ -22,8 +22,8 @@ _IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # RFC 6052: an IPv4 address in an IPv6 one, as DNS64 hands them out on networks without IPv4.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# What the ipaddress module of some Python versions takes for public: the protocol assignments of IANA, with one provider's
-# instance metadata among them, and another provider's host service.
+# What the ipaddress module of some Python versions takes for public: the protocol assignments of IANA, with one
+# provider's instance metadata among them, and another provider's host service.
 _ALSO_PRIVATE = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("168.63.129.16/32"))
 
 

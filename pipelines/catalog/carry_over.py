@@ -117,4 +117,3 @@ class CarryOver:
         if vectors is None:
             raise ValueError("vectors() was asked for no place at all")
         return vectors
-

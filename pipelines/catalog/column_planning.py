@@ -11,6 +11,7 @@ from pipelines.catalog import arrow_files, parquet_files
 from pipelines.catalog.column_chunks import ColumnFile
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.partitions import append_missing, partition_schema
 from pipelines.catalog.pieces import Piece, split_chunk
 from pipelines.catalog.schemas import merged_schema
 from pipelines.catalog.spooling import PlainFile
@@ -50,7 +51,11 @@ def plan_columns(files: Sequence[PlainFile], config: CatalogConfig) -> tuple[lis
         CatalogError: as `read_footers` and `merged_schema`.
     """
     footers = read_footers(files, list(config.fields))
-    schemas = [(file.source.name, footer.schema) for file, footer in zip(files, footers, strict=True)]
+    placed = partition_schema(file.source for file in files)
+    schemas = [
+        (file.source.name, append_missing(footer.schema, placed, file.source.partitions))
+        for file, footer in zip(files, footers, strict=True)
+    ]
     schema, _ = merged_schema(schemas, config)
     pieces: list[Piece] = []
     for file, footer in zip(files, footers, strict=True):

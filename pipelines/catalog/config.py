@@ -39,7 +39,8 @@ class CatalogConfig:
         csv_delimiter: One character. None: a tab for `.tsv` files, else a comma.
         csv_newlines_in_values: Whether quoted CSV values may hold line breaks. If so a large CSV file is read once at
             planning, to find out where its records end; if not, planning takes milliseconds.
-        shard_rows: Rows of a catalog shard, the unit of work and of resume.
+        shard_rows: Rows of a catalog shard, the unit of work and of resume. A row group of a Parquet file (a record
+            batch of an Arrow file) is cut into at most 16 shards, so those of large row groups have more rows.
         shard_bytes: Bytes of a catalog shard, where that is the tighter limit.
     """
 

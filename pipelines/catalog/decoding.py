@@ -69,12 +69,12 @@ def decode_picture(data: bytes, preprocessing: ImagePreprocessing, config: Decod
         PictureError: `picture_unsupported_type`, `picture_too_large`, `picture_truncated` or `picture_unreadable`.
     """
     kind = picture_type(data)
-    pixels = None
     if kind == "jpeg":
-        pixels = decode_scaled_jpeg(data, needed=_needed(preprocessing), max_pixels=config.max_pixels)
-    if pixels is None:
-        pixels = _decode_with_pillow(data, kind, config.max_pixels)
-    return resize_pixels(pixels, preprocessing)
+        scaled = decode_scaled_jpeg(data, needed=_needed(preprocessing), max_pixels=config.max_pixels)
+        if scaled is not None:
+            pixels, full_size = scaled
+            return resize_pixels(pixels, preprocessing, full_size=full_size)
+    return resize_pixels(_decode_with_pillow(data, kind, config.max_pixels), preprocessing)
 
 
 def picture_digest(data: bytes) -> bytes:

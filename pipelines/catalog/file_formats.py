@@ -94,7 +94,10 @@ def iter_plain(uri: str, compression: str, chunk_bytes: int = CHUNK_BYTES) -> It
     Raises:
         CatalogError: the file is not compressed in this way, or is cut off.
     """
-    with stores.open_input(uri) as source, pa.CompressedInputStream(source, compression) as stream:
+    with (
+        stores.open_input(uri, from_start_to_end=True) as source,
+        pa.CompressedInputStream(source, compression) as stream,
+    ):
         while True:
             try:
                 chunk = stream.read(chunk_bytes)

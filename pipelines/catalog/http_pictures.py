@@ -9,20 +9,16 @@ named in the environment are not used: behind one, the address that is fetched f
 
 from __future__ import annotations
 
-import http.client
 import threading
 import time
-from datetime import timedelta
-from email.utils import parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
-from urllib.parse import urljoin
 
 import tenacity
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
-from urllib3.exceptions import HTTPError, InvalidHeader, LocationParseError, NewConnectionError
+from urllib3.exceptions import HTTPError, NewConnectionError
 from urllib3.exceptions import TimeoutError as HTTPTimeoutError
-from urllib3.util import Retry, Url, make_headers, parse_url
+from urllib3.util import Url
 
 from pipelines.catalog.address_rules import AddressRules
 from pipelines.catalog.dead_letters import PictureError, Reason
@@ -30,15 +26,24 @@ from pipelines.catalog.fetch_config import FetchConfig
 from pipelines.catalog.fetched_picture import FetchedPicture
 from pipelines.catalog.http_connections import Dialler, connection_pool, reading_until, tls_context
 from pipelines.catalog.http_hosts import Host, Hosts, Origin
+from pipelines.catalog.http_messages import (
+    failure_reason,
+    host_name,
+    origin_of,
+    parse_address,
+    request_headers,
+    seconds_to_wait,
+    shown_address,
+    shown_cause,
+    version_of,
+)
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WORTH_ANOTHER_ATTEMPT = frozenset({408, 425, 429, 500, 502, 503, 504})
-_PORTS = {"http": 80, "https": 443}
 _READ_BYTES = 1 << 16
 _BODY_WORTH_DRAINING_BYTES = 1 << 16
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 5.0
-_DATE_VERSION = "last-modified:"
 
 
 class HTTPPictures:
@@ -66,7 +71,7 @@ class HTTPPictures:
         Raises:
             PictureError: with the reason; temporary failures only after all attempts.
         """
-        start = _parse(url)
+        start = parse_address(url)
         clock = _Clock(self._config)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_TransientError),
@@ -75,7 +80,7 @@ class HTTPPictures:
             sleep=tenacity.sleep_using_event(self._closed),
             reraise=True,
         )
-        origin = _origin(start)
+        origin = origin_of(start)
         with self._hosts.using(origin) as host:
             host.check_not_paused()
             try:
@@ -92,7 +97,7 @@ class HTTPPictures:
             return picture
 
     def close(self) -> None:
-        """Ends waits between attempts and closes idle connections. Requests under way run to their time-out."""
+        """Ends waits and closes idle connections; begins no more requests. Those under way run to their time-out."""
         self._closed.set()
         self._hosts.close()
 
@@ -105,23 +110,25 @@ class HTTPPictures:
         url = start
         clock.begin_attempt()
         for _ in range(self._config.max_redirects + 1):
-            self._rules.check_scheme(url.scheme or "", _shown(url))
-            self._rules.check_host(_host_name(url), _shown(url))
+            self._rules.check_scheme(url.scheme or "", shown_address(url))
+            self._rules.check_host(host_name(url), shown_address(url))
             # What the URL holds of a name and password is for its own host, not for where that one sends us.
-            auth = start.auth if _origin(url) == _origin(start) else None
-            with self._hosts.using(_origin(url)) as host:
+            auth = start.auth if origin_of(url) == origin_of(start) else None
+            with self._hosts.using(origin_of(url)) as host:
                 answer = self._hop(host, url, auth, known_etag, clock)
             if isinstance(answer, FetchedPicture):
                 return answer
-            url = _parse(urljoin(url.url, answer))
-        detail = f"{_shown(start)}: more than {self._config.max_redirects} redirects, the next one to {_shown(url)}"
-        raise PictureError("fetch", Reason.fetch_failed, detail)
+            url = parse_address(answer, url.url)
+        detail = f"more than {self._config.max_redirects} redirects, the next one to {shown_address(url)}"
+        raise PictureError("fetch", Reason.fetch_failed, f"{shown_address(start)}: {detail}")
 
     def _hop(
         self, host: Host, url: Url, auth: str | None, known_etag: str | None, clock: _Clock
     ) -> FetchedPicture | str:
         """One request: the picture, or the address that it redirects to."""
         with host.place() as waited_seconds:
+            if self._closed.is_set():
+                raise PictureError("fetch", Reason.fetch_failed, f"{shown_address(url)}: fetching was ended")
             clock.extend(waited_seconds)
             with reading_until(clock.deadline):
                 return self._ask(host, url, auth, known_etag, clock)
@@ -134,7 +141,7 @@ class HTTPPictures:
             response = host.pool.urlopen(
                 "GET",
                 url.request_uri,
-                headers=_headers(auth, known_etag),
+                headers=request_headers(auth, known_etag),
                 redirect=False,
                 retries=False,
                 preload_content=False,
@@ -142,47 +149,47 @@ class HTTPPictures:
             )
             return self._judge(response, url, known_etag)
         except NewConnectionError as error:  # to urllib3 a kind of time-out
-            raise _TransientError(Reason.fetch_failed, f"{_shown(url)}: {_told(error)}") from error
+            raise _TransientError(Reason.fetch_failed, f"{shown_address(url)}: {shown_cause(error)}") from error
         except (HTTPTimeoutError, TimeoutError) as error:
-            detail = f"{_shown(url)}: no complete answer within {clock.limit:g} s"
+            detail = f"{shown_address(url)}: no complete answer within {clock.limit:g} s"
             raise _TransientError(Reason.fetch_timeout, detail) from error
         except (HTTPError, OSError) as error:
-            raise _TransientError(_failure_reason(error), f"{_shown(url)}: {_told(error)}") from error
+            raise _TransientError(failure_reason(error), f"{shown_address(url)}: {shown_cause(error)}") from error
         finally:
             if response is not None:
                 _hand_back(response)
 
     def _judge(self, response: BaseHTTPResponse, url: Url, known_etag: str | None) -> FetchedPicture | str:
-        status, shown = response.status, _shown(url)
-        version = _version(response)
+        status, place = response.status, shown_address(url)
+        version = version_of(response)
         if status == HTTPStatus.NOT_MODIFIED and known_etag is not None:
             return FetchedPicture(b"", version or known_etag, not_modified=True)
         if status == HTTPStatus.OK:
             if known_etag is not None and version == known_etag:
                 # The server does not know If-None-Match, but says that nothing changed: the body need not be read.
                 return FetchedPicture(b"", version, not_modified=True)
-            return FetchedPicture(self._read(response, shown), version)
+            return FetchedPicture(self._read(response, place), version)
         if status in _REDIRECTS and response.headers.get("Location"):
             return response.headers["Location"]
-        answer = f"{shown}: the server answered {status} {response.reason or ''}".rstrip()
+        answer = f"{place}: the server answered {status} {response.reason or ''}".rstrip()
         if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
             raise PictureError("fetch", Reason.picture_missing, answer)
         if status in _WORTH_ANOTHER_ATTEMPT:
-            raise _TransientError(Reason.fetch_failed, answer, wait_seconds=_retry_after(response))
+            raise _TransientError(Reason.fetch_failed, answer, wait_seconds=seconds_to_wait(response))
         raise PictureError("fetch", Reason.fetch_failed, answer)
 
-    def _read(self, response: BaseHTTPResponse, shown: str) -> bytes:
+    def _read(self, response: BaseHTTPResponse, place: str) -> bytes:
         """The body. The length that the server promised serves only to refuse early; what comes is counted."""
         limit = self._config.max_bytes
         promised = response.headers.get("Content-Length", "")
         if promised.isdecimal() and int(promised) > limit:
-            raise _too_many_bytes(f"{shown}: {promised} bytes", limit)
+            raise _too_many_bytes(f"{place}: {promised} bytes", limit)
         data = bytearray()
         # One read of the socket at a time, so that each is held to the deadline.
         while chunk := response.read1(_READ_BYTES):
             data += chunk
             if len(data) > limit:
-                raise _too_many_bytes(f"{shown}: {len(data)} bytes and more", limit)
+                raise _too_many_bytes(f"{place}: {len(data)} bytes and more", limit)
         return bytes(data)
 
 
@@ -239,90 +246,14 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return max(_backoff(state), asked or 0.0)
 
 
-def _parse(url: str) -> Url:
-    """The URL with its path percent-encoded and its host in lower case and ASCII, as it will be asked for."""
-    try:
-        parsed = parse_url(url)
-    except LocationParseError as error:
-        raise PictureError("fetch", Reason.fetch_failed, f"not a URL: {url[:200]!r}") from error
-    if parsed.scheme not in _PORTS:
-        detail = f"expected an http or https address, found {_shown(parsed)}"
-        raise PictureError("fetch", Reason.scheme_not_allowed, detail)
-    if not parsed.host:
-        raise PictureError("fetch", Reason.fetch_failed, f"no host in {_shown(parsed)!r}")
-    return parsed
-
-
-def _host_name(url: Url) -> str:
-    return (url.host or "").strip("[]").rstrip(".")
-
-
-def _origin(url: Url) -> Origin:
-    scheme = url.scheme or ""
-    return scheme, _host_name(url), url.port or _PORTS.get(scheme, 0)
-
-
-def _shown(url: Url) -> str:
-    """The URL for a dead letter: without password and query, which may hold signatures."""
-    query = "?..." if url.query else ""
-    return f"{url._replace(auth=None, query=None, fragment=None).url}{query}"
-
-
-def _headers(auth: str | None, known_etag: str | None) -> dict[str, str]:
-    headers = make_headers(user_agent="shelfmark", basic_auth=auth)
-    headers |= {"Accept": "image/*", "Accept-Encoding": "identity"}
-    if known_etag is not None and known_etag.startswith(_DATE_VERSION):
-        headers["If-Modified-Since"] = known_etag.removeprefix(_DATE_VERSION)
-    elif known_etag is not None:
-        headers["If-None-Match"] = known_etag
-    return headers
-
-
-def _version(response: BaseHTTPResponse) -> str | None:
-    """The ETag (strong or weak), or else the time of the last change, if that is old enough to tell two apart."""
-    etag = response.headers.get("ETag")
-    if etag:
-        return etag
-    changed = response.headers.get("Last-Modified")
-    try:
-        # RFC 9110, 8.8.2.2: a date is a strong validator only if the answer is clearly later.
-        settled = changed and (
-            parsedate_to_datetime(response.headers["Date"]) - parsedate_to_datetime(changed) >= timedelta(seconds=60)
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
-    return f"{_DATE_VERSION}{changed}" if settled else None
-
-
-def _retry_after(response: BaseHTTPResponse) -> float | None:
-    try:
-        return Retry().get_retry_after(response)
-    except InvalidHeader:
-        return None
-
-
-def _failure_reason(error: Exception) -> Reason:
-    """A body that ends before the promised length is a truncated picture; other broken connections are failures."""
-    short = any(isinstance(cause, http.client.IncompleteRead) for cause in (error, *error.args))
-    return Reason.picture_truncated if short else Reason.fetch_failed
-
-
-def _told(error: Exception) -> str:
-    """The cause below urllib3's wrapping, which repeats the host."""
-    causes = [error.__cause__, *error.args] if isinstance(error, HTTPError) else []
-    cause = next((cause for cause in causes if isinstance(cause, Exception)), error)
-    return f"{type(cause).__name__}: {cause}"
-
-
 def _too_many_bytes(found: str, limit: int) -> PictureError:
     return PictureError("fetch", Reason.picture_too_many_bytes, f"{found}; fetch.max_bytes is {limit}")
 
 
 def _hand_back(response: BaseHTTPResponse) -> None:
     """Gives the connection back to its pool, or closes it where a body is left on it that is not worth reading."""
-    promised = response.headers.get("Content-Length", "")
-    if response.status != HTTPStatus.OK and promised.isdecimal() and int(promised) <= _BODY_WORTH_DRAINING_BYTES:
+    left = response.length_remaining  # 0 for answers that have no body, None where the server did not say
+    if left is not None and left <= _BODY_WORTH_DRAINING_BYTES:
         response.drain_conn()
     if not response.closed:
         response.close()
-    response.release_conn()

@@ -9,6 +9,7 @@ lock. Pillow's `draft` reaches the same scales, but hands its pixels over twice 
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import simplejpeg
@@ -29,7 +30,9 @@ _COLOUR_SPACES = ("YCbCr", "RGB", "Gray")
 _HEADER_BYTES = 1 << 16
 
 
-def decode_scaled_jpeg(data: bytes, *, needed: tuple[int, int], max_pixels: int) -> np.ndarray | None:
+def decode_scaled_jpeg(
+    data: bytes, *, needed: tuple[int, int], max_pixels: int
+) -> tuple[np.ndarray, tuple[int, int]] | None:
     """Decodes a JPEG no larger than needed, upright.
 
     Args:
@@ -39,7 +42,8 @@ def decode_scaled_jpeg(data: bytes, *, needed: tuple[int, int], max_pixels: int)
         max_pixels: Limit of the picture's full size.
 
     Returns:
-        uint8 `[H, W, 3]`; None where this decoder will not do (CMYK, damage, rare variants) and Pillow should try.
+        uint8 `[H, W, 3]`, and the full width and height that it stands for; None where this decoder will not do (CMYK,
+        damage, rare variants) and Pillow should try.
 
     Raises:
         PictureError: `picture_too_large`.
@@ -51,11 +55,17 @@ def decode_scaled_jpeg(data: bytes, *, needed: tuple[int, int], max_pixels: int)
     check_pixels(width, height, max_pixels)
     if colour_space not in _COLOUR_SPACES:
         return None
+    orientation = _orientation(data)
+    divisor = _divisor(width, height, needed)
+    if orientation != 1:
+        # The row and column that stand for less must be the last ones, and turning would bring them to the front.
+        divisor = math.gcd(divisor, width, height)
     try:
-        pixels = _decode(data, width, height, _divisor(width, height, needed))
+        pixels = _decode(data, width, height, divisor)
     except ValueError:
         return None
-    return turn_upright(pixels, _orientation(data))
+    full_size = (width, height) if orientation < 5 else (height, width)  # 5 to 8 are transposed
+    return turn_upright(pixels, orientation), full_size
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:

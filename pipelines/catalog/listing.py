@@ -6,50 +6,19 @@ import logging
 import posixpath
 from collections import defaultdict
 from dataclasses import dataclass
+from importlib import import_module
 
 from pipelines.catalog import stores
+from pipelines.catalog.catalog_files import CatalogFile, CatalogListing
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.errors import CatalogError
 from pipelines.catalog.file_formats import FileFormat, format_by_name, has_foreign_suffix, sniff_format
+from pipelines.catalog.partitions import hive_partitions
+
+# Formats whose library is an extra; a module of this room for each, imported only when asked for.
+_TABLE_FORMATS = ("delta", "iceberg")
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CatalogFile:
-    """A file of the catalog.
-
-    Attributes:
-        uri: Where to open it.
-        name: What it is called in the catalog, relative to what the config lists; unique. Files are read in the
-            codepoint order of their names.
-        size: Bytes as stored.
-        version: Changes when the content does (see `StoredFile`).
-        format: `parquet`, `csv`, `jsonl` or `arrow`.
-        compression: Around the whole file, or None.
-    """
-
-    uri: str
-    name: str
-    size: int
-    version: str
-    format: str
-    compression: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CatalogListing:
-    """The files of the catalog, all of one format.
-
-    Attributes:
-        files: In reading order; at least one.
-        format: Theirs.
-        skipped: (URI, why) of what was found and not taken.
-    """
-
-    files: tuple[CatalogFile, ...]
-    format: str
-    skipped: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +37,8 @@ def list_catalog(config: CatalogConfig) -> CatalogListing:
     Raises:
         CatalogError: nothing there, nothing usable there, files of several formats, or a format that cannot be told.
     """
+    if config.format in _TABLE_FORMATS:
+        return _list_table(config)
     skipped: list[tuple[str, str]] = []
     found = _without_repeats([item for uri in config.uris for item in _expand(uri)])
     _refuse_table_folders(found, config)
@@ -95,6 +66,7 @@ def list_catalog(config: CatalogConfig) -> CatalogListing:
                 version=item.file.version,
                 format=form.format,
                 compression=form.compression,
+                partitions=hive_partitions(named[item.file.uri]),
             )
         )
     _check_formats(files, skipped, config)
@@ -102,6 +74,19 @@ def list_catalog(config: CatalogConfig) -> CatalogListing:
         shown = "; ".join(f"{uri} ({why})" for uri, why in skipped[:5])
         _logger.info("catalog: skipped %d of the files found: %s%s", len(skipped), shown, " ..." * (len(skipped) > 5))
     return CatalogListing(files=tuple(files), format=files[0].format, skipped=tuple(skipped))
+
+
+def _list_table(config: CatalogConfig) -> CatalogListing:
+    if len(config.uris) != 1:
+        raise CatalogError(f"catalog.uri: expected one table for catalog.format {config.format}, found {config.uris}")
+    try:
+        module = import_module(f"pipelines.catalog.{config.format}_tables")
+    except ImportError as error:
+        raise CatalogError(
+            f"catalog.format: {config.format} needs its extra: pip install 'shelfmark[{config.format}]' ({error})"
+        ) from error
+    listing: CatalogListing = module.list_table(config.uris[0])
+    return listing
 
 
 def _expand(uri: str) -> list[_Found]:

@@ -1,8 +1,8 @@
 """Running one step of a stream ahead of the next, on a thread of its own.
 
-The steps of a shard (read, fetch, decode, towers) each spend their time elsewhere: in Arrow, on the network, in the JPEG
-decoder, in the model. All of them release the interpreter's lock there, so a thread a step and a short queue between two
-steps let them overlap, and a full queue holds the faster step back.
+The steps of a shard (read, fetch, decode, towers) each spend their time elsewhere: in Arrow, on the network, in the
+JPEG decoder, in the model. All of them release the interpreter's lock there, so a thread a step and a short queue
+between two steps let them overlap, and a full queue holds the faster step back.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run_ahead(items: Iterable[T], *, depth: int = 1, name: str = "run-ahead") ->
                 if not offer(item):
                     return
             offer(_END)
-        except BaseException as error:  # handed to the consumer, who raises it
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
             offer(_Failure(error))
         finally:
             close = getattr(iterator, "close", None)

@@ -10,10 +10,9 @@ from typing import Literal
 
 from pipelines.catalog.spooling import PlainFile
 
-# A part of a row group can only be read by decoding the rows before it, so cutting a group into n parts reads it about
-# n/2 times over. Small groups do not mind; of large ones no more parts are made than this.
-SMALL_CHUNK_BYTES = 32 << 20
-MAX_PARTS_OF_LARGE_CHUNK = 16
+MAX_PARTS_OF_CHUNK = 16
+"""A part of a row group can only be read by decoding the rows before it, so a group in n parts is decoded about n/2
+times over. Who wants smaller shards of a large file writes smaller row groups."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,11 +39,9 @@ class Piece:
 
 
 def split_chunk(piece: Piece, *, shard_rows: int, shard_bytes: int) -> list[Piece]:
-    """A row group or record batch in even parts of at most a shard's size, as far as that can be had (see above)."""
+    """A row group or record batch in even parts of at most a shard's size, but at most `MAX_PARTS_OF_CHUNK`."""
     rows = piece.stop - piece.start
-    parts = min(rows, math.ceil(max(rows / shard_rows, piece.bytes / shard_bytes)))
-    if piece.bytes > SMALL_CHUNK_BYTES:
-        parts = min(parts, MAX_PARTS_OF_LARGE_CHUNK)
+    parts = min(rows, MAX_PARTS_OF_CHUNK, math.ceil(max(rows / shard_rows, piece.bytes / shard_bytes)))
     if parts <= 1:
         return [piece]
     bounds = [piece.start + rows * part // parts for part in range(parts + 1)]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from pipelines.catalog.catalog_files import Partitions
 from pipelines.catalog.column_planning import plan_columns
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.errors import CatalogError
@@ -32,6 +33,7 @@ class FileRange:
         start: First row or byte.
         stop: One past the last.
         name: What the file is called in the catalog.
+        partitions: Columns that only the file's place tells.
     """
 
     path: str
@@ -39,6 +41,13 @@ class FileRange:
     start: int
     stop: int
     name: str = ""
+    partitions: Partitions = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FileRange:
+        """The inverse of `dataclasses.asdict`, also after a way through JSON."""
+        partitions = tuple((column, value) for column, value in values["partitions"])
+        return cls(**{**values, "partitions": partitions})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +88,7 @@ class CatalogShard:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CatalogShard:
         """The inverse of `to_dict`."""
-        ranges = tuple(FileRange(**part) for part in values["ranges"])
+        ranges = tuple(FileRange.from_dict(part) for part in values["ranges"])
         schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(values["schema"])))
         return cls(**{**values, "ranges": ranges, "schema": schema})
 
@@ -137,8 +146,9 @@ def plan_catalog(config: CatalogConfig, *, spool_uri: str) -> CatalogPlan:
 def _shard(position: int, pieces: list[Piece], format: str, schema: pa.Schema, reading: list[Any]) -> CatalogShard:
     # The identity of what is read: never a place on this machine, so of a copy it is the file it was made from.
     identity = [
-        [piece.file.source.name, piece.file.source.size, piece.file.source.version, piece.unit, piece.start, piece.stop]
+        [source.name, source.size, source.version, source.partitions, piece.unit, piece.start, piece.stop]
         for piece in pieces
+        for source in (piece.file.source,)
     ]
     digest = hashlib.sha256(json.dumps([_KEY_VERSION, reading, identity]).encode()).hexdigest()
     return CatalogShard(
@@ -147,7 +157,12 @@ def _shard(position: int, pieces: list[Piece], format: str, schema: pa.Schema, r
         format=format,
         ranges=tuple(
             FileRange(
-                path=piece.file.uri, unit=piece.unit, start=piece.start, stop=piece.stop, name=piece.file.source.name
+                path=piece.file.uri,
+                unit=piece.unit,
+                start=piece.start,
+                stop=piece.stop,
+                name=piece.file.source.name,
+                partitions=piece.file.source.partitions,
             )
             for piece in pieces
         ),

@@ -17,6 +17,7 @@ from pipelines.catalog import arrow_files, csv_records, json_lines, parquet_file
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.errors import CatalogError
 from pipelines.catalog.json_lines import JsonColumns, ParsedRecords
+from pipelines.catalog.partitions import with_partitions
 from pipelines.catalog.plan import CatalogShard, FileRange
 from pipelines.catalog.raw_rows import RawBatch, malformed, place
 from pipelines.catalog.text_planning import read_file_head
@@ -47,8 +48,8 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
                 yield from batch.slices(batch_rows)
         except (pa.ArrowException, OSError, EOFError) as error:
             raise CatalogError(
-                f"{part.name} ({part.path}): expected {part.unit} {part.start} to {part.stop} of a {shard.format} file, "
-                f"cannot read them ({error}); was the file changed or damaged since the plan was made?"
+                f"{part.name} ({part.path}): expected {part.unit} {part.start} to {part.stop} of a {shard.format} "
+                f"file, cannot read them ({error}); was the file changed or damaged since planning?"
             ) from error
 
 
@@ -58,7 +59,7 @@ def _columns(shard: CatalogShard, part: FileRange, config: CatalogConfig, batch_
     for rows in _ROW_READERS[shard.format](
         part.path, part.start, part.stop, list(config.fields), batch_rows=batch_rows, batch_bytes=BATCH_BYTES
     ):
-        rows = _bytes_as_text(rows, texts)
+        rows = with_partitions(_plain_columns(rows, texts), part.partitions, config.fields)
         places = np.arange(row, row + rows.num_rows)
         row += rows.num_rows
         raw = RawBatch(rows=rows, schema=shard.schema, name=part.name, unit="row", places=places)
@@ -72,11 +73,12 @@ def _columns(shard: CatalogShard, part: FileRange, config: CatalogConfig, batch_
         raise EOFError(f"the file ends at row {row}")
 
 
-def _bytes_as_text(rows: pa.RecordBatch, names: set[str]) -> pa.RecordBatch:
-    """Texts that a writer stored as plain bytes, as text that is still to be checked."""
+def _plain_columns(rows: pa.RecordBatch, texts: set[str]) -> pa.RecordBatch:
+    """The rows in types that every function knows; texts that a writer stored as bytes as text, still to be checked."""
+    columns = [column if pa.types.is_dictionary(column.type) else plain(column) for column in rows.columns]
     columns = [
-        plain(column).view(pa.string()) if name in names and pa.types.is_binary(plain(column).type) else column
-        for name, column in zip(rows.schema.names, rows.columns, strict=True)
+        column.view(pa.string()) if name in texts and pa.types.is_binary(column.type) else column
+        for name, column in zip(rows.schema.names, columns, strict=True)
     ]
     return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
 
@@ -92,7 +94,7 @@ def _texts(shard: CatalogShard, part: FileRange, config: CatalogConfig) -> Itera
             else:
                 parsed = parse(block.data)
             yield RawBatch(
-                rows=parsed.rows,
+                rows=with_partitions(parsed.rows, part.partitions, config.fields),
                 pictures=parsed.pictures,
                 schema=shard.schema,
                 name=part.name,

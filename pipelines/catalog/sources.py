@@ -5,11 +5,13 @@ from __future__ import annotations
 import pyarrow as pa
 
 from pipelines.catalog import stores
+from pipelines.catalog.catalog_files import CatalogFile
 from pipelines.catalog.column_planning import read_footers
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.errors import CatalogError
 from pipelines.catalog.file_formats import ARROW_FILE_MAGIC, read_head
-from pipelines.catalog.listing import CatalogFile, list_catalog
+from pipelines.catalog.listing import list_catalog
+from pipelines.catalog.partitions import append_missing, partition_schema
 from pipelines.catalog.schemas import CatalogSchema, merged_schema, sampled_schema
 from pipelines.catalog.spooling import PlainFile
 from pipelines.catalog.text_planning import read_file_head, sample_heads, spread
@@ -37,7 +39,12 @@ def catalog_schema(config: CatalogConfig) -> CatalogSchema:
         ]
         schema, names = sampled_schema(sample_heads(chosen, heads, config), config, listing.format)
     else:
-        stated = [(file.name, found) for file in chosen if (found := _stated_schema(file)) is not None]
+        placed = partition_schema(listing.files)
+        stated = [
+            (file.name, append_missing(found, placed, file.partitions))
+            for file in chosen
+            if (found := _stated_schema(file)) is not None
+        ]
         # A Parquet file inside a compressed one says nothing before it is unpacked; the plan will do that.
         schema, names = merged_schema(stated, config) if stated else (pa.schema([]), ())
     return CatalogSchema(

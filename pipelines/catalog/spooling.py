@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from index_builder import storage
 from pipelines.catalog import stores
+from pipelines.catalog.catalog_files import CatalogFile
 from pipelines.catalog.errors import CatalogError
 from pipelines.catalog.file_formats import ARROW_FILE_MAGIC, iter_plain, read_head
-from pipelines.catalog.listing import CatalogFile
 
 _logger = logging.getLogger(__name__)
 
@@ -52,9 +52,9 @@ def plain_files(files: Sequence[CatalogFile], spool_uri: str) -> list[PlainFile]
     """
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="spool") as pool:
         plain = list(pool.map(lambda file: _plain(file, spool_uri), files))
-    used = {file.uri for file in plain}
+    used = {_name_of(file.uri) for file in plain if file.uri != file.source.uri}
     for copy in storage.list_files(spool_uri):
-        if storage.join(spool_uri, _name_of(copy)) not in used:
+        if _name_of(copy) not in used:
             storage.remove_file(copy)
     return plain
 
@@ -87,7 +87,7 @@ def _name_of(uri: str) -> str:
 
 def _write_copy(file: CatalogFile, path: str) -> None:
     if file.compression is None:
-        with stores.open_input(file.uri) as source:
+        with stores.open_input(file.uri, from_start_to_end=True) as source:
             _write_arrow_file(file, source, path)
         return
     with open(path, "wb") as sink:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from fsspec.core import url_to_fs
 
@@ -78,10 +78,10 @@ def read_stored(uri: str, config: FetchConfig, rules: AddressRules, *, known_eta
     Raises:
         PictureError: missing, not allowed, too large, or the store's client gave up.
     """
-    parts = urlsplit(uri)
-    rules.check_scheme(uri.partition("://")[0].lower(), uri)
-    if parts.scheme != "memory":
-        rules.check_host(parts.netloc, uri)
+    scheme, _, rest = uri.partition("://")
+    rules.check_scheme(scheme.lower(), uri)
+    if scheme.lower() != "memory":
+        rules.check_host(rest.partition("/")[0], uri)
     try:
         described = describe(uri)
         if described is None:

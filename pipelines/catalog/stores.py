@@ -1,4 +1,4 @@
-"""Where catalog files stand: any local path or fsspec URI, listed by fsspec, read through pyarrow's bridge to it."""
+"""Where catalog files stand: any local path or fsspec URI, listed by fsspec, opened for pyarrow."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 from fsspec.core import url_to_fs
-from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
+from pyarrow.fs import LocalFileSystem
 
 from pipelines.catalog.errors import CatalogError
+
+_READ_AHEAD_BYTES = 8 << 20
 
 # What the stores call the thing that changes when a file's content does, best first: a checksum, then a version, then
 # the time of the last change.
@@ -89,13 +91,20 @@ def match(uri: str) -> tuple[list[StoredFile], list[str]]:
         return files, folders
 
 
-def open_input(uri: str) -> pa.NativeFile:
-    """A seekable file open for reading, local or remote, for pyarrow's readers and for plain `seek` and `read`."""
+def open_input(uri: str, *, from_start_to_end: bool = False) -> pa.NativeFile:
+    """A seekable file open for reading, local or remote, for pyarrow's readers and for plain `seek` and `read`.
+
+    Args:
+        uri: The file.
+        from_start_to_end: Read ahead. Else each read of a remote file is one request for just these bytes: fsspec would
+            by default fetch megabytes around every place that is touched.
+    """
     with told(uri):
         if is_local(uri):
             return LocalFileSystem().open_input_file(uri.removeprefix("file://"))
         filesystem, path = _resolve(uri)
-        return PyFileSystem(FSSpecHandler(filesystem)).open_input_file(path)
+        cache = "readahead" if from_start_to_end else "none"
+        return pa.PythonFile(filesystem.open(path, "rb", block_size=_READ_AHEAD_BYTES, cache_type=cache), mode="r")
 
 
 def read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:

@@ -12,11 +12,13 @@ from typing import TypeVar
 import pyarrow as pa
 
 from pipelines.catalog import stores
+from pipelines.catalog.catalog_files import CatalogFile
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.csv_records import CsvHeader
 from pipelines.catalog.errors import CatalogError
 from pipelines.catalog.file_formats import read_head
-from pipelines.catalog.listing import CatalogFile
+from pipelines.catalog.json_types import TypeVotes
+from pipelines.catalog.partitions import partition_schema
 from pipelines.catalog.pieces import Piece
 from pipelines.catalog.schemas import sampled_schema, unknown_field
 from pipelines.catalog.spooling import PlainFile
@@ -68,6 +70,9 @@ def sample_heads(files: Sequence[CatalogFile], heads: Sequence[TextHead], config
     """
     sampled = SampledColumns()
     columns = list(config.fields)
+    for placed in partition_schema(files):
+        sampled.names[placed.name] = None
+        sampled.votes.setdefault(placed.name, TypeVotes()).add(placed.type)
     for file, head in zip(files, heads, strict=True):
         if head.header is not None:
             _check_header(head.header, file, config)

@@ -88,7 +88,7 @@ class SampledColumns:
         self.records += records.rows.num_rows
         self.first_problem = self.first_problem or next((why for _, why in records.bad), "")
         for name in records.rows.schema.names:
-            _vote_csv(self.votes.setdefault(name, TypeVotes()), records.rows.column(name))
+            vote_texts(self.votes.setdefault(name, TypeVotes()), records.rows.column(name))
 
     def type(self, name: str) -> pa.DataType:
         """The type of a column; text where no value of it was seen."""
@@ -144,8 +144,8 @@ def delimiter_of(name: str, config: CatalogConfig) -> str:
     return "\t" if ".tsv" in name.lower().rsplit("/", 1)[-1] else ","
 
 
-def _vote_csv(votes: TypeVotes, values: pa.Array) -> None:
-    """Counts the values of a CSV column as whole numbers, numbers, true and false, or text.
+def vote_texts(votes: TypeVotes, values: pa.Array) -> None:
+    """Counts the values of a column of text as whole numbers, numbers, true and false, or text.
 
     A number with a leading zero is a code, and would lose its zeros: a column that has one is text.
     """

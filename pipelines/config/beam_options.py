@@ -11,10 +11,11 @@ import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from pipelines.catalog.errors import nearest
 from pipelines.config.errors import ConfigError
+from pipelines.config.keys import did_you_mean
 from pipelines.config.parser import option_names_in
 
 
@@ -41,36 +42,66 @@ _LOGGER = logging.getLogger(__name__)
 # With this option the direct runner works in process. Without it, it first looks for Prism, a runner that it downloads.
 DIRECT_RUNNER_COMPATIBILITY = "2.77.0"
 
-# Short names that Beam takes too.
-_RUNNER_ALIASES = {
-    "direct": "DirectRunner",
-    "portable": "PortableRunner",
-    "flink": "FlinkRunner",
-    "spark": "SparkRunner",
-}
 
-
-def to_pipeline_options(
-    section: Mapping[str, Any], arguments: Sequence[str] = (), *, option_names: Collection[str] = ()
-) -> PipelineOptions:
+def to_pipeline_options(section: Mapping[str, Any], arguments: Sequence[str] = ()) -> PipelineOptions:
     """Merge the `beam:` section with Beam's options of the command line, which win, and check both.
 
     Args:
         section: Option name -> value; false and null mean that the option is not given.
         arguments: Command-line arguments that are no config keys.
+
+    Raises:
+        ConfigError: As `check_beam_options`.
+    """
+    checked = check_beam_options(section, arguments)
+    with _root_logger_untouched():
+        options = PipelineOptions(checked.arguments)
+        options.view_as(StandardOptions).runner = checked.runner
+        if checked.runner == "DirectRunner" and checked.known.update_compatibility_version is None:
+            options.view_as(StreamingOptions).update_compatibility_version = DIRECT_RUNNER_COMPATIBILITY
+        if checked.known.save_main_session is None:
+            # Everything that runs on a worker lives in a module; Beam would pickle the main one on some runners.
+            options.view_as(SetupOptions).save_main_session = False
+    if checked.handed_on:
+        names = " ".join(checked.handed_on)
+        _LOGGER.warning(
+            "handed to %s as they are, because Beam's package does not know them: %s", checked.runner, names
+        )
+    return options
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedOptions:
+    """Beam options that were found usable.
+
+    Attributes:
+        arguments: Section and command line, as one list of arguments.
+        known: The values of the options that Beam knows.
+        runner: The runner's full name.
+        handed_on: Names of options that only the runner's own job server can know.
+    """
+
+    arguments: list[str]
+    known: argparse.Namespace
+    runner: str
+    handed_on: list[str]
+
+
+def check_beam_options(
+    section: Mapping[str, Any], arguments: Sequence[str], *, option_names: Collection[str] = ()
+) -> CheckedOptions:
+    """Check Beam's options without making anything of them.
+
+    Args:
+        section: As for `to_pipeline_options`.
+        arguments: The same.
         option_names: Our own options, so that a mistyped one of these is recognised.
 
     Raises:
         ConfigError: An option that Beam does not know, a value that it refuses, a runner that cannot run this job.
     """
     with _root_logger_untouched():
-        return _checked_options(section, list(arguments), option_names)
-
-
-def _checked_options(
-    section: Mapping[str, Any], arguments: list[str], option_names: Collection[str]
-) -> PipelineOptions:
-    parser = _beam_parser()
+        parser = _beam_parser()
     actions = {name: action for action in parser._actions for name in action.option_strings}
     given = {actions[name].dest for name in option_names_in(arguments) if name in actions}
     section_arguments = [
@@ -79,21 +110,15 @@ def _checked_options(
         if _destination(name, actions) not in given
         for argument in _as_arguments(name, value, actions)
     ]
-    arguments = section_arguments + arguments
-
-    known, unknown = _parse(parser, arguments)
-    runner = _check_runner(known.runner)
-    if unknown:
-        _refuse_or_warn(unknown, runner, section, actions, option_names)
-
-    options = PipelineOptions(arguments)
-    options.view_as(StandardOptions).runner = runner
-    if runner == "DirectRunner" and known.update_compatibility_version is None:
-        options.view_as(StreamingOptions).update_compatibility_version = DIRECT_RUNNER_COMPATIBILITY
-    if known.save_main_session is None:
-        # Everything that runs on a worker lives in a module; Beam would pickle the main one on some runners.
-        options.view_as(SetupOptions).save_main_session = False
-    return options
+    merged = section_arguments + list(arguments)
+    known, unknown = _parse(parser, merged)
+    runner = _full_runner_name(known.runner)
+    names = option_names_in(unknown)
+    if unknown and not names:
+        raise ConfigError(f"command line: expected options only, found {' '.join(unknown)!r}")
+    if names and runner in StandardOptions.LOCAL_RUNNERS:
+        raise ConfigError([_describe_unknown(name, section, actions, option_names) for name in names])
+    return CheckedOptions(arguments=merged, known=known, runner=runner, handed_on=names)
 
 
 def _beam_parser() -> argparse.ArgumentParser:
@@ -114,49 +139,32 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[a
         raise ConfigError(f"Beam options {' '.join(arguments)}: {error}") from error
 
 
-def _check_runner(name: str | None) -> str:
-    """The runner's full name.
+def _full_runner_name(name: str | None) -> str:
+    """The name that Beam lists a runner under; a class by its full path stands as it is.
 
     Raises:
         ConfigError: No such runner; or Dask's, which loses what a bundle gives back at its end.
     """
     name = name or StandardOptions.DEFAULT_RUNNER
     if "dask" in name.lower():
-        raise ConfigError(
-            f"runner {name}: loses data without a word (what a bundle gives back at its end); use another"
-        )
-    if "." in name:  # a class by its full path
+        raise ConfigError(f"runner {name}: loses what a bundle gives back at its end, without a word; use another one")
+    if "." in name:
         return name
     by_lower = {known.lower(): known for known in StandardOptions.KNOWN_RUNNER_NAMES}
-    found = _RUNNER_ALIASES.get(name.lower()) or by_lower.get(name.lower())
+    found = by_lower.get(name.lower()) or by_lower.get(f"{name.lower()}runner")
     if found is None:
-        raise ConfigError(f"unknown runner {name}. {nearest(name, StandardOptions.KNOWN_RUNNER_NAMES)}")
+        raise ConfigError(f"unknown runner {name}. {did_you_mean(name, StandardOptions.KNOWN_RUNNER_NAMES)}")
     return found
 
 
-def _refuse_or_warn(
-    unknown: Sequence[str],
-    runner: str,
-    section: Mapping[str, Any],
-    actions: Mapping[str, argparse.Action],
-    option_names: Collection[str],
-) -> None:
-    names = option_names_in(unknown)
-    if not names:
-        raise ConfigError(f"command line: expected options only, found {' '.join(unknown)!r}")
-    if runner not in StandardOptions.LOCAL_RUNNERS:
-        _LOGGER.warning("Handed to %s as they are, Beam itself does not know them: %s", runner, " ".join(names))
-        return
-    known = [*actions, *option_names]
-    bare_names = [action_name.removeprefix("--") for action_name in actions]
-    raise ConfigError(
-        [
-            f"beam: section: unknown option {name.removeprefix('--')}. {nearest(name.removeprefix('--'), bare_names)}"
-            if name.removeprefix("--") in section
-            else f"command line: unknown option {name}. {nearest(name, known)}"
-            for name in names
-        ]
-    )
+def _describe_unknown(
+    name: str, section: Mapping[str, Any], actions: Mapping[str, argparse.Action], option_names: Collection[str]
+) -> str:
+    bare = name.removeprefix("--")
+    if bare in section:
+        hint = did_you_mean(bare, [known.removeprefix("--") for known in actions])
+        return f"beam: section: unknown option {bare}. {hint}"
+    return f"command line: unknown option {name}. {did_you_mean(name, [*actions, *option_names])}"
 
 
 def _as_arguments(name: str, value: Any, actions: Mapping[str, argparse.Action]) -> list[str]:

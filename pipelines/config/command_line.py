@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipelines.config.beam_options import to_pipeline_options
+from pipelines.config.beam_options import check_beam_options, to_pipeline_options
 from pipelines.config.errors import ConfigError
 from pipelines.config.parser import parse_arguments
 from pipelines.config.schema import JobConfig, to_yaml
@@ -70,19 +70,29 @@ def load_job_config(
         prog=prog,
         add_options=_add_job_flags,
         epilog=_BEAM_EPILOG,
-        keep_rest=True,
+        check_rest=_problems_of_beam_options,
     )
-    options = to_pipeline_options(parsed.config.beam, parsed.rest, option_names=parsed.option_names)
     if parsed.flags.print_config:
         sys.stdout.write(to_yaml(parsed.config))
         raise SystemExit(0)
     return ParsedCommand(
         config=parsed.config,
         beam_args=parsed.rest,
-        pipeline_options=options,
+        pipeline_options=to_pipeline_options(parsed.config.beam, parsed.rest),
         full=parsed.flags.full,
         plan=parsed.flags.plan,
     )
+
+
+def _problems_of_beam_options(
+    arguments: Sequence[str], data: Mapping[str, Any], option_names: Collection[str]
+) -> Sequence[str]:
+    section = data.get("beam")
+    try:
+        check_beam_options(section if isinstance(section, dict) else {}, arguments, option_names=option_names)
+    except ConfigError as error:
+        return error.problems
+    return ()
 
 
 def _add_job_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,11 @@ text that a reader of the code sees and the one that ``--help`` prints are the s
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _ATTRIBUTE = re.compile(r"^(\w+)(?: \([^)]*\))?:\s*(.*)$")
@@ -90,6 +91,12 @@ def attribute_helps(config_type: type) -> dict[str, str]:
         elif name:
             texts[name].append(line.strip())
     return {name: _first_sentence(" ".join(parts)) for name, parts in texts.items()}
+
+
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "--help lists what is known.") -> str:
+    """A closing sentence that names the known name most like a wrong one; where none is like it, another sentence."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"Did you mean '{close[0]}'?" if close else otherwise
 
 
 def _attribute_lines(doc: str) -> Iterator[str]:

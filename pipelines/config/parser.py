@@ -13,18 +13,20 @@ import argparse
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Generic, NoReturn, TypeVar
 
 import yaml
 
-from pipelines.catalog.errors import nearest
 from pipelines.config.errors import ConfigError
-from pipelines.config.keys import ConfigKey, describe_type, is_optional, list_keys, union_options
+from pipelines.config.keys import ConfigKey, describe_type, did_you_mean, is_optional, list_keys, union_options
 from pipelines.config.validation import build_config
 from pipelines.config.yaml_files import describe_yaml_error, parse_value, read_config_file
 
 Config = TypeVar("Config")
+
+# Takes the arguments that are left, the plain data of the config, and our own options; gives what is wrong.
+CheckRest = Callable[[Sequence[str], Mapping[str, Any], Collection[str]], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +56,7 @@ def parse_arguments(
     add_options: Callable[[argparse.ArgumentParser], None] | None = None,
     other_sections: Collection[str] = (),
     epilog: str | None = None,
-    keep_rest: bool = False,
+    check_rest: CheckRest | None = None,
 ) -> ParsedArguments[Config]:
     """Read a command line on top of a config file.
 
@@ -67,7 +69,8 @@ def parse_arguments(
         add_options: Adds options that are no config keys, such as `--full`.
         other_sections: Sections of the file that this command has no use for.
         epilog: Closing text of `--help`.
-        keep_rest: Hand back unknown arguments instead of refusing them. A dotted one is a mistyped key, and refused.
+        check_rest: Hand back unknown arguments instead of refusing them, if this finds no problem with them. A dotted
+            one is a mistyped key, and refused.
 
     Raises:
         ConfigError: With every problem found in the file and on the command line.
@@ -79,7 +82,7 @@ def parse_arguments(
         epilog=epilog,
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
-        usage="%(prog)s [--config FILE] [--KEY VALUE ...]" + (" [Beam options]" if keep_rest else ""),
+        usage="%(prog)s [--config FILE] [--KEY VALUE ...]" + (" [Beam options]" if check_rest else ""),
     )
     _add_general_options(parser, default_config)
     if add_options is not None:
@@ -102,17 +105,19 @@ def parse_arguments(
                 told = f"expected {describe_type(key.type)} as YAML, found {text!r}: {describe_yaml_error(error)}"
                 problems.append(f"command line: {key.name}: {told}")
             origins[key.name] = "command line"
-    rest, mappings = _take_mapping_entries(rest, [key.name for key in keys if dict in _plain_types(key.type)])
-    for name, text in mappings:
-        _set_value(data, name, True if text is None else _yaml_or_text(text))
-        origins[name] = "command line"
+    rest, dotted = _take_dotted_options(rest)
+    mappings = tuple(f"{key.name}." for key in keys if dict in _plain_types(key.type))
+    for name, text in dotted:
+        if name.startswith(mappings):
+            _set_value(data, name, True if text is None else _yaml_or_text(text))
+            origins[name] = "command line"
 
-    problems += [
-        f"command line: unknown option {name}. {nearest(name, option_names)}"
-        for name in option_names_in(rest)
-        if not keep_rest or "." in name
-    ]
-    if not keep_rest and rest and not problems:
+    unknown = [f"--{name}" for name, _ in dotted if not name.startswith(mappings)]
+    unknown += option_names_in(rest) if check_rest is None else []
+    problems += [f"command line: unknown option {name}. {did_you_mean(name, option_names)}" for name in unknown]
+    if check_rest is not None:
+        problems += check_rest(rest, data, option_names)
+    elif rest and not unknown:
         problems.append(f"command line: expected options only, found {' '.join(rest)!r}")
     try:
         config = build_config(config_type, data, origins=origins, other_sections=other_sections)
@@ -218,28 +223,26 @@ def _set_value(data: dict[str, Any], name: str, value: Any) -> None:
     data[leaf] = value
 
 
-def _take_mapping_entries(
-    rest: Sequence[str], mapping_keys: Sequence[str]
-) -> tuple[list[str], list[tuple[str, str | None]]]:
-    """Take `--beam.NAME VALUE` out of the unknown arguments: entries of keys that are mappings.
+def _take_dotted_options(rest: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """Take what looks like a key out of the unknown arguments: entries of mappings (`--beam.NAME VALUE`), and mistakes.
 
     Returns:
-        What is left, and (dotted key, text) pairs; text is None for an option that stands alone.
+        What is left, and (dotted name, text) pairs; text is None for an option that stands alone.
     """
     left: list[str] = []
-    entries: list[tuple[str, str | None]] = []
+    dotted: list[tuple[str, str | None]] = []
     position = 0
     while position < len(rest):
         argument = rest[position]
         name, equals, text = argument.removeprefix("--").partition("=")
         position += 1
-        if not argument.startswith("--") or not any(name.startswith(f"{key}.") for key in mapping_keys):
+        if not argument.startswith("--") or "." not in name:
             left.append(argument)
         elif equals:
-            entries.append((name, text))
+            dotted.append((name, text))
         elif position < len(rest) and not rest[position].startswith("--"):
-            entries.append((name, rest[position]))
+            dotted.append((name, rest[position]))
             position += 1
         else:
-            entries.append((name, None))
-    return left, entries
+            dotted.append((name, None))
+    return left, dotted

@@ -14,9 +14,8 @@ from typing import Any, TypeVar, get_type_hints
 
 import pydantic
 
-from pipelines.catalog.errors import nearest
 from pipelines.config.errors import ConfigError
-from pipelines.config.keys import describe_type, list_keys, nested_dataclass
+from pipelines.config.keys import describe_type, did_you_mean, list_keys, nested_dataclass
 
 Config = TypeVar("Config")
 _LEADING_NAME = re.compile(r"^([a-z_][a-z0-9_.]*)\b")
@@ -69,7 +68,7 @@ def _unknown_keys(
         name = f"{prefix}{key}"
         if key not in hints:
             names = {prefix + sibling for sibling in hints} | {known.name for known in list_keys(root)}
-            yield f"{_place(name, origins)}unknown key {name}. {nearest(name, names)}"
+            yield f"{_place(name, origins)}unknown key {name}. {did_you_mean(name, names)}"
             continue
         nested = nested_dataclass(hints[key])
         if nested is not None and isinstance(value, Mapping):

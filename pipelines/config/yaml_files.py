@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from pipelines.catalog.errors import nearest
 from pipelines.config.errors import ConfigError
+from pipelines.config.keys import did_you_mean
 
 SHIPPED_CONFIGS = "run_configs"
 
@@ -54,8 +54,9 @@ def read_config_file(name: str) -> ConfigFile:
     shipped = {Path(entry.name).stem: entry for entry in resources.files(SHIPPED_CONFIGS).iterdir() if _is_yaml(entry)}
     stem = name.removeprefix(f"{SHIPPED_CONFIGS}/").removesuffix(".yaml")
     if stem not in shipped:
+        hint = did_you_mean(stem, shipped, otherwise=f"Shipped are {', '.join(sorted(shipped))}.")
         told = "expected a YAML file or the name of a shipped config, found neither"
-        raise ConfigError(f"config {name}: {told}. {nearest(stem, shipped)}")
+        raise ConfigError(f"config {name}: {told}. {hint}")
     return parse_config(shipped[stem].read_text(encoding="utf-8"), f"{SHIPPED_CONFIGS}/{stem}.yaml")
 
 

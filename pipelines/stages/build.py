@@ -17,6 +17,7 @@ class GatherAll(beam.PTransform):
     """All elements as one list, even when there are none. For descriptors: the list is held in memory."""
 
     def expand(self, elements: beam.PCollection[Any]) -> beam.PCollection[list[Any]]:
+        """Wires the step in."""
         return elements | "ToOneList" >> beam.combiners.ToList()
 
 
@@ -33,6 +34,7 @@ class BuildIndex(beam.PTransform):
     job: BuildJob
 
     def expand(self, summaries: beam.PCollection[ShardSummary]) -> beam.PCollection[FinishedBuild]:
+        """Wires the step in."""
         job = self.job
         plan = summaries | "GatherSummaries" >> GatherAll() | "NumberProducts" >> beam.Map(job.number)
         pieces = (
@@ -51,9 +53,14 @@ class BuildIndex(beam.PTransform):
             | "IndexShardsOfServingShard" >> beam.GroupByKey()
             | "MergeIndexShards" >> beam.MapTuple(lambda number, parts: job.merge(number, list(parts)))
         )
-        return merged | "GatherMerged" >> GatherAll() | "VerifyIndex" >> beam.Map(
-            lambda merged, plan, codec, pieces: job.verify(plan, codec, list(pieces), merged),
-            AsSingleton(plan),
-            AsSingleton(codec),
-            AsIter(pieces),
+        return (
+            merged
+            | "GatherMerged" >> GatherAll()
+            | "VerifyIndex"
+            >> beam.Map(
+                lambda merged, plan, codec, pieces: job.verify(plan, codec, list(pieces), merged),
+                AsSingleton(plan),
+                AsSingleton(codec),
+                AsIter(pieces),
+            )
         )

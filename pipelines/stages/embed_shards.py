@@ -55,6 +55,7 @@ class EmbedShards(beam.PTransform):
     load_encoder: Callable[[EncoderConfig], ProductEncoder] = load_product_encoder
 
     def expand(self, tasks: beam.PCollection[EmbedTask]) -> beam.PCollection[ShardSummary]:
+        """Wires the step in."""
         return (
             tasks
             # Breaks fusion with the plan, so that the shards spread over the workers.
@@ -86,9 +87,10 @@ class _EmbedShard(beam.DoFn):
         """Built on the first shard that needs work: a rerun over complete shards loads no model."""
         if self._encoder is None:
             self._encoder = self._encoder_handle.acquire(lambda: self._load_encoder(self._encoder_config))
-            if self._encoder.uses_images and self._catalog.image_field is not None:
+            preprocessing = self._encoder.preprocessing
+            if self._encoder.uses_images and self._catalog.image_field is not None and preprocessing is not None:
                 fetcher = PictureFetcher(self._fetch, self._catalog.image_root)
-                self._pool = PicturePool(fetcher, self._encoder.preprocessing, self._decode)
+                self._pool = PicturePool(fetcher, preprocessing, self._decode)
         source = self._carry_over_source
         preparer = ProductPreparer(
             catalog=self._catalog,

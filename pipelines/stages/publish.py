@@ -24,4 +24,5 @@ class PublishVersion(beam.PTransform):
     job: PublishJob
 
     def expand(self, build: beam.PCollection[FinishedBuild]) -> beam.PCollection[Outcome]:
+        """Wires the step in."""
         return build | "PublishVersion" >> beam.Map(self.job.publish)

@@ -1,12 +1,13 @@
-"""How near a tower's output from our decoding is to its output from open_clip's own transform: cosines, least and median.
+"""How near a tower's output from our decoding is to its output from open_clip's own transform: cosines, least and
+median.
 
     python -m tests.benchmarks.decode_agreement [--photos N] [--encoder URI] [--limit COSINE]
 
 Photos: the grocery set (348 pixels wide); without it, drawn ones. At 224 pixels they are too small for a scaled JPEG
-decode to be used, so the other rows force one: a smaller tower on the same photos, and the photos enlarged to 800 pixels. The
-towers are open_clip's ViT-B-32 with random weights, of the input size given; cosines of such a tower are high for any two
-photos ("other photo"), so a second pair of columns is taken after the mean vector was subtracted. `--encoder` adds
-a trained encoder (a saved folder) to the towers. Exits with 1 if a plain cosine is below `--limit`.
+decode to be used, so the other rows force one: a smaller tower on the same photos, and the photos enlarged to 800
+pixels. The towers are open_clip's ViT-B-32 with random weights, of the input size given; cosines of such a tower are
+high for any two photos ("other photo"), so a second pair of columns is taken after the mean vector was subtracted.
+`--encoder` adds a trained encoder (a saved folder) to the towers. Exits with 1 if a plain cosine is below `--limit`.
 """
 
 from __future__ import annotations
@@ -112,7 +113,16 @@ def main() -> None:
         photos = [jpeg_of_size(drawn_photo(seed, 348), 348) for seed in range(arguments.photos)]
     enlarged = [jpeg_of_size(Image.open(io.BytesIO(data)), 800) for data in photos]
     table = Table(title=f"{len(photos)} {kind}; spare resolution {jpeg_scaling.SPARE_RESOLUTION}", title_justify="left")
-    for column in ("tower", "photos", "decoded at", "least", "median", "least, centred", "median, centred", "other photo"):
+    for column in (
+        "tower",
+        "photos",
+        "decoded at",
+        "least",
+        "median",
+        "least, centred",
+        "median, centred",
+        "other photo",
+    ):
         table.add_column(column, justify="right" if column not in ("tower", "photos") else "left")
     towers = {f"ViT-B-32 at {size}": random_tower(size) for size in (224, 96)}
     if arguments.encoder:

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.decode_throughput [--pictures N] [--side PIXELS] [--size PIXELS] [--seconds S]
 
-Every way ends with the same uint8 [3, S, S]. "Pillow, plain" is what open_clip's own transform does before it makes floats.
-The mean difference to it is in grey levels. The last line is `decode_picture` again, on all cores.
+Every way ends with the same uint8 [3, S, S]. "Pillow, plain" is what open_clip's own transform does before it makes
+floats. The mean difference to it is in grey levels. The last line is `decode_picture` again, on all cores.
 """
 
 from __future__ import annotations
@@ -141,7 +141,9 @@ def main() -> None:
     console.print(table)
     cores = len(os.sched_getaffinity(0))
     alone, together = threaded_rates(list(measured.values())[-1], pictures, cores, arguments.seconds)
-    console.print(f"decode_picture on {cores} threads: {together:.0f} pictures/s, {together / alone:.2f} times one thread's")
+    console.print(
+        f"decode_picture on {cores} threads: {together:.0f} pictures/s, {together / alone:.2f} times one thread's"
+    )
 
 
 if __name__ == "__main__":

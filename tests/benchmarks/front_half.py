@@ -3,8 +3,9 @@
     python -m tests.benchmarks.front_half speed [--products N] [--pictures N]
     python -m tests.benchmarks.front_half memory [--sizes 200000 2000000]
 
-`speed`: products/s with text only, and with one 800x800 JPEG a product, decoded to 224 pixels. `memory`: the peak memory of
-the process that embeds text-only catalogs of two sizes with the same shard size, each in a process of its own.
+`speed`: products/s with text only, and with one 800x800 JPEG a product, decoded to 224 pixels. `memory`: the peak
+memory of the process that embeds text-only catalogs of two sizes with the same shard size, each in a process of its
+own.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class NullEncoder(FakeProductEncoder):
 
 
 def write_catalog(folder: Path, products: int, *, pictures: bool) -> CatalogConfig:
-    """A synthetic Parquet catalog; every picture's bytes differ (a JPEG comment), its pixels are noise over a gradient."""
+    """A synthetic Parquet catalog; every picture's bytes differ by a JPEG comment, its pixels are a noisy gradient."""
     folder.mkdir(parents=True)
     fields = [("product_id", pa.string()), ("title", pa.string())]
     schema = pa.schema([*fields, ("image", pa.binary())] if pictures else fields)
@@ -78,7 +79,9 @@ def write_catalog(folder: Path, products: int, *, pictures: bool) -> CatalogConf
             numbers = range(start, min(products, start + step))
             columns = {
                 "product_id": [f"product-{number:09d}" for number in numbers],
-                "title": [f"Product {number} of a shop, colour {number % 97}, size {number % 11}" for number in numbers],
+                "title": [
+                    f"Product {number} of a shop, colour {number % 97}, size {number % 11}" for number in numbers
+                ],
             }
             if pictures:
                 columns["image"] = [_distinct(jpegs[number % len(jpegs)], number) for number in numbers]
@@ -134,7 +137,10 @@ def _child(products: int, *, pictures: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         # Written by another process, so that making the catalog does not count.
         folder = Path(name)
-        write = f"from tests.benchmarks.front_half import *; write_catalog(Path({str(folder / 'c')!r}), {products}, pictures={pictures})"
+        write = (
+            "from tests.benchmarks.front_half import *; "
+            f"write_catalog(Path({str(folder / 'c')!r}), {products}, pictures={pictures})"
+        )
         subprocess.run([sys.executable, "-c", write], check=True)
         catalog = CatalogConfig(uri=str(folder / "c"), image_field="image" if pictures else None, shard_rows=4096)
         found = embed_all(catalog, folder / "work", pictures=pictures)
@@ -157,14 +163,19 @@ def main() -> None:
     print(machine_line("apache-beam", "pyarrow", "simplejpeg", "torch"))
     print(command_line())
     if arguments.what == "speed":
-        for name, products, pictures in (("text only", arguments.products, False), ("800x800 JPEG", arguments.pictures, True)):
+        for name, products, pictures in (
+            ("text only", arguments.products, False),
+            ("800x800 JPEG", arguments.pictures, True),
+        ):
             runs = [_in_a_process_of_its_own(products, pictures=pictures) for _ in range(arguments.repeat)]
             rates = [run["products"] / run["seconds"] for run in runs]
-            print(f"{name}: {statistics.median(rates):,.0f} products/s (median of {len(rates)}: {', '.join(f'{rate:,.0f}' for rate in rates)})")
+            all_rates = ", ".join(f"{rate:,.0f}" for rate in rates)
+            print(f"{name}: {statistics.median(rates):,.0f} products/s (median of {all_rates})")
     else:
         small, large = (_in_a_process_of_its_own(size, pictures=False) for size in arguments.sizes)
         for run in (small, large):
-            print(f"{run['products']:,} products: peak RSS {run['peak_rss_mb']:,.0f} MB, {run['products'] / run['seconds']:,.0f} products/s")
+            rate = run["products"] / run["seconds"]
+            print(f"{run['products']:,} products: peak RSS {run['peak_rss_mb']:,.0f} MB, {rate:,.0f} products/s")
         print(f"ratio of peak RSS: {large['peak_rss_mb'] / small['peak_rss_mb']:.3f}")
 
 

@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.overlap [--pictures N] [--model-ms MS] [--fetch-ms MS] [--batch N]
 
-The model sleeps a fixed time a picture, as a GPU would. The serial loop fetches, decodes and runs the model one batch after
-another. The pool does what the job does: fetching and decoding of later batches on their threads while the model runs.
-Pictures are distinct JPEG files of 800x800 on the local disk; the second row adds a wait to each fetch, as a web server
-would. No arrangement can gain more than `limit`: serial time over the slowest step alone (decoding shared by the cores).
+The model sleeps a fixed time a picture, as a GPU would. The serial loop fetches, decodes and runs the model one batch
+after another. The pool does what the job does: fetching and decoding of later batches on their threads while the model
+runs. Pictures are distinct JPEG files of 800x800 on the local disk; the second row adds a wait to each fetch, as a web
+server would. No arrangement can gain more than `limit`: serial time over the slowest step alone (decoding shared by
+the cores).
 """
 
 from __future__ import annotations
@@ -101,13 +102,14 @@ def main() -> None:
                 for way in best:
                     fetcher = FarFetcher(FetchConfig(), folder, wait_ms / 1000)
                     best[way] = min(best[way], seconds(way(fetcher, batches), model_seconds))
-            step = max(model_seconds, (best[serial] / len(names) - model_seconds - wait_ms / 1000) / CONFIG.thread_count)
+            decode_seconds = best[serial] / len(names) - model_seconds - wait_ms / 1000
+            slowest = max(model_seconds, decode_seconds / CONFIG.thread_count)
             table.add_row(
                 f"{wait_ms:g} ms",
                 f"{len(names) / best[serial]:.0f}",
                 f"{len(names) / best[ahead]:.0f}",
                 f"{best[serial] / best[ahead]:.2f}x",
-                f"{best[serial] / len(names) / step:.2f}x",
+                f"{best[serial] / len(names) / slowest:.2f}x",
             )
         console.print(table)
 

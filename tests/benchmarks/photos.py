@@ -26,7 +26,8 @@ def drawn_photo(seed: int, size: int) -> Image.Image:
     cells = 4
     while cells <= size:
         noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
-        canvas += (np.asarray(noise.resize((size, size), Image.Resampling.BICUBIC), np.float32) - 128) * (4 / cells) ** 0.5
+        enlarged = np.asarray(noise.resize((size, size), Image.Resampling.BICUBIC), np.float32)
+        canvas += (enlarged - 128) * (4 / cells) ** 0.5
         cells *= 2
     return Image.fromarray((128 + canvas / 2).clip(0, 255).astype(np.uint8))
 

@@ -3,18 +3,35 @@ from __future__ import annotations
 import json
 import warnings
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedTokenizerFast
 
-from encoders import EncoderConfig, FusionSpec, TowerSpec, check_encoder, load_product_encoder
+from encoders import (
+    EncoderConfig,
+    FusionSpec,
+    TowerSpec,
+    check_encoder,
+    load_product_encoder,
+    load_query_encoder,
+    save_query_encoder,
+)
 from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.towers import find_clip_checkpoint, find_text_checkpoint
-from tests.encoders.tiny import IMAGE_DIM, PREPROCESSING, TEXT_DIM, random_picture, save_tiny_bert, save_tiny_clip
+from tests.encoders.tiny import (
+    IMAGE_DIM,
+    PREPROCESSING,
+    TEXT_DIM,
+    random_picture,
+    save_tiny_bert,
+    save_tiny_clip,
+    tiny_tokenizer,
+)
 
 TEXTS = ["red dress", "a small wooden chair", "lamp"]
 
@@ -81,6 +98,33 @@ def test_a_clip_with_a_text_tower_we_cannot_run_still_gives_its_pictures(tmp_pat
         load_product_encoder(EncoderConfig(model="clip", clip_tower=clip(folder)))
 
 
+def test_a_clip_with_a_tokenizer_of_its_own(tmp_path):
+    """As SigLIP: a Hugging Face tokenizer, a text tower that sees its whole context, padding included."""
+    folder = save_tiny_clip(tmp_path / "clip")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer(), pad_token="[PAD]", unk_token="[UNK]")
+    tokenizer.save_pretrained(str(folder))
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"].update(
+        vocab_size=len(tokenizer), hf_tokenizer_name="org/siglip", no_causal_mask=True, pool_type="last"
+    )
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    made = open_clip.CustomTextCLIP(
+        **{key: value for key, value in config["model_cfg"].items() if key != "custom_text"}
+    )
+    save_file(made.state_dict(), str(folder / "open_clip_model.safetensors"))
+    job = EncoderConfig(model="clip", clip_tower=clip(folder), device="cpu")
+    save_query_encoder(job, str(tmp_path / "query"))
+    found = load_query_encoder(str(tmp_path / "query"), device="cpu").encode(TEXTS)
+    ids = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
+    with torch.inference_mode():
+        expected = made.eval().encode_text(ids, normalize=True).numpy()
+    assert np.allclose(found, expected, atol=1e-5)
+    products = load_product_encoder(job)
+    assert np.allclose(products.encode(TEXTS), expected, atol=1e-5)
+    assert products.tokenize(["red " * 40, "mug"]).truncated == 1
+
+
 def test_4tmm_of_two_checkpoints(tmp_path):
     towers = {"text_tower": bert(save_tiny_bert(tmp_path / "b")), "clip_tower": clip(save_tiny_clip(tmp_path / "c"))}
     config = EncoderConfig(model="4tmm", **towers, fusion=FusionSpec(method="alpha", alpha=0.7), device="cpu")
@@ -143,6 +187,42 @@ def test_random_weights_leave_the_callers_generator_alone(tmp_path):
 def test_names_that_mean_nothing(name, words):
     with pytest.raises(EncoderConfigError, match=words):
         find_clip_checkpoint(clip(name), with_text=True)
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """Fills a local hub cache as huggingface_hub lays it out, and gives the folder of a repository's snapshot."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def repository(name: str) -> Path:
+        root, commit = tmp_path / "hub" / f"models--{name.replace('/', '--')}", "0" * 40
+        (root / "refs").mkdir(parents=True)
+        (root / "refs" / "main").write_text(commit)
+        (root / "snapshots" / commit).mkdir(parents=True)
+        return root / "snapshots" / commit
+
+    return repository
+
+
+def test_hub_names_found_in_the_cache(hub_cache):
+    save_tiny_bert(hub_cache("org/tiny-bert"))
+    save_tiny_clip(hub_cache("org/tiny-clip"))
+    towers = {"text_tower": bert("org/tiny-bert"), "clip_tower": clip("hf-hub:org/tiny-clip")}
+    config = EncoderConfig(model="4tmm", **towers, fusion=FusionSpec(method="concat"), device="cpu")
+    assert load_product_encoder(config).encode(["mug"]).shape == (1, TEXT_DIM + IMAGE_DIM)
+
+
+def test_a_model_and_tag_of_open_clip(hub_cache):
+    """The tag names a pickle in its repository; the safetensors beside it are taken, with the tag's own settings."""
+    folder = hub_cache("timm/vit_base_patch32_clip_224.openai")
+    save_file({"some": torch.zeros(1)}, str(folder / "open_clip_model.safetensors"))
+    (folder / "open_clip_pytorch_model.bin").write_bytes(b"pickle")
+    found = find_clip_checkpoint(clip("ViT-B-32/openai"), with_text=True)
+    assert found.weights == folder / "open_clip_model.safetensors"
+    assert found.architecture.model_config["quick_gelu"] is True
+    assert (found.architecture.dim, found.architecture.preprocessing.size) == (512, 224)
+    with pytest.raises(CheckpointError, match="does not fit the open_clip model ViT-B-32/openai"):
+        found.load(with_text=False)
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32/laion2b_s34b_b79k", "hf-hub:apple/DFN5B-CLIP-ViT-H-14"])

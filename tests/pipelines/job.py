@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipelines.config.command_line import load_job_config
 from pipelines.nightly_run import run_nightly
-from pipelines.run_record import RunRecord
 from pipelines.outcome import Outcome
+from pipelines.run_record import RunRecord
 from tests.encoders.tiny import WORDS, save_tiny_encoder
 
 SCHEMA = pa.schema(
@@ -90,7 +90,9 @@ def run_job(folder: Path, *overrides: str) -> tuple[Outcome, RunRecord]:
 def version_files(outcome: Outcome) -> dict[str, str]:
     """sha256 of the files of a version that must be the same on every run: index, products, dead letters, encoder."""
     root = Path(outcome.uri)
-    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name not in ("manifest.json", "report.html"))
+    files = sorted(
+        path for path in root.rglob("*") if path.is_file() and path.name not in ("manifest.json", "report.html")
+    )
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

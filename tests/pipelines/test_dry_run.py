@@ -33,7 +33,9 @@ def test_the_forecast_is_what_the_night_then_does(tmp_path):
     second = forecast(tmp_path)
     # The nulled id and the removed row are deleted; the changed and the new product are embedded.
     assert (second.to_embed, second.deleted, second.rejected) == (2, 2, 1)
-    assert second.products == 199 and second.seconds is not None and second.seconds > 0
+    assert second.products == 199
+    assert second.seconds is not None
+    assert second.seconds > 0
     outcome, _ = run_job(tmp_path)
     assert outcome.totals.embedded == second.to_embed
     assert outcome.totals.carried_over == second.carried_over + second.complete

@@ -13,10 +13,9 @@ from pipelines.lease import LeaseHeldError, WorkLease
 
 
 def test_the_second_run_refuses_and_names_the_holder(tmp_path):
-    with WorkLease(str(tmp_path)):
-        with pytest.raises(LeaseHeldError, match=f"process {os.getpid()} of .* on .*, running for"):
-            with WorkLease(str(tmp_path)):
-                pass
+    held = pytest.raises(LeaseHeldError, match=f"process {os.getpid()} of .* on .*, running for")
+    with WorkLease(str(tmp_path)), held, WorkLease(str(tmp_path)):
+        pass
     assert not (tmp_path / "lease.json").exists()
 
 
@@ -42,9 +41,9 @@ def _held_elsewhere(uri: str, *, refreshed: float) -> None:
 
 def test_a_silent_holder_on_another_host_is_taken_over_only_when_stale(tmp_path):
     _held_elsewhere(str(tmp_path), refreshed=1000.0)
-    with pytest.raises(LeaseHeldError, match="process 1 of night on elsewhere"):
-        with WorkLease(str(tmp_path), clock=lambda: 1000.0 + lease.STALE_AFTER_SECONDS - 1):
-            pass
+    held = pytest.raises(LeaseHeldError, match="process 1 of night on elsewhere")
+    with held, WorkLease(str(tmp_path), clock=lambda: 1000.0 + lease.STALE_AFTER_SECONDS - 1):
+        pass
     with WorkLease(str(tmp_path), clock=lambda: 1000.0 + lease.STALE_AFTER_SECONDS + 1):
         pass
 
@@ -62,8 +61,6 @@ def test_a_restarted_container_with_the_same_pid_takes_over(tmp_path, monkeypatc
 
 def test_works_on_an_object_store_like_filesystem():
     uri = "memory://lease-test"
-    with WorkLease(uri):
-        with pytest.raises(LeaseHeldError):
-            with WorkLease(uri):
-                pass
+    with WorkLease(uri), pytest.raises(LeaseHeldError), WorkLease(uri):
+        pass
     assert not storage.exists(uri + "/lease.json")

@@ -65,7 +65,8 @@ def test_every_product_finds_itself(night):
     encoder = load_query_encoder(reader.query_encoder_uri)
     titles = reader.products["title"].to_pylist()
     result = reader.search(encoder.encode(texts=[titles[40]]), k=5)
-    assert result.scores.shape == (1, 5) and result.scores.dtype == np.float32
+    assert result.scores.shape == (1, 5)
+    assert result.scores.dtype == np.float32
     assert [reader.products["product_id"][int(row)].as_py() for row in result.rows[0]] == result.product_ids[0]
     assert reader.manifest.version == outcome.version
     picture = Image.new("RGB", (20, 20), (1, 2, 3))
@@ -88,9 +89,7 @@ def test_the_job_makes_the_same_bytes_anywhere(night, tmp_path):
         target = tmp_path / "catalog" / path.name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(path.read_bytes())
-    again, _ = run_job(
-        tmp_path, "--direct_running_mode=multi_processing", "--direct_num_workers=2"
-    )
+    again, _ = run_job(tmp_path, "--direct_running_mode=multi_processing", "--direct_num_workers=2")
     assert version_files(again) == version_files(outcome)
     assert again.version.split("-")[1] == outcome.version.split("-")[1]
 
@@ -115,13 +114,17 @@ def test_the_second_night_embeds_what_changed_and_equals_a_full_run(tmp_path):
     rows.append(product(900))
     write_catalog(tmp_path / "catalog", rows)
     second, _ = run_job(tmp_path)
-    assert second.status == "published" and second.previous_version == first.version
+    assert second.status == "published"
+    assert second.previous_version == first.version
     assert second.totals.embedded == 2
     assert second.totals.carried_over == 298
-    full, _ = run_job(tmp_path, "--full", "--index.uri", str(tmp_path / "full-index"), "--work.uri", str(tmp_path / "w2"))
+    full, _ = run_job(
+        tmp_path, "--full", "--index.uri", str(tmp_path / "full-index"), "--work.uri", str(tmp_path / "w2")
+    )
     assert index_files(full) == index_files(second)
     third, _ = run_job(tmp_path, "--full")
-    assert third.totals.embedded == 300 and third.totals.carried_over == 0
+    assert third.totals.embedded == 300
+    assert third.totals.carried_over == 0
     assert third.status == "unchanged"
 
 
@@ -161,7 +164,8 @@ def test_an_empty_night_fails_in_words(tmp_path):
 def test_tiny_catalogs_are_searched_exactly(tmp_path, products):
     write_catalog(tmp_path / "catalog", [product(number) for number in range(products)], files=1)
     outcome, _ = run_job(tmp_path, "--index.factory", "auto")
-    assert outcome.status == "published" and outcome.totals.products == products
+    assert outcome.status == "published"
+    assert outcome.totals.products == products
 
 
 def test_a_second_run_on_the_same_work_refuses(tmp_path):
@@ -180,7 +184,8 @@ def test_a_killed_run_goes_on_and_makes_the_same_bytes(tmp_path):
     embeddings = tmp_path / "work" / "embeddings"
     deadline = time.monotonic() + 120
     while len(list(embeddings.glob("*/*.json"))) < 5:
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.config.schema import GatesConfig
-from pipelines.shard_files import ShardSummary
 from pipelines.outcome import Totals, failed_gates, total
+from pipelines.shard_files import ShardSummary
 
 
 def totals(*, rows_in: int = 100, rejected: int = 0) -> Totals:
@@ -38,11 +38,14 @@ def test_a_gate_names_its_key_limit_and_finding(gates, rejected, recall, before,
     if named is None:
         assert failed == []
     else:
-        assert len(failed) == 1 and failed[0].startswith(named)
+        assert len(failed) == 1
+        assert failed[0].startswith(named)
 
 
 def test_totals_add_up_and_count_duplicates_as_rejected():
-    first = ShardSummary(position=0, key="a", rows_in=10, products=8, embedded=8, rejected=2, by_reason={"rejected: x": 2})
+    first = ShardSummary(
+        position=0, key="a", rows_in=10, products=8, embedded=8, rejected=2, by_reason={"rejected: x": 2}
+    )
     second = ShardSummary(
         position=1, key="b", rows_in=5, products=5, embedded=1, carried_over=4, degraded=1,
         by_reason={"degraded: y": 1, "rejected: x": 0},

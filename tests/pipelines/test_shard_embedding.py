@@ -129,7 +129,8 @@ def test_bad_pictures_reject_where_the_shop_wants_that(tmp_path):
     night = Night(tmp_path, dataclasses.replace(catalog, on_bad_image="reject"))
     assert night.ids == ["good"]
     assert [letter[:2] for letter in night.letters] == [("bad", "rejected")]
-    assert night.summary.rejected == 1 and night.summary.degraded == 0
+    assert night.summary.rejected == 1
+    assert night.summary.degraded == 0
 
 
 def test_equal_texts_and_pictures_go_through_the_towers_once(tmp_path):
@@ -153,7 +154,8 @@ def test_the_second_night_embeds_only_what_changed(tmp_path):
     rows.append(row("new", title="brand new"))
     second = Night(tmp_path, write_catalog(tmp_path / "catalog", rows), name="second", previous=first)
     assert (second.summary.embedded, second.summary.carried_over) == (3, 27)
-    assert second.encoder.image_calls == 3 and second.encoder.text_calls == 3
+    assert second.encoder.image_calls == 3
+    assert second.encoder.text_calls == 3
     whole = Night(tmp_path, write_catalog(tmp_path / "catalog", rows), name="whole")
     assert second.ids == whole.ids
     assert np.array_equal(second.vectors, whole.vectors)
@@ -177,7 +179,7 @@ def test_a_text_encoder_does_not_look_at_pictures(tmp_path):
 @pytest.mark.parametrize("size", [0, 1])
 def test_tiny_shards(tmp_path, size):
     rows = [row("p")][:size]
-    catalog = write_catalog(tmp_path / "catalog", rows + [row(None)])
+    catalog = write_catalog(tmp_path / "catalog", [*rows, row(None)])
     assert len(Night(tmp_path, catalog).ids) == size
 
 

@@ -12,7 +12,8 @@ def test_buckets_are_in_range_and_follow_the_order_of_the_keys():
     keys = np.array([0, 1, 2**32, 2**63, 2**64 - 1], np.uint64)
     for buckets in (1, 7, 1000):
         numbers = bucket_numbers(keys, buckets)
-        assert numbers.min() >= 0 and numbers.max() < buckets
+        assert numbers.min() >= 0
+        assert numbers.max() < buckets
         assert (np.diff(numbers) >= 0).all()
 
 

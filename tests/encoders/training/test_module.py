@@ -25,7 +25,6 @@ def module_and_batch(pairs, model="3tmm", fusion=None, **options):
 
 
 def step(module, batch, **drop):
-    module.train()
     loss = module.losses(batch, drop=drop.get("drop", module._drops(batch)))
     loss.backward()
     return loss
@@ -77,6 +76,14 @@ def test_no_product_loses_both_halves(pairs):
         assert ((without_text | without_image) == (batch.has_text & batch.has_image)).all()
         seen += torch.tensor([without_text.sum(), without_image.sum()])
     assert (seen > 60).all(), "about half of 240 each"
+
+
+def test_what_is_tuned_is_in_training_mode(pairs):
+    """Lightning leaves modes as it finds them: a model left in evaluation mode never moves its batch norms' means."""
+    module, _ = module_and_batch(pairs, tuned=("fusion", "image"))
+    assert module.model.image.training
+    assert module.model.image.visual.training
+    assert not module.model.document_text.training
 
 
 def test_parts_that_are_not_tuned_stay_as_they_are(pairs):

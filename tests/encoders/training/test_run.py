@@ -21,7 +21,7 @@ SMALL = SmallEncoderConfig(
     dim=16,
     image_size=16,
     image_width=32,
-    image_layers=1,
+    image_layers=(1,),
     image_dim=16,
     fusion_hidden=32,
 )
@@ -63,7 +63,8 @@ def test_the_note_says_what_made_the_weights(trained):
     assert saved["training"] == note
     assert note["command"] == "the command"
     assert note["pairs"] + 2 >= 92
-    assert note["loss"] < 3
+    assert 0 < note["loss"] < 6.5
+    assert note["validation_loss"] > 0
     assert len(said) == 2
 
 

@@ -20,20 +20,39 @@ def test_vocabulary_is_learned_from_the_texts_and_laid_out_as_berts():
     assert train_tokenizer(TEXTS, vocabulary=300).to_str() == tokenizer.to_str()
 
 
-def test_small_encoder_has_the_shape_asked_for():
+@pytest.mark.parametrize(("layers", "width"), [((1,), 32), ((1, 1, 2, 1), 2)])
+def test_small_encoder_has_the_shape_asked_for(layers, width):
     small = SmallEncoderConfig(
-        vocabulary=300, text_width=16, text_heads=2, dim=12, image_size=16, image_width=32, image_layers=1, image_dim=8
+        vocabulary=300,
+        text_width=16,
+        text_heads=2,
+        dim=12,
+        image_size=32,
+        image_layers=layers,
+        image_width=width,
+        image_dim=8,
     )
     parts = new_small_encoder(small, TEXTS)
     architecture = parts.model.architecture
     assert (architecture.model, architecture.dim, architecture.clip.dim) == ("3tmm", 12, 8)
     assert architecture.text.config["num_hidden_layers"] == 2
     assert parts.tokenizer.max_tokens == 64
+    assert parts.model.image(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 8)
 
 
-@pytest.mark.parametrize("values", [{"text_width": 130, "text_heads": 4}, {"image_size": 60}, {"image_width": 100}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"text_width": 130, "text_heads": 4},
+        {"image_size": 60, "image_layers": (2,), "image_width": 64},
+        {"image_layers": (2,), "image_width": 100},
+        {"image_size": 48},
+        {"image_layers": (1, 1)},
+        {"vocabulary": 100},
+    ],
+)
 def test_shapes_that_cannot_be(values):
-    with pytest.raises(EncoderConfigError, match="multiple"):
+    with pytest.raises(EncoderConfigError, match="expected"):
         SmallEncoderConfig(**values)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import tracemalloc
@@ -106,10 +107,12 @@ def test_every_kind_looks_as_pillow_shows_it(kind: str, mode: str, options: dict
 def test_a_large_jpeg_is_decoded_small(divisor: int, options: dict) -> None:
     side = 2 * SIZE * divisor + 3
     data = encoded(photo(side, side + 50), "JPEG", quality=92, **options)
-    pixels = decode_scaled_jpeg(data, needed=(SIZE, SIZE), max_pixels=10**8)
-    assert pixels is not None
+    scaled = decode_scaled_jpeg(data, needed=(SIZE, SIZE), max_pixels=10**8)
+    assert scaled is not None
+    pixels, full_size = scaled
+    assert full_size == (side, side + 50)
     assert pixels.shape == (-(-(side + 50) // divisor), -(-side // divisor), 3)
-    assert difference(decode(data), resize_picture(Image.open(io.BytesIO(data)), WISHES)) < 1
+    assert difference(decode(data), resize_picture(Image.open(io.BytesIO(data)), WISHES)) < 0.6
 
 
 @pytest.mark.parametrize(("mode", "divisor"), [("shortest", 1), ("squash", 1), ("longest", 4)])
@@ -117,9 +120,9 @@ def test_what_is_needed_depends_on_the_resize(mode: str, divisor: int) -> None:
     wishes = ImagePreprocessing(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode=mode)
     data = encoded(photo(SIZE * 8, SIZE), "JPEG", quality=95)
     needed = (0, SIZE) if mode == "longest" else (SIZE, SIZE)
-    pixels = decode_scaled_jpeg(data, needed=needed, max_pixels=10**8)
-    assert pixels is not None
-    assert pixels.shape[1] == SIZE * 8 // divisor
+    scaled = decode_scaled_jpeg(data, needed=needed, max_pixels=10**8)
+    assert scaled is not None
+    assert scaled[0].shape[1] == SIZE * 8 // divisor
     assert difference(decode(data, wishes), resize_picture(Image.open(io.BytesIO(data)), wishes)) < 2
 
 
@@ -132,6 +135,16 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     data = encoded(image, kind.split()[-1], exif=exif.tobytes())
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     assert difference(decode(data), resize_picture(upright, WISHES)) < 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("width", "height"), [(448, 256), (449, 256), (447, 259), (452, 514)])
+def test_a_turned_picture_is_decoded_small_only_where_that_is_exact(orientation: int, width: int, height: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(width, height), "JPEG", exif=exif.tobytes(), quality=92)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert difference(decode(data), resize_picture(upright, WISHES)) < 0.6
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
@@ -189,7 +202,10 @@ def test_the_first_frame_of_an_animation(kind: str) -> None:
 
 def test_trailing_rubbish_does_no_harm() -> None:
     for kind in ("JPEG", "PNG", "GIF", "WEBP"):
-        assert difference(decode(encoded(photo(), kind) + b"\x00<!-- served by -->" * 3), decode(encoded(photo(), kind))) == 0
+        assert (
+            difference(decode(encoded(photo(), kind) + b"\x00<!-- served by -->" * 3), decode(encoded(photo(), kind)))
+            == 0
+        )
 
 
 def test_tiny_and_narrow_pictures() -> None:
@@ -350,16 +366,16 @@ SEEDS = [encoded(photo(40, 40), kind) for kind in ("JPEG", "PNG", "GIF", "WEBP",
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6),
     keep=st.floats(0, 1),
 )
-def test_whatever_comes_is_a_picture_or_a_picture_error(seed: bytes, edits: list[tuple[float, int]], keep: float) -> None:
+def test_whatever_comes_is_a_picture_or_a_picture_error(
+    seed: bytes, edits: list[tuple[float, int]], keep: float
+) -> None:
     data = bytearray(seed)
     for place, value in edits:
         data[int(place * len(data))] = value
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-        try:
+        with contextlib.suppress(PictureError):  # any other exception fails the test
             decode(bytes(data[: int(len(data) * max(keep, 0.05))]), max_pixels=10**6)
-        except PictureError as error:
-            assert error.stage == "decode"
 
 
 # Digest, threads, settings, agreement
@@ -393,17 +409,21 @@ def test_threads_default_to_the_cores() -> None:
 
 
 def test_towers_agree_with_open_clips_own_transform(shared_data: Path) -> None:
-    """At 96 pixels the photos (348 wide) are decoded at half size. `decode_agreement` measures more of them."""
+    """At 64 pixels the photos (348 wide) are decoded at half size. `decode_agreement` measures more of them."""
     open_clip, torch = pytest.importorskip("open_clip"), pytest.importorskip("torch")
-    paths = sorted((shared_data / "grocery" / "val").rglob("*.jpg"))[::25]
+    photos = [path.read_bytes() for path in sorted((shared_data / "grocery" / "val").rglob("*.jpg"))[::25]]
+    # Widths that do not divide evenly: what the last column stands for must be known to the resize.
+    photos += [encoded(Image.open(io.BytesIO(data)).crop((0, 0, 347, 345)), "JPEG", quality=90) for data in photos]
     torch.manual_seed(0)
-    model, _, transform = open_clip.create_model_and_transforms("ViT-B-32", pretrained=None, force_image_size=96)
+    vision = {"image_size": 64, "layers": 4, "width": 256, "patch_size": 16}
+    model = open_clip.CLIP(128, vision, {"context_length": 8, "vocab_size": 64, "width": 64, "heads": 2, "layers": 1})
     model.eval()
-    wishes = ImagePreprocessing(size=96, mean=model.visual.image_mean, std=model.visual.image_std)
+    wishes = ImagePreprocessing(size=64, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD)
+    transform = open_clip.image_transform(64, is_train=False, mean=wishes.mean, std=wishes.std)
     mean, std = (torch.tensor(values)[:, None, None] for values in (wishes.mean, wishes.std))
     with torch.inference_mode():
-        expected = model.encode_image(torch.stack([transform(Image.open(path)) for path in paths]))
-        ours = [torch.from_numpy(decode(path.read_bytes(), wishes)) for path in paths]
+        expected = model.encode_image(torch.stack([transform(Image.open(io.BytesIO(data))) for data in photos]))
+        ours = [torch.from_numpy(decode(data, wishes)) for data in photos]
         found = model.encode_image(torch.stack([(pixels / 255 - mean) / std for pixels in ours]))
     centred = torch.cosine_similarity(expected - expected.mean(0), found - expected.mean(0))
     assert float(torch.cosine_similarity(expected, found).min()) >= 0.999

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 from pathlib import Path
 
 import fsspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from pipelines.catalog.address_rules import resolve
 from pipelines.catalog.dead_letters import PictureError, Reason
 from pipelines.catalog.fetching import FetchConfig, FetchedPicture, PictureFetcher
 from pipelines.catalog.records import PictureRef
@@ -30,7 +34,9 @@ def root(tmp_path: Path) -> Path:
 
 def fetch(uri: str, root: Path | str | None = None, known_etag: str | None = None, **values) -> FetchedPicture:
     config = FetchConfig(**values)
-    return PictureFetcher(config, None if root is None else str(root)).fetch(PictureRef(kind="uri", uri=uri), known_etag)
+    return PictureFetcher(config, None if root is None else str(root)).fetch(
+        PictureRef(kind="uri", uri=uri), known_etag
+    )
 
 
 def reason(uri: str, root: Path | str | None = None, **values) -> Reason:
@@ -78,7 +84,9 @@ def test_a_relative_path_is_read_below_the_root(root: Path) -> None:
     assert fetch("shoes/a.jpg", root.as_uri()).data == PICTURE
 
 
-@pytest.mark.parametrize("uri", ["../secret.jpg", "shoes/../../secret.jpg", "../pictures-old/a.jpg", "..", "shoes/up/secret.jpg"])
+@pytest.mark.parametrize(
+    "uri", ["../secret.jpg", "shoes/../../secret.jpg", "../pictures-old/a.jpg", "..", "shoes/up/secret.jpg"]
+)
 def test_a_relative_path_cannot_leave_the_root(root: Path, uri: str) -> None:
     (root / "shoes" / "up").symlink_to(root.parent)
     assert reason(uri, root) == Reason.host_not_allowed
@@ -167,7 +175,12 @@ def test_buckets_are_hosts() -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["simplecache::https://127.0.0.1/a.jpg", "zip://a.jpg::memory://x.zip", "filecache::file:///etc/passwd", "github://o:r@/a"],
+    [
+        "simplecache::https://127.0.0.1/a.jpg",
+        "zip://a.jpg::memory://x.zip",
+        "filecache::file:///etc/passwd",
+        "github://o:r@/a",
+    ],
 )
 def test_ways_around_the_list_of_schemes_are_refused(uri: str) -> None:
     assert reason(uri) == Reason.scheme_not_allowed
@@ -175,3 +188,62 @@ def test_ways_around_the_list_of_schemes_are_refused(uri: str) -> None:
 
 def test_a_stores_own_trouble_is_a_failure() -> None:
     assert reason("nosuchstore://a/b.jpg", allowed_schemes=("nosuchstore",)) == Reason.fetch_failed
+
+
+# Whatever a catalog may hold
+
+PIECES = [
+    "http://",
+    "https://",
+    "HTTP:",
+    "//",
+    "file://",
+    "memory://",
+    "data:",
+    "::",
+    "..",
+    "/",
+    "\\",
+    "@",
+    ":",
+    "?",
+    "#",
+]
+PIECES += [
+    "[",
+    "]",
+    "%",
+    "%zz",
+    "%00",
+    "\x00",
+    "\n",
+    " ",
+    "\t",
+    "é",
+    "☃",
+    "\ud800",
+    "xn--",
+    "127.0.0.1",
+    "host.test",
+    "a",
+    ".jpg",
+]
+PIECES += ["99999", "80", "[::1]", "-", "*", "~", "$HOME", "x" * 300]
+
+
+@pytest.fixture(scope="module")
+def fetchers(tmp_path_factory: pytest.TempPathFactory) -> list[PictureFetcher]:
+    def resolver(host: str, port: int) -> list[str]:
+        return resolve(host, port) if host == "127.0.0.1" else ["10.0.0.7"]
+
+    config = FetchConfig(max_attempts=1, timeout_seconds=0.5, allow_private_hosts=())
+    roots = (None, str(tmp_path_factory.mktemp("pictures")), "memory://pictures", "https://cdn.test/pictures")
+    return [PictureFetcher(config, root, resolver=resolver) for root in roots]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(uri=st.one_of(st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join), st.text(max_size=20)))
+def test_any_reference_gives_a_picture_or_a_picture_error(fetchers: list[PictureFetcher], uri: str) -> None:
+    for fetcher in fetchers:
+        with contextlib.suppress(PictureError):  # any other exception fails the test
+            fetcher.fetch(PictureRef(kind="uri", uri=uri))

@@ -79,6 +79,7 @@ def test_a_picture_comes_whole(server: PictureServer) -> None:
 
 def test_connections_are_kept(server: PictureServer) -> None:
     pictures = fetcher()
+    server.answers["/etag"] = with_etag
     server.answers["/moved"] = lambda request: request.send(302, b"over there", Location="/picture.jpg")
     server.answers["/chunked"] = lambda request: (
         request.send_head(Transfer_Encoding="chunked"),
@@ -89,7 +90,8 @@ def test_connections_are_kept(server: PictureServer) -> None:
         assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/chunked"))).data == b"ABCDEFG"
         with pytest.raises(PictureError):
             pictures.fetch(PictureRef(kind="uri", uri=server.url("/no-such-picture")))
-    assert len(server.requests) == 12
+        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/etag")), '"v1"').not_modified
+    assert len(server.requests) == 15
     assert server.connections == 1
 
 
@@ -617,6 +619,20 @@ def test_closing_ends_the_wait_between_attempts(server: PictureServer) -> None:
         with pytest.raises(PictureError):
             waiting.result(timeout=10)
     assert time.monotonic() - started < 5
+
+
+def test_closing_ends_the_line_for_a_host(server: PictureServer) -> None:
+    server.answers["/slow"] = lambda request: time.sleep(0.5)
+    pictures = fetcher(connections_per_host=1, timeout_seconds=0.5, max_attempts=1)
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(8):
+            threads.submit(pictures.fetch, PictureRef(kind="uri", uri=server.url("/slow")))
+        while server.count("/slow") == 0:
+            time.sleep(0.01)
+        started = time.monotonic()
+        pictures.close()
+    assert time.monotonic() - started < 1.5  # one after another they would take 4 s
+    assert server.count("/slow") == 1
 
 
 # TLS

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.catalog import pieces
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.pieces import MAX_PARTS_OF_CHUNK
 from pipelines.catalog.plan import CatalogPlan, plan_catalog
 from tests.pipelines.catalog.catalogs import SUFFIXES, encode, letters_of, read_plan, write
 
@@ -52,10 +52,9 @@ def test_small_files_share_a_shard_and_large_ones_are_split(tmp_path: Path) -> N
     ]
 
 
-def test_a_large_row_group_is_split_into_few_parts_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "SMALL_CHUNK_BYTES", 1000)
+def test_a_large_row_group_is_split_into_few_parts_only(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", encode(ROWS, "parquet", chunk_rows=1000))
-    assert len(plan(tmp_path, tmp_path / "spool", shard_rows=10).shards) == pieces.MAX_PARTS_OF_LARGE_CHUNK
+    assert len(plan(tmp_path, tmp_path / "spool", shard_rows=10).shards) == MAX_PARTS_OF_CHUNK
 
 
 @pytest.mark.parametrize("format", ["csv", "jsonl"])
@@ -183,7 +182,7 @@ def test_a_catalog_without_rows_is_an_error(format: str, tmp_path: Path) -> None
     empty = pa.table({"product_id": pa.array([], pa.string()), "title": pa.array([], pa.string())})
     data = encode(empty, format) or b"\n"
     uri = write(tmp_path / f"a{SUFFIXES[format]}", data)
-    with pytest.raises(CatalogError, match="found files without rows|does not have"):
+    with pytest.raises(CatalogError, match=r"found files without rows|does not have"):
         plan(uri, tmp_path / "spool")
 
 

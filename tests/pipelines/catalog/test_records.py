@@ -108,6 +108,33 @@ def test_every_column_may_serve_several_purposes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    "text", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_text_in_every_way_that_arrow_stores_it(format: str, text: pa.DataType, tmp_path: Path) -> None:
+    broken = pa.array([b"1", b"2", b"\xff"], pa.binary()).view(pa.string())
+    table = pa.table(
+        {
+            "product_id": pa.array(["1", "2", "3"]).cast(text),
+            "title": broken if text == pa.string() else pa.array(["1", "2", None]).cast(text),
+            "kind": pa.array(["x", None, "y"]).cast(text),
+            "image": pa.array([b"a", None, b"c"], pa.binary_view()),
+            "tags": pa.array([["x"], None, []], pa.large_list(pa.string())),
+        }
+    )
+    config = CatalogConfig(
+        uri=write(tmp_path / f"a.{format}", encode(table, format)),
+        image_field="image",
+        filter_fields=("kind",),
+        display_fields=("tags",),
+    )
+    (batch,) = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config)
+    assert pairs(batch)[:2] == [("1", "1"), ("2", "2")]
+    assert batch.columns.column("kind").to_pylist()[:2] == ["x", None]
+    assert len(batch.dead_letters) == (text == pa.string())
+
+
+@pytest.mark.parametrize("format", ["parquet", "arrow"])
 def test_several_pictures_in_structs_of_bytes(format: str, tmp_path: Path) -> None:
     images = pa.array(
         [

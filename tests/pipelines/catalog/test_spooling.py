@@ -83,3 +83,11 @@ def test_a_damaged_file_is_an_error_that_names_it_and_leaves_no_copy(name: str, 
     with pytest.raises(CatalogError, match=rf"{name}: expected"):
         spool(tmp_path / "in", tmp_path / "spool")
     assert os.listdir(tmp_path / "spool") == []
+
+
+def test_a_copy_below_a_relative_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "in" / "a.jsonl.gz", gzip.compress(encode(ROWS, "jsonl")))
+    monkeypatch.chdir(tmp_path)
+    (first,) = spool(tmp_path / "in", "work/spool")
+    assert Path(first.uri).read_bytes() == encode(ROWS, "jsonl")
+    assert spool(tmp_path / "in", "work/spool") == [first]

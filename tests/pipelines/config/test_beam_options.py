@@ -17,13 +17,13 @@ from apache_beam.options.pipeline_options import (
     StreamingOptions,
 )
 
-from pipelines.config.beam_options import to_pipeline_options
+from pipelines.config.beam_options import check_beam_options, to_pipeline_options
 from pipelines.config.errors import ConfigError
 
 
 def problems_of(section: dict[str, object], *arguments: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        to_pipeline_options(section, arguments, option_names=("--config", "--catalog.uri"))
+        check_beam_options(section, arguments, option_names=("--config", "--catalog.uri"))
     return list(caught.value.problems)
 
 
@@ -95,7 +95,7 @@ def test_runners_are_known_by_their_names() -> None:
     assert to_pipeline_options({}, ["--runner=direct"]).view_as(StandardOptions).runner == "DirectRunner"
     assert problems_of({"runner": "DirctRunner"}) == ["unknown runner DirctRunner. Did you mean 'DirectRunner'?"]
     (problem,) = problems_of({"runner": "apache_beam.runners.dask.dask_runner.DaskRunner"})
-    assert "loses data" in problem
+    assert "loses what a bundle gives back" in problem
 
 
 def test_job_servers_bring_options_of_their_own(caplog: pytest.LogCaptureFixture) -> None:

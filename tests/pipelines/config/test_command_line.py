@@ -117,6 +117,17 @@ def test_mistakes_are_told_in_one_sentence_with_their_place(argv: list[str], tol
     assert problem.startswith(told)
 
 
+def test_mistakes_of_every_kind_are_told_at_once(work_dir: Path) -> None:
+    (work_dir / "own.yaml").write_text(OWN.replace("direct_num_workers", "direct_workers"))
+    told = problems_of("--config", "own.yaml", "--index.k=ten", "--catalog.urii", "x", "--runer=DirectRunner")
+    assert told == [
+        "command line: unknown option --catalog.urii. Did you mean '--catalog.uri'?",
+        "beam: section: unknown option direct_workers. Did you mean 'direct_num_workers'?",
+        "command line: unknown option --runer. Did you mean '--runner'?",
+        'command line: index.k: expected a whole number, found "ten" (text)',
+    ]
+
+
 def test_mistakes_in_a_file_are_told_together_with_their_lines(work_dir: Path) -> None:
     (work_dir / "own.yaml").write_text(OWN.replace("  uri: work", "  url: work").replace("uri: index", "uri: 7"))
     assert problems_of("--config", "own.yaml") == [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,21 @@ def test_options_are_never_abbreviated() -> None:
     ]
 
 
-def test_with_a_keeper_for_the_rest_only_dotted_options_are_refused() -> None:
-    parsed = parse("--runner=Direct", "--workers", "3", "--output.shards=2", keep_rest=True)
-    assert parsed.rest == ["--runner=Direct", "--workers", "3"]
-    assert parsed.config.output.shards == 2
-    assert "--output.shards" in parsed.option_names
-    assert problems_of("--workers", "3", "--outptu.uri", "x", keep_rest=True) == [
-        "command line: unknown option --outptu.uri. Did you mean '--output.uri'?"
+def test_a_checker_of_the_rest_keeps_it_but_for_dotted_options() -> None:
+    seen: list[tuple[list[str], dict[str, Any]]] = []
+
+    def check(rest: Sequence[str], data: Mapping[str, Any], option_names: Collection[str]) -> list[str]:
+        assert "--output.shards" in option_names
+        seen.append((list(rest), dict(data["output"])))
+        return ["no --nonsense here"] if "--nonsense" in rest else []
+
+    parsed = parse("--runner=Direct", "--temp", "gs://a.b/c", "--output.shards=2", check_rest=check)
+    assert parsed.rest == ["--runner=Direct", "--temp", "gs://a.b/c"]
+    assert seen == [(parsed.rest, {"uri": "out", "shards": 2})]
+    assert problems_of("--outptu.uri", "x", "--nonsense", "--output.shards", "y", check_rest=check) == [
+        "command line: unknown option --outptu.uri. Did you mean '--output.uri'?",
+        "no --nonsense here",
+        'command line: output.shards: expected a whole number, found "y" (text)',
     ]
 
 

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from index_builder import StorageError
+from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_address, write_demo_catalog
+from pipelines.demo_catalog import write as write_module
+from pipelines.demo_catalog.attributes import choose_attributes
+from pipelines.demo_catalog.write import CATALOG_SCHEMA
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_catalog_is_complete_and_readable(tmp_path):
+    write_demo_catalog(str(tmp_path), products=41, seed=3, files=2)
+    assert [path.name for path in sorted((tmp_path / "catalog").iterdir())] == [
+        "part-00000.parquet",
+        "part-00001.parquet",
+    ]
+    table = pq.read_table(tmp_path / "catalog")
+    assert table.schema.equals(CATALOG_SCHEMA)
+    assert table["product_id"].to_pylist() == [f"demo-{number:06d}" for number in range(41)]
+    for number, row in enumerate(table.to_pylist()):
+        attributes = choose_attributes("demo", 3, number)
+        assert (row["kind"], row["brand"]) == (attributes.kind, attributes.brand)
+        assert row["price"] > 0
+        assert row["image"]["path"] == f"{row['product_id']}.jpg"
+        with Image.open(io.BytesIO(row["image"]["bytes"])) as picture:
+            picture.load()
+            assert picture.format == "JPEG"
+    assert json.loads((tmp_path / "demo_catalog.json").read_text())["products"] == 41
+    pictures = sorted((tmp_path / "query_pictures").iterdir())
+    assert [path.name for path in pictures] == ["floral_purple_dress.png", "striped_red_mug.png"]
+
+
+def test_queries_and_judgments_belong_to_the_catalog(tmp_path, monkeypatch):
+    # The texts and pictures do not matter here, and take their time.
+    monkeypatch.setattr(write_module, "_write_part", lambda *arguments: Path(arguments[0]).write_bytes(b""))
+    write_demo_catalog(str(tmp_path), products=2000, queries=60)
+    queries = pq.read_table(tmp_path / "queries.parquet").to_pylist()
+    judgments = pq.read_table(tmp_path / "judgments.parquet").to_pylist()
+    assert len(queries) == 60
+    assert {query["split"] for query in queries} == {"test"}
+    assert {judgment["query_id"] for judgment in judgments} == {query["query_id"] for query in queries}
+    assert {judgment["label"] for judgment in judgments} == {1}
+    known = {f"demo-{number:06d}" for number in range(2000)}
+    assert {judgment["product_id"] for judgment in judgments} <= known
+
+
+def test_two_drawings_are_byte_identical(tmp_path):
+    for name in ("first", "second"):
+        write_demo_catalog(str(tmp_path / name), products=25, files=2)
+    assert digests(tmp_path / "first") == digests(tmp_path / "second")
+
+
+def test_rows_do_not_depend_on_the_number_of_files(tmp_path):
+    for files in (1, 3):
+        write_demo_catalog(str(tmp_path / str(files)), products=25, files=files)
+    one, three = (pq.read_table(tmp_path / str(files) / "catalog") for files in (1, 3))
+    assert one.equals(three)
+
+
+def test_a_complete_folder_is_left_alone(tmp_path):
+    write_demo_catalog(str(tmp_path), products=10, files=1)
+    part = tmp_path / "catalog" / "part-00000.parquet"
+    part.write_bytes(b"touched")
+    write_demo_catalog(str(tmp_path), products=10, files=1)
+    assert part.read_bytes() == b"touched"
+
+
+def test_other_arguments_draw_anew_and_leave_other_files_alone(tmp_path):
+    write_demo_catalog(str(tmp_path), products=12, files=3)
+    mine = tmp_path / "catalog" / "notes.txt"
+    mine.write_text("mine")
+    write_demo_catalog(str(tmp_path), products=10, files=2)
+    parts = sorted(path.name for path in (tmp_path / "catalog").glob("*.parquet"))
+    assert parts == ["part-00000.parquet", "part-00001.parquet"]
+    assert sum(pq.read_metadata(tmp_path / "catalog" / part).num_rows for part in parts) == 10
+    assert mine.read_text() == "mine"
+
+
+def test_a_drawing_that_stops_midway_is_not_taken_for_complete(tmp_path, monkeypatch):
+    write_demo_catalog(str(tmp_path), products=8, files=2)
+    complete = digests(tmp_path)
+    real = write_module.make_product
+
+    def breaks(stream, seed, number):
+        if number == 7:
+            raise KeyboardInterrupt
+        return real(stream, seed, number)
+
+    monkeypatch.setattr(write_module, "make_product", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        write_demo_catalog(str(tmp_path), products=9, files=2)
+    assert not (tmp_path / "demo_catalog.json").exists()
+    monkeypatch.undo()
+    write_demo_catalog(str(tmp_path), products=8, files=2)
+    assert digests(tmp_path) == complete
+
+
+def test_a_catalog_can_be_drawn_into_an_object_store():
+    write_demo_catalog("memory://drawn", products=5, files=1)
+    filesystem = fsspec.filesystem("memory")
+    with filesystem.open("/drawn/catalog/part-00000.parquet") as file:
+        assert pq.read_table(pa.BufferReader(file.read())).num_rows == 5
+    filesystem.rm("/drawn", recursive=True)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        write_demo_catalog(str(tmp_path / "file"), products=5)
+
+
+@pytest.mark.parametrize(("name", "value"), [("products", 0), ("files", 0), ("products", -3)])
+def test_counts_below_one_are_refused(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        write_demo_catalog(str(tmp_path), **{name: value})
+
+
+def test_a_demo_address_draws_below_the_work_folder(tmp_path):
+    assert is_demo_address("demo://7")
+    assert not is_demo_address("/demo")
+    assert not is_demo_address(("demo://7",))
+    uri = draw_named_catalog("demo://7", str(tmp_path))
+    assert uri == str(tmp_path / "demo_catalog" / "catalog")
+    assert demo_folder(str(tmp_path)) == str(tmp_path / "demo_catalog")
+    assert pq.read_table(uri).num_rows == 7
+
+
+@pytest.mark.parametrize("uri", ["demo://", "demo://many", "demo://0", "demo://-1", "demo://٣", "/somewhere"])
+def test_a_wrong_demo_address_is_explained(uri, tmp_path):
+    with pytest.raises(ValueError, match="demo://3000"):
+        draw_named_catalog(uri, str(tmp_path))

@@ -12,9 +12,9 @@ from pipelines.outcome import Outcome
 from pipelines.run_record import STAGES, RunRecord
 
 _SAID = {
-    "published": "published version",
-    "unchanged": "nothing changed: the published version stays",
-    "held": "NOT published (a gate failed); written as version",
+    "published": "published",
+    "unchanged": "nothing changed: stays published",
+    "held": "NOT published: a gate failed",
 }
 
 
@@ -57,7 +57,7 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
             f"{outcome.recall:.4f} against exact search ({outcome.recall_queries:,} held-out products, "
             f"nprobe {outcome.nprobe}, {outcome.latency_ms:.2f} ms a query)",
         ),
-        (_SAID[outcome.status], outcome.version),
+        ("version", f"{outcome.version} ({_SAID[outcome.status]})"),
         ("at", outcome.uri),
     ]
     lines += [("gate failed", failed) for failed in outcome.failed_gates]

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +20,11 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_DISABLE_TELEMETRY="1",
 )
+
+# No deadline: a busy machine is no finding. Under CI the same examples each time: what fails there fails for everyone.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 @pytest.fixture(autouse=True)

@@ -76,11 +76,14 @@ def train_encoder(
         with _quiet_lightning():
             trainer = _trainer(training, device)
             trainer.fit(module, loader, held_out if len(validation_rows) else None)
+    # Tuples become lists, as JSON gives them back.
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(training).items()}
+    settings = {key: value for key, value in settings.items() if key not in _MACHINE_SETTINGS}
     note = {
         "command": command,
         "pairs": len(train_rows),
         "products": len(pairs.product_ids),
-        "settings": {key: value for key, value in asdict(training).items() if key not in _MACHINE_SETTINGS},
+        "settings": settings,
         **{
             name: round(float(trainer.callback_metrics[key]), 4)
             for name, key in _METRICS

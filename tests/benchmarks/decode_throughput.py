@@ -1,4 +1,4 @@
-"""Pictures decoded a second, by one thread, from JPEG to the tower's input; the table that chose the library.
+"""Pictures decoded a second of one core's time, from JPEG to the tower's input; the table that chose the library.
 
     python -m tests.benchmarks.decode_throughput [--pictures N] [--side PIXELS] [--size PIXELS] [--seconds S]
 
@@ -83,15 +83,15 @@ def _torchvision_decode() -> Way | None:
 
 
 def rates(functions: list[Way], pictures: list[bytes], seconds: float) -> list[float]:
-    """Pictures a second of each way: the best of several rounds, taken in turns, because a machine is seldom idle."""
+    """Pictures a second of one core's time: the best of several rounds, in turns, for a machine is seldom idle."""
     best = [0.0] * len(functions)
     end = time.perf_counter() + seconds * len(functions)
     while time.perf_counter() < end:
         for place, function in enumerate(functions):
-            started = time.perf_counter()
+            started = time.thread_time()
             for data in pictures:
                 function(data)
-            best[place] = max(best[place], len(pictures) / (time.perf_counter() - started))
+            best[place] = max(best[place], len(pictures) / (time.thread_time() - started))
     return best
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.second_night CATALOG [--products N] [--changed 0.01]
 
-CATALOG: a folder of Parquet files with `product_id`, `title` and `image` (struct<bytes, path>), such as the fashion set.
+CATALOG: a folder of Parquet files with `product_id`, `title` and `image` (struct<bytes, path>), like the fashion set.
 The weights are random, the arithmetic is that of the real model. A changed product gets another title, spread over the
 catalog by its place. Prints the seconds of the embedding stage of both nights and their ratio.
 """

@@ -14,8 +14,8 @@ from torch import nn
 
 from encoders.losses import nt_xent, shared_queries
 from encoders.model import EncoderModel
+from encoders.training.batches import PairBatch
 from encoders.training.config import TrainingConfig
-from encoders.training.pairs import PairBatch
 
 
 class EncoderTraining(LightningModule):

@@ -17,9 +17,10 @@ from encoders.errors import EncoderConfigError
 from encoders.loading import resolve_device, save_encoder
 from encoders.saved_folder import EncoderParts
 from encoders.spec import EncoderConfig
+from encoders.training.batches import PairDataset, batches
 from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
 from encoders.training.module import EncoderTraining
-from encoders.training.pairs import PairDataset, TrainingPairs, batches, read_pairs
+from encoders.training.pairs import TrainingPairs, read_pairs
 from encoders.training.starting_point import load_starting_point, new_small_encoder
 
 

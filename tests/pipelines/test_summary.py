@@ -13,8 +13,8 @@ def outcome(status: str, failed: list[str]) -> Outcome:
         by_reason={"degraded: picture_missing": 3, "rejected: duplicate_id": 20, "rejected: missing_id": 80}, shards=4,
     )  # fmt: skip
     return Outcome(
-        status=status, version="20261121T000000Z-0123456789ab", uri="index/versions/x", totals=totals, failed_gates=failed,
-        index_bytes=2_500_000, recall=0.9512, recall_k=10, recall_queries=110, nprobe=4, latency_ms=0.213,
+        status=status, version="20261121T000000Z-0123456789ab", uri="index/versions/x", totals=totals,
+        failed_gates=failed, index_bytes=2_500_000, recall=0.9512, recall_k=10, recall_queries=110, nprobe=4, latency_ms=0.213,
         factory="OPQ8_32,IVF16,PQ8x8", serving_shards=2,
     )  # fmt: skip
 

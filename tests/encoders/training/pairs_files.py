@@ -43,3 +43,10 @@ def write_pairs(folder: Path, rows: list[dict], *, files: int = 1) -> str:
         arrays = {name: pa.array(values, IMAGE if name == "image" else None) for name, values in columns.items()}
         pq.write_table(pa.table(arrays), folder / f"pairs-{part}.parquet")
     return str(folder)
+
+
+def rows_of(*changes: dict) -> list[dict]:
+    rows = coloured_rows(len(changes))
+    for row, change in zip(rows, changes, strict=True):
+        row.update(change)
+    return rows

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from encoders.training.batches import PairDataset
 from encoders.training.config import PairsConfig, TrainingConfig
 from encoders.training.module import EncoderTraining
-from encoders.training.pairs import PairDataset, read_pairs
+from encoders.training.pairs import read_pairs
 from tests.encoders.tiny import tiny_parts
 from tests.encoders.training.pairs_files import coloured_rows, write_pairs
 

@@ -69,7 +69,7 @@ def print_result(reader: IndexReader, result: SearchResult, *, title: str, conso
 
 def _title(arguments: argparse.Namespace) -> str:
     parts = [f'"{arguments.text}"'] if arguments.text is not None else []
-    parts += [f"picture {arguments.image}"] if arguments.image is not None else []
+    parts += [f"picture {arguments.image.rsplit('/', 1)[-1]}"] if arguments.image is not None else []
     return " + ".join(parts)
 
 

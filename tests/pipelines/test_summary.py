@@ -14,8 +14,8 @@ def outcome(status: str, failed: list[str]) -> Outcome:
     )  # fmt: skip
     return Outcome(
         status=status, version="20261121T000000Z-0123456789ab", uri="index/versions/x", totals=totals,
-        failed_gates=failed, index_bytes=2_500_000, recall=0.9512, recall_k=10, recall_queries=110, nprobe=4, latency_ms=0.213,
-        factory="OPQ8_32,IVF16,PQ8x8", serving_shards=2,
+        failed_gates=failed, index_bytes=2_500_000, recall=0.9512, recall_k=10, recall_queries=110, nprobe=4,
+        latency_ms=0.213, factory="OPQ8_32,IVF16,PQ8x8", serving_shards=2, previous_version="",
     )  # fmt: skip
 
 

@@ -1,0 +1,116 @@
+"""The commands as a user types them: exit codes, and one clear message before any work."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+from pipelines import embed_catalog, search
+from pipelines.config.commands import run_command
+from tests.pipelines.job import arguments, product, run_job, write_catalog
+
+
+def embed(folder, *overrides: str) -> int:
+    return run_command(embed_catalog.main, arguments(folder, *overrides))
+
+
+@pytest.fixture
+def job(tmp_path):
+    write_catalog(tmp_path / "catalog", [product(number) for number in range(60)])
+    arguments(tmp_path)
+    return tmp_path
+
+
+def encoder_without_weights(folder):
+    broken = folder / "no_weights"
+    shutil.copytree(folder / "encoder", broken, ignore=shutil.ignore_patterns("*.safetensors"))
+    return str(broken)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--catalog.urll", "x"], r"catalog\.urll.*catalog\.uri"),
+        (["--index.serving_shards", "two"], r"index\.serving_shards.*two"),
+        (["--index.serving_shards", "0"], r"index\.serving_shards.*0.*1 or more"),
+        (["--catalog.uri", "{folder}/nowhere"], r"catalog\.uri.*nowhere"),
+        (["--catalog.text_fields", "[titel]"], r"catalog\.text_fields.*titel.*title"),
+        (["--catalog.uri", "demo://many"], r"demo://many.*demo://3000"),
+        (["--index.uri", "{folder}/job.yaml/index"], r"job\.yaml/index"),
+        (["--work.uri", "{folder}/job.yaml/work"], r"job\.yaml/work"),
+        (["--encoder.uri", "{encoder}"], r"weights\.safetensors"),
+        (["--encoder.uri", "{folder}/nothing"], r"nothing"),
+        (["--direct_num_worker", "2"], r"direct_num_worker.*direct_num_workers"),
+        (["--config", "{folder}/missing.yaml"], r"missing\.yaml"),
+    ],
+)
+def test_what_cannot_work_stops_before_any_work(job, capsys, overrides, message):
+    encoder = encoder_without_weights(job)
+    overrides = [value.format(folder=job, encoder=encoder) for value in overrides]
+    assert embed(job, *overrides) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+    assert re.search(message, said, re.DOTALL), said
+    assert not list(job.glob("work/embeddings/*/*")), "work was done"
+    assert not (job / "index" / "versions").exists()
+
+
+def test_the_job_prints_its_summary_and_search_finds(job, capsys):
+    assert embed(job) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"products in +60\n", re.sub(r" +\n", "\n", printed))
+    assert "(published)" in printed
+    picture = job / "red.png"
+    Image.new("RGB", (30, 30), (255, 0, 0)).save(picture)
+    for query in (["red dress"], ["--image", str(picture)], ["red dress", "--image", str(picture)]):
+        assert run_command(search.main, ["--index", str(job / "index"), "-k", "3", *query]) == 0
+        found = capsys.readouterr().out
+        assert len(re.findall(r"\bp\d{5}\b", found)) == 3
+    assert "+ picture red.png" in found
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ([], "nothing to search for"),
+        (["mug", "-k", "0"], "-k is 0"),
+        (["--image", "no_such.png"], "no such file"),
+        (["--image", "{folder}/job.yaml"], "expected a picture"),
+        (["mug", "--index", "{folder}/empty"], "CURRENT"),
+        (["mug", "--version", "20200101T000000Z-000000000000"], "no complete version"),
+    ],
+)
+def test_a_search_that_cannot_be_done_says_why(published, capsys, query, message):
+    query = [value.format(folder=published) for value in query]
+    index = [] if "--index" in query else ["--index", str(published / "index")]
+    assert run_command(search.main, [*index, *query]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    write_catalog(folder / "catalog", [product(number) for number in range(30)])
+    run_job(folder, "--index.factory", "auto")
+    return folder
+
+
+def test_a_held_version_exits_with_one(job, capsys):
+    rows = [product(number, product_id=None if number < 30 else f"p{number}") for number in range(60)]
+    write_catalog(job / "catalog", rows)
+    assert embed(job) == 1
+    assert "gates.max_rejected_share" in capsys.readouterr().out
+
+
+def test_print_config_is_the_whole_config(job, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        embed(job, "--print-config", "--index.k", "7")
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^  k: 7$", printed, re.MULTILINE)
+    assert json.dumps(str(job / "work")).strip('"') in printed

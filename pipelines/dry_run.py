@@ -15,9 +15,9 @@ from rich.table import Table
 
 from index_builder import IndexReader, embedding_shards, storage
 from pipelines.catalog.carry_over import CarryOver
-from pipelines.catalog.fetching import PictureFetcher
 from pipelines.catalog.fingerprints import id_digests
-from pipelines.catalog.prefetch import PicturePool
+from pipelines.catalog.pictures.fetching import PictureFetcher
+from pipelines.catalog.pictures.prefetch import PicturePool
 from pipelines.config.schema import JobConfig
 from pipelines.nightly_run import NightPlan, plan_night
 from pipelines.preflight import CheckedJob, check_job

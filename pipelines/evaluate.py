@@ -21,8 +21,8 @@ from rich.table import Table
 from encoders import EncoderConfig, check_encoder
 from index_builder import storage
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.decode_config import DecodeConfig
-from pipelines.catalog.fetch_config import FetchConfig
+from pipelines.catalog.pictures.decode_config import DecodeConfig
+from pipelines.catalog.pictures.fetch_config import FetchConfig
 from pipelines.catalog.sources import catalog_schema
 from pipelines.config.commands import run_command
 from pipelines.config.errors import ConfigError

@@ -16,10 +16,10 @@ import numpy as np
 
 from encoders import EncoderConfig, load_product_encoder, load_query_encoder, save_query_encoder
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.decode_config import DecodeConfig
-from pipelines.catalog.fetch_config import FetchConfig
-from pipelines.catalog.fetching import PictureFetcher
-from pipelines.catalog.prefetch import PicturePool
+from pipelines.catalog.pictures.decode_config import DecodeConfig
+from pipelines.catalog.pictures.fetch_config import FetchConfig
+from pipelines.catalog.pictures.fetching import PictureFetcher
+from pipelines.catalog.pictures.prefetch import PicturePool
 from pipelines.judged_queries import JudgedQueries
 from pipelines.metrics import measure_ranking, results_needed
 from pipelines.product_views import View, encode_catalog

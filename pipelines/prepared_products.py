@@ -14,9 +14,9 @@ from pipelines.catalog.carry_over import CarryOver
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.fingerprints import content_fingerprints
 from pipelines.catalog.lookahead import run_ahead
-from pipelines.catalog.pictures import ProductPictures, fetch_pictures
+from pipelines.catalog.pictures.fetched_batches import ProductPictures, fetch_pictures
+from pipelines.catalog.pictures.prefetch import PicturePool
 from pipelines.catalog.plan import CatalogShard
-from pipelines.catalog.prefetch import PicturePool
 from pipelines.catalog.reading import read_shard
 from pipelines.catalog.records import ProductBatch, to_products
 from pipelines.step_timer import StepTimer

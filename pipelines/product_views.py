@@ -14,9 +14,9 @@ import numpy as np
 from encoders import ProductEncoder
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.lookahead import run_ahead
-from pipelines.catalog.pictures import decode_pictures, fetch_pictures
+from pipelines.catalog.pictures.fetched_batches import decode_pictures, fetch_pictures
+from pipelines.catalog.pictures.prefetch import PicturePool
 from pipelines.catalog.plan import plan_catalog
-from pipelines.catalog.prefetch import PicturePool
 from pipelines.catalog.reading import read_shard
 from pipelines.catalog.records import to_products
 

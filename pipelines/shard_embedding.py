@@ -21,9 +21,9 @@ from encoders import ProductEncoder
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality
 from pipelines.catalog.dead_letters import DeadLetter, Outcome, PictureError, Reason, Stage, write_dead_letters
 from pipelines.catalog.lookahead import run_ahead
-from pipelines.catalog.pictures import decode_pictures
+from pipelines.catalog.pictures.fetched_batches import decode_pictures
+from pipelines.catalog.pictures.prefetch import PicturePool
 from pipelines.catalog.plan import CatalogShard
-from pipelines.catalog.prefetch import PicturePool
 from pipelines.prepared_products import PreparedBatch, ProductPreparer
 from pipelines.product_columns import ColumnsWriter
 from pipelines.shard_files import ShardFiles, ShardSummary

@@ -12,8 +12,8 @@ from pipelines.catalog import stores
 from pipelines.catalog.catalog_files import CatalogFile, CatalogListing
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.errors import CatalogError
-from pipelines.catalog.file_formats import FileFormat, format_by_name, has_foreign_suffix, sniff_format
-from pipelines.catalog.partitions import hive_partitions
+from pipelines.catalog.formats.file_formats import FileFormat, format_by_name, has_foreign_suffix, sniff_format
+from pipelines.catalog.formats.partitions import hive_partitions
 
 # Formats whose library is an extra; a module of this room for each, imported only when asked for.
 _TABLE_FORMATS = ("delta", "iceberg")

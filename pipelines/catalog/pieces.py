@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from pipelines.catalog.spooling import PlainFile
+from pipelines.catalog.formats.spooling import PlainFile
 
 MAX_PARTS_OF_CHUNK = 16
 """A part of a row group can only be read by decoding the rows before it, so a group in n parts is decoded about n/2

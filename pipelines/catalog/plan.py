@@ -12,13 +12,13 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from pipelines.catalog.catalog_files import Partitions
-from pipelines.catalog.column_planning import plan_columns
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.formats.column_planning import plan_columns
+from pipelines.catalog.formats.spooling import plain_files
+from pipelines.catalog.formats.text_planning import plan_text
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.pieces import Piece, pack
-from pipelines.catalog.spooling import plain_files
-from pipelines.catalog.text_planning import plan_text
 
 _KEY_VERSION = 1
 

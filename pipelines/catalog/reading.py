@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipelines.catalog import arrow_files, csv_records, json_lines, parquet_files, stores
+from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.errors import CatalogError
-from pipelines.catalog.json_lines import JsonColumns, ParsedRecords
-from pipelines.catalog.partitions import with_partitions
+from pipelines.catalog.formats import arrow_files, csv_records, json_lines, parquet_files
+from pipelines.catalog.formats.json_lines import JsonColumns, ParsedRecords
+from pipelines.catalog.formats.partitions import with_partitions
+from pipelines.catalog.formats.text_planning import read_file_head
+from pipelines.catalog.formats.text_splitting import ScannerAt, iter_blocks, lines_at
 from pipelines.catalog.plan import CatalogShard, FileRange
 from pipelines.catalog.raw_rows import RawBatch, malformed, place
-from pipelines.catalog.text_planning import read_file_head
-from pipelines.catalog.text_splitting import ScannerAt, iter_blocks, lines_at
 from pipelines.catalog.validation import invalid_rows, plain
 
 BATCH_BYTES = 32 << 20

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.errors import CatalogError, nearest
-from pipelines.catalog.text_samples import SampledColumns
+from pipelines.catalog.formats.text_samples import SampledColumns
 
 PICTURE_KEYS = ("bytes", "path", "uri", "url")
 """Fields of a struct that holds a picture, in the order in which they are asked."""

@@ -6,15 +6,15 @@ import pyarrow as pa
 
 from pipelines.catalog import stores
 from pipelines.catalog.catalog_files import CatalogFile
-from pipelines.catalog.column_planning import read_footers
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.errors import CatalogError
-from pipelines.catalog.file_formats import ARROW_FILE_MAGIC, read_head
+from pipelines.catalog.formats.column_planning import read_footers
+from pipelines.catalog.formats.file_formats import ARROW_FILE_MAGIC, read_head
+from pipelines.catalog.formats.partitions import append_missing, partition_schema
+from pipelines.catalog.formats.spooling import PlainFile
+from pipelines.catalog.formats.text_planning import read_file_head, sample_heads, spread
 from pipelines.catalog.listing import list_catalog
-from pipelines.catalog.partitions import append_missing, partition_schema
 from pipelines.catalog.schemas import CatalogSchema, merged_schema, sampled_schema
-from pipelines.catalog.spooling import PlainFile
-from pipelines.catalog.text_planning import read_file_head, sample_heads, spread
 
 _FILES_LOOKED_AT = 16
 

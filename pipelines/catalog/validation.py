@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.catalog.formats.text_samples import NULL_WORDS
 from pipelines.catalog.schemas import is_list, is_text, plain_type
-from pipelines.catalog.text_samples import NULL_WORDS
 
 # Space, control characters (a tab, a NUL) and Unicode's separators, as one class.
 _SPACE = r"[\p{Z}\p{Cc}]+"

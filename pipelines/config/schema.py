@@ -11,8 +11,8 @@ import yaml
 from encoders.spec import EncoderConfig
 from index_builder.spec import IndexConfig
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.decode_config import DecodeConfig
-from pipelines.catalog.fetch_config import FetchConfig
+from pipelines.catalog.pictures.decode_config import DecodeConfig
+from pipelines.catalog.pictures.fetch_config import FetchConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,10 +13,10 @@ from apache_beam.utils import shared
 from encoders import EncoderConfig, ProductEncoder, load_product_encoder
 from pipelines.catalog.carry_over import CarryOver, CarryOverSource
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.decoding import DecodeConfig
-from pipelines.catalog.fetching import FetchConfig, PictureFetcher
+from pipelines.catalog.pictures.decoding import DecodeConfig
+from pipelines.catalog.pictures.fetching import FetchConfig, PictureFetcher
+from pipelines.catalog.pictures.prefetch import PicturePool
 from pipelines.catalog.plan import CatalogShard
-from pipelines.catalog.prefetch import PicturePool
 from pipelines.prepared_products import ProductPreparer
 from pipelines.run_record import RunRecord
 from pipelines.shard_embedding import ShardEmbedder

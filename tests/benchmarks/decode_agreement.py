@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders import EncoderConfig, ImagePreprocessing, load_product_encoder
-from pipelines.catalog import jpeg_scaling
-from pipelines.catalog.decode_config import DecodeConfig
-from pipelines.catalog.decoding import decode_picture
+from pipelines.catalog.pictures.decode_config import DecodeConfig
+from pipelines.catalog.pictures.decoding import decode_picture
+from pipelines.catalog.pictures.fetched_batches import jpeg_scaling
 from tests.benchmarks.machine import command_line, machine_line
 from tests.benchmarks.photos import drawn_photo, grocery_photos, jpeg_of_size
 

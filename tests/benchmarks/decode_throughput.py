@@ -24,9 +24,9 @@ from rich.table import Table
 
 from encoders.pixel_resize import resize_pixels
 from encoders.preprocessing import ImagePreprocessing, resize_picture
-from pipelines.catalog.decode_config import DecodeConfig
-from pipelines.catalog.decoding import decode_picture
-from pipelines.catalog.jpeg_scaling import SPARE_RESOLUTION
+from pipelines.catalog.pictures.decode_config import DecodeConfig
+from pipelines.catalog.pictures.decoding import decode_picture
+from pipelines.catalog.pictures.jpeg_scaling import SPARE_RESOLUTION
 from tests.benchmarks.machine import command_line, machine_line
 from tests.benchmarks.photos import drawn_photo, grocery_photos, jpeg_of_size
 

@@ -30,8 +30,8 @@ from PIL import Image
 
 from encoders import EncoderConfig, ImagePreprocessing
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.decoding import DecodeConfig
-from pipelines.catalog.fetching import FetchConfig
+from pipelines.catalog.pictures.decoding import DecodeConfig
+from pipelines.catalog.pictures.fetching import FetchConfig
 from pipelines.catalog.plan import plan_catalog
 from pipelines.config.beam_options import to_pipeline_options
 from pipelines.numbering import number_products

@@ -5,8 +5,8 @@ import pytest
 
 from pipelines import evaluation
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.decode_config import DecodeConfig
-from pipelines.catalog.fetch_config import FetchConfig
+from pipelines.catalog.pictures.decode_config import DecodeConfig
+from pipelines.catalog.pictures.fetch_config import FetchConfig
 from pipelines.evaluation import evaluate_views, search_exactly
 from pipelines.judged_queries import JudgedQueries
 from pipelines.product_views import View

@@ -13,10 +13,10 @@ from index_builder.embedding_shards import Modality
 from pipelines.catalog.carry_over import CarryOver, build_carry_over
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import Reason, read_dead_letters
-from pipelines.catalog.decoding import DecodeConfig
-from pipelines.catalog.fetching import FetchConfig, PictureFetcher
+from pipelines.catalog.pictures.decoding import DecodeConfig
+from pipelines.catalog.pictures.fetching import FetchConfig, PictureFetcher
+from pipelines.catalog.pictures.prefetch import PicturePool
 from pipelines.catalog.plan import plan_catalog
-from pipelines.catalog.prefetch import PicturePool
 from pipelines.prepared_products import ProductPreparer
 from pipelines.product_columns import read_columns
 from pipelines.shard_embedding import ShardEmbedder

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.catalog import text_splitting
 from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.formats import text_splitting
 from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.records import ProductBatch
 from tests.pipelines.catalog.catalogs import encode, letters_of, pairs, read_plan, write

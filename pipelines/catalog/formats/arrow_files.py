@@ -1,0 +1,120 @@
+"""Arrow IPC files (also Feather): rows of each record batch for the plan, row ranges for the reader.
+
+pyarrow tells the rows of a record batch only by reading the batch. The plan must not read 100 GB to count rows, so the
+footer and the head of each batch are taken apart here: two small flatbuffers, laid out as `File.fbs` and `Message.fbs`
+of the Arrow format say (https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.catalog import stores
+from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.formats.column_chunks import ColumnFile
+
+_MAGIC = b"ARROW1"
+_TRAILER_BYTES = 4 + len(_MAGIC)
+_CONTINUATION = b"\xff\xff\xff\xff"
+_BLOCK = struct.Struct("<qi4xq")  # offset, metadata bytes, padding, body bytes
+_FOOTER_RECORD_BATCHES, _MESSAGE_HEADER, _BATCH_LENGTH = 3, 2, 0  # field numbers in their tables
+
+
+@dataclass(frozen=True, slots=True)
+class _Batches:
+    """`[G]` int64 each: where the record batches stand, and their rows."""
+
+    rows: np.ndarray
+    body_bytes: np.ndarray
+
+
+def read_footer(uri: str, columns: Sequence[str]) -> ColumnFile:
+    """Schema, and rows and bytes of each record batch; the bytes are those of all columns together."""
+    with stores.open_input(uri) as source, pa.ipc.open_file(source) as reader:
+        schema = reader.schema
+    batches = _read_batches(uri)
+    return ColumnFile(schema=schema, chunk_rows=batches.rows, chunk_bytes=batches.body_bytes)
+
+
+def iter_rows(
+    uri: str, start: int, stop: int, columns: Sequence[str], *, batch_rows: int, batch_bytes: int
+) -> Iterator[pa.RecordBatch]:
+    """Rows [start, stop) of a file, in batches of at most `batch_rows` rows and about `batch_bytes`.
+
+    One record batch of the file is in memory at a time, of the named columns only.
+    """
+    rows = _read_batches(uri).rows
+    ends = np.cumsum(rows)
+    with stores.open_input(uri) as source:
+        with pa.ipc.open_file(source) as whole:
+            names = [name for name in columns if name in whole.schema.names]
+            fields = [whole.schema.get_field_index(name) for name in names]
+        with pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields)) as reader:
+            first = int(np.searchsorted(ends, start, side="right"))
+            for number in range(first, len(rows)):
+                begin = int(ends[number] - rows[number])
+                if begin >= stop:
+                    break
+                lower, upper = max(start - begin, 0), min(stop - begin, int(rows[number]))
+                batch = reader.get_batch(number).select(names).slice(lower, upper - lower)
+                row_bytes = max(1, batch.nbytes // max(batch.num_rows, 1))
+                size = min(batch_rows, max(1, batch_bytes // row_bytes))
+                for row in range(0, batch.num_rows, size):
+                    yield batch.slice(row, size)
+
+
+def _read_batches(uri: str) -> _Batches:
+    with stores.open_input(uri) as source:
+        size = source.size()
+        trailer = source.read_at(_TRAILER_BYTES, max(0, size - _TRAILER_BYTES))
+        if len(trailer) < _TRAILER_BYTES or not trailer.endswith(_MAGIC):
+            raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found no footer at its end: is it cut off?")
+        footer_bytes = int.from_bytes(trailer[:4], "little")
+        footer = source.read_at(footer_bytes, size - _TRAILER_BYTES - footer_bytes)
+    try:
+        blocks = _footer_blocks(footer)
+        heads = stores.read_ranges(uri, [(offset, offset + length) for offset, length, _ in blocks]) if blocks else []
+        rows = [_batch_rows(head) for head in heads]
+    except (struct.error, IndexError) as error:
+        raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found a damaged footer ({error})") from error
+    return _Batches(
+        rows=np.array(rows, np.int64), body_bytes=np.array([body_bytes for _, _, body_bytes in blocks], np.int64)
+    )
+
+
+def _footer_blocks(footer: bytes) -> list[tuple[int, int, int]]:
+    """(offset, metadata bytes, body bytes) of each record batch."""
+    field = _field(footer, _u32(footer, 0), _FOOTER_RECORD_BATCHES)
+    if field is None:
+        return []
+    vector = field + _u32(footer, field)
+    count = _u32(footer, vector)
+    return [_BLOCK.unpack_from(footer, vector + 4 + number * _BLOCK.size) for number in range(count)]
+
+
+def _batch_rows(head: bytes) -> int:
+    """The row count from the head of a record batch."""
+    message = head[8:] if head.startswith(_CONTINUATION) else head[4:]
+    header = _field(message, _u32(message, 0), _MESSAGE_HEADER)
+    if header is None:
+        raise struct.error("a record batch without a header")
+    length = _field(message, header + _u32(message, header), _BATCH_LENGTH)
+    return 0 if length is None else int(struct.unpack_from("<q", message, length)[0])
+
+
+def _field(buffer: bytes, table: int, number: int) -> int | None:
+    """Where a field of a flatbuffer table stands; None where it has its default."""
+    vtable = table - struct.unpack_from("<i", buffer, table)[0]
+    if 4 + 2 * number >= struct.unpack_from("<H", buffer, vtable)[0]:
+        return None
+    offset = struct.unpack_from("<H", buffer, vtable + 4 + 2 * number)[0]
+    return table + offset if offset else None
+
+
+def _u32(buffer: bytes, position: int) -> int:
+    return int(struct.unpack_from("<I", buffer, position)[0])

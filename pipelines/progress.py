@@ -156,6 +156,9 @@ def _log_lines(reader: ProgressReader, shards: int, rows: int | None, stop: thre
     last_word = time.monotonic()
     while not stop.wait(POLL_SECONDS):
         now = reader.snapshot()
+        if now.stage == "embed" and not now.products:
+            yield
+            continue
         if now.stage != last_stage or (now.stage == "embed" and time.monotonic() - last_word >= LOG_SECONDS):
             if now.stage == "embed":
                 log.info(

@@ -14,13 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from index_builder import IndexReader, embedding_shards, storage
-from pipelines.catalog.carry_over import CarryOver
 from pipelines.catalog.fingerprints import id_digests
-from pipelines.catalog.pictures.fetching import PictureFetcher
-from pipelines.catalog.pictures.prefetch import PicturePool
 from pipelines.config.schema import JobConfig
-from pipelines.nightly_run import NightPlan, plan_night
-from pipelines.preflight import CheckedJob, check_job
+from pipelines.nightly_run import plan_night
+from pipelines.preflight import check_job
 from pipelines.prepared_products import ProductPreparer
 from pipelines.run_record import RunRecord
 from pipelines.shard_files import read_finished_run
@@ -67,7 +64,10 @@ def forecast_night(config: JobConfig, *, full: bool = False) -> Forecast:
     """
     job = check_job(config)
     plan = plan_night(job, full=full)
-    preparer = _preparer(job, plan)
+    config = job.config
+    preparer = ProductPreparer.open(
+        config.catalog, config.fetch, config.decode, inputs=job.encoder, last_night=plan.last_night
+    )
     complete = carried = to_embed = rejected = shards_complete = 0
     expected = (plan.catalog.rows or 0) + (plan.previous.catalog.products if plan.previous else 0)
     try:
@@ -88,14 +88,13 @@ def forecast_night(config: JobConfig, *, full: bool = False) -> Forecast:
                     _note_ids(ids, batch.products.product_ids, _TODAY)
             deleted = 0
             if plan.previous is not None:
-                published = IndexReader.open(job.config.index.uri).products.column("product_id")
+                published = IndexReader.open(config.index.uri).products.column("product_id")
                 for start in range(0, len(published), IDS_PER_READ):
                     _note_ids(ids, published.slice(start, IDS_PER_READ), _YESTERDAY)
                 deleted = _count_deleted(ids)
     finally:
-        if preparer.pool is not None:
-            preparer.pool.close()
-    rate = measured_rate(job.config.work.uri)
+        preparer.close()
+    rate = measured_rate(config.work.uri)
     return Forecast(
         shards=len(plan.tasks),
         shards_complete=shards_complete,
@@ -145,17 +144,6 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
         estimate = f"about {forecast.seconds:,.0f} s at the last run's rate, on one worker"
     table.add_row("embedding time", estimate)
     console.print(table)
-
-
-def _preparer(job: CheckedJob, plan: NightPlan) -> ProductPreparer:
-    config, encoder = job.config, job.encoder
-    pool = None
-    if encoder.uses_images and config.catalog.image_field is not None and encoder.preprocessing is not None:
-        pool = PicturePool(
-            PictureFetcher(config.fetch, config.catalog.image_root), encoder.preprocessing, config.decode
-        )
-    carry_over = CarryOver(plan.carry_over) if plan.carry_over is not None else None
-    return ProductPreparer(catalog=config.catalog, uses_text=encoder.uses_text, pool=pool, carry_over=carry_over)
 
 
 def _note_ids(ids: SpilledRecords, product_ids: pa.Array | pa.ChunkedArray, side: int) -> None:

@@ -94,6 +94,7 @@ class BuildJob:
       index: the `index:` section.
       dim: D, the encoder's dimension.
       record: where finished steps are reported.
+      earlier_shards: keys of the embedding shards of the last finished run.
     """
 
     folder: str
@@ -101,6 +102,7 @@ class BuildJob:
     index: IndexConfig
     dim: int
     record: RunRecord
+    earlier_shards: frozenset[str] = frozenset()
 
     def number(self, summaries: Sequence[ShardSummary]) -> BuildPlan:
         """Numbers the products of all shards and settles the index.
@@ -112,7 +114,12 @@ class BuildJob:
             summaries = sorted(summaries, key=lambda summary: summary.position)
             files = [ShardFiles(folder=self.embeddings_folder, key=summary.key) for summary in summaries]
             numbering = number_products(files, self.folder)
-            totals = total(summaries, products=numbering.products, duplicates=numbering.duplicates)
+            totals = total(
+                summaries,
+                products=numbering.products,
+                duplicates=numbering.duplicates,
+                earlier=self.earlier_shards,
+            )
             if not numbering.products:
                 raise EmptyCatalogError(
                     f"none of the {totals.rows_in:,} rows of the catalog could be embedded "

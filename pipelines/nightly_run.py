@@ -17,13 +17,16 @@ from encoders import EncoderConfig, save_query_encoder
 from index_builder import publish, storage
 from index_builder.errors import VersionNotFoundError
 from index_builder.manifest import Manifest
-from pipelines.catalog.carry_over import CarryOverSource, build_carry_over
+from pipelines.catalog.carry_over import build_carry_over
+from pipelines.catalog.pictures.decoding import DECODING_RULES
+from pipelines.catalog.pictures.known_pictures import build_known_pictures
 from pipelines.catalog.plan import CatalogPlan, CatalogShard, plan_catalog
 from pipelines.config.schema import JobConfig
 from pipelines.index_build import BuildJob
 from pipelines.lease import WorkLease
 from pipelines.outcome import Outcome, read_outcome
 from pipelines.preflight import CheckedJob, check_job
+from pipelines.prepared_products import LastNight
 from pipelines.progress import show_progress
 from pipelines.publishing import PublishJob
 from pipelines.run_record import RunRecord
@@ -47,16 +50,18 @@ class NightPlan:
       tasks: one a catalog shard, in plan order.
       complete: how many of them stand already.
       catalog: the plan that they were made from.
-      carry_over: last night's vectors, or None.
+      last_night: what its version left for this one, or None.
       previous: the version that is published now, or None.
+      earlier_shards: keys of the embedding shards of the last finished run.
       carry_over_reason: why nothing is carried over, in words; empty where something is.
     """
 
     tasks: tuple[EmbedTask, ...]
     complete: int
     catalog: CatalogPlan
-    carry_over: CarryOverSource | None
+    last_night: LastNight | None
     previous: Manifest | None
+    earlier_shards: frozenset[str]
     carry_over_reason: str = ""
 
 
@@ -89,6 +94,7 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
             index=config.index,
             dim=job.encoder.dim,
             record=record,
+            earlier_shards=plan.earlier_shards,
         )
         publishing = PublishJob(
             index=config.index,
@@ -121,7 +127,7 @@ def run_pipeline(
                     fetch=config.fetch,
                     decode=config.decode,
                     encoder=config.encoder,
-                    carry_over=plan.carry_over,
+                    last_night=plan.last_night,
                     record=build.record,
                 )
                 | "BuildIndex" >> BuildIndex(job=build)
@@ -146,7 +152,7 @@ def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
     previous = published_manifest(config.index.uri)
     folder = storage.join(config.work.uri, "embeddings", fingerprint)
     finished = read_finished_run(config.work.uri)
-    carry_over, reason = None, ""
+    last_night, reason = None, ""
     if previous is None:
         reason = "no version is published yet"
     elif full:
@@ -155,7 +161,11 @@ def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
         reason = f"the encoder changed (from {previous.encoder.fingerprint} to {fingerprint})"
     else:
         lookup_uri = storage.join(config.work.uri, "carry_over", previous.version)
-        carry_over = build_carry_over(previous.embedding_shards, lookup_uri)
+        pictures = [ShardFiles.of_embeddings(uri).pictures for uri in previous.embedding_shards]
+        last_night = LastNight(
+            vectors=build_carry_over(previous.embedding_shards, storage.join(lookup_uri, "vectors")),
+            pictures=build_known_pictures(pictures, storage.join(lookup_uri, "pictures")),
+        )
     tasks = []
     complete = 0
     for shard in catalog.shards:
@@ -166,8 +176,9 @@ def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
         tasks=tuple(tasks),
         complete=complete,
         catalog=catalog,
-        carry_over=carry_over,
+        last_night=last_night,
         previous=previous,
+        earlier_shards=frozenset(finished.shards.values() if finished and finished.encoder == fingerprint else ()),
         carry_over_reason=reason,
     )
 
@@ -182,7 +193,8 @@ def files_of_shard(
     killed one it keeps its name, and so its work.
     """
     catalog = {name: value for name, value in asdict(config.catalog).items() if name != "uri"}
-    key = shard_key(shard.key, {"catalog": catalog, "decode.max_pixels": config.decode.max_pixels})
+    decode = {"decode.max_pixels": config.decode.max_pixels, "decode.rules": DECODING_RULES}
+    key = shard_key(shard.key, {"catalog": catalog, **decode})
     if finished is None:
         return ShardFiles(folder=folder, key=key)
     if full:

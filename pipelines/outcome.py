@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -22,9 +22,11 @@ class Totals:
     Attributes:
       rows_in: rows read from the catalog.
       products: rows of the index.
-      embedded, carried_over: how the shards' vectors came to be (duplicates included: they are found later).
+      embedded, carried_over: how the shards' vectors came to be (duplicates included: they are found later). What an
+        earlier, finished run embedded in a shard that stands is carried over.
       degraded: products indexed without a picture or column that could not be used.
       rejected: rows that are not in the index, duplicates included.
+      pictures_unchanged: pictures that were not read again: the place they stand at says that they are the same.
       texts_cut: texts longer than the text tower's limit.
       by_reason: dead letters by outcome and reason.
       shards: catalog shards.
@@ -36,6 +38,7 @@ class Totals:
     carried_over: int
     degraded: int
     rejected: int
+    pictures_unchanged: int
     texts_cut: int
     by_reason: dict[str, int]
     shards: int
@@ -50,14 +53,19 @@ class Totals:
         return ", ".join(f"{reason} {count}" for reason, count in self.by_reason.items())
 
 
-def total(summaries: Sequence[ShardSummary], *, products: int, duplicates: int) -> Totals:
+def total(
+    summaries: Sequence[ShardSummary], *, products: int, duplicates: int, earlier: Collection[str] = ()
+) -> Totals:
     """Adds up the shards' summaries.
 
     Args:
       summaries: one a shard.
       products: rows of the index after numbering.
       duplicates: rows that numbering dropped.
+      earlier: keys of shards that an earlier, finished run made.
     """
+    tonight = [summary for summary in summaries if summary.key not in earlier]
+    embedded = sum(summary.embedded for summary in tonight)
     by_reason: dict[str, int] = {}
     for summary in summaries:
         for reason, count in summary.by_reason.items():
@@ -67,10 +75,11 @@ def total(summaries: Sequence[ShardSummary], *, products: int, duplicates: int) 
     return Totals(
         rows_in=sum(summary.rows_in for summary in summaries),
         products=products,
-        embedded=sum(summary.embedded for summary in summaries),
-        carried_over=sum(summary.carried_over for summary in summaries),
+        embedded=embedded,
+        carried_over=sum(summary.products for summary in summaries) - embedded,
         degraded=sum(summary.degraded for summary in summaries),
         rejected=sum(summary.rejected for summary in summaries) + duplicates,
+        pictures_unchanged=sum(summary.pictures_unchanged for summary in tonight),
         texts_cut=sum(summary.texts_cut for summary in summaries),
         by_reason=dict(sorted(by_reason.items())),
         shards=len(summaries),

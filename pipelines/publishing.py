@@ -67,7 +67,7 @@ class PublishJob:
         """
         with self.record.timed("publish"):
             outcome = self._publish(build)
-            write_finished_run(self.work_uri, self.record.name, build.plan.shard_keys)
+            write_finished_run(self.work_uri, self.record.name, build.plan.shard_keys, self.encoder.fingerprint)
             write_outcome(self.record, outcome)
         return outcome
 

@@ -22,6 +22,7 @@ from index_builder.embedding_shards import EmbeddingShardWriter, Modality
 from pipelines.catalog.dead_letters import DeadLetter, Outcome, PictureError, Reason, Stage, write_dead_letters
 from pipelines.catalog.lookahead import run_ahead
 from pipelines.catalog.pictures.fetched_batches import decode_pictures
+from pipelines.catalog.pictures.known_pictures import KnownPicture, write_known_pictures
 from pipelines.catalog.pictures.prefetch import PicturePool
 from pipelines.catalog.plan import CatalogShard
 from pipelines.prepared_products import PreparedBatch, ProductPreparer
@@ -67,6 +68,7 @@ class _ShardWork:
         self._shard = shard
         self._files = files
         self._letters: list[DeadLetter] = []
+        self._known_pictures: list[KnownPicture] = []
         self._counts: Counter[str] = Counter()
         self._timer = StepTimer("read", "fetch", "decode", "embed", "write")
         self._revisable = False
@@ -89,6 +91,8 @@ class _ShardWork:
                 self._embed(batch, vectors, columns)
                 on_progress(self._counts["products"])
         write_dead_letters(self._files.rejected, self._letters)
+        if self._known_pictures:
+            write_known_pictures(self._files.pictures, self._known_pictures)
         summary = self._summary(perf_counter() - started)
         self._files.write_summary(summary)
         return summary
@@ -104,6 +108,7 @@ class _ShardWork:
             carried_over=counts["carried_over"],
             degraded=len({letter.product_id for letter in self._letters if letter.outcome == "degraded"}),
             without_picture=counts["without_picture"],
+            pictures_unchanged=counts["pictures_unchanged"],
             texts_cut=counts["texts_cut"],
             rejected=sum(letter.outcome == "rejected" for letter in self._letters),
             by_reason=dict(Counter(f"{letter.outcome}: {letter.reason}" for letter in self._letters)),
@@ -146,6 +151,10 @@ class _ShardWork:
             columns.write(batch.products.columns.take(rows))
         self._counts["products"] += len(accepted)
         self._counts["carried_over"] += int((batch.places[accepted] >= 0).sum())
+        self._counts["pictures_unchanged"] += batch.pictures_unchanged
+        self._known_pictures += [
+            known for picture in batch.pictures for known in picture.known if known.digest in picture.digests
+        ]
         self._counts["without_picture"] += int((modalities[accepted] & Modality.IMAGE == 0).sum())
 
     def _accept(self, batch: PreparedBatch) -> np.ndarray:

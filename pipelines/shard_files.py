@@ -5,6 +5,7 @@ Under `<work uri>/embeddings/<encoder fingerprint>/` a shard named by its key le
     <key>.parquet            the embedding shard: product_id, vector, content fingerprint, modalities
     <key>.columns.arrow      display and filter columns, in the same order
     <key>.rejected.parquet   dead letters
+    <key>.pictures.arrow     versions of the pictures that were fetched, so that they can be asked for again
     <key>.json               the summary, written last: a shard is complete if and only if it exists
 
 The key is the content that the shard was made from, so a rerun finds what an earlier run finished.
@@ -36,6 +37,7 @@ class ShardSummary:
       embedded, carried_over: how those got their vectors.
       degraded: products among them whose picture could not be used.
       without_picture: products among them that have no picture (and never named one, or lost it).
+      pictures_unchanged: pictures that were not read again, since the place they stand at says that they are the same.
       texts_cut: distinct texts that were longer than the text tower's limit, and cut.
       rejected: products that are in the dead letters and not in the index.
       by_reason: dead letters by outcome and reason, as "rejected: empty_product".
@@ -52,6 +54,7 @@ class ShardSummary:
     carried_over: int = 0
     degraded: int = 0
     without_picture: int = 0
+    pictures_unchanged: int = 0
     texts_cut: int = 0
     rejected: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
@@ -82,9 +85,20 @@ class ShardFiles:
         return storage.join(self.folder, f"{self.key}.rejected.parquet")
 
     @property
+    def pictures(self) -> str:
+        """Versions of the fetched pictures."""
+        return storage.join(self.folder, f"{self.key}.pictures.arrow")
+
+    @property
     def summary(self) -> str:
         """The summary, which declares the shard complete."""
         return storage.join(self.folder, f"{self.key}.json")
+
+    @classmethod
+    def of_embeddings(cls, uri: str) -> ShardFiles:
+        """The files beside an embedding shard."""
+        folder, _, name = uri.rpartition("/")
+        return cls(folder=folder, key=name.removesuffix(".parquet"))
 
     def read_summary(self, position: int) -> ShardSummary | None:
         """The summary of a complete shard, None where it is not complete.
@@ -131,10 +145,12 @@ class FinishedRun:
     Attributes:
       name: the run's name.
       shards: the key of each of its shards by base key.
+      encoder: fingerprint of its encoder, which names the folder that those shards lie in.
     """
 
     name: str
     shards: dict[str, str]
+    encoder: str = ""
 
 
 def read_finished_run(work_uri: str) -> FinishedRun | None:
@@ -145,7 +161,7 @@ def read_finished_run(work_uri: str) -> FinishedRun | None:
         return None
 
 
-def write_finished_run(work_uri: str, name: str, keys: Iterable[str]) -> None:
+def write_finished_run(work_uri: str, name: str, keys: Iterable[str], encoder: str) -> None:
     """Remembers a run that came to its end."""
-    shards = {base_key(key): key for key in keys}
-    storage.write_json_atomic(storage.join(work_uri, "finished_run.json"), {"name": name, "shards": shards})
+    run = FinishedRun(name=name, shards={base_key(key): key for key in keys}, encoder=encoder)
+    storage.write_json_atomic(storage.join(work_uri, "finished_run.json"), asdict(run))

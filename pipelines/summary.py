@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from pipelines.outcome import Outcome
+from pipelines.outcome import Outcome, Totals
 from pipelines.run_record import STAGES, RunRecord
 
 _SAID = {
@@ -35,7 +35,7 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
     """The summary as (what, how much) pairs, in the order in which they are read."""
     totals = outcome.totals
     lines = [("products in", f"{totals.rows_in:,}")]
-    lines += [("embedded", f"{totals.embedded:,}"), ("carried over", f"{totals.carried_over:,}")]
+    lines += [("embedded", f"{totals.embedded:,}"), ("carried over", _carried_over(totals))]
     lines.append(("rejected", f"{totals.rejected:,}"))
     if totals.degraded:
         lines.append(("degraded", f"{totals.degraded:,} (indexed without the part that could not be used)"))
@@ -62,6 +62,12 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
     ]
     lines += [("gate failed", failed) for failed in outcome.failed_gates]
     return lines
+
+
+def _carried_over(totals: Totals) -> str:
+    if not totals.pictures_unchanged:
+        return f"{totals.carried_over:,}"
+    return f"{totals.carried_over:,} ({totals.pictures_unchanged:,} pictures not read again: they have not changed)"
 
 
 def _seconds_by_stage(record: RunRecord) -> str:

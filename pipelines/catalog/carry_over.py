@@ -9,14 +9,15 @@ neither side of the join is ever held whole, and a product keeps its vector even
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from index_builder import embedding_shards, storage
 from index_builder.embedding_shards import Modality
-from pipelines.spill import KEYED_RECORD, SpilledRecords, keyed_records
+from pipelines.catalog.key_lookup import KeyLookup, write_key_lookup
+from pipelines.spill import keyed_records
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class CarryOverSource:
     """A lookup that stands, in a form that travels to the workers.
 
     Attributes:
-      uri: the folder of `records.bin` (sorted `KEYED_RECORD`s) and `lookup.json`.
+      uri: the folder of the `KeyLookup` and `lookup.json`.
       shards: the embedding shards that the records point into.
       products: products that can be carried over.
     """
@@ -53,21 +54,21 @@ def build_carry_over(shard_uris: Sequence[str], lookup_uri: str) -> CarryOverSou
             len(shard_uris) - len(standing),
             len(shard_uris),
         )
-    products = 0
-    with SpilledRecords(sum(embedding_shards.read_info(uri).rows for uri in standing)) as spilled:
-        for number, uri in enumerate(standing):
-            modalities = embedding_shards.read_columns(uri, ["modalities"])["modalities"].to_numpy()
-            usable = np.flatnonzero((modalities & Modality.DEGRADED) == 0)
-            spilled.add(keyed_records(embedding_shards.read_fingerprints(uri)[usable], number, usable))
-            products += len(usable)
-        with (
-            storage.atomic_file(storage.join(lookup_uri, "records.bin")) as path,
-            open(path, "wb") as file,
-        ):
-            for records in spilled.sorted_buckets():
-                file.write(records.tobytes())
+    products = write_key_lookup(
+        lookup_uri,
+        _usable_products(standing),
+        expected=sum(embedding_shards.read_info(uri).rows for uri in standing),
+    )
     storage.write_json_atomic(summary_uri, {"shards": standing, "products": products})
     return CarryOverSource(uri=lookup_uri, shards=tuple(standing), products=products)
+
+
+def _usable_products(shard_uris: Sequence[str]) -> Iterator[np.ndarray]:
+    """The fingerprints of each shard's products, those of degraded ones left out."""
+    for number, uri in enumerate(shard_uris):
+        modalities = embedding_shards.read_columns(uri, ["modalities"])["modalities"].to_numpy()
+        usable = np.flatnonzero((modalities & Modality.DEGRADED) == 0)
+        yield keyed_records(embedding_shards.read_fingerprints(uri)[usable], number, usable)
 
 
 class CarryOver:
@@ -75,11 +76,7 @@ class CarryOver:
 
     def __init__(self, source: CarryOverSource):
         self._shards = source.shards
-        self._records: np.ndarray = np.empty(0, KEYED_RECORD)
-        if source.products:
-            # A downloaded copy is removed at once: the mapping keeps it alive.
-            with storage.localized(storage.join(source.uri, "records.bin")) as path:
-                self._records = np.memmap(path, KEYED_RECORD, mode="r")
+        self._lookup = KeyLookup(source.uri, source.products)
 
     def find(self, fingerprints: np.ndarray) -> np.ndarray:
         """The record of each fingerprint.
@@ -90,14 +87,7 @@ class CarryOver:
         Returns:
           int64 `[B]`: place in the lookup, -1 where last night has no such product.
         """
-        wanted = keyed_records(fingerprints, 0, np.arange(len(fingerprints)))
-        if not len(self._records) or not len(wanted):
-            return np.full(len(wanted), -1, np.int64)
-        places = np.searchsorted(self._records["key"], wanted["key"])
-        places = np.minimum(places, len(self._records) - 1)
-        found = self._records[places]
-        same = (found["key"] == wanted["key"]) & (found["tail"] == wanted["tail"])
-        return np.where(same, places, -1)
+        return self._lookup.find(fingerprints)
 
     def vectors(self, places: np.ndarray) -> np.ndarray:
         """The stored vectors at places of the lookup (none of them -1).
@@ -105,7 +95,7 @@ class CarryOver:
         Returns:
           float16 `[n, D]`, bit for bit as they were stored.
         """
-        records = self._records[places]
+        records = self._lookup.records[places]
         vectors: np.ndarray | None = None
         for shard in np.unique(records["shard"]):
             mine = np.flatnonzero(records["shard"] == shard)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import xxhash
 
+from pipelines.catalog.pictures.decoding import DECODING_RULES
+
 FINGERPRINT_BYTES = 16
 
 
@@ -22,14 +24,16 @@ def content_fingerprints(texts: Sequence[str | None], picture_digests: Sequence[
       picture_digests: for each of the `B` products the digests of its usable pictures, primary first.
 
     Returns:
-      uint8 `[B, 16]`: xxh3-128 over the text's length and bytes and the pictures' digests. The lengths keep two
-      different products from running together into the same bytes.
+      uint8 `[B, 16]`: xxh3-128 over the text's length and bytes, and where there are pictures the decoder's rules and
+      their digests. The lengths keep two different products from running together into the same bytes.
     """
+    rules = b"decoded by rules %d:" % DECODING_RULES
     digests = bytearray()
     for text, pictures in zip(texts, picture_digests, strict=True):
         encoded = b"" if text is None else text.encode()
         head = b"-" if text is None else b"%d:" % len(encoded)
-        digests += xxhash.xxh3_128_digest(head + encoded + b"".join(pictures))
+        decoded = rules + b"".join(pictures) if pictures else b""
+        digests += xxhash.xxh3_128_digest(head + encoded + decoded)
     return np.frombuffer(bytes(digests), np.uint8).reshape(-1, FINGERPRINT_BYTES)
 
 

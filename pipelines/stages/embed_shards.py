@@ -11,13 +11,11 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils import shared
 
 from encoders import EncoderConfig, ProductEncoder, load_product_encoder
-from pipelines.catalog.carry_over import CarryOver, CarryOverSource
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.pictures.decoding import DecodeConfig
-from pipelines.catalog.pictures.fetching import FetchConfig, PictureFetcher
-from pipelines.catalog.pictures.prefetch import PicturePool
+from pipelines.catalog.pictures.fetching import FetchConfig
 from pipelines.catalog.plan import CatalogShard
-from pipelines.prepared_products import ProductPreparer
+from pipelines.prepared_products import LastNight, ProductPreparer
 from pipelines.run_record import RunRecord
 from pipelines.shard_embedding import ShardEmbedder
 from pipelines.shard_files import ShardFiles, ShardSummary
@@ -41,7 +39,7 @@ class EmbedShards(beam.PTransform):
 
     Attributes:
       catalog, fetch, decode, encoder: the sections of the config that shape the work.
-      carry_over: where last night's vectors are found, or None.
+      last_night: where its vectors and pictures are found, or None.
       record: where finished shards are reported.
       load_encoder: makes the product encoder, once a worker process; tests give their own.
     """
@@ -50,7 +48,7 @@ class EmbedShards(beam.PTransform):
     fetch: FetchConfig
     decode: DecodeConfig
     encoder: EncoderConfig
-    carry_over: CarryOverSource | None
+    last_night: LastNight | None
     record: RunRecord
     load_encoder: Callable[[EncoderConfig], ProductEncoder] = load_product_encoder
 
@@ -72,7 +70,7 @@ class _EmbedShard(beam.DoFn):
         self._fetch = transform.fetch
         self._decode = transform.decode
         self._encoder_config = transform.encoder
-        self._carry_over_source = transform.carry_over
+        self._last_night = transform.last_night
         self._record = transform.record
         self._load_encoder = transform.load_encoder
         self._encoder_handle = shared.Shared()
@@ -80,25 +78,17 @@ class _EmbedShard(beam.DoFn):
         self._carried_over = Metrics.counter("embed", "products_carried_over")
         self._rejected = Metrics.counter("embed", "products_rejected")
         self._skipped = Metrics.counter("embed", "shards_already_complete")
-        self._encoder: ProductEncoder | None = None
-        self._pool: PicturePool | None = None
+        self._embedder: ShardEmbedder | None = None
 
-    def _embedder(self) -> ShardEmbedder:
-        """Built on the first shard that needs work: a rerun over complete shards loads no model."""
-        if self._encoder is None:
-            self._encoder = self._encoder_handle.acquire(lambda: self._load_encoder(self._encoder_config))
-            preprocessing = self._encoder.preprocessing
-            if self._encoder.uses_images and self._catalog.image_field is not None and preprocessing is not None:
-                fetcher = PictureFetcher(self._fetch, self._catalog.image_root)
-                self._pool = PicturePool(fetcher, preprocessing, self._decode)
-        source = self._carry_over_source
-        preparer = ProductPreparer(
-            catalog=self._catalog,
-            uses_text=self._encoder.uses_text,
-            pool=self._pool,
-            carry_over=CarryOver(source) if source is not None else None,
-        )
-        return ShardEmbedder(encoder=self._encoder, preparer=preparer)
+    def _open_embedder(self) -> ShardEmbedder:
+        """Called on the first shard that needs work: a rerun over complete shards loads no model."""
+        if self._embedder is None:
+            encoder = self._encoder_handle.acquire(lambda: self._load_encoder(self._encoder_config))
+            preparer = ProductPreparer.open(
+                self._catalog, self._fetch, self._decode, inputs=encoder, last_night=self._last_night
+            )
+            self._embedder = ShardEmbedder(encoder=encoder, preparer=preparer)
+        return self._embedder
 
     def process(self, task: EmbedTask) -> Iterator[ShardSummary]:
         unit = f"{task.shard.position:06d}"
@@ -117,7 +107,7 @@ class _EmbedShard(beam.DoFn):
                 self._record.report_partial("embed", unit, products=products)
 
         with self._record.timed("embed", unit) as facts:
-            summary = self._embedder().embed(task.shard, task.files, on_progress=on_progress)
+            summary = self._open_embedder().embed(task.shard, task.files, on_progress=on_progress)
             facts |= {"skipped": False, "steps": summary.seconds, **_facts(summary)}
         self._embedded.inc(summary.embedded)
         self._carried_over.inc(summary.carried_over)
@@ -125,8 +115,8 @@ class _EmbedShard(beam.DoFn):
         yield summary
 
     def teardown(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
+        if self._embedder is not None:
+            self._embedder.preparer.close()
 
 
 def _facts(summary: ShardSummary) -> dict[str, int]:

@@ -20,6 +20,7 @@ from encoders import load_query_encoder
 from index_builder import IndexReader
 from pipelines.lease import LeaseHeldError, WorkLease
 from pipelines.nightly_run import NightlyRunError
+from tests.pipelines.catalog.picture_server import Request, picture_server
 from tests.pipelines.job import arguments, index_files, product, run_job, version_files, write_catalog
 
 PRODUCTS = 320
@@ -100,6 +101,7 @@ def test_nothing_new_is_published_for_an_unchanged_catalog(tmp_path):
     second, record = run_job(tmp_path)
     assert second.status == "unchanged"
     assert second.version == first.version
+    assert (second.totals.embedded, second.totals.carried_over) == (0, 150)
     assert all(report["skipped"] for report in record.reports("embed").values())
     assert len(list((tmp_path / "index" / "versions").iterdir())) == 1
 
@@ -216,5 +218,71 @@ def test_pictures_on_disk_are_seen_to_change(tmp_path):
     second, _ = run_job(tmp_path, *overrides)
     assert (second.totals.embedded, second.totals.carried_over) == (2, 38)
     assert second.totals.by_reason == {"degraded: picture_missing": 1}
+    assert second.totals.pictures_unchanged == 38
     third, _ = run_job(tmp_path, *overrides)
     assert third.totals.embedded == 1, "only the degraded product is tried again"
+
+
+def test_a_changed_text_beside_an_unchanged_picture_reads_the_picture(tmp_path):
+    """The version of the picture says that it is the same, but its product's vector has to be made anew."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(30):
+        (pictures / f"{number}.png").write_bytes(product(number)["image"]["bytes"])
+
+    def write(titles: dict[int, str]) -> None:
+        rows = [
+            {"product_id": f"p{number}", "title": titles.get(number, "small red chair"), "image": f"{number}.png"}
+            for number in range(30)
+        ]
+        (tmp_path / "catalog.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    overrides = ["--catalog.uri", str(tmp_path / "catalog.jsonl"), "--catalog.image_root", str(pictures)]
+    overrides += ["--catalog.display_fields", "[]"]
+    write({})
+    run_job(tmp_path, *overrides)
+    write({5: "large green chair", 6: "small wooden chair"})
+    second, _ = run_job(tmp_path, *overrides)
+    assert (second.totals.embedded, second.totals.carried_over) == (2, 28)
+    assert second.totals.pictures_unchanged == 28
+    full, _ = run_job(tmp_path, *overrides, "--work.uri", str(tmp_path / "w2"), "--index.uri", str(tmp_path / "i2"))
+    assert index_files(full) == index_files(second)
+
+
+def test_pictures_on_the_web_are_not_fetched_again_while_their_etag_stands(tmp_path):
+    bodies = {number: (product(number)["image"]["bytes"], '"first"') for number in range(24)}
+
+    def answer(request: Request) -> None:
+        body, etag = bodies[int(request.path.strip("/"))]
+        if request.headers.get("if-none-match") == etag:
+            request.send_head(304, ETag=etag)
+        else:
+            request.send(body=body, ETag=etag)
+
+    with picture_server() as server:
+        for number in bodies:
+            server.answers[f"/{number}"] = answer
+        rows = [
+            {"product_id": f"p{number}", "title": "small red chair", "image": server.url(f"/{number}")}
+            for number in bodies
+        ]
+        (tmp_path / "catalog.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        overrides = ["--catalog.uri", str(tmp_path / "catalog.jsonl"), "--catalog.display_fields", "[]"]
+        overrides += ["--fetch.allow_private_hosts", "[127.0.0.1]"]
+        first, _ = run_job(tmp_path, *overrides)
+        assert (first.totals.embedded, first.totals.pictures_unchanged) == (24, 0)
+        assert len(server.requests) == 24
+
+        bodies[7] = (product(500)["image"]["bytes"], '"second"')
+        server.requests.clear()
+        second, _ = run_job(tmp_path, *overrides)
+        assert (second.totals.embedded, second.totals.carried_over) == (1, 23)
+        assert second.totals.pictures_unchanged == 23
+        assert [request.headers.get("if-none-match") for request in server.requests] == ['"first"'] * 24
+
+        server.requests.clear()
+        third, _ = run_job(tmp_path, *overrides)
+        assert (third.totals.embedded, third.totals.pictures_unchanged) == (0, 24)
+        assert '"second"' in [request.headers.get("if-none-match") for request in server.requests]
+        full, _ = run_job(tmp_path, *overrides, "--full")
+        assert (full.totals.embedded, full.totals.pictures_unchanged) == (24, 0)

@@ -12,7 +12,7 @@ from pipelines.shard_files import ShardSummary
 def totals(*, rows_in: int = 100, rejected: int = 0) -> Totals:
     return Totals(
         rows_in=rows_in, products=rows_in - rejected, embedded=rows_in - rejected, carried_over=0, degraded=0,
-        rejected=rejected, texts_cut=0, by_reason={}, shards=1,
+        rejected=rejected, texts_cut=0, pictures_unchanged=0, by_reason={}, shards=1,
     )  # fmt: skip
 
 
@@ -55,3 +55,11 @@ def test_totals_add_up_and_count_duplicates_as_rejected():
     assert found.rows_in == found.products + found.rejected
     assert found.by_reason == {"degraded: y": 1, "rejected: duplicate_id": 3, "rejected: x": 2}
     assert found.rejected_share == pytest.approx(1 / 3)
+    assert (found.embedded, found.carried_over) == (9, 4)
+
+
+def test_what_an_earlier_run_embedded_is_carried_over():
+    last_night = ShardSummary(position=0, key="a", rows_in=10, products=10, embedded=9, carried_over=1)
+    tonight = ShardSummary(position=1, key="b", rows_in=5, products=5, embedded=2, carried_over=3, pictures_unchanged=3)
+    found = total([last_night, tonight], products=15, duplicates=0, earlier={"a"})
+    assert (found.embedded, found.carried_over, found.pictures_unchanged) == (2, 13, 3)

@@ -10,7 +10,8 @@ from pipelines.summary import print_summary, summary_lines
 def outcome(status: str, failed: list[str]) -> Outcome:
     totals = Totals(
         rows_in=1200, products=1100, embedded=100, carried_over=1020, degraded=3, rejected=100, texts_cut=7,
-        by_reason={"degraded: picture_missing": 3, "rejected: duplicate_id": 20, "rejected: missing_id": 80}, shards=4,
+        pictures_unchanged=4, shards=4,
+        by_reason={"degraded: picture_missing": 3, "rejected: duplicate_id": 20, "rejected: missing_id": 80},
     )  # fmt: skip
     return Outcome(
         status=status, version="20261121T000000Z-0123456789ab", uri="index/versions/x", totals=totals,
@@ -26,7 +27,7 @@ def test_the_summary_accounts_for_every_product(tmp_path):
     record.report("train", "all", seconds=1.25)
     lines = dict(summary_lines(outcome("published", []), record))
     assert lines["products in"] == "1,200"
-    assert lines["carried over"] == "1,020"
+    assert lines["carried over"] == "1,020 (4 pictures not read again: they have not changed)"
     assert lines["  rejected: duplicate_id"] == "20"
     assert lines["catalog shards"] == "4, of which 1 stood complete and were skipped"
     assert lines["seconds"] == "embed 8.0, train 1.2"

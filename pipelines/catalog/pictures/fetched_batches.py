@@ -13,6 +13,7 @@ import numpy as np
 
 from pipelines.catalog.dead_letters import PictureError
 from pipelines.catalog.pictures.decoding import picture_digest
+from pipelines.catalog.pictures.known_pictures import KnownPicture, KnownPictures
 from pipelines.catalog.pictures.prefetch import PicturePool
 from pipelines.catalog.records import PictureRef
 
@@ -23,11 +24,13 @@ class ProductPictures:
 
     Attributes:
       digests: 16-byte digests of the usable pictures' bytes, primary first.
+      known: those of them that have a version by which they can be asked for again.
       faults: why a picture of this product cannot be used.
       by_reference: whether any picture is fetched from outside the catalog file, so that it can change on its own.
     """
 
     digests: list[bytes] = field(default_factory=list)
+    known: list[KnownPicture] = field(default_factory=list)
     faults: list[PictureError] = field(default_factory=list)
     by_reference: bool = False
 
@@ -38,34 +41,48 @@ class FetchedBatch:
 
     Attributes:
       products: one entry a product.
-      data: the encoded bytes of each distinct picture, by digest.
+      data: the encoded bytes of each distinct picture, by digest; without those that were not read again.
     """
 
     products: list[ProductPictures]
     data: dict[bytes, bytes]
 
 
-def fetch_pictures(pool: PicturePool, references: Sequence[Sequence[PictureRef]]) -> FetchedBatch:
+def fetch_pictures(
+    pool: PicturePool, references: Sequence[Sequence[PictureRef]], known_pictures: KnownPictures | None = None
+) -> FetchedBatch:
     """Fetches the pictures of a batch of products.
 
     Args:
       pool: fetches with bounded concurrency.
       references: for each product the references of its pictures, primary first.
+      known_pictures: last night's; one that is still the same is not read again.
     """
     flat = [reference for pictures in references for reference in pictures]
-    futures = iter(pool.fetch_all(flat))
+    places = [pool.reference_digest(reference) for reference in flat]
+    known: Sequence[KnownPicture | None] = [None] * len(flat)
+    if known_pictures is not None:
+        known = known_pictures.find(places)
+    futures = pool.fetch_all(flat, [None if picture is None else picture.etag for picture in known])
+    answers = zip(futures, places, known, strict=True)
     batch = FetchedBatch(products=[], data={})
     for pictures in references:
         product = ProductPictures(by_reference=any(reference.kind == "uri" for reference in pictures))
         for _ in pictures:
+            future, place, last_night = next(answers)
             try:
-                data = next(futures).result().data
+                fetched = future.result()
             except PictureError as fault:
                 product.faults.append(fault)
                 continue
-            digest = picture_digest(data)
-            batch.data.setdefault(digest, data)
+            if fetched.not_modified and last_night is not None:
+                digest = last_night.digest
+            else:
+                digest = picture_digest(fetched.data)
+                batch.data.setdefault(digest, fetched.data)
             product.digests.append(digest)
+            if place is not None and fetched.etag is not None:
+                product.known.append(KnownPicture(place, digest, fetched.etag))
         batch.products.append(product)
     return batch
 

@@ -9,6 +9,8 @@ import binascii
 import os
 from urllib.parse import unquote, unquote_to_bytes
 
+import xxhash
+
 from pipelines.catalog.dead_letters import PictureError, Reason
 from pipelines.catalog.pictures.address_rules import AddressRules, Resolver, resolve
 from pipelines.catalog.pictures.fetch_config import FetchConfig
@@ -34,6 +36,13 @@ class PictureFetcher:
         self._root = None if image_root is None else _plain_path(image_root)
         self._rules = AddressRules(config, resolver)
         self._http = HTTPPictures(config, self._rules)
+
+    def reference_digest(self, reference: PictureRef) -> bytes | None:
+        """Names the place a reference leads to, 16 bytes; None for a picture that stands in the catalog itself."""
+        uri = (reference.uri or "").strip()
+        if reference.kind == "bytes" or not uri or uri[:5].lower() == "data:":
+            return None
+        return xxhash.xxh3_128_digest("\0".join((self._root or "", uri)).encode(errors="surrogatepass"))
 
     def fetch(self, reference: PictureRef, known_etag: str | None = None) -> FetchedPicture:
         """The picture that `reference` names.

@@ -56,6 +56,10 @@ class PicturePool:
         self._fetching = _Lane("fetch-picture", threads=fetcher.config.threads, room=room)
         self._decoding = _Lane("decode-picture", threads=config.thread_count, room=config.pending_images - room)
 
+    def reference_digest(self, reference: PictureRef) -> bytes | None:
+        """See `PictureFetcher.reference_digest`."""
+        return self._fetcher.reference_digest(reference)
+
     def fetch_all(
         self, references: Iterable[PictureRef], known_etags: Sequence[str | None] | None = None
     ) -> list[PictureFuture[FetchedPicture]]:

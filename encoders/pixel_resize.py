@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from encoders.preprocessing import ImagePreprocessing, _resized_size
+from encoders.preprocessing import ImagePreprocessing, resized_size
 
 _LONGEST_ASPECT = 8
 
@@ -36,7 +36,7 @@ def resize_pixels(
         pixels = _middle_of_banner(pixels)
         height, width, _ = pixels.shape
         full_width, full_height = width, height
-    new_width, new_height = _resized_size(full_width, full_height, preprocessing)
+    new_width, new_height = resized_size(full_width, full_height, preprocessing)
     # Channels last in memory, [1, 3, H, W] in shape: the layout that the vectorised code is for.
     picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
     divisor = max(1, round(full_width / width))

@@ -73,15 +73,16 @@ def resize_picture(image: Image.Image, preprocessing: ImagePreprocessing) -> np.
     """
     size = preprocessing.size
     resampling = _RESAMPLING[preprocessing.interpolation]
-    resized_size = _resized_size(image.width, image.height, preprocessing)
-    if image.size != resized_size:
-        image = image.resize(resized_size, resampling)
+    new_size = resized_size(image.width, image.height, preprocessing)
+    if image.size != new_size:
+        image = image.resize(new_size, resampling)
     if image.size != (size, size):
         image = _centre_crop_or_pad(image, size, preprocessing.fill_color)
     return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1))
 
 
-def _resized_size(width: int, height: int, preprocessing: ImagePreprocessing) -> tuple[int, int]:
+def resized_size(width: int, height: int, preprocessing: ImagePreprocessing) -> tuple[int, int]:
+    """Width and height that a picture is resized to, before it is cropped or padded to the square, pixels."""
     size = preprocessing.size
     if preprocessing.resize_mode == "squash":
         return size, size

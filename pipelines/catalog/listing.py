@@ -6,7 +6,6 @@ import logging
 import posixpath
 from collections import defaultdict
 from dataclasses import dataclass
-from importlib import import_module
 
 from pipelines.catalog import stores
 from pipelines.catalog.catalog_files import CatalogFile, CatalogListing
@@ -80,13 +79,16 @@ def _list_table(config: CatalogConfig) -> CatalogListing:
     if len(config.uris) != 1:
         raise CatalogError(f"catalog.uri: expected one table for catalog.format {config.format}, found {config.uris}")
     try:
-        module = import_module(f"pipelines.catalog.{config.format}_tables")
+        # Their libraries are extras, so they are imported only when asked for.
+        if config.format == "delta":
+            from pipelines.catalog.formats.delta_tables import list_table
+        else:
+            from pipelines.catalog.formats.iceberg_tables import list_table
     except ImportError as error:
         raise CatalogError(
             f"catalog.format: {config.format} needs its extra: pip install 'shelfmark[{config.format}]' ({error})"
         ) from error
-    listing: CatalogListing = module.list_table(config.uris[0])
-    return listing
+    return list_table(config.uris[0])
 
 
 def _expand(uri: str) -> list[_Found]:

@@ -100,7 +100,7 @@ def embed_all(catalog: CatalogConfig, work: Path, *, pictures: bool) -> dict[str
         fetch=FetchConfig(),
         decode=DecodeConfig(),
         encoder=EncoderConfig(uri="null://pictures" if pictures else "null://text"),
-        carry_over=None,
+        last_night=None,
         record=RunRecord(uri=str(work / "run")),
         load_encoder=NullEncoder,
     )

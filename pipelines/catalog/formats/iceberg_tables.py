@@ -84,12 +84,10 @@ def _file(file: pyiceberg.manifest.DataFile, table: pyiceberg.table.Table) -> Ca
         format="parquet",
         compression=None,
         partitions=tuple(
-            (
-                schema.find_column_name(field.source_id),
-                None if file.partition[place] is None else str(file.partition[place]),
-            )
+            (name, None if file.partition[place] is None else str(file.partition[place]))
             for place, field in enumerate(spec.fields)
             if isinstance(field.transform, IdentityTransform)
+            and (name := schema.find_column_name(field.source_id)) is not None  # None: the column was dropped since
         ),
     )
 

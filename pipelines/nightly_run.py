@@ -34,6 +34,7 @@ from pipelines.shard_files import FinishedRun, ShardFiles, read_finished_run, re
 from pipelines.stages.build import BuildIndex
 from pipelines.stages.embed_shards import EmbedShards, EmbedTask
 from pipelines.stages.publish import PublishVersion
+from pipelines.work_cleaning import clean_work, note_index
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
     job = check_job(config)
     config = job.config
     with WorkLease(config.work.uri):
+        note_index(config.work.uri, config.index.uri)
         record = RunRecord(uri=storage.join(config.work.uri, "runs", run_name()))
         with record.timed("plan") as facts:
             plan = plan_night(job, full=full)
@@ -108,6 +110,12 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
         )
         with show_progress(record, shards=len(plan.tasks), rows=plan.catalog.rows):
             run_pipeline(job, plan, build, publishing, beam_options)
+        clean_work(
+            config.work.uri,
+            encoder=job.encoder.fingerprint,
+            shard_keys=[task.files.key for task in plan.tasks],
+            build=build.folder.rpartition("/")[2],
+        )
         return read_outcome(record), record
 
 

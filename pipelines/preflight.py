@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from encoders import EncoderDescription, check_encoder
 from index_builder import storage
 from pipelines.catalog.sources import catalog_schema
+from pipelines.catalog.stores import absolute
 from pipelines.config.errors import ConfigError
 from pipelines.config.schema import JobConfig
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
@@ -17,7 +18,8 @@ class CheckedJob:
     """A config whose parts were found to be there.
 
     Attributes:
-      config: with the catalog's real address in place of `demo://N`.
+      config: with the catalog's real address in place of `demo://N`, and the work and index addresses in full, as
+        they are written down for workers and later nights.
       encoder: what the encoder says of itself.
     """
 
@@ -39,7 +41,12 @@ def check_job(config: JobConfig) -> CheckedJob:
     storage.check_writable(config.work.uri)
     storage.check_writable(config.index.uri)
     encoder = check_encoder(config.encoder)
-    config = replace(config, catalog=replace(config.catalog, uri=_drawn_if_demo(config)))
+    config = replace(
+        config,
+        catalog=replace(config.catalog, uri=_drawn_if_demo(config)),
+        work=replace(config.work, uri=absolute(config.work.uri)),
+        index=replace(config.index, uri=absolute(config.index.uri)),
+    )
     catalog_schema(config.catalog)
     return CheckedJob(config=config, encoder=encoder)
 

@@ -90,6 +90,9 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
             plan = plan_night(job, full=full)
             query_encoder_uri = stage_query_encoder(config.encoder, job.encoder.fingerprint, config.work.uri)
             facts |= {"shards": len(plan.tasks), "rows": plan.catalog.rows, "shards_complete": plan.complete}
+            facts |= {"nothing_carried_over": plan.carry_over_reason}
+            if plan.carry_over_reason:
+                log.info("nothing is carried over: %s", plan.carry_over_reason)
         build = BuildJob(
             folder=storage.join(config.work.uri, "builds", build_key(plan.tasks, config, job.encoder.fingerprint)),
             embeddings_folder=storage.join(config.work.uri, "embeddings", job.encoder.fingerprint),

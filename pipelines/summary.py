@@ -35,7 +35,7 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
     """The summary as (what, how much) pairs, in the order in which they are read."""
     totals = outcome.totals
     lines = [("products in", f"{totals.rows_in:,}")]
-    lines += [("embedded", f"{totals.embedded:,}"), ("carried over", _carried_over(totals))]
+    lines += [("embedded", f"{totals.embedded:,}"), ("carried over", _carried_over(totals, record))]
     lines.append(("rejected", f"{totals.rejected:,}"))
     if totals.degraded:
         lines.append(("degraded", f"{totals.degraded:,} (indexed without the part that could not be used)"))
@@ -64,10 +64,11 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
     return lines
 
 
-def _carried_over(totals: Totals) -> str:
-    if not totals.pictures_unchanged:
-        return f"{totals.carried_over:,}"
-    return f"{totals.carried_over:,} ({totals.pictures_unchanged:,} pictures not read again: they have not changed)"
+def _carried_over(totals: Totals, record: RunRecord) -> str:
+    said = record.reports("plan").get("all", {}).get("nothing_carried_over", "")
+    if totals.pictures_unchanged:
+        said = f"{totals.pictures_unchanged:,} pictures not read again: they have not changed"
+    return f"{totals.carried_over:,}" + (f" ({said})" if said else "")
 
 
 def _seconds_by_stage(record: RunRecord) -> str:

@@ -20,6 +20,7 @@ from encoders import load_query_encoder
 from index_builder import IndexReader
 from pipelines.lease import LeaseHeldError, WorkLease
 from pipelines.nightly_run import NightlyRunError
+from pipelines.summary import summary_lines
 from tests.pipelines.catalog.picture_server import Request, picture_server
 from tests.pipelines.job import arguments, index_files, product, run_job, version_files, write_catalog
 
@@ -136,8 +137,9 @@ def test_another_encoder_embeds_everything_again(tmp_path):
     write_catalog(tmp_path / "catalog", [product(number) for number in range(120)])
     run_job(tmp_path)
     other = save_tiny_encoder(tmp_path / "other", model="3tmm", seed=5)
-    second, _ = run_job(tmp_path, "--encoder.uri", other.uri)
+    second, record = run_job(tmp_path, "--encoder.uri", other.uri)
     assert (second.totals.embedded, second.totals.carried_over) == (120, 0)
+    assert dict(summary_lines(second, record))["carried over"].startswith("0 (the encoder changed (from ")
 
 
 def test_a_gate_holds_the_version_back_and_the_old_one_stays(tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.console import Console
 
 from pipelines.outcome import Outcome, Totals
@@ -34,6 +36,14 @@ def test_the_summary_accounts_for_every_product(tmp_path):
     assert lines["index"] == "1,100 products, OPQ8_32,IVF16,PQ8x8, 2 serving shards, 2.5 MB"
     assert lines["recall 10@10"].startswith("0.9512 against exact search (110 held-out products, nprobe 4, 0.21 ms")
     assert lines["version"] == "20261121T000000Z-0123456789ab (published)"
+
+
+def test_the_summary_says_why_nothing_was_carried_over(tmp_path):
+    record = RunRecord(uri=str(tmp_path))
+    record.report("plan", "all", seconds=0.1, nothing_carried_over="--full was given")
+    totals = replace(outcome("published", []).totals, carried_over=0, pictures_unchanged=0)
+    lines = dict(summary_lines(replace(outcome("published", []), totals=totals), record))
+    assert lines["carried over"] == "0 (--full was given)"
 
 
 def test_a_failed_gate_is_said_plainly(tmp_path, capsys):

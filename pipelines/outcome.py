@@ -48,6 +48,11 @@ class Totals:
         """Rejected rows over all rows, 0 for an empty catalog."""
         return self.rejected / self.rows_in if self.rows_in else 0.0
 
+    @property
+    def degraded_share(self) -> float:
+        """Degraded products over all products, 0 for an empty index."""
+        return self.degraded / self.products if self.products else 0.0
+
     def reasons(self) -> str:
         """Dead letters by outcome and reason, in one line; empty where there are none."""
         return ", ".join(f"{reason} {count}" for reason, count in self.by_reason.items())
@@ -102,6 +107,11 @@ def failed_gates(gates: GatesConfig, totals: Totals, recall: float, previous: Ma
         failed.append(
             f"gates.max_rejected_share: {totals.rejected:,} of {totals.rows_in:,} rows "
             f"({totals.rejected_share:.1%}) were rejected, at most {gates.max_rejected_share:.1%} are allowed"
+        )
+    if gates.max_degraded_share is not None and totals.degraded_share > gates.max_degraded_share:
+        failed.append(
+            f"gates.max_degraded_share: {totals.degraded:,} of {totals.products:,} products "
+            f"({totals.degraded_share:.1%}) were degraded, at most {gates.max_degraded_share:.1%} are allowed"
         )
     if gates.max_row_change is not None and previous is not None and previous.catalog.products:
         change = abs(totals.products - previous.catalog.products) / previous.catalog.products

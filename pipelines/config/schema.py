@@ -35,21 +35,25 @@ class GatesConfig:
     """The `gates:` section: limits past which a version is kept but not published, and the run exits non-zero.
 
     The first version at an index address has nothing to be compared with: `max_row_change` is then not applied; the
-    other two always are.
+    others always are.
 
     Attributes:
         min_recall: Smallest measured recall against exact search, 0 to 1; null to publish whatever it is.
         max_rejected_share: Largest share of the catalog's rows that may be rejected, 0 to 1.
+        max_degraded_share: Largest share of the products that may be indexed without a picture or value that could not
+            be used, 0 to 1: a picture host that is down for a night must not turn an index into one of texts. null for
+            no limit.
         max_row_change: Largest change of the number of products from the published version, as a share of it (0.2: a
             fifth more or fewer); null for no limit.
     """
 
     min_recall: float | None = None
     max_rejected_share: float = 0.05
+    max_degraded_share: float | None = None
     max_row_change: float | None = None
 
     def __post_init__(self) -> None:
-        for key in ("min_recall", "max_rejected_share"):
+        for key in ("min_recall", "max_rejected_share", "max_degraded_share"):
             value = getattr(self, key)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{key} is {value}: expected a number from 0 to 1")

@@ -9,9 +9,9 @@ from pipelines.outcome import Totals, failed_gates, total
 from pipelines.shard_files import ShardSummary
 
 
-def totals(*, rows_in: int = 100, rejected: int = 0) -> Totals:
+def totals(*, rows_in: int = 100, rejected: int = 0, degraded: int = 0) -> Totals:
     return Totals(
-        rows_in=rows_in, products=rows_in - rejected, embedded=rows_in - rejected, carried_over=0, degraded=0,
+        rows_in=rows_in, products=rows_in - rejected, embedded=rows_in - rejected, carried_over=0, degraded=degraded,
         rejected=rejected, texts_cut=0, pictures_unchanged=0, by_reason={}, shards=1,
     )  # fmt: skip
 
@@ -40,6 +40,14 @@ def test_a_gate_names_its_key_limit_and_finding(gates, rejected, recall, before,
     else:
         assert len(failed) == 1
         assert failed[0].startswith(named)
+
+
+def test_a_picture_host_that_was_down_holds_the_version_back():
+    gates = GatesConfig(max_degraded_share=0.1)
+    assert failed_gates(gates, totals(degraded=10), 1.0, None) == []
+    (failed,) = failed_gates(gates, totals(degraded=11), 1.0, None)
+    assert failed == "gates.max_degraded_share: 11 of 100 products (11.0%) were degraded, at most 10.0% are allowed"
+    assert failed_gates(GatesConfig(), totals(degraded=100), 1.0, None) == []
 
 
 def test_totals_add_up_and_count_duplicates_as_rejected():

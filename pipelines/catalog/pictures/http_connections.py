@@ -3,8 +3,8 @@
 Built on urllib3, the pool under requests: it is the layer at which a connection's address can be chosen while TLS still
 verifies the host's name. Two things are added to its connections. They are dialled by `Dialler`, which looks the name
 up, checks every address and connects to the checked ones. And their sockets cut each read to what is left of the
-current
-deadline: a socket time-out alone starts anew with every byte, so a server that drips could hold a thread for hours.
+current deadline: a socket time-out alone starts anew with every byte, so a server that drips could hold a thread for
+hours.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_the_contracts_keys_are_there() -> None:
         "catalog.on_bad_image", "catalog.display_fields", "catalog.filter_fields", "encoder.uri", "encoder.batch_size",
         "encoder.device", "encoder.precision", "work.uri", "index.uri", "index.factory", "index.bytes_per_vector",
         "index.target_recall", "index.serving_shards", "gates.min_recall", "gates.max_rejected_share",
-        "gates.max_row_change", "beam",
+        "gates.max_degraded_share", "gates.max_row_change", "beam",
     }  # fmt: skip
 
 
@@ -53,7 +53,14 @@ def test_every_key_has_a_line_of_help() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"min_recall": 1.2}, {"min_recall": -0.1}, {"max_rejected_share": 5.0}, {"max_row_change": -1.0}]
+    "values",
+    [
+        {"min_recall": 1.2},
+        {"min_recall": -0.1},
+        {"max_rejected_share": 5.0},
+        {"max_degraded_share": 2.0},
+        {"max_row_change": -1.0},
+    ],
 )
 def test_gates_outside_their_range_are_refused(values: dict[str, float]) -> None:
     (key,) = values
@@ -62,7 +69,9 @@ def test_gates_outside_their_range_are_refused(values: dict[str, float]) -> None
 
 
 def test_gates_may_be_left_open() -> None:
-    assert GatesConfig() == GatesConfig(min_recall=None, max_rejected_share=0.05, max_row_change=None)
+    assert GatesConfig() == GatesConfig(
+        min_recall=None, max_rejected_share=0.05, max_degraded_share=None, max_row_change=None
+    )
     assert GatesConfig(max_row_change=3.0).max_row_change == 3.0
 
 

@@ -165,6 +165,29 @@ def set_current(index_uri: str, version: str) -> None:
     storage.write_bytes_atomic(_current_uri(index_uri), f"{version}\n".encode())
 
 
+def damaged_files(index_uri: str, version: str) -> list[str]:
+    """Reads every file of a version again.
+
+    Returns:
+        A line for each file that is missing or has another size or sha256 than the manifest says; empty for a version
+        that is whole.
+    """
+    folder = version_uri(index_uri, version)
+    damaged = []
+    for entry in read_manifest(index_uri, version).files:
+        uri = storage.join(folder, entry.path)
+        try:
+            size, sha256 = storage.size(uri), storage.sha256_file(uri)
+        except FileNotFoundError:
+            damaged.append(f"{uri}: expected {entry.bytes} bytes, found no file")
+            continue
+        if (size, sha256) != (entry.bytes, entry.sha256):
+            damaged.append(
+                f"{uri}: expected {entry.bytes} bytes with sha256 {entry.sha256}, found {size} with {sha256}"
+            )
+    return damaged
+
+
 def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[str, ...]:
     """Removes all but the `keep` newest complete versions, never the published one, and what killed runs left behind.
 

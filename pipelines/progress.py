@@ -12,15 +12,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from index_builder import storage
 from pipelines.run_record import STAGES, RunRecord
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+REMOTE_POLL_SECONDS = 5.0
+"""Each look at an object store is a dozen requests, which cost time and money."""
 LOG_SECONDS = 15.0
 DONE_BEFORE_PIPELINE = "plan"
 
@@ -56,10 +60,16 @@ class ProgressReader:
         self._record = record
         self._shards = shards
         self._started = time.monotonic()
+        self._reports: dict[str, dict[str, dict[str, Any]]] = {}  # stage -> unit -> report
+
+    @property
+    def poll_seconds(self) -> float:
+        """Time between two looks."""
+        return POLL_SECONDS if storage.is_local(self._record.uri) else REMOTE_POLL_SECONDS
 
     def snapshot(self) -> Snapshot:
         """How far the run is now."""
-        finished = self._record.reports("embed")
+        finished = self._finished("embed")
         partial = self._record.partial_reports("embed")
         done = sum(report["rows_in"] for report in finished.values())
         own = sum(report["rows_in"] for report in finished.values() if not report["skipped"])
@@ -76,6 +86,11 @@ class ProgressReader:
             finished_units=units,
         )
 
+    def _finished(self, stage: str) -> dict[str, dict[str, Any]]:
+        """The reports of a stage; each is read once."""
+        self._reports[stage] = self._record.reports(stage, self._reports.get(stage))
+        return self._reports[stage]
+
     def _index_stage(self) -> tuple[str, int]:
         """The stage at work after the embedding, and its finished units.
 
@@ -83,7 +98,7 @@ class ProgressReader:
         """
         stage, units = "number", 0
         for place, later in enumerate(STAGES[2:], start=2):
-            reports = self._record.reports(later)
+            reports = self._finished(later)
             if reports:
                 over = "all" in reports and place + 1 < len(STAGES)
                 stage, units = (STAGES[place + 1], 0) if over else (later, len(reports))
@@ -133,7 +148,7 @@ def _draw(
         embedding = progress.add_task("embed products", total=rows, detail="")
         building = progress.add_task("build index", total=len(STAGES) - 2, detail="waiting")
         while True:
-            ended = stop.wait(POLL_SECONDS)
+            ended = stop.wait(reader.poll_seconds)
             now = reader.snapshot()
             progress.update(
                 embedding,
@@ -154,7 +169,7 @@ def _log_lines(reader: ProgressReader, shards: int, rows: int | None, stop: thre
     of_rows = "" if rows is None else f" of {rows:,}"
     last_stage = ""
     last_word = time.monotonic()
-    while not stop.wait(POLL_SECONDS):
+    while not stop.wait(reader.poll_seconds):
         now = reader.snapshot()
         if now.stage == "embed" and not now.products:
             yield

@@ -9,7 +9,7 @@ depends on them for its result.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -73,9 +73,14 @@ class RunRecord:
             },
         )
 
-    def reports(self, stage: str) -> dict[str, dict[str, Any]]:
-        """The reports of a stage by unit."""
-        return self._read_all(stage)
+    def reports(self, stage: str, known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+        """The reports of a stage by unit.
+
+        Args:
+          stage: one of `STAGES`.
+          known: reports read before; a report never changes, so these are not read again.
+        """
+        return self._read_all(stage, known)
 
     def partial_reports(self, stage: str) -> dict[str, dict[str, Any]]:
         """How far the unfinished units of a stage are, by unit (finished ones may still be among them)."""
@@ -85,10 +90,8 @@ class RunRecord:
         """Errors that workers wrote down, by name."""
         return list(self._read_all("failures").values())
 
-    def _read_all(self, folder: str) -> dict[str, dict[str, Any]]:
-        names = sorted(storage.list_files(storage.join(self.uri, folder)))
-        return {
-            name.rsplit("/", 1)[-1].removesuffix(".json"): storage.read_json(name)
-            for name in names
-            if name.endswith(".json")
-        }
+    def _read_all(self, folder: str, known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+        known = known or {}
+        names = [name for name in storage.list_files(storage.join(self.uri, folder)) if name.endswith(".json")]
+        units = {name.rsplit("/", 1)[-1].removesuffix(".json"): name for name in names}
+        return {unit: known[unit] if unit in known else storage.read_json(name) for unit, name in units.items()}

@@ -5,6 +5,7 @@ import time
 import pytest
 from rich.console import Console
 
+from index_builder import storage
 from pipelines.progress import ProgressReader, show_progress
 from pipelines.run_record import RunRecord
 
@@ -82,3 +83,15 @@ def test_a_terminal_gets_a_live_display(record, tmp_path):
     assert "embed products" in drawn
     assert "7/14" in drawn
     assert "shard 1 of 2" in drawn
+
+
+def test_a_report_is_read_once(record, monkeypatch):
+    """A run of thousands of shards is looked at twice a second, and may lie in an object store."""
+    reader = ProgressReader(record, shards=50)
+    read = []
+    real = storage.read_json
+    monkeypatch.setattr(storage, "read_json", lambda uri: read.append(uri) or real(uri))
+    for number in range(40):
+        record.report("embed", f"{number:06d}", skipped=False, rows_in=10, products=10, seconds=1.0)
+        assert reader.snapshot().products == 10 * (number + 1)
+    assert len(read) == len(set(read)) == 40

@@ -70,10 +70,10 @@ class ProgressReader:
     def snapshot(self) -> Snapshot:
         """How far the run is now."""
         finished = self._finished("embed")
-        partial = self._record.partial_reports("embed")
+        partial = self._record.partial_reports("embed", finished)
         done = sum(report["rows_in"] for report in finished.values())
         own = sum(report["rows_in"] for report in finished.values() if not report["skipped"])
-        under_way = sum(report["products"] for unit, report in partial.items() if unit not in finished)
+        under_way = sum(report["products"] for report in partial.values())
         elapsed = time.monotonic() - self._started
         stage, units = "embed", len(finished)
         if units >= self._shards:

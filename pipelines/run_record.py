@@ -9,7 +9,7 @@ depends on them for its result.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -82,16 +82,22 @@ class RunRecord:
         """
         return self._read_all(stage, known)
 
-    def partial_reports(self, stage: str) -> dict[str, dict[str, Any]]:
-        """How far the unfinished units of a stage are, by unit (finished ones may still be among them)."""
-        return self._read_all(f"{stage}-partial")
+    def partial_reports(self, stage: str, finished: Collection[str]) -> dict[str, dict[str, Any]]:
+        """How far the units of a stage are that are not finished yet, by unit."""
+        return self._read_all(f"{stage}-partial", without=finished)
 
     def failures(self) -> list[dict[str, Any]]:
         """Errors that workers wrote down, by name."""
         return list(self._read_all("failures").values())
 
-    def _read_all(self, folder: str, known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    def _read_all(
+        self, folder: str, known: Mapping[str, dict[str, Any]] | None = None, without: Collection[str] = ()
+    ) -> dict[str, dict[str, Any]]:
         known = known or {}
         names = [name for name in storage.list_files(storage.join(self.uri, folder)) if name.endswith(".json")]
         units = {name.rsplit("/", 1)[-1].removesuffix(".json"): name for name in names}
-        return {unit: known[unit] if unit in known else storage.read_json(name) for unit, name in units.items()}
+        return {
+            unit: known[unit] if unit in known else storage.read_json(name)
+            for unit, name in units.items()
+            if unit not in without
+        }

@@ -92,6 +92,7 @@ def test_a_report_is_read_once(record, monkeypatch):
     real = storage.read_json
     monkeypatch.setattr(storage, "read_json", lambda uri: read.append(uri) or real(uri))
     for number in range(40):
+        record.report_partial("embed", f"{number:06d}", products=5)
         record.report("embed", f"{number:06d}", skipped=False, rows_in=10, products=10, seconds=1.0)
         assert reader.snapshot().products == 10 * (number + 1)
     assert len(read) == len(set(read)) == 40

@@ -10,11 +10,12 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from pipelines.beam_run import RunFailedError
 from pipelines.config.command_line import load_job_config
 from pipelines.config.commands import run_command
 from pipelines.dry_run import forecast_night, print_forecast
 from pipelines.lease import LeaseHeldError
-from pipelines.nightly_run import NightlyRunError, run_nightly
+from pipelines.nightly_run import run_nightly
 from pipelines.summary import print_summary
 
 EXIT_FAILED = 1
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         outcome, record = run_nightly(command.config, command.pipeline_options, full=command.full)
-    except (NightlyRunError, LeaseHeldError) as error:
+    except (RunFailedError, LeaseHeldError) as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_FAILED
     print_summary(outcome, record)

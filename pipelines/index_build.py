@@ -7,6 +7,8 @@ transform in `stages/build.py` only calls the steps in order.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -26,6 +28,13 @@ from pipelines.numbering import Numbering, number_products
 from pipelines.outcome import Totals, total
 from pipelines.run_record import RunRecord
 from pipelines.shard_files import ShardFiles, ShardSummary
+
+
+def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint: str) -> str:
+    """Names an index build by all that shapes it: the shards in order, the encoder, the index section."""
+    shaping = {name: value for name, value in asdict(index).items() if name not in ("uri", "keep_versions")}
+    text = json.dumps([list(shard_keys), encoder_fingerprint, shaping], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class EmptyCatalogError(Exception):

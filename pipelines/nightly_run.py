@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from encoders import EncoderConfig, save_query_encoder
-from index_builder import publish, storage
-from index_builder.errors import VersionNotFoundError
-from index_builder.manifest import Manifest
+from index_builder import storage
+from index_builder.manifest import EncoderSummary, Manifest
+from pipelines.beam_run import beam_run
 from pipelines.catalog.carry_over import build_carry_over
 from pipelines.catalog.pictures.decoding import DECODING_RULES
 from pipelines.catalog.pictures.known_pictures import build_known_pictures
 from pipelines.catalog.plan import CatalogPlan, CatalogShard, plan_catalog
 from pipelines.config.schema import JobConfig
-from pipelines.index_build import BuildJob
+from pipelines.index_build import BuildJob, build_key
 from pipelines.lease import WorkLease
 from pipelines.outcome import Outcome, read_outcome
 from pipelines.preflight import CheckedJob, check_job
 from pipelines.prepared_products import LastNight
 from pipelines.progress import show_progress
-from pipelines.publishing import PublishJob
+from pipelines.publishing import PublishJob, published_manifest, stage_query_encoder
 from pipelines.run_record import RunRecord
 from pipelines.shard_files import FinishedRun, ShardFiles, read_finished_run, revision_key, shard_key
 from pipelines.stages.build import BuildIndex
@@ -37,10 +31,6 @@ from pipelines.stages.publish import PublishVersion
 from pipelines.work_cleaning import clean_work, note_index
 
 log = logging.getLogger(__name__)
-
-
-class NightlyRunError(Exception):
-    """The pipeline failed; the message is what the failing worker wrote down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,14 +68,14 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
       What came of it, and the record of the run.
 
     Raises:
-      NightlyRunError: a worker failed; what is complete stands, and a rerun continues from there.
+      RunFailedError: a worker failed; what is complete stands, and a rerun continues from there.
       LeaseHeldError: another run works on the same work.uri.
     """
     job = check_job(config)
     config = job.config
     with WorkLease(config.work.uri):
         note_index(config.work.uri, config.index.uri)
-        record = RunRecord(uri=storage.join(config.work.uri, "runs", run_name()))
+        record = RunRecord.begin(config.work.uri)
         with record.timed("plan") as facts:
             plan = plan_night(job, full=full)
             query_encoder_uri = stage_query_encoder(config.encoder, job.encoder.fingerprint, config.work.uri)
@@ -93,8 +83,9 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
             facts |= {"nothing_carried_over": plan.carry_over_reason}
             if plan.carry_over_reason:
                 log.info("nothing is carried over: %s", plan.carry_over_reason)
+        key = build_key([task.files.key for task in plan.tasks], config.index, job.encoder.fingerprint)
         build = BuildJob(
-            folder=storage.join(config.work.uri, "builds", build_key(plan.tasks, config, job.encoder.fingerprint)),
+            folder=storage.join(config.work.uri, "builds", key),
             embeddings_folder=storage.join(config.work.uri, "embeddings", job.encoder.fingerprint),
             index=config.index,
             dim=job.encoder.dim,
@@ -105,7 +96,7 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
             index=config.index,
             gates=config.gates,
             catalog_uri=config.catalog.uri if isinstance(config.catalog.uri, str) else ", ".join(config.catalog.uri),
-            encoder=job.encoder,
+            encoder=EncoderSummary(model=job.encoder.model, fingerprint=job.encoder.fingerprint, dim=job.encoder.dim),
             query_encoder_uri=query_encoder_uri,
             work_uri=config.work.uri,
             previous=plan.previous,
@@ -117,7 +108,7 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
             config.work.uri,
             encoder=job.encoder.fingerprint,
             shard_keys=[task.files.key for task in plan.tasks],
-            build=build.folder.rpartition("/")[2],
+            build=key,
         )
         return read_outcome(record), record
 
@@ -125,35 +116,24 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
 def run_pipeline(
     job: CheckedJob, plan: NightPlan, build: BuildJob, publishing: PublishJob, beam_options: PipelineOptions
 ) -> None:
-    """Builds the Beam pipeline and runs it to its end."""
+    """Builds the Beam pipeline and runs it to its end; RunFailedError where a worker fails."""
     config = job.config
-    try:
-        with beam.Pipeline(options=beam_options) as root:
-            (
-                root
-                | "PlannedShards" >> beam.Create(plan.tasks, reshuffle=False)
-                | "EmbedShards"
-                >> EmbedShards(
-                    catalog=config.catalog,
-                    fetch=config.fetch,
-                    decode=config.decode,
-                    encoder=config.encoder,
-                    last_night=plan.last_night,
-                    record=build.record,
-                )
-                | "BuildIndex" >> BuildIndex(job=build)
-                | "PublishVersion" >> PublishVersion(job=publishing)
+    with beam_run(beam_options, build.record) as root:
+        (
+            root
+            | "PlannedShards" >> beam.Create(plan.tasks, reshuffle=False)
+            | "EmbedShards"
+            >> EmbedShards(
+                catalog=config.catalog,
+                fetch=config.fetch,
+                decode=config.decode,
+                encoder=config.encoder,
+                last_night=plan.last_night,
+                record=build.record,
             )
-    except Exception as error:
-        failures = build.record.failures()
-        if not failures:
-            raise
-        first = failures[0]
-        raise NightlyRunError(
-            f"stage {first['stage']} failed on unit {first['unit']}: {first['kind']}: {first['message']}\n"
-            f"The traceback is in {storage.join(build.record.uri, 'failures')}. What is complete stands: "
-            "run the same command again to continue."
-        ) from error
+            | "BuildIndex" >> BuildIndex(job=build)
+            | "PublishVersion" >> PublishVersion(job=publishing)
+        )
 
 
 def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
@@ -189,7 +169,7 @@ def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
         catalog=catalog,
         last_night=last_night,
         previous=previous,
-        earlier_shards=frozenset(finished.shards.values() if finished and finished.encoder == fingerprint else ()),
+        earlier_shards=frozenset(finished.shards if finished and finished.encoder == fingerprint else ()),
         carry_over_reason=reason,
     )
 
@@ -210,43 +190,9 @@ def files_of_shard(
         return ShardFiles(folder=folder, key=key)
     if full:
         return ShardFiles(folder=folder, key=revision_key(key, f"full after {finished.name}"))
-    last = ShardFiles(folder=folder, key=finished.shards.get(key, key))
-    summary = last.read_summary(shard.position) if key in finished.shards else None
+    last_key = finished.key_of(key)
+    last = ShardFiles(folder=folder, key=last_key or key)
+    summary = last.read_summary(shard.position) if last_key is not None else None
     if summary is not None and summary.revisable:
         return ShardFiles(folder=folder, key=revision_key(key, finished.name))
     return last
-
-
-def build_key(tasks: Sequence[EmbedTask], config: JobConfig, encoder_fingerprint: str) -> str:
-    """Names an index build by all that shapes it: the shards in order, the encoder, the index section."""
-    index = {name: value for name, value in asdict(config.index).items() if name not in ("uri", "keep_versions")}
-    described = [[task.files.key for task in tasks], encoder_fingerprint, index]
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def published_manifest(index_uri: str) -> Manifest | None:
-    """The manifest of the version that CURRENT names, None before the first one."""
-    try:
-        return publish.read_manifest(index_uri)
-    except VersionNotFoundError:
-        return None
-
-
-def stage_query_encoder(config: EncoderConfig, fingerprint: str, work_uri: str) -> str:
-    """Writes the query encoder below the work URI, once an encoder; a marker says that it is complete."""
-    folder = storage.join(work_uri, "query_encoders", fingerprint)
-    marker = storage.join(folder, "complete.json")
-    files = storage.join(folder, "files")
-    if not storage.exists(marker):
-        with tempfile.TemporaryDirectory(prefix="shelfmark-query-encoder-") as local:
-            save_query_encoder(config, local)
-            names = storage.list_names(local)
-            for name in names:
-                storage.copy_file(storage.join(local, name), storage.join(files, name))
-        storage.write_json_atomic(marker, {"files": names})
-    return files
-
-
-def run_name(now: datetime | None = None) -> str:
-    """A folder name for a run: UTC to the microsecond."""
-    return (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%S.%fZ")

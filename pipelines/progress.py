@@ -12,13 +12,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from index_builder import storage
-from pipelines.run_record import STAGES, RunRecord
+from pipelines.run_record import INDEX_STAGES, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ POLL_SECONDS = 0.5
 REMOTE_POLL_SECONDS = 5.0
 """Each look at an object store is a dozen requests, which cost time and money."""
 LOG_SECONDS = 15.0
-DONE_BEFORE_PIPELINE = "plan"
+FirstStage = Literal["embed", "import"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +54,13 @@ class ProgressReader:
     Args:
       record: the run.
       shards: catalog shards of the plan.
+      first_stage: what makes embedding shards of them.
     """
 
-    def __init__(self, record: RunRecord, shards: int):
+    def __init__(self, record: RunRecord, shards: int, first_stage: FirstStage = "embed"):
         self._record = record
         self._shards = shards
+        self.first_stage = first_stage
         self._started = time.monotonic()
         self._reports: dict[str, dict[str, dict[str, Any]]] = {}  # stage -> unit -> report
 
@@ -69,13 +71,13 @@ class ProgressReader:
 
     def snapshot(self) -> Snapshot:
         """How far the run is now."""
-        finished = self._finished("embed")
-        partial = self._record.partial_reports("embed", finished)
+        finished = self._finished(self.first_stage)
+        partial = self._record.partial_reports(self.first_stage, finished)
         done = sum(report["rows_in"] for report in finished.values())
         own = sum(report["rows_in"] for report in finished.values() if not report["skipped"])
         under_way = sum(report["products"] for report in partial.values())
         elapsed = time.monotonic() - self._started
-        stage, units = "embed", len(finished)
+        stage, units = str(self.first_stage), len(finished)
         if units >= self._shards:
             stage, units = self._index_stage()
         return Snapshot(
@@ -96,18 +98,23 @@ class ProgressReader:
 
         It is the last one with a report; a stage of one unit ("all") is over with its report, so the next is at work.
         """
-        stage, units = "number", 0
-        for place, later in enumerate(STAGES[2:], start=2):
+        stage, units = INDEX_STAGES[0], 0
+        for place, later in enumerate(INDEX_STAGES):
             reports = self._finished(later)
             if reports:
-                over = "all" in reports and place + 1 < len(STAGES)
-                stage, units = (STAGES[place + 1], 0) if over else (later, len(reports))
+                over = "all" in reports and place + 1 < len(INDEX_STAGES)
+                stage, units = (INDEX_STAGES[place + 1], 0) if over else (later, len(reports))
         return stage, units
 
 
 @contextmanager
 def show_progress(
-    record: RunRecord, *, shards: int, rows: int | None, console: Console | None = None
+    record: RunRecord,
+    *,
+    shards: int,
+    rows: int | None,
+    first_stage: FirstStage = "embed",
+    console: Console | None = None,
 ) -> Iterator[None]:
     """Shows a run's progress for the length of the block.
 
@@ -115,10 +122,11 @@ def show_progress(
       record: the run.
       shards: catalog shards of the plan.
       rows: catalog rows, None where the format does not tell before reading.
+      first_stage: what makes embedding shards of them.
       console: where to draw; by default standard error, live only if that is a terminal.
     """
     console = console or Console(file=sys.stderr)
-    reader = ProgressReader(record, shards)
+    reader = ProgressReader(record, shards, first_stage)
     stop = threading.Event()
     if console.is_terminal:
         work = _draw(reader, shards, rows, console, stop)
@@ -145,8 +153,8 @@ def _draw(
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        embedding = progress.add_task("embed products", total=rows, detail="")
-        building = progress.add_task("build index", total=len(STAGES) - 2, detail="waiting")
+        embedding = progress.add_task(f"{reader.first_stage} products", total=rows, detail="")
+        building = progress.add_task("build index", total=len(INDEX_STAGES), detail="waiting")
         while True:
             ended = stop.wait(reader.poll_seconds)
             now = reader.snapshot()
@@ -158,7 +166,7 @@ def _draw(
             if now.shards >= shards:
                 progress.stop_task(embedding)
                 progress.update(
-                    building, completed=STAGES.index(now.stage) - 2, detail=f"{now.stage} ({now.finished_units} done)"
+                    building, completed=INDEX_STAGES.index(now.stage), detail=f"{now.stage} ({now.finished_units} done)"
                 )
             yield
             if ended:
@@ -171,14 +179,14 @@ def _log_lines(reader: ProgressReader, shards: int, rows: int | None, stop: thre
     last_word = time.monotonic()
     while not stop.wait(reader.poll_seconds):
         now = reader.snapshot()
-        if now.stage == "embed" and not now.products:
+        if now.stage == reader.first_stage and not now.products:
             yield
             continue
-        if now.stage != last_stage or (now.stage == "embed" and time.monotonic() - last_word >= LOG_SECONDS):
-            if now.stage == "embed":
+        if now.stage != last_stage or (now.stage == reader.first_stage and time.monotonic() - last_word >= LOG_SECONDS):
+            if now.stage == reader.first_stage:
                 log.info(
-                    "embed: %s%s products, %.0f products/s, shard %d of %d",
-                    f"{now.products:,}", of_rows, now.products_per_second, now.shards, shards,
+                    "%s: %s%s products, %.0f products/s, shard %d of %d",
+                    now.stage, f"{now.products:,}", of_rows, now.products_per_second, now.shards, shards,
                 )  # fmt: skip
             else:
                 log.info("%s", now.stage)

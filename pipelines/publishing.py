@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from encoders import EncoderDescription
+from encoders import EncoderConfig, save_query_encoder
 from index_builder import publish, storage
+from index_builder.errors import VersionNotFoundError
 from index_builder.manifest import (
     CatalogSummary,
     CodecSummary,
@@ -22,7 +24,7 @@ from pipelines.config.schema import GatesConfig
 from pipelines.index_build import FinishedBuild
 from pipelines.outcome import Outcome, Status, failed_gates, write_outcome
 from pipelines.run_record import RunRecord
-from pipelines.shard_files import write_finished_run
+from pipelines.shard_files import FinishedRun, write_finished_run
 
 _SOFTWARE = (
     "shelfmark",
@@ -45,7 +47,7 @@ class PublishJob:
       gates: the `gates:` section.
       catalog_uri: for the manifest.
       encoder: for the manifest.
-      query_encoder_uri: folder of the query encoder's files.
+      query_encoder_uri: folder of the query encoder's files; None for vectors that none is known for.
       work_uri: where the finished run is remembered.
       previous: the version that is published now, or None.
       record: where the outcome is left.
@@ -54,8 +56,8 @@ class PublishJob:
     index: IndexConfig
     gates: GatesConfig
     catalog_uri: str
-    encoder: EncoderDescription
-    query_encoder_uri: str
+    encoder: EncoderSummary
+    query_encoder_uri: str | None
     work_uri: str
     previous: Manifest | None
     record: RunRecord
@@ -67,7 +69,13 @@ class PublishJob:
         """
         with self.record.timed("publish"):
             outcome = self._publish(build)
-            write_finished_run(self.work_uri, self.record.name, build.plan.shard_keys, self.encoder.fingerprint)
+            finished = FinishedRun(
+                name=self.record.name,
+                shards=build.plan.shard_keys,
+                encoder=self.encoder.fingerprint,
+                catalog_uri=self.catalog_uri,
+            )
+            write_finished_run(self.work_uri, finished)
             write_outcome(self.record, outcome)
         return outcome
 
@@ -108,8 +116,9 @@ class PublishJob:
         files = {index_file_name(number, count): shard.uri for number, shard in enumerate(build.serving_shards)}
         files[publish.PRODUCTS_FILE] = build.plan.numbering.products_uri
         files["rejected.parquet"] = build.plan.numbering.rejected_uri
-        for name in storage.list_names(self.query_encoder_uri):
-            files[f"{publish.QUERY_ENCODER_FOLDER}/{name}"] = storage.join(self.query_encoder_uri, name)
+        if self.query_encoder_uri is not None:
+            for name in storage.list_names(self.query_encoder_uri):
+                files[f"{publish.QUERY_ENCODER_FOLDER}/{name}"] = storage.join(self.query_encoder_uri, name)
         return files
 
     def _manifest(self, build: FinishedBuild, failed: list[str]) -> Manifest:
@@ -123,9 +132,7 @@ class PublishJob:
                 degraded=totals.degraded,
                 by_reason=totals.by_reason,
             ),
-            encoder=EncoderSummary(
-                model=self.encoder.model, fingerprint=self.encoder.fingerprint, dim=self.encoder.dim
-            ),
+            encoder=self.encoder,
             codec=CodecSummary(fingerprint=build.codec.fingerprint, training_rows=build.codec.training_rows),
             index=IndexSummary(
                 spec=spec,
@@ -140,6 +147,35 @@ class PublishJob:
             gates={"limits": asdict(self.gates), "failed": failed},
             software=_software(),
         )
+
+
+def published_manifest(index_uri: str) -> Manifest | None:
+    """The manifest of the version that CURRENT names, None before the first one."""
+    try:
+        return publish.read_manifest(index_uri)
+    except VersionNotFoundError:
+        return None
+
+
+def staged_query_encoder(fingerprint: str, work_uri: str) -> str | None:
+    """The folder of a query encoder's files below the work URI, None where it was not written, or not to its end."""
+    folder = storage.join(work_uri, "query_encoders", fingerprint)
+    return storage.join(folder, "files") if storage.exists(storage.join(folder, "complete.json")) else None
+
+
+def stage_query_encoder(config: EncoderConfig, fingerprint: str, work_uri: str) -> str:
+    """Writes the query encoder below the work URI, once an encoder; a marker says that it is complete."""
+    folder = storage.join(work_uri, "query_encoders", fingerprint)
+    marker = storage.join(folder, "complete.json")
+    files = storage.join(folder, "files")
+    if not storage.exists(marker):
+        with tempfile.TemporaryDirectory(prefix="shelfmark-query-encoder-") as local:
+            save_query_encoder(config, local)
+            names = storage.list_names(local)
+            for name in names:
+                storage.copy_file(storage.join(local, name), storage.join(files, name))
+        storage.write_json_atomic(marker, {"files": names})
+    return files
 
 
 def _software() -> dict[str, str]:

@@ -12,13 +12,15 @@ import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
 from index_builder import storage
 
-STAGES = ("plan", "embed", "number", "sample", "train", "add", "merge", "verify", "publish")
-"""The stages of the nightly job, in order."""
+INDEX_STAGES = ("number", "sample", "train", "add", "merge", "verify", "publish")
+STAGES = ("plan", "embed", "import", *INDEX_STAGES)
+"""The stages of a job, in order; products are embedded, or their vectors imported."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +32,12 @@ class RunRecord:
     """
 
     uri: str
+
+    @classmethod
+    def begin(cls, work_uri: str, now: datetime | None = None) -> RunRecord:
+        """The record of a run that begins; its id is UTC to the microsecond."""
+        name = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%S.%fZ")
+        return cls(uri=storage.join(work_uri, "runs", name))
 
     @property
     def name(self) -> str:

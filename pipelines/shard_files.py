@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from index_builder import storage
@@ -138,30 +139,40 @@ def base_key(key: str) -> str:
     return key.partition("-")[0]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class FinishedRun:
     """The last run that came to its end on a work URI, whether a gate held its version back or not.
 
     Attributes:
       name: the run's name.
-      shards: the key of each of its shards by base key.
+      shards: keys of its shards, in plan order.
       encoder: fingerprint of its encoder, which names the folder that those shards lie in.
+      catalog_uri: what they were made from, for people.
     """
 
     name: str
-    shards: dict[str, str]
-    encoder: str = ""
+    shards: tuple[str, ...]
+    encoder: str
+    catalog_uri: str = ""
+
+    def key_of(self, base: str) -> str | None:
+        """The key under which this run made the shard, None if it had none of this base key."""
+        return self._by_base.get(base)
+
+    @cached_property
+    def _by_base(self) -> dict[str, str]:
+        return {base_key(key): key for key in self.shards}
 
 
 def read_finished_run(work_uri: str) -> FinishedRun | None:
     """The last finished run, None before the first one."""
     try:
-        return FinishedRun(**storage.read_json(storage.join(work_uri, "finished_run.json")))
+        values = storage.read_json(storage.join(work_uri, "finished_run.json"))
     except FileNotFoundError:
         return None
+    return FinishedRun(**(values | {"shards": tuple(values["shards"])}))
 
 
-def write_finished_run(work_uri: str, name: str, keys: Iterable[str], encoder: str) -> None:
+def write_finished_run(work_uri: str, run: FinishedRun) -> None:
     """Remembers a run that came to its end."""
-    run = FinishedRun(name=name, shards={base_key(key): key for key in keys}, encoder=encoder)
     storage.write_json_atomic(storage.join(work_uri, "finished_run.json"), asdict(run))

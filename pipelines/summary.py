@@ -42,8 +42,8 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
     lines += [(f"  {reason}", f"{count:,}") for reason, count in totals.by_reason.items()]
     if totals.texts_cut:
         lines.append(("texts cut", f"{totals.texts_cut:,} (longer than the text tower reads)"))
-    embed_reports = record.reports("embed").values()
-    skipped = sum(report["skipped"] for report in embed_reports)
+    shard_reports = [*record.reports("embed").values(), *record.reports("import").values()]
+    skipped = sum(report["skipped"] for report in shard_reports)
     lines.append(("catalog shards", f"{totals.shards:,}, of which {skipped:,} stood complete and were skipped"))
     lines += [("seconds", _seconds_by_stage(record))]
     lines += [

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from index_builder.storage import atomic_file, localized
 
 Outcome = Literal["rejected", "degraded"]
-Stage = Literal["read", "validate", "fetch", "decode", "embed", "number"]
+Stage = Literal["read", "validate", "import", "fetch", "decode", "embed", "number"]
 
 MAX_DETAIL_CHARACTERS = 500
 
@@ -42,6 +42,8 @@ class Reason(StrEnum):
     """Neither text nor picture."""
     field_type_mismatch = "field_type_mismatch"
     """A display or filter value does not fit its column's type: it becomes null, the product stays (degraded)."""
+    vector_unusable = "vector_unusable"
+    """A vector made elsewhere that is missing, of another length, not finite, or zero (`pipelines.build_index`)."""
     picture_missing = "picture_missing"
     picture_unreadable = "picture_unreadable"
     picture_truncated = "picture_truncated"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.config.beam_options import check_beam_options, to_pipeline_options
 from pipelines.config.errors import ConfigError
 from pipelines.config.parser import parse_arguments
-from pipelines.config.schema import JobConfig, to_yaml
+from pipelines.config.schema import IndexJobConfig, JobConfig, to_yaml
 
 if TYPE_CHECKING:
     # At run time `beam_options` is the first to import Beam, quietly.
@@ -21,6 +21,14 @@ _BEAM_EPILOG = (
     "Every other option is handed to Apache Beam: --runner, --direct_num_workers, --direct_running_mode and whatever "
     "the chosen runner documents. An option that neither of us knows is an error."
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParsedIndexCommand:
+    """The command line of `pipelines.build_index`, read and checked; see `ParsedCommand`."""
+
+    config: IndexJobConfig
+    pipeline_options: PipelineOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +92,30 @@ def load_job_config(
     )
 
 
+def load_index_job_config(argv: Sequence[str]) -> ParsedIndexCommand:
+    """Read the command line of `pipelines.build_index`; as `load_job_config`.
+
+    Raises:
+        ConfigError: Naming every problem of the file, the command line and Beam's options.
+    """
+    parsed = parse_arguments(
+        argv,
+        IndexJobConfig,
+        default_config="build_index.yaml",
+        description="Build an index from vectors that stand, and publish a version of it.",
+        prog="python -m pipelines.build_index",
+        epilog=_BEAM_EPILOG,
+        other_sections=("catalog", "fetch", "decode", "encoder"),
+        check_rest=_problems_of_beam_options,
+    )
+    if parsed.flags.print_config:
+        sys.stdout.write(to_yaml(parsed.config))
+        raise SystemExit(0)
+    return ParsedIndexCommand(
+        config=parsed.config, pipeline_options=to_pipeline_options(parsed.config.beam, parsed.rest)
+    )
+
+
 def _problems_of_beam_options(
     arguments: Sequence[str], data: Mapping[str, Any], option_names: Collection[str]
 ) -> Sequence[str]:
@@ -100,4 +132,4 @@ def _add_job_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", action="store_true", help="print what a run would embed and carry over, and stop")
 
 
-__all__ = ["ConfigError", "ParsedCommand", "load_job_config"]
+__all__ = ["ConfigError", "ParsedCommand", "ParsedIndexCommand", "load_index_job_config", "load_job_config"]

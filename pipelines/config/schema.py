@@ -1,4 +1,4 @@
-"""The whole configuration of a nightly job: one frozen dataclass for each section, owned by the room that uses it."""
+"""The whole configuration of a job: one frozen dataclass for each section, owned by the room that uses it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from index_builder.spec import IndexConfig
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.pictures.decode_config import DecodeConfig
 from pipelines.catalog.pictures.fetch_config import FetchConfig
+from pipelines.external_vectors.config import EmbeddingsConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +81,25 @@ class JobConfig:
     fetch: FetchConfig = field(default_factory=FetchConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     encoder: EncoderConfig
+    work: WorkConfig
+    index: IndexConfig
+    gates: GatesConfig = field(default_factory=GatesConfig)
+    beam: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexJobConfig:
+    """Everything that decides what `pipelines.build_index` makes.
+
+    Attributes:
+        embeddings: Which vectors.
+        work: Where a run keeps what the next one uses again.
+        index: What is built, and where it is published.
+        gates: What stops a version from being published.
+        beam: Apache Beam's own options by name; the command line wins over them.
+    """
+
+    embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
     work: WorkConfig
     index: IndexConfig
     gates: GatesConfig = field(default_factory=GatesConfig)

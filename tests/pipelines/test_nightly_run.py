@@ -18,8 +18,8 @@ from PIL import Image
 
 from encoders import load_query_encoder
 from index_builder import IndexReader
+from pipelines.beam_run import RunFailedError
 from pipelines.lease import LeaseHeldError, WorkLease
-from pipelines.nightly_run import NightlyRunError
 from pipelines.summary import summary_lines
 from tests.pipelines.catalog.picture_server import Request, picture_server
 from tests.pipelines.job import arguments, index_files, product, run_job, version_files, write_catalog
@@ -159,7 +159,7 @@ def test_a_gate_holds_the_version_back_and_the_old_one_stays(tmp_path):
 
 def test_an_empty_night_fails_in_words(tmp_path):
     write_catalog(tmp_path / "catalog", [product(number, title=None, image=None) for number in range(3)])
-    with pytest.raises(NightlyRunError, match=r"none of the 3 rows .* \(rejected: empty_product 3\)"):
+    with pytest.raises(RunFailedError, match=r"none of the 3 rows .* \(rejected: empty_product 3\)"):
         run_job(tmp_path)
     assert not (tmp_path / "index" / "CURRENT").exists()
 

@@ -1,0 +1,40 @@
+"""The index stages alone: `python -m pipelines.build_index --embeddings.uri VECTORS --index.uri INDEX`.
+
+Vectors are Parquet files with an id and a vector column, or NumPy files (`pipelines/external_vectors`). Without
+`--embeddings.uri` the embedding shards of the last run on `--work.uri` are taken: another index of the same products,
+nothing embedded again. Exit codes as of `pipelines.embed_catalog`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from pipelines.beam_run import RunFailedError
+from pipelines.config.command_line import load_index_job_config
+from pipelines.config.commands import run_command
+from pipelines.index_run import run_index_build
+from pipelines.lease import LeaseHeldError
+from pipelines.summary import print_summary
+
+EXIT_FAILED = 1
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the build; see the module for the exit codes."""
+    command = load_index_job_config(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for room in ("pipelines", "index_builder"):
+        logging.getLogger(room).setLevel(logging.INFO)
+    try:
+        outcome, record = run_index_build(command.config, command.pipeline_options)
+    except (RunFailedError, LeaseHeldError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_FAILED
+    print_summary(outcome, record)
+    return EXIT_FAILED if outcome.status == "held" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,103 @@
+"""One unit of vectors becomes one embedding shard: the same files as an embedded catalog shard leaves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from time import perf_counter
+
+import numpy as np
+import pyarrow as pa
+
+from index_builder.embedding_shards import FINGERPRINT_BYTES, EmbeddingShardWriter
+from pipelines.catalog.dead_letters import DeadLetter, Reason, write_dead_letters
+from pipelines.external_vectors.config import EmbeddingsConfig
+from pipelines.external_vectors.plan import read_unit
+from pipelines.external_vectors.units import VectorBatch, VectorUnit
+from pipelines.product_columns import ColumnsWriter
+from pipelines.shard_files import ShardFiles, ShardSummary
+
+
+def import_unit(
+    unit: VectorUnit, files: ShardFiles, config: EmbeddingsConfig, *, dim: int, fingerprint: str
+) -> ShardSummary:
+    """Writes a unit's vectors as an embedding shard and declares it complete.
+
+    Rows without an id or a usable vector become dead letters. Content fingerprints stay zero: nothing was embedded, so
+    there is nothing to carry over.
+
+    Args:
+        unit: which rows.
+        files: where the outputs go.
+        config: how they are read.
+        dim: D.
+        fingerprint: stands for the encoder's, in the shard.
+
+    Returns:
+        The summary, as it was written.
+    """
+    started = perf_counter()
+    letters: list[DeadLetter] = []
+    rows_in = products = 0
+    with (
+        EmbeddingShardWriter(files.embeddings, dim=dim, encoder_fingerprint=fingerprint) as shard,
+        ColumnsWriter(files.columns) as columns,
+    ):
+        for batch in read_unit(unit, config, dim):
+            vectors = _stored(batch, normalize=config.normalize)
+            usable = _usable_rows(batch, unit, unit.stretch.first_row + rows_in, letters)
+            rows = pa.array(usable)
+            blank = np.zeros((len(usable), FINGERPRINT_BYTES), np.uint8)
+            shard.write(batch.ids.take(rows), vectors[usable], blank, np.zeros(len(usable), np.uint8))
+            columns.write(batch.columns.take(rows))
+            rows_in += len(batch.ids)
+            products += len(usable)
+    write_dead_letters(files.rejected, letters)
+    summary = ShardSummary(
+        position=unit.position,
+        key=files.key,
+        rows_in=rows_in,
+        products=products,
+        carried_over=products,
+        rejected=len(letters),
+        by_reason=dict(Counter(f"rejected: {letter.reason}" for letter in letters)),
+        seconds={"wall": perf_counter() - started},
+    )
+    files.write_summary(summary)
+    return summary
+
+
+def _stored(batch: VectorBatch, *, normalize: bool) -> np.ndarray:
+    """The vectors as they are kept, float16 `[n, D]`; `problems` learns of those that cannot be."""
+    vectors = batch.vectors
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        if normalize:
+            lengths: np.ndarray = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+            _note(batch, ~np.isfinite(lengths), "holds values that are not finite")
+            _note(batch, lengths == 0, "is zero, so it has no direction")
+            vectors = vectors / lengths[:, None].astype(np.float32)
+        halves = vectors.astype(np.float16)
+    finite: np.ndarray = np.isfinite(halves).all(axis=1)
+    _note(batch, ~finite, "holds values that float16 cannot hold")
+    return halves
+
+
+def _note(batch: VectorBatch, wrong: np.ndarray, why: str) -> None:
+    for row in np.flatnonzero(wrong).tolist():
+        batch.problems.setdefault(row, f"the vector {why}")
+
+
+def _usable_rows(batch: VectorBatch, unit: VectorUnit, first_row: int, letters: list[DeadLetter]) -> np.ndarray:
+    """Rows of the batch that are indexed, int64; the others get their letter."""
+    missing = np.flatnonzero(batch.ids.is_null().to_numpy(zero_copy_only=False))
+    for row in sorted({*missing.tolist(), *batch.problems}):
+        product_id = batch.ids[row].as_py() or ""
+        reason, why = Reason.vector_unusable, batch.problems.get(row, "")
+        if not product_id:
+            reason = Reason.malformed_record if row in batch.wrong_ids else Reason.missing_id
+            why = batch.wrong_ids.get(row, "no id")
+        detail = f"{unit.uri}, row {first_row + row}: {why}"
+        letters.append(
+            DeadLetter(product_id=product_id, outcome="rejected", stage="import", reason=reason, detail=detail)
+        )
+    bad = np.union1d(missing, np.fromiter(batch.problems, np.int64, len(batch.problems)))
+    return np.setdiff1d(np.arange(len(batch.ids), dtype=np.int64), bad)

@@ -33,7 +33,7 @@ format: $(VENV)/.installed-dev  ## let ruff write what it can
 	$(PY) -m ruff format .
 
 train-demo-encoder: $(VENV)/.installed-test  ## draw the training pairs and train encoders/pretrained/demo again
-	$(PY) -m pipelines.demo_catalog --out $(DEMO)/training_pairs --pairs 25000
+	$(PY) -m pipelines.demo_catalog --out $(DEMO)/training_pairs --pairs 60000
 	$(PY) -m pipelines.train_encoder --out encoders/pretrained/demo
 
 clean:  ## remove what the commands above made, .venv included

@@ -76,8 +76,7 @@ def _stored(batch: VectorBatch, *, normalize: bool) -> np.ndarray:
             _note(batch, lengths == 0, "is zero, so it has no direction")
             vectors = vectors / lengths[:, None].astype(np.float32)
         halves = vectors.astype(np.float16)
-    finite: np.ndarray = np.isfinite(halves).all(axis=1)
-    _note(batch, ~finite, "holds values that float16 cannot hold")
+    _note(batch, np.logical_not(np.isfinite(halves).all(axis=1)), "holds values that float16 cannot hold")
     return halves
 
 

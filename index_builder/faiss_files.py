@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import faiss
 import numpy as np
@@ -31,6 +34,78 @@ def read_index(path: str, *, memory_mapped: bool = True) -> faiss.Index:
     except RuntimeError as error:
         raise VerificationError(f"{path} is not an index file that FAISS {faiss.__version__} reads: {error}") from error
     return index
+
+
+def write_merged(part_paths: Sequence[str], path: str) -> str:
+    """Writes the inverted lists of several indexes of one codec as one index file, list after list.
+
+    The bytes are those of `faiss.write_index` on the merged index (format of faiss/impl/index_write.cpp: after the
+    index's own part the tag "ilar", the number of lists, the code size, the lists' sizes, and for each list its codes
+    and its ids), without the merged index ever being in memory.
+
+    Args:
+        part_paths: index files of one codec, at least one; they are memory-mapped.
+        path: the local file to write.
+
+    Returns:
+        The file's sha256.
+
+    Raises:
+        VerificationError: a part cannot be read, or this FAISS lays index files out in another way.
+    """
+    parts = [ivf_of(read_index(part)) for part in part_paths]
+    lists, code_size = parts[0].nlist, parts[0].code_size
+    sizes = np.zeros(lists, dtype="<u8")
+    for part in parts:
+        sizes += np.array([part.invlists.list_size(number) for number in range(lists)], dtype="<u8")
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+
+        def write(data: Any) -> None:  # bytes, or a view of a list
+            file.write(data)
+            digest.update(data)
+
+        write(_empty_file(read_index(part_paths[0]), rows=int(sizes.sum())))
+        write(_LISTS_TAG + struct.pack("<QQ", lists, code_size) + _packed_sizes(sizes))
+        for number in np.flatnonzero(sizes).tolist():
+            filled = [(part.invlists, rows) for part in parts if (rows := part.invlists.list_size(number))]
+            for lists_of_part, rows in filled:
+                write(faiss.rev_swig_ptr(lists_of_part.get_codes(number), rows * code_size))
+            for lists_of_part, rows in filled:
+                write(faiss.rev_swig_ptr(lists_of_part.get_ids(number), rows))
+    return digest.hexdigest()
+
+
+_LISTS_TAG = b"ilar"
+
+
+def _empty_file(index: faiss.Index, *, rows: int) -> bytes:
+    """What stands before the inverted lists in the file of an index with the codec of `index` and `rows` vectors.
+
+    `index` loses its lists.
+    """
+    ivf = ivf_of(index)
+    none = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
+    none.this.disown()  # from here on it is the index that frees them
+    ivf.replace_invlists(none, True)
+    index.ntotal = ivf.ntotal = rows
+    data = faiss.serialize_index(index).tobytes()
+    tail = _LISTS_TAG + struct.pack("<QQ", ivf.nlist, ivf.code_size) + _packed_sizes(np.zeros(ivf.nlist, dtype="<u8"))
+    if not data.endswith(tail):
+        raise VerificationError(
+            f"FAISS {faiss.__version__} lays out inverted lists in another way than expected; install the version of "
+            "constraints.txt"
+        )
+    return data[: -len(tail)]
+
+
+def _packed_sizes(sizes: np.ndarray) -> bytes:
+    """The sizes of the lists as FAISS writes them: all of them, or number and size of those that are not empty."""
+    filled = np.flatnonzero(sizes)
+    if len(filled) > len(sizes) // 2:
+        return b"full" + struct.pack("<Q", len(sizes)) + sizes.tobytes()
+    pairs = np.stack([filled.astype("<u8"), sizes[filled]], axis=1)
+    return b"sprs" + struct.pack("<Q", pairs.size) + pairs.tobytes()
 
 
 @contextmanager

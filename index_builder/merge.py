@@ -1,8 +1,11 @@
 """Merges index shards into one serving shard.
 
 FAISS would merge shards with different codecs without a word and spoil the index, and could take the same ids twice:
-both are checked first. Parts are taken in the order of their rows, one at a time, so the result does not depend on
-the order in which they arrive or on how the rows were cut into parts; memory is the serving shard plus one part.
+both are checked first. Parts are taken in the order of their rows, so the result does not depend on the order in which
+they arrive or on how the rows were cut into parts.
+
+The file is written list by list from the memory-mapped parts, as FAISS itself would lay it out: memory is the codec and
+one inverted list, whatever the size of the index.
 """
 
 from __future__ import annotations
@@ -10,11 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 
 from index_builder import storage
-from index_builder.errors import CodecMismatchError
-from index_builder.faiss_files import ivf_of, read_index, write_index
+from index_builder.errors import CodecMismatchError, VerificationError
+from index_builder.faiss_files import ivf_of, read_index, write_merged
 from index_builder.index_shards import IndexShard, find_finished, write_description
 
 
@@ -27,25 +31,33 @@ def merge_index_shards(parts: Sequence[IndexShard], out_uri: str) -> IndexShard:
 
     Raises:
         CodecMismatchError: the parts have different codecs, share rows, leave a gap, or there are none.
+        VerificationError: a part is cut off, or does not hold the rows that it should.
     """
     parts = sorted(parts, key=lambda part: (part.first_row, part.rows))
     _check_mergeable(parts, out_uri)
     inputs = hashlib.sha256(json.dumps([part.sha256 for part in parts]).encode()).hexdigest()
     if finished := find_finished(out_uri, inputs):
         return finished
-    with storage.localized(parts[0].uri) as path:
-        merged = read_index(path, memory_mapped=False)
-    for part in parts[1:]:
-        with storage.localized(part.uri) as path:
-            # The rotations are the same: the fingerprints say so.
-            ivf_of(merged).merge_from(ivf_of(read_index(path, memory_mapped=False)), 0)
-    merged.ntotal = ivf_of(merged).ntotal
+    rows = sum(part.rows for part in parts)
+    with ExitStack() as stack:
+        paths = [stack.enter_context(storage.localized(part.uri)) for part in parts]
+        for part, local in zip(parts, paths, strict=True):
+            found = read_index(local).ntotal
+            if found != part.rows:
+                raise VerificationError(
+                    f"{part.uri}: expected {part.rows} rows, found {found}; remove it to add it again"
+                )
+        merged = stack.enter_context(storage.atomic_file(out_uri))
+        sha256 = write_merged(paths, merged)
+        written = read_index(merged)
+        if (written.ntotal, ivf_of(written).ntotal) != (rows, rows):
+            raise VerificationError(f"{out_uri}: expected {rows} rows after merging, found {written.ntotal}")
     shard = IndexShard(
         uri=out_uri,
-        rows=merged.ntotal,
+        rows=rows,
         first_row=parts[0].first_row,
         codec_fingerprint=parts[0].codec_fingerprint,
-        sha256=write_index(merged, out_uri),
+        sha256=sha256,
     )
     return write_description(shard, inputs)
 

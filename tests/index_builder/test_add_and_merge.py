@@ -11,8 +11,8 @@ from index_builder import storage
 from index_builder.add import add_shards, kept_vectors
 from index_builder.codec import CodecInfo, train_codec
 from index_builder.embedding_shards import NumberedShard
-from index_builder.errors import CodecMismatchError, EmbeddingShardError
-from index_builder.faiss_files import ivf_of, list_ids, opened_indexes
+from index_builder.errors import CodecMismatchError, EmbeddingShardError, VerificationError
+from index_builder.faiss_files import ivf_of, list_ids, opened_indexes, write_merged
 from index_builder.index_shards import IndexShard
 from index_builder.merge import merge_index_shards
 from index_builder.sampling import write_sample
@@ -123,6 +123,38 @@ def test_a_merge_equals_one_add_whatever_the_cut_and_the_order(root: str, factor
     assert {shard.sha256 for shard in merged} == {whole.sha256}
     assert [(shard.rows, shard.first_row) for shard in merged] == [(ROWS, 0)] * 3
     assert ids_of(merged[0].uri) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("factory", ["IVF64,Flat", "PCA8,IVF64,PQ4x4np", "IVF64_HNSW8,SQ8"])
+@pytest.mark.parametrize("rows", [10, 300])
+def test_the_merged_file_is_laid_out_as_faiss_does(tmp_path, factory: str, rows: int) -> None:
+    """With few vectors most lists are empty, and FAISS writes down only those that are not."""
+    vectors = clustered(2 * rows + 800, DIM)
+    codec = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
+    codec.train(vectors)
+    whole, paths = faiss.clone_index(codec), []
+    for number in range(2):
+        part = faiss.clone_index(codec)
+        numbers = np.arange(number * rows, (number + 1) * rows)
+        for index in (part, whole):
+            index.add_with_ids(vectors[numbers], numbers)
+        paths.append(str(tmp_path / f"{number}.faiss"))
+        faiss.write_index(part, paths[-1])
+    faiss.write_index(whole, str(tmp_path / "whole.faiss"))
+    sha256 = write_merged(paths, str(tmp_path / "merged.faiss"))
+    assert sha256 == storage.sha256_file(str(tmp_path / "merged.faiss"))
+    assert sha256 == storage.sha256_file(str(tmp_path / "whole.faiss"))
+
+
+def test_a_part_that_was_cut_off_is_named(tmp_path) -> None:
+    made = ready(str(tmp_path))
+    parts = [made.add("a.faiss", 0, 1), made.add("b.faiss", 2, 3)]
+    whole = storage.read_bytes(parts[1].uri)
+    for left in (len(whole) - 100, 40):
+        storage.write_bytes_atomic(parts[1].uri, whole[:left])
+        with pytest.raises(VerificationError, match=r"b\.faiss"):
+            merge_index_shards(parts, str(tmp_path / "merged.faiss"))
+        assert not storage.exists(str(tmp_path / "merged.faiss"))
 
 
 def test_the_parts_are_left_as_they_were(tmp_path) -> None:

@@ -1,19 +1,14 @@
 """The reader: opens a published version and searches it. What a server needs, and nothing of how it was built.
 
-Index files and products are memory-mapped. A remote index is downloaded once into a cache folder (environment variable
-SHELFMARK_CACHE, else the user's cache folder), each file checked by its sha256.
-
 Legend: `B` queries, `D` dimension, `N` products, `k` neighbours.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
+import threading
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import faiss
 import numpy as np
@@ -22,13 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from index_builder import storage
-from index_builder.errors import FilterError, IndexBuilderError, VerificationError
-from index_builder.faiss_files import read_index, search_shards
-from index_builder.manifest import FileEntry, Manifest
-from index_builder.publish import PRODUCTS_FILE, QUERY_ENCODER_FOLDER, read_current, read_manifest, version_uri
-
-CACHED_VERSIONS = 2
-"""Versions of a remote index kept in the cache: the one in use, and the one before for servers that still open it."""
+from index_builder.errors import FilterError, IndexBuilderError
+from index_builder.faiss_files import search_shards
+from index_builder.manifest import Manifest
+from index_builder.publish import QUERY_ENCODER_FOLDER, read_current
+from index_builder.version_files import OpenVersion, open_current, open_version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,32 +30,27 @@ class SearchResult:
 
     Attributes:
         scores: float32 [B, k], descending; -inf where fewer were found.
-        rows: int64 [B, k], rows of `IndexReader.products`; -1 where fewer were found.
+        rows: int64 [B, k], rows of `products`; -1 where fewer were found.
         product_ids: B lists of at most k ids, in the order of `rows`; shorter where fewer were found.
+        version: the version that answered; that of the reader may be another by now.
+        products: the table that `rows` are rows of, that version's `IndexReader.products`.
     """
 
     scores: np.ndarray
     rows: np.ndarray
     product_ids: list[list[str]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _OpenVersion:
-    """One version, open. Replaced as a whole, so that a search in another thread never sees two versions mixed."""
-
-    uri: str
-    manifest: Manifest
-    indexes: tuple[faiss.Index, ...]
+    version: str
     products: pa.Table
 
 
 class IndexReader:
     """A published index, open for search. Threads may share it. Made by `IndexReader.open`."""
 
-    def __init__(self, uri: str, version: str | None, state: _OpenVersion) -> None:
+    def __init__(self, uri: str, version: str | None, state: OpenVersion) -> None:
         self._uri = uri
         self._pinned = version
         self._state = state
+        self._refreshing = threading.Lock()
 
     @classmethod
     def open(cls, uri: str, version: str | None = None) -> IndexReader:
@@ -72,7 +60,7 @@ class IndexReader:
             VersionNotFoundError: nothing is published there, or there is no such version.
             VerificationError: a file is not what the manifest says.
         """
-        return cls(uri, version, _open_version(uri, version or read_current(uri)))
+        return cls(uri, version, open_current(uri) if version is None else open_version(uri, version))
 
     @property
     def manifest(self) -> Manifest:
@@ -93,15 +81,22 @@ class IndexReader:
     def refresh(self) -> bool:
         """Opens the version that is published now, if it is another one; whether it was. A pinned version stays.
 
-        Searches that are under way finish on the version of before.
+        Searches that are under way finish on the version of before, and new ones go on there until the new version is
+        open. After an error the reader stays on the version that it has.
+
+        Raises:
+            VersionNotFoundError, VerificationError, StorageError: as `open`.
         """
         if self._pinned is not None:
             return False
-        current = read_current(self._uri)
-        if current == self.manifest.version:
-            return False
-        self._state = _open_version(self._uri, current)
-        return True
+        # One at a time: a slow refresh must not put an older version over the one that a later refresh opened.
+        with self._refreshing:
+            if read_current(self._uri) == self.manifest.version:
+                return False
+            opened = open_current(self._uri)
+            changed = opened.manifest.version != self.manifest.version
+            self._state = opened
+            return changed
 
     def search(
         self,
@@ -145,60 +140,13 @@ class IndexReader:
         missing = ((0, 0), (0, k - asked))
         scores = np.pad(scores, missing, constant_values=-np.inf)
         rows = np.pad(rows, missing, constant_values=-1)
-        return SearchResult(scores=scores, rows=rows, product_ids=_ids(rows, state.products))
-
-
-def cache_folder() -> Path:
-    """Where remote indexes are kept: SHELFMARK_CACHE, else `shelfmark` in the user's cache folder."""
-    given = os.environ.get("SHELFMARK_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shelfmark"
-
-
-def _open_version(index_uri: str, version: str) -> _OpenVersion:
-    manifest = read_manifest(index_uri, version)
-    uri = version_uri(index_uri, version)
-    folder = storage.local_path(uri) if storage.is_local(uri) else _cached_folder(index_uri, manifest)
-    entries = {entry.path: entry for entry in manifest.files}
-    if PRODUCTS_FILE not in entries or not manifest.index_files():
-        raise VerificationError(
-            f"{uri}: expected index files and {PRODUCTS_FILE} in the manifest, found {sorted(entries)}"
+        return SearchResult(
+            scores=scores,
+            rows=rows,
+            product_ids=_ids(rows, state.products),
+            version=state.manifest.version,
+            products=state.products,
         )
-    indexes = tuple(read_index(_present(folder, entry)) for entry in manifest.index_files())
-    # Read in place: the pages of a column are loaded when it is used.
-    products = pa.ipc.open_file(pa.memory_map(_present(folder, entries[PRODUCTS_FILE]))).read_all()
-    indexed = sum(index.ntotal for index in indexes)
-    if indexed != products.num_rows:
-        raise VerificationError(
-            f"{uri}: expected an index row for each of {products.num_rows} products, found {indexed}"
-        )
-    return _OpenVersion(uri=uri, manifest=manifest, indexes=indexes, products=products)
-
-
-def _cached_folder(index_uri: str, manifest: Manifest) -> str:
-    """Downloads what search needs of a remote version, unless it is there."""
-    name = hashlib.sha256(index_uri.rstrip("/").encode()).hexdigest()[:16]
-    root = str(cache_folder() / "indexes" / name)
-    folder = storage.join(root, manifest.version)
-    source = version_uri(index_uri, manifest.version)
-    for entry in (*manifest.index_files(), *(entry for entry in manifest.files if entry.path == PRODUCTS_FILE)):
-        target = storage.join(folder, entry.path)
-        if not (storage.exists(target) and storage.size(target) == entry.bytes):
-            storage.copy_file(storage.join(source, entry.path), target, expected_sha256=entry.sha256)
-    for older in [version for version in storage.list_folders(root) if version != manifest.version][
-        : 1 - CACHED_VERSIONS
-    ]:
-        storage.remove_tree(storage.join(root, older))
-    return folder
-
-
-def _present(folder: str, entry: FileEntry) -> str:
-    path = storage.join(folder, entry.path)
-    found = os.path.getsize(path) if os.path.exists(path) else None
-    if found != entry.bytes:
-        raise VerificationError(
-            f"{path}: expected {entry.bytes} bytes as its manifest says, found {found or 'no file'}"
-        )
-    return path
 
 
 def _mask(filter: pc.Expression | np.ndarray, products: pa.Table) -> np.ndarray:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from index_builder import storage
-from index_builder.errors import FilterError, IndexBuilderError
-from index_builder.faiss_files import search_shards
+from index_builder.errors import IndexBuilderError
 from index_builder.manifest import Manifest
+from index_builder.product_rows import ProductRows
 from index_builder.publish import QUERY_ENCODER_FOLDER, read_current
 from index_builder.version_files import OpenVersion, open_current, open_version
 
@@ -32,15 +31,33 @@ class SearchResult:
         scores: float32 [B, k], descending; -inf where fewer were found.
         rows: int64 [B, k], rows of `products`; -1 where fewer were found.
         product_ids: B lists of at most k ids, in the order of `rows`; shorter where fewer were found.
-        version: the version that answered; that of the reader may be another by now.
-        products: the table that `rows` are rows of, that version's `IndexReader.products`.
+        version: the version that answered; the reader may be on another one by now.
+        lookup: the products of that version.
     """
 
     scores: np.ndarray
     rows: np.ndarray
     product_ids: list[list[str]]
     version: str
-    products: pa.Table
+    lookup: ProductRows
+
+    @property
+    def products(self) -> pa.Table:
+        """The table that `rows` are rows of: that of the version that answered."""
+        return self.lookup.table
+
+    def columns(self, names: Sequence[str], query: int = 0) -> pa.Table:
+        """Display columns of the products that one query found, best first. Much faster than `products.take(rows)`.
+
+        Args:
+            names: columns of `products`.
+            query: 0 to B - 1.
+
+        Raises:
+            KeyError: there is no such column.
+        """
+        rows = self.rows[query]
+        return self.lookup.take_columns(rows[rows >= 0], names)
 
 
 class IndexReader:
@@ -70,7 +87,7 @@ class IndexReader:
     @property
     def products(self) -> pa.Table:
         """Row -> product_id and the display and filter columns; memory-mapped."""
-        return self._state.products
+        return self._state.products.table
 
     @property
     def query_encoder_uri(self) -> str | None:
@@ -125,50 +142,33 @@ class IndexReader:
             raise IndexBuilderError(f"expected query vectors of shape [B, {dim}], found {list(np.shape(vectors))}")
         if k < 1:
             raise IndexBuilderError(f"expected k of at least 1, found {k}")
+        products = state.search.rows
         selector = None
         probes = nprobe or state.manifest.index.search.nprobe
         if filter is not None:
-            mask = _mask(filter, state.products)
-            # Bit i of the map is row i; the array must outlive the search.
-            bits = np.packbits(mask, bitorder="little")
-            selector = faiss.IDSelectorBitmap(bits)
+            selected = state.filters.select(filter)
+            selector = selected.selector
             if nprobe is None:
-                probes = math.ceil(probes * len(mask) / max(1, int(mask.sum())))
+                probes = math.ceil(probes * products / max(1, selected.rows))
         # More than N cannot be found, and FAISS reserves memory for k.
-        asked = min(k, max(1, state.products.num_rows))
-        scores, rows = search_shards(state.indexes, queries, asked, nprobe=probes, selector=selector)
-        missing = ((0, 0), (0, k - asked))
-        scores = np.pad(scores, missing, constant_values=-np.inf)
-        rows = np.pad(rows, missing, constant_values=-1)
+        asked = min(k, max(1, products))
+        scores, rows = state.search.search(queries, asked, nprobe=probes, selector=selector)
+        if asked < k:
+            missing = ((0, 0), (0, k - asked))
+            scores = np.pad(scores, missing, constant_values=-np.inf)
+            rows = np.pad(rows, missing, constant_values=-1)
         return SearchResult(
             scores=scores,
             rows=rows,
             product_ids=_ids(rows, state.products),
             version=state.manifest.version,
-            products=state.products,
+            lookup=state.products,
         )
 
 
-def _mask(filter: pc.Expression | np.ndarray, products: pa.Table) -> np.ndarray:
-    """The rows that a filter keeps, bool [N]. Where the condition is null, the row is not kept."""
-    if isinstance(filter, pc.Expression):
-        try:
-            kept = ds.dataset(products).to_table(columns={"kept": filter}).column("kept")
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, pa.ArrowTypeError) as error:
-            columns = ", ".join(f"{field.name}: {field.type}" for field in products.schema)
-            raise FilterError(f"filter {filter} does not fit the products ({columns}): {error}") from error
-        if kept.type != pa.bool_():
-            raise FilterError(f"filter {filter}: expected a condition, found an expression of type {kept.type}")
-        return pc.fill_null(kept, False).to_numpy()
-    mask = np.asarray(filter)
-    if mask.dtype != np.bool_ or mask.shape != (products.num_rows,):
-        raise FilterError(f"filter: expected bool [{products.num_rows}], found {mask.dtype} {list(mask.shape)}")
-    return mask
-
-
-def _ids(rows: np.ndarray, products: pa.Table) -> list[list[str]]:
+def _ids(rows: np.ndarray, products: ProductRows) -> list[list[str]]:
     """Product ids of the rows found: one lookup for the batch."""
     found = rows >= 0
-    ids = products.column("product_id").take(pa.array(rows[found])).to_pylist()
+    ids = products.take(rows[found], "product_id").to_pylist()
     ends = np.cumsum(found.sum(axis=1)).tolist()
     return [ids[start:end] for start, end in pairwise([0, *ends])]

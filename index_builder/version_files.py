@@ -20,8 +20,11 @@ import pyarrow as pa
 from index_builder import storage
 from index_builder.errors import IndexBuilderError, MissingFileError, VerificationError, VersionNotFoundError
 from index_builder.faiss_files import read_index
+from index_builder.filters import RowFilters
 from index_builder.manifest import FileEntry, Manifest
+from index_builder.product_rows import ProductRows
 from index_builder.publish import PRODUCTS_FILE, manifest_uri, read_current, read_manifest, version_uri
+from index_builder.shard_search import ShardSearch
 
 CACHED_VERSIONS = 2
 """Versions of a remote index kept in the cache: the one in use, and the one before for servers that still open it."""
@@ -35,8 +38,9 @@ class OpenVersion:
 
     uri: str
     manifest: Manifest
-    indexes: tuple[faiss.Index, ...]
-    products: pa.Table
+    search: ShardSearch
+    products: ProductRows
+    filters: RowFilters
 
 
 def open_current(index_uri: str) -> OpenVersion:
@@ -96,15 +100,17 @@ def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
         raise VerificationError(f"{uri}: expected index files and {PRODUCTS_FILE} in the manifest, found {found}")
     needed = (*manifest.index_files(), products_entry)
     folder = storage.local_path(uri) if storage.is_local(uri) else _cached_folder(index_uri, manifest.version, needed)
-    indexes = tuple(_open_index(folder, entry) for entry in manifest.index_files())
+    indexes = [_open_index(folder, entry) for entry in manifest.index_files()]
     # Read in place: the pages of a column are loaded when it is used.
     products = pa.ipc.open_file(pa.memory_map(_present(folder, products_entry))).read_all()
-    indexed = sum(index.ntotal for index in indexes)
-    if indexed != products.num_rows:
+    search = ShardSearch(indexes)
+    if search.rows != products.num_rows:
         raise VerificationError(
-            f"{uri}: expected an index row for each of {products.num_rows} products, found {indexed}"
+            f"{uri}: expected an index row for each of {products.num_rows} products, found {search.rows}"
         )
-    return OpenVersion(uri=uri, manifest=manifest, indexes=indexes, products=products)
+    return OpenVersion(
+        uri=uri, manifest=manifest, search=search, products=ProductRows(products), filters=RowFilters(products)
+    )
 
 
 def _cached_folder(index_uri: str, version: str, needed: tuple[FileEntry, ...]) -> str:

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 PRODUCTS_FILE = "products.arrow"
 QUERY_ENCODER_FOLDER = "query_encoder"
 UNFINISHED_KEPT = timedelta(days=1)
+AHEAD_TOLD = timedelta(hours=1)
+"""A newest version that lies further in the future than this is told: retention and going back go by the ids."""
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 
@@ -72,7 +74,7 @@ def publish_version(
     )
     for entry in files:
         storage.copy_file(sources[entry.path], storage.join(folder, entry.path), expected_sha256=entry.sha256)
-    storage.write_bytes_atomic(storage.join(folder, "manifest.json"), manifest.to_json().encode())
+    storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_json().encode())
     if make_current:
         set_current(index_uri, version)
     return version
@@ -127,7 +129,7 @@ def read_manifest(index_uri: str, version: str | None = None) -> Manifest:
         ManifestError: the manifest cannot be read.
     """
     version = version or read_current(index_uri)
-    uri = storage.join(version_uri(index_uri, version), "manifest.json")
+    uri = manifest_uri(index_uri, version)
     try:
         text = storage.read_bytes(uri)
     except FileNotFoundError:
@@ -138,11 +140,7 @@ def read_manifest(index_uri: str, version: str | None = None) -> Manifest:
 
 def list_versions(index_uri: str) -> tuple[str, ...]:
     """Ids of all complete versions, oldest first, published or not."""
-    return tuple(
-        version
-        for version in _folders(index_uri)
-        if storage.exists(storage.join(version_uri(index_uri, version), "manifest.json"))
-    )
+    return tuple(version for version in _folders(index_uri) if storage.exists(manifest_uri(index_uri, version)))
 
 
 def set_current(index_uri: str, version: str) -> None:
@@ -162,7 +160,14 @@ def set_current(index_uri: str, version: str) -> None:
             raise VersionNotFoundError(
                 f"{version} cannot be published: {uri}: expected {entry.bytes} bytes, found {found}"
             )
-    storage.write_bytes_atomic(_current_uri(index_uri), f"{version}\n".encode())
+    before = _current(index_uri)
+    _point_to(index_uri, version)
+    # A prune that looked at CURRENT before this took the version for an old one. It looks again once it has removed the
+    # manifest: either it sees the new pointer, or its removal is seen here.
+    if not storage.exists(manifest_uri(index_uri, version)):
+        if before:
+            _point_to(index_uri, before)
+        raise VersionNotFoundError(f"{version} cannot be published: it is being pruned; publish a newer one")
 
 
 def damaged_files(index_uri: str, version: str) -> list[str]:
@@ -197,15 +202,7 @@ def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[st
     if keep < 1:
         raise StorageError(f"expected to keep at least 1 version, found {keep}")
     complete = list_versions(index_uri)
-    try:
-        current = read_current(index_uri)
-    except VersionNotFoundError:
-        current = ""
-    removed = tuple(version for version in complete[:-keep] if version != current)
-    for version in removed:
-        # Without its manifest a version is incomplete: nobody takes it for a whole one while it goes.
-        storage.remove_file(storage.join(version_uri(index_uri, version), "manifest.json"))
-        storage.remove_tree(version_uri(index_uri, version))
+    removed = tuple(version for version in complete[:-keep] if _remove_version(index_uri, version))
     oldest_kept = ((now or datetime.now(UTC)) - UNFINISHED_KEPT).strftime(_TIME_FORMAT)
     for version in _folders(index_uri):
         if version not in complete and version < oldest_kept:
@@ -214,13 +211,45 @@ def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[st
     return removed
 
 
+def _remove_version(index_uri: str, version: str) -> bool:
+    """Removes a version, unless it is the published one; whether it did."""
+    if _current(index_uri) == version:
+        return False
+    uri = manifest_uri(index_uri, version)
+    manifest = storage.read_bytes(uri)
+    # Without its manifest a version is incomplete: nobody takes it for a whole one while it goes.
+    storage.remove_file(uri)
+    if _current(index_uri) == version:  # gone back to in this moment
+        storage.write_bytes_atomic(uri, manifest)
+        return False
+    storage.remove_tree(version_uri(index_uri, version))
+    return True
+
+
 def version_uri(index_uri: str, version: str) -> str:
     """The folder of a version."""
     return storage.join(index_uri, "versions", version)
 
 
+def manifest_uri(index_uri: str, version: str) -> str:
+    """The manifest of a version."""
+    return storage.join(version_uri(index_uri, version), "manifest.json")
+
+
 def _current_uri(index_uri: str) -> str:
     return storage.join(index_uri, "CURRENT")
+
+
+def _current(index_uri: str) -> str:
+    """The id of the published version, "" where there is none."""
+    try:
+        return read_current(index_uri)
+    except VersionNotFoundError:
+        return ""
+
+
+def _point_to(index_uri: str, version: str) -> None:
+    storage.write_bytes_atomic(_current_uri(index_uri), f"{version}\n".encode())
 
 
 def _folders(index_uri: str) -> list[str]:
@@ -236,10 +265,14 @@ def _sources(staged: str | Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[datetime, str]:
-    """The id for this second, or for the next one that is free: an older version is never written over."""
-    taken = set(_folders(index_uri))
-    while True:
-        version = f"{now.strftime(_TIME_FORMAT)}-{fingerprint[:12]}"
-        if version not in taken:
-            return now, version
-        now += timedelta(seconds=1)
+    """The id for this second, or for the first one after all that are taken: ids are in the order of publishing."""
+    now = now.replace(microsecond=0)
+    newest = max((name.split("-")[0] for name in _folders(index_uri)), default="")
+    if newest >= now.strftime(_TIME_FORMAT):
+        after = datetime.strptime(newest, _TIME_FORMAT).replace(tzinfo=UTC) + timedelta(seconds=1)
+        if after - now > AHEAD_TOLD:
+            log.warning(
+                "%s: the newest version is named %s, but it is %s now: some clock is wrong", index_uri, newest, now
+            )
+        now = after
+    return now, f"{now.strftime(_TIME_FORMAT)}-{fingerprint[:12]}"

@@ -1,34 +1,26 @@
 """The reader: opens a published version and searches it. What a server needs, and nothing of how it was built.
 
-Index files and products are memory-mapped. A remote index is downloaded once into a cache folder (environment variable
-SHELFMARK_CACHE, else the user's cache folder), each file checked by its sha256.
-
 Legend: `B` queries, `D` dimension, `N` products, `k` neighbours.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from index_builder import storage
-from index_builder.errors import FilterError, IndexBuilderError, VerificationError
-from index_builder.faiss_files import read_index, search_shards
-from index_builder.manifest import FileEntry, Manifest
-from index_builder.publish import PRODUCTS_FILE, QUERY_ENCODER_FOLDER, read_current, read_manifest, version_uri
-
-CACHED_VERSIONS = 2
-"""Versions of a remote index kept in the cache: the one in use, and the one before for servers that still open it."""
+from index_builder.errors import IndexBuilderError
+from index_builder.manifest import Manifest
+from index_builder.product_rows import ProductRows
+from index_builder.publish import QUERY_ENCODER_FOLDER, read_current
+from index_builder.version_files import OpenVersion, open_current, open_version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,32 +29,45 @@ class SearchResult:
 
     Attributes:
         scores: float32 [B, k], descending; -inf where fewer were found.
-        rows: int64 [B, k], rows of `IndexReader.products`; -1 where fewer were found.
+        rows: int64 [B, k], rows of `products`; -1 where fewer were found.
         product_ids: B lists of at most k ids, in the order of `rows`; shorter where fewer were found.
+        version: the version that answered; the reader may be on another one by now.
+        lookup: the products of that version.
     """
 
     scores: np.ndarray
     rows: np.ndarray
     product_ids: list[list[str]]
+    version: str
+    lookup: ProductRows
 
+    @property
+    def products(self) -> pa.Table:
+        """The table that `rows` are rows of: that of the version that answered."""
+        return self.lookup.table
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _OpenVersion:
-    """One version, open. Replaced as a whole, so that a search in another thread never sees two versions mixed."""
+    def columns(self, names: Sequence[str], query: int = 0) -> pa.Table:
+        """Display columns of the products that one query found, best first. Much faster than `products.take(rows)`.
 
-    uri: str
-    manifest: Manifest
-    indexes: tuple[faiss.Index, ...]
-    products: pa.Table
+        Args:
+            names: columns of `products`.
+            query: 0 to B - 1.
+
+        Raises:
+            KeyError: there is no such column.
+        """
+        rows = self.rows[query]
+        return self.lookup.take_columns(rows[rows >= 0], names)
 
 
 class IndexReader:
     """A published index, open for search. Threads may share it. Made by `IndexReader.open`."""
 
-    def __init__(self, uri: str, version: str | None, state: _OpenVersion) -> None:
+    def __init__(self, uri: str, version: str | None, state: OpenVersion) -> None:
         self._uri = uri
         self._pinned = version
         self._state = state
+        self._refreshing = threading.Lock()
 
     @classmethod
     def open(cls, uri: str, version: str | None = None) -> IndexReader:
@@ -72,7 +77,7 @@ class IndexReader:
             VersionNotFoundError: nothing is published there, or there is no such version.
             VerificationError: a file is not what the manifest says.
         """
-        return cls(uri, version, _open_version(uri, version or read_current(uri)))
+        return cls(uri, version, open_current(uri) if version is None else open_version(uri, version))
 
     @property
     def manifest(self) -> Manifest:
@@ -82,7 +87,7 @@ class IndexReader:
     @property
     def products(self) -> pa.Table:
         """Row -> product_id and the display and filter columns; memory-mapped."""
-        return self._state.products
+        return self._state.products.table
 
     @property
     def query_encoder_uri(self) -> str | None:
@@ -93,15 +98,22 @@ class IndexReader:
     def refresh(self) -> bool:
         """Opens the version that is published now, if it is another one; whether it was. A pinned version stays.
 
-        Searches that are under way finish on the version of before.
+        Searches that are under way finish on the version of before, and new ones go on there until the new version is
+        open. After an error the reader stays on the version that it has.
+
+        Raises:
+            VersionNotFoundError, VerificationError, StorageError: as `open`.
         """
         if self._pinned is not None:
             return False
-        current = read_current(self._uri)
-        if current == self.manifest.version:
-            return False
-        self._state = _open_version(self._uri, current)
-        return True
+        # One at a time: a slow refresh must not put an older version over the one that a later refresh opened.
+        with self._refreshing:
+            if read_current(self._uri) == self.manifest.version:
+                return False
+            opened = open_current(self._uri)
+            changed = opened.manifest.version != self.manifest.version
+            self._state = opened
+            return changed
 
     def search(
         self,
@@ -130,97 +142,33 @@ class IndexReader:
             raise IndexBuilderError(f"expected query vectors of shape [B, {dim}], found {list(np.shape(vectors))}")
         if k < 1:
             raise IndexBuilderError(f"expected k of at least 1, found {k}")
+        products = state.search.rows
         selector = None
         probes = nprobe or state.manifest.index.search.nprobe
         if filter is not None:
-            mask = _mask(filter, state.products)
-            # Bit i of the map is row i; the array must outlive the search.
-            bits = np.packbits(mask, bitorder="little")
-            selector = faiss.IDSelectorBitmap(bits)
+            selected = state.filters.select(filter)
+            selector = selected.selector
             if nprobe is None:
-                probes = math.ceil(probes * len(mask) / max(1, int(mask.sum())))
+                probes = math.ceil(probes * products / max(1, selected.rows))
         # More than N cannot be found, and FAISS reserves memory for k.
-        asked = min(k, max(1, state.products.num_rows))
-        scores, rows = search_shards(state.indexes, queries, asked, nprobe=probes, selector=selector)
-        missing = ((0, 0), (0, k - asked))
-        scores = np.pad(scores, missing, constant_values=-np.inf)
-        rows = np.pad(rows, missing, constant_values=-1)
-        return SearchResult(scores=scores, rows=rows, product_ids=_ids(rows, state.products))
-
-
-def cache_folder() -> Path:
-    """Where remote indexes are kept: SHELFMARK_CACHE, else `shelfmark` in the user's cache folder."""
-    given = os.environ.get("SHELFMARK_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shelfmark"
-
-
-def _open_version(index_uri: str, version: str) -> _OpenVersion:
-    manifest = read_manifest(index_uri, version)
-    uri = version_uri(index_uri, version)
-    folder = storage.local_path(uri) if storage.is_local(uri) else _cached_folder(index_uri, manifest)
-    entries = {entry.path: entry for entry in manifest.files}
-    if PRODUCTS_FILE not in entries or not manifest.index_files():
-        raise VerificationError(
-            f"{uri}: expected index files and {PRODUCTS_FILE} in the manifest, found {sorted(entries)}"
+        asked = min(k, max(1, products))
+        scores, rows = state.search.search(queries, asked, nprobe=probes, selector=selector)
+        if asked < k:
+            missing = ((0, 0), (0, k - asked))
+            scores = np.pad(scores, missing, constant_values=-np.inf)
+            rows = np.pad(rows, missing, constant_values=-1)
+        return SearchResult(
+            scores=scores,
+            rows=rows,
+            product_ids=_ids(rows, state.products),
+            version=state.manifest.version,
+            lookup=state.products,
         )
-    indexes = tuple(read_index(_present(folder, entry)) for entry in manifest.index_files())
-    # Read in place: the pages of a column are loaded when it is used.
-    products = pa.ipc.open_file(pa.memory_map(_present(folder, entries[PRODUCTS_FILE]))).read_all()
-    indexed = sum(index.ntotal for index in indexes)
-    if indexed != products.num_rows:
-        raise VerificationError(
-            f"{uri}: expected an index row for each of {products.num_rows} products, found {indexed}"
-        )
-    return _OpenVersion(uri=uri, manifest=manifest, indexes=indexes, products=products)
 
 
-def _cached_folder(index_uri: str, manifest: Manifest) -> str:
-    """Downloads what search needs of a remote version, unless it is there."""
-    name = hashlib.sha256(index_uri.rstrip("/").encode()).hexdigest()[:16]
-    root = str(cache_folder() / "indexes" / name)
-    folder = storage.join(root, manifest.version)
-    source = version_uri(index_uri, manifest.version)
-    for entry in (*manifest.index_files(), *(entry for entry in manifest.files if entry.path == PRODUCTS_FILE)):
-        target = storage.join(folder, entry.path)
-        if not (storage.exists(target) and storage.size(target) == entry.bytes):
-            storage.copy_file(storage.join(source, entry.path), target, expected_sha256=entry.sha256)
-    for older in [version for version in storage.list_folders(root) if version != manifest.version][
-        : 1 - CACHED_VERSIONS
-    ]:
-        storage.remove_tree(storage.join(root, older))
-    return folder
-
-
-def _present(folder: str, entry: FileEntry) -> str:
-    path = storage.join(folder, entry.path)
-    found = os.path.getsize(path) if os.path.exists(path) else None
-    if found != entry.bytes:
-        raise VerificationError(
-            f"{path}: expected {entry.bytes} bytes as its manifest says, found {found or 'no file'}"
-        )
-    return path
-
-
-def _mask(filter: pc.Expression | np.ndarray, products: pa.Table) -> np.ndarray:
-    """The rows that a filter keeps, bool [N]. Where the condition is null, the row is not kept."""
-    if isinstance(filter, pc.Expression):
-        try:
-            kept = ds.dataset(products).to_table(columns={"kept": filter}).column("kept")
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, pa.ArrowTypeError) as error:
-            columns = ", ".join(f"{field.name}: {field.type}" for field in products.schema)
-            raise FilterError(f"filter {filter} does not fit the products ({columns}): {error}") from error
-        if kept.type != pa.bool_():
-            raise FilterError(f"filter {filter}: expected a condition, found an expression of type {kept.type}")
-        return pc.fill_null(kept, False).to_numpy()
-    mask = np.asarray(filter)
-    if mask.dtype != np.bool_ or mask.shape != (products.num_rows,):
-        raise FilterError(f"filter: expected bool [{products.num_rows}], found {mask.dtype} {list(mask.shape)}")
-    return mask
-
-
-def _ids(rows: np.ndarray, products: pa.Table) -> list[list[str]]:
+def _ids(rows: np.ndarray, products: ProductRows) -> list[list[str]]:
     """Product ids of the rows found: one lookup for the batch."""
     found = rows >= 0
-    ids = products.column("product_id").take(pa.array(rows[found])).to_pylist()
+    ids = products.take(rows[found], "product_id").to_pylist()
     ends = np.cumsum(found.sum(axis=1)).tolist()
     return [ids[start:end] for start, end in pairwise([0, *ends])]

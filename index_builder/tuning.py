@@ -13,10 +13,11 @@ import numpy as np
 from index_builder import storage
 from index_builder.codec import CodecInfo, open_codec
 from index_builder.errors import VerificationError
-from index_builder.faiss_files import faiss_threads, ivf_of, opened_indexes, search_shards
+from index_builder.faiss_files import faiss_threads, ivf_of, opened_indexes
 from index_builder.ground_truth import GroundTruth
 from index_builder.index_shards import IndexShard, find_finished, write_description
 from index_builder.sampling import QuerySet
+from index_builder.shard_search import ShardSearch
 
 TIMED_QUERIES = 100
 SMALLEST_GAIN = 0.001
@@ -70,10 +71,10 @@ def measure_search(
         target_recall: where it may stop.
     """
     with opened_indexes(index_uris) as indexes:
-        lists = max(ivf_of(index).nlist for index in indexes)
+        search = ShardSearch(indexes)
         measured: list[SearchMeasurement] = []
-        for nprobe in _steps(lists):
-            measured.append(_measure(indexes, queries, truth, nprobe))
+        for nprobe in _steps(search.lists):
+            measured.append(_measure(search, queries, truth, nprobe))
             if len(measured) > 1 and measured[-2].recall >= target_recall:
                 break
             half = [earlier for earlier in measured if earlier.nprobe * 2 <= nprobe]
@@ -126,27 +127,27 @@ def store_nprobe(shard: IndexShard, codec: CodecInfo, nprobe: int, out_uri: str)
     return write_description(replace(shard, uri=out_uri, sha256=sha256), inputs)
 
 
-def _measure(indexes: list[faiss.Index], queries: QuerySet, truth: GroundTruth, nprobe: int) -> SearchMeasurement:
+def _measure(search: ShardSearch, queries: QuerySet, truth: GroundTruth, nprobe: int) -> SearchMeasurement:
     k = truth.k
     # One more than k, for the query itself is in the index and does not count.
-    rows = search_shards(indexes, queries.vectors, k + 1, nprobe=nprobe)[1]
+    rows = search.search(queries.vectors, k + 1, nprobe=nprobe)[1]
     itself = rows == queries.rows[:, None]
     order = np.argsort(itself, axis=1, kind="stable")
     found = np.take_along_axis(np.where(itself, -1, rows), order, axis=1)[:, :k]
     return SearchMeasurement(
         nprobe=nprobe,
         recall=round(truth.recall(found), 6),
-        latency_ms=round(_latency_ms(indexes, queries.vectors[:TIMED_QUERIES], k, nprobe), 4),
+        latency_ms=round(_latency_ms(search, queries.vectors[:TIMED_QUERIES], k, nprobe), 4),
     )
 
 
-def _latency_ms(indexes: list[faiss.Index], vectors: np.ndarray, k: int, nprobe: int) -> float:
+def _latency_ms(search: ShardSearch, vectors: np.ndarray, k: int, nprobe: int) -> float:
     seconds = []
     # A server answers many queries at a time, each on one core; threads that share one query mostly wait.
     with faiss_threads(1):
         for vector in vectors:
             start = time.perf_counter()
-            search_shards(indexes, vector[None], k, nprobe=nprobe)
+            search.search(vector[None], k, nprobe=nprobe)
             seconds.append(time.perf_counter() - start)
     return 1000 * float(np.median(seconds)) if seconds else 0.0
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import fsspec
-import pytest
-from moto.server import ThreadedMotoServer
 
 from index_builder import IndexReader, publish
 from pipelines import search
@@ -17,31 +14,6 @@ from tests.pipelines.catalog.catalogs import read_plan
 from tests.pipelines.job import index_files, product, run_job
 
 PRODUCTS = 120
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
-    """An empty bucket; clients find it by the environment, as they would find a shop's."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
-    type(filesystem).clear_instance_cache()
-    # moto's buckets live as long as this process, so each test has one of its own.
-    name = request.node.name.replace("_", "-")[:60]
-    filesystem.mkdir(name)
-    try:
-        yield f"s3://{name}"
-    finally:
-        type(filesystem).clear_instance_cache()
-        server.stop()
 
 
 def put(uri: str, data: bytes) -> None:

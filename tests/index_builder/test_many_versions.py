@@ -1,0 +1,250 @@
+"""A writer that publishes and prunes without a pause, and readers that look all the while."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from index_builder import IndexReader, VersionNotFoundError, publish, storage, version_files
+from index_builder.publish import list_versions, prune, read_current, set_current
+from tests.index_builder import publish_many
+from tests.index_builder.builds import clustered, published
+
+VERSIONS = 200
+MODES = ("refresh", "refresh", "open", "pinned")
+
+
+def start(module: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"tests.index_builder.{module}", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_readers_see_whole_versions_only_and_never_go_back(tmp_path: Path) -> None:
+    builds, index, stop = tmp_path / "builds", str(tmp_path / "index"), tmp_path / "stop"
+    publish_many.prepare(builds)
+    publish_many.publish_one(index, builds, 0, builds)
+    readers = [start("read_many", index, str(builds), mode, str(stop)) for mode in MODES]
+    try:
+        for reader in readers:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "ready\n", reader.communicate()[1]
+        writer = start("publish_many", index, str(builds), "1", str(VERSIONS))
+        errors = writer.communicate(timeout=300)[1]
+        assert writer.returncode == 0, errors
+        stop.touch()
+        for mode, reader in zip(MODES, readers, strict=True):
+            output, errors = reader.communicate(timeout=60)
+            assert reader.returncode == 0, errors
+            saw = json.loads(output)
+            assert saw["versions"] > 5, saw
+            if mode != "pinned":
+                assert saw["last"] == VERSIONS - 1
+    finally:
+        for reader in readers:
+            reader.kill()
+    assert len(list_versions(index)) == 1 + (VERSIONS - 1) % 3
+
+
+ROWS, DIM = 300, 16
+VECTORS = clustered(ROWS, DIM)
+
+
+def two_versions(root: str) -> tuple[str, list[str]]:
+    """An index of two versions, of `ROWS` and of 50 products; its address and their ids."""
+    index = published(root, ROWS, DIM, factory="Flat", serving_shards=2)
+    published(root, 50, DIM, seed=1, factory="Flat")
+    return index, list(list_versions(index))
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else str(request.getfixturevalue("bucket"))
+
+
+def test_no_query_is_dropped_while_the_reader_refreshes(place: str, cache: Path) -> None:
+    index, versions = two_versions(place)
+    products = dict(zip(versions, (ROWS, 50), strict=True))
+    reader = IndexReader.open(index)
+    asked, answered, failures = Counter[int](), Counter[str](), []
+    stop = threading.Event()
+
+    def ask(number: int) -> None:
+        while not stop.is_set():
+            asked[number] += 1
+            try:
+                result = reader.search(VECTORS[:4], 60)
+                found = (result.rows >= 0).sum(axis=1).tolist()
+                assert found == [min(60, products[result.version])] * 4
+                # What is shown beside an id is of the version that answered.
+                assert result.product_ids[0] == result.columns(["product_id"])["product_id"].to_pylist()
+                assert result.products.num_rows == products[result.version]
+                answered[result.version] += 1
+            except Exception as error:  # noqa: BLE001 - a thread's exception would be lost
+                failures.append(error)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for turn in range(20):
+        set_current(index, versions[turn % 2])
+        assert reader.refresh()
+        assert reader.manifest.version == versions[turn % 2]
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert answered.total() == asked.total()
+    assert set(answered) == set(versions)
+
+
+def at_opening(monkeypatch: pytest.MonkeyPatch, deed: Any) -> None:
+    """Does a deed once, after a reader has read the manifest and before it opens the files."""
+    real, done = version_files.read_manifest, []
+
+    def read_manifest(*arguments: Any) -> Any:
+        manifest = real(*arguments)
+        if not done:
+            done.append(True)
+            deed()
+        return manifest
+
+    monkeypatch.setattr(version_files, "read_manifest", read_manifest)
+
+
+def test_a_version_pruned_while_it_is_opened_gives_way_to_the_next(
+    root: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, versions = two_versions(root)
+    set_current(index, versions[0])
+    reader = IndexReader.open(index, versions[1])
+
+    def replace() -> None:
+        set_current(index, versions[1])
+        assert prune(index, 1) == (versions[0],)
+
+    at_opening(monkeypatch, replace)
+    assert IndexReader.open(index).manifest.version == versions[1]
+    # What is open stays so, whatever is published and pruned.
+    published(root, 60, DIM, seed=2, factory="Flat")
+    assert prune(index, 1) == (versions[1],)
+    assert reader.search(clustered(50, DIM, seed=1)[7], 1).product_ids == [["sku-7"]]
+
+
+def test_a_chosen_version_that_is_pruned_while_it_is_opened_is_named(
+    root: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, versions = two_versions(root)
+    at_opening(monkeypatch, lambda: prune(index, 1))
+    with pytest.raises(VersionNotFoundError, match=f"{versions[0]} was removed while it was being opened"):
+        IndexReader.open(index, versions[0])
+
+
+def test_another_server_cleans_the_cache_meanwhile(
+    remote_root: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, versions = two_versions(remote_root)
+    IndexReader.open(index, versions[0])
+    real, removed = version_files._cached_folder, []
+
+    def cached_folder(*arguments: Any) -> str:
+        folder = real(*arguments)
+        if not removed:
+            removed.append(folder)
+            storage.remove_tree(folder)
+        return folder
+
+    monkeypatch.setattr(version_files, "_cached_folder", cached_folder)
+    assert IndexReader.open(index, versions[0]).manifest.version == versions[0]
+    assert removed
+
+
+def test_a_failed_refresh_leaves_the_reader_where_it_is(tmp_path: Path) -> None:
+    index, versions = two_versions(str(tmp_path))
+    set_current(index, versions[0])
+    reader = IndexReader.open(index)
+    set_current(index, versions[1])
+    (tmp_path / "index" / "versions" / versions[1] / "products.arrow").write_bytes(b"damaged")
+    for _ in range(2):
+        with pytest.raises(version_files.VerificationError, match=r"products\.arrow: expected"):
+            reader.refresh()
+        assert reader.search(VECTORS[8], 1).product_ids == [["sku-8"]]
+
+
+def test_a_slow_refresh_does_not_put_back_an_older_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, versions = two_versions(str(tmp_path))
+    published(str(tmp_path), 60, DIM, seed=2, factory="Flat")
+    newest = read_current(index)
+    set_current(index, versions[0])
+    reader = IndexReader.open(index)
+    set_current(index, versions[1])
+    slow, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        slow.set()
+        go_on.wait(30)
+
+    at_opening(monkeypatch, wait)
+    threads = [threading.Thread(target=reader.refresh) for _ in range(2)]
+    threads[0].start()
+    assert slow.wait(30)
+    set_current(index, newest)
+    threads[1].start()
+    threads[1].join(0.2)
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert reader.manifest.version == newest
+
+
+def test_ids_are_in_the_order_of_publishing_even_within_a_second(tmp_path: Path) -> None:
+    builds = tmp_path / "builds"
+    publish_many.prepare(builds)
+    index = str(tmp_path / "index")
+    ids = [publish_many.publish_one(index, builds, number, builds) for number in range(12)]
+    assert ids == sorted(ids)
+    assert len({name.split("-")[0] for name in ids}) == 12
+    assert list_versions(index)[-1] == read_current(index) == ids[-1]
+
+
+def test_going_back_to_a_version_that_is_being_pruned(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, versions = two_versions(root)
+    real = storage.remove_file
+
+    # The pointer moves after the prune has looked: the version stays.
+    def remove_file(uri: str) -> None:
+        monkeypatch.setattr(storage, "remove_file", real)
+        publish._point_to(index, versions[0])
+        real(uri)
+
+    monkeypatch.setattr(storage, "remove_file", remove_file)
+    assert prune(index, 1) == ()
+    assert read_current(index) == versions[0]
+    assert publish.damaged_files(index, versions[0]) == []
+
+    # The prune takes the manifest after its files were looked at: the pointer goes back to where it was.
+    set_current(index, versions[1])
+    point_to = publish._point_to
+
+    def point(uri: str, version: str) -> None:
+        monkeypatch.setattr(publish, "_point_to", point_to)
+        real(publish.manifest_uri(uri, version))
+        point_to(uri, version)
+
+    monkeypatch.setattr(publish, "_point_to", point)
+    with pytest.raises(VersionNotFoundError, match="being pruned"):
+        set_current(index, versions[0])
+    assert read_current(index) == versions[1]

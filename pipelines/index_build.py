@@ -16,6 +16,7 @@ from index_builder import storage
 from index_builder.add import add_shards
 from index_builder.codec import CodecInfo, train_codec
 from index_builder.embedding_shards import NumberedShard
+from index_builder.fast_scan import convert_shard
 from index_builder.ground_truth import exact_neighbours
 from index_builder.index_shards import IndexShard
 from index_builder.merge import merge_index_shards
@@ -184,12 +185,12 @@ class BuildJob:
         with self.record.timed("add", task.name):
             return add_shards(codec, task.shards, uri)
 
-    def merge(self, serving_shard: int, parts: Sequence[IndexShard]) -> IndexShard:
-        """Merges the index shards of one serving shard."""
+    def merge(self, plan: BuildPlan, serving_shard: int, parts: Sequence[IndexShard]) -> IndexShard:
+        """Merges the index shards of one serving shard, and lays it out as it is served."""
         name = f"{serving_shard:05d}"
-        uri = storage.join(self.folder, "merged", f"{name}.faiss")
         with self.record.timed("merge", name):
-            return merge_index_shards(parts, uri)
+            merged = merge_index_shards(parts, storage.join(self.folder, "merged", f"{name}.faiss"))
+            return convert_shard(merged, plan.spec, storage.join(self.folder, "fast_scan", f"{name}.faiss"))
 
     def verify(
         self,

@@ -51,7 +51,8 @@ class BuildIndex(beam.PTransform):
             | "AddToIndexShard"
             >> beam.Map(lambda task, codec: (task.serving_shard, job.add(codec, task)), AsSingleton(codec))
             | "IndexShardsOfServingShard" >> beam.GroupByKey()
-            | "MergeIndexShards" >> beam.MapTuple(lambda number, parts: job.merge(number, list(parts)))
+            | "MergeIndexShards"
+            >> beam.MapTuple(lambda number, parts, plan: job.merge(plan, number, list(parts)), AsSingleton(plan))
         )
         return (
             merged

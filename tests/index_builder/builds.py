@@ -12,6 +12,7 @@ from index_builder import storage
 from index_builder.add import add_shards
 from index_builder.codec import CodecInfo, train_codec
 from index_builder.embedding_shards import EmbeddingShardWriter, NumberedShard
+from index_builder.fast_scan import convert_shard
 from index_builder.ground_truth import GroundTruth, exact_neighbours
 from index_builder.index_shards import IndexShard
 from index_builder.manifest import (
@@ -107,7 +108,8 @@ def build_index(
             add_shards(codec, task[::turn], storage.join(root, "parts", f"{number}-{place}.faiss"))
             for place, task in enumerate(tasks)
         ]
-        merged.append(merge_index_shards(parts[::turn], storage.join(root, "merged", f"{number}.faiss")))
+        whole = merge_index_shards(parts[::turn], storage.join(root, "merged", f"{number}.faiss"))
+        merged.append(convert_shard(whole, spec, storage.join(root, "fast_scan", f"{number}.faiss")))
     verify_index(merged, rows=rows, dim=dim, codec_fingerprint=codec.fingerprint)
     queries = read_queries(pieces[::turn], limit=sample.queries)
     truth = exact_neighbours(queries.vectors, queries.rows, shards[::turn], config.k)

@@ -66,12 +66,13 @@ class SearchSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexSummary:
-    """The index: its spec, the same as a FAISS factory string, and how to search it."""
+    """The index: its spec, the same as a FAISS factory string, how to search it, and a line on each choice."""
 
     spec: IndexSpec
     factory: str
     serving_shards: int
     search: SearchSettings
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -42,7 +42,13 @@ class IndexConfig:
             plus 14 bytes a product.
         target_recall: the least share of true neighbours that search should find; `nprobe` is chosen for it.
         serving_shards: files the index is split into, for servers that share the load.
-        rows_per_add: products an add task takes; its memory is this times the code size.
+        rows_per_add: products an add task takes; its memory is this times the code size. None: as many as the memory
+            budget allows, at most 200,000.
+        memory_budget_mb: megabytes that the vectors and codes of one step of the build may take (training, adding,
+            laying out); a build that needs more is refused before it begins.
+        queries_uri: vectors of real queries, to measure recall with and to choose `nprobe` by: a `.npy` file [Q, D] or
+            a Parquet file with a column `vector`. None: products held out of the catalog.
+        reuse_codec: keep the codec of the last run while it fits the catalog (see `drift.py`); false trains each time.
         training_rows: vectors the codec is trained on; None: as many as the lists need.
         verify_queries: held-out products that recall is measured with.
         k: recall is measured as recall k@k.
@@ -55,7 +61,10 @@ class IndexConfig:
     bytes_per_vector: int = 64
     target_recall: float = 0.95
     serving_shards: int = 1
-    rows_per_add: int = 200_000
+    rows_per_add: int | None = None
+    memory_budget_mb: int = 1024
+    queries_uri: str | None = None
+    reuse_codec: bool = True
     training_rows: int | None = None
     verify_queries: int = 1000
     k: int = 10
@@ -69,9 +78,15 @@ class IndexConfig:
         _require(
             0.0 < self.target_recall <= 1.0, "index.target_recall", self.target_recall, "a share above 0, at most 1"
         )
-        for key, least in (("serving_shards", 1), ("rows_per_add", 1), ("verify_queries", 1), ("k", 1), ("seed", 0)):
+        for key, least in (
+            ("serving_shards", 1),
+            ("memory_budget_mb", 16),
+            ("verify_queries", 1),
+            ("k", 1),
+            ("seed", 0),
+        ):
             _require(getattr(self, key) >= least, f"index.{key}", getattr(self, key), f"{least} or more")
-        for key in ("training_rows", "keep_versions"):
+        for key in ("training_rows", "keep_versions", "rows_per_add"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"index.{key}", value, "1 or more, or null")
 
@@ -110,7 +125,7 @@ class IndexSpec:
         if self.rotation in ("none", "rr"):
             _require(
                 self.rotation_dim == self.dim,
-                "index.factory: dimensions after the rotation",
+                "index spec: rotation_dim" if self.rotation == "none" else "index.factory: dimensions of RR",
                 self.rotation_dim,
                 f"{self.dim} without a rotation that keeps fewer",
             )

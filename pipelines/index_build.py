@@ -10,11 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from index_builder import storage
 from index_builder.add import add_shards
 from index_builder.codec import CodecInfo, train_codec
+from index_builder.drift import (
+    CodecFit,
+    ReusableCodec,
+    adopt_codec,
+    find_reusable,
+    measure_fit,
+    outgrown,
+    save_fit,
+    why_not,
+)
 from index_builder.embedding_shards import NumberedShard
 from index_builder.fast_scan import convert_shard
 from index_builder.ground_truth import exact_neighbours
@@ -28,7 +39,7 @@ from index_builder.verify import verify_index
 from pipelines.numbering import Numbering, number_products
 from pipelines.outcome import Totals, total
 from pipelines.run_record import RunRecord
-from pipelines.shard_files import ShardFiles, ShardSummary
+from pipelines.shard_files import FinishedRun, ShardFiles, ShardSummary
 
 
 def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint: str) -> str:
@@ -36,6 +47,21 @@ def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint
     shaping = {name: value for name, value in asdict(index).items() if name not in ("uri", "keep_versions")}
     text = json.dumps([list(shard_keys), encoder_fingerprint, shaping], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def codec_config(index: IndexConfig) -> dict[str, Any]:
+    """The part of the index section that shapes a codec."""
+    names = ("factory", "bytes_per_vector", "training_rows", "memory_budget_mb", "seed")
+    return {name: getattr(index, name) for name in names}
+
+
+def reusable_codec(
+    work_uri: str, finished: FinishedRun | None, index: IndexConfig, encoder: str
+) -> ReusableCodec | None:
+    """The codec of the last finished run, where this one may keep it."""
+    if not index.reuse_codec or finished is None or finished.encoder != encoder or not finished.build:
+        return None
+    return find_reusable(storage.join(work_uri, "builds", finished.build, "codec"), codec_config(index))
 
 
 class EmptyCatalogError(Exception):
@@ -105,6 +131,7 @@ class BuildJob:
       dim: D, the encoder's dimension.
       record: where finished steps are reported.
       earlier_shards: keys of the embedding shards of the last finished run.
+      reusable: the codec of that run, where this one may keep it.
     """
 
     folder: str
@@ -113,6 +140,7 @@ class BuildJob:
     dim: int
     record: RunRecord
     earlier_shards: frozenset[str] = frozenset()
+    reusable: ReusableCodec | None = None
 
     def number(self, summaries: Sequence[ShardSummary]) -> BuildPlan:
         """Numbers the products of all shards and settles the index.
@@ -136,7 +164,7 @@ class BuildJob:
                     f"({totals.reasons() or 'it is empty'}); "
                     f"the dead letters are in {numbering.rejected_uri}"
                 )
-            spec = plan_index(self.index, numbering.products, self.dim)
+            spec = self._spec(numbering.products)
             facts |= {"products": numbering.products, "duplicates": numbering.duplicates}
         keys = tuple(summary.key for summary in summaries)
         return BuildPlan(numbering=numbering, spec=spec, totals=totals, shard_keys=keys)
@@ -161,21 +189,37 @@ class BuildJob:
         return piece
 
     def train(self, plan: BuildPlan, pieces: Sequence[SamplePiece]) -> CodecInfo:
-        """Trains rotation, coarse quantizer and product quantizer on the sample."""
-        with self.record.timed("train"):
-            return train_codec(
+        """The codec: that of the last run while it fits, else one trained on the sample.
+
+        Its fit to the sample, and why it was trained or kept, are reported.
+        """
+        folder, products = storage.join(self.folder, "codec"), plan.numbering.products
+        with self.record.timed("train") as facts:
+            reason = (
+                "there is no earlier one for this config" if self.index.reuse_codec else "index.reuse_codec is false"
+            )
+            if self.reusable is not None:
+                today = measure_fit(self.reusable.codec, pieces, products)
+                reason = why_not(self.reusable, today)
+                if not reason:
+                    codec = adopt_codec(self.reusable, folder)
+                    facts |= {"codec": "kept from the last run: it fits today's products", "fit": asdict(today)}
+                    return codec
+            codec = train_codec(
                 pieces,
                 plan.spec,
-                storage.join(self.folder, "codec"),
+                folder,
                 seed=self.index.seed,
-                training_rows=plan_sample(self.index, plan.spec, plan.numbering.products).training_rows,
+                training_rows=plan_sample(self.index, plan.spec, products).training_rows,
             )
+            facts |= {"codec": f"trained: {reason}", "fit": asdict(measure_fit(codec, pieces, products))}
+        return codec
 
     def add_tasks(self, plan: BuildPlan) -> list[AddTask]:
         """Cuts the embedding shards into serving shards, and those into the tasks of the add stage."""
         return [
             AddTask(serving_shard=serving_shard, number=number, shards=shards)
-            for serving_shard, tasks in enumerate(plan_adds(self.index, plan.numbering.shards))
+            for serving_shard, tasks in enumerate(plan_adds(self.index, plan.spec, plan.numbering.shards))
             for number, shards in enumerate(tasks)
         ]
 
@@ -218,6 +262,7 @@ class BuildJob:
                 for place, shard in enumerate(shards)
             ]
             facts |= {"recall": chosen.recall, "queries": len(queries.rows)}
+            self._remember_fit(codec, chosen.recall)
         return FinishedBuild(
             plan=plan,
             codec=codec,
@@ -226,3 +271,19 @@ class BuildJob:
             chosen=chosen,
             queries=len(queries.rows),
         )
+
+    def _spec(self, products: int) -> IndexSpec:
+        """What the codec at hand was trained to be, as long as the catalog has not outgrown it."""
+        if self.reusable is not None and not outgrown(self.reusable, products):
+            return self.reusable.codec.spec
+        return plan_index(self.index, products, self.dim)
+
+    def _remember_fit(self, codec: CodecInfo, recall: float) -> None:
+        """Leaves beside the codec how it fits, for the next run to decide by."""
+        if codec.spec.exact:
+            return
+        report = self.record.reports("train")["all"]
+        today = replace(CodecFit(**report["fit"]), recall=recall)
+        kept = self.reusable is not None and self.reusable.codec.fingerprint == codec.fingerprint
+        trained = self.reusable.trained if kept and self.reusable is not None else today
+        save_fit(codec, codec_config(self.index), trained, today)

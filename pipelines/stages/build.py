@@ -52,7 +52,7 @@ class BuildIndex(beam.PTransform):
             >> beam.Map(lambda task, codec: (task.serving_shard, job.add(codec, task)), AsSingleton(codec))
             | "IndexShardsOfServingShard" >> beam.GroupByKey()
             | "MergeIndexShards"
-            >> beam.MapTuple(lambda number, parts, plan: job.merge(plan, number, list(parts)), AsSingleton(plan))
+            >> beam.Map(lambda group, plan: job.merge(plan, group[0], list(group[1])), AsSingleton(plan))
         )
         return (
             merged

@@ -103,7 +103,7 @@ def build_index(
         pieces[::turn], spec, storage.join(root, "codec"), seed=config.seed, training_rows=sample.training_rows
     )
     merged = []
-    for number, tasks in enumerate(plan_adds(config, shards)):
+    for number, tasks in enumerate(plan_adds(config, spec, shards)):
         parts = [
             add_shards(codec, task[::turn], storage.join(root, "parts", f"{number}-{place}.faiss"))
             for place, task in enumerate(tasks)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from index_builder.embedding_shards import NumberedShard
+from index_builder.refine_plan import code_budget
 from index_builder.spec import IndexConfig, IndexSpec
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
         return spec
     if rows < EXACT_BELOW_ROWS:
         return _exact(dim)
+    config = replace(config, bytes_per_vector=code_budget(config, dim))
     lists = _auto_lists(rows)
     spec = IndexSpec(
         dim=dim, rotation_dim=dim, lists=lists, hnsw_links=HNSW_LINKS * (lists >= HNSW_FROM_LISTS), code="flat"

@@ -24,6 +24,7 @@ REQUIREMENTS = [
     "pyarrow>=20",  # catalogs, embedding shards and products.arrow
     "fsspec>=2025.3",  # one address scheme for local disks and object stores
     "numpy>=2.0",  # arrays between the rooms
+    "threadpoolctl>=3.5",  # one BLAS thread in each of our own, where blocks are encoded side by side
     "xxhash>=3.5",  # samples by product id, fast and the same on every machine
     # Pictures
     "pillow>=11.3",  # decodes pictures, and draws the demo's

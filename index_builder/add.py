@@ -1,7 +1,7 @@
 """Adds: encodes the vectors of some embedding shards with the codec, into one index shard.
 
-Ids are global rows, always explicit (`add_with_ids`, never an IDMap around an IVF index). Memory is the codes of the
-task's products plus one batch of vectors.
+Ids are global rows, always explicit (never an IDMap around an IVF index). Memory is the codes of the task's products
+plus a few blocks of vectors.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from index_builder.block_encoder import BlockEncoder
+from index_builder.blocks import BLOCK_ROWS, map_blocks
 from index_builder.codec import CodecInfo, open_codec
 from index_builder.embedding_shards import NumberedShard, iter_vectors, read_info
 from index_builder.errors import EmbeddingShardError
 from index_builder.faiss_files import write_index
 from index_builder.index_shards import IndexShard, find_finished, write_description
-
-BATCH_ROWS = 32_768
 
 
 def add_shards(codec: CodecInfo, shards: Sequence[NumberedShard], out_uri: str) -> IndexShard:
@@ -40,9 +40,10 @@ def add_shards(codec: CodecInfo, shards: Sequence[NumberedShard], out_uri: str) 
     if finished := find_finished(out_uri, inputs):
         return finished
     index = open_codec(codec)
-    for shard in shards:
-        for rows, vectors in kept_vectors(shard, codec.spec.dim):
-            index.add_with_ids(vectors, rows)
+    encoder = BlockEncoder(index)
+    blocks = (block for shard in shards for block in kept_vectors(shard, codec.spec.dim))
+    for rows, codes in map_blocks(lambda block: (block[0], encoder.encode(block[1])), blocks):
+        encoder.append(rows, codes)
     sha256 = write_index(index, out_uri)
     added = IndexShard(
         uri=out_uri,
@@ -55,9 +56,9 @@ def add_shards(codec: CodecInfo, shards: Sequence[NumberedShard], out_uri: str) 
 
 
 def kept_vectors(
-    shard: NumberedShard, dim: int, batch_rows: int = BATCH_ROWS
+    shard: NumberedShard, dim: int, batch_rows: int = BLOCK_ROWS
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The indexed products of a shard in batches: global rows int64 [n] and vectors float32 [n, D].
+    """The indexed products of a shard in batches: global rows int64 [n] and vectors float16 [n, D].
 
     Args:
         shard: the shard; its dropped rows are left out.

@@ -21,15 +21,16 @@ from index_builder import storage
 from index_builder.coarse_quantizer import build_quantizer, train_centroids
 from index_builder.errors import CodecMismatchError, TrainingError
 from index_builder.faiss_files import read_index, write_index
-from index_builder.product_quantizer import train_product_quantizer
-from index_builder.rotation import train_rotation
+from index_builder.list_assignment import ListAssigner
+from index_builder.product_quantizer import code_training_rows, train_product_quantizer
+from index_builder.rotation import rotated, train_rotation
 from index_builder.sampling import SamplePiece, read_training
 from index_builder.spec import IndexSpec
 
 log = logging.getLogger(__name__)
 
 FINGERPRINT_DIGITS = 32
-TRAINING_REVISION = 1
+TRAINING_REVISION = 2
 """Raised when a change of the code makes another codec from the same sample."""
 
 
@@ -123,18 +124,17 @@ def build_codec(vectors: np.ndarray, spec: IndexSpec, *, seed: int) -> faiss.Ind
     """Trains the FAISS index of a spec, without adding vectors.
 
     Args:
-        vectors: float32 [n, D], the training sample; may be empty where nothing is trained (exact search).
+        vectors: float16 or float32 [n, D], the training sample; may be empty where nothing is trained (exact search).
         spec: what to train.
         seed: of all that is random.
     """
     transform = train_rotation(vectors, spec, seed=seed)
-    rotated = vectors if transform is None else transform.apply(vectors)
-    centroids = train_centroids(rotated, spec.lists, seed=seed) if spec.lists > 1 else _origin(spec)
-    quantizer = build_quantizer(centroids, spec)
-    ivf = _empty_ivf(quantizer, spec)
+    turned = rotated(vectors, transform)
+    centroids = train_centroids(turned, spec.lists, seed=seed) if spec.lists > 1 else _origin(spec)
+    ivf = _empty_ivf(build_quantizer(centroids, spec), spec)
     if spec.code != "flat":
-        nearest = quantizer.search(rotated, 1)[1].ravel()
-        residuals = rotated - centroids[nearest]
+        chosen = turned[code_training_rows(len(turned), seed=seed)]
+        residuals = chosen - centroids[ListAssigner(centroids).assign(chosen)]
         if spec.code == "pq":
             train_product_quantizer(residuals, ivf.pq, seed=seed)
         else:
@@ -161,7 +161,7 @@ def _origin(spec: IndexSpec) -> np.ndarray:
 
 def _training_vectors(pieces: Sequence[SamplePiece], spec: IndexSpec, limit: int | None) -> np.ndarray:
     if spec.exact:
-        return np.empty((0, spec.dim), dtype=np.float32)
+        return np.empty((0, spec.dim), dtype=np.float16)
     for piece in pieces:
         if piece.dim != spec.dim:
             raise TrainingError(f"{piece.uri}: expected vectors of {spec.dim} dimensions, found {piece.dim}")

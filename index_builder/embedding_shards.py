@@ -222,11 +222,11 @@ def read_vectors(uri: str, *, rows: np.ndarray | None = None) -> np.ndarray:
 
 
 def iter_vectors(uri: str, batch_rows: int = 65_536) -> Iterator[np.ndarray]:
-    """Vectors of a shard in row order, float32 [at most batch_rows, D] at a time."""
+    """Vectors of a shard in row order, float16 [at most batch_rows, D] at a time, as stored."""
     with _open(uri) as file:
         dim = _info(file, uri).dim
         for batch in file.iter_batches(batch_size=batch_rows, columns=["vector"]):
-            yield _matrix(batch.column(0), _HALF, dim).astype(np.float32)
+            yield _matrix(batch.column(0), _HALF, dim)
 
 
 def read_rows(uri: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

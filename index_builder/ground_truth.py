@@ -102,4 +102,5 @@ def _batches(shards: Sequence[NumberedShard], dim: int) -> Iterator[tuple[np.nda
 
 
 def _joined(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([rows for rows, _ in batches]), np.concatenate([vectors for _, vectors in batches])
+    vectors = np.concatenate([vectors for _, vectors in batches], dtype=np.float32)
+    return np.concatenate([rows for rows, _ in batches]), vectors

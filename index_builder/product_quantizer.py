@@ -20,6 +20,11 @@ MAX_TRAINING_ROWS = 16_384
 _SPLIT = 1.0 / 1024
 
 
+def code_training_rows(rows: int, *, seed: int) -> np.ndarray:
+    """Which of the sampled vectors the code is trained on, in random order: int64, at most `MAX_TRAINING_ROWS`."""
+    return np.random.default_rng(seed).permutation(rows)[:MAX_TRAINING_ROWS]
+
+
 def train_product_quantizer(residuals: np.ndarray, pq: faiss.ProductQuantizer, *, seed: int) -> None:
     """Sets the centroids of `pq`, in place.
 
@@ -36,8 +41,7 @@ def train_product_quantizer(residuals: np.ndarray, pq: faiss.ProductQuantizer, *
             f"expected at least {pq.ksub} training vectors for PQ with {pq.nbits} bits, found {len(residuals)}; "
             "ask for fewer bits or Flat in index.factory, or for a larger index.training_rows"
         )
-    random = np.random.default_rng(seed)
-    rows = np.ascontiguousarray(residuals[random.permutation(len(residuals))[:MAX_TRAINING_ROWS]])
+    rows = np.ascontiguousarray(residuals[code_training_rows(len(residuals), seed=seed)])
     if pq.nbits != 8:
         _train_with_faiss(rows, pq, seed)
         return

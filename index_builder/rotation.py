@@ -14,6 +14,7 @@ from __future__ import annotations
 import faiss
 import numpy as np
 
+from index_builder.blocks import map_blocks, row_blocks
 from index_builder.spec import IndexSpec
 
 _SMALLEST_SHARE = 1e-9
@@ -24,7 +25,7 @@ def train_rotation(vectors: np.ndarray, spec: IndexSpec, *, seed: int) -> faiss.
     """The trained map, or None where the spec has none.
 
     Args:
-        vectors: float32 [n, D], the training sample.
+        vectors: float16 or float32 [n, D], the training sample.
         spec: says which map, and how many dimensions it keeps.
         seed: of the random rotation.
     """
@@ -46,14 +47,38 @@ def train_rotation(vectors: np.ndarray, spec: IndexSpec, *, seed: int) -> faiss.
 def principal_axes(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The largest eigenvalues of the second moments, float64 [count] descending, and their axes, float64 [count, D]."""
     moments = np.zeros((vectors.shape[1], vectors.shape[1]))
-    for start in range(0, len(vectors), 65_536):
-        block = vectors[start : start + 65_536].astype(np.float64)
-        moments += block.T @ block
+    for part in map_blocks(lambda block: _moments(vectors[block]), row_blocks(len(vectors))):
+        moments += part
     eigenvalues, columns = np.linalg.eigh(moments / max(1, len(vectors)))
     axes = columns.T[::-1][:count]
     # An eigenvector's sign is free: fixed here, so that it does not hang on the linear algebra library.
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
     return eigenvalues[::-1][:count], axes * np.where(largest < 0, -1.0, 1.0)
+
+
+def rotated(vectors: np.ndarray, transform: faiss.LinearTransform | None) -> np.ndarray:
+    """Vectors behind the map, block by block: float32 [n, d].
+
+    Args:
+        vectors: float16 or float32 [n, D].
+        transform: the map; None for none.
+    """
+    if transform is None:
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+    axes = np.ascontiguousarray(faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).T)
+    turned = np.empty((len(vectors), transform.d_out), dtype=np.float32)
+
+    def turn(block: slice) -> None:
+        np.matmul(vectors[block].astype(np.float32), axes, out=turned[block])
+
+    for _ in map_blocks(turn, row_blocks(len(vectors))):
+        pass
+    return turned
+
+
+def _moments(block: np.ndarray) -> np.ndarray:
+    exact = block.astype(np.float64)
+    return exact.T @ exact
 
 
 def allocate_eigenvalues(eigenvalues: np.ndarray, buckets: int) -> np.ndarray:

@@ -99,7 +99,7 @@ def write_sample(shard: NumberedShard, out_uri: str, *, training_share: float, q
 
 
 def read_training(pieces: Sequence[SamplePiece], *, limit: int | None = None) -> np.ndarray:
-    """The training vectors of all pieces, float32 [n, D], in the order of their rows, whatever the order of the pieces.
+    """The training vectors of all pieces, float16 [n, D], in the order of their rows, whatever the order of the pieces.
 
     With a `limit`, those with the lowest hashes: again a random part, and the same on every run.
     """
@@ -109,10 +109,11 @@ def read_training(pieces: Sequence[SamplePiece], *, limit: int | None = None) ->
 def read_queries(pieces: Sequence[SamplePiece], *, limit: int | None = None) -> QuerySet:
     """The held-out products of all pieces; with a `limit`, those with the lowest hashes."""
     rows, vectors = _read(pieces, queries=True, limit=limit)
-    return QuerySet(rows=rows, vectors=vectors)
+    return QuerySet(rows=rows, vectors=vectors.astype(np.float32))
 
 
 def _read(pieces: Sequence[SamplePiece], *, queries: bool, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Global rows int64 [n], ascending, and vectors float16 [n, D]. The vectors are in memory twice at most."""
     dim = pieces[0].dim if pieces else 0
     rows: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     hashes: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
@@ -131,4 +132,14 @@ def _read(pieces: Sequence[SamplePiece], *, queries: bool, limit: int | None) ->
     if limit is not None and limit < len(order):
         order = np.sort(np.lexsort((all_rows, all_hashes))[:limit])
         order = order[np.argsort(all_rows[order], kind="stable")]
-    return all_rows[order], np.concatenate(vectors)[order].astype(np.float32)
+    # Where each piece's vectors go in the answer; those left out go nowhere.
+    places = np.full(len(all_rows), -1)
+    places[order] = np.arange(len(order))
+    found = np.empty((len(order), dim), dtype=np.float16)
+    start = 0
+    for position, part in enumerate(vectors):
+        target = places[start : start + len(part)]
+        found[target[target >= 0]] = part[target >= 0]
+        start += len(part)
+        vectors[position] = part[:0]
+    return all_rows[order], found

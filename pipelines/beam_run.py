@@ -9,11 +9,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from index_builder import storage
-from pipelines.run_record import RunRecord
-
-
-class RunFailedError(Exception):
-    """The pipeline failed; the message is what the failing worker wrote down."""
+from pipelines.run_record import RunFailedError, RunRecord
 
 
 @contextmanager

@@ -7,15 +7,13 @@ nothing embedded again. Exit codes as of `pipelines.embed_catalog`.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 
-from pipelines.beam_run import RunFailedError
 from pipelines.config.command_line import load_index_job_config
-from pipelines.config.commands import run_command
-from pipelines.index_run import run_index_build
+from pipelines.config.commands import run_command, show_log_lines
 from pipelines.lease import LeaseHeldError
+from pipelines.run_record import RunFailedError
 from pipelines.summary import print_summary
 
 EXIT_FAILED = 1
@@ -24,9 +22,10 @@ EXIT_FAILED = 1
 def main(argv: Sequence[str]) -> int:
     """Runs the build; see the module for the exit codes."""
     command = load_index_job_config(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for room in ("pipelines", "index_builder"):
-        logging.getLogger(room).setLevel(logging.INFO)
+    show_log_lines()
+    # This imports Beam: after the log is set up.
+    from pipelines.index_run import run_index_build
+
     try:
         outcome, record = run_index_build(command.config, command.pipeline_options)
     except (RunFailedError, LeaseHeldError) as error:

@@ -6,16 +6,13 @@ run failed or a gate held the version back, 2 the config or what it names is not
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 
-from pipelines.beam_run import RunFailedError
 from pipelines.config.command_line import load_job_config
-from pipelines.config.commands import run_command
-from pipelines.dry_run import forecast_night, print_forecast
+from pipelines.config.commands import run_command, show_log_lines
 from pipelines.lease import LeaseHeldError
-from pipelines.nightly_run import run_nightly
+from pipelines.run_record import RunFailedError
 from pipelines.summary import print_summary
 
 EXIT_FAILED = 1
@@ -24,9 +21,11 @@ EXIT_FAILED = 1
 def main(argv: Sequence[str]) -> int:
     """Runs the job; see the module for the exit codes."""
     command = load_job_config(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for room in ("pipelines", "encoders", "index_builder"):
-        logging.getLogger(room).setLevel(logging.INFO)
+    show_log_lines()
+    # These import Beam: after the log is set up.
+    from pipelines.dry_run import forecast_night, print_forecast
+    from pipelines.nightly_run import run_nightly
+
     if command.plan:
         print_forecast(forecast_night(command.config, full=command.full))
         return 0

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from encoders import EncoderConfig, check_encoder
+import encoders
 from index_builder import embedding_shards, storage
 from index_builder.manifest import EncoderSummary
 from pipelines.beam_run import beam_run
@@ -145,14 +145,16 @@ def external_vectors(config: EmbeddingsConfig, work_uri: str) -> VectorSource:
     encoder = EncoderSummary(model="", fingerprint=_fingerprint(config, plan), dim=plan.dim)
     query_encoder_uri = None
     if config.encoder is not None:
-        described = check_encoder(EncoderConfig(uri=config.encoder))
+        described = encoders.check_encoder(encoders.EncoderConfig(uri=config.encoder))
         if described.dim != plan.dim:
             raise ConfigError(
                 f"embeddings.encoder {config.encoder} makes vectors of {described.dim} dimensions, those of "
                 f"embeddings.uri have {plan.dim}"
             )
         encoder = EncoderSummary(model=described.model, fingerprint=described.fingerprint, dim=plan.dim)
-        query_encoder_uri = stage_query_encoder(EncoderConfig(uri=config.encoder), described.fingerprint, work_uri)
+        query_encoder_uri = stage_query_encoder(
+            encoders.EncoderConfig(uri=config.encoder), described.fingerprint, work_uri
+        )
     folder = embeddings_folder(work_uri, encoder.fingerprint)
     shaping = {name: value for name, value in asdict(config).items() if name not in ("uri", "encoder", "shard_rows")}
     tasks = []

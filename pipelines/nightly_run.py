@@ -12,7 +12,7 @@ from index_builder import storage
 from index_builder.manifest import EncoderSummary, Manifest
 from pipelines.beam_run import beam_run
 from pipelines.catalog.carry_over import build_carry_over
-from pipelines.catalog.pictures.decoding import DECODING_RULES
+from pipelines.catalog.pictures.decode_config import DECODING_RULES
 from pipelines.catalog.pictures.known_pictures import build_known_pictures
 from pipelines.catalog.plan import CatalogPlan, CatalogShard, plan_catalog
 from pipelines.config.schema import JobConfig

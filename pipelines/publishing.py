@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from encoders import EncoderConfig, save_query_encoder
+import encoders
 from index_builder import publish, storage
 from index_builder.errors import VersionNotFoundError
 from index_builder.manifest import (
@@ -169,14 +169,14 @@ def staged_query_encoder(fingerprint: str, work_uri: str) -> str | None:
     return storage.join(folder, "files") if storage.exists(storage.join(folder, "complete.json")) else None
 
 
-def stage_query_encoder(config: EncoderConfig, fingerprint: str, work_uri: str) -> str:
+def stage_query_encoder(config: encoders.EncoderConfig, fingerprint: str, work_uri: str) -> str:
     """Writes the query encoder below the work URI, once an encoder; a marker says that it is complete."""
     folder = storage.join(work_uri, "query_encoders", fingerprint)
     marker = storage.join(folder, "complete.json")
     files = storage.join(folder, "files")
     if not storage.exists(marker):
         with tempfile.TemporaryDirectory(prefix="shelfmark-query-encoder-") as local:
-            save_query_encoder(config, local)
+            encoders.save_query_encoder(config, local)
             names = storage.list_names(local)
             for name in names:
                 storage.copy_file(storage.join(local, name), storage.join(files, name))

@@ -23,6 +23,10 @@ STAGES = ("plan", "embed", "import", *INDEX_STAGES)
 """The stages of a job, in order; products are embedded, or their vectors imported."""
 
 
+class RunFailedError(Exception):
+    """The pipeline failed; the message is what the failing worker wrote down."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
     """Names a run's folder; travels to the workers.

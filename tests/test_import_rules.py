@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,3 +154,13 @@ def test_modules_import_only_what_lies_before_them() -> None:
 )
 def test_imports_are_found_wherever_they_stand(source: str, modules: list[str]) -> None:
     assert [found.module for found in imports_in(source, "somewhere.py")] == modules
+
+
+@pytest.mark.parametrize("module", ["pipelines.index_run", "pipelines.versions"])
+def test_the_index_is_built_without_loading_torch(module):
+    """It takes half a gigabyte and two seconds, and an index of vectors that stand needs none of it."""
+    code = (
+        f"import sys, {module}; sys.exit(', '.join({{'torch', 'transformers', 'open_clip'}} & set(sys.modules)) or 0)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert finished.returncode == 0, finished.stderr

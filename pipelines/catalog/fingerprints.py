@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import xxhash
 
-from pipelines.catalog.pictures.decoding import DECODING_RULES
+from pipelines.catalog.pictures.decode_config import DECODING_RULES
 
 FINGERPRINT_BYTES = 16
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,6 +17,18 @@ EXIT_INTERRUPTED = 130
 # The errors that our rooms raise on purpose, with messages written for people. Anything else is a bug or a machine's
 # failure, and keeps its traceback.
 EXPECTED_ERRORS: tuple[type[Exception], ...] = (ConfigError, CatalogError, EncoderError, IndexBuilderError)
+
+_ROOMS = ("pipelines", "encoders", "index_builder")
+
+
+def show_log_lines() -> None:
+    """Writes what our rooms say about their work to stderr, and of libraries only warnings.
+
+    A command calls it before it imports Beam, which sets the log up in its own way where nobody has.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for room in _ROOMS:
+        logging.getLogger(room).setLevel(logging.INFO)
 
 
 def run_command(

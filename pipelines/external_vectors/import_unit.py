@@ -8,6 +8,7 @@ from time import perf_counter
 import numpy as np
 import pyarrow as pa
 
+from index_builder.blocks import map_blocks
 from index_builder.embedding_shards import FINGERPRINT_BYTES, EmbeddingShardWriter
 from pipelines.catalog.dead_letters import DeadLetter, Reason, write_dead_letters
 from pipelines.external_vectors.config import EmbeddingsConfig
@@ -42,8 +43,10 @@ def import_unit(
         EmbeddingShardWriter(files.embeddings, dim=dim, encoder_fingerprint=fingerprint) as shard,
         ColumnsWriter(files.columns) as columns,
     ):
-        for batch in read_unit(unit, config, dim):
-            vectors = _stored(batch, normalize=config.normalize)
+        batches = map_blocks(
+            lambda batch: (batch, _stored(batch, normalize=config.normalize)), read_unit(unit, config, dim)
+        )
+        for batch, vectors in batches:
             usable = _usable_rows(batch, unit, unit.stretch.first_row + rows_in, letters)
             rows = pa.array(usable)
             blank = np.zeros((len(usable), FINGERPRINT_BYTES), np.uint8)

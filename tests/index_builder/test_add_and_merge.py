@@ -9,7 +9,8 @@ import pytest
 from index_builder import merge as merge_module
 from index_builder import storage
 from index_builder.add import add_shards, kept_vectors
-from index_builder.codec import CodecInfo, train_codec
+from index_builder.block_encoder import BlockEncoder
+from index_builder.codec import CodecInfo, build_codec, train_codec
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import CodecMismatchError, EmbeddingShardError, VerificationError
 from index_builder.faiss_files import ivf_of, list_ids, opened_indexes, write_merged
@@ -203,3 +204,14 @@ def test_only_ivf_indexes_and_no_id_maps(tmp_path) -> None:
     made = ready(str(tmp_path), "Flat")
     index = faiss.read_index(made.add("x.faiss", 0).uri)
     assert type(index) is faiss.IndexIVFFlat
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,Flat", "IVF16_HNSW8,SQ8", "OPQ4_8,IVF16,PQ4", "PCAR8,IVF8,PQ4x6"])
+def test_blocks_are_encoded_as_faiss_would(tmp_path, factory: str) -> None:
+    """List numbers and codes of `BlockEncoder` are those of FAISS's own way, `sa_encode`."""
+    vectors = clustered(3000, 16)
+    index = build_codec(vectors, IndexSpec.parse(factory, 16), seed=0)
+    ours = BlockEncoder(index).encode(vectors)
+    theirs = index.sa_encode(vectors)
+    assert ours.shape == theirs.shape
+    assert (ours == theirs).all(axis=1).mean() > 0.99

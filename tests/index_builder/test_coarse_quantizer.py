@@ -32,7 +32,7 @@ def test_two_levels_come_close_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = closeness(vectors, train_centroids(vectors, 200, seed=0))
     monkeypatch.setattr(coarse_quantizer, "TWO_LEVELS_FROM_LISTS", 1)
     refined = closeness(vectors, train_centroids(vectors, 200, seed=0))
-    monkeypatch.setattr(coarse_quantizer, "REFINED_UP_TO_LISTS", 0)
+    monkeypatch.setattr(coarse_quantizer, "REFINING_ITERATIONS", 0)
     raw = closeness(vectors, train_centroids(vectors, 200, seed=0))
     random = closeness(vectors, vectors[:200])
     assert raw > random

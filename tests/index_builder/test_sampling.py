@@ -36,7 +36,7 @@ def test_queries_and_training_are_disjoint_shares_of_the_whole_catalog(root: str
     vectors = clustered(ROWS, DIM)
     pieces = sample(root, write_shards(root, vectors, 1000))
     queries = read_queries(pieces)
-    training = read_training(pieces)
+    training = read_training(pieces).astype(np.float32)
     assert len(queries.rows) == pytest.approx(0.1 * ROWS, rel=0.2)
     assert len(training) == pytest.approx(0.5 * ROWS, rel=0.1)
     assert [piece.query_rows for piece in pieces] == np.histogram(queries.rows, 4, (0, ROWS))[0].tolist()

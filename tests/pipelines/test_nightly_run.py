@@ -18,8 +18,8 @@ from PIL import Image
 
 from encoders import load_query_encoder
 from index_builder import IndexReader
-from pipelines.beam_run import RunFailedError
 from pipelines.lease import LeaseHeldError, WorkLease
+from pipelines.run_record import RunFailedError
 from pipelines.summary import summary_lines
 from tests.pipelines.catalog.picture_server import Request, picture_server
 from tests.pipelines.job import arguments, index_files, product, run_job, version_files, write_catalog

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from pipelines.catalog.errors import CatalogConfigError
 
+DECODING_RULES = 1
+"""Raised whenever the same bytes would give other pixels, so that what was embedded under older rules can be told
+apart.
+"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeConfig:

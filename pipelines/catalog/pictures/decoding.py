@@ -34,12 +34,7 @@ from pipelines.catalog.pictures.jpeg_scaling import check_pixels, decode_scaled_
 from pipelines.catalog.pictures.picture_pixels import upright_rgb
 from pipelines.catalog.pictures.picture_types import PictureType, is_cut_short, picture_type
 
-__all__ = ["DECODING_RULES", "DecodeConfig", "decode_picture", "picture_digest"]
-
-DECODING_RULES = 1
-"""Raised whenever the same bytes would give other pixels, so that what was embedded under older rules can be told
-apart.
-"""
+__all__ = ["DecodeConfig", "decode_picture", "picture_digest"]
 
 # Opened by name, not by `Image.open`: no plugin is guessed, and Pillow's process-wide pixel limit, a warning, stays
 # out of it; the limit here is `decode.max_pixels`, an error, checked before any pixel is decoded.

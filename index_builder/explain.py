@@ -5,6 +5,7 @@ from __future__ import annotations
 from index_builder import planner
 from index_builder.memory import estimate_memory, rows_per_add
 from index_builder.planner import plan_sample
+from index_builder.refine_plan import BYTES_PER_DIM, plan_refinement
 from index_builder.spec import IndexConfig, IndexSpec
 
 
@@ -24,6 +25,11 @@ def explain_index(config: IndexConfig, spec: IndexSpec, rows: int) -> tuple[str,
         lines.append(_lists(spec, rows, automatic=automatic))
         lines.append(_quantizer(spec))
         lines.append(_code(config, spec, automatic=automatic))
+    if (kind := plan_refinement(config, spec)) != "none":
+        lines.append(
+            f"refined: {BYTES_PER_DIM[kind] * spec.dim:,} bytes a product more ({kind}) to re-rank candidates from; "
+            + ("index.bytes_per_vector has room for it" if config.refine == "auto" else "as index.refine asks")
+        )
     sample = plan_sample(config, spec, rows)
     lines.append(_shards(config, spec, rows))
     if not spec.exact:

@@ -148,8 +148,5 @@ def list_ids(ivf: faiss.IndexIVF) -> Iterator[np.ndarray]:
 
 def top_by_score(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best of each line of scores float32 [B, m] and rows int64 [B, m]: by score descending, then by row."""
-    # lexsort has no axis to sort the keys of a line by together: two stable sorts do the same.
-    by_row = np.argsort(rows, axis=1, kind="stable")
-    scores, rows = np.take_along_axis(scores, by_row, 1), np.take_along_axis(rows, by_row, 1)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best = np.lexsort((rows, -scores), axis=1)[:, :k]
     return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)

@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from index_builder.errors import ManifestError
-from index_builder.spec import IndexSpec
+from index_builder.spec import IndexSpec, RefineKind
 from index_builder.tuning import SearchMeasurement
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,19 +59,28 @@ class CodecSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSettings:
-    """The chosen search parameters."""
+    """The chosen search parameters.
+
+    Attributes:
+        nprobe: inverted lists probed.
+        refine_factor: candidates re-ranked for each neighbour wanted; 0: none are.
+    """
 
     nprobe: int
+    refine_factor: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexSummary:
-    """The index: its spec, the same as a FAISS factory string, how to search it, and a line on each choice."""
+    """The index: its spec, the same as a FAISS factory string, how to search it, what candidates are re-ranked from,
+    and a line on each choice.
+    """
 
     spec: IndexSpec
     factory: str
     serving_shards: int
     search: SearchSettings
+    refine: RefineKind = "none"
     reasons: tuple[str, ...] = ()
 
 
@@ -96,6 +105,8 @@ class Manifest:
         content_fingerprint: equal for versions that answer every query alike (see `publish.content_fingerprint`).
         catalog, encoder, codec, index, recall: see their classes.
         loaded_bytes: memory a server needs at most: the mapped files, once all their pages have been touched.
+        resident_bytes: what a fresh process took to open them and to answer the held-out queries (see
+            loaded_memory.py); 0: not measured.
         embedding_shards: URIs, in row order, from which the next night carries over.
         gates: which gates were asked, and which failed (a version with failed gates is kept but not published).
         files: all files but the manifest itself, sorted by path.
@@ -112,6 +123,7 @@ class Manifest:
     gates: dict[str, Any] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
     loaded_bytes: int = 0
+    resident_bytes: int = 0
     version: str = ""
     created_utc: str = ""
     content_fingerprint: str = ""
@@ -156,6 +168,10 @@ class Manifest:
         """The serving shards, in the order of their rows."""
         return tuple(entry for entry in self.files if is_index_file(entry.path))
 
+    def refine_files(self) -> tuple[FileEntry, ...]:
+        """The files that candidates are re-ranked from, in the order of their rows; empty without refinement."""
+        return tuple(entry for entry in self.files if is_refine_file(entry.path))
+
 
 def index_file_name(number: int, count: int) -> str:
     """The name of a serving shard in a version: `index-00000-of-00002.faiss`."""
@@ -165,3 +181,13 @@ def index_file_name(number: int, count: int) -> str:
 def is_index_file(path: str) -> bool:
     """Whether a file of a version is a serving shard."""
     return path.startswith("index-") and path.endswith(".faiss")
+
+
+def refine_file_name(number: int, count: int) -> str:
+    """The name of a refine file in a version: `refine-00000-of-00002.faiss`."""
+    return f"refine-{number:05d}-of-{count:05d}.faiss"
+
+
+def is_refine_file(path: str) -> bool:
+    """Whether a file of a version holds vectors to re-rank from."""
+    return path.startswith("refine-") and path.endswith(".faiss")

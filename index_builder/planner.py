@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from index_builder.embedding_shards import NumberedShard
 from index_builder.memory import check_memory, rows_per_add, training_row_bytes
+from index_builder.refine_plan import code_budget
 from index_builder.spec import IndexConfig, IndexSpec
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def _planned(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
         return spec
     if rows < EXACT_BELOW_ROWS:
         return _exact(dim)
+    config = replace(config, bytes_per_vector=code_budget(config, dim))
     spec = _auto_code(config, dim)
     lists = _auto_lists(rows)
     trainable = config.memory_budget_mb * 1_000_000 // training_row_bytes(spec)

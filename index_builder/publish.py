@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 
 from index_builder import storage
 from index_builder.errors import StorageError, VersionNotFoundError
-from index_builder.manifest import FileEntry, Manifest, is_index_file
+from index_builder.manifest import FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
 from index_builder.spec import IndexSpec
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def publish_version(
     """
     sources = _sources(staged)
     files = describe_files(sources)
-    fingerprint = content_fingerprint(files, manifest.encoder.fingerprint, manifest.index.spec)
+    fingerprint = content_fingerprint(files, manifest.encoder.fingerprint, manifest.index.spec, manifest.index.search)
     created, version = _free_version(index_uri, fingerprint, now or datetime.now(UTC))
     folder = version_uri(index_uri, version)
     manifest = replace(
@@ -69,7 +69,7 @@ def publish_version(
         version=version,
         created_utc=created.strftime("%Y-%m-%dT%H:%M:%SZ"),
         content_fingerprint=fingerprint,
-        loaded_bytes=sum(entry.bytes for entry in files if is_index_file(entry.path) or entry.path == PRODUCTS_FILE),
+        loaded_bytes=sum(entry.bytes for entry in files if is_searched(entry.path)),
         files=files,
     )
     for entry in files:
@@ -88,18 +88,27 @@ def describe_files(staged: str | Mapping[str, str]) -> tuple[FileEntry, ...]:
     )
 
 
-def content_fingerprint(files: Sequence[FileEntry], encoder_fingerprint: str, spec: IndexSpec) -> str:
-    """64 hex digits over all that decides what a search answers: index files, products, query encoder, encoder and
-    spec.
+def is_searched(path: str) -> bool:
+    """Whether a search reads the file: index, refine codes, products."""
+    return is_index_file(path) or is_refine_file(path) or path == PRODUCTS_FILE
+
+
+def content_fingerprint(
+    files: Sequence[FileEntry], encoder_fingerprint: str, spec: IndexSpec, search: SearchSettings | None = None
+) -> str:
+    """64 hex digits over all that decides what a search answers: index and refine files, products, query encoder,
+    encoder, spec, and how many candidates are re-ranked (`nprobe` is in the index files).
 
     Reports and dead letters do not count: two nights over the same catalog have the same fingerprint.
     """
     counted = sorted(
         (entry.path, entry.sha256)
         for entry in files
-        if is_index_file(entry.path) or entry.path == PRODUCTS_FILE or entry.path.startswith(f"{QUERY_ENCODER_FOLDER}/")
+        if is_searched(entry.path) or entry.path.startswith(f"{QUERY_ENCODER_FOLDER}/")
     )
-    text = json.dumps([counted, encoder_fingerprint, spec.to_dict()], sort_keys=True)
+    # Without refinement the fingerprint is that of schema version 1.
+    refined = [search.refine_factor] if search is not None and search.refine_factor else []
+    text = json.dumps([counted, encoder_fingerprint, spec.to_dict(), *refined], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

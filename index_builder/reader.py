@@ -20,6 +20,7 @@ from index_builder.errors import IndexBuilderError
 from index_builder.manifest import Manifest
 from index_builder.product_rows import ProductRows
 from index_builder.publish import QUERY_ENCODER_FOLDER, read_current
+from index_builder.refine_codes import search_refined
 from index_builder.version_files import OpenVersion, open_current, open_version
 
 
@@ -121,6 +122,7 @@ class IndexReader:
         k: int,
         filter: pc.Expression | np.ndarray | None = None,
         nprobe: int | None = None,
+        refine_factor: int | None = None,
     ) -> SearchResult:
         """The k products with the largest inner product, over all serving shards; ties by row.
 
@@ -130,6 +132,8 @@ class IndexReader:
             filter: products that may be found: an expression over the columns of `products`, or bool [N].
             nprobe: inverted lists probed; None: what was chosen for the target recall, and under a filter as many
                 more as the filter leaves fewer products.
+            refine_factor: candidates re-ranked for each neighbour wanted, where the version has refine codes; 0: none;
+                None: what was chosen for the target recall.
 
         Raises:
             IndexBuilderError: the vectors have another dimension, or k is not positive.
@@ -144,7 +148,8 @@ class IndexReader:
             raise IndexBuilderError(f"expected k of at least 1, found {k}")
         products = state.search.rows
         selector = None
-        probes = nprobe or state.manifest.index.search.nprobe
+        settings = state.manifest.index.search
+        probes = nprobe or settings.nprobe
         if filter is not None:
             selected = state.filters.select(filter)
             selector = selected.selector
@@ -152,7 +157,15 @@ class IndexReader:
                 probes = math.ceil(probes * products / max(1, selected.rows))
         # More than N cannot be found, and FAISS reserves memory for k.
         asked = min(k, max(1, products))
-        scores, rows = state.search.search(queries, asked, nprobe=probes, selector=selector)
+        scores, rows = search_refined(
+            state.search,
+            state.refine,
+            queries,
+            asked,
+            nprobe=probes,
+            refine_factor=settings.refine_factor if refine_factor is None else refine_factor,
+            selector=selector,
+        )
         if asked < k:
             missing = ((0, 0), (0, k - asked))
             scores = np.pad(scores, missing, constant_values=-np.inf)

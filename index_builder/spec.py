@@ -30,6 +30,9 @@ FACTORY_HELP = (
 )
 MAX_LISTS = 1 << 20
 
+RefineKind = Literal["none", "sq8", "fp16"]
+"""What candidates are re-ranked from (see refine.py): nothing, or vectors of 8 bits or 16 a dimension."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexConfig:
@@ -38,9 +41,11 @@ class IndexConfig:
     Attributes:
         uri: address of the published index: a folder, local or fsspec.
         factory: `auto`, or a FAISS factory string (see the module).
-        bytes_per_vector: code bytes a product may take when `factory` is `auto`. Memory of a server is about this
-            plus 14 bytes a product.
+        bytes_per_vector: code bytes a product may take when `factory` is `auto`, refinement included. Memory of a
+            server is about this plus 14 bytes a product.
         target_recall: the least share of true neighbours that search should find; `nprobe` is chosen for it.
+        refine: a second file to re-rank from: `sq8` (a byte a dimension), `fp16` (two), `none`; `auto`: the one for
+            which `bytes_per_vector` has room. One that is named comes on top of `bytes_per_vector`.
         serving_shards: files the index is split into, for servers that share the load.
         rows_per_add: products an add task takes; its memory is this times the code size. None: as many as the memory
             budget allows, at most 200,000.
@@ -60,6 +65,7 @@ class IndexConfig:
     factory: str = "auto"
     bytes_per_vector: int = 64
     target_recall: float = 0.95
+    refine: Literal["auto", "none", "sq8", "fp16"] = "auto"
     serving_shards: int = 1
     rows_per_add: int | None = None
     memory_budget_mb: int = 1024
@@ -78,6 +84,7 @@ class IndexConfig:
         _require(
             0.0 < self.target_recall <= 1.0, "index.target_recall", self.target_recall, "a share above 0, at most 1"
         )
+        _require(self.refine in ("auto", "none", "sq8", "fp16"), "index.refine", self.refine, "auto, none, sq8 or fp16")
         for key, least in (
             ("serving_shards", 1),
             ("memory_budget_mb", 16),

@@ -1,4 +1,9 @@
-"""Chooses `nprobe`, the inverted lists that a search probes, by measuring recall and latency on the serving shards."""
+"""Chooses `nprobe`, the inverted lists that a search probes, by measuring recall and latency on the serving shards.
+
+With refine files also `refine_factor`, the candidates re-ranked for each neighbour: more of either finds more, and the
+cheapest pair that reaches the target is taken. What is cheaper is reckoned, not timed: the choice is part of the index
+file, which must come out the same on a busy machine.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +22,12 @@ from index_builder.faiss_files import faiss_threads, ivf_of, opened_indexes
 from index_builder.fast_scan import as_served
 from index_builder.ground_truth import GroundTruth
 from index_builder.index_shards import IndexShard, find_finished, write_description
+from index_builder.refine_codes import RefineCodes, opened_refine_codes, search_refined
 from index_builder.sampling import QuerySet
 from index_builder.shard_search import ShardSearch
 
 TIMED_QUERIES = 100
+REFINE_FACTORS = (2, 4, 8, 16)
 SMALLEST_GAIN = 0.001
 """Recall that twice the probes must bring for the measuring to go on."""
 RECALL_GIVEN_UP = 0.005
@@ -35,11 +42,13 @@ class SearchMeasurement:
         nprobe: lists probed.
         recall: recall k@k over the held-out products, against exact search.
         latency_ms: median time of one query, asked alone, on one thread.
+        refine_factor: candidates re-ranked for each neighbour; 0: none.
     """
 
     nprobe: int
     recall: float
     latency_ms: float
+    refine_factor: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,16 +60,23 @@ class SearchChoice:
         recall: measured with it.
         latency_ms: measured with it.
         reached: whether recall is at least the target.
+        refine_factor: candidates to re-rank for each neighbour; 0: none.
     """
 
     nprobe: int
     recall: float
     latency_ms: float
     reached: bool
+    refine_factor: int = 0
 
 
 def measure_search(
-    index_uris: Sequence[str], queries: QuerySet, truth: GroundTruth, *, target_recall: float = 1.0
+    index_uris: Sequence[str],
+    queries: QuerySet,
+    truth: GroundTruth,
+    *,
+    target_recall: float = 1.0,
+    refine_uris: Sequence[str] = (),
 ) -> tuple[SearchMeasurement, ...]:
     """Measures search at growing `nprobe` (1, 2, 3, 4, 6, 8, 12, ...), until one step past the target or until it
     gains no more.
@@ -70,27 +86,45 @@ def measure_search(
         queries: the held-out products.
         truth: their true neighbours.
         target_recall: where it may stop.
+        refine_uris: files to re-rank from; with them, each `nprobe` is measured at growing `refine_factor` too.
     """
-    with opened_indexes(index_uris) as indexes:
-        search = ShardSearch(indexes)
+    with opened_indexes(index_uris) as indexes, opened_refine_codes(refine_uris) as codes:
+        search = _Search(ShardSearch(indexes), codes)
         measured: list[SearchMeasurement] = []
         for nprobe in _steps(search.lists):
-            measured.append(_measure(search, queries, truth, nprobe))
-            if len(measured) > 1 and measured[-2].recall >= target_recall:
+            measured += _measure_factors(search, queries, truth, nprobe, target_recall)
+            best = {row.nprobe: row.recall for row in sorted(measured, key=lambda row: row.recall)}
+            if any(recall >= target_recall for earlier, recall in best.items() if earlier < nprobe):
                 break
-            half = [earlier for earlier in measured if earlier.nprobe * 2 <= nprobe]
-            if half and measured[-1].recall - half[-1].recall < SMALLEST_GAIN and measured[-1].recall < target_recall:
+            half = [earlier for earlier in best if earlier * 2 <= nprobe]
+            if half and best[nprobe] - best[max(half)] < SMALLEST_GAIN and best[nprobe] < target_recall:
                 break
     return tuple(measured)
 
 
-def choose_search(measured: Sequence[SearchMeasurement], target_recall: float) -> SearchChoice:
-    """The cheapest setting that reaches the target; where none does, the cheapest within 0.005 of the best recall."""
+def choose_search(
+    measured: Sequence[SearchMeasurement], target_recall: float, *, probes_per_factor: float = 0.0
+) -> SearchChoice:
+    """The cheapest setting that reaches the target; where none does, the cheapest within 0.005 of the best recall.
+
+    Args:
+        measured: the settings.
+        target_recall: the recall wanted.
+        probes_per_factor: lists that could be probed for what a `refine_factor` of 1 costs (see refine_plan.py).
+    """
+
+    def cost(row: SearchMeasurement) -> tuple[float, int]:
+        return row.nprobe + probes_per_factor * row.refine_factor, row.nprobe
+
     best = max(row.recall for row in measured)
     enough = target_recall if best >= target_recall else best - RECALL_GIVEN_UP
-    row = next(row for row in sorted(measured, key=lambda row: row.nprobe) if row.recall >= enough)
+    row = next(row for row in sorted(measured, key=cost) if row.recall >= enough)
     return SearchChoice(
-        nprobe=row.nprobe, recall=row.recall, latency_ms=row.latency_ms, reached=row.recall >= target_recall
+        nprobe=row.nprobe,
+        recall=row.recall,
+        latency_ms=row.latency_ms,
+        reached=row.recall >= target_recall,
+        refine_factor=row.refine_factor,
     )
 
 
@@ -128,27 +162,61 @@ def store_nprobe(shard: IndexShard, codec: CodecInfo, nprobe: int, out_uri: str)
     return write_description(replace(shard, uri=out_uri, sha256=sha256), inputs)
 
 
-def _measure(search: ShardSearch, queries: QuerySet, truth: GroundTruth, nprobe: int) -> SearchMeasurement:
+@dataclass(frozen=True)
+class _Search:
+    """Open serving shards, and refine codes where there are some."""
+
+    shards: ShardSearch
+    codes: RefineCodes | None
+
+    @property
+    def lists(self) -> int:
+        return self.shards.lists
+
+    def search(self, vectors: np.ndarray, k: int, nprobe: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
+        return search_refined(self.shards, self.codes, vectors, k, nprobe=nprobe, refine_factor=factor)
+
+
+def _measure_factors(
+    search: _Search, queries: QuerySet, truth: GroundTruth, nprobe: int, target_recall: float
+) -> list[SearchMeasurement]:
+    """One `nprobe` at growing `refine_factor`, until it reaches the target or more candidates bring nothing."""
+    # Re-ranking k candidates for k neighbours would find the same ones.
+    factors = REFINE_FACTORS if search.codes is not None else ()
+    measured = [_measure(search, queries, truth, nprobe, 0)]
+    for factor in factors:
+        if measured[-1].recall >= target_recall:
+            break
+        measured.append(_measure(search, queries, truth, nprobe, factor))
+        if measured[-1].recall - measured[-2].recall < SMALLEST_GAIN:
+            break
+    return measured
+
+
+def _measure(
+    search: _Search, queries: QuerySet, truth: GroundTruth, nprobe: int, refine_factor: int
+) -> SearchMeasurement:
     k = truth.k
     # One more than k, for the query itself is in the index and does not count.
-    rows = search.search(queries.vectors, k + 1, nprobe=nprobe)[1]
+    rows = search.search(queries.vectors, k + 1, nprobe, refine_factor)[1]
     itself = rows == queries.rows[:, None]
     order = np.argsort(itself, axis=1, kind="stable")
     found = np.take_along_axis(np.where(itself, -1, rows), order, axis=1)[:, :k]
     return SearchMeasurement(
         nprobe=nprobe,
         recall=round(truth.recall(found), 6),
-        latency_ms=round(_latency_ms(search, queries.vectors[:TIMED_QUERIES], k, nprobe), 4),
+        latency_ms=round(_latency_ms(search, queries.vectors[:TIMED_QUERIES], k, nprobe, refine_factor), 4),
+        refine_factor=refine_factor,
     )
 
 
-def _latency_ms(search: ShardSearch, vectors: np.ndarray, k: int, nprobe: int) -> float:
+def _latency_ms(search: _Search, vectors: np.ndarray, k: int, nprobe: int, refine_factor: int) -> float:
     seconds = []
     # A server answers many queries at a time, each on one core; threads that share one query mostly wait.
     with faiss_threads(1):
         for vector in vectors:
             start = time.perf_counter()
-            search.search(vector[None], k, nprobe=nprobe)
+            search.search(vector[None], k, nprobe, refine_factor)
             seconds.append(time.perf_counter() - start)
     return 1000 * float(np.median(seconds)) if seconds else 0.0
 

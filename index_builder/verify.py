@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import faiss
 import numpy as np
@@ -11,6 +12,7 @@ from index_builder import storage
 from index_builder.errors import VerificationError
 from index_builder.faiss_files import ivf_of, list_ids, read_index
 from index_builder.index_shards import IndexShard
+from index_builder.refine_codes import RefineCodes
 
 
 def verify_index(shards: Sequence[IndexShard], *, rows: int, dim: int, codec_fingerprint: str) -> None:
@@ -44,6 +46,47 @@ def verify_index(shards: Sequence[IndexShard], *, rows: int, dim: int, codec_fin
             f"{', '.join(shard.uri for shard in shards) or 'no serving shard'}: expected every row 0..{rows - 1}, "
             f"found {int(seen.sum())} of {rows}; the first that is missing is {missing}"
         )
+
+
+def verify_refine_codes(shards: Sequence[IndexShard], *, rows: int, dim: int, code_bytes: int) -> None:
+    """Checks the refine files of a version.
+
+    Each is the one described (sha256) and opens memory-mapped; together, in their order, they hold rows 0..rows-1, all
+    made with one quantizer.
+
+    Args:
+        shards: the refine files, in the order of their rows.
+        rows: products of the version, N.
+        dim: D.
+        code_bytes: of a vector.
+
+    Raises:
+        VerificationError: names the file, what was expected and what was found.
+    """
+    next_row = 0
+    with ExitStack() as stack:
+        paths = []
+        for shard in shards:
+            paths.append(stack.enter_context(storage.localized(shard.uri)))
+            found = storage.sha256_file(paths[-1])
+            if found != shard.sha256:
+                raise _wrong(shard, "sha256", shard.sha256, found)
+            if shard.first_row != next_row:
+                raise _wrong(shard, "first row", next_row, shard.first_row)
+            codes = RefineCodes([paths[-1]])
+            if (codes.rows, codes.dim, codes.code_size) != (shard.rows, dim, code_bytes):
+                raise _wrong(
+                    shard,
+                    "rows, dimensions and bytes of a vector",
+                    (shard.rows, dim, code_bytes),
+                    (codes.rows, codes.dim, codes.code_size),
+                )
+            next_row = shard.stop_row
+        if paths:
+            RefineCodes(paths)
+    if next_row != rows:
+        named = ", ".join(shard.uri for shard in shards) or "no refine file"
+        raise VerificationError(f"{named}: expected refine codes of {rows} products, found those of {next_row}")
 
 
 def _check_file(shard: IndexShard, index: faiss.Index, dim: int, seen: np.ndarray) -> None:

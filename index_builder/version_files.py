@@ -23,7 +23,8 @@ from index_builder.faiss_files import read_index
 from index_builder.filters import RowFilters
 from index_builder.manifest import FileEntry, Manifest
 from index_builder.product_rows import ProductRows
-from index_builder.publish import PRODUCTS_FILE, manifest_uri, read_current, read_manifest, version_uri
+from index_builder.publish import PRODUCTS_FILE, is_searched, manifest_uri, read_current, read_manifest, version_uri
+from index_builder.refine_codes import RefineCodes
 from index_builder.shard_search import ShardSearch
 
 CACHED_VERSIONS = 2
@@ -39,6 +40,7 @@ class OpenVersion:
     uri: str
     manifest: Manifest
     search: ShardSearch
+    refine: RefineCodes | None
     products: ProductRows
     filters: RowFilters
 
@@ -98,7 +100,7 @@ def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
     if products_entry is None or not manifest.index_files():
         found = [entry.path for entry in manifest.files]
         raise VerificationError(f"{uri}: expected index files and {PRODUCTS_FILE} in the manifest, found {found}")
-    needed = (*manifest.index_files(), products_entry)
+    needed = tuple(entry for entry in manifest.files if is_searched(entry.path))
     folder = storage.local_path(uri) if storage.is_local(uri) else _cached_folder(index_uri, manifest.version, needed)
     indexes = [_open_index(folder, entry) for entry in manifest.index_files()]
     # Read in place: the pages of a column are loaded when it is used.
@@ -108,8 +110,14 @@ def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
         raise VerificationError(
             f"{uri}: expected an index row for each of {products.num_rows} products, found {search.rows}"
         )
+    refine = _open_refine(folder, manifest.refine_files(), products.num_rows)
     return OpenVersion(
-        uri=uri, manifest=manifest, search=search, products=ProductRows(products), filters=RowFilters(products)
+        uri=uri,
+        manifest=manifest,
+        search=search,
+        refine=refine,
+        products=ProductRows(products),
+        filters=RowFilters(products),
     )
 
 
@@ -135,6 +143,21 @@ def _open_index(folder: str, entry: FileEntry) -> faiss.Index:
     except VerificationError:
         _present(folder, entry)  # removed meanwhile
         raise
+
+
+def _open_refine(folder: str, entries: tuple[FileEntry, ...], rows: int) -> RefineCodes | None:
+    if not entries:
+        return None
+    paths = [_present(folder, entry) for entry in entries]
+    try:
+        codes = RefineCodes(paths)
+    except VerificationError:
+        for entry in entries:
+            _present(folder, entry)  # removed meanwhile
+        raise
+    if codes.rows != rows:
+        raise VerificationError(f"{paths[0]}: expected refine codes of {rows} products, found {codes.rows}")
+    return codes
 
 
 def _present(folder: str, entry: FileEntry) -> str:

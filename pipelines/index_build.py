@@ -1,4 +1,4 @@
-"""The index stages one by one: number, sample, train, add, merge, verify.
+"""The index stages one by one: number, sample, train, refine, add, merge, verify.
 
 Each step takes descriptors, does its work through `index_builder`, leaves files under the build's folder and returns
 descriptors. What is finished is not done again: the folder is named by everything that shapes the build. The Beam
@@ -30,12 +30,15 @@ from index_builder.embedding_shards import NumberedShard
 from index_builder.fast_scan import convert_shard
 from index_builder.ground_truth import exact_neighbours
 from index_builder.index_shards import IndexShard
+from index_builder.loaded_memory import measure_resident_bytes
 from index_builder.merge import merge_index_shards
 from index_builder.planner import plan_adds, plan_index, plan_sample
+from index_builder.refine import StoredKind, write_refine_codes
+from index_builder.refine_plan import BYTES_PER_DIM, plan_refinement, probes_per_factor
 from index_builder.sampling import SamplePiece, read_queries, write_sample
-from index_builder.spec import IndexConfig, IndexSpec
+from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import SearchChoice, SearchMeasurement, choose_search, measure_search, store_nprobe
-from index_builder.verify import verify_index
+from index_builder.verify import verify_index, verify_refine_codes
 from pipelines.numbering import Numbering, number_products
 from pipelines.outcome import Totals, total
 from pipelines.run_record import RunRecord
@@ -51,7 +54,7 @@ def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint
 
 def codec_config(index: IndexConfig) -> dict[str, Any]:
     """The part of the index section that shapes a codec."""
-    names = ("factory", "bytes_per_vector", "training_rows", "memory_budget_mb", "seed")
+    names = ("factory", "bytes_per_vector", "refine", "training_rows", "memory_budget_mb", "seed")
     return {name: getattr(index, name) for name in names}
 
 
@@ -75,12 +78,14 @@ class BuildPlan:
     Attributes:
       numbering: the products and their rows.
       spec: the index to build.
+      refine: what its candidates are re-ranked from.
       totals: the night's products in numbers.
       shard_keys: the catalog shards' keys, in plan order.
     """
 
     numbering: Numbering
     spec: IndexSpec
+    refine: RefineKind
     totals: Totals
     shard_keys: tuple[str, ...]
 
@@ -100,6 +105,15 @@ class AddTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RefineTask:
+    """Embedding shards whose vectors go into one refine file: those of one serving shard."""
+
+    serving_shard: int
+    kind: StoredKind
+    shards: tuple[NumberedShard, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedBuild:
     """A verified index, not published yet.
 
@@ -107,17 +121,21 @@ class FinishedBuild:
       plan: what was built.
       codec: the trained codec.
       serving_shards: the index files, by their rows.
+      refine_shards: the refine files, by their rows; none without refinement.
       measured: recall and latency for each search setting that was tried.
       chosen: the setting that the index is published with.
       queries: held-out products that recall was measured with.
+      resident_bytes: memory of a process that opened the files and answered those queries.
     """
 
     plan: BuildPlan
     codec: CodecInfo
     serving_shards: tuple[IndexShard, ...]
+    refine_shards: tuple[IndexShard, ...]
     measured: tuple[SearchMeasurement, ...]
     chosen: SearchChoice
     queries: int
+    resident_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +185,8 @@ class BuildJob:
             spec = self._spec(numbering.products)
             facts |= {"products": numbering.products, "duplicates": numbering.duplicates}
         keys = tuple(summary.key for summary in summaries)
-        return BuildPlan(numbering=numbering, spec=spec, totals=totals, shard_keys=keys)
+        refine = plan_refinement(self.index, spec)
+        return BuildPlan(numbering=numbering, spec=spec, refine=refine, totals=totals, shard_keys=keys)
 
     def sample(self, plan: BuildPlan, place: int) -> SamplePiece:
         """Draws one shard's part of the training sample and of the held-out queries."""
@@ -229,6 +248,24 @@ class BuildJob:
         with self.record.timed("add", task.name):
             return add_shards(codec, task.shards, uri)
 
+    def refine_tasks(self, plan: BuildPlan) -> list[RefineTask]:
+        """One task a serving shard; none without refinement."""
+        if plan.refine == "none":
+            return []
+        return [
+            RefineTask(
+                serving_shard=serving_shard, kind=plan.refine, shards=tuple(shard for task in tasks for shard in task)
+            )
+            for serving_shard, tasks in enumerate(plan_adds(self.index, plan.spec, plan.numbering.shards))
+        ]
+
+    def refine(self, task: RefineTask, pieces: Sequence[SamplePiece]) -> IndexShard:
+        """Writes the vectors of one serving shard into its refine file."""
+        name = f"{task.serving_shard:05d}"
+        uri = storage.join(self.folder, "refine", f"{name}.faiss")
+        with self.record.timed("refine", name):
+            return write_refine_codes(task.shards, pieces, task.kind, self.dim, uri)
+
     def merge(self, plan: BuildPlan, serving_shard: int, parts: Sequence[IndexShard]) -> IndexShard:
         """Merges the index shards of one serving shard, and lays it out as it is served."""
         name = f"{serving_shard:05d}"
@@ -242,6 +279,7 @@ class BuildJob:
         codec: CodecInfo,
         pieces: Sequence[SamplePiece],
         merged: Sequence[IndexShard],
+        refined: Sequence[IndexShard] = (),
     ) -> FinishedBuild:
         """Checks the index and measures it against exact search; the search parameters are chosen here.
 
@@ -251,25 +289,44 @@ class BuildJob:
         with self.record.timed("verify") as facts:
             shards = sorted(merged, key=lambda shard: shard.first_row)
             verify_index(shards, rows=plan.numbering.products, dim=self.dim, codec_fingerprint=codec.fingerprint)
+            refine = sorted(refined, key=lambda shard: shard.first_row)
+            if plan.refine != "none":
+                code_bytes = BYTES_PER_DIM[plan.refine] * self.dim
+                verify_refine_codes(refine, rows=plan.numbering.products, dim=self.dim, code_bytes=code_bytes)
             sample = plan_sample(self.index, plan.spec, plan.numbering.products)
             queries = read_queries(pieces, limit=sample.queries)
             truth = exact_neighbours(queries.vectors, queries.rows, plan.numbering.shards, self.index.k)
             uris = [shard.uri for shard in shards]
-            measured = measure_search(uris, queries, truth, target_recall=self.index.target_recall)
-            chosen = choose_search(measured, self.index.target_recall)
+            refine_uris = [shard.uri for shard in refine]
+            measured = measure_search(
+                uris, queries, truth, target_recall=self.index.target_recall, refine_uris=refine_uris
+            )
+            factor_cost = probes_per_factor(plan.spec, plan.refine, plan.numbering.products, self.index.k)
+            chosen = choose_search(measured, self.index.target_recall, probes_per_factor=factor_cost)
             serving = [
                 store_nprobe(shard, codec, chosen.nprobe, storage.join(self.folder, "serving", f"{place:05d}.faiss"))
                 for place, shard in enumerate(shards)
             ]
-            facts |= {"recall": chosen.recall, "queries": len(queries.rows)}
+            resident_bytes = measure_resident_bytes(
+                [shard.uri for shard in serving],
+                refine_uris,
+                plan.numbering.products_uri,
+                queries.vectors,
+                self.index.k,
+                nprobe=chosen.nprobe,
+                refine_factor=chosen.refine_factor,
+            )
+            facts |= {"recall": chosen.recall, "queries": len(queries.rows), "resident_bytes": resident_bytes}
             self._remember_fit(codec, chosen.recall)
         return FinishedBuild(
             plan=plan,
             codec=codec,
             serving_shards=tuple(serving),
+            refine_shards=tuple(refine),
             measured=measured,
             chosen=chosen,
             queries=len(queries.rows),
+            resident_bytes=resident_bytes,
         )
 
     def _spec(self, products: int) -> IndexSpec:

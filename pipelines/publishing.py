@@ -19,6 +19,7 @@ from index_builder.manifest import (
     RecallSummary,
     SearchSettings,
     index_file_name,
+    refine_file_name,
 )
 from index_builder.spec import IndexConfig
 from pipelines.config.schema import GatesConfig
@@ -88,7 +89,9 @@ class PublishJob:
         manifest = self._manifest(build, failed)
         staged = self._staged(build)
         files = publish.describe_files(staged)
-        fingerprint = publish.content_fingerprint(files, self.encoder.fingerprint, build.plan.spec)
+        fingerprint = publish.content_fingerprint(
+            files, self.encoder.fingerprint, build.plan.spec, manifest.index.search
+        )
         if not failed and self.previous is not None and self.previous.content_fingerprint == fingerprint:
             status: Status = "unchanged"
             version_id = self.previous.version
@@ -118,6 +121,7 @@ class PublishJob:
         """Name in the version -> where the file lies now."""
         count = len(build.serving_shards)
         files = {index_file_name(number, count): shard.uri for number, shard in enumerate(build.serving_shards)}
+        files |= {refine_file_name(number, count): shard.uri for number, shard in enumerate(build.refine_shards)}
         files[publish.PRODUCTS_FILE] = build.plan.numbering.products_uri
         files["rejected.parquet"] = build.plan.numbering.rejected_uri
         if self.query_encoder_uri is not None:
@@ -142,13 +146,15 @@ class PublishJob:
                 spec=spec,
                 factory=spec.factory,
                 serving_shards=len(build.serving_shards),
-                search=SearchSettings(nprobe=build.chosen.nprobe),
+                search=SearchSettings(nprobe=build.chosen.nprobe, refine_factor=build.chosen.refine_factor),
+                refine=build.plan.refine,
                 reasons=explain_index(self.index, spec, totals.products),
             ),
             recall=RecallSummary(
                 k=self.index.k, value=build.chosen.recall, queries=build.queries, table=build.measured
             ),
             embedding_shards=tuple(shard.uri for shard in build.plan.numbering.shards),
+            resident_bytes=build.resident_bytes,
             gates={"limits": asdict(self.gates), "failed": failed},
             software=_software(),
         )

@@ -18,7 +18,7 @@ from typing import Any
 
 from index_builder import storage
 
-INDEX_STAGES = ("number", "sample", "train", "add", "merge", "verify", "publish")
+INDEX_STAGES = ("number", "sample", "refine", "train", "add", "merge", "verify", "publish")
 STAGES = ("plan", "embed", "import", *INDEX_STAGES)
 """The stages of a job, in order; products are embedded, or their vectors imported."""
 

@@ -118,8 +118,9 @@ def _print_manifest(manifest: Manifest, state: str, console: Console) -> None:
         ("encoder", f"{manifest.encoder.model or 'made elsewhere'} {manifest.encoder.fingerprint}"),
         ("codec", f"{manifest.codec.fingerprint}, trained on {manifest.codec.training_rows:,} vectors"),
         ("index", f"{spec.factory}, {spec.serving_shards} serving shards, nprobe {spec.search.nprobe}"),
+        *_refinement(manifest),
         (f"recall {recall.k}@{recall.k}", f"{recall.value:.4f} over {recall.queries:,} held-out products"),
-        ("memory", f"{decimal(manifest.loaded_bytes)} at most"),
+        ("memory", f"{decimal(manifest.loaded_bytes)} at most{_measured_memory(manifest)}"),
     ]
     summary = Table(show_header=False, box=None, pad_edge=False)
     summary.add_column(style="dim", no_wrap=True)
@@ -128,10 +129,10 @@ def _print_manifest(manifest: Manifest, state: str, console: Console) -> None:
         summary.add_row(name, escape(value))
     console.print(summary)
     measured = Table(title="measured", title_justify="left")
-    for name in ("nprobe", "recall", "ms a query"):
+    for name in ("nprobe", "refine factor", "recall", "ms a query"):
         measured.add_column(name, justify="right")
     for row in recall.table:
-        measured.add_row(str(row.nprobe), f"{row.recall:.4f}", f"{row.latency_ms:.3f}")
+        measured.add_row(str(row.nprobe), str(row.refine_factor or "–"), f"{row.recall:.4f}", f"{row.latency_ms:.3f}")
     files = Table(title="files", title_justify="left")
     files.add_column("path")
     files.add_column("bytes", justify="right")
@@ -141,6 +142,19 @@ def _print_manifest(manifest: Manifest, state: str, console: Console) -> None:
     console.print(measured, files)
     for failed in manifest.gates.get("failed", ()):
         console.print(f"gate failed: {failed}", markup=False)
+
+
+def _refinement(manifest: Manifest) -> list[tuple[str, str]]:
+    if manifest.index.refine == "none":
+        return []
+    factor = manifest.index.search.refine_factor
+    return [("refinement", f"{manifest.index.refine}, {factor} candidates re-ranked for each neighbour")]
+
+
+def _measured_memory(manifest: Manifest) -> str:
+    if not manifest.resident_bytes:
+        return ""
+    return f"; {decimal(manifest.resident_bytes)} in a fresh process that answered the held-out queries"
 
 
 def _print_diff(diff: VersionDiff, console: Console) -> None:
@@ -156,6 +170,7 @@ def _print_diff(diff: VersionDiff, console: Console) -> None:
         ("codec", diff.old.codec.fingerprint, diff.new.codec.fingerprint),
         ("index", diff.old.index.factory, diff.new.index.factory),
         ("nprobe", *(str(manifest.index.search.nprobe) for manifest in (diff.old, diff.new))),
+        ("refinement", *(manifest.index.refine for manifest in (diff.old, diff.new))),
         ("recall", *(f"{manifest.recall.value:.4f}" for manifest in (diff.old, diff.new))),
         ("size", *(decimal(_bytes(manifest)) for manifest in (diff.old, diff.new))),
     ):

@@ -23,7 +23,7 @@ class GatherAll(beam.PTransform):
 
 @dataclass(kw_only=True, eq=False)
 class BuildIndex(beam.PTransform):
-    """Numbers, samples, trains, adds, merges, verifies.
+    """Numbers, samples, trains, writes the vectors to re-rank from where there are to be some, adds, merges, verifies.
 
     Input: `ShardSummary`, one a catalog shard. Output: one `FinishedBuild`.
 
@@ -44,6 +44,12 @@ class BuildIndex(beam.PTransform):
             | "SampleShard" >> beam.Map(lambda place, plan: job.sample(plan, place), AsSingleton(plan))
         )
         codec = plan | "TrainCodec" >> beam.Map(lambda plan, pieces: job.train(plan, list(pieces)), AsIter(pieces))
+        refined = (
+            plan
+            | "CutRefineTasks" >> beam.FlatMap(job.refine_tasks)
+            | "SpreadRefining" >> beam.Reshuffle()
+            | "WriteRefineCodes" >> beam.Map(lambda task, pieces: job.refine(task, list(pieces)), AsIter(pieces))
+        )
         merged = (
             plan
             | "CutAddTasks" >> beam.FlatMap(job.add_tasks)
@@ -59,9 +65,12 @@ class BuildIndex(beam.PTransform):
             | "GatherMerged" >> GatherAll()
             | "VerifyIndex"
             >> beam.Map(
-                lambda merged, plan, codec, pieces: job.verify(plan, codec, list(pieces), merged),
+                lambda merged, plan, codec, pieces, refined: job.verify(
+                    plan, codec, list(pieces), merged, list(refined)
+                ),
                 AsSingleton(plan),
                 AsSingleton(codec),
                 AsIter(pieces),
+                AsIter(refined),
             )
         )

@@ -24,14 +24,17 @@ from index_builder.manifest import (
     RecallSummary,
     SearchSettings,
     index_file_name,
+    refine_file_name,
 )
 from index_builder.merge import merge_index_shards
 from index_builder.planner import plan_adds, plan_index, plan_sample
 from index_builder.publish import publish_version
+from index_builder.refine import write_refine_codes
+from index_builder.refine_plan import BYTES_PER_DIM, plan_refinement, probes_per_factor
 from index_builder.sampling import QuerySet, read_queries, write_sample
-from index_builder.spec import IndexConfig, IndexSpec
-from index_builder.tuning import SearchChoice, choose_search, measure_search, store_nprobe
-from index_builder.verify import verify_index
+from index_builder.spec import IndexConfig, IndexSpec, RefineKind
+from index_builder.tuning import SearchChoice, SearchMeasurement, choose_search, measure_search, store_nprobe
+from index_builder.verify import verify_index, verify_refine_codes
 
 ENCODER = "0123456789abcdef"
 
@@ -72,8 +75,11 @@ class Build:
     codec: CodecInfo
     merged: list[IndexShard]
     serving: list[IndexShard]
+    refine: RefineKind
+    refined: list[IndexShard]
     queries: QuerySet
     truth: GroundTruth
+    measured: tuple[SearchMeasurement, ...]
     choice: SearchChoice
 
     @property
@@ -110,11 +116,27 @@ def build_index(
         ]
         whole = merge_index_shards(parts[::turn], storage.join(root, "merged", f"{number}.faiss"))
         merged.append(convert_shard(whole, spec, storage.join(root, "fast_scan", f"{number}.faiss")))
+    refine = plan_refinement(config, spec)
+    refined = []
+    if refine != "none":
+        for number, tasks in enumerate(plan_adds(config, spec, shards)):
+            inputs = [shard for task in tasks for shard in task]
+            uri = storage.join(root, "refine", f"{number}.faiss")
+            refined.append(write_refine_codes(inputs[::turn], pieces[::turn], refine, dim, uri))
+        verify_refine_codes(refined, rows=rows, dim=dim, code_bytes=BYTES_PER_DIM[refine] * dim)
     verify_index(merged, rows=rows, dim=dim, codec_fingerprint=codec.fingerprint)
     queries = read_queries(pieces[::turn], limit=sample.queries)
     truth = exact_neighbours(queries.vectors, queries.rows, shards[::turn], config.k)
-    measured = measure_search([shard.uri for shard in merged], queries, truth, target_recall=config.target_recall)
-    choice = choose_search(measured, config.target_recall)
+    measured = measure_search(
+        [shard.uri for shard in merged],
+        queries,
+        truth,
+        target_recall=config.target_recall,
+        refine_uris=[shard.uri for shard in refined],
+    )
+    choice = choose_search(
+        measured, config.target_recall, probes_per_factor=probes_per_factor(spec, refine, rows, config.k)
+    )
     serving = [
         store_nprobe(shard, codec, choice.nprobe, storage.join(root, "serving", f"{number}.faiss"))
         for number, shard in enumerate(merged)
@@ -126,6 +148,9 @@ def build_index(
         codec=codec,
         merged=merged,
         serving=serving,
+        refine=refine,
+        refined=refined,
+        measured=measured,
         queries=queries,
         truth=truth,
         choice=choice,
@@ -152,6 +177,7 @@ def stage(root: str, build: Build) -> tuple[dict[str, str], Manifest]:
     encoder = storage.join(root, "query_encoder", "encoder.json")
     storage.write_json_atomic(encoder, {"model": "none"})
     staged = {index_file_name(number, len(build.serving)): shard.uri for number, shard in enumerate(build.serving)} | {
+        **{refine_file_name(number, len(build.refined)): shard.uri for number, shard in enumerate(build.refined)},
         "products.arrow": products,
         "query_encoder/encoder.json": encoder,
     }
@@ -163,7 +189,8 @@ def stage(root: str, build: Build) -> tuple[dict[str, str], Manifest]:
             spec=build.spec,
             factory=build.spec.factory,
             serving_shards=len(build.serving),
-            search=SearchSettings(nprobe=build.choice.nprobe),
+            search=SearchSettings(nprobe=build.choice.nprobe, refine_factor=build.choice.refine_factor),
+            refine=build.refine,
         ),
         recall=RecallSummary(k=build.config.k, value=build.choice.recall, queries=len(build.queries.rows)),
         embedding_shards=tuple(shard.uri.rsplit("/", 1)[-1] for shard in build.shards),

@@ -1,4 +1,4 @@
-"""Writes the golden artifact: what version 1 of the specification looks like, kept to open for ever.
+"""Writes the golden artifact: what the specification's present version looks like, kept to open for ever.
 
 usage: python -m tests.index_builder.make_golden
 Run once per schema version, never to make a failing test pass.
@@ -12,18 +12,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from index_builder import storage
+from index_builder.manifest import SCHEMA_VERSION
 from index_builder.publish import publish_version
 from index_builder.reader import IndexReader
 from index_builder.spec import IndexConfig
 from tests.index_builder.builds import build_index, clustered, stage, write_shards
 
-GOLDEN = Path(__file__).parent / "golden" / "version_1"
+GOLDEN = Path(__file__).parent / "golden" / f"version_{SCHEMA_VERSION}"
 
 
 def main() -> None:
     shutil.rmtree(GOLDEN, ignore_errors=True)
     vectors = clustered(100, 8)
-    config = IndexConfig(uri=str(GOLDEN / "index"), factory="OPQ2_8,IVF4,PQ2x4", serving_shards=2, k=5)
+    config = IndexConfig(uri=str(GOLDEN / "index"), factory="OPQ2_8,IVF4,PQ2x4", refine="sq8", serving_shards=2, k=5)
     with tempfile.TemporaryDirectory() as folder:
         build = build_index(folder, write_shards(folder, vectors, 50), config, 8)
         staged, manifest = stage(folder, build)

@@ -30,6 +30,17 @@ def test_an_old_version_opens_and_answers(folder: str) -> None:
         assert storage.sha256_file(str(path)) == entry.sha256
 
 
+def test_version_1_has_no_refinement_and_version_2_may_have() -> None:
+    first, second = (IndexReader.open(str(GOLDEN / f"version_{number}" / "index")).manifest for number in (1, 2))
+    assert (first.schema_version, first.index.refine, first.index.search.refine_factor) == (1, "none", 0)
+    assert (second.schema_version, second.index.refine) == (2, "sq8")
+    assert second.index.search.refine_factor > 0
+    assert [entry.path for entry in second.refine_files()] == [
+        "refine-00000-of-00002.faiss",
+        "refine-00001-of-00002.faiss",
+    ]
+
+
 def test_an_old_version_can_be_gone_back_to(tmp_path: Path) -> None:
     index = str(tmp_path / "index")
     source = str(GOLDEN / "version_1" / "index")

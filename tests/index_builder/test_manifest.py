@@ -15,6 +15,7 @@ from index_builder.manifest import (
     RecallSummary,
     SearchSettings,
     index_file_name,
+    refine_file_name,
 )
 from index_builder.spec import IndexSpec
 from index_builder.tuning import SearchMeasurement
@@ -28,7 +29,13 @@ def example() -> Manifest:
         ),
         encoder=EncoderSummary(model="3tmm", fingerprint="ab", dim=128),
         codec=CodecSummary(fingerprint="cd", training_rows=7),
-        index=IndexSummary(spec=spec, factory=spec.factory, serving_shards=2, search=SearchSettings(nprobe=4)),
+        index=IndexSummary(
+            spec=spec,
+            factory=spec.factory,
+            serving_shards=2,
+            search=SearchSettings(nprobe=4, refine_factor=2),
+            refine="sq8",
+        ),
         recall=RecallSummary(
             k=10, value=0.9, queries=3, table=(SearchMeasurement(nprobe=4, recall=0.9, latency_ms=0.2),)
         ),
@@ -42,6 +49,7 @@ def example() -> Manifest:
             FileEntry(path="index-00000-of-00002.faiss", bytes=3, sha256="a" * 64),
             FileEntry(path="index-00001-of-00002.faiss", bytes=4, sha256="b" * 64),
             FileEntry(path="products.arrow", bytes=5, sha256="c" * 64),
+            FileEntry(path="refine-00000-of-00001.faiss", bytes=6, sha256="d" * 64),
         ),
     )
 
@@ -53,8 +61,9 @@ def test_json_there_and_back() -> None:
     assert Manifest.from_json(text.encode()).to_json() == text
     values = json.loads(text)
     assert list(values) == sorted(values)
-    assert values["index"]["search"] == {"nprobe": 4}
-    assert values["recall"]["table"] == [{"latency_ms": 0.2, "nprobe": 4, "recall": 0.9}]
+    assert values["index"]["search"] == {"nprobe": 4, "refine_factor": 2}
+    assert values["index"]["refine"] == "sq8"
+    assert values["recall"]["table"] == [{"latency_ms": 0.2, "nprobe": 4, "recall": 0.9, "refine_factor": 0}]
 
 
 def test_the_documented_keys() -> None:
@@ -70,6 +79,7 @@ def test_the_documented_keys() -> None:
         "index",
         "recall",
         "loaded_bytes",
+        "resident_bytes",
         "embedding_shards",
         "gates",
         "files",
@@ -81,18 +91,20 @@ def test_fields_that_came_later_are_ignored_and_missing_ones_default() -> None:
     values = json.loads(example().to_json())
     values["weather"] = "rain"
     values["catalog"]["colour"] = "red"
-    for key in ("gates", "software", "loaded_bytes"):
+    for key in ("gates", "software", "loaded_bytes", "resident_bytes"):
         del values[key]
+    del values["index"]["refine"], values["index"]["search"]["refine_factor"]
     del values["codec"]["training_rows"]
     manifest = Manifest.from_json(json.dumps(values))
     assert manifest.gates == {}
     assert manifest.codec.fingerprint == "cd"
+    assert (manifest.index.refine, manifest.index.search.refine_factor) == ("none", 0)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "expected schema version 1 or older, found 2; update Shelfmark"),
+        ({"schema_version": 3}, "expected schema version 2 or older, found 3; update Shelfmark"),
         ({"schema_version": None}, "expected a manifest with a schema_version"),
         ({"catalog": {"uri": "demo"}}, r"catalog\.rows_in"),
         ({"index": "flat"}, "index"),
@@ -114,3 +126,5 @@ def test_other_text(text: str) -> None:
 def test_index_files_in_row_order() -> None:
     assert [entry.bytes for entry in example().index_files()] == [3, 4]
     assert index_file_name(1, 2) == "index-00001-of-00002.faiss"
+    assert [entry.bytes for entry in example().refine_files()] == [6]
+    assert refine_file_name(1, 2) == "refine-00001-of-00002.faiss"

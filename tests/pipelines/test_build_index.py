@@ -13,7 +13,7 @@ import pytest
 
 from encoders import load_query_encoder
 from index_builder import IndexReader, publish
-from pipelines import build_index, search
+from pipelines import build_index, search, versions
 from pipelines.catalog.dead_letters import read_dead_letters
 from pipelines.config.command_line import load_index_job_config
 from pipelines.config.commands import run_command
@@ -94,6 +94,32 @@ def reference_build(folder: Path, vectors: np.ndarray, ids: list[str]) -> Outcom
     write_parquet(folder / "vectors" / "a.parquet", fixed_lists(vectors[:900]), ids[:900])
     write_parquet(folder / "vectors" / "b.parquet", fixed_lists(vectors[900:]), ids[900:])
     return build(folder, "--embeddings.uri", str(folder / "vectors"), "--embeddings.shard_rows", "400")[0]
+
+
+def test_vectors_to_rerank_from_are_published_beside_the_index(tmp_path, capsys):
+    vectors, ids = made_vectors(), [f"item-{number}" for number in range(ROWS)]
+    write_parquet(tmp_path / "v.parquet", fixed_lists(vectors), ids)
+    settings = ["--embeddings.uri", str(tmp_path / "v.parquet"), "--embeddings.shard_rows", "300"]
+    settings += ["--index.factory", "IVF8,PQ8x6", "--index.serving_shards", "2", "--index.target_recall", "0.97"]
+    plain, _ = build(tmp_path / "plain", *settings)
+    outcome, record = build(tmp_path, *settings, "--index.refine", "fp16")
+    assert outcome.recall > plain.recall
+    assert outcome.recall > 0.97
+    manifest = publish.read_manifest(str(tmp_path / "index"))
+    assert (manifest.index.refine, len(manifest.refine_files())) == ("fp16", 2)
+    assert manifest.index.search.refine_factor > 0
+    assert {row.refine_factor for row in manifest.recall.table} > {0}
+    assert manifest.resident_bytes > 0
+    assert outcome.index_bytes > plain.index_bytes + 2 * DIM * ROWS
+    assert sorted(record.reports("refine")) == ["00000", "00001"]
+    assert finds_itself(tmp_path, vectors, ids) > 0.94
+    again, _ = build(tmp_path, *settings, "--index.refine", "fp16")
+    assert (again.status, again.version) == ("unchanged", outcome.version)
+
+    assert versions.main(["show", "--index", str(tmp_path / "index"), "--verify"]) == 0
+    shown = capsys.readouterr().out
+    assert f"fp16, {manifest.index.search.refine_factor} candidates re-ranked for each neighbour" in shown
+    assert "in a fresh process that answered the held-out queries" in shown
 
 
 @pytest.mark.parametrize("kind", ["txt", "npy", "numbers"])

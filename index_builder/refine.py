@@ -1,0 +1,118 @@
+"""Refinement: a second file with every vector in 8 bits or 16 a dimension, to re-rank what the PQ codes found.
+
+Search takes `refine_factor` times as many candidates from the index as are wanted, and orders them by inner products
+with these vectors (refine_codes.py). A file is a FAISS `IndexScalarQuantizer`, so that plain `faiss.read_index` opens
+it: `sq8` has its range for each dimension, from the training sample; `fp16` holds the float16 values of the embedding
+shards as they are. Row r of the version lies at place r minus the file's first row.
+
+Legend: `D` dimension, `N` products.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Literal
+
+import faiss
+import numpy as np
+
+from index_builder import storage
+from index_builder.add import kept_vectors
+from index_builder.embedding_shards import NumberedShard
+from index_builder.errors import EmbeddingShardError, TrainingError, VerificationError
+from index_builder.index_shards import IndexShard, find_finished, write_description
+from index_builder.sampling import SamplePiece, read_training
+
+StoredKind = Literal["sq8", "fp16"]
+RANGE_ROWS = 65_536
+"""Vectors that the ranges of `sq8` are taken from, at most. What lies outside is cut to the range."""
+_QUANTIZERS = {"sq8": faiss.ScalarQuantizer.QT_8bit, "fp16": faiss.ScalarQuantizer.QT_fp16}
+
+
+def write_refine_codes(
+    shards: Sequence[NumberedShard], pieces: Sequence[SamplePiece], kind: StoredKind, dim: int, out_uri: str
+) -> IndexShard:
+    """Writes the vectors of some embedding shards as a refine file; does nothing if it stands already.
+
+    The shards are streamed, so memory is the sample and one batch. The same shards and sample give the same bytes.
+
+    Args:
+        shards: embedding shards whose rows follow each other without a gap.
+        pieces: the training sample, for the ranges of `sq8`.
+        kind: how vectors are kept.
+        dim: D.
+        out_uri: the file; its description is written beside it as `<out_uri>.json`.
+
+    Returns:
+        The file; its `codec_fingerprint` is that of the quantizer.
+
+    Raises:
+        EmbeddingShardError: the rows have a gap, or a shard's dimension or row count is not the expected one.
+        TrainingError: `sq8` without a training sample.
+        VerificationError: this FAISS lays index files out in another way.
+    """
+    shards = sorted(shards, key=lambda shard: (shard.first_row, shard.kept_rows))
+    described = [kind, dim, sorted(piece.sha256 for piece in pieces), *(asdict(shard) for shard in shards)]
+    inputs = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    if finished := find_finished(out_uri, inputs):
+        return finished
+    quantizer = _trained(pieces, kind, dim)
+    fingerprint = hashlib.sha256(faiss.serialize_index(quantizer).tobytes()).hexdigest()[:32]
+    first_row, rows = shards[0].first_row if shards else 0, sum(shard.kept_rows for shard in shards)
+    digest = hashlib.sha256()
+    with storage.atomic_file(out_uri) as path:
+        with open(path, "wb") as file:
+            header = _header(quantizer, rows)
+            file.write(header)
+            digest.update(header)
+            stop_row = first_row
+            for shard in shards:
+                for numbers, vectors in kept_vectors(shard, dim):
+                    if numbers[0] != stop_row:
+                        raise EmbeddingShardError(
+                            f"{shard.uri}: expected row {stop_row} to be next, found {numbers[0]}; a shard is missing"
+                        )
+                    stop_row += len(numbers)
+                    codes = quantizer.sa_encode(vectors.astype(np.float32, copy=False))
+                    file.write(codes.data)
+                    digest.update(codes.data)
+        found = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC).ntotal
+        if found != rows:
+            raise VerificationError(f"{out_uri}: expected {rows} rows after writing, found {found}")
+    written = IndexShard(
+        uri=out_uri,
+        rows=rows,
+        first_row=first_row,
+        codec_fingerprint=fingerprint,
+        sha256=digest.hexdigest(),
+    )
+    return write_description(written, inputs)
+
+
+def _trained(pieces: Sequence[SamplePiece], kind: StoredKind, dim: int) -> faiss.IndexScalarQuantizer:
+    index = faiss.IndexScalarQuantizer(dim, _QUANTIZERS[kind], faiss.METRIC_INNER_PRODUCT)
+    if kind == "sq8":
+        sample = read_training(pieces, limit=RANGE_ROWS)
+        if not len(sample):
+            raise TrainingError(f"the sample has no vectors to take the ranges of sq8 from, in {len(pieces)} pieces")
+        index.train(sample.astype(np.float32, copy=False))
+    index.is_trained = True
+    return index
+
+
+def _header(quantizer: faiss.IndexScalarQuantizer, rows: int) -> bytes:
+    """What stands before the codes in the file of `rows` vectors; the last of it is the bytes of the codes."""
+    quantizer.ntotal = rows
+    data = faiss.serialize_index(quantizer).tobytes()
+    quantizer.ntotal = 0
+    none = struct.pack("<Q", 0)
+    if not data.endswith(none):
+        raise VerificationError(
+            f"FAISS {faiss.__version__} lays out scalar quantizers in another way than expected; install the version "
+            "of constraints.txt"
+        )
+    return data[: -len(none)] + struct.pack("<Q", rows * quantizer.code_size)

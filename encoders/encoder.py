@@ -145,9 +145,9 @@ class ProductEncoder:
 class QueryEncoder:
     """The query side, in float32, as a server loads it (`load_query_encoder`).
 
-    A picture alone is encoded by the model's rule: the CLIP picture tower (clip), or the product side with its text
-    missing (3tmm, 4tmm). Picture and text together: the two normalised vectors, weighted `image_weight` and 1 -
-    `image_weight`, summed and normalised.
+    A picture alone is encoded by the model's rule: the picture tower (clip, match3, match4), or the product side with
+    its text missing (3tmm, 4tmm). Picture and text together: the two normalised vectors, weighted `image_weight` and
+    1 - `image_weight`, summed and normalised; match4 with fusion `mlp` adds to the sum what it has learned.
 
     Attributes:
         model: Name of the architecture.
@@ -163,7 +163,7 @@ class QueryEncoder:
         self.model: ModelName = architecture.model
         self.dim = architecture.dim
         self.fingerprint = fingerprint
-        self.accepts_text = True
+        self.accepts_text = architecture.query_takes_text
         self.accepts_images = architecture.uses_images
         self.image_weight = architecture.image_weight
         self._model = _to_device(parts.model, device, "float32")
@@ -201,16 +201,24 @@ class QueryEncoder:
         empty = np.flatnonzero(~(has_text | has_image))
         if len(empty):
             raise ValueError(f"query {empty[0]} has neither text nor picture: expected at least one of the two")
-        weights = np.where(has_text & has_image, self.image_weight, has_image.astype(np.float64)).astype(np.float32)
         vectors = np.zeros((count, self.dim), np.float32)
         if by_text is not None:
-            vectors[has_text] += (1.0 - weights[has_text, None]) * by_text.cpu().numpy()
+            vectors[has_text] = by_text.cpu().numpy()
         if by_image is not None:
-            vectors[has_image] += weights[has_image, None] * by_image.cpu().numpy()
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            vectors[has_image] = by_image.cpu().numpy()
+        if by_text is not None and by_image is not None:
+            both = has_text & has_image
+            vectors[both] = self._fuse_both(by_text[text_rows[both]], by_image[image_rows[both]])
+        return vectors
+
+    @torch.inference_mode()
+    def _fuse_both(self, text: torch.Tensor, image: torch.Tensor) -> np.ndarray:
+        return self._model.fuse_photo_text(text, image, image_weight=self.image_weight).cpu().numpy()
 
     @torch.inference_mode()
     def _encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        if not self.accepts_text:
+            raise ValueError(f"a {self.model} encoder takes no texts as queries: expected pictures only")
         vectors = [runner.run(texts) for runner in (self._text, self._clip_text) if runner is not None]
         return self._model.fuse_query(*vectors)
 

@@ -1,8 +1,7 @@
 """The two towers of an open_clip model: pictures, and CLIP's own texts.
 
 Legend: P pictures, S side of a picture in pixels, T texts, L tokens of the longest text of the batch, D width of the
-    joint
-CLIP space.
+joint CLIP space (of the projection after it, where there is one).
 """
 
 from __future__ import annotations
@@ -22,15 +21,25 @@ _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "laye
 
 
 class ImageTower(nn.Module):
-    """An open_clip picture tower that takes uint8 pixels and normalises them on its own device."""
+    """An open_clip picture tower that takes uint8 pixels and normalises them on its own device.
+
+    Args:
+        visual: The tower.
+        preprocessing: What its pixels are scaled with.
+        dim: Width of the tower's own vectors.
+        projection_dim: Width D of a linear projection after it; None leaves the tower's vectors as they are.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, visual: nn.Module, preprocessing: ImagePreprocessing, *, dim: int) -> None:
+    def __init__(
+        self, visual: nn.Module, preprocessing: ImagePreprocessing, *, dim: int, projection_dim: int | None = None
+    ) -> None:
         super().__init__()
         self.visual = visual
-        self.dim = dim
+        self.projection = nn.Linear(dim, projection_dim, bias=False) if projection_dim else nn.Identity()
+        self.dim = projection_dim or dim
         shape = (1, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(preprocessing.mean).reshape(shape), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).reshape(shape), persistent=False)
@@ -40,7 +49,7 @@ class ImageTower(nn.Module):
         dtype = self.mean.dtype
         # Scaled in float32 whatever the tower's precision, as the tower's own training did.
         scaled = (pixels.float() / 255.0 - self.mean.float()) / self.std.float()
-        return self.visual(scaled.to(dtype))
+        return self.projection(self.visual(scaled.to(dtype)))
 
 
 class ClipTextTower(nn.Module):

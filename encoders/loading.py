@@ -19,7 +19,7 @@ from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.model import EncoderModel
 from encoders.preprocessing import ImagePreprocessing
 from encoders.saved_folder import EncoderParts, SavedEncoder, read_saved, write_saved
-from encoders.spec import EncoderConfig, ModelName, Precision
+from encoders.spec import MATCH_MODELS, EncoderConfig, ModelName, Precision
 from encoders.towers import ClipCheckpoint, TextCheckpoint, find_clip_checkpoint, find_text_checkpoint
 
 
@@ -152,6 +152,9 @@ def resolve_encoder(config: EncoderConfig) -> SavedEncoder | TowerSources:
     uses_clip_text = config.model in ("clip", "4tmm")
     text = find_text_checkpoint(config.text_tower) if config.text_tower else None
     clip = find_clip_checkpoint(config.clip_tower, with_text=uses_clip_text) if config.clip_tower else None
+    if text is not None and clip is not None and config.model in MATCH_MODELS:
+        projected = replace(text.architecture, projection_dim=config.fusion.dim or clip.architecture.dim)
+        text = replace(text, architecture=projected)
     architecture = EncoderArchitecture(
         model=config.model,
         text=text.architecture if text else None,
@@ -177,9 +180,11 @@ def resolve_device(name: str) -> torch.device:
 
 def _trained_source(config: EncoderConfig) -> SavedEncoder | TowerSources:
     source = resolve_encoder(config)
-    if isinstance(source, TowerSources) and config.fusion.method == "mlp":
+    if isinstance(source, TowerSources) and (config.fusion.method == "mlp" or source.architecture.is_match):
+        untrained = "projection" if source.architecture.is_match else "fusion"
         raise CheckpointError(
-            f"encoder.model {config.model} with fusion.method mlp has no trained fusion weights: train it "
+            f"encoder.model {config.model} with fusion.method {config.fusion.method} has no trained {untrained} "
+            "weights: train it "
             "(python -m pipelines.train_encoder) and give the result as encoder.uri"
             + (", or take fusion.method concat or alpha" if config.model == "4tmm" else "")
         )

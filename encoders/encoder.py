@@ -45,7 +45,14 @@ class ProductEncoder:
     """
 
     def __init__(
-        self, parts: EncoderParts, *, fingerprint: str, device: torch.device, precision: Precision, batch_size: int
+        self,
+        parts: EncoderParts,
+        *,
+        fingerprint: str,
+        device: torch.device,
+        precision: Precision,
+        batch_size: int,
+        compiled: bool = False,
     ) -> None:
         architecture = parts.model.architecture
         self.model: ModelName = architecture.model
@@ -61,6 +68,10 @@ class ProductEncoder:
             raise ValueError(f"a {self.model} encoder without a text tower and its tokenizer cannot encode products")
         self._text = text
         self._images = _image_runner(parts, device, batch_size)
+        if compiled:
+            for runner in (self._text, self._images):
+                if runner is not None:
+                    runner.compile()
         self.preprocessing: ImagePreprocessing | None = self._images.preprocessing if self._images else None
         self.max_tokens = text.max_tokens
 

@@ -89,7 +89,9 @@ def check_encoder(config: EncoderConfig) -> EncoderDescription:
 
 
 def load_product_encoder(config: EncoderConfig) -> ProductEncoder:
-    """Loads the product side onto its device. Raises as `check_encoder` does."""
+    """Loads the product side onto its device. Raises as `check_encoder` does, and EncoderConfigError where
+    `config.compile` is set and nothing can be compiled.
+    """
     source = _trained_source(config)
     fingerprint = _fingerprint(source, config.precision)
     with _untouched_random_state():
@@ -101,6 +103,7 @@ def load_product_encoder(config: EncoderConfig) -> ProductEncoder:
         device=resolve_device(config.device),
         precision=config.precision,
         batch_size=config.batch_size,
+        compiled=config.compile,
     )
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,19 @@ def test_order_and_company_do_not_matter(saved, pair):
     alone = np.concatenate([encoder.encode([text], [picture]) for text, picture in zip(TEXTS, pictures, strict=True)])
     assert np.allclose(together, alone, atol=1e-5)
     assert np.allclose(encoder.encode(TEXTS[::-1], pictures[::-1]), together[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("pair", MODELS)
+def test_half_precision_gives_float32_vectors_that_are_close(saved, pair, precision):
+    pictures = [random_picture(seed) for seed in range(5)]
+    exact, half = (load_product_encoder(replace(saved[pair], precision=name)) for name in ("float32", precision))
+    found = half.encode(TEXTS, [None, *pictures[1:]]) if half.uses_images else half.encode(TEXTS)
+    assert found.dtype == np.float32
+    assert unit(found)
+    expected = exact.encode(TEXTS, [None, *pictures[1:]])
+    assert (np.einsum("bd,bd->b", found, expected) > 0.998).all()
+    assert half.fingerprint != exact.fingerprint
 
 
 def test_fuse_takes_rows_of_shared_texts_and_pictures(three):

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader
 
 from encoders.errors import EncoderConfigError
 from encoders.loading import resolve_device, save_encoder
 from encoders.saved_folder import EncoderParts
 from encoders.spec import EncoderConfig
-from encoders.training.batches import PairDataset, batches
-from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
+from encoders.training.batches import PairDataset, load
+from encoders.training.checkpoints import BEST, CheckpointFolder, KeepCheckpoints, batches_done, read_checkpoint
+from encoders.training.config import TrainingConfig
+from encoders.training.metrics_files import join_metrics, open_loggers, plot_metrics
 from encoders.training.module import EncoderTraining
+from encoders.training.order import ProductOrder
 from encoders.training.pairs import TrainingPairs, read_pairs
-from encoders.training.starting_point import load_starting_point, new_small_encoder
+from encoders.training.pairs_config import PairsConfig
+from encoders.training.pictures import Decoder, decode_with_pillow
+from encoders.training.products import ProductReader
+from encoders.training.progress_bar import TrainingBar
+from encoders.training.small_config import SmallEncoderConfig
+from encoders.training.starting_point import find_parts, find_starting_point, new_small_encoder
+from encoders.training.validation import HeldOut, evaluating, validate
+
+_MACHINE_SETTINGS = ("device", "workers", "progress", "resume", "checkpoint_steps")
 
 
 def train_encoder(
@@ -31,17 +49,21 @@ def train_encoder(
     *,
     start: EncoderConfig | None = None,
     small: SmallEncoderConfig | None = None,
+    read_products: ProductReader | None = None,
+    decode: Decoder = decode_with_pillow,
     command: str = "",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Trains an encoder and saves it whole.
+    """Trains an encoder and saves it whole; what a run keeps meanwhile stands in `OUT.checkpoints` (`checkpoints.py`).
 
     Args:
         data: The pairs.
         training: How.
         out: Local folder of the saved encoder; an earlier saved encoder there is replaced at the end.
-        start: The encoder to start from; None makes a small one.
-        small: Shape of the small one.
+        start: The encoder to start from; None puts one together.
+        small: Shape of the one that is put together.
+        read_products: Reads the catalog; None takes the products from the pairs' own files.
+        decode: Decodes pictures.
         command: What the training note records as the way to repeat the run.
         say: Takes lines for people.
 
@@ -50,94 +72,267 @@ def train_encoder(
 
     Raises:
         EncoderConfigError, CheckpointError: As the parts of it do.
+        TrainingError: The numbers went wrong; the last checkpoint is good.
     """
     began = time.monotonic()
+    rank = int(os.environ.get("LOCAL_RANK", 0))  # Lightning starts the further processes with it
+    say = say if rank == 0 else _say_nothing
     device = resolve_device(training.device)
-    pairs = read_pairs(data)
-    train_rows, validation_rows = pairs.split(data.validation_share)
-    if len(train_rows) < 2:
-        raise EncoderConfigError(f"data.uri is {data.uri!r}: {len(train_rows)} pairs to train on, expected at least 2")
+    sources = find_starting_point(start) if start is not None else find_parts(small or SmallEncoderConfig())
+    pairs = read_pairs(data, read_products)
     with _seeded(training.seed):
-        parts = load_starting_point(start) if start is not None else _new_encoder(small or SmallEncoderConfig(), pairs)
-        loader = batches(
-            PairDataset(pairs, train_rows, parts),
-            batch_size=training.batch_size,
-            shuffle_seed=training.seed,
-            workers=training.workers,
+        if start is not None:
+            parts = sources.load()  # type: ignore[union-attr]
+        else:
+            texts = [text for text in [*pairs.products.texts, *pairs.queries] if text is not None]
+            parts = new_small_encoder(small or SmallEncoderConfig(), texts, sources)  # type: ignore[arg-type]
+        run = _Run(pairs, parts, data, training, decode=decode, rank=rank)
+        say(run.describe(device))
+        note = {"command": command, "pairs": len(run.train_rows), "products": len(pairs.products)}
+        note["settings"] = _settings(training)
+        if training.epochs:
+            decides = {
+                **_flat({"data": asdict(data), "training": note["settings"]}),
+                **_flat({"small": None if start is not None else asdict(small or SmallEncoderConfig())}),
+                **{f"encoder.{key}": value for key, value in sources.identity().items()},
+                "pairs": _digest(pairs),
+            }
+            folder = CheckpointFolder(out)
+            checkpoint = folder.start(decides, resume=training.resume, say=say)
+            note |= run.fit(folder, checkpoint, device, say)
+    if rank == 0:
+        saved = EncoderParts(
+            model=parts.model.cpu().eval(), tokenizer=parts.tokenizer, clip_tokenizer=parts.clip_tokenizer
         )
-        held_out = batches(
-            PairDataset(pairs, validation_rows, parts), batch_size=training.batch_size, shuffle_seed=None, workers=0
-        )
-        module = EncoderTraining(parts.model, training, steps=training.epochs * len(loader))
-        say(
-            f"{len(train_rows):,} pairs of {len(pairs.product_ids):,} products, {len(validation_rows):,} held out; "
-            f"{sum(weight.numel() for weight in parts.model.parameters()):,} weights, "
-            f"{training.epochs * len(loader):,} steps of {training.batch_size} on {device}"
-        )
-        with _quiet_lightning():
-            trainer = _trainer(training, device)
-            trainer.fit(module, loader, held_out if len(validation_rows) else None)
-    # Tuples become lists, as JSON gives them back.
-    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(training).items()}
-    settings = {key: value for key, value in settings.items() if key not in _MACHINE_SETTINGS}
-    note = {
-        "command": command,
-        "pairs": len(train_rows),
-        "products": len(pairs.product_ids),
-        "settings": settings,
-        **{
-            name: round(float(trainer.callback_metrics[key]), 4)
-            for name, key in _METRICS
-            if key in trainer.callback_metrics
-        },
-    }
-    save_encoder(
-        EncoderParts(model=parts.model.cpu().eval(), tokenizer=parts.tokenizer, clip_tokenizer=parts.clip_tokenizer),
-        out,
-        training=note,
-    )
+        save_encoder(saved, out, training=note)
+        if training.epochs:
+            folder.finish(decides)
     say(f"saved {out} after {time.monotonic() - began:.0f} s")
     return note
 
 
-_MACHINE_SETTINGS = ("device", "workers", "progress")
-_METRICS = (("loss", "loss_epoch"), ("validation_loss", "validation_loss"))
+class _Run:
+    """The pieces of a run, made ready before anything is trained.
+
+    Raises:
+        EncoderConfigError: Too few pairs, or pairs that the encoder cannot read.
+    """
+
+    def __init__(
+        self,
+        pairs: TrainingPairs,
+        parts: EncoderParts,
+        data: PairsConfig,
+        training: TrainingConfig,
+        *,
+        decode: Decoder,
+        rank: int,
+    ) -> None:
+        self._parts, self._training = parts, training
+        train_rows, validation_rows = pairs.split(data.validation_share)
+        self.train_rows = _readable(pairs, train_rows, PairDataset(pairs, train_rows, parts, decode=decode))
+        self.validation_rows = _readable(pairs, validation_rows, PairDataset(pairs, validation_rows, parts))
+        self._check_size(pairs, data)
+        dataset = PairDataset(pairs, self.train_rows, parts, decode=decode)
+        in_batches = partial(
+            ProductOrder, batch_size=training.batch_size, seed=training.seed, group_pairs=training.group_pairs
+        )
+        self.order = in_batches(dataset.product_rows, epochs=training.epochs, device=rank, devices=training.devices)
+        self._check_batches(pairs, training)
+        self.batches = load(dataset, self.order, workers=training.workers)
+        self.held_out: HeldOut | None = None
+        self._held_out_batches: DataLoader | None = None
+        if len(self.validation_rows):
+            held_out = PairDataset(pairs, self.validation_rows, parts, decode=decode)
+            self.held_out = HeldOut.of(
+                pairs, self.validation_rows, held_out, all_products=training.validation_candidates == "all"
+            )
+            # In an order of its own, the same at each validation.
+            self._held_out_batches = load(held_out, in_batches(held_out.product_rows), workers=0)
+        self.steps = -(-len(self.order) // training.accumulate_batches)
+
+    def describe(self, device: torch.device) -> str:
+        """What will be done, in a line."""
+        training = self._training
+        weights = sum(weight.numel() for weight in self._parts.model.parameters())
+        devices = f"{training.devices} x {device}" if training.devices > 1 else str(device)
+        return (
+            f"{len(self.train_rows):,} pairs of {len(np.unique(self.order.product_rows)):,} products, "
+            f"{len(self.validation_rows):,} held out; {weights:,} weights, {self.steps:,} steps of "
+            f"{self.order.batch_size * training.accumulate_batches * training.devices} on {devices}"
+        )
+
+    def fit(
+        self, folder: CheckpointFolder, checkpoint: Path | None, device: torch.device, say: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """Trains, and leaves the best weights in the model; returns what was measured."""
+        training, model = self._training, self._parts.model
+        module = EncoderTraining(model, training, steps=self.steps)
+        per_epoch = -(-self.order.batches_per_epoch // training.accumulate_batches)
+        keep = KeepCheckpoints(
+            folder,
+            validate=partial(self._measure, module) if self.held_out is not None else None,
+            validate_steps=training.validate_steps or per_epoch,
+            checkpoint_steps=training.checkpoint_steps,
+            patience=training.patience,
+            say=say,
+        )
+        if checkpoint is not None:
+            values = read_checkpoint(checkpoint)
+            self.order.start = batches_done(values)
+            keep.load_state_dict(values["callbacks"][keep.state_key])
+            module.load_state_dict(values["state_dict"])
+            say(f"going on after batch {self.order.start:,} of {len(self.order):,}")
+        if self.order.start < len(self.order):
+            with _quiet_lightning():
+                trainer = _trainer(training, device, len(self.order), folder, [keep, *self._bar()])
+                trainer.fit(module, self.batches, ckpt_path=checkpoint, weights_only=True)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            metrics = join_metrics(folder / "logs", folder / "metrics.csv")
+            plot_metrics(metrics, folder / "training.png", title=f"{model.architecture.model}: {folder.path.stem}")
+        if keep.best is not None:
+            module.load_state_dict(read_checkpoint(folder / BEST)["state_dict"])
+        measured = {"step": keep.best_step or self.steps, "temperature": float(module.temperature)}
+        if keep.loss is not None:
+            measured["loss"] = keep.loss
+        measured |= {f"validation_{name}": value for name, value in (keep.best or {}).items()}
+        return {name: round(value, 4) for name, value in measured.items()}
+
+    def _measure(self, module: EncoderTraining) -> dict[str, float]:
+        if self.held_out is None or self._held_out_batches is None:
+            return {}
+        size, device = self._training.batch_size, module.device
+        losses, counts = [], []
+        with torch.no_grad(), evaluating(module):
+            for batch in self._held_out_batches:
+                losses.append(float(module.losses(batch.to(device), drop=None)))
+                counts.append(len(batch.query_keys))
+        loss = float(np.average(losses, weights=counts))
+        return {"loss": loss, **validate(module.model, self.held_out, batch_size=size, device=device)}
+
+    def _bar(self) -> list[TrainingBar]:
+        if not self._training.progress:
+            return []
+        return [TrainingBar(batches_per_epoch=self.order.batches_per_epoch, epochs=self._training.epochs)]
+
+    def _check_size(self, pairs: TrainingPairs, data: PairsConfig) -> None:
+        at_least = 2 * self._training.devices
+        products = len(np.unique(pairs.product_rows[self.train_rows]))
+        if len(self.train_rows) < at_least or products < 2:
+            raise EncoderConfigError(
+                f"data.uri is {data.uri!r}: {len(self.train_rows)} pairs of {products} products to train on, expected "
+                f"at least {at_least} of at least 2"
+            )
+
+    def _check_batches(self, pairs: TrainingPairs, training: TrainingConfig) -> None:
+        """A batch of one product has nothing to tell it apart from: raises where that is the rule."""
+        if pairs.negative_rows.size or not self.order.batches_per_epoch:
+            return
+        size = self.order.batch_size * training.devices
+        rows = self.order.product_rows[self.order.epoch_order(0)]
+        batches = rows[: len(rows) // size * size].reshape(-1, size)
+        alone = int((batches == batches[:, :1]).all(axis=1).sum())
+        if 2 * alone > len(batches):
+            raise EncoderConfigError(
+                f"training.batch_size is {training.batch_size}: {alone} of {len(batches)} batches hold pairs of one "
+                "product only, so there is nothing to tell it apart from; expected training.group_pairs 1, or larger "
+                "batches"
+            )
 
 
-def _new_encoder(small: SmallEncoderConfig, pairs: TrainingPairs) -> EncoderParts:
-    texts = [text for text in pairs.texts if text is not None]
-    return new_small_encoder(small, [*texts, *pairs.queries])
+def _readable(pairs: TrainingPairs, rows: np.ndarray, dataset: PairDataset) -> np.ndarray:
+    """Those of the rows whose queries the encoder can read; raises EncoderConfigError where none is left."""
+    if not len(rows):
+        return rows
+    there = np.zeros(len(pairs), bool)
+    if dataset.make.reads_query_texts:
+        there |= np.fromiter((query is not None for query in pairs.queries), bool, len(pairs))
+    if dataset.make.reads_pictures and pairs.query_pictures is not None:
+        there |= pairs.query_pictures.present()
+    if not there[rows].any():
+        reads = [
+            name
+            for name, on in (("texts", dataset.make.reads_query_texts), ("pictures", dataset.make.reads_pictures))
+            if on
+        ]
+        raise EncoderConfigError(
+            f"no pair has a query that this encoder reads ({' and '.join(reads)}): set data.query_field and "
+            "data.query_image_field"
+        )
+    return rows[there[rows]]
 
 
-def _trainer(training: TrainingConfig, device: torch.device) -> Trainer:
+def _trainer(
+    training: TrainingConfig, device: torch.device, batches: int, folder: CheckpointFolder, callbacks: list[Any]
+) -> Trainer:
+    """One epoch of Lightning's is the whole run: a place in it is one number, which is all a checkpoint has to know."""
     on_gpu = device.type == "cuda"
+    devices: Any = training.devices
+    if on_gpu and training.devices == 1:
+        devices = [device.index or 0]
     return Trainer(
-        max_epochs=training.epochs,
+        max_epochs=1,
         accelerator="gpu" if on_gpu else "cpu",
-        devices=[device.index or 0] if on_gpu else 1,
+        devices=devices,
+        strategy=DDPStrategy(find_unused_parameters=True) if training.devices > 1 else "auto",
+        use_distributed_sampler=False,
         precision="bf16-mixed" if training.precision == "bfloat16" else "32-true",
-        gradient_clip_val=1.0,
+        accumulate_grad_batches=training.accumulate_batches,
         deterministic="warn" if on_gpu else True,
-        logger=False,
+        logger=open_loggers(folder / "logs"),
+        log_every_n_steps=max(1, min(50, batches // 200)),
+        callbacks=callbacks,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=training.progress,
+        enable_progress_bar=False,
         num_sanity_val_steps=0,
     )
+
+
+def _settings(training: TrainingConfig) -> dict[str, Any]:
+    """What decides the weights; tuples become lists, as JSON gives them back."""
+    values = {key: value for key, value in asdict(training).items() if key not in _MACHINE_SETTINGS}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _digest(pairs: TrainingPairs) -> str:
+    """Tells other pairs or products from these, in a few digits."""
+    checksum = 0
+    for texts in (pairs.queries, pairs.products.product_ids, pairs.products.texts):
+        checksum = zlib.crc32("\0".join(text or "\1" for text in texts).encode(errors="surrogatepass"), checksum)
+    for numbers in (pairs.query_keys, pairs.product_rows, pairs.negative_rows):
+        checksum = zlib.crc32(np.ascontiguousarray(numbers).tobytes(), checksum)
+    return f"{len(pairs)} pairs, {checksum:08x}"
+
+
+def _say_nothing(_: str) -> None:
+    """For the processes beside the first."""
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keeps the library's greetings and its advice on loader processes off the terminal."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager
@@ -145,7 +340,7 @@ def _seeded(seed: int) -> Iterator[None]:
     """Seeds torch for the run and gives torch's generator and its deterministic switch back afterwards."""
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng():
-        torch.manual_seed(seed)  # weights and dropout; order and modality dropout have generators of their own
+        torch.manual_seed(seed)  # weights; each step's dropout is seeded by its number, the order by the epoch's
         try:
             yield
         finally:

@@ -38,7 +38,7 @@ def test_trains_and_saves_an_encoder(pairs, tmp_path):
         (["--out", "x", "--data.uri", "/nowhere"], "/nowhere"),
         (["--data.uri", "x"], "out"),
         (["--out", "s3://bucket/x"], "local folder"),
-        (["--out", "x", "--training.epochs", "0"], "training.epochs"),
+        (["--out", "x", "--training.epochs", "-1"], "training.epochs"),
         (["--out", "x", "--training.epoch", "1"], "training.epochs"),
         (["--out", "x", "--encoder.uri", "/nowhere"], "/nowhere"),
         (["--out", "x", "--small.text_width", "30"], "small.text_width"),

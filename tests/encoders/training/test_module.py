@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from encoders.training.batches import PairDataset
-from encoders.training.config import PairsConfig, TrainingConfig
+from encoders.training.config import TrainingConfig
 from encoders.training.module import EncoderTraining
 from encoders.training.pairs import read_pairs
+from encoders.training.pairs_config import PairsConfig
 from tests.encoders.tiny import tiny_parts
 from tests.encoders.training.pairs_files import coloured_rows, write_pairs
 
@@ -74,7 +75,7 @@ def test_no_product_loses_both_halves(pairs):
     for _ in range(20):
         without_text, without_image = module._drops(batch)
         assert not (without_text & without_image).any()
-        assert ((without_text | without_image) == (batch.has_text & batch.has_image)).all()
+        assert ((without_text | without_image) == (batch.products.has_text & batch.products.has_image)).all()
         seen += torch.tensor([without_text.sum(), without_image.sum()])
     assert (seen > 60).all(), "about half of 240 each"
 

@@ -6,8 +6,8 @@ import pytest
 
 from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.training.batches import PairDataset
-from encoders.training.config import PairsConfig
 from encoders.training.pairs import read_pairs
+from encoders.training.pairs_config import PairsConfig
 from tests.encoders.tiny import tiny_parts
 from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, rows_of, write_pairs
 
@@ -15,17 +15,17 @@ from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, ro
 def test_pairs_share_their_products(tmp_path):
     rows = rows_of({"product_id": "a"}, {"product_id": "b"}, {"product_id": "a"}, {"query": "red dress"})
     pairs = read_pairs(PairsConfig(uri=write_pairs(tmp_path, rows)))
-    assert pairs.product_ids == ["a", "b", "p3"]
+    assert pairs.products.product_ids == ["a", "b", "p3"]
     assert pairs.product_rows.tolist() == [0, 1, 0, 2]
     assert pairs.query_keys[0] == pairs.query_keys[3] != pairs.query_keys[1]
-    assert pairs.texts == ["dress large", "dress small", "mug small"]
-    assert pairs.pictures.to_pylist()[1] == picture_bytes("blue")
+    assert pairs.products.texts == ["dress large", "dress small", "mug small"]
+    assert pairs.products.pictures.take([1])[0] == picture_bytes("blue")
 
 
 def test_files_are_read_in_the_order_of_their_names_and_cut(tmp_path):
     uri = write_pairs(tmp_path, coloured_rows(6), files=2)
     pairs = read_pairs(PairsConfig(uri=uri, max_pairs=4))
-    assert pairs.product_ids == ["p0", "p2", "p4", "p1"]
+    assert pairs.products.product_ids == ["p0", "p2", "p4", "p1"]
 
 
 def test_remote_pairs(tmp_path):
@@ -41,8 +41,8 @@ def test_rows_without_query_or_id_are_left_out_and_empty_texts_are_missing(tmp_p
     rows = rows_of({"query": None}, {"product_id": None}, {"title": "  red   mug ", "description": None}, {})
     rows[3].update(title=None, description=" ", image=None)
     pairs = read_pairs(PairsConfig(uri=write_pairs(tmp_path, rows)))
-    assert pairs.texts == ["red mug", None]
-    assert pairs.pictures.to_pylist()[1] is None
+    assert pairs.products.texts == ["red mug", None]
+    assert pairs.products.pictures.take([1])[0] is None
 
 
 def test_missing_columns_and_files(tmp_path):
@@ -65,7 +65,7 @@ def test_seen_negatives(tmp_path):
     assert pairs.negative_rows.tolist() == [[2, 1], [-1, -1], [0, -1]]
     batch = PairDataset(pairs, np.array([0, 1]), tiny_parts("3tmm"))[[0]]
     assert batch.positives.tolist() == [0]
-    assert len(batch.has_text) == 3, "its own product and the two seen ones"
+    assert len(batch.products.has_text) == 3, "its own product and the two seen ones"
     rows[0]["seen"] = ["nobody"]
     write_pairs(tmp_path, rows)
     with pytest.raises(EncoderConfigError, match="'nobody'"):
@@ -76,7 +76,9 @@ def test_held_out_products_do_not_depend_on_the_order(tmp_path):
     rows = coloured_rows(60)
     one = read_pairs(PairsConfig(uri=write_pairs(tmp_path / "one", rows)))
     two = read_pairs(PairsConfig(uri=write_pairs(tmp_path / "two", rows[::-1])))
-    held = [{pairs.product_ids[row] for row in pairs.product_rows[pairs.split(0.3)[1]]} for pairs in (one, two)]
+    held = [
+        {pairs.products.product_ids[row] for row in pairs.product_rows[pairs.split(0.3)[1]]} for pairs in (one, two)
+    ]
     assert held[0] == held[1]
     assert 5 < len(held[0]) < 30
     train, validation = one.split(0.3)

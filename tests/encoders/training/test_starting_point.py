@@ -5,8 +5,9 @@ import torch
 
 from encoders import EncoderConfig, FusionSpec, TowerSpec, save_query_encoder
 from encoders.errors import CheckpointError, EncoderConfigError
-from encoders.training.config import SmallEncoderConfig
-from encoders.training.starting_point import load_starting_point, new_small_encoder, train_tokenizer
+from encoders.training.small_config import SmallEncoderConfig
+from encoders.training.starting_point import load_starting_point, new_small_encoder
+from encoders.training.vocabulary import train_tokenizer
 from tests.encoders.tiny import IMAGE_DIM, TEXT_DIM, save_tiny_bert, save_tiny_clip, save_tiny_encoder
 
 TEXTS = ["Red striped mug for the office", "blue mug", "a red dress with stripes", "striped dress in blue"] * 5

@@ -61,7 +61,8 @@ class CheckpointFolder:
         if found is None:
             for name in _OURS:
                 _remove(self / name)
-            self.path.mkdir(parents=True, exist_ok=True)
+        else:
+            read_checkpoint(found)  # before anything is written
         self._write_run(settings, finished=False)
         return found
 
@@ -91,7 +92,8 @@ class CheckpointFolder:
         if differences:
             raise EncoderConfigError(
                 f"{self.path} holds an unfinished run of other settings ({differences}): give it the same ones, "
-                "another --out, --training.resume last to go on with the new settings, or --training.resume never to start anew"
+                "another --out, --training.resume last to go on with the new settings, or --training.resume never to "
+                "start anew"
             )
         say(f"going on with the unfinished run in {self.path}")
         return self / LAST
@@ -106,6 +108,7 @@ class CheckpointFolder:
 
     def _write_run(self, settings: dict[str, Any], *, finished: bool) -> None:
         text = json.dumps({"finished": finished, "settings": settings}, indent=2, sort_keys=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         staged = self / f"{_RUN}.part-{os.getpid()}"  # each process of a run on several devices writes the same
         staged.write_text(text + "\n", encoding="utf-8")
         staged.replace(self / _RUN)
@@ -206,7 +209,8 @@ class KeepCheckpoints(Callback):
             return False
         measured = self._validate()
         for logger in trainer.loggers:
-            logger.log_metrics({f"validation_{name}": value for name, value in measured.items()}, step=step)
+            # Lightning numbers steps from 0.
+            logger.log_metrics({f"validation_{name}": value for name, value in measured.items()}, step=step - 1)
         is_better = self.best is None or _score(measured) > _score(self.best)
         self._without_better = 0 if is_better else self._without_better + 1
         is_best = self.best is None or _score(measured) >= _score(self.best)  # among equals the newest

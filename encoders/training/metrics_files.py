@@ -26,7 +26,7 @@ def join_metrics(folder: Path, path: Path) -> dict[str, tuple[np.ndarray, np.nda
 
     Args:
         folder: That of `open_loggers`.
-        path: Of the table: `step` and one column a metric, a row for each step that measured something.
+        path: Of the table: `step` (the first is 1) and one column a metric, a row for each step that measured something.
 
     Returns:
         For each metric its steps and values.
@@ -37,12 +37,13 @@ def join_metrics(folder: Path, path: Path) -> dict[str, tuple[np.ndarray, np.nda
         if not (version / "metrics.csv").is_file():
             continue
         with (version / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            read = [row for row in csv.DictReader(file) if row.get("step")]
-        first = min((int(row["step"]) for row in read), default=0)
+            # The loggers number steps from 0.
+            read = [(int(row["step"]) + 1, row) for row in csv.DictReader(file) if row.get("step")]
+        first = min((step for step, _ in read), default=0)
         rows = {step: row for step, row in rows.items() if step < first}
-        for row in read:
+        for step, row in read:
             values = {name: value for name, value in row.items() if value and name not in ("step", "epoch")}
-            rows.setdefault(int(row["step"]), {}).update(values)
+            rows.setdefault(step, {}).update(values)
     names = sorted({name for row in rows.values() for name in row})
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["step", *names])

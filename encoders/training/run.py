@@ -192,7 +192,10 @@ class _Run:
             plot_metrics(metrics, folder / "training.png", title=f"{model.architecture.model}: {folder.path.stem}")
         if keep.best is not None:
             module.load_state_dict(read_checkpoint(folder / BEST)["state_dict"])
-        measured = {"step": keep.best_step or self.steps, "temperature": float(module.temperature)}
+        measured = {
+            "step": keep.best_step or self.steps,
+            "temperature": float(torch.as_tensor(module.temperature).detach()),
+        }
         if keep.loss is not None:
             measured["loss"] = keep.loss
         measured |= {f"validation_{name}": value for name, value in (keep.best or {}).items()}

@@ -26,14 +26,14 @@ def join_metrics(folder: Path, path: Path) -> dict[str, tuple[np.ndarray, np.nda
 
     Args:
         folder: That of `open_loggers`.
-        path: Of the table: `step` (the first is 1) and one column a metric, a row for each step that measured something.
+        path: Of the table: `step` (the first is 1) and one column a metric, a row for each step measured.
 
     Returns:
         For each metric its steps and values.
     """
     rows: dict[int, dict[str, str]] = {}
-    versions = [(int(found[1]), part) for part in (folder / _CSV).glob("*") if (found := _VERSION.fullmatch(part.name))]
-    for _, version in sorted(versions):
+    parts = ((_VERSION.fullmatch(part.name), part) for part in (folder / _CSV).glob("*"))
+    for _, version in sorted((int(found[1]), part) for found, part in parts if found):
         if not (version / "metrics.csv").is_file():
             continue
         with (version / "metrics.csv").open(newline="", encoding="utf-8") as file:

@@ -43,7 +43,7 @@ SHORT = TrainingConfig(
 )
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818  it is no error
     """What stands for a machine that is switched off."""
 
 

@@ -56,3 +56,32 @@ def test_few_pairs_make_one_batch(tmp_path):
     assert sorted(loaded[0].positives.tolist()) == [0, 1, 2]
     as_they_stand = list(load(dataset, in_order(3, 2), workers=0))
     assert [len(batch.positives) for batch in as_they_stand] == [2, 1]
+
+
+@pytest.mark.parametrize("group_pairs", [1, 2, 5])
+def test_groups_of_a_product_may_be_kept_small(group_pairs):
+    product_rows = np.repeat(np.arange(6), 10)
+    order = ProductOrder(product_rows, batch_size=10, seed=0, epochs=2, group_pairs=group_pairs)
+    pairs = order.epoch_order(0)
+    assert sorted(pairs.tolist()) == list(range(60))
+    rows = product_rows[pairs]
+    groups = np.split(rows, np.arange(group_pairs, 60, group_pairs))
+    assert all(len(set(group.tolist())) == 1 for group in groups)
+    assert np.mean([len(set(product_rows[batch].tolist())) for batch in order]) > 1.5, "all of ten would be one product"
+    assert order.epoch_order(1).tolist() != pairs.tolist()
+
+
+def test_an_order_can_be_entered_anywhere():
+    product_rows = np.random.default_rng(0).integers(0, 9, 40)
+    order = ProductOrder(product_rows, batch_size=6, seed=3, epochs=3, group_pairs=2)
+    whole = list(order)
+    for start in (0, 5, 6, 11, 17, 18):
+        order.start = start
+        assert list(order) == whole[start:]
+
+
+def test_devices_share_one_order():
+    product_rows = np.random.default_rng(0).integers(0, 9, 41)
+    whole = list(ProductOrder(product_rows, batch_size=8, seed=3, epochs=2))
+    shares = [list(ProductOrder(product_rows, batch_size=4, seed=3, epochs=2, device=n, devices=2)) for n in (0, 1)]
+    assert [one + other for one, other in zip(*shares, strict=True)] == whole

@@ -1,4 +1,4 @@
-"""What a run keeps: the best state, metrics, a picture; and how it ends when numbers go wrong or nothing gets better."""
+"""What a run keeps: the best state, metrics, a picture; how it ends when numbers go wrong or nothing gets better."""
 
 from __future__ import annotations
 

@@ -186,9 +186,9 @@ def test_rates_and_parts_that_do_not_fit(pairs):
         TrainingConfig(tuned=("fusion",), rates=PartRates(bert=0.1))
     with pytest.raises(EncoderConfigError, match="expected some of bert, projection, clip_image, clip_text, fusion"):
         TrainingConfig(tuned=("towers",))
-    with pytest.raises(EncoderConfigError, match="rates.fusion is 0: expected a positive number"):
+    with pytest.raises(EncoderConfigError, match=r"rates.fusion is 0: expected a positive number"):
         PartRates(fusion=0)
-    with pytest.raises(EncoderConfigError, match="nothing of this bibert encoder would learn.*bert, projection"):
+    with pytest.raises(EncoderConfigError, match=r"nothing of this bibert encoder would learn.*bert, projection"):
         module_and_batch(pairs, "bibert", tuned=("image", "fusion"))
     with pytest.raises(EncoderConfigError, match=r"training.losses.photo_text is -1"):
         LossWeights(photo_text=-1)

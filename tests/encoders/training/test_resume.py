@@ -102,10 +102,10 @@ def test_checkpoints_that_are_not_there_or_are_none(straight, tmp_path):
         train(data, tmp_path / "out", resume="last")
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"no checkpoint")
-    with pytest.raises(CheckpointError, match="broken.ckpt is not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"broken.ckpt is not a checkpoint"):
         train(data, tmp_path / "out", resume=str(broken))
     torch.save({"weights": torch.zeros(1)}, broken)
-    with pytest.raises(CheckpointError, match="broken.ckpt is not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"broken.ckpt is not a checkpoint"):
         train(data, tmp_path / "other", resume=str(broken))
 
 

@@ -43,6 +43,13 @@ EXTRAS = {
     #   pip uninstall --yes faiss-cpu && pip install --force-reinstall --no-deps faiss-gpu
     "gpu": ["faiss-gpu>=1.14"],  # k-means and PQ training on a GPU
     "train": ["lightning>=2.5"],  # the training loop of `pipelines.train_encoder`
+    # The query encoder on CPU servers: `pipelines.export_onnx`
+    "onnx": [
+        "onnx>=1.18",  # checks the graphs that are written
+        "onnxruntime>=1.22",  # runs them
+        "onnxscript>=0.5",  # what torch's exporter writes them with
+        "ftfy>=6.3",  # cleans CLIP's texts as open_clip does, without torch
+    ],
     "serve": [],  # the reference server; what it needs beyond the job comes with it
     "s3": ["s3fs>=2025.3"],  # s3:// addresses
     "gcs": ["gcsfs>=2025.3"],  # gs:// addresses
@@ -53,6 +60,7 @@ EXTRAS = {
 }
 EXTRAS["test"] = [
     *EXTRAS["train"],  # the training's tests
+    *EXTRAS["onnx"],  # the export's tests
     *EXTRAS["s3"],  # its client's tests run against a server on loopback
     *EXTRAS["http"],  # the same
     *EXTRAS["minilm"],  # one real text tower

@@ -35,11 +35,12 @@ class ClipTokenizer:
 
     def __init__(self, text_config: dict[str, Any]) -> None:
         self.max_tokens = int(text_config.get("context_length", 77))
-        self._pieces = SimpleTokenizer(context_length=self.max_tokens, **(text_config.get("tokenizer_kwargs") or {}))
+        self.text_config = text_config
+        self.pieces = SimpleTokenizer(context_length=self.max_tokens, **(text_config.get("tokenizer_kwargs") or {}))
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenizes T texts; each keeps its start and end tokens when it is cut."""
-        pieces, limit, truncated, rows = self._pieces, self.max_tokens, 0, []
+        pieces, limit, truncated, rows = self.pieces, self.max_tokens, 0, []
         if pieces.reduction_fn is not None:
             return _unpad(pieces(list(texts)), pad_id=0)
         for text in texts:

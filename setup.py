@@ -47,6 +47,13 @@ EXTRAS = {
         "matplotlib>=3.10",  # its picture of loss and recall
         "tensorboard>=2.20",  # its metrics, to watch while it runs
     ],
+    # The query encoder on CPU servers: `pipelines.export_onnx`
+    "onnx": [
+        "onnx>=1.18",  # checks the graphs that are written
+        "onnxruntime>=1.22",  # runs them
+        "onnxscript>=0.5",  # what torch's exporter writes them with
+        "ftfy>=6.3",  # cleans CLIP's texts as open_clip does, without torch
+    ],
     "serve": [],  # the reference server; what it needs beyond the job comes with it
     "s3": ["s3fs>=2025.3"],  # s3:// addresses
     "gcs": ["gcsfs>=2025.3"],  # gs:// addresses
@@ -57,6 +64,7 @@ EXTRAS = {
 }
 EXTRAS["test"] = [
     *EXTRAS["train"],  # the training's tests
+    *EXTRAS["onnx"],  # the export's tests
     *EXTRAS["s3"],  # its client's tests run against a server on loopback
     *EXTRAS["http"],  # the same
     *EXTRAS["minilm"],  # one real text tower

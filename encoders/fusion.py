@@ -72,7 +72,7 @@ class SumFusion(nn.Module):
 
     def __init__(self, dim: int, *, text_weight: float) -> None:
         super().__init__()
-        self.dim = dim
+        self.text_dim, self.image_dim, self.dim = dim, dim, dim
         self.text_weight = text_weight
 
     def forward(

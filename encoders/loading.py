@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,12 +114,17 @@ def load_query_encoder(uri: str, *, device: str = "auto") -> QueryEncoder:
     Raises:
         CheckpointError: No saved encoder at `uri`, or an incomplete one.
     """
-    saved = read_saved(local_folder(uri))
+    parts, fingerprint = load_query_parts(local_folder(uri))
+    return QueryEncoder(parts, fingerprint=fingerprint, device=resolve_device(device))
+
+
+def load_query_parts(folder: Path) -> tuple[EncoderParts, str]:
+    """The query side's modules, on the CPU in float32, and the fingerprint of the encoder of the products' vectors."""
+    saved = read_saved(folder)
     with _untouched_random_state():
         parts = saved.load()
     parts.model.keep_side("query")
-    fingerprint = saved.fingerprint or _fingerprint(saved, "float32")
-    return QueryEncoder(parts, fingerprint=fingerprint, device=resolve_device(device))
+    return parts, saved.fingerprint or _fingerprint(saved, "float32")
 
 
 def save_query_encoder(config: EncoderConfig, folder: str) -> None:

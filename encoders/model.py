@@ -121,6 +121,18 @@ class EncoderModel(nn.Module):
         """Product text vectors `[B, D]`, normalised, of token ids and mask `[B, L]` (match3, match4)."""
         return functional.normalize(self._match_tower(self.document_text)(ids, mask), dim=-1)
 
+    def fuse_photo(self, image: torch.Tensor) -> torch.Tensor:
+        """Query vectors `[B, D]`, normalised, of photos alone: the product side, its text missing.
+
+        Args:
+            image: `[B, Di]` of the picture tower.
+        """
+        fusion = self.product_fusion
+        text_dim = fusion.text_dim if fusion is not None else image.shape[1]
+        text = torch.zeros(len(image), text_dim, device=image.device)
+        there = torch.ones(len(image), dtype=torch.bool, device=image.device)
+        return self.fuse_product(text, ~there, image, there)
+
     def fuse_photo_text(
         self, text: torch.Tensor, image: torch.Tensor, *, image_weight: float | None = None
     ) -> torch.Tensor:

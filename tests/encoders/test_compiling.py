@@ -27,6 +27,7 @@ def test_compiled_towers_give_the_same_vectors_for_texts_and_batches_of_any_size
         assert compiled.encode(TEXTS[1:], pictures[1:]).shape == (4, 12)
 
 
+@pytest.mark.filterwarnings("ignore:dynamo_pgo")
 def test_a_machine_without_a_compiler(tmp_path, monkeypatch):
     config = save_tiny_encoder(tmp_path, model="bibert")
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/such/g++"))

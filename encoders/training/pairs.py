@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from encoders.errors import CheckpointError, EncoderConfigError
+from encoders.errors import EncoderConfigError
 from encoders.training.pairs_config import PairsConfig
+from encoders.training.pairs_tables import read_tables
 from encoders.training.pictures import EncodedPictures
 from encoders.training.products import ProductReader, TrainingProducts
 
@@ -75,7 +74,7 @@ def read_pairs(config: PairsConfig, read_products: ProductReader | None = None) 
         if read_products is None:
             raise EncoderConfigError("data.uri is null: expected pairs, or a catalog whose products are trained on")
         return _titles(read_products(None), None)
-    table, validation_start = _read_tables(config, with_products=read_products is None)
+    table, validation_start = read_tables(config, with_products=read_products is None)
     ids = pc.dictionary_encode(table[config.id_field].combine_chunks().cast(pa.string()))
     if read_products is None:
         # The dictionary is in order of appearance.
@@ -145,61 +144,6 @@ def _titles(products: TrainingProducts, rows: np.ndarray | None) -> TrainingPair
         text_keys=text_keys,
         hides_texts=True,
     )
-
-
-def _read_tables(config: PairsConfig, *, with_products: bool) -> tuple[pa.Table, int | None]:
-    """The rows that can be used, validation pairs last, and where those begin."""
-    table = _read_table(config.uri or "", "data.uri", config, with_products)
-    if not len(table):
-        raise EncoderConfigError(f"data.uri is {config.uri!r}: no pair has a query and a product id")
-    if config.validation_uri is None:
-        return table.slice(0, config.max_pairs), None
-    table = table.slice(0, config.max_pairs)
-    validation = _read_table(config.validation_uri, "data.validation_uri", config, with_products)
-    if not len(validation):
-        raise EncoderConfigError(f"data.validation_uri is {config.validation_uri!r}: no pair has query and product id")
-    return pa.concat_tables([table, validation], promote_options="permissive"), len(table)
-
-
-def _read_table(uri: str, key: str, config: PairsConfig, with_products: bool) -> pa.Table:
-    try:
-        file_system, root = fsspec.core.url_to_fs(uri)
-        paths = [root] if file_system.isfile(root) else sorted(file_system.glob(f"{root.rstrip('/')}/**/*.parquet"))
-        if not paths:
-            raise CheckpointError(f"{key} is {uri!r}: no Parquet files there")
-        tables = list(_read_files(file_system, paths, config, with_products))
-    except (OSError, pa.ArrowInvalid, ImportError) as error:
-        raise CheckpointError(f"{key} is {uri!r}: cannot be read as Parquet: {error}") from error
-    table = pa.concat_tables(tables)
-    usable = pc.is_valid(table[config.id_field])
-    if config.queries == "pairs":
-        queries = [table[name] for name in (config.query_field, config.query_image_field) if name is not None]
-        has_query = pc.is_valid(queries[0])
-        for column in queries[1:]:
-            has_query = pc.or_(has_query, pc.is_valid(column))
-        usable = pc.and_(usable, has_query)
-    return table.filter(usable)
-
-
-def _read_files(
-    file_system: fsspec.AbstractFileSystem, paths: Sequence[str], config: PairsConfig, with_products: bool
-) -> Iterator[pa.Table]:
-    wanted: list[str | None] = [config.id_field]
-    if config.queries == "pairs":
-        wanted += [config.query_field, config.query_image_field, config.negatives_field]
-    if with_products:
-        wanted += [*config.text_fields, config.image_field]
-    columns = list(dict.fromkeys(name for name in wanted if name is not None))
-    for path in paths:
-        with file_system.open(path, "rb") as file:
-            parquet = pq.ParquetFile(file)
-            missing = [name for name in columns if name not in parquet.schema_arrow.names]
-            if missing:
-                raise EncoderConfigError(
-                    f"{path} has no column {', '.join(missing)}: it has {', '.join(parquet.schema_arrow.names)}; "
-                    "set data.query_field, query_image_field, id_field, text_fields, image_field or negatives_field"
-                )
-            yield parquet.read(columns=columns)
 
 
 def _own_products(products: pa.Table, ids: pa.Array, config: PairsConfig) -> TrainingProducts:

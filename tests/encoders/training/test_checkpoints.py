@@ -82,7 +82,7 @@ def test_what_is_saved_is_the_best_validation(run):
 def test_it_stops_early(tmp_path, monkeypatch):
     scores = iter([0.2, 0.5, 0.4, 0.5, 0.3, 0.9, 0.9])
     monkeypatch.setattr(
-        "encoders.training.run.validate",
+        "encoders.training.fitting.validate",
         lambda *_, **__: {f"recall@{k}": next(scores) if k == 100 else 0.1 for k in (1, 10, 100)},
     )
     said: list[str] = []

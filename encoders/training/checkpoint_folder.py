@@ -1,8 +1,8 @@
 """The folder `OUT.checkpoints` of a training run.
 
     last.ckpt        the newest state: after each validation, and every `training.checkpoint_steps` steps
-    best.ckpt        the state of the best validation: highest recall@100, among equals recall@10, then the
-                     newest
+    best.ckpt        the state of the best validation: highest recall (`training.best_by`), among
+                     equals the newest
     run.json         the settings of the run, and whether it is finished
     logs/            metrics as they come: CSV, and TensorBoard (`tensorboard --logdir OUT.checkpoints/logs`)
     metrics.csv      those of the whole run, also where it was taken up again, written at the end
@@ -15,7 +15,6 @@ same `OUT` starts anew and removes them, unless this one is not finished.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,13 +38,16 @@ class CheckpointFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def start(self, settings: dict[str, Any], *, resume: str, say: Callable[[str], None]) -> Path | None:
+    def start(
+        self, settings: dict[str, Any], *, resume: str, say: Callable[[str], None], writes: bool = True
+    ) -> Path | None:
         """Makes the folder ready for a run.
 
         Args:
             settings: What decides the run's result, flat.
             resume: `training.resume`.
             say: Takes lines for people.
+            writes: Whether this is the process that keeps the folder; the others of a run only look.
 
         Returns:
             The checkpoint to go on from; None starts anew, in an empty folder.
@@ -56,12 +58,13 @@ class CheckpointFolder:
         """
         earlier = self._read_run()
         found = self._checkpoint(earlier, settings, resume, say)
-        if found is None:
-            for name in _OURS:
-                _remove(self / name)
-        else:
+        if found is not None:
             read_checkpoint(found)  # before anything is written
-        self._write_run(settings, finished=False)
+        if writes:
+            if found is None:
+                for name in _OURS:
+                    _remove(self / name)
+            self._write_run(settings, finished=False)
         return found
 
     def finish(self, settings: dict[str, Any]) -> None:
@@ -107,7 +110,7 @@ class CheckpointFolder:
     def _write_run(self, settings: dict[str, Any], *, finished: bool) -> None:
         text = json.dumps({"finished": finished, "settings": settings}, indent=2, sort_keys=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        staged = self / f"{_RUN}.part-{os.getpid()}"  # each process of a run on several devices writes the same
+        staged = self / f"{_RUN}.part"
         staged.write_text(text + "\n", encoding="utf-8")
         staged.replace(self / _RUN)
 

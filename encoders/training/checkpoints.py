@@ -19,9 +19,11 @@ class KeepCheckpoints(Callback):
 
     Args:
         folder: Where they are kept.
-        validate: Measures the model: `recall@100`, `loss` and others; None where nothing is held out.
+        validate: Measures the model: `loss`, and `recall@k` for some k; None where nothing is held
+            out.
         validate_steps: Steps from one validation to the next.
         checkpoint_steps: Steps from one checkpoint to the next.
+        best_by: Name of the measure that makes a validation the best.
         patience: Validations without a better one after which training stops; None: never.
         say: Takes lines for people.
     """
@@ -33,11 +35,13 @@ class KeepCheckpoints(Callback):
         validate: Callable[[], dict[str, float]] | None,
         validate_steps: int,
         checkpoint_steps: int,
+        best_by: str,
         patience: int | None,
         say: Callable[[str], None],
     ) -> None:
         self._folder, self._validate, self._say = folder, validate, say
         self._validate_steps, self._checkpoint_steps, self._patience = validate_steps, checkpoint_steps, patience
+        self._best_by = best_by
         self.batches = 0
         self.best: dict[str, float] | None = None
         self.best_step = 0
@@ -96,9 +100,10 @@ class KeepCheckpoints(Callback):
         for logger in trainer.loggers:
             # Lightning numbers steps from 0.
             logger.log_metrics({f"validation_{name}": value for name, value in measured.items()}, step=step - 1)
-        is_better = self.best is None or _score(measured) > _score(self.best)
+        score, best = self._score(measured), None if self.best is None else self._score(self.best)
+        is_better = best is None or score > best
         self._without_better = 0 if is_better else self._without_better + 1
-        is_best = self.best is None or _score(measured) >= _score(self.best)  # among equals the newest
+        is_best = best is None or score >= best  # among equals the newest
         if is_best:
             self.best, self.best_step = measured, step
         figures = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
@@ -107,6 +112,12 @@ class KeepCheckpoints(Callback):
             self._say(f"stopped early: {self._without_better} validations without a better one")
             trainer.should_stop = True
         return is_best
+
+    def _score(self, measured: dict[str, float]) -> tuple[float, ...]:
+        # Where few products are held out, all of them are among the first 100.
+        at = [int(name.removeprefix("recall@")) for name in measured if name.startswith("recall@")]
+        most = int(self._best_by.removeprefix("recall@"))
+        return tuple(measured[f"recall@{k}"] for k in sorted(at, reverse=True) if k <= most)
 
     def _save(self, trainer: Trainer, *, also_best: bool) -> None:
         staged = self._folder / f"{LAST}.part"
@@ -117,11 +128,6 @@ class KeepCheckpoints(Callback):
         if also_best:
             _link(self._folder / LAST, staged)
             staged.replace(self._folder / BEST)
-
-
-def _score(measured: dict[str, float]) -> tuple[float, float]:
-    # Where few products are held out, all of them are among the first 100.
-    return measured["recall@100"], measured["recall@10"]
 
 
 def _link(source: Path, target: Path) -> None:

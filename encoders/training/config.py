@@ -107,7 +107,9 @@ class TrainingConfig:
         progress: Show a progress bar.
         validate_steps: Steps from one validation to the next; null: once an epoch.
         validation_candidates: Products that validation searches: those of its pairs, or all.
-        patience: Validations without a better recall@100 after which training stops; null: never.
+        best_by: Which recall makes a validation the best; among equals that at the next smaller number decides, then
+            the newer. recall@1 or recall@10 where few products are searched.
+        patience: Validations without a better one after which training stops; null: never.
         checkpoint_steps: Steps from one checkpoint to the next; there is one after each validation besides.
         resume: auto goes on with an unfinished run of the same settings; never starts anew; or a checkpoint to go on
             from: last, best or a file.
@@ -137,6 +139,7 @@ class TrainingConfig:
     progress: bool = True
     validate_steps: int | None = None
     validation_candidates: Literal["validation", "all"] = "validation"
+    best_by: Literal["recall@100", "recall@10", "recall@1"] = "recall@100"
     patience: int | None = None
     checkpoint_steps: int = 1000
     resume: str = "auto"
@@ -160,7 +163,7 @@ class TrainingConfig:
                 f"training.temperature_range is {list(self.temperature_range)}, temperature {self.temperature}: "
                 "expected two positive numbers, the smaller first, and a learned temperature between them"
             )
-        for key, choices in (("precision", ("float32", "bfloat16")), ("validation_candidates", ("validation", "all"))):
+        for key, choices in _CHOICES.items():
             if getattr(self, key) not in choices:
                 raise EncoderConfigError(f"training.{key} is {getattr(self, key)!r}: expected {' or '.join(choices)}")
         if not self.tuned or set(self.tuned) - set(get_args(TunedPart)):
@@ -185,6 +188,11 @@ class TrainingConfig:
         return self.learning_rate if own is None else own
 
 
+_CHOICES = {
+    "precision": ("float32", "bfloat16"),
+    "validation_candidates": ("validation", "all"),
+    "best_by": ("recall@100", "recall@10", "recall@1"),
+}
 _LEAST = {
     "epochs": 0,
     "batch_size": 2,

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from encoders.errors import EncoderConfigError
 from encoders.saved_folder import EncoderParts
 from encoders.training.batches import PairDataset, load
-from encoders.training.checkpoint_folder import BEST, CheckpointFolder, batches_done, read_checkpoint
+from encoders.training.checkpoint_folder import BEST, LAST, CheckpointFolder, batches_done, read_checkpoint
 from encoders.training.checkpoints import KeepCheckpoints
 from encoders.training.config import TrainingConfig
 from encoders.training.metrics_files import join_metrics, open_loggers, plot_metrics
@@ -96,6 +96,7 @@ class TrainingRun:
             validate=partial(self._measure, module) if self.held_out is not None else None,
             validate_steps=training.validate_steps or per_epoch,
             checkpoint_steps=training.checkpoint_steps,
+            best_by=training.best_by,
             patience=training.patience,
             say=say,
         )
@@ -108,7 +109,11 @@ class TrainingRun:
         if self.order.start < len(self.order):
             with _quiet_lightning():
                 trainer = _trainer(training, device, len(self.order), folder, [keep, *self._bar()])
-                trainer.fit(module, self.batches, ckpt_path=checkpoint, weights_only=True)
+                try:
+                    trainer.fit(module, self.batches, ckpt_path=checkpoint, weights_only=True)
+                except SystemExit as error:  # what Lightning makes of Ctrl-C
+                    say(f"stopped; the same command goes on from {folder / LAST}, where it is")
+                    raise KeyboardInterrupt from error
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             metrics = join_metrics(folder / "logs", folder / "metrics.csv")
             plot_metrics(metrics, folder / "training.png", title=f"{model.architecture.model}: {folder.path.stem}")

@@ -87,7 +87,7 @@ def train_encoder(
                 "pairs": _digest(pairs),
             }
             folder = CheckpointFolder(out)
-            checkpoint = folder.start(decides, resume=training.resume, say=say)
+            checkpoint = folder.start(decides, resume=training.resume, say=say, writes=rank == 0)
             note |= run.fit(folder, checkpoint, device, say)
     if rank == 0:
         saved = EncoderParts(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -227,7 +228,8 @@ def test_the_shipped_configs_are_whole(name, capsys):
                 assert printed[section][key] == value
 
 
-def test_a_run_that_is_killed_goes_on_with_the_same_command(shop, tmp_path):
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_goes_on_with_the_same_command(shop, tmp_path, by):
     def arguments(out):
         return of_catalog(shop, out, "--training.epochs", "20", "--training.checkpoint_steps", "1",
                           "--training.patience", "null", "--training.validate_steps", "50",
@@ -239,8 +241,9 @@ def test_a_run_that_is_killed_goes_on_with_the_same_command(shop, tmp_path):
         deadline = time.monotonic() + 120
         while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.kill()
+        process.send_signal(by)
         _, told = process.communicate()
+    assert process.returncode == (130 if by == signal.SIGINT else -by), told
     assert last.is_file(), told
     assert not (tmp_path / "out").exists(), "killed before its end"
     assert run_command(main, arguments(tmp_path / "out")) == 0

@@ -67,11 +67,11 @@ def test_what_is_saved_is_the_best_validation(run):
     folder, note, said = run
     rows = rows_of_table(folder / "out.checkpoints" / "metrics.csv")
     scores = [
-        (float(row["validation_recall@100"]), float(row["validation_recall@10"]), int(row["step"]))
+        (*(float(row[f"validation_recall@{k}"]) for k in (100, 10, 1)), int(row["step"]))
         for row in rows
         if row["validation_recall@100"]
     ]
-    assert note["step"] == max(scores)[2], "the newest among equals"
+    assert note["step"] == max(scores)[-1], "the newest among equals"
     assert note["validation_recall@100"] == round(max(scores)[0], 4)
     best = torch.load(folder / "out.checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     saved = load_file(folder / "out" / "weights.safetensors")
@@ -90,6 +90,18 @@ def test_it_stops_early(tmp_path, monkeypatch):
     assert any("stopped early: 3 validations without a better one" in line for line in said)
     assert (note["validation_recall@100"], note["step"]) == (0.5, 4 * 6), "of two equal ones the newer"
     assert next(scores) == 0.9, "five validations"
+
+
+def test_the_best_may_be_that_of_the_first_result(tmp_path, monkeypatch):
+    measured = iter([(0.9, 0.2), (0.8, 0.6), (0.7, 0.6), (1.0, 0.1)])
+
+    def measures(*_, **__):
+        wide, first = next(measured)
+        return {"recall@1": first, "recall@10": wide, "recall@100": 1.0}
+
+    monkeypatch.setattr("encoders.training.fitting.validate", measures)
+    note = train(pairs_of(tmp_path / "pairs"), tmp_path / "out", epochs=4, best_by="recall@1")
+    assert (note["validation_recall@1"], note["step"]) == (0.6, 3 * 6)
 
 
 def test_nothing_held_out_saves_the_last_state(tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,24 @@ def test_other_models_are_fine_tuned(trained, tmp_path, model):
     before = load_query_encoder(start.uri, device="cpu").encode(["red mug"])
     after = load_query_encoder(str(tmp_path / "out"), device="cpu").encode(["red mug"])
     assert not np.allclose(before, after, atol=1e-3)
+
+
+def test_loader_processes_change_nothing(trained, tmp_path):
+    _, data, *_ = trained
+    for workers in (0, 1):
+        short = TrainingConfig(epochs=1, batch_size=32, device="cpu", progress=False, workers=workers)
+        train_encoder(data, short, str(tmp_path / str(workers)), small=SMALL, say=lambda _: None)
+    one, two = ((tmp_path / name / "weights.safetensors").read_bytes() for name in "01")
+    assert one == two
+
+
+def test_mixed_precision_learns(trained, tmp_path):
+    _, data, *_ = trained
+    mixed = replace(QUICK, epochs=6, precision="bfloat16")
+    note = train_encoder(data, mixed, str(tmp_path / "out"), small=SMALL, say=lambda _: None)
+    plain = train_encoder(data, replace(QUICK, epochs=6), str(tmp_path / "plain"), small=SMALL, say=lambda _: None)
+    assert note["loss"] == pytest.approx(plain["loss"], rel=0.1)
+    assert note["loss"] != plain["loss"]
 
 
 def test_too_few_pairs(tmp_path):

@@ -21,8 +21,7 @@ from encoders.training.gather import gather_rows
 from encoders.training.vectors import (
     ProductVectors,
     QueryVectors,
-    encode_products,
-    encode_queries,
+    encode_pairs,
     float32,
     normalised,
 )
@@ -65,8 +64,7 @@ def batch_losses(
         temperature: Of all terms.
         drop: The products that lose text or picture in the second view; None without one.
     """
-    queries = encode_queries(model, batch.queries, chunk_rows=config.chunk_rows)
-    products = encode_products(model, batch.products, chunk_rows=config.chunk_rows)
+    queries, products = encode_pairs(model, batch.queries, batch.products, chunk_rows=config.chunk_rows)
     wanted = term_weights(model, config)
     with float32(batch.positives.device):
         # All towers first, then all that is gathered: each device meets the others in the same order, back as forth.

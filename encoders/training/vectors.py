@@ -10,6 +10,7 @@ under Memory Limited Setup").
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,16 +51,33 @@ class ProductVectors:
     image: torch.Tensor
 
 
-def encode_queries(model: EncoderModel, queries: QueryInputs, *, chunk_rows: int | None = None) -> QueryVectors:
-    """Queries as `QueryEncoder` encodes them, with gradients."""
+def encode_pairs(
+    model: EncoderModel, queries: QueryInputs, products: ProductInputs, *, chunk_rows: int | None = None
+) -> tuple[QueryVectors, ProductVectors]:
+    """Queries and products of a batch; all pictures go through the tower together.
+
+    Batch norms of a ResNet then see photos and packshots as one distribution, as they will when they are frozen.
+    """
+    photos, pictures = _encode_pictures(model, [queries, products], chunk_rows)
+    return (
+        encode_queries(model, queries, chunk_rows=chunk_rows, alone=photos),
+        encode_products(model, products, chunk_rows=chunk_rows, image=pictures),
+    )
+
+
+def encode_queries(
+    model: EncoderModel, queries: QueryInputs, *, chunk_rows: int | None = None, alone: torch.Tensor | None = None
+) -> QueryVectors:
+    """Queries as `QueryEncoder` encodes them, with gradients; `alone`: vectors of their pictures, where known."""
     text, image = None, None
     towers = [(model.query_text, queries.tokens), (model.clip_text, queries.clip_tokens)]
     by_text = [run_tower(tower, chunk_rows, *tokens) for tower, tokens in towers if tower is not None and tokens]
     if by_text:
         with float32(queries.has_text.device):
             text = model.fuse_query(*(vectors.float() for vectors in by_text))
-    if model.image is not None and queries.pixels is not None:
-        alone = run_tower(model.image, chunk_rows, queries.pixels).float()
+    if alone is None:
+        (alone,) = _encode_pictures(model, [queries], chunk_rows)
+    if alone is not None:
         there = torch.ones_like(queries.has_image)
         no_text = alone.new_zeros(len(alone), _text_dim(model))
         with float32(queries.has_text.device):
@@ -80,8 +98,10 @@ def encode_queries(model: EncoderModel, queries: QueryInputs, *, chunk_rows: int
     return QueryVectors(fused=fused, text=text_or_zeros, image=image_or_zeros)
 
 
-def encode_products(model: EncoderModel, products: ProductInputs, *, chunk_rows: int | None = None) -> ProductVectors:
-    """Both halves of products, with gradients."""
+def encode_products(
+    model: EncoderModel, products: ProductInputs, *, chunk_rows: int | None = None, image: torch.Tensor | None = None
+) -> ProductVectors:
+    """Both halves of products, with gradients; `image`: their pictures' vectors, where they are known."""
     document = model.document_text if model.document_text is not None else model.clip_text
     if document is None:
         raise EncoderConfigError("an encoder without a text tower cannot be trained")
@@ -90,10 +110,30 @@ def encode_products(model: EncoderModel, products: ProductInputs, *, chunk_rows:
         text = torch.zeros(len(products.has_text), _text_dim(model), device=products.has_text.device)
     else:
         text = run_tower(document, chunk_rows, *products.tokens).float()
-    image = torch.zeros_like(text)
-    if model.image is not None and products.pixels is not None:
-        image = run_tower(model.image, chunk_rows, products.pixels).float()
-    return ProductVectors(text=text, image=image)
+    if image is None:
+        (image,) = _encode_pictures(model, [products], chunk_rows)
+    return ProductVectors(text=text, image=torch.zeros_like(text) if image is None else image)
+
+
+def _encode_pictures(
+    model: EncoderModel, inputs: Sequence[QueryInputs | ProductInputs], chunk_rows: int | None
+) -> list[torch.Tensor | None]:
+    """For each of the inputs `[., Di]`, zeros where a picture is missing; None where it has no pixels."""
+    tower = model.image
+    rows = [torch.nonzero(each.has_image).squeeze(1) for each in inputs]
+    there = [each.pixels[row] for each, row in zip(inputs, rows, strict=True) if each.pixels is not None]
+    if tower is None or not there:
+        return [None] * len(inputs)
+    pixels = torch.cat(there)
+    vectors = run_tower(tower, chunk_rows, pixels).float() if len(pixels) else pixels.new_zeros((0, tower.dim)).float()
+    spread: list[torch.Tensor | None] = []
+    for each, row in zip(inputs, rows, strict=True):
+        if each.pixels is None:
+            spread.append(None)
+            continue
+        own, vectors = vectors[: len(row)], vectors[len(row) :]
+        spread.append(own.new_zeros(len(each.has_image), tower.dim).index_copy(0, row, own))
+    return spread
 
 
 def run_tower(tower: nn.Module, chunk_rows: int | None, *inputs: torch.Tensor) -> torch.Tensor:

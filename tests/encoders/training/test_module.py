@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -262,3 +264,17 @@ def test_mixed_precision_computes_the_loss_in_float32(pairs):
     assert mixed.dtype == torch.float32
     assert mixed.item() == pytest.approx(plain.item(), rel=0.02)
     assert mixed.item() != plain.item(), "the towers do compute in bfloat16"
+
+
+def test_photos_and_packshots_are_one_distribution_to_batch_norms(photos):
+    """In training, as in service: one pass of all pictures, without the blank ones that stand for missing pictures."""
+    parts = tiny_parts("match4")
+    seen = []
+    parts.model.image.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module = EncoderTraining(parts.model, TrainingConfig(tuned=ALL), steps=1)
+    rows = [0, 1, 2, 3]
+    batch = PairDataset(photos, np.arange(24), parts)[rows]
+    missing = replace(batch.products, has_image=torch.tensor([True, False, True, True]))
+    module.losses(replace(batch, products=missing), drop=None)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], torch.cat([batch.queries.pixels, batch.products.pixels[[0, 2, 3]]]))

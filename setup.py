@@ -34,7 +34,8 @@ REQUIREMENTS = [
     "pydantic>=2.10",  # checks types of the configuration
     "PyYAML>=6.0",  # reads the configuration
     "rich>=14",  # progress and tables in the terminal
-    "ir-measures>=0.3.7",  # recall and precision of `pipelines.evaluate`
+    "ir-measures>=0.3.7",  # the standard measures of `pipelines.evaluate`
+    "matplotlib>=3.10",  # its plot
 ]
 
 EXTRAS = {

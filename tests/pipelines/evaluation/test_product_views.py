@@ -7,13 +7,13 @@ import numpy as np
 from PIL import Image
 
 from encoders import load_product_encoder
-from pipelines import product_views
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.pictures.decode_config import DecodeConfig
 from pipelines.catalog.pictures.fetch_config import FetchConfig
 from pipelines.catalog.pictures.fetching import PictureFetcher
 from pipelines.catalog.pictures.prefetch import PicturePool
-from pipelines.product_views import View, encode_catalog
+from pipelines.evaluation import product_views
+from pipelines.evaluation.product_views import View, encode_catalog
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.job import product, write_catalog
 

@@ -52,14 +52,15 @@ def encode_catalog(
     pool: PicturePool | None,
     *,
     spool_uri: str,
+    views: Sequence[View] = tuple(View),
     on_progress: Callable[[int], None] = lambda products: None,
 ) -> EncodedCatalog:
-    """Runs every product through the towers once, and fuses in up to three ways.
+    """Runs every product through the towers once, and fuses in up to three ways: `views`, where it can.
 
     A picture that cannot be used is a missing one. A product id that occurs again keeps its first row. An encoder that
     reads no pictures, or a catalog without them, gives `View.TEXT` alone.
     """
-    views = [View.TEXT] if pool is None else list(View)
+    views = [View.TEXT] if pool is None else list(views)
     product_ids: dict[str, None] = {}
     vectors: dict[View, list[np.ndarray]] = {view: [] for view in views}
     present: dict[View, list[np.ndarray]] = {view: [] for view in views}

@@ -102,7 +102,7 @@ setup(
         "": ["*.md"],
         "encoders": ["pretrained/**/*"],
         "pipelines": ["**/*.html", "**/*.css", "**/*.js", "**/*.svg"],
-        "run_configs": ["*.yaml"],
+        "run_configs": ["*.yaml", "papers/*"],
     },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

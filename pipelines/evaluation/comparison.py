@@ -12,9 +12,16 @@ from enum import StrEnum
 import numpy as np
 
 from pipelines.evaluation.bootstrap import percentile_interval, resampled_means
-from pipelines.evaluation.judgments import Judgments
+from pipelines.evaluation.judgments import UNKNOWN, Judgments
 from pipelines.evaluation.labels import short_name
-from pipelines.evaluation.ranking_metrics import label_precision, net_recall, net_results, recall, shared_results
+from pipelines.evaluation.ranking_metrics import (
+    label_precision,
+    labelled_share,
+    net_recall,
+    net_results,
+    recall,
+    shared_results,
+)
 from pipelines.evaluation.standard_measures import measure_queries, recall_cutoff
 from pipelines.evaluation.systems import Ranked
 
@@ -24,8 +31,10 @@ class Kind(StrEnum):
 
     MEASURE = "measure"
     LABEL = "label"
+    COVERAGE = "coverage"
     INDEX = "index"
     OVERLAP = "overlap"
+    NET_RECALL = "net recall"
     NET = "net"
     NET_LABEL = "net label"
 
@@ -201,12 +210,14 @@ def _metrics(judgments: Judgments, measures: Sequence[str], k: int, *, has_basel
     # One label alone has a share of 100 %, whatever is found.
     labels = judgments.labels if len(judgments.labels) > 1 else ()
     metrics += [Metric(name=f"P({label})@{k}", title=short_name(label), kind=Kind.LABEL) for label in labels]
+    if labels and judgments.unlabelled == UNKNOWN:
+        metrics.append(Metric(name=f"labelled@{k}", title="labelled", kind=Kind.COVERAGE))
     if not has_baseline:
         return metrics
     metrics += [
         Metric(name=f"overlap@{k}", title="overlap", kind=Kind.OVERLAP, is_share=False),
         Metric(name=f"net results@{k}", title="left", kind=Kind.OVERLAP, is_share=False),
-        Metric(name=f"net R@{k}", title="net recall", kind=Kind.NET),
+        Metric(name=f"net R@{k}", title="net recall", kind=Kind.NET_RECALL),
         Metric(name=f"net share@{k}", title="of all", kind=Kind.NET),
     ]
     return metrics + [
@@ -234,6 +245,7 @@ def _run_values(
     }
     values |= measure_queries([name for name, cutoff in cutoffs.items() if cutoff is None], judgments, found)
     values |= _by_label("P", judgments, top, k)
+    values[f"labelled@{k}"] = labelled_share(judgments.result_labels(top), top)
     if baseline is not None:
         base_top = baseline[:, :k]
         net = net_results(top, base_top)

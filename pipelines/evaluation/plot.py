@@ -68,7 +68,7 @@ def _panels(comparison: Comparison) -> list[Callable[[Axes], None]]:
     labels = comparison.of_kind(Kind.LABEL)
     if labels:
         panels.append(lambda axis: _draw_labels(axis, comparison, labels))
-    net = [metric for metric in comparison.of_kind(Kind.NET) if metric.name.startswith("net R")]
+    net = comparison.of_kind(Kind.NET_RECALL)
     if net:
         told = f"net recall: of what {comparison.baseline} missed"
         panels.append(lambda axis: _draw_dots(axis, comparison, net[0], told))

@@ -79,10 +79,14 @@ def encode_queries(
     """
     if part == "picture" and not encoder.accepts_images:
         raise ConfigError(f"system {name!r}: queries is 'picture', but its {encoder.model} encoder reads only texts")
-    texts = [None] * len(texts) if part == "picture" else texts
+    if part == "text" and not encoder.accepts_text:
+        raise ConfigError(f"system {name!r}: queries is 'text', but its {encoder.model} encoder reads only pictures")
+    texts = [None] * len(texts) if part == "picture" or not encoder.accepts_text else texts
     pictures = [None] * len(pictures) if part == "text" or not encoder.accepts_images else pictures
     if not any(text is not None for text in texts) and not any(picture is not None for picture in pictures):
-        reads = "texts and pictures" if encoder.accepts_images else "only texts"
+        reads = " and ".join(
+            word for word, reads in (("texts", encoder.accepts_text), ("pictures", encoder.accepts_images)) if reads
+        )
         raise ConfigError(
             f"system {name!r}: no query has what it is asked with (queries is {part!r}, the {encoder.model} encoder "
             f"reads {reads})"

@@ -40,6 +40,11 @@ def label_precision(result_labels: np.ndarray, labels: int) -> np.ndarray:
     return np.stack([_share(counts[:, label], counts.sum(axis=1)) for label in range(labels)]).reshape(labels, -1)
 
 
+def labelled_share(result_labels: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Share of the results that have a label, of which alone `label_precision` speaks; NaN where nothing was found."""
+    return _share((result_labels != UNKNOWN).sum(axis=1), (found >= 0).sum(axis=1))
+
+
 def shared_results(found: np.ndarray, baseline: np.ndarray) -> np.ndarray:
     """Which results the baseline found too, for the same query: bool `[Q, K]`.
 

@@ -171,4 +171,8 @@ def _notes(
             f"judged products that the catalog does not hold: {judgments.unknown_products:,}; the relevant ones among "
             f"them ({judgments.unknown_wanted:,}) count as not found"
         )
+    for system in ranked:
+        mean = sum(float((found[:, : config.k] >= 0).sum(axis=1).mean()) for found in system.runs) / len(system.runs)
+        if mean < min(config.k, len(numbers)):
+            notes.append(f"{system.name}: gave {mean:.1f} results a query, of {config.k} asked for")
     return [*notes, *(note for system in ranked for note in system.notes)]

@@ -33,7 +33,7 @@ class TextTable:
 def comparison_tables(comparison: Comparison) -> list[TextTable]:
     """The tables, in order: what is found, labels of what is found, and what is left beside the baseline's results."""
     tables = [_found_table(comparison)]
-    labels = comparison.of_kind(Kind.LABEL)
+    labels = comparison.of_kind(Kind.LABEL, Kind.COVERAGE)
     if labels:
         tables.append(_table(comparison, f"labels of the first {comparison.k} results, %", labels))
     if comparison.of_kind(Kind.OVERLAP):
@@ -90,13 +90,15 @@ def _found_table(comparison: Comparison) -> TextTable:
 
 def _net_table(comparison: Comparison) -> TextTable:
     overlap = comparison.of_kind(Kind.OVERLAP)
-    net = comparison.of_kind(Kind.NET, Kind.NET_LABEL)
-    header = ["system", *(f"{metric.title} (sd)" for metric in overlap), *(metric.title for metric in net)]
+    recall, net = comparison.of_kind(Kind.NET_RECALL), comparison.of_kind(Kind.NET, Kind.NET_LABEL)
+    header = ["system", *(f"{metric.title} (sd)" for metric in overlap)]
+    header += [*(f"{metric.title} (queries)" for metric in recall), *(metric.title for metric in net)]
     rows = []
     for system in comparison.systems:
         if system.name == comparison.baseline:
             continue
         cells = [_with_deviation(system.figures.get(metric.name)) for metric in overlap]
+        cells += [_with_queries(system, metric) for metric in recall]
         rows.append((system.name, *cells, *(_cell(system, metric) for metric in net)))
     title = (
         f"beside {comparison.baseline}: results shared with its first {comparison.k}, those left, and what is "
@@ -142,6 +144,12 @@ def figures(system: SystemFigures, metric: Metric) -> tuple[float, ...]:
 def _cell(system: SystemFigures, metric: Metric) -> str:
     figure = system.figures.get(metric.name)
     return _NOTHING if figure is None else _number(figure.value, metric)
+
+
+def _with_queries(system: SystemFigures, metric: Metric) -> str:
+    """A value with the queries it stands on: those of which the baseline missed something."""
+    figure = system.figures.get(metric.name)
+    return _NOTHING if figure is None else f"{_number(figure.value, metric)} ({figure.queries:,})"
 
 
 def _with_deviation(figure: Figure | None) -> str:

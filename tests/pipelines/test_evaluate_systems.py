@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from pipelines import evaluate
 from pipelines.config.commands import run_command
@@ -235,3 +236,15 @@ baseline: bert
     assert "minus bert" in told
     assert run_command(evaluate.main, ["--config", str(config), "--print-config"]) == 0
     assert "two_labels: refuse" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["fashion_nocolour", "fashion_title", "grocery"])
+def test_the_papers_configs_are_whole(name, capsys):
+    assert run_command(evaluate.main, ["--config", f"papers/{name}", "--print-config"]) == 0
+    job = yaml.safe_load(capsys.readouterr().out)
+    systems = [system["name"] for system in job["systems"]]
+    assert job["baseline"] == systems[0]
+    # Table 2 has eleven rows; MiniLM stands below them.
+    assert len(systems) == (5 if name == "grocery" else 12)
+    for encoders in (system["encoders"] for system in job["systems"] if system["encoders"]):
+        assert [encoder["uri"].rpartition("-")[2] for encoder in encoders] == ["seed0", "seed1"]

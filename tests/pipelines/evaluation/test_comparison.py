@@ -63,6 +63,9 @@ def test_label_shares_add_up(made, comparison):
     plain = np.array([plain_precision(made.ids(row, made.baseline), made.labels[row], None) for row in range(40)])
     assert shares == pytest.approx(np.nanmean(plain, axis=0), abs=1e-12)
     assert sum(shares) == pytest.approx(1.0)
+    known = [[product in made.labels[row] for product in made.ids(row, made.baseline)] for row in range(40)]
+    labelled = np.mean([np.mean(one) for one in known])
+    assert base.figures["labelled@20"].value == pytest.approx(labelled, abs=1e-12)
 
 
 def test_overlap_and_net_figures_are_those_of_sets(made, other, comparison):

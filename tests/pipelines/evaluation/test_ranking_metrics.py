@@ -8,7 +8,14 @@ import pytest
 from ir_measures import Qrel, ScoredDoc
 
 from pipelines.evaluation.judgments import KeyedPairs
-from pipelines.evaluation.ranking_metrics import label_precision, net_recall, net_results, recall, shared_results
+from pipelines.evaluation.ranking_metrics import (
+    label_precision,
+    labelled_share,
+    net_recall,
+    net_results,
+    recall,
+    shared_results,
+)
 from tests.pipelines.evaluation.made import Random, plain_precision, plain_recall
 
 
@@ -54,6 +61,10 @@ def test_label_precision_is_what_plain_loops_give(made, unlabelled):
     else:
         assert values[3, 1] == 1.0
     assert np.isnan(values[:, 3]).all()
+    shares = labelled_share(judgments.result_labels(made.found), made.found)
+    for row, labels in enumerate(made.labels):
+        known = [product in labels or unlabelled is not None for product in made.ids(row, made.found)]
+        assert np.isclose(shares[row], np.mean(known) if known else np.nan, equal_nan=True)
 
 
 def test_net_figures_are_what_sets_give(made):

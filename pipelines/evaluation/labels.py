@@ -79,6 +79,11 @@ def label_grades(labels: Sequence[str], relevant: Collection[str], asked: Mappin
     return [max(0, number) for number in whole]
 
 
+def is_number(label: str) -> bool:
+    """Whether a label is a number."""
+    return _number(label) is not None
+
+
 def _number(label: str) -> float | None:
     try:
         return float(label)

@@ -64,20 +64,22 @@ def _panels(comparison: Comparison) -> list[Callable[[Axes], None]]:
     panels: list[Callable[[Axes], None]] = []
     measures = comparison.of_kind(Kind.MEASURE)
     if measures:
-        panels.append(lambda axis: _draw_dots(axis, comparison, measures[0], measures[0].title))
+        told = f"{measures[0].title}, %  ·  line: {comparison.confidence:.0%} interval"
+        told += ", ticks: seeds" if any(len(figure.runs) > 1 for figure in _figures(comparison, measures[0])) else ""
+        panels.append(lambda axis: _draw_dots(axis, comparison, measures[0], told))
     labels = comparison.of_kind(Kind.LABEL)
     if labels:
         panels.append(lambda axis: _draw_labels(axis, comparison, labels))
     net = comparison.of_kind(Kind.NET_RECALL)
     if net:
-        told = f"net recall: of what {comparison.baseline} missed"
-        panels.append(lambda axis: _draw_dots(axis, comparison, net[0], told))
+        net_told = f"net recall: of what {comparison.baseline} missed, %"
+        panels.append(lambda axis: _draw_dots(axis, comparison, net[0], net_told))
     return panels
 
 
 def _draw_dots(axis: Axes, comparison: Comparison, metric: Metric, title: str) -> None:
     """A dot with its interval for each system, small dots for its seeds, and the baseline's interval as a band."""
-    axis.set_title(title + ", %", loc="left", fontsize=9, color=_INK, wrap=True)
+    axis.set_title(title, loc="left", fontsize=9, color=_INK)
     axis.grid(axis="x", color="#ecf0f1")
     axis.set_axisbelow(True)
     ends = [0.0]
@@ -101,6 +103,7 @@ def _draw_dots(axis: Axes, comparison: Comparison, metric: Metric, title: str) -
             va="center",
             color=_INK,
             fontsize=8,
+            bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7},
         )
         ends.append(high)
     axis.set_xlim(*_limits(comparison, metric, max(ends)))

@@ -16,7 +16,7 @@ from pipelines.evaluation.comparison import Comparison, compare_systems
 from pipelines.evaluation.config import LEAVE_OUT, EvaluationConfig, SystemConfig
 from pipelines.evaluation.judged_queries import JudgedQueries
 from pipelines.evaluation.judgments import Judgments, number_judgments
-from pipelines.evaluation.labels import normal_labels
+from pipelines.evaluation.labels import ESCI, is_number, label_grades, normal_labels
 from pipelines.evaluation.standard_measures import results_needed
 from pipelines.evaluation.systems import ProductNumbers, Ranked, Surroundings, rank_systems
 
@@ -70,6 +70,10 @@ def evaluate_systems(
         ConfigError: The judgments belong to another catalog, or an annotator does not do its part.
     """
     annotator = None if config.annotator is None else load_annotator(config.annotator)
+    if annotator is None:
+        # Before any encoding; an annotator's labels are known only after it.
+        _unlabelled(config, queries)
+        label_grades(queries.labels, queries.relevant, config.grades)
     depth = max(config.k, results_needed(measures) if measures else 1)
     with progress("encoding products") as advance:
         ranked, numbers = rank_systems(systems, queries, surroundings, depth=depth, on_progress=advance)
@@ -121,6 +125,12 @@ def _unlabelled(config: EvaluationConfig, queries: JudgedQueries) -> str | None:
     if config.unlabelled == LEAVE_OUT or not queries.labels:
         return None
     (label,) = normal_labels([config.unlabelled]).values()
+    of_a_kind = {*queries.labels, *(ESCI if set(queries.labels) <= set(ESCI) else ())}
+    if label not in of_a_kind and not all(map(is_number, [label, *queries.labels])):
+        raise ConfigError(
+            f"--unlabelled {config.unlabelled}: expected {LEAVE_OUT} or a label such as those of the judgments, which "
+            f"are {list(queries.labels)}"
+        )
     return label
 
 
@@ -154,7 +164,7 @@ def _notes(
         )
     elif relevant:
         notes.append(f"recall: of {len(queries.relevant_pairs):,} products labelled {relevant}")
-    if queries.labels:
+    if len(judgments.labels) > 1:
         counted = "left out" if unlabelled is None else f"counted as {unlabelled}"
         notes.append(f"results without a label: {counted}")
     if queries.two_labels:

@@ -191,6 +191,20 @@ def test_an_annotator_labels_what_no_file_labels(shop, tmp_path, monkeypatch, ca
     assert "expected 64 labels for a batch of 64 pairs, found 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--unlabelled", "Irelevant"], "--unlabelled Irelevant: expected leave-out or a label such as"),
+        (["--unlabelled", "0"], "--unlabelled 0: expected leave-out"),
+        (["--evaluation.grades", "{Exactly: 3}"], "evaluation.grades: 'Exactly' is no label"),
+    ],
+)
+def test_labels_that_nothing_has_are_refused_before_any_encoding(shop, tmp_path, capsys, options, message):
+    system = ["--systems", f"clip={shop}/clip", "--catalog.uri", f"{shop}/catalog"]
+    assert evaluated(shop, tmp_path / "out", *system, *options)[0] == 2
+    assert message in capsys.readouterr().err
+
+
 def test_an_annotator_is_enough(shop, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "relevance_alone.py").write_text("def annotate(pairs):\n    return ['E' for _ in pairs]\n")

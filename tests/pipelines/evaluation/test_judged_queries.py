@@ -204,3 +204,17 @@ def test_what_cannot_be_measured_is_explained(tmp_path):
         read(queries)
     with pytest.raises(ConfigError, match="no queries"):
         read_judged_queries(EvaluationConfig(judgments=judgments))
+
+
+def test_real_labels_and_purchases(shared_data):
+    """The fashion set calls two of its pairs both Exact and Complement."""
+    folder = shared_data / "fashion"
+    files = {name: str(folder / f"{name}.parquet") for name in ("queries", "judgments", "purchases")}
+    with pytest.raises(ConfigError, match="2 pairs stand there with two labels"):
+        read(**files, split="eval")
+    found = read(**files, split="eval", two_labels="best")
+    assert (len(found.ids), found.two_labels, found.left_out) == (244, 2, 0)
+    assert found.labels == ("Exact", "Substitute", "Complement")
+    bought, exact = by_query(found, found.wanted), by_query(found, found.relevant_pairs)
+    assert sum(map(len, bought.values())) == 2531
+    assert all(products <= exact[query] for query, products in bought.items())

@@ -38,10 +38,11 @@ from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_addr
 from pipelines.evaluation.config import EvaluationConfig, SystemConfig, check_systems
 from pipelines.evaluation.judged_queries import read_judged_queries
 from pipelines.evaluation.product_views import View
+from pipelines.evaluation.rankings import Surroundings
 from pipelines.evaluation.report_files import write_report
 from pipelines.evaluation.run import Evaluated, evaluate_systems
 from pipelines.evaluation.standard_measures import parse_measures
-from pipelines.evaluation.systems import Surroundings, check_system
+from pipelines.evaluation.systems import check_system
 from pipelines.evaluation.systems_argument import expand_systems
 from pipelines.evaluation.tables import print_comparison
 
@@ -108,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--measures: {error}") from error
     systems, title = _systems(job)
     for system in systems:
-        check_system(system)
+        check_system(system, job.catalog)
     if job.out is not None:
         storage.check_writable(job.out)
     drawn = _with_drawn_catalog(job)

@@ -27,7 +27,7 @@ from pipelines.evaluation.annotator import AnnotatedQuery, Annotator, ProductRec
 from pipelines.evaluation.judged_queries import JudgedQueries, Pairs
 from pipelines.evaluation.judgments import UNKNOWN, number_judgments
 from pipelines.evaluation.labels import MOST_LABELS, normal_labels, ordered_labels, relevant_labels
-from pipelines.evaluation.systems import ProductNumbers
+from pipelines.evaluation.rankings import ProductNumbers
 
 SAVE_EVERY_PAIRS = 10_000
 ROWS_AT_A_TIME = 1024

@@ -22,8 +22,8 @@ from pipelines.evaluation.ranking_metrics import (
     recall,
     shared_results,
 )
+from pipelines.evaluation.rankings import Ranked
 from pipelines.evaluation.standard_measures import measure_queries, recall_cutoff
-from pipelines.evaluation.systems import Ranked
 
 
 class Kind(StrEnum):

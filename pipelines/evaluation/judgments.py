@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipelines.evaluation.judged_queries import JudgedQueries, Pairs
 from pipelines.evaluation.labels import label_grades
-from pipelines.evaluation.systems import ProductNumbers
+from pipelines.evaluation.rankings import ProductNumbers
 
 UNKNOWN = -1
 """The label of a pair that has none."""

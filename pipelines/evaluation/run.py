@@ -17,8 +17,9 @@ from pipelines.evaluation.config import LEAVE_OUT, EvaluationConfig, SystemConfi
 from pipelines.evaluation.judged_queries import JudgedQueries
 from pipelines.evaluation.judgments import Judgments, number_judgments
 from pipelines.evaluation.labels import ESCI, is_number, label_grades, normal_labels
+from pipelines.evaluation.rankings import ProductNumbers, Ranked, Surroundings
 from pipelines.evaluation.standard_measures import results_needed
-from pipelines.evaluation.systems import ProductNumbers, Ranked, Surroundings, rank_systems
+from pipelines.evaluation.systems import rank_systems
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int], None]]]
 """Shows that something is counted: what it is, to a function that is told how many more."""

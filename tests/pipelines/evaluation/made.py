@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from pipelines.evaluation.judged_queries import JudgedQueries, Pairs
 from pipelines.evaluation.judgments import Judgments, number_judgments
-from pipelines.evaluation.systems import ProductNumbers
+from pipelines.evaluation.rankings import ProductNumbers
 
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.evaluation.comparison import Kind, compare_systems
-from pipelines.evaluation.systems import Ranked
+from pipelines.evaluation.rankings import Ranked
 from tests.pipelines.evaluation.made import LABELS, Random, plain_precision, plain_recall
 
 K = 20

@@ -75,11 +75,11 @@ def rank_encoders(
         users = [_prepared(config, places[config], systems, queries, surroundings) for config in group]
         for user, encoded in zip(users, _encode(users, surroundings, on_progress), strict=True):
             own_numbers = numbers.add(pa.array(encoded.product_ids, pa.string()))
-            for place, asked in user.asked.items():
-                system = systems[place[0]]
+            for (place, run), asked in user.asked.items():
+                system = systems[place]
                 view = VIEWS[system.products] if VIEWS[system.products] in encoded.vectors else View.TEXT
                 rows = search_exactly(asked.vectors, encoded.vectors[view], encoded.present[view], depth)
-                found[place] = Found(
+                found[place, run] = Found(
                     rows=numbered(rows, own_numbers, asked.usable),
                     encoder=f"{user.encoder.model} encoder {user.encoder.fingerprint}",
                     notes=query_notes(system.name, asked),

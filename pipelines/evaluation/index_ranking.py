@@ -28,9 +28,24 @@ QUERIES_AT_A_TIME = 1024
 
 
 def rank_index(
-    system: SystemConfig, queries: JudgedQueries, surroundings: Surroundings, numbers: ProductNumbers, depth: int
+    system: SystemConfig,
+    queries: JudgedQueries,
+    surroundings: Surroundings,
+    numbers: ProductNumbers,
+    *,
+    depth: int,
+    k: int,
 ) -> Ranked:
-    """A published version searched as a server would, with the parameters that were tuned for it."""
+    """A published version searched as a server would, with the parameters that were tuned for it.
+
+    Args:
+        system: The index.
+        queries: What is asked.
+        surroundings: How query pictures are read.
+        numbers: Of the products; those of the index are added.
+        depth: Results of a query.
+        k: How many of them are compared with exact search.
+    """
     reader = IndexReader.open(str(system.index), system.version)
     encoder = load_query_encoder(str(reader.query_encoder_uri), device=surroundings.device)
     asked = query_vectors(encoder, queries, system, surroundings)
@@ -49,8 +64,8 @@ def rank_index(
         )
     else:
         present = np.ones(len(vectors), bool)
-        exact = search_exactly(asked.vectors, vectors, present, depth)
-        share = np.where(asked.usable, share_of_exact(rows, asked.vectors, vectors, present, exact), np.nan)
+        exact = search_exactly(asked.vectors, vectors, present, k)
+        share = np.where(asked.usable, share_of_exact(rows[:, :k], asked.vectors, vectors, present, exact), np.nan)
     manifest = reader.manifest
     about = (
         f"index version {manifest.version}, {manifest.encoder.model} encoder {manifest.encoder.fingerprint}, "

@@ -77,7 +77,7 @@ def evaluate_systems(
         label_grades(queries.labels, queries.relevant, config.grades)
     depth = max(config.k, results_needed(measures) if measures else 1)
     with progress("encoding products") as advance:
-        ranked, numbers = rank_systems(systems, queries, surroundings, depth=depth, on_progress=advance)
+        ranked, numbers = rank_systems(systems, queries, surroundings, depth=depth, k=config.k, on_progress=advance)
     notes = []
     if annotator is not None:
         with progress("labelling pairs") as advance:

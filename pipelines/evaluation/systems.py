@@ -44,6 +44,7 @@ def rank_systems(
     surroundings: Surroundings,
     *,
     depth: int,
+    k: int,
     on_progress: Callable[[int], None] = lambda products: None,
 ) -> tuple[list[Ranked], ProductNumbers]:
     """Answers every query with every system.
@@ -53,6 +54,7 @@ def rank_systems(
         queries: What is asked.
         surroundings: The catalog, and how pictures are read.
         depth: Results of a query.
+        k: How many of an index's are compared with exact search.
         on_progress: Told the number of products encoded, batch by batch.
 
     Returns:
@@ -63,7 +65,7 @@ def rank_systems(
     ranked = []
     for place, system in enumerate(systems):
         if system.index is not None:
-            ranked.append(rank_index(system, queries, surroundings, numbers, depth))
+            ranked.append(rank_index(system, queries, surroundings, numbers, depth=depth, k=k))
             continue
         runs = [found[place, run] for run in range(len(system.runs))]
         notes = tuple(dict.fromkeys(note for run in runs for note in run.notes))

@@ -35,7 +35,8 @@ REQUIREMENTS = [
     "pydantic>=2.10",  # checks types of the configuration
     "PyYAML>=6.0",  # reads the configuration
     "rich>=14",  # progress and tables in the terminal
-    "ir-measures>=0.3.7",  # recall and precision of `pipelines.evaluate`
+    "ir-measures>=0.3.7",  # the standard measures of `pipelines.evaluate`
+    "matplotlib>=3.10",  # its plot
 ]
 
 EXTRAS = {
@@ -115,7 +116,7 @@ setup(
         "": ["*.md"],
         "encoders": ["pretrained/**/*"],
         "pipelines": ["**/*.html", "**/*.css", "**/*.js", "**/*.svg"],
-        "run_configs": ["*.yaml"],
+        "run_configs": ["*.yaml", "papers/*"],
     },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

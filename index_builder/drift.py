@@ -25,6 +25,7 @@ from index_builder import storage
 from index_builder.block_encoder import BlockEncoder
 from index_builder.blocks import map_blocks, row_blocks
 from index_builder.codec import CodecInfo, load_codec, open_codec
+from index_builder.faiss_files import ivf_of, opened_indexes
 from index_builder.sampling import SamplePiece, read_queries, read_training
 
 MOST_GROWTH = 2.0
@@ -100,6 +101,14 @@ def list_imbalance(sizes: np.ndarray) -> float:
     """How unevenly int64 [L] rows are spread over lists: 1 for evenly, L for all in one (FAISS's imbalance factor)."""
     rows = int(sizes.sum())
     return float(len(sizes) * (sizes.astype(np.float64) ** 2).sum() / rows**2) if rows else 1.0
+
+
+def index_imbalance(uris: Sequence[str]) -> float:
+    """`list_imbalance` of the lists of an index, over all its serving shards."""
+    with opened_indexes(uris) as indexes:
+        lists = [ivf_of(index).invlists for index in indexes]
+        sizes = [[shard.list_size(number) for number in range(shard.nlist)] for shard in lists]
+    return round(list_imbalance(np.array(sizes, dtype=np.int64).sum(axis=0)), 4)
 
 
 def why_not(reusable: ReusableCodec, today: CodecFit) -> str:

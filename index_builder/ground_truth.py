@@ -39,14 +39,21 @@ class GroundTruth:
     rows: np.ndarray
     scores: np.ndarray
 
-    def recall(self, found: np.ndarray) -> float:
+    def recall(self, found: np.ndarray, k: int | None = None) -> float:
         """Recall k@k: the share of true neighbours among `found`, int64 [Q, k], the mean over the queries.
 
         A product that scores as high as the k-th true neighbour is as true as it. 1.0 where there is nothing to find.
+
+        Args:
+            found: what search found.
+            k: neighbours that count; this truth's own by default.
         """
-        kth = self.scores[:, self.k - 1 : self.k] if self.rows.shape[1] >= self.k else -np.inf
+        k = self.k if k is None else k
+        kth = self.scores[:, k - 1 : k] if self.rows.shape[1] >= k else -np.inf
         true_rows = np.where(self.scores >= kth - _SAME_SCORE, self.rows, -1)
-        findable = np.minimum((true_rows >= 0).sum(axis=1), self.k)
+        findable = np.minimum((true_rows >= 0).sum(axis=1), k)
+        width = max(1, int((true_rows >= 0).sum(axis=1).max(initial=0)))
+        true_rows = true_rows[:, :width]
         hits = ((found[:, :, None] == true_rows[:, None, :]) & (found[:, :, None] >= 0)).any(axis=2).sum(axis=1)
         asked = findable > 0
         return float((hits[asked] / findable[asked]).mean()) if asked.any() else 1.0

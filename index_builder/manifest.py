@@ -51,10 +51,22 @@ class EncoderSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodecSummary:
-    """The codec of all serving shards."""
+    """The codec of all serving shards.
+
+    Attributes:
+        fingerprint: 32 hex digits.
+        training_rows: vectors it was trained on.
+        reason: why it was trained, or kept from the last run.
+        quantization_error: mean squared error of the codes of held-out products, relative to the vectors' mean squared
+            length; None where FAISS cannot turn codes back.
+        list_imbalance: L times the sum of squares of the lists' shares of the products; 1 is even.
+    """
 
     fingerprint: str
     training_rows: int = 0
+    reason: str = ""
+    quantization_error: float | None = None
+    list_imbalance: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

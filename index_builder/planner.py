@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from index_builder.embedding_shards import NumberedShard
 from index_builder.memory import check_memory, rows_per_add, training_row_bytes
+from index_builder.query_vectors import read_query_vectors
 from index_builder.refine_plan import code_budget
 from index_builder.spec import IndexConfig, IndexSpec
 
@@ -48,6 +49,25 @@ class SamplePlan:
     query_share: float
     training_rows: int
     queries: int
+
+
+def check_index(config: IndexConfig, dim: int, rows: int | None = None) -> None:
+    """Refuses an `index:` section that cannot be built, before any work.
+
+    Args:
+        config: the section.
+        dim: D.
+        rows: products, where they are known; an estimate will do.
+
+    Raises:
+        SpecError: as `plan_index`, or `queries_uri` holds no queries of D dimensions.
+    """
+    if config.factory != "auto":
+        IndexSpec.parse(config.factory, dim)
+    if config.queries_uri is not None:
+        read_query_vectors(config.queries_uri, dim)
+    if rows:
+        plan_index(config, rows, dim)
 
 
 def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import faiss
 import numpy as np
@@ -28,6 +28,7 @@ from index_builder.shard_search import ShardSearch
 
 TIMED_QUERIES = 100
 REFINE_FACTORS = (2, 4, 8, 16)
+RECALL_DEPTHS = (1, 10, 100)
 SMALLEST_GAIN = 0.001
 """Recall that twice the probes must bring for the measuring to go on."""
 RECALL_GIVEN_UP = 0.005
@@ -43,12 +44,14 @@ class SearchMeasurement:
         recall: recall k@k over the held-out products, against exact search.
         latency_ms: median time of one query, asked alone, on one thread.
         refine_factor: candidates re-ranked for each neighbour; 0: none.
+        recalls: recall k@k for k of 1, 10 and 100, by k.
     """
 
     nprobe: int
     recall: float
     latency_ms: float
     refine_factor: int = 0
+    recalls: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +80,7 @@ def measure_search(
     *,
     target_recall: float = 1.0,
     refine_uris: Sequence[str] = (),
+    k: int | None = None,
 ) -> tuple[SearchMeasurement, ...]:
     """Measures search at growing `nprobe` (1, 2, 3, 4, 6, 8, 12, ...), until one step past the target or until it
     gains no more.
@@ -87,9 +91,10 @@ def measure_search(
         truth: their true neighbours.
         target_recall: where it may stop.
         refine_uris: files to re-rank from; with them, each `nprobe` is measured at growing `refine_factor` too.
+        k: neighbours of a search that is timed and held against the target; those of the truth by default.
     """
     with opened_indexes(index_uris) as indexes, opened_refine_codes(refine_uris) as codes:
-        search = _Search(ShardSearch(indexes), codes)
+        search = _Search(ShardSearch(indexes), codes, truth.k if k is None else k)
         measured: list[SearchMeasurement] = []
         for nprobe in _steps(search.lists):
             measured += _measure_factors(search, queries, truth, nprobe, target_recall)
@@ -164,10 +169,11 @@ def store_nprobe(shard: IndexShard, codec: CodecInfo, nprobe: int, out_uri: str)
 
 @dataclass(frozen=True)
 class _Search:
-    """Open serving shards, and refine codes where there are some."""
+    """Open serving shards, refine codes where there are some, and the neighbours that a search asks for."""
 
     shards: ShardSearch
     codes: RefineCodes | None
+    k: int
 
     @property
     def lists(self) -> int:
@@ -196,18 +202,29 @@ def _measure_factors(
 def _measure(
     search: _Search, queries: QuerySet, truth: GroundTruth, nprobe: int, refine_factor: int
 ) -> SearchMeasurement:
-    k = truth.k
+    depths = sorted({search.k, *(depth for depth in RECALL_DEPTHS if depth <= truth.k)})
+    recalls: dict[int, float] = {}
+    for depth in reversed(depths):
+        # Without re-ranking, the best of a deep search are those of a shallow one.
+        if refine_factor or not recalls:
+            found = _found(search, queries, depth, nprobe, refine_factor)
+        recalls[depth] = round(truth.recall(found[:, :depth], depth), 6)
+    return SearchMeasurement(
+        nprobe=nprobe,
+        recall=recalls[search.k],
+        latency_ms=round(_latency_ms(search, queries.vectors[:TIMED_QUERIES], search.k, nprobe, refine_factor), 4),
+        refine_factor=refine_factor,
+        recalls={str(depth): recalls[depth] for depth in depths if depth in RECALL_DEPTHS},
+    )
+
+
+def _found(search: _Search, queries: QuerySet, k: int, nprobe: int, refine_factor: int) -> np.ndarray:
+    """The rows found, int64 [Q, k], without the query itself."""
     # One more than k, for the query itself is in the index and does not count.
     rows = search.search(queries.vectors, k + 1, nprobe, refine_factor)[1]
     itself = rows == queries.rows[:, None]
     order = np.argsort(itself, axis=1, kind="stable")
-    found = np.take_along_axis(np.where(itself, -1, rows), order, axis=1)[:, :k]
-    return SearchMeasurement(
-        nprobe=nprobe,
-        recall=round(truth.recall(found), 6),
-        latency_ms=round(_latency_ms(search, queries.vectors[:TIMED_QUERIES], k, nprobe, refine_factor), 4),
-        refine_factor=refine_factor,
-    )
+    return np.take_along_axis(np.where(itself, -1, rows), order, axis=1)[:, :k]
 
 
 def _latency_ms(search: _Search, vectors: np.ndarray, k: int, nprobe: int, refine_factor: int) -> float:

@@ -21,6 +21,7 @@ from index_builder.drift import (
     ReusableCodec,
     adopt_codec,
     find_reusable,
+    index_imbalance,
     measure_fit,
     outgrown,
     save_fit,
@@ -33,11 +34,19 @@ from index_builder.index_shards import IndexShard
 from index_builder.loaded_memory import measure_resident_bytes
 from index_builder.merge import merge_index_shards
 from index_builder.planner import plan_adds, plan_index, plan_sample
+from index_builder.query_vectors import read_query_vectors
 from index_builder.refine import StoredKind, write_refine_codes
 from index_builder.refine_plan import BYTES_PER_DIM, plan_refinement, probes_per_factor
 from index_builder.sampling import SamplePiece, read_queries, write_sample
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
-from index_builder.tuning import SearchChoice, SearchMeasurement, choose_search, measure_search, store_nprobe
+from index_builder.tuning import (
+    RECALL_DEPTHS,
+    SearchChoice,
+    SearchMeasurement,
+    choose_search,
+    measure_search,
+    store_nprobe,
+)
 from index_builder.verify import verify_index, verify_refine_codes
 from pipelines.numbering import Numbering, number_products
 from pipelines.outcome import Totals, total
@@ -125,6 +134,9 @@ class FinishedBuild:
       measured: recall and latency for each search setting that was tried.
       chosen: the setting that the index is published with.
       queries: held-out products that recall was measured with.
+      fit: how well the codec fits the catalog.
+      codec_reason: why the codec was trained or kept.
+      list_imbalance: of the index's lists (see `drift.list_imbalance`).
       resident_bytes: memory of a process that opened the files and answered those queries.
     """
 
@@ -135,6 +147,9 @@ class FinishedBuild:
     measured: tuple[SearchMeasurement, ...]
     chosen: SearchChoice
     queries: int
+    fit: CodecFit
+    codec_reason: str
+    list_imbalance: float
     resident_bytes: int
 
 
@@ -294,12 +309,21 @@ class BuildJob:
                 code_bytes = BYTES_PER_DIM[plan.refine] * self.dim
                 verify_refine_codes(refine, rows=plan.numbering.products, dim=self.dim, code_bytes=code_bytes)
             sample = plan_sample(self.index, plan.spec, plan.numbering.products)
-            queries = read_queries(pieces, limit=sample.queries)
-            truth = exact_neighbours(queries.vectors, queries.rows, plan.numbering.shards, self.index.k)
+            if self.index.queries_uri is None:
+                queries = read_queries(pieces, limit=sample.queries)
+            else:
+                queries = read_query_vectors(self.index.queries_uri, self.dim, limit=self.index.verify_queries)
+            depth = max(self.index.k, *RECALL_DEPTHS)
+            truth = exact_neighbours(queries.vectors, queries.rows, plan.numbering.shards, depth)
             uris = [shard.uri for shard in shards]
             refine_uris = [shard.uri for shard in refine]
             measured = measure_search(
-                uris, queries, truth, target_recall=self.index.target_recall, refine_uris=refine_uris
+                uris,
+                queries,
+                truth,
+                target_recall=self.index.target_recall,
+                refine_uris=refine_uris,
+                k=self.index.k,
             )
             factor_cost = probes_per_factor(plan.spec, plan.refine, plan.numbering.products, self.index.k)
             chosen = choose_search(measured, self.index.target_recall, probes_per_factor=factor_cost)
@@ -317,7 +341,7 @@ class BuildJob:
                 refine_factor=chosen.refine_factor,
             )
             facts |= {"recall": chosen.recall, "queries": len(queries.rows), "resident_bytes": resident_bytes}
-            self._remember_fit(codec, chosen.recall)
+            fit = self._remember_fit(codec, chosen.recall)
         return FinishedBuild(
             plan=plan,
             codec=codec,
@@ -326,6 +350,9 @@ class BuildJob:
             measured=measured,
             chosen=chosen,
             queries=len(queries.rows),
+            fit=fit,
+            codec_reason=self.record.reports("train")["all"]["codec"],
+            list_imbalance=index_imbalance(uris),
             resident_bytes=resident_bytes,
         )
 
@@ -335,12 +362,13 @@ class BuildJob:
             return self.reusable.codec.spec
         return plan_index(self.index, products, self.dim)
 
-    def _remember_fit(self, codec: CodecInfo, recall: float) -> None:
-        """Leaves beside the codec how it fits, for the next run to decide by."""
-        if codec.spec.exact:
-            return
+    def _remember_fit(self, codec: CodecInfo, recall: float) -> CodecFit:
+        """How the codec fits, left beside it for the next run to decide by."""
         report = self.record.reports("train")["all"]
         today = replace(CodecFit(**report["fit"]), recall=recall)
+        if codec.spec.exact:
+            return today
         kept = self.reusable is not None and self.reusable.codec.fingerprint == codec.fingerprint
         trained = self.reusable.trained if kept and self.reusable is not None else today
         save_fit(codec, codec_config(self.index), trained, today)
+        return today

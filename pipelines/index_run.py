@@ -13,7 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 import encoders
 from index_builder import embedding_shards, storage
 from index_builder.manifest import EncoderSummary
-from index_builder.planner import plan_index
+from index_builder.planner import check_index, plan_index
 from pipelines.beam_run import beam_run
 from pipelines.catalog.stores import absolute
 from pipelines.config.errors import ConfigError
@@ -92,7 +92,7 @@ def run_index_build(config: IndexJobConfig, beam_options: PipelineOptions) -> tu
             if config.embeddings.uri is None
             else external_vectors(config.embeddings, config.work.uri)
         )
-        plan_index(config.index, source.rows, source.encoder.dim)  # refuses what cannot be built, before any work
+        check_index(config.index, source.encoder.dim, source.rows)
         note_index(config.work.uri, config.index.uri)
         record = RunRecord.begin(config.work.uri)
         key = build_key(source.keys, config.index, source.encoder.fingerprint)
@@ -151,6 +151,7 @@ def forecast_index(config: IndexJobConfig) -> list[tuple[str, str]]:
         source = standing_shards(config.work.uri)
     else:
         source = external_vectors(replace(config.embeddings, encoder=None), config.work.uri)
+    check_index(config.index, source.encoder.dim)
     spec = plan_index(config.index, source.rows, source.encoder.dim)
     lines = [("vectors", f"{source.rows:,} of {source.encoder.dim} dimensions, in {len(source.keys):,} shards")]
     return lines + index_lines(config.index, spec, source.rows)

@@ -141,7 +141,13 @@ class PublishJob:
                 by_reason=totals.by_reason,
             ),
             encoder=self.encoder,
-            codec=CodecSummary(fingerprint=build.codec.fingerprint, training_rows=build.codec.training_rows),
+            codec=CodecSummary(
+                fingerprint=build.codec.fingerprint,
+                training_rows=build.codec.training_rows,
+                reason=build.codec_reason,
+                quantization_error=build.fit.quantization_error,
+                list_imbalance=build.list_imbalance,
+            ),
             index=IndexSummary(
                 spec=spec,
                 factory=spec.factory,

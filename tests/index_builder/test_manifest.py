@@ -63,7 +63,8 @@ def test_json_there_and_back() -> None:
     assert list(values) == sorted(values)
     assert values["index"]["search"] == {"nprobe": 4, "refine_factor": 2}
     assert values["index"]["refine"] == "sq8"
-    assert values["recall"]["table"] == [{"latency_ms": 0.2, "nprobe": 4, "recall": 0.9, "refine_factor": 0}]
+    row = {"latency_ms": 0.2, "nprobe": 4, "recall": 0.9, "recalls": {}, "refine_factor": 0}
+    assert values["recall"]["table"] == [row]
 
 
 def test_the_documented_keys() -> None:

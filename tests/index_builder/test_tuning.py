@@ -9,6 +9,7 @@ import pytest
 from index_builder import storage
 from index_builder.errors import StorageError
 from index_builder.faiss_files import ivf_of, opened_indexes
+from index_builder.ground_truth import exact_neighbours
 from index_builder.spec import IndexConfig
 from index_builder.tuning import SearchMeasurement, choose_search, measure_search, store_nprobe
 from index_builder.verify import verify_index
@@ -110,3 +111,16 @@ def test_a_changed_shard_is_not_copied(tmp_path) -> None:
     with pytest.raises(StorageError, match="expected sha256"):
         store_nprobe(changed, made.codec, 7, str(tmp_path / "stored.faiss"))
     assert not storage.exists(str(tmp_path / "stored.faiss"))
+
+
+def test_recall_is_given_at_three_depths_whatever_k_the_target_is_for(root: str) -> None:
+    config = IndexConfig(uri="x", factory="OPQ4_8,IVF16,PQ4", k=10)
+    build = build_index(root, write_shards(root, clustered(3000, 16), 500), config, 16)
+    truth = exact_neighbours(build.queries.vectors, build.queries.rows, build.shards, 100)
+    measured = measure_search([shard.uri for shard in build.merged], build.queries, truth, target_recall=0.5, k=10)
+    again = measure_search([shard.uri for shard in build.merged], build.queries, build.truth, target_recall=0.5)
+    assert [row.recall for row in measured] == [row.recall for row in again]
+    for row in measured:
+        assert list(row.recalls) == ["1", "10", "100"]
+        assert row.recalls["10"] == row.recall
+    assert list(again[0].recalls) == ["1", "10"]

@@ -320,3 +320,48 @@ def test_the_manifest_is_that_of_vectors_made_elsewhere(tmp_path):
     assert manifest["encoder"]["model"] == ""
     assert manifest["encoder"]["dim"] == DIM
     assert manifest["catalog"]["uri"] == str(tmp_path / "v.parquet")
+
+
+def test_the_plan_is_printed_and_nothing_done(tmp_path, capsys):
+    write_parquet(tmp_path / "v" / "a.parquet", fixed_lists(made_vectors()), [f"p{row}" for row in range(ROWS)])
+    assert command_line(tmp_path, "--embeddings.uri", str(tmp_path / "v"), "--plan") == 0
+    printed = capsys.readouterr().out
+    assert "1,500 of 16 dimensions" in printed
+    assert "IVF8,SQ8: as index.factory asks" in printed
+    assert not (tmp_path / "index").exists()
+    assert not list(tmp_path.glob("work/embeddings/**/*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (("--index.factory", "IVF8,PQ5"), "a divisor of 16"),
+        (("--index.factory", "IVF4096,Flat", "--index.memory_budget_mb", "16"), "but training of IVF4096,Flat"),
+        (("--index.queries_uri", "nowhere.npy"), "index.queries_uri is 'nowhere.npy'"),
+    ],
+)
+def test_an_index_that_cannot_be_built_stops_before_any_work(tmp_path, capsys, override, message):
+    (tmp_path / "v").mkdir()
+    np.save(tmp_path / "v" / "a.npy", made_vectors(rows=120_000))
+    options = ["--embeddings.uri", str(tmp_path / "v"), "--embeddings.id_field", "null", *override]
+    assert command_line(tmp_path, *options) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("work/embeddings/**/*.parquet"))
+
+
+def test_real_queries_measure_and_tune_the_index(tmp_path):
+    vectors = made_vectors()
+    (tmp_path / "v").mkdir()
+    np.save(tmp_path / "v" / "a.npy", vectors)
+    np.save(tmp_path / "q.npy", vectors[:30] / np.linalg.norm(vectors[:30], axis=1, keepdims=True))
+    options = ["--embeddings.uri", str(tmp_path / "v"), "--embeddings.id_field", "null"]
+    outcome, _ = build(tmp_path, *options, "--index.queries_uri", str(tmp_path / "q.npy"))
+    assert outcome.recall_queries == 30
+    manifest = IndexReader.open(str(tmp_path / "index")).manifest
+    assert manifest.recall.queries == 30
+    assert set(manifest.recall.table[0].recalls) == {"1", "10", "100"}
+    assert manifest.codec.reason.startswith("trained")
+    assert 0 < manifest.codec.quantization_error < 0.01
+    assert manifest.codec.list_imbalance > 1
+    assert manifest.index.reasons[0] == "IVF8,SQ8: as index.factory asks"
+    assert manifest.resident_bytes > 0

@@ -34,14 +34,20 @@ class BlockEncoder:
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """List numbers and codes of float16 or float32 [n, D]: uint8 [n, S]."""
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        if self._map is not None:
-            vectors = vectors @ self._map
+        vectors = self._turned(vectors)
         lists = self._assigner.assign(vectors)
         codes = np.empty((len(vectors), self._ivf.sa_code_size()), dtype=np.uint8)
         pointers = (faiss.swig_ptr(array) for array in (vectors, lists, codes))
         self._ivf.encode_vectors(len(vectors), *pointers, True)
         return codes
+
+    def lists(self, vectors: np.ndarray) -> np.ndarray:
+        """The inverted list of each of float16 or float32 [n, D]: int64 [n]."""
+        return self._assigner.assign(self._turned(vectors))
+
+    def _turned(self, vectors: np.ndarray) -> np.ndarray:
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        return vectors if self._map is None else vectors @ self._map
 
     def append(self, rows: np.ndarray, codes: np.ndarray) -> None:
         """Appends the codes uint8 [n, S] under the ids int64 [n]."""

@@ -134,11 +134,14 @@ def build_codec(vectors: np.ndarray, spec: IndexSpec, *, seed: int) -> faiss.Ind
     ivf = _empty_ivf(build_quantizer(centroids, spec), spec)
     if spec.code != "flat":
         chosen = turned[code_training_rows(len(turned), seed=seed)]
-        residuals = chosen - centroids[ListAssigner(centroids).assign(chosen)]
+        if ivf.by_residual:
+            chosen -= centroids[ListAssigner(centroids).assign(chosen)]
         if spec.code == "pq":
-            train_product_quantizer(residuals, ivf.pq, seed=seed)
+            train_product_quantizer(chosen, ivf.pq, seed=seed)
+        elif spec.code == "rabitq":
+            ivf.rabitq.train(chosen)
         else:
-            ivf.sq.train(residuals)
+            ivf.sq.train(chosen)
     ivf.is_trained = True
     return ivf if transform is None else faiss.IndexPreTransform(transform, ivf)
 
@@ -149,7 +152,10 @@ def _empty_ivf(quantizer: faiss.Index, spec: IndexSpec) -> faiss.IndexIVF:
         return faiss.IndexIVFFlat(quantizer, *size, metric)
     if spec.code == "sq8":
         return faiss.IndexIVFScalarQuantizer(quantizer, *size, faiss.ScalarQuantizer.QT_8bit, metric, True)
+    if spec.code == "rabitq":
+        return faiss.IndexIVFRaBitQ(quantizer, *size, metric, True, spec.rabitq_bits)
     ivf = faiss.IndexIVFPQ(quantizer, *size, spec.pq_m, spec.pq_bits, metric)
+    ivf.by_residual = spec.fast_scan != "fs"
     # Polysemous training costs many times the rest, and serves a search that is not used here.
     ivf.do_polysemous_training = False
     return ivf

@@ -72,8 +72,8 @@ class SearchSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexSummary:
-    """The index: its spec, the same as a FAISS factory string, how to search it, and what candidates are re-ranked
-    from.
+    """The index: its spec, the same as a FAISS factory string, how to search it, what candidates are re-ranked from,
+    and a line on each choice.
     """
 
     spec: IndexSpec
@@ -81,6 +81,7 @@ class IndexSummary:
     serving_shards: int
     search: SearchSettings
     refine: RefineKind = "none"
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

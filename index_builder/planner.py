@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from index_builder.embedding_shards import NumberedShard
+from index_builder.memory import check_memory, rows_per_add, training_row_bytes
 from index_builder.refine_plan import code_budget
 from index_builder.spec import IndexConfig, IndexSpec
 
@@ -58,8 +59,15 @@ def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
         dim: D.
 
     Raises:
-        SpecError: the factory string cannot be read or does not fit D.
+        SpecError: the factory string cannot be read or does not fit D, or the build would not fit into
+            `index.memory_budget_mb`.
     """
+    spec = _planned(config, rows, dim)
+    check_memory(config, spec, rows=rows, training_rows=min(rows, plan_sample(config, spec, rows).training_rows))
+    return spec
+
+
+def _planned(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
     if config.factory != "auto":
         spec = _shrunk(IndexSpec.parse(config.factory, dim), config, rows)
         if 0 < spec.dims_per_code < SMALL_DIMS_PER_CODE and spec.dims_per_code not in FAST_DIMS_PER_CODE:
@@ -72,11 +80,18 @@ def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
         return spec
     if rows < EXACT_BELOW_ROWS:
         return _exact(dim)
-    config = replace(config, bytes_per_vector=code_budget(config, dim))
+    spec = _auto_code(config, dim)
     lists = _auto_lists(rows)
-    spec = IndexSpec(
-        dim=dim, rotation_dim=dim, lists=lists, hnsw_links=HNSW_LINKS * (lists >= HNSW_FROM_LISTS), code="flat"
-    )
+    trainable = config.memory_budget_mb * 1_000_000 // training_row_bytes(spec)
+    while lists > 1 and MIN_TRAINING_ROWS_PER_LIST * lists > trainable:
+        lists //= 2
+    return replace(spec, lists=lists, hnsw_links=HNSW_LINKS * (lists >= HNSW_FROM_LISTS))
+
+
+def _auto_code(config: IndexConfig, dim: int) -> IndexSpec:
+    """Rotation and code of an `auto` index, with one list."""
+    config = replace(config, bytes_per_vector=code_budget(config, dim))
+    spec = IndexSpec(dim=dim, rotation_dim=dim, lists=1, code="flat")
     if config.bytes_per_vector >= spec.code_bytes:
         return spec
     if config.bytes_per_vector >= dim:
@@ -98,7 +113,7 @@ def plan_sample(config: IndexConfig, spec: IndexSpec, rows: int) -> SamplePlan:
         return SamplePlan(training_share=0.0, query_share=query_share, training_rows=0, queries=queries)
     queries = min(config.verify_queries, max(1, rows // 10))
     query_share = min(0.1, _QUERY_MARGIN * queries / rows)
-    training_rows = config.training_rows or max(TRAINING_ROWS_PER_LIST * spec.lists, PQ_TRAINING_ROWS)
+    training_rows = config.training_rows or _wanted_training_rows(config, spec)
     training_share = min(1.0 - query_share, _QUERY_MARGIN * training_rows / rows)
     return SamplePlan(
         training_share=training_share, query_share=query_share, training_rows=training_rows, queries=queries
@@ -106,7 +121,7 @@ def plan_sample(config: IndexConfig, spec: IndexSpec, rows: int) -> SamplePlan:
 
 
 def plan_adds(
-    config: IndexConfig, shards: Sequence[NumberedShard]
+    config: IndexConfig, spec: IndexSpec, shards: Sequence[NumberedShard]
 ) -> tuple[tuple[tuple[NumberedShard, ...], ...], ...]:
     """Cuts the shards, in row order, into serving shards, and those into add tasks.
 
@@ -128,7 +143,7 @@ def plan_adds(
             groups.append([])
         groups[-1].append(shard)
         taken += shard.kept_rows
-    return tuple(tuple(_tasks(group, config.rows_per_add)) for group in groups)
+    return tuple(tuple(_tasks(group, rows_per_add(config, spec))) for group in groups)
 
 
 def _tasks(shards: Iterable[NumberedShard], rows_per_add: int) -> Iterable[tuple[NumberedShard, ...]]:
@@ -142,6 +157,13 @@ def _tasks(shards: Iterable[NumberedShard], rows_per_add: int) -> Iterable[tuple
         rows += shard.kept_rows
     if task:
         yield tuple(task)
+
+
+def _wanted_training_rows(config: IndexConfig, spec: IndexSpec) -> int:
+    """40 vectors a list, or what the memory budget allows, but enough to train with."""
+    wanted = max(TRAINING_ROWS_PER_LIST * spec.lists, PQ_TRAINING_ROWS)
+    affordable = config.memory_budget_mb * 1_000_000 // training_row_bytes(spec)
+    return max(min(wanted, affordable), MIN_TRAINING_ROWS_PER_LIST * spec.lists)
 
 
 def _auto_lists(rows: int) -> int:

@@ -5,6 +5,7 @@ would not. The subspace is that of the largest eigenvalues of the second moments
 
 - `pca`: not at all, largest first;
 - `pcar`: by a seeded random rotation, which spreads the variance evenly by chance;
+- `rr`: only that random rotation, of the axes as they come;
 - `opq`: dealt out to the sub-quantizers so that the product of eigenvalues is about the same in each ("eigenvalue
   allocation": Ge, He, Ke, Sun, *Optimized Product Quantization*, 2013, sec. 3.3). It costs no iterations.
 """
@@ -31,17 +32,23 @@ def train_rotation(vectors: np.ndarray, spec: IndexSpec, *, seed: int) -> faiss.
     """
     if spec.rotation == "none":
         return None
-    eigenvalues, axes = principal_axes(vectors, spec.rotation_dim)
-    if spec.rotation == "opq":
-        axes = axes[allocate_eigenvalues(eigenvalues, spec.pq_m)]
-    elif spec.rotation == "pcar":
-        random = np.random.default_rng(seed).normal(size=(spec.rotation_dim, spec.rotation_dim))
-        axes = np.linalg.qr(random)[0] @ axes
+    if spec.rotation == "rr":
+        axes = _random_rotation(spec.dim, seed)
+    else:
+        eigenvalues, axes = principal_axes(vectors, spec.rotation_dim)
+        if spec.rotation == "opq":
+            axes = axes[allocate_eigenvalues(eigenvalues, spec.pq_m)]
+        elif spec.rotation == "pcar":
+            axes = _random_rotation(spec.rotation_dim, seed) @ axes
     transform = faiss.LinearTransform(spec.dim, spec.rotation_dim, False)
     faiss.copy_array_to_vector(np.ascontiguousarray(axes, dtype=np.float32).ravel(), transform.A)
     transform.is_trained = True
     transform.set_is_orthonormal()
     return transform
+
+
+def _random_rotation(dim: int, seed: int) -> np.ndarray:
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, dim)))[0]
 
 
 def principal_axes(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,9 +6,12 @@
 |---|---|---|
 | `PCA64` | principal components, without centring (the metric is the inner product) | rotation `pca` |
 | `PCAR64` | the same, then a seeded random rotation | rotation `pcar` |
+| `RR` | a seeded random rotation alone, of all dimensions | rotation `rr` |
 | `OPQ16_64` | rotation fitted to 16 sub-quantizers, 64 dimensions out | `opq`, in closed form (see rotation.py) |
 | `IVF1024`, `IVF4096_HNSW32` | inverted lists; the second finds them through an HNSW graph | `lists`, `hnsw_links` |
 | `PQ16`, `PQ16x8`, `PQ16np` | product quantizer; never polysemous, with or without `np` | code `pq` |
+| `PQ32x4fs`, `PQ32x4fsr` | the same with 4 bits, laid out for SIMD; `r`: of residuals | `pq` with `fast_scan` |
+| `RaBitQ`, `RaBitQ4` | 1 to 9 bits a dimension and two numbers a vector (Gao and Long, 2024) | code `rabitq` |
 | `SQ8` | one byte a dimension | code `sq8` |
 | `Flat` | float32 as it is; without IVF, exact search: one inverted list, for explicit ids | code `flat` |
 """
@@ -22,7 +25,8 @@ from typing import Any, Literal
 from index_builder.errors import SpecError
 
 FACTORY_HELP = (
-    'a FAISS factory string such as "auto", "Flat", "IVF64,Flat", "OPQ32_128,IVF1024,PQ32x8" or "PCAR64,IVF64,PQ32x8"'
+    'a FAISS factory string such as "auto", "Flat", "IVF64,Flat", "OPQ32_128,IVF1024,PQ32x8", '
+    '"OPQ64_128,IVF1024,PQ64x4fsr" or "RR,IVF1024,RaBitQ4"'
 )
 MAX_LISTS = 1 << 20
 
@@ -43,7 +47,13 @@ class IndexConfig:
         refine: a second file to re-rank from: `sq8` (a byte a dimension), `fp16` (two), `none`; `auto`: the one for
             which `bytes_per_vector` has room. One that is named comes on top of `bytes_per_vector`.
         serving_shards: files the index is split into, for servers that share the load.
-        rows_per_add: products an add task takes; its memory is this times the code size.
+        rows_per_add: products an add task takes; its memory is this times the code size. None: as many as the memory
+            budget allows, at most 200,000.
+        memory_budget_mb: megabytes that the vectors and codes of one step of the build may take (training, adding,
+            laying out); a build that needs more is refused before it begins.
+        queries_uri: vectors of real queries, to measure recall with and to choose `nprobe` by: a `.npy` file [Q, D] or
+            a Parquet file with a column `vector`. None: products held out of the catalog.
+        reuse_codec: keep the codec of the last run while it fits the catalog (see `drift.py`); false trains each time.
         training_rows: vectors the codec is trained on; None: as many as the lists need.
         verify_queries: held-out products that recall is measured with.
         k: recall is measured as recall k@k.
@@ -57,7 +67,10 @@ class IndexConfig:
     target_recall: float = 0.95
     refine: Literal["auto", "none", "sq8", "fp16"] = "auto"
     serving_shards: int = 1
-    rows_per_add: int = 200_000
+    rows_per_add: int | None = None
+    memory_budget_mb: int = 1024
+    queries_uri: str | None = None
+    reuse_codec: bool = True
     training_rows: int | None = None
     verify_queries: int = 1000
     k: int = 10
@@ -72,9 +85,15 @@ class IndexConfig:
             0.0 < self.target_recall <= 1.0, "index.target_recall", self.target_recall, "a share above 0, at most 1"
         )
         _require(self.refine in ("auto", "none", "sq8", "fp16"), "index.refine", self.refine, "auto, none, sq8 or fp16")
-        for key, least in (("serving_shards", 1), ("rows_per_add", 1), ("verify_queries", 1), ("k", 1), ("seed", 0)):
+        for key, least in (
+            ("serving_shards", 1),
+            ("memory_budget_mb", 16),
+            ("verify_queries", 1),
+            ("k", 1),
+            ("seed", 0),
+        ):
             _require(getattr(self, key) >= least, f"index.{key}", getattr(self, key), f"{least} or more")
-        for key in ("training_rows", "keep_versions"):
+        for key in ("training_rows", "keep_versions", "rows_per_add"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"index.{key}", value, "1 or more, or null")
 
@@ -85,32 +104,37 @@ class IndexSpec:
 
     Attributes:
         dim: D of the embeddings.
-        rotation: linear map in front: `none`, `pca`, `pcar` (see the module) or `opq`.
+        rotation: linear map in front: `none`, `pca`, `pcar`, `rr` (see the module) or `opq`.
         rotation_dim: dimensions behind the map (D without one).
         lists: inverted lists, L; 1 is exact search where the code is `flat`.
         hnsw_links: links a node of the HNSW graph that finds lists; 0: lists are found by comparing with all centroids.
-        code: how a vector is kept: `flat` (float32), `sq8` (a byte a dimension) or `pq`.
+        code: how a vector is kept: `flat` (float32), `sq8` (a byte a dimension), `rabitq` or `pq`.
         pq_m: sub-quantizers of `pq`, else 0.
         pq_bits: bits a sub-quantizer, else 0.
+        fast_scan: layout of a `pq` of 4 bits that is searched with SIMD, and wholly in memory: `fs` codes the vectors,
+            `fsr` what the coarse quantizer leaves over; `none`: lists that are mapped from disk.
+        rabitq_bits: bits a dimension of `rabitq`, else 0.
     """
 
     dim: int
-    rotation: Literal["none", "pca", "pcar", "opq"] = "none"
+    rotation: Literal["none", "pca", "pcar", "rr", "opq"] = "none"
     rotation_dim: int
     lists: int
     hnsw_links: int = 0
-    code: Literal["flat", "sq8", "pq"]
+    code: Literal["flat", "sq8", "rabitq", "pq"]
     pq_m: int = 0
     pq_bits: int = 0
+    fast_scan: Literal["none", "fs", "fsr"] = "none"
+    rabitq_bits: int = 0
 
     def __post_init__(self) -> None:
         _require(self.dim >= 1, "index spec: dim", self.dim, "1 or more")
-        if self.rotation == "none":
+        if self.rotation in ("none", "rr"):
             _require(
                 self.rotation_dim == self.dim,
-                "index spec: rotation_dim",
+                "index spec: rotation_dim" if self.rotation == "none" else "index.factory: dimensions of RR",
                 self.rotation_dim,
-                f"{self.dim} without a rotation",
+                f"{self.dim} without a rotation that keeps fewer",
             )
         _require(
             1 <= self.rotation_dim <= self.dim,
@@ -132,6 +156,19 @@ class IndexSpec:
             raise SpecError(
                 f"index spec: pq_m and pq_bits are {self.pq_m} and {self.pq_bits}, expected 0 for code {self.code}"
             )
+        if self.fast_scan != "none":
+            _require(
+                self.code == "pq" and self.pq_bits == 4 and self.pq_m % 2 == 0,
+                "index.factory: fast scan of",
+                f"PQ{self.pq_m}x{self.pq_bits}",
+                "a PQ of 4 bits and an even number of sub-quantizers",
+            )
+        _require(
+            1 <= self.rabitq_bits <= 9 if self.code == "rabitq" else self.rabitq_bits == 0,
+            "index.factory: bits of RaBitQ",
+            self.rabitq_bits,
+            "1 to 9, and 0 for other codes",
+        )
 
     @classmethod
     def parse(cls, factory: str, dim: int) -> IndexSpec:
@@ -150,14 +187,21 @@ class IndexSpec:
             opq_m = int(found[1])
             values |= {"rotation": "opq", "rotation_dim": int(found[2] or dim)}
             parts = parts[1:]
+        elif found := re.fullmatch(r"RR(\d+)?", parts[0]):
+            values |= {"rotation": "rr", "rotation_dim": int(found[1] or dim)}
+            parts = parts[1:]
         if parts and (found := re.fullmatch(r"IVF(\d+)(?:_HNSW(\d+))?", parts[0])):
             values |= {"lists": int(found[1]), "hnsw_links": int(found[2] or 0)}
             parts = parts[1:]
         if len(parts) != 1:
             found_parts = repr(",".join(parts)) if parts else "nothing"
-            raise _unknown(factory, f"{found_parts} where one of Flat, SQ8 or PQ should end it")
+            raise _unknown(factory, f"{found_parts} where one of Flat, SQ8, PQ or RaBitQ should end it")
         if found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(?:np)?", parts[0]):
             values |= {"code": "pq", "pq_m": int(found[1]), "pq_bits": int(found[2] or 8)}
+        elif found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(fsr?)", parts[0]):
+            values |= {"code": "pq", "pq_m": int(found[1]), "pq_bits": int(found[2] or 4), "fast_scan": found[3]}
+        elif found := re.fullmatch(r"RaBitQ(\d)?", parts[0]):
+            values |= {"code": "rabitq", "rabitq_bits": int(found[1] or 1)}
         elif parts[0] in ("Flat", "SQ8"):
             values["code"] = parts[0].lower()
         else:
@@ -174,9 +218,17 @@ class IndexSpec:
     @property
     def code_bytes(self) -> int:
         """Bytes that one vector's code takes."""
-        return {"flat": 4 * self.rotation_dim, "sq8": self.rotation_dim, "pq": (self.pq_m * self.pq_bits + 7) // 8}[
-            self.code
-        ]
+        return {
+            "flat": 4 * self.rotation_dim,
+            "sq8": self.rotation_dim,
+            "rabitq": self._rabitq_bytes(),
+            "pq": (self.pq_m * self.pq_bits + 7) // 8,
+        }[self.code]
+
+    @property
+    def memory_mapped(self) -> bool:
+        """Whether a server maps the lists from disk; FastScan's must be in memory."""
+        return self.fast_scan == "none"
 
     @property
     def dims_per_code(self) -> int:
@@ -192,11 +244,23 @@ class IndexSpec:
             "none": [],
             "pca": [f"PCA{self.rotation_dim}"],
             "pcar": [f"PCAR{self.rotation_dim}"],
+            "rr": ["RR"],
             "opq": [f"OPQ{self.pq_m}_{self.rotation_dim}"],
         }[self.rotation]
         coarse = f"IVF{self.lists}" + (f"_HNSW{self.hnsw_links}" if self.hnsw_links else "")
-        code = {"flat": "Flat", "sq8": "SQ8", "pq": f"PQ{self.pq_m}x{self.pq_bits}"}[self.code]
+        layout = "" if self.fast_scan == "none" else self.fast_scan
+        code = {
+            "flat": "Flat",
+            "sq8": "SQ8",
+            "rabitq": f"RaBitQ{self.rabitq_bits}" if self.rabitq_bits > 1 else "RaBitQ",
+            "pq": f"PQ{self.pq_m}x{self.pq_bits}{layout}",
+        }[self.code]
         return ",".join([*rotation, coarse, code])
+
+    def _rabitq_bytes(self) -> int:
+        """A sign a dimension and two numbers; further bits, and three numbers that belong to them."""
+        further = self.rabitq_bits - 1
+        return (self.rotation_dim + 7) // 8 + 8 + (further > 0) * ((self.rotation_dim * further + 7) // 8 + 12)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

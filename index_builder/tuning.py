@@ -19,6 +19,7 @@ from index_builder import storage
 from index_builder.codec import CodecInfo, open_codec
 from index_builder.errors import VerificationError
 from index_builder.faiss_files import faiss_threads, ivf_of, opened_indexes
+from index_builder.fast_scan import as_served
 from index_builder.ground_truth import GroundTruth
 from index_builder.index_shards import IndexShard, find_finished, write_description
 from index_builder.refine_codes import RefineCodes, opened_refine_codes, search_refined
@@ -145,7 +146,7 @@ def store_nprobe(shard: IndexShard, codec: CodecInfo, nprobe: int, out_uri: str)
     inputs = f"{shard.sha256} nprobe {nprobe}"
     if finished := find_finished(out_uri, inputs):
         return finished
-    place = _nprobe_place(open_codec(codec))
+    place = _nprobe_place(as_served(open_codec(codec), codec.spec))
     with storage.atomic_file(out_uri) as path:
         storage.copy_file(shard.uri, path, expected_sha256=shard.sha256)
         with open(path, "r+b") as file:

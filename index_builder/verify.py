@@ -18,8 +18,9 @@ from index_builder.refine_codes import RefineCodes
 def verify_index(shards: Sequence[IndexShard], *, rows: int, dim: int, codec_fingerprint: str) -> None:
     """Checks the serving shards of a version.
 
-    Each file is the one described (sha256), opens memory-mapped, has the metric and dimension, and was made with the
-    codec; together they hold every row 0..rows-1 exactly once, each shard those of its range. Memory is one byte a row.
+    Each file is the one described (sha256), opens memory-mapped (FastScan's lists cannot be), has the metric and
+    dimension, and was made with the codec; together they hold every row 0..rows-1 exactly once, each shard
+    those of its range. Memory is one byte a row.
 
     Args:
         shards: the serving shards.
@@ -94,8 +95,10 @@ def _check_file(shard: IndexShard, index: faiss.Index, dim: int, seen: np.ndarra
         raise _wrong(shard, "dimensions", dim, index.d)
     if {index.metric_type, ivf.metric_type} != {faiss.METRIC_INNER_PRODUCT}:
         raise _wrong(shard, "metric", "inner product", f"FAISS metric {ivf.metric_type}")
-    if not isinstance(faiss.downcast_InvertedLists(ivf.invlists), faiss.OnDiskInvertedLists):
-        raise _wrong(shard, "a memory-mapped index", "lists on disk", type(ivf.invlists).__name__)
+    packed = isinstance(faiss.downcast_index(ivf), faiss.IndexIVFFastScan)
+    kind = faiss.BlockInvertedLists if packed else faiss.OnDiskInvertedLists
+    if not isinstance(faiss.downcast_InvertedLists(ivf.invlists), kind):
+        raise _wrong(shard, "a memory-mapped index", kind.__name__, type(ivf.invlists).__name__)
     if not index.ntotal == ivf.ntotal == shard.rows:
         raise _wrong(shard, "rows", shard.rows, index.ntotal)
     listed = 0

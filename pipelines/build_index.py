@@ -2,7 +2,7 @@
 
 Vectors are Parquet files with an id and a vector column, or NumPy files (`pipelines/external_vectors`). Without
 `--embeddings.uri` the embedding shards of the last run on `--work.uri` are taken: another index of the same products,
-nothing embedded again. Exit codes as of `pipelines.embed_catalog`.
+nothing embedded again. `--plan` says what would be built and why. Exit codes as of `pipelines.embed_catalog`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipelines.config.command_line import load_index_job_config
 from pipelines.config.commands import run_command, show_log_lines
 from pipelines.lease import LeaseHeldError
 from pipelines.run_record import RunFailedError
-from pipelines.summary import print_summary
+from pipelines.summary import print_lines, print_summary
 
 EXIT_FAILED = 1
 
@@ -24,8 +24,11 @@ def main(argv: Sequence[str]) -> int:
     command = load_index_job_config(argv)
     show_log_lines()
     # This imports Beam: after the log is set up.
-    from pipelines.index_run import run_index_build
+    from pipelines.index_run import forecast_index, run_index_build
 
+    if command.plan:
+        print_lines(forecast_index(command.config), title="Plan (nothing was done)")
+        return 0
     try:
         outcome, record = run_index_build(command.config, command.pipeline_options)
     except (RunFailedError, LeaseHeldError) as error:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
-from rich.table import Table
 
 from index_builder import IndexReader, embedding_shards, storage
+from index_builder.planner import plan_index
 from pipelines.catalog.fingerprints import id_digests
 from pipelines.config.schema import JobConfig
 from pipelines.nightly_run import plan_night
@@ -23,6 +23,7 @@ from pipelines.run_record import RunRecord
 from pipelines.shard_files import read_finished_run
 from pipelines.spill import SpilledRecords, keyed_records
 from pipelines.step_timer import StepTimer
+from pipelines.summary import index_lines, print_lines
 
 _TODAY, _YESTERDAY = 0, 1
 IDS_PER_READ = 65_536
@@ -42,6 +43,7 @@ class Forecast:
       rejected: rows that become no product.
       seconds: of the embedding, estimated from the last run's rate; None where no run tells.
       reason: why nothing is carried over, in words; empty where something is.
+      index: the index that would be built, and why, as (what, how) pairs.
     """
 
     shards: int
@@ -54,6 +56,7 @@ class Forecast:
     rejected: int
     seconds: float | None
     reason: str
+    index: tuple[tuple[str, str], ...] = ()
 
 
 def forecast_night(config: JobConfig, *, full: bool = False) -> Forecast:
@@ -95,10 +98,14 @@ def forecast_night(config: JobConfig, *, full: bool = False) -> Forecast:
     finally:
         preparer.close()
     rate = measured_rate(config.work.uri)
+    products = complete + carried + to_embed
+    index: list[tuple[str, str]] = []
+    if products:
+        index = index_lines(config.index, plan_index(config.index, products, job.encoder.dim), products)
     return Forecast(
         shards=len(plan.tasks),
         shards_complete=shards_complete,
-        products=complete + carried + to_embed,
+        products=products,
         complete=complete,
         carried_over=carried,
         to_embed=to_embed,
@@ -106,6 +113,7 @@ def forecast_night(config: JobConfig, *, full: bool = False) -> Forecast:
         rejected=rejected,
         seconds=None if rate is None else to_embed / rate,
         reason=plan.carry_over_reason,
+        index=tuple(index),
     )
 
 
@@ -128,22 +136,21 @@ def measured_rate(work_uri: str) -> float | None:
 
 def print_forecast(forecast: Forecast, *, console: Console | None = None) -> None:
     """Prints the forecast to standard output."""
-    console = console or Console(highlight=False)
-    table = Table(show_header=False, box=None, pad_edge=False, title="Plan (nothing was done)", title_justify="left")
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    table.add_row("catalog shards", f"{forecast.shards:,}, of which {forecast.shards_complete:,} stand complete")
-    table.add_row("products", f"{forecast.products:,}")
-    table.add_row("  stand complete", f"{forecast.complete:,}")
-    table.add_row("  carried over", f"{forecast.carried_over:,}" + (f" ({forecast.reason})" if forecast.reason else ""))
-    table.add_row("  to embed", f"{forecast.to_embed:,}")
-    table.add_row("deleted", f"{forecast.deleted:,}")
-    table.add_row("rejected rows", f"{forecast.rejected:,}")
     estimate = "unknown: no run has been measured on this work.uri"
     if forecast.seconds is not None:
         estimate = f"about {forecast.seconds:,.0f} s at the last run's rate, on one worker"
-    table.add_row("embedding time", estimate)
-    console.print(table)
+    lines = [
+        ("catalog shards", f"{forecast.shards:,}, of which {forecast.shards_complete:,} stand complete"),
+        ("products", f"{forecast.products:,}"),
+        ("  stand complete", f"{forecast.complete:,}"),
+        ("  carried over", f"{forecast.carried_over:,}" + (f" ({forecast.reason})" if forecast.reason else "")),
+        ("  to embed", f"{forecast.to_embed:,}"),
+        ("deleted", f"{forecast.deleted:,}"),
+        ("rejected rows", f"{forecast.rejected:,}"),
+        ("embedding time", estimate),
+        *forecast.index,
+    ]
+    print_lines(lines, title="Plan (nothing was done)", console=console)
 
 
 def _note_ids(ids: SpilledRecords, product_ids: pa.Array | pa.ChunkedArray, side: int) -> None:

@@ -10,12 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from index_builder import storage
 from index_builder.add import add_shards
 from index_builder.codec import CodecInfo, train_codec
+from index_builder.drift import (
+    CodecFit,
+    ReusableCodec,
+    adopt_codec,
+    find_reusable,
+    measure_fit,
+    outgrown,
+    save_fit,
+    why_not,
+)
 from index_builder.embedding_shards import NumberedShard
+from index_builder.fast_scan import convert_shard
 from index_builder.ground_truth import exact_neighbours
 from index_builder.index_shards import IndexShard
 from index_builder.loaded_memory import measure_resident_bytes
@@ -30,7 +42,7 @@ from index_builder.verify import verify_index, verify_refine_codes
 from pipelines.numbering import Numbering, number_products
 from pipelines.outcome import Totals, total
 from pipelines.run_record import RunRecord
-from pipelines.shard_files import ShardFiles, ShardSummary
+from pipelines.shard_files import FinishedRun, ShardFiles, ShardSummary
 
 
 def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint: str) -> str:
@@ -38,6 +50,21 @@ def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint
     shaping = {name: value for name, value in asdict(index).items() if name not in ("uri", "keep_versions")}
     text = json.dumps([list(shard_keys), encoder_fingerprint, shaping], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def codec_config(index: IndexConfig) -> dict[str, Any]:
+    """The part of the index section that shapes a codec."""
+    names = ("factory", "bytes_per_vector", "refine", "training_rows", "memory_budget_mb", "seed")
+    return {name: getattr(index, name) for name in names}
+
+
+def reusable_codec(
+    work_uri: str, finished: FinishedRun | None, index: IndexConfig, encoder: str
+) -> ReusableCodec | None:
+    """The codec of the last finished run, where this one may keep it."""
+    if not index.reuse_codec or finished is None or finished.encoder != encoder or not finished.build:
+        return None
+    return find_reusable(storage.join(work_uri, "builds", finished.build, "codec"), codec_config(index))
 
 
 class EmptyCatalogError(Exception):
@@ -122,6 +149,7 @@ class BuildJob:
       dim: D, the encoder's dimension.
       record: where finished steps are reported.
       earlier_shards: keys of the embedding shards of the last finished run.
+      reusable: the codec of that run, where this one may keep it.
     """
 
     folder: str
@@ -130,6 +158,7 @@ class BuildJob:
     dim: int
     record: RunRecord
     earlier_shards: frozenset[str] = frozenset()
+    reusable: ReusableCodec | None = None
 
     def number(self, summaries: Sequence[ShardSummary]) -> BuildPlan:
         """Numbers the products of all shards and settles the index.
@@ -153,7 +182,7 @@ class BuildJob:
                     f"({totals.reasons() or 'it is empty'}); "
                     f"the dead letters are in {numbering.rejected_uri}"
                 )
-            spec = plan_index(self.index, numbering.products, self.dim)
+            spec = self._spec(numbering.products)
             facts |= {"products": numbering.products, "duplicates": numbering.duplicates}
         keys = tuple(summary.key for summary in summaries)
         refine = plan_refinement(self.index, spec)
@@ -179,21 +208,37 @@ class BuildJob:
         return piece
 
     def train(self, plan: BuildPlan, pieces: Sequence[SamplePiece]) -> CodecInfo:
-        """Trains rotation, coarse quantizer and product quantizer on the sample."""
-        with self.record.timed("train"):
-            return train_codec(
+        """The codec: that of the last run while it fits, else one trained on the sample.
+
+        Its fit to the sample, and why it was trained or kept, are reported.
+        """
+        folder, products = storage.join(self.folder, "codec"), plan.numbering.products
+        with self.record.timed("train") as facts:
+            reason = (
+                "there is no earlier one for this config" if self.index.reuse_codec else "index.reuse_codec is false"
+            )
+            if self.reusable is not None:
+                today = measure_fit(self.reusable.codec, pieces, products)
+                reason = why_not(self.reusable, today)
+                if not reason:
+                    codec = adopt_codec(self.reusable, folder)
+                    facts |= {"codec": "kept from the last run: it fits today's products", "fit": asdict(today)}
+                    return codec
+            codec = train_codec(
                 pieces,
                 plan.spec,
-                storage.join(self.folder, "codec"),
+                folder,
                 seed=self.index.seed,
-                training_rows=plan_sample(self.index, plan.spec, plan.numbering.products).training_rows,
+                training_rows=plan_sample(self.index, plan.spec, products).training_rows,
             )
+            facts |= {"codec": f"trained: {reason}", "fit": asdict(measure_fit(codec, pieces, products))}
+        return codec
 
     def add_tasks(self, plan: BuildPlan) -> list[AddTask]:
         """Cuts the embedding shards into serving shards, and those into the tasks of the add stage."""
         return [
             AddTask(serving_shard=serving_shard, number=number, shards=shards)
-            for serving_shard, tasks in enumerate(plan_adds(self.index, plan.numbering.shards))
+            for serving_shard, tasks in enumerate(plan_adds(self.index, plan.spec, plan.numbering.shards))
             for number, shards in enumerate(tasks)
         ]
 
@@ -211,7 +256,7 @@ class BuildJob:
             RefineTask(
                 serving_shard=serving_shard, kind=plan.refine, shards=tuple(shard for task in tasks for shard in task)
             )
-            for serving_shard, tasks in enumerate(plan_adds(self.index, plan.numbering.shards))
+            for serving_shard, tasks in enumerate(plan_adds(self.index, plan.spec, plan.numbering.shards))
         ]
 
     def refine(self, task: RefineTask, pieces: Sequence[SamplePiece]) -> IndexShard:
@@ -221,12 +266,12 @@ class BuildJob:
         with self.record.timed("refine", name):
             return write_refine_codes(task.shards, pieces, task.kind, self.dim, uri)
 
-    def merge(self, serving_shard: int, parts: Sequence[IndexShard]) -> IndexShard:
-        """Merges the index shards of one serving shard."""
+    def merge(self, plan: BuildPlan, serving_shard: int, parts: Sequence[IndexShard]) -> IndexShard:
+        """Merges the index shards of one serving shard, and lays it out as it is served."""
         name = f"{serving_shard:05d}"
-        uri = storage.join(self.folder, "merged", f"{name}.faiss")
         with self.record.timed("merge", name):
-            return merge_index_shards(parts, uri)
+            merged = merge_index_shards(parts, storage.join(self.folder, "merged", f"{name}.faiss"))
+            return convert_shard(merged, plan.spec, storage.join(self.folder, "fast_scan", f"{name}.faiss"))
 
     def verify(
         self,
@@ -272,6 +317,7 @@ class BuildJob:
                 refine_factor=chosen.refine_factor,
             )
             facts |= {"recall": chosen.recall, "queries": len(queries.rows), "resident_bytes": resident_bytes}
+            self._remember_fit(codec, chosen.recall)
         return FinishedBuild(
             plan=plan,
             codec=codec,
@@ -282,3 +328,19 @@ class BuildJob:
             queries=len(queries.rows),
             resident_bytes=resident_bytes,
         )
+
+    def _spec(self, products: int) -> IndexSpec:
+        """What the codec at hand was trained to be, as long as the catalog has not outgrown it."""
+        if self.reusable is not None and not outgrown(self.reusable, products):
+            return self.reusable.codec.spec
+        return plan_index(self.index, products, self.dim)
+
+    def _remember_fit(self, codec: CodecInfo, recall: float) -> None:
+        """Leaves beside the codec how it fits, for the next run to decide by."""
+        if codec.spec.exact:
+            return
+        report = self.record.reports("train")["all"]
+        today = replace(CodecFit(**report["fit"]), recall=recall)
+        kept = self.reusable is not None and self.reusable.codec.fingerprint == codec.fingerprint
+        trained = self.reusable.trained if kept and self.reusable is not None else today
+        save_fit(codec, codec_config(self.index), trained, today)

@@ -13,13 +13,14 @@ from apache_beam.options.pipeline_options import PipelineOptions
 import encoders
 from index_builder import embedding_shards, storage
 from index_builder.manifest import EncoderSummary
+from index_builder.planner import plan_index
 from pipelines.beam_run import beam_run
 from pipelines.catalog.stores import absolute
 from pipelines.config.errors import ConfigError
 from pipelines.config.schema import IndexJobConfig
 from pipelines.external_vectors.config import EmbeddingsConfig
 from pipelines.external_vectors.plan import VectorPlan, plan_vectors
-from pipelines.index_build import BuildJob, build_key
+from pipelines.index_build import BuildJob, build_key, reusable_codec
 from pipelines.lease import WorkLease
 from pipelines.outcome import Outcome, read_outcome
 from pipelines.progress import show_progress
@@ -29,6 +30,7 @@ from pipelines.shard_files import ShardFiles, ShardSummary, read_finished_run, s
 from pipelines.stages.build import BuildIndex
 from pipelines.stages.import_vectors import ImportTask, ImportVectors
 from pipelines.stages.publish import PublishVersion
+from pipelines.summary import index_lines
 from pipelines.work_cleaning import clean_work, note_index
 
 
@@ -90,6 +92,7 @@ def run_index_build(config: IndexJobConfig, beam_options: PipelineOptions) -> tu
             if config.embeddings.uri is None
             else external_vectors(config.embeddings, config.work.uri)
         )
+        plan_index(config.index, source.rows, source.encoder.dim)  # refuses what cannot be built, before any work
         note_index(config.work.uri, config.index.uri)
         record = RunRecord.begin(config.work.uri)
         key = build_key(source.keys, config.index, source.encoder.fingerprint)
@@ -100,6 +103,9 @@ def run_index_build(config: IndexJobConfig, beam_options: PipelineOptions) -> tu
             dim=source.encoder.dim,
             record=record,
             earlier_shards=frozenset(summary.key for summary in source.summaries),
+            reusable=reusable_codec(
+                config.work.uri, read_finished_run(config.work.uri), config.index, source.encoder.fingerprint
+            ),
         )
         publishing = PublishJob(
             index=config.index,
@@ -108,6 +114,7 @@ def run_index_build(config: IndexJobConfig, beam_options: PipelineOptions) -> tu
             encoder=source.encoder,
             query_encoder_uri=source.query_encoder_uri,
             work_uri=config.work.uri,
+            build=key,
             previous=published_manifest(config.index.uri),
             record=record,
         )
@@ -132,6 +139,21 @@ def run_index_build(config: IndexJobConfig, beam_options: PipelineOptions) -> tu
             _ = summaries | "BuildIndex" >> BuildIndex(job=build) | "PublishVersion" >> PublishVersion(job=publishing)
         clean_work(config.work.uri, encoder=source.encoder.fingerprint, shard_keys=source.keys, build=key)
         return read_outcome(record), record
+
+
+def forecast_index(config: IndexJobConfig) -> list[tuple[str, str]]:
+    """What a build would make, and why, as (what, how) pairs; nothing is written.
+
+    Raises:
+      As `run_index_build`: what would stop the build stops its forecast.
+    """
+    if config.embeddings.uri is None:
+        source = standing_shards(config.work.uri)
+    else:
+        source = external_vectors(replace(config.embeddings, encoder=None), config.work.uri)
+    spec = plan_index(config.index, source.rows, source.encoder.dim)
+    lines = [("vectors", f"{source.rows:,} of {source.encoder.dim} dimensions, in {len(source.keys):,} shards")]
+    return lines + index_lines(config.index, spec, source.rows)
 
 
 def external_vectors(config: EmbeddingsConfig, work_uri: str) -> VectorSource:

@@ -10,13 +10,14 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from index_builder import storage
 from index_builder.manifest import EncoderSummary, Manifest
+from index_builder.planner import plan_index
 from pipelines.beam_run import beam_run
 from pipelines.catalog.carry_over import build_carry_over
 from pipelines.catalog.pictures.decode_config import DECODING_RULES
 from pipelines.catalog.pictures.known_pictures import build_known_pictures
 from pipelines.catalog.plan import CatalogPlan, CatalogShard, plan_catalog
 from pipelines.config.schema import JobConfig
-from pipelines.index_build import BuildJob, build_key
+from pipelines.index_build import BuildJob, build_key, reusable_codec
 from pipelines.lease import WorkLease
 from pipelines.outcome import Outcome, read_outcome
 from pipelines.preflight import CheckedJob, check_job
@@ -43,6 +44,7 @@ class NightPlan:
       catalog: the plan that they were made from.
       last_night: what its version left for this one, or None.
       previous: the version that is published now, or None.
+      finished: the last run that came to its end.
       earlier_shards: keys of the embedding shards of the last finished run.
       carry_over_reason: why nothing is carried over, in words; empty where something is.
     """
@@ -52,6 +54,7 @@ class NightPlan:
     catalog: CatalogPlan
     last_night: LastNight | None
     previous: Manifest | None
+    finished: FinishedRun | None
     earlier_shards: frozenset[str]
     carry_over_reason: str = ""
 
@@ -91,6 +94,7 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
             dim=job.encoder.dim,
             record=record,
             earlier_shards=plan.earlier_shards,
+            reusable=reusable_codec(config.work.uri, plan.finished, config.index, job.encoder.fingerprint),
         )
         publishing = PublishJob(
             index=config.index,
@@ -99,6 +103,7 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
             encoder=EncoderSummary(model=job.encoder.model, fingerprint=job.encoder.fingerprint, dim=job.encoder.dim),
             query_encoder_uri=query_encoder_uri,
             work_uri=config.work.uri,
+            build=key,
             previous=plan.previous,
             record=record,
         )
@@ -140,6 +145,8 @@ def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
     """Cuts the catalog into shards, finds what stands already, and opens last night's vectors."""
     config, fingerprint = job.config, job.encoder.fingerprint
     catalog = plan_catalog(config.catalog, spool_uri=storage.join(config.work.uri, "spool"))
+    if catalog.rows:
+        plan_index(config.index, catalog.rows, job.encoder.dim)  # refuses what cannot be built, before any work
     previous = published_manifest(config.index.uri)
     folder = storage.join(config.work.uri, "embeddings", fingerprint)
     finished = read_finished_run(config.work.uri)
@@ -169,6 +176,7 @@ def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
         catalog=catalog,
         last_night=last_night,
         previous=previous,
+        finished=finished,
         earlier_shards=frozenset(finished.shards if finished and finished.encoder == fingerprint else ()),
         carry_over_reason=reason,
     )

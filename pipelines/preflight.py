@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from encoders import EncoderDescription, check_encoder
 from index_builder import storage
+from index_builder.spec import IndexSpec
 from pipelines.catalog.sources import catalog_schema
 from pipelines.catalog.stores import absolute
 from pipelines.config.errors import ConfigError
@@ -35,12 +36,15 @@ def check_job(config: JobConfig) -> CheckedJob:
     Raises:
       StorageError: the work or index address cannot be written.
       EncoderError: the encoder cannot be loaded, or lacks weights.
+      SpecError: index.factory cannot be read, or does not fit the encoder's dimension.
       ConfigError: `demo://` is followed by something else than a number.
       CatalogError: the catalog is missing, empty, or has no such field.
     """
     storage.check_writable(config.work.uri)
     storage.check_writable(config.index.uri)
     encoder = check_encoder(config.encoder)
+    if config.index.factory != "auto":
+        IndexSpec.parse(config.index.factory, encoder.dim)
     config = replace(
         config,
         catalog=replace(config.catalog, uri=_drawn_if_demo(config)),

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import encoders
 from index_builder import publish, storage
 from index_builder.errors import VersionNotFoundError
+from index_builder.explain import explain_index
 from index_builder.manifest import (
     CatalogSummary,
     CodecSummary,
@@ -50,6 +51,7 @@ class PublishJob:
       encoder: for the manifest.
       query_encoder_uri: folder of the query encoder's files; None for vectors that none is known for.
       work_uri: where the finished run is remembered.
+      build: name of the build's folder below it.
       previous: the version that is published now, or None.
       record: where the outcome is left.
     """
@@ -60,6 +62,7 @@ class PublishJob:
     encoder: EncoderSummary
     query_encoder_uri: str | None
     work_uri: str
+    build: str
     previous: Manifest | None
     record: RunRecord
 
@@ -75,6 +78,7 @@ class PublishJob:
                 shards=build.plan.shard_keys,
                 encoder=self.encoder.fingerprint,
                 catalog_uri=self.catalog_uri,
+                build=self.build,
             )
             write_finished_run(self.work_uri, finished)
             write_outcome(self.record, outcome)
@@ -144,6 +148,7 @@ class PublishJob:
                 serving_shards=len(build.serving_shards),
                 search=SearchSettings(nprobe=build.chosen.nprobe, refine_factor=build.chosen.refine_factor),
                 refine=build.plan.refine,
+                reasons=explain_index(self.index, spec, totals.products),
             ),
             recall=RecallSummary(
                 k=self.index.k, value=build.chosen.recall, queries=build.queries, table=build.measured

@@ -148,12 +148,14 @@ class FinishedRun:
       shards: keys of its shards, in plan order.
       encoder: fingerprint of its encoder, which names the folder that those shards lie in.
       catalog_uri: what they were made from, for people.
+      build: name of its folder in `builds`, with the codec that the next run may keep.
     """
 
     name: str
     shards: tuple[str, ...]
     encoder: str
     catalog_uri: str = ""
+    build: str = ""
 
     def key_of(self, base: str) -> str | None:
         """The key under which this run made the shard, None if it had none of this base key."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from index_builder.explain import explain_index
+from index_builder.spec import IndexConfig, IndexSpec
 from pipelines.outcome import Outcome, Totals
 from pipelines.run_record import STAGES, RunRecord
 
@@ -20,15 +23,24 @@ _SAID = {
 
 def print_summary(outcome: Outcome, record: RunRecord, *, console: Console | None = None) -> None:
     """Prints the closing summary of a run to standard output."""
+    print_lines(summary_lines(outcome, record), title="Summary", console=console)
+
+
+def print_lines(lines: Sequence[tuple[str, str]], *, title: str, console: Console | None = None) -> None:
+    """Prints (what, how much) pairs to standard output."""
     console = console or Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-    table = Table(
-        show_header=False, box=None, pad_edge=False, title="Summary", title_justify="left", title_style="bold"
-    )
+    table = Table(show_header=False, box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    for name, value in summary_lines(outcome, record):
+    for name, value in lines:
         table.add_row(name, value)
     console.print(table)
+
+
+def index_lines(config: IndexConfig, spec: IndexSpec, rows: int) -> list[tuple[str, str]]:
+    """An index to be built, and why it is built so, as (what, how) pairs."""
+    first, *others = explain_index(config, spec, rows)
+    return [("index", first), *(("", line) for line in others)]
 
 
 def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
@@ -46,6 +58,7 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
     skipped = sum(report["skipped"] for report in shard_reports)
     lines.append(("catalog shards", f"{totals.shards:,}, of which {skipped:,} stood complete and were skipped"))
     lines += [("seconds", _seconds_by_stage(record))]
+    lines += [("codec", report["codec"]) for report in record.reports("train").values() if "codec" in report]
     lines += [
         (
             "index",

@@ -29,6 +29,7 @@ class ParsedIndexCommand:
 
     config: IndexJobConfig
     pipeline_options: PipelineOptions
+    plan: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +105,7 @@ def load_index_job_config(argv: Sequence[str]) -> ParsedIndexCommand:
         default_config="build_index.yaml",
         description="Build an index from vectors that stand, and publish a version of it.",
         prog="python -m pipelines.build_index",
+        add_options=_add_build_flags,
         epilog=_BEAM_EPILOG,
         other_sections=("catalog", "fetch", "decode", "encoder"),
         check_rest=_problems_of_beam_options,
@@ -112,7 +114,9 @@ def load_index_job_config(argv: Sequence[str]) -> ParsedIndexCommand:
         sys.stdout.write(to_yaml(parsed.config))
         raise SystemExit(0)
     return ParsedIndexCommand(
-        config=parsed.config, pipeline_options=to_pipeline_options(parsed.config.beam, parsed.rest)
+        config=parsed.config,
+        pipeline_options=to_pipeline_options(parsed.config.beam, parsed.rest),
+        plan=parsed.flags.plan,
     )
 
 
@@ -125,6 +129,10 @@ def _problems_of_beam_options(
     except ConfigError as error:
         return error.problems
     return ()
+
+
+def _add_build_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plan", action="store_true", help="print what index would be built, and why, and stop")
 
 
 def _add_job_flags(parser: argparse.ArgumentParser) -> None:

@@ -57,7 +57,8 @@ class BuildIndex(beam.PTransform):
             | "AddToIndexShard"
             >> beam.Map(lambda task, codec: (task.serving_shard, job.add(codec, task)), AsSingleton(codec))
             | "IndexShardsOfServingShard" >> beam.GroupByKey()
-            | "MergeIndexShards" >> beam.MapTuple(lambda number, parts: job.merge(number, list(parts)))
+            | "MergeIndexShards"
+            >> beam.Map(lambda group, plan: job.merge(plan, group[0], list(group[1])), AsSingleton(plan))
         )
         return (
             merged

@@ -12,6 +12,7 @@ from index_builder import storage
 from index_builder.add import add_shards
 from index_builder.codec import CodecInfo, train_codec
 from index_builder.embedding_shards import EmbeddingShardWriter, NumberedShard
+from index_builder.fast_scan import convert_shard
 from index_builder.ground_truth import GroundTruth, exact_neighbours
 from index_builder.index_shards import IndexShard
 from index_builder.manifest import (
@@ -108,16 +109,17 @@ def build_index(
         pieces[::turn], spec, storage.join(root, "codec"), seed=config.seed, training_rows=sample.training_rows
     )
     merged = []
-    for number, tasks in enumerate(plan_adds(config, shards)):
+    for number, tasks in enumerate(plan_adds(config, spec, shards)):
         parts = [
             add_shards(codec, task[::turn], storage.join(root, "parts", f"{number}-{place}.faiss"))
             for place, task in enumerate(tasks)
         ]
-        merged.append(merge_index_shards(parts[::turn], storage.join(root, "merged", f"{number}.faiss")))
+        whole = merge_index_shards(parts[::turn], storage.join(root, "merged", f"{number}.faiss"))
+        merged.append(convert_shard(whole, spec, storage.join(root, "fast_scan", f"{number}.faiss")))
     refine = plan_refinement(config, spec)
     refined = []
     if refine != "none":
-        for number, tasks in enumerate(plan_adds(config, shards)):
+        for number, tasks in enumerate(plan_adds(config, spec, shards)):
             inputs = [shard for task in tasks for shard in task]
             uri = storage.join(root, "refine", f"{number}.faiss")
             refined.append(write_refine_codes(inputs[::turn], pieces[::turn], refine, dim, uri))

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import SpecError
+from index_builder.explain import explain_index
+from index_builder.memory import estimate_memory
 from index_builder.planner import plan_adds, plan_index, plan_sample
-from index_builder.spec import IndexConfig
+from index_builder.spec import IndexConfig, IndexSpec
 
 
 def config(**values: object) -> IndexConfig:
@@ -106,7 +108,8 @@ def numbered(*kept: int) -> list[NumberedShard]:
 @given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 6), st.integers(1, 60))
 def test_the_cut_keeps_every_shard_once_and_in_order(kept: list[int], serving_shards: int, rows_per_add: int) -> None:
     shards = numbered(*kept)
-    groups = plan_adds(config(serving_shards=serving_shards, rows_per_add=rows_per_add), shards)
+    settings = config(serving_shards=serving_shards, rows_per_add=rows_per_add)
+    groups = plan_adds(settings, IndexSpec.parse("SQ8", 8), shards)
     flat = [shard for tasks in groups for task in tasks for shard in task]
     with_products = [shard for shard in shards if shard.kept_rows]
     assert flat == with_products
@@ -117,6 +120,57 @@ def test_the_cut_keeps_every_shard_once_and_in_order(kept: list[int], serving_sh
 
 
 def test_serving_shards_are_even() -> None:
-    groups = plan_adds(config(serving_shards=4, rows_per_add=30), numbered(*[10] * 40))
+    settings = config(serving_shards=4, rows_per_add=30)
+    groups = plan_adds(settings, IndexSpec.parse("SQ8", 8), numbered(*[10] * 40))
     assert [sum(shard.kept_rows for task in tasks for shard in task) for tasks in groups] == [100] * 4
     assert [len(tasks) for tasks in groups] == [4] * 4
+
+
+def test_the_sample_and_the_add_tasks_fit_into_the_budget() -> None:
+    settings = config(memory_budget_mb=500)
+    spec = plan_index(settings, 4_000_000, 512)
+    plan = plan_sample(settings, spec, 4_000_000)
+    memory = estimate_memory(settings, spec, rows=4_000_000, training_rows=plan.training_rows)
+    assert 400e6 < memory.training <= 500e6
+    assert memory.adding <= 500e6
+    assert plan.training_rows < plan_sample(config(), spec, 4_000_000).training_rows
+
+
+def test_auto_takes_fewer_lists_where_the_budget_trains_no_more() -> None:
+    small = plan_index(config(memory_budget_mb=64), 4_000_000, 512)
+    assert small.lists < plan_index(config(), 4_000_000, 512).lists
+
+
+@pytest.mark.parametrize(
+    ("settings", "dim", "message"),
+    [
+        ({"factory": "IVF65536,SQ8"}, 512, "is 1024, but training of .* needs about .* fewer lists than 65536"),
+        ({"training_rows": 3_000_000}, 512, "but training of .* smaller index.training_rows"),
+        ({"factory": "IVF256,Flat", "rows_per_add": 2_000_000}, 512, "lower index.rows_per_add, which is 2000000"),
+        ({"factory": "IVF256,PQ128x4fs", "memory_budget_mb": 500}, 512, "raise index.serving_shards, which is 1"),
+    ],
+)
+def test_a_build_over_the_budget_is_refused_with_what_to_change(settings: dict, dim: int, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        plan_index(config(**settings), 4_000_000, dim)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "words"),
+    [
+        ({}, 3000, ["3,000 products are fewer than 4,096"]),
+        (
+            {},
+            1_000_000,
+            ["384 to 256 dimensions", "4,096 inverted lists", "HNSW graph", "index.bytes_per_vector is 64"],
+        ),
+        ({"factory": "IVF512,PQ64x4fsr"}, 100_000, ["as index.factory asks", "laid out for SIMD", "held in memory"]),
+        ({"factory": "RR,IVF512,RaBitQ2"}, 100_000, ["at random", "2 bits a dimension"]),
+        ({"factory": "IVF4096,PQ64"}, 5000, ["5,000 products cannot train IVF4096,PQ64"]),
+    ],
+)
+def test_each_choice_is_explained(settings: dict, rows: int, words: list[str]) -> None:
+    lines = explain_index(config(**settings), plan_index(config(**settings), rows, 384), rows)
+    for word in words:
+        assert sum(word in line for line in lines) == 1, lines
+    assert "budget 1,024 MB" in lines[-1]

@@ -34,7 +34,7 @@ def test_the_usual_factory_strings(factory: str, expected: dict[str, object]) ->
     ("factory", "message"),
     [
         ("HNSW32", "'HNSW32'"),
-        ("IVF64", "nothing where one of Flat, SQ8 or PQ"),
+        ("IVF64", "nothing where one of Flat, SQ8, PQ or RaBitQ"),
         ("IVF64,PQ16,Flat", "'PQ16,Flat'"),
         ("IVF64,PQ16,RFlat", "RFlat"),
         ("PQ7", r"is 7, expected a divisor of 128.*1, 2, 4, 8"),
@@ -45,6 +45,10 @@ def test_the_usual_factory_strings(factory: str, expected: dict[str, object]) ->
         ("IVF0,Flat", "inverted lists is 0"),
         ("IVF8,PQ16x20", "bits of PQ is 20"),
         ("IVF8_HNSW2,Flat", "HNSW links is 2"),
+        ("IVF8,PQ16x8fs", "a PQ of 4 bits"),
+        ("IVF8,PQ1x4fs", "even number of sub-quantizers"),
+        ("IVF8,RaBitQ0", "1 to 9"),
+        ("RR64,IVF8,RaBitQ", "is 64, expected 128"),
         ("", "''"),
     ],
 )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
@@ -76,6 +77,38 @@ def test_the_demos_index_reaches_a_sound_recall(tmp_path: Path, capfd: pytest.Ca
     assert len(build.queries.rows) > 200
     assert build.choice.recall > 0.75
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("factory", "least"),
+    [
+        ("Flat", 1.0),
+        ("IVF32,Flat", 0.95),
+        ("IVF32_HNSW16,SQ8", 0.9),
+        ("OPQ16_32,IVF32,PQ16", 0.7),
+        ("OPQ16_32,IVF32,PQ16x4fs", 0.5),
+        ("IVF32,PQ16x4fsr", 0.5),
+        ("PQ16x4fsr", 0.5),
+        ("RR,IVF32,RaBitQ", 0.5),
+        ("RR,IVF32_HNSW8,RaBitQ4", 0.85),
+    ],
+)
+def test_every_family_of_index_is_built_published_and_opened_by_plain_faiss(
+    tmp_path: Path, factory: str, least: float
+) -> None:
+    vectors = clustered(4000, 32)
+    config = IndexConfig(uri=str(tmp_path / "index"), factory=factory, serving_shards=2, rows_per_add=700)
+    build = build_index(str(tmp_path), write_shards(str(tmp_path), vectors, 500), config, 32)
+    assert build.choice.recall >= least
+    version = publish_version(config.uri, *stage(str(tmp_path), build))
+    result = IndexReader.open(config.uri).search(vectors[:50], 10)
+    files = sorted((tmp_path / "index" / "versions" / version).glob("*.faiss"))
+    plain = [faiss.read_index(str(file)) for file in files]
+    assert sum(index.ntotal for index in plain) == 4000
+    scores = np.concatenate([index.search(vectors[:50], 10)[0] for index in plain], axis=1)
+    # The reader's answers are those of the files, searched as they are.
+    assert np.allclose(np.sort(scores)[:, -1], result.scores[:, 0], atol=1e-5)
+    assert (result.rows[:, 0] == np.arange(50)).mean() >= least - 0.1
 
 
 def test_a_sample_of_the_whole_catalog_beats_the_first_rows(tmp_path: Path) -> None:

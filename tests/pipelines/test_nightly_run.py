@@ -116,7 +116,8 @@ def test_the_second_night_embeds_what_changed_and_equals_a_full_run(tmp_path):
     del rows[100]
     rows.append(product(900))
     write_catalog(tmp_path / "catalog", rows)
-    second, _ = run_job(tmp_path)
+    trained_anew = ("--index.reuse_codec", "false")
+    second, _ = run_job(tmp_path, *trained_anew)
     assert second.status == "published"
     assert second.previous_version == first.version
     assert second.totals.embedded == 2
@@ -125,10 +126,35 @@ def test_the_second_night_embeds_what_changed_and_equals_a_full_run(tmp_path):
         tmp_path, "--full", "--index.uri", str(tmp_path / "full-index"), "--work.uri", str(tmp_path / "w2")
     )
     assert index_files(full) == index_files(second)
-    third, _ = run_job(tmp_path, "--full")
+    third, _ = run_job(tmp_path, "--full", *trained_anew)
     assert third.totals.embedded == 300
     assert third.totals.carried_over == 0
     assert third.status == "unchanged"
+
+
+def test_the_codec_is_kept_until_the_catalog_has_doubled(tmp_path):
+    def said(record):
+        return dict(summary_lines(outcome, record))["codec"]
+
+    def codec(outcome):
+        return IndexReader.open(str(Path(outcome.uri).parents[1])).manifest.codec.fingerprint
+
+    rows = [product(number) for number in range(300)]
+    write_catalog(tmp_path / "catalog", rows)
+    outcome, record = run_job(tmp_path)
+    assert said(record).startswith("trained: there is no earlier one")
+    first = codec(outcome)
+    write_catalog(tmp_path / "catalog", rows[:290])
+    outcome, record = run_job(tmp_path)
+    assert said(record).startswith("kept from the last run")
+    assert codec(outcome) == first
+    outcome, record = run_job(tmp_path, "--index.seed", "7")
+    assert said(record).startswith("trained: there is no earlier one")
+    outcome, record = run_job(tmp_path)
+    write_catalog(tmp_path / "catalog", [product(number) for number in range(620)])
+    outcome, record = run_job(tmp_path)
+    assert said(record).startswith("trained: the catalog has 620 products, it was trained for 290")
+    assert codec(outcome) != first
 
 
 def test_another_encoder_embeds_everything_again(tmp_path):

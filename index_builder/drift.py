@@ -1,0 +1,163 @@
+"""Whether a codec that was trained for an earlier catalog still fits today's.
+
+Training anew each night costs little, but moves every code; a codec that stays keeps the answers to the same query
+stable from night to night, and lets two versions be compared list by list. It is kept while all of these hold:
+
+- the catalog has at most twice, and at least half, the products it was trained for (the lists would be too long or
+  too short);
+- the quantization error of today's held-out products is at most 1.05 times what it was;
+- today's sample is spread over the lists at most 1.25 times as unevenly as it was;
+- the recall last measured with it is at most 0.01 below the first.
+
+Legend: `n` vectors, `D` dimension, `L` inverted lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import faiss
+import numpy as np
+
+from index_builder import storage
+from index_builder.block_encoder import BlockEncoder
+from index_builder.blocks import map_blocks, row_blocks
+from index_builder.codec import CodecInfo, load_codec, open_codec
+from index_builder.sampling import SamplePiece, read_queries, read_training
+
+MOST_GROWTH = 2.0
+MOST_ERROR = 1.05
+MOST_IMBALANCE = 1.25
+MOST_RECALL_LOST = 0.01
+MEASURED_ROWS = 50_000
+MEASURED_QUERIES = 2000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecFit:
+    """How well a codec fits a catalog.
+
+    Attributes:
+        products: of the catalog.
+        quantization_error: mean squared distance of held-out vectors to what their codes stand for, over their mean
+            squared length: 0 for vectors kept as they are. None for a code that FAISS cannot turn back.
+        list_imbalance: L times the sum of squares of the shares of the lists, over a sample: 1 is even.
+        recall: as measured with the index; None before it is.
+    """
+
+    products: int
+    quantization_error: float | None
+    list_imbalance: float
+    recall: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReusableCodec:
+    """The codec of an earlier build, with the fit it had to the catalog that it was trained for and to the last one."""
+
+    codec: CodecInfo
+    trained: CodecFit
+    latest: CodecFit
+
+
+def measure_fit(codec: CodecInfo, pieces: Sequence[SamplePiece], products: int) -> CodecFit:
+    """Measures a codec against the sample of a catalog.
+
+    Args:
+        codec: the codec.
+        pieces: the catalog's sample.
+        products: of the catalog.
+    """
+    index = open_codec(codec)
+    held_out = read_queries(pieces, limit=MEASURED_QUERIES).vectors
+    encoder = BlockEncoder(index)
+    sample = read_training(pieces, limit=MEASURED_ROWS)
+    sizes = np.zeros(codec.spec.lists, dtype=np.int64)
+    for lists in map_blocks(lambda block: encoder.lists(sample[block]), row_blocks(len(sample))):
+        sizes += np.bincount(lists, minlength=len(sizes))
+    return CodecFit(
+        products=products,
+        quantization_error=quantization_error(index, held_out),
+        list_imbalance=round(list_imbalance(sizes), 4),
+    )
+
+
+def quantization_error(index: faiss.Index, vectors: np.ndarray) -> float | None:
+    """The mean squared error of the codes of float32 [n, D], relative to the mean squared length."""
+    if not len(vectors):
+        return None
+    try:
+        decoded = index.sa_decode(index.sa_encode(vectors))
+    except RuntimeError:
+        return None
+    error = ((vectors - decoded) ** 2).sum(axis=1).mean() / (vectors**2).sum(axis=1).mean()
+    return round(float(error), 6)
+
+
+def list_imbalance(sizes: np.ndarray) -> float:
+    """How unevenly int64 [L] rows are spread over lists: 1 for evenly, L for all in one (FAISS's imbalance factor)."""
+    rows = int(sizes.sum())
+    return float(len(sizes) * (sizes.astype(np.float64) ** 2).sum() / rows**2) if rows else 1.0
+
+
+def why_not(reusable: ReusableCodec, today: CodecFit) -> str:
+    """Why the codec does not fit today's catalog, in words; empty where it does."""
+    trained, latest = reusable.trained, reusable.latest
+    if reason := outgrown(reusable, today.products):
+        return reason
+    before, now = trained.quantization_error, today.quantization_error
+    if before is not None and now is not None and now > MOST_ERROR * before:
+        return f"the quantization error of today's products is {now:.4f}, it was {before:.4f}"
+    if today.list_imbalance > MOST_IMBALANCE * trained.list_imbalance:
+        return (
+            f"today's products are spread over the lists more unevenly: imbalance {today.list_imbalance:.2f}, it was "
+            f"{trained.list_imbalance:.2f}"
+        )
+    first, last = trained.recall, latest.recall
+    if first is not None and last is not None and last < first - MOST_RECALL_LOST:
+        return f"recall fell from {first:.4f} to {last:.4f} in the last run"
+    return ""
+
+
+def outgrown(reusable: ReusableCodec, products: int) -> str:
+    """Why the size of the catalog asks for another codec; empty where it does not."""
+    before = reusable.trained.products
+    if before / MOST_GROWTH <= products <= before * MOST_GROWTH:
+        return ""
+    return f"the catalog has {products:,} products, it was trained for {before:,}"
+
+
+def adopt_codec(reusable: ReusableCodec, out_uri: str) -> CodecInfo:
+    """Copies a codec into the folder of another build, `codec.json` last; gives it as it is known there."""
+    source = reusable.codec
+    if source.uri != out_uri:
+        index_uri = storage.join(out_uri, "codec.faiss")
+        storage.copy_file(source.index_uri, index_uri)
+        known = storage.read_json(storage.join(source.uri, "codec.json"))
+        storage.write_json_atomic(storage.join(out_uri, "codec.json"), known)
+    return replace(source, uri=out_uri)
+
+
+def save_fit(codec: CodecInfo, asked: dict[str, Any], trained: CodecFit, latest: CodecFit) -> None:
+    """Remembers the fit of a codec beside it, and what of the config it was trained for."""
+    storage.write_json_atomic(
+        _fit_uri(codec.uri), {"asked": asked, "trained": asdict(trained), "latest": asdict(latest)}
+    )
+
+
+def find_reusable(codec_uri: str, asked: dict[str, Any]) -> ReusableCodec | None:
+    """The codec in a folder with its fit; None where there is none, or it was trained for another config."""
+    if not storage.exists(_fit_uri(codec_uri)):
+        return None
+    known = storage.read_json(_fit_uri(codec_uri))
+    if known["asked"] != asked:
+        return None
+    return ReusableCodec(
+        codec=load_codec(codec_uri), trained=CodecFit(**known["trained"]), latest=CodecFit(**known["latest"])
+    )
+
+
+def _fit_uri(codec_uri: str) -> str:
+    return storage.join(codec_uri, "fit.json")

@@ -1,0 +1,119 @@
+"""Why an index is built as it is: one line for each choice, for the manifest and for `--plan`."""
+
+from __future__ import annotations
+
+from index_builder import planner
+from index_builder.memory import estimate_memory, rows_per_add
+from index_builder.planner import plan_sample
+from index_builder.refine_plan import BYTES_PER_DIM, plan_refinement
+from index_builder.spec import IndexConfig, IndexSpec, RefineKind
+
+
+def explain_index(config: IndexConfig, spec: IndexSpec, rows: int) -> tuple[str, ...]:
+    """One line for each choice, in the order of the factory string.
+
+    Args:
+        config: the `index:` section.
+        spec: what was planned from it.
+        rows: products, N.
+    """
+    automatic = config.factory == "auto"
+    lines = [_whole(config, spec, rows)]
+    if not spec.exact:
+        if spec.rotation != "none":
+            lines.append(_rotation(spec))
+        lines.append(_lists(spec, rows, automatic=automatic))
+        lines.append(_quantizer(spec))
+        lines.append(_code(config, spec, automatic=automatic))
+        refine = plan_refinement(config, spec)
+        if refine != "none":
+            lines.append(_refinement(config, spec, refine))
+    sample = plan_sample(config, spec, rows)
+    lines.append(_shards(config, spec, rows))
+    if not spec.exact:
+        lines.append(f"trained on {min(rows, sample.training_rows):,} products, drawn by the hash of their ids")
+    memory = estimate_memory(config, spec, rows=rows, training_rows=min(rows, sample.training_rows))
+    mapped = "mapped from disk" if spec.memory_mapped else "held in memory"
+    lines.append(
+        f"memory: training {_mb(memory.training)}, an add task {_mb(memory.adding)}"
+        + (f", laying out {_mb(memory.laying_out)}" if memory.laying_out else "")
+        + f" (budget {config.memory_budget_mb:,} MB); a server {_mb(memory.serving)}, {mapped}"
+    )
+    return tuple(lines)
+
+
+def _whole(config: IndexConfig, spec: IndexSpec, rows: int) -> str:
+    if config.factory != "auto":
+        if spec == IndexSpec.parse(config.factory, spec.dim):
+            return f"{spec.factory}: as index.factory asks"
+        return f"{spec.factory}: {rows:,} products cannot train {config.factory}, which index.factory asks for"
+    if spec.exact:
+        return (
+            f"Flat: {rows:,} products are fewer than {planner.EXACT_BELOW_ROWS:,}; comparing with all of them takes "
+            "well below a millisecond and misses nothing"
+        )
+    return f"{spec.factory}: planned from {rows:,} products of {spec.dim} dimensions"
+
+
+def _refinement(config: IndexConfig, spec: IndexSpec, kind: RefineKind) -> str:
+    size = BYTES_PER_DIM[kind] * spec.dim
+    why = (
+        f"index.bytes_per_vector has room for them beside {spec.code_bytes} of the code"
+        if config.refine == "auto"
+        else "as index.refine asks, beside the code"
+    )
+    return f"refinement {kind}: candidates are re-ranked from {size} bytes a vector in a second, mapped file; {why}"
+
+
+def _rotation(spec: IndexSpec) -> str:
+    kept = (
+        f"{spec.dim} dimensions" if spec.rotation_dim == spec.dim else f"{spec.dim} to {spec.rotation_dim} dimensions"
+    )
+    return {
+        "opq": f"rotation of {kept}: principal axes, dealt out so that each sub-quantizer gets an even share of "
+        f"variance, {spec.dims_per_code} dimensions each",
+        "pca": f"rotation of {kept}: principal axes, largest first",
+        "pcar": f"rotation of {kept}: principal axes, turned at random to even out their variance",
+        "rr": f"rotation of {kept}: at random, to even out their variance",
+    }[spec.rotation]
+
+
+def _lists(spec: IndexSpec, rows: int, *, automatic: bool) -> str:
+    if spec.lists == 1:
+        return "1 inverted list: every search compares with all codes"
+    why = "about 4 * sqrt(products), a power of two" if automatic else "as asked"
+    return f"{spec.lists:,} inverted lists, {rows / spec.lists:,.0f} products each on average: {why}"
+
+
+def _quantizer(spec: IndexSpec) -> str:
+    if spec.hnsw_links:
+        return (
+            f"a query finds its lists through an HNSW graph of {spec.hnsw_links} links: from "
+            f"{planner.HNSW_FROM_LISTS:,} lists on cheaper than comparing with all centroids"
+        )
+    return "a query finds its lists by comparing with all centroids"
+
+
+def _code(config: IndexConfig, spec: IndexSpec, *, automatic: bool) -> str:
+    why = f"index.bytes_per_vector is {config.bytes_per_vector}" if automatic else "as asked"
+    name = {
+        "flat": "vectors as they are, float32",
+        "sq8": "one byte a dimension",
+        "rabitq": f"{spec.rabitq_bits} bits a dimension (RaBitQ)",
+        "pq": f"{spec.pq_m} sub-quantizers of {spec.pq_bits} bits",
+    }[spec.code]
+    layout = "" if spec.memory_mapped else ", laid out for SIMD (FastScan)"
+    return f"{spec.code_bytes:,} bytes a code: {name}{layout}; {why}"
+
+
+def _shards(config: IndexConfig, spec: IndexSpec, rows: int) -> str:
+    size = rows * (spec.code_bytes + 8) / config.serving_shards
+    plural = "" if config.serving_shards == 1 else "s"
+    return (
+        f"{config.serving_shards} serving shard{plural} of about {_mb(size)}, "
+        f"added {min(rows, rows_per_add(config, spec)):,} products at a time"
+    )
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB" if size < 1e7 else f"{size / 1e6:,.0f} MB"

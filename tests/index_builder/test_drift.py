@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index_builder import drift, storage
+from index_builder.codec import open_codec, train_codec
+from index_builder.drift import (
+    CodecFit,
+    ReusableCodec,
+    adopt_codec,
+    find_reusable,
+    list_imbalance,
+    measure_fit,
+    save_fit,
+)
+from index_builder.sampling import SamplePiece, write_sample
+from index_builder.spec import IndexSpec
+from tests.index_builder.builds import clustered, write_shards
+
+SPEC = IndexSpec.parse("OPQ8_16,IVF16,PQ8", 24)
+ASKED = {"factory": "x", "seed": 0}
+
+
+def sample(folder: Path, vectors: np.ndarray) -> list[SamplePiece]:
+    shards = write_shards(str(folder), vectors, 1000)
+    return [
+        write_sample(shard, str(folder / f"{number}.parquet"), training_share=0.6, query_share=0.1)
+        for number, shard in enumerate(shards)
+    ]
+
+
+@pytest.fixture
+def reusable(tmp_path: Path) -> ReusableCodec:
+    pieces = sample(tmp_path / "first", clustered(4000, 24))
+    codec = train_codec(pieces, SPEC, str(tmp_path / "codec"), seed=0)
+    fit = replace(measure_fit(codec, pieces, 4000), recall=0.9)
+    save_fit(codec, ASKED, fit, fit)
+    found = find_reusable(codec.uri, ASKED)
+    assert found is not None
+    return found
+
+
+def test_a_codec_fits_the_catalog_it_was_trained_for_and_one_like_it(tmp_path: Path, reusable: ReusableCodec) -> None:
+    assert 0 < reusable.trained.quantization_error < 0.5
+    assert 1 < reusable.trained.list_imbalance < 2
+    changed = clustered(4000, 24)
+    changed[:200] = 0.9 * changed[200:400] + 0.1 * changed[400:600]
+    changed[:200] /= np.linalg.norm(changed[:200], axis=1, keepdims=True)
+    assert drift.why_not(reusable, measure_fit(reusable.codec, sample(tmp_path / "like", changed), 4000)) == ""
+
+
+def test_other_products_are_noticed(tmp_path: Path, reusable: ReusableCodec) -> None:
+    others = measure_fit(reusable.codec, sample(tmp_path / "others", clustered(4000, 24, seed=5)), 4000)
+    assert "quantization error" in drift.why_not(reusable, others)
+    assert others.quantization_error > 1.05 * reusable.trained.quantization_error
+
+
+@pytest.mark.parametrize(
+    ("today", "latest", "words"),
+    [
+        ({}, {}, ""),
+        ({"products": 8001}, {}, "8,001 products, it was trained for 4,000"),
+        ({"products": 1999}, {}, "1,999 products"),
+        ({"products": 8000}, {}, ""),
+        ({"list_imbalance": 9.0}, {}, "imbalance 9.00"),
+        ({}, {"recall": 0.88}, "recall fell from 0.9000 to 0.8800"),
+        ({}, {"recall": 0.895}, ""),
+        ({"quantization_error": None}, {}, ""),
+    ],
+)
+def test_each_limit_has_its_words(reusable: ReusableCodec, today: dict, latest: dict, words: str) -> None:
+    changed = replace(reusable, latest=replace(reusable.latest, **latest))
+    found = drift.why_not(changed, replace(reusable.trained, **today))
+    assert words in found
+    assert bool(found) == bool(words)
+
+
+def test_an_adopted_codec_is_the_same_one(tmp_path: Path, reusable: ReusableCodec) -> None:
+    codec = adopt_codec(reusable, str(tmp_path / "other"))
+    assert codec.fingerprint == reusable.codec.fingerprint
+    assert open_codec(codec).is_trained
+    assert adopt_codec(reusable, reusable.codec.uri) == reusable.codec
+
+
+def test_a_codec_of_another_config_or_without_a_fit_is_not_reused(tmp_path: Path, reusable: ReusableCodec) -> None:
+    assert find_reusable(reusable.codec.uri, ASKED | {"seed": 1}) is None
+    assert find_reusable(str(tmp_path / "nowhere"), ASKED) is None
+    adopt_codec(reusable, str(tmp_path / "copied"))
+    assert find_reusable(str(tmp_path / "copied"), ASKED) is None
+
+
+def test_imbalance_is_one_when_even_and_the_lists_when_all_in_one() -> None:
+    assert list_imbalance(np.array([5, 5, 5, 5])) == 1
+    assert list_imbalance(np.array([20, 0, 0, 0])) == 4
+    assert list_imbalance(np.zeros(3, dtype=np.int64)) == 1
+
+
+def test_vectors_kept_as_they_are_have_no_error(tmp_path: Path) -> None:
+    pieces = sample(tmp_path, clustered(2000, 24))
+    codec = train_codec(pieces, IndexSpec.parse("IVF8,Flat", 24), storage.join(str(tmp_path), "codec"), seed=0)
+    fit = measure_fit(codec, pieces, 2000)
+    assert isinstance(fit, CodecFit)
+    assert fit.quantization_error < 1e-9

@@ -35,7 +35,8 @@ REQUIREMENTS = [
     "pydantic>=2.10",  # checks types of the configuration
     "PyYAML>=6.0",  # reads the configuration
     "rich>=14",  # progress and tables in the terminal
-    "ir-measures>=0.3.7",  # recall and precision of `pipelines.evaluate`
+    "ir-measures>=0.3.7",  # the standard measures of `pipelines.evaluate`
+    "matplotlib>=3.10",  # its plot
 ]
 
 EXTRAS = {
@@ -43,7 +44,18 @@ EXTRAS = {
     #   pip install 'shelfmark[gpu]'
     #   pip uninstall --yes faiss-cpu && pip install --force-reinstall --no-deps faiss-gpu
     "gpu": ["faiss-gpu>=1.14"],  # k-means and PQ training on a GPU
-    "train": ["lightning>=2.5"],  # the training loop of `pipelines.train_encoder`
+    "train": [
+        "lightning>=2.6",  # the training loop of `pipelines.train_encoder`
+        "matplotlib>=3.10",  # its picture of loss and recall
+        "tensorboard>=2.20",  # its metrics, to watch while it runs
+    ],
+    # The query encoder on CPU servers: `pipelines.export_onnx`
+    "onnx": [
+        "onnx>=1.18",  # checks the graphs that are written
+        "onnxruntime>=1.22",  # runs them
+        "onnxscript>=0.5",  # what torch's exporter writes them with
+        "ftfy>=6.3",  # cleans CLIP's texts as open_clip does, without torch
+    ],
     "serve": [],  # the reference server; what it needs beyond the job comes with it
     "s3": ["s3fs>=2025.3"],  # s3:// addresses
     "gcs": ["gcsfs>=2025.3"],  # gs:// addresses
@@ -54,6 +66,7 @@ EXTRAS = {
 }
 EXTRAS["test"] = [
     *EXTRAS["train"],  # the training's tests
+    *EXTRAS["onnx"],  # the export's tests
     *EXTRAS["s3"],  # its client's tests run against a server on loopback
     *EXTRAS["http"],  # the same
     *EXTRAS["minilm"],  # one real text tower
@@ -63,6 +76,7 @@ EXTRAS["test"] = [
     "moto[s3]>=5.1",  # an S3 server on loopback
     "flask>=3.0",  # what that server runs on
     "flask-cors>=5.0",  # the same
+    "pytorch-metric-learning>=2.9",  # its NTXentLoss, which ours must equal
     "pytest>=8.3",  # runs the tests
     "pytest-socket>=0.7",  # fails a test that leaves the machine
     "pytest-timeout>=2.3",  # ends a test that hangs
@@ -102,7 +116,7 @@ setup(
         "": ["*.md"],
         "encoders": ["pretrained/**/*"],
         "pipelines": ["**/*.html", "**/*.css", "**/*.js", "**/*.svg"],
-        "run_configs": ["*.yaml"],
+        "run_configs": ["*.yaml", "papers/*"],
     },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

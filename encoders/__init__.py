@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         save_encoder,
         save_query_encoder,
     )
+    from encoders.onnx_export import export_onnx
+    from encoders.onnx_query import OnnxQueryEncoder, load_onnx_query_encoder
 
 _LOADED_ON_FIRST_USE = {
     "ProductEncoder": "encoders.encoder",
@@ -38,6 +40,9 @@ _LOADED_ON_FIRST_USE = {
     "load_query_encoder": "encoders.loading",
     "save_encoder": "encoders.loading",
     "save_query_encoder": "encoders.loading",
+    "export_onnx": "encoders.onnx_export",
+    "OnnxQueryEncoder": "encoders.onnx_query",
+    "load_onnx_query_encoder": "encoders.onnx_query",
 }
 
 __all__ = [
@@ -48,10 +53,13 @@ __all__ = [
     "EncoderError",
     "FusionSpec",
     "ImagePreprocessing",
+    "OnnxQueryEncoder",
     "ProductEncoder",
     "QueryEncoder",
     "TowerSpec",
     "check_encoder",
+    "export_onnx",
+    "load_onnx_query_encoder",
     "load_product_encoder",
     "load_query_encoder",
     "resize_picture",

@@ -7,7 +7,15 @@ from typing import Any
 
 from encoders.errors import EncoderConfigError
 from encoders.preprocessing import ImagePreprocessing
-from encoders.spec import FusionSpec, ModelName, Pooling
+from encoders.spec import (
+    FUSIONS_OF_MODEL,
+    MATCH_MODELS,
+    NEEDS_CLIP_TOWER,
+    NEEDS_TEXT_TOWER,
+    FusionSpec,
+    ModelName,
+    Pooling,
+)
 
 MISSING_RULES: dict[str, str] = {
     "bibert": "pictures are not used; a product without text cannot be encoded",
@@ -15,6 +23,7 @@ MISSING_RULES: dict[str, str] = {
     "mlp": "a missing text or picture is replaced by a vector learned by modality dropout",
     "concat": "the missing half is zeros, so that all weight lies on the other half",
     "alpha": "the missing half is zeros, so that all weight lies on the other half",
+    "match": "the vector of what is there, text or picture, takes all weight",
 }
 
 
@@ -63,30 +72,57 @@ class EncoderArchitecture:
 
     def __post_init__(self) -> None:
         for name, part, users in (
-            ("BERT tower", self.text, ("bibert", "3tmm", "4tmm")),
-            ("CLIP towers", self.clip, ("clip", "3tmm", "4tmm")),
+            ("BERT tower", self.text, NEEDS_TEXT_TOWER),
+            ("CLIP towers", self.clip, NEEDS_CLIP_TOWER),
         ):
             if (part is not None) != (self.model in users):
                 found = "none" if part is None else "one"
                 raise EncoderConfigError(
                     f"an encoder of model {self.model!r} and {found} of the {name}: they do not fit"
                 )
+        if self.fusion.method not in FUSIONS_OF_MODEL[self.model]:
+            raise EncoderConfigError(
+                f"fusion.method is {self.fusion.method!r}: an encoder of model {self.model!r} expects "
+                f"{' or '.join(FUSIONS_OF_MODEL[self.model])}"
+            )
+        if self.is_match and self.text is not None and self.text.dim != self.dim:
+            raise EncoderConfigError(
+                f"an encoder of model {self.model!r} whose texts have width {self.text.dim} and pictures {self.dim}: "
+                "expected one width, give the text tower a projection to that of the pictures, or fusion.dim"
+            )
 
     @property
     def dim(self) -> int:
         """Width D of the vectors of both sides."""
+        if self.is_match and self.clip is not None:
+            return self.fusion.dim or self.clip.dim
         widths = [part.dim for part in (self.text, self.clip) if part is not None]
         return sum(widths) if self.fusion.method in ("concat", "alpha") else widths[0]
 
     @property
+    def is_match(self) -> bool:
+        """Whether photos are matched with products in one space (match3, match4)."""
+        return self.model in MATCH_MODELS
+
+    @property
+    def image_projection_dim(self) -> int | None:
+        """Width of the projection after the picture tower; None where the tower's own last layer serves."""
+        return self.dim if self.is_match and self.clip is not None and self.clip.dim != self.dim else None
+
+    @property
+    def query_takes_text(self) -> bool:
+        """Whether a text can be a query (match3: photos only)."""
+        return self.model != "match3"
+
+    @property
     def uses_text(self) -> bool:
-        """Whether the product side reads texts (`clip`: only where the picture is missing)."""
+        """Whether the product side reads texts (see `text_is_fallback`)."""
         return True
 
     @property
     def text_is_fallback(self) -> bool:
         """Whether the product side needs the text only of products without a picture."""
-        return self.model == "clip"
+        return self.model == "clip" or (self.is_match and self.fusion.product_text_weight == 0)
 
     @property
     def uses_images(self) -> bool:
@@ -108,11 +144,17 @@ class EncoderArchitecture:
     @property
     def missing_rule(self) -> str:
         """What happens to a product without text or picture, in words."""
+        if self.is_match:
+            return MISSING_RULES["match"]
         return MISSING_RULES[self.model if self.fusion.method == "none" else self.fusion.method]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the backbone's config is left out, it stands in `text_tower/config.json`."""
         text, clip = self.text, self.clip
+        fusion = asdict(self.fusion)
+        # Left out of the models that have no such settings: their folders, and so their fingerprints, are older.
+        for key in () if self.is_match else ("dim", "product_text_weight"):
+            del fusion[key]
         return {
             "model": self.model,
             "dim": self.dim,
@@ -126,7 +168,7 @@ class EncoderArchitecture:
             },
             "clip_tower": None if clip is None else {"library": "open_clip", "model_config": clip.model_config},
             "preprocessing": None if clip is None else asdict(clip.preprocessing),
-            "fusion": asdict(self.fusion),
+            "fusion": fusion,
             "image_weight": self.image_weight,
             "missing": self.missing_rule,
         }

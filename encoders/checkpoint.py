@@ -24,6 +24,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from encoders.errors import CheckpointError
 
+CONVERT_PICKLE = (
+    "Convert it once, from a source that you trust: load it with torch.load(..., weights_only=True) and write the "
+    "state dict with safetensors.torch.save_file (transformers models: model.safetensors; open_clip models: "
+    "open_clip_model.safetensors)"
+)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -47,6 +52,11 @@ def local_folder(address: str, *, hub: bool = False) -> Path:
     path = Path(address).expanduser()
     if path.is_dir():
         return path
+    if path.is_file() and path.suffix in _PICKLES:
+        raise CheckpointError(
+            f"{address} is a pickle, which can run code when it is loaded: expected a folder with *.safetensors. "
+            + CONVERT_PICKLE
+        )
     if path.is_file():
         raise CheckpointError(f"{address} is a file: expected the folder that holds the checkpoint")
     name = address.removeprefix("hf-hub:")
@@ -95,8 +105,7 @@ def safetensors_files(folder: Path, preferred: Sequence[str] = ()) -> list[Path]
     if pickles:
         raise CheckpointError(
             f"{folder} holds {pickles[0]}, a pickle, which can run code when it is loaded: expected *.safetensors. "
-            "Convert it once, from a source that you trust: load it with torch.load(..., weights_only=True) and write "
-            "the state dict with safetensors.torch.save_file (transformers models: save_pretrained)"
+            + CONVERT_PICKLE
         )
     raise CheckpointError(f"no *.safetensors in {folder}: the checkpoint has no weights")
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from encoders.model import EncoderModel
 from encoders.preprocessing import ImagePreprocessing
+from encoders.query_batches import encode_queries
 from encoders.running import ImageRunner, TextRunner
 from encoders.saved_folder import EncoderParts
 from encoders.spec import ModelName, Precision
@@ -45,7 +46,14 @@ class ProductEncoder:
     """
 
     def __init__(
-        self, parts: EncoderParts, *, fingerprint: str, device: torch.device, precision: Precision, batch_size: int
+        self,
+        parts: EncoderParts,
+        *,
+        fingerprint: str,
+        device: torch.device,
+        precision: Precision,
+        batch_size: int,
+        compiled: bool = False,
     ) -> None:
         architecture = parts.model.architecture
         self.model: ModelName = architecture.model
@@ -61,6 +69,10 @@ class ProductEncoder:
             raise ValueError(f"a {self.model} encoder without a text tower and its tokenizer cannot encode products")
         self._text = text
         self._images = _image_runner(parts, device, batch_size)
+        if compiled:
+            for runner in (self._text, self._images):
+                if runner is not None:
+                    runner.compile()
         self.preprocessing: ImagePreprocessing | None = self._images.preprocessing if self._images else None
         self.max_tokens = text.max_tokens
 
@@ -145,9 +157,9 @@ class ProductEncoder:
 class QueryEncoder:
     """The query side, in float32, as a server loads it (`load_query_encoder`).
 
-    A picture alone is encoded by the model's rule: the CLIP picture tower (clip), or the product side with its text
-    missing (3tmm, 4tmm). Picture and text together: the two normalised vectors, weighted `image_weight` and 1 -
-    `image_weight`, summed and normalised.
+    A picture alone is encoded by the model's rule: the picture tower (clip, match3, match4), or the product side with
+    its text missing (3tmm, 4tmm). Picture and text together: the two normalised vectors, weighted `image_weight` and
+    1 - `image_weight`, summed and normalised; match4 with fusion `mlp` adds to the sum what it has learned.
 
     Attributes:
         model: Name of the architecture.
@@ -163,7 +175,7 @@ class QueryEncoder:
         self.model: ModelName = architecture.model
         self.dim = architecture.dim
         self.fingerprint = fingerprint
-        self.accepts_text = True
+        self.accepts_text = architecture.query_takes_text
         self.accepts_images = architecture.uses_images
         self.image_weight = architecture.image_weight
         self._model = _to_device(parts.model, device, "float32")
@@ -188,41 +200,32 @@ class QueryEncoder:
         Raises:
             ValueError: Lengths differ, a query is empty, or a picture is given to an encoder that reads none.
         """
-        count = len(texts if texts is not None else images if images is not None else ())
-        texts = [None] * count if texts is None else texts
-        images = [None] * count if images is None else images
-        if len(texts) != len(images):
-            raise ValueError(
-                f"{len(texts)} texts and {len(images)} images: expected one of each per query, None where missing"
-            )
-        by_text, text_rows = _encode_present(texts, self._encode_texts)
-        by_image, image_rows = _encode_present(images, self._encode_images)
-        has_text, has_image = text_rows >= 0, image_rows >= 0
-        empty = np.flatnonzero(~(has_text | has_image))
-        if len(empty):
-            raise ValueError(f"query {empty[0]} has neither text nor picture: expected at least one of the two")
-        weights = np.where(has_text & has_image, self.image_weight, has_image.astype(np.float64)).astype(np.float32)
-        vectors = np.zeros((count, self.dim), np.float32)
-        if by_text is not None:
-            vectors[has_text] += (1.0 - weights[has_text, None]) * by_text.cpu().numpy()
-        if by_image is not None:
-            vectors[has_image] += weights[has_image, None] * by_image.cpu().numpy()
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return encode_queries(
+            texts,
+            images,
+            dim=self.dim,
+            encode_texts=self._encode_texts,
+            encode_images=self._encode_images,
+            fuse_both=self._fuse_both,
+        )
 
     @torch.inference_mode()
-    def _encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+    def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        if not self.accepts_text:
+            raise ValueError(f"a {self.model} encoder takes no texts as queries: expected pictures only")
         vectors = [runner.run(texts) for runner in (self._text, self._clip_text) if runner is not None]
-        return self._model.fuse_query(*vectors)
+        return self._model.fuse_query(*vectors).cpu().numpy()
 
     @torch.inference_mode()
-    def _encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+    def _encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         if self._images is None:
             raise ValueError(f"a {self.model} encoder takes no pictures as queries: expected texts only")
-        image = self._images.run_pictures(images)
-        text_dim = self._text.dim if self._text is not None else self._images.dim
-        text = torch.zeros(len(image), text_dim, device=self._device)
-        there = torch.ones(len(image), dtype=torch.bool, device=self._device)
-        return self._model.fuse_product(text, ~there, image, there)
+        return self._model.fuse_photo(self._images.run_pictures(images)).cpu().numpy()
+
+    @torch.inference_mode()
+    def _fuse_both(self, text: np.ndarray, image: np.ndarray) -> np.ndarray:
+        vectors = (torch.from_numpy(half).to(self._device) for half in (text, image))
+        return self._model.fuse_photo_text(*vectors, image_weight=self.image_weight).cpu().numpy()
 
 
 def _to_device(model: EncoderModel, device: torch.device, precision: Precision) -> EncoderModel:

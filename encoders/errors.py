@@ -2,7 +2,8 @@
 
     EncoderError
     ├── CheckpointError        weights or folders that are missing, unsafe, incomplete or do not fit
-    └── EncoderConfigError     a setting with a value that cannot work (also a ValueError)
+    ├── EncoderConfigError     a setting with a value that cannot work (also a ValueError)
+    └── TrainingError          a training run that cannot go on; what it had learned stands in its last checkpoint
 
 Every message says what was expected, what was found, where, and what to do.
 """
@@ -22,3 +23,7 @@ class EncoderConfigError(EncoderError, ValueError):
     """A setting of the `encoder:` section names an impossible value; the message gives key, value and what is
     expected.
     """
+
+
+class TrainingError(EncoderError):
+    """A training run met numbers or data that it cannot go on with; its last checkpoint is good."""

@@ -7,6 +7,7 @@ does when a half is missing; a product without both is an error of the caller.
 
     concat, alpha   the missing half is zeros: after the final normalisation all weight lies on the other half
     mlp             the missing half is a learned vector, trained by modality dropout
+    sum             the half that is there takes all weight
 """
 
 from __future__ import annotations
@@ -64,6 +65,41 @@ class MlpFusion(nn.Module):
         text = torch.where(has_text.unsqueeze(-1), text, self.missing_text)
         image = torch.where(has_image.unsqueeze(-1), image, self.missing_image)
         return self.layers(torch.cat([text, image], dim=-1))
+
+
+class SumFusion(nn.Module):
+    """The weighted sum `w·text + (1 - w)·picture` of two vectors of one space; D = Dt = Di, no weights of its own."""
+
+    def __init__(self, dim: int, *, text_weight: float) -> None:
+        super().__init__()
+        self.text_dim, self.image_dim, self.dim = dim, dim, dim
+        self.text_weight = text_weight
+
+    def forward(
+        self, text: torch.Tensor, has_text: torch.Tensor, image: torch.Tensor, has_image: torch.Tensor
+    ) -> torch.Tensor:
+        """Fuses two `[B, D]`; rows where only one `has_*` (bool `[B]`) is True are that vector alone."""
+        text_weight = torch.where(has_text & has_image, self.text_weight, has_text.float()).unsqueeze(-1)
+        image_weight = torch.where(has_text & has_image, 1.0 - self.text_weight, has_image.float()).unsqueeze(-1)
+        return text_weight * functional.normalize(text, dim=-1) + image_weight * functional.normalize(image, dim=-1)
+
+
+class PhotoTextFusion(nn.Module):
+    """A query of photo and text: their weighted sum, and what a perceptron of one hidden layer adds to it.
+
+    The perceptron's last layer starts at zero, so that training starts from the plain sum.
+    """
+
+    def __init__(self, dim: int, *, hidden: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layers = nn.Sequential(nn.Linear(2 * dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        for weight in self.layers[2].parameters():
+            nn.init.zeros_(weight)
+
+    def forward(self, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """What is added to the sum, `[B, D]`, for normalised text and photo vectors `[B, D]`."""
+        return self.layers(torch.cat([text, image], dim=-1) * self.dim**0.5)
 
 
 def build_fusion(spec: FusionSpec, *, text_dim: int, image_dim: int, dim: int) -> ConcatFusion | MlpFusion:

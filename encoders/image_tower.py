@@ -1,8 +1,7 @@
 """The two towers of an open_clip model: pictures, and CLIP's own texts.
 
 Legend: P pictures, S side of a picture in pixels, T texts, L tokens of the longest text of the batch, D width of the
-    joint
-CLIP space.
+joint CLIP space (of the projection after it, where there is one).
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from open_clip.transformer import TextTransformer, text_global_pool
 from torch import nn
 
 from encoders.errors import CheckpointError
+from encoders.pooled_token import encode_pictures, has_plain_blocks, pools_one_token, run_for_token
 from encoders.preprocessing import ImagePreprocessing
 
 # Builds in no time; stands in for the text tower where only the pictures' tower is wanted.
@@ -22,15 +22,27 @@ _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "laye
 
 
 class ImageTower(nn.Module):
-    """An open_clip picture tower that takes uint8 pixels and normalises them on its own device."""
+    """An open_clip picture tower that takes uint8 pixels and normalises them on its own device.
 
+    Args:
+        visual: The tower.
+        preprocessing: What its pixels are scaled with.
+        dim: Width of the tower's own vectors.
+        projection_dim: Width D of a linear projection after it; None leaves the tower's vectors as they are.
+    """
+
+    visual: Any
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, visual: nn.Module, preprocessing: ImagePreprocessing, *, dim: int) -> None:
+    def __init__(
+        self, visual: Any, preprocessing: ImagePreprocessing, *, dim: int, projection_dim: int | None = None
+    ) -> None:
         super().__init__()
         self.visual = visual
-        self.dim = dim
+        self._pools_one_token = pools_one_token(visual)
+        self.projection = nn.Linear(dim, projection_dim, bias=False) if projection_dim else nn.Identity()
+        self.dim = projection_dim or dim
         shape = (1, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(preprocessing.mean).reshape(shape), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).reshape(shape), persistent=False)
@@ -38,9 +50,14 @@ class ImageTower(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encodes pixels uint8 `[P, 3, S, S]` to `[P, D]`, not normalised."""
         dtype = self.mean.dtype
-        # Scaled in float32 whatever the tower's precision, as the tower's own training did.
-        scaled = (pixels.float() / 255.0 - self.mean.float()) / self.std.float()
-        return self.visual(scaled.to(dtype))
+        # Scaled in float32 whatever the tower's precision, as the tower's own training did; in place, because the
+        # memory of a batch of pictures costs more time than the arithmetic.
+        mean, std = self.mean.float(), self.std.float()
+        scaled = pixels.float().mul_(1.0 / (255.0 * std)).sub_(mean / std).to(dtype)
+        # With checkpointed gradients the library's own pass is wanted, which recomputes its blocks.
+        if self._pools_one_token and not self.visual.transformer.grad_checkpointing:
+            return self.projection(encode_pictures(self.visual, scaled))
+        return self.projection(self.visual(scaled))
 
 
 class ClipTextTower(nn.Module):
@@ -60,6 +77,7 @@ class ClipTextTower(nn.Module):
         self.text = text
         self.dim = dim
         self.context_length = int(text.context_length)
+        self._has_plain_blocks = has_plain_blocks(text.transformer)
         self.cuts_batches = (
             text.attn_mask is not None
             and text.cls_emb is None
@@ -76,8 +94,13 @@ class ClipTextTower(nn.Module):
             return self.text(nn.functional.pad(ids, (0, missing), value=int(self.text.pad_id)))
         text, length = self.text, ids.shape[1]
         states, causal_mask = text._embeds(ids)
-        states = text.ln_final(text.transformer(states, attn_mask=causal_mask[:length, :length]))
-        pooled = text_global_pool(states, ids, pool_type=text.pool_type, eos_token_id=text.eos_id)
+        causal_mask = causal_mask[:length, :length]
+        if self._has_plain_blocks and not text.transformer.grad_checkpointing:
+            end = ids.argmax(-1) if text.pool_type == "argmax" else (ids == text.eos_id).int().argmax(-1)
+            pooled = text.ln_final(run_for_token(text.transformer, states, end, mask=causal_mask))
+        else:
+            states = text.ln_final(text.transformer(states, attn_mask=causal_mask))
+            pooled = text_global_pool(states, ids, pool_type=text.pool_type, eos_token_id=text.eos_id)
         if text.text_projection is None:
             return pooled
         if isinstance(text.text_projection, nn.Linear):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.model import EncoderModel
 from encoders.preprocessing import ImagePreprocessing
 from encoders.saved_folder import EncoderParts, SavedEncoder, read_saved, write_saved
-from encoders.spec import EncoderConfig, ModelName, Precision
+from encoders.spec import MATCH_MODELS, EncoderConfig, ModelName, Precision
 from encoders.towers import ClipCheckpoint, TextCheckpoint, find_clip_checkpoint, find_text_checkpoint
 
 
@@ -89,7 +90,9 @@ def check_encoder(config: EncoderConfig) -> EncoderDescription:
 
 
 def load_product_encoder(config: EncoderConfig) -> ProductEncoder:
-    """Loads the product side onto its device. Raises as `check_encoder` does."""
+    """Loads the product side onto its device. Raises as `check_encoder` does, and EncoderConfigError where
+    `config.compile` is set and nothing can be compiled.
+    """
     source = _trained_source(config)
     fingerprint = _fingerprint(source, config.precision)
     with _untouched_random_state():
@@ -101,6 +104,7 @@ def load_product_encoder(config: EncoderConfig) -> ProductEncoder:
         device=resolve_device(config.device),
         precision=config.precision,
         batch_size=config.batch_size,
+        compiled=config.compile,
     )
 
 
@@ -110,12 +114,17 @@ def load_query_encoder(uri: str, *, device: str = "auto") -> QueryEncoder:
     Raises:
         CheckpointError: No saved encoder at `uri`, or an incomplete one.
     """
-    saved = read_saved(local_folder(uri))
+    parts, fingerprint = load_query_parts(local_folder(uri))
+    return QueryEncoder(parts, fingerprint=fingerprint, device=resolve_device(device))
+
+
+def load_query_parts(folder: Path) -> tuple[EncoderParts, str]:
+    """The query side's modules, on the CPU in float32, and the fingerprint of the encoder of the products' vectors."""
+    saved = read_saved(folder)
     with _untouched_random_state():
         parts = saved.load()
     parts.model.keep_side("query")
-    fingerprint = saved.fingerprint or _fingerprint(saved, "float32")
-    return QueryEncoder(parts, fingerprint=fingerprint, device=resolve_device(device))
+    return parts, saved.fingerprint or _fingerprint(saved, "float32")
 
 
 def save_query_encoder(config: EncoderConfig, folder: str) -> None:
@@ -152,6 +161,9 @@ def resolve_encoder(config: EncoderConfig) -> SavedEncoder | TowerSources:
     uses_clip_text = config.model in ("clip", "4tmm")
     text = find_text_checkpoint(config.text_tower) if config.text_tower else None
     clip = find_clip_checkpoint(config.clip_tower, with_text=uses_clip_text) if config.clip_tower else None
+    if text is not None and clip is not None and config.model in MATCH_MODELS:
+        projected = replace(text.architecture, projection_dim=config.fusion.dim or clip.architecture.dim)
+        text = replace(text, architecture=projected)
     architecture = EncoderArchitecture(
         model=config.model,
         text=text.architecture if text else None,
@@ -177,9 +189,11 @@ def resolve_device(name: str) -> torch.device:
 
 def _trained_source(config: EncoderConfig) -> SavedEncoder | TowerSources:
     source = resolve_encoder(config)
-    if isinstance(source, TowerSources) and config.fusion.method == "mlp":
+    if isinstance(source, TowerSources) and (config.fusion.method == "mlp" or source.architecture.is_match):
+        untrained = "projection" if source.architecture.is_match else "fusion"
         raise CheckpointError(
-            f"encoder.model {config.model} with fusion.method mlp has no trained fusion weights: train it "
+            f"encoder.model {config.model} with fusion.method {config.fusion.method} has no trained {untrained} "
+            "weights: train it "
             "(python -m pipelines.train_encoder) and give the result as encoder.uri"
             + (", or take fusion.method concat or alpha" if config.model == "4tmm" else "")
         )

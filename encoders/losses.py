@@ -1,7 +1,9 @@
-"""The loss that trains an encoder.
+"""The losses that train an encoder.
 
-Legend: B pairs of a batch, P products of a batch (P < B where products repeat, more where seen negatives join), D fused
-dimension.
+Legend: B pairs of a batch, P products of a batch (P < B where products repeat, more where seen negatives join), D width
+of the vectors.
+
+The batch may be that of several devices together: `distinct_products` then makes one of a product that came on two.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ def nt_xent(
     products: torch.Tensor,
     positives: torch.Tensor,
     *,
-    temperature: float,
+    temperature: float | torch.Tensor,
     not_negative: torch.Tensor | None = None,
     symmetric: bool = False,
 ) -> torch.Tensor:
@@ -28,7 +30,7 @@ def nt_xent(
         queries: `[B, D]`, L2-normalised.
         products: `[P, D]`, L2-normalised.
         positives: int64 `[B]`: row of `products` that belongs to each query.
-        temperature: Divides the cosines; smaller weighs the hardest negatives more.
+        temperature: Divides the cosines; smaller weighs the hardest negatives more. A tensor (scalar) learns.
         not_negative: bool `[B, P]`: True where a product must not count as a negative of a query. The positives count
             whatever it says. `shared_queries` makes one.
         symmetric: Also the cross entropy of each product's own query against the queries of other products, averaged
@@ -50,7 +52,7 @@ def nt_xent(
             f"queries {list(queries.shape)}, products {list(products.shape)}, positives {list(positives.shape)}: "
             "expected [B, D], [P, D], [B]"
         )
-    if temperature <= 0:
+    if isinstance(temperature, (int, float)) and temperature <= 0:
         raise ValueError(f"temperature is {temperature}: expected a positive number")
     scores = queries.float() @ products.float().T / temperature
     if not_negative is None:
@@ -82,3 +84,61 @@ def shared_queries(query_keys: torch.Tensor, positives: torch.Tensor, product_co
     same = (query_keys[:, None] == query_keys[None, :]).float()
     own = functional.one_hot(positives, product_count).float()
     return same @ own > 0
+
+
+def alignment(
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    positives: torch.Tensor,
+    *,
+    has_row: torch.Tensor,
+    has_column: torch.Tensor,
+    temperature: float | torch.Tensor,
+    not_negative: torch.Tensor,
+) -> torch.Tensor:
+    """Symmetric contrastive term between two kinds of vectors, over the pairs that have both.
+
+    One of the terms of "Bringing Multimodality to Amazon Visual Search System" (which are weighed against each other,
+    see `encoders/README.md`): `nt_xent` in both directions, as CLIP's own loss.
+
+    Args:
+        rows: `[B, D]`, L2-normalised: photos, say.
+        columns: `[P, D]`, L2-normalised: texts, say.
+        positives: int64 `[B]`: row of `columns` that belongs to each row.
+        has_row: bool `[B]`: which rows are there at all; the others count neither as positives nor as negatives.
+        has_column: bool `[P]`: the same of the columns.
+        temperature: As in `nt_xent`.
+        not_negative: bool `[B, P]`, as in `nt_xent`.
+
+    Returns:
+        A scalar; zero where no pair has both.
+    """
+    kept = has_row & has_column[positives]
+    if not kept.any():
+        return (rows.sum() + columns.sum()) * 0.0  # a loss that the gradient goes through, on every device alike
+    place = torch.cumsum(has_column.long(), 0) - 1
+    return nt_xent(
+        rows[kept],
+        columns[has_column],
+        place[positives[kept]],
+        temperature=temperature,
+        not_negative=not_negative[kept][:, has_column],
+        symmetric=True,
+    )
+
+
+def distinct_products(product_keys: torch.Tensor, own_keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each product once, where several devices' batches hold the same.
+
+    Args:
+        product_keys: int64 `[P]`; equal for rows of one product.
+        own_keys: int64 `[B]`: key of each pair's product, all among `product_keys`.
+
+    Returns:
+        Rows that stand for one product each, int64 `[distinct]`, by ascending key, and the place among them of each
+        pair's product, int64 `[B]`.
+    """
+    keys, order = torch.sort(product_keys, stable=True)
+    first = torch.ones_like(keys, dtype=torch.bool)
+    first[1:] = keys[1:] != keys[:-1]
+    return order[first], torch.searchsorted(keys[first], own_keys)

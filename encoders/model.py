@@ -8,11 +8,16 @@ Legend: B products or queries, D fused dimension, Dt and Di widths of text and p
 | clip | clip_text (image, for a picture) | image (clip_text, without a picture) |
 | 3tmm | query_text | product_fusion(document_text, image) |
 | 4tmm | query_fusion(query_text, clip_text) | product_fusion(document_text, image) |
+| match3 | image | product_fusion(document_text, image) |
+| match4 | image, query_text, or both by photo_text_fusion | product_fusion(document_text, image) |
+
+In match3 and match4 query and product side share the picture tower, and in match4 `query_text` is `document_text`
+itself: towers, projections and LayerNorms ("Bringing Multimodality to Amazon Visual Search System").
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from open_clip import CustomTextCLIP
@@ -22,15 +27,27 @@ from transformers import PreTrainedModel
 
 from encoders.architecture import EncoderArchitecture
 from encoders.errors import CheckpointError
-from encoders.fusion import ConcatFusion, MlpFusion, build_fusion
+from encoders.fusion import ConcatFusion, MlpFusion, PhotoTextFusion, SumFusion, build_fusion
 from encoders.image_tower import ClipTextTower, ImageTower, build_clip
 from encoders.text_tower import TextTower, build_backbone, tie_document_and_query
 
 Side = Literal["both", "query", "product"]
+_Tower = TypeVar("_Tower", bound=nn.Module)
 
 
 class EncoderModel(nn.Module):
     """Both sides of an encoder.
+
+    The vectors that alignment losses of match3 and match4 compare, each `[B, D]`, normalised, with gradients:
+
+        encode_query_image(pixels), encode_product_image(pixels)      the picture tower
+        encode_query_text(ids, mask)                                  match4
+        encode_product_text(ids, mask)
+
+    and those that search compares, made of them (normalised again):
+
+        fuse_product(text, has_text, image, has_image)                what the index holds
+        fuse_photo_text(text, image)                                  a query of both; a query of one is that vector
 
     Args:
         architecture: The shape.
@@ -51,26 +68,88 @@ class EncoderModel(nn.Module):
         self.query_text: TextTower | None = None
         self.image: ImageTower | None = None
         self.clip_text: ClipTextTower | None = None
-        self.product_fusion: ConcatFusion | MlpFusion | None = None
+        self.product_fusion: ConcatFusion | MlpFusion | SumFusion | None = None
         self.query_fusion: ConcatFusion | MlpFusion | None = None
+        self.photo_text_fusion: PhotoTextFusion | None = None
         if architecture.text is not None:
             text = architecture.text
             backbone = backbone if backbone is not None else build_backbone(text.config)
             self.document_text = TextTower(backbone, pooling=text.pooling, projection_dim=text.projection_dim)
-            self.query_text = tie_document_and_query(self.document_text)
+            if architecture.model == "match4":
+                self.query_text = self.document_text
+            elif architecture.model != "match3":
+                self.query_text = tie_document_and_query(self.document_text)
         if architecture.clip is not None:
             if clip is None:
                 clip = build_clip(architecture.clip.model_config, with_text=architecture.uses_clip_text)
             dim = architecture.clip.dim
-            self.image = ImageTower(clip.visual, architecture.clip.preprocessing, dim=dim)
+            self.image = ImageTower(
+                clip.visual,
+                architecture.clip.preprocessing,
+                dim=dim,
+                projection_dim=architecture.image_projection_dim,
+            )
             if architecture.uses_clip_text:
                 self.clip_text = ClipTextTower(clip.text, dim=dim)
-        if self.document_text is not None and self.image is not None:
+        if architecture.is_match:
+            fusion = architecture.fusion
+            self.product_fusion = SumFusion(architecture.dim, text_weight=fusion.product_text_weight)
+            if fusion.method == "mlp":
+                self.photo_text_fusion = PhotoTextFusion(architecture.dim, hidden=fusion.hidden)
+        elif self.document_text is not None and self.image is not None:
             widths = {"text_dim": self.document_text.dim, "image_dim": self.image.dim, "dim": architecture.dim}
             self.product_fusion = build_fusion(architecture.fusion, **widths)
             if self.clip_text is not None:
                 self.query_fusion = build_fusion(architecture.fusion, **widths)
         self.eval()
+
+    def encode_query_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Photo vectors `[B, D]`, normalised, of uint8 `[B, 3, S, S]` (match3, match4)."""
+        return functional.normalize(self._match_tower(self.image)(pixels), dim=-1)
+
+    def encode_query_text(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Query text vectors `[B, D]`, normalised, of token ids int64 `[B, L]` and mask bool `[B, L]` (match4)."""
+        return functional.normalize(self._match_tower(self.query_text)(ids, mask), dim=-1)
+
+    def encode_product_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Product picture vectors `[B, D]`, normalised, of uint8 `[B, 3, S, S]` (match3, match4): `encode_query_image`
+        by another name, the tower is shared.
+        """
+        return self.encode_query_image(pixels)
+
+    def encode_product_text(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Product text vectors `[B, D]`, normalised, of token ids and mask `[B, L]` (match3, match4)."""
+        return functional.normalize(self._match_tower(self.document_text)(ids, mask), dim=-1)
+
+    def fuse_photo(self, image: torch.Tensor) -> torch.Tensor:
+        """Query vectors `[B, D]`, normalised, of photos alone: the product side, its text missing.
+
+        Args:
+            image: `[B, Di]` of the picture tower.
+        """
+        fusion = self.product_fusion
+        text_dim = fusion.text_dim if fusion is not None else image.shape[1]
+        text = torch.zeros(len(image), text_dim, device=image.device)
+        there = torch.ones(len(image), dtype=torch.bool, device=image.device)
+        return self.fuse_product(text, ~there, image, there)
+
+    def fuse_photo_text(
+        self, text: torch.Tensor, image: torch.Tensor, *, image_weight: float | None = None
+    ) -> torch.Tensor:
+        """Vectors `[B, D]`, normalised, of queries that are photo and text, of any model.
+
+        The weighted sum of both vectors; a model with `photo_text_fusion` adds what that has learned.
+
+        Args:
+            text: `[B, D]`, normalised: the queries' vectors by their text alone.
+            image: `[B, D]`, normalised: the same by their photo alone.
+            image_weight: 0 to 1; None: that of the architecture.
+        """
+        weight = self.architecture.image_weight if image_weight is None else image_weight
+        fused = (1.0 - weight) * text + weight * image
+        if self.photo_text_fusion is not None:
+            fused = fused + self.photo_text_fusion(text, image)
+        return functional.normalize(fused, dim=-1)
 
     def fuse_product(
         self, text: torch.Tensor, has_text: torch.Tensor, image: torch.Tensor, has_image: torch.Tensor
@@ -101,7 +180,7 @@ class EncoderModel(nn.Module):
         if side == "query":
             self.document_text = None
         if side == "product":
-            self.query_text, self.query_fusion = None, None
+            self.query_text, self.query_fusion, self.photo_text_fusion = None, None, None
             if self.architecture.model == "4tmm":
                 self.clip_text = None
         return self
@@ -114,9 +193,8 @@ class EncoderModel(nn.Module):
         if side == "query":
             return {name: tensor for name, tensor in state.items() if not name.startswith("document_text.")}
         if side == "product":
-            return {
-                name: tensor for name, tensor in state.items() if not name.startswith(("query_text.", "query_fusion."))
-            }
+            query_only = ("query_text.", "query_fusion.", "photo_text_fusion.")
+            return {name: tensor for name, tensor in state.items() if not name.startswith(query_only)}
         own: dict[str, torch.Tensor] = {}
         for name, tensor in state.items():
             twin = (
@@ -125,6 +203,12 @@ class EncoderModel(nn.Module):
             if twin is None or twin.data_ptr() != tensor.data_ptr():
                 own[name] = tensor
         return own
+
+    def _match_tower(self, tower: _Tower | None) -> _Tower:
+        """The tower, of a model whose towers all end in the space of the vectors; raises ValueError elsewhere."""
+        if tower is None or not self.architecture.is_match:
+            raise ValueError(f"a {self.architecture.model} encoder has no such vectors: expected match3 or match4")
+        return tower
 
     def load_weights(self, weights: dict[str, torch.Tensor], *, side: Side, where: str) -> None:
         """Takes over the tensors of `weights(side)`; raises CheckpointError naming what is missing or does not fit."""

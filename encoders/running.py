@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from encoders.compiling import compile_tower
 from encoders.image_tower import ClipTextTower, ImageTower
 from encoders.preprocessing import ImagePreprocessing, resize_picture
 from encoders.text_tower import TextTower
@@ -41,6 +42,11 @@ class TextRunner:
         """Tokenizes T texts; needs no device."""
         return self._tokenizer.tokenize(texts)
 
+    def compile(self) -> None:
+        """Compiles the tower; raises EncoderConfigError where that cannot be done."""
+        ids = torch.zeros((2, 3), dtype=torch.int64, device=self._device)
+        self._tower = compile_tower(self._tower, ids, torch.ones_like(ids, dtype=torch.bool))
+
     @torch.inference_mode()
     def run(self, texts: Sequence[str] | TokenizedTexts) -> torch.Tensor:
         """Encodes T texts in batches of like length; float32 `[T, D]` on the device, in the order given."""
@@ -70,6 +76,13 @@ class ImageRunner:
         self._tower = tower
         self._device = device
         self._batch_size = batch_size
+
+    def compile(self) -> None:
+        """Compiles the tower; raises EncoderConfigError where that cannot be done."""
+        size = self.preprocessing.size
+        self._tower = compile_tower(
+            self._tower, torch.zeros((2, 3, size, size), dtype=torch.uint8, device=self._device)
+        )
 
     def run(self, pixels: np.ndarray) -> torch.Tensor:
         """Encodes pixels uint8 `[P, 3, S, S]`; float32 `[P, D]` on the device. Raises ValueError on another shape."""

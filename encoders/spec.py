@@ -12,19 +12,22 @@ from typing import Literal, get_args
 
 from encoders.errors import EncoderConfigError
 
-ModelName = Literal["bibert", "clip", "3tmm", "4tmm"]
-FusionMethod = Literal["none", "concat", "alpha", "mlp"]
-Pooling = Literal["mean", "cls"]
+ModelName = Literal["bibert", "clip", "3tmm", "4tmm", "match3", "match4"]
+FusionMethod = Literal["none", "concat", "alpha", "mlp", "sum"]
+Pooling = Literal["mean", "cls", "eos"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
-_FUSIONS_OF_MODEL: dict[str, tuple[FusionMethod, ...]] = {
+FUSIONS_OF_MODEL: dict[str, tuple[FusionMethod, ...]] = {
     "bibert": ("none",),
     "clip": ("none",),
     "3tmm": ("mlp",),
     "4tmm": ("concat", "alpha", "mlp"),
+    "match3": ("sum",),
+    "match4": ("sum", "mlp"),
 }
-_NEEDS_TEXT_TOWER = ("bibert", "3tmm", "4tmm")
-_NEEDS_CLIP_TOWER = ("clip", "3tmm", "4tmm")
+MATCH_MODELS = ("match3", "match4")
+NEEDS_TEXT_TOWER = ("bibert", "3tmm", "4tmm", *MATCH_MODELS)
+NEEDS_CLIP_TOWER = ("clip", "3tmm", "4tmm", *MATCH_MODELS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,19 +39,21 @@ class TowerSpec:
         checkpoint: A hub name (`sentence-transformers/all-MiniLM-L6-v2`; `ViT-B-32/laion2b_s34b_b79k` or
             `hf-hub:org/name` for open_clip), a local folder, `package://NAME/path`, or any fsspec folder.
             `random:ViT-B-32?seed=0` (open_clip only) draws weights from a seed: for benchmarks, never for search.
-        pooling: How token vectors become one text vector (transformers only).
+        pooling: How token vectors become one text vector (transformers only): their `mean`, the first (`cls`) or the
+            last (`eos`). Null: as the checkpoint states in `1_Pooling/config.json`, mean where it states nothing.
         max_tokens: Longer texts are cut to this many tokens, special tokens included (transformers only: open_clip
             text towers bring their own context length).
     """
 
     library: Literal["transformers", "open_clip"]
     checkpoint: str
-    pooling: Pooling = "mean"
+    pooling: Pooling | None = None
     max_tokens: int = 64
 
     def __post_init__(self) -> None:
         _check_choice("library", self.library, ("transformers", "open_clip"))
-        _check_choice("pooling", self.pooling, get_args(Pooling))
+        if self.pooling is not None:
+            _check_choice("pooling", self.pooling, get_args(Pooling))
         if not self.checkpoint:
             raise EncoderConfigError("checkpoint is empty: expected a hub name, a folder or a URI")
         if self.max_tokens < 3:
@@ -57,17 +62,24 @@ class TowerSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FusionSpec:
-    """How a product's text vector and picture vector become one.
+    """How a text vector and a picture vector become one.
 
     Attributes:
-        method: `none` for models of one tower a side, `concat`, `alpha` (weighted concatenation) or `mlp`.
+        method: `none` for models of one tower a side, `concat`, `alpha` (weighted concatenation) or `mlp` for a
+            product's text and picture. `sum` for match3 and match4, where a product is always the weighted sum of its
+            two vectors; a query of photo and text is one too, or in match4 the sum and what a trained `mlp` adds.
         alpha: Weight of the text half in `alpha`; the picture half gets `1 - alpha`.
         hidden: Width of the hidden layer of `mlp`.
+        dim: Width of the space that the towers of match3 and match4 share; null for that of the picture tower.
+        product_text_weight: Weight of the text in a product's sum (match3, match4), 0 up to 1; the picture gets the
+            rest. 0 indexes pictures alone: the text is read of products without one.
     """
 
     method: FusionMethod = "none"
     alpha: float = 0.5
     hidden: int = 512
+    dim: int | None = None
+    product_text_weight: float = 0.3
 
     def __post_init__(self) -> None:
         _check_choice("fusion.method", self.method, get_args(FusionMethod))
@@ -75,6 +87,12 @@ class FusionSpec:
             raise EncoderConfigError(f"fusion.alpha is {self.alpha}: expected a number between 0 and 1, both excluded")
         if self.hidden < 1:
             raise EncoderConfigError(f"fusion.hidden is {self.hidden}: expected 1 or more")
+        if self.dim is not None and self.dim < 1:
+            raise EncoderConfigError(f"fusion.dim is {self.dim}: expected 1 or more")
+        if not 0.0 <= self.product_text_weight < 1.0:
+            raise EncoderConfigError(
+                f"fusion.product_text_weight is {self.product_text_weight}: expected a number from 0 up to 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,15 +101,18 @@ class EncoderConfig:
 
     Attributes:
         uri: A saved encoder folder: local path, `package://NAME/path`, or fsspec URI.
-        model: `bibert`, `clip`, `3tmm` or `4tmm`, together with its towers below.
-        text_tower: The BERT tower (bibert, 3tmm, 4tmm).
-        clip_tower: The open_clip model (clip, 3tmm, 4tmm); its text tower is used by clip and 4tmm.
-        fusion: How text and picture become one vector (3tmm: mlp; 4tmm: concat, alpha or mlp).
+        model: `bibert`, `clip`, `3tmm`, `4tmm`, `match3` or `match4`, together with its towers below.
+        text_tower: The BERT tower (all but clip).
+        clip_tower: The open_clip model (all but bibert); its text tower is used by clip and 4tmm.
+        fusion: How text and picture become one vector (3tmm: mlp; 4tmm: concat, alpha or mlp; match3: sum; match4: sum
+            or mlp).
         image_weight: Query of picture and text: weight of the picture's vector, 0 to 1. None: what the saved encoder
             says, else 0.5.
         batch_size: Texts or pictures per forward pass: memory of the device against speed.
         device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
         precision: Number format of the towers' weights and activations; vectors are float32 whatever it is.
+        compile: Run the product side's towers through torch.compile: a minute more at the start of each process, faster
+            batches on a GPU. Vectors differ in the last digits.
     """
 
     uri: str | None = None
@@ -103,6 +124,7 @@ class EncoderConfig:
     batch_size: int = 64
     device: str = "auto"
     precision: Precision = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if (self.uri is None) == (self.model is None):
@@ -132,8 +154,8 @@ def _check_towers(config: EncoderConfig, model: ModelName) -> None:
     """Raises unless exactly the towers and the fusion that the model needs are there."""
     _check_choice("encoder.model", model, get_args(ModelName))
     for key, tower, users, library in (
-        ("encoder.text_tower", config.text_tower, _NEEDS_TEXT_TOWER, "transformers"),
-        ("encoder.clip_tower", config.clip_tower, _NEEDS_CLIP_TOWER, "open_clip"),
+        ("encoder.text_tower", config.text_tower, NEEDS_TEXT_TOWER, "transformers"),
+        ("encoder.clip_tower", config.clip_tower, NEEDS_CLIP_TOWER, "open_clip"),
     ):
         if model in users and tower is None:
             raise EncoderConfigError(f"{key} is missing: encoder.model {model} needs one from {library}")
@@ -143,11 +165,19 @@ def _check_towers(config: EncoderConfig, model: ModelName) -> None:
             )
         if tower is not None and tower.library != library:
             raise EncoderConfigError(f"{key}.library is {tower.library!r}: expected {library!r}")
-    allowed = _FUSIONS_OF_MODEL[model]
+    allowed = FUSIONS_OF_MODEL[model]
     if config.fusion.method not in allowed:
         raise EncoderConfigError(
             f"encoder.fusion.method is {config.fusion.method!r}: encoder.model {model} expects {' or '.join(allowed)}"
         )
+    plain = FusionSpec()
+    for key in ("dim", "product_text_weight"):
+        value = getattr(config.fusion, key)
+        if model not in MATCH_MODELS and value != getattr(plain, key):
+            raise EncoderConfigError(
+                f"encoder.fusion.{key} is {value}: it is a setting of {' and '.join(MATCH_MODELS)}, and encoder.model "
+                f"is {model}; remove it"
+            )
 
 
 def _check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:

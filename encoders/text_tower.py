@@ -25,7 +25,7 @@ class TextTower(nn.Module):
 
     Args:
         backbone: A BERT-like model; its own pooler, where it has one, is dropped.
-        pooling: `mean` over the text's tokens, or `cls`: the first token.
+        pooling: `mean` over the text's tokens, `cls`: the first token, `eos`: the last.
         projection_dim: Width D of the projection; None leaves the pooled vector as it is (D = H).
     """
 
@@ -44,6 +44,8 @@ class TextTower(nn.Module):
         states = self.backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         if self.pooling == "cls":
             pooled = states[:, 0]
+        elif self.pooling == "eos":
+            pooled = states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
         else:
             # Summed in float32: half precision loses digits over long texts.
             weights = mask.unsqueeze(-1).float()

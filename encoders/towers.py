@@ -24,15 +24,24 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from encoders.architecture import ClipArchitecture, TextArchitecture
-from encoders.checkpoint import file_sha256, hub_folder, local_folder, read_config, safetensors_files
+from encoders.checkpoint import CONVERT_PICKLE, file_sha256, hub_folder, local_folder, read_config, safetensors_files
 from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.image_tower import build_clip
 from encoders.preprocessing import ImagePreprocessing
-from encoders.spec import TowerSpec
+from encoders.spec import Pooling, TowerSpec
 from encoders.text_tower import check_max_tokens
 from encoders.tokenizing import ClipTokenizer, FastTokenizer, FolderClipTokenizer, load_clip_tokenizer
 
 _CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
+# By sentence-transformers' names, of now and of its older releases.
+_POOLINGS: dict[str, Pooling] = {
+    "mean": "mean",
+    "pooling_mode_mean_tokens": "mean",
+    "cls": "cls",
+    "pooling_mode_cls_token": "cls",
+    "lasttoken": "eos",
+    "pooling_mode_lasttoken": "eos",
+}
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json")
 
 
@@ -142,10 +151,9 @@ def find_text_checkpoint(spec: TowerSpec) -> TextCheckpoint:
     if "model_type" not in config or "hidden_size" not in config:
         raise CheckpointError(f"{folder}/config.json names no model_type and hidden_size: expected a BERT-like encoder")
     check_max_tokens(spec.max_tokens, config)
-    _check_sentence_transformer(folder, spec)
     return TextCheckpoint(
         folder=folder,
-        architecture=TextArchitecture(config=config, pooling=spec.pooling, max_tokens=spec.max_tokens),
+        architecture=TextArchitecture(config=config, pooling=_pooling(folder, spec), max_tokens=spec.max_tokens),
         weight_files=tuple(safetensors_files(folder)),
     )
 
@@ -196,7 +204,8 @@ def _builtin_checkpoint(name: str, tag: str, *, with_text: bool) -> ClipCheckpoi
     repository = "/".join(tag_config.get("hf_hub", "").split("/")[:2])
     if not repository:
         raise CheckpointError(
-            f"open_clip offers {name}/{tag} as a pickle only: expected safetensors; convert it and give a folder"
+            f"open_clip offers {name}/{tag} as a pickle only: expected safetensors. {CONVERT_PICKLE}; give the folder "
+            "with it and an open_clip_config.json as the checkpoint"
         )
     named = Path(tag_config["hf_hub"]).stem if not tag_config["hf_hub"].endswith("/") else ""
     wanted = [*_CLIP_WEIGHTS, *([f"{named}.safetensors"] if named else [])]
@@ -241,19 +250,28 @@ def _clip_architecture(model_config: dict[str, Any], preprocess: dict[str, Any])
     return ClipArchitecture(model_config=json.loads(json.dumps(config)), preprocessing=preprocessing)
 
 
-def _check_sentence_transformer(folder: Path, spec: TowerSpec) -> None:
+def _pooling(folder: Path, spec: TowerSpec) -> Pooling:
     """A sentence-transformers folder says how its vectors are made: raises where the tower would make others."""
-    if (folder / "1_Pooling" / "config.json").is_file():
-        pooling = read_config(folder / "1_Pooling" / "config.json")
-        says = {"mean": pooling.get("pooling_mode_mean_tokens"), "cls": pooling.get("pooling_mode_cls_token")}
-        if not says[spec.pooling]:
-            right = next((name for name, on in says.items() if on), None)
-            advice = f"set text_tower.pooling: {right}" if right else "this checkpoint cannot be used"
-            raise EncoderConfigError(
-                f"text_tower.pooling is {spec.pooling!r}, but {folder} was trained with another: {advice}"
-            )
     if any(path.name.endswith("_Dense") for path in folder.iterdir()):
         raise CheckpointError(f"{folder} ends in a Dense layer, which is not supported: expected pooling alone")
+    if not (folder / "1_Pooling" / "config.json").is_file():
+        return spec.pooling or "mean"
+    values = read_config(folder / "1_Pooling" / "config.json")
+    # One key names the mode, or a switch for each mode stands on or off, in folders of older releases.
+    modes = values.get("pooling_mode") or [key for key, on in values.items() if key.startswith("pooling_mode_") and on]
+    modes = [modes] if isinstance(modes, str) else modes
+    stated = _POOLINGS.get(modes[0]) if len(modes) == 1 else None
+    if stated is None:
+        raise CheckpointError(
+            f"{folder} pools its tokens by {' and '.join(modes) or 'nothing'}: expected one of mean, cls and "
+            "lasttoken; this checkpoint cannot be used"
+        )
+    if spec.pooling not in (None, stated):
+        raise EncoderConfigError(
+            f"text_tower.pooling is {spec.pooling!r}, but {folder} was trained with another: set text_tower.pooling: "
+            f"{stated}, or leave it out"
+        )
+    return stated
 
 
 @contextmanager

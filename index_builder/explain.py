@@ -6,7 +6,7 @@ from index_builder import planner
 from index_builder.memory import estimate_memory, rows_per_add
 from index_builder.planner import plan_sample
 from index_builder.refine_plan import BYTES_PER_DIM, plan_refinement
-from index_builder.spec import IndexConfig, IndexSpec, RefineKind
+from index_builder.spec import IndexConfig, IndexSpec
 
 
 def explain_index(config: IndexConfig, spec: IndexSpec, rows: int) -> tuple[str, ...]:
@@ -25,9 +25,11 @@ def explain_index(config: IndexConfig, spec: IndexSpec, rows: int) -> tuple[str,
         lines.append(_lists(spec, rows, automatic=automatic))
         lines.append(_quantizer(spec))
         lines.append(_code(config, spec, automatic=automatic))
-        refine = plan_refinement(config, spec)
-        if refine != "none":
-            lines.append(_refinement(config, spec, refine))
+    if (kind := plan_refinement(config, spec)) != "none":
+        lines.append(
+            f"refined: {BYTES_PER_DIM[kind] * spec.dim:,} bytes a product more ({kind}) to re-rank candidates from; "
+            + ("index.bytes_per_vector has room for it" if config.refine == "auto" else "as index.refine asks")
+        )
     sample = plan_sample(config, spec, rows)
     lines.append(_shards(config, spec, rows))
     if not spec.exact:
@@ -53,16 +55,6 @@ def _whole(config: IndexConfig, spec: IndexSpec, rows: int) -> str:
             "well below a millisecond and misses nothing"
         )
     return f"{spec.factory}: planned from {rows:,} products of {spec.dim} dimensions"
-
-
-def _refinement(config: IndexConfig, spec: IndexSpec, kind: RefineKind) -> str:
-    size = BYTES_PER_DIM[kind] * spec.dim
-    why = (
-        f"index.bytes_per_vector has room for them beside {spec.code_bytes} of the code"
-        if config.refine == "auto"
-        else "as index.refine asks, beside the code"
-    )
-    return f"refinement {kind}: candidates are re-ranked from {size} bytes a vector in a second, mapped file; {why}"
 
 
 def _rotation(spec: IndexSpec) -> str:

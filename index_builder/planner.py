@@ -80,6 +80,7 @@ def _planned(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
         return spec
     if rows < EXACT_BELOW_ROWS:
         return _exact(dim)
+    config = replace(config, bytes_per_vector=code_budget(config, dim))
     spec = _auto_code(config, dim)
     lists = _auto_lists(rows)
     trainable = config.memory_budget_mb * 1_000_000 // training_row_bytes(spec)
@@ -90,7 +91,6 @@ def _planned(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
 
 def _auto_code(config: IndexConfig, dim: int) -> IndexSpec:
     """Rotation and code of an `auto` index, with one list."""
-    config = replace(config, bytes_per_vector=code_budget(config, dim))
     spec = IndexSpec(dim=dim, rotation_dim=dim, lists=1, code="flat")
     if config.bytes_per_vector >= spec.code_bytes:
         return spec

@@ -38,6 +38,11 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"--image {arguments.image}: the {encoder.model} encoder of {reader.manifest.version} reads only text"
         )
+    if arguments.text is not None and not encoder.accepts_text:
+        raise ConfigError(
+            f"{arguments.text!r}: the {encoder.model} encoder of {reader.manifest.version} reads only pictures: "
+            "expected --image"
+        )
     vectors = encoder.encode(texts=None if arguments.text is None else [arguments.text], images=images)
     result = reader.search(vectors, arguments.k)
     print_result(reader, result, title=_title(arguments))

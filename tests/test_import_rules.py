@@ -26,8 +26,8 @@ FORBIDDEN: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("encoders", "pipelines", "run_configs", "tests", "torch", "transformers", "open_clip", "apache_beam"),
     ),
     ("pipelines", ("tests", "faiss", "torch", "torchvision", "transformers", "open_clip", "tokenizers", "safetensors")),
-    ("pipelines", ("lightning",)),
-    ("index_builder", ("lightning", "safetensors", "tokenizers", "torchvision")),
+    ("pipelines", ("lightning", "onnx", "onnxruntime")),
+    ("index_builder", ("lightning", "onnx", "onnxruntime", "safetensors", "tokenizers", "torchvision")),
     # Reading a catalog is plain functions: testable, and usable on any machine that has no Beam.
     (
         "pipelines.catalog",

@@ -1,175 +1,152 @@
-"""Batches of training pairs: tokens and pixels for one step.
+"""Batches of training pairs for one step, and of products or queries for validation.
 
-Legend: B pairs of a batch, P products of the batch (those of the pairs, and the seen negatives), L tokens, S side of a
-picture in pixels.
+Legend: B pairs of a batch, P products of the batch (those of the pairs, and the seen negatives).
 
 Pictures are decoded batch by batch. A product without text or picture, or with a picture that cannot be decoded, trains
-what stands for the missing half.
+what stands for the missing half. A pair whose query is left with nothing (its picture cannot be read) is left out.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from encoders.errors import EncoderConfigError
-from encoders.preprocessing import ImagePreprocessing, resize_picture
+from encoders.errors import TrainingError
 from encoders.saved_folder import EncoderParts
-from encoders.tokenizing import TextTokenizer
+from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs, moved
 from encoders.training.pairs import TrainingPairs
+from encoders.training.pictures import Decoder, decode_with_pillow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairBatch:
-    """One step's inputs; tokens are (ids int64 `[., L]`, mask bool `[., L]`), None where the model has no such tower.
+    """One step's inputs.
 
     Attributes:
-        query_tokens: Of B queries, for the BERT tower.
-        query_clip_tokens: Of B queries, for CLIP's text tower.
-        text_tokens: Of P product texts.
-        has_text: bool `[P]`.
-        pixels: uint8 `[P, 3, S, S]`, zeros where missing; None for a model without pictures.
-        has_image: bool `[P]`.
-        query_keys: int64 `[B]`; equal for equal query texts.
+        queries: B queries.
+        products: P products.
         positives: int64 `[B]`: row, among the P, of each pair's product.
+        query_keys: int64 `[B]`; equal for equal queries.
+        query_text_keys: int64 `[B]`; equal for equal query texts.
+        product_keys: int64 `[P]`; equal for the same product, on whatever device.
+        text_keys: int64 `[P]`; equal for products of equal text.
     """
 
-    query_tokens: tuple[torch.Tensor, torch.Tensor] | None
-    query_clip_tokens: tuple[torch.Tensor, torch.Tensor] | None
-    text_tokens: tuple[torch.Tensor, torch.Tensor]
-    has_text: torch.Tensor
-    pixels: torch.Tensor | None
-    has_image: torch.Tensor
-    query_keys: torch.Tensor
+    queries: QueryInputs
+    products: ProductInputs
     positives: torch.Tensor
+    query_keys: torch.Tensor
+    query_text_keys: torch.Tensor
+    product_keys: torch.Tensor
+    text_keys: torch.Tensor
 
     def to(self, device: torch.device, non_blocking: bool = False) -> PairBatch:
         """The batch on another device; Lightning calls this."""
-
-        def move(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(move(item) for item in value)
-            return value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
-
-        return PairBatch(**{item.name: move(getattr(self, item.name)) for item in fields(self)})
+        return moved(self, device, non_blocking)
 
 
 class PairDataset(Dataset):
-    """Batches of pairs, made from lists of rows."""
+    """Batches of pairs, made from lists of places among its rows.
 
-    def __init__(self, pairs: TrainingPairs, rows: np.ndarray, parts: EncoderParts) -> None:
-        architecture = parts.model.architecture
+    Args:
+        pairs: All pairs.
+        rows: int64: the pairs of this dataset.
+        parts: The encoder that is trained.
+        decode: Decodes pictures.
+    """
+
+    def __init__(
+        self, pairs: TrainingPairs, rows: np.ndarray, parts: EncoderParts, *, decode: Decoder = decode_with_pillow
+    ) -> None:
         self._pairs, self._rows = pairs, rows
-        self._tokenizer, self._clip_tokenizer = parts.tokenizer, parts.clip_tokenizer
-        document_tokenizer: TextTokenizer | None = parts.tokenizer or parts.clip_tokenizer
-        if document_tokenizer is None:
-            raise EncoderConfigError(
-                f"an encoder of model {architecture.model!r} without a tokenizer cannot be trained"
-            )
-        self._document_tokenizer = document_tokenizer
-        self._preprocessing = architecture.clip.preprocessing if architecture.clip else None
+        self.make = InputMaker(parts, decode)
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def __getitem__(self, places: Sequence[int]) -> PairBatch:
-        """Makes the batch of these places."""
-        pairs, rows = self._pairs, self._rows[np.asarray(places)]
-        queries = [pairs.queries[row] for row in rows]
-        negatives = pairs.negative_rows[rows].reshape(-1)
-        own = pairs.product_rows[rows]
-        products = np.unique(np.concatenate([own, negatives[negatives >= 0]]))
-        texts = [pairs.texts[row] for row in products]
-        pixels, has_image = self._pixels(products)
-        return PairBatch(
-            query_tokens=_tokens(self._tokenizer, queries) if self._tokenizer else None,
-            query_clip_tokens=_tokens(self._clip_tokenizer, queries) if self._clip_tokenizer else None,
-            text_tokens=_tokens(self._document_tokenizer, [text or "" for text in texts]),
-            has_text=torch.tensor([text is not None for text in texts]),
-            pixels=pixels,
-            has_image=has_image,
-            query_keys=torch.from_numpy(pairs.query_keys[rows]),
-            positives=torch.from_numpy(np.searchsorted(products, own)),
-        )
 
     @property
     def product_rows(self) -> np.ndarray:
         """int64: the product of each pair of the dataset."""
         return self._pairs.product_rows[self._rows]
 
-    def _pixels(self, products: np.ndarray) -> tuple[torch.Tensor | None, torch.Tensor]:
-        if self._preprocessing is None:
-            return None, torch.zeros(len(products), dtype=torch.bool)
-        size = self._preprocessing.size
-        pixels = np.zeros((len(products), 3, size, size), np.uint8)
-        has_image = np.zeros(len(products), bool)
-        for place, data in enumerate(self._pairs.pictures.take(pa.array(products)).to_pylist()):
-            picture = _decode(data, self._preprocessing) if data else None
-            if picture is not None:
-                pixels[place], has_image[place] = picture, True
-        return torch.from_numpy(pixels), torch.from_numpy(has_image)
+    def __getitem__(self, places: Sequence[int]) -> PairBatch:
+        """Makes the batch of these places.
+
+        Raises:
+            TrainingError: Not one of their queries can be read.
+        """
+        pairs, rows = self._pairs, self._rows[np.asarray(places)]
+        queries = self._queries_of(rows)
+        readable = (queries.has_text | queries.has_image).numpy()
+        if not readable.all():
+            rows = rows[readable]
+            if not len(rows):
+                raise TrainingError(
+                    f"none of the {len(places)} queries of a batch can be read: expected a text, or a picture that can "
+                    "be decoded; check data.query_field, query_image_field and image_root"
+                )
+            queries = self._queries_of(rows)
+        negatives = pairs.negative_rows[rows].reshape(-1)
+        own = pairs.product_rows[rows]
+        products = np.unique(np.concatenate([own, negatives[negatives >= 0]]))
+        return PairBatch(
+            queries=queries,
+            products=self.products(products),
+            positives=torch.from_numpy(np.searchsorted(products, own)),
+            query_keys=torch.from_numpy(pairs.query_keys[rows]),
+            query_text_keys=torch.from_numpy(pairs.query_text_keys[rows]),
+            product_keys=torch.from_numpy(products),
+            text_keys=torch.from_numpy(pairs.text_keys[products]),
+        )
+
+    def queries(self, places: np.ndarray) -> QueryInputs:
+        """The inputs of the queries of pairs by their places."""
+        return self._queries_of(self._rows[places])
+
+    def products(self, rows: np.ndarray) -> ProductInputs:
+        """The inputs of products by their rows."""
+        store = self._pairs.products
+        texts = [None if self._pairs.hides_texts else store.texts[row] for row in rows]
+        return self.make.products(texts, store.pictures.take(rows) if self.make.reads_pictures else [None] * len(rows))
+
+    def _queries_of(self, rows: np.ndarray) -> QueryInputs:
+        pictures = self._pairs.query_pictures
+        wanted = pictures is not None and self.make.reads_pictures
+        return self.make.queries(
+            [self._pairs.queries[row] for row in rows], pictures.take(rows) if wanted and pictures else None
+        )
 
 
-class ProductOrder(Sampler[list[int]]):
-    """Batches of pairs in an order drawn anew each epoch, the pairs of a product next to each other.
+class ProductDataset(Dataset):
+    """Batches of products, made from lists of places among `rows` of the products of `pairs`."""
 
-    A batch holds each of its products once, so pairs that share one save a pass through the towers; the products, and
-    with them the negatives, are drawn at random.
-
-    Args:
-        product_rows: int64: the product of each pair.
-        batch_size: Pairs of a batch. The last pairs of an epoch that fill no batch are left out: a short batch has few
-            negatives, and so another loss than the rest.
-        seed: Of the orders.
-    """
-
-    def __init__(self, product_rows: np.ndarray, *, batch_size: int, seed: int) -> None:
-        self._product_rows = product_rows
-        self._batch_size = min(batch_size, len(product_rows))
-        self._generator = np.random.default_rng(seed)
+    def __init__(self, pairs: PairDataset, rows: np.ndarray) -> None:
+        self._pairs, self._rows = pairs, rows
 
     def __len__(self) -> int:
-        return len(self._product_rows) // self._batch_size
+        return len(self._rows)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        rank = self._generator.permutation(int(self._product_rows.max()) + 1)
-        order = np.argsort(rank[self._product_rows], kind="stable")
-        for batch in range(len(self)):
-            yield order[batch * self._batch_size : (batch + 1) * self._batch_size].tolist()
+    def __getitem__(self, places: Sequence[int]) -> ProductInputs:
+        return self._pairs.products(self._rows[np.asarray(places)])
 
 
-def batches(dataset: PairDataset, *, batch_size: int, shuffle_seed: int | None, workers: int) -> DataLoader:
-    """Loads a dataset batch by batch, in orders drawn from the seed (None: as they stand, the last batch short)."""
-    if shuffle_seed is None:
-        sampler: Sampler = BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
-    else:
-        sampler = ProductOrder(dataset.product_rows, batch_size=batch_size, seed=shuffle_seed)
+def load(dataset: Dataset, order: Iterable[list[int]], *, workers: int) -> DataLoader:
+    """Loads a dataset batch by batch, in the order given, on processes that run ahead (0: none)."""
     return DataLoader(
         dataset,
-        sampler=sampler,
+        sampler=order,
         batch_size=None,
         num_workers=workers,
-        persistent_workers=workers > 0,
         multiprocessing_context="spawn" if workers else None,
+        # Its own, so that making an iterator draws nothing from the generator of dropout.
+        generator=torch.Generator(),
     )
 
 
-def _tokens(tokenizer: TextTokenizer, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    ids, mask = tokenizer.tokenize(texts).padded()
-    return torch.from_numpy(ids), torch.from_numpy(mask)
-
-
-def _decode(data: bytes, preprocessing: ImagePreprocessing) -> np.ndarray | None:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return resize_picture(image.convert("RGB"), preprocessing)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-        return None  # trains the missing picture's vector, as at serving time
+def in_order(size: int, batch_size: int) -> BatchSampler:
+    """Places from 0 to `size` as they stand, the last batch short."""
+    return BatchSampler(range(size), batch_size, drop_last=False)

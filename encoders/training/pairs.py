@@ -1,19 +1,20 @@
-"""Training pairs, read from Parquet: queries, and their products with texts and encoded pictures, each product once."""
+"""Training pairs, read from Parquet: queries, and the products that belong to them."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from encoders.errors import CheckpointError, EncoderConfigError
-from encoders.training.config import PairsConfig
+from encoders.errors import EncoderConfigError
+from encoders.training.pairs_config import PairsConfig
+from encoders.training.pairs_tables import read_tables
+from encoders.training.pictures import EncodedPictures
+from encoders.training.products import ProductReader, TrainingProducts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,125 +22,192 @@ class TrainingPairs:
     """Pairs and their products, each product once.
 
     Attributes:
-        queries: Query texts.
-        query_keys: int64; equal for equal texts.
+        queries: Query texts, None where a query has none.
+        query_pictures: Query pictures; None where no query has one.
+        query_keys: int64; equal for equal queries.
+        query_text_keys: int64; equal for equal query texts.
         product_rows: int64; the product of each pair.
         negative_rows: For each pair the products of its seen negatives, -1 padded: int64 `[pairs, most]`.
-        product_ids: Ids of the products.
-        texts: Text of each product, None where it has none.
-        pictures: Encoded picture of each product, null where it has none.
+        products: The products.
+        text_keys: int64; equal for products of equal text.
+        hides_texts: Whether the products are to be found by their pictures alone, because their texts are the queries.
+        validation_start: First of the pairs that came as validation pairs; None where some are to be chosen.
     """
 
-    queries: list[str]
+    queries: list[str | None]
+    query_pictures: EncodedPictures | None
     query_keys: np.ndarray
+    query_text_keys: np.ndarray
     product_rows: np.ndarray
     negative_rows: np.ndarray
-    product_ids: list[str]
-    texts: list[str | None]
-    pictures: pa.Array
+    products: TrainingProducts
+    text_keys: np.ndarray
+    hides_texts: bool = False
+    validation_start: int | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
 
     def split(self, validation_share: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and rows to validate on, int64; all pairs of a product fall on one side, whatever the
-        order.
+        order, unless the validation pairs were given.
         """
-        shares = np.array([zlib.crc32(product_id.encode()) / 2**32 for product_id in self.product_ids])
+        if self.validation_start is not None:
+            return np.arange(self.validation_start), np.arange(self.validation_start, len(self))
+        shares = np.array([zlib.crc32(product_id.encode()) / 2**32 for product_id in self.products.product_ids])
         held_out = shares[self.product_rows] < validation_share
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def read_pairs(config: PairsConfig) -> TrainingPairs:
-    """Reads the pairs.
+def read_pairs(config: PairsConfig, read_products: ProductReader | None = None) -> TrainingPairs:
+    """Reads the pairs and their products.
+
+    Args:
+        config: The `data:` section.
+        read_products: Reads the catalog; None takes the products from the pairs' own files.
 
     Raises:
-        EncoderConfigError: A column is missing or of the wrong kind, or a seen negative names no product of the data.
+        EncoderConfigError: No pairs, a column is missing or of the wrong kind, or a product is not known.
         CheckpointError: Nothing is at `data.uri`, or it is no Parquet.
     """
-    table = _read_table(config)
-    if not len(table):
-        raise EncoderConfigError(f"data.uri is {config.uri!r}: no pair has a query and a product id")
+    if config.uri is None:
+        if read_products is None:
+            raise EncoderConfigError("data.uri is null: expected pairs, or a catalog whose products are trained on")
+        return _titles(read_products(None), None)
+    table, validation_start = read_tables(config, with_products=read_products is None)
     ids = pc.dictionary_encode(table[config.id_field].combine_chunks().cast(pa.string()))
-    product_rows = ids.indices.to_numpy().astype(np.int64)
-    _, first_rows = np.unique(product_rows, return_index=True)  # the dictionary is in order of appearance
-    products = table.take(pa.array(first_rows))
-    queries = table[config.query_field].to_pylist()
-    query_codes = pc.dictionary_encode(table[config.query_field].combine_chunks()).indices
+    if read_products is None:
+        # The dictionary is in order of appearance.
+        _, first_rows = np.unique(ids.indices.to_numpy(), return_index=True)
+        products = _own_products(table.take(pa.array(first_rows)), ids.dictionary, config)
+    else:
+        wanted = set(ids.dictionary.to_pylist())
+        if config.negatives_field is not None:
+            negatives = pc.list_flatten(table[config.negatives_field].combine_chunks()).cast(pa.string())
+            wanted.update(pc.unique(pc.drop_null(negatives)).to_pylist())
+        products = read_products(wanted)
+        table, validation_start = _of_known_products(table, validation_start, products, config)
+    known = pa.array(products.product_ids, pa.string())
+    column = table[config.id_field].combine_chunks().cast(pa.string())
+    product_rows = pc.index_in(column, value_set=known).to_numpy().astype(np.int64)
+    if config.queries == "titles":
+        return _titles(products, np.unique(product_rows))
+    return _pairs(table, product_rows, products, known, validation_start, config)
+
+
+def _pairs(
+    table: pa.Table,
+    product_rows: np.ndarray,
+    products: TrainingProducts,
+    known: pa.Array,
+    validation_start: int | None,
+    config: PairsConfig,
+) -> TrainingPairs:
+    texts = pa.chunked_array([pa.nulls(len(table), pa.string())])
+    if config.query_field is not None:
+        texts = table[config.query_field].cast(pa.string())
+    text_keys = _codes(texts)
+    pictures, query_keys = None, text_keys
+    if config.query_image_field is not None:
+        key = f"data.query_image_field is {config.query_image_field!r}"
+        pictures = EncodedPictures.from_column(table[config.query_image_field], root=config.image_root, key=key)
+        _, query_keys = np.unique(np.stack([text_keys, pictures.keys()]), axis=1, return_inverse=True)
     return TrainingPairs(
-        queries=queries,
-        query_keys=query_codes.to_numpy().astype(np.int64),
+        queries=texts.to_pylist(),
+        query_pictures=pictures,
+        query_keys=query_keys.reshape(-1).astype(np.int64),
+        query_text_keys=text_keys,
         product_rows=product_rows,
-        negative_rows=_negative_rows(table, config, ids.dictionary),
-        product_ids=ids.dictionary.to_pylist(),
-        texts=_join_texts(products, config.text_fields),
-        pictures=_picture_bytes(products, config),
+        negative_rows=_negative_rows(table, config, known),
+        products=products,
+        text_keys=_codes(pa.array(products.texts, pa.large_string())),
+        validation_start=validation_start,
     )
 
 
-def _read_table(config: PairsConfig) -> pa.Table:
-    try:
-        file_system, root = fsspec.core.url_to_fs(config.uri)
-        paths = [root] if file_system.isfile(root) else sorted(file_system.glob(f"{root.rstrip('/')}/**/*.parquet"))
-        if not paths:
-            raise CheckpointError(f"data.uri is {config.uri!r}: no Parquet files there")
-        tables = list(_read_files(file_system, paths, config))
-    except (OSError, pa.ArrowInvalid, ImportError) as error:
-        raise CheckpointError(f"data.uri is {config.uri!r}: cannot be read as Parquet: {error}") from error
-    table = pa.concat_tables(tables)
-    usable = pc.and_(pc.is_valid(table[config.query_field]), pc.is_valid(table[config.id_field]))
-    return table.filter(usable).slice(0, config.max_pairs)
+def _titles(products: TrainingProducts, rows: np.ndarray | None) -> TrainingPairs:
+    """Each product's text as the query for its picture, of the products at `rows` that have both."""
+    has_text = np.fromiter((text is not None for text in products.texts), bool, len(products))
+    has_both = np.flatnonzero(has_text & products.pictures.present())
+    rows = has_both if rows is None else np.intersect1d(rows, has_both)
+    if not len(rows):
+        raise EncoderConfigError("data.queries is titles: no product has both a text and a picture")
+    text_keys = _codes(pa.array(products.texts, pa.large_string()))
+    return TrainingPairs(
+        queries=[products.texts[row] for row in rows],
+        query_pictures=None,
+        query_keys=text_keys[rows],
+        query_text_keys=text_keys[rows],
+        product_rows=rows.astype(np.int64),
+        negative_rows=np.full((len(rows), 0), -1, np.int64),
+        products=products,
+        text_keys=text_keys,
+        hides_texts=True,
+    )
 
 
-def _read_files(
-    file_system: fsspec.AbstractFileSystem, paths: Sequence[str], config: PairsConfig
-) -> Iterator[pa.Table]:
-    further = (config.image_field, config.negatives_field)
-    columns = [config.query_field, config.id_field, *config.text_fields, *(name for name in further if name)]
-    for path in paths:
-        with file_system.open(path, "rb") as file:
-            parquet = pq.ParquetFile(file)
-            missing = [name for name in columns if name not in parquet.schema_arrow.names]
-            if missing:
-                raise EncoderConfigError(
-                    f"{path} has no column {', '.join(missing)}: it has {', '.join(parquet.schema_arrow.names)}; "
-                    "set data.query_field, id_field, text_fields, image_field or negatives_field"
-                )
-            yield parquet.read(columns=columns)
+def _own_products(products: pa.Table, ids: pa.Array, config: PairsConfig) -> TrainingProducts:
+    """The products that stand in the pairs' own rows."""
+    pictures = EncodedPictures.missing(len(products))
+    if config.image_field is not None:
+        key = f"data.image_field is {config.image_field!r}"
+        pictures = EncodedPictures.from_column(products[config.image_field], root=config.image_root, key=key)
+    return TrainingProducts(
+        product_ids=ids.to_pylist(), texts=_join_texts(products, config.text_fields), pictures=pictures
+    )
+
+
+def _of_known_products(
+    table: pa.Table, validation_start: int | None, products: TrainingProducts, config: PairsConfig
+) -> tuple[pa.Table, int | None]:
+    """Drops the pairs of products that the catalog does not hold, or refuses them."""
+    known = pa.array(products.product_ids, pa.string())
+    column = table[config.id_field].combine_chunks().cast(pa.string())
+    there = pc.is_in(column, value_set=known)
+    unknown = pc.unique(column.filter(pc.invert(there)))
+    if not len(unknown):
+        return table, validation_start
+    message = (
+        f"data.uri is {config.uri!r}: {len(unknown):,} of its {len(pc.unique(column)):,} product ids are not in the "
+        f"catalog (first: {unknown[0].as_py()!r})"
+    )
+    if config.unknown_products == "error" or len(unknown) == len(pc.unique(column)):
+        raise EncoderConfigError(
+            f"{message}: check data.id_field and catalog.id_field, or leave such pairs out by "
+            "data.unknown_products: drop"
+        )
+    if validation_start is not None:
+        validation_start = int(pc.sum(there.slice(0, validation_start)).as_py() or 0)
+    return table.filter(there), validation_start
 
 
 def _join_texts(products: pa.Table, fields: Sequence[str]) -> list[str | None]:
+    if not fields:
+        return [None] * len(products)
     columns = [pc.fill_null(products[name].combine_chunks().cast(pa.string()), "") for name in fields]
     joined = pc.binary_join_element_wise(*columns, " ")
     clean = pc.utf8_trim_whitespace(pc.replace_substring_regex(joined, r"\s+", " "))
     return [text or None for text in clean.to_pylist()]
 
 
-def _picture_bytes(products: pa.Table, config: PairsConfig) -> pa.Array:
-    if config.image_field is None:
-        return pa.nulls(len(products), pa.binary())
-    column = products[config.image_field].combine_chunks()
-    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
-        column = column.field("bytes")
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        raise EncoderConfigError(
-            f"data.image_field is {config.image_field!r} of type {column.type}: expected struct<bytes, path> or binary"
-        )
-    return column
+def _codes(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """int64: equal for equal texts, in order of appearance; -1 where there is none."""
+    column = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    return pc.fill_null(pc.dictionary_encode(column).indices, -1).to_numpy().astype(np.int64)
 
 
-def _negative_rows(table: pa.Table, config: PairsConfig, ids: pa.Array) -> np.ndarray:
+def _negative_rows(table: pa.Table, config: PairsConfig, known: pa.Array) -> np.ndarray:
     if config.negatives_field is None:
         return np.full((len(table), 0), -1, np.int64)
     lists = table[config.negatives_field].combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
     names = pc.list_flatten(lists).cast(pa.string())
-    rows = pc.index_in(names, value_set=ids)
-    if rows.null_count:
+    rows = pc.index_in(names, value_set=known)
+    if rows.null_count and config.unknown_products == "error":
         name = names.filter(pc.is_null(rows))[0].as_py()
         raise EncoderConfigError(
             f"data.negatives_field: {rows.null_count} ids are no product of the data (first: {name!r})"
         )
     padded = np.full((len(table), int(lengths.max(initial=0))), -1, np.int64)
-    padded[np.arange(padded.shape[1]) < lengths[:, None]] = rows.to_numpy()
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = pc.fill_null(rows, -1).to_numpy()
     return padded

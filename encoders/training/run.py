@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import time
-import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
-from lightning import Trainer
 
-from encoders.errors import EncoderConfigError
 from encoders.loading import resolve_device, save_encoder
 from encoders.saved_folder import EncoderParts
 from encoders.spec import EncoderConfig
-from encoders.training.batches import PairDataset, batches
-from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
-from encoders.training.module import EncoderTraining
+from encoders.training.checkpoint_folder import CheckpointFolder
+from encoders.training.config import TrainingConfig
+from encoders.training.fitting import TrainingRun
 from encoders.training.pairs import TrainingPairs, read_pairs
-from encoders.training.starting_point import load_starting_point, new_small_encoder
+from encoders.training.pairs_config import PairsConfig
+from encoders.training.pictures import Decoder, decode_with_pillow
+from encoders.training.products import ProductReader
+from encoders.training.small_config import SmallEncoderConfig
+from encoders.training.small_encoder import find_parts, new_small_encoder
+from encoders.training.starting_point import find_starting_point
+
+_MACHINE_SETTINGS = ("device", "workers", "progress", "resume", "checkpoint_steps")
 
 
 def train_encoder(
@@ -31,17 +37,22 @@ def train_encoder(
     *,
     start: EncoderConfig | None = None,
     small: SmallEncoderConfig | None = None,
+    read_products: ProductReader | None = None,
+    decode: Decoder = decode_with_pillow,
     command: str = "",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Trains an encoder and saves it whole.
+    """Trains an encoder and saves it whole; what a run keeps meanwhile stands in `OUT.checkpoints`
+    (`checkpoint_folder.py`).
 
     Args:
         data: The pairs.
         training: How.
         out: Local folder of the saved encoder; an earlier saved encoder there is replaced at the end.
-        start: The encoder to start from; None makes a small one.
-        small: Shape of the small one.
+        start: The encoder to start from; None puts one together.
+        small: Shape of the one that is put together.
+        read_products: Reads the catalog; None takes the products from the pairs' own files.
+        decode: Decodes pictures.
         command: What the training note records as the way to repeat the run.
         say: Takes lines for people.
 
@@ -50,94 +61,73 @@ def train_encoder(
 
     Raises:
         EncoderConfigError, CheckpointError: As the parts of it do.
+        TrainingError: The numbers went wrong; the last checkpoint is good.
     """
     began = time.monotonic()
+    rank = int(os.environ.get("LOCAL_RANK", 0))  # Lightning starts the further processes with it
+    say = say if rank == 0 else _say_nothing
     device = resolve_device(training.device)
-    pairs = read_pairs(data)
-    train_rows, validation_rows = pairs.split(data.validation_share)
-    if len(train_rows) < 2:
-        raise EncoderConfigError(f"data.uri is {data.uri!r}: {len(train_rows)} pairs to train on, expected at least 2")
+    sources = find_starting_point(start) if start is not None else find_parts(small or SmallEncoderConfig())
+    pairs = read_pairs(data, read_products)
     with _seeded(training.seed):
-        parts = load_starting_point(start) if start is not None else _new_encoder(small or SmallEncoderConfig(), pairs)
-        loader = batches(
-            PairDataset(pairs, train_rows, parts),
-            batch_size=training.batch_size,
-            shuffle_seed=training.seed,
-            workers=training.workers,
+        if start is not None:
+            parts = sources.load()  # type: ignore[union-attr]
+        else:
+            texts = [text for text in [*pairs.products.texts, *pairs.queries] if text is not None]
+            parts = new_small_encoder(small or SmallEncoderConfig(), texts, sources)  # type: ignore[arg-type]
+        run = TrainingRun(pairs, parts, data, training, decode=decode, rank=rank)
+        say(run.describe(device))
+        note = {"command": command, "pairs": len(run.train_rows), "products": len(pairs.products)}
+        note["settings"] = _settings(training)
+        if training.epochs:
+            decides = {
+                **_flat({"data": asdict(data), "training": note["settings"]}),
+                **_flat({"small": None if start is not None else asdict(small or SmallEncoderConfig())}),
+                **{f"encoder.{key}": value for key, value in sources.identity().items()},
+                "pairs": _digest(pairs),
+            }
+            folder = CheckpointFolder(out)
+            checkpoint = folder.start(decides, resume=training.resume, say=say, writes=rank == 0)
+            note |= run.fit(folder, checkpoint, device, say)
+    if rank == 0:
+        saved = EncoderParts(
+            model=parts.model.cpu().eval(), tokenizer=parts.tokenizer, clip_tokenizer=parts.clip_tokenizer
         )
-        held_out = batches(
-            PairDataset(pairs, validation_rows, parts), batch_size=training.batch_size, shuffle_seed=None, workers=0
-        )
-        module = EncoderTraining(parts.model, training, steps=training.epochs * len(loader))
-        say(
-            f"{len(train_rows):,} pairs of {len(pairs.product_ids):,} products, {len(validation_rows):,} held out; "
-            f"{sum(weight.numel() for weight in parts.model.parameters()):,} weights, "
-            f"{training.epochs * len(loader):,} steps of {training.batch_size} on {device}"
-        )
-        with _quiet_lightning():
-            trainer = _trainer(training, device)
-            trainer.fit(module, loader, held_out if len(validation_rows) else None)
-    # Tuples become lists, as JSON gives them back.
-    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(training).items()}
-    settings = {key: value for key, value in settings.items() if key not in _MACHINE_SETTINGS}
-    note = {
-        "command": command,
-        "pairs": len(train_rows),
-        "products": len(pairs.product_ids),
-        "settings": settings,
-        **{
-            name: round(float(trainer.callback_metrics[key]), 4)
-            for name, key in _METRICS
-            if key in trainer.callback_metrics
-        },
-    }
-    save_encoder(
-        EncoderParts(model=parts.model.cpu().eval(), tokenizer=parts.tokenizer, clip_tokenizer=parts.clip_tokenizer),
-        out,
-        training=note,
-    )
+        save_encoder(saved, out, training=note)
+        if training.epochs:
+            folder.finish(decides)
     say(f"saved {out} after {time.monotonic() - began:.0f} s")
     return note
 
 
-_MACHINE_SETTINGS = ("device", "workers", "progress")
-_METRICS = (("loss", "loss_epoch"), ("validation_loss", "validation_loss"))
+def _settings(training: TrainingConfig) -> dict[str, Any]:
+    """What decides the weights; tuples become lists, as JSON gives them back."""
+    values = {key: value for key, value in asdict(training).items() if key not in _MACHINE_SETTINGS}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-def _new_encoder(small: SmallEncoderConfig, pairs: TrainingPairs) -> EncoderParts:
-    texts = [text for text in pairs.texts if text is not None]
-    return new_small_encoder(small, [*texts, *pairs.queries])
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
-def _trainer(training: TrainingConfig, device: torch.device) -> Trainer:
-    on_gpu = device.type == "cuda"
-    return Trainer(
-        max_epochs=training.epochs,
-        accelerator="gpu" if on_gpu else "cpu",
-        devices=[device.index or 0] if on_gpu else 1,
-        precision="bf16-mixed" if training.precision == "bfloat16" else "32-true",
-        gradient_clip_val=1.0,
-        deterministic="warn" if on_gpu else True,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=training.progress,
-        num_sanity_val_steps=0,
-    )
+def _digest(pairs: TrainingPairs) -> str:
+    """Tells other pairs or products from these, in a few digits."""
+    checksum = 0
+    for texts in (pairs.queries, pairs.products.product_ids, pairs.products.texts):
+        checksum = zlib.crc32("\0".join(text or "\1" for text in texts).encode(errors="surrogatepass"), checksum)
+    for numbers in (pairs.query_keys, pairs.product_rows, pairs.negative_rows):
+        checksum = zlib.crc32(np.ascontiguousarray(numbers).tobytes(), checksum)
+    return f"{len(pairs)} pairs, {checksum:08x}"
 
 
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keeps the library's greetings and its advice on loader processes off the terminal."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        logger.setLevel(level)
+def _say_nothing(_: str) -> None:
+    """For the processes beside the first."""
 
 
 @contextmanager
@@ -145,7 +135,7 @@ def _seeded(seed: int) -> Iterator[None]:
     """Seeds torch for the run and gives torch's generator and its deterministic switch back afterwards."""
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng():
-        torch.manual_seed(seed)  # weights and dropout; order and modality dropout have generators of their own
+        torch.manual_seed(seed)  # weights; each step's dropout is seeded by its number, the order by the epoch's
         try:
             yield
         finally:

@@ -62,6 +62,14 @@ def nested_dataclass(declared: Any) -> type | None:
     return None
 
 
+def listed_dataclass(declared: Any) -> type | None:
+    """The dataclass that a declared list (a tuple of any length) holds; None where it holds none."""
+    for option in union_options(declared):
+        if get_origin(option) is tuple:
+            return nested_dataclass(get_args(option)[0])
+    return None
+
+
 def is_optional(declared: Any) -> bool:
     """Whether null is a value of the declared type."""
     return type(None) in union_options(declared)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
 
 import pydantic
 
 from pipelines.config.errors import ConfigError
-from pipelines.config.keys import describe_type, did_you_mean, list_keys, nested_dataclass
+from pipelines.config.keys import describe_type, did_you_mean, list_keys, listed_dataclass, nested_dataclass
 
 Config = TypeVar("Config")
 _LEADING_NAME = re.compile(r"^([a-z_][a-z0-9_.]*)\b")
@@ -73,6 +73,11 @@ def _unknown_keys(
         nested = nested_dataclass(hints[key])
         if nested is not None and isinstance(value, Mapping):
             yield from _unknown_keys(nested, value, origins, f"{name}.", root)
+        listed = listed_dataclass(hints[key])
+        if listed is not None and isinstance(value, Sequence):
+            for place, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    yield from _unknown_keys(listed, item, origins, f"{name}[{place}].", listed)
 
 
 def _with_required_sections(config_type: type, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,6 +119,11 @@ def _locate(config_type: type, location: tuple[int | str, ...]) -> tuple[str, An
     names: list[str] = []
     declared: Any = config_type
     for part in location:
+        listed = listed_dataclass(declared)
+        if listed is not None and isinstance(part, int):
+            names[-1] += f"[{part}]"
+            declared = listed
+            continue
         nested = nested_dataclass(declared)
         if nested is None:
             break
@@ -147,13 +157,16 @@ def _describe_refusal(section: str, declared: Any, message: str, origins: Mappin
 def _place(name: str, origins: Mapping[str, str]) -> str:
     """Where a key was given, or the nearest mapping above it that was given."""
     while name and name not in origins:
-        name = name.rpartition(".")[0]
+        name = name[: max(name.rfind("."), name.rfind("["), 0)]
     return f"{origins[name]}: " if name else ""
 
 
 def _value_at(data: Any, name: str) -> Any:
-    for part in name.split(".") if name else ():
-        data = data.get(part) if isinstance(data, Mapping) else None
+    for part in re.findall(r"[^.\[\]]+", name):
+        if isinstance(data, list):
+            data = data[int(part)]
+        else:
+            data = data.get(part) if isinstance(data, Mapping) else None
     return data
 
 

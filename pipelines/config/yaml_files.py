@@ -51,7 +51,7 @@ def read_config_file(name: str) -> ConfigFile:
             return parse_config(path.read_text(encoding="utf-8"), name)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"config {name}: cannot be read as UTF-8 text: {error}") from error
-    shipped = {Path(entry.name).stem: entry for entry in resources.files(SHIPPED_CONFIGS).iterdir() if _is_yaml(entry)}
+    shipped = _shipped_configs()
     stem = name.removeprefix(f"{SHIPPED_CONFIGS}/").removesuffix(".yaml")
     if stem not in shipped:
         hint = did_you_mean(stem, shipped, otherwise=f"Shipped are {', '.join(sorted(shipped))}.")
@@ -126,5 +126,10 @@ def _keys_with_lines(
             yield from _keys_with_lines(value_node, f"{key}.", above | {id(node)})
 
 
-def _is_yaml(entry: Any) -> bool:
-    return entry.name.endswith(".yaml")
+def _shipped_configs() -> dict[str, Any]:
+    """The shipped files by name; one in a folder has the folder's before it (`papers/grocery`)."""
+    entries = {entry.name: entry for entry in resources.files(SHIPPED_CONFIGS).iterdir()}
+    for name, folder in list(entries.items()):
+        if folder.is_dir():
+            entries |= {f"{name}/{entry.name}": entry for entry in folder.iterdir()}
+    return {name.removesuffix(".yaml"): entry for name, entry in entries.items() if name.endswith(".yaml")}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,17 @@ from encoders import load_product_encoder, load_query_encoder
 from encoders.preprocessing import resize_picture
 from tests.encoders.tiny import random_picture, save_tiny_encoder
 
-MODELS = [("bibert", None), ("clip", None), ("3tmm", None), ("4tmm", "concat"), ("4tmm", "mlp")]
+MODELS = [
+    ("bibert", None),
+    ("clip", None),
+    ("3tmm", None),
+    ("4tmm", "concat"),
+    ("4tmm", "mlp"),
+    ("match3", None),
+    ("match4", None),
+    ("match4", "mlp"),
+]
+TEXT_QUERY_MODELS = [pair for pair in MODELS if pair[0] != "match3"]
 TEXTS = ["red dress", "small wooden lamp with cotton for large shoe", "mug", "green chair", "x"]
 
 
@@ -50,6 +62,19 @@ def test_order_and_company_do_not_matter(saved, pair):
     alone = np.concatenate([encoder.encode([text], [picture]) for text, picture in zip(TEXTS, pictures, strict=True)])
     assert np.allclose(together, alone, atol=1e-5)
     assert np.allclose(encoder.encode(TEXTS[::-1], pictures[::-1]), together[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("pair", MODELS)
+def test_half_precision_gives_float32_vectors_that_are_close(saved, pair, precision):
+    pictures = [random_picture(seed) for seed in range(5)]
+    exact, half = (load_product_encoder(replace(saved[pair], precision=name)) for name in ("float32", precision))
+    found = half.encode(TEXTS, [None, *pictures[1:]]) if half.uses_images else half.encode(TEXTS)
+    assert found.dtype == np.float32
+    assert unit(found)
+    expected = exact.encode(TEXTS, [None, *pictures[1:]])
+    assert (np.einsum("bd,bd->b", found, expected) > 0.998).all()
+    assert half.fingerprint != exact.fingerprint
 
 
 def test_fuse_takes_rows_of_shared_texts_and_pictures(three):
@@ -115,7 +140,7 @@ def test_truncated_texts_are_counted_and_their_end_is_not_read(three):
     assert np.array_equal(three.encode([long]), three.encode([long + "green"]))
 
 
-@pytest.mark.parametrize("pair", MODELS)
+@pytest.mark.parametrize("pair", TEXT_QUERY_MODELS)
 def test_queries_of_every_kind(saved, pair):
     query = load_query_encoder(saved[pair].uri, device="cpu")
     vectors = query.encode(TEXTS)
@@ -129,7 +154,8 @@ def test_queries_of_every_kind(saved, pair):
         assert np.allclose(mixed[0], query.encode(["mug"])[0], atol=1e-6)
         assert np.allclose(mixed[1], query.encode(images=[random_picture(1)])[0], atol=1e-6)
         both = query.encode(["red dress"])[0] + query.encode(images=[random_picture(2)])[0]
-        assert np.allclose(mixed[2], both / np.linalg.norm(both), atol=1e-6)
+        is_sum = np.allclose(mixed[2], both / np.linalg.norm(both), atol=1e-6)
+        assert is_sum == (pair != ("match4", "mlp"))
     else:
         with pytest.raises(ValueError, match="takes no pictures"):
             query.encode(["mug"], [random_picture(1)])

@@ -48,6 +48,26 @@ def test_cutting_the_batch_is_exact(clip, pool_type):
     assert torch.allclose(found, clip.encode_text(whole), atol=1e-6)
 
 
+@pytest.mark.parametrize("pool_type", ["argmax", "eos"])
+@pytest.mark.parametrize("pad_id", [0, 5])
+def test_cutting_is_exact_at_every_length_and_whatever_stands_behind_the_end(pool_type, pad_id):
+    """Three layers of attention: if a position saw a later one, what stands behind the end would show in the vector."""
+    torch.manual_seed(3)
+    config = {**CLIP_MODEL_CONFIG, "text_cfg": {**TEXT_CONFIG, "layers": 3, "width": 16, "heads": 2}}
+    clip = build_clip(config, with_text=True).eval()
+    clip.text.pool_type, clip.text.eos_id = pool_type, 49407
+    for weight in clip.text.transformer.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)  # far from the small first weights
+    tower, context = ClipTextTower(clip.text, dim=IMAGE_DIM), TEXT_CONFIG["context_length"]
+    for longest in range(2, context + 1):
+        lengths = torch.randint(2, longest + 1, (6,)).tolist() + [longest]
+        whole = torch.full((7, context), pad_id)
+        for row, length in enumerate(lengths):
+            whole[row, :length] = torch.tensor([49406, *torch.randint(6, 49000, (length - 2,)).tolist(), 49407])
+        found = tower(whole[:, :longest], whole[:, :longest] != pad_id)
+        assert torch.allclose(found, clip.encode_text(whole), atol=1e-5), longest
+
+
 @pytest.mark.parametrize("options", [{"no_causal_mask": True, "pool_type": "last"}, {"embed_cls": True}])
 def test_towers_that_see_the_whole_context_are_not_cut(options):
     torch.manual_seed(0)

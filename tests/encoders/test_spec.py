@@ -36,6 +36,15 @@ def test_config_from_yaml_values():
         ({"model": "3tmm", "text_tower": BERT, "clip_tower": CLIP}, ["encoder.fusion.method", "none", "mlp"]),
         ({"model": "bibert", "text_tower": BERT, "fusion": FusionSpec(method="mlp")}, ["encoder.fusion.method"]),
         ({"model": "match9"}, ["encoder.model", "match9"]),
+        ({"model": "match3", "clip_tower": CLIP, "fusion": FusionSpec(method="sum")}, ["encoder.text_tower"]),
+        (
+            {"model": "match3", "clip_tower": CLIP, "text_tower": BERT, "fusion": FusionSpec(method="mlp")},
+            ["encoder.fusion.method", "sum"],
+        ),
+        (
+            {"model": "3tmm", "clip_tower": CLIP, "text_tower": BERT, "fusion": FusionSpec(method="mlp", dim=8)},
+            ["encoder.fusion.dim", "match3", "remove"],
+        ),
         ({"uri": "x", "device": "gpu"}, ["encoder.device", "gpu", "cuda:N"]),
         ({"uri": "x", "device": "cpu:1"}, ["encoder.device"]),
         ({"uri": "x", "precision": "int8"}, ["encoder.precision", "int8", "bfloat16"]),

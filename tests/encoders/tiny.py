@@ -81,7 +81,8 @@ def tiny_bert_config() -> dict:
 
 def tiny_parts(model: str, *, fusion: str | None = None, seed: int = 0) -> EncoderParts:
     """An encoder in memory; LayerNorms of query and document towers differ, as after training."""
-    methods = {"bibert": "none", "clip": "none", "3tmm": "mlp", "4tmm": "concat"}
+    methods = {"bibert": "none", "clip": "none", "3tmm": "mlp", "4tmm": "concat", "match3": "sum", "match4": "sum"}
+    match_dim = {"dim": 12, "product_text_weight": 0.3} if model in ("match3", "match4") else {}
     architecture = EncoderArchitecture(
         model=model,
         text=None
@@ -90,14 +91,14 @@ def tiny_parts(model: str, *, fusion: str | None = None, seed: int = 0) -> Encod
         clip=None
         if model == "bibert"
         else ClipArchitecture(model_config=CLIP_MODEL_CONFIG, preprocessing=PREPROCESSING),
-        fusion=FusionSpec(method=fusion or methods[model], hidden=24, alpha=0.7),
+        fusion=FusionSpec(method=fusion or methods[model], hidden=24, alpha=0.7, **match_dim),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = EncoderModel(architecture)
         with torch.no_grad():
             for name, weight in encoder.named_parameters():
-                if "LayerNorm" in name:
+                if "LayerNorm" in name or "photo_text_fusion" in name:
                     weight.add_(0.2 * torch.randn_like(weight))
     return EncoderParts(
         model=encoder,

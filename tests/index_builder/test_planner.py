@@ -166,6 +166,8 @@ def test_a_build_over_the_budget_is_refused_with_what_to_change(settings: dict, 
         ),
         ({"factory": "IVF512,PQ64x4fsr"}, 100_000, ["as index.factory asks", "laid out for SIMD", "held in memory"]),
         ({"factory": "RR,IVF512,RaBitQ2"}, 100_000, ["at random", "2 bits a dimension"]),
+        ({"bytes_per_vector": 480}, 100_000, ["384 bytes a product more (sq8)", "has room for it"]),
+        ({"refine": "fp16"}, 100_000, ["768 bytes a product more (fp16)", "as index.refine asks"]),
         ({"factory": "IVF4096,PQ64"}, 5000, ["5,000 products cannot train IVF4096,PQ64"]),
     ],
 )

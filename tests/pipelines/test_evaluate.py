@@ -80,6 +80,17 @@ def test_print_config_does_no_work(command, capsys, tmp_path):
         (["--encoder.uri", "/nowhere"], "/nowhere"),
         (["--encoder.batch"], "encoder.batch"),
         (["--bogus", "1"], "--bogus"),
+        (["--systems", "nameless"], "expected NAME=WHAT"),
+        (["--systems", "a=/nowhere"], "neither a saved encoder"),
+        (["--systems", "[{name: a, encoder: {ury: x}}]"], "systems[0].encoder.ury"),
+        (["--systems", "[{name: a}]"], "expected one of encoder, encoders and index, found 0"),
+        (["--systems", "[{name: a, encoder: {uri: x}}, {name: a, encoder: {uri: x}}]"], "stands more than once"),
+        (["--systems", "a=demo", "--baseline", "b"], "baseline is 'b'"),
+        (["--evaluation.annotator", "no_such_module:f"], "no_such_module"),
+        (["--evaluation.annotator", "no_function"], "expected module:function"),
+        (["--evaluation.confidence", "95"], "evaluation.confidence"),
+        (["--evaluation.k", "0"], "evaluation.k"),
+        (["--purchases", "/nowhere/p.csv"], "/nowhere/p.csv"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_message(command, arguments, message, capsys):
@@ -94,6 +105,8 @@ def test_a_catalog_of_ones_own_needs_queries(command, capsys):
     assert command(own_files=False) == 2
     assert "--queries FILE and --judgments FILE" in capsys.readouterr().err
     assert command("--queries", "x", own_files=False) == 2
+    assert "belong together" in capsys.readouterr().err
+    assert command("--purchases", "x", own_files=False) == 2
     assert "belong together" in capsys.readouterr().err
 
 

@@ -1,21 +1,43 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
 
 from encoders import EncoderConfig, check_encoder
 from pipelines.config.commands import run_command
+from pipelines.config.yaml_files import read_config_file
 from pipelines.train_encoder import main
-from tests.encoders.training.pairs_files import coloured_rows, write_pairs
+from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, write_pairs
 
 QUICK = [
     "--training.epochs", "1", "--training.batch_size", "12", "--training.device", "cpu", "--training.progress", "false",
     "--small.text_width", "32", "--small.dim", "16", "--small.image_size", "16", "--small.image_width", "32",
     "--small.image_layers", "[1]",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Models are tiny: threads would only wait for each other. Processes that a test starts have one too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +60,7 @@ def test_trains_and_saves_an_encoder(pairs, tmp_path):
         (["--out", "x", "--data.uri", "/nowhere"], "/nowhere"),
         (["--data.uri", "x"], "out"),
         (["--out", "s3://bucket/x"], "local folder"),
-        (["--out", "x", "--training.epochs", "0"], "training.epochs"),
+        (["--out", "x", "--training.epochs", "-1"], "training.epochs"),
         (["--out", "x", "--training.epoch", "1"], "training.epochs"),
         (["--out", "x", "--encoder.uri", "/nowhere"], "/nowhere"),
         (["--out", "x", "--small.text_width", "30"], "small.text_width"),
@@ -70,3 +92,161 @@ def test_without_lightning_it_says_what_to_install(pairs):
     )
     assert done.returncode == 2
     assert "shelfmark[train]" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    """A catalog with pictures in files, and pairs that name its products."""
+    folder = tmp_path_factory.mktemp("shop")
+    (folder / "pictures").mkdir()
+    rows = coloured_rows(24)
+    lines = []
+    for number, row in enumerate(rows):
+        (folder / "pictures" / f"{number}.png").write_bytes(row["image"]["bytes"])
+        (folder / "pictures" / f"photo-{number}.png").write_bytes(picture_bytes(row["query"].split()[0], 8 + number))
+        lines.append({"id": number, "name": row["title"], "size": row["description"], "photo": f"{number}.png"})
+    lines[5]["photo"] = "gone.png"
+    (folder / "products.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pairs = {"query": [row["query"] for row in rows[:20]], "product": [str(number) for number in range(20)]}
+    photos = {"shot": [f"photo-{number}.png" for number in range(20)]}
+    pq.write_table(pa.table({**pairs, **photos}), folder / "pairs.parquet")
+    return folder
+
+
+def of_catalog(shop: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "--config", "train_catalog_pairs", "--catalog.uri", str(shop / "products.jsonl"), "--catalog.id_field", "id",
+        "--catalog.text_fields", "[name, size]", "--catalog.image_field", "photo", "--data.uri",
+        str(shop / "pairs.parquet"), "--data.id_field", "product", "--catalog.image_root", str(shop / "pictures"),
+        "--out", str(out), *QUICK, *more,
+    ]  # fmt: skip
+
+
+def test_trains_on_the_products_of_a_catalog(shop, tmp_path):
+    assert run_command(main, of_catalog(shop, tmp_path / "out", "--data.validation_share", "0.3")) == 0
+    note = json.loads((tmp_path / "out" / "encoder.json").read_text())["training"]
+    assert note["products"] == 20, "those of the pairs"
+    assert 0 < note["validation_recall@100"] <= 1
+    arguments = of_catalog(
+        shop, tmp_path / "all", "--data.validation_share", "0.3", "--training.validation_candidates", "all"
+    )
+    assert run_command(main, arguments) == 0
+    assert json.loads((tmp_path / "all" / "encoder.json").read_text())["training"]["products"] == 24
+
+
+def test_trains_clip_on_the_titles_and_pictures_of_a_catalog(shop, tmp_path):
+    more = ["--small.model", "clip", "--data.uri", "null", "--data.queries", "titles", "--training.tuned", "[image]",
+            "--training.rates.bert", "null"]  # fmt: skip
+    arguments = of_catalog(shop, tmp_path / "out", *more)
+    assert run_command(main, arguments) == 0
+    description = check_encoder(EncoderConfig(uri=str(tmp_path / "out")))
+    assert (description.model, description.dim) == ("clip", 128)
+    note = json.loads((tmp_path / "out" / "encoder.json").read_text())["training"]
+    assert note["products"] == 24
+    assert 20 <= note["pairs"] <= 23, "one has no picture, some are held out"
+
+
+def test_trains_image_matching_on_photos(shop, tmp_path):
+    arguments = of_catalog(shop, tmp_path / "out", "--data.query_image_field", "shot", "--data.image_root",
+                           str(shop / "pictures"), "--small.image_dim", "16")  # fmt: skip
+    arguments[1] = "train_match4"
+    assert run_command(main, arguments) == 0
+    description = check_encoder(EncoderConfig(uri=str(tmp_path / "out")))
+    assert (description.model, description.dim) == ("match4", 16)
+    with (tmp_path / "out.checkpoints" / "metrics.csv").open() as file:
+        assert {"loss_photo_picture", "loss_photo_text", "loss_picture_text", "temperature"} <= {
+            *file.readline().strip().split(",")
+        }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--catalog.uri", "/nowhere"], "/nowhere"),
+        (["--catalog.text_fields", "[brand]"], "catalog.text_fields"),
+        (["--data.id_field", "query"], "12 of its 12 product ids are not in the catalog (first: "),
+        (["--data.uri", "null"], "data.uri"),
+        (["--training.tuned", "[words]"], "training.tuned"),
+        (["--small.model", "bert"], "small.model"),
+        (["--training.resume", "last"], "no checkpoint"),
+        (["--training.batch_size", "1"], "one pair has no negatives"),
+    ],
+)
+def test_errors_with_a_catalog(shop, tmp_path, arguments, words, capsys):
+    assert run_command(main, of_catalog(shop, tmp_path / "out", *arguments)) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert "Traceback" not in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_pairs_file(shop, tmp_path, capsys):
+    empty = pa.table({"query": pa.array([], pa.string()), "product": pa.array([], pa.string())})
+    pq.write_table(empty, tmp_path / "empty.parquet")
+    assert run_command(main, of_catalog(shop, tmp_path / "out", "--data.uri", str(tmp_path / "empty.parquet"))) == 2
+    assert "no pair has a query and a product id" in capsys.readouterr().err
+
+
+def test_batches_of_one_product(shop, tmp_path, capsys):
+    table = pa.table({"query": [f"red {number}" for number in range(48)], "product": ["1"] * 24 + ["2"] * 24})
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    more = ["--data.uri", str(tmp_path / "pairs.parquet"), "--data.validation_share", "0"]
+    assert run_command(main, of_catalog(shop, tmp_path / "out", *more)) == 2
+    assert "4 of 4 batches hold pairs of one product only" in capsys.readouterr().err
+    assert run_command(main, of_catalog(shop, tmp_path / "out", *more, "--training.group_pairs", "1")) == 0
+
+
+def test_two_devices_train_together(shop, tmp_path):
+    """Two processes on this machine's CPU, as on two GPUs; each sees half of each batch."""
+    arguments = of_catalog(shop, tmp_path / "out", "--training.devices", "2", "--training.batch_size", "8",
+                           "--training.epochs", "2", "--data.validation_share", "0.2")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.train_encoder", *arguments],
+        capture_output=True, text=True, check=False, timeout=240,
+        env={**os.environ, "MASTER_ADDR": "127.0.0.1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved ") == 1, "one of them speaks"
+    assert "on 2 x cpu" in done.stdout
+    note = json.loads((tmp_path / "out" / "encoder.json").read_text())["training"]
+    assert note["loss"] > 0
+    check_encoder(EncoderConfig(uri=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("name", ["train_catalog_pairs", "train_match4", "train_demo_encoder"])
+def test_the_shipped_configs_are_whole(name, capsys):
+    arguments = ["--config", name, "--print-config", "--out", "x", "--data.uri", "pairs"]
+    if name != "train_demo_encoder":
+        arguments += ["--catalog.uri", "catalog"]
+    assert run_command(main, arguments) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    for section, values in read_config_file(name).data.items():
+        for key, value in values.items():
+            if isinstance(value, dict):
+                assert value.items() <= printed[section][key].items()
+            elif (section, key) != ("data", "uri"):
+                assert printed[section][key] == value
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_goes_on_with_the_same_command(shop, tmp_path, by):
+    def arguments(out):
+        return of_catalog(shop, out, "--training.epochs", "20", "--training.checkpoint_steps", "1",
+                          "--training.patience", "null", "--training.validate_steps", "50",
+                          "--training.batch_size", "6", "--data.validation_share", "0.1")  # fmt: skip
+
+    last = tmp_path / "out.checkpoints" / "last.ckpt"
+    command = [sys.executable, "-m", "pipelines.train_encoder", *arguments(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(by)
+        _, told = process.communicate()
+    assert process.returncode == (130 if by == signal.SIGINT else -by), told
+    assert last.is_file(), told
+    assert not (tmp_path / "out").exists(), "killed before its end"
+    assert run_command(main, arguments(tmp_path / "out")) == 0
+    assert run_command(main, arguments(tmp_path / "whole")) == 0
+    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("out", "whole"))
+    assert all(one[name].numpy().tobytes() == weight.numpy().tobytes() for name, weight in two.items())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from PIL import Image
 
 from encoders import EncoderConfig, load_product_encoder, load_query_encoder
 from encoders.errors import EncoderConfigError
-from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
+from encoders.training.config import TrainingConfig
+from encoders.training.pairs_config import PairsConfig
 from encoders.training.run import train_encoder
+from encoders.training.small_config import SmallEncoderConfig
 from tests.encoders.tiny import save_tiny_encoder
 from tests.encoders.training.pairs_files import COLOURS, coloured_rows, write_pairs
 
@@ -26,7 +29,7 @@ SMALL = SmallEncoderConfig(
     fusion_hidden=32,
 )
 QUICK = TrainingConfig(
-    epochs=40,
+    epochs=80,
     batch_size=48,
     learning_rate=5e-3,
     tuned=("text", "image", "fusion"),
@@ -65,7 +68,7 @@ def test_the_note_says_what_made_the_weights(trained):
     assert note["pairs"] + 2 >= 92
     assert 0 < note["loss"] < 6.5
     assert note["validation_loss"] > 0
-    assert len(said) == 2
+    assert len(said) == 2 + 80, "what is done, a line for each validation, what was saved"
 
 
 def test_the_same_run_gives_the_same_bytes(trained, tmp_path):
@@ -92,6 +95,24 @@ def test_other_models_are_fine_tuned(trained, tmp_path, model):
     assert not np.allclose(before, after, atol=1e-3)
 
 
+def test_loader_processes_change_nothing(trained, tmp_path):
+    _, data, *_ = trained
+    for workers in (0, 1):
+        short = TrainingConfig(epochs=1, batch_size=32, device="cpu", progress=False, workers=workers)
+        train_encoder(data, short, str(tmp_path / str(workers)), small=SMALL, say=lambda _: None)
+    one, two = ((tmp_path / name / "weights.safetensors").read_bytes() for name in "01")
+    assert one == two
+
+
+def test_mixed_precision_learns(trained, tmp_path):
+    _, data, *_ = trained
+    mixed = replace(QUICK, epochs=6, precision="bfloat16")
+    note = train_encoder(data, mixed, str(tmp_path / "out"), small=SMALL, say=lambda _: None)
+    plain = train_encoder(data, replace(QUICK, epochs=6), str(tmp_path / "plain"), small=SMALL, say=lambda _: None)
+    assert note["loss"] == pytest.approx(plain["loss"], rel=0.1)
+    assert note["loss"] != plain["loss"]
+
+
 def test_too_few_pairs(tmp_path):
     data = PairsConfig(uri=write_pairs(tmp_path / "pairs", coloured_rows(1)))
     with pytest.raises(EncoderConfigError, match="at least 2"):
@@ -101,7 +122,7 @@ def test_too_few_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("values", "word"),
     [
-        ({"epochs": 0}, "epochs"),
+        ({"epochs": -1}, "epochs"),
         ({"temperature": 0}, "temperature"),
         ({"tuned": ()}, "tuned"),
         ({"warmup_share": 1}, "warmup"),

@@ -1,13 +1,36 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from encoders import EncoderConfig, FusionSpec, TowerSpec, save_query_encoder
+from encoders import (
+    EncoderConfig,
+    FusionSpec,
+    TowerSpec,
+    check_encoder,
+    load_product_encoder,
+    load_query_encoder,
+    save_encoder,
+    save_query_encoder,
+)
 from encoders.errors import CheckpointError, EncoderConfigError
-from encoders.training.config import SmallEncoderConfig
-from encoders.training.starting_point import load_starting_point, new_small_encoder, train_tokenizer
-from tests.encoders.tiny import IMAGE_DIM, TEXT_DIM, save_tiny_bert, save_tiny_clip, save_tiny_encoder
+from encoders.training.config import TrainingConfig
+from encoders.training.pairs_config import PairsConfig
+from encoders.training.run import train_encoder
+from encoders.training.small_config import SmallEncoderConfig
+from encoders.training.small_encoder import new_small_encoder
+from encoders.training.starting_point import load_starting_point
+from encoders.training.vocabulary import train_tokenizer
+from tests.encoders.tiny import (
+    IMAGE_DIM,
+    TEXT_DIM,
+    random_picture,
+    save_tiny_bert,
+    save_tiny_clip,
+    save_tiny_encoder,
+)
+from tests.encoders.training.pairs_files import coloured_rows, write_pairs
 
 TEXTS = ["Red striped mug for the office", "blue mug", "a red dress with stripes", "striped dress in blue"] * 5
 
@@ -74,3 +97,112 @@ def test_a_saved_encoder_goes_on_from_where_it_was(tmp_path):
     save_query_encoder(config, str(tmp_path / "q"))
     with pytest.raises(CheckpointError, match="query side only"):
         load_starting_point(EncoderConfig(uri=str(tmp_path / "q")))
+
+
+SMALL = {
+    "vocabulary": 300, "text_width": 16, "text_heads": 2, "dim": 12, "image_size": 16, "image_layers": (1,),
+    "image_width": 32, "image_dim": 8, "clip_text_width": 16, "clip_text_heads": 2, "clip_text_layers": 1,
+    "fusion_hidden": 20,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "fusion", "dim"),
+    [
+        ("bibert", None, 12),
+        ("clip", None, 8),
+        ("3tmm", None, 12),
+        ("4tmm", None, 20),
+        ("4tmm", "alpha", 20),
+        ("4tmm", "mlp", 12),
+        ("match3", None, 8),
+        ("match4", "mlp", 8),
+    ],
+)
+def test_every_model_can_be_made_from_nothing_saved_and_loaded(tmp_path, model, fusion, dim):
+    parts = new_small_encoder(SmallEncoderConfig(model=model, fusion=fusion, alpha=0.6, **SMALL), TEXTS)
+    save_encoder(parts, str(tmp_path / "e"))
+    config = EncoderConfig(uri=str(tmp_path / "e"), device="cpu")
+    description = check_encoder(config)
+    assert (description.model, description.dim) == (model, dim)
+    pictures = [random_picture(0), random_picture(1)] if model != "bibert" else None
+    assert load_product_encoder(config).encode(["red mug", "blue mug"], pictures).shape == (2, dim)
+    queries = load_query_encoder(config.uri, device="cpu")
+    if queries.accepts_text:
+        assert queries.encode(["red"]).shape == (1, dim)
+    if queries.accepts_images:
+        assert queries.encode(images=[random_picture(2)]).shape == (1, dim)
+
+
+def test_towers_of_saved_encoders_are_put_together_without_training(tmp_path):
+    """Paper A's 4tMM cat: BiBERT's towers beside CLIP's, nothing learned."""
+    text, clip = (
+        save_tiny_encoder(tmp_path / "t", model="bibert"),
+        save_tiny_encoder(tmp_path / "c", model="clip", seed=5),
+    )
+    small = SmallEncoderConfig(model="4tmm", text_from=text.uri, clip_from=clip.uri)
+    data = PairsConfig(uri=write_pairs(tmp_path / "pairs", coloured_rows(8)))
+    train_encoder(data, TrainingConfig(epochs=0, device="cpu"), str(tmp_path / "out"), small=small, say=lambda _: None)
+    made = load_product_encoder(EncoderConfig(uri=str(tmp_path / "out"), device="cpu"))
+    picture = random_picture(3)
+    vector = made.encode(["red mug"], [picture])[0]
+    halves = [
+        load_product_encoder(text).encode(["red mug"])[0],
+        load_product_encoder(clip).encode([None], [picture])[0],
+    ]
+    np.testing.assert_allclose(vector * np.sqrt(2), np.concatenate(halves), atol=1e-6)
+    asked = load_query_encoder(str(tmp_path / "out"), device="cpu").encode(["red mug"])[0]
+    halves = [load_query_encoder(uri, device="cpu").encode(["red mug"])[0] for uri in (text.uri, clip.uri)]
+    np.testing.assert_allclose(asked * np.sqrt(2), np.concatenate(halves), atol=1e-6)
+    assert not (tmp_path / "out.checkpoints").exists()
+
+
+def test_only_the_fusion_learns_on_frozen_towers(tmp_path):
+    text, clip = save_tiny_encoder(tmp_path / "t", model="bibert"), save_tiny_encoder(tmp_path / "c", model="clip")
+    small = SmallEncoderConfig(model="3tmm", text_from=text.uri, clip_from=clip.uri, fusion_hidden=20)
+    data = PairsConfig(uri=write_pairs(tmp_path / "pairs", coloured_rows(24)))
+    training = TrainingConfig(epochs=1, batch_size=8, tuned=("fusion",), device="cpu", progress=False)
+    train_encoder(data, training, str(tmp_path / "out"), small=small, say=lambda _: None)
+    made = load_starting_point(EncoderConfig(uri=str(tmp_path / "out"))).model.state_dict()
+    for source in (text, clip):
+        weights = load_starting_point(source).model.state_dict()
+        shared = {name for name in weights if name in made}
+        assert shared
+        assert all(torch.equal(weights[name], made[name]) for name in shared)
+
+
+def test_towers_of_checkpoints_beside_small_ones(tmp_path):
+    bert, clip = save_tiny_bert(tmp_path / "b"), save_tiny_clip(tmp_path / "c")
+    options = {**SMALL, "max_tokens": 12}
+    parts = new_small_encoder(SmallEncoderConfig(model="4tmm", text_from=str(bert), **options), TEXTS)
+    loaded = load_starting_point(
+        EncoderConfig(model="bibert", text_tower=TowerSpec(library="transformers", checkpoint=str(bert), max_tokens=12))
+    )
+    weights = loaded.model.document_text.state_dict()
+    made = parts.model.document_text.state_dict()
+    assert all(torch.equal(weights[name], made[name]) for name in weights)
+    assert parts.model.architecture.clip.dim == 8
+    parts = new_small_encoder(SmallEncoderConfig(model="match4", clip_from=str(clip), **options), TEXTS)
+    assert parts.model.architecture.dim == IMAGE_DIM
+    parts = new_small_encoder(SmallEncoderConfig(model="match3", text_from=str(bert), **options), TEXTS)
+    assert parts.model.document_text.dim == 8, "projected into the pictures' space"
+    assert torch.equal(parts.model.document_text.backbone.state_dict()["embeddings.word_embeddings.weight"],
+                       weights["backbone.embeddings.word_embeddings.weight"])  # fmt: skip
+
+
+def test_towers_that_are_not_there(tmp_path):
+    bibert, clip = save_tiny_encoder(tmp_path / "t", model="bibert"), save_tiny_encoder(tmp_path / "c", model="clip")
+    fused = save_tiny_encoder(tmp_path / "f", model="3tmm")
+    for values, words in (
+        ({"model": "3tmm", "text_from": clip.uri}, "the clip in .* has no BERT towers"),
+        ({"model": "3tmm", "clip_from": bibert.uri}, "the bibert in .* has no picture tower"),
+        ({"model": "4tmm", "clip_from": fused.uri}, "the 3tmm in .* has no CLIP text tower"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            new_small_encoder(SmallEncoderConfig(**{**SMALL, **values}), TEXTS)
+    with pytest.raises(EncoderConfigError, match="a clip has no BERT towers"):
+        SmallEncoderConfig(model="clip", text_from=bibert.uri)
+    with pytest.raises(EncoderConfigError, match=r"small.fusion is 'concat': small.model 3tmm expects mlp"):
+        SmallEncoderConfig(fusion="concat")
+    with pytest.raises(EncoderConfigError, match=r"small.model is 'bert'"):
+        SmallEncoderConfig(model="bert")

@@ -60,24 +60,44 @@ def encode_catalog(
     reads no pictures, or a catalog without them, gives `View.TEXT` alone.
     """
     views = [View.TEXT] if pool is None else list(View)
+    (encoded,) = encode_catalog_with([(encoder, views)], catalog, pool, spool_uri=spool_uri, on_progress=on_progress)
+    return encoded
+
+
+def encode_catalog_with(
+    encoders: Sequence[tuple[ProductEncoder, Sequence[View]]],
+    catalog: CatalogConfig,
+    pool: PicturePool | None,
+    *,
+    spool_uri: str,
+    on_progress: Callable[[int], None] = lambda products: None,
+) -> list[EncodedCatalog]:
+    """Several encoders at once, each with the views that it gives: products and pictures are read and decoded once.
+
+    Encoders that read pictures must want them as the pool prepares them.
+    """
     product_ids: dict[str, None] = {}
-    vectors: dict[View, list[np.ndarray]] = {view: [] for view in views}
-    present: dict[View, list[np.ndarray]] = {view: [] for view in views}
+    vectors: list[dict[View, list[np.ndarray]]] = [{view: [] for view in views} for _, views in encoders]
+    present: list[dict[View, list[np.ndarray]]] = [{view: [] for view in views} for _, views in encoders]
     for batch in run_ahead(_read_batches(catalog, pool, spool_uri), name="catalog-reader"):
         new = []
         for row, product_id in enumerate(batch.product_ids):
             if product_id not in product_ids:
                 product_ids[product_id] = None
                 new.append(row)
-        for view, (fused, there) in _encode_batch(encoder, batch, views).items():
-            vectors[view].append(fused[new])
-            present[view].append(there[new])
+        for place, (encoder, views) in enumerate(encoders):
+            for view, (fused, there) in _encode_batch(encoder, batch, views).items():
+                vectors[place][view].append(fused[new])
+                present[place][view].append(there[new])
         on_progress(len(new))
-    return EncodedCatalog(
-        product_ids=list(product_ids),
-        vectors={view: _joined(parts, encoder.dim) for view, parts in vectors.items()},
-        present={view: np.concatenate([np.zeros(0, bool), *parts]) for view, parts in present.items()},
-    )
+    return [
+        EncodedCatalog(
+            product_ids=list(product_ids),
+            vectors={view: _joined(parts, encoder.dim) for view, parts in vectors[place].items()},
+            present={view: np.concatenate([np.zeros(0, bool), *parts]) for view, parts in present[place].items()},
+        )
+        for place, (encoder, _) in enumerate(encoders)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +144,8 @@ def _encode_batch(
     has_text = np.array([text is not None for text in batch.texts], bool)
     text_rows = np.where(has_text, np.cumsum(has_text) - 1, -1)
     text = encoder.encode_texts(texts) if texts else None
-    image = encoder.encode_images(np.stack(list(batch.pixels.values()))) if batch.pixels else None
+    wants_pictures = bool(batch.pixels) and set(views) != {View.TEXT}
+    image = encoder.encode_images(np.stack(list(batch.pixels.values()))) if wants_pictures else None
     places = {digest: place for place, digest in enumerate(batch.pixels)}
     image_rows = np.full((size, max([1, *map(len, batch.digests)])), -1, np.int64)
     for row, digests in enumerate(batch.digests):

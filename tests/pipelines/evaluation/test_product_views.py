@@ -7,13 +7,13 @@ import numpy as np
 from PIL import Image
 
 from encoders import load_product_encoder
-from pipelines import product_views
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.pictures.decode_config import DecodeConfig
 from pipelines.catalog.pictures.fetch_config import FetchConfig
 from pipelines.catalog.pictures.fetching import PictureFetcher
 from pipelines.catalog.pictures.prefetch import PicturePool
-from pipelines.product_views import View, encode_catalog
+from pipelines.evaluation import product_views
+from pipelines.evaluation.product_views import View, encode_catalog, encode_catalog_with
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.job import product, write_catalog
 
@@ -84,3 +84,34 @@ def test_an_encoder_or_catalog_without_pictures_has_one_view(tmp_path):
     rows = [product(number) for number in range(4)]
     assert list(encoded(tmp_path / "a", rows, model="bibert").vectors) == [View.TEXT]
     assert list(encoded(tmp_path / "b", rows, pictures=False).vectors) == [View.TEXT]
+
+
+def test_several_encoders_share_one_reading(tmp_path):
+    rows = [product(number) for number in range(10)]
+    rows[3] |= {"image": None}
+    write_catalog(tmp_path / "catalog", rows)
+    catalog = CatalogConfig(uri=str(tmp_path / "catalog"), image_field="image")
+    encoders = [
+        load_product_encoder(save_tiny_encoder(tmp_path / f"{model}{seed}", model=model, seed=seed))
+        for model, seed in (("3tmm", 0), ("clip", 1), ("bibert", 2))
+    ]
+    views = [(View.FUSED, View.TEXT), (View.PICTURE,), (View.TEXT,)]
+    told: list[int] = []
+    spool = str(tmp_path / "spool")
+    with PicturePool(PictureFetcher(FetchConfig()), encoders[0].preprocessing, DecodeConfig(threads=1)) as pool:
+        together = encode_catalog_with(
+            list(zip(encoders, views, strict=True)),
+            catalog,
+            pool,
+            spool_uri=spool,
+            on_progress=told.append,
+        )
+        for encoder, wanted, found in zip(encoders, views, together, strict=True):
+            reads_pictures = encoder.preprocessing is not None
+            alone = encode_catalog(encoder, catalog, pool if reads_pictures else None, spool_uri=spool)
+            assert found.product_ids == alone.product_ids
+            assert tuple(found.vectors) == wanted
+            for view in wanted:
+                assert np.array_equal(found.vectors[view], alone.vectors[view])
+                assert np.array_equal(found.present[view], alone.present[view])
+    assert sum(told) == 10

@@ -1,0 +1,165 @@
+"""Encoded pictures of many rows, as Arrow has them: bytes in memory, in a memory-mapped file, or paths to read.
+
+They are decoded batch by batch; what is held meanwhile is what the files hold.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, UnidentifiedImageError
+
+from encoders.errors import EncoderConfigError
+from encoders.preprocessing import ImagePreprocessing, resize_picture
+
+# Encoded picture and the tower's wishes to uint8 [3, S, S]; None where it cannot be decoded.
+Decoder = Callable[[bytes, ImagePreprocessing], np.ndarray | None]
+
+_PATHS_TRIED = 20
+
+
+class EncodedPictures:
+    """One picture a row, encoded; null where a row has none.
+
+    Args:
+        data: Encoded bytes, binary; None where all are paths.
+        paths: Where a picture is read from that `data` has not.
+        root: What relative paths are relative to.
+        mapped_file: The Arrow IPC file whose column `picture` `data` maps: what pickling takes in place of the bytes.
+    """
+
+    def __init__(
+        self,
+        data: pa.ChunkedArray | None,
+        paths: pa.ChunkedArray | None = None,
+        *,
+        root: str | None = None,
+        mapped_file: str | None = None,
+    ) -> None:
+        self._data, self._paths, self._root, self._mapped_file = data, paths, root, mapped_file
+        chunks = [] if data is None else data.chunks
+        self._chunks = chunks
+        self._starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+
+    @classmethod
+    def from_column(cls, column: pa.ChunkedArray, *, root: str | None, key: str) -> EncodedPictures:
+        """The pictures of a column: binary, struct of bytes and path, or paths.
+
+        Raises:
+            EncoderConfigError: The column is of another kind, or none of its paths leads anywhere.
+        """
+        kind, data, paths = column.type, None, None
+        if pa.types.is_struct(kind):
+            names = [field.name for field in kind]
+            parts = dict(zip(names, column.flatten(), strict=True))  # unlike field(), knows that a null has no parts
+            data, paths = parts.get("bytes"), parts.get("path")
+        elif _is_binary(kind):
+            data = column
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            paths = column
+        if (data is None and paths is None) or (data is not None and not _is_binary(data.type)):
+            raise EncoderConfigError(f"{key} of type {kind}: expected struct<bytes, path>, binary, or paths as text")
+        pictures = cls(data, paths if data is None or data.null_count else None, root=root)
+        pictures._check_paths(key)
+        return pictures
+
+    @classmethod
+    def missing(cls, rows: int) -> EncodedPictures:
+        """No picture at all."""
+        return cls(pa.chunked_array([pa.nulls(rows, pa.binary())]))
+
+    @classmethod
+    def mapped(cls, path: str) -> EncodedPictures:
+        """Those of column `picture` of an Arrow IPC file, memory-mapped."""
+        table = pa.ipc.open_file(pa.memory_map(path)).read_all()
+        return cls(table["picture"], mapped_file=path)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self._paths is None else len(self._paths)
+
+    def __reduce__(self) -> Any:
+        """Loader processes map the file anew; pictures that stand in memory travel to them."""
+        if self._mapped_file is not None:
+            return EncodedPictures.mapped, (self._mapped_file,)
+        return _rebuilt, (self._data, self._paths, self._root)
+
+    def present(self) -> np.ndarray:
+        """Bool `[rows]`: which rows have a picture, or at least a path."""
+        there = np.zeros(len(self), bool)
+        for column in (self._data, self._paths):
+            if column is not None:
+                there |= pc.is_valid(column).to_numpy()
+        return there
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> list[bytes | None]:
+        """The encoded pictures of these rows; None where there is none, or none at its path."""
+        return [self._picture(int(row)) for row in rows]
+
+    def keys(self) -> np.ndarray:
+        """int64 `[rows]`: equal for equal pictures (by bytes or by path), -1 where there is none."""
+        keys = np.full(len(self), -1, np.int64)
+        most = -1
+        for column in (self._paths, self._data):  # where a row has both, its bytes count
+            if column is None:
+                continue
+            codes = pc.dictionary_encode(column).combine_chunks().indices
+            found = pc.fill_null(codes, -1).to_numpy().astype(np.int64)
+            keys = np.where(found >= 0, found + most + 1, keys)
+            most = int(keys.max(initial=-1))
+        return keys
+
+    def _picture(self, row: int) -> bytes | None:
+        if self._chunks:
+            chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
+            data = self._chunks[chunk][row - int(self._starts[chunk])].as_py()
+            if data:
+                return data
+        path = None if self._paths is None else self._paths[row].as_py()
+        return _read(path, self._root) if path else None
+
+    def _check_paths(self, key: str) -> None:
+        if self._paths is None:
+            return
+        named = pc.drop_null(self._paths)
+        if not len(named) or self._data is not None:
+            return
+        tried = named.take(pa.array(np.unique(np.linspace(0, len(named) - 1, _PATHS_TRIED).astype(int))))
+        if all(_read(path.as_py(), self._root) is None for path in tried):
+            raise EncoderConfigError(
+                f"{key} of type {self._paths.type}: none of {len(tried)} paths that were tried can be read (first: "
+                f"{tried[0]}, below {self._root or 'the working folder'}): set data.image_root to what they are "
+                "relative to"
+            )
+
+
+def decode_with_pillow(data: bytes, preprocessing: ImagePreprocessing) -> np.ndarray | None:
+    """Decodes and resizes one picture; None where it is none."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return resize_picture(image.convert("RGB"), preprocessing)
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _rebuilt(data: pa.ChunkedArray | None, paths: pa.ChunkedArray | None, root: str | None) -> EncodedPictures:
+    return EncodedPictures(data, paths, root=root)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _read(path: str, root: str | None) -> bytes | None:
+    absolute = path.startswith("/") or "://" in path
+    place = path if absolute or root is None else f"{root.rstrip('/')}/{path}"
+    try:
+        with fsspec.open(place, "rb") as file:
+            return file.read()
+    except (OSError, ValueError):  # ValueError: no file system of that scheme
+        return None

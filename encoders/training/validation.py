@@ -1,0 +1,159 @@
+"""Validation: what held-out queries find by exact search, and the loss of held-out pairs.
+
+Legend: N candidate products, Q distinct queries, D fused dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from encoders.model import EncoderModel
+from encoders.training.batches import PairDataset, ProductDataset, in_order, load
+from encoders.training.gather import gather_rows
+from encoders.training.inputs import ProductInputs
+from encoders.training.pairs import TrainingPairs
+from encoders.training.vectors import encode_products, encode_queries, float32
+
+RECALL_AT = (1, 10, 100)
+_SCORES_AT_A_TIME = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """Held-out pairs, and what is searched for them.
+
+    Attributes:
+        pairs: The dataset of the held-out pairs.
+        candidates: int64 `[N]`: products that are searched.
+        query_of_pair: int64: which of the Q distinct queries each pair has.
+        product_of_pair: int64: place of each pair's product among the candidates.
+    """
+
+    pairs: PairDataset
+    candidates: np.ndarray
+    query_of_pair: np.ndarray
+    product_of_pair: np.ndarray
+
+    @classmethod
+    def of(cls, pairs: TrainingPairs, rows: np.ndarray, dataset: PairDataset, *, all_products: bool) -> HeldOut:
+        """Held-out `rows` of the pairs; searched are their products, or all that were read."""
+        own = pairs.product_rows[rows]
+        candidates = np.arange(len(pairs.products)) if all_products else np.unique(own)
+        _, query_of_pair = np.unique(pairs.query_keys[rows], return_inverse=True)
+        return cls(
+            pairs=dataset,
+            candidates=candidates,
+            query_of_pair=query_of_pair.reshape(-1),
+            product_of_pair=np.searchsorted(candidates, own),
+        )
+
+
+@torch.no_grad()
+def validate(model: EncoderModel, held_out: HeldOut, *, batch_size: int, device: torch.device) -> dict[str, float]:
+    """Recall@k of the distinct held-out queries, averaged over them: `recall@1`, `recall@10`, `recall@100`.
+
+    The model is in evaluation mode meanwhile. Several devices share the products between them.
+    """
+    with evaluating(model):
+        products = _encode_products(model, held_out, batch_size, device)
+        queries, readable = _encode_queries(model, held_out, batch_size, device)
+    return recall(queries, products, held_out.query_of_pair, held_out.product_of_pair, readable=readable)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each part returns to its own mode."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def recall(
+    queries: torch.Tensor,
+    products: torch.Tensor,
+    query_of_pair: np.ndarray,
+    product_of_pair: np.ndarray,
+    *,
+    readable: np.ndarray | None = None,
+    at: Sequence[int] = RECALL_AT,
+) -> dict[str, float]:
+    """Share of each query's products among its first k of exact search, averaged over the queries.
+
+    Args:
+        queries: `[Q, D]`.
+        products: `[N, D]`.
+        query_of_pair: int64: query of each pair.
+        product_of_pair: int64: product of each pair.
+        readable: bool `[Q]`: queries that have a vector; the others find nothing.
+        at: The ks.
+    """
+    most = min(max(at), len(products))
+    block = max(1, _SCORES_AT_A_TIME // max(1, len(products)))
+    found = np.concatenate(
+        [
+            (queries[start : start + block] @ products.T).topk(most, dim=1).indices.cpu().numpy()
+            for start in range(0, len(queries), block)
+        ]
+    )
+    if readable is not None:
+        found[~readable] = -1
+    wanted = np.unique(np.stack([query_of_pair, product_of_pair]), axis=1)
+    per_query = np.bincount(wanted[0], minlength=len(queries))
+    rank = np.full(wanted.shape[1], np.iinfo(np.int64).max)
+    pair, place = np.nonzero(found[wanted[0]] == wanted[1][:, None])
+    rank[pair] = place
+    measured = {}
+    for k in at:
+        hits = np.bincount(wanted[0], weights=rank < k, minlength=len(queries))
+        measured[f"recall@{k}"] = float(np.mean(hits[per_query > 0] / per_query[per_query > 0]))
+    return measured
+
+
+def _encode_products(model: EncoderModel, held_out: HeldOut, batch_size: int, device: torch.device) -> torch.Tensor:
+    rank, world = _place()
+    mine = np.array_split(held_out.candidates, world)[rank]
+    parts = []
+    batches: Iterable[ProductInputs] = load(
+        ProductDataset(held_out.pairs, mine), in_order(len(mine), batch_size), workers=0
+    )
+    for batch in batches:
+        inputs = batch.to(device)
+        halves = encode_products(model, inputs)
+        with float32(device):
+            parts.append(model.fuse_product(halves.text, inputs.has_text, halves.image, inputs.has_image))
+    empty = torch.zeros(0, model.architecture.dim, device=device)
+    return gather_rows(torch.cat([empty, *parts]))
+
+
+def _encode_queries(
+    model: EncoderModel, held_out: HeldOut, batch_size: int, device: torch.device
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Every device encodes them all: they are few beside the products."""
+    _, first_pairs = np.unique(held_out.query_of_pair, return_index=True)
+    vectors, readable = [], []
+    for places in in_order(len(first_pairs), batch_size):
+        inputs = held_out.pairs.queries(first_pairs[places]).to(device)
+        there = inputs.has_text | inputs.has_image
+        encoded = torch.zeros(len(places), model.architecture.dim, device=device)
+        if there.any():
+            encoded = encode_queries(model, inputs).fused
+        vectors.append(encoded)
+        readable.append(there.cpu().numpy())
+    return torch.cat(vectors), np.concatenate(readable)
+
+
+def _place() -> tuple[int, int]:
+    """Rank of this device, and how many there are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

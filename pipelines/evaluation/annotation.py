@@ -1,0 +1,212 @@
+"""Labels for the results that no file labels: asked from the annotator, once, and kept in a file.
+
+The file is Parquet: query_id, product_id, label and the fingerprint of what was labelled. It can be given as
+`evaluation.judgments` of a later run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from index_builder import storage
+from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.picture_columns import PictureRef
+from pipelines.catalog.plan import plan_catalog
+from pipelines.catalog.reading import read_shard
+from pipelines.catalog.records import to_products
+from pipelines.config.errors import ConfigError
+from pipelines.evaluation.annotator import AnnotatedQuery, Annotator, ProductRecord, annotate_batch
+from pipelines.evaluation.judged_queries import JudgedQueries, Pairs
+from pipelines.evaluation.judgments import UNKNOWN, number_judgments
+from pipelines.evaluation.labels import MOST_LABELS, normal_labels, ordered_labels, relevant_labels
+from pipelines.evaluation.rankings import ProductNumbers
+
+SAVE_EVERY_PAIRS = 10_000
+ROWS_AT_A_TIME = 1024
+_SCHEMA = pa.schema(
+    [("query_id", pa.string()), ("product_id", pa.string()), ("label", pa.string()), ("fingerprint", pa.binary(16))]
+)
+
+
+def annotate_results(
+    queries: JudgedQueries,
+    numbers: ProductNumbers,
+    rankings: Iterable[np.ndarray],
+    *,
+    annotator: Annotator,
+    name: str,
+    records: Callable[[set[str]], dict[str, ProductRecord]],
+    kept_uri: str,
+    batch_pairs: int,
+    relevant: Sequence[str] = (),
+    on_progress: Callable[[int], None] = lambda pairs: None,
+) -> tuple[JudgedQueries, int]:
+    """Labels every result of every ranking that has no label yet.
+
+    Args:
+        queries: With the labels of the judgments file.
+        numbers: Of the products.
+        rankings: int64 `[Q, K]` each: what is labelled.
+        annotator: Labels a batch.
+        name: Its `module:function`; part of the fingerprint, so that another annotator starts anew.
+        records: Gives the records of products by id.
+        kept_uri: File of the labels of earlier runs; written as labels come.
+        batch_pairs: Pairs the annotator gets at a time.
+        relevant: Labels that mean relevant, as asked.
+        on_progress: Told the number of pairs labelled.
+
+    Returns:
+        The queries with these labels too, and the number of pairs that the annotator was asked about now.
+
+    Raises:
+        ConfigError: The annotator returned something else than one label a pair.
+    """
+    asked = _unlabelled_pairs(queries, numbers, rankings)
+    products = records(set(numbers.ids.take(pa.array(np.unique(asked[:, 1]))).to_pylist()))
+    ids = numbers.ids.to_pylist()
+    pairs = [
+        (row, _annotated(queries, row), products[ids[product]])
+        for row, product in asked.tolist()
+        if ids[product] in products
+    ]
+    labels = _KeptLabels(kept_uri)
+    keys = [_fingerprint(name, query, product) for _, query, product in pairs]
+    open_places = [place for place, key in enumerate(keys) if key not in labels.by_key]
+    try:
+        for start in range(0, len(open_places), batch_pairs):
+            places = open_places[start : start + batch_pairs]
+            batch = [pairs[place][1:] for place in places]
+            given = annotate_batch(annotator, name, batch)
+            for place, (query, product), label in zip(places, batch, given, strict=True):
+                labels.add(keys[place], query.query_id, product["product_id"], label)
+            on_progress(len(places))
+    finally:
+        labels.save()
+    known = [
+        (row, product["product_id"], label)
+        for (row, _, product), key in zip(pairs, keys, strict=True)
+        if (label := labels.by_key[key]) is not None
+    ]
+    return _with_labels(queries, known, name, relevant), len(open_places)
+
+
+def catalog_records(catalog: CatalogConfig, spool_uri: str, wanted: set[str]) -> dict[str, ProductRecord]:
+    """Records of products by id, from another reading of the catalog; those that it does not hold are left out."""
+    records: dict[str, ProductRecord] = {}
+    for shard in plan_catalog(catalog, spool_uri=spool_uri).shards:
+        for rows in read_shard(shard, catalog, batch_rows=ROWS_AT_A_TIME):
+            products = to_products(rows, catalog)
+            texts = products.texts.to_pylist()
+            columns = products.columns.to_pylist()
+            for row, product_id in enumerate(products.product_ids.to_pylist()):
+                if product_id in wanted and product_id not in records:
+                    picture = next(iter(products.pictures[row]), None)
+                    own = {"product_id": product_id, "text": texts[row], "picture": _plain_picture(picture)}
+                    records[product_id] = {**columns[row], **own}
+    return records
+
+
+class _KeptLabels:
+    """Labels by fingerprint, read from a file and written back to it."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._rows: list[tuple[str, str, str | None, bytes]] = []
+        self._unsaved = 0
+        if storage.exists(uri):
+            try:
+                with storage.localized(uri) as path:
+                    table = pq.read_table(path).select(_SCHEMA.names)
+            except (pa.ArrowInvalid, KeyError, OSError) as error:
+                raise ConfigError(
+                    f"evaluation.annotations is {uri!r}: expected a file of kept labels, found {error}; name another"
+                ) from error
+            self._rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        self.by_key: dict[bytes, str | None] = {row[3]: row[2] for row in self._rows}
+
+    def add(self, key: bytes, query_id: str, product_id: str, label: str | None) -> None:
+        self.by_key[key] = label
+        self._rows.append((query_id, product_id, label, key))
+        self._unsaved += 1
+        if self._unsaved >= SAVE_EVERY_PAIRS:
+            self.save()
+
+    def save(self) -> None:
+        if not self._unsaved:
+            return
+        columns = zip(*self._rows, strict=True)
+        table = pa.table([pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)], _SCHEMA)
+        with storage.atomic_file(self._uri) as path:
+            pq.write_table(table, path)
+        self._unsaved = 0
+
+
+def _unlabelled_pairs(queries: JudgedQueries, numbers: ProductNumbers, rankings: Iterable[np.ndarray]) -> np.ndarray:
+    """Distinct (query row, product number) without a label, int64 `[n, 2]`."""
+    judged = number_judgments(queries, numbers, unlabelled=None, grades={}).judged
+    products = max(1, len(numbers))
+    keys = [np.zeros(0, np.int64)]
+    for found in rankings:
+        rows = np.broadcast_to(np.arange(len(found), dtype=np.int64)[:, None], found.shape)
+        open_pairs = (judged.labels_of(found) == UNKNOWN) & (found >= 0)
+        keys.append(np.unique(rows[open_pairs] * products + found[open_pairs]))
+    distinct = np.unique(np.concatenate(keys))
+    return np.stack([distinct // products, distinct % products], axis=1)
+
+
+def _with_labels(
+    queries: JudgedQueries, known: Sequence[tuple[int, str, str]], name: str, relevant: Sequence[str]
+) -> JudgedQueries:
+    """The labels of the file and those of the annotator, in one list of labels."""
+    if not known:
+        return queries
+    rows, product_ids, given = zip(*known, strict=True)
+    normal = normal_labels(list(dict.fromkeys([*queries.labels, *given])))
+    labels = ordered_labels(normal.values())
+    if len(labels) > MOST_LABELS:
+        raise ConfigError(
+            f"evaluation.annotator {name}: found {len(labels)} different labels, such as "
+            f"{list(islice(labels, 3))}; expected at most {MOST_LABELS}"
+        )
+    places = {label: labels.index(normal[label]) for label in normal}
+    old = np.array([places[label] for label in queries.labels], np.int64)
+    all_rows = np.concatenate([queries.judged.queries, np.array(rows, np.int64)])
+    all_labels = np.concatenate(
+        [
+            old[queries.judged.labels] if len(queries.judged) else queries.judged.labels,
+            np.array([places[label] for label in given], np.int64),
+        ]
+    )
+    ids = pa.concat_arrays([queries.judged.product_ids, pa.array(product_ids, pa.string())])
+    order = np.argsort(all_rows, kind="stable")
+    judged = Pairs(queries=all_rows[order], product_ids=ids.take(pa.array(order)), labels=all_labels[order])
+    return replace(queries, judged=judged, labels=labels, relevant=relevant_labels(labels, relevant))
+
+
+def _annotated(queries: JudgedQueries, row: int) -> AnnotatedQuery:
+    return AnnotatedQuery(
+        query_id=queries.ids[row], text=queries.texts[row], picture=_plain_picture(queries.pictures[row])
+    )
+
+
+def _plain_picture(picture: PictureRef | None) -> str | bytes | None:
+    if picture is None:
+        return None
+    return picture.data if picture.kind == "bytes" else picture.uri
+
+
+def _fingerprint(name: str, query: AnnotatedQuery, product: ProductRecord) -> bytes:
+    """16 bytes over everything that the annotator sees, and its name."""
+    seen = [name, query.query_id, query.text, query.picture, product]
+    text = json.dumps(
+        seen, sort_keys=True, default=lambda value: value.hex() if isinstance(value, bytes) else str(value)
+    )
+    return hashlib.sha256(text.encode()).digest()[:16]

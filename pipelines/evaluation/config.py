@@ -1,0 +1,138 @@
+"""What an evaluation is told: which systems, which queries, what is right, and how it is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from encoders import EncoderConfig
+
+LEAVE_OUT = "leave-out"
+
+ProductPart = Literal["fused", "text", "picture"]
+QueryPart = Literal["all", "text", "picture"]
+TwoLabels = Literal["refuse", "best", "leave-out"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SystemConfig:
+    """One system of a comparison: an encoder, searched exactly, or a published index version, searched as it serves.
+
+    Attributes:
+        name: How the tables call it.
+        encoder: The encoder.
+        encoders: Instead of one: the same encoder trained from several seeds; the mean and the spread are told.
+        index: Instead of an encoder: where versions are published.
+        version: Version of the index; null for the published one.
+        products: What of a product its vector is made of: fused, text or picture.
+        queries: What of a query is used: all that the encoder reads, text or picture.
+    """
+
+    name: str
+    encoder: EncoderConfig | None = None
+    encoders: tuple[EncoderConfig, ...] = ()
+    index: str | None = None
+    version: str | None = None
+    products: ProductPart = "fused"
+    queries: QueryPart = "all"
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ValueError(f"name is {self.name!r}: expected a name for the tables")
+        given = (self.encoder is not None) + bool(self.encoders) + (self.index is not None)
+        if given != 1:
+            raise ValueError(
+                f"system {self.name!r}: expected one of encoder, encoders and index, found {given} of them"
+            )
+        if self.version is not None and self.index is None:
+            raise ValueError(
+                f"version is {self.version!r}: expected together with index, system {self.name!r} has none"
+            )
+        if self.index is not None and self.products != "fused":
+            raise ValueError(f"products is {self.products!r}: an index holds the vectors that it holds; remove it")
+
+    @property
+    def runs(self) -> tuple[EncoderConfig, ...]:
+        """The encoders, one a seed; none for an index."""
+        return self.encoders or (() if self.encoder is None else (self.encoder,))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """The `evaluation:` section.
+
+    Attributes:
+        queries: File of the queries: Parquet, CSV, TSV or JSON Lines, anywhere that fsspec reads.
+        judgments: File of query, product and label: E/S/C/I, the words Exact, Substitute, Complement, Irrelevant, or
+            numbers.
+        purchases: File of query and product bought for it; recall is then that of the purchases.
+        split: Only the queries of this split (column split).
+        query_id_field: Column of the query's id, in all three files.
+        query_field: Column of the query's text; null where queries are pictures only.
+        query_image_field: Column of the query's picture: path, URI or bytes; null for none.
+        query_image_root: What relative paths of query pictures are relative to.
+        product_id_field: Column of the product's id.
+        label_field: Column of the label.
+        relevant: Labels that mean relevant (default: numbers above 0, or Exact).
+        grades: Grade of each label for nDCG, such as {Exact: 3, Substitute: 2}; default: numbers as they are, or 1 for
+            what is relevant.
+        unlabelled: What counts for a pair without a label: leave-out, or the label that it then has.
+        two_labels: A pair that the judgments give two labels: refuse the file, take the best of them, or leave-out.
+        annotator: Labels pairs that no file labels: a Python function as module:function.
+        annotations: File that keeps the annotator's labels for the next run (default: below work.uri).
+        annotator_batch: Pairs that the annotator gets at a time.
+        k: Results of a query that recall, label precision, overlap and net figures look at.
+        measures: Further measures as ir-measures names them.
+        resamples: Bootstrap samples of the queries.
+        confidence: Of the intervals, between 0 and 1.
+        seed: Of the bootstrap.
+    """
+
+    queries: str | None = None
+    judgments: str | None = None
+    purchases: str | None = None
+    split: str | None = None
+    query_id_field: str = "query_id"
+    query_field: str | None = "query"
+    query_image_field: str | None = None
+    query_image_root: str | None = None
+    product_id_field: str = "product_id"
+    label_field: str = "label"
+    relevant: tuple[str, ...] = ()
+    grades: dict[str, int] = field(default_factory=dict)
+    unlabelled: str = LEAVE_OUT
+    two_labels: TwoLabels = "refuse"
+    annotator: str | None = None
+    annotations: str | None = None
+    annotator_batch: int = 64
+    k: int = 100
+    measures: tuple[str, ...] = ()
+    resamples: int = 2000
+    confidence: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("annotator_batch", "k", "resamples"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}: expected 1 or more")
+        if not 0.0 < self.confidence < 1.0:
+            raise ValueError(f"confidence is {self.confidence}: expected a number between 0 and 1, both excluded")
+        if self.query_field is None and self.query_image_field is None:
+            raise ValueError("query_field and query_image_field are null: expected at least one of the two")
+        if any(grade < 0 for grade in self.grades.values()):
+            raise ValueError(f"grades is {self.grades}: expected whole numbers of 0 or more")
+        if self.annotator is not None and not all(part.strip() for part in self.annotator.partition(":")):
+            raise ValueError(f"annotator is {self.annotator!r}: expected module:function")
+
+
+def check_systems(systems: tuple[SystemConfig, ...], baseline: str | None) -> list[str]:
+    """What is wrong with the systems together, one sentence each."""
+    names = [system.name for system in systems]
+    problems = [
+        f"systems: the name {name!r} stands more than once; expected each once"
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    if baseline is not None and baseline not in names:
+        known = ", ".join(repr(name) for name in names) or "none"
+        problems.append(f"baseline is {baseline!r}: expected the name of one of the systems, which are {known}")
+    return problems

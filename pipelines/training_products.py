@@ -1,0 +1,118 @@
+"""The catalog's products as an encoder is trained on them, read and decoded by the code of the nightly job.
+
+Pictures are fetched once and kept as they come, encoded, in one file beside the run; each batch decodes its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from encoders import ImagePreprocessing
+from encoders.training.products import PRODUCTS_SCHEMA, TrainingProducts, map_products, write_products
+from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.dead_letters import PictureError
+from pipelines.catalog.lookahead import run_ahead
+from pipelines.catalog.pictures.decode_config import DecodeConfig
+from pipelines.catalog.pictures.decoding import decode_picture
+from pipelines.catalog.pictures.fetch_config import FetchConfig
+from pipelines.catalog.pictures.fetched_batches import fetch_pictures
+from pipelines.catalog.pictures.fetching import PictureFetcher
+from pipelines.catalog.pictures.prefetch import PicturePool
+from pipelines.catalog.plan import plan_catalog
+from pipelines.catalog.reading import read_shard
+from pipelines.catalog.records import ProductBatch, to_products
+
+BATCH_ROWS = 512
+# The pool is asked to fetch only; what it would decode to does not matter.
+_NOT_DECODED = ImagePreprocessing(size=1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def read_training_products(
+    wanted: Collection[str] | None,
+    *,
+    catalog: CatalogConfig,
+    fetch: FetchConfig,
+    decode: DecodeConfig,
+    path: str,
+    spool_uri: str,
+    with_pictures: bool = True,
+    on_progress: Callable[[int], None] = lambda products: None,
+) -> TrainingProducts:
+    """Reads the products of these ids, all without any.
+
+    Of several pictures the first that can be had counts. A product id that occurs again keeps its first row; rows that
+    become no product are left out, as at night.
+
+    Args:
+        wanted: Product ids.
+        catalog: The `catalog:` section.
+        fetch: How pictures are fetched.
+        decode: How many at a time.
+        path: Where the file with the products is written; it must stay while they are used.
+        spool_uri: Folder for plain copies of compressed catalog files.
+        with_pictures: False leaves the pictures alone, for an encoder that reads none.
+        on_progress: Told the number of catalog rows read, batch by batch.
+    """
+    pool = None
+    if with_pictures and catalog.image_field is not None:
+        pool = PicturePool(PictureFetcher(fetch, catalog.image_root), _NOT_DECODED, decode)
+    with pool or nullcontext():
+        write_products(path, _read(wanted, catalog, pool, spool_uri, on_progress))
+    return map_products(path)
+
+
+def decode_for_training(data: bytes, preprocessing: ImagePreprocessing, *, config: DecodeConfig) -> np.ndarray | None:
+    """As the nightly job decodes a picture, uint8 `[3, S, S]`; None where it cannot be decoded."""
+    try:
+        return decode_picture(data, preprocessing, config)
+    except PictureError:
+        return None
+
+
+def _read(
+    wanted: Collection[str] | None,
+    catalog: CatalogConfig,
+    pool: PicturePool | None,
+    spool_uri: str,
+    on_progress: Callable[[int], None],
+) -> Iterator[pa.RecordBatch]:
+    values = None if wanted is None else pa.array(sorted(wanted), pa.string())
+    seen: set[str] = set()
+    for batch in run_ahead(_batches(catalog, spool_uri), name="catalog-reader"):
+        ids = batch.product_ids.to_pylist()
+        on_progress(len(ids))
+        chosen = np.ones(len(ids), bool)
+        if values is not None:
+            chosen = pc.is_in(batch.product_ids, value_set=values).to_numpy(zero_copy_only=False)
+        rows = []
+        for row in np.flatnonzero(chosen).tolist():
+            if ids[row] not in seen:
+                seen.add(ids[row])
+                rows.append(row)
+        if rows:
+            yield _record_batch(batch, rows, pool)
+
+
+def _batches(catalog: CatalogConfig, spool_uri: str) -> Iterator[ProductBatch]:
+    for shard in plan_catalog(catalog, spool_uri=spool_uri).shards:
+        for rows in read_shard(shard, catalog, batch_rows=BATCH_ROWS):
+            yield to_products(rows, catalog)
+
+
+def _record_batch(batch: ProductBatch, rows: list[int], pool: PicturePool | None) -> pa.RecordBatch:
+    pictures: list[bytes | None] = [None] * len(rows)
+    if pool is not None:
+        fetched = fetch_pictures(pool, [batch.pictures[row] for row in rows])
+        pictures = [fetched.data[product.digests[0]] if product.digests else None for product in fetched.products]
+    kept = pa.array(rows, pa.int64())
+    columns = [
+        batch.product_ids.take(kept),
+        batch.texts.take(kept).cast(pa.large_string()),
+        pa.array(pictures, pa.large_binary()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=PRODUCTS_SCHEMA)

@@ -1,0 +1,162 @@
+"""The exported query encoder gives the vectors of the one on torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from encoders import CheckpointError, export_onnx, load_onnx_query_encoder, load_query_encoder, save_query_encoder
+from encoders.loading import save_encoder
+from encoders.onnx_export import _compare
+from encoders.saved_folder import EncoderParts
+from encoders.text_tower import TextTower
+from tests.encoders.tiny import random_picture, save_tiny_encoder, tiny_parts
+
+MODELS = [
+    ("bibert", None),
+    ("clip", None),
+    ("3tmm", None),
+    ("4tmm", "concat"),
+    ("4tmm", "mlp"),
+    ("match3", None),
+    ("match4", None),
+    ("match4", "mlp"),
+]
+TEXTS = ["red dress", None, "a small wooden lamp with cotton, for a large chair & more: Ü", "mug", "", "x " * 60, None]
+PICTURES = [None, random_picture(1), random_picture(2, (40, 11)), None, None, None, random_picture(3)]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Each model's encoder and its export, made when first asked for."""
+    root, made = tmp_path_factory.mktemp("onnx"), {}
+
+    def get(model, fusion):
+        folder = root / f"{model}-{fusion}"
+        if (model, fusion) not in made:
+            save_tiny_encoder(folder, model=model, fusion=fusion)
+            export_onnx(str(folder), f"{folder}-onnx")
+            made[model, fusion] = (
+                load_query_encoder(str(folder), device="cpu"),
+                load_onnx_query_encoder(f"{folder}-onnx", threads=1),
+            )
+        return made[model, fusion]
+
+    return get
+
+
+@pytest.mark.parametrize(("model", "fusion"), MODELS)
+def test_parity(exported, model, fusion):
+    ours, graphs = exported(model, fusion)
+    for name in ("model", "dim", "fingerprint", "accepts_text", "accepts_images", "image_weight"):
+        assert getattr(graphs, name) == getattr(ours, name), name
+    kinds = []
+    if ours.accepts_text:
+        kinds.append(([text for text in TEXTS if text is not None], None))
+    if ours.accepts_images:
+        kinds.append((None, [picture for picture in PICTURES if picture is not None]))
+    if ours.accepts_text and ours.accepts_images:
+        kinds.append((TEXTS, PICTURES))
+    for texts, pictures in kinds:
+        found, expected = graphs.encode(texts, pictures), ours.encode(texts, pictures)
+        assert found.dtype == np.float32
+        assert found.shape == expected.shape
+        assert np.einsum("bd,bd->b", found, expected).min() > 0.9999
+        assert np.allclose(found, expected, atol=1e-5)
+        first = graphs.encode(texts and texts[:1], pictures and pictures[:1])
+        assert np.allclose(first, expected[:1], atol=1e-5), "a batch of one"
+
+
+def test_an_encoder_saved_for_a_server_is_exported_too(tmp_path):
+    config = save_tiny_encoder(tmp_path / "whole", model="match4", fusion="mlp")
+    save_query_encoder(config, str(tmp_path / "query_encoder"))
+    export_onnx(str(tmp_path / "query_encoder"), str(tmp_path / "onnx"), image_weight=0.9)
+    graphs, ours = load_onnx_query_encoder(str(tmp_path / "onnx")), load_query_encoder(config.uri, device="cpu")
+    assert (graphs.fingerprint, graphs.image_weight) == (ours.fingerprint, 0.9)
+    ours.image_weight = 0.9
+    found, expected = (side.encode(["mug"], [random_picture(1)]) for side in (graphs, ours))
+    assert np.allclose(found, expected, atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["onnx", "query_encoder", "whole"]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "eos"])
+def test_other_poolings(tmp_path, pooling):
+    parts = tiny_parts("bibert")
+    values = json.loads(json.dumps(parts.model.architecture.to_dict()))
+    values["text_tower"]["pooling"] = pooling
+    architecture = type(parts.model.architecture).from_dict(values, text_config=parts.model.architecture.text.config)
+    model = type(parts.model)(architecture)
+    model.load_weights(parts.model.weights(), side="both", where="test")
+    save_encoder(EncoderParts(model=model, tokenizer=parts.tokenizer), str(tmp_path / "e"))
+    export_onnx(str(tmp_path / "e"), str(tmp_path / "onnx"))
+    texts = [text for text in TEXTS if text is not None]
+    expected = load_query_encoder(str(tmp_path / "e"), device="cpu").encode(texts)
+    assert np.allclose(load_onnx_query_encoder(str(tmp_path / "onnx")).encode(texts), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["4tmm", "match4"])
+def test_serving_needs_no_torch(tmp_path, exported, model):
+    ours, graphs = exported(model, "mlp")
+    random_picture(1).save(tmp_path / "picture.png")
+    code = (
+        "import sys; from PIL import Image; from encoders import load_onnx_query_encoder\n"
+        "encoder = load_onnx_query_encoder(sys.argv[1])\n"
+        "vectors = encoder.encode(['red dress'], [Image.open(sys.argv[2])])\n"
+        "print([m for m in ('torch', 'transformers', 'open_clip', 'onnx') if m in sys.modules])\n"
+        "print(*vectors[0].tolist())"
+    )
+    paths = [str(graphs.folder), str(tmp_path / "picture.png")]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
+    loaded, vector = done.stdout.splitlines()
+    assert loaded == "[]"
+    expected = ours.encode(["red dress"], [random_picture(1)])[0]
+    assert np.allclose(np.array(vector.split(), np.float32), expected, atol=1e-5)
+
+
+def test_queries_that_an_encoder_does_not_take(exported):
+    with pytest.raises(ValueError, match="takes no texts"):
+        exported("match3", None)[1].encode(["mug"])
+    with pytest.raises(ValueError, match="takes no pictures"):
+        exported("bibert", None)[1].encode(images=[random_picture(1)])
+    with pytest.raises(ValueError, match="query 1 has neither"):
+        exported("clip", None)[1].encode(["mug", None])
+
+
+def test_folders_that_are_no_export(tmp_path, exported):
+    with pytest.raises(CheckpointError, match=r"no onnx\.json"):
+        load_onnx_query_encoder(str(tmp_path))
+    (tmp_path / "holiday.txt").write_text("mine")
+    save_tiny_encoder(tmp_path / "e", model="bibert")
+    with pytest.raises(CheckpointError, match="holds no exported encoder"):
+        export_onnx(str(tmp_path / "e"), str(tmp_path))
+    assert (tmp_path / "holiday.txt").exists()
+    for _ in range(2):  # the second replaces the first
+        values = export_onnx(str(tmp_path / "e"), str(tmp_path / "onnx"))
+    onnx.checker.check_model(str(tmp_path / "onnx" / "query_text.onnx"), full_check=True)
+    (tmp_path / "onnx" / "fuse_text.onnx").unlink()
+    with pytest.raises(CheckpointError, match=r"no fuse_text\.onnx.*export it again"):
+        load_onnx_query_encoder(str(tmp_path / "onnx"))
+    (tmp_path / "onnx" / "fuse_text.onnx").write_bytes(b"no graph")
+    with pytest.raises(CheckpointError, match="cannot be loaded by ONNX Runtime"):
+        load_onnx_query_encoder(str(tmp_path / "onnx"))
+    (tmp_path / "onnx" / "onnx.json").write_text(json.dumps({**values, "schema_version": 9}))
+    with pytest.raises(CheckpointError, match="schema_version 9"):
+        load_onnx_query_encoder(str(tmp_path / "onnx"))
+
+
+def test_a_graph_that_differs_from_its_tower_is_noticed(tmp_path):
+    tower: TextTower = tiny_parts("bibert").model.query_text.eval()
+    ids = torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]])
+    graph, names, fixed = tmp_path / "query_text.onnx", ["input_0", "input_1"], ({}, {})
+    torch.onnx.export(tower, (ids, ids != 0), str(graph), input_names=names, dynamo=True, verbose=False)
+    _compare(tower, (ids, ids != 0), fixed, graph, names)
+    with torch.no_grad():
+        tower.projection.weight[0, 0] += 0.1
+    with pytest.raises(CheckpointError, match=r"query_text\.onnx differs from its tower"):
+        _compare(tower, (ids, ids != 0), fixed, graph, names)

@@ -1,0 +1,182 @@
+"""What a run keeps: the best state, metrics, a picture; how it ends when numbers go wrong or nothing gets better."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from encoders.errors import TrainingError
+from encoders.losses import nt_xent
+from encoders.training import objective
+from encoders.training.metrics_files import join_metrics
+from tests.encoders.training.runs import Stopped, StopsAfter, pairs_of, train
+
+
+def rows_of_table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    said: list[str] = []
+    note = train(pairs_of(folder / "pairs"), folder / "out", epochs=6, say=said.append)
+    return folder, note, said
+
+
+def test_the_folder_of_a_run(run):
+    folder, *_ = run
+    kept = folder / "out.checkpoints"
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "best.ckpt", "last.ckpt", "logs", "metrics.csv", "run.json", "training.png",
+    ]  # fmt: skip
+    assert json.loads((kept / "run.json").read_text())["finished"]
+    assert list((kept / "logs" / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+def test_the_metrics_as_a_table(run):
+    folder, note, _ = run
+    rows = rows_of_table(folder / "out.checkpoints" / "metrics.csv")
+    steps = [int(row["step"]) for row in rows]
+    assert steps == list(range(1, 37))
+    losses = [float(row["loss"]) for row in rows if row["loss"]]
+    assert len(losses) == 36
+    assert np.mean(losses[-6:]) == pytest.approx(note["loss"], abs=1e-3), "the last round's mean"
+    assert sum(bool(row["validation_recall@100"]) for row in rows) == 6
+    rates = [float(row["learning_rate"]) for row in rows if row["learning_rate"]]
+    assert len(rates) == 36
+    assert max(rates) == pytest.approx(5e-3)
+    assert max(rates) > rates[0] > rates[-1]
+    assert all(float(row["gradient_norm"]) > 0 for row in rows if row["gradient_norm"])
+
+
+def test_the_picture(run):
+    with Image.open(run[0] / "out.checkpoints" / "training.png") as picture:
+        assert picture.size == (1200, 480)
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
+
+
+def test_what_is_saved_is_the_best_validation(run):
+    folder, note, said = run
+    rows = rows_of_table(folder / "out.checkpoints" / "metrics.csv")
+    scores = [
+        (*(float(row[f"validation_recall@{k}"]) for k in (100, 10, 1)), int(row["step"]))
+        for row in rows
+        if row["validation_recall@100"]
+    ]
+    assert note["step"] == max(scores)[-1], "the newest among equals"
+    assert note["validation_recall@100"] == round(max(scores)[0], 4)
+    best = torch.load(folder / "out.checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    saved = load_file(folder / "out" / "weights.safetensors")
+    assert all(torch.equal(weight, best[f"model.{name}"]) for name, weight in saved.items())
+    assert sum("best so far" in line for line in said) >= 1
+
+
+def test_it_stops_early(tmp_path, monkeypatch):
+    scores = iter([0.2, 0.5, 0.4, 0.5, 0.3, 0.9, 0.9])
+    monkeypatch.setattr(
+        "encoders.training.fitting.validate",
+        lambda *_, **__: {f"recall@{k}": next(scores) if k == 100 else 0.1 for k in (1, 10, 100)},
+    )
+    said: list[str] = []
+    note = train(pairs_of(tmp_path / "pairs"), tmp_path / "out", epochs=7, patience=3, say=said.append)
+    assert any("stopped early: 3 validations without a better one" in line for line in said)
+    assert (note["validation_recall@100"], note["step"]) == (0.5, 4 * 6), "of two equal ones the newer"
+    assert next(scores) == 0.9, "five validations"
+
+
+def test_the_best_may_be_that_of_the_first_result(tmp_path, monkeypatch):
+    measured = iter([(0.9, 0.2), (0.8, 0.6), (0.7, 0.6), (1.0, 0.1)])
+
+    def measures(*_, **__):
+        wide, first = next(measured)
+        return {"recall@1": first, "recall@10": wide, "recall@100": 1.0}
+
+    monkeypatch.setattr("encoders.training.fitting.validate", measures)
+    note = train(pairs_of(tmp_path / "pairs"), tmp_path / "out", epochs=4, best_by="recall@1")
+    assert (note["validation_recall@1"], note["step"]) == (0.6, 3 * 6)
+
+
+def test_nothing_held_out_saves_the_last_state(tmp_path):
+    data = pairs_of(tmp_path / "pairs")
+    note = train(type(data)(uri=data.uri, validation_share=0.0), tmp_path / "out", validate_steps=3)
+    assert "validation_loss" not in note
+    last = torch.load(tmp_path / "out.checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    saved = load_file(tmp_path / "out" / "weights.safetensors")
+    assert all(torch.equal(weight, last[f"model.{name}"]) for name, weight in saved.items())
+    assert not (tmp_path / "out.checkpoints" / "best.ckpt").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_state(tmp_path, monkeypatch):
+    data, out = pairs_of(tmp_path / "pairs"), tmp_path / "out"
+    calls = 0
+
+    def breaks(*args, **options):
+        nonlocal calls
+        calls += 1
+        loss = nt_xent(*args, **options)
+        return loss * float("nan") if calls > 8 else loss  # two views: in the fifth step
+
+    monkeypatch.setattr(objective, "nt_xent", breaks)
+    with pytest.raises(TrainingError, match=r"the loss of batch 5 is nan, query_product nan.*learning_rate"):
+        train(data, out)
+    kept = torch.load(tmp_path / "out.checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["callbacks"]["shelfmark"]["batches"] == 4
+    assert all(torch.isfinite(weight).all() for weight in kept["state_dict"].values())
+    assert not out.exists()
+    monkeypatch.undo()
+    train(data, out)  # goes on
+    assert out.is_dir()
+
+
+def test_a_gradient_that_is_no_number_is_not_stepped_on(tmp_path, monkeypatch):
+    class Breaks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("inf")
+
+    calls = 0
+
+    def breaks(*args, **options):
+        nonlocal calls
+        calls += 1
+        loss = nt_xent(*args, **options)
+        return Breaks.apply(loss) if calls > 8 else loss
+
+    monkeypatch.setattr(objective, "nt_xent", breaks)
+    with pytest.raises(TrainingError, match=r"the gradient's norm of batch 5 is (nan|inf)"):
+        train(pairs_of(tmp_path / "pairs"), tmp_path / "out")
+    kept = torch.load(tmp_path / "out.checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["callbacks"]["shelfmark"]["batches"] == 4
+    assert all(torch.isfinite(weight).all() for weight in kept["state_dict"].values())
+
+
+def test_metrics_of_a_run_that_was_taken_up_again_are_one_table(tmp_path):
+    data = pairs_of(tmp_path / "pairs")
+    with pytest.raises(Stopped):
+        train(data, tmp_path / "out", decode=StopsAfter(70), checkpoint_steps=4)
+    train(data, tmp_path / "out", checkpoint_steps=4)
+    train(data, tmp_path / "whole", checkpoint_steps=4)
+    one, two = (rows_of_table(tmp_path / name / "metrics.csv") for name in ("out.checkpoints", "whole.checkpoints"))
+    assert one == two
+
+
+def test_joining_drops_what_a_later_part_did_again(tmp_path):
+    for version, lines in ((0, "1,0.9\n2,0.8\n3,0.7"), (1, "2,0.5\n5,0.4"), (10, "9,0.1")):
+        (tmp_path / "csv" / f"version_{version}").mkdir(parents=True)
+        (tmp_path / "csv" / f"version_{version}" / "metrics.csv").write_text(f"step,loss\n{lines}\n")
+    joined = join_metrics(tmp_path, tmp_path / "metrics.csv")
+    assert joined["loss"][0].tolist() == [2, 3, 6, 10], "from 1"
+    assert joined["loss"][1].tolist() == [0.9, 0.5, 0.4, 0.1]
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 5

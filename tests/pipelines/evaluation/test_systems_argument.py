@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipelines.config.errors import ConfigError
+from pipelines.evaluation.systems_argument import expand_systems
+
+
+@pytest.fixture
+def things(tmp_path):
+    """A saved encoder, an index and a job's config, as far as their names tell."""
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "encoder.json").write_text("{}")
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "CURRENT").write_text("x\n")
+    (tmp_path / "job.yaml").write_text("encoder:\n  uri: somewhere\n  batch_size: 8\n")
+    (tmp_path / "without.yaml").write_text("catalog:\n  uri: somewhere\n")
+    return tmp_path
+
+
+def systems(*arguments: str):
+    option, value = expand_systems(["--systems", *arguments])
+    assert option == "--systems"
+    return json.loads(value)
+
+
+def test_each_kind_is_told_by_what_lies_there(things):
+    version = "20261120T031500Z-54ecf43a0d36"
+    given = systems(
+        f"job={things}/job.yaml",
+        f"saved={things}/encoder",
+        f"seeds={things}/encoder,package://encoders/pretrained/demo",
+        f"live={things}/index",
+        f"old={things}/index@{version}",
+        "shipped=minilm",
+    )
+    assert given[:5] == [
+        {"name": "job", "encoder": {"uri": "somewhere", "batch_size": 8}},
+        {"name": "saved", "encoder": {"uri": f"{things}/encoder"}},
+        {"name": "seeds", "encoders": [{"uri": f"{things}/encoder"}, {"uri": "package://encoders/pretrained/demo"}]},
+        {"name": "live", "index": f"{things}/index"},
+        {"name": "old", "index": f"{things}/index", "version": version},
+    ]
+    assert given[5]["encoder"]["model"] == "bibert"
+
+
+def test_other_arguments_stay_where_they_are(things):
+    arguments = ["--config", "x", "--systems", f"a={things}/index", "--baseline", "a", "--print-config"]
+    given = expand_systems(arguments)
+    assert given[:3] == ["--config", "x", "--systems"]
+    assert given[4:] == ["--baseline", "a", "--print-config"]
+    assert expand_systems(["--systems", "[{name: a}]"]) == ["--systems", "[{name: a}]"]
+    assert expand_systems([f"--systems=a={things}/index"])[0] == "--systems"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("encoder", "expected NAME=WHAT"),
+        ("=encoder", "expected NAME=WHAT"),
+        ("a=", "expected NAME=WHAT"),
+        ("a={things}/nothing", "neither a saved encoder"),
+        ("a={things}/nothing.yaml", r"nothing\.yaml"),
+        ("a={things}/without.yaml", "no section encoder"),
+        ("a={things}/encoder,{things}/index", "an index among several"),
+    ],
+)
+def test_what_names_nothing_is_explained(things, argument, message):
+    with pytest.raises(ConfigError, match=message):
+        systems(argument.format(things=things))

@@ -27,7 +27,8 @@ import faiss
 import numpy as np
 
 from index_builder import IndexReader
-from index_builder.faiss_files import search_shards
+from index_builder.faiss_files import read_index
+from index_builder.shard_search import ShardSearch
 from pipelines.run_record import STAGES, RunRecord
 from tests.benchmarks.machine import command_line, machine_line
 
@@ -74,7 +75,7 @@ def main() -> None:
         print_steps(out / "ours")
         reader = IndexReader.open(str(out / "ours" / "index"))
         paths = sorted(str(path) for path in (out / "ours").glob("index/versions/*/*.faiss"))
-        print(f"index {reader.manifest.index.factory}, {reader.manifest.products:,} products")
+        print(f"index {reader.manifest.index.factory}, {reader.manifest.catalog.products:,} products")
         measure(paths, arguments.folder)
         if arguments.autofaiss:
             theirs = run(
@@ -121,19 +122,18 @@ def print_steps(out: Path) -> None:
 def measure(paths: Sequence[str], folder: Path) -> None:
     """Prints bytes, recall and latency of an index in one or several files."""
     queries, truth = np.load(folder / "q.npy"), np.load(folder / "gt.npy")
-    indexes = [faiss.read_index(path, faiss.IO_FLAG_MMAP) for path in paths]
-    rows = sum(index.ntotal for index in indexes)
-    print(f"{sum(os.path.getsize(path) for path in paths) / rows:.1f} bytes a vector")
+    index = ShardSearch([read_index(path) for path in paths])
+    print(f"{sum(os.path.getsize(path) for path in paths) / index.rows:.1f} bytes a vector")
     print("nprobe  recall 100@100  recall 10@100  ms a query")
     for nprobe in PROBES:
-        found = search_shards(indexes, queries, K, nprobe=nprobe)[1]
+        found = index.search(queries, K, nprobe=nprobe)[1]
         all_found = np.mean([len(np.intersect1d(*pair)) for pair in zip(found, truth, strict=True)]) / K
         ten_found = np.mean([len(np.intersect1d(row, true[:10])) for row, true in zip(found, truth, strict=True)]) / 10
         faiss.omp_set_num_threads(1)
         milliseconds = []
         for query in queries[:200]:
             started = time.perf_counter()
-            search_shards(indexes, query[None], K, nprobe=nprobe)
+            index.search(query[None], K, nprobe=nprobe)
             milliseconds.append(1000 * (time.perf_counter() - started))
         faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
         print(f"{nprobe:6d}  {all_found:14.4f}  {ten_found:13.4f}  {np.median(milliseconds):10.3f}")

@@ -50,6 +50,11 @@ class KeepCheckpoints(Callback):
         self._loss_sum, self._loss_count = 0.0, 0
 
     @property
+    def gave_up(self) -> bool:
+        """Whether validation has not got better for too long."""
+        return self._patience is not None and self._without_better >= self._patience
+
+    @property
     def state_key(self) -> str:
         """Where Lightning keeps the state."""
         return STATE_KEY
@@ -108,7 +113,7 @@ class KeepCheckpoints(Callback):
             self.best, self.best_step = measured, step
         figures = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
         self._say(f"{told}; validation {figures}{' (best so far)' if is_best else ''}")
-        if self._patience is not None and self._without_better >= self._patience:
+        if self.gave_up:
             self._say(f"stopped early: {self._without_better} validations without a better one")
             trainer.should_stop = True
         return is_best

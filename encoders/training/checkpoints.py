@@ -129,14 +129,16 @@ class KeepCheckpoints(Callback):
         trainer.save_checkpoint(staged)  # on all devices; the first writes
         if not trainer.is_global_zero:
             return
+        if also_best:  # first: a run that dies in between measures this state again
+            twin = self._folder / f"{BEST}.part"
+            _link(staged, twin)
+            twin.replace(self._folder / BEST)
         staged.replace(self._folder / LAST)
-        if also_best:
-            _link(self._folder / LAST, staged)
-            staged.replace(self._folder / BEST)
 
 
 def _link(source: Path, target: Path) -> None:
     """A second name of the file, or a copy where the file system has none."""
+    target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:

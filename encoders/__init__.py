@@ -5,6 +5,8 @@
     products = load_product_encoder(config)          # ProductEncoder: texts and pictures -> vectors
     save_query_encoder(config, "query_encoder")      # what a server needs
     queries = load_query_encoder("query_encoder")    # QueryEncoder: encode(texts=None, images=None) -> [B, D]
+    export_onnx("query_encoder", "onnx_encoder")     # the same as graphs, for CPU servers; needs the extra `onnx`
+    queries = load_onnx_query_encoder("onnx_encoder")    # OnnxQueryEncoder: the same encode(), without torch
 
 Naming an encoder and describing its pictures needs no torch; the names that do are loaded on first use.
 """

@@ -50,6 +50,11 @@ class KeepCheckpoints(Callback):
         self._loss_sum, self._loss_count = 0.0, 0
 
     @property
+    def gave_up(self) -> bool:
+        """Whether validation has not got better for too long."""
+        return self._patience is not None and self._without_better >= self._patience
+
+    @property
     def state_key(self) -> str:
         """Where Lightning keeps the state."""
         return STATE_KEY
@@ -108,7 +113,7 @@ class KeepCheckpoints(Callback):
             self.best, self.best_step = measured, step
         figures = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
         self._say(f"{told}; validation {figures}{' (best so far)' if is_best else ''}")
-        if self._patience is not None and self._without_better >= self._patience:
+        if self.gave_up:
             self._say(f"stopped early: {self._without_better} validations without a better one")
             trainer.should_stop = True
         return is_best
@@ -124,14 +129,16 @@ class KeepCheckpoints(Callback):
         trainer.save_checkpoint(staged)  # on all devices; the first writes
         if not trainer.is_global_zero:
             return
+        if also_best:  # first: a run that dies in between measures this state again
+            twin = self._folder / f"{BEST}.part"
+            _link(staged, twin)
+            twin.replace(self._folder / BEST)
         staged.replace(self._folder / LAST)
-        if also_best:
-            _link(self._folder / LAST, staged)
-            staged.replace(self._folder / BEST)
 
 
 def _link(source: Path, target: Path) -> None:
     """A second name of the file, or a copy where the file system has none."""
+    target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:

@@ -106,7 +106,7 @@ class TrainingRun:
             keep.load_state_dict(values["callbacks"][keep.state_key])
             module.load_state_dict(values["state_dict"])
             say(f"going on after batch {self.order.start:,} of {len(self.order):,}")
-        if self.order.start < len(self.order):
+        if self.order.start < len(self.order) and not keep.gave_up:
             with _quiet_lightning():
                 trainer = _trainer(training, device, len(self.order), folder, [keep, *self._bar()])
                 try:

@@ -9,6 +9,7 @@ Legend: B pairs and P products of this device's batch, D fused dimension.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -143,7 +144,11 @@ def _fuse(model: EncoderModel, batch: PairBatch, products: ProductVectors, drop:
 
 
 def _match_losses(
-    pool: _Pool, queries: QueryVectors, products: ProductVectors, wanted: object, temperature: float | torch.Tensor
+    pool: _Pool,
+    queries: QueryVectors,
+    products: ProductVectors,
+    wanted: Collection[str],
+    temperature: float | torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """The alignment terms; every vector lies in one space."""
     photo, query_text = gather_rows(queries.image), gather_rows(queries.text)
@@ -185,5 +190,5 @@ def _match_losses(
             not_negative=not_negative,
         )
         for name, (rows, has_row, columns, has_column, positives, not_negative) in terms.items()
-        if name in wanted  # type: ignore[operator]
+        if name in wanted
     }

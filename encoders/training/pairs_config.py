@@ -15,10 +15,11 @@ class PairsConfig:
     The products are those of the catalog, where the run has a `catalog:` section; else they stand in the same rows.
 
     Attributes:
-        uri: A Parquet file or a folder of them, local or fsspec; null with `queries: titles` takes the whole catalog.
+        uri: A Parquet file or a folder of them, or a file of JSON Lines, local or fsspec; null with `queries: titles`
+            takes the whole catalog.
         query_field: Column of the query text; null where queries are pictures alone.
         query_image_field: Column of the query picture: struct of bytes and path, binary, or a path; null for none.
-        image_root: What relative paths of query pictures are relative to, a folder or a URI.
+        image_root: What relative paths of pictures in these files are relative to, a folder or a URI.
         id_field: Column of the product id; rows of one id are taken as one product.
         text_fields: Columns of the product's text, joined by single spaces; not looked at with a catalog.
         image_field: Column of the product's picture, as `query_image_field`; null for none; not looked at with a

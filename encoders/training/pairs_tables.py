@@ -7,10 +7,13 @@ from collections.abc import Iterator, Sequence
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json
 import pyarrow.parquet as pq
 
 from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.training.pairs_config import PairsConfig
+
+_JSON_LINES = (".jsonl", ".ndjson")
 
 
 def read_tables(config: PairsConfig, *, with_products: bool) -> tuple[pa.Table, int | None]:
@@ -58,11 +61,13 @@ def _read_files(
     columns = list(dict.fromkeys(name for name in wanted if name is not None))
     for path in paths:
         with file_system.open(path, "rb") as file:
-            parquet = pq.ParquetFile(file)
-            missing = [name for name in columns if name not in parquet.schema_arrow.names]
+            is_json = path.endswith(_JSON_LINES)
+            source = pyarrow.json.read_json(file) if is_json else pq.ParquetFile(file)
+            names = source.schema.names if is_json else source.schema_arrow.names
+            missing = [name for name in columns if name not in names]
             if missing:
                 raise EncoderConfigError(
-                    f"{path} has no column {', '.join(missing)}: it has {', '.join(parquet.schema_arrow.names)}; "
+                    f"{path} has no column {', '.join(missing)}: it has {', '.join(names)}; "
                     "set data.query_field, query_image_field, id_field, text_fields, image_field or negatives_field"
                 )
-            yield parquet.read(columns=columns)
+            yield source.select(columns) if is_json else source.read(columns=columns)

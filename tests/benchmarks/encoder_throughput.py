@@ -1,6 +1,7 @@
 """Texts and pictures a second through a CLIP's towers: ours against the plain open_clip calls.
 
-    python -m tests.benchmarks.encoder_throughput [--texts N] [--pictures N] [--batch-size B] [--rounds R] [--device D]
+    python -m tests.benchmarks.encoder_throughput [--texts N] [--pictures N] [--batch-size B] [--rounds R]
+                                                  [--threads T] [--device D]
 
 Plain: `open_clip.tokenize` and `encode_text` at the full context of 77, `encode_image` on pixels that are normalised
 floats already, in inference mode. Ours: `ProductEncoder.encode_texts` and `.encode_images` (uint8 pixels). Same weights
@@ -54,8 +55,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     titles, photos = titles_and_pictures(arguments.texts, arguments.pictures)
     config = EncoderConfig(
         model="clip",

@@ -86,10 +86,13 @@ def test_it_stops_early(tmp_path, monkeypatch):
         lambda *_, **__: {f"recall@{k}": next(scores) if k == 100 else 0.1 for k in (1, 10, 100)},
     )
     said: list[str] = []
-    note = train(pairs_of(tmp_path / "pairs"), tmp_path / "out", epochs=7, patience=3, say=said.append)
+    data = pairs_of(tmp_path / "pairs")
+    note = train(data, tmp_path / "out", epochs=7, patience=3, say=said.append)
     assert any("stopped early: 3 validations without a better one" in line for line in said)
     assert (note["validation_recall@100"], note["step"]) == (0.5, 4 * 6), "of two equal ones the newer"
     assert next(scores) == 0.9, "five validations"
+    again = train(data, tmp_path / "out", epochs=7, patience=3, resume="last")
+    assert again == note, "it does not go on past its end"
 
 
 def test_the_best_may_be_that_of_the_first_result(tmp_path, monkeypatch):

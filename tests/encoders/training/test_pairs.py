@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import replace
 
@@ -248,3 +249,13 @@ def test_products_on_the_disk_travel_to_other_processes_by_their_path(tmp_path):
 def test_impossible_data(values, words):
     with pytest.raises(EncoderConfigError, match=words):
         PairsConfig(**values)
+
+
+def test_json_lines(tmp_path):
+    lines = [{"query": "red", "product_id": "p1", "more": 1}, {"query": "blue", "product_id": "p2"}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pairs = read_pairs(PairsConfig(uri=str(tmp_path / "pairs.jsonl")), catalog_reader(CATALOG))
+    assert pairs.queries == ["red", "blue"]
+    (tmp_path / "pairs.jsonl").write_text("no json\n")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_pairs(PairsConfig(uri=str(tmp_path / "pairs.jsonl")), catalog_reader(CATALOG))

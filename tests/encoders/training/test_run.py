@@ -113,6 +113,17 @@ def test_mixed_precision_learns(trained, tmp_path):
     assert note["loss"] != plain["loss"]
 
 
+def test_the_bar_on_a_terminal(trained, tmp_path, monkeypatch, capsys):
+    _, data, *_ = trained
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    shown = replace(QUICK, epochs=2, batch_size=32, progress=True)
+    train_encoder(data, shown, str(tmp_path / "out"), small=SMALL, say=lambda _: None)
+    assert "epoch 2 of 2" in capsys.readouterr().err
+    monkeypatch.delenv("FORCE_COLOR")
+    train_encoder(data, shown, str(tmp_path / "out"), small=SMALL, say=lambda _: None)
+    assert capsys.readouterr().err == ""
+
+
 def test_too_few_pairs(tmp_path):
     data = PairsConfig(uri=write_pairs(tmp_path / "pairs", coloured_rows(1)))
     with pytest.raises(EncoderConfigError, match="at least 2"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from index_builder.errors import SpecError
+from index_builder.refine_plan import BYTES_PER_DIM, plan_refinement
 from index_builder.spec import IndexConfig, IndexSpec
 
 ID_BYTES = 8
@@ -26,7 +27,7 @@ class BuildMemory:
         training: the sample, before and behind the rotation.
         adding: the codes of one add task.
         laying_out: a serving shard, plain and in its SIMD layout; 0 for layouts that are written list by list.
-        serving: codes, ids and the codec.
+        serving: codes, ids, the codec, and what candidates are re-ranked from.
     """
 
     training: int
@@ -50,7 +51,8 @@ def estimate_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training
         training=training_rows * training_row_bytes(spec),
         adding=min(rows, rows_per_add(config, spec)) * row_bytes * _GROWING,
         laying_out=0 if spec.memory_mapped else 2 * shard_rows * row_bytes,
-        serving=rows * row_bytes + spec.lists * (4 * spec.rotation_dim + 8 * spec.hnsw_links),
+        serving=rows * (row_bytes + BYTES_PER_DIM[plan_refinement(config, spec)] * spec.dim)
+        + spec.lists * (4 * spec.rotation_dim + 8 * spec.hnsw_links),
     )
 
 

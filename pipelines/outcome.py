@@ -134,9 +134,10 @@ class Outcome:
       totals: the night's products.
       failed_gates: why it is held, in words.
       index_bytes: bytes of the index files.
-      recall: measured recall k@k against exact search, over `recall_queries` held-out products.
-      recall_k, recall_queries: see there.
+      recall: measured recall k@k against exact search, over `recall_queries` of `recall_over`.
+      recall_k, recall_queries, recall_over: see there.
       nprobe: inverted lists that a search probes.
+      refine_factor: candidates re-ranked for each neighbour; 0: none.
       latency_ms: median time of one query with it, asked alone.
       factory: the index as a FAISS factory string.
       serving_shards: files it is split into.
@@ -157,6 +158,8 @@ class Outcome:
     factory: str
     serving_shards: int
     previous_version: str = ""
+    refine_factor: int = 0
+    recall_over: str = "held-out products"
 
 
 def write_outcome(record: RunRecord, outcome: Outcome) -> None:

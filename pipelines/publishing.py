@@ -110,6 +110,8 @@ class PublishJob:
             recall=build.chosen.recall,
             recall_k=self.index.k,
             recall_queries=build.queries,
+            recall_over="held-out products" if self.index.queries_uri is None else "queries of index.queries_uri",
+            refine_factor=build.chosen.refine_factor,
             nprobe=build.chosen.nprobe,
             latency_ms=build.chosen.latency_ms,
             factory=build.plan.spec.factory,

@@ -59,6 +59,7 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
     lines.append(("catalog shards", f"{totals.shards:,}, of which {skipped:,} stood complete and were skipped"))
     lines += [("seconds", _seconds_by_stage(record))]
     lines += [("codec", report["codec"]) for report in record.reports("train").values() if "codec" in report]
+    re_ranked = f", {outcome.refine_factor} candidates re-ranked for each" if outcome.refine_factor else ""
     lines += [
         (
             "index",
@@ -67,8 +68,8 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
         ),
         (
             f"recall {outcome.recall_k}@{outcome.recall_k}",
-            f"{outcome.recall:.4f} against exact search ({outcome.recall_queries:,} held-out products, "
-            f"nprobe {outcome.nprobe}, {outcome.latency_ms:.2f} ms a query)",
+            f"{outcome.recall:.4f} against exact search ({outcome.recall_queries:,} {outcome.recall_over}, "
+            f"nprobe {outcome.nprobe}{re_ranked}, {outcome.latency_ms:.2f} ms a query)",
         ),
         ("version", f"{outcome.version} ({_SAID[outcome.status]})"),
         ("at", outcome.uri),

@@ -29,13 +29,14 @@ _HNSW_EF_CONSTRUCTION = 80
 _HNSW_EF_SEARCH = 64
 
 
-def train_centroids(vectors: np.ndarray, lists: int, *, seed: int) -> np.ndarray:
+def train_centroids(vectors: np.ndarray, lists: int, *, seed: int, gpu: bool = False) -> np.ndarray:
     """The centroids of the inverted lists: float32 [L, d], of unit length.
 
     Args:
         vectors: float32 [n, d]; n is at least L.
         lists: L. One list needs no centroid and gets the origin.
         seed: of the starting points.
+        gpu: run k-means on FAISS's GPUs; the result is then another one than on a CPU.
 
     Raises:
         TrainingError: fewer vectors than lists.
@@ -48,15 +49,15 @@ def train_centroids(vectors: np.ndarray, lists: int, *, seed: int) -> np.ndarray
     if lists == 1:
         return np.zeros((1, vectors.shape[1]), dtype=np.float32)
     if lists < TWO_LEVELS_FROM_LISTS:
-        return _kmeans(vectors, lists, seed)
-    super_centroids = _kmeans(vectors, round(math.sqrt(lists)), seed)
+        return _kmeans(vectors, lists, seed, gpu)
+    super_centroids = _kmeans(vectors, round(math.sqrt(lists)), seed, gpu)
     nearest = faiss.knn(vectors, super_centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)[1].ravel()
     members = np.bincount(nearest, minlength=len(super_centroids))
     # Rows sorted by super cluster, each a slice.
     order = np.argsort(nearest, kind="stable")
     ends = np.cumsum(members)
     centroids = [
-        _kmeans(vectors[order[end - rows : end]], share, seed + 1 + cluster)
+        _kmeans(vectors[order[end - rows : end]], share, seed + 1 + cluster, gpu)
         for cluster, (end, rows, share) in enumerate(zip(ends, members, share_lists(members, lists), strict=True))
         if share
     ]
@@ -118,7 +119,7 @@ def _moved(centroids: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return moved
 
 
-def _kmeans(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+def _kmeans(vectors: np.ndarray, clusters: int, seed: int, gpu: bool) -> np.ndarray:
     if clusters == len(vectors):
         centroids = vectors.copy()
         faiss.normalize_L2(centroids)
@@ -132,6 +133,7 @@ def _kmeans(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
         # The planner answers for the sample's size; FAISS would warn on stderr.
         min_points_per_centroid=1,
         max_points_per_centroid=MAX_ROWS_PER_LIST,
+        gpu=gpu,
     )
     kmeans.train(np.ascontiguousarray(vectors))
     return kmeans.centroids

@@ -25,7 +25,7 @@ from index_builder.list_assignment import ListAssigner
 from index_builder.product_quantizer import code_training_rows, train_product_quantizer
 from index_builder.rotation import rotated, train_rotation
 from index_builder.sampling import SamplePiece, read_training
-from index_builder.spec import IndexSpec
+from index_builder.spec import Device, IndexSpec
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,13 @@ class CodecInfo:
 
 
 def train_codec(
-    pieces: Sequence[SamplePiece], spec: IndexSpec, out_uri: str, *, seed: int, training_rows: int | None = None
+    pieces: Sequence[SamplePiece],
+    spec: IndexSpec,
+    out_uri: str,
+    *,
+    seed: int,
+    training_rows: int | None = None,
+    device: Device = "cpu",
 ) -> CodecInfo:
     """Trains a codec, or finds the one that was trained here from the same sample, spec and seed.
 
@@ -69,16 +75,18 @@ def train_codec(
         out_uri: folder for `codec.faiss` and `codec.json`; the latter is written last.
         seed: of all that is random.
         training_rows: use at most this many of the sampled vectors.
+        device: where k-means runs: `cpu`, `gpu`, or `auto`, a GPU where FAISS sees one.
 
     Raises:
-        TrainingError: the sample is too small for the spec, or of another dimension.
+        TrainingError: the sample is too small for the spec, or of another dimension; or there is no GPU to train on.
     """
-    inputs = _digest(pieces, spec, seed, training_rows)
+    gpu = on_gpu(device)
+    inputs = _digest(pieces, spec, seed, training_rows, gpu)
     finished = _read_finished(out_uri)
     if finished is not None and finished["inputs"] == inputs:
         return load_codec(out_uri)
     vectors = _training_vectors(pieces, spec, training_rows)
-    index = build_codec(vectors, spec, seed=seed)
+    index = build_codec(vectors, spec, seed=seed, gpu=gpu)
     fingerprint = write_index(index, storage.join(out_uri, "codec.faiss"))[:FINGERPRINT_DIGITS]
     known = {
         "schema_version": 1,
@@ -86,11 +94,24 @@ def train_codec(
         "spec": spec.to_dict(),
         "factory": spec.factory,
         "training_rows": len(vectors),
+        "device": "gpu" if gpu else "cpu",
         "inputs": inputs,
     }
     storage.write_json_atomic(storage.join(out_uri, "codec.json"), known)
-    log.info("trained codec %s (%s) on %d vectors", fingerprint, spec.factory, len(vectors))
+    where = "a GPU" if gpu else "the CPU"
+    log.info("trained codec %s (%s) on %d vectors, on %s", fingerprint, spec.factory, len(vectors), where)
     return CodecInfo(uri=out_uri, fingerprint=fingerprint, spec=spec, training_rows=len(vectors))
+
+
+def on_gpu(device: Device) -> bool:
+    """Whether k-means runs on a GPU; TrainingError where one is asked for and FAISS sees none."""
+    found = faiss.get_num_gpus()
+    if device == "gpu" and not found:
+        raise TrainingError(
+            f"index.device is 'gpu', but this FAISS ({faiss.__version__}) sees no GPU: expected faiss-gpu and a driver "
+            "that it works with, or index.device: cpu"
+        )
+    return device != "cpu" and found > 0
 
 
 def load_codec(uri: str) -> CodecInfo:
@@ -120,17 +141,18 @@ def open_codec(codec: CodecInfo) -> faiss.Index:
         return read_index(path, memory_mapped=False)
 
 
-def build_codec(vectors: np.ndarray, spec: IndexSpec, *, seed: int) -> faiss.Index:
+def build_codec(vectors: np.ndarray, spec: IndexSpec, *, seed: int, gpu: bool = False) -> faiss.Index:
     """Trains the FAISS index of a spec, without adding vectors.
 
     Args:
         vectors: float16 or float32 [n, D], the training sample; may be empty where nothing is trained (exact search).
         spec: what to train.
         seed: of all that is random.
+        gpu: run k-means on FAISS's GPUs.
     """
     transform = train_rotation(vectors, spec, seed=seed)
     turned = rotated(vectors, transform)
-    centroids = train_centroids(turned, spec.lists, seed=seed) if spec.lists > 1 else _origin(spec)
+    centroids = train_centroids(turned, spec.lists, seed=seed, gpu=gpu) if spec.lists > 1 else _origin(spec)
     ivf = _empty_ivf(build_quantizer(centroids, spec), spec)
     if spec.code != "flat":
         chosen = turned[code_training_rows(len(turned), seed=seed)]
@@ -179,13 +201,14 @@ def _training_vectors(pieces: Sequence[SamplePiece], spec: IndexSpec, limit: int
     return vectors
 
 
-def _digest(pieces: Sequence[SamplePiece], spec: IndexSpec, seed: int, training_rows: int | None) -> str:
+def _digest(pieces: Sequence[SamplePiece], spec: IndexSpec, seed: int, training_rows: int | None, gpu: bool) -> str:
     described: list[Any] = [
         sorted(piece.sha256 for piece in pieces),
         asdict(spec),
         seed,
         training_rows,
         TRAINING_REVISION,
+        *(["gpu"] if gpu else []),
     ]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from index_builder.codec import on_gpu
 from index_builder.embedding_shards import NumberedShard
 from index_builder.memory import check_memory, rows_per_add, training_row_bytes
 from index_builder.query_vectors import read_query_vectors
@@ -61,9 +62,11 @@ def check_index(config: IndexConfig, dim: int, rows: int | None = None) -> None:
 
     Raises:
         SpecError: as `plan_index`, or `queries_uri` holds no queries of D dimensions.
+        TrainingError: a GPU is asked for, and there is none.
     """
     if config.factory != "auto":
         IndexSpec.parse(config.factory, dim)
+    on_gpu(config.device)
     if config.queries_uri is not None:
         read_query_vectors(config.queries_uri, dim)
     if rows:

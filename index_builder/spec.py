@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from index_builder.errors import SpecError
 
@@ -29,6 +29,7 @@ FACTORY_HELP = (
     '"OPQ64_128,IVF1024,PQ64x4fsr" or "RR,IVF1024,RaBitQ4"'
 )
 MAX_LISTS = 1 << 20
+Device = Literal["cpu", "gpu", "auto"]
 
 RefineKind = Literal["none", "sq8", "fp16"]
 """What candidates are re-ranked from (see refine.py): nothing, or vectors of 8 bits or 16 a dimension."""
@@ -54,6 +55,7 @@ class IndexConfig:
         queries_uri: vectors of real queries, to measure recall with and to choose `nprobe` by: a `.npy` file [Q, D] or
             a Parquet file with a column `vector`. None: products held out of the catalog.
         reuse_codec: keep the codec of the last run while it fits the catalog (see `drift.py`); false trains each time.
+        device: where k-means of the training runs: `cpu`; `gpu`, for other bytes; or `auto`, a GPU where FAISS sees one.
         training_rows: vectors the codec is trained on; None: as many as the lists need.
         verify_queries: held-out products that recall is measured with.
         k: recall is measured as recall k@k.
@@ -71,6 +73,7 @@ class IndexConfig:
     memory_budget_mb: int = 1024
     queries_uri: str | None = None
     reuse_codec: bool = True
+    device: Device = "cpu"
     training_rows: int | None = None
     verify_queries: int = 1000
     k: int = 10
@@ -84,6 +87,7 @@ class IndexConfig:
         _require(
             0.0 < self.target_recall <= 1.0, "index.target_recall", self.target_recall, "a share above 0, at most 1"
         )
+        _require(self.device in get_args(Device), "index.device", self.device, "cpu, gpu or auto")
         _require(self.refine in ("auto", "none", "sq8", "fp16"), "index.refine", self.refine, "auto, none, sq8 or fp16")
         for key, least in (
             ("serving_shards", 1),

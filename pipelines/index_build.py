@@ -63,7 +63,7 @@ def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint
 
 def codec_config(index: IndexConfig) -> dict[str, Any]:
     """The part of the index section that shapes a codec."""
-    names = ("factory", "bytes_per_vector", "refine", "training_rows", "memory_budget_mb", "seed")
+    names = ("factory", "bytes_per_vector", "refine", "training_rows", "memory_budget_mb", "seed", "device")
     return {name: getattr(index, name) for name in names}
 
 
@@ -245,6 +245,7 @@ class BuildJob:
                 folder,
                 seed=self.index.seed,
                 training_rows=plan_sample(self.index, plan.spec, products).training_rows,
+                device=self.index.device,
             )
             facts |= {"codec": f"trained: {reason}", "fit": asdict(measure_fit(codec, pieces, products))}
         return codec

@@ -8,8 +8,9 @@ from index_builder import storage
 from index_builder.codec import CodecInfo, load_codec, open_codec, train_codec
 from index_builder.errors import CodecMismatchError, MissingFileError, TrainingError
 from index_builder.faiss_files import ivf_of
+from index_builder.planner import check_index
 from index_builder.sampling import SamplePiece, write_sample
-from index_builder.spec import IndexSpec
+from index_builder.spec import IndexConfig, IndexSpec
 from tests.index_builder.builds import clustered, write_shards
 
 DIM = 16
@@ -88,3 +89,26 @@ def test_exact_search_needs_no_sample(root: str) -> None:
 def test_polysemous_training_is_off(tmp_path) -> None:
     index = open_codec(train(str(tmp_path), "IVF8,PQ4"))
     assert not faiss.downcast_index(index).do_polysemous_training
+
+
+def test_a_gpu_that_is_not_there_is_refused_and_the_device_is_written_down(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
+    with pytest.raises(TrainingError, match=r"index.device is 'gpu'.*sees no GPU"):
+        check_index(IndexConfig(uri="x", device="gpu"), DIM)
+    check_index(IndexConfig(uri="x", device="auto"), DIM)
+    codec = train(str(tmp_path), "IVF8,PQ4")
+    assert storage.read_json(storage.join(codec.uri, "codec.json"))["device"] == "cpu"
+
+
+def test_kmeans_is_sent_to_the_gpu(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU here: what FAISS is asked for is looked at, and done on the CPU."""
+    asked = []
+    real = faiss.Kmeans
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "Kmeans", lambda *a, gpu, **kw: asked.append(gpu) or real(*a, **kw))
+    pieces = pieces_of(str(tmp_path))
+    codec = train_codec(pieces, IndexSpec.parse("IVF8,PQ4", DIM), str(tmp_path / "c"), seed=0, device="auto")
+    assert asked == [True]
+    assert storage.read_json(storage.join(codec.uri, "codec.json"))["device"] == "gpu"

@@ -6,7 +6,7 @@ stable from night to night, and lets two versions be compared list by list. It i
 - the catalog has at most twice, and at least half, the products it was trained for (the lists would be too long or
   too short);
 - the quantization error of today's held-out products is at most 1.05 times what it was;
-- today's sample is spread over the lists at most 1.25 times as unevenly as it was;
+- today's sample is spread over the lists at most 1.25 times as unevenly as the catalog was;
 - the recall last measured with it is at most 0.01 below the first.
 
 Legend: `n` vectors, `D` dimension, `L` inverted lists.
@@ -44,7 +44,7 @@ class CodecFit:
         products: of the catalog.
         quantization_error: mean squared distance of held-out vectors to what their codes stand for, over their mean
             squared length: 0 for vectors kept as they are. None for a code that FAISS cannot turn back.
-        list_imbalance: L times the sum of squares of the shares of the lists, over a sample: 1 is even.
+        list_imbalance: L times the sum of squares of the lists' shares of the products: 1 is even.
         recall: as measured with the index; None before it is.
     """
 
@@ -63,8 +63,26 @@ class ReusableCodec:
     latest: CodecFit
 
 
-def measure_fit(codec: CodecInfo, pieces: Sequence[SamplePiece], products: int) -> CodecFit:
-    """Measures a codec against the sample of a catalog.
+def measure_fit(codec: CodecInfo, index_uris: Sequence[str], pieces: Sequence[SamplePiece], recall: float) -> CodecFit:
+    """The fit of a codec to the catalog that an index was built of.
+
+    Args:
+        codec: the codec.
+        index_uris: the serving shards of the index.
+        pieces: the catalog's sample.
+        recall: as measured with the index.
+    """
+    sizes = _list_sizes(index_uris)
+    return CodecFit(
+        products=int(sizes.sum()),
+        quantization_error=quantization_error(open_codec(codec), held_out(pieces)),
+        list_imbalance=round(list_imbalance(sizes), 4),
+        recall=recall,
+    )
+
+
+def estimate_fit(codec: CodecInfo, pieces: Sequence[SamplePiece], products: int) -> CodecFit:
+    """The fit that a codec would have to a catalog, before the index is built.
 
     Args:
         codec: the codec.
@@ -72,17 +90,23 @@ def measure_fit(codec: CodecInfo, pieces: Sequence[SamplePiece], products: int) 
         products: of the catalog.
     """
     index = open_codec(codec)
-    held_out = read_queries(pieces, limit=MEASURED_QUERIES).vectors
     encoder = BlockEncoder(index)
     sample = read_training(pieces, limit=MEASURED_ROWS)
     sizes = np.zeros(codec.spec.lists, dtype=np.int64)
     for lists in map_blocks(lambda block: encoder.lists(sample[block]), row_blocks(len(sample))):
         sizes += np.bincount(lists, minlength=len(sizes))
+    # A sample of n vectors is less even than what it is drawn from, by chance alone: by (L - 1) / n.
+    chance = (len(sizes) - 1) / max(1, len(sample))
     return CodecFit(
         products=products,
-        quantization_error=quantization_error(index, held_out),
-        list_imbalance=round(list_imbalance(sizes), 4),
+        quantization_error=quantization_error(index, held_out(pieces)),
+        list_imbalance=round(max(1.0, list_imbalance(sizes) - chance), 4),
     )
+
+
+def held_out(pieces: Sequence[SamplePiece]) -> np.ndarray:
+    """The products that the quantization error is measured on: float32 [n, D]."""
+    return read_queries(pieces, limit=MEASURED_QUERIES).vectors
 
 
 def quantization_error(index: faiss.Index, vectors: np.ndarray) -> float | None:
@@ -103,12 +127,12 @@ def list_imbalance(sizes: np.ndarray) -> float:
     return float(len(sizes) * (sizes.astype(np.float64) ** 2).sum() / rows**2) if rows else 1.0
 
 
-def index_imbalance(uris: Sequence[str]) -> float:
-    """`list_imbalance` of the lists of an index, over all its serving shards."""
+def _list_sizes(uris: Sequence[str]) -> np.ndarray:
+    """Products of each list of an index, over all its serving shards: int64 [L]."""
     with opened_indexes(uris) as indexes:
         lists = [ivf_of(index).invlists for index in indexes]
         sizes = [[shard.list_size(number) for number in range(shard.nlist)] for shard in lists]
-    return round(list_imbalance(np.array(sizes, dtype=np.int64).sum(axis=0)), 4)
+    return np.array(sizes, dtype=np.int64).sum(axis=0)
 
 
 def why_not(reusable: ReusableCodec, today: CodecFit) -> str:

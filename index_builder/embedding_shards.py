@@ -146,7 +146,7 @@ class EmbeddingShardWriter:
         if product_ids.null_count:
             raise EmbeddingShardError(f"batch for {self.uri}: {product_ids.null_count} product ids are null")
         halves = np.ascontiguousarray(vectors, dtype="<f2")
-        if not np.isfinite(halves).all():
+        if has_infinite(halves):
             bad = int(np.argmin(np.isfinite(halves).all(axis=1)))
             raise EmbeddingShardError(
                 f"batch for {self.uri}: the vector of product {product_ids[bad]} holds values that are not finite in "
@@ -182,6 +182,13 @@ class EmbeddingShardWriter:
         rest = table.slice(take)
         self._waiting = rest.to_batches() if rest.num_rows else []
         self._waiting_rows = rest.num_rows
+
+
+def has_infinite(halves: np.ndarray) -> bool:
+    """Whether float16 values hold an infinity or NaN: all bits of the exponent set. Many times faster than `isfinite`,
+    which NumPy does one by one for float16.
+    """
+    return bool(((halves.view(np.uint16) & 0x7C00) == 0x7C00).any())
 
 
 def read_info(uri: str) -> EmbeddingShardInfo:

@@ -55,7 +55,7 @@ class IndexConfig:
         queries_uri: vectors of real queries, to measure recall with and to choose `nprobe` by: a `.npy` file [Q, D] or
             a Parquet file with a column `vector`. None: products held out of the catalog.
         reuse_codec: keep the codec of the last run while it fits the catalog (see `drift.py`); false trains each time.
-        device: where k-means of the training runs: `cpu`; `gpu`, for other bytes; or `auto`, a GPU where FAISS sees one.
+        device: where k-means of the training runs: `cpu`; `gpu` (other bytes); or `auto`, a GPU where FAISS sees one.
         training_rows: vectors the codec is trained on; None: as many as the lists need.
         verify_queries: held-out products that recall is measured with.
         k: recall is measured as recall k@k.

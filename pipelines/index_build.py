@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from index_builder import storage
@@ -20,8 +20,8 @@ from index_builder.drift import (
     CodecFit,
     ReusableCodec,
     adopt_codec,
+    estimate_fit,
     find_reusable,
-    index_imbalance,
     measure_fit,
     outgrown,
     save_fit,
@@ -136,7 +136,6 @@ class FinishedBuild:
       queries: held-out products that recall was measured with.
       fit: how well the codec fits the catalog.
       codec_reason: why the codec was trained or kept.
-      list_imbalance: of the index's lists (see `drift.list_imbalance`).
       resident_bytes: memory of a process that opened the files and answered those queries.
     """
 
@@ -149,7 +148,6 @@ class FinishedBuild:
     queries: int
     fit: CodecFit
     codec_reason: str
-    list_imbalance: float
     resident_bytes: int
 
 
@@ -233,11 +231,11 @@ class BuildJob:
                 "there is no earlier one for this config" if self.index.reuse_codec else "index.reuse_codec is false"
             )
             if self.reusable is not None:
-                today = measure_fit(self.reusable.codec, pieces, products)
+                today = estimate_fit(self.reusable.codec, pieces, products)
                 reason = why_not(self.reusable, today)
                 if not reason:
                     codec = adopt_codec(self.reusable, folder)
-                    facts |= {"codec": "kept from the last run: it fits today's products", "fit": asdict(today)}
+                    facts |= {"codec": "kept from the last run: it fits today's products"}
                     return codec
             codec = train_codec(
                 pieces,
@@ -247,7 +245,7 @@ class BuildJob:
                 training_rows=plan_sample(self.index, plan.spec, products).training_rows,
                 device=self.index.device,
             )
-            facts |= {"codec": f"trained: {reason}", "fit": asdict(measure_fit(codec, pieces, products))}
+            facts |= {"codec": f"trained: {reason}"}
         return codec
 
     def add_tasks(self, plan: BuildPlan) -> list[AddTask]:
@@ -342,7 +340,8 @@ class BuildJob:
                 refine_factor=chosen.refine_factor,
             )
             facts |= {"recall": chosen.recall, "queries": len(queries.rows), "resident_bytes": resident_bytes}
-            fit = self._remember_fit(codec, chosen.recall)
+            fit = measure_fit(codec, uris, pieces, chosen.recall)
+            self._remember_fit(codec, fit)
         return FinishedBuild(
             plan=plan,
             codec=codec,
@@ -353,7 +352,6 @@ class BuildJob:
             queries=len(queries.rows),
             fit=fit,
             codec_reason=self.record.reports("train")["all"]["codec"],
-            list_imbalance=index_imbalance(uris),
             resident_bytes=resident_bytes,
         )
 
@@ -363,13 +361,10 @@ class BuildJob:
             return self.reusable.codec.spec
         return plan_index(self.index, products, self.dim)
 
-    def _remember_fit(self, codec: CodecInfo, recall: float) -> CodecFit:
-        """How the codec fits, left beside it for the next run to decide by."""
-        report = self.record.reports("train")["all"]
-        today = replace(CodecFit(**report["fit"]), recall=recall)
+    def _remember_fit(self, codec: CodecInfo, fit: CodecFit) -> None:
+        """Leaves beside the codec how it fits, for the next run to decide by."""
         if codec.spec.exact:
-            return today
+            return
         kept = self.reusable is not None and self.reusable.codec.fingerprint == codec.fingerprint
-        trained = self.reusable.trained if kept and self.reusable is not None else today
-        save_fit(codec, codec_config(self.index), trained, today)
-        return today
+        trained = self.reusable.trained if kept and self.reusable is not None else fit
+        save_fit(codec, codec_config(self.index), trained, fit)

@@ -148,7 +148,7 @@ class PublishJob:
                 training_rows=build.codec.training_rows,
                 reason=build.codec_reason,
                 quantization_error=build.fit.quantization_error,
-                list_imbalance=build.list_imbalance,
+                list_imbalance=build.fit.list_imbalance,
             ),
             index=IndexSummary(
                 spec=spec,

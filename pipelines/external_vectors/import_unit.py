@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from index_builder.blocks import map_blocks
-from index_builder.embedding_shards import FINGERPRINT_BYTES, EmbeddingShardWriter
+from index_builder.embedding_shards import FINGERPRINT_BYTES, EmbeddingShardWriter, has_infinite
 from pipelines.catalog.dead_letters import DeadLetter, Reason, write_dead_letters
 from pipelines.external_vectors.config import EmbeddingsConfig
 from pipelines.external_vectors.plan import read_unit
@@ -79,7 +79,8 @@ def _stored(batch: VectorBatch, *, normalize: bool) -> np.ndarray:
             _note(batch, lengths == 0, "is zero, so it has no direction")
             vectors = vectors / lengths[:, None].astype(np.float32)
         halves = vectors.astype(np.float16)
-    _note(batch, np.logical_not(np.isfinite(halves).all(axis=1)), "holds values that float16 cannot hold")
+    if has_infinite(halves):
+        _note(batch, np.logical_not(np.isfinite(halves).all(axis=1)), "holds values that float16 cannot hold")
     return halves
 
 

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from index_builder import drift, storage
+from index_builder.add import add_shards
 from index_builder.codec import open_codec, train_codec
 from index_builder.drift import (
     CodecFit,
     ReusableCodec,
     adopt_codec,
+    estimate_fit,
     find_reusable,
     list_imbalance,
     measure_fit,
@@ -37,7 +39,8 @@ def sample(folder: Path, vectors: np.ndarray) -> list[SamplePiece]:
 def reusable(tmp_path: Path) -> ReusableCodec:
     pieces = sample(tmp_path / "first", clustered(4000, 24))
     codec = train_codec(pieces, SPEC, str(tmp_path / "codec"), seed=0)
-    fit = replace(measure_fit(codec, pieces, 4000), recall=0.9)
+    shards = write_shards(str(tmp_path / "first"), clustered(4000, 24), 1000)
+    fit = measure_fit(codec, [add_shards(codec, shards, str(tmp_path / "index")).uri], pieces, 0.9)
     save_fit(codec, ASKED, fit, fit)
     found = find_reusable(codec.uri, ASKED)
     assert found is not None
@@ -50,11 +53,20 @@ def test_a_codec_fits_the_catalog_it_was_trained_for_and_one_like_it(tmp_path: P
     changed = clustered(4000, 24)
     changed[:200] = 0.9 * changed[200:400] + 0.1 * changed[400:600]
     changed[:200] /= np.linalg.norm(changed[:200], axis=1, keepdims=True)
-    assert drift.why_not(reusable, measure_fit(reusable.codec, sample(tmp_path / "like", changed), 4000)) == ""
+    assert drift.why_not(reusable, estimate_fit(reusable.codec, sample(tmp_path / "like", changed), 4000)) == ""
+
+
+def test_the_fit_is_estimated_before_the_build_as_it_is_measured_after_it(
+    tmp_path: Path, reusable: ReusableCodec
+) -> None:
+    estimated = estimate_fit(reusable.codec, sample(tmp_path / "same", clustered(4000, 24)), 4000)
+    assert estimated.products == reusable.trained.products == 4000
+    assert estimated.quantization_error == reusable.trained.quantization_error
+    assert estimated.list_imbalance == pytest.approx(reusable.trained.list_imbalance, rel=0.05)
 
 
 def test_other_products_are_noticed(tmp_path: Path, reusable: ReusableCodec) -> None:
-    others = measure_fit(reusable.codec, sample(tmp_path / "others", clustered(4000, 24, seed=5)), 4000)
+    others = estimate_fit(reusable.codec, sample(tmp_path / "others", clustered(4000, 24, seed=5)), 4000)
     assert "quantization error" in drift.why_not(reusable, others)
     assert others.quantization_error > 1.05 * reusable.trained.quantization_error
 
@@ -102,6 +114,6 @@ def test_imbalance_is_one_when_even_and_the_lists_when_all_in_one() -> None:
 def test_vectors_kept_as_they_are_have_no_error(tmp_path: Path) -> None:
     pieces = sample(tmp_path, clustered(2000, 24))
     codec = train_codec(pieces, IndexSpec.parse("IVF8,Flat", 24), storage.join(str(tmp_path), "codec"), seed=0)
-    fit = measure_fit(codec, pieces, 2000)
+    fit = estimate_fit(codec, pieces, 2000)
     assert isinstance(fit, CodecFit)
     assert fit.quantization_error < 1e-9

@@ -1,6 +1,6 @@
 """Exact nearest neighbours of the held-out products, by comparing them with every stored vector.
 
-Streams the embedding shards, one batch in memory at a time. Shards can also be searched apart and their answers
+Streams the embedding shards, a few blocks in memory at a time. Shards can also be searched apart and their answers
 combined.
 
 Legend: `Q` queries, `D` dimension, `K` neighbours kept: k and some more, so that ties at the k-th place are known.
@@ -8,20 +8,22 @@ Legend: `Q` queries, `D` dimension, `K` neighbours kept: k and some more, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import faiss
 import numpy as np
 
 from index_builder.add import kept_vectors
+from index_builder.blocks import BLOCK_ROWS, map_blocks
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import IndexBuilderError
 from index_builder.faiss_files import top_by_score
 
 TIES_KEPT = 54
 """Neighbours kept beyond the k-th. Catalogs hold many products of one title, whose scores are equal."""
-_BATCH_BYTES = 64 << 20
+GROUP_ROWS = 64
+"""Products that are looked at together: by their best score first."""
 _SAME_SCORE = 1e-6
 
 
@@ -70,19 +72,93 @@ def exact_neighbours(
         shards: the embedding shards of the catalog, or a part of them (see `combine`).
         k: neighbours.
     """
-    width = k + TIES_KEPT
-    best_scores = np.full((len(queries), width), -np.inf, dtype=np.float32)
-    best_rows = np.full((len(queries), width), -1, dtype=np.int64)
-    queries = np.ascontiguousarray(queries, dtype=np.float32)
-    for rows, vectors in _batches(shards, queries.shape[1]):
-        scores, places = faiss.knn(queries, vectors, min(width + 1, len(rows)), metric=faiss.METRIC_INNER_PRODUCT)
-        found = rows[places]
-        itself = found == np.asarray(query_rows)[:, None]
-        scores, found = np.where(itself, np.float32(-np.inf), scores), np.where(itself, -1, found)
-        best_scores, best_rows = top_by_score(
-            np.concatenate([best_scores, scores], axis=1), np.concatenate([best_rows, found], axis=1), width
+    best = _Best(query_rows=np.asarray(query_rows), width=k + TIES_KEPT)
+    columns = np.ascontiguousarray(queries, dtype=np.float32).T.copy()
+    blocks = (block for shard in shards for block in kept_vectors(shard, queries.shape[1], BLOCK_ROWS))
+    for candidates in map_blocks(lambda block: best.candidates(_scores(block[1], columns), block[0]), blocks):
+        best.add(candidates)
+    scores, rows = best.finish()
+    return GroundTruth(k=k, rows=rows, scores=scores)
+
+
+def _scores(vectors: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Inner products of float16 [n, D] with the queries, float32 [D, Q]: [n', Q]; n is filled up to whole groups by
+    rows of -inf.
+    """
+    rows = len(vectors)
+    padded = np.zeros((-(-rows // GROUP_ROWS) * GROUP_ROWS, vectors.shape[1]), dtype=np.float32)
+    padded[:rows] = vectors
+    scores = padded @ columns
+    scores[rows:] = -np.inf
+    return scores
+
+
+class _Candidates(NamedTuple):
+    """Products that may be among the best of a query: int64, int64 and float32 [c]."""
+
+    query: np.ndarray
+    row: np.ndarray
+    score: np.ndarray
+
+
+class _Best:
+    """The best products of each query so far.
+
+    Blocks must be added in the order of their rows: of equal scores the lower row is kept, so a product of a later
+    block counts only if it beats the worst that is kept. That makes the answer independent of how far the threads that
+    compare are ahead.
+    """
+
+    def __init__(self, *, query_rows: np.ndarray, width: int) -> None:
+        self._query_rows = query_rows
+        self._width = width
+        self._scores = np.full((len(query_rows), width), -np.inf, dtype=np.float32)
+        self._rows = np.full((len(query_rows), width), -1, dtype=np.int64)
+        self._waiting: list[_Candidates] = []
+
+    def candidates(self, scores: np.ndarray, rows: np.ndarray) -> _Candidates:
+        """Those of a block, from its scores float32 [n', Q] and its rows int64 [n]."""
+        worst = self._scores[:, -1].copy()
+        unknown = np.flatnonzero(np.isneginf(worst))
+        if len(unknown) and len(rows) > self._width:
+            # While little is known, the block's own best are the bound; one place more, for the query itself.
+            place = len(scores) - self._width - 1
+            own = np.partition(scores[:, unknown], place, axis=0)[place]
+            worst[unknown] = np.nextafter(own, np.float32(-np.inf))
+        # Of most groups of products not even the best is a candidate.
+        grouped = scores.reshape(-1, GROUP_ROWS, scores.shape[1])
+        group, query = np.nonzero(grouped.max(axis=1) > worst)
+        found, place = np.nonzero(grouped[group, :, query] > worst[query][:, None])
+        query, place = query[found], group[found] * GROUP_ROWS + place
+        other = rows[place] != self._query_rows[query]
+        query, place = query[other], place[other]
+        return _Candidates(query, rows[place], scores[place, query])
+
+    def add(self, candidates: _Candidates) -> None:
+        """Takes the candidates of the next block."""
+        self._waiting.append(candidates)
+        if sum(len(waiting.row) for waiting in self._waiting) > self._rows.size // 4:
+            self._merge()
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores float32 [Q, K] and rows int64 [Q, K], best first."""
+        if self._waiting:
+            self._merge()
+        return self._scores, self._rows
+
+    def _merge(self) -> None:
+        query, row, score = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting = []
+        order = np.lexsort((row, query))
+        query, row, score = query[order], row[order], score[order]
+        counts = np.bincount(query, minlength=len(self._rows))
+        column = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+        scores = np.full((len(self._rows), counts.max(initial=0)), -np.inf, dtype=np.float32)
+        rows = np.full(scores.shape, -1, dtype=np.int64)
+        scores[query, column], rows[query, column] = score, row
+        self._scores, self._rows = top_by_score(
+            np.concatenate([self._scores, scores], axis=1), np.concatenate([self._rows, rows], axis=1), self._width
         )
-    return GroundTruth(k=k, rows=best_rows, scores=best_scores)
 
 
 def combine(parts: Sequence[GroundTruth]) -> GroundTruth:
@@ -92,22 +168,3 @@ def combine(parts: Sequence[GroundTruth]) -> GroundTruth:
     scores, rows = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("scores", "rows"))
     scores, rows = top_by_score(scores, rows, parts[0].rows.shape[1])
     return GroundTruth(k=parts[0].k, rows=rows, scores=scores)
-
-
-def _batches(shards: Sequence[NumberedShard], dim: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and vectors of many shards, together: large batches halve the time of the comparison."""
-    batch_rows = max(1, _BATCH_BYTES // (4 * dim))
-    waiting: list[tuple[np.ndarray, np.ndarray]] = []
-    for shard in shards:
-        for batch in kept_vectors(shard, dim, batch_rows):
-            if sum(len(rows) for rows, _ in waiting) + len(batch[0]) > batch_rows:
-                yield _joined(waiting)
-                waiting = []
-            waiting.append(batch)
-    if waiting:
-        yield _joined(waiting)
-
-
-def _joined(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    vectors = np.concatenate([vectors for _, vectors in batches], dtype=np.float32)
-    return np.concatenate([rows for rows, _ in batches]), vectors

@@ -18,11 +18,11 @@ def by_hand(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.argsort(-scores, axis=1, kind="stable")[:, :K]
 
 
-@pytest.mark.parametrize("batch_rows", [100, 400, 65_536])
+@pytest.mark.parametrize("batch_rows", [5, 100, 128, 400, 65_536])
 def test_the_neighbours_are_exact_and_without_the_query(
     root: str, batch_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ground_truth, "_BATCH_BYTES", batch_rows * 4 * DIM)
+    monkeypatch.setattr(ground_truth, "BLOCK_ROWS", batch_rows)
     vectors = clustered(ROWS, DIM)
     shards = write_shards(root, vectors, 250)
     rows = np.arange(0, ROWS, 17)

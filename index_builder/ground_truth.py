@@ -122,8 +122,8 @@ class _Best:
         unknown = np.flatnonzero(np.isneginf(worst))
         if len(unknown) and len(rows) > self._width:
             # While little is known, the block's own best are the bound; one place more, for the query itself.
-            place = len(scores) - self._width - 1
-            own = np.partition(scores[:, unknown], place, axis=0)[place]
+            rank = len(scores) - self._width - 1
+            own = np.partition(scores[:, unknown], rank, axis=0)[rank]
             worst[unknown] = np.nextafter(own, np.float32(-np.inf))
         # Of most groups of products not even the best is a candidate.
         grouped = scores.reshape(-1, GROUP_ROWS, scores.shape[1])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -237,7 +238,9 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(shop, tmp_path, by)
 
     last = tmp_path / "out.checkpoints" / "last.ckpt"
     command = [sys.executable, "-m", "pipelines.train_encoder", *arguments(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and what they start with them.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=heeding) as process:
         deadline = time.monotonic() + 120
         while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -11,6 +11,7 @@ import numpy as np
 
 from index_builder.faiss_files import ivf_of
 from index_builder.list_assignment import ListAssigner
+from index_builder.rotation import columns_of
 
 
 class BlockEncoder:
@@ -28,9 +29,7 @@ class BlockEncoder:
         self._assigner = ListAssigner(self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist))
         self._map: np.ndarray | None = None
         if isinstance(index, faiss.IndexPreTransform):
-            linear = faiss.downcast_VectorTransform(index.chain.at(0))
-            matrix = faiss.vector_to_array(linear.A).reshape(linear.d_out, linear.d_in)
-            self._map = np.ascontiguousarray(matrix.T)
+            self._map = columns_of(faiss.downcast_VectorTransform(index.chain.at(0)))
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """List numbers and codes of float16 or float32 [n, D]: uint8 [n, S]."""

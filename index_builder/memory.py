@@ -61,6 +61,11 @@ def training_row_bytes(spec: IndexSpec) -> int:
     return 4 * spec.dim + 4 * spec.rotation_dim + 256
 
 
+def trainable_rows(config: IndexConfig, spec: IndexSpec) -> int:
+    """Sampled vectors that the memory budget holds."""
+    return config.memory_budget_mb * _MB // training_row_bytes(spec)
+
+
 def rows_per_add(config: IndexConfig, spec: IndexSpec) -> int:
     """Products an add task takes: as asked for, or what the budget allows."""
     if config.rows_per_add is not None:

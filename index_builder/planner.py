@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from index_builder.codec import on_gpu
 from index_builder.embedding_shards import NumberedShard
-from index_builder.memory import check_memory, rows_per_add, training_row_bytes
+from index_builder.memory import check_memory, rows_per_add, trainable_rows
 from index_builder.query_vectors import read_query_vectors
 from index_builder.refine_plan import code_budget
 from index_builder.spec import IndexConfig, IndexSpec
@@ -106,8 +106,7 @@ def _planned(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
     config = replace(config, bytes_per_vector=code_budget(config, dim))
     spec = _auto_code(config, dim)
     lists = _auto_lists(rows)
-    trainable = config.memory_budget_mb * 1_000_000 // training_row_bytes(spec)
-    while lists > 1 and MIN_TRAINING_ROWS_PER_LIST * lists > trainable:
+    while lists > 1 and MIN_TRAINING_ROWS_PER_LIST * lists > trainable_rows(config, spec):
         lists //= 2
     return replace(spec, lists=lists, hnsw_links=HNSW_LINKS * (lists >= HNSW_FROM_LISTS))
 
@@ -185,8 +184,7 @@ def _tasks(shards: Iterable[NumberedShard], rows_per_add: int) -> Iterable[tuple
 def _wanted_training_rows(config: IndexConfig, spec: IndexSpec) -> int:
     """40 vectors a list, or what the memory budget allows, but enough to train with."""
     wanted = max(TRAINING_ROWS_PER_LIST * spec.lists, PQ_TRAINING_ROWS)
-    affordable = config.memory_budget_mb * 1_000_000 // training_row_bytes(spec)
-    return max(min(wanted, affordable), MIN_TRAINING_ROWS_PER_LIST * spec.lists)
+    return max(min(wanted, trainable_rows(config, spec)), MIN_TRAINING_ROWS_PER_LIST * spec.lists)
 
 
 def _auto_lists(rows: int) -> int:

@@ -72,7 +72,7 @@ def rotated(vectors: np.ndarray, transform: faiss.LinearTransform | None) -> np.
     """
     if transform is None:
         return np.ascontiguousarray(vectors, dtype=np.float32)
-    axes = np.ascontiguousarray(faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).T)
+    axes = columns_of(transform)
     turned = np.empty((len(vectors), transform.d_out), dtype=np.float32)
 
     def turn(block: slice) -> None:
@@ -81,6 +81,11 @@ def rotated(vectors: np.ndarray, transform: faiss.LinearTransform | None) -> np.
     for _ in map_blocks(turn, row_blocks(len(vectors))):
         pass
     return turned
+
+
+def columns_of(transform: faiss.LinearTransform) -> np.ndarray:
+    """The map as the matrix that rows of vectors are multiplied by: float32 [D, d]."""
+    return np.ascontiguousarray(faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).T)
 
 
 def _moments(block: np.ndarray) -> np.ndarray:

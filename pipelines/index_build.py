@@ -223,7 +223,7 @@ class BuildJob:
     def train(self, plan: BuildPlan, pieces: Sequence[SamplePiece]) -> CodecInfo:
         """The codec: that of the last run while it fits, else one trained on the sample.
 
-        Its fit to the sample, and why it was trained or kept, are reported.
+        Why it was trained or kept is reported.
         """
         folder, products = storage.join(self.folder, "codec"), plan.numbering.products
         with self.record.timed("train") as facts:

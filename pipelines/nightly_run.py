@@ -10,7 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from index_builder import storage
 from index_builder.manifest import EncoderSummary, Manifest
-from index_builder.planner import check_index
+from index_builder.planner import plan_index
 from pipelines.beam_run import beam_run
 from pipelines.catalog.carry_over import build_carry_over
 from pipelines.catalog.pictures.decode_config import DECODING_RULES
@@ -145,7 +145,8 @@ def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
     """Cuts the catalog into shards, finds what stands already, and opens last night's vectors."""
     config, fingerprint = job.config, job.encoder.fingerprint
     catalog = plan_catalog(config.catalog, spool_uri=storage.join(config.work.uri, "spool"))
-    check_index(config.index, job.encoder.dim, catalog.rows)
+    if catalog.rows:
+        plan_index(config.index, catalog.rows, job.encoder.dim)  # refuses what cannot be built, before any work
     previous = published_manifest(config.index.uri)
     folder = storage.join(config.work.uri, "embeddings", fingerprint)
     finished = read_finished_run(config.work.uri)

@@ -8,18 +8,8 @@ import torch
 
 from encoders import load_product_encoder, load_query_encoder
 from encoders.preprocessing import resize_picture
-from tests.encoders.tiny import random_picture, save_tiny_encoder
+from tests.encoders.tiny import MODELS, random_picture, save_tiny_encoder
 
-MODELS = [
-    ("bibert", None),
-    ("clip", None),
-    ("3tmm", None),
-    ("4tmm", "concat"),
-    ("4tmm", "mlp"),
-    ("match3", None),
-    ("match4", None),
-    ("match4", "mlp"),
-]
 TEXT_QUERY_MODELS = [pair for pair in MODELS if pair[0] != "match3"]
 TEXTS = ["red dress", "small wooden lamp with cotton for large shoe", "mug", "green chair", "x"]
 

@@ -16,18 +16,8 @@ from encoders.loading import save_encoder
 from encoders.onnx_export import _compare
 from encoders.saved_folder import EncoderParts
 from encoders.text_tower import TextTower
-from tests.encoders.tiny import random_picture, save_tiny_encoder, tiny_parts
+from tests.encoders.tiny import MODELS, random_picture, save_tiny_encoder, tiny_parts
 
-MODELS = [
-    ("bibert", None),
-    ("clip", None),
-    ("3tmm", None),
-    ("4tmm", "concat"),
-    ("4tmm", "mlp"),
-    ("match3", None),
-    ("match4", None),
-    ("match4", "mlp"),
-]
 TEXTS = ["red dress", None, "a small wooden lamp with cotton, for a large chair & more: Ü", "mug", "", "x " * 60, None]
 PICTURES = [None, random_picture(1), random_picture(2, (40, 11)), None, None, None, random_picture(3)]
 

@@ -51,6 +51,18 @@ CLIP_MODEL_CONFIG = {
 }
 PREPROCESSING = ImagePreprocessing(size=IMAGE_SIZE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
+# Every model, with each fusion that makes another one of it.
+MODELS = [
+    ("bibert", None),
+    ("clip", None),
+    ("3tmm", None),
+    ("4tmm", "concat"),
+    ("4tmm", "mlp"),
+    ("match3", None),
+    ("match4", None),
+    ("match4", "mlp"),
+]
+
 
 def tiny_tokenizer() -> Tokenizer:
     """A WordPiece tokenizer of a few words, with single letters and digits for all others."""

@@ -9,7 +9,8 @@ what stands for the missing half. A pair whose query is left with nothing (its p
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from encoders.errors import TrainingError
 from encoders.saved_folder import EncoderParts
+from encoders.training.frozen import FrozenVectors
 from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs, moved
 from encoders.training.pairs import TrainingPairs
 from encoders.training.pictures import Decoder, decode_with_pillow
@@ -64,6 +66,12 @@ class PairDataset(Dataset):
     ) -> None:
         self._pairs, self._rows = pairs, rows
         self.make = InputMaker(parts, decode)
+        self._frozen = FrozenVectors()
+
+    def use(self, frozen: FrozenVectors) -> None:
+        """From now on batches hold these vectors in place of what their towers read."""
+        self._frozen = frozen
+        self.make = self.make.without(frozen.names)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -109,16 +117,29 @@ class PairDataset(Dataset):
 
     def products(self, rows: np.ndarray) -> ProductInputs:
         """The inputs of products by their rows."""
-        store = self._pairs.products
+        store, frozen = self._pairs.products, self._frozen
+        known: dict[str, Any] = {}
         texts = [None if self._pairs.hides_texts else store.texts[row] for row in rows]
-        return self.make.products(texts, store.pictures.take(rows) if self.make.reads_pictures else [None] * len(rows))
+        if frozen.product_text is not None:
+            known["text_vectors"], _ = frozen.product_text.take(self._pairs.text_keys[rows])
+        if frozen.product_image is not None:
+            known["image_vectors"], known["has_image"] = frozen.product_image.take(rows)
+        decodes = self.make.reads_pictures and frozen.product_image is None
+        return replace(self.make.products(texts, store.pictures.take(rows) if decodes else None), **known)
 
     def _queries_of(self, rows: np.ndarray) -> QueryInputs:
-        pictures = self._pairs.query_pictures
-        wanted = pictures is not None and self.make.reads_pictures
-        return self.make.queries(
-            [self._pairs.queries[row] for row in rows], pictures.take(rows) if wanted and pictures else None
-        )
+        pictures, frozen = self._pairs.query_pictures, self._frozen
+        known: dict[str, Any] = {}
+        text_keys = self._pairs.query_text_keys[rows]
+        if frozen.query_text is not None:
+            known["text_vectors"], _ = frozen.query_text.take(text_keys)
+        if frozen.query_clip_text is not None:
+            known["clip_text_vectors"], _ = frozen.query_clip_text.take(text_keys)
+        if frozen.query_image is not None:
+            known["image_vectors"], known["has_image"] = frozen.query_image.take(rows)
+        decodes = pictures is not None and self.make.reads_pictures and frozen.query_image is None
+        texts = [self._pairs.queries[row] for row in rows]
+        return replace(self.make.queries(texts, pictures.take(rows) if decodes and pictures else None), **known)
 
 
 class ProductDataset(Dataset):

@@ -4,6 +4,7 @@
     best.ckpt        the state of the best validation: highest recall (`training.best_by`), among
                      equals the newest
     run.json         the settings of the run, and whether it is finished
+    frozen/          vectors of the towers that do not learn (`frozen.py`), while the run lasts
     logs/            metrics as they come: CSV, and TensorBoard (`tensorboard --logdir OUT.checkpoints/logs`)
     metrics.csv      those of the whole run, also where it was taken up again, written at the end
     training.png     the same as a picture
@@ -24,9 +25,9 @@ import torch
 
 from encoders.errors import CheckpointError, EncoderConfigError
 
-LAST, BEST, _RUN = "last.ckpt", "best.ckpt", "run.json"
+LAST, BEST, FROZEN, _RUN = "last.ckpt", "best.ckpt", "frozen", "run.json"
 STATE_KEY = "shelfmark"
-_OURS = (LAST, BEST, _RUN, "metrics.csv", "training.png", "logs")
+_OURS = (LAST, BEST, FROZEN, _RUN, "metrics.csv", "training.png", "logs")
 
 
 class CheckpointFolder:
@@ -69,6 +70,7 @@ class CheckpointFolder:
 
     def finish(self, settings: dict[str, Any]) -> None:
         """Notes that the run is finished, so that the next one starts anew."""
+        _remove(self / FROZEN)
         self._write_run(settings, finished=True)
 
     def _checkpoint(

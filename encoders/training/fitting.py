@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 from encoders.errors import EncoderConfigError
 from encoders.saved_folder import EncoderParts
 from encoders.training.batches import PairDataset, load
-from encoders.training.checkpoint_folder import BEST, LAST, CheckpointFolder, batches_done, read_checkpoint
+from encoders.training.checkpoint_folder import BEST, FROZEN, LAST, CheckpointFolder, batches_done, read_checkpoint
 from encoders.training.checkpoints import KeepCheckpoints
 from encoders.training.config import TrainingConfig
+from encoders.training.frozen import store_frozen
 from encoders.training.metrics_files import join_metrics, open_loggers, plot_metrics
 from encoders.training.module import EncoderTraining
 from encoders.training.order import ProductOrder
@@ -50,12 +51,12 @@ class TrainingRun:
         decode: Decoder,
         rank: int,
     ) -> None:
-        self._parts, self._training = parts, training
+        self._parts, self._pairs, self._training = parts, pairs, training
         train_rows, validation_rows = pairs.split(data.validation_share)
         self.train_rows = _readable(pairs, train_rows, PairDataset(pairs, train_rows, parts, decode=decode))
         self.validation_rows = _readable(pairs, validation_rows, PairDataset(pairs, validation_rows, parts))
         self._check_size(pairs, data)
-        dataset = PairDataset(pairs, self.train_rows, parts, decode=decode)
+        self._datasets = [dataset := PairDataset(pairs, self.train_rows, parts, decode=decode)]
         in_batches = partial(
             ProductOrder, batch_size=training.batch_size, seed=training.seed, group_pairs=training.group_pairs
         )
@@ -65,7 +66,7 @@ class TrainingRun:
         self.held_out: HeldOut | None = None
         self._held_out_batches: DataLoader | None = None
         if len(self.validation_rows):
-            held_out = PairDataset(pairs, self.validation_rows, parts, decode=decode)
+            self._datasets.append(held_out := PairDataset(pairs, self.validation_rows, parts, decode=decode))
             self.held_out = HeldOut.of(
                 pairs, self.validation_rows, held_out, all_products=training.validation_candidates == "all"
             )
@@ -107,6 +108,7 @@ class TrainingRun:
             module.load_state_dict(values["state_dict"])
             say(f"going on after batch {self.order.start:,} of {len(self.order):,}")
         if self.order.start < len(self.order) and not keep.gave_up:
+            self._store_frozen(folder, device, say)
             with _quiet_lightning():
                 trainer = _trainer(training, device, len(self.order), folder, [keep, *self._bar()])
                 try:
@@ -127,6 +129,22 @@ class TrainingRun:
             measured["loss"] = keep.loss
         measured |= {f"validation_{name}": value for name, value in (keep.best or {}).items()}
         return {name: round(value, 4) for name, value in measured.items()}
+
+    def _store_frozen(self, folder: CheckpointFolder, device: torch.device, say: Callable[[str], None]) -> None:
+        training = self._training
+        frozen = store_frozen(
+            folder / FROZEN,
+            self._parts.model,
+            self._pairs,
+            self._datasets[0].make,
+            batch_size=training.chunk_rows or training.batch_size,
+            device=device,
+            mixed=training.precision == "bfloat16",
+            progress=training.progress,
+            say=say,
+        )
+        for dataset in self._datasets:
+            dataset.use(frozen)
 
     def _measure(self, module: EncoderTraining) -> dict[str, float]:
         if self.held_out is None or self._held_out_batches is None:

@@ -1,10 +1,12 @@
-"""What the towers take: tokens and pixels of queries and of products.
+"""What the towers take: tokens and pixels of queries and of products; or, of a tower that does not learn, its vectors.
 
-Legend: B queries, P products, L tokens, S side of a picture in pixels.
+Legend: B queries, P products, L tokens, S side of a picture in pixels, Dt, Dc and Di widths of the vectors of BERT,
+CLIP's text tower and the picture tower.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -13,7 +15,6 @@ import numpy as np
 import torch
 
 from encoders.errors import EncoderConfigError
-from encoders.preprocessing import ImagePreprocessing
 from encoders.saved_folder import EncoderParts
 from encoders.tokenizing import TextTokenizer
 from encoders.training.pictures import Decoder
@@ -32,6 +33,9 @@ class QueryInputs:
         has_text: bool `[B]`.
         pixels: uint8 `[B, 3, S, S]`, zeros where missing; None where no query has a picture.
         has_image: bool `[B]`.
+        text_vectors: float32 `[B, Dt]` in place of `tokens`.
+        clip_text_vectors: float32 `[B, Dc]` in place of `clip_tokens`.
+        image_vectors: float32 `[B, Di]` in place of `pixels`, zeros where missing.
     """
 
     tokens: Tokens | None
@@ -39,6 +43,9 @@ class QueryInputs:
     has_text: torch.Tensor
     pixels: torch.Tensor | None
     has_image: torch.Tensor
+    text_vectors: torch.Tensor | None = None
+    clip_text_vectors: torch.Tensor | None = None
+    image_vectors: torch.Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> QueryInputs:
         """The same on another device."""
@@ -54,12 +61,16 @@ class ProductInputs:
         has_text: bool `[P]`.
         pixels: uint8 `[P, 3, S, S]`, zeros where missing; None for a model without pictures.
         has_image: bool `[P]`.
+        text_vectors: float32 `[P, Dt]` in place of `tokens`.
+        image_vectors: float32 `[P, Di]` in place of `pixels`, zeros where missing.
     """
 
-    tokens: Tokens
+    tokens: Tokens | None
     has_text: torch.Tensor
     pixels: torch.Tensor | None
     has_image: torch.Tensor
+    text_vectors: torch.Tensor | None = None
+    image_vectors: torch.Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> ProductInputs:
         """The same on another device."""
@@ -97,6 +108,13 @@ class InputMaker:
         self._clip_tokenizer = parts.clip_tokenizer
         self._preprocessing = architecture.clip.preprocessing if architecture.clip else None
         self._decode = decode
+        self._without: frozenset[str] = frozenset()
+
+    def without(self, names: frozenset[str]) -> InputMaker:
+        """One that leaves out inputs whose towers' vectors are known, by the names of `FrozenVectors`."""
+        other = copy.copy(self)
+        other._without = names
+        return other
 
     @property
     def reads_query_texts(self) -> bool:
@@ -113,43 +131,57 @@ class InputMaker:
         has_text = torch.tensor([text is not None for text in texts])
         if not self.reads_query_texts:
             has_text[:] = False
-        tokenizers = [
-            tokenizer if has_text.any() else None for tokenizer in (self._query_tokenizer, self._clip_tokenizer)
-        ]
-        filled = [text or "" for text in texts]
-        tokens, clip_tokens = (None if tokenizer is None else _tokens(tokenizer, filled) for tokenizer in tokenizers)
         pixels, has_image = None, torch.zeros(len(texts), dtype=torch.bool)
-        if pictures is not None and self._preprocessing is not None:
-            decoded, has_image = self._pixels(pictures, self._preprocessing)
+        if pictures is not None and self.reads_pictures and "query_image" not in self._without:
+            decoded, has_image = self.pixels(pictures)
             pixels = decoded if has_image.any() else None
+        there = bool(has_text.any())
         return QueryInputs(
-            tokens=tokens, clip_tokens=clip_tokens, has_text=has_text, pixels=pixels, has_image=has_image
+            tokens=self.query_tokens(texts) if there and "query_text" not in self._without else None,
+            clip_tokens=self.clip_tokens(texts) if there and "query_clip_text" not in self._without else None,
+            has_text=has_text,
+            pixels=pixels,
+            has_image=has_image,
         )
 
-    def products(self, texts: Sequence[str | None], pictures: Sequence[bytes | None]) -> ProductInputs:
+    def products(self, texts: Sequence[str | None], pictures: Sequence[bytes | None] | None) -> ProductInputs:
         """The inputs of P products."""
         pixels, has_image = None, torch.zeros(len(texts), dtype=torch.bool)
-        if self._preprocessing is not None:
-            pixels, has_image = self._pixels(pictures, self._preprocessing)
+        if pictures is not None and self.reads_pictures and "product_image" not in self._without:
+            pixels, has_image = self.pixels(pictures)
         return ProductInputs(
-            tokens=_tokens(self._document_tokenizer, [text or "" for text in texts]),
+            tokens=self.document_tokens(texts) if "product_text" not in self._without else None,
             has_text=torch.tensor([text is not None for text in texts]),
             pixels=pixels,
             has_image=has_image,
         )
 
-    def _pixels(
-        self, pictures: Sequence[bytes | None], preprocessing: ImagePreprocessing
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = np.zeros((len(pictures), 3, preprocessing.size, preprocessing.size), np.uint8)
+    def document_tokens(self, texts: Sequence[str | None]) -> Tokens:
+        """Of products' texts."""
+        return _tokens(self._document_tokenizer, texts)
+
+    def query_tokens(self, texts: Sequence[str | None]) -> Tokens | None:
+        """Of queries' texts for the BERT tower; None for a model without one on the query side."""
+        return None if self._query_tokenizer is None else _tokens(self._query_tokenizer, texts)
+
+    def clip_tokens(self, texts: Sequence[str | None]) -> Tokens | None:
+        """Of queries' texts for CLIP's text tower; None for a model without one."""
+        return None if self._clip_tokenizer is None else _tokens(self._clip_tokenizer, texts)
+
+    def pixels(self, pictures: Sequence[bytes | None]) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 `[B, 3, S, S]`, zeros where missing, and bool `[B]`: which pictures could be decoded."""
+        if self._preprocessing is None:
+            raise EncoderConfigError("an encoder without a picture tower reads no pictures")
+        size = self._preprocessing.size
+        pixels = np.zeros((len(pictures), 3, size, size), np.uint8)
         has_image = np.zeros(len(pictures), bool)
         for place, data in enumerate(pictures):
-            picture = self._decode(data, preprocessing) if data else None
+            picture = self._decode(data, self._preprocessing) if data else None
             if picture is not None:
                 pixels[place], has_image[place] = picture, True
         return torch.from_numpy(pixels), torch.from_numpy(has_image)
 
 
-def _tokens(tokenizer: TextTokenizer, texts: Sequence[str]) -> Tokens:
-    ids, mask = tokenizer.tokenize(texts).padded()
+def _tokens(tokenizer: TextTokenizer, texts: Sequence[str | None]) -> Tokens:
+    ids, mask = tokenizer.tokenize([text or "" for text in texts]).padded()
     return torch.from_numpy(ids), torch.from_numpy(mask)

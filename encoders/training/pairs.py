@@ -48,6 +48,15 @@ class TrainingPairs:
     def __len__(self) -> int:
         return len(self.queries)
 
+    def digest(self) -> str:
+        """Tells other pairs or products from these, in a few digits; pictures are not looked at."""
+        checksum = 0
+        for texts in (self.queries, self.products.product_ids, self.products.texts):
+            checksum = zlib.crc32("\0".join(text or "\1" for text in texts).encode(errors="surrogatepass"), checksum)
+        for numbers in (self.query_keys, self.product_rows, self.negative_rows):
+            checksum = zlib.crc32(np.ascontiguousarray(numbers).tobytes(), checksum)
+        return f"{len(self)} pairs, {checksum:08x}"
+
     def split(self, validation_share: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on and rows to validate on, int64; all pairs of a product fall on one side, whatever the
         order, unless the validation pairs were given.

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 from encoders.loading import resolve_device, save_encoder
@@ -19,7 +17,7 @@ from encoders.spec import EncoderConfig
 from encoders.training.checkpoint_folder import CheckpointFolder
 from encoders.training.config import TrainingConfig
 from encoders.training.fitting import TrainingRun
-from encoders.training.pairs import TrainingPairs, read_pairs
+from encoders.training.pairs import read_pairs
 from encoders.training.pairs_config import PairsConfig
 from encoders.training.pictures import Decoder, decode_with_pillow
 from encoders.training.products import ProductReader
@@ -84,7 +82,7 @@ def train_encoder(
                 **_flat({"data": asdict(data), "training": note["settings"]}),
                 **_flat({"small": None if start is not None else asdict(small or SmallEncoderConfig())}),
                 **{f"encoder.{key}": value for key, value in sources.identity().items()},
-                "pairs": _digest(pairs),
+                "pairs": pairs.digest(),
             }
             folder = CheckpointFolder(out)
             checkpoint = folder.start(decides, resume=training.resume, say=say, writes=rank == 0)
@@ -114,16 +112,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = list(value) if isinstance(value, tuple) else value
     return flat
-
-
-def _digest(pairs: TrainingPairs) -> str:
-    """Tells other pairs or products from these, in a few digits."""
-    checksum = 0
-    for texts in (pairs.queries, pairs.products.product_ids, pairs.products.texts):
-        checksum = zlib.crc32("\0".join(text or "\1" for text in texts).encode(errors="surrogatepass"), checksum)
-    for numbers in (pairs.query_keys, pairs.product_rows, pairs.negative_rows):
-        checksum = zlib.crc32(np.ascontiguousarray(numbers).tobytes(), checksum)
-    return f"{len(pairs)} pairs, {checksum:08x}"
 
 
 def _say_nothing(_: str) -> None:

@@ -70,8 +70,16 @@ def encode_queries(
 ) -> QueryVectors:
     """Queries as `QueryEncoder` encodes them, with gradients; `alone`: vectors of their pictures, where known."""
     text, image = None, None
-    towers = [(model.query_text, queries.tokens), (model.clip_text, queries.clip_tokens)]
-    by_text = [run_tower(tower, chunk_rows, *tokens) for tower, tokens in towers if tower is not None and tokens]
+    towers = (
+        (model.query_text, queries.tokens, queries.text_vectors),
+        (model.clip_text, queries.clip_tokens, queries.clip_text_vectors),
+    )
+    by_text = []
+    for tower, tokens, known in towers:
+        if known is not None:
+            by_text.append(known)
+        elif tower is not None and tokens is not None:
+            by_text.append(run_tower(tower, chunk_rows, *tokens))
     if by_text:
         with float32(queries.has_text.device):
             text = model.fuse_query(*(vectors.float() for vectors in by_text))
@@ -106,7 +114,9 @@ def encode_products(
     if document is None:
         raise EncoderConfigError("an encoder without a text tower cannot be trained")
     is_fallback = model.architecture.model == "clip"  # the text matters only where the picture is missing
-    if is_fallback and bool(products.has_image.all()):
+    if products.text_vectors is not None:
+        text = products.text_vectors
+    elif products.tokens is None or (is_fallback and bool(products.has_image.all())):
         text = torch.zeros(len(products.has_text), _text_dim(model), device=products.has_text.device)
     else:
         text = run_tower(document, chunk_rows, *products.tokens).float()
@@ -118,18 +128,18 @@ def encode_products(
 def _encode_pictures(
     model: EncoderModel, inputs: Sequence[QueryInputs | ProductInputs], chunk_rows: int | None
 ) -> list[torch.Tensor | None]:
-    """For each of the inputs `[., Di]`, zeros where a picture is missing; None where it has no pixels."""
+    """For each of the inputs `[., Di]`, zeros where a picture is missing; None where there is none at all."""
     tower = model.image
     rows = [torch.nonzero(each.has_image).squeeze(1) for each in inputs]
     there = [each.pixels[row] for each, row in zip(inputs, rows, strict=True) if each.pixels is not None]
     if tower is None or not there:
-        return [None] * len(inputs)
+        return [each.image_vectors for each in inputs]
     pixels = torch.cat(there)
     vectors = run_tower(tower, chunk_rows, pixels).float() if len(pixels) else pixels.new_zeros((0, tower.dim)).float()
     spread: list[torch.Tensor | None] = []
     for each, row in zip(inputs, rows, strict=True):
         if each.pixels is None:
-            spread.append(None)
+            spread.append(each.image_vectors)
             continue
         own, vectors = vectors[: len(row)], vectors[len(row) :]
         spread.append(own.new_zeros(len(each.has_image), tower.dim).index_copy(0, row, own))

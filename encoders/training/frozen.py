@@ -1,0 +1,223 @@
+"""Vectors of the towers that do not learn: computed once before training, read in place of tokens and pixels.
+
+Such a tower runs without dropout and sees no augmentation, so it would give the same vectors in every epoch and at
+every validation. What is left of a step that trains the fusion alone is then the fusion.
+
+    OUT.checkpoints/frozen/NAME-DIGEST.npy    float32 [rows, width], NaN where there is nothing to encode
+
+The digest is that of the tower's weights and of the data: a run that is taken up again reads what it finds.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from encoders.errors import TrainingError
+from encoders.image_tower import ClipTextTower, ImageTower
+from encoders.model import EncoderModel
+from encoders.text_tower import TextTower
+from encoders.training.inputs import InputMaker, Tokens
+from encoders.training.pairs import TrainingPairs
+from encoders.training.pictures import EncodedPictures
+from encoders.training.vectors import run_tower
+
+_Tower = TextTower | ImageTower | ClipTextTower
+
+
+class StoredVectors:
+    """Vectors by row in a memory-mapped file; loader processes open it anew."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._vectors = np.load(path, mmap_mode="r")
+
+    def __reduce__(self) -> Any:
+        return StoredVectors, (self._path,)
+
+    def take(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 `[len(rows), width]`, zeros where there is nothing, and bool `[len(rows)]`: where there is something.
+
+        Args:
+            rows: int64; below 0: nothing.
+        """
+        vectors = np.asarray(self._vectors[np.maximum(rows, 0)])
+        there = (rows >= 0) & ~np.isnan(vectors[:, 0])
+        vectors[~there] = 0.0
+        return torch.from_numpy(vectors), torch.from_numpy(there)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrozenVectors:
+    """What the towers that do not learn give; None for a tower that learns, or that there is not.
+
+    Attributes:
+        product_text: By the products' `text_keys`.
+        product_image: By product row.
+        query_text: Of the BERT tower, by the pairs' `query_text_keys`.
+        query_clip_text: Of CLIP's text tower, likewise.
+        query_image: By pair.
+    """
+
+    product_text: StoredVectors | None = None
+    product_image: StoredVectors | None = None
+    query_text: StoredVectors | None = None
+    query_clip_text: StoredVectors | None = None
+    query_image: StoredVectors | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Fields that are there: inputs that nobody needs to make."""
+        return frozenset(item.name for item in fields(self) if getattr(self, item.name) is not None)
+
+
+def store_frozen(
+    folder: Path,
+    model: EncoderModel,
+    pairs: TrainingPairs,
+    make: InputMaker,
+    *,
+    batch_size: int,
+    device: torch.device,
+    mixed: bool = False,
+    progress: bool = False,
+    say: Callable[[str], None] = print,
+) -> FrozenVectors:
+    """Runs the towers of `model` of which no weight learns over what they will be asked for.
+
+    Args:
+        folder: Where the vectors are kept.
+        model: With the gradients of what does not learn switched off.
+        pairs: Pairs and products.
+        make: Makes the towers' inputs.
+        batch_size: Rows at a time.
+        device: Where the towers run; the model stays there.
+        mixed: In bfloat16, as the training.
+        progress: Show a progress bar on a terminal.
+        say: Takes a line for each tower that runs.
+
+    Raises:
+        TrainingError: A tower gives a vector that is not finite.
+    """
+    stored = {}
+    for name, tower, inputs in _work(model, pairs, make, batch_size):
+        path = folder / f"{name}-{_digest(tower, pairs, mixed):08x}.npy"
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            shown = Console(file=sys.stderr)
+            batches = track(
+                inputs.batches,
+                description=f"{name.replace('_', ' ')}: vectors of a tower that does not learn",
+                total=-(-inputs.asked // batch_size),
+                console=shown,
+                transient=True,
+                disable=not (progress and shown.is_terminal),
+            )
+            model.to(device)
+            _write(path, inputs.rows, tower, batches, device, mixed)
+            say(f"{name.replace('_', ' ')}: {inputs.asked:,} vectors computed once, their tower does not learn")
+        stored[name] = StoredVectors(path)
+    return FrozenVectors(**stored)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Inputs:
+    """What a tower is asked for.
+
+    Attributes:
+        rows: Rows of the file.
+        asked: How many of them are computed.
+        batches: Rows, and the tower's inputs for them.
+    """
+
+    rows: int
+    asked: int
+    batches: Iterator[tuple[np.ndarray, Tokens | torch.Tensor]]
+
+
+def _work(
+    model: EncoderModel, pairs: TrainingPairs, make: InputMaker, batch_size: int
+) -> Iterator[tuple[str, _Tower, _Inputs]]:
+    products = pairs.products
+    texts = [
+        ("product_text", model.document_text, make.document_tokens, products.texts, pairs.text_keys),
+        ("query_text", model.query_text, make.query_tokens, pairs.queries, pairs.query_text_keys),
+        ("query_clip_text", model.clip_text, make.clip_tokens, pairs.queries, pairs.query_text_keys),
+    ]
+    for name, tower, tokenize, values, keys in texts:
+        if _is_frozen(tower) and (keys >= 0).any() and not (name == "product_text" and pairs.hides_texts):
+            yield name, tower, _of_texts(tokenize, values, keys, batch_size)  # type: ignore[misc, arg-type]
+    for name, encoded in (("product_image", products.pictures), ("query_image", pairs.query_pictures)):
+        if _is_frozen(model.image) and encoded is not None and encoded.present().any():
+            yield name, model.image, _of_pictures(encoded, make, batch_size)  # type: ignore[misc]
+
+
+def _of_pictures(encoded: EncodedPictures, make: InputMaker, batch_size: int) -> _Inputs:
+    present = np.flatnonzero(encoded.present())
+
+    def batches() -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        for rows in _cut(present, batch_size):
+            pixels, readable = make.pixels(encoded.take(rows))
+            yield rows[readable.numpy()], pixels[readable]
+
+    return _Inputs(rows=len(encoded), asked=len(present), batches=batches())
+
+
+def _of_texts(
+    tokenize: Callable[[list[str]], Tokens], texts: list[str | None], keys: np.ndarray, batch_size: int
+) -> _Inputs:
+    """Each text once, at the row of its key."""
+    distinct, first = np.unique(keys, return_index=True)
+    first, distinct = first[distinct >= 0], distinct[distinct >= 0]
+
+    def batches() -> Iterator[tuple[np.ndarray, Tokens]]:
+        for chosen in _cut(np.arange(len(distinct)), batch_size):
+            yield distinct[chosen], tokenize([texts[row] or "" for row in first[chosen]])
+
+    return _Inputs(rows=int(distinct.max(initial=-1)) + 1, asked=len(distinct), batches=batches())
+
+
+def _write(path: Path, rows: int, tower: _Tower, batches: Any, device: torch.device, mixed: bool) -> None:
+    """Writes under another name and moves into place."""
+    staged = path.with_suffix(".part")
+    vectors = np.lib.format.open_memmap(staged, mode="w+", dtype=np.float32, shape=(rows, tower.dim))
+    vectors[:] = np.nan
+    tower.eval()
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+        for places, inputs in batches:
+            if not len(places):
+                continue
+            parts = inputs if isinstance(inputs, tuple) else (inputs,)
+            found = run_tower(tower, None, *(part.to(device) for part in parts)).float().cpu().numpy()
+            if not np.isfinite(found).all():
+                raise TrainingError(
+                    f"the tower of {path.name} gives vectors that are not finite: expected numbers; look at the "
+                    "encoder that training started from"
+                )
+            vectors[places] = found
+    vectors.flush()
+    staged.replace(path)
+
+
+def _is_frozen(tower: _Tower | None) -> bool:
+    return tower is not None and not any(weight.requires_grad for weight in tower.parameters())
+
+
+def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _digest(tower: _Tower, pairs: TrainingPairs, mixed: bool) -> int:
+    digest = zlib.crc32(f"{pairs.digest()}, {mixed}".encode())
+    for weight in tower.state_dict().values():
+        digest = zlib.crc32(weight.detach().cpu().numpy().tobytes(), digest)
+    return digest

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from encoders.errors import TrainingError
+from encoders.training.batches import PairDataset
+from encoders.training.config import TrainingConfig
+from encoders.training.frozen import store_frozen
+from encoders.training.module import EncoderTraining
+from encoders.training.pairs import read_pairs
+from encoders.training.pairs_config import PairsConfig
+from encoders.training.pictures import decode_with_pillow
+from tests.encoders.tiny import tiny_parts
+from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, write_pairs
+from tests.encoders.training.runs import SMALL, Stopped, StopsAfter, assert_same_bytes, pairs_of, train
+
+ALL = {"product_text", "product_image", "query_text", "query_clip_text", "query_image"}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Twelve products; one without a picture, one with a picture that is none, queries without text or photo."""
+    rows = coloured_rows(12)
+    for number, row in enumerate(rows):
+        row["photo"] = None if number == 3 else picture_bytes(row["query"].split()[0], 8 + number)
+    rows[2]["image"] = None
+    rows[7]["image"] = {"bytes": b"no picture", "path": None}
+    rows[4]["query"] = None
+    rows[5]["query"] = rows[6]["query"]
+    rows[8]["title"] = rows[8]["description"] = None
+    data = PairsConfig(uri=write_pairs(tmp_path_factory.mktemp("pairs"), rows), query_image_field="photo")
+    return read_pairs(data)
+
+
+def module_and_data(pairs, folder, model, fusion, tuned, **changes):
+    parts = tiny_parts(model, fusion=fusion)
+    module = EncoderTraining(parts.model, TrainingConfig(tuned=tuned), steps=1)
+    dataset = PairDataset(pairs, np.arange(12), parts)
+    options = {"batch_size": 5, "device": torch.device("cpu"), "say": lambda line: None} | changes
+    return module, dataset, lambda: store_frozen(folder, parts.model, pairs, dataset.make, **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "fusion", "tuned", "known"),
+    [
+        ("3tmm", None, ("fusion",), ALL - {"query_clip_text"}),
+        ("3tmm", None, ("fusion", "text"), {"product_image", "query_image"}),
+        ("3tmm", None, ("image",), {"product_text", "query_text"}),
+        ("4tmm", "mlp", ("fusion",), ALL),
+        ("4tmm", "mlp", ("fusion", "text"), ALL - {"product_text", "query_text"}),
+        ("clip", None, ("clip_text",), {"product_image", "query_image"}),
+        # The projection after their picture tower learns too.
+        ("match3", None, ("bert", "projection"), set()),
+        ("match3", None, ("bert",), {"product_image", "query_image"}),
+        ("match4", "mlp", ("fusion",), ALL - {"query_clip_text"}),
+    ],
+)
+def test_stored_vectors_give_the_losses_that_the_towers_give(pairs, tmp_path, model, fusion, tuned, known):
+    module, dataset, store = module_and_data(pairs, tmp_path, model, fusion, tuned)
+    module.eval()
+    places = [11, 2, 7, 3, 4, 8, 0]
+    with torch.no_grad():
+        expected = module.terms(dataset[places], drop=None)
+        dataset.use(frozen := store())
+        batch = dataset[places]
+        found = module.terms(batch, drop=None)
+    assert frozen.names == known
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+    if "product_image" in known:
+        assert batch.products.pixels is None
+        assert batch.products.has_image.sum() == len(batch.products.has_image) - 2, "none, and one that is no picture"
+    if "query_text" in known:
+        assert batch.queries.tokens is None
+
+
+def test_each_picture_is_decoded_once_however_many_epochs(tmp_path):
+    data, said, decoded = pairs_of(tmp_path / "pairs"), [], []
+
+    def decode(encoded, preprocessing):
+        decoded.append(encoded)
+        return decode_with_pillow(encoded, preprocessing)
+
+    train(data, tmp_path / "out", epochs=4, tuned=("fusion", "text"), decode=decode, say=said.append)
+    assert len(decoded) == 60
+    assert [line for line in said if "computed once" in line] == [
+        "product image: 60 vectors computed once, their tower does not learn"
+    ]
+    assert not (tmp_path / "out.checkpoints" / "frozen").exists(), "they go with the run's end"
+
+
+def test_a_run_that_goes_on_reads_the_vectors_that_are_there(tmp_path):
+    data = pairs_of(tmp_path / "pairs")
+    tuned = {"tuned": ("fusion",), "small": SMALL}
+    train(data, tmp_path / "straight", **tuned)
+
+    def stop_at_the_first_validation(line):
+        if line.startswith("step"):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(data, tmp_path / "out", say=stop_at_the_first_validation, checkpoint_steps=1, **tuned)
+    stored = sorted(path.name for path in (tmp_path / "out.checkpoints" / "frozen").iterdir())
+    assert [name.split("-")[0] for name in stored] == ["product_image", "product_text", "query_text"]
+    said = []
+    train(data, tmp_path / "out", decode=StopsAfter(0), say=said.append, checkpoint_steps=1, **tuned)
+    assert "going on" in said[1]
+    assert_same_bytes(tmp_path / "straight", tmp_path / "out")
+
+
+def test_vectors_of_other_weights_are_not_taken(pairs, tmp_path):
+    module, _, store = module_and_data(pairs, tmp_path, "3tmm", None, ("fusion",))
+    store()
+    first = {path.name for path in tmp_path.iterdir()}
+    with torch.no_grad():
+        next(iter(module.model.image.parameters())).add_(1.0)
+    store()
+    added = {path.name for path in tmp_path.iterdir()} - first
+    assert {name.split("-")[0] for name in added} == {"product_image", "query_image"}
+
+
+def test_vectors_that_are_not_finite_are_told(pairs, tmp_path):
+    module, _, store = module_and_data(pairs, tmp_path, "3tmm", None, ("fusion",))
+    with torch.no_grad():
+        next(iter(module.model.image.parameters())).fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"product_image.* not finite"):
+        store()
+    assert not list(tmp_path.glob("product_image*.npy"))

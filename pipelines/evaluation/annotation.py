@@ -24,7 +24,8 @@ from pipelines.catalog.reading import read_shard
 from pipelines.catalog.records import to_products
 from pipelines.config.errors import ConfigError
 from pipelines.evaluation.annotator import AnnotatedQuery, Annotator, ProductRecord, annotate_batch
-from pipelines.evaluation.judged_queries import JudgedQueries, Pairs
+from pipelines.evaluation.judged_pairs import Pairs
+from pipelines.evaluation.judged_queries import JudgedQueries
 from pipelines.evaluation.judgments import UNKNOWN, number_judgments
 from pipelines.evaluation.labels import MOST_LABELS, normal_labels, ordered_labels, relevant_labels
 from pipelines.evaluation.rankings import ProductNumbers

@@ -1,9 +1,6 @@
-"""Queries with what is known of them, as files: which labels products have for a query, and which were bought.
+"""Queries with what is known of them: which labels products have for a query, and which were bought.
 
-Legend: Q queries, J labelled pairs, B bought pairs.
-
-A queries file has the query's id with its text, its picture, or both (and perhaps split); a judgments file query,
-product and label; a purchases file query and product.
+Legend: Q queries.
 """
 
 from __future__ import annotations
@@ -12,41 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipelines.catalog.errors import nearest
-from pipelines.catalog.picture_columns import PictureRef, picture_refs
+from pipelines.catalog.picture_columns import PictureRef
 from pipelines.config.errors import ConfigError
 from pipelines.evaluation.config import EvaluationConfig
-from pipelines.evaluation.labels import ESCI, MOST_LABELS, normal_labels, ordered_labels, relevant_labels
-from pipelines.evaluation.table_files import read_columns
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pairs:
-    """Pairs of a query and a product, each once.
-
-    Attributes:
-        queries: int64 `[J]`, rows of the queries, ascending.
-        product_ids: string `[J]`.
-        labels: int64 `[J]`, places in a list of labels; zeros where pairs have none.
-    """
-
-    queries: np.ndarray
-    product_ids: pa.Array
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.queries)
-
-    def take(self, kept: np.ndarray) -> Pairs:
-        """The pairs of these places, int64 or bool `[J]`."""
-        places = np.flatnonzero(kept) if kept.dtype == bool else kept
-        return Pairs(
-            queries=self.queries[places],
-            product_ids=self.product_ids.take(pa.array(places)),
-            labels=self.labels[places],
-        )
+from pipelines.evaluation.judged_pairs import Pairs, read_judgments, read_purchases
+from pipelines.evaluation.labels import ESCI, relevant_labels
+from pipelines.evaluation.query_files import query_pictures, read_queries
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +69,9 @@ def read_judged_queries(config: EvaluationConfig) -> JudgedQueries:
         raise ConfigError(
             "nothing to measure with: expected --judgments FILE, --purchases FILE or evaluation.annotator"
         )
-    queries = _read_queries(config)
-    judged, labels, two_labels = _read_judgments(config, queries["id"])
-    purchases = _read_purchases(config, queries["id"])
+    queries = read_queries(config)
+    judged, labels, two_labels = read_judgments(config, queries["id"])
+    purchases = read_purchases(config, queries["id"])
     relevant = relevant_labels(labels, config.relevant)
     if purchases is None and config.annotator is None and not relevant:
         raise ConfigError(
@@ -123,7 +92,7 @@ def read_judged_queries(config: EvaluationConfig) -> JudgedQueries:
     return JudgedQueries(
         ids=kept["id"].to_pylist(),
         texts=kept["text"].to_pylist(),
-        pictures=_pictures(kept["picture"], len(kept)),
+        pictures=query_pictures(kept["picture"], len(kept)),
         judged=_renumbered(judged, new_rows),
         labels=labels,
         relevant=relevant,
@@ -133,125 +102,5 @@ def read_judged_queries(config: EvaluationConfig) -> JudgedQueries:
     )
 
 
-def _read_queries(config: EvaluationConfig) -> pa.Table:
-    """Columns id, text and picture, each query once."""
-    fields = [config.query_id_field, config.query_field, config.query_image_field]
-    columns = [name for name in fields if name is not None] + ([] if config.split is None else ["split"])
-    # A picture that is also the id is a path.
-    picture_only = [name for name in columns if name == config.query_image_field and name != config.query_id_field]
-    uri = str(config.queries)
-    table = read_columns(uri, columns, as_they_are=picture_only)
-    if config.split is not None:
-        known = pc.unique(table["split"]).to_pylist()
-        table = table.filter(pc.equal(table["split"], config.split))
-        if not len(table):
-            raise ConfigError(
-                f"--split {config.split}: {uri} has no such query. {nearest(config.split, filter(None, known))}"
-            )
-    nothing = pa.nulls(len(table), pa.string())
-    texts = nothing if config.query_field is None else _without_empty(table[config.query_field])
-    pictures = nothing if config.query_image_field is None else table[config.query_image_field]
-    queries = pa.table({"id": table[config.query_id_field], "text": texts, "picture": pictures})
-    has_content = pc.or_(pc.is_valid(queries["text"]), pc.is_valid(queries["picture"]))
-    queries = queries.filter(pc.and_(pc.is_valid(queries["id"]), has_content))
-    if not len(queries):
-        raise ConfigError(f"{uri}: has no query with an id and a text or picture")
-    return _each_once(queries, uri)
-
-
-def _each_once(queries: pa.Table, uri: str) -> pa.Table:
-    first = pc.index_in(queries["id"], value_set=pc.unique(queries["id"])).to_numpy()
-    _, places = np.unique(first, return_index=True)
-    once = queries.take(pa.array(places))
-    if len(once) < len(queries) and queries["text"].null_count < len(queries):
-        same = pc.equal(pc.fill_null(queries["text"], ""), pc.fill_null(once["text"].take(pa.array(first)), ""))
-        if not pc.all(same).as_py():
-            row = int(np.flatnonzero(~same.to_numpy())[0])
-            raise ConfigError(
-                f"{uri}: query {queries['id'][row].as_py()!r} stands there with different texts, "
-                f"{queries['text'][row].as_py()!r} is one of them; expected each id once"
-            )
-    return once
-
-
-def _read_judgments(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> tuple[Pairs, tuple[str, ...], int]:
-    """Labelled pairs, the labels, and the number of pairs with more than one."""
-    if config.judgments is None:
-        return _no_pairs(), (), 0
-    table = _read_pairs(config, config.judgments, query_ids, label_field=config.label_field)
-    table = table.filter(pc.is_valid(table["label"]))
-    found = pc.unique(table["label"]).to_pylist()
-    if len(found) > MOST_LABELS:
-        raise ConfigError(
-            f"{config.judgments}: {config.label_field} holds {len(found)} different values, such as {found[:3]}; "
-            f"expected E, S, C, I or at most {MOST_LABELS} other labels"
-        )
-    normal = normal_labels(found)
-    labels = ordered_labels(normal.values())
-    places = np.array([labels.index(normal[label]) for label in found], np.int64)
-    codes = pc.index_in(table["label"], value_set=pa.array(found, pa.string())).to_numpy()
-    pairs, worst = _unique_pairs(table, places[codes])
-    two_labels = np.flatnonzero(pairs.labels != worst)
-    if len(two_labels) and config.two_labels == "refuse":
-        one = int(two_labels[0])
-        raise ConfigError(
-            f"{config.judgments}: {len(two_labels):,} pairs stand there with two labels; product "
-            f"{pairs.product_ids[one].as_py()!r} is {labels[pairs.labels[one]]!r} and {labels[worst[one]]!r} for query "
-            f"{query_ids[int(pairs.queries[one])].as_py()!r}; expected one label a pair; "
-            "--evaluation.two_labels best takes the better one, leave-out takes none"
-        )
-    if len(two_labels) and config.two_labels == "leave-out":
-        pairs = pairs.take(pairs.labels == worst)
-    return pairs, labels, len(two_labels)
-
-
-def _read_purchases(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> Pairs | None:
-    if config.purchases is None:
-        return None
-    table = _read_pairs(config, config.purchases, query_ids)
-    return _unique_pairs(table, np.zeros(len(table), np.int64))[0]
-
-
-def _read_pairs(
-    config: EvaluationConfig, uri: str, query_ids: pa.ChunkedArray, *, label_field: str | None = None
-) -> pa.Table:
-    """Columns query (row), product and perhaps label, of the queries asked about."""
-    fields = {"product": config.product_id_field} | ({} if label_field is None else {"label": label_field})
-    table = read_columns(uri, [config.query_id_field, *fields.values()])
-    rows = pc.index_in(table[config.query_id_field], value_set=query_ids.combine_chunks())
-    pairs = pa.table({"query": rows, **{name: table[column] for name, column in fields.items()}})
-    return pairs.filter(pc.and_(pc.is_valid(pairs["query"]), pc.is_valid(pairs["product"])))
-
-
-def _unique_pairs(table: pa.Table, labels: np.ndarray) -> tuple[Pairs, np.ndarray]:
-    """Each pair once, by query, with its best label; and the worst one that it is given, int64 `[J]`."""
-    if not len(table):
-        return _no_pairs(), labels
-    products = table["product"].combine_chunks().dictionary_encode()
-    codes = products.indices.to_numpy().astype(np.int64)
-    queries = table["query"].to_numpy().astype(np.int64)
-    keys = queries * len(products.dictionary) + codes
-    order = np.lexsort((labels, keys))
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(keys[order]) != 0]))
-    kept = order[starts]
-    ids = products.dictionary.take(pa.array(codes[kept])).cast(pa.string())
-    pairs = Pairs(queries=queries[kept], product_ids=ids, labels=labels[kept])
-    return pairs, np.maximum.reduceat(labels[order], starts)
-
-
 def _renumbered(pairs: Pairs, new_rows: np.ndarray) -> Pairs:
     return Pairs(queries=new_rows[pairs.queries], product_ids=pairs.product_ids, labels=pairs.labels)
-
-
-def _no_pairs() -> Pairs:
-    return Pairs(queries=np.zeros(0, np.int64), product_ids=pa.array([], pa.string()), labels=np.zeros(0, np.int64))
-
-
-def _without_empty(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(texts), ""), None, texts)
-
-
-def _pictures(column: pa.ChunkedArray, count: int) -> list[PictureRef | None]:
-    if column.null_count == count:
-        return [None] * count
-    return [refs[0] if refs else None for refs in picture_refs(column.combine_chunks(), 1)]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.evaluation.judged_queries import JudgedQueries, Pairs
+from pipelines.evaluation.judged_pairs import Pairs
+from pipelines.evaluation.judged_queries import JudgedQueries
 from pipelines.evaluation.labels import label_grades
 from pipelines.evaluation.rankings import ProductNumbers
 

@@ -12,7 +12,8 @@ from index_builder import storage
 from pipelines.config.errors import ConfigError
 from pipelines.evaluation.annotation import annotate_results, catalog_records
 from pipelines.evaluation.annotator import load_annotator
-from pipelines.evaluation.comparison import Comparison, compare_systems
+from pipelines.evaluation.compare_systems import compare_systems
+from pipelines.evaluation.comparison import Comparison
 from pipelines.evaluation.config import LEAVE_OUT, EvaluationConfig, SystemConfig
 from pipelines.evaluation.judged_queries import JudgedQueries
 from pipelines.evaluation.judgments import Judgments, number_judgments

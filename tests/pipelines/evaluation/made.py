@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipelines.evaluation.judged_queries import JudgedQueries, Pairs
+from pipelines.evaluation.judged_pairs import Pairs
+from pipelines.evaluation.judged_queries import JudgedQueries
 from pipelines.evaluation.judgments import Judgments, number_judgments
 from pipelines.evaluation.rankings import ProductNumbers
 

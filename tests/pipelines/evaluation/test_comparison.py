@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.evaluation.comparison import Kind, compare_systems
+from pipelines.evaluation.compare_systems import compare_systems
+from pipelines.evaluation.comparison import Kind
 from pipelines.evaluation.rankings import Ranked
 from tests.pipelines.evaluation.made import LABELS, Random, plain_precision, plain_recall
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pipelines.evaluation.comparison import compare_systems
+from pipelines.evaluation.compare_systems import compare_systems
 from pipelines.evaluation.rankings import Ranked
 from pipelines.evaluation.report_files import csv_text, markdown, write_report
 from pipelines.evaluation.tables import print_comparison

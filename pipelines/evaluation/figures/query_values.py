@@ -9,10 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.evaluation.comparison import Kind, Metric
-from pipelines.evaluation.judgments import UNKNOWN, Judgments
-from pipelines.evaluation.labels import short_name
-from pipelines.evaluation.ranking_metrics import (
+from pipelines.evaluation.figures.comparison import Kind, Metric
+from pipelines.evaluation.figures.ranking_metrics import (
     label_precision,
     labelled_share,
     net_recall,
@@ -20,7 +18,9 @@ from pipelines.evaluation.ranking_metrics import (
     recall,
     shared_results,
 )
-from pipelines.evaluation.standard_measures import measure_queries, recall_cutoff
+from pipelines.evaluation.figures.standard_measures import measure_queries, recall_cutoff
+from pipelines.evaluation.judged_files.labels import short_name
+from pipelines.evaluation.judgments import UNKNOWN, Judgments
 
 
 def comparison_metrics(judgments: Judgments, measures: Sequence[str], k: int, *, has_baseline: bool) -> list[Metric]:

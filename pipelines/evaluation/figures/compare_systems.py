@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.evaluation.bootstrap import percentile_interval, resampled_means
-from pipelines.evaluation.comparison import Comparison, Figure, SystemFigures
+from pipelines.evaluation.figures.bootstrap import percentile_interval, resampled_means
+from pipelines.evaluation.figures.comparison import Comparison, Figure, SystemFigures
+from pipelines.evaluation.figures.query_values import comparison_metrics, exact_name, run_values
 from pipelines.evaluation.judgments import Judgments
-from pipelines.evaluation.query_values import comparison_metrics, exact_name, run_values
-from pipelines.evaluation.rankings import Ranked
+from pipelines.evaluation.ranking.rankings import Ranked
 
 
 def compare_systems(

@@ -13,9 +13,9 @@ import pyarrow as pa
 from pipelines.catalog.picture_columns import PictureRef
 from pipelines.config.errors import ConfigError
 from pipelines.evaluation.config import EvaluationConfig
-from pipelines.evaluation.judged_pairs import Pairs, read_judgments, read_purchases
-from pipelines.evaluation.labels import ESCI, relevant_labels
-from pipelines.evaluation.query_files import query_pictures, read_queries
+from pipelines.evaluation.judged_files.judged_pairs import Pairs, read_judgments, read_purchases
+from pipelines.evaluation.judged_files.labels import ESCI, relevant_labels
+from pipelines.evaluation.judged_files.query_files import query_pictures, read_queries
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

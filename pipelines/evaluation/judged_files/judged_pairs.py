@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 
 from pipelines.config.errors import ConfigError
 from pipelines.evaluation.config import EvaluationConfig
-from pipelines.evaluation.labels import MOST_LABELS, normal_labels, ordered_labels
-from pipelines.evaluation.table_files import read_columns
+from pipelines.evaluation.judged_files.labels import MOST_LABELS, normal_labels, ordered_labels
+from pipelines.evaluation.judged_files.table_files import read_columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from pipelines.catalog.errors import nearest
 from pipelines.catalog.picture_columns import PictureRef, picture_refs
 from pipelines.config.errors import ConfigError
 from pipelines.evaluation.config import EvaluationConfig
-from pipelines.evaluation.table_files import read_columns
+from pipelines.evaluation.judged_files.table_files import read_columns
 
 
 def read_queries(config: EvaluationConfig) -> pa.Table:

@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import open_clip
 import pytest
 import torch
 from torch.onnx._internal.exporter._registration import ONNXRegistry
@@ -27,9 +29,11 @@ from encoders import (
     save_query_encoder,
 )
 from encoders.loading import load_query_parts, save_encoder
+from encoders.model import EncoderModel
 from encoders.onnx_export import _compare
 from encoders.saved_folder import EncoderParts
-from tests.encoders.tiny import MODELS, random_picture, tiny_parts
+from encoders.tokenizing import FolderClipTokenizer
+from tests.encoders.tiny import MODELS, random_picture, save_tiny_siglip_tokenizer, tiny_parts
 
 TEXTS = ["red dress", None, "a small wooden lamp with cotton, for a large chair & more: Ü", "mug", "", "x " * 60, None]
 PICTURES = [None, random_picture(1), random_picture(2, (40, 11)), None, None, None, random_picture(3)]
@@ -62,11 +66,16 @@ def _each_graph_is_exported_once(tmp_path_factory):
 def tiny_parts_of_like_towers(model: str, *, fusion: str | None = None) -> EncoderParts:
     """A tiny encoder whose weights depend on their names alone: towers of the same kind are equal in all models."""
     parts = tiny_parts(model, fusion=fusion)
+    weights_by_name(parts.model)
+    return parts
+
+
+def weights_by_name(model: EncoderModel) -> EncoderModel:
     with torch.no_grad():
-        for name, weight in parts.model.named_parameters():
+        for name, weight in model.named_parameters():
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
-    return parts
+    return model
 
 
 def save_tiny_encoder(folder: Path, *, model: str, fusion: str | None = None) -> EncoderConfig:
@@ -159,6 +168,37 @@ def test_serving_needs_no_torch(tmp_path, exported, model):
     assert loaded == "[]"
     expected = ours.encode(["red dress"], [random_picture(1)])[0]
     assert np.allclose(np.array(vector.split(), np.float32), expected, atol=1e-5)
+
+
+def test_a_siglip_is_served_without_torch(tmp_path):
+    """A tower that sees its whole context, and a tokenizer that transformers made."""
+    clip = tiny_parts("clip").model.architecture.clip
+    text = {**clip.model_config["text_cfg"], "hf_tokenizer_name": "org/siglip", "no_causal_mask": True}
+    text |= {"pool_type": "last", "vocab_size": 100, "tokenizer_kwargs": {"clean": "canonicalize"}}
+    clip = replace(clip, model_config={**clip.model_config, "text_cfg": text})
+    tokenizer = FolderClipTokenizer(text, save_tiny_siglip_tokenizer(tmp_path / "tokenizer"))
+    architecture = replace(tiny_parts("clip").model.architecture, clip=clip)
+    model = weights_by_name(EncoderModel(architecture))
+    save_encoder(EncoderParts(model=model, clip_tokenizer=tokenizer), str(tmp_path / "e"))
+    export_onnx(str(tmp_path / "e"), str(tmp_path / "onnx"))
+    texts = ["Small red-dress_for 2", "", "手 mug & lamp, Ü", "wooden chair " * 20]
+    code = (
+        "import json, sys; from encoders import load_onnx_query_encoder\n"
+        "encoder = load_onnx_query_encoder(sys.argv[1])\n"
+        "texts = json.loads(sys.argv[2])\n"
+        "ids = encoder._tokenizers['clip_text'].tokenize(texts).padded()[0].tolist()\n"
+        "vectors = encoder.encode(texts).tolist()\n"
+        "assert not {'torch', 'transformers', 'open_clip'} & set(sys.modules)\n"
+        "print(json.dumps([ids, vectors]))"
+    )
+    given = [str(tmp_path / "onnx"), json.dumps(texts)]
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ids, vectors = json.loads(done.stdout)
+    theirs = open_clip.tokenizer.HFTokenizer(str(tmp_path / "tokenizer"), context_length=16, clean="canonicalize")
+    assert ids == theirs(texts).tolist()
+    expected = load_query_encoder(str(tmp_path / "e"), device="cpu").encode(texts)
+    assert np.allclose(np.array(vectors, np.float32), expected, atol=1e-5)
 
 
 def test_queries_that_an_encoder_does_not_take(exported):

@@ -6,14 +6,13 @@ reads what that wrote.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ftfy
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
+from encoders.clip_cleaning import clean_text
 from encoders.fast_tokenizing import FastTokenizer, TokenizedTexts
 
 _WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -41,7 +40,7 @@ class ClipBpeTokenizer:
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenizes T texts."""
-        return self._pieces.tokenize([_clean(text) for text in texts])
+        return self._pieces.tokenize([clean_text(text, "lower") for text in texts])
 
     def save(self, folder: Path) -> None:
         """Writes `folder/tokenizer.json`."""
@@ -69,10 +68,3 @@ def can_rewrite(pieces: Any, text_config: dict[str, Any]) -> bool:
     """Whether an open_clip tokenizer is one that `ClipBpeTokenizer` equals: its own table, lower-cased, cut plainly."""
     options = text_config.get("tokenizer_kwargs") or {}
     return pieces.reduction_fn is None and options.get("clean", "lower") == "lower" and len(pieces.all_special_ids) == 2
-
-
-def _clean(text: str) -> str:
-    """Mends broken encodings, resolves HTML entities, joins white space, lower-cases: open_clip's `lower` cleaning."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # else there is nothing to mend
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()

@@ -33,13 +33,12 @@ import torch
 from torch import nn
 
 from encoders.checkpoint import local_folder
-from encoders.clip_bpe import ClipBpeTokenizer, can_rewrite, clip_bpe_tokenizer
 from encoders.errors import CheckpointError
 from encoders.loading import load_query_parts
 from encoders.model import EncoderModel
 from encoders.onnx_query import CONFIG, SCHEMA_VERSION
+from encoders.onnx_tokenizers import save_tokenizers
 from encoders.saved_folder import EncoderParts
-from encoders.tokenizing import ClipTokenizer, FolderClipTokenizer
 
 # Above this a graph's weights stand in a file beside it: one protobuf message ends at 2 GB.
 _LARGEST_FILE = 1_500_000_000
@@ -85,10 +84,9 @@ def export_onnx(uri: str, out: str, *, image_weight: float | None = None) -> dic
         staged.chmod(0o755)
         for name, (module, inputs, shapes) in _graphs(parts.model).items():
             _export(module, inputs, shapes, staged / f"{name}.onnx")
-        values = _description(parts, fingerprint)
+        values = {**_description(parts, fingerprint), "clip_text": save_tokenizers(parts, staged)}
         if image_weight is not None:
             values["image_weight"] = image_weight
-        _save_tokenizers(parts, staged)
         (staged / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if target.exists():
             shutil.rmtree(target)
@@ -176,7 +174,7 @@ def _compare(
 
 def _description(parts: EncoderParts, fingerprint: str) -> dict[str, Any]:
     model, architecture = parts.model, parts.model.architecture
-    clip, clip_tokenizer = architecture.clip, parts.clip_tokenizer
+    clip = architecture.clip
     return {
         "schema_version": SCHEMA_VERSION,
         "model": architecture.model,
@@ -186,33 +184,9 @@ def _description(parts: EncoderParts, fingerprint: str) -> dict[str, Any]:
         "accepts_text": architecture.query_takes_text,
         "accepts_images": model.image is not None,
         "text_max_tokens": architecture.text.max_tokens if architecture.text and model.query_text is not None else None,
-        "clip_text": None
-        if model.clip_text is None or clip is None or clip_tokenizer is None
-        else {"tokenizer": _clip_tokenizer_kind(clip_tokenizer), "text_cfg": clip.model_config["text_cfg"]},
         "preprocessing": asdict(clip.preprocessing) if clip is not None else None,
         "made_with": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
     }
-
-
-def _clip_tokenizer_kind(tokenizer: ClipTokenizer | FolderClipTokenizer) -> str:
-    if isinstance(tokenizer, ClipTokenizer) and can_rewrite(tokenizer.pieces, tokenizer.text_config):
-        return "bpe"
-    return "open_clip"
-
-
-def _save_tokenizers(parts: EncoderParts, folder: Path) -> None:
-    if parts.tokenizer is not None and parts.model.query_text is not None:
-        (folder / "text_tower").mkdir()
-        parts.tokenizer.save(folder / "text_tower")
-    tokenizer = parts.clip_tokenizer
-    if tokenizer is None:
-        return
-    (folder / "clip_tokenizer").mkdir()
-    if isinstance(tokenizer, ClipTokenizer) and _clip_tokenizer_kind(tokenizer) == "bpe":
-        pieces = clip_bpe_tokenizer(tokenizer.pieces.encoder, list(tokenizer.pieces.bpe_ranks))
-        ClipBpeTokenizer(pieces, max_tokens=tokenizer.max_tokens).save(folder / "clip_tokenizer")
-    else:
-        tokenizer.save(folder / "clip_tokenizer")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from encoders.checkpoint import local_folder, read_config
 from encoders.clip_bpe import ClipBpeTokenizer
 from encoders.errors import CheckpointError
 from encoders.fast_tokenizing import FastTokenizer, TextTokenizer
+from encoders.padded_tokenizer import PaddedTokenizer
 from encoders.preprocessing import ImagePreprocessing, resize_picture
 from encoders.query_batches import encode_queries
 
@@ -147,9 +148,13 @@ def _session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
         raise CheckpointError(f"{path} cannot be loaded by ONNX Runtime: {error}; export the encoder again") from error
 
 
-def _clip_tokenizer(folder: Path, *, tokenizer: str, text_cfg: dict) -> TextTokenizer:
+def _clip_tokenizer(
+    folder: Path, *, tokenizer: str, text_cfg: dict, cleaning: str = "", dropped_id: int | None = None
+) -> TextTokenizer:
     if tokenizer == "bpe":
         return ClipBpeTokenizer.load(folder, max_tokens=int(text_cfg.get("context_length", 77)))
+    if tokenizer == "padded":
+        return PaddedTokenizer.load(folder, cleaning=cleaning, dropped_id=dropped_id)
     from encoders.tokenizing import load_clip_tokenizer  # imports torch, for tokenizers of other makers
 
     return load_clip_tokenizer(text_cfg, folder)

@@ -65,8 +65,9 @@ class FolderClipTokenizer:
 
     def __init__(self, text_config: dict[str, Any], folder: Path) -> None:
         self.max_tokens = int(text_config.get("context_length", 77))
+        self.text_config = text_config
         try:
-            self._tokenizer = HFTokenizer(
+            self.pieces = HFTokenizer(
                 str(folder),
                 context_length=self.max_tokens,
                 tokenizer_mode=text_config.get("tokenizer_mode"),
@@ -74,15 +75,15 @@ class FolderClipTokenizer:
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise CheckpointError(f"no tokenizer in {folder} that transformers can load: {error}") from error
-        self._pad_id = int(self._tokenizer.tokenizer.pad_token_id or 0)
+        self._pad_id = int(self.pieces.tokenizer.pad_token_id or 0)
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenizes T texts to the whole context, padding included: such towers may look at it."""
-        return _unpad(self._tokenizer(list(texts)) if texts else None, pad_id=self._pad_id, width=self.max_tokens)
+        return _unpad(self.pieces(list(texts)) if texts else None, pad_id=self._pad_id, width=self.max_tokens)
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files."""
-        self._tokenizer.save_pretrained(str(folder))
+        self.pieces.save_pretrained(str(folder))
 
 
 def load_clip_tokenizer(text_config: dict[str, Any], folder: Path | None) -> ClipTokenizer | FolderClipTokenizer:

@@ -11,11 +11,7 @@ from collections.abc import Sequence
 
 from pipelines.config.command_line import load_job_config
 from pipelines.config.commands import run_command, show_log_lines
-from pipelines.lease import LeaseHeldError
-from pipelines.run_record import RunFailedError
-from pipelines.summary import print_summary
-
-EXIT_FAILED = 1
+from pipelines.run_ending import run_and_report
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,13 +25,7 @@ def main(argv: Sequence[str]) -> int:
     if command.plan:
         print_forecast(forecast_night(command.config, full=command.full))
         return 0
-    try:
-        outcome, record = run_nightly(command.config, command.pipeline_options, full=command.full)
-    except (RunFailedError, LeaseHeldError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_FAILED
-    print_summary(outcome, record)
-    return EXIT_FAILED if outcome.status == "held" else 0
+    return run_and_report(lambda: run_nightly(command.config, command.pipeline_options, full=command.full))
 
 
 if __name__ == "__main__":

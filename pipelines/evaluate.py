@@ -36,15 +36,15 @@ from pipelines.config.parser import parse_arguments
 from pipelines.config.schema import WorkConfig, to_yaml
 from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_address
 from pipelines.evaluation.config import EvaluationConfig, SystemConfig, check_systems
-from pipelines.evaluation.judged_queries import read_judged_queries
-from pipelines.evaluation.product_views import View
-from pipelines.evaluation.rankings import Surroundings
-from pipelines.evaluation.report_files import write_report
+from pipelines.evaluation.figures.standard_measures import parse_measures
+from pipelines.evaluation.judged_files.judged_queries import read_judged_queries
+from pipelines.evaluation.ranking.product_views import View
+from pipelines.evaluation.ranking.rankings import Surroundings
+from pipelines.evaluation.ranking.systems import check_system
+from pipelines.evaluation.report.report_files import write_report
+from pipelines.evaluation.report.tables import print_comparison
 from pipelines.evaluation.run import Evaluated, evaluate_systems
-from pipelines.evaluation.standard_measures import parse_measures
-from pipelines.evaluation.systems import check_system
 from pipelines.evaluation.systems_argument import expand_systems
-from pipelines.evaluation.tables import print_comparison
 
 _PROG = "python -m pipelines.evaluate"
 DEFAULT_MEASURES = ("R@10", "nDCG@10", "RR@10")

@@ -24,10 +24,11 @@ from pipelines.catalog.reading import read_shard
 from pipelines.catalog.records import to_products
 from pipelines.config.errors import ConfigError
 from pipelines.evaluation.annotator import AnnotatedQuery, Annotator, ProductRecord, annotate_batch
-from pipelines.evaluation.judged_queries import JudgedQueries, Pairs
+from pipelines.evaluation.judged_files.judged_pairs import Pairs
+from pipelines.evaluation.judged_files.judged_queries import JudgedQueries
+from pipelines.evaluation.judged_files.labels import MOST_LABELS, normal_labels, ordered_labels, relevant_labels
 from pipelines.evaluation.judgments import UNKNOWN, number_judgments
-from pipelines.evaluation.labels import MOST_LABELS, normal_labels, ordered_labels, relevant_labels
-from pipelines.evaluation.rankings import ProductNumbers
+from pipelines.evaluation.ranking.rankings import ProductNumbers
 
 SAVE_EVERY_PAIRS = 10_000
 ROWS_AT_A_TIME = 1024

@@ -13,10 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.evaluation.bootstrap import resampled_means
+from pipelines.evaluation.figures.bootstrap import resampled_means
+from pipelines.evaluation.figures.ranking_metrics import label_precision, net_recall, recall, shared_results
+from pipelines.evaluation.figures.standard_measures import measure_queries
 from pipelines.evaluation.judgments import UNKNOWN, Judgments, KeyedPairs
-from pipelines.evaluation.ranking_metrics import label_precision, net_recall, recall, shared_results
-from pipelines.evaluation.standard_measures import measure_queries
 from tests.benchmarks.machine import command_line, machine_line
 
 PRODUCTS, LABELS, BOUGHT = 200_000, 40, 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 from encoders import EncoderConfig, check_encoder, load_product_encoder, load_query_encoder
 from encoders.checkpoint import local_folder
@@ -43,6 +45,29 @@ def test_it_is_small_and_says_how_it_was_made():
     assert training["pairs"] > 10_000
     description = check_encoder(EncoderConfig(uri=URI))
     assert (description.model, description.uses_text, description.uses_images) == ("3tmm", True, True)
+
+
+def test_its_card_tells_of_these_weights():
+    folder = local_folder(URI)
+    card = (folder.parent / "README.md").read_text(encoding="utf-8")
+    training = json.loads((folder / "encoder.json").read_text())["training"]
+    settings = training["settings"]
+    fingerprint = check_encoder(EncoderConfig(uri=URI)).fingerprint
+    row = next((line for line in card.splitlines() if line.startswith(f"| `{fingerprint}` |")), None)
+    assert row is not None, (
+        f"encoders/pretrained/README.md has no figures of {fingerprint}: write them after a training"
+    )
+    told = [cell.strip() for cell in row.strip("|").split("|")][1:6]
+    assert told == [
+        f"{training['pairs']:,}",
+        f"{training['products']:,}",
+        str(settings["epochs"]),
+        str(settings["seed"]),
+        f"{training['validation_loss']:.4f}",
+    ]
+    with safe_open(str(folder / "weights.safetensors"), framework="numpy") as weights:
+        parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.offset_keys())
+    assert f"{parameters:,}" in card
 
 
 def test_text_and_picture_together_find_more_than_either(drawn):

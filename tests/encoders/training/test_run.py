@@ -13,21 +13,10 @@ from encoders.errors import EncoderConfigError
 from encoders.training.config import TrainingConfig
 from encoders.training.pairs_config import PairsConfig
 from encoders.training.run import train_encoder
-from encoders.training.small_config import SmallEncoderConfig
 from tests.encoders.tiny import save_tiny_encoder
 from tests.encoders.training.pairs_files import COLOURS, coloured_rows, write_pairs
+from tests.encoders.training.runs import SMALL
 
-SMALL = SmallEncoderConfig(
-    vocabulary=300,
-    text_width=32,
-    text_heads=2,
-    dim=16,
-    image_size=16,
-    image_width=32,
-    image_layers=(1,),
-    image_dim=16,
-    fusion_hidden=32,
-)
 QUICK = TrainingConfig(
     epochs=80,
     batch_size=48,

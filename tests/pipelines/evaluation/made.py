@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipelines.evaluation.judged_queries import JudgedQueries, Pairs
+from pipelines.evaluation.judged_files.judged_pairs import Pairs
+from pipelines.evaluation.judged_files.judged_queries import JudgedQueries
 from pipelines.evaluation.judgments import Judgments, number_judgments
-from pipelines.evaluation.rankings import ProductNumbers
+from pipelines.evaluation.ranking.rankings import ProductNumbers
 
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
 

@@ -10,7 +10,7 @@ from pipelines.evaluation import annotation
 from pipelines.evaluation.annotation import annotate_results, catalog_records
 from pipelines.evaluation.annotator import annotate_batch, load_annotator
 from pipelines.evaluation.config import EvaluationConfig
-from pipelines.evaluation.judged_queries import read_judged_queries
+from pipelines.evaluation.judged_files.judged_queries import read_judged_queries
 from tests.pipelines.evaluation.made import LABELS, numbers_of, queries_of
 from tests.pipelines.job import product, write_catalog
 

@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.config.errors import ConfigError
 from pipelines.evaluation.config import EvaluationConfig
-from pipelines.evaluation.judged_queries import JudgedQueries, Pairs, read_judged_queries
+from pipelines.evaluation.judged_files.judged_pairs import Pairs
+from pipelines.evaluation.judged_files.judged_queries import JudgedQueries, read_judged_queries
 
 QUERIES = [
     {"query_id": "q1", "query": "red mug", "split": "train"},

@@ -9,10 +9,10 @@ from index_builder import IndexReader
 from pipelines.catalog.config import CatalogConfig
 from pipelines.config.errors import ConfigError
 from pipelines.evaluation.config import SystemConfig
-from pipelines.evaluation.encoder_ranking import Found, rank_encoders
-from pipelines.evaluation.index_ranking import rank_index
-from pipelines.evaluation.judged_queries import JudgedQueries
-from pipelines.evaluation.rankings import ProductNumbers, Ranked, Surroundings
+from pipelines.evaluation.judged_files.judged_queries import JudgedQueries
+from pipelines.evaluation.ranking.encoder_ranking import Found, rank_encoders
+from pipelines.evaluation.ranking.index_ranking import rank_index
+from pipelines.evaluation.ranking.rankings import ProductNumbers, Ranked, Surroundings
 
 
 def check_system(system: SystemConfig, catalog: CatalogConfig) -> None:

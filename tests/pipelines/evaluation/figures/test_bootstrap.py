@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.evaluation import bootstrap
-from pipelines.evaluation.bootstrap import percentile_interval, resampled_means
+from pipelines.evaluation.figures import bootstrap
+from pipelines.evaluation.figures.bootstrap import percentile_interval, resampled_means
 
 
 def plain_means(values: np.ndarray, draws: np.ndarray) -> np.ndarray:

@@ -17,11 +17,11 @@ from encoders import EncoderConfig, ImagePreprocessing, ProductEncoder, load_pro
 from pipelines.catalog.pictures.fetching import PictureFetcher
 from pipelines.catalog.pictures.prefetch import PicturePool
 from pipelines.evaluation.config import SystemConfig
-from pipelines.evaluation.exact_search import search_exactly
-from pipelines.evaluation.judged_queries import JudgedQueries
-from pipelines.evaluation.product_views import EncodedCatalog, View, encode_catalog_with
-from pipelines.evaluation.query_vectors import QueryVectors, load_query_side
-from pipelines.evaluation.rankings import ProductNumbers, Surroundings, numbered, query_notes, query_vectors
+from pipelines.evaluation.judged_files.judged_queries import JudgedQueries
+from pipelines.evaluation.ranking.exact_search import search_exactly
+from pipelines.evaluation.ranking.product_views import EncodedCatalog, View, encode_catalog_with
+from pipelines.evaluation.ranking.query_vectors import QueryVectors, load_query_side
+from pipelines.evaluation.ranking.rankings import ProductNumbers, Surroundings, numbered, query_notes, query_vectors
 
 VIEWS = {"fused": View.FUSED, "text": View.TEXT, "picture": View.PICTURE}
 ENCODERS_AT_A_TIME = 4

@@ -13,9 +13,9 @@ from encoders import load_query_encoder
 from index_builder import EmbeddingShardError, IndexReader, StorageError
 from index_builder.embedding_shards import read_ids, read_vectors
 from pipelines.evaluation.config import SystemConfig
-from pipelines.evaluation.exact_search import search_exactly, share_of_exact
-from pipelines.evaluation.judged_queries import JudgedQueries
-from pipelines.evaluation.rankings import (
+from pipelines.evaluation.judged_files.judged_queries import JudgedQueries
+from pipelines.evaluation.ranking.exact_search import search_exactly, share_of_exact
+from pipelines.evaluation.ranking.rankings import (
     ProductNumbers,
     Ranked,
     Surroundings,

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.evaluation import exact_search
-from pipelines.evaluation.exact_search import search_exactly, share_of_exact
+from pipelines.evaluation.ranking import exact_search
+from pipelines.evaluation.ranking.exact_search import search_exactly, share_of_exact
 
 
 def test_exact_search_agrees_with_sorting_every_score(monkeypatch):

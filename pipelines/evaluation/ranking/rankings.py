@@ -16,8 +16,8 @@ from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.pictures.decode_config import DecodeConfig
 from pipelines.catalog.pictures.fetch_config import FetchConfig
 from pipelines.evaluation.config import SystemConfig
-from pipelines.evaluation.judged_queries import JudgedQueries
-from pipelines.evaluation.query_vectors import QueryVectors, encode_queries
+from pipelines.evaluation.judged_files.judged_queries import JudgedQueries
+from pipelines.evaluation.ranking.query_vectors import QueryVectors, encode_queries
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

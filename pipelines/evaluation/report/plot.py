@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 
-from pipelines.evaluation.comparison import Comparison, Figure, Kind, Metric
-from pipelines.evaluation.labels import ESCI
+from pipelines.evaluation.figures.comparison import Comparison, Figure, Kind, Metric
+from pipelines.evaluation.judged_files.labels import ESCI
 
 # Told apart by lightness too, and by people who see no red and green (after Paul Tol's muted set).
 _LABEL_COLOURS = dict(zip(ESCI, ("#1b4f72", "#5dade2", "#e9b44c", "#d5d8dc"), strict=True))

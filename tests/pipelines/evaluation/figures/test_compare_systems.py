@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.evaluation.comparison import Kind, compare_systems
-from pipelines.evaluation.rankings import Ranked
+from pipelines.evaluation.figures.compare_systems import compare_systems
+from pipelines.evaluation.figures.comparison import Kind
+from pipelines.evaluation.ranking.rankings import Ranked
 from tests.pipelines.evaluation.made import LABELS, Random, plain_precision, plain_recall
 
 K = 20

@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 
 from pipelines.config.errors import ConfigError
-from pipelines.evaluation.labels import label_grades, normal_labels, ordered_labels, relevant_labels, short_name
+from pipelines.evaluation.judged_files.labels import (
+    label_grades,
+    normal_labels,
+    ordered_labels,
+    relevant_labels,
+    short_name,
+)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 from ir_measures import Qrel, ScoredDoc
 
+from pipelines.evaluation.figures.standard_measures import (
+    measure_queries,
+    parse_measures,
+    recall_cutoff,
+    results_needed,
+)
 from pipelines.evaluation.judgments import number_judgments
-from pipelines.evaluation.standard_measures import measure_queries, parse_measures, recall_cutoff, results_needed
 from tests.pipelines.evaluation.made import Random, numbers_of, queries_of
 
 

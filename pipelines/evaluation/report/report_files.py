@@ -7,8 +7,8 @@ import io
 from collections.abc import Sequence
 
 from index_builder import storage
-from pipelines.evaluation.comparison import Comparison
-from pipelines.evaluation.tables import TextTable, comparison_tables, interval_table
+from pipelines.evaluation.figures.comparison import Comparison
+from pipelines.evaluation.report.tables import TextTable, comparison_tables, interval_table
 
 STEM = "evaluation"
 CSV_COLUMNS = (
@@ -30,7 +30,7 @@ def write_report(comparison: Comparison, folder: str, *, title: str, command: st
         The files' addresses.
     """
     # Imported here: a comparison without --out needs no plotting library, which takes a second to load.
-    from pipelines.evaluation.plot import plot_comparison
+    from pipelines.evaluation.report.plot import plot_comparison
 
     addresses = [storage.join(folder, f"{STEM}.{kind}") for kind in ("md", "csv", "png", "svg")]
     storage.write_bytes_atomic(addresses[0], markdown(comparison, title=title, command=command).encode())

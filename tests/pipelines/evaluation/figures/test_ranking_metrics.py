@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from ir_measures import Qrel, ScoredDoc
 
-from pipelines.evaluation.judgments import KeyedPairs
-from pipelines.evaluation.ranking_metrics import (
+from pipelines.evaluation.figures.ranking_metrics import (
     label_precision,
     labelled_share,
     net_recall,
@@ -16,6 +15,7 @@ from pipelines.evaluation.ranking_metrics import (
     recall,
     shared_results,
 )
+from pipelines.evaluation.judgments import KeyedPairs
 from tests.pipelines.evaluation.made import Random, plain_precision, plain_recall
 
 

@@ -12,8 +12,8 @@ from pipelines.catalog.pictures.decode_config import DecodeConfig
 from pipelines.catalog.pictures.fetch_config import FetchConfig
 from pipelines.catalog.pictures.fetching import PictureFetcher
 from pipelines.catalog.pictures.prefetch import PicturePool
-from pipelines.evaluation import product_views
-from pipelines.evaluation.product_views import View, encode_catalog, encode_catalog_with
+from pipelines.evaluation.ranking import product_views
+from pipelines.evaluation.ranking.product_views import View, encode_catalog, encode_catalog_with
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.job import product, write_catalog
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.evaluation.comparison import Comparison, Figure, Kind, Metric, SystemFigures
+from pipelines.evaluation.figures.comparison import Comparison, Figure, Kind, Metric, SystemFigures
 
 PIPE_WIDTH = 140
 _NOTHING = "–"

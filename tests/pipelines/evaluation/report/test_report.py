@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pipelines.evaluation.comparison import compare_systems
-from pipelines.evaluation.rankings import Ranked
-from pipelines.evaluation.report_files import csv_text, markdown, write_report
-from pipelines.evaluation.tables import print_comparison
+from pipelines.evaluation.figures.compare_systems import compare_systems
+from pipelines.evaluation.ranking.rankings import Ranked
+from pipelines.evaluation.report.report_files import csv_text, markdown, write_report
+from pipelines.evaluation.report.tables import print_comparison
 from tests.pipelines.evaluation.made import Random
 
 

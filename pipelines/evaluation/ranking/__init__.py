@@ -1,0 +1,1 @@
+"""From systems to rankings: every query answered by every encoder and every index."""

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
         save_encoder,
         save_query_encoder,
     )
-    from encoders.onnx_export import export_onnx
-    from encoders.onnx_query import OnnxQueryEncoder, load_onnx_query_encoder
+    from encoders.onnx.export import export_onnx
+    from encoders.onnx.query import OnnxQueryEncoder, load_onnx_query_encoder
 
 _LOADED_ON_FIRST_USE = {
     "ProductEncoder": "encoders.encoder",
@@ -42,9 +42,9 @@ _LOADED_ON_FIRST_USE = {
     "load_query_encoder": "encoders.loading",
     "save_encoder": "encoders.loading",
     "save_query_encoder": "encoders.loading",
-    "export_onnx": "encoders.onnx_export",
-    "OnnxQueryEncoder": "encoders.onnx_query",
-    "load_onnx_query_encoder": "encoders.onnx_query",
+    "export_onnx": "encoders.onnx.export",
+    "OnnxQueryEncoder": "encoders.onnx.query",
+    "load_onnx_query_encoder": "encoders.onnx.query",
 }
 
 __all__ = [

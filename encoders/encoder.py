@@ -22,7 +22,7 @@ from encoders.query_batches import encode_queries
 from encoders.running import ImageRunner, TextRunner
 from encoders.saved_folder import EncoderParts
 from encoders.spec import ModelName, Precision
-from encoders.tokenizing import TokenizedTexts
+from encoders.tokenization.tokenizing import TokenizedTexts
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _Item = TypeVar("_Item")

@@ -15,7 +15,7 @@ from encoders.compiling import compile_tower
 from encoders.image_tower import ClipTextTower, ImageTower
 from encoders.preprocessing import ImagePreprocessing, resize_picture
 from encoders.text_tower import TextTower
-from encoders.tokenizing import TextTokenizer, TokenizedTexts
+from encoders.tokenization.tokenizing import TextTokenizer, TokenizedTexts
 
 
 class TextRunner:

@@ -26,7 +26,7 @@ from encoders.architecture import EncoderArchitecture
 from encoders.checkpoint import file_sha256, read_config
 from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.model import EncoderModel, Side
-from encoders.tokenizing import ClipTokenizer, FastTokenizer, FolderClipTokenizer, load_clip_tokenizer
+from encoders.tokenization.tokenizing import ClipTokenizer, FastTokenizer, FolderClipTokenizer, load_clip_tokenizer
 
 SCHEMA_VERSION = 1
 _CONFIG, _WEIGHTS, _TEXT, _CLIP_TOKENIZER = "encoder.json", "weights.safetensors", "text_tower", "clip_tokenizer"

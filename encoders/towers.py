@@ -30,7 +30,7 @@ from encoders.image_tower import build_clip
 from encoders.preprocessing import ImagePreprocessing
 from encoders.spec import Pooling, TowerSpec
 from encoders.text_tower import check_max_tokens
-from encoders.tokenizing import ClipTokenizer, FastTokenizer, FolderClipTokenizer, load_clip_tokenizer
+from encoders.tokenization.tokenizing import ClipTokenizer, FastTokenizer, FolderClipTokenizer, load_clip_tokenizer
 
 _CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 # By sentence-transformers' names, of now and of its older releases.

@@ -16,7 +16,7 @@ import torch
 
 from encoders.errors import EncoderConfigError
 from encoders.saved_folder import EncoderParts
-from encoders.tokenizing import TextTokenizer
+from encoders.tokenization.tokenizing import TextTokenizer
 from encoders.training.pictures import Decoder
 
 Tokens = tuple[torch.Tensor, torch.Tensor]  # ids int64 [., L], mask bool [., L]

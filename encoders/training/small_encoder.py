@@ -20,7 +20,7 @@ from encoders.model import EncoderModel
 from encoders.preprocessing import ImagePreprocessing
 from encoders.saved_folder import EncoderParts, SavedEncoder, read_saved
 from encoders.spec import MATCH_MODELS, NEEDS_CLIP_TOWER, NEEDS_TEXT_TOWER, FusionSpec, TowerSpec
-from encoders.tokenizing import ClipTokenizer, FastTokenizer, FolderClipTokenizer
+from encoders.tokenization.tokenizing import ClipTokenizer, FastTokenizer, FolderClipTokenizer
 from encoders.towers import ClipCheckpoint, TextCheckpoint, find_clip_checkpoint, find_text_checkpoint
 from encoders.training.small_config import SmallEncoderConfig
 from encoders.training.starting_point import check_whole

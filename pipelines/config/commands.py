@@ -57,5 +57,5 @@ def run_command(
         # The error's own class first, then the nearest one above it.
         return next(codes[kind] for kind in type(error).__mro__ if kind in codes)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; a rerun goes on from the shards that are complete\n")
+        sys.stderr.write("interrupted; the same command goes on from what is complete\n")
         return EXIT_INTERRUPTED

@@ -25,7 +25,7 @@ from encoders.preprocessing import ImagePreprocessing
 from encoders.saved_folder import EncoderParts
 from encoders.spec import EncoderConfig, FusionSpec
 from encoders.text_tower import build_backbone
-from encoders.tokenizing import ClipTokenizer, FastTokenizer
+from encoders.tokenization.tokenizing import ClipTokenizer, FastTokenizer
 
 WORDS = (
     "red",

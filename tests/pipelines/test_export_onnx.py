@@ -46,6 +46,6 @@ def test_what_cannot_work_is_one_clear_message(tmp_path, capsys, given, message)
 def test_without_the_extra(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.delitem(sys.modules, "encoders.onnx_export", raising=False)
+    monkeypatch.delitem(sys.modules, "encoders.onnx.export", raising=False)
     assert run_command(export_onnx.main, ["--encoder", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     assert "shelfmark[onnx]" in capsys.readouterr().err

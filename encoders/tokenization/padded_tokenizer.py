@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from encoders.clip_cleaning import clean_text
 from encoders.errors import CheckpointError
-from encoders.fast_tokenizing import TokenizedTexts
+from encoders.tokenization.clip_cleaning import clean_text
+from encoders.tokenization.fast_tokenizing import TokenizedTexts
 
 
 class PaddedTokenizer:

@@ -14,7 +14,7 @@ import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
 from encoders.errors import CheckpointError
-from encoders.fast_tokenizing import FastTokenizer, TextTokenizer, TokenizedTexts, pack_tokens
+from encoders.tokenization.fast_tokenizing import FastTokenizer, TextTokenizer, TokenizedTexts, pack_tokens
 
 __all__ = [
     "ClipTokenizer",

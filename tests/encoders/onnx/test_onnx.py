@@ -25,14 +25,14 @@ from encoders import (
     export_onnx,
     load_onnx_query_encoder,
     load_query_encoder,
-    onnx_export,
     save_query_encoder,
 )
 from encoders.loading import load_query_parts, save_encoder
 from encoders.model import EncoderModel
-from encoders.onnx_export import _compare
+from encoders.onnx import export as onnx_export
+from encoders.onnx.export import _compare
 from encoders.saved_folder import EncoderParts
-from encoders.tokenizing import FolderClipTokenizer
+from encoders.tokenization.tokenizing import FolderClipTokenizer
 from tests.encoders.tiny import MODELS, random_picture, save_tiny_siglip_tokenizer, tiny_parts
 
 TEXTS = ["red dress", None, "a small wooden lamp with cotton, for a large chair & more: Ü", "mug", "", "x " * 60, None]

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from encoders.errors import CheckpointError
-from encoders.onnx_tokenizers import rewritten_padded
-from encoders.padded_tokenizer import PaddedTokenizer
-from encoders.tokenizing import FolderClipTokenizer
-from tests.encoders.test_clip_bpe import ASSIGNED, PLAIN, TITLES
+from encoders.onnx.saved_tokenizers import rewritten_padded
+from encoders.tokenization.padded_tokenizer import PaddedTokenizer
+from encoders.tokenization.tokenizing import FolderClipTokenizer
 from tests.encoders.tiny import save_tiny_siglip_tokenizer
+from tests.encoders.tokenization.test_clip_bpe import ASSIGNED, PLAIN, TITLES
 
 # What fills texts up, and the options of open_clip's config.
 KINDS = [

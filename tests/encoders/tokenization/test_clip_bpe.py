@@ -6,8 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
-from encoders.clip_bpe import ClipBpeTokenizer, can_rewrite, clip_bpe_tokenizer
-from encoders.tokenizing import ClipTokenizer
+from encoders.tokenization.clip_bpe import ClipBpeTokenizer, can_rewrite, clip_bpe_tokenizer
+from encoders.tokenization.tokenizing import ClipTokenizer
 from tests.encoders.tiny import WORDS
 
 PIECES = SimpleTokenizer()

@@ -36,8 +36,8 @@ from encoders.checkpoint import local_folder
 from encoders.errors import CheckpointError
 from encoders.loading import load_query_parts
 from encoders.model import EncoderModel
-from encoders.onnx_query import CONFIG, SCHEMA_VERSION
-from encoders.onnx_tokenizers import save_tokenizers
+from encoders.onnx.query import CONFIG, SCHEMA_VERSION
+from encoders.onnx.saved_tokenizers import save_tokenizers
 from encoders.saved_folder import EncoderParts
 
 # Above this a graph's weights stand in a file beside it: one protobuf message ends at 2 GB.

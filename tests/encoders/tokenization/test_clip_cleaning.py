@@ -5,8 +5,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from open_clip.tokenizer import get_clean_fn
 
-from encoders.clip_cleaning import CLEANINGS, clean_text
-from tests.encoders.test_clip_bpe import PLAIN, TITLES
+from encoders.tokenization.clip_cleaning import CLEANINGS, clean_text
+from tests.encoders.tokenization.test_clip_bpe import PLAIN, TITLES
 
 
 @pytest.mark.parametrize("cleaning", CLEANINGS)

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from encoders.errors import CheckpointError
-from encoders.tokenizing import ClipTokenizer, FastTokenizer
+from encoders.tokenization.tokenizing import ClipTokenizer, FastTokenizer
 from tests.encoders.tiny import CLIP_MODEL_CONFIG, tiny_tokenizer
 
 TEXTS = ["red dress", "a", "small wooden chair for a mug with a lamp, large and green", ""]

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from encoders.clip_bpe import ClipBpeTokenizer, can_rewrite, clip_bpe_tokenizer
-from encoders.clip_cleaning import CLEANINGS
-from encoders.padded_tokenizer import PaddedTokenizer
 from encoders.saved_folder import EncoderParts
-from encoders.tokenizing import FolderClipTokenizer
+from encoders.tokenization.clip_bpe import ClipBpeTokenizer, can_rewrite, clip_bpe_tokenizer
+from encoders.tokenization.clip_cleaning import CLEANINGS
+from encoders.tokenization.padded_tokenizer import PaddedTokenizer
+from encoders.tokenization.tokenizing import FolderClipTokenizer
 
 # What a tokenizer that is rewritten from its file is compared on, beside its tests.
 _PROBES = (

@@ -14,12 +14,12 @@ import onnxruntime
 from PIL import Image
 
 from encoders.checkpoint import local_folder, read_config
-from encoders.clip_bpe import ClipBpeTokenizer
 from encoders.errors import CheckpointError
-from encoders.fast_tokenizing import FastTokenizer, TextTokenizer
-from encoders.padded_tokenizer import PaddedTokenizer
 from encoders.preprocessing import ImagePreprocessing, resize_picture
 from encoders.query_batches import encode_queries
+from encoders.tokenization.clip_bpe import ClipBpeTokenizer
+from encoders.tokenization.fast_tokenizing import FastTokenizer, TextTokenizer
+from encoders.tokenization.padded_tokenizer import PaddedTokenizer
 
 SCHEMA_VERSION = 1
 CONFIG = "onnx.json"
@@ -155,6 +155,6 @@ def _clip_tokenizer(
         return ClipBpeTokenizer.load(folder, max_tokens=int(text_cfg.get("context_length", 77)))
     if tokenizer == "padded":
         return PaddedTokenizer.load(folder, cleaning=cleaning, dropped_id=dropped_id)
-    from encoders.tokenizing import load_clip_tokenizer  # imports torch, for tokenizers of other makers
+    from encoders.tokenization.tokenizing import load_clip_tokenizer  # imports torch, for tokenizers of other makers
 
     return load_clip_tokenizer(text_cfg, folder)

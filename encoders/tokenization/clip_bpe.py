@@ -12,8 +12,8 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
-from encoders.clip_cleaning import clean_text
-from encoders.fast_tokenizing import FastTokenizer, TokenizedTexts
+from encoders.tokenization.clip_cleaning import clean_text
+from encoders.tokenization.fast_tokenizing import FastTokenizer, TokenizedTexts
 
 _WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 

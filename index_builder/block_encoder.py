@@ -10,6 +10,7 @@ import faiss
 import numpy as np
 
 from index_builder.faiss_files import ivf_of
+from index_builder.half_floats import widened
 from index_builder.list_assignment import ListAssigner
 from index_builder.rotation import columns_of
 
@@ -45,7 +46,7 @@ class BlockEncoder:
         return self._assigner.assign(self._turned(vectors))
 
     def _turned(self, vectors: np.ndarray) -> np.ndarray:
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        vectors = widened(vectors)
         return vectors if self._map is None else vectors @ self._map
 
     def append(self, rows: np.ndarray, codes: np.ndarray) -> None:

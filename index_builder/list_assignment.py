@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 
 GROUPED_FROM_LISTS = 1024
-GROUPS_PROBED = 6
+GROUPS_PROBED = 4
 GROUPING_ITERATIONS = 10
 
 

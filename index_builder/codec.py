@@ -30,7 +30,7 @@ from index_builder.spec import Device, IndexSpec
 log = logging.getLogger(__name__)
 
 FINGERPRINT_DIGITS = 32
-TRAINING_REVISION = 2
+TRAINING_REVISION = 3
 """Raised when a change of the code makes another codec from the same sample."""
 
 

@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 
 GROUPED_FROM_LISTS = 1024
-GROUPS_PROBED = 4
+GROUPS_PROBED = 6
 GROUPING_ITERATIONS = 10
 
 
@@ -27,9 +27,11 @@ class ListAssigner:
 
     Args:
         centroids: float32 [L, d].
+        groups_probed: groups whose centroids a vector is compared with.
     """
 
-    def __init__(self, centroids: np.ndarray) -> None:
+    def __init__(self, centroids: np.ndarray, *, groups_probed: int = GROUPS_PROBED) -> None:
+        self._groups_probed = groups_probed
         self._centroids = np.ascontiguousarray(centroids, dtype=np.float32)
         lists = len(self._centroids)
         if lists < GROUPED_FROM_LISTS:
@@ -52,7 +54,7 @@ class ListAssigner:
             return np.zeros(len(vectors), dtype=np.int64)
         if not len(self._means):
             return (vectors @ self._centroids.T).argmax(axis=1)
-        probed = min(GROUPS_PROBED, len(self._means))
+        probed = min(self._groups_probed, len(self._means))
         near = np.argpartition(vectors @ -self._means.T, probed - 1, axis=1)[:, :probed]
         # Pairs of vector and group, sorted by group: 16-bit keys are sorted by radix.
         order = np.argsort(near.astype(np.uint16).ravel(), kind="stable")

@@ -90,8 +90,9 @@ def columns_of(transform: faiss.LinearTransform) -> np.ndarray:
 
 
 def _moments(block: np.ndarray) -> np.ndarray:
-    exact = block.astype(np.float64)
-    return exact.T @ exact
+    # A block's sums lose a few units of float32's last place, which the axes of thousands of vectors do not show.
+    values = widened(block)
+    return values.T @ values
 
 
 def allocate_eigenvalues(eigenvalues: np.ndarray, buckets: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from index_builder.faiss_files import ivf_of
 from index_builder.half_floats import widened
-from index_builder.list_assignment import ListAssigner
+from index_builder.list_assignment import shared_assigner
 from index_builder.rotation import columns_of
 
 
@@ -27,7 +27,7 @@ class BlockEncoder:
     def __init__(self, index: faiss.Index) -> None:
         self._index = index
         self._ivf = ivf_of(index)
-        self._assigner = ListAssigner(self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist))
+        self._assigner = shared_assigner(self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist))
         self._map: np.ndarray | None = None
         if isinstance(index, faiss.IndexPreTransform):
             self._map = columns_of(faiss.downcast_VectorTransform(index.chain.at(0)))

@@ -21,7 +21,7 @@ from index_builder.list_assignment import ListAssigner
 from index_builder.spec import IndexSpec
 
 TWO_LEVELS_FROM_LISTS = 2048
-ITERATIONS = 8
+ITERATIONS = 6
 REFINING_ITERATIONS = 2
 MAX_ROWS_PER_LIST = 256
 _ROWS_ADDED_UP = 1024

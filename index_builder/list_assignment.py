@@ -11,6 +11,7 @@ Legend: `n` vectors, `d` dimensions behind the rotation, `L` lists, `G` groups.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 
@@ -74,6 +75,25 @@ class ListAssigner:
             best[improved] = score[better]
             lists[improved] = members[place[better]]
         return lists
+
+
+def shared_assigner(centroids: np.ndarray) -> ListAssigner:
+    """The assigner to these centroids, float32 [L, d]; the last one that was asked for here is kept.
+
+    Training ends and each task of adding starts with the same one, and grouping takes as long as adding a few thousand
+    vectors.
+    """
+    centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+    key = hashlib.sha256(centroids).hexdigest()
+    assigner = _last.get(key)
+    if assigner is None:
+        assigner = ListAssigner(centroids)
+        _last.clear()
+        _last[key] = assigner
+    return assigner
+
+
+_last: dict[str, ListAssigner] = {}
 
 
 def _group(centroids: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ import faiss
 import numpy as np
 
 from index_builder.faiss_files import ivf_of
-from index_builder.list_assignment import ListAssigner
+from index_builder.half_floats import widened
+from index_builder.list_assignment import shared_assigner
 from index_builder.rotation import columns_of
 
 
@@ -26,7 +27,7 @@ class BlockEncoder:
     def __init__(self, index: faiss.Index) -> None:
         self._index = index
         self._ivf = ivf_of(index)
-        self._assigner = ListAssigner(self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist))
+        self._assigner = shared_assigner(self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist))
         self._map: np.ndarray | None = None
         if isinstance(index, faiss.IndexPreTransform):
             self._map = columns_of(faiss.downcast_VectorTransform(index.chain.at(0)))
@@ -45,7 +46,7 @@ class BlockEncoder:
         return self._assigner.assign(self._turned(vectors))
 
     def _turned(self, vectors: np.ndarray) -> np.ndarray:
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        vectors = widened(vectors)
         return vectors if self._map is None else vectors @ self._map
 
     def append(self, rows: np.ndarray, codes: np.ndarray) -> None:

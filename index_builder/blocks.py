@@ -46,7 +46,7 @@ def map_blocks(function: Callable[[_Block], _Result], blocks: Iterable[_Block]) 
                 future.cancel()
 
 
-def row_blocks(rows: int) -> Iterator[slice]:
-    """Slices that cut `rows` into blocks."""
-    for start in range(0, rows, BLOCK_ROWS):
-        yield slice(start, min(start + BLOCK_ROWS, rows))
+def row_blocks(rows: int, size: int = BLOCK_ROWS) -> Iterator[slice]:
+    """Slices that cut `rows` into blocks of at most `size`."""
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))

@@ -21,10 +21,11 @@ from index_builder.list_assignment import ListAssigner
 from index_builder.spec import IndexSpec
 
 TWO_LEVELS_FROM_LISTS = 2048
-ITERATIONS = 8
+ITERATIONS = 6
 REFINING_ITERATIONS = 2
 MAX_ROWS_PER_LIST = 256
-_COLUMNS_AT_A_TIME = 32
+_ROWS_ADDED_UP = 1024
+_GROUPS_PROBED = 3
 _HNSW_EF_CONSTRUCTION = 80
 _HNSW_EF_SEARCH = 64
 
@@ -56,11 +57,18 @@ def train_centroids(vectors: np.ndarray, lists: int, *, seed: int, gpu: bool = F
     # Rows sorted by super cluster, each a slice.
     order = np.argsort(nearest, kind="stable")
     ends = np.cumsum(members)
-    centroids = [
-        _kmeans(vectors[order[end - rows : end]], share, seed + 1 + cluster, gpu)
+    parts = [
+        (cluster, order[end - rows : end], share)
         for cluster, (end, rows, share) in enumerate(zip(ends, members, share_lists(members, lists), strict=True))
         if share
     ]
+
+    def within(part: tuple[int, np.ndarray, int]) -> np.ndarray:
+        cluster, rows, share = part
+        return _kmeans(vectors[rows], share, seed + 1 + cluster, gpu)
+
+    # Small clusterings side by side, each on one core: threads that share one mostly wait for each other.
+    centroids = list(map(within, parts) if gpu else map_blocks(within, parts))
     refined = np.concatenate(centroids)
     for _ in range(REFINING_ITERATIONS):
         refined = _moved(refined, vectors)
@@ -105,16 +113,23 @@ def build_quantizer(centroids: np.ndarray, spec: IndexSpec) -> faiss.Index:
 
 def _moved(centroids: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """The centroids after one iteration of spherical k-means: float32 [L, d]; one without vectors stays."""
-    assigner = ListAssigner(centroids)
+    assigner = ListAssigner(centroids, groups_probed=_GROUPS_PROBED)
     blocks = row_blocks(len(vectors))
     nearest = np.concatenate(list(map_blocks(lambda block: assigner.assign(vectors[block]), blocks)))
     order = np.argsort(nearest, kind="stable")
-    filled, starts = np.unique(nearest[order], return_index=True)
+    filled, place = np.unique(nearest[order], return_inverse=True)
+
+    def add_up(block: slice) -> tuple[slice, np.ndarray]:
+        # Neighbours in this order share few lists: ones and zeros times the vectors are the lists' sums.
+        lists = np.arange(place[block][0], place[block][-1] + 1)
+        member = (place[block] == lists[:, None]).astype(np.float32)
+        return slice(lists[0], lists[-1] + 1), member @ vectors[order[block]]
+
+    sums = np.zeros((len(filled), vectors.shape[1]), dtype=np.float32)
+    for lists, part in map_blocks(add_up, row_blocks(len(vectors), _ROWS_ADDED_UP)):
+        sums[lists] += part
     moved = centroids.copy()
-    # A few columns at a time: the sorted copy of the vectors stays small.
-    for start in range(0, vectors.shape[1], _COLUMNS_AT_A_TIME):
-        columns = slice(start, start + _COLUMNS_AT_A_TIME)
-        moved[filled, columns] = np.add.reduceat(vectors[order, columns], starts, axis=0)
+    moved[filled] = sums
     faiss.normalize_L2(moved)
     return moved
 

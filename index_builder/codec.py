@@ -21,7 +21,7 @@ from index_builder import storage
 from index_builder.coarse_quantizer import build_quantizer, train_centroids
 from index_builder.errors import CodecMismatchError, TrainingError
 from index_builder.faiss_files import read_index, write_index
-from index_builder.list_assignment import ListAssigner
+from index_builder.list_assignment import shared_assigner
 from index_builder.product_quantizer import code_training_rows, train_product_quantizer
 from index_builder.rotation import rotated, train_rotation
 from index_builder.sampling import SamplePiece, read_training
@@ -30,7 +30,7 @@ from index_builder.spec import Device, IndexSpec
 log = logging.getLogger(__name__)
 
 FINGERPRINT_DIGITS = 32
-TRAINING_REVISION = 2
+TRAINING_REVISION = 3
 """Raised when a change of the code makes another codec from the same sample."""
 
 
@@ -157,7 +157,7 @@ def build_codec(vectors: np.ndarray, spec: IndexSpec, *, seed: int, gpu: bool = 
     if spec.code != "flat":
         chosen = turned[code_training_rows(len(turned), seed=seed)]
         if ivf.by_residual:
-            chosen -= centroids[ListAssigner(centroids).assign(chosen)]
+            chosen -= centroids[shared_assigner(centroids).assign(chosen)]
         if spec.code == "pq":
             train_product_quantizer(chosen, ivf.pq, seed=seed)
         elif spec.code == "rabitq":

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from index_builder import storage
 from index_builder.errors import EmbeddingShardError
+from index_builder.half_floats import row_pieces, widened
 
 SCHEMA_VERSION = 1
 ROW_GROUP_ROWS = 1024
@@ -188,7 +189,8 @@ def has_infinite(halves: np.ndarray) -> bool:
     """Whether float16 values hold an infinity or NaN: all bits of the exponent set. Many times faster than `isfinite`,
     which NumPy does one by one for float16.
     """
-    return bool(((halves.view(np.uint16) & 0x7C00) == 0x7C00).any())
+    bits = halves.view(np.uint16)
+    return any(bool(((bits[rows] & 0x7C00) == 0x7C00).any()) for rows in row_pieces(bits))
 
 
 def read_info(uri: str) -> EmbeddingShardInfo:
@@ -222,10 +224,10 @@ def read_vectors(uri: str, *, rows: np.ndarray | None = None) -> np.ndarray:
     """Vectors of a shard, all in row order or those of the local `rows` in their order: float32 [n, D]."""
     if rows is not None:
         unique, inverse = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
-        return read_rows(uri, unique)[0].astype(np.float32)[inverse]
+        return widened(read_rows(uri, unique)[0])[inverse]
     with _open(uri) as file:
         dim = _info(file, uri).dim
-        return _matrix(file.read(columns=["vector"]).column(0), _HALF, dim).astype(np.float32)
+        return widened(_matrix(file.read(columns=["vector"]).column(0), _HALF, dim))
 
 
 def iter_vectors(uri: str, batch_rows: int = 65_536) -> Iterator[np.ndarray]:

@@ -1,7 +1,9 @@
 """Exact nearest neighbours of the held-out products, by comparing them with every stored vector.
 
 Streams the embedding shards, a few blocks in memory at a time. Shards can also be searched apart and their answers
-combined.
+combined. Where some good neighbours of every query are known beforehand, bounds (`score_bounds.py`) rule out most
+products, and only the others' scores are computed. Each score that counts is computed from its two vectors alone, so it
+does not hang on what else was compared, or when.
 
 Legend: `Q` queries, `D` dimension, `K` neighbours kept: k and some more, so that ties at the k-th place are known.
 """
@@ -16,14 +18,21 @@ import numpy as np
 
 from index_builder.add import kept_vectors
 from index_builder.blocks import BLOCK_ROWS, map_blocks
-from index_builder.embedding_shards import NumberedShard
+from index_builder.embedding_shards import NumberedShard, read_rows
 from index_builder.errors import IndexBuilderError
 from index_builder.faiss_files import top_by_score
+from index_builder.half_floats import widened
+from index_builder.score_bounds import ScoreBounds
 
 TIES_KEPT = 54
 """Neighbours kept beyond the k-th. Catalogs hold many products of one title, whose scores are equal."""
-GROUP_ROWS = 64
+GROUP_ROWS = 32
 """Products that are looked at together: by their best score first."""
+PIECE_ROWS = 1024
+"""Products that are compared at a time: their scores stay near the core."""
+MOST_COMPARED = 0.01
+"""Share of pairs above their bounds from which on it is cheaper to compare all."""
+_PAIRS_AT_A_TIME = 512
 _SAME_SCORE = 1e-6
 
 
@@ -62,7 +71,12 @@ class GroundTruth:
 
 
 def exact_neighbours(
-    queries: np.ndarray, query_rows: np.ndarray, shards: Sequence[NumberedShard], k: int
+    queries: np.ndarray,
+    query_rows: np.ndarray,
+    shards: Sequence[NumberedShard],
+    k: int,
+    *,
+    likely: np.ndarray | None = None,
 ) -> GroundTruth:
     """The k best products of each query by inner product on the stored float16 vectors; the query itself is dropped.
 
@@ -71,26 +85,19 @@ def exact_neighbours(
         query_rows: int64 [Q], global rows of the queries; -1 for one that is not in the catalog.
         shards: the embedding shards of the catalog, or a part of them (see `combine`).
         k: neighbours.
+        likely: int64 [Q, k + TIES_KEPT] rows of these shards, different ones for a query and not the query itself, as
+            an index finds them; -1 where it found fewer. What scores lower than all of them need not be looked at: the
+            answer is the same without them, and the same if they are badly chosen, but then it takes longer.
     """
-    best = _Best(query_rows=np.asarray(query_rows), width=k + TIES_KEPT)
-    columns = np.ascontiguousarray(queries, dtype=np.float32).T.copy()
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    best = _Best(queries=queries, query_rows=np.asarray(query_rows), width=k + TIES_KEPT)
+    if likely is not None:
+        best.start_from(_likely_scores(queries, likely, shards))
     blocks = (block for shard in shards for block in kept_vectors(shard, queries.shape[1], BLOCK_ROWS))
-    for candidates in map_blocks(lambda block: best.candidates(_scores(block[1], columns), block[0]), blocks):
+    for candidates in map_blocks(lambda block: best.candidates(block[1], block[0]), blocks):
         best.add(candidates)
     scores, rows = best.finish()
     return GroundTruth(k=k, rows=rows, scores=scores)
-
-
-def _scores(vectors: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Inner products of float16 [n, D] with the queries, float32 [D, Q]: [n', Q]; n is filled up to whole groups by
-    rows of -inf.
-    """
-    rows = len(vectors)
-    padded = np.zeros((-(-rows // GROUP_ROWS) * GROUP_ROWS, vectors.shape[1]), dtype=np.float32)
-    padded[:rows] = vectors
-    scores = padded @ columns
-    scores[rows:] = -np.inf
-    return scores
 
 
 class _Candidates(NamedTuple):
@@ -109,15 +116,37 @@ class _Best:
     compare are ahead.
     """
 
-    def __init__(self, *, query_rows: np.ndarray, width: int) -> None:
+    def __init__(self, *, queries: np.ndarray, query_rows: np.ndarray, width: int) -> None:
+        self._queries = queries
+        self._columns = queries.T.copy()
+        self._bounds: ScoreBounds | None = None
         self._query_rows = query_rows
         self._width = width
+        self._floor = np.full(len(query_rows), -np.inf, dtype=np.float32)
         self._scores = np.full((len(query_rows), width), -np.inf, dtype=np.float32)
         self._rows = np.full((len(query_rows), width), -1, dtype=np.int64)
         self._waiting: list[_Candidates] = []
 
-    def candidates(self, scores: np.ndarray, rows: np.ndarray) -> _Candidates:
-        """Those of a block, from its scores float32 [n', Q] and its rows int64 [n]."""
+    def start_from(self, scores: np.ndarray) -> None:
+        """Takes note of the scores float32 [Q, width] of some products, -inf where there are fewer."""
+        floor = scores.min(axis=1, initial=np.inf)
+        if np.isfinite(floor).all() and ScoreBounds.worth_it(self._queries):
+            # An equal score still counts.
+            self._floor = np.nextafter(floor, np.float32(-np.inf))
+            self._bounds = ScoreBounds(self._queries)
+
+    def candidates(self, vectors: np.ndarray, rows: np.ndarray) -> _Candidates:
+        """Those of a block, from its vectors float16 [n, D] and its rows int64 [n]."""
+        if self._bounds is None:
+            return self._compared(_filled_up(vectors), rows)
+        pieces = (slice(start, start + PIECE_ROWS) for start in range(0, len(rows), PIECE_ROWS))
+        found = [self._bounded(self._bounds, _filled_up(vectors[piece]), rows[piece]) for piece in pieces]
+        return _Candidates(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+    def _compared(self, vectors: np.ndarray, rows: np.ndarray) -> _Candidates:
+        """By the scores of all pairs. Vectors are float32 [n', D], n filled up to whole groups."""
+        scores = vectors @ self._columns
+        scores[len(rows) :] = -np.inf
         worst = self._scores[:, -1].copy()
         unknown = np.flatnonzero(np.isneginf(worst))
         if len(unknown) and len(rows) > self._width:
@@ -125,14 +154,26 @@ class _Best:
             rank = len(scores) - self._width - 1
             own = np.partition(scores[:, unknown], rank, axis=0)[rank]
             worst[unknown] = np.nextafter(own, np.float32(-np.inf))
-        # Of most groups of products not even the best is a candidate.
-        grouped = scores.reshape(-1, GROUP_ROWS, scores.shape[1])
-        group, query = np.nonzero(grouped.max(axis=1) > worst)
-        found, place = np.nonzero(grouped[group, :, query] > worst[query][:, None])
-        query, place = query[found], group[found] * GROUP_ROWS + place
-        other = rows[place] != self._query_rows[query]
-        query, place = query[other], place[other]
+        query, place = self._others(*_above(scores, worst), rows)
         return _Candidates(query, rows[place], scores[place, query])
+
+    def _bounded(self, bounds: ScoreBounds, vectors: np.ndarray, rows: np.ndarray) -> _Candidates:
+        """By bounds of the scores, or by all scores where bounds rule too little out. Vectors as of `_compared`."""
+        worst = np.maximum(self._scores[:, -1], self._floor)
+        upper, slack = bounds.upper(vectors)
+        if _share_of_pairs(upper, worst - slack) > MOST_COMPARED:
+            upper = vectors @ self._columns
+        query, place = self._others(*_above(upper, worst - slack), rows)
+        score = _scores(vectors, place, self._queries, query)
+        better = score > worst[query]
+        return _Candidates(query[better], rows[place[better]], score[better])
+
+    def _others(self, query: np.ndarray, place: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs without the rows that only fill the last group up, and without those of a query with itself."""
+        kept = place < len(rows)
+        query, place = query[kept], place[kept]
+        other = rows[place] != self._query_rows[query]
+        return query[other], place[other]
 
     def add(self, candidates: _Candidates) -> None:
         """Takes the candidates of the next block."""
@@ -161,6 +202,37 @@ class _Best:
         )
 
 
+def _filled_up(vectors: np.ndarray) -> np.ndarray:
+    """float16 [n, D] as float32 [n', D]: with rows of zeros up to whole groups."""
+    filled = np.empty((-(-len(vectors) // GROUP_ROWS) * GROUP_ROWS, vectors.shape[1]), dtype=np.float32)
+    widened(vectors, out=filled[: len(vectors)])
+    filled[len(vectors) :] = 0
+    return filled
+
+
+def _above(scores: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Query and place, int64 [c] each, of scores float32 [n', Q] that are above the query's bound, float32 [Q]."""
+    # Of most groups of products not even the best is above.
+    grouped = scores.reshape(-1, GROUP_ROWS, scores.shape[1])
+    group, query = np.nonzero(grouped.max(axis=1) > bound)
+    found, place = np.nonzero(grouped[group, :, query] > bound[query][:, None])
+    return query[found], group[found] * GROUP_ROWS + place
+
+
+def _share_of_pairs(scores: np.ndarray, bound: np.ndarray) -> float:
+    """About how many of scores float32 [n, Q] are above the query's bound float32 [Q], by every sixteenth of them."""
+    return float((scores[::16] > bound).mean())
+
+
+def _scores(vectors: np.ndarray, place: np.ndarray, queries: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Inner products of pairs, float32 [c], each computed by itself."""
+    score = np.empty(len(place), dtype=np.float32)
+    for start in range(0, len(place), _PAIRS_AT_A_TIME):
+        pairs = slice(start, start + _PAIRS_AT_A_TIME)
+        np.vecdot(vectors[place[pairs]], queries[query[pairs]], out=score[pairs])
+    return score
+
+
 def combine(parts: Sequence[GroundTruth]) -> GroundTruth:
     """The truth over several parts of a catalog, from the truths over each."""
     if len({(part.k, part.rows.shape) for part in parts}) != 1:
@@ -168,3 +240,16 @@ def combine(parts: Sequence[GroundTruth]) -> GroundTruth:
     scores, rows = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("scores", "rows"))
     scores, rows = top_by_score(scores, rows, parts[0].rows.shape[1])
     return GroundTruth(k=parts[0].k, rows=rows, scores=scores)
+
+
+def _likely_scores(queries: np.ndarray, likely: np.ndarray, shards: Sequence[NumberedShard]) -> np.ndarray:
+    """Inner products of queries float32 [Q, D] and rows int64 [Q, m] of the shards: float32 [Q, m]; -inf for -1."""
+    scores = np.full(likely.shape, -np.inf, dtype=np.float32)
+    flat, query = scores.reshape(-1), np.repeat(np.arange(len(likely)), likely.shape[1])
+    for shard in shards:
+        inside = np.flatnonzero((likely >= shard.first_row) & (likely < shard.first_row + shard.kept_rows))
+        rows, place = np.unique(likely.reshape(-1)[inside], return_inverse=True)
+        if len(rows):
+            vectors = widened(read_rows(shard.uri, shard.kept()[rows - shard.first_row])[0])
+            flat[inside] = _scores(vectors, place, queries, query[inside])
+    return scores

@@ -15,7 +15,7 @@ import numpy as np
 
 from index_builder.errors import TrainingError
 
-ITERATIONS = 15
+ITERATIONS = 8
 MAX_TRAINING_ROWS = 16_384
 _SPLIT = 1.0 / 1024
 

@@ -16,6 +16,7 @@ import faiss
 import numpy as np
 
 from index_builder.blocks import map_blocks, row_blocks
+from index_builder.half_floats import widened
 from index_builder.spec import IndexSpec
 
 _SMALLEST_SHARE = 1e-9
@@ -76,7 +77,7 @@ def rotated(vectors: np.ndarray, transform: faiss.LinearTransform | None) -> np.
     turned = np.empty((len(vectors), transform.d_out), dtype=np.float32)
 
     def turn(block: slice) -> None:
-        np.matmul(vectors[block].astype(np.float32), axes, out=turned[block])
+        np.matmul(widened(vectors[block]), axes, out=turned[block])
 
     for _ in map_blocks(turn, row_blocks(len(vectors))):
         pass
@@ -89,8 +90,9 @@ def columns_of(transform: faiss.LinearTransform) -> np.ndarray:
 
 
 def _moments(block: np.ndarray) -> np.ndarray:
-    exact = block.astype(np.float64)
-    return exact.T @ exact
+    # A block's sums lose a few units of float32's last place, which the axes of thousands of vectors do not show.
+    values = widened(block)
+    return values.T @ values
 
 
 def allocate_eigenvalues(eigenvalues: np.ndarray, buckets: int) -> np.ndarray:

@@ -53,7 +53,7 @@ class QuerySet:
 def hash_ids(product_ids: pa.Array) -> np.ndarray:
     """The 64-bit xxHash (XXH3) of each id's UTF-8 bytes: uint64 [n]."""
     ids = product_ids.cast(pa.binary()).to_pylist()
-    return np.fromiter((xxhash.xxh3_64_intdigest(product_id) for product_id in ids), dtype=np.uint64, count=len(ids))
+    return np.fromiter(map(xxhash.xxh3_64_intdigest, ids), dtype=np.uint64, count=len(ids))
 
 
 def write_sample(shard: NumberedShard, out_uri: str, *, training_share: float, query_share: float) -> SamplePiece:

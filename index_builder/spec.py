@@ -57,7 +57,8 @@ class IndexConfig:
         reuse_codec: keep the codec of the last run while it fits the catalog (see `drift.py`); false trains each time.
         device: where k-means of the training runs: `cpu`; `gpu` (other bytes); or `auto`, a GPU where FAISS sees one.
         training_rows: vectors the codec is trained on; None: as many as the lists need.
-        verify_queries: held-out products that recall is measured with.
+        verify_queries: held-out products that recall is measured with. The standard error of recall falls with its
+            root: on a million titles 0.0027 with 500, 0.0019 with 1000.
         k: recall is measured as recall k@k.
         seed: of all that is random in training.
         keep_versions: published versions to keep; None keeps all.
@@ -75,7 +76,7 @@ class IndexConfig:
     reuse_codec: bool = True
     device: Device = "cpu"
     training_rows: int | None = None
-    verify_queries: int = 1000
+    verify_queries: int = 500
     k: int = 10
     seed: int = 0
     keep_versions: int | None = None

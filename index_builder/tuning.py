@@ -29,6 +29,7 @@ from index_builder.shard_search import ShardSearch
 TIMED_QUERIES = 100
 REFINE_FACTORS = (2, 4, 8, 16)
 RECALL_DEPTHS = (1, 10, 100)
+LIKELY_NPROBE = 16
 SMALLEST_GAIN = 0.001
 """Recall that twice the probes must bring for the measuring to go on."""
 RECALL_GIVEN_UP = 0.005
@@ -105,6 +106,12 @@ def measure_search(
             if half and best[nprobe] - best[max(half)] < SMALLEST_GAIN and best[nprobe] < target_recall:
                 break
     return tuple(measured)
+
+
+def likely_neighbours(index_uris: Sequence[str], queries: QuerySet, k: int) -> np.ndarray:
+    """The rows that the index finds for the queries, without themselves: int64 [Q, k], -1 where it finds fewer."""
+    with opened_indexes(index_uris) as indexes:
+        return _found(_Search(ShardSearch(indexes), None, k), queries, k, LIKELY_NPROBE, 0)
 
 
 def choose_search(

@@ -29,7 +29,7 @@ from index_builder.drift import (
 )
 from index_builder.embedding_shards import NumberedShard
 from index_builder.fast_scan import convert_shard
-from index_builder.ground_truth import exact_neighbours
+from index_builder.ground_truth import TIES_KEPT, exact_neighbours
 from index_builder.index_shards import IndexShard
 from index_builder.loaded_memory import measure_resident_bytes
 from index_builder.merge import merge_index_shards
@@ -44,6 +44,7 @@ from index_builder.tuning import (
     SearchChoice,
     SearchMeasurement,
     choose_search,
+    likely_neighbours,
     measure_search,
     store_nprobe,
 )
@@ -313,8 +314,9 @@ class BuildJob:
             else:
                 queries = read_query_vectors(self.index.queries_uri, self.dim, limit=self.index.verify_queries)
             depth = max(self.index.k, *RECALL_DEPTHS)
-            truth = exact_neighbours(queries.vectors, queries.rows, plan.numbering.shards, depth)
             uris = [shard.uri for shard in shards]
+            likely = likely_neighbours(uris, queries, depth + TIES_KEPT)
+            truth = exact_neighbours(queries.vectors, queries.rows, plan.numbering.shards, depth, likely=likely)
             refine_uris = [shard.uri for shard in refine]
             measured = measure_search(
                 uris,

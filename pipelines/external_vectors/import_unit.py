@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from index_builder.blocks import map_blocks
 from index_builder.embedding_shards import FINGERPRINT_BYTES, EmbeddingShardWriter, has_infinite
+from index_builder.half_floats import divided_halves
 from pipelines.catalog.dead_letters import DeadLetter, Reason, write_dead_letters
 from pipelines.external_vectors.config import EmbeddingsConfig
 from pipelines.external_vectors.plan import read_unit
@@ -48,10 +49,12 @@ def import_unit(
         )
         for batch, vectors in batches:
             usable = _usable_rows(batch, unit, unit.stretch.first_row + rows_in, letters)
-            rows = pa.array(usable)
+            ids, shown = batch.ids, batch.columns
+            if len(usable) < len(batch.ids):
+                ids, shown, vectors = ids.take(pa.array(usable)), shown.take(pa.array(usable)), vectors[usable]
             blank = np.zeros((len(usable), FINGERPRINT_BYTES), np.uint8)
-            shard.write(batch.ids.take(rows), vectors[usable], blank, np.zeros(len(usable), np.uint8))
-            columns.write(batch.columns.take(rows))
+            shard.write(ids, vectors, blank, np.zeros(len(usable), np.uint8))
+            columns.write(shown)
             rows_in += len(batch.ids)
             products += len(usable)
     write_dead_letters(files.rejected, letters)
@@ -74,14 +77,32 @@ def _stored(batch: VectorBatch, *, normalize: bool) -> np.ndarray:
     vectors = batch.vectors
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if normalize:
-            lengths: np.ndarray = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+            lengths = _lengths(vectors)
             _note(batch, ~np.isfinite(lengths), "holds values that are not finite")
             _note(batch, lengths == 0, "is zero, so it has no direction")
-            vectors = vectors / lengths[:, None].astype(np.float32)
-        halves = vectors.astype(np.float16)
+            halves = divided_halves(vectors, lengths.astype(np.float32))
+            if _ordinary(lengths).all():
+                return halves
+        else:
+            halves = vectors.astype(np.float16)
     if has_infinite(halves):
         _note(batch, np.logical_not(np.isfinite(halves).all(axis=1)), "holds values that float16 cannot hold")
     return halves
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """The lengths of float32 `[n, D]`: float64 `[n]`; NaN or infinite only where a value is."""
+    lengths = np.sqrt(np.vecdot(vectors, vectors).astype(np.float64))
+    # The squares of some numbers are too large or too small for float32.
+    unclear = np.flatnonzero(~_ordinary(lengths))
+    wide = vectors[unclear].astype(np.float64)
+    lengths[unclear] = np.sqrt(np.vecdot(wide, wide))
+    return lengths
+
+
+def _ordinary(lengths: np.ndarray) -> np.ndarray:
+    """Which of float64 `[n]` are far from the ends of float32's range; false for NaN."""
+    return (lengths > 1e-15) & (lengths < 1e15)
 
 
 def _note(batch: VectorBatch, wrong: np.ndarray, why: str) -> None:
@@ -91,6 +112,8 @@ def _note(batch: VectorBatch, wrong: np.ndarray, why: str) -> None:
 
 def _usable_rows(batch: VectorBatch, unit: VectorUnit, first_row: int, letters: list[DeadLetter]) -> np.ndarray:
     """Rows of the batch that are indexed, int64; the others get their letter."""
+    if not batch.problems and not batch.ids.null_count:
+        return np.arange(len(batch.ids), dtype=np.int64)
     missing = np.flatnonzero(batch.ids.is_null().to_numpy(zero_copy_only=False))
     for row in sorted({*missing.tolist(), *batch.problems}):
         product_id = batch.ids[row].as_py() or ""

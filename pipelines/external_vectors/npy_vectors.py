@@ -81,12 +81,14 @@ def read_npy(unit: VectorUnit, config: EmbeddingsConfig, dim: int) -> Iterator[V
     header = _npy_header(unit.uri)
     ids = None if config.id_field is None else _npy_ids(unit.uri, header.rows)
     row_bytes = header.dim * header.dtype.itemsize
-    with stores.open_input(unit.uri, from_start_to_end=True) as source:
+    with stores.open_input(unit.uri, from_start_to_end=True, mapped=True) as source:
+        if source.size() < header.data_start + header.rows * row_bytes:
+            raise CatalogError(f"{unit.uri}: it was cut short after it was listed; expected {header.rows} rows")
         source.seek(header.data_start + unit.stretch.first_row * row_bytes)
         for start in range(unit.stretch.first_row, unit.stretch.first_row + unit.stretch.rows, BATCH_ROWS):
             rows = min(BATCH_ROWS, unit.stretch.first_row + unit.stretch.rows - start)
-            data = source.read(rows * row_bytes)
-            vectors = np.frombuffer(data, header.dtype).reshape(rows, header.dim).astype(np.float32)
+            data = source.read_buffer(rows * row_bytes)
+            vectors = np.frombuffer(data, header.dtype).reshape(rows, header.dim).astype(np.float32, copy=False)
             given = row_numbers(unit.rows_before + start, rows)
             wrong: dict[int, str] = {}
             if ids is not None:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-BATCH_ROWS = 16_384
+BATCH_ROWS = 4096
 
 VectorFormat = Literal["parquet", "npy"]
 
@@ -72,4 +72,4 @@ def row_numbers(first: int, rows: int) -> pa.StringArray:
 
 def no_columns(rows: int) -> pa.RecordBatch:
     """A record batch without columns; it can say how many rows it has only if it is made of a struct."""
-    return pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))
+    return pa.RecordBatch.from_struct_array(pa.Array.from_buffers(pa.struct([]), rows, [None]))

@@ -6,6 +6,7 @@ import pytest
 from index_builder import ground_truth
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import IndexBuilderError
+from index_builder.faiss_files import faiss_threads
 from index_builder.ground_truth import GroundTruth, combine, exact_neighbours
 from tests.index_builder.builds import clustered, write_shard, write_shards
 
@@ -79,3 +80,50 @@ def test_recall_by_hand() -> None:
     assert truth.recall(np.array([[12, 10], [22, 21]])) == 0.75
     assert truth.recall(np.array([[12, 11], [22, 23]])) == 0.5
     assert truth.recall(np.array([[-1, -1], [-1, -1]])) == 0.0
+
+
+def _normal(rows: int, dim: int) -> np.ndarray:
+    vectors = np.random.default_rng(3).normal(size=(rows, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("make", [clustered, _normal])
+@pytest.mark.parametrize("chosen", ["best", "any"])
+def test_likely_neighbours_change_nothing(make, chosen: str, tmp_path) -> None:
+    """Whether the bounds that follow from them rule nearly all pairs out or hardly any."""
+    vectors = make(3000, 64)
+    shards = write_shards(str(tmp_path), vectors, 1100)
+    rows = np.arange(0, 3000, 11)
+    plain = exact_neighbours(vectors[rows], rows, shards, K)
+    likely = plain.rows
+    if chosen == "any":
+        random = np.random.default_rng(0)
+        likely = np.stack([random.choice(np.delete(np.arange(3000), row), likely.shape[1], False) for row in rows])
+    truth = exact_neighbours(vectors[rows], rows, shards, K, likely=likely)
+    np.testing.assert_allclose(truth.scores, plain.scores, atol=1e-6)
+    assert truth.recall(plain.rows[:, :K]) == plain.recall(truth.rows[:, :K]) == 1.0
+    assert not (truth.rows == rows[:, None]).any()
+
+
+def test_too_few_likely_neighbours_change_nothing(tmp_path) -> None:
+    vectors = clustered(700, 64)
+    shards = write_shards(str(tmp_path), vectors, 300)
+    rows = np.arange(0, 700, 3)
+    plain = exact_neighbours(vectors[rows], rows, shards, K)
+    likely = plain.rows.copy()
+    likely[5, -1] = -1
+    truth = exact_neighbours(vectors[rows], rows, shards, K, likely=likely)
+    assert np.array_equal(truth.rows, plain.rows)
+
+
+def test_bounds_do_not_hang_on_the_number_of_threads(tmp_path) -> None:
+    vectors = clustered(3000, 64)
+    shards = write_shards(str(tmp_path), vectors, 1100)
+    rows = np.arange(0, 3000, 11)
+    likely = exact_neighbours(vectors[rows], rows, shards, K).rows
+    truths = []
+    for threads in (1, 4):
+        with faiss_threads(threads):
+            truths.append(exact_neighbours(vectors[rows], rows, shards, K, likely=likely))
+    assert np.array_equal(truths[0].rows, truths[1].rows)
+    assert np.array_equal(truths[0].scores, truths[1].scores)

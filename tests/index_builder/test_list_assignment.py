@@ -7,7 +7,7 @@ import pytest
 from index_builder import list_assignment
 from index_builder.blocks import map_blocks, row_blocks
 from index_builder.faiss_files import faiss_threads
-from index_builder.list_assignment import ListAssigner
+from index_builder.list_assignment import ListAssigner, shared_assigner
 from tests.index_builder.builds import clustered
 
 
@@ -54,3 +54,13 @@ def test_blocks_come_in_order_and_an_error_ends_them() -> None:
         list(results)
     assert [block.stop - block.start for block in row_blocks(8192 + 5)] == [8192, 5]
     assert list(row_blocks(0)) == []
+
+
+def test_the_assigner_of_the_same_centroids_is_shared() -> None:
+    centroids = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    first = shared_assigner(centroids)
+    assert shared_assigner(centroids.copy()) is first
+    other = shared_assigner(centroids[::-1])
+    vectors = np.random.default_rng(1).normal(size=(200, 8)).astype(np.float32)
+    assert other is not first
+    assert np.array_equal(49 - other.assign(vectors), first.assign(vectors))

@@ -93,7 +93,7 @@ def test_the_sample_is_large_enough() -> None:
     spec = plan_index(settings, 1_000_000, 384)
     plan = plan_sample(settings, spec, 1_000_000)
     assert plan.training_share * 1_000_000 >= 40 * spec.lists
-    assert plan.query_share * 1_000_000 >= 1000
+    assert plan.query_share * 1_000_000 >= settings.verify_queries
     assert plan_sample(config(training_rows=50_000), spec, 1_000_000).training_rows == 50_000
 
 

@@ -124,11 +124,10 @@ class PairDataset(Dataset):
             known["text_vectors"], _ = frozen.product_text.take(self._pairs.text_keys[rows])
         if frozen.product_image is not None:
             known["image_vectors"], known["has_image"] = frozen.product_image.take(rows)
-        decodes = self.make.reads_pictures and frozen.product_image is None
-        return replace(self.make.products(texts, store.pictures.take(rows) if decodes else None), **known)
+        return replace(self.make.products(texts, store.pictures, rows), **known)
 
     def _queries_of(self, rows: np.ndarray) -> QueryInputs:
-        pictures, frozen = self._pairs.query_pictures, self._frozen
+        frozen, pictures = self._frozen, self._pairs.query_pictures
         known: dict[str, Any] = {}
         text_keys = self._pairs.query_text_keys[rows]
         if frozen.query_text is not None:
@@ -137,9 +136,8 @@ class PairDataset(Dataset):
             known["clip_text_vectors"], _ = frozen.query_clip_text.take(text_keys)
         if frozen.query_image is not None:
             known["image_vectors"], known["has_image"] = frozen.query_image.take(rows)
-        decodes = pictures is not None and self.make.reads_pictures and frozen.query_image is None
         texts = [self._pairs.queries[row] for row in rows]
-        return replace(self.make.queries(texts, pictures.take(rows) if decodes and pictures else None), **known)
+        return replace(self.make.queries(texts, pictures, rows), **known)
 
 
 class ProductDataset(Dataset):

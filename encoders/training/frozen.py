@@ -166,7 +166,7 @@ def _of_pictures(encoded: EncodedPictures, make: InputMaker, batch_size: int) ->
 
     def batches() -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         for rows in _cut(present, batch_size):
-            pixels, readable = make.pixels(encoded.take(rows))
+            pixels, readable = make.pixels(encoded, rows)
             yield rows[readable.numpy()], pixels[readable]
 
     return _Inputs(rows=len(encoded), asked=len(present), batches=batches())

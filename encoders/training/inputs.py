@@ -17,7 +17,7 @@ import torch
 from encoders.errors import EncoderConfigError
 from encoders.saved_folder import EncoderParts
 from encoders.tokenization.tokenizing import TextTokenizer
-from encoders.training.pictures import Decoder
+from encoders.training.pictures import DecodedPictures, Decoder, EncodedPictures
 
 Tokens = tuple[torch.Tensor, torch.Tensor]  # ids int64 [., L], mask bool [., L]
 _Inputs = TypeVar("_Inputs")
@@ -106,8 +106,7 @@ class InputMaker:
         self._document_tokenizer = document_tokenizer
         self._query_tokenizer = parts.tokenizer if parts.model.query_text is not None else None
         self._clip_tokenizer = parts.clip_tokenizer
-        self._preprocessing = architecture.clip.preprocessing if architecture.clip else None
-        self._decode = decode
+        self._pictures = DecodedPictures(decode, architecture.clip.preprocessing) if architecture.clip else None
         self._without: frozenset[str] = frozenset()
 
     def without(self, names: frozenset[str]) -> InputMaker:
@@ -124,16 +123,22 @@ class InputMaker:
     @property
     def reads_pictures(self) -> bool:
         """Whether the model has a picture tower."""
-        return self._preprocessing is not None
+        return self._pictures is not None
 
-    def queries(self, texts: Sequence[str | None], pictures: Sequence[bytes | None] | None) -> QueryInputs:
-        """The inputs of B queries; those that are left with neither text nor picture show it by `has_*`."""
+    def queries(self, texts: Sequence[str | None], pictures: EncodedPictures | None, rows: np.ndarray) -> QueryInputs:
+        """The inputs of B queries; those that are left with neither text nor picture show it by `has_*`.
+
+        Args:
+            texts: Their texts.
+            pictures: Of all queries; None where they are not wanted.
+            rows: int64 `[B]`: which of these pictures.
+        """
         has_text = torch.tensor([text is not None for text in texts])
         if not self.reads_query_texts:
             has_text[:] = False
         pixels, has_image = None, torch.zeros(len(texts), dtype=torch.bool)
         if pictures is not None and self.reads_pictures and "query_image" not in self._without:
-            decoded, has_image = self.pixels(pictures)
+            decoded, has_image = self.pixels(pictures, rows)
             pixels = decoded if has_image.any() else None
         there = bool(has_text.any())
         return QueryInputs(
@@ -144,11 +149,11 @@ class InputMaker:
             has_image=has_image,
         )
 
-    def products(self, texts: Sequence[str | None], pictures: Sequence[bytes | None] | None) -> ProductInputs:
-        """The inputs of P products."""
+    def products(self, texts: Sequence[str | None], pictures: EncodedPictures, rows: np.ndarray) -> ProductInputs:
+        """The inputs of P products, at `rows` of the pictures of all."""
         pixels, has_image = None, torch.zeros(len(texts), dtype=torch.bool)
-        if pictures is not None and self.reads_pictures and "product_image" not in self._without:
-            pixels, has_image = self.pixels(pictures)
+        if self.reads_pictures and "product_image" not in self._without:
+            pixels, has_image = self.pixels(pictures, rows)
         return ProductInputs(
             tokens=self.document_tokens(texts) if "product_text" not in self._without else None,
             has_text=torch.tensor([text is not None for text in texts]),
@@ -168,18 +173,12 @@ class InputMaker:
         """Of queries' texts for CLIP's text tower; None for a model without one."""
         return None if self._clip_tokenizer is None else _tokens(self._clip_tokenizer, texts)
 
-    def pixels(self, pictures: Sequence[bytes | None]) -> tuple[torch.Tensor, torch.Tensor]:
+    def pixels(self, pictures: EncodedPictures, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 `[B, 3, S, S]`, zeros where missing, and bool `[B]`: which pictures could be decoded."""
-        if self._preprocessing is None:
+        if self._pictures is None:
             raise EncoderConfigError("an encoder without a picture tower reads no pictures")
-        size = self._preprocessing.size
-        pixels = np.zeros((len(pictures), 3, size, size), np.uint8)
-        has_image = np.zeros(len(pictures), bool)
-        for place, data in enumerate(pictures):
-            picture = self._decode(data, self._preprocessing) if data else None
-            if picture is not None:
-                pixels[place], has_image[place] = picture, True
-        return torch.from_numpy(pixels), torch.from_numpy(has_image)
+        pixels, there = self._pictures.take(pictures, rows)
+        return torch.from_numpy(pixels), torch.from_numpy(there)
 
 
 def _tokens(tokenizer: TextTokenizer, texts: Sequence[str | None]) -> Tokens:

@@ -9,8 +9,15 @@ import pytest
 import torch
 
 from encoders.errors import CheckpointError, EncoderConfigError
+from encoders.training import pictures
 from encoders.training.checkpoint_folder import batches_done, read_checkpoint
 from tests.encoders.training.runs import SMALL, Stopped, StopsAfter, assert_same_bytes, pairs_of, train
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept(monkeypatch):
+    """Runs are stopped after so many pictures: each is decoded whenever it is asked for."""
+    monkeypatch.setattr(pictures, "KEPT_BYTES", 0)
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +33,12 @@ def position(out, name="last.ckpt"):
     return batches_done(read_checkpoint(out.parent / f"{out.name}.checkpoints" / name))
 
 
-@pytest.mark.parametrize("pictures", [30, 70, 110])
-def test_a_run_stopped_in_an_epoch_and_taken_up_ends_with_the_same_bytes(straight, tmp_path, pictures):
+@pytest.mark.parametrize("decoded", [30, 70, 110])
+def test_a_run_stopped_in_an_epoch_and_taken_up_ends_with_the_same_bytes(straight, tmp_path, decoded):
     data, whole = straight
     out, said = tmp_path / "out", []
     with pytest.raises(Stopped):
-        train(data, out, learn_temperature=True, decode=StopsAfter(pictures))
+        train(data, out, learn_temperature=True, decode=StopsAfter(decoded))
     assert not out.exists()
     done, total = position(out), position(whole)
     assert 0 < done < total

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from index_builder.add import kept_vectors
-from index_builder.blocks import BLOCK_ROWS, map_blocks
+from index_builder.blocks import BLOCK_ROWS, map_blocks, row_blocks
 from index_builder.embedding_shards import NumberedShard, read_rows
 from index_builder.errors import IndexBuilderError
 from index_builder.faiss_files import top_by_score
@@ -139,8 +139,10 @@ class _Best:
         """Those of a block, from its vectors float16 [n, D] and its rows int64 [n]."""
         if self._bounds is None:
             return self._compared(_filled_up(vectors), rows)
-        pieces = (slice(start, start + PIECE_ROWS) for start in range(0, len(rows), PIECE_ROWS))
-        found = [self._bounded(self._bounds, _filled_up(vectors[piece]), rows[piece]) for piece in pieces]
+        found = [
+            self._bounded(self._bounds, _filled_up(vectors[piece]), rows[piece])
+            for piece in row_blocks(len(rows), PIECE_ROWS)
+        ]
         return _Candidates(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
     def _compared(self, vectors: np.ndarray, rows: np.ndarray) -> _Candidates:
@@ -227,8 +229,7 @@ def _share_of_pairs(scores: np.ndarray, bound: np.ndarray) -> float:
 def _scores(vectors: np.ndarray, place: np.ndarray, queries: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Inner products of pairs, float32 [c], each computed by itself."""
     score = np.empty(len(place), dtype=np.float32)
-    for start in range(0, len(place), _PAIRS_AT_A_TIME):
-        pairs = slice(start, start + _PAIRS_AT_A_TIME)
+    for pairs in row_blocks(len(place), _PAIRS_AT_A_TIME):
         np.vecdot(vectors[place[pairs]], queries[query[pairs]], out=score[pairs])
     return score
 

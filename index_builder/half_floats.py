@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from index_builder.blocks import row_blocks
+
 _VALUES_AT_A_TIME = 1 << 16
 """256 kB of float32: with a second array of that size still within a core's own cache."""
 _SIGN_AND_VALUE = np.int32(0x8FFF_E000 - (1 << 32))
@@ -52,6 +54,4 @@ def divided_halves(values: np.ndarray, divisors: np.ndarray) -> np.ndarray:
 
 def row_pieces(matrix: np.ndarray) -> Iterator[slice]:
     """Slices that cut the rows of [n, D] into pieces which a core's cache holds."""
-    step = max(1, _VALUES_AT_A_TIME // max(1, matrix.shape[1]))
-    for start in range(0, len(matrix), step):
-        yield slice(start, start + step)
+    return row_blocks(len(matrix), max(1, _VALUES_AT_A_TIME // max(1, matrix.shape[1])))

@@ -28,6 +28,7 @@ from encoders.model import EncoderModel
 from encoders.text_tower import TextTower
 from encoders.training.inputs import InputMaker, Tokens
 from encoders.training.pairs import TrainingPairs
+from encoders.training.parts import learns
 from encoders.training.pictures import EncodedPictures
 from encoders.training.vectors import run_tower
 
@@ -108,9 +109,9 @@ def store_frozen(
     Raises:
         TrainingError: A tower gives a vector that is not finite.
     """
-    stored = {}
+    stored, data = {}, f"{pairs.digest()}, {mixed}"
     for name, tower, inputs in _work(model, pairs, make, batch_size):
-        path = folder / f"{name}-{_digest(tower, pairs, mixed):08x}.npy"
+        path = folder / f"{name}-{_digest(tower, data):08x}.npy"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             shown = Console(file=sys.stderr)
@@ -154,19 +155,24 @@ def _work(
         ("query_clip_text", model.clip_text, make.clip_tokens, pairs.queries, pairs.query_text_keys),
     ]
     for name, tower, tokenize, values, keys in texts:
-        if _is_frozen(tower) and (keys >= 0).any() and not (name == "product_text" and pairs.hides_texts):
-            yield name, tower, _of_texts(tokenize, values, keys, batch_size)  # type: ignore[misc, arg-type]
+        if (
+            tower is not None
+            and not learns(tower)
+            and (keys >= 0).any()
+            and not (name == "product_text" and pairs.hides_texts)
+        ):
+            yield name, tower, _of_texts(tokenize, values, keys, batch_size)  # type: ignore[arg-type]
+    if model.image is None or learns(model.image):
+        return
     for name, encoded in (("product_image", products.pictures), ("query_image", pairs.query_pictures)):
-        if _is_frozen(model.image) and encoded is not None and encoded.present().any():
-            yield name, model.image, _of_pictures(encoded, make, batch_size)  # type: ignore[misc]
+        if encoded is not None and (present := np.flatnonzero(encoded.present())).size:
+            yield name, model.image, _of_pictures(encoded, present, make, batch_size)
 
 
-def _of_pictures(encoded: EncodedPictures, make: InputMaker, batch_size: int) -> _Inputs:
-    present = np.flatnonzero(encoded.present())
-
+def _of_pictures(encoded: EncodedPictures, present: np.ndarray, make: InputMaker, batch_size: int) -> _Inputs:
     def batches() -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         for rows in _cut(present, batch_size):
-            pixels, readable = make.pixels(encoded, rows)
+            pixels, readable = make.pixels(encoded, rows, keep=False)  # nobody asks again
             yield rows[readable.numpy()], pixels[readable]
 
     return _Inputs(rows=len(encoded), asked=len(present), batches=batches())
@@ -208,16 +214,12 @@ def _write(path: Path, rows: int, tower: _Tower, batches: Any, device: torch.dev
     staged.replace(path)
 
 
-def _is_frozen(tower: _Tower | None) -> bool:
-    return tower is not None and not any(weight.requires_grad for weight in tower.parameters())
-
-
 def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _digest(tower: _Tower, pairs: TrainingPairs, mixed: bool) -> int:
-    digest = zlib.crc32(f"{pairs.digest()}, {mixed}".encode())
+def _digest(tower: _Tower, data: str) -> int:
+    digest = zlib.crc32(data.encode())
     for weight in tower.state_dict().values():
         digest = zlib.crc32(weight.detach().cpu().numpy().tobytes(), digest)
     return digest

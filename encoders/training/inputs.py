@@ -173,11 +173,19 @@ class InputMaker:
         """Of queries' texts for CLIP's text tower; None for a model without one."""
         return None if self._clip_tokenizer is None else _tokens(self._clip_tokenizer, texts)
 
-    def pixels(self, pictures: EncodedPictures, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 `[B, 3, S, S]`, zeros where missing, and bool `[B]`: which pictures could be decoded."""
+    def pixels(
+        self, pictures: EncodedPictures, rows: np.ndarray, *, keep: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 `[B, 3, S, S]`, zeros where missing, and bool `[B]`: which pictures could be decoded.
+
+        Args:
+            pictures: Pictures of all.
+            rows: int64 `[B]`: which of them.
+            keep: Whether they will be asked for again.
+        """
         if self._pictures is None:
             raise EncoderConfigError("an encoder without a picture tower reads no pictures")
-        pixels, there = self._pictures.take(pictures, rows)
+        pixels, there = self._pictures.take(pictures, rows, keep=keep)
         return torch.from_numpy(pixels), torch.from_numpy(there)
 
 

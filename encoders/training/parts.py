@@ -45,8 +45,8 @@ def freeze_all_but(model: EncoderModel, config: TrainingConfig) -> list[nn.Modul
         )
     frozen: list[nn.Module] = []
     for tower in model.children():
-        modules = [tower] if not _learns(tower) else list(tower.children())
-        frozen += [module for module in modules if not _learns(module)]
+        modules = [tower] if not learns(tower) else list(tower.children())
+        frozen += [module for module in modules if not learns(module)]
     return frozen
 
 
@@ -69,5 +69,6 @@ def parameter_groups(
     ]
 
 
-def _learns(module: nn.Module) -> bool:
+def learns(module: nn.Module) -> bool:
+    """Whether any of its weights is to learn."""
     return any(weight.requires_grad for weight in module.parameters())

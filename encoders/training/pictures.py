@@ -157,25 +157,28 @@ class DecodedPictures:
         """Loader processes begin with none."""
         return DecodedPictures, (self._decode, self._preprocessing)
 
-    def take(self, pictures: EncodedPictures, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels uint8 `[len(rows), 3, S, S]`, zeros where missing, and bool `[len(rows)]`: what could be decoded."""
+    def take(self, pictures: EncodedPictures, rows: np.ndarray, *, keep: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels uint8 `[len(rows), 3, S, S]`, zeros where missing, and bool `[len(rows)]`: what could be decoded.
+
+        `keep`: whether they will be asked for again.
+        """
         size = self._preprocessing.size
         pixels = np.zeros((len(rows), 3, size, size), np.uint8)
         there = np.zeros(len(rows), bool)
         for place, row in enumerate(rows.tolist()):
-            picture = self._picture(pictures, row)
+            picture = self._picture(pictures, row, keep)
             if picture is not None:
                 pixels[place], there[place] = picture, True
         return pixels, there
 
-    def _picture(self, pictures: EncodedPictures, row: int) -> np.ndarray | None:
+    def _picture(self, pictures: EncodedPictures, row: int, keep: bool) -> np.ndarray | None:
         key = (id(pictures), row)
         if key in self._kept:
             return self._kept[key]
         (encoded,) = pictures.take([row])
         picture = self._decode(encoded, self._preprocessing) if encoded else None
         size = 0 if picture is None else picture.nbytes
-        if size <= self._bytes_left:
+        if keep and size <= self._bytes_left:
             self._kept[key] = picture
             self._bytes_left -= size
         return picture

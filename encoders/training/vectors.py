@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from encoders.errors import EncoderConfigError
 from encoders.model import EncoderModel
 from encoders.training.inputs import ProductInputs, QueryInputs
+from encoders.training.parts import learns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,8 +153,7 @@ def run_tower(tower: nn.Module, chunk_rows: int | None, *inputs: torch.Tensor) -
     if chunk_rows is None or rows <= chunk_rows:
         return tower(*inputs)
     chunks = [[rows[start : start + chunk_rows] for rows in inputs] for start in range(0, rows, chunk_rows)]
-    learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in tower.parameters())
-    if not learns:
+    if not (torch.is_grad_enabled() and learns(tower)):
         return torch.cat([tower(*chunk) for chunk in chunks])
     return torch.cat([checkpoint(tower, *chunk, use_reentrant=False) for chunk in chunks])
 

@@ -36,6 +36,19 @@ def coloured_rows(count: int) -> list[dict]:
     return rows
 
 
+def photographed_rows() -> list[dict]:
+    """Twelve of them with photos as queries; product 2 lacks its picture, pair 3 its photo, pair 4 its text, and pairs
+    5 and 6 have the same text.
+    """
+    rows = coloured_rows(12)
+    for number, row in enumerate(rows):
+        row["photo"] = None if number == 3 else picture_bytes(row["query"].split()[0], 8 + number)
+    rows[2]["image"] = None
+    rows[4]["query"] = None
+    rows[5]["query"] = rows[6]["query"]
+    return rows
+
+
 def write_pairs(folder: Path, rows: list[dict], *, files: int = 1) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for part in range(files):

@@ -13,15 +13,11 @@ from safetensors.torch import load_file
 
 from encoders.errors import TrainingError
 from encoders.losses import nt_xent
-from encoders.training import objective, pictures
+from encoders.training import objective
 from encoders.training.metrics_files import join_metrics
 from tests.encoders.training.runs import Stopped, StopsAfter, pairs_of, train
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_kept(monkeypatch):
-    """Runs are stopped after so many pictures: each is decoded whenever it is asked for."""
-    monkeypatch.setattr(pictures, "KEPT_BYTES", 0)
+pytestmark = pytest.mark.usefixtures("nothing_is_kept")
 
 
 def rows_of_table(path):

@@ -13,7 +13,7 @@ from encoders.training.pairs import read_pairs
 from encoders.training.pairs_config import PairsConfig
 from encoders.training.pictures import decode_with_pillow
 from tests.encoders.tiny import tiny_parts
-from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, write_pairs
+from tests.encoders.training.pairs_files import photographed_rows, write_pairs
 from tests.encoders.training.runs import SMALL, Stopped, StopsAfter, assert_same_bytes, pairs_of, train
 
 ALL = {"product_text", "product_image", "query_text", "query_clip_text", "query_image"}
@@ -21,14 +21,9 @@ ALL = {"product_text", "product_image", "query_text", "query_clip_text", "query_
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Twelve products; one without a picture, one with a picture that is none, queries without text or photo."""
-    rows = coloured_rows(12)
-    for number, row in enumerate(rows):
-        row["photo"] = None if number == 3 else picture_bytes(row["query"].split()[0], 8 + number)
-    rows[2]["image"] = None
+    """Beside what `photographed_rows` lacks: product 7's picture is none, product 8 has no text."""
+    rows = photographed_rows()
     rows[7]["image"] = {"bytes": b"no picture", "path": None}
-    rows[4]["query"] = None
-    rows[5]["query"] = rows[6]["query"]
     rows[8]["title"] = rows[8]["description"] = None
     data = PairsConfig(uri=write_pairs(tmp_path_factory.mktemp("pairs"), rows), query_image_field="photo")
     return read_pairs(data)

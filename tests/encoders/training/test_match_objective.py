@@ -13,7 +13,7 @@ from encoders.training.pairs import read_pairs
 from encoders.training.pairs_config import PairsConfig
 from tests.encoders.test_loss_references import reference
 from tests.encoders.tiny import tiny_parts
-from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, write_pairs
+from tests.encoders.training.pairs_files import photographed_rows, write_pairs
 
 TEMPERATURE = 0.2
 WEIGHTS = LossWeights(
@@ -24,13 +24,8 @@ WEIGHTS = LossWeights(
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Twelve products of eight texts; product 2 lacks its picture, pair 3 its photo, pair 4 its text."""
-    rows = coloured_rows(12)
-    for number, row in enumerate(rows):
-        row["photo"] = None if number == 3 else picture_bytes(row["query"].split()[0], 8 + number)
-    rows[2]["image"] = None
-    rows[4]["query"] = None
-    rows[5]["query"] = rows[6]["query"]
-    data = PairsConfig(uri=write_pairs(tmp_path_factory.mktemp("pairs"), rows), query_image_field="photo")
+    folder = tmp_path_factory.mktemp("pairs")
+    data = PairsConfig(uri=write_pairs(folder, photographed_rows()), query_image_field="photo")
     return read_pairs(data)
 
 

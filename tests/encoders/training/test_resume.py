@@ -9,15 +9,10 @@ import pytest
 import torch
 
 from encoders.errors import CheckpointError, EncoderConfigError
-from encoders.training import pictures
 from encoders.training.checkpoint_folder import batches_done, read_checkpoint
 from tests.encoders.training.runs import SMALL, Stopped, StopsAfter, assert_same_bytes, pairs_of, train
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_kept(monkeypatch):
-    """Runs are stopped after so many pictures: each is decoded whenever it is asked for."""
-    monkeypatch.setattr(pictures, "KEPT_BYTES", 0)
+pytestmark = pytest.mark.usefixtures("nothing_is_kept")
 
 
 @pytest.fixture(scope="module")

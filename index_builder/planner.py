@@ -1,21 +1,21 @@
-"""Decides what index to build and how the work is cut, from the config and the number of products.
+"""Decides what index to build and from what sample, from the config and the number of products.
 
 `auto`, by rows: below `EXACT_BELOW_ROWS` exact search; else a rotation to four dimensions a sub-quantizer (two where D
 is small), about 4 * sqrt(rows) inverted lists, and PQ codes of `bytes_per_vector`. An explicit factory string
-is taken as it is, unless the catalog is too small to train it: then with fewer lists, or with vectors as they are,
-and a line in the log.
+is taken as it is, and refused before any work where the catalog is too small to train it. Should so many products be
+rejected on the way that the rest is too small, it is built with fewer lists, or of vectors as they are, with a line in
+the log: the night is not lost.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from index_builder.codec import on_gpu
-from index_builder.embedding_shards import NumberedShard
-from index_builder.memory import check_memory, rows_per_add, trainable_rows
+from index_builder.errors import SpecError
+from index_builder.memory import check_memory, trainable_rows
 from index_builder.query_vectors import read_query_vectors
 from index_builder.refine_plan import code_budget
 from index_builder.spec import IndexConfig, IndexSpec
@@ -52,25 +52,37 @@ class SamplePlan:
     queries: int
 
 
-def check_index(config: IndexConfig, dim: int, rows: int | None = None) -> None:
-    """Refuses an `index:` section that cannot be built, before any work.
-
-    Args:
-        config: the section.
-        dim: D.
-        rows: products, where they are known; an estimate will do.
+def check_index(config: IndexConfig, dim: int) -> None:
+    """Refuses an `index:` section that cannot be built, whatever the catalog.
 
     Raises:
-        SpecError: as `plan_index`, or `queries_uri` holds no queries of D dimensions.
+        SpecError: the factory string cannot be read, does not fit D, or needs more than `training_rows`; or
+            `queries_uri` holds no queries of D dimensions.
         TrainingError: a GPU is asked for, and there is none.
     """
     if config.factory != "auto":
-        IndexSpec.parse(config.factory, dim)
+        _check_training_rows(config, IndexSpec.parse(config.factory, dim))
     on_gpu(config.device)
     if config.queries_uri is not None:
         read_query_vectors(config.queries_uri, dim)
-    if rows:
-        plan_index(config, rows, dim)
+
+
+def check_rows(config: IndexConfig, rows: int, dim: int) -> None:
+    """Refuses an index that `rows` products, or an estimate of them, cannot train or the memory budget cannot hold.
+
+    Raises:
+        SpecError: as `plan_index`, or the catalog is too small for the index that `factory` names.
+    """
+    if config.factory != "auto":
+        spec = IndexSpec.parse(config.factory, dim)
+        needed = _needed_training_rows(spec)
+        if _most_training_rows(rows) < needed:
+            raise SpecError(
+                f"index.factory is {config.factory!r}, but training of it needs {needed:,} products beside those held "
+                f"out, and the catalog has {rows:,} in all. Expected auto, or what so many can train, such as "
+                f"{_shrunk(spec, config, rows).factory}"
+            )
+    plan_index(config, rows, dim)
 
 
 def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
@@ -90,9 +102,26 @@ def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
     return spec
 
 
+def _check_training_rows(config: IndexConfig, spec: IndexSpec) -> None:
+    needed = _needed_training_rows(spec)
+    if config.training_rows and config.training_rows < needed:
+        raise SpecError(
+            f"index.training_rows is {config.training_rows}, but training of {spec.factory}, which index.factory asks "
+            f"for, needs {needed} products. Expected that many, or null"
+        )
+
+
 def _planned(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
     if config.factory != "auto":
-        spec = _shrunk(IndexSpec.parse(config.factory, dim), config, rows)
+        asked = IndexSpec.parse(config.factory, dim)
+        spec = _shrunk(asked, config, rows)
+        if spec != asked:
+            log.warning(
+                "index.factory %s needs more than the %d products of this catalog to be trained: building %s instead",
+                asked.factory,
+                rows,
+                spec.factory,
+            )
         if 0 < spec.dims_per_code < SMALL_DIMS_PER_CODE and spec.dims_per_code not in FAST_DIMS_PER_CODE:
             log.warning(
                 "index.factory %s has sub-quantizers of %d dimensions, which FAISS encodes many times slower than %s",
@@ -142,45 +171,6 @@ def plan_sample(config: IndexConfig, spec: IndexSpec, rows: int) -> SamplePlan:
     )
 
 
-def plan_adds(
-    config: IndexConfig, spec: IndexSpec, shards: Sequence[NumberedShard]
-) -> tuple[tuple[tuple[NumberedShard, ...], ...], ...]:
-    """Cuts the shards, in row order, into serving shards, and those into add tasks.
-
-    Cuts fall between embedding shards. Serving shards get about the same number of products; there are fewer of them
-    than asked for where there are not enough embedding shards with products.
-
-    Returns:
-        For each serving shard its add tasks, for each task its embedding shards.
-    """
-    full = [shard for shard in shards if shard.kept_rows]
-    rows = sum(shard.kept_rows for shard in full)
-    wanted = max(1, min(config.serving_shards, len(full)))
-    groups: list[list[NumberedShard]] = [[]]
-    taken = 0
-    for position, shard in enumerate(full):
-        still_needed = wanted - len(groups)
-        share_is_full = taken + shard.kept_rows / 2 > rows * len(groups) / wanted
-        if groups[-1] and still_needed and (share_is_full or len(full) - position <= still_needed):
-            groups.append([])
-        groups[-1].append(shard)
-        taken += shard.kept_rows
-    return tuple(tuple(_tasks(group, rows_per_add(config, spec))) for group in groups)
-
-
-def _tasks(shards: Iterable[NumberedShard], rows_per_add: int) -> Iterable[tuple[NumberedShard, ...]]:
-    task: list[NumberedShard] = []
-    rows = 0
-    for shard in shards:
-        if task and rows + shard.kept_rows > rows_per_add:
-            yield tuple(task)
-            task, rows = [], 0
-        task.append(shard)
-        rows += shard.kept_rows
-    if task:
-        yield tuple(task)
-
-
 def _wanted_training_rows(config: IndexConfig, spec: IndexSpec) -> int:
     """40 vectors a list, or what the memory budget allows, but enough to train with."""
     wanted = max(TRAINING_ROWS_PER_LIST * spec.lists, PQ_TRAINING_ROWS)
@@ -195,7 +185,9 @@ def _auto_lists(rows: int) -> int:
 
 def _shrunk(spec: IndexSpec, config: IndexConfig, rows: int) -> IndexSpec:
     """The spec, or the nearest one that a catalog of `rows` products can train."""
-    training_rows = min(rows - rows // 10, config.training_rows or rows)
+    training_rows = min(_most_training_rows(rows), config.training_rows or rows)
+    if training_rows >= _needed_training_rows(spec):
+        return spec
     fitting = spec
     if spec.code == "pq" and training_rows < MIN_TRAINING_ROWS_PER_CODE * 2**spec.pq_bits:
         fitting = replace(_exact(spec.dim), lists=spec.lists)
@@ -205,14 +197,18 @@ def _shrunk(spec: IndexSpec, config: IndexConfig, rows: int) -> IndexSpec:
     if fitting.code != spec.code and rows < EXACT_BELOW_ROWS:
         # Without codes, lists save nothing on so few products.
         fitting = replace(fitting, lists=1)
-    if fitting != spec:
-        log.warning(
-            "index.factory %s needs more than the %d products of this catalog to be trained: building %s instead",
-            spec.factory,
-            rows,
-            fitting.factory,
-        )
     return fitting
+
+
+def _needed_training_rows(spec: IndexSpec) -> int:
+    of_lists = MIN_TRAINING_ROWS_PER_LIST * spec.lists if spec.lists > 1 else 0
+    of_codes = MIN_TRAINING_ROWS_PER_CODE * 2**spec.pq_bits if spec.code == "pq" else 0
+    return max(of_lists, of_codes)
+
+
+def _most_training_rows(rows: int) -> int:
+    """Of a catalog of `rows` products at most a tenth is held out."""
+    return rows - rows // 10
 
 
 def _exact(dim: int) -> IndexSpec:

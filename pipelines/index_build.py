@@ -15,6 +15,7 @@ from typing import Any
 
 from index_builder import storage
 from index_builder.add import add_shards
+from index_builder.add_tasks import plan_adds
 from index_builder.codec import CodecInfo, train_codec
 from index_builder.drift import (
     CodecFit,
@@ -33,7 +34,7 @@ from index_builder.ground_truth import TIES_KEPT, exact_neighbours
 from index_builder.index_shards import IndexShard
 from index_builder.loaded_memory import measure_resident_bytes
 from index_builder.merge import merge_index_shards
-from index_builder.planner import plan_adds, plan_index, plan_sample
+from index_builder.planner import check_rows, plan_index, plan_sample
 from index_builder.query_vectors import read_query_vectors
 from index_builder.refine import StoredKind, write_refine_codes
 from index_builder.refine_plan import BYTES_PER_DIM, plan_refinement, probes_per_factor
@@ -75,6 +76,16 @@ def reusable_codec(
     if not index.reuse_codec or finished is None or finished.encoder != encoder or not finished.build:
         return None
     return find_reusable(storage.join(work_uri, "builds", finished.build, "codec"), codec_config(index))
+
+
+def check_size(index: IndexConfig, rows: int, dim: int, reusable: ReusableCodec | None) -> None:
+    """Refuses what so many products, or an estimate of them, cannot train, unless a trained codec is there for them.
+
+    Raises:
+      SpecError: they are too few for `index.factory`, or the build would not fit into `index.memory_budget_mb`.
+    """
+    if reusable is None or outgrown(reusable, rows):
+        check_rows(index, rows, dim)
 
 
 class EmptyCatalogError(Exception):

@@ -12,6 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 import encoders
 from index_builder import embedding_shards, storage
+from index_builder.drift import ReusableCodec
 from index_builder.manifest import EncoderSummary
 from index_builder.planner import check_index, plan_index
 from pipelines.beam_run import beam_run
@@ -20,7 +21,7 @@ from pipelines.config.errors import ConfigError
 from pipelines.config.schema import IndexJobConfig
 from pipelines.external_vectors.config import EmbeddingsConfig
 from pipelines.external_vectors.plan import VectorPlan, plan_vectors
-from pipelines.index_build import BuildJob, build_key, reusable_codec
+from pipelines.index_build import BuildJob, build_key, check_size, reusable_codec
 from pipelines.lease import WorkLease
 from pipelines.outcome import Outcome, read_outcome
 from pipelines.progress import show_progress
@@ -92,7 +93,7 @@ def run_index_build(config: IndexJobConfig, beam_options: PipelineOptions) -> tu
             if config.embeddings.uri is None
             else external_vectors(config.embeddings, config.work.uri)
         )
-        check_index(config.index, source.encoder.dim, source.rows)
+        reusable = _check_size(config, source)
         note_index(config.work.uri, config.index.uri)
         record = RunRecord.begin(config.work.uri)
         key = build_key(source.keys, config.index, source.encoder.fingerprint)
@@ -103,9 +104,7 @@ def run_index_build(config: IndexJobConfig, beam_options: PipelineOptions) -> tu
             dim=source.encoder.dim,
             record=record,
             earlier_shards=frozenset(summary.key for summary in source.summaries),
-            reusable=reusable_codec(
-                config.work.uri, read_finished_run(config.work.uri), config.index, source.encoder.fingerprint
-            ),
+            reusable=reusable,
         )
         publishing = PublishJob(
             index=config.index,
@@ -151,10 +150,21 @@ def forecast_index(config: IndexJobConfig) -> list[tuple[str, str]]:
         source = standing_shards(config.work.uri)
     else:
         source = external_vectors(replace(config.embeddings, encoder=None), config.work.uri)
-    check_index(config.index, source.encoder.dim)
+    _check_size(config, source)
     spec = plan_index(config.index, source.rows, source.encoder.dim)
     lines = [("vectors", f"{source.rows:,} of {source.encoder.dim} dimensions, in {len(source.keys):,} shards")]
     return lines + index_lines(config.index, spec, source.rows)
+
+
+def _check_size(config: IndexJobConfig, source: VectorSource) -> ReusableCodec | None:
+    """Refuses what cannot be built; gives the codec of the last finished run, where this one may keep it."""
+    check_index(config.index, source.encoder.dim)
+    reusable = reusable_codec(
+        config.work.uri, read_finished_run(config.work.uri), config.index, source.encoder.fingerprint
+    )
+    if source.rows:
+        check_size(config.index, source.rows, source.encoder.dim, reusable)
+    return reusable
 
 
 def external_vectors(config: EmbeddingsConfig, work_uri: str) -> VectorSource:

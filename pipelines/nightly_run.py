@@ -9,15 +9,15 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from index_builder import storage
+from index_builder.drift import ReusableCodec
 from index_builder.manifest import EncoderSummary, Manifest
-from index_builder.planner import plan_index
 from pipelines.beam_run import beam_run
 from pipelines.catalog.carry_over import build_carry_over
 from pipelines.catalog.pictures.decode_config import DECODING_RULES
 from pipelines.catalog.pictures.known_pictures import build_known_pictures
 from pipelines.catalog.plan import CatalogPlan, CatalogShard, plan_catalog
 from pipelines.config.schema import JobConfig
-from pipelines.index_build import BuildJob, build_key, reusable_codec
+from pipelines.index_build import BuildJob, build_key, check_size, reusable_codec
 from pipelines.lease import WorkLease
 from pipelines.outcome import Outcome, read_outcome
 from pipelines.preflight import CheckedJob, check_job
@@ -44,7 +44,7 @@ class NightPlan:
       catalog: the plan that they were made from.
       last_night: what its version left for this one, or None.
       previous: the version that is published now, or None.
-      finished: the last run that came to its end.
+      reusable: the codec of the last run that came to its end, where this one may keep it.
       earlier_shards: keys of the embedding shards of the last finished run.
       carry_over_reason: why nothing is carried over, in words; empty where something is.
     """
@@ -54,7 +54,7 @@ class NightPlan:
     catalog: CatalogPlan
     last_night: LastNight | None
     previous: Manifest | None
-    finished: FinishedRun | None
+    reusable: ReusableCodec | None
     earlier_shards: frozenset[str]
     carry_over_reason: str = ""
 
@@ -94,7 +94,7 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
             dim=job.encoder.dim,
             record=record,
             earlier_shards=plan.earlier_shards,
-            reusable=reusable_codec(config.work.uri, plan.finished, config.index, job.encoder.fingerprint),
+            reusable=plan.reusable,
         )
         publishing = PublishJob(
             index=config.index,
@@ -145,11 +145,12 @@ def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
     """Cuts the catalog into shards, finds what stands already, and opens last night's vectors."""
     config, fingerprint = job.config, job.encoder.fingerprint
     catalog = plan_catalog(config.catalog, spool_uri=storage.join(config.work.uri, "spool"))
+    finished = read_finished_run(config.work.uri)
+    reusable = reusable_codec(config.work.uri, finished, config.index, fingerprint)
     if catalog.rows:
-        plan_index(config.index, catalog.rows, job.encoder.dim)  # refuses what cannot be built, before any work
+        check_size(config.index, catalog.rows, job.encoder.dim, reusable)
     previous = published_manifest(config.index.uri)
     folder = storage.join(config.work.uri, "embeddings", fingerprint)
-    finished = read_finished_run(config.work.uri)
     last_night, reason = None, ""
     if previous is None:
         reason = "no version is published yet"
@@ -176,7 +177,7 @@ def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
         catalog=catalog,
         last_night=last_night,
         previous=previous,
-        finished=finished,
+        reusable=reusable,
         earlier_shards=frozenset(finished.shards if finished and finished.encoder == fingerprint else ()),
         carry_over_reason=reason,
     )

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from index_builder import storage
 from index_builder.add import add_shards
+from index_builder.add_tasks import plan_adds
 from index_builder.codec import CodecInfo, train_codec
 from index_builder.embedding_shards import EmbeddingShardWriter, NumberedShard
 from index_builder.fast_scan import convert_shard
@@ -27,7 +28,7 @@ from index_builder.manifest import (
     refine_file_name,
 )
 from index_builder.merge import merge_index_shards
-from index_builder.planner import plan_adds, plan_index, plan_sample
+from index_builder.planner import plan_index, plan_sample
 from index_builder.publish import publish_version
 from index_builder.refine import write_refine_codes
 from index_builder.refine_plan import BYTES_PER_DIM, plan_refinement, probes_per_factor

@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import SpecError
 from index_builder.explain import explain_index
 from index_builder.memory import estimate_memory
-from index_builder.planner import plan_adds, plan_index, plan_sample
-from index_builder.spec import IndexConfig, IndexSpec
+from index_builder.planner import check_index, check_rows, plan_index, plan_sample
+from index_builder.spec import IndexConfig
 
 
 def config(**values: object) -> IndexConfig:
@@ -68,6 +67,39 @@ def test_a_small_catalog_gets_what_it_can_train(
     assert f"building {built} instead" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("settings", "rows", "message"),
+    [
+        (
+            {"factory": "IVF4096,PQ64"},
+            72_815,
+            "training of it needs 65,536 .* has 72,815 in all. .* auto, .* IVF4095,PQ64",
+        ),
+        ({"factory": "PQ64x12"}, 3000, "index.factory is 'PQ64x12', .* 16,384 .* 3,000 .* such as Flat"),
+        ({"factory": "IVF64,Flat"}, 100, "needs 1,024 .* such as IVF5,Flat"),
+        (
+            {"factory": "IVF256,PQ64", "training_rows": 4000},
+            10**6,
+            "training_rows is 4000, .* needs 4096 products",
+        ),
+    ],
+)
+def test_what_the_catalog_cannot_train_is_refused_before_any_work(settings: dict, rows: int, message: str) -> None:
+    def check() -> None:
+        check_index(config(**settings), 384)
+        check_rows(config(**settings), rows, 384)
+
+    with pytest.raises(SpecError, match=message):
+        check()
+
+
+def test_what_the_catalog_can_just_train_is_not_refused() -> None:
+    check_rows(config(factory="IVF4096,PQ64"), 72_820, 384)
+    check_index(config(factory="IVF256,PQ64", training_rows=4096), 384)
+    check_rows(config(factory="Flat"), 1, 384)
+    check_rows(config(factory="SQ8"), 1, 384)
+
+
 def test_slow_sub_quantizers_are_told(caplog: pytest.LogCaptureFixture) -> None:
     plan_index(config(factory="IVF64,PQ128"), 20_000, 384)
     assert "sub-quantizers of 3 dimensions" in caplog.text
@@ -95,35 +127,6 @@ def test_the_sample_is_large_enough() -> None:
     assert plan.training_share * 1_000_000 >= 40 * spec.lists
     assert plan.query_share * 1_000_000 >= settings.verify_queries
     assert plan_sample(config(training_rows=50_000), spec, 1_000_000).training_rows == 50_000
-
-
-def numbered(*kept: int) -> list[NumberedShard]:
-    shards, first = [], 0
-    for number, rows in enumerate(kept):
-        shards.append(NumberedShard(uri=f"{number}", rows=rows + 1, first_row=first, dropped=(0,)))
-        first += rows
-    return shards
-
-
-@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 6), st.integers(1, 60))
-def test_the_cut_keeps_every_shard_once_and_in_order(kept: list[int], serving_shards: int, rows_per_add: int) -> None:
-    shards = numbered(*kept)
-    settings = config(serving_shards=serving_shards, rows_per_add=rows_per_add)
-    groups = plan_adds(settings, IndexSpec.parse("SQ8", 8), shards)
-    flat = [shard for tasks in groups for task in tasks for shard in task]
-    with_products = [shard for shard in shards if shard.kept_rows]
-    assert flat == with_products
-    assert len(groups) == max(1, min(serving_shards, len(with_products)))
-    for tasks in groups:
-        for task in tasks:
-            assert len(task) == 1 or sum(shard.kept_rows for shard in task) <= rows_per_add
-
-
-def test_serving_shards_are_even() -> None:
-    settings = config(serving_shards=4, rows_per_add=30)
-    groups = plan_adds(settings, IndexSpec.parse("SQ8", 8), numbered(*[10] * 40))
-    assert [sum(shard.kept_rows for task in tasks for shard in task) for tasks in groups] == [100] * 4
-    assert [len(tasks) for tasks in groups] == [4] * 4
 
 
 def test_the_sample_and_the_add_tasks_fit_into_the_budget() -> None:

@@ -234,8 +234,8 @@ def test_another_index_of_the_last_nights_products(tmp_path, capsys):
 def test_an_encoder_comes_with_vectors_that_it_made(tmp_path, capsys):
     saved = save_tiny_encoder(tmp_path / "encoder", model="bibert")
     encoder = load_query_encoder(saved.uri)
-    texts = ["red dress", "blue mug", "green chair"] * 10
-    write_parquet(tmp_path / "v.parquet", fixed_lists(encoder.encode(texts=texts)), list(range(30)))
+    texts = ["red dress", "blue mug", "green chair"] * 50
+    write_parquet(tmp_path / "v.parquet", fixed_lists(encoder.encode(texts=texts)), list(range(150)))
     overrides = ["--embeddings.uri", str(tmp_path / "v.parquet"), "--embeddings.encoder", saved.uri]
     build(tmp_path, *overrides)
     assert run_command(search.main, ["--index", str(tmp_path / "index"), "-k", "3", "blue mug"]) == 0
@@ -309,7 +309,7 @@ def test_what_cannot_work_stops_before_any_work(tmp_path, capsys, name, override
 
 def test_ids_that_are_too_few_fail_the_run_in_words(tmp_path, capsys):
     write_bad_files(tmp_path)
-    assert command_line(tmp_path, "--embeddings.uri", str(tmp_path / "few_ids")) == 1
+    assert command_line(tmp_path, "--embeddings.uri", str(tmp_path / "few_ids"), "--index.factory", "auto") == 1
     assert "expected an id for each of the 50 vectors" in capsys.readouterr().err
 
 
@@ -337,6 +337,10 @@ def test_the_plan_is_printed_and_nothing_done(tmp_path, capsys):
     [
         (("--index.factory", "IVF8,PQ5"), "a divisor of 16"),
         (("--index.factory", "IVF4096,Flat", "--index.memory_budget_mb", "16"), "but training of IVF4096,Flat"),
+        (
+            ("--index.factory", "IVF8192,SQ8"),
+            "needs 131,072 products beside those held out, and the catalog has 120,000",
+        ),
         (("--index.queries_uri", "nowhere.npy"), "index.queries_uri is 'nowhere.npy'"),
     ],
 )

@@ -20,7 +20,7 @@ def embed(folder, *overrides: str) -> int:
 
 @pytest.fixture
 def job(tmp_path):
-    write_catalog(tmp_path / "catalog", [product(number) for number in range(60)])
+    write_catalog(tmp_path / "catalog", [product(number) for number in range(80)])
     arguments(tmp_path)
     return tmp_path
 
@@ -44,6 +44,8 @@ def encoder_without_weights(folder):
         (["--work.uri", "{folder}/job.yaml/work"], r"job\.yaml/work"),
         (["--encoder.uri", "{encoder}"], r"weights\.safetensors"),
         (["--encoder.uri", "{folder}/nothing"], r"nothing"),
+        (["--index.factory", "IVF8,SQ8"], r"index\.factory is 'IVF8,SQ8'.*needs 128 products.*has 80"),
+        (["--index.factory", "IVF4,PQ4x4", "--index.training_rows", "63"], r"index\.training_rows is 63.*64 products"),
         (["--direct_num_worker", "2"], r"direct_num_worker.*direct_num_workers"),
         (["--config", "{folder}/missing.yaml"], r"missing\.yaml"),
     ],
@@ -63,7 +65,7 @@ def test_what_cannot_work_stops_before_any_work(job, capsys, overrides, message)
 def test_the_job_prints_its_summary_and_search_finds(job, capsys):
     assert embed(job) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"products in +60\n", re.sub(r" +\n", "\n", printed))
+    assert re.search(r"products in +80\n", re.sub(r" +\n", "\n", printed))
     assert "(published)" in printed
     picture = job / "red.png"
     Image.new("RGB", (30, 30), (255, 0, 0)).save(picture)
@@ -101,7 +103,7 @@ def published(tmp_path_factory):
 
 
 def test_a_held_version_exits_with_one(job, capsys):
-    rows = [product(number, product_id=None if number < 30 else f"p{number}") for number in range(60)]
+    rows = [product(number, product_id=None if number < 30 else f"p{number}") for number in range(80)]
     write_catalog(job / "catalog", rows)
     assert embed(job) == 1
     assert "gates.max_rejected_share" in capsys.readouterr().out

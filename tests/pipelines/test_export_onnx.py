@@ -15,7 +15,7 @@ from tests.pipelines.job import product, run_job, write_catalog
 
 
 def test_a_published_versions_encoder_searches_it(tmp_path, capsys):
-    write_catalog(tmp_path / "catalog", [product(number) for number in range(60)])
+    write_catalog(tmp_path / "catalog", [product(number) for number in range(80)])
     run_job(tmp_path)
     index, out = str(tmp_path / "index"), str(tmp_path / "onnx")
     assert run_command(export_onnx.main, ["--index", index, "--out", out]) == 0

@@ -186,8 +186,15 @@ def test_a_gate_holds_the_version_back_and_the_old_one_stays(tmp_path):
 def test_an_empty_night_fails_in_words(tmp_path):
     write_catalog(tmp_path / "catalog", [product(number, title=None, image=None) for number in range(3)])
     with pytest.raises(RunFailedError, match=r"none of the 3 rows .* \(rejected: empty_product 3\)"):
-        run_job(tmp_path)
+        run_job(tmp_path, "--index.factory", "auto")
     assert not (tmp_path / "index" / "CURRENT").exists()
+
+
+def test_where_the_rejected_leave_too_few_to_train_the_night_is_not_lost(tmp_path):
+    rows = [product(number, product_id=None if number < 20 else f"p{number}") for number in range(80)]
+    write_catalog(tmp_path / "catalog", rows)
+    outcome, _ = run_job(tmp_path, "--gates.max_rejected_share", "0.5")
+    assert (outcome.status, outcome.factory, outcome.totals.products) == ("published", "Flat", 60)
 
 
 @pytest.mark.parametrize("products", [1, 12])

@@ -111,7 +111,7 @@ def test_a_version_does_not_differ_from_itself(three_nights, capsys):
 
 
 def test_a_column_that_comes_or_goes_is_named(tmp_path):
-    write_catalog(tmp_path / "catalog", [product(number) for number in range(60)])
+    write_catalog(tmp_path / "catalog", [product(number) for number in range(80)])
     first, _ = run_job(tmp_path)
     second, _ = run_job(tmp_path, "--catalog.display_fields", "[title]", "--catalog.filter_fields", "[]")
     diff = compare_versions(str(tmp_path / "index"), first.version, second.version)

@@ -17,13 +17,13 @@ import numpy as np
 from index_builder.blocks import map_blocks, row_blocks
 from index_builder.errors import TrainingError
 from index_builder.faiss_files import faiss_threads
+from index_builder.kmeans import spherical_kmeans
 from index_builder.list_assignment import ListAssigner
 from index_builder.spec import IndexSpec
 
 TWO_LEVELS_FROM_LISTS = 2048
 ITERATIONS = 6
 REFINING_ITERATIONS = 2
-MAX_ROWS_PER_LIST = 256
 _ROWS_ADDED_UP = 1024
 _GROUPS_PROBED = 3
 _HNSW_EF_CONSTRUCTION = 80
@@ -50,8 +50,8 @@ def train_centroids(vectors: np.ndarray, lists: int, *, seed: int, gpu: bool = F
     if lists == 1:
         return np.zeros((1, vectors.shape[1]), dtype=np.float32)
     if lists < TWO_LEVELS_FROM_LISTS:
-        return _kmeans(vectors, lists, seed, gpu)
-    super_centroids = _kmeans(vectors, round(math.sqrt(lists)), seed, gpu)
+        return spherical_kmeans(vectors, lists, iterations=ITERATIONS, seed=seed, gpu=gpu)
+    super_centroids = spherical_kmeans(vectors, round(math.sqrt(lists)), iterations=ITERATIONS, seed=seed, gpu=gpu)
     nearest = faiss.knn(vectors, super_centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)[1].ravel()
     members = np.bincount(nearest, minlength=len(super_centroids))
     # Rows sorted by super cluster, each a slice.
@@ -65,7 +65,7 @@ def train_centroids(vectors: np.ndarray, lists: int, *, seed: int, gpu: bool = F
 
     def within(part: tuple[int, np.ndarray, int]) -> np.ndarray:
         cluster, rows, share = part
-        return _kmeans(vectors[rows], share, seed + 1 + cluster, gpu)
+        return spherical_kmeans(vectors[rows], share, iterations=ITERATIONS, seed=seed + 1 + cluster, gpu=gpu)
 
     # Small clusterings side by side, each on one core: threads that share one mostly wait for each other.
     centroids = list(map(within, parts) if gpu else map_blocks(within, parts))
@@ -132,23 +132,3 @@ def _moved(centroids: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     moved[filled] = sums
     faiss.normalize_L2(moved)
     return moved
-
-
-def _kmeans(vectors: np.ndarray, clusters: int, seed: int, gpu: bool) -> np.ndarray:
-    if clusters == len(vectors):
-        centroids = vectors.copy()
-        faiss.normalize_L2(centroids)
-        return centroids
-    kmeans = faiss.Kmeans(
-        vectors.shape[1],
-        clusters,
-        niter=ITERATIONS,
-        seed=seed,
-        spherical=True,
-        # The planner answers for the sample's size; FAISS would warn on stderr.
-        min_points_per_centroid=1,
-        max_points_per_centroid=MAX_ROWS_PER_LIST,
-        gpu=gpu,
-    )
-    kmeans.train(np.ascontiguousarray(vectors))
-    return kmeans.centroids

@@ -15,8 +15,9 @@ import hashlib
 import itertools
 import math
 
-import faiss
 import numpy as np
+
+from index_builder.kmeans import spherical_kmeans
 
 GROUPED_FROM_LISTS = 1024
 GROUPS_PROBED = 6
@@ -99,8 +100,5 @@ _last: dict[str, ListAssigner] = {}
 def _group(centroids: np.ndarray) -> np.ndarray:
     """Groups neighbouring centroids, about sqrt(L) / 2 to a group: the group of each, int64 [L]."""
     groups = round(2 * math.sqrt(len(centroids)))
-    kmeans = faiss.Kmeans(
-        centroids.shape[1], groups, niter=GROUPING_ITERATIONS, seed=0, spherical=True, min_points_per_centroid=1
-    )
-    kmeans.train(centroids)
-    return (centroids @ kmeans.centroids.T).argmax(axis=1)
+    leaders = spherical_kmeans(centroids, groups, iterations=GROUPING_ITERATIONS, seed=0)
+    return (centroids @ leaders.T).argmax(axis=1)

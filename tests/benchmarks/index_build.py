@@ -94,7 +94,8 @@ def build(vectors: Path | None, out: Path, bytes_per_vector: int, overrides: Seq
     """Runs `pipelines.build_index`; without `vectors`, over the embedding shards that an earlier run left in `out`."""
     command = [sys.executable, "-m", "pipelines.build_index", "--work.uri", str(out / "work")]
     command += ["--index.uri", str(out / "index"), "--index.bytes_per_vector", str(bytes_per_vector)]
-    command += ["--index.k", str(K)]
+    # Vectors that nothing can compress are measured too.
+    command += ["--index.k", str(K), "--gates.min_recall", "null"]
     if vectors is not None:
         command += ["--embeddings.uri", str(vectors), "--embeddings.id_field", "null"]
     return run([*command, *overrides])

@@ -1,8 +1,8 @@
 """Chooses `nprobe`, the inverted lists that a search probes, by measuring recall and latency on the serving shards.
 
 With refine files also `refine_factor`, the candidates re-ranked for each neighbour: more of either finds more, and the
-cheapest pair that reaches the target is taken. What is cheaper is reckoned, not timed: the choice is part of the index
-file, which must come out the same on a busy machine.
+cheapest pair that reaches the target is taken. What is cheaper is reckoned, not timed: the choice becomes part of the
+index file (stored_nprobe.py), which must come out the same on a busy machine.
 """
 
 from __future__ import annotations
@@ -10,18 +10,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import faiss
 import numpy as np
 
-from index_builder import storage
-from index_builder.codec import CodecInfo, open_codec
-from index_builder.errors import VerificationError
-from index_builder.faiss_files import faiss_threads, ivf_of, opened_indexes
-from index_builder.fast_scan import as_served
+from index_builder.faiss_files import faiss_threads, opened_indexes
 from index_builder.ground_truth import GroundTruth
-from index_builder.index_shards import IndexShard, find_finished, write_description
 from index_builder.refine_codes import RefineCodes, opened_refine_codes, search_refined
 from index_builder.sampling import QuerySet
 from index_builder.shard_search import ShardSearch
@@ -140,40 +134,6 @@ def choose_search(
     )
 
 
-def store_nprobe(shard: IndexShard, codec: CodecInfo, nprobe: int, out_uri: str) -> IndexShard:
-    """Copies a serving shard with `nprobe` set in it, so that plain `faiss.read_index` searches as it was measured.
-
-    FAISS keeps the number in the file's header. Its place is found by writing the empty codec twice, with two
-    numbers: the lists need not be read into memory.
-
-    Args:
-        shard: a merged index file.
-        codec: the codec it was made with.
-        nprobe: the number to set.
-        out_uri: the index file to write.
-
-    Raises:
-        VerificationError: the header is not laid out as expected; the FAISS that wrote the shard is another one.
-    """
-    inputs = f"{shard.sha256} nprobe {nprobe}"
-    if finished := find_finished(out_uri, inputs):
-        return finished
-    place = _nprobe_place(as_served(open_codec(codec), codec.spec))
-    with storage.atomic_file(out_uri) as path:
-        storage.copy_file(shard.uri, path, expected_sha256=shard.sha256)
-        with open(path, "r+b") as file:
-            file.seek(place)
-            file.write(np.int64(nprobe).astype("<i8").tobytes())
-        with opened_indexes([path]) as (index,):
-            if (ivf_of(index).nprobe, index.ntotal) != (nprobe, shard.rows):
-                raise VerificationError(
-                    f"{shard.uri}: expected nprobe {nprobe} and {shard.rows} rows after setting it, found "
-                    f"{ivf_of(index).nprobe} and {index.ntotal}; it was written by another FAISS, build it again"
-                )
-        sha256 = storage.sha256_file(path)
-    return write_description(replace(shard, uri=out_uri, sha256=sha256), inputs)
-
-
 @dataclass(frozen=True)
 class _Search:
     """Open serving shards, refine codes where there are some, and the neighbours that a search asks for."""
@@ -252,15 +212,3 @@ def _steps(lists: int) -> Iterator[int]:
                 yield lists
                 return
             yield int(nprobe)
-
-
-def _nprobe_place(index: faiss.Index) -> int:
-    """The offset of `nprobe` in the file of an index."""
-    # Two numbers that differ in their lowest byte only.
-    ivf_of(index).nprobe = 1
-    ones = faiss.serialize_index(index)
-    ivf_of(index).nprobe = 2
-    places = np.flatnonzero(ones != faiss.serialize_index(index))
-    if len(places) != 1:
-        raise VerificationError(f"expected one place for nprobe in an index file, found {len(places)}")
-    return int(places[0])

@@ -13,8 +13,8 @@ import pyarrow as pa
 from rich.console import Console
 
 from index_builder import IndexReader, embedding_shards, storage
-from index_builder.planner import plan_index
 from pipelines.catalog.fingerprints import id_digests
+from pipelines.codec_reuse import spec_to_build
 from pipelines.config.schema import JobConfig
 from pipelines.nightly_run import plan_night
 from pipelines.preflight import check_job
@@ -101,7 +101,8 @@ def forecast_night(config: JobConfig, *, full: bool = False) -> Forecast:
     products = complete + carried + to_embed
     index: list[tuple[str, str]] = []
     if products:
-        index = index_lines(config.index, plan_index(config.index, products, job.encoder.dim), products)
+        spec = spec_to_build(config.index, products, job.encoder.dim, plan.reusable)
+        index = index_lines(config.index, spec, products)
     return Forecast(
         shards=len(plan.tasks),
         shards_complete=shards_complete,

@@ -11,49 +11,43 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from index_builder import storage
 from index_builder.add import add_shards
 from index_builder.add_tasks import plan_adds
 from index_builder.codec import CodecInfo, train_codec
 from index_builder.drift import (
-    CodecFit,
     ReusableCodec,
     adopt_codec,
     estimate_fit,
-    find_reusable,
     measure_fit,
-    outgrown,
-    save_fit,
     why_not,
 )
-from index_builder.embedding_shards import NumberedShard
 from index_builder.fast_scan import convert_shard
 from index_builder.ground_truth import TIES_KEPT, exact_neighbours
 from index_builder.index_shards import IndexShard
 from index_builder.loaded_memory import measure_resident_bytes
 from index_builder.merge import merge_index_shards
-from index_builder.planner import check_rows, plan_index, plan_sample
+from index_builder.planner import plan_sample
 from index_builder.query_vectors import read_query_vectors
-from index_builder.refine import StoredKind, write_refine_codes
+from index_builder.refine import write_refine_codes
 from index_builder.refine_plan import BYTES_PER_DIM, plan_refinement, probes_per_factor
 from index_builder.sampling import SamplePiece, read_queries, write_sample
-from index_builder.spec import IndexConfig, IndexSpec, RefineKind
+from index_builder.spec import IndexConfig
+from index_builder.stored_nprobe import store_nprobe
 from index_builder.tuning import (
     RECALL_DEPTHS,
-    SearchChoice,
-    SearchMeasurement,
     choose_search,
     likely_neighbours,
     measure_search,
-    store_nprobe,
 )
 from index_builder.verify import verify_index, verify_refine_codes
-from pipelines.numbering import Numbering, number_products
-from pipelines.outcome import Totals, total
+from pipelines.build_parts import AddTask, BuildPlan, FinishedBuild, RefineTask
+from pipelines.codec_reuse import remember_fit, spec_to_build
+from pipelines.numbering import number_products
+from pipelines.outcome import total
 from pipelines.run_record import RunRecord
-from pipelines.shard_files import FinishedRun, ShardFiles, ShardSummary
+from pipelines.shard_files import ShardFiles, ShardSummary
 
 
 def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint: str) -> str:
@@ -63,104 +57,8 @@ def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def codec_config(index: IndexConfig) -> dict[str, Any]:
-    """The part of the index section that shapes a codec."""
-    names = ("factory", "bytes_per_vector", "refine", "training_rows", "memory_budget_mb", "seed", "device")
-    return {name: getattr(index, name) for name in names}
-
-
-def reusable_codec(
-    work_uri: str, finished: FinishedRun | None, index: IndexConfig, encoder: str
-) -> ReusableCodec | None:
-    """The codec of the last finished run, where this one may keep it."""
-    if not index.reuse_codec or finished is None or finished.encoder != encoder or not finished.build:
-        return None
-    return find_reusable(storage.join(work_uri, "builds", finished.build, "codec"), codec_config(index))
-
-
-def check_size(index: IndexConfig, rows: int, dim: int, reusable: ReusableCodec | None) -> None:
-    """Refuses what so many products, or an estimate of them, cannot train, unless a trained codec is there for them.
-
-    Raises:
-      SpecError: they are too few for `index.factory`, or the build would not fit into `index.memory_budget_mb`.
-    """
-    if reusable is None or outgrown(reusable, rows):
-        check_rows(index, rows, dim)
-
-
 class EmptyCatalogError(Exception):
     """No product of the catalog could be embedded."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BuildPlan:
-    """What the numbering decides for the stages after it.
-
-    Attributes:
-      numbering: the products and their rows.
-      spec: the index to build.
-      refine: what its candidates are re-ranked from.
-      totals: the night's products in numbers.
-      shard_keys: the catalog shards' keys, in plan order.
-    """
-
-    numbering: Numbering
-    spec: IndexSpec
-    refine: RefineKind
-    totals: Totals
-    shard_keys: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AddTask:
-    """Embedding shards that one worker adds to one index shard of a serving shard."""
-
-    serving_shard: int
-    number: int
-    shards: tuple[NumberedShard, ...]
-
-    @property
-    def name(self) -> str:
-        """Names the task's index shard."""
-        return f"{self.serving_shard:05d}-{self.number:05d}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RefineTask:
-    """Embedding shards whose vectors go into one refine file: those of one serving shard."""
-
-    serving_shard: int
-    kind: StoredKind
-    shards: tuple[NumberedShard, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FinishedBuild:
-    """A verified index, not published yet.
-
-    Attributes:
-      plan: what was built.
-      codec: the trained codec.
-      serving_shards: the index files, by their rows.
-      refine_shards: the refine files, by their rows; none without refinement.
-      measured: recall and latency for each search setting that was tried.
-      chosen: the setting that the index is published with.
-      queries: held-out products that recall was measured with.
-      fit: how well the codec fits the catalog.
-      codec_reason: why the codec was trained or kept.
-      resident_bytes: memory of a process that opened the files and answered those queries.
-    """
-
-    plan: BuildPlan
-    codec: CodecInfo
-    serving_shards: tuple[IndexShard, ...]
-    refine_shards: tuple[IndexShard, ...]
-    measured: tuple[SearchMeasurement, ...]
-    chosen: SearchChoice
-    queries: int
-    fit: CodecFit
-    codec_reason: str
-    resident_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,7 +105,7 @@ class BuildJob:
                     f"({totals.reasons() or 'it is empty'}); "
                     f"the dead letters are in {numbering.rejected_uri}"
                 )
-            spec = self._spec(numbering.products)
+            spec = spec_to_build(self.index, numbering.products, self.dim, self.reusable)
             facts |= {"products": numbering.products, "duplicates": numbering.duplicates}
         keys = tuple(summary.key for summary in summaries)
         refine = plan_refinement(self.index, spec)
@@ -354,7 +252,7 @@ class BuildJob:
             )
             facts |= {"recall": chosen.recall, "queries": len(queries.rows), "resident_bytes": resident_bytes}
             fit = measure_fit(codec, uris, pieces, chosen.recall)
-            self._remember_fit(codec, fit)
+            remember_fit(self.index, codec, fit, self.reusable)
         return FinishedBuild(
             plan=plan,
             codec=codec,
@@ -367,17 +265,3 @@ class BuildJob:
             codec_reason=self.record.reports("train")["all"]["codec"],
             resident_bytes=resident_bytes,
         )
-
-    def _spec(self, products: int) -> IndexSpec:
-        """What the codec at hand was trained to be, as long as the catalog has not outgrown it."""
-        if self.reusable is not None and not outgrown(self.reusable, products):
-            return self.reusable.codec.spec
-        return plan_index(self.index, products, self.dim)
-
-    def _remember_fit(self, codec: CodecInfo, fit: CodecFit) -> None:
-        """Leaves beside the codec how it fits, for the next run to decide by."""
-        if codec.spec.exact:
-            return
-        kept = self.reusable is not None and self.reusable.codec.fingerprint == codec.fingerprint
-        trained = self.reusable.trained if kept and self.reusable is not None else fit
-        save_fit(codec, codec_config(self.index), trained, fit)

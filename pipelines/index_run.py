@@ -14,14 +14,15 @@ import encoders
 from index_builder import embedding_shards, storage
 from index_builder.drift import ReusableCodec
 from index_builder.manifest import EncoderSummary
-from index_builder.planner import check_index, plan_index
+from index_builder.planner import check_index
 from pipelines.beam_run import beam_run
 from pipelines.catalog.stores import absolute
+from pipelines.codec_reuse import check_size, reusable_codec, spec_to_build
 from pipelines.config.errors import ConfigError
 from pipelines.config.schema import IndexJobConfig
 from pipelines.external_vectors.config import EmbeddingsConfig
 from pipelines.external_vectors.plan import VectorPlan, plan_vectors
-from pipelines.index_build import BuildJob, build_key, check_size, reusable_codec
+from pipelines.index_build import BuildJob, build_key
 from pipelines.lease import WorkLease
 from pipelines.outcome import Outcome, read_outcome
 from pipelines.progress import show_progress
@@ -150,8 +151,7 @@ def forecast_index(config: IndexJobConfig) -> list[tuple[str, str]]:
         source = standing_shards(config.work.uri)
     else:
         source = external_vectors(replace(config.embeddings, encoder=None), config.work.uri)
-    _check_size(config, source)
-    spec = plan_index(config.index, source.rows, source.encoder.dim)
+    spec = spec_to_build(config.index, source.rows, source.encoder.dim, _check_size(config, source))
     lines = [("vectors", f"{source.rows:,} of {source.encoder.dim} dimensions, in {len(source.keys):,} shards")]
     return lines + index_lines(config.index, spec, source.rows)
 

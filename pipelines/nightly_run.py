@@ -16,8 +16,9 @@ from pipelines.catalog.carry_over import build_carry_over
 from pipelines.catalog.pictures.decode_config import DECODING_RULES
 from pipelines.catalog.pictures.known_pictures import build_known_pictures
 from pipelines.catalog.plan import CatalogPlan, CatalogShard, plan_catalog
+from pipelines.codec_reuse import check_size, reusable_codec
 from pipelines.config.schema import JobConfig
-from pipelines.index_build import BuildJob, build_key, check_size, reusable_codec
+from pipelines.index_build import BuildJob, build_key
 from pipelines.lease import WorkLease
 from pipelines.outcome import Outcome, read_outcome
 from pipelines.preflight import CheckedJob, check_job

@@ -22,8 +22,8 @@ from index_builder.manifest import (
     refine_file_name,
 )
 from index_builder.spec import IndexConfig
+from pipelines.build_parts import FinishedBuild
 from pipelines.config.schema import GatesConfig
-from pipelines.index_build import FinishedBuild
 from pipelines.outcome import Outcome, Status, failed_gates, write_outcome
 from pipelines.run_record import RunRecord
 from pipelines.shard_files import FinishedRun, write_finished_run

@@ -8,7 +8,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.pvalue import AsIter, AsSingleton
 
-from pipelines.index_build import BuildJob, FinishedBuild
+from pipelines.build_parts import FinishedBuild
+from pipelines.index_build import BuildJob
 from pipelines.shard_files import ShardSummary
 
 

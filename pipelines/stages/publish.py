@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 
-from pipelines.index_build import FinishedBuild
+from pipelines.build_parts import FinishedBuild
 from pipelines.outcome import Outcome
 from pipelines.publishing import PublishJob
 

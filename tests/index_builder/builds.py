@@ -34,7 +34,8 @@ from index_builder.refine import write_refine_codes
 from index_builder.refine_plan import BYTES_PER_DIM, plan_refinement, probes_per_factor
 from index_builder.sampling import QuerySet, read_queries, write_sample
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
-from index_builder.tuning import SearchChoice, SearchMeasurement, choose_search, measure_search, store_nprobe
+from index_builder.stored_nprobe import store_nprobe
+from index_builder.tuning import SearchChoice, SearchMeasurement, choose_search, measure_search
 from index_builder.verify import verify_index, verify_refine_codes
 
 ENCODER = "0123456789abcdef"
@@ -207,3 +208,9 @@ def published(root: str, rows: int = 300, dim: int = 16, *, seed: int = 0, **con
     build = build_index(folder, shards, IndexConfig(uri=index, **config), dim)  # type: ignore[arg-type]
     publish_version(index, *stage(folder, build))
     return index
+
+
+def build_clustered(root: str, factory: str, target: float = 0.95, shards: int = 2) -> Build:
+    """An index of 3,000 clustered vectors of 16 dimensions."""
+    config = IndexConfig(uri="x", factory=factory, target_recall=target, serving_shards=shards, verify_queries=150)
+    return build_index(root, write_shards(root, clustered(3000, 16), 500), config, 16)

@@ -1,28 +1,17 @@
 from __future__ import annotations
 
-import dataclasses
-
 import faiss
-import numpy as np
 import pytest
 
-from index_builder import storage
-from index_builder.errors import StorageError
-from index_builder.faiss_files import ivf_of, opened_indexes
+from index_builder.faiss_files import opened_indexes
 from index_builder.ground_truth import exact_neighbours
 from index_builder.spec import IndexConfig
-from index_builder.tuning import SearchMeasurement, choose_search, measure_search, store_nprobe
-from index_builder.verify import verify_index
-from tests.index_builder.builds import Build, build_index, clustered, write_shards
-
-
-def build(root: str, factory: str, target: float = 0.95, shards: int = 2) -> Build:
-    config = IndexConfig(uri="x", factory=factory, target_recall=target, serving_shards=shards, verify_queries=150)
-    return build_index(root, write_shards(root, clustered(3000, 16), 500), config, 16)
+from index_builder.tuning import SearchMeasurement, choose_search, measure_search
+from tests.index_builder.builds import build_clustered, build_index, clustered, write_shards
 
 
 def test_recall_is_that_of_counting_by_hand(root: str) -> None:
-    made = build(root, "IVF32,Flat")
+    made = build_clustered(root, "IVF32,Flat")
     (row,) = [
         row
         for row in measure_search([shard.uri for shard in made.merged], made.queries, made.truth, target_recall=0.2)
@@ -44,7 +33,7 @@ def test_recall_is_that_of_counting_by_hand(root: str) -> None:
 
 
 def test_probing_all_lists_of_flat_vectors_is_exact(tmp_path) -> None:
-    made = build(str(tmp_path), "IVF32,Flat", target=1.0)
+    made = build_clustered(str(tmp_path), "IVF32,Flat", target=1.0)
     assert made.choice.reached
     assert made.choice.recall == 1.0
     measured = measure_search([shard.uri for shard in made.merged], made.queries, made.truth)
@@ -55,14 +44,14 @@ def test_probing_all_lists_of_flat_vectors_is_exact(tmp_path) -> None:
 
 
 def test_it_stops_when_more_probes_bring_nothing(tmp_path) -> None:
-    made = build(str(tmp_path), "IVF64,PQ2x4")
+    made = build_clustered(str(tmp_path), "IVF64,PQ2x4")
     measured = measure_search([shard.uri for shard in made.merged], made.queries, made.truth, target_recall=0.99)
     assert measured[-1].nprobe < 64
     assert not made.choice.reached
 
 
 def test_exact_search_has_one_setting(tmp_path) -> None:
-    made = build(str(tmp_path), "Flat")
+    made = build_clustered(str(tmp_path), "Flat")
     measured = measure_search([shard.uri for shard in made.merged], made.queries, made.truth)
     assert [(row.nprobe, row.recall) for row in measured] == [(1, 1.0)]
 
@@ -84,33 +73,6 @@ def table(*rows: tuple[int, float]) -> list[SearchMeasurement]:
 def test_the_choice(rows: list[tuple[int, float]], target: float, nprobe: int, reached: bool) -> None:
     choice = choose_search(table(*rows), target)
     assert (choice.nprobe, choice.reached) == (nprobe, reached)
-
-
-@pytest.mark.parametrize("factory", ["Flat", "IVF32,SQ8", "OPQ4_8,IVF32_HNSW8,PQ4", "PCAR8,IVF32,PQ4x6"])
-def test_nprobe_travels_in_the_file_and_nothing_else_changes(root: str, factory: str) -> None:
-    made = build(root, factory)
-    shard = made.merged[1]
-    stored = store_nprobe(shard, made.codec, 7, storage.join(root, "stored.faiss"))
-    assert (stored.rows, stored.first_row, stored.codec_fingerprint) == (
-        shard.rows,
-        shard.first_row,
-        made.codec.fingerprint,
-    )
-    before, after = (np.frombuffer(storage.read_bytes(uri), np.uint8) for uri in (shard.uri, stored.uri))
-    assert (before != after).sum() == 1
-    with storage.localized(stored.uri) as path:
-        assert ivf_of(faiss.read_index(path)).nprobe == 7
-    verify_index([made.merged[0], stored], rows=3000, dim=16, codec_fingerprint=made.codec.fingerprint)
-    assert store_nprobe(shard, made.codec, 7, stored.uri) == stored
-    assert store_nprobe(shard, made.codec, 300, stored.uri).sha256 != stored.sha256
-
-
-def test_a_changed_shard_is_not_copied(tmp_path) -> None:
-    made = build(str(tmp_path), "IVF32,SQ8")
-    changed = dataclasses.replace(made.merged[0], sha256="0" * 64)
-    with pytest.raises(StorageError, match="expected sha256"):
-        store_nprobe(changed, made.codec, 7, str(tmp_path / "stored.faiss"))
-    assert not storage.exists(str(tmp_path / "stored.faiss"))
 
 
 def test_recall_is_given_at_three_depths_whatever_k_the_target_is_for(root: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from index_builder import storage
 from index_builder.codec import CodecInfo
 from index_builder.drift import CodecFit, ReusableCodec, find_reusable, outgrown, save_fit
+from index_builder.memory import check_memory
 from index_builder.planner import check_rows, plan_index
 from index_builder.spec import IndexConfig, IndexSpec
 from pipelines.shard_files import FinishedRun
@@ -35,6 +36,8 @@ def check_size(index: IndexConfig, rows: int, dim: int, reusable: ReusableCodec 
     """
     if reusable is None or outgrown(reusable, rows):
         check_rows(index, rows, dim)
+    else:
+        check_memory(index, reusable.codec.spec, rows=rows, training_rows=0)
 
 
 def spec_to_build(index: IndexConfig, rows: int, dim: int, reusable: ReusableCodec | None) -> IndexSpec:

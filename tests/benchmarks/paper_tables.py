@@ -165,6 +165,28 @@ def drawn_negatives(bought: pa.Table, offered: pa.Table) -> pa.Array:
     return pa.array(chosen, pa.list_(pa.string()))
 
 
+def exact_among_negatives(folder: Path, column: str | None, *, batch: int = 256, batches: int = 10) -> float:
+    """Exact products among a query's negatives, on average: in-batch ones, and those of `column`."""
+    data = folder / "data" / "fashion"
+    exact = pq.read_table(data / "judgments.parquet", filters=[("label", "=", "Exact")])
+    exact = exact.join(pq.read_table(data / "queries.parquet"), "query_id").select(["query", "product_id"])
+    exact_of, pairs = _by_query(exact), pq.read_table(folder / "trained" / "fashion_train.parquet")
+    chosen_for, rows, draw = _by_query(pairs), pairs.to_pylist(), np.random.default_rng(0)
+    wrong = 0
+    for _ in range(batches):
+        drawn = [rows[place] for place in draw.permutation(len(rows))[:batch]]
+        products = {row["product_id"] for row in drawn} | {
+            seen for row in drawn for seen in (row[column] if column else ())
+        }
+        wrong += sum(len((products - chosen_for[row["query"]]) & exact_of[row["query"]]) for row in drawn)
+    return wrong / (batch * batches)
+
+
+def _by_query(table: pa.Table) -> dict[str, set[str]]:
+    grouped = table.select(["query", "product_id"]).group_by("query").aggregate([("product_id", "list")])
+    return {row["query"]: set(row["product_id_list"]) for row in grouped.to_pylist()}
+
+
 def write_grocery_photos(folder: Path) -> None:
     """Photos with a word for the kind of product, below `trained/`."""
     data = folder / "data" / "grocery"
@@ -205,7 +227,13 @@ def main() -> None:
     arguments = parser.parse_args()
     print(command_line(), machine_line("torch", "open_clip_torch", "transformers", "lightning"), sep="\n")
     (arguments.folder / "trained").mkdir(exist_ok=True)
-    (write_grocery_photos if arguments.table == "grocery" else write_fashion_pairs)(arguments.folder)
+    if arguments.table == "grocery":
+        write_grocery_photos(arguments.folder)
+    else:
+        write_fashion_pairs(arguments.folder)
+        for column in (None, "seen", "seen_substitutes"):
+            wrong = exact_among_negatives(arguments.folder, column)
+            print(f"Exact among a query's negatives, {column or 'in-batch alone'}: {wrong:.1f}")
     for seed in SEEDS:
         for system in TABLES[arguments.table]():
             train(system, seed, arguments.folder)

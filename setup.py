@@ -43,7 +43,7 @@ EXTRAS = {
     # Both faiss-cpu and faiss-gpu bring the package `faiss`, and overwrite each other's files. Two commands:
     #   pip install 'shelfmark[gpu]'
     #   pip uninstall --yes faiss-cpu && pip install --force-reinstall --no-deps faiss-gpu
-    "gpu": ["faiss-gpu>=1.14"],  # k-means and PQ training on a GPU
+    "gpu": ["faiss-gpu>=1.14"],  # k-means of the inverted lists on a GPU
     "train": [
         "lightning>=2.6",  # the training loop of `pipelines.train_encoder`
         "matplotlib>=3.10",  # its picture of loss and recall

@@ -100,11 +100,15 @@ def _code(config: IndexConfig, spec: IndexSpec, *, automatic: bool) -> str:
 
 def _shards(config: IndexConfig, spec: IndexSpec, rows: int) -> str:
     size = rows * (spec.code_bytes + 8) / config.serving_shards
-    plural = "" if config.serving_shards == 1 else "s"
     return (
-        f"{config.serving_shards} serving shard{plural} of about {_mb(size)}, "
+        f"{serving_shards(config.serving_shards)} of about {_mb(size)}, "
         f"added {min(rows, rows_per_add(config, spec)):,} products at a time"
     )
+
+
+def serving_shards(count: int) -> str:
+    """`1 serving shard`, `2 serving shards`."""
+    return f"{count} serving shard" + ("" if count == 1 else "s")
 
 
 def _mb(size: float) -> str:

@@ -186,10 +186,8 @@ def _auto_lists(rows: int) -> int:
 def _shrunk(spec: IndexSpec, config: IndexConfig, rows: int) -> IndexSpec:
     """The spec, or the nearest one that a catalog of `rows` products can train."""
     training_rows = min(_most_training_rows(rows), config.training_rows or rows)
-    if training_rows >= _needed_training_rows(spec):
-        return spec
     fitting = spec
-    if spec.code == "pq" and training_rows < MIN_TRAINING_ROWS_PER_CODE * 2**spec.pq_bits:
+    if training_rows < _needed_by_code(spec):
         fitting = replace(_exact(spec.dim), lists=spec.lists)
     lists = min(fitting.lists, max(1, training_rows // MIN_TRAINING_ROWS_PER_LIST))
     if lists < fitting.lists:
@@ -202,8 +200,11 @@ def _shrunk(spec: IndexSpec, config: IndexConfig, rows: int) -> IndexSpec:
 
 def _needed_training_rows(spec: IndexSpec) -> int:
     of_lists = MIN_TRAINING_ROWS_PER_LIST * spec.lists if spec.lists > 1 else 0
-    of_codes = MIN_TRAINING_ROWS_PER_CODE * 2**spec.pq_bits if spec.code == "pq" else 0
-    return max(of_lists, of_codes)
+    return max(of_lists, _needed_by_code(spec))
+
+
+def _needed_by_code(spec: IndexSpec) -> int:
+    return MIN_TRAINING_ROWS_PER_CODE * 2**spec.pq_bits if spec.code == "pq" else 0
 
 
 def _most_training_rows(rows: int) -> int:

@@ -34,10 +34,11 @@ def check_size(index: IndexConfig, rows: int, dim: int, reusable: ReusableCodec 
     Raises:
       SpecError: they are too few for `index.factory`, or the build would not fit into `index.memory_budget_mb`.
     """
-    if reusable is None or outgrown(reusable, rows):
+    kept = _kept_spec(reusable, rows)
+    if kept is None:
         check_rows(index, rows, dim)
     else:
-        check_memory(index, reusable.codec.spec, rows=rows, training_rows=0)
+        check_memory(index, kept, rows=rows, training_rows=0)
 
 
 def spec_to_build(index: IndexConfig, rows: int, dim: int, reusable: ReusableCodec | None) -> IndexSpec:
@@ -46,9 +47,8 @@ def spec_to_build(index: IndexConfig, rows: int, dim: int, reusable: ReusableCod
     Raises:
       SpecError: as `plan_index`.
     """
-    if reusable is not None and not outgrown(reusable, rows):
-        return reusable.codec.spec
-    return plan_index(index, rows, dim)
+    kept = _kept_spec(reusable, rows)
+    return plan_index(index, rows, dim) if kept is None else kept
 
 
 def remember_fit(index: IndexConfig, codec: CodecInfo, fit: CodecFit, reusable: ReusableCodec | None) -> None:
@@ -57,3 +57,7 @@ def remember_fit(index: IndexConfig, codec: CodecInfo, fit: CodecFit, reusable: 
         return
     kept = reusable is not None and reusable.codec.fingerprint == codec.fingerprint
     save_fit(codec, codec_config(index), reusable.trained if kept and reusable is not None else fit, fit)
+
+
+def _kept_spec(reusable: ReusableCodec | None, rows: int) -> IndexSpec | None:
+    return None if reusable is None or outgrown(reusable, rows) else reusable.codec.spec

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from index_builder.explain import explain_index
+from index_builder.explain import explain_index, serving_shards
 from index_builder.spec import IndexConfig, IndexSpec
 from pipelines.outcome import Outcome, Totals
 from pipelines.run_record import STAGES, RunRecord
@@ -63,8 +63,8 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
     lines += [
         (
             "index",
-            f"{totals.products:,} products, {outcome.factory}, {outcome.serving_shards} serving "
-            f"{'shard' if outcome.serving_shards == 1 else 'shards'}, {decimal(outcome.index_bytes)}",
+            f"{totals.products:,} products, {outcome.factory}, {serving_shards(outcome.serving_shards)}, "
+            f"{decimal(outcome.index_bytes)}",
         ),
         (
             f"recall {outcome.recall_k}@{outcome.recall_k}",

@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from index_builder import Manifest, VersionNotFoundError, publish
+from index_builder.explain import serving_shards
 from pipelines.config.commands import run_command
 from pipelines.version_diff import VersionDiff, compare_versions
 
@@ -109,7 +110,6 @@ def _prune(arguments: argparse.Namespace, console: Console) -> int:
 
 def _print_manifest(manifest: Manifest, state: str, console: Console) -> None:
     catalog, recall, spec = manifest.catalog, manifest.recall, manifest.index
-    shards = "shard" if spec.serving_shards == 1 else "shards"
     rows = [
         ("version", f"{manifest.version} ({state})"),
         ("created", manifest.created_utc),
@@ -118,7 +118,7 @@ def _print_manifest(manifest: Manifest, state: str, console: Console) -> None:
         *((f"  {reason}", f"{count:,}") for reason, count in catalog.by_reason.items()),
         ("encoder", f"{manifest.encoder.model or 'made elsewhere'} {manifest.encoder.fingerprint}"),
         ("codec", f"{manifest.codec.fingerprint}, trained on {manifest.codec.training_rows:,} vectors"),
-        ("index", f"{spec.factory}, {spec.serving_shards} serving {shards}, nprobe {spec.search.nprobe}"),
+        ("index", f"{spec.factory}, {serving_shards(spec.serving_shards)}, nprobe {spec.search.nprobe}"),
         *_refinement(manifest),
         (f"recall {recall.k}@{recall.k}", f"{recall.value:.4f} over {recall.queries:,} held-out products"),
         ("memory", f"{decimal(manifest.loaded_bytes)} at most{_measured_memory(manifest)}"),

@@ -153,9 +153,7 @@ def write_fashion_pairs(folder: Path) -> None:
 
 def drawn_negatives(bought: pa.Table, offered: pa.Table) -> pa.Array:
     """For each pair of `bought` up to three products that `offered` has for its query: lists of ids."""
-    offered = offered.sort_by([("query_id", "ascending"), ("product_id", "ascending")])
-    grouped = offered.group_by("query_id", use_threads=False).aggregate([("product_id", "list")])
-    by_query = dict(zip(grouped["query_id"].to_pylist(), grouped["product_id_list"].to_pylist(), strict=True))
+    by_query = _products_by("query_id", offered.sort_by([("query_id", "ascending"), ("product_id", "ascending")]))
     draw = np.random.default_rng(0)
     chosen = []
     for query in bought["query_id"].to_pylist():
@@ -170,21 +168,24 @@ def exact_among_negatives(folder: Path, column: str | None, *, batch: int = 256,
     data = folder / "data" / "fashion"
     exact = pq.read_table(data / "judgments.parquet", filters=[("label", "=", "Exact")])
     exact = exact.join(pq.read_table(data / "queries.parquet"), "query_id").select(["query", "product_id"])
-    exact_of, pairs = _by_query(exact), pq.read_table(folder / "trained" / "fashion_train.parquet")
-    chosen_for, rows, draw = _by_query(pairs), pairs.to_pylist(), np.random.default_rng(0)
+    exact_of, pairs = _products_by("query", exact), pq.read_table(folder / "trained" / "fashion_train.parquet")
+    chosen_for, rows, draw = _products_by("query", pairs), pairs.to_pylist(), np.random.default_rng(0)
     wrong = 0
     for _ in range(batches):
         drawn = [rows[place] for place in draw.permutation(len(rows))[:batch]]
         products = {row["product_id"] for row in drawn} | {
             seen for row in drawn for seen in (row[column] if column else ())
         }
-        wrong += sum(len((products - chosen_for[row["query"]]) & exact_of[row["query"]]) for row in drawn)
+        wrong += sum(
+            len(products.difference(chosen_for[row["query"]]).intersection(exact_of[row["query"]])) for row in drawn
+        )
     return wrong / (batch * batches)
 
 
-def _by_query(table: pa.Table) -> dict[str, set[str]]:
-    grouped = table.select(["query", "product_id"]).group_by("query").aggregate([("product_id", "list")])
-    return {row["query"]: set(row["product_id_list"]) for row in grouped.to_pylist()}
+def _products_by(key: str, table: pa.Table) -> dict[str, list[str]]:
+    """The ids that the table has for each value of a column, in the order of its rows."""
+    grouped = table.group_by(key, use_threads=False).aggregate([("product_id", "list")])
+    return dict(zip(grouped[key].to_pylist(), grouped["product_id_list"].to_pylist(), strict=True))
 
 
 def write_grocery_photos(folder: Path) -> None:

@@ -12,9 +12,9 @@ DIM = 16
 TRAINED_FOR = 5000
 
 
-def codec_at_hand(factory: str) -> ReusableCodec:
+def codec_at_hand(factory: str, products: int = TRAINED_FOR) -> ReusableCodec:
     spec = IndexSpec.parse(factory, DIM)
-    fit = CodecFit(products=TRAINED_FOR, quantization_error=0.1, list_imbalance=1.1)
+    fit = CodecFit(products=products, quantization_error=0.1, list_imbalance=1.1)
     codec = CodecInfo(uri="codec", fingerprint="0" * 32, spec=spec, training_rows=4000)
     return ReusableCodec(codec=codec, trained=fit, latest=fit)
 
@@ -40,7 +40,5 @@ def test_a_catalog_that_shrank_below_what_could_be_trained_keeps_its_codec() -> 
 
 def test_a_codec_at_hand_does_not_lift_the_memory_budget() -> None:
     config = IndexConfig(uri="x", factory="IVF32,Flat", rows_per_add=10_000_000, memory_budget_mb=16)
-    fit = CodecFit(products=1_000_000, quantization_error=None, list_imbalance=1.1)
-    codec = CodecInfo(uri="codec", fingerprint="0" * 32, spec=IndexSpec.parse("IVF32,Flat", DIM), training_rows=4000)
     with pytest.raises(SpecError, match=r"index\.memory_budget_mb is 16.*lower index\.rows_per_add"):
-        check_size(config, 1_000_000, DIM, ReusableCodec(codec=codec, trained=fit, latest=fit))
+        check_size(config, 1_000_000, DIM, codec_at_hand("IVF32,Flat", products=1_000_000))

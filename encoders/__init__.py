@@ -16,13 +16,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from encoders.config import EncoderConfig, FusionSpec, TowerSpec
 from encoders.errors import CheckpointError, EncoderConfigError, EncoderError
 from encoders.preprocessing import ImagePreprocessing, resize_picture
-from encoders.spec import EncoderConfig, FusionSpec, TowerSpec
 
 if TYPE_CHECKING:
     from encoders.encoder import ProductEncoder, QueryEncoder
-    from encoders.loading import (
+    from encoders.onnx_export import export_onnx
+    from encoders.onnx_query import OnnxQueryEncoder, load_onnx_query_encoder
+    from encoders.saved_encoder import (
         EncoderDescription,
         check_encoder,
         load_product_encoder,
@@ -30,21 +32,19 @@ if TYPE_CHECKING:
         save_encoder,
         save_query_encoder,
     )
-    from encoders.onnx.export import export_onnx
-    from encoders.onnx.query import OnnxQueryEncoder, load_onnx_query_encoder
 
 _LOADED_ON_FIRST_USE = {
     "ProductEncoder": "encoders.encoder",
     "QueryEncoder": "encoders.encoder",
-    "EncoderDescription": "encoders.loading",
-    "check_encoder": "encoders.loading",
-    "load_product_encoder": "encoders.loading",
-    "load_query_encoder": "encoders.loading",
-    "save_encoder": "encoders.loading",
-    "save_query_encoder": "encoders.loading",
-    "export_onnx": "encoders.onnx.export",
-    "OnnxQueryEncoder": "encoders.onnx.query",
-    "load_onnx_query_encoder": "encoders.onnx.query",
+    "EncoderDescription": "encoders.saved_encoder",
+    "check_encoder": "encoders.saved_encoder",
+    "load_product_encoder": "encoders.saved_encoder",
+    "load_query_encoder": "encoders.saved_encoder",
+    "save_encoder": "encoders.saved_encoder",
+    "save_query_encoder": "encoders.saved_encoder",
+    "export_onnx": "encoders.onnx_export",
+    "OnnxQueryEncoder": "encoders.onnx_query",
+    "load_onnx_query_encoder": "encoders.onnx_query",
 }
 
 __all__ = [

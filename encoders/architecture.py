@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from encoders.errors import EncoderConfigError
-from encoders.preprocessing import ImagePreprocessing
-from encoders.spec import (
+from encoders.config import (
     FUSIONS_OF_MODEL,
     MATCH_MODELS,
     NEEDS_CLIP_TOWER,
@@ -16,6 +14,8 @@ from encoders.spec import (
     ModelName,
     Pooling,
 )
+from encoders.errors import EncoderConfigError
+from encoders.preprocessing import ImagePreprocessing
 
 MISSING_RULES: dict[str, str] = {
     "bibert": "pictures are not used; a product without text cannot be encoded",

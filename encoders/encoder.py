@@ -14,15 +14,147 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional
 
-from encoders.model import EncoderModel
-from encoders.preprocessing import ImagePreprocessing
+from encoders.config import ModelName, Precision
+from encoders.errors import EncoderConfigError
+from encoders.image_tower import ClipTextTower, ImageTower
+from encoders.model import EncoderModel, EncoderParts
+from encoders.preprocessing import ImagePreprocessing, resize_picture
 from encoders.query_batches import encode_queries
-from encoders.running import ImageRunner, TextRunner
-from encoders.saved_folder import EncoderParts
-from encoders.spec import ModelName, Precision
-from encoders.tokenization.tokenizing import TokenizedTexts
+from encoders.text_tower import TextTower
+from encoders.tokenizers import TextTokenizer, TokenizedTexts
+
+# ---- encoders/compiling.py ----
+# Towers through torch.compile, for `encoder.compile`.
+
+
+_Tower = TypeVar("_Tower", bound=nn.Module)
+
+
+def compile_tower(tower: _Tower, *example: torch.Tensor) -> _Tower:
+    """Compiles a tower for batches of any size and texts of any length, and runs it once.
+
+    Shapes are dynamic: a batch of another length runs the same code; only a batch of one item is compiled again. The
+    run happens here, so that what cannot be compiled is known when the encoder is loaded.
+
+    Args:
+        tower: On its device, in its precision.
+        example: What it is called with, at least two items a batch.
+
+    Raises:
+        EncoderConfigError: There is no compiler that works, or torch cannot compile this tower.
+    """
+    compiled = torch.compile(tower, dynamic=True)
+    try:
+        with torch.inference_mode():
+            compiled(*example)
+    except TorchDynamoException as error:
+        device = example[0].device.type
+        wanted = "a C++ compiler (g++, or the one that CXX names)" if device == "cpu" else "Triton and a C compiler"
+        cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise EncoderConfigError(
+            f"encoder.compile is true: torch.compile fails on the {type(tower).__name__} ({cause}); on {device} it "
+            f"needs {wanted}: install it, or set encoder.compile: false"
+        ) from error
+    return compiled  # type: ignore[return-value]  # behaves as the tower, attributes included
+
+
+# ---- encoders/running.py ----
+# Towers on their device: batches in, float32 vectors out.
+#
+# Legend: T texts, P pictures, S side of a picture in pixels, D width of the tower's vectors.
+
+
+class TextRunner:
+    """A text tower with its tokenizer.
+
+    Args:
+        tower: On the device already.
+        tokenizer: Its own.
+        device: Where it is.
+        batch_size: Texts per forward pass.
+    """
+
+    def __init__(
+        self, tower: TextTower | ClipTextTower, tokenizer: TextTokenizer, *, device: torch.device, batch_size: int
+    ) -> None:
+        self.dim = tower.dim
+        self.max_tokens = tokenizer.max_tokens
+        self._tower = tower
+        self._tokenizer = tokenizer
+        self._device = device
+        self._batch_size = batch_size
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Tokenizes T texts; needs no device."""
+        return self._tokenizer.tokenize(texts)
+
+    def compile(self) -> None:
+        """Compiles the tower; raises EncoderConfigError where that cannot be done."""
+        ids = torch.zeros((2, 3), dtype=torch.int64, device=self._device)
+        self._tower = compile_tower(self._tower, ids, torch.ones_like(ids, dtype=torch.bool))
+
+    @torch.inference_mode()
+    def run(self, texts: Sequence[str] | TokenizedTexts) -> torch.Tensor:
+        """Encodes T texts in batches of like length; float32 `[T, D]` on the device, in the order given."""
+        tokens = texts if isinstance(texts, TokenizedTexts) else self.tokenize(texts)
+        vectors = torch.empty((len(tokens), self.dim), dtype=torch.float32, device=self._device)
+        for rows, ids, mask in tokens.batches(self._batch_size):
+            encoded = self._tower(torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device))
+            vectors[torch.from_numpy(rows).to(self._device)] = encoded.float()
+        return vectors
+
+
+class ImageRunner:
+    """A picture tower with its preprocessing.
+
+    Args:
+        tower: On the device already.
+        preprocessing: What it wants to see.
+        device: Where it is.
+        batch_size: Pictures per forward pass.
+    """
+
+    def __init__(
+        self, tower: ImageTower, preprocessing: ImagePreprocessing, *, device: torch.device, batch_size: int
+    ) -> None:
+        self.dim = tower.dim
+        self.preprocessing = preprocessing
+        self._tower = tower
+        self._device = device
+        self._batch_size = batch_size
+
+    def compile(self) -> None:
+        """Compiles the tower; raises EncoderConfigError where that cannot be done."""
+        size = self.preprocessing.size
+        self._tower = compile_tower(
+            self._tower, torch.zeros((2, 3, size, size), dtype=torch.uint8, device=self._device)
+        )
+
+    def run(self, pixels: np.ndarray) -> torch.Tensor:
+        """Encodes pixels uint8 `[P, 3, S, S]`; float32 `[P, D]` on the device. Raises ValueError on another shape."""
+        expected = (3, self.preprocessing.size, self.preprocessing.size)
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != expected:
+            raise ValueError(
+                f"pixels are {pixels.dtype} {list(pixels.shape)}: expected uint8 [P, {', '.join(map(str, expected))}]"
+            )
+        return self._run(pixels)
+
+    def run_pictures(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Resizes and encodes P PIL pictures, at least one."""
+        return self.run(np.stack([resize_picture(image, self.preprocessing) for image in images]))
+
+    @torch.inference_mode()
+    def _run(self, pixels: np.ndarray) -> torch.Tensor:
+        vectors = torch.empty((len(pixels), self.dim), dtype=torch.float32, device=self._device)
+        for start in range(0, len(pixels), self._batch_size):
+            batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + self._batch_size]))
+            vectors[start : start + self._batch_size] = self._tower(batch.to(self._device, non_blocking=True)).float()
+        return vectors
+
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _Item = TypeVar("_Item")

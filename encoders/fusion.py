@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from encoders.config import FusionSpec
 from encoders.errors import EncoderConfigError
-from encoders.spec import FusionSpec
 
 
 class ConcatFusion(nn.Module):

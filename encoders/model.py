@@ -17,6 +17,7 @@ itself: towers, projections and LayerNorms ("Bringing Multimodality to Amazon Vi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
@@ -30,6 +31,7 @@ from encoders.errors import CheckpointError
 from encoders.fusion import ConcatFusion, MlpFusion, PhotoTextFusion, SumFusion, build_fusion
 from encoders.image_tower import ClipTextTower, ImageTower, build_clip
 from encoders.text_tower import TextTower, build_backbone, tie_document_and_query
+from encoders.tokenizers import ClipTokenizer, FastTokenizer, FolderClipTokenizer
 
 Side = Literal["both", "query", "product"]
 _Tower = TypeVar("_Tower", bound=nn.Module)
@@ -230,3 +232,12 @@ class EncoderModel(nn.Module):
 
 def _first(names: list[str]) -> str:
     return f" (first: {names[0]})" if names else ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderParts:
+    """An encoder in memory, on the CPU in float32: its modules and tokenizers."""
+
+    model: EncoderModel
+    tokenizer: FastTokenizer | None = None
+    clip_tokenizer: ClipTokenizer | FolderClipTokenizer | None = None

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from encoders.config import Pooling
 from encoders.errors import EncoderConfigError
-from encoders.spec import Pooling
 
 
 class TextTower(nn.Module):

@@ -25,12 +25,12 @@ from transformers.utils import logging as transformers_logging
 
 from encoders.architecture import ClipArchitecture, TextArchitecture
 from encoders.checkpoint import CONVERT_PICKLE, file_sha256, hub_folder, local_folder, read_config, safetensors_files
+from encoders.config import Pooling, TowerSpec
 from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.image_tower import build_clip
 from encoders.preprocessing import ImagePreprocessing
-from encoders.spec import Pooling, TowerSpec
 from encoders.text_tower import check_max_tokens
-from encoders.tokenization.tokenizing import ClipTokenizer, FastTokenizer, FolderClipTokenizer, load_clip_tokenizer
+from encoders.tokenizers import ClipTokenizer, FastTokenizer, FolderClipTokenizer, load_clip_tokenizer
 
 _CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 # By sentence-transformers' names, of now and of its older releases.

@@ -18,10 +18,9 @@ import faiss
 import numpy as np
 
 from index_builder import storage
-from index_builder.coarse_quantizer import build_quantizer, train_centroids
 from index_builder.errors import CodecMismatchError, TrainingError
 from index_builder.faiss_files import read_index, write_index
-from index_builder.list_assignment import shared_assigner
+from index_builder.kmeans import build_quantizer, shared_assigner, train_centroids
 from index_builder.product_quantizer import code_training_rows, train_product_quantizer
 from index_builder.rotation import rotated, train_rotation
 from index_builder.sampling import SamplePiece, read_training

@@ -22,7 +22,7 @@ import faiss
 import numpy as np
 
 from index_builder import storage
-from index_builder.block_encoder import BlockEncoder
+from index_builder.add import BlockEncoder
 from index_builder.blocks import map_blocks, row_blocks
 from index_builder.codec import CodecInfo, load_codec, open_codec
 from index_builder.faiss_files import ivf_of, opened_indexes

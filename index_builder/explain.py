@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from index_builder import planner
-from index_builder.memory import estimate_memory, rows_per_add
-from index_builder.planner import plan_sample
-from index_builder.refine_plan import BYTES_PER_DIM, plan_refinement
+from index_builder.planner import BYTES_PER_DIM, estimate_memory, plan_refinement, plan_sample, rows_per_add
 from index_builder.spec import IndexConfig, IndexSpec
 
 

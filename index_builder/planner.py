@@ -11,16 +11,211 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from index_builder.codec import on_gpu
+from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import SpecError
-from index_builder.memory import check_memory, trainable_rows
-from index_builder.query_vectors import read_query_vectors
-from index_builder.refine_plan import code_budget
-from index_builder.spec import IndexConfig, IndexSpec
+from index_builder.sampling import read_query_vectors
+from index_builder.spec import IndexConfig, IndexSpec, RefineKind
+
+# ---- index_builder/refine_plan.py ----
+# Decides whether an index gets a second file to re-rank from (refine.py), within the budget of bytes a product.
+
 
 log = logging.getLogger(__name__)
+
+BYTES_PER_DIM: dict[RefineKind, int] = {"none": 0, "sq8": 1, "fp16": 2}
+DIMS_PER_CODE_BYTE = 4
+"""Under a budget, codes get at least a byte for so many dimensions before refinement gets any."""
+
+CANDIDATE_BYTES = 1000
+"""Code bytes that a search compares in the time that it takes to keep, fetch and sort one more candidate (PQ32, 128
+dimensions, one core: 0.5 us)."""
+
+
+def plan_refinement(config: IndexConfig, spec: IndexSpec) -> RefineKind:
+    """The refinement to build for an index.
+
+    `auto` refines where `bytes_per_vector` has room for it, and only an index that was planned within that budget too
+    (`factory: auto`). What keeps vectors as exactly as the refinement would is not refined.
+    """
+    kind: RefineKind
+    if config.refine == "auto":
+        kind = affordable_refinement(config.bytes_per_vector, spec.dim) if config.factory == "auto" else "none"
+    else:
+        kind = config.refine
+    if kind != "none" and BYTES_PER_DIM[kind] * spec.dim <= spec.code_bytes:
+        log.info("%s holds vectors as exactly as %s would: no refinement", spec.factory, kind)
+        return "none"
+    return kind
+
+
+def code_budget(config: IndexConfig, dim: int) -> int:
+    """Of `bytes_per_vector` what is left for the index's own codes, where the plan is `auto`."""
+    if config.refine != "auto" or config.bytes_per_vector >= 4 * dim:
+        return config.bytes_per_vector  # refinement comes on top, or vectors fit as they are
+    return config.bytes_per_vector - BYTES_PER_DIM[affordable_refinement(config.bytes_per_vector, dim)] * dim
+
+
+def affordable_refinement(bytes_per_vector: int, dim: int) -> RefineKind:
+    """The best refinement for which a budget leaves room beside codes of a byte for four dimensions."""
+    room = bytes_per_vector - max(1, dim // DIMS_PER_CODE_BYTE)
+    kinds: tuple[RefineKind, ...] = ("fp16", "sq8")
+    return next((kind for kind in kinds if room >= BYTES_PER_DIM[kind] * dim), "none")
+
+
+def probes_per_factor(spec: IndexSpec, kind: RefineKind, rows: int, k: int) -> float:
+    """Lists that could be probed in the time that re-ranking k candidates takes.
+
+    Args:
+        spec: the index.
+        kind: what is re-ranked from.
+        rows: products, N.
+        k: neighbours wanted.
+    """
+    if kind == "none":
+        return 0.0
+    list_bytes = max(1.0, rows / spec.lists * spec.code_bytes)
+    return k * (CANDIDATE_BYTES + BYTES_PER_DIM[kind] * spec.dim) / list_bytes
+
+
+# ---- index_builder/memory.py ----
+# What the steps of a build hold in memory, estimated before it begins.
+#
+# Legend: `D` dimension of the embeddings, `d` behind the rotation. Estimates are of arrays that grow with the catalog or
+# the sample; the process itself takes some 200 MB more. Merging is not among them: it holds one inverted list.
+
+
+ID_BYTES = 8
+MOST_ROWS_PER_ADD = 200_000
+_MB = 1_000_000
+# Lists in memory grow by doubling.
+_GROWING = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildMemory:
+    """Bytes that a step holds, and that a server holds once it has touched the whole index.
+
+    Attributes:
+        training: the sample, before and behind the rotation.
+        adding: the codes of one add task.
+        laying_out: a serving shard, plain and in its SIMD layout; 0 for layouts that are written list by list.
+        serving: codes, ids, the codec, and what candidates are re-ranked from.
+    """
+
+    training: int
+    adding: int
+    laying_out: int
+    serving: int
+
+
+def estimate_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_rows: int) -> BuildMemory:
+    """The memory of a build.
+
+    Args:
+        config: the `index:` section.
+        spec: the index to build.
+        rows: products, N.
+        training_rows: vectors the codec is trained on.
+    """
+    row_bytes = spec.code_bytes + ID_BYTES
+    shard_rows = -(-rows // config.serving_shards)
+    return BuildMemory(
+        training=training_rows * training_row_bytes(spec),
+        adding=min(rows, rows_per_add(config, spec)) * row_bytes * _GROWING,
+        laying_out=0 if spec.memory_mapped else 2 * shard_rows * row_bytes,
+        serving=rows * (row_bytes + BYTES_PER_DIM[plan_refinement(config, spec)] * spec.dim)
+        + spec.lists * (4 * spec.rotation_dim + 8 * spec.hnsw_links),
+    )
+
+
+def training_row_bytes(spec: IndexSpec) -> int:
+    """Of one sampled vector: as float16, twice while it is read, and behind the rotation, with what k-means keeps."""
+    return 4 * spec.dim + 4 * spec.rotation_dim + 256
+
+
+def trainable_rows(config: IndexConfig, spec: IndexSpec) -> int:
+    """Sampled vectors that the memory budget holds."""
+    return config.memory_budget_mb * _MB // training_row_bytes(spec)
+
+
+def rows_per_add(config: IndexConfig, spec: IndexSpec) -> int:
+    """Products an add task takes: as asked for, or what the budget allows."""
+    if config.rows_per_add is not None:
+        return config.rows_per_add
+    affordable = config.memory_budget_mb * _MB // ((spec.code_bytes + ID_BYTES) * _GROWING)
+    return max(1, min(MOST_ROWS_PER_ADD, affordable))
+
+
+def check_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_rows: int) -> None:
+    """Refuses a build that cannot stay within `index.memory_budget_mb`.
+
+    Raises:
+        SpecError: names the step, what it needs, and what to change.
+    """
+    memory = estimate_memory(config, spec, rows=rows, training_rows=training_rows)
+    remedies = {
+        "training": ("training", f"ask for fewer lists than {spec.lists} or a smaller index.training_rows"),
+        "adding": ("an add task", f"lower index.rows_per_add, which is {config.rows_per_add}"),
+        "laying_out": (
+            "laying a serving shard out for FastScan",
+            f"raise index.serving_shards, which is {config.serving_shards}",
+        ),
+    }
+    for step, (name, remedy) in remedies.items():
+        needed = -(-getattr(memory, step) // _MB)
+        if needed > config.memory_budget_mb:
+            raise SpecError(
+                f"index.memory_budget_mb is {config.memory_budget_mb}, but {name} of {spec.factory} over {rows:,} "
+                f"products needs about {needed:,} MB; {remedy}, or raise the budget"
+            )
+
+
+# ---- index_builder/add_tasks.py ----
+# Cuts the adding of vectors into serving shards and tasks.
+
+
+def plan_adds(
+    config: IndexConfig, spec: IndexSpec, shards: Sequence[NumberedShard]
+) -> tuple[tuple[tuple[NumberedShard, ...], ...], ...]:
+    """Cuts the shards, in row order, into serving shards, and those into add tasks.
+
+    Cuts fall between embedding shards. Serving shards get about the same number of products; there are fewer of them
+    than asked for where there are not enough embedding shards with products.
+
+    Returns:
+        For each serving shard its add tasks, for each task its embedding shards.
+    """
+    full = [shard for shard in shards if shard.kept_rows]
+    rows = sum(shard.kept_rows for shard in full)
+    wanted = max(1, min(config.serving_shards, len(full)))
+    groups: list[list[NumberedShard]] = [[]]
+    taken = 0
+    for position, shard in enumerate(full):
+        still_needed = wanted - len(groups)
+        share_is_full = taken + shard.kept_rows / 2 > rows * len(groups) / wanted
+        if groups[-1] and still_needed and (share_is_full or len(full) - position <= still_needed):
+            groups.append([])
+        groups[-1].append(shard)
+        taken += shard.kept_rows
+    return tuple(tuple(_tasks(group, rows_per_add(config, spec))) for group in groups)
+
+
+def _tasks(shards: Iterable[NumberedShard], rows_per_add: int) -> Iterable[tuple[NumberedShard, ...]]:
+    task: list[NumberedShard] = []
+    rows = 0
+    for shard in shards:
+        if task and rows + shard.kept_rows > rows_per_add:
+            yield tuple(task)
+            task, rows = [], 0
+        task.append(shard)
+        rows += shard.kept_rows
+    if task:
+        yield tuple(task)
+
 
 EXACT_BELOW_ROWS = 4096
 TRAINING_ROWS_PER_LIST = 40

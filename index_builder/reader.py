@@ -18,10 +18,9 @@ import pyarrow.compute as pc
 from index_builder import storage
 from index_builder.errors import IndexBuilderError
 from index_builder.manifest import Manifest
-from index_builder.product_rows import ProductRows
+from index_builder.open_version import OpenVersion, ProductRows, open_current, open_version
 from index_builder.publish import QUERY_ENCODER_FOLDER, read_current
-from index_builder.refine_codes import search_refined
-from index_builder.version_files import OpenVersion, open_current, open_version
+from index_builder.shard_search import search_refined
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

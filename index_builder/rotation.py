@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 
 from index_builder.blocks import map_blocks, row_blocks
-from index_builder.half_floats import widened
+from index_builder.embedding_shards import widened
 from index_builder.spec import IndexSpec
 
 _SMALLEST_SHARE = 1e-9

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from index_builder.exact_search import GroundTruth
 from index_builder.faiss_files import faiss_threads, opened_indexes
-from index_builder.ground_truth import GroundTruth
-from index_builder.refine_codes import RefineCodes, opened_refine_codes, search_refined
 from index_builder.sampling import QuerySet
-from index_builder.shard_search import ShardSearch
+from index_builder.shard_search import RefineCodes, ShardSearch, opened_refine_codes, search_refined
 
 TIMED_QUERIES = 100
 REFINE_FACTORS = (2, 4, 8, 16)

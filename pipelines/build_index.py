@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from pipelines.config.command_line import load_index_job_config
 from pipelines.config.commands import run_command, show_log_lines
-from pipelines.run_ending import run_and_report
-from pipelines.summary import print_lines
+from pipelines.indexing.job import run_and_report
+from pipelines.indexing.progress import print_lines
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     command = load_index_job_config(argv)
     show_log_lines()
     # This imports Beam: after the log is set up.
-    from pipelines.index_run import forecast_index, run_index_build
+    from pipelines.indexing.job import forecast_index, run_index_build
 
     if command.plan:
         print_lines(forecast_index(command.config), title="Plan (nothing was done)")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pipelines.config.command_line import load_job_config
 from pipelines.config.commands import run_command, show_log_lines
-from pipelines.run_ending import run_and_report
+from pipelines.indexing.job import run_and_report
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,8 +19,8 @@ def main(argv: Sequence[str]) -> int:
     command = load_job_config(argv)
     show_log_lines()
     # These import Beam: after the log is set up.
-    from pipelines.dry_run import forecast_night, print_forecast
-    from pipelines.nightly_run import run_nightly
+    from pipelines.indexing.forecast import forecast_night, print_forecast
+    from pipelines.indexing.job import run_nightly
 
     if command.plan:
         print_forecast(forecast_night(command.config, full=command.full))

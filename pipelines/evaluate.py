@@ -27,24 +27,21 @@ from rich.table import Table
 from encoders import EncoderConfig, check_encoder
 from index_builder import storage
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.pictures.decode_config import DecodeConfig
-from pipelines.catalog.pictures.fetch_config import FetchConfig
-from pipelines.catalog.sources import catalog_schema
+from pipelines.catalog.plan import catalog_schema
 from pipelines.config.commands import run_command
 from pipelines.config.errors import ConfigError
+from pipelines.config.job import WorkConfig, to_yaml
 from pipelines.config.parser import parse_arguments
-from pipelines.config.schema import WorkConfig, to_yaml
 from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_address
-from pipelines.evaluation.config import EvaluationConfig, SystemConfig, check_systems
-from pipelines.evaluation.figures.standard_measures import parse_measures
-from pipelines.evaluation.judged_files.judged_queries import read_judged_queries
-from pipelines.evaluation.ranking.product_views import View
-from pipelines.evaluation.ranking.rankings import Surroundings
-from pipelines.evaluation.ranking.systems import check_system
-from pipelines.evaluation.report.report_files import write_report
-from pipelines.evaluation.report.tables import print_comparison
+from pipelines.evaluation.config import EvaluationConfig, SystemConfig, check_systems, expand_systems
+from pipelines.evaluation.encoder_ranking import View
+from pipelines.evaluation.judged_files import read_judged_queries
+from pipelines.evaluation.measures import parse_measures
+from pipelines.evaluation.ranking import Surroundings
+from pipelines.evaluation.report import print_comparison, write_report
 from pipelines.evaluation.run import Evaluated, evaluate_systems
-from pipelines.evaluation.systems_argument import expand_systems
+from pipelines.evaluation.systems import check_system
+from pipelines.images.config import DecodeConfig, FetchConfig
 
 _PROG = "python -m pipelines.evaluate"
 DEFAULT_MEASURES = ("R@10", "nDCG@10", "RR@10")

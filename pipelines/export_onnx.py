@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     """Exports the query encoder of a published version, or of a saved encoder."""
     arguments = _parser().parse_args(argv)
     try:
-        from encoders.onnx.export import export_onnx
+        from encoders.onnx_export import export_onnx
     except ModuleNotFoundError as error:
         if error.name not in ("onnx", "onnxruntime", "onnxscript", "ftfy"):
             raise

@@ -21,20 +21,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from encoders.config import EncoderConfig
 from encoders.errors import EncoderConfigError
-from encoders.spec import EncoderConfig
-from encoders.training.config import TrainingConfig
-from encoders.training.pairs_config import PairsConfig
-from encoders.training.products import TrainingProducts
-from encoders.training.small_config import SmallEncoderConfig
+from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
+from encoders.training.pairs import TrainingProducts
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.pictures.decode_config import DecodeConfig
-from pipelines.catalog.pictures.fetch_config import FetchConfig
-from pipelines.catalog.sources import catalog_schema
+from pipelines.catalog.plan import catalog_schema
 from pipelines.config.commands import run_command
 from pipelines.config.errors import ConfigError
+from pipelines.config.job import to_yaml
 from pipelines.config.parser import parse_arguments
-from pipelines.config.schema import to_yaml
+from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.training_products import decode_for_training, read_training_products
 
 _PROG = "python -m pipelines.train_encoder"
@@ -109,7 +106,7 @@ def _product_reader(
     job: TrainEncoderJob, catalog: CatalogConfig, folder: Path
 ) -> Callable[[Collection[str] | None], TrainingProducts]:
     """Reads the catalog when the pairs' product ids are known."""
-    from encoders.training.starting_point import find_starting_point
+    from encoders.training.new_encoder import find_starting_point
 
     catalog_schema(catalog)  # a wrong address or field is told before anything else is done
     model = job.small.model if job.encoder is None else find_starting_point(job.encoder).architecture.model

@@ -13,19 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from encoders import ImagePreprocessing
-from encoders.training.products import PRODUCTS_SCHEMA, TrainingProducts, map_products, write_products
+from encoders.training.pairs import PRODUCTS_SCHEMA, TrainingProducts, map_products, write_products
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import PictureError
-from pipelines.catalog.lookahead import run_ahead
-from pipelines.catalog.pictures.decode_config import DecodeConfig
-from pipelines.catalog.pictures.decoding import decode_picture
-from pipelines.catalog.pictures.fetch_config import FetchConfig
-from pipelines.catalog.pictures.fetched_batches import fetch_pictures
-from pipelines.catalog.pictures.fetching import PictureFetcher
-from pipelines.catalog.pictures.prefetch import PicturePool
 from pipelines.catalog.plan import plan_catalog
+from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
-from pipelines.catalog.records import ProductBatch, to_products
+from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.images.decode import decode_picture
+from pipelines.images.fetch import PictureFetcher
+from pipelines.images.pool import PicturePool, run_ahead
+from pipelines.images.product_images import fetch_pictures
 
 BATCH_ROWS = 512
 # The pool is asked to fetch only; what it would decode to does not matter.

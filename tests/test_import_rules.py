@@ -31,11 +31,11 @@ FORBIDDEN: tuple[tuple[str, tuple[str, ...]], ...] = (
     # Reading a catalog is plain functions: testable, and usable on any machine that has no Beam.
     (
         "pipelines.catalog",
-        ("apache_beam", "pipelines.config", "pipelines.stages", "pipelines.report", "pipelines.server"),
+        ("apache_beam", "pipelines.config", "pipelines.indexing", "pipelines.report", "pipelines.server"),
     ),
-    ("pipelines.demo_catalog", ("apache_beam", "pipelines.config", "pipelines.stages", "pipelines.catalog")),
+    ("pipelines.demo_catalog", ("apache_beam", "pipelines.config", "pipelines.indexing", "pipelines.catalog")),
     # Configuration is read before there is anything to run.
-    ("pipelines.config", ("pipelines.stages", "pipelines.report", "pipelines.server", "pipelines.demo_catalog")),
+    ("pipelines.config", ("pipelines.indexing", "pipelines.report", "pipelines.server", "pipelines.demo_catalog")),
 )
 # Beside the files named here nothing in pipelines/config may need Beam: other commands start without it.
 BEAM_IN_CONFIG = {"pipelines.config.beam_options", "pipelines.config.command_line"}
@@ -84,7 +84,7 @@ def is_inside(module: str, package: str) -> bool:
 
 def test_there_is_something_to_check() -> None:
     names = {module_name(path) for path in source_files()}
-    assert {"encoders.spec", "index_builder.spec", "pipelines.config.schema"} <= names
+    assert {"encoders.config", "index_builder.spec", "pipelines.config.job"} <= names
 
 
 @pytest.mark.parametrize(("package", "forbidden"), FORBIDDEN, ids=lambda value: value if isinstance(value, str) else "")
@@ -156,7 +156,7 @@ def test_imports_are_found_wherever_they_stand(source: str, modules: list[str]) 
     assert [found.module for found in imports_in(source, "somewhere.py")] == modules
 
 
-@pytest.mark.parametrize("module", ["pipelines.index_run", "pipelines.versions"])
+@pytest.mark.parametrize("module", ["pipelines.indexing.job", "pipelines.versions"])
 def test_the_index_is_built_without_loading_torch(module):
     """It takes half a gigabyte and two seconds, and an index of vectors that stand needs none of it."""
     code = (

@@ -5,7 +5,187 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
+from encoders.config import FUSIONS_OF_MODEL, FusionMethod, ModelName
 from encoders.errors import EncoderConfigError
+
+# ---- encoders/training/pairs_config.py ----
+# The `data:` section of a training run: which pairs of query and product.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairsConfig:
+    """The `data:` section: Parquet files with one row for each pair of a query and a product bought or clicked for it.
+
+    The products are those of the catalog, where the run has a `catalog:` section; else they stand in the same rows.
+
+    Attributes:
+        uri: A Parquet file or a folder of them, or a file of JSON Lines, local or fsspec; null with `queries: titles`
+            takes the whole catalog.
+        query_field: Column of the query text; null where queries are pictures alone.
+        query_image_field: Column of the query picture: struct of bytes and path, binary, or a path; null for none.
+        image_root: What relative paths of pictures in these files are relative to, a folder or a URI.
+        id_field: Column of the product id; rows of one id are taken as one product.
+        text_fields: Columns of the product's text, joined by single spaces; not looked at with a catalog.
+        image_field: Column of the product's picture, as `query_image_field`; null for none; not looked at with a
+            catalog.
+        negatives_field: Column of seen negatives, a list of product ids of the catalog (of the data without one).
+        queries: `pairs` takes the queries of the data; `titles` takes the text of each product as the query for its
+            own picture, as CLIP is trained: one pair a product that has both.
+        unknown_products: What happens where a product id is not in the catalog: `error`, or `drop` the pair.
+        max_pairs: Take the first this many rows; null for all.
+        validation_share: Share of the products, chosen by hash of the id, whose pairs are held out for validation.
+        validation_uri: Pairs to validate with, of the same columns; `validation_share` is then not looked at.
+    """
+
+    uri: str | None = None
+    query_field: str | None = "query"
+    query_image_field: str | None = None
+    image_root: str | None = None
+    id_field: str = "product_id"
+    text_fields: tuple[str, ...] = ("title", "description")
+    image_field: str | None = "image"
+    negatives_field: str | None = None
+    queries: Literal["pairs", "titles"] = "pairs"
+    unknown_products: Literal["error", "drop"] = "error"
+    max_pairs: int | None = None
+    validation_share: float = 0.02
+    validation_uri: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.uri and (self.uri is not None or self.queries == "pairs"):
+            raise EncoderConfigError(
+                f"data.uri is {self.uri!r}: expected a Parquet file or a folder of them (or, to train on the products' "
+                "own texts and pictures, data.queries: titles)"
+            )
+        if not self.text_fields and self.image_field is None:
+            raise EncoderConfigError("data.text_fields is empty: expected at least one column, or an image_field")
+        if self.queries == "pairs" and self.query_field is None and self.query_image_field is None:
+            raise EncoderConfigError(
+                "data.query_field and query_image_field are both null: expected at least one of the two"
+            )
+        for key, choices in (("queries", ("pairs", "titles")), ("unknown_products", ("error", "drop"))):
+            if getattr(self, key) not in choices:
+                raise EncoderConfigError(f"data.{key} is {getattr(self, key)!r}: expected {' or '.join(choices)}")
+        for key in ("negatives_field", "validation_uri"):
+            if self.queries == "titles" and getattr(self, key) is not None:
+                raise EncoderConfigError(
+                    f"data.{key} is {getattr(self, key)!r}: data.queries titles makes its own pairs, remove it"
+                )
+        if self.max_pairs is not None and self.max_pairs < 2:
+            raise EncoderConfigError(f"data.max_pairs is {self.max_pairs}: expected 2 or more")
+        if not 0.0 <= self.validation_share < 1.0:
+            raise EncoderConfigError(
+                f"data.validation_share is {self.validation_share}: expected a number from 0 up to 1"
+            )
+
+
+# ---- encoders/training/small_config.py ----
+# The `small:` section of a training run: an encoder put together, from nothing or from parts of others.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SmallEncoderConfig:
+    """The `small:` section: an encoder put together, where none is given whole to start from.
+
+    Its towers are small and made from nothing (a BERT of a few layers with a WordPiece vocabulary learned from the
+    training texts, a small ResNet or ViT, a small CLIP text tower), unless `text_from` or `clip_from` names them.
+
+    Attributes:
+        model: bibert, clip, 3tmm, 4tmm, match3 or match4.
+        fusion: concat, alpha or mlp for 4tmm (null: concat), sum or mlp for match4 (null: sum); the other models have
+            one each.
+        alpha: Weight of the text half in fusion alpha.
+        product_text_weight: Weight of the text in the product vectors of match3 and match4.
+        text_from: A saved encoder whose BERT towers are taken, or a transformers checkpoint (folder, hub name,
+            package://); null makes small ones.
+        clip_from: A saved encoder whose picture tower (and CLIP text tower) is taken, or an open_clip checkpoint; null
+            makes small ones.
+        vocabulary: Most word pieces.
+        max_tokens: Token limit of texts.
+        text_width: Hidden width of the BERT.
+        text_layers: Its layers.
+        text_heads: Its attention heads.
+        dim: Width of the vectors: the projection of both text towers (match3, match4: `image_dim`).
+        image_size: Side of the picture in pixels.
+        image_layers: Four numbers: blocks in each stage of a ResNet as CLIP has it, quick to learn from few pictures.
+            One number: layers of a ViT.
+        image_width: Width of the picture tower: of the ResNet's first stage, or of the ViT.
+        patch_size: Side of a ViT's patch in pixels.
+        image_dim: Width of the picture's vector.
+        clip_text_width: Hidden width of the CLIP text tower (clip, 4tmm).
+        clip_text_layers: Its layers.
+        clip_text_heads: Its attention heads.
+        clip_text_tokens: Its token limit.
+        fusion_hidden: Hidden width of the fusion.
+    """
+
+    model: ModelName = "3tmm"
+    fusion: FusionMethod | None = None
+    alpha: float = 0.5
+    product_text_weight: float = 0.3
+    text_from: str | None = None
+    clip_from: str | None = None
+    vocabulary: int = 2500
+    max_tokens: int = 64
+    text_width: int = 128
+    text_layers: int = 2
+    text_heads: int = 4
+    dim: int = 128
+    image_size: int = 64
+    image_layers: tuple[int, ...] = (1, 1, 1, 1)
+    image_width: int = 12
+    patch_size: int = 8
+    image_dim: int = 128
+    clip_text_width: int = 128
+    clip_text_layers: int = 2
+    clip_text_heads: int = 4
+    clip_text_tokens: int = 32
+    fusion_hidden: int = 256
+
+    def __post_init__(self) -> None:
+        if self.model not in get_args(ModelName):
+            raise EncoderConfigError(f"small.model is {self.model!r}: expected one of {', '.join(get_args(ModelName))}")
+        if self.fusion is not None and self.fusion not in FUSIONS_OF_MODEL[self.model]:
+            raise EncoderConfigError(
+                f"small.fusion is {self.fusion!r}: small.model {self.model} expects "
+                f"{' or '.join(FUSIONS_OF_MODEL[self.model])}"
+            )
+        if not 0.0 < self.alpha < 1.0 or not 0.0 <= self.product_text_weight < 1.0:
+            raise EncoderConfigError(
+                f"small.alpha is {self.alpha}, small.product_text_weight {self.product_text_weight}: expected numbers "
+                "between 0 and 1 (the second may be 0)"
+            )
+        if self.text_from is not None and self.model == "clip":
+            raise EncoderConfigError(f"small.text_from is {self.text_from!r}: a clip has no BERT towers, remove it")
+        if self.clip_from is not None and self.model == "bibert":
+            raise EncoderConfigError(f"small.clip_from is {self.clip_from!r}: a bibert has no CLIP towers, remove it")
+        if self.vocabulary < 256:
+            raise EncoderConfigError(
+                f"small.vocabulary is {self.vocabulary}: expected 256 or more, letters take their share"
+            )
+        for width, heads in (("text_width", "text_heads"), ("clip_text_width", "clip_text_heads")):
+            if getattr(self, width) % getattr(self, heads):
+                raise EncoderConfigError(
+                    f"small.{width} is {getattr(self, width)}: expected a multiple of {heads} {getattr(self, heads)}"
+                )
+        if len(self.image_layers) not in (1, 4) or min(self.image_layers) < 1:
+            raise EncoderConfigError(
+                f"small.image_layers is {list(self.image_layers)}: expected four numbers (ResNet) or one (ViT), each 1 "
+                "or more"
+            )
+        is_vit = len(self.image_layers) == 1
+        side, step = (self.patch_size, 32) if is_vit else (32, 1)  # a ResNet halves the side five times
+        if self.image_size % side or self.image_width % step:
+            raise EncoderConfigError(
+                f"small.image_size is {self.image_size}, image_width {self.image_width}: expected multiples of {side} "
+                f"and {step} for a {'ViT' if is_vit else 'ResNet'}"
+            )
+
+    @property
+    def fusion_method(self) -> FusionMethod:
+        """`fusion`, or the model's first."""
+        return self.fusion or FUSIONS_OF_MODEL[self.model][0]
+
 
 Part = Literal["bert", "projection", "clip_image", "clip_text", "fusion"]
 TunedPart = Literal["bert", "projection", "clip_image", "clip_text", "fusion", "text", "image"]

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from encoders.errors import EncoderConfigError
-from encoders.saved_folder import EncoderParts
-from encoders.tokenization.tokenizing import TextTokenizer
+from encoders.model import EncoderParts
+from encoders.tokenizers import TextTokenizer
 from encoders.training.pictures import DecodedPictures, Decoder, EncodedPictures
 
 Tokens = tuple[torch.Tensor, torch.Tensor]  # ids int64 [., L], mask bool [., L]

@@ -15,10 +15,10 @@ from torch import nn
 
 from encoders.model import EncoderModel
 from encoders.training.batches import PairDataset, ProductDataset, in_order, load
-from encoders.training.gather import gather_rows
+from encoders.training.frozen_towers import encode_products, encode_queries, float32
 from encoders.training.inputs import ProductInputs
+from encoders.training.module import gather_rows
 from encoders.training.pairs import TrainingPairs
-from encoders.training.vectors import encode_products, encode_queries, float32
 
 RECALL_AT = (1, 10, 100)
 _SCORES_AT_A_TIME = 1 << 24

@@ -6,13 +6,11 @@
 Nothing here imports Beam: a worker calls `read_shard` and `to_products`, whoever runs it.
 """
 
-from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.dead_letters import DeadLetter, PictureError, Reason
-from pipelines.catalog.errors import CatalogError
-from pipelines.catalog.plan import CatalogPlan, CatalogShard, plan_catalog
+from pipelines.catalog.plan import CatalogPlan, CatalogShard, catalog_schema, plan_catalog
+from pipelines.catalog.products import PictureRef, ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
-from pipelines.catalog.records import PictureRef, ProductBatch, to_products
-from pipelines.catalog.sources import catalog_schema
 
 __all__ = [
     "CatalogConfig",

@@ -164,3 +164,10 @@ def _printable(detail: str) -> str:
     """One line of valid UTF-8, at most `MAX_DETAIL_CHARACTERS` long."""
     line = " ".join(detail.split()).encode("utf-8", "replace").decode("utf-8")
     return line if len(line) <= MAX_DETAIL_CHARACTERS else line[: MAX_DETAIL_CHARACTERS - 3] + "..."
+
+
+def malformed(where: str, why: str) -> DeadLetter:
+    """The letter of a record that could not be read; it has no id that could be trusted."""
+    return DeadLetter(
+        product_id="", outcome="rejected", stage="read", reason=Reason.malformed_record, detail=f"{where}: {why}"
+    )

@@ -1,4 +1,4 @@
-"""Pieces of files and how they are packed into shards."""
+"""FIXME."""
 
 from __future__ import annotations
 

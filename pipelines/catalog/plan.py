@@ -5,20 +5,153 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from pipelines.catalog.catalog_files import Partitions
-from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.errors import CatalogError
-from pipelines.catalog.formats.column_planning import plan_columns
-from pipelines.catalog.formats.spooling import plain_files
-from pipelines.catalog.formats.text_planning import plan_text
-from pipelines.catalog.listing import list_catalog
-from pipelines.catalog.pieces import Piece, pack
+from pipelines.catalog import column_files, stores
+from pipelines.catalog.column_files import ColumnFile
+from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.files import (
+    ARROW_FILE_MAGIC,
+    CatalogFile,
+    Partitions,
+    append_missing,
+    list_catalog,
+    partition_schema,
+    read_head,
+)
+from pipelines.catalog.formats.spooling import PlainFile, plain_files
+from pipelines.catalog.formats.text_planning import plan_text, read_file_head, sample_heads, spread
+from pipelines.catalog.pieces import Piece, pack, split_chunk
+from pipelines.catalog.schemas import CatalogSchema, merged_schema, sampled_schema
+
+# ---- pipelines/catalog/pieces.py ----
+# Pieces of files and how they are packed into shards.
+
+
+# ---- pipelines/catalog/formats/column_planning.py ----
+# The pieces of Parquet and Arrow files, from their footers alone.
+
+
+_THREADS = 16
+
+_FOOTER_READERS: dict[str, Callable[[str, Sequence[str]], ColumnFile]] = {
+    "parquet": column_files.read_parquet_footer,
+    "arrow": column_files.read_arrow_footer,
+}
+
+
+def read_footers(files: Sequence[PlainFile], columns: Sequence[str]) -> list[ColumnFile]:
+    """The footer of each file.
+
+    Raises:
+        CatalogError: a file is not of its format, or is cut off.
+    """
+
+    def read(file: PlainFile) -> ColumnFile:
+        try:
+            return _FOOTER_READERS[file.source.format](file.uri, columns)
+        except (pa.ArrowException, OSError) as error:
+            raise CatalogError(
+                f"{file.source.uri}: expected a whole {file.source.format} file, "
+                f"found one that cannot be read ({error})"
+            ) from error
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="footers") as pool:
+        return list(pool.map(read, files))
+
+
+def plan_columns(files: Sequence[PlainFile], config: CatalogConfig) -> tuple[list[Piece], pa.Schema]:
+    """The pieces of all files in order, and the columns to read with their types.
+
+    Raises:
+        CatalogError: as `read_footers` and `merged_schema`.
+    """
+    footers = read_footers(files, list(config.fields))
+    placed = partition_schema(file.source for file in files)
+    schemas = [
+        (file.source.name, append_missing(footer.schema, placed, file.source.partitions))
+        for file, footer in zip(files, footers, strict=True)
+    ]
+    schema, _ = merged_schema(schemas, config)
+    pieces: list[Piece] = []
+    for file, footer in zip(files, footers, strict=True):
+        start = 0
+        for rows, size in zip(footer.chunk_rows.tolist(), footer.chunk_bytes.tolist(), strict=True):
+            chunk = Piece(
+                file=file, unit="rows", start=start, stop=start + rows, rows=rows, bytes=size, rows_known=True
+            )
+            start += rows
+            if rows:
+                pieces += split_chunk(chunk, shard_rows=config.shard_rows, shard_bytes=config.shard_bytes)
+    return pieces, schema
+
+
+# ---- pipelines/catalog/sources.py ----
+# A first look at the catalog, before any work: is it there, of which format, does it have the columns asked for.
+
+
+_FILES_LOOKED_AT = 16
+
+
+def catalog_schema(config: CatalogConfig) -> CatalogSchema:
+    """What the catalog looks like, by its list of files and the schemas of some of them.
+
+    Cheap: footers and file heads only, of at most 16 files, and nothing is written. The plan looks at all files, so it
+    may still find a file that differs, and a wider type for a CSV or JSON column.
+
+    Raises:
+        CatalogError: nothing there, nothing to read, several formats, a file that is not what its name says, or a
+            column that does not exist (the message names key, value and the nearest column) or cannot be what it is
+            for.
+    """
+    listing = list_catalog(config)
+    chosen = spread(listing.files, _FILES_LOOKED_AT)
+    if listing.format in ("csv", "jsonl"):
+        heads = [
+            read_file_head(file.uri, config, name=file.name, format=file.format, compression=file.compression)
+            for file in chosen
+        ]
+        schema, names = sampled_schema(sample_heads(chosen, heads, config), config, listing.format)
+    else:
+        placed = partition_schema(listing.files)
+        stated = [
+            (file.name, append_missing(found, placed, file.partitions))
+            for file in chosen
+            if (found := _stated_schema(file)) is not None
+        ]
+        # A Parquet file inside a compressed one says nothing before it is unpacked; the plan will do that.
+        schema, names = merged_schema(stated, config) if stated else (pa.schema([]), ())
+    return CatalogSchema(
+        format=listing.format,
+        schema=schema,
+        columns=names,
+        files=len(listing.files),
+        bytes=sum(file.size for file in listing.files),
+    )
+
+
+def _stated_schema(file: CatalogFile) -> pa.Schema | None:
+    """The schema that a Parquet or Arrow file states; None for a Parquet file in a compressed one."""
+    is_stream = file.format == "arrow" and not read_head(file.uri, file.compression, 8).startswith(ARROW_FILE_MAGIC)
+    if file.compression is None and not is_stream:
+        return read_footers([PlainFile(source=file, uri=file.uri, size=file.size)], ())[0].schema
+    if file.format == "parquet":
+        return None
+    try:
+        with stores.open_input(file.uri) as source:
+            plain = pa.CompressedInputStream(source, file.compression) if file.compression is not None else source
+            # An Arrow file is a stream behind eight bytes of magic.
+            if not is_stream:
+                plain.read(8)
+            return pa.ipc.open_stream(plain).schema
+    except (pa.ArrowException, OSError) as error:
+        raise CatalogError(f"{file.uri}: expected an Arrow IPC file or stream, found neither ({error})") from error
+
 
 _KEY_VERSION = 1
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.errors import CatalogError, nearest
+from pipelines.catalog.config import CatalogConfig, CatalogError, nearest
 from pipelines.catalog.formats.text_samples import SampledColumns
 
 PICTURE_KEYS = ("bytes", "path", "uri", "url")
@@ -180,3 +180,50 @@ def _check_known(config: CatalogConfig, names: Collection[str], where: str) -> N
 
 def _wrong_type(key: str, name: str, expected: str, found: pa.DataType, file: str) -> CatalogError:
     return CatalogError(f"catalog.{key}: expected a column of {expected}; {name!r} is {found} in {file}")
+
+
+def plain(column: pa.Array) -> pa.Array:
+    """The column without dictionaries, views, extensions or 64-bit offsets (see `plain_type`)."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    elif pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
+    wanted = plain_type(column.type)
+    return column if column.type.equals(wanted) else column.cast(wanted)
+
+
+def invalid_rows(batch: pa.RecordBatch) -> list[int]:
+    """Rows of which some text is no UTF-8: Parquet and Arrow files do not make sure, and most functions rely on it."""
+    if _is_valid(batch):
+        return []
+    return _search_invalid(batch, 0)
+
+
+def _search_invalid(batch: pa.RecordBatch, offset: int) -> list[int]:
+    """Halves the batch until the bad rows stand alone."""
+    if batch.num_rows == 1:
+        return [offset]
+    middle = batch.num_rows // 2
+    parts = ((batch.slice(0, middle), offset), (batch.slice(middle), offset + middle))
+    return [row for part, begin in parts if not _is_valid(part) for row in _search_invalid(part, begin)]
+
+
+def _is_valid(batch: pa.RecordBatch) -> bool:
+    return all(_is_valid_text(column) for column in batch.columns)
+
+
+def _is_valid_text(column: pa.Array) -> bool:
+    # A slice of a nested array validates all of what it was cut from; flatten() gives the part that belongs to it.
+    if isinstance(column, pa.StructArray):
+        return all(_is_valid_text(child) for child in column.flatten())
+    if isinstance(column, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        return _is_valid_text(column.flatten())
+    if pa.types.is_dictionary(column.type):
+        return _is_valid_text(column.dictionary) or _is_valid_text(column.dictionary_decode())
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True

@@ -14,7 +14,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 from pyarrow.fs import LocalFileSystem
 
-from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.config import CatalogError
 
 _READ_AHEAD_BYTES = 8 << 20
 

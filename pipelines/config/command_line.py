@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config.beam_options import check_beam_options, to_pipeline_options
 from pipelines.config.errors import ConfigError
+from pipelines.config.job import IndexJobConfig, JobConfig, to_yaml
 from pipelines.config.parser import parse_arguments
-from pipelines.config.schema import IndexJobConfig, JobConfig, to_yaml
 
 if TYPE_CHECKING:
     # At run time `beam_options` is the first to import Beam, quietly.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from encoders.errors import EncoderError
 from index_builder.errors import IndexBuilderError
-from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.config import CatalogError
 from pipelines.config.errors import ConfigError
 
 EXIT_USAGE = 2

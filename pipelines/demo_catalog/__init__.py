@@ -4,8 +4,12 @@ A picture shows kind, colour, pattern and shape; the texts tell material, use an
 Queries come with judgments made from the attributes, so they measure what text, picture, and both together find.
 """
 
-from pipelines.demo_catalog.address import demo_folder, draw_named_catalog, is_demo_address
-from pipelines.demo_catalog.training_pairs import write_training_pairs
-from pipelines.demo_catalog.write import write_demo_catalog
+from pipelines.demo_catalog.write import (
+    demo_folder,
+    draw_named_catalog,
+    is_demo_address,
+    write_demo_catalog,
+    write_training_pairs,
+)
 
 __all__ = ["demo_folder", "draw_named_catalog", "is_demo_address", "write_demo_catalog", "write_training_pairs"]

@@ -7,9 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from index_builder.errors import IndexBuilderError
-from pipelines.demo_catalog.folders import DEFAULT_SEED
-from pipelines.demo_catalog.training_pairs import write_training_pairs
-from pipelines.demo_catalog.write import DEFAULT_PRODUCTS, write_demo_catalog
+from pipelines.demo_catalog.write import DEFAULT_PRODUCTS, DEFAULT_SEED, write_demo_catalog, write_training_pairs
 
 
 def main(argv: Sequence[str] | None = None) -> int:

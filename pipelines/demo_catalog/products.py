@@ -2,14 +2,141 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
-from pipelines.demo_catalog.attributes import Attributes, Stream, choose_attributes, product_random
-from pipelines.demo_catalog.drawing import draw_picture, encode_jpeg
-from pipelines.demo_catalog.vocabulary import KINDS
-from pipelines.demo_catalog.wording import write_texts
+from pipelines.demo_catalog.picture import draw_picture, encode_jpeg
+from pipelines.demo_catalog.words import (
+    KINDS,
+    Attributes,
+    Stream,
+    choose_attributes,
+    held_out_wording,
+    product_random,
+    stable_share,
+    training_wording,
+    write_texts,
+)
+
+# ---- pipelines/demo_catalog/queries.py ----
+# Search queries for training, and for the test of the demo encoder.
+#
+# A query asks for a kind and one to three attributes of it ("striped camping mug"). The test queries ask for combinations
+# of a kind and two attributes that no training query asks for, in word orders that no training query has.
+
+
+Wanted = tuple[tuple[str, str], ...]
+"""What a query asks for besides the kind, as (field, value)."""
+HELD_OUT_SHARE = 0.2
+"""Share of the combinations of a kind and two attributes that are kept out of training queries."""
+RELEVANT_PRODUCTS = (3, 10)
+"""Fewest and most products that a test query may fit, so that ten results can hold them all."""
+# fmt: off
+TRAINING_SUBSETS: dict[tuple[str, ...], int] = {
+    ("colour",): 5, ("pattern",): 4, ("material",): 4, ("use",): 4, ("shape",): 3, ("brand",): 3,
+    ("colour", "pattern"): 14, ("colour", "material"): 12, ("colour", "use"): 12, ("colour", "shape"): 8,
+    ("pattern", "material"): 8, ("pattern", "use"): 8, ("pattern", "shape"): 5, ("material", "use"): 6,
+    ("shape", "use"): 5, ("shape", "material"): 5, ("colour", "brand"): 4, ("pattern", "brand"): 3,
+    ("colour", "pattern", "material"): 6, ("colour", "pattern", "use"): 6, ("colour", "shape", "use"): 4,
+    ("colour", "material", "use"): 4,
+}
+# fmt: on
+"""What training queries ask for besides the kind, and how often."""
+TEST_SUBSETS: tuple[tuple[str, ...], ...] = (
+    ("colour", "pattern"),
+    ("colour", "material"),
+    ("colour", "use"),
+    ("pattern", "material"),
+    ("pattern", "use"),
+    ("colour", "shape"),
+    ("material", "use"),
+)
+"""What test queries ask for besides the kind, in turns."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOutQuery:
+    """A test query.
+
+    Attributes:
+        query: The text.
+        kind: The kind it asks for.
+        wanted: The attributes it asks for.
+        products: Numbers of all demo products that are what it asks for, whatever their texts tell.
+    """
+
+    query: str
+    kind: str
+    wanted: Wanted
+    products: tuple[int, ...]
+
+
+def is_held_out(kind: str, first: tuple[str, str], second: tuple[str, str]) -> bool:
+    """Whether a kind with two attributes, each (field, value), is kept out of all training queries."""
+    names = sorted(f"{field}={value}" for field, value in (first, second))
+    return stable_share("held-out", kind, *names) < HELD_OUT_SHARE
+
+
+def training_queries(attributes: Attributes, count: int, generator: random.Random) -> list[str]:
+    """Different queries that a training product answers, none with a held-out combination.
+
+    Args:
+        attributes: The product's.
+        count: How many; a handful.
+        generator: Chooses what is asked for, and the words.
+    """
+    queries: list[str] = []
+    while len(queries) < count:
+        fields = generator.choices(list(TRAINING_SUBSETS), weights=list(TRAINING_SUBSETS.values()))[0]
+        wanted = [(field, getattr(attributes, field)) for field in fields]
+        if any(is_held_out(attributes.kind, *pair) for pair in itertools.combinations(wanted, 2)):
+            continue
+        query = training_wording(attributes.kind, dict(wanted), generator)
+        if query not in queries:
+            queries.append(query)
+    return queries
+
+
+def held_out_queries(products: Sequence[Attributes], count: int, seed: int) -> list[HeldOutQuery]:
+    """Test queries over a catalog.
+
+    Args:
+        products: The attributes of all its products, in order.
+        count: How many queries at most; a small catalog gives fewer.
+        seed: Chooses among the combinations that fit.
+
+    Returns:
+        Queries of each of `TEST_SUBSETS` in turns.
+    """
+    generator = product_random("test-queries", seed, 0, "choice")
+    candidates = [_fitting(products, fields) for fields in TEST_SUBSETS]
+    for fitting in candidates:
+        generator.shuffle(fitting)
+    turns = (chosen for turn in itertools.zip_longest(*candidates) for chosen in turn if chosen is not None)
+    return [
+        HeldOutQuery(
+            query=held_out_wording(kind, dict(wanted), generator), kind=kind, wanted=wanted, products=tuple(numbers)
+        )
+        for kind, wanted, numbers in itertools.islice(turns, count)
+    ]
+
+
+def _fitting(products: Sequence[Attributes], fields: tuple[str, ...]) -> list[tuple[str, Wanted, list[int]]]:
+    """The held-out combinations of a kind and these two fields that fit a handful of products, and the products."""
+    groups: dict[tuple[str, Wanted], list[int]] = {}
+    for number, product in enumerate(products):
+        wanted = tuple((field, getattr(product, field)) for field in fields)
+        groups.setdefault((product.kind, wanted), []).append(number)
+    fewest, most = RELEVANT_PRODUCTS
+    return [
+        (kind, wanted, numbers)
+        for (kind, wanted), numbers in sorted(groups.items())
+        if fewest <= len(numbers) <= most and is_held_out(kind, wanted[0], wanted[1])
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

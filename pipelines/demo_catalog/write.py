@@ -11,26 +11,170 @@ A folder that holds the JSON file is complete.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from index_builder import storage
-from pipelines.demo_catalog.attributes import Attributes, choose_attributes
-from pipelines.demo_catalog.drawing import encode_png
-from pipelines.demo_catalog.folders import (
-    DEFAULT_SEED,
-    IMAGE_TYPE,
-    batches,
-    check_positive,
-    drawn_once,
-    remove_others,
-    shared_columns,
-    shown_progress,
+from pipelines.demo_catalog.picture import encode_png
+from pipelines.demo_catalog.products import (
+    Product,
+    fresh_picture,
+    held_out_queries,
+    make_product,
+    product_id_of,
+    training_queries,
 )
-from pipelines.demo_catalog.products import fresh_picture, make_product, product_id_of
-from pipelines.demo_catalog.queries import held_out_queries
+from pipelines.demo_catalog.words import Attributes, choose_attributes, product_random
+
+# ---- pipelines/demo_catalog/folders.py ----
+# What the writers of drawn products share: columns, folders that are drawn once, and a progress bar.
+
+
+DRAWING_VERSION = 1
+"""Raised whenever the same arguments draw other files, so that folders of before are drawn anew."""
+DEFAULT_SEED = 20
+PRODUCTS_PER_BATCH = 250
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@contextmanager
+def drawn_once(folder: str, marker: str, arguments: dict[str, Any]) -> Iterator[bool]:
+    """Yields whether there is anything to draw; after a clean exit the folder is marked as holding these arguments.
+
+    Args:
+        folder: Local folder or fsspec URI.
+        marker: Name of the JSON file that says what the folder holds; removed before other arguments are drawn.
+        arguments: What decides the files' bytes.
+    """
+    wanted = {"drawing_version": DRAWING_VERSION, **arguments}
+    uri = storage.join(folder, marker)
+    if storage.exists(uri):
+        if storage.read_json(uri) == wanted:
+            yield False
+            return
+        storage.remove_file(uri)
+    yield True
+    storage.write_json_atomic(uri, wanted)
+
+
+def remove_others(folder: str, pattern: str, kept: Sequence[str]) -> None:
+    """Removes the parts that an earlier drawing of more files left; other files in the folder are not ours."""
+    for name in storage.list_names(folder):
+        if re.fullmatch(pattern, name) and name not in kept:
+            storage.remove_file(storage.join(folder, name))
+
+
+def check_positive(**values: int) -> None:
+    """ValueError for the first value below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}: expected 1 or more")
+
+
+def batches(numbers: range) -> Iterator[range]:
+    """Stretches of at most `PRODUCTS_PER_BATCH`: what is held in memory at a time."""
+    for start in range(numbers.start, numbers.stop, PRODUCTS_PER_BATCH):
+        yield range(start, min(start + PRODUCTS_PER_BATCH, numbers.stop))
+
+
+def shared_columns(products: Sequence[Product]) -> dict[str, pa.Array]:
+    """The columns that a catalog and training pairs both have."""
+    pictures = [{"bytes": product.picture, "path": f"{product.product_id}.jpg"} for product in products]
+    return {
+        "product_id": pa.array([product.product_id for product in products], pa.string()),
+        "title": pa.array([product.title for product in products], pa.string()),
+        "description": pa.array([product.description for product in products], pa.string()),
+        "image": pa.array(pictures, IMAGE_TYPE),
+    }
+
+
+@contextmanager
+def shown_progress(description: str, products: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error where that is a terminal, nothing elsewhere; yields what advances it."""
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=products)
+        yield lambda done: progress.advance(task, done)
+
+
+# ---- pipelines/demo_catalog/training_pairs.py ----
+# Writes training pairs: drawn products that no demo catalog holds, with queries that they answer.
+#
+# FOLDER/pairs-*.parquet   query, product_id, title, description, image struct<bytes, path>
+# FOLDER/_complete.json    what was drawn; written last
+#
+# Readers of Parquet folders skip names with a leading underscore.
+
+
+QUERIES_PER_PRODUCT = 3
+PRODUCTS_PER_FILE = 2000
+PAIRS_MARKER = "_complete.json"
+PAIRS_SCHEMA = pa.schema(
+    [
+        ("query", pa.string()),
+        ("product_id", pa.string()),
+        ("title", pa.string()),
+        ("description", pa.string()),
+        ("image", IMAGE_TYPE),
+    ]
+)
+
+
+def write_training_pairs(folder: str, *, pairs: int, seed: int = DEFAULT_SEED) -> None:
+    """Draws products that no demo catalog holds, each with `QUERIES_PER_PRODUCT` queries that it answers.
+
+    No query asks for a combination that the demo catalog's test queries ask for. A folder that already holds the result
+    of the same arguments is left as it is.
+
+    Args:
+        folder: Local folder or fsspec URI.
+        pairs: Rows; those of one product stand next to each other.
+        seed: Another seed gives other products.
+
+    Raises:
+        StorageError: The folder cannot be written.
+        ValueError: `pairs` is less than 1.
+    """
+    check_positive(pairs=pairs)
+    arguments = {"content": "training pairs", "pairs": pairs, "seed": seed}
+    with drawn_once(folder, PAIRS_MARKER, arguments) as needed:
+        if not needed:
+            return
+        products = -(-pairs // QUERIES_PER_PRODUCT)
+        starts = range(0, products, PRODUCTS_PER_FILE)
+        names = [f"pairs-{part:05d}.parquet" for part in range(len(starts))]
+        with shown_progress("drawing training pairs", products) as advance:
+            for name, start in zip(names, starts, strict=True):
+                numbers = range(start, min(start + PRODUCTS_PER_FILE, products))
+                with storage.atomic_file(storage.join(folder, name)) as path:
+                    _write_pairs_part(path, numbers, seed, pairs, advance)
+        remove_others(folder, r"pairs-\d+\.parquet", names)
+
+
+def _write_pairs_part(path: str, numbers: range, seed: int, pairs: int, advance: Callable[[int], None]) -> None:
+    # The same picture stands in neighbouring rows: a dictionary page that holds a whole row group's stores it once.
+    with pq.ParquetWriter(path, PAIRS_SCHEMA, dictionary_pagesize_limit=64 * 2**20) as writer:
+        for batch in batches(numbers):
+            rows: list[Product] = []
+            queries: list[str] = []
+            for number in batch:
+                product = make_product("training", seed, number)
+                generator = product_random("training", seed, number, "queries")
+                queries += training_queries(product.attributes, QUERIES_PER_PRODUCT, generator)
+                rows += [product] * QUERIES_PER_PRODUCT
+            table = pa.table({"query": pa.array(queries), **shared_columns(rows)}).select(PAIRS_SCHEMA.names)
+            writer.write_table(table.slice(0, pairs - batch.start * QUERIES_PER_PRODUCT))
+            advance(len(batch))
+
 
 DEFAULT_PRODUCTS = 3000
 DEFAULT_QUERIES = 350
@@ -138,3 +282,40 @@ def _write_test_queries(folder: str, products: int, seed: int, queries: int) -> 
 def _write_table(uri: str, columns: dict[str, pa.Array]) -> None:
     with storage.atomic_file(uri) as path:
         pq.write_table(pa.table(columns), path)
+
+
+# ---- pipelines/demo_catalog/address.py ----
+# `demo://N`: the address of a catalog of N products that is drawn where it is needed.
+
+
+DEMO_SCHEME = "demo://"
+FOLDER = "demo_catalog"
+
+
+def is_demo_address(uri: object) -> bool:
+    """Whether a `catalog.uri` asks for a drawn catalog."""
+    return isinstance(uri, str) and uri.startswith(DEMO_SCHEME)
+
+
+def demo_folder(work_uri: str) -> str:
+    """Where a job's drawn catalog lies: queries, judgments and `catalog/` with the products."""
+    return storage.join(work_uri, FOLDER)
+
+
+def draw_named_catalog(uri: str, work_uri: str) -> str:
+    """Draws the catalog that `demo://N` asks for, unless it is there.
+
+    Returns:
+        The folder of its Parquet files, for `catalog.uri`.
+
+    Raises:
+        ValueError: `uri` is not `demo://` and a number of products.
+        StorageError: `work_uri` cannot be written.
+    """
+    products = uri.removeprefix(DEMO_SCHEME)
+    if not is_demo_address(uri) or not (products.isascii() and products.isdecimal()) or int(products) < 1:
+        raise ValueError(
+            f"catalog.uri is {uri!r}: expected {DEMO_SCHEME}N with N products to draw, such as demo://3000"
+        )
+    write_demo_catalog(demo_folder(work_uri), products=int(products))
+    return storage.join(demo_folder(work_uri), "catalog")

@@ -7,10 +7,14 @@ The file is Parquet: query_id, product_id, label and the fingerprint of what was
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,17 +22,109 @@ import pyarrow.parquet as pq
 
 from index_builder import storage
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.picture_columns import PictureRef
 from pipelines.catalog.plan import plan_catalog
+from pipelines.catalog.products import PictureRef, to_products
 from pipelines.catalog.reading import read_shard
-from pipelines.catalog.records import to_products
 from pipelines.config.errors import ConfigError
-from pipelines.evaluation.annotator import AnnotatedQuery, Annotator, ProductRecord, annotate_batch
-from pipelines.evaluation.judged_files.judged_pairs import Pairs
-from pipelines.evaluation.judged_files.judged_queries import JudgedQueries
-from pipelines.evaluation.judged_files.labels import MOST_LABELS, normal_labels, ordered_labels, relevant_labels
+from pipelines.evaluation.judged_files import (
+    MOST_LABELS,
+    JudgedQueries,
+    Pairs,
+    normal_labels,
+    ordered_labels,
+    relevant_labels,
+)
 from pipelines.evaluation.judgments import UNKNOWN, number_judgments
-from pipelines.evaluation.ranking.rankings import ProductNumbers
+from pipelines.evaluation.ranking import ProductNumbers
+
+# ---- pipelines/evaluation/annotator.py ----
+# The annotator: a function of the user's that labels pairs which no file labels.
+#
+# # my_shop/relevance.py
+# def annotate(pairs):  # a list of (query, product)
+# return ["Exact" if query.text in product["text"] else "Irrelevant" for query, product in pairs]
+#
+# python -m pipelines.evaluate ... --evaluation.annotator my_shop.relevance:annotate
+#
+# `query` is an `AnnotatedQuery`. `product` is a dict: `product_id`, `text` (what the text tower reads), `picture` (path,
+# URI, bytes or None), and the catalog's display and filter fields. The function returns one label a pair: E, S, C, I,
+# words, or numbers; None for a pair that it cannot judge. It may call a model or a service; what it raises ends the run,
+# and what was labelled until then is kept.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotatedQuery:
+    """A query as an annotator sees it.
+
+    Attributes:
+        query_id: Its id.
+        text: Its text, None for a query that is a picture only.
+        picture: Its picture: path or URI as the queries file has it, bytes, or None.
+    """
+
+    query_id: str
+    text: str | None
+    picture: str | bytes | None
+
+
+ProductRecord = dict[str, Any]
+Annotator = Callable[[Sequence[tuple[AnnotatedQuery, ProductRecord]]], Sequence[Any]]
+
+
+def load_annotator(name: str) -> Annotator:
+    """The function behind `module:function`; the module may stand in the working folder.
+
+    Raises:
+        ConfigError: There is no such module or function.
+    """
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(
+            f"evaluation.annotator is {name!r}: no module {error.name!r}; expected module:function, the module "
+            "installed or in the working folder"
+        ) from error
+    function = getattr(found, attribute, None)
+    if not callable(function):
+        raise ConfigError(f"evaluation.annotator is {name!r}: module {module_name!r} has no function {attribute!r}")
+    return function
+
+
+def annotate_batch(
+    annotator: Annotator, name: str, pairs: Sequence[tuple[AnnotatedQuery, ProductRecord]]
+) -> list[str | None]:
+    """One label a pair, as text; None where the annotator gives none.
+
+    Raises:
+        ConfigError: It gives another number of labels, or something that is no label.
+    """
+    given = annotator(pairs)
+    try:
+        labels = [given] if isinstance(given, str) else list(given)
+    except TypeError as error:
+        raise ConfigError(
+            f"evaluation.annotator {name}: expected a list of {len(pairs)} labels, found {type(given).__name__}"
+        ) from error
+    if len(labels) != len(pairs):
+        raise ConfigError(
+            f"evaluation.annotator {name}: expected {len(pairs)} labels for a batch of {len(pairs)} pairs, found "
+            f"{len(labels)}"
+        )
+    return [_label_text(label, name) for label in labels]
+
+
+def _label_text(label: Any, name: str) -> str | None:
+    if label is None or (isinstance(label, str) and label.strip()):
+        return label
+    if isinstance(label, (int, float)) and not isinstance(label, bool) and label == label:
+        return f"{label:g}"
+    raise ConfigError(f"evaluation.annotator {name}: expected a label that is text, a number or None, found {label!r}")
+
 
 SAVE_EVERY_PAIRS = 10_000
 ROWS_AT_A_TIME = 1024

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.evaluation.judged_files.judged_pairs import Pairs
-from pipelines.evaluation.judged_files.judged_queries import JudgedQueries
-from pipelines.evaluation.judged_files.labels import label_grades
-from pipelines.evaluation.ranking.rankings import ProductNumbers
+from pipelines.evaluation.judged_files import JudgedQueries, Pairs, label_grades
+from pipelines.evaluation.ranking import ProductNumbers
 
 UNKNOWN = -1
 """The label of a pair that has none."""

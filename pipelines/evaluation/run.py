@@ -10,17 +10,14 @@ import pyarrow as pa
 
 from index_builder import storage
 from pipelines.config.errors import ConfigError
-from pipelines.evaluation.annotation import annotate_results, catalog_records
-from pipelines.evaluation.annotator import load_annotator
+from pipelines.evaluation.annotation import annotate_results, catalog_records, load_annotator
+from pipelines.evaluation.comparison import compare_systems
 from pipelines.evaluation.config import LEAVE_OUT, EvaluationConfig, SystemConfig
-from pipelines.evaluation.figures.compare_systems import compare_systems
-from pipelines.evaluation.figures.comparison import Comparison
-from pipelines.evaluation.figures.standard_measures import results_needed
-from pipelines.evaluation.judged_files.judged_queries import JudgedQueries
-from pipelines.evaluation.judged_files.labels import ESCI, is_number, label_grades, normal_labels
+from pipelines.evaluation.judged_files import ESCI, JudgedQueries, is_number, label_grades, normal_labels
 from pipelines.evaluation.judgments import Judgments, number_judgments
-from pipelines.evaluation.ranking.rankings import ProductNumbers, Ranked, Surroundings
-from pipelines.evaluation.ranking.systems import rank_systems
+from pipelines.evaluation.measures import Comparison, results_needed
+from pipelines.evaluation.ranking import ProductNumbers, Ranked, Surroundings
+from pipelines.evaluation.systems import rank_systems
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int], None]]]
 """Shows that something is counted: what it is, to a function that is told how many more."""

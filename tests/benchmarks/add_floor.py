@@ -21,13 +21,12 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from index_builder.add import add_shards
-from index_builder.block_encoder import BlockEncoder
+from index_builder.add import BlockEncoder, add_shards
 from index_builder.blocks import BLOCK_ROWS
 from index_builder.codec import load_codec, open_codec
 from index_builder.embedding_shards import NumberedShard, iter_vectors, read_info
 from index_builder.faiss_files import faiss_threads, ivf_of
-from index_builder.list_assignment import GROUPS_PROBED, ListAssigner
+from index_builder.kmeans import GROUPS_PROBED, ListAssigner
 from tests.benchmarks.machine import command_line, machine_line
 
 SHARDS = 3

@@ -22,11 +22,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from encoders.pixel_resize import resize_pixels
-from encoders.preprocessing import ImagePreprocessing, resize_picture
-from pipelines.catalog.pictures.decode_config import DecodeConfig
-from pipelines.catalog.pictures.decoding import decode_picture
-from pipelines.catalog.pictures.jpeg_scaling import SPARE_RESOLUTION
+from encoders.preprocessing import ImagePreprocessing, resize_picture, resize_pixels
+from pipelines.images.config import DecodeConfig
+from pipelines.images.decode import SPARE_RESOLUTION, decode_picture
 from tests.benchmarks.machine import command_line, machine_line
 from tests.benchmarks.photos import drawn_photo, grocery_photos, jpeg_of_size
 

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders import EncoderConfig, TowerSpec, load_product_encoder, resize_picture
-from encoders.loading import resolve_device, resolve_encoder
+from encoders.saved_encoder import resolve_device, resolve_encoder
 from tests.benchmarks.machine import command_line, machine_line
 from tests.benchmarks.photos import PROJECT_ROOT
 

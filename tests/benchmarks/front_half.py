@@ -30,14 +30,14 @@ from PIL import Image
 
 from encoders import EncoderConfig, ImagePreprocessing
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.pictures.decoding import DecodeConfig
-from pipelines.catalog.pictures.fetching import FetchConfig
 from pipelines.catalog.plan import plan_catalog
 from pipelines.config.beam_options import to_pipeline_options
-from pipelines.numbering import number_products
-from pipelines.run_record import RunRecord
-from pipelines.shard_files import ShardFiles
-from pipelines.stages.embed_shards import EmbedShards, EmbedTask
+from pipelines.images.decode import DecodeConfig
+from pipelines.images.fetch import FetchConfig
+from pipelines.indexing.product_table import number_products
+from pipelines.indexing.run_record import RunRecord
+from pipelines.indexing.shard_files import ShardFiles
+from pipelines.indexing.transforms import EmbedShards, EmbedTask
 from tests.benchmarks.machine import command_line, machine_line
 from tests.fakes import FakeProductEncoder, FakeTokens
 

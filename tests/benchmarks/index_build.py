@@ -29,7 +29,7 @@ import numpy as np
 from index_builder import IndexReader
 from index_builder.faiss_files import read_index
 from index_builder.shard_search import ShardSearch
-from pipelines.run_record import STAGES, RunRecord
+from pipelines.indexing.run_record import STAGES, RunRecord
 from tests.benchmarks.machine import command_line, machine_line
 
 K = 100

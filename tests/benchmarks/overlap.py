@@ -25,14 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders.preprocessing import ImagePreprocessing
-from pipelines.catalog.lookahead import run_ahead
-from pipelines.catalog.pictures.decode_config import DecodeConfig
-from pipelines.catalog.pictures.decoding import decode_picture
-from pipelines.catalog.pictures.fetched_batches import decode_pictures, fetch_pictures
 from pipelines.catalog.pictures.fetched_picture import FetchedPicture
-from pipelines.catalog.pictures.fetching import FetchConfig, PictureFetcher
-from pipelines.catalog.pictures.prefetch import PicturePool
-from pipelines.catalog.records import PictureRef
+from pipelines.catalog.products import PictureRef
+from pipelines.images.config import DecodeConfig
+from pipelines.images.decode import decode_picture
+from pipelines.images.fetch import FetchConfig, PictureFetcher
+from pipelines.images.pool import PicturePool, run_ahead
+from pipelines.images.product_images import decode_pictures, fetch_pictures
 from tests.benchmarks.machine import command_line, machine_line
 from tests.benchmarks.photos import drawn_photo, grocery_photos, jpeg_of_size
 

@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 
 from index_builder.faiss_files import faiss_threads
-from index_builder.loaded_memory import measure_resident_bytes
 from index_builder.publish import publish_version
 from index_builder.reader import IndexReader
 from index_builder.spec import IndexConfig
+from index_builder.verify import measure_resident_bytes
 from tests.benchmarks.machine import command_line, machine_line
 from tests.benchmarks.reader_latency import median_ms
 from tests.index_builder.builds import build_index, clustered, stage, write_shards

@@ -19,8 +19,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipelines.config.command_line import load_job_config
-from pipelines.nightly_run import run_nightly
-from pipelines.outcome import Outcome
+from pipelines.indexing.job import run_nightly
+from pipelines.indexing.publish_step import Outcome
 from tests.benchmarks.machine import command_line, machine_line
 
 CONFIG = """

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from encoders import EncoderConfig, check_encoder, load_query_encoder, save_query_encoder
-from encoders.loading import save_encoder
+from encoders.saved_encoder import save_encoder
 from tests.encoders.tiny import tiny_parts
 
 # Of encoders whose weights a formula gives (no random generator, no floating point but exact quarters), written when

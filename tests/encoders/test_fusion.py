@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from encoders.config import FusionSpec
 from encoders.errors import EncoderConfigError
 from encoders.fusion import ConcatFusion, MlpFusion, build_fusion
-from encoders.spec import FusionSpec
 
 B, DT, DI = 5, 6, 4
 YES, NO = torch.ones(B, dtype=torch.bool), torch.zeros(B, dtype=torch.bool)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from encoders.errors import CheckpointError
 from encoders.image_tower import ClipTextTower, ImageTower, build_clip
-from encoders.tokenization.tokenizing import ClipTokenizer
+from encoders.tokenizers import ClipTokenizer
 from tests.encoders.tiny import CLIP_MODEL_CONFIG, IMAGE_DIM, PREPROCESSING, random_picture
 
 TEXT_CONFIG = CLIP_MODEL_CONFIG["text_cfg"]

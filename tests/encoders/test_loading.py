@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 import encoders
 from encoders import EncoderConfig, check_encoder, load_product_encoder, load_query_encoder, save_query_encoder
 from encoders.errors import CheckpointError, EncoderConfigError
-from encoders.loading import resolve_device, save_encoder
-from encoders.saved_folder import read_saved
+from encoders.saved_encoder import read_saved, resolve_device, save_encoder
 from tests.encoders.tiny import random_picture, save_tiny_encoder, tiny_parts
 
 MODELS = [
@@ -183,7 +182,7 @@ def test_a_failed_save_leaves_the_earlier_one(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr("encoders.saved_folder.save_file", full)
+    monkeypatch.setattr("encoders.saved_encoder.save_file", full)
     with pytest.raises(OSError, match="no space left"):
         save_tiny_encoder(tmp_path / "e", seed=1)
     assert files(tmp_path / "e") == before

@@ -10,9 +10,8 @@ from torch.nn import functional
 from encoders import EncoderConfig, FusionSpec, TowerSpec, check_encoder, load_product_encoder, load_query_encoder
 from encoders.architecture import EncoderArchitecture
 from encoders.errors import CheckpointError, EncoderConfigError
-from encoders.loading import resolve_encoder
 from encoders.preprocessing import resize_picture
-from encoders.saved_folder import read_saved
+from encoders.saved_encoder import read_saved, resolve_encoder
 from tests.encoders.tiny import (
     IMAGE_DIM,
     PREPROCESSING,

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from encoders.pixel_resize import resize_pixels
-from encoders.preprocessing import ImagePreprocessing, resize_picture
+from encoders.preprocessing import ImagePreprocessing, resize_picture, resize_pixels
 
 
 def preprocessing(size: int, resize_mode: str, interpolation: str = "bicubic") -> ImagePreprocessing:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encoders.image_tower import ClipTextTower, ImageTower, build_clip
-from encoders.pooled_token import encode_pictures, has_plain_blocks, pools_one_token, run_for_token
+from encoders.image_tower import (
+    ClipTextTower,
+    ImageTower,
+    build_clip,
+    encode_pictures,
+    has_plain_blocks,
+    pools_one_token,
+    run_for_token,
+)
 from tests.encoders.tiny import CLIP_MODEL_CONFIG, IMAGE_DIM, PREPROCESSING
 
 

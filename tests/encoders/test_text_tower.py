@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from encoders.errors import EncoderConfigError
-from encoders.saved_folder import read_saved
+from encoders.saved_encoder import read_saved
 from encoders.text_tower import TextTower, build_backbone, check_max_tokens, tie_document_and_query
 from tests.encoders.tiny import TEXT_DIM, save_tiny_encoder, tiny_bert_config
 

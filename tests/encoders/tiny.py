@@ -18,14 +18,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from encoders.architecture import ClipArchitecture, EncoderArchitecture, TextArchitecture
+from encoders.config import EncoderConfig, FusionSpec
 from encoders.image_tower import build_clip
-from encoders.loading import save_encoder
-from encoders.model import EncoderModel
+from encoders.model import EncoderModel, EncoderParts
 from encoders.preprocessing import ImagePreprocessing
-from encoders.saved_folder import EncoderParts
-from encoders.spec import EncoderConfig, FusionSpec
+from encoders.saved_encoder import save_encoder
 from encoders.text_tower import build_backbone
-from encoders.tokenization.tokenizing import ClipTokenizer, FastTokenizer
+from encoders.tokenizers import ClipTokenizer, FastTokenizer
 
 WORDS = (
     "red",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from index_builder import coarse_quantizer, storage
+from index_builder import kmeans, storage
 from index_builder.embedding_shards import NumberedShard, read_info
 from index_builder.spec import IndexConfig
 from tests.index_builder.builds import build_index
@@ -15,7 +15,7 @@ from tests.index_builder.builds import build_index
 
 def main(embeddings: str, out: str, factory: str, rows_per_add: str, order: str) -> None:
     # Both levels of k-means, on a sample that a test can afford.
-    coarse_quantizer.TWO_LEVELS_FROM_LISTS = 32
+    kmeans.TWO_LEVELS_FROM_LISTS = 32
     shards, first = [], 0
     for uri in storage.list_files(embeddings):
         info = read_info(uri)

@@ -10,11 +10,9 @@ import pyarrow as pa
 
 from index_builder import storage
 from index_builder.add import add_shards
-from index_builder.add_tasks import plan_adds
 from index_builder.codec import CodecInfo, train_codec
 from index_builder.embedding_shards import EmbeddingShardWriter, NumberedShard
-from index_builder.fast_scan import convert_shard
-from index_builder.ground_truth import GroundTruth, exact_neighbours
+from index_builder.exact_search import GroundTruth, exact_neighbours
 from index_builder.index_shards import IndexShard
 from index_builder.manifest import (
     CatalogSummary,
@@ -27,14 +25,12 @@ from index_builder.manifest import (
     index_file_name,
     refine_file_name,
 )
-from index_builder.merge import merge_index_shards
-from index_builder.planner import plan_index, plan_sample
+from index_builder.merge import convert_shard, merge_index_shards, store_nprobe
+from index_builder.planner import BYTES_PER_DIM, plan_adds, plan_index, plan_refinement, plan_sample, probes_per_factor
 from index_builder.publish import publish_version
 from index_builder.refine import write_refine_codes
-from index_builder.refine_plan import BYTES_PER_DIM, plan_refinement, probes_per_factor
 from index_builder.sampling import QuerySet, read_queries, write_sample
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
-from index_builder.stored_nprobe import store_nprobe
 from index_builder.tuning import SearchChoice, SearchMeasurement, choose_search, measure_search
 from index_builder.verify import verify_index, verify_refine_codes
 

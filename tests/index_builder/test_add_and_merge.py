@@ -8,8 +8,7 @@ import pytest
 
 from index_builder import merge as merge_module
 from index_builder import storage
-from index_builder.add import add_shards, kept_vectors
-from index_builder.block_encoder import BlockEncoder
+from index_builder.add import BlockEncoder, add_shards, kept_vectors
 from index_builder.codec import CodecInfo, build_codec, train_codec
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import CodecMismatchError, EmbeddingShardError, VerificationError

@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index_builder.add_tasks import plan_adds
 from index_builder.embedding_shards import NumberedShard
+from index_builder.planner import plan_adds
 from index_builder.spec import IndexConfig, IndexSpec
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index_builder import coarse_quantizer
-from index_builder.coarse_quantizer import build_quantizer, share_lists, train_centroids
+from index_builder import kmeans
 from index_builder.errors import TrainingError
+from index_builder.kmeans import build_quantizer, share_lists, train_centroids
 from index_builder.spec import IndexSpec
 from tests.index_builder.builds import clustered
 
@@ -21,7 +21,7 @@ def closeness(vectors: np.ndarray, centroids: np.ndarray) -> float:
 @pytest.mark.parametrize("lists", [2, 60, 500])
 @pytest.mark.parametrize("two_levels", [False, True])
 def test_centroids_are_many_and_of_unit_length(lists: int, two_levels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coarse_quantizer, "TWO_LEVELS_FROM_LISTS", 1 if two_levels else 10**9)
+    monkeypatch.setattr(kmeans, "TWO_LEVELS_FROM_LISTS", 1 if two_levels else 10**9)
     centroids = train_centroids(clustered(500, 8), lists, seed=0)
     assert centroids.shape == (lists, 8)
     assert np.allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-5)
@@ -30,9 +30,9 @@ def test_centroids_are_many_and_of_unit_length(lists: int, two_levels: bool, mon
 def test_two_levels_come_close_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = clustered(12_000, 24)
     flat = closeness(vectors, train_centroids(vectors, 200, seed=0))
-    monkeypatch.setattr(coarse_quantizer, "TWO_LEVELS_FROM_LISTS", 1)
+    monkeypatch.setattr(kmeans, "TWO_LEVELS_FROM_LISTS", 1)
     refined = closeness(vectors, train_centroids(vectors, 200, seed=0))
-    monkeypatch.setattr(coarse_quantizer, "REFINING_ITERATIONS", 0)
+    monkeypatch.setattr(kmeans, "REFINING_ITERATIONS", 0)
     raw = closeness(vectors, train_centroids(vectors, 200, seed=0))
     random = closeness(vectors, vectors[:200])
     assert raw > random
@@ -41,7 +41,7 @@ def test_two_levels_come_close_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coarse_quantizer, "TWO_LEVELS_FROM_LISTS", 1)
+    monkeypatch.setattr(kmeans, "TWO_LEVELS_FROM_LISTS", 1)
     vectors = clustered(2000, 16)
     first, again, other = (train_centroids(vectors, 50, seed=seed).tobytes() for seed in (0, 0, 1))
     assert first == again
@@ -58,7 +58,7 @@ def test_too_few_vectors_are_refused() -> None:
 
 
 def test_faiss_has_nothing_to_warn_of(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coarse_quantizer, "TWO_LEVELS_FROM_LISTS", 1)
+    monkeypatch.setattr(kmeans, "TWO_LEVELS_FROM_LISTS", 1)
     train_centroids(clustered(100, 8), 60, seed=0)
     assert capfd.readouterr() == ("", "")
 

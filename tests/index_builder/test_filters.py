@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pytest
 
-from index_builder.filters import FILTERS_KEPT, RowFilters
+from index_builder.open_version import FILTERS_KEPT, RowFilters
 
 TABLE = pa.table({"price": [1, 2, None, 4], "kind": ["1", "1", "2", "2"]})
 

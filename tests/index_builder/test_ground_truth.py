@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from index_builder import ground_truth
+from index_builder import exact_search
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import IndexBuilderError
+from index_builder.exact_search import GroundTruth, combine, exact_neighbours
 from index_builder.faiss_files import faiss_threads
-from index_builder.ground_truth import GroundTruth, combine, exact_neighbours
 from tests.index_builder.builds import clustered, write_shard, write_shards
 
 ROWS, DIM, K = 900, 8, 5
@@ -23,7 +23,7 @@ def by_hand(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def test_the_neighbours_are_exact_and_without_the_query(
     root: str, batch_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ground_truth, "BLOCK_ROWS", batch_rows)
+    monkeypatch.setattr(exact_search, "BLOCK_ROWS", batch_rows)
     vectors = clustered(ROWS, DIM)
     shards = write_shards(root, vectors, 250)
     rows = np.arange(0, ROWS, 17)

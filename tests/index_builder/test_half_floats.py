@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from index_builder.half_floats import divided_halves, row_pieces, widened
+from index_builder.embedding_shards import divided_halves, row_pieces, widened
 
 
 def test_every_finite_half_widens_to_the_bits_of_astype():

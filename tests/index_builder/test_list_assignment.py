@@ -4,10 +4,10 @@ import faiss
 import numpy as np
 import pytest
 
-from index_builder import list_assignment
+from index_builder import kmeans
 from index_builder.blocks import map_blocks, row_blocks
 from index_builder.faiss_files import faiss_threads
-from index_builder.list_assignment import ListAssigner, shared_assigner
+from index_builder.kmeans import ListAssigner, shared_assigner
 from tests.index_builder.builds import clustered
 
 
@@ -32,7 +32,7 @@ def test_a_vector_that_is_a_centroid_gets_its_list() -> None:
 
 
 def test_the_number_of_threads_and_the_other_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(list_assignment, "GROUPED_FROM_LISTS", 2)
+    monkeypatch.setattr(kmeans, "GROUPED_FROM_LISTS", 2)
     vectors = clustered(20_000, 16)
     assigner = ListAssigner(vectors[:400])
     found = []

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from index_builder import IndexReader, VersionNotFoundError, publish, storage, version_files
+from index_builder import IndexReader, VersionNotFoundError, open_version, publish, storage
 from index_builder.publish import list_versions, prune, read_current, set_current
 from tests.index_builder import publish_many
 from tests.index_builder.builds import clustered, published
@@ -113,7 +113,7 @@ def test_no_query_is_dropped_while_the_reader_refreshes(place: str, cache: Path)
 
 def at_opening(monkeypatch: pytest.MonkeyPatch, deed: Any) -> None:
     """Does a deed once, after a reader has read the manifest and before it opens the files."""
-    real, done = version_files.read_manifest, []
+    real, done = open_version.read_manifest, []
 
     def read_manifest(*arguments: Any) -> Any:
         manifest = real(*arguments)
@@ -122,7 +122,7 @@ def at_opening(monkeypatch: pytest.MonkeyPatch, deed: Any) -> None:
             deed()
         return manifest
 
-    monkeypatch.setattr(version_files, "read_manifest", read_manifest)
+    monkeypatch.setattr(open_version, "read_manifest", read_manifest)
 
 
 def test_a_version_pruned_while_it_is_opened_gives_way_to_the_next(
@@ -158,7 +158,7 @@ def test_another_server_cleans_the_cache_meanwhile(
 ) -> None:
     index, versions = two_versions(remote_root)
     IndexReader.open(index, versions[0])
-    real, removed = version_files._cached_folder, []
+    real, removed = open_version._cached_folder, []
 
     def cached_folder(*arguments: Any) -> str:
         folder = real(*arguments)
@@ -167,7 +167,7 @@ def test_another_server_cleans_the_cache_meanwhile(
             storage.remove_tree(folder)
         return folder
 
-    monkeypatch.setattr(version_files, "_cached_folder", cached_folder)
+    monkeypatch.setattr(open_version, "_cached_folder", cached_folder)
     assert IndexReader.open(index, versions[0]).manifest.version == versions[0]
     assert removed
 
@@ -179,7 +179,7 @@ def test_a_failed_refresh_leaves_the_reader_where_it_is(tmp_path: Path) -> None:
     set_current(index, versions[1])
     (tmp_path / "index" / "versions" / versions[1] / "products.arrow").write_bytes(b"damaged")
     for _ in range(2):
-        with pytest.raises(version_files.VerificationError, match=r"products\.arrow: expected"):
+        with pytest.raises(open_version.VerificationError, match=r"products\.arrow: expected"):
             reader.refresh()
         assert reader.search(VECTORS[8], 1).product_ids == [["sku-8"]]
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from index_builder.errors import SpecError
 from index_builder.explain import explain_index
-from index_builder.memory import estimate_memory
-from index_builder.planner import check_index, check_rows, plan_index, plan_sample
+from index_builder.planner import check_index, check_rows, estimate_memory, plan_index, plan_sample
 from index_builder.spec import IndexConfig
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index_builder.product_rows import ProductRows
+from index_builder.open_version import ProductRows
 
 ROWS = 500
 TABLE = pa.table(

@@ -9,7 +9,7 @@ import pytest
 
 from index_builder.errors import SpecError
 from index_builder.planner import check_index
-from index_builder.query_vectors import read_query_vectors
+from index_builder.sampling import read_query_vectors
 from index_builder.spec import IndexConfig
 
 VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4)

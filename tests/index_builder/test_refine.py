@@ -11,18 +11,15 @@ import pytest
 from index_builder import storage
 from index_builder.errors import EmbeddingShardError, SpecError, TrainingError, VerificationError
 from index_builder.faiss_files import faiss_threads, read_index, top_by_score, write_index
-from index_builder.loaded_memory import measure_resident_bytes
-from index_builder.planner import plan_index
+from index_builder.planner import BYTES_PER_DIM, code_budget, plan_index, plan_refinement, probes_per_factor
 from index_builder.publish import publish_version, read_manifest
 from index_builder.reader import IndexReader
 from index_builder.refine import write_refine_codes
-from index_builder.refine_codes import RefineCodes, best_by_score, search_refined
-from index_builder.refine_plan import BYTES_PER_DIM, code_budget, plan_refinement, probes_per_factor
 from index_builder.sampling import SamplePiece, write_sample
-from index_builder.shard_search import ShardSearch
+from index_builder.shard_search import RefineCodes, ShardSearch, best_by_score, search_refined
 from index_builder.spec import IndexConfig, IndexSpec
 from index_builder.tuning import SearchMeasurement, choose_search
-from index_builder.verify import verify_refine_codes
+from index_builder.verify import measure_resident_bytes, verify_refine_codes
 from tests.index_builder.builds import NumberedShard, build_index, clustered, stage, write_shards
 
 ROWS, DIM = 3000, 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from index_builder.score_bounds import ScoreBounds
+from index_builder.exact_search import ScoreBounds
 from tests.index_builder.builds import clustered
 
 DIM = 96

@@ -9,7 +9,7 @@ import pytest
 from index_builder import storage
 from index_builder.errors import StorageError
 from index_builder.faiss_files import ivf_of
-from index_builder.stored_nprobe import store_nprobe
+from index_builder.merge import store_nprobe
 from index_builder.verify import verify_index
 from tests.index_builder.builds import build_clustered
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import faiss
 import pytest
 
+from index_builder.exact_search import exact_neighbours
 from index_builder.faiss_files import opened_indexes
-from index_builder.ground_truth import exact_neighbours
 from index_builder.spec import IndexConfig
 from index_builder.tuning import SearchMeasurement, choose_search, measure_search
 from tests.index_builder.builds import build_clustered, build_index, clustered, write_shards

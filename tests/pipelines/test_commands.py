@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines import embed_catalog, search
 from pipelines.config.commands import run_command
-from tests.pipelines.job import arguments, product, run_job, write_catalog
+from tests.pipelines.indexing.job import arguments, product, run_job, write_catalog
 
 
 def embed(folder, *overrides: str) -> int:

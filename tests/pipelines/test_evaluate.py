@@ -9,7 +9,7 @@ import pytest
 from pipelines import evaluate
 from pipelines.config.commands import run_command
 from tests.encoders.tiny import save_tiny_encoder
-from tests.pipelines.job import product, write_catalog
+from tests.pipelines.indexing.job import product, write_catalog
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pipelines import evaluate, train_encoder
 from pipelines.config.commands import run_command
 from tests.benchmarks.paper_tables import TABLES
 from tests.encoders.tiny import save_tiny_encoder
-from tests.pipelines.job import arguments, product, run_job, write_catalog
+from tests.pipelines.indexing.job import arguments, product, run_job, write_catalog
 
 PRODUCTS = 400
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")

@@ -11,7 +11,7 @@ from index_builder import IndexReader
 from pipelines import export_onnx
 from pipelines.config.commands import run_command
 from tests.encoders.tiny import random_picture, save_tiny_encoder
-from tests.pipelines.job import product, run_job, write_catalog
+from tests.pipelines.indexing.job import product, run_job, write_catalog
 
 
 def test_a_published_versions_encoder_searches_it(tmp_path, capsys):
@@ -46,6 +46,6 @@ def test_what_cannot_work_is_one_clear_message(tmp_path, capsys, given, message)
 def test_without_the_extra(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.delitem(sys.modules, "encoders.onnx.export", raising=False)
+    monkeypatch.delitem(sys.modules, "encoders.onnx_export", raising=False)
     assert run_command(export_onnx.main, ["--encoder", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     assert "shelfmark[onnx]" in capsys.readouterr().err

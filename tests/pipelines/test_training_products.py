@@ -10,9 +10,8 @@ import pytest
 
 from encoders import ImagePreprocessing
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.pictures.decode_config import DecodeConfig
-from pipelines.catalog.pictures.decoding import decode_picture
-from pipelines.catalog.pictures.fetch_config import FetchConfig
+from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.images.decode import decode_picture
 from pipelines.training_products import decode_for_training, read_training_products
 from tests.encoders.training.pairs_files import picture_bytes
 

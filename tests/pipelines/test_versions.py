@@ -9,8 +9,8 @@ import pytest
 from index_builder import IndexReader, publish
 from pipelines import versions
 from pipelines.config.commands import run_command
-from pipelines.version_diff import compare_versions
-from tests.pipelines.job import product, run_job, write_catalog
+from pipelines.versions import compare_versions
+from tests.pipelines.indexing.job import product, run_job, write_catalog
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.config import CatalogError
 from pipelines.catalog.formats.json_lines import ParsedRecords
 from pipelines.catalog.formats.text_splitting import csv_records, iter_blocks, record_spans
 

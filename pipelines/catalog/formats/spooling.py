@@ -19,9 +19,8 @@ import pyarrow as pa
 
 from index_builder import storage
 from pipelines.catalog import stores
-from pipelines.catalog.catalog_files import CatalogFile
-from pipelines.catalog.errors import CatalogError
-from pipelines.catalog.formats.file_formats import ARROW_FILE_MAGIC, iter_plain, read_head
+from pipelines.catalog.config import CatalogError
+from pipelines.catalog.files import ARROW_FILE_MAGIC, CatalogFile, iter_plain, read_head
 
 _logger = logging.getLogger(__name__)
 

@@ -12,13 +12,10 @@ from typing import TypeVar
 import pyarrow as pa
 
 from pipelines.catalog import stores
-from pipelines.catalog.catalog_files import CatalogFile
-from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.files import CatalogFile, partition_schema, read_head
 from pipelines.catalog.formats.csv_records import CsvHeader
-from pipelines.catalog.formats.file_formats import read_head
 from pipelines.catalog.formats.json_types import TypeVotes
-from pipelines.catalog.formats.partitions import partition_schema
 from pipelines.catalog.formats.spooling import PlainFile
 from pipelines.catalog.formats.text_samples import SAMPLE_BYTES, SampledColumns, TextHead, delimiter_of, read_text_head
 from pipelines.catalog.formats.text_splitting import csv_records, cut_lines, cut_records, lines_at

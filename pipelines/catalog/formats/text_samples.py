@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.formats.csv_records import CsvHeader, parse_block, parse_header
 from pipelines.catalog.formats.json_lines import parse_line
 from pipelines.catalog.formats.json_types import TypeVotes, type_of

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.catalog.pictures.fetch_config import FetchConfig
+from pipelines.images.config import FetchConfig
 
 Resolver = Callable[[str, int], Sequence[str]]
 """Host and port to IP addresses, best first. Raises OSError (`socket.gaierror`) where the name has none."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from urllib3 import HTTPConnectionPool
 
 from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.catalog.pictures.fetch_config import FetchConfig
+from pipelines.images.config import FetchConfig
 
 HOSTS_REMEMBERED = 256
 

@@ -22,7 +22,6 @@ from urllib3.util import Url
 
 from pipelines.catalog.dead_letters import PictureError, Reason
 from pipelines.catalog.pictures.address_rules import AddressRules
-from pipelines.catalog.pictures.fetch_config import FetchConfig
 from pipelines.catalog.pictures.fetched_picture import FetchedPicture
 from pipelines.catalog.pictures.http_connections import Dialler, connection_pool, reading_until, tls_context
 from pipelines.catalog.pictures.http_hosts import Host, Hosts, Origin
@@ -37,6 +36,7 @@ from pipelines.catalog.pictures.http_messages import (
     shown_cause,
     version_of,
 )
+from pipelines.images.config import FetchConfig
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WORTH_ANOTHER_ATTEMPT = frozenset({408, 425, 429, 500, 502, 503, 504})

@@ -10,11 +10,9 @@ import numpy as np
 import torch
 
 from encoders.preprocessing import ImagePreprocessing
-from encoders.training.config import TrainingConfig
-from encoders.training.pairs_config import PairsConfig
+from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
 from encoders.training.pictures import decode_with_pillow
 from encoders.training.run import train_encoder
-from encoders.training.small_config import SmallEncoderConfig
 from tests.encoders.training.pairs_files import coloured_rows, write_pairs
 
 SMALL = SmallEncoderConfig(

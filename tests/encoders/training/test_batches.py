@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from encoders.training import pictures
-from encoders.training.batches import PairDataset, in_order, load
-from encoders.training.order import ProductOrder
+from encoders.training.batches import PairDataset, ProductOrder, in_order, load
+from encoders.training.config import PairsConfig
 from encoders.training.pairs import read_pairs
-from encoders.training.pairs_config import PairsConfig
 from tests.encoders.tiny import IMAGE_SIZE, tiny_parts
 from tests.encoders.training.pairs_files import coloured_rows, rows_of, write_pairs
 

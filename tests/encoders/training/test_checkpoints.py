@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from encoders.errors import TrainingError
 from encoders.losses import nt_xent
-from encoders.training import objective
-from encoders.training.metrics_files import join_metrics
+from encoders.training import module
+from encoders.training.run import join_metrics
 from tests.encoders.training.runs import Stopped, StopsAfter, pairs_of, train
 
 pytestmark = pytest.mark.usefixtures("nothing_is_kept")
@@ -84,7 +84,7 @@ def test_what_is_saved_is_the_best_validation(run):
 def test_it_stops_early(tmp_path, monkeypatch):
     scores = iter([0.2, 0.5, 0.4, 0.5, 0.3, 0.9, 0.9])
     monkeypatch.setattr(
-        "encoders.training.fitting.validate",
+        "encoders.training.run.validate",
         lambda *_, **__: {f"recall@{k}": next(scores) if k == 100 else 0.1 for k in (1, 10, 100)},
     )
     said: list[str] = []
@@ -104,7 +104,7 @@ def test_the_best_may_be_that_of_the_first_result(tmp_path, monkeypatch):
         wide, first = next(measured)
         return {"recall@1": first, "recall@10": wide, "recall@100": 1.0}
 
-    monkeypatch.setattr("encoders.training.fitting.validate", measures)
+    monkeypatch.setattr("encoders.training.run.validate", measures)
     note = train(pairs_of(tmp_path / "pairs"), tmp_path / "out", epochs=4, best_by="recall@1")
     assert (note["validation_recall@1"], note["step"]) == (0.6, 3 * 6)
 
@@ -129,7 +129,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_state(tmp_path, mo
         loss = nt_xent(*args, **options)
         return loss * float("nan") if calls > 8 else loss  # two views: in the fifth step
 
-    monkeypatch.setattr(objective, "nt_xent", breaks)
+    monkeypatch.setattr(module, "nt_xent", breaks)
     with pytest.raises(TrainingError, match=r"the loss of batch 5 is nan, query_product nan.*learning_rate"):
         train(data, out)
     kept = torch.load(tmp_path / "out.checkpoints" / "last.ckpt", weights_only=True)
@@ -159,7 +159,7 @@ def test_a_gradient_that_is_no_number_is_not_stepped_on(tmp_path, monkeypatch):
         loss = nt_xent(*args, **options)
         return Breaks.apply(loss) if calls > 8 else loss
 
-    monkeypatch.setattr(objective, "nt_xent", breaks)
+    monkeypatch.setattr(module, "nt_xent", breaks)
     with pytest.raises(TrainingError, match=r"the gradient's norm of batch 5 is (nan|inf)"):
         train(pairs_of(tmp_path / "pairs"), tmp_path / "out")
     kept = torch.load(tmp_path / "out.checkpoints" / "last.ckpt", weights_only=True)

@@ -11,11 +11,9 @@ import torch
 from torch import multiprocessing
 
 from encoders.training.batches import PairDataset
-from encoders.training.config import TrainingConfig
-from encoders.training.gather import gather_rows
-from encoders.training.module import EncoderTraining
+from encoders.training.config import PairsConfig, TrainingConfig
+from encoders.training.module import EncoderTraining, gather_rows
 from encoders.training.pairs import read_pairs
-from encoders.training.pairs_config import PairsConfig
 from tests.encoders.tiny import tiny_parts
 from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, write_pairs
 

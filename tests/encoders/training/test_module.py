@@ -9,11 +9,10 @@ from lightning import Trainer
 
 from encoders.errors import EncoderConfigError, TrainingError
 from encoders.training.batches import PairDataset
-from encoders.training.config import LossWeights, PartRates, TrainingConfig
+from encoders.training.config import LossWeights, PairsConfig, PartRates, TrainingConfig
 from encoders.training.module import EncoderTraining
 from encoders.training.pairs import read_pairs
-from encoders.training.pairs_config import PairsConfig
-from encoders.training.parts import part_of
+from encoders.training.tuned_parts import part_of
 from tests.encoders.tiny import tiny_parts
 from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, write_pairs
 

@@ -12,10 +12,9 @@ import pytest
 
 from encoders.errors import CheckpointError, EncoderConfigError, TrainingError
 from encoders.training.batches import PairDataset
-from encoders.training.pairs import read_pairs
-from encoders.training.pairs_config import PairsConfig
+from encoders.training.config import PairsConfig
+from encoders.training.pairs import PRODUCTS_SCHEMA, TrainingProducts, map_products, read_pairs, write_products
 from encoders.training.pictures import EncodedPictures
-from encoders.training.products import PRODUCTS_SCHEMA, TrainingProducts, map_products, write_products
 from tests.encoders.tiny import tiny_parts
 from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, rows_of, write_pairs
 

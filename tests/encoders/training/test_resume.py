@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from encoders.errors import CheckpointError, EncoderConfigError
-from encoders.training.checkpoint_folder import batches_done, read_checkpoint
+from encoders.training.run import batches_done, read_checkpoint
 from tests.encoders.training.runs import SMALL, Stopped, StopsAfter, assert_same_bytes, pairs_of, train
 
 pytestmark = pytest.mark.usefixtures("nothing_is_kept")

@@ -10,8 +10,7 @@ from PIL import Image
 
 from encoders import EncoderConfig, load_product_encoder, load_query_encoder
 from encoders.errors import EncoderConfigError
-from encoders.training.config import TrainingConfig
-from encoders.training.pairs_config import PairsConfig
+from encoders.training.config import PairsConfig, TrainingConfig
 from encoders.training.run import train_encoder
 from tests.encoders.tiny import save_tiny_encoder
 from tests.encoders.training.pairs_files import COLOURS, coloured_rows, write_pairs

@@ -15,13 +15,9 @@ from encoders import (
     save_query_encoder,
 )
 from encoders.errors import CheckpointError, EncoderConfigError
-from encoders.training.config import TrainingConfig
-from encoders.training.pairs_config import PairsConfig
+from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
+from encoders.training.new_encoder import load_starting_point, new_small_encoder, train_tokenizer
 from encoders.training.run import train_encoder
-from encoders.training.small_config import SmallEncoderConfig
-from encoders.training.small_encoder import new_small_encoder
-from encoders.training.starting_point import load_starting_point
-from encoders.training.vocabulary import train_tokenizer
 from tests.encoders.tiny import (
     IMAGE_DIM,
     TEXT_DIM,

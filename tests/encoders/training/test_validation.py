@@ -10,8 +10,8 @@ from PIL import Image
 
 from encoders.encoder import ProductEncoder, QueryEncoder
 from encoders.training.batches import PairDataset
+from encoders.training.config import PairsConfig
 from encoders.training.pairs import read_pairs
-from encoders.training.pairs_config import PairsConfig
 from encoders.training.validation import HeldOut, recall, validate
 from tests.encoders.tiny import random_picture, tiny_parts
 from tests.encoders.training.pairs_files import coloured_rows, write_pairs

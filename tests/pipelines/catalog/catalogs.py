@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import DeadLetter
 from pipelines.catalog.plan import CatalogPlan, CatalogShard, plan_catalog
+from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
-from pipelines.catalog.records import ProductBatch, to_products
 
 SUFFIXES = {"parquet": ".parquet", "csv": ".csv", "jsonl": ".jsonl", "arrow": ".arrow", "arrow_stream": ".arrows"}
 COMPRESSIONS = {"none": "", "gzip": ".gz", "bz2": ".bz2", "zstd": ".zst", "lz4": ".lz4"}

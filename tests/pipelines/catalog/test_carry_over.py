@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality
-from pipelines import spill
-from pipelines.catalog.carry_over import CarryOver, build_carry_over
-from pipelines.catalog.fingerprints import content_fingerprints
+from pipelines.catalog import previous_version
+from pipelines.catalog.previous_version import CarryOver, build_carry_over
+from pipelines.images.product_images import content_fingerprints
 
 DIM = 8
 
@@ -69,7 +69,7 @@ def test_nothing_to_carry_over(tmp_path):
 
 
 def test_many_buckets_find_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(spill, "RECORDS_PER_BUCKET", 50)
+    monkeypatch.setattr(previous_version, "RECORDS_PER_BUCKET", 50)
     texts = [f"product {i}" for i in range(1000)]
     stored = write_shard(f"{tmp_path}/a.parquet", texts)
     carry_over = CarryOver(build_carry_over([f"{tmp_path}/a.parquet"], f"{tmp_path}/lookup"))

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.errors import CatalogError
-from pipelines.catalog.plan import plan_catalog
-from pipelines.catalog.sources import catalog_schema
+from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.plan import catalog_schema, plan_catalog
 from tests.pipelines.catalog.catalogs import SUFFIXES, compress, encode, pairs, read_plan
 
 ROWS = [{"product_id": str(number), "title": f"title {number}"} for number in range(5000)]

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.catalog.config import CatalogConfig, template_parts
-from pipelines.catalog.errors import CatalogConfigError, CatalogError, nearest
+from pipelines.catalog.config import CatalogConfig, CatalogConfigError, CatalogError, nearest, template_parts
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.formats import text_splitting
 from pipelines.catalog.plan import plan_catalog
-from pipelines.catalog.records import ProductBatch
+from pipelines.catalog.products import ProductBatch
 from tests.pipelines.catalog.catalogs import encode, letters_of, pairs, read_plan, write
 
 FIELDS: dict[str, Any] = {"image_field": "image", "display_fields": ("price",)}

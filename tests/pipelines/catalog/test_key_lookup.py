@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines import spill
-from pipelines.catalog.key_lookup import KeyLookup, write_key_lookup
-from pipelines.spill import keyed_records
+from pipelines.catalog import previous_version
+from pipelines.catalog.previous_version import KeyLookup, keyed_records, write_key_lookup
 
 
 def random_keys(count: int, *, seed: int) -> np.ndarray:
@@ -12,7 +11,7 @@ def random_keys(count: int, *, seed: int) -> np.ndarray:
 
 
 def test_keys_lead_to_their_shard_and_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(spill, "RECORDS_PER_BUCKET", 500)  # several buckets
+    monkeypatch.setattr(previous_version, "RECORDS_PER_BUCKET", 500)  # several buckets
     shards = [random_keys(1200, seed=1), random_keys(900, seed=2)]
     records = [keyed_records(keys, number, np.arange(len(keys))) for number, keys in enumerate(shards)]
     size = write_key_lookup(str(tmp_path), records, expected=2100)

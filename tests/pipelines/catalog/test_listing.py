@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.catalog.catalog_files import CatalogListing
-from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.errors import CatalogError
-from pipelines.catalog.listing import list_catalog
+from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.files import CatalogListing, list_catalog
 from tests.pipelines.catalog.catalogs import encode, write
 
 LINE = b'{"product_id": "1", "title": "a"}\n'

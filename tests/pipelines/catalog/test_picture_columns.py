@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipelines.catalog.picture_columns import PictureRef, picture_refs
+from pipelines.catalog.products import PictureRef, picture_refs
 
 
 def picture(form: str) -> bytes:

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.pieces import MAX_PARTS_OF_CHUNK
 from pipelines.catalog.plan import CatalogPlan, plan_catalog
 from tests.pipelines.catalog.catalogs import SUFFIXES, encode, letters_of, read_plan, write

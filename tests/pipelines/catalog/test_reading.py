@@ -10,11 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.errors import CatalogError
-from pipelines.catalog.plan import plan_catalog
+from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.plan import catalog_schema, plan_catalog
 from pipelines.catalog.reading import read_shard
-from pipelines.catalog.sources import catalog_schema
 from tests.pipelines.catalog.catalogs import (
     COMPRESSIONS,
     SUFFIXES,

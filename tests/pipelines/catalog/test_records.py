@@ -12,8 +12,8 @@ import pytest
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import Reason
 from pipelines.catalog.plan import plan_catalog
-from pipelines.catalog.raw_rows import RawBatch
-from pipelines.catalog.records import PictureRef, ProductBatch, to_products
+from pipelines.catalog.products import PictureRef, ProductBatch, to_products
+from pipelines.catalog.reading import RawBatch
 from tests.pipelines.catalog.catalogs import encode, letters_of, pairs, read_plan, write
 
 

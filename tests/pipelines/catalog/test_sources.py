@@ -8,11 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.errors import CatalogError
-from pipelines.catalog.plan import plan_catalog
+from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.plan import catalog_schema, plan_catalog
 from pipelines.catalog.schemas import CatalogSchema
-from pipelines.catalog.sources import catalog_schema
 from tests.pipelines.catalog.catalogs import COMPRESSIONS, SUFFIXES, compress, encode, write
 
 ROWS = [{"product_id": "1", "title": "a", "price": 1.5}]

@@ -11,10 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.errors import CatalogError
-from pipelines.catalog.plan import plan_catalog
-from pipelines.catalog.sources import catalog_schema
+from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.plan import catalog_schema, plan_catalog
 from tests.pipelines.catalog.catalogs import pairs, read_plan
 
 ROWS = pa.table(

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.text_templates import product_texts
+from pipelines.catalog.products import product_texts
 
 
 def text_of(template: str | None, **fields: str | None) -> str | None:

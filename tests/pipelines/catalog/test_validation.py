@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.catalog.validation import clean_text, conform, id_column, invalid_rows, text_column
+from pipelines.catalog.products import clean_text, conform, id_column, text_column
+from pipelines.catalog.schemas import invalid_rows
 
 
 def broken_text(*values: bytes) -> pa.Array:

@@ -6,7 +6,7 @@ import pytest
 
 from encoders.errors import CheckpointError, EncoderError
 from index_builder.errors import StorageError
-from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.config import CatalogError
 from pipelines.config import ConfigError, run_command
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from pipelines.config.job import GatesConfig, JobConfig, WorkConfig, to_yaml
 from pipelines.config.keys import list_keys
-from pipelines.config.schema import GatesConfig, JobConfig, WorkConfig, to_yaml
 from pipelines.config.validation import build_config
 from pipelines.config.yaml_files import parse_config, read_config_file
 

@@ -5,8 +5,15 @@ import subprocess
 import sys
 from collections import Counter
 
-from pipelines.demo_catalog.attributes import Attributes, choose_attributes, stable_share, stream_of
-from pipelines.demo_catalog.vocabulary import COLOURS, KINDS, PATTERNS
+from pipelines.demo_catalog.words import (
+    COLOURS,
+    KINDS,
+    PATTERNS,
+    Attributes,
+    choose_attributes,
+    stable_share,
+    stream_of,
+)
 from tests.conftest import PROJECT_ROOT
 
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.demo_catalog.attributes import Attributes
-from pipelines.demo_catalog.drawing import PICTURE_SIZE, draw_picture, encode_jpeg, encode_png
-from pipelines.demo_catalog.drawing.kinds import DRAWINGS, parts_of
-from pipelines.demo_catalog.drawing.shapes import ellipse, polygon, smooth, stroke
-from pipelines.demo_catalog.vocabulary import COLOURS, KINDS, PATTERNS
+from pipelines.demo_catalog.drawn_kinds import DRAWINGS, parts_of
+from pipelines.demo_catalog.picture import PICTURE_SIZE, draw_picture, encode_jpeg, encode_png
+from pipelines.demo_catalog.shapes import ellipse, polygon, smooth, stroke
+from pipelines.demo_catalog.words import COLOURS, KINDS, PATTERNS, Attributes
 
 KIND_SHAPES = [(kind.name, shape) for kind in KINDS.values() for shape in kind.shapes]
 

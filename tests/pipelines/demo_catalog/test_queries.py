@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from pipelines.demo_catalog.attributes import choose_attributes, product_random
-from pipelines.demo_catalog.queries import (
+from pipelines.demo_catalog.products import (
     RELEVANT_PRODUCTS,
     TEST_SUBSETS,
     HeldOutQuery,
@@ -14,7 +13,7 @@ from pipelines.demo_catalog.queries import (
     is_held_out,
     training_queries,
 )
-from pipelines.demo_catalog.vocabulary import COLOURS, KINDS, PATTERNS
+from pipelines.demo_catalog.words import COLOURS, KINDS, PATTERNS, choose_attributes, product_random
 
 DEMO = [choose_attributes("demo", 1, number) for number in range(3000)]
 

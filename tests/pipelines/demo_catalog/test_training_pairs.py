@@ -3,9 +3,9 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.demo_catalog import training_pairs as training_pairs_module
+from pipelines.demo_catalog import write as training_pairs_module
 from pipelines.demo_catalog import write_training_pairs
-from pipelines.demo_catalog.training_pairs import PAIRS_SCHEMA, QUERIES_PER_PRODUCT
+from pipelines.demo_catalog.write import PAIRS_SCHEMA, QUERIES_PER_PRODUCT
 
 
 def test_pairs_have_the_columns_and_rows_asked_for(tmp_path):

@@ -6,9 +6,17 @@ from collections import Counter
 
 import pytest
 
-from pipelines.demo_catalog.attributes import Attributes, choose_attributes, product_random
-from pipelines.demo_catalog.vocabulary import COLOURS, KINDS, PATTERNS
-from pipelines.demo_catalog.wording import PLAIN_TOLD_SHARE, TOLD_SHARE, write_texts
+from pipelines.demo_catalog.words import (
+    COLOURS,
+    KINDS,
+    PATTERNS,
+    PLAIN_TOLD_SHARE,
+    TOLD_SHARE,
+    Attributes,
+    choose_attributes,
+    product_random,
+    write_texts,
+)
 
 
 def contains(text: str, words: tuple[str, ...]) -> bool:

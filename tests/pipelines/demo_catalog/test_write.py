@@ -14,7 +14,7 @@ from PIL import Image
 from index_builder import StorageError
 from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_address, write_demo_catalog
 from pipelines.demo_catalog import write as write_module
-from pipelines.demo_catalog.attributes import choose_attributes
+from pipelines.demo_catalog.words import choose_attributes
 from pipelines.demo_catalog.write import CATALOG_SCHEMA
 
 

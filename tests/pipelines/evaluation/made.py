@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipelines.evaluation.judged_files.judged_pairs import Pairs
-from pipelines.evaluation.judged_files.judged_queries import JudgedQueries
+from pipelines.evaluation.judged_files import JudgedQueries, Pairs
 from pipelines.evaluation.judgments import Judgments, number_judgments
-from pipelines.evaluation.ranking.rankings import ProductNumbers
+from pipelines.evaluation.ranking import ProductNumbers
 
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
 

@@ -7,12 +7,11 @@ import pytest
 from pipelines.catalog.config import CatalogConfig
 from pipelines.config.errors import ConfigError
 from pipelines.evaluation import annotation
-from pipelines.evaluation.annotation import annotate_results, catalog_records
-from pipelines.evaluation.annotator import annotate_batch, load_annotator
+from pipelines.evaluation.annotation import annotate_batch, annotate_results, catalog_records, load_annotator
 from pipelines.evaluation.config import EvaluationConfig
-from pipelines.evaluation.judged_files.judged_queries import read_judged_queries
+from pipelines.evaluation.judged_files import read_judged_queries
 from tests.pipelines.evaluation.made import LABELS, numbers_of, queries_of
-from tests.pipelines.job import product, write_catalog
+from tests.pipelines.indexing.job import product, write_catalog
 
 FOUND = np.array([[0, 1, 2], [2, 3, -1]])
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipelines.config.errors import ConfigError
-from pipelines.evaluation.systems_argument import expand_systems
+from pipelines.evaluation.config import expand_systems
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.config import CatalogError
 from pipelines.catalog.formats.csv_records import CsvHeader, parse_block, parse_header
 
 HEADER = CsvHeader(names=("id", "title", "price"), data_start=0, delimiter=",")

@@ -8,11 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.errors import CatalogError
-from pipelines.catalog.formats.partitions import hive_partitions
-from pipelines.catalog.plan import plan_catalog
-from pipelines.catalog.sources import catalog_schema
+from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.files import hive_partitions
+from pipelines.catalog.plan import catalog_schema, plan_catalog
 from tests.pipelines.catalog.catalogs import SUFFIXES, encode, letters_of, pairs, read_plan, write
 
 

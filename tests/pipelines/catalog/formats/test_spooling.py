@@ -9,10 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.errors import CatalogError
+from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.files import list_catalog
 from pipelines.catalog.formats.spooling import PlainFile, plain_files
-from pipelines.catalog.listing import list_catalog
 from tests.pipelines.catalog.catalogs import compress, encode, write
 
 ROWS = [{"product_id": str(number), "title": f"title {number}"} for number in range(200)]

@@ -1,1 +1,0 @@
-"""Query encoders as ONNX graphs, for CPU servers without torch: made by `export`, served by `query`."""

@@ -1,0 +1,278 @@
+"""The query side as ONNX graphs, for servers that search on CPUs without torch.
+
+A folder of them (schema version 1):
+
+    onnx.json            model, dim, fingerprint of the products' encoder, preprocessing, what can be a query
+    query_text.onnx      ids int64 [B, L], mask bool [B, L] -> BERT's vector
+    clip_text.onnx       ids int64 [B, L], mask bool [B, L] -> CLIP's text vector
+    image.onnx           pixels uint8 [B, 3, S, S] -> the picture's vector
+    fuse_text.onnx       the text towers' vectors -> query vector [B, D] of a text
+    fuse_photo.onnx      the picture's vector -> query vector of a photo
+    fuse_both.onnx       both query vectors and image_weight float32 [] -> query vector of a photo and a text
+    text_tower/, clip_tokenizer/    tokenizers
+
+Graphs that the model has no use for are left out. Needs the extra `onnx`; `onnx_query` runs what this writes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from encoders.checkpoint import local_folder
+from encoders.errors import CheckpointError
+from encoders.model import EncoderModel, EncoderParts
+from encoders.onnx_query import CONFIG, SCHEMA_VERSION
+from encoders.saved_encoder import load_query_parts
+from encoders.tokenizers import (
+    CLEANINGS,
+    ClipBpeTokenizer,
+    FolderClipTokenizer,
+    PaddedTokenizer,
+    can_rewrite,
+    clip_bpe_tokenizer,
+)
+
+# ---- encoders/onnx/saved_tokenizers.py ----
+# The tokenizers of an export, rewritten for the `tokenizers` library wherever the ids stay the same.
+
+
+# What a tokenizer that is rewritten from its file is compared on, beside its tests.
+_PROBES = (
+    "",
+    "red dress",
+    "Women's Floral-Print Midi Dress, Größe 42 – 100% Cotton!!",
+    "L&#39;Oréal &amp;amp; Co. «Café» 12.5oz/355ml",
+    "手机壳 スマホケース чехол غطاء 🎁",
+    "  two\nlines\tand snake_case  </s> [SEP] <pad>",
+    "word " * 200,
+)
+
+
+def save_tokenizers(parts: EncoderParts, folder: Path) -> dict[str, Any] | None:
+    """Writes `text_tower/` and `clip_tokenizer/`, as far as the query side has them.
+
+    Returns:
+        How the CLIP text tower's tokenizer is loaded, for `onnx.json`; None without such a tower.
+    """
+    if parts.tokenizer is not None and parts.model.query_text is not None:
+        (folder / "text_tower").mkdir()
+        parts.tokenizer.save(folder / "text_tower")
+    tokenizer = parts.clip_tokenizer
+    if tokenizer is None:
+        return None
+    (folder / "clip_tokenizer").mkdir()
+    described: dict[str, Any] = {"tokenizer": "open_clip", "text_cfg": tokenizer.text_config}
+    rewritten: ClipBpeTokenizer | PaddedTokenizer | None = None
+    if isinstance(tokenizer, FolderClipTokenizer):
+        rewritten = rewritten_padded(tokenizer)
+    elif can_rewrite(tokenizer.pieces, tokenizer.text_config):
+        pieces = clip_bpe_tokenizer(tokenizer.pieces.encoder, list(tokenizer.pieces.bpe_ranks))
+        rewritten = ClipBpeTokenizer(pieces, max_tokens=tokenizer.max_tokens)
+    if isinstance(rewritten, ClipBpeTokenizer):
+        described["tokenizer"] = "bpe"
+    elif rewritten is not None:
+        described |= {"tokenizer": "padded", "cleaning": rewritten.cleaning, "dropped_id": rewritten.dropped_id}
+    (rewritten or tokenizer).save(folder / "clip_tokenizer")
+    return described
+
+
+def rewritten_padded(tokenizer: FolderClipTokenizer) -> PaddedTokenizer | None:
+    """The tokenizer without torch and transformers; None where it does more than its `tokenizer.json` says."""
+    pieces = tokenizer.pieces
+    cleaning = (tokenizer.text_config.get("tokenizer_kwargs") or {}).get("clean", "whitespace")
+    if pieces.tokenizer_mode or not pieces.tokenizer.is_fast or cleaning not in CLEANINGS:
+        return None
+    # transformers tells the library how to cut and to pad when it is called.
+    expected = tokenizer.tokenize(_PROBES)
+    rewritten = PaddedTokenizer(
+        Tokenizer.from_str(pieces.tokenizer.backend_tokenizer.to_str()),
+        cleaning=cleaning,
+        dropped_id=pieces.tokenizer.sep_token_id if pieces.strip_sep_token else None,
+    )
+    found = rewritten.tokenize(_PROBES)
+    same = np.array_equal(found.ids, expected.ids) and (found.truncated, found.pad_id) == (
+        expected.truncated,
+        expected.pad_id,
+    )
+    return rewritten if same else None
+
+
+# Above this a graph's weights stand in a file beside it: one protobuf message ends at 2 GB.
+_LARGEST_FILE = 1_500_000_000
+_LARGEST_DIFFERENCE = 1e-3
+_BATCH, _TOKENS = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
+
+
+class _Call(nn.Module):
+    """A function of a model's parts as a module, which is what can be exported."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.model = model  # its weights become the graph's
+        self._function = function
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self._function(*inputs)
+
+
+def export_onnx(uri: str, out: str, *, image_weight: float | None = None) -> dict[str, Any]:
+    """Writes the query side of a saved encoder, or of a published version's `query_encoder/`, as ONNX graphs.
+
+    Each graph is run once and compared with the tower it was made of.
+
+    Args:
+        uri: The saved encoder: local path, `package://` or fsspec URI.
+        out: Local folder; graphs that were exported there earlier are replaced.
+        image_weight: Weight of the picture in a query of both, 0 to 1; None: what the encoder says.
+
+    Returns:
+        What `onnx.json` holds.
+
+    Raises:
+        CheckpointError: No saved encoder at `uri`, something else at `out`, or a graph that differs from its tower.
+    """
+    parts, fingerprint = load_query_parts(local_folder(uri))
+    target = Path(out)
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CONFIG).is_file())):
+        raise CheckpointError(f"{target} exists and holds no exported encoder: expected a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.part-"))
+    try:
+        staged.chmod(0o755)
+        for name, (module, inputs, shapes) in _graphs(parts.model).items():
+            _export(module, inputs, shapes, staged / f"{name}.onnx")
+        values = {**_description(parts, fingerprint), "clip_text": save_tokenizers(parts, staged)}
+        if image_weight is not None:
+            values["image_weight"] = image_weight
+        (staged / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if target.exists():
+            shutil.rmtree(target)
+        staged.rename(target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return values
+
+
+_Graph = tuple[nn.Module, tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]
+
+
+def _graphs(model: EncoderModel) -> dict[str, _Graph]:
+    """Every graph of the query side: module, example inputs, and which of their dimensions may change."""
+    architecture, batch = model.architecture, {0: _BATCH}
+    graphs: dict[str, _Graph] = {}
+    text_dims = []
+    for name, tower in (("query_text", model.query_text), ("clip_text", model.clip_text)):
+        if tower is not None:
+            ids = torch.arange(2 * 5).reshape(2, 5) % 3
+            graphs[name] = (tower, (ids, torch.ones_like(ids, dtype=torch.bool)), ({0: _BATCH, 1: _TOKENS},) * 2)
+            text_dims.append(tower.dim)
+    if text_dims:
+        graphs["fuse_text"] = (
+            _Call(model, model.fuse_query),
+            tuple(torch.randn(2, dim) for dim in text_dims),
+            (batch,) * len(text_dims),
+        )
+    if model.image is not None and architecture.clip is not None:
+        size = architecture.clip.preprocessing.size
+        pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+        graphs["image"] = (model.image, (pixels,), (batch,))
+        graphs["fuse_photo"] = (_Call(model, model.fuse_photo), (torch.randn(2, model.image.dim),), (batch,))
+    if text_dims and model.image is not None:
+        halves = nn.functional.normalize(torch.randn(2, 2, architecture.dim), dim=-1)
+        both = _Call(model, lambda text, image, weight: model.fuse_photo_text(text, image, image_weight=weight))
+        graphs["fuse_both"] = (both, (halves[0], halves[1], torch.tensor(0.5)), (batch, batch, {}))
+    return graphs
+
+
+def _export(module: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: tuple[dict[int, Any], ...], to: Path) -> None:
+    names = [f"input_{place}" for place in range(len(inputs))]
+    weight_bytes = sum(weight.nbytes for weight in module.parameters())
+    with _quiet_export(), torch.no_grad():
+        torch.onnx.export(
+            module.eval(),
+            inputs,
+            str(to),
+            input_names=names,
+            output_names=["vectors"],
+            dynamic_shapes=(shapes,) if isinstance(module, _Call) else shapes,
+            external_data=weight_bytes > _LARGEST_FILE,
+            dynamo=True,
+            verbose=False,
+        )
+    onnx.checker.check_model(str(to))
+    _compare(module, inputs, shapes, to, names)
+
+
+def _compare(
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    shapes: tuple[dict[int, Any], ...],
+    graph: Path,
+    names: list[str],
+) -> None:
+    """Runs graph and tower on inputs of another size than the graph was traced with; raises where they differ."""
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    for grow in (1, 2):
+        # The first batch item alone, then three of them, and texts twice as long.
+        tried = []
+        for tensor, dimensions in zip(inputs, shapes, strict=True):
+            tensor = tensor[:1].repeat(*[2 * grow - 1] + [1] * (tensor.ndim - 1)) if 0 in dimensions else tensor
+            tried.append(tensor.repeat(1, grow) if 1 in dimensions else tensor)
+        with torch.inference_mode():
+            expected = module(*tried)
+        (found,) = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, tried, strict=True)})
+        difference = float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max())
+        if not difference < _LARGEST_DIFFERENCE:
+            raise CheckpointError(
+                f"{graph.name} differs from its tower by {difference:.1e} of the largest value, expected less than "
+                f"{_LARGEST_DIFFERENCE:.0e}: this tower cannot be exported; please report it with its checkpoint"
+            )
+
+
+def _description(parts: EncoderParts, fingerprint: str) -> dict[str, Any]:
+    model, architecture = parts.model, parts.model.architecture
+    clip = architecture.clip
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": architecture.model,
+        "dim": architecture.dim,
+        "fingerprint": fingerprint,
+        "image_weight": architecture.image_weight,
+        "accepts_text": architecture.query_takes_text,
+        "accepts_images": model.image is not None,
+        "text_max_tokens": architecture.text.max_tokens if architecture.text and model.query_text is not None else None,
+        "preprocessing": asdict(clip.preprocessing) if clip is not None else None,
+        "made_with": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+    }
+
+
+@contextmanager
+def _quiet_export() -> Iterator[None]:
+    """Keeps the exporter's advice off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

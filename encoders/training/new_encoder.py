@@ -1,0 +1,286 @@
+"""An encoder put together to start training from.
+
+It takes its BERT towers from a saved encoder or a transformers checkpoint, its picture tower (and CLIP text tower) from
+a saved encoder or an open_clip checkpoint, and makes small ones of what it takes from nowhere.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
+
+from encoders.architecture import ClipArchitecture, EncoderArchitecture, TextArchitecture
+from encoders.checkpoint import local_folder
+from encoders.config import MATCH_MODELS, NEEDS_CLIP_TOWER, NEEDS_TEXT_TOWER, EncoderConfig, FusionSpec, TowerSpec
+from encoders.errors import CheckpointError
+from encoders.model import EncoderModel, EncoderParts
+from encoders.preprocessing import ImagePreprocessing
+from encoders.saved_encoder import SavedEncoder, TowerSources, read_saved, resolve_encoder
+from encoders.tokenizers import ClipTokenizer, FastTokenizer, FolderClipTokenizer
+from encoders.towers import ClipCheckpoint, TextCheckpoint, find_clip_checkpoint, find_text_checkpoint
+from encoders.training.config import SmallEncoderConfig
+
+# ---- encoders/training/starting_point.py ----
+# The encoder that training starts from: a saved one, or towers of other checkpoints.
+
+
+def find_starting_point(config: EncoderConfig) -> SavedEncoder | TowerSources:
+    """Finds the files of both sides of the encoder that `config` names.
+
+    Raises:
+        CheckpointError: As `check_encoder`, and for a folder that holds the query side only.
+    """
+    source = resolve_encoder(config)
+    if isinstance(source, SavedEncoder):
+        check_whole(source)
+    return source
+
+
+def load_starting_point(config: EncoderConfig) -> EncoderParts:
+    """Loads both sides of the encoder that `config` names; a fusion without trained weights starts at random.
+
+    Raises:
+        CheckpointError: As `check_encoder`, and for a folder that holds the query side only.
+    """
+    return find_starting_point(config).load()
+
+
+def check_whole(source: SavedEncoder) -> None:
+    """Raises CheckpointError for a folder that holds one side only."""
+    if source.side != "both":
+        raise CheckpointError(f"{source.folder} holds the {source.side} side only: training needs the whole encoder")
+
+
+# ---- encoders/training/vocabulary.py ----
+# A WordPiece vocabulary learned from the training texts.
+
+
+_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> Tokenizer:
+    """Learns a lower-casing WordPiece vocabulary, laid out as BERT's; equal texts give equal vocabularies."""
+    pieces = _learn_pieces(texts, vocabulary=vocabulary)
+    tokenizer = Tokenizer(models.WordPiece({piece: row for row, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return tokenizer
+
+
+def _learn_pieces(texts: Iterable[str], *, vocabulary: int) -> list[str]:
+    """Special tokens, letters, then the pieces that byte-pair merges make, most frequent first.
+
+    The library's own WordPiece trainer numbers its `##` letters in the order of a hash map, and breaks ties by those
+    numbers: two runs give two vocabularies. Its byte-pair trainer sorts its letters, so it is trained instead, with a
+    mark before each word; pieces without the mark are those that go on in a word.
+    """
+    start = "\u2581"
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Metaspace(replacement=start, prepend_scheme="always")]
+    )
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, min_frequency=2, limit_alphabet=200, show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    learned = [piece for piece, _ in sorted(learner.get_vocab().items(), key=lambda item: item[1]) if piece != start]
+    # Shoppers type what no training text holds: every ASCII character has a piece, seen or not.
+    letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    letters += [piece for piece in learned if len(piece) == 1 and piece not in letters]
+    longer = [
+        piece.removeprefix(start) if piece.startswith(start) else f"##{piece}" for piece in learned if len(piece) > 1
+    ]
+    pieces = dict.fromkeys([*_SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *longer])
+    return list(pieces)[:vocabulary]
+
+
+_CLIP_VOCABULARY = 49408  # of open_clip's own byte-pair table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartSources:
+    """Where the towers of an encoder that is put together come from; None: small ones made from nothing."""
+
+    text: SavedEncoder | TextCheckpoint | None
+    clip: SavedEncoder | ClipCheckpoint | None
+
+    def identity(self) -> dict[str, str]:
+        """Hash of every file that decides the towers, by role."""
+        found = {"text_from": self.text, "clip_from": self.clip}
+        return {
+            f"{key}/{name}": digest
+            for key, source in found.items()
+            if source is not None
+            for name, digest in source.identity().items()
+        }
+
+
+def find_parts(config: SmallEncoderConfig) -> PartSources:
+    """Finds the towers that `small.text_from` and `small.clip_from` name.
+
+    Raises:
+        CheckpointError: They are not there, or have no such towers.
+    """
+    text: SavedEncoder | TextCheckpoint | None = None
+    clip: SavedEncoder | ClipCheckpoint | None = None
+    if config.text_from is not None:
+        text = _saved(config.text_from)
+        if text is None:
+            spec = TowerSpec(library="transformers", checkpoint=config.text_from, max_tokens=config.max_tokens)
+            text = find_text_checkpoint(spec)
+        elif text.architecture.text is None:
+            raise CheckpointError(f"small.text_from: the {text.architecture.model} in {text.folder} has no BERT towers")
+    if config.clip_from is not None:
+        with_text = config.model in ("clip", "4tmm")
+        clip = _saved(config.clip_from)
+        if clip is None:
+            spec = TowerSpec(library="open_clip", checkpoint=config.clip_from)
+            clip = find_clip_checkpoint(spec, with_text=with_text)
+        elif clip.architecture.clip is None or (with_text and not clip.architecture.uses_clip_text):
+            lacks = "CLIP text tower" if clip.architecture.clip is not None else "picture tower"
+            raise CheckpointError(
+                f"small.clip_from: the {clip.architecture.model} in {clip.folder} has no {lacks}, which small.model "
+                f"{config.model} needs"
+            )
+    return PartSources(text=text, clip=clip)
+
+
+def new_small_encoder(
+    config: SmallEncoderConfig, texts: Iterable[str], sources: PartSources | None = None
+) -> EncoderParts:
+    """Puts an encoder together; what is made from nothing has random weights (torch's generator).
+
+    Args:
+        config: Its shape.
+        texts: A vocabulary is learned from them, unless the BERT towers bring one.
+        sources: `find_parts(config)`, where that was called before.
+    """
+    sources = sources or find_parts(config)
+    tokenizer, text = _text_part(config, sources.text, texts)
+    clip, clip_tokenizer = _clip_part(config, sources.clip)
+    if text is not None and clip is not None and config.model in MATCH_MODELS:
+        text = replace(text, projection_dim=clip.dim)
+    architecture = EncoderArchitecture(
+        model=config.model,
+        text=text,
+        clip=clip,
+        fusion=FusionSpec(
+            method=config.fusion_method,
+            alpha=config.alpha,
+            hidden=config.fusion_hidden,
+            product_text_weight=config.product_text_weight,
+        ),
+    )
+    model = EncoderModel(
+        architecture,
+        backbone=sources.text.load() if isinstance(sources.text, TextCheckpoint) else None,
+        clip=sources.clip.load(with_text=architecture.uses_clip_text)
+        if isinstance(sources.clip, ClipCheckpoint)
+        else None,
+    )
+    if isinstance(sources.text, SavedEncoder):
+        _take_over(model, sources.text, ("document_text", "query_text"))
+    if isinstance(sources.clip, SavedEncoder):
+        _take_over(model, sources.clip, ("image", "clip_text"))
+    return EncoderParts(model=model, tokenizer=tokenizer, clip_tokenizer=clip_tokenizer)
+
+
+def _text_part(
+    config: SmallEncoderConfig, source: SavedEncoder | TextCheckpoint | None, texts: Iterable[str]
+) -> tuple[FastTokenizer | None, TextArchitecture | None]:
+    if config.model not in NEEDS_TEXT_TOWER:
+        return None, None
+    if isinstance(source, TextCheckpoint):
+        return source.tokenizer(), source.architecture
+    if source is not None and source.architecture.text is not None:
+        return source.load().tokenizer, source.architecture.text
+    tokenizer = train_tokenizer(texts, vocabulary=config.vocabulary)
+    values = {
+        "model_type": "bert",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": config.text_width,
+        "num_hidden_layers": config.text_layers,
+        "num_attention_heads": config.text_heads,
+        "intermediate_size": 4 * config.text_width,
+        "max_position_embeddings": config.max_tokens,
+        "pad_token_id": 0,
+    }
+    architecture = TextArchitecture(
+        config=values, pooling="mean", max_tokens=config.max_tokens, projection_dim=config.dim
+    )
+    return FastTokenizer(tokenizer, max_tokens=config.max_tokens), architecture
+
+
+def _clip_part(
+    config: SmallEncoderConfig, source: SavedEncoder | ClipCheckpoint | None
+) -> tuple[ClipArchitecture | None, ClipTokenizer | FolderClipTokenizer | None]:
+    if config.model not in NEEDS_CLIP_TOWER:
+        return None, None
+    with_text = config.model in ("clip", "4tmm")
+    if isinstance(source, ClipCheckpoint):
+        return source.architecture, source.tokenizer() if with_text else None
+    if source is not None and source.architecture.clip is not None:
+        return source.architecture.clip, source.load().clip_tokenizer if with_text else None
+    is_vit = len(config.image_layers) == 1
+    vision: dict[str, Any] = {"image_size": config.image_size, "width": config.image_width, "head_width": 32}
+    if is_vit:
+        vision |= {"layers": config.image_layers[0], "patch_size": config.patch_size}
+    else:
+        vision["layers"] = list(config.image_layers)
+    values: dict[str, Any] = {"embed_dim": config.image_dim, "vision_cfg": vision}
+    if with_text:
+        values["text_cfg"] = {
+            "context_length": config.clip_text_tokens,
+            "vocab_size": _CLIP_VOCABULARY,
+            "width": config.clip_text_width,
+            "heads": config.clip_text_heads,
+            "layers": config.clip_text_layers,
+        }
+    preprocessing = ImagePreprocessing(size=config.image_size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    architecture = ClipArchitecture(model_config=values, preprocessing=preprocessing)
+    return architecture, ClipTokenizer(values["text_cfg"]) if with_text else None
+
+
+def _take_over(model: EncoderModel, source: SavedEncoder, names: tuple[str, ...]) -> None:
+    """Copies the weights of towers; a projection to another width stays as it is, new."""
+    saved = source.load().model
+    for name in names:
+        target, origin = getattr(model, name), getattr(saved, name)
+        if target is None or origin is None:
+            continue
+        weights = origin.state_dict()
+        _load(target, {key: value for key, value in weights.items() if _fits(target, key, value)}, str(source.folder))
+
+
+def _fits(target: nn.Module, key: str, value: Any) -> bool:
+    own = target.state_dict().get(key)
+    return not key.startswith("projection.") or (own is not None and own.shape == value.shape)
+
+
+def _load(target: nn.Module, weights: dict[str, Any], where: str) -> None:
+    found = target.load_state_dict(weights, strict=False)
+    missing = [key for key in found.missing_keys if not key.startswith("projection.")]
+    if missing or found.unexpected_keys:
+        raise CheckpointError(f"{where}: its tower does not fit: {[*missing, *found.unexpected_keys][:3]}")
+
+
+def _saved(address: str) -> SavedEncoder | None:
+    """The saved encoder at an address; None where something else is meant."""
+    if "://" not in address and not Path(address).expanduser().is_dir():
+        return None  # a hub name, or open_clip's
+    folder = local_folder(address)
+    if not (folder / "encoder.json").is_file():
+        return None
+    saved = read_saved(folder)
+    check_whole(saved)
+    return saved

@@ -1,0 +1,197 @@
+"""Parquet: the footer for the plan, row ranges for the reader. No column is read that is not needed."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.catalog import stores
+from pipelines.catalog.config import CatalogError
+
+# ---- pipelines/catalog/formats/column_chunks.py ----
+# What the plan needs to know of a file that keeps its rows in columns: Parquet row groups, Arrow record batches.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColumnFile:
+    """A Parquet or Arrow file by its footer. `G` chunks: row groups or record batches.
+
+    Attributes:
+        schema: All columns.
+        chunk_rows: `[G]` int64, rows of each chunk.
+        chunk_bytes: `[G]` int64, stored bytes of each chunk as far as they are read.
+    """
+
+    schema: pa.Schema
+    chunk_rows: np.ndarray
+    chunk_bytes: np.ndarray
+
+
+# ---- pipelines/catalog/formats/arrow_files.py ----
+# Arrow IPC files (also Feather): rows of each record batch for the plan, row ranges for the reader.
+#
+# pyarrow tells the rows of a record batch only by reading the batch. The plan must not read 100 GB to count rows, so the
+# footer and the head of each batch are taken apart here: two small flatbuffers, laid out as `File.fbs` and `Message.fbs`
+# of the Arrow format say (https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format).
+
+
+_MAGIC = b"ARROW1"
+_TRAILER_BYTES = 4 + len(_MAGIC)
+_CONTINUATION = b"\xff\xff\xff\xff"
+_BLOCK = struct.Struct("<qi4xq")  # offset, metadata bytes, padding, body bytes
+_FOOTER_RECORD_BATCHES, _MESSAGE_HEADER, _BATCH_LENGTH = 3, 2, 0  # field numbers in their tables
+
+
+@dataclass(frozen=True, slots=True)
+class _Batches:
+    """`[G]` int64 each: where the record batches stand, and their rows."""
+
+    rows: np.ndarray
+    body_bytes: np.ndarray
+
+
+def read_arrow_footer(uri: str, columns: Sequence[str]) -> ColumnFile:
+    """Schema, and rows and bytes of each record batch; the bytes are those of all columns together."""
+    with stores.open_input(uri) as source, pa.ipc.open_file(source) as reader:
+        schema = reader.schema
+    batches = _read_batches(uri)
+    return ColumnFile(schema=schema, chunk_rows=batches.rows, chunk_bytes=batches.body_bytes)
+
+
+def iter_arrow_rows(
+    uri: str, start: int, stop: int, columns: Sequence[str], *, batch_rows: int, batch_bytes: int
+) -> Iterator[pa.RecordBatch]:
+    """Rows [start, stop) of a file, in batches of at most `batch_rows` rows and about `batch_bytes`.
+
+    One record batch of the file is in memory at a time, of the named columns only.
+    """
+    rows = _read_batches(uri).rows
+    ends = np.cumsum(rows)
+    with stores.open_input(uri) as source:
+        with pa.ipc.open_file(source) as whole:
+            names = [name for name in columns if name in whole.schema.names]
+            fields = [whole.schema.get_field_index(name) for name in names]
+        with pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields)) as reader:
+            first = int(np.searchsorted(ends, start, side="right"))
+            for number in range(first, len(rows)):
+                begin = int(ends[number] - rows[number])
+                if begin >= stop:
+                    break
+                lower, upper = max(start - begin, 0), min(stop - begin, int(rows[number]))
+                batch = reader.get_batch(number).select(names).slice(lower, upper - lower)
+                row_bytes = max(1, batch.nbytes // max(batch.num_rows, 1))
+                size = min(batch_rows, max(1, batch_bytes // row_bytes))
+                for row in range(0, batch.num_rows, size):
+                    yield batch.slice(row, size)
+
+
+def _read_batches(uri: str) -> _Batches:
+    with stores.open_input(uri) as source:
+        size = source.size()
+        trailer = source.read_at(_TRAILER_BYTES, max(0, size - _TRAILER_BYTES))
+        if len(trailer) < _TRAILER_BYTES or not trailer.endswith(_MAGIC):
+            raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found no footer at its end: is it cut off?")
+        footer_bytes = int.from_bytes(trailer[:4], "little")
+        footer = source.read_at(footer_bytes, size - _TRAILER_BYTES - footer_bytes)
+    try:
+        blocks = _footer_blocks(footer)
+        heads = stores.read_ranges(uri, [(offset, offset + length) for offset, length, _ in blocks]) if blocks else []
+        rows = [_batch_rows(head) for head in heads]
+    except (struct.error, IndexError) as error:
+        raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found a damaged footer ({error})") from error
+    return _Batches(
+        rows=np.array(rows, np.int64), body_bytes=np.array([body_bytes for _, _, body_bytes in blocks], np.int64)
+    )
+
+
+def _footer_blocks(footer: bytes) -> list[tuple[int, int, int]]:
+    """(offset, metadata bytes, body bytes) of each record batch."""
+    field = _field(footer, _u32(footer, 0), _FOOTER_RECORD_BATCHES)
+    if field is None:
+        return []
+    vector = field + _u32(footer, field)
+    count = _u32(footer, vector)
+    return [_BLOCK.unpack_from(footer, vector + 4 + number * _BLOCK.size) for number in range(count)]
+
+
+def _batch_rows(head: bytes) -> int:
+    """The row count from the head of a record batch."""
+    message = head[8:] if head.startswith(_CONTINUATION) else head[4:]
+    header = _field(message, _u32(message, 0), _MESSAGE_HEADER)
+    if header is None:
+        raise struct.error("a record batch without a header")
+    length = _field(message, header + _u32(message, header), _BATCH_LENGTH)
+    return 0 if length is None else int(struct.unpack_from("<q", message, length)[0])
+
+
+def _field(buffer: bytes, table: int, number: int) -> int | None:
+    """Where a field of a flatbuffer table stands; None where it has its default."""
+    vtable = table - struct.unpack_from("<i", buffer, table)[0]
+    if 4 + 2 * number >= struct.unpack_from("<H", buffer, vtable)[0]:
+        return None
+    offset = struct.unpack_from("<H", buffer, vtable + 4 + 2 * number)[0]
+    return table + offset if offset else None
+
+
+def _u32(buffer: bytes, position: int) -> int:
+    return int(struct.unpack_from("<I", buffer, position)[0])
+
+
+# Column chunks are streamed, never held whole; on a remote store each refill is one request.
+_LOCAL_BUFFER_BYTES = 1 << 20
+_REMOTE_BUFFER_BYTES = 8 << 20
+
+
+def read_parquet_footer(uri: str, columns: Sequence[str]) -> ColumnFile:
+    """Schema, and rows and stored bytes of the named columns in each row group, from the footer alone."""
+    with stores.open_input(uri) as source:
+        metadata = pq.read_metadata(source)
+    schema = metadata.schema.to_arrow_schema()
+    leaves = _leaves(metadata, [name for name in columns if name in schema.names])
+    groups = range(metadata.num_row_groups)
+    rows = [metadata.row_group(group).num_rows for group in groups]
+    stored = [sum(metadata.row_group(group).column(leaf).total_compressed_size for leaf in leaves) for group in groups]
+    return ColumnFile(schema=schema, chunk_rows=np.array(rows, np.int64), chunk_bytes=np.array(stored, np.int64))
+
+
+def iter_parquet_rows(
+    uri: str, start: int, stop: int, columns: Sequence[str], *, batch_rows: int, batch_bytes: int
+) -> Iterator[pa.RecordBatch]:
+    """Rows [start, stop) of a file, in batches of at most `batch_rows` rows and about `batch_bytes`.
+
+    Only the row groups that hold these rows are opened; rows before `start` in the first of them are decoded and
+    dropped.
+    """
+    buffer_bytes = _LOCAL_BUFFER_BYTES if stores.is_local(uri) else _REMOTE_BUFFER_BYTES
+    with stores.open_input(uri) as source, pq.ParquetFile(source, buffer_size=buffer_bytes, pre_buffer=False) as file:
+        names = [name for name in columns if name in file.schema_arrow.names]
+        leaves = _leaves(file.metadata, names)
+        first_row = 0
+        for group in range(file.metadata.num_row_groups):
+            described = file.metadata.row_group(group)
+            last_row = first_row + described.num_rows
+            if first_row < stop and last_row > start and described.num_rows:
+                row_bytes = sum(described.column(leaf).total_uncompressed_size for leaf in leaves) / described.num_rows
+                size = int(min(batch_rows, max(1, batch_bytes // max(row_bytes, 1))))
+                row = first_row
+                for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=names, use_threads=False):
+                    lower, upper = max(start - row, 0), min(stop - row, batch.num_rows)
+                    row += batch.num_rows
+                    if upper > lower:
+                        # A dotted name can also select a part of a struct.
+                        yield batch.select(names).slice(lower, upper - lower)
+                    if row >= stop:
+                        break
+            first_row = last_row
+
+
+def _leaves(metadata: pq.FileMetaData, columns: Sequence[str]) -> list[int]:
+    """Numbers of the stored columns that belong to the named ones (a struct has one for each of its fields)."""
+    roots = set(columns)
+    paths = (metadata.schema.column(number).path for number in range(metadata.num_columns))
+    return [number for number, path in enumerate(paths) if path in roots or path.split(".")[0] in roots]

@@ -1,0 +1,153 @@
+"""The whole configuration of a job: one frozen dataclass for each section, owned by the room that uses it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from encoders.config import EncoderConfig
+from index_builder.spec import IndexConfig
+from pipelines.catalog.config import CatalogConfig
+from pipelines.images.config import DecodeConfig, FetchConfig
+
+# ---- pipelines/external_vectors/config.py ----
+# The `embeddings:` section of `pipelines.build_index`: which vectors become an index.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingsConfig:
+    """The `embeddings:` section of `pipelines.build_index`.
+
+    Attributes:
+        uri: One file, a folder, a glob, or a list of those. null: the embedding shards of the last run on `work.uri`.
+        format: auto goes by the file names.
+        id_field: Column of the ids, text or whole numbers; null numbers the vectors by row.
+        vector_field: Column of the vectors.
+        display_fields: Columns carried to the published products.arrow (Parquet only).
+        normalize: Bring every vector to length 1, so that scores are cosines. false leaves lengths as they are; scores
+            are then inner products.
+        encoder: Folder of the saved encoder that made the vectors; its query side is published with the index. null:
+            the version is searched by vector only.
+        shard_rows: Vectors of a unit of work and of resume.
+    """
+
+    uri: str | tuple[str, ...] | None = None
+    format: Literal["auto", "parquet", "npy"] = "auto"
+    id_field: str | None = "product_id"
+    vector_field: str = "vector"
+    display_fields: tuple[str, ...] = ()
+    normalize: bool = True
+    encoder: str | None = None
+    shard_rows: int = 65_536
+
+    def __post_init__(self) -> None:
+        if self.shard_rows < 1:
+            raise ValueError(f"shard_rows is {self.shard_rows}: expected 1 or more")
+        if self.vector_field in (*self.display_fields, self.id_field):
+            raise ValueError(f"vector_field is {self.vector_field!r}, which is the id or a display field too")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkConfig:
+    """The `work:` section.
+
+    Attributes:
+        uri: Folder for what a run leaves to the next one: embedding shards, plans, the codec; local or fsspec.
+    """
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        if not self.uri.strip():
+            raise ValueError(f"uri is {self.uri!r}: expected a folder, local or fsspec")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatesConfig:
+    """The `gates:` section: limits past which a version is kept but not published, and the run exits non-zero.
+
+    The first version at an index address has nothing to be compared with: `max_row_change` is then not applied; the
+    others always are.
+
+    Attributes:
+        min_recall: Smallest measured recall against exact search, 0 to 1; null to publish whatever it is.
+        max_rejected_share: Largest share of the catalog's rows that may be rejected, 0 to 1.
+        max_degraded_share: Largest share of the products that may be indexed without a picture or value that could not
+            be used, 0 to 1: a picture host that is down for a night must not turn an index into one of texts. null for
+            no limit.
+        max_row_change: Largest change of the number of products from the published version, as a share of it (0.2: a
+            fifth more or fewer); null for no limit.
+    """
+
+    min_recall: float | None = None
+    max_rejected_share: float = 0.05
+    max_degraded_share: float | None = None
+    max_row_change: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("min_recall", "max_rejected_share", "max_degraded_share"):
+            value = getattr(self, key)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{key} is {value}: expected a number from 0 to 1")
+        if self.max_row_change is not None and not self.max_row_change >= 0.0:
+            raise ValueError(f"max_row_change is {self.max_row_change}: expected a number of 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobConfig:
+    """Everything that decides what a nightly run makes.
+
+    Attributes:
+        catalog: Where the products come from and which fields mean what.
+        fetch: How pictures are fetched.
+        decode: How pictures are decoded.
+        encoder: What turns products into vectors.
+        work: Where a run keeps what the next one uses again.
+        index: What is built, and where it is published.
+        gates: What stops a version from being published.
+        beam: Apache Beam's own options by name, such as {direct_num_workers: 4}; the command line wins over them.
+    """
+
+    catalog: CatalogConfig
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    encoder: EncoderConfig
+    work: WorkConfig
+    index: IndexConfig
+    gates: GatesConfig = field(default_factory=GatesConfig)
+    beam: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexJobConfig:
+    """Everything that decides what `pipelines.build_index` makes.
+
+    Attributes:
+        embeddings: Which vectors.
+        work: Where a run keeps what the next one uses again.
+        index: What is built, and where it is published.
+        gates: What stops a version from being published.
+        beam: Apache Beam's own options by name; the command line wins over them.
+    """
+
+    embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
+    work: WorkConfig
+    index: IndexConfig
+    gates: GatesConfig = field(default_factory=GatesConfig)
+    beam: dict[str, Any] = field(default_factory=dict)
+
+
+def to_yaml(config: Any) -> str:
+    """A config object in full as YAML, defaults included; read again it gives an equal object."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,1 +1,0 @@
-"""From rankings and judgments to figures: metrics of each query, their means, intervals and differences."""

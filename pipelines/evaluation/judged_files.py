@@ -1,0 +1,425 @@
+"""Judgments and purchases as files: pairs of a query and a product, each once.
+
+Legend: J pairs.
+
+A judgments file has query, product and label; a purchases file query and product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from index_builder import storage
+from pipelines.catalog.config import nearest
+from pipelines.catalog.products import PictureRef, picture_refs
+from pipelines.config.errors import ConfigError
+from pipelines.evaluation.config import EvaluationConfig
+
+# ---- pipelines/evaluation/judged_files/labels.py ----
+# Relevance labels: words or numbers, the order in which tables show them, and which of them mean relevant.
+
+
+ESCI = ("Exact", "Substitute", "Complement", "Irrelevant")
+"""The labels of paper A and of the ESCI data, best first."""
+MOST_LABELS = 12
+"""More different labels are no categories."""
+_BY_LETTER = {label[0]: label for label in ESCI}
+_BY_LOWER = {label.lower(): label for label in ESCI}
+
+
+def normal_labels(found: Sequence[str]) -> dict[str, str]:
+    """Each label as the tables show it.
+
+    E, S, C, I and the four words in any case become the words, if no other label is among them; whole numbers lose
+    their decimal point (1.0 is 1). Others stay as they are.
+    """
+    if all(label in _BY_LETTER or label.lower() in _BY_LOWER for label in found):
+        return {label: _BY_LETTER.get(label) or _BY_LOWER[label.lower()] for label in found}
+    if all(_number(label) is not None for label in found):
+        return {label: f"{float(label):g}" for label in found}
+    return {label: label for label in found}
+
+
+def ordered_labels(labels: Collection[str]) -> tuple[str, ...]:
+    """Best first: Exact to Irrelevant, numbers from high to low, then other words by name."""
+
+    def place(label: str) -> tuple[int, float, str]:
+        if label in ESCI:
+            return 0, ESCI.index(label), label
+        number = _number(label)
+        return (1, -number, label) if number is not None else (2, 0.0, label)
+
+    return tuple(sorted(set(labels), key=place))
+
+
+def short_name(label: str) -> str:
+    """E, S, C, I for the four words; others as they are."""
+    return label[0] if label in ESCI else label
+
+
+def relevant_labels(labels: Collection[str], asked: Collection[str]) -> frozenset[str]:
+    """Which of the labels mean relevant: those asked for, else numbers above 0, else Exact."""
+    if asked:
+        wanted = set(asked) | set(normal_labels(list(asked)).values())
+        return frozenset(wanted & set(labels))
+    numbers = {label: _number(label) for label in labels}
+    if labels and all(number is not None for number in numbers.values()):
+        return frozenset(label for label, number in numbers.items() if number is not None and number > 0)
+    return frozenset({ESCI[0]} & set(labels))
+
+
+def label_grades(labels: Sequence[str], relevant: Collection[str], asked: Mapping[str, int]) -> list[int]:
+    """Grade of each label for nDCG: what is asked for, else the number that the label is, else 1 for relevant ones.
+
+    Raises:
+        ConfigError: A grade is asked for a label that does not occur, or numbers are not whole.
+    """
+    if asked:
+        normal = normal_labels(list(asked))
+        grades = {normal[label]: grade for label, grade in asked.items()}
+        unknown = sorted(set(grades) - set(labels) - set(ESCI))
+        if unknown:
+            raise ConfigError(
+                f"evaluation.grades: {unknown[0]!r} is no label of the judgments, which are {list(labels)}"
+            )
+        return [grades.get(label, 0) for label in labels]
+    numbers = [_number(label) for label in labels]
+    if any(number is None for number in numbers):
+        return [int(label in relevant) for label in labels]
+    whole = [int(number) for number in numbers if number is not None and number == int(number)]
+    if len(whole) < len(numbers):
+        return [int(label in relevant) for label in labels]
+    return [max(0, number) for number in whole]
+
+
+def is_number(label: str) -> bool:
+    """Whether a label is a number."""
+    return _number(label) is not None
+
+
+def _number(label: str) -> float | None:
+    try:
+        return float(label)
+    except ValueError:
+        return None
+
+
+# ---- pipelines/evaluation/judged_files/table_files.py ----
+# Small tables as files: Parquet, CSV, TSV or JSON Lines, told apart by their names, anywhere that fsspec reads.
+
+
+def read_columns(uri: str, columns: Sequence[str], *, as_they_are: Sequence[str] = ()) -> pa.Table:
+    """Columns of a table, as strings.
+
+    Args:
+        uri: The file.
+        columns: Their names; each is in the result once.
+        as_they_are: Those of them that keep their type.
+
+    Raises:
+        ConfigError: The file is missing, cannot be read, or lacks a column.
+    """
+    try:
+        with storage.localized(uri) as path:
+            table = _read_table(path, columns)
+    except storage.StorageError as error:
+        raise ConfigError(f"{uri}: cannot be read: {error}") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ConfigError(f"{uri}: expected Parquet, CSV, TSV or JSON Lines by its name, found: {error}") from error
+    names = list(dict.fromkeys(columns))
+    for name in names:
+        if name not in table.column_names:
+            raise ConfigError(f"{uri}: has no column {name!r}. {nearest(name, table.column_names)}")
+    try:
+        return pa.table({name: table[name] if name in as_they_are else table[name].cast(pa.string()) for name in names})
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ConfigError(f"{uri}: expected text or numbers in {', '.join(names)}: {error}") from error
+
+
+def _read_table(path: str, columns: Sequence[str]) -> pa.Table:
+    name = path.lower()
+    if name.endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
+        separator = "\t" if ".tsv" in name else ","
+        return pyarrow.csv.read_csv(
+            path,
+            parse_options=pyarrow.csv.ParseOptions(delimiter=separator),
+            # As text from the start: an id such as 00042 is no number.
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(columns, pa.string()), null_values=[""], strings_can_be_null=True
+            ),
+        )
+    if name.endswith((".jsonl", ".ndjson", ".jsonl.gz")):
+        return pyarrow.json.read_json(path)
+    return pq.read_table(path)
+
+
+# ---- pipelines/evaluation/judged_files/query_files.py ----
+# Queries as files: the query's id with its text, its picture, or both (and perhaps split).
+
+
+def read_queries(config: EvaluationConfig) -> pa.Table:
+    """Columns id, text and picture, each query once; of the split that is asked for.
+
+    Raises:
+        ConfigError: The file is missing, cannot be read or lacks a column, has no query (of the split), or gives a
+            query twice and differently.
+    """
+    fields = [config.query_id_field, config.query_field, config.query_image_field]
+    columns = [name for name in fields if name is not None] + ([] if config.split is None else ["split"])
+    # A picture that is also the id is a path.
+    picture_only = [name for name in columns if name == config.query_image_field and name != config.query_id_field]
+    uri = str(config.queries)
+    table = read_columns(uri, columns, as_they_are=picture_only)
+    if config.split is not None:
+        known = pc.unique(table["split"]).to_pylist()
+        table = table.filter(pc.equal(table["split"], config.split))
+        if not len(table):
+            raise ConfigError(
+                f"--split {config.split}: {uri} has no such query. {nearest(config.split, filter(None, known))}"
+            )
+    nothing = pa.nulls(len(table), pa.string())
+    texts = nothing if config.query_field is None else _without_empty(table[config.query_field])
+    pictures = nothing if config.query_image_field is None else table[config.query_image_field]
+    queries = pa.table({"id": table[config.query_id_field], "text": texts, "picture": pictures})
+    has_content = pc.or_(pc.is_valid(queries["text"]), pc.is_valid(queries["picture"]))
+    queries = queries.filter(pc.and_(pc.is_valid(queries["id"]), has_content))
+    if not len(queries):
+        raise ConfigError(f"{uri}: has no query with an id and a text or picture")
+    return _each_once(queries, uri)
+
+
+def _each_once(queries: pa.Table, uri: str) -> pa.Table:
+    first = pc.index_in(queries["id"], value_set=pc.unique(queries["id"])).to_numpy()
+    _, places = np.unique(first, return_index=True)
+    once = queries.take(pa.array(places))
+    if len(once) < len(queries) and queries["text"].null_count < len(queries):
+        same = pc.equal(pc.fill_null(queries["text"], ""), pc.fill_null(once["text"].take(pa.array(first)), ""))
+        if not pc.all(same).as_py():
+            row = int(np.flatnonzero(~same.to_numpy())[0])
+            raise ConfigError(
+                f"{uri}: query {queries['id'][row].as_py()!r} stands there with different texts, "
+                f"{queries['text'][row].as_py()!r} is one of them; expected each id once"
+            )
+    return once
+
+
+def _without_empty(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(texts), ""), None, texts)
+
+
+def query_pictures(column: pa.ChunkedArray, count: int) -> list[PictureRef | None]:
+    """The first picture of each of `count` queries, None where it has none."""
+    if column.null_count == count:
+        return [None] * count
+    return [refs[0] if refs else None for refs in picture_refs(column.combine_chunks(), 1)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """Pairs of a query and a product, each once.
+
+    Attributes:
+        queries: int64 `[J]`, rows of the queries, ascending.
+        product_ids: string `[J]`.
+        labels: int64 `[J]`, places in a list of labels; zeros where pairs have none.
+    """
+
+    queries: np.ndarray
+    product_ids: pa.Array
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def take(self, kept: np.ndarray) -> Pairs:
+        """The pairs of these places, int64 or bool `[J]`."""
+        places = np.flatnonzero(kept) if kept.dtype == bool else kept
+        return Pairs(
+            queries=self.queries[places],
+            product_ids=self.product_ids.take(pa.array(places)),
+            labels=self.labels[places],
+        )
+
+
+def read_judgments(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> tuple[Pairs, tuple[str, ...], int]:
+    """Reads what the judgments file says of these queries.
+
+    Returns:
+        Labelled pairs, the labels (best first), and the number of pairs with more than one.
+
+    Raises:
+        ConfigError: The file is missing, cannot be read or lacks a column, has too many labels, or gives a pair two
+            labels where that is refused.
+    """
+    if config.judgments is None:
+        return _no_pairs(), (), 0
+    table = _read_pairs(config, config.judgments, query_ids, label_field=config.label_field)
+    table = table.filter(pc.is_valid(table["label"]))
+    found = pc.unique(table["label"]).to_pylist()
+    if len(found) > MOST_LABELS:
+        raise ConfigError(
+            f"{config.judgments}: {config.label_field} holds {len(found)} different values, such as {found[:3]}; "
+            f"expected E, S, C, I or at most {MOST_LABELS} other labels"
+        )
+    normal = normal_labels(found)
+    labels = ordered_labels(normal.values())
+    places = np.array([labels.index(normal[label]) for label in found], np.int64)
+    codes = pc.index_in(table["label"], value_set=pa.array(found, pa.string())).to_numpy()
+    pairs, worst = _unique_pairs(table, places[codes])
+    two_labels = np.flatnonzero(pairs.labels != worst)
+    if len(two_labels) and config.two_labels == "refuse":
+        one = int(two_labels[0])
+        raise ConfigError(
+            f"{config.judgments}: {len(two_labels):,} pairs stand there with two labels; product "
+            f"{pairs.product_ids[one].as_py()!r} is {labels[pairs.labels[one]]!r} and {labels[worst[one]]!r} for query "
+            f"{query_ids[int(pairs.queries[one])].as_py()!r}; expected one label a pair; "
+            "--evaluation.two_labels best takes the better one, leave-out takes none"
+        )
+    if len(two_labels) and config.two_labels == "leave-out":
+        pairs = pairs.take(pairs.labels == worst)
+    return pairs, labels, len(two_labels)
+
+
+def read_purchases(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> Pairs | None:
+    """Reads what was bought for these queries; None where no file says so.
+
+    Raises:
+        ConfigError: The file is missing, cannot be read or lacks a column.
+    """
+    if config.purchases is None:
+        return None
+    table = _read_pairs(config, config.purchases, query_ids)
+    return _unique_pairs(table, np.zeros(len(table), np.int64))[0]
+
+
+def _read_pairs(
+    config: EvaluationConfig, uri: str, query_ids: pa.ChunkedArray, *, label_field: str | None = None
+) -> pa.Table:
+    """Columns query (row), product and perhaps label, of the queries asked about."""
+    fields = {"product": config.product_id_field} | ({} if label_field is None else {"label": label_field})
+    table = read_columns(uri, [config.query_id_field, *fields.values()])
+    rows = pc.index_in(table[config.query_id_field], value_set=query_ids.combine_chunks())
+    pairs = pa.table({"query": rows, **{name: table[column] for name, column in fields.items()}})
+    return pairs.filter(pc.and_(pc.is_valid(pairs["query"]), pc.is_valid(pairs["product"])))
+
+
+def _unique_pairs(table: pa.Table, labels: np.ndarray) -> tuple[Pairs, np.ndarray]:
+    """Each pair once, by query, with its best label; and the worst one that it is given, int64 `[J]`."""
+    if not len(table):
+        return _no_pairs(), labels
+    products = table["product"].combine_chunks().dictionary_encode()
+    codes = products.indices.to_numpy().astype(np.int64)
+    queries = table["query"].to_numpy().astype(np.int64)
+    keys = queries * len(products.dictionary) + codes
+    order = np.lexsort((labels, keys))
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(keys[order]) != 0]))
+    kept = order[starts]
+    ids = products.dictionary.take(pa.array(codes[kept])).cast(pa.string())
+    pairs = Pairs(queries=queries[kept], product_ids=ids, labels=labels[kept])
+    return pairs, np.maximum.reduceat(labels[order], starts)
+
+
+def _no_pairs() -> Pairs:
+    return Pairs(queries=np.zeros(0, np.int64), product_ids=pa.array([], pa.string()), labels=np.zeros(0, np.int64))
+
+
+# ---- pipelines/evaluation/judged_files/judged_queries.py ----
+# Queries with what is known of them: which labels products have for a query, and which were bought.
+#
+# Legend: Q queries.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedQueries:
+    """Queries that something is known of: a label, a purchase, or an annotator that will label what is found.
+
+    Attributes:
+        ids: Q ids, in the file's order.
+        texts: Q texts, None where a query has none.
+        pictures: Q pictures, None where a query has none.
+        judged: Labelled pairs; `labels` are places in the list of labels.
+        labels: Every label, best first.
+        relevant: Those that mean relevant.
+        purchases: Bought pairs; None where no file of purchases was given.
+        left_out: Queries of the file that nothing is known of.
+        two_labels: Pairs that the judgments give different labels, settled as the configuration says.
+    """
+
+    ids: list[str]
+    texts: list[str | None]
+    pictures: list[PictureRef | None]
+    judged: Pairs
+    labels: tuple[str, ...]
+    relevant: frozenset[str]
+    purchases: Pairs | None
+    left_out: int
+    two_labels: int = 0
+
+    @property
+    def relevant_pairs(self) -> Pairs:
+        """The labelled pairs whose label means relevant."""
+        wanted = np.array([label in self.relevant for label in self.labels], bool)
+        return self.judged.take(wanted[self.judged.labels] if len(self.judged) else np.zeros(0, bool))
+
+    @property
+    def wanted(self) -> Pairs:
+        """What recall counts: purchases where there are any, else relevant pairs."""
+        return self.relevant_pairs if self.purchases is None else self.purchases
+
+
+def read_judged_queries(config: EvaluationConfig) -> JudgedQueries:
+    """Reads queries and what is known of them.
+
+    Raises:
+        ConfigError: A file is missing, cannot be read or lacks a column; a query or a pair is given twice and
+            differently; there are too many labels; or nothing is known of any query.
+    """
+    if config.queries is None:
+        raise ConfigError("no queries: expected --queries FILE (evaluation.queries)")
+    if config.judgments is None and config.purchases is None and config.annotator is None:
+        raise ConfigError(
+            "nothing to measure with: expected --judgments FILE, --purchases FILE or evaluation.annotator"
+        )
+    queries = read_queries(config)
+    judged, labels, two_labels = read_judgments(config, queries["id"])
+    purchases = read_purchases(config, queries["id"])
+    relevant = relevant_labels(labels, config.relevant)
+    if purchases is None and config.annotator is None and not relevant:
+        raise ConfigError(
+            f"{config.judgments}: no product is relevant to any query of {config.queries}; its labels are "
+            f"{list(labels)}, expected labels above 0, {ESCI[0]!r}, or those named by --relevant"
+        )
+    known = np.zeros(len(queries), bool)
+    known[judged.queries] = True
+    if purchases is not None:
+        known[purchases.queries] = True
+    if config.annotator is not None:
+        known[:] = True
+    if not known.any():
+        files = " and ".join(filter(None, (config.judgments, config.purchases)))
+        raise ConfigError(f"no query of {config.queries} is judged in {files}: do they belong together?")
+    kept = queries.filter(pa.array(known))
+    new_rows = np.cumsum(known) - 1
+    return JudgedQueries(
+        ids=kept["id"].to_pylist(),
+        texts=kept["text"].to_pylist(),
+        pictures=query_pictures(kept["picture"], len(kept)),
+        judged=_renumbered(judged, new_rows),
+        labels=labels,
+        relevant=relevant,
+        purchases=None if purchases is None else _renumbered(purchases, new_rows),
+        left_out=int((~known).sum()),
+        two_labels=two_labels,
+    )
+
+
+def _renumbered(pairs: Pairs, new_rows: np.ndarray) -> Pairs:
+    return Pairs(queries=new_rows[pairs.queries], product_ids=pairs.product_ids, labels=pairs.labels)

@@ -1,1 +1,0 @@
-"""What the user's files say: queries, the labels of products for them, and purchases."""

@@ -1,0 +1,240 @@
+"""Rankings: what systems found, products under common numbers, and the queries as each system reads them.
+
+Legend: Q queries, K results, P products of all systems together.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from encoders import EncoderConfig, QueryEncoder, load_query_encoder, save_query_encoder
+from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.dead_letters import PictureError
+from pipelines.catalog.products import PictureRef
+from pipelines.config.errors import ConfigError
+from pipelines.evaluation.config import QueryPart, SystemConfig
+from pipelines.evaluation.judged_files import JudgedQueries
+from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.images.fetch import PictureFetcher
+from pipelines.images.pool import PicturePool
+from pipelines.images.product_images import decode_pictures, fetch_pictures
+
+# ---- pipelines/evaluation/ranking/query_vectors.py ----
+# Queries to vectors: texts, photos, or both, through an encoder's query side.
+#
+# Legend: Q queries, D dimension of the vectors.
+
+
+QUERIES_AT_A_TIME = 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryVectors:
+    """Q encoded queries.
+
+    Attributes:
+        vectors: float32 `[Q, D]`; zeros for a query that could not be encoded.
+        usable: bool `[Q]`: which could be.
+        broken_pictures: Pictures that could not be read.
+        first_fault: Why not, of the first one; empty where all could.
+    """
+
+    vectors: np.ndarray
+    usable: np.ndarray
+    broken_pictures: int
+    first_fault: str
+
+
+def load_query_side(config: EncoderConfig) -> QueryEncoder:
+    """The query side of a whole encoder, as a version's `query_encoder/` would hold it."""
+    with tempfile.TemporaryDirectory(prefix="shelfmark-query-encoder-") as folder:
+        save_query_encoder(config, folder)
+        return load_query_encoder(folder, device=config.device)
+
+
+def encode_queries(
+    encoder: QueryEncoder,
+    texts: Sequence[str | None],
+    pictures: Sequence[PictureRef | None],
+    *,
+    part: QueryPart,
+    fetch: FetchConfig,
+    decode: DecodeConfig,
+    image_root: str | None,
+    name: str,
+) -> QueryVectors:
+    """Encodes Q queries.
+
+    Args:
+        encoder: Their side.
+        texts: Q texts, None where missing.
+        pictures: Q pictures, None where missing.
+        part: What of a query is used; `all` is what the encoder reads.
+        fetch: How pictures are fetched.
+        decode: How they are decoded: as the products' are.
+        image_root: What relative paths are relative to.
+        name: The system's, for messages.
+
+    Raises:
+        ConfigError: The encoder does not read what is asked for, or no query has it.
+    """
+    if part == "picture" and not encoder.accepts_images:
+        raise ConfigError(f"system {name!r}: queries is 'picture', but its {encoder.model} encoder reads only texts")
+    if part == "text" and not encoder.accepts_text:
+        raise ConfigError(f"system {name!r}: queries is 'text', but its {encoder.model} encoder reads only pictures")
+    texts = [None] * len(texts) if part == "picture" or not encoder.accepts_text else texts
+    pictures = [None] * len(pictures) if part == "text" or not encoder.accepts_images else pictures
+    if not any(text is not None for text in texts) and not any(picture is not None for picture in pictures):
+        reads = " and ".join(
+            word for word, reads in (("texts", encoder.accepts_text), ("pictures", encoder.accepts_images)) if reads
+        )
+        raise ConfigError(
+            f"system {name!r}: no query has what it is asked with (queries is {part!r}, the {encoder.model} encoder "
+            f"reads {reads})"
+        )
+    vectors, usable = np.zeros((len(texts), encoder.dim), np.float32), np.zeros(len(texts), bool)
+    faults: list[PictureError] = []
+    with ExitStack() as stack:
+        pool = None
+        if encoder.preprocessing is not None and any(picture is not None for picture in pictures):
+            fetcher = PictureFetcher(fetch, image_root)
+            pool = stack.enter_context(PicturePool(fetcher, encoder.preprocessing, decode))
+        for start in range(0, len(texts), QUERIES_AT_A_TIME):
+            block = slice(start, start + QUERIES_AT_A_TIME)
+            images = _read_pictures(pool, pictures[block], faults)
+            there = np.array(
+                [text is not None or image is not None for text, image in zip(texts[block], images, strict=True)], bool
+            )
+            if there.any():
+                rows = np.flatnonzero(there)
+                vectors[start + rows] = encoder.encode(
+                    [texts[start + row] for row in rows.tolist()], [images[row] for row in rows.tolist()]
+                )
+                usable[start + rows] = True
+    if not usable.any():
+        raise ConfigError(f"system {name!r}: no query could be encoded; the first picture: {faults[0]}")
+    return QueryVectors(
+        vectors=vectors,
+        usable=usable,
+        broken_pictures=len(faults),
+        first_fault=str(faults[0]) if faults else "",
+    )
+
+
+def _read_pictures(
+    pool: PicturePool | None, pictures: Sequence[PictureRef | None], faults: list[PictureError]
+) -> list[Image.Image | None]:
+    """Pictures in the encoder's own size, decoded as the products' are; None where there is none."""
+    if pool is None:
+        return [None] * len(pictures)
+    fetched = fetch_pictures(pool, [[] if picture is None else [picture] for picture in pictures])
+    pixels, broken = decode_pictures(pool, fetched.data)
+    images: list[Image.Image | None] = []
+    for product in fetched.products:
+        faults += product.faults + [broken[digest] for digest in product.digests if digest in broken]
+        usable = [digest for digest in product.digests if digest in pixels]
+        # The encoder's own resize leaves a picture of this size as it is.
+        images.append(Image.fromarray(pixels[usable[0]].transpose(1, 2, 0)) if usable else None)
+    return images
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surroundings:
+    """What all systems of a comparison share.
+
+    Attributes:
+        catalog: The products.
+        fetch: How pictures are fetched.
+        decode: How pictures are decoded.
+        spool_uri: Folder for plain copies of compressed catalog files.
+        query_image_root: What relative paths of query pictures are relative to.
+        device: Where the query encoders of indexes run.
+    """
+
+    catalog: CatalogConfig
+    fetch: FetchConfig
+    decode: DecodeConfig
+    spool_uri: str
+    query_image_root: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranked:
+    """What one system found.
+
+    Attributes:
+        name: Its name.
+        about: What it is, in a few words.
+        runs: For each of its encoders int64 `[Q, K]`: numbers of products, best first, -1 where fewer were found.
+        exact_share: For an index, float64 `[Q]`: how much of the exact results it found; else None.
+        notes: What a reader of its figures should know.
+    """
+
+    name: str
+    about: str
+    runs: tuple[np.ndarray, ...]
+    exact_share: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+
+class ProductNumbers:
+    """Common numbers of the products of several systems: 0 to P - 1, in the order in which they were met."""
+
+    def __init__(self) -> None:
+        self.ids: pa.Array = pa.array([], pa.string())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add(self, ids: pa.Array) -> np.ndarray:
+        """The numbers of these products, int64; new ones get the next numbers."""
+        unknown = pc.unique(ids.filter(pc.invert(pc.is_in(ids, value_set=self.ids))))
+        self.ids = pa.concat_arrays([self.ids, unknown])
+        return self.find(ids)
+
+    def find(self, ids: pa.Array) -> np.ndarray:
+        """The numbers of these products, int64; -1 for those that no system has."""
+        return pc.fill_null(pc.index_in(ids, value_set=self.ids), -1).to_numpy().astype(np.int64)
+
+
+def query_vectors(
+    encoder: QueryEncoder, queries: JudgedQueries, system: SystemConfig, surroundings: Surroundings
+) -> QueryVectors:
+    """The queries as a system asks them."""
+    return encode_queries(
+        encoder,
+        queries.texts,
+        queries.pictures,
+        part=system.queries,
+        fetch=surroundings.fetch,
+        decode=surroundings.decode,
+        image_root=surroundings.query_image_root,
+        name=system.name,
+    )
+
+
+def numbered(rows: np.ndarray, numbers: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """Rows of one system as common numbers; a query that could not be encoded found nothing."""
+    return np.where((rows >= 0) & usable[:, None], numbers[np.maximum(rows, 0)], -1)
+
+
+def query_notes(name: str, asked: QueryVectors) -> list[str]:
+    """What a reader of a system's figures should know of its queries."""
+    notes = []
+    if asked.broken_pictures:
+        notes.append(
+            f"{name}: {asked.broken_pictures:,} query pictures could not be used; the first: {asked.first_fault}"
+        )
+    unusable = int((~asked.usable).sum())
+    if unusable:
+        notes.append(f"{name}: {unusable:,} queries have nothing that it reads, and found nothing")
+    return notes

@@ -1,1 +1,0 @@
-"""From systems to rankings: every query answered by every encoder and every index."""

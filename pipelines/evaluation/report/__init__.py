@@ -1,1 +1,0 @@
-"""What is shown of a comparison: tables in the terminal, Markdown, CSV and a plot."""

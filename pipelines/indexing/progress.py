@@ -1,0 +1,285 @@
+"""How far a run is, while it runs: a live display on a terminal, plain log lines elsewhere.
+
+Both read the run record, so they show the same on every runner.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from index_builder import storage
+from index_builder.explain import explain_index, serving_shards
+from index_builder.spec import IndexConfig, IndexSpec
+from pipelines.indexing.publish_step import Outcome
+from pipelines.indexing.run_record import INDEX_STAGES, STAGES, RunRecord
+from pipelines.indexing.shard_files import Totals
+
+# ---- pipelines/summary.py ----
+# What a run did, in the words and numbers with which it ends.
+
+
+_SAID = {
+    "published": "published",
+    "unchanged": "nothing changed: stays published",
+    "held": "NOT published: a gate failed",
+}
+
+
+def print_summary(outcome: Outcome, record: RunRecord, *, console: Console | None = None) -> None:
+    """Prints the closing summary of a run to standard output."""
+    print_lines(summary_lines(outcome, record), title="Summary", console=console)
+
+
+def print_lines(lines: Sequence[tuple[str, str]], *, title: str, console: Console | None = None) -> None:
+    """Prints (what, how much) pairs to standard output."""
+    console = console or Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    table = Table(show_header=False, box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, value in lines:
+        table.add_row(name, value)
+    console.print(table)
+
+
+def index_lines(config: IndexConfig, spec: IndexSpec, rows: int) -> list[tuple[str, str]]:
+    """An index to be built, and why it is built so, as (what, how) pairs."""
+    first, *others = explain_index(config, spec, rows)
+    return [("index", first), *(("", line) for line in others)]
+
+
+def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
+    """The summary as (what, how much) pairs, in the order in which they are read."""
+    totals = outcome.totals
+    lines = [("products in", f"{totals.rows_in:,}")]
+    lines += [("embedded", f"{totals.embedded:,}"), ("carried over", _carried_over(totals, record))]
+    lines.append(("rejected", f"{totals.rejected:,}"))
+    if totals.degraded:
+        lines.append(("degraded", f"{totals.degraded:,} (indexed without the part that could not be used)"))
+    lines += [(f"  {reason}", f"{count:,}") for reason, count in totals.by_reason.items()]
+    if totals.texts_cut:
+        lines.append(("texts cut", f"{totals.texts_cut:,} (longer than the text tower reads)"))
+    shard_reports = [*record.reports("embed").values(), *record.reports("import").values()]
+    skipped = sum(report["skipped"] for report in shard_reports)
+    lines.append(("catalog shards", f"{totals.shards:,}, of which {skipped:,} stood complete and were skipped"))
+    lines += [("seconds", _seconds_by_stage(record))]
+    lines += [("codec", report["codec"]) for report in record.reports("train").values() if "codec" in report]
+    re_ranked = f", {outcome.refine_factor} candidates re-ranked for each" if outcome.refine_factor else ""
+    lines += [
+        (
+            "index",
+            f"{totals.products:,} products, {outcome.factory}, {serving_shards(outcome.serving_shards)}, "
+            f"{decimal(outcome.index_bytes)}",
+        ),
+        (
+            f"recall {outcome.recall_k}@{outcome.recall_k}",
+            f"{outcome.recall:.4f} against exact search ({outcome.recall_queries:,} {outcome.recall_over}, "
+            f"nprobe {outcome.nprobe}{re_ranked}, {outcome.latency_ms:.2f} ms a query)",
+        ),
+        ("version", f"{outcome.version} ({_SAID[outcome.status]})"),
+        ("at", outcome.uri),
+    ]
+    lines += [("gate failed", failed) for failed in outcome.failed_gates]
+    return lines
+
+
+def _carried_over(totals: Totals, record: RunRecord) -> str:
+    said = record.reports("plan").get("all", {}).get("nothing_carried_over", "")
+    if totals.pictures_unchanged:
+        said = f"{totals.pictures_unchanged:,} pictures not read again: they have not changed"
+    return f"{totals.carried_over:,}" + (f" ({said})" if said else "")
+
+
+def _seconds_by_stage(record: RunRecord) -> str:
+    """Busy seconds of each stage; those of units that ran side by side add up."""
+    parts = []
+    for stage in STAGES:
+        reports = record.reports(stage).values()
+        if reports:
+            parts.append(f"{stage} {sum(report.get('seconds', 0.0) for report in reports):.1f}")
+    return ", ".join(parts)
+
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+REMOTE_POLL_SECONDS = 5.0
+"""Each look at an object store is a dozen requests, which cost time and money."""
+LOG_SECONDS = 15.0
+FirstStage = Literal["embed", "import"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """A moment of a run.
+
+    Attributes:
+      stage: the stage at work.
+      shards: catalog shards that are finished.
+      products: products read so far, those of unfinished shards included.
+      products_per_second: of this run's own work; shards found complete do not count.
+      finished_units: finished units of the stage at work.
+    """
+
+    stage: str
+    shards: int
+    products: int
+    products_per_second: float
+    finished_units: int
+
+
+class ProgressReader:
+    """Takes snapshots from a run record.
+
+    Args:
+      record: the run.
+      shards: catalog shards of the plan.
+      first_stage: what makes embedding shards of them.
+    """
+
+    def __init__(self, record: RunRecord, shards: int, first_stage: FirstStage = "embed"):
+        self._record = record
+        self._shards = shards
+        self.first_stage = first_stage
+        self._started = time.monotonic()
+        self._reports: dict[str, dict[str, dict[str, Any]]] = {}  # stage -> unit -> report
+
+    @property
+    def poll_seconds(self) -> float:
+        """Time between two looks."""
+        return POLL_SECONDS if storage.is_local(self._record.uri) else REMOTE_POLL_SECONDS
+
+    def snapshot(self) -> Snapshot:
+        """How far the run is now."""
+        finished = self._finished(self.first_stage)
+        partial = self._record.partial_reports(self.first_stage, finished)
+        done = sum(report["rows_in"] for report in finished.values())
+        own = sum(report["rows_in"] for report in finished.values() if not report["skipped"])
+        under_way = sum(report["products"] for report in partial.values())
+        elapsed = time.monotonic() - self._started
+        stage, units = str(self.first_stage), len(finished)
+        if units >= self._shards:
+            stage, units = self._index_stage()
+        return Snapshot(
+            stage=stage,
+            shards=len(finished),
+            products=done + under_way,
+            products_per_second=(own + under_way) / elapsed if elapsed else 0.0,
+            finished_units=units,
+        )
+
+    def _finished(self, stage: str) -> dict[str, dict[str, Any]]:
+        """The reports of a stage; each is read once."""
+        self._reports[stage] = self._record.reports(stage, self._reports.get(stage))
+        return self._reports[stage]
+
+    def _index_stage(self) -> tuple[str, int]:
+        """The stage at work after the embedding, and its finished units.
+
+        It is the last one with a report; a stage of one unit ("all") is over with its report, so the next is at work.
+        """
+        stage, units = INDEX_STAGES[0], 0
+        for place, later in enumerate(INDEX_STAGES):
+            reports = self._finished(later)
+            if reports:
+                over = "all" in reports and place + 1 < len(INDEX_STAGES)
+                stage, units = (INDEX_STAGES[place + 1], 0) if over else (later, len(reports))
+        return stage, units
+
+
+@contextmanager
+def show_progress(
+    record: RunRecord,
+    *,
+    shards: int,
+    rows: int | None,
+    first_stage: FirstStage = "embed",
+    console: Console | None = None,
+) -> Iterator[None]:
+    """Shows a run's progress for the length of the block.
+
+    Args:
+      record: the run.
+      shards: catalog shards of the plan.
+      rows: catalog rows, None where the format does not tell before reading.
+      first_stage: what makes embedding shards of them.
+      console: where to draw; by default standard error, live only if that is a terminal.
+    """
+    console = console or Console(file=sys.stderr)
+    reader = ProgressReader(record, shards, first_stage)
+    stop = threading.Event()
+    if console.is_terminal:
+        work = _draw(reader, shards, rows, console, stop)
+    else:
+        work = _log_lines(reader, shards, rows, stop)
+    thread = threading.Thread(target=lambda: [None for _ in work], name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _draw(
+    reader: ProgressReader, shards: int, rows: int | None, console: Console, stop: threading.Event
+) -> Iterator[None]:
+    columns = (
+        SpinnerColumn(finished_text="[green]done[/]"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        embedding = progress.add_task(f"{reader.first_stage} products", total=rows, detail="")
+        building = progress.add_task("build index", total=len(INDEX_STAGES), detail="waiting")
+        while True:
+            ended = stop.wait(reader.poll_seconds)
+            now = reader.snapshot()
+            progress.update(
+                embedding,
+                completed=now.products,
+                detail=f"{now.products_per_second:,.0f} products/s, shard {now.shards} of {shards}",
+            )
+            if now.shards >= shards:
+                progress.stop_task(embedding)
+                progress.update(
+                    building, completed=INDEX_STAGES.index(now.stage), detail=f"{now.stage} ({now.finished_units} done)"
+                )
+            yield
+            if ended:
+                return
+
+
+def _log_lines(reader: ProgressReader, shards: int, rows: int | None, stop: threading.Event) -> Iterator[None]:
+    of_rows = "" if rows is None else f" of {rows:,}"
+    last_stage = ""
+    last_word = time.monotonic()
+    while not stop.wait(reader.poll_seconds):
+        now = reader.snapshot()
+        if now.stage == reader.first_stage and not now.products:
+            yield
+            continue
+        if now.stage != last_stage or (now.stage == reader.first_stage and time.monotonic() - last_word >= LOG_SECONDS):
+            if now.stage == reader.first_stage:
+                log.info(
+                    "%s: %s%s products, %.0f products/s, shard %d of %d",
+                    now.stage, f"{now.products:,}", of_rows, now.products_per_second, now.shards, shards,
+                )  # fmt: skip
+            else:
+                log.info("%s", now.stage)
+            last_stage, last_word = now.stage, time.monotonic()
+        yield

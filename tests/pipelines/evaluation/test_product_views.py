@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from encoders import load_product_encoder
+from pipelines.catalog.config import CatalogConfig
+from pipelines.evaluation import encoder_ranking
+from pipelines.evaluation.encoder_ranking import View, encode_catalog, encode_catalog_with
+from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.images.fetch import PictureFetcher
+from pipelines.images.pool import PicturePool
+from tests.encoders.tiny import save_tiny_encoder
+from tests.pipelines.indexing.job import product, write_catalog
+
+BROKEN = {"bytes": b"no picture", "path": None}
+
+
+def encoded(tmp_path: Path, rows: list[dict], *, model: str = "3tmm", pictures: bool = True, **catalog_options):
+    write_catalog(tmp_path / "catalog", rows)
+    catalog = CatalogConfig(uri=str(tmp_path / "catalog"), image_field="image" if pictures else None, **catalog_options)
+    encoder = load_product_encoder(save_tiny_encoder(tmp_path / model, model=model))
+    spool = str(tmp_path / "spool")
+    if encoder.preprocessing is None or not pictures:
+        return encode_catalog(encoder, catalog, None, spool_uri=spool)
+    with PicturePool(PictureFetcher(FetchConfig()), encoder.preprocessing, DecodeConfig(threads=1)) as pool:
+        return encode_catalog(encoder, catalog, pool, spool_uri=spool)
+
+
+def test_each_view_sees_what_it_says(tmp_path):
+    rows = [product(number) for number in range(6)]
+    rows[1] |= {"title": rows[0]["title"]}
+    rows[3] |= {"image": rows[2]["image"]}
+    found = encoded(tmp_path, rows)
+    text, picture, fused = (found.vectors[view] for view in (View.TEXT, View.PICTURE, View.FUSED))
+    assert np.allclose(text[0], text[1])
+    assert not np.allclose(text[2], text[3])
+    assert np.allclose(picture[2], picture[3])
+    assert not np.allclose(picture[0], picture[1])
+    assert not np.allclose(fused[0], fused[1])
+    assert not np.allclose(fused[2], fused[3])
+    assert all(present.all() for present in found.present.values())
+    assert np.allclose(np.linalg.norm(fused, axis=1), 1.0, atol=1e-5)
+
+
+def test_the_fused_view_is_what_the_encoder_makes_of_both(tmp_path):
+    rows = [product(number) for number in range(5)]
+    found = encoded(tmp_path, rows)
+    encoder = load_product_encoder(save_tiny_encoder(tmp_path / "again", model="3tmm"))
+    pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
+    titles = [row["title"] for row in rows]
+    assert np.allclose(found.vectors[View.FUSED], encoder.encode(titles, pictures), atol=1e-5)
+    assert np.allclose(found.vectors[View.TEXT], encoder.encode(titles), atol=1e-5)
+    assert np.allclose(found.vectors[View.PICTURE], encoder.encode([None] * 5, pictures), atol=1e-5)
+
+
+def test_a_product_that_lacks_a_half_is_absent_from_that_view(tmp_path):
+    rows = [product(0), product(1, image=None), product(2, title=None), product(3, image=BROKEN)]
+    found = encoded(tmp_path, rows)
+    assert found.present[View.TEXT].tolist() == [True, True, False, True]
+    assert found.present[View.PICTURE].tolist() == [True, False, True, False]
+    assert found.present[View.FUSED].tolist() == [True, True, True, True]
+    assert not found.vectors[View.PICTURE][1].any()
+
+
+def test_a_product_id_keeps_its_first_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder_ranking, "BATCH_ROWS", 3)
+    rows = [product(number) for number in range(8)]
+    rows[2] |= {"product_id": "p00001"}
+    rows[7] |= {"product_id": "p00000"}
+    found = encoded(tmp_path, rows)
+    assert found.product_ids == ["p00000", "p00001", "p00003", "p00004", "p00005", "p00006"]
+    again = encoded(tmp_path / "without", [row for place, row in enumerate(rows) if place not in (2, 7)])
+    assert again.product_ids == found.product_ids
+    for view in View:
+        assert np.allclose(found.vectors[view], again.vectors[view], atol=1e-5)
+
+
+def test_an_encoder_or_catalog_without_pictures_has_one_view(tmp_path):
+    rows = [product(number) for number in range(4)]
+    assert list(encoded(tmp_path / "a", rows, model="bibert").vectors) == [View.TEXT]
+    assert list(encoded(tmp_path / "b", rows, pictures=False).vectors) == [View.TEXT]
+
+
+def test_several_encoders_share_one_reading(tmp_path):
+    rows = [product(number) for number in range(10)]
+    rows[3] |= {"image": None}
+    write_catalog(tmp_path / "catalog", rows)
+    catalog = CatalogConfig(uri=str(tmp_path / "catalog"), image_field="image")
+    encoders = [
+        load_product_encoder(save_tiny_encoder(tmp_path / f"{model}{seed}", model=model, seed=seed))
+        for model, seed in (("3tmm", 0), ("clip", 1), ("bibert", 2))
+    ]
+    views = [(View.FUSED, View.TEXT), (View.PICTURE,), (View.TEXT,)]
+    told: list[int] = []
+    spool = str(tmp_path / "spool")
+    with PicturePool(PictureFetcher(FetchConfig()), encoders[0].preprocessing, DecodeConfig(threads=1)) as pool:
+        together = encode_catalog_with(
+            list(zip(encoders, views, strict=True)),
+            catalog,
+            pool,
+            spool_uri=spool,
+            on_progress=told.append,
+        )
+        for encoder, wanted, found in zip(encoders, views, together, strict=True):
+            reads_pictures = encoder.preprocessing is not None
+            alone = encode_catalog(encoder, catalog, pool if reads_pictures else None, spool_uri=spool)
+            assert found.product_ids == alone.product_ids
+            assert tuple(found.vectors) == wanted
+            for view in wanted:
+                assert np.array_equal(found.vectors[view], alone.vectors[view])
+                assert np.array_equal(found.present[view], alone.present[view])
+    assert sum(told) == 10

@@ -1,0 +1,685 @@
+"""Fetching from a real server that is slow, rude, or lies. Times are short, so limits are too."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.catalog.dead_letters import PictureError, Reason
+from pipelines.catalog.products import PictureRef
+from pipelines.images.fetch import FetchConfig, FetchedPicture, PictureFetcher
+from tests.pipelines.images.picture_server import PictureServer, Request, picture_server
+
+PICTURE = bytes(range(256)) * 40  # the fetcher does not look inside
+PRIVATE = {"intranet.test": "10.0.0.7", "metadata.test": "169.254.169.254"}
+
+
+@pytest.fixture
+def server() -> Iterator[PictureServer]:
+    with picture_server() as running:
+        running.answers["/picture.jpg"] = lambda request: request.send(body=PICTURE)
+        yield running
+
+
+class Names:
+    """A resolver that knows the tests' hosts, and remembers what it was asked."""
+
+    def __init__(self, **addresses: list[str]):
+        self.addresses = addresses
+        self.asked: list[str] = []
+
+    def __call__(self, host: str, port: int) -> list[str]:
+        self.asked.append(host)
+        if host in self.addresses:
+            return self.addresses[host]
+        if host in PRIVATE:
+            return [PRIVATE[host]]
+        if host.endswith(".shop.test") or host == "127.0.0.1":
+            return ["127.0.0.1"]
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+def fetcher(names: Names | None = None, **changes: Any) -> PictureFetcher:
+    values: dict[str, Any] = {
+        "allow_private_hosts": ("127.0.0.1", "*.shop.test"),
+        "timeout_seconds": 2.0,
+        "total_timeout_seconds": 5.0,
+        "host_failures_before_pause": 0,
+    }
+    return PictureFetcher(FetchConfig(**(values | changes)), resolver=names or Names())
+
+
+def fetch(url: str, known_etag: str | None = None, names: Names | None = None, **changes: Any) -> FetchedPicture:
+    return fetcher(names, **changes).fetch(PictureRef(kind="uri", uri=url), known_etag)
+
+
+def failure(url: str, names: Names | None = None, **changes: Any) -> PictureError:
+    with pytest.raises(PictureError) as caught:
+        fetch(url, names=names, **changes)
+    assert caught.value.stage == "fetch"
+    return caught.value
+
+
+def test_a_picture_comes_whole(server: PictureServer) -> None:
+    assert fetch(server.url("/picture.jpg")) == FetchedPicture(PICTURE, None)
+    assert server.requests[0].headers["host"] == f"127.0.0.1:{server.port}"
+    assert server.requests[0].headers["user-agent"] == "shelfmark"
+
+
+def test_connections_are_kept(server: PictureServer) -> None:
+    pictures = fetcher()
+    server.answers["/etag"] = with_etag
+    server.answers["/moved"] = lambda request: request.send(302, b"over there", Location="/picture.jpg")
+    server.answers["/chunked"] = lambda request: (
+        request.send_head(Transfer_Encoding="chunked"),
+        request.raw(b"4\r\nABCD\r\n3\r\nEFG\r\n0\r\n\r\n"),
+    )
+    for _ in range(3):
+        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/moved"))).data == PICTURE
+        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/chunked"))).data == b"ABCDEFG"
+        with pytest.raises(PictureError):
+            pictures.fetch(PictureRef(kind="uri", uri=server.url("/no-such-picture")))
+        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/etag")), '"v1"').not_modified
+    assert len(server.requests) == 15
+    assert server.connections == 1
+
+
+def test_dirty_urls_are_percent_encoded(server: PictureServer) -> None:
+    server.answers["/a%20b/%C3%BC.jpg?x=1%202"] = lambda request: request.send(body=b"found")
+    assert fetch(f"  HTTP://127.0.0.1:{server.port}/a b/ü.jpg?x=1 2#top ").data == b"found"
+
+
+# Versions
+
+
+def with_etag(request: Request, etag: str = '"v1"') -> None:
+    if request.headers.get("if-none-match") == etag:
+        request.send_head(304, ETag=etag)
+    else:
+        request.send(body=PICTURE, ETag=etag)
+
+
+def test_an_unchanged_etag_brings_no_body(server: PictureServer) -> None:
+    server.answers["/etag"] = with_etag
+    first = fetch(server.url("/etag"))
+    assert (first.data, first.etag) == (PICTURE, '"v1"')
+    assert fetch(server.url("/etag"), '"v1"') == FetchedPicture(b"", '"v1"', not_modified=True)
+    changed = fetch(server.url("/etag"), '"v0"')
+    assert (changed.data, changed.etag, changed.not_modified) == (PICTURE, '"v1"', False)
+
+
+def test_an_etag_holds_across_a_redirect(server: PictureServer) -> None:
+    server.answers["/etag"] = with_etag
+    server.answers["/moved"] = lambda request: request.send(301, Location="/etag")
+    assert fetch(server.url("/moved"), '"v1"').not_modified
+
+
+def test_a_server_without_if_none_match_still_saves_the_body(server: PictureServer) -> None:
+    def answer(request: Request) -> None:
+        request.send_head(ETag='W/"v1"', Content_Length=1 << 30)  # reading this would take the whole time-out
+        request.drip(b"x" * 100, pause_seconds=0.1)
+
+    server.answers["/ignores"] = answer
+    started = time.monotonic()
+    assert fetch(server.url("/ignores"), 'W/"v1"', max_bytes=1 << 31).not_modified
+    assert time.monotonic() - started < 1
+
+
+def test_a_settled_date_of_change_is_a_version(server: PictureServer) -> None:
+    changed = formatdate(time.time() - 3600, usegmt=True)
+
+    def answer(request: Request) -> None:
+        unchanged = request.headers.get("if-modified-since") == changed
+        request.send(304 if unchanged else 200, b"" if unchanged else PICTURE, Last_Modified=changed)
+
+    server.answers["/dated"] = answer
+    version = fetch(server.url("/dated")).etag
+    assert version == f"last-modified:{changed}"
+    assert fetch(server.url("/dated"), version).not_modified
+
+
+def test_a_date_of_this_very_minute_is_no_version(server: PictureServer) -> None:
+    now = formatdate(time.time() - 5, usegmt=True)
+    server.answers["/fresh"] = lambda request: request.send(body=PICTURE, Last_Modified=now)
+    assert fetch(server.url("/fresh")).etag is None
+
+
+def test_an_unasked_304_is_a_failure(server: PictureServer) -> None:
+    server.answers["/odd"] = lambda request: request.send_head(304)
+    assert failure(server.url("/odd")).reason == Reason.fetch_failed
+
+
+# Answers that are none
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "requests"),
+    [
+        (404, Reason.picture_missing, 1),
+        (410, Reason.picture_missing, 1),
+        (401, Reason.fetch_failed, 1),
+        (403, Reason.fetch_failed, 1),
+        (204, Reason.fetch_failed, 1),
+        (206, Reason.fetch_failed, 1),
+        (302, Reason.fetch_failed, 1),  # without a Location
+        (500, Reason.fetch_failed, 3),
+        (503, Reason.fetch_failed, 3),
+    ],
+)
+def test_a_status_has_its_reason(server: PictureServer, status: int, reason: Reason, requests: int) -> None:
+    server.answers["/status"] = lambda request: request.send(status, b"" if status == 204 else b"no")
+    found = failure(server.url("/status"))
+    assert found.reason == reason
+    assert str(status) in found.detail
+    assert server.count("/status") == requests
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_passing_trouble_is_waited_out(server: PictureServer, status: int) -> None:
+    def answer(request: Request) -> None:
+        if request.number == 1:
+            request.send(status, b"later", Retry_After=0)
+        else:
+            request.send(body=PICTURE)
+
+    server.answers["/busy"] = answer
+    assert fetch(server.url("/busy")).data == PICTURE
+
+
+def test_the_server_says_how_long_to_wait(server: PictureServer) -> None:
+    times: list[float] = []
+
+    def answer(request: Request) -> None:
+        times.append(time.monotonic())
+        if request.number == 1:
+            request.send(429, b"later", Retry_After=1)
+        else:
+            request.send(body=PICTURE)
+
+    server.answers["/busy"] = answer
+    assert fetch(server.url("/busy")).data == PICTURE
+    assert times[1] - times[0] >= 1
+
+
+@pytest.mark.parametrize("wait", ["3600", "Fri, 31 Dec 2055 23:59:59 GMT"])
+def test_a_wait_beyond_the_deadline_is_not_begun(server: PictureServer, wait: str) -> None:
+    server.answers["/busy"] = lambda request: request.send(429, b"tomorrow", Retry_After=wait)
+    started = time.monotonic()
+    assert failure(server.url("/busy")).reason == Reason.fetch_failed
+    assert time.monotonic() - started < 1
+    assert server.count("/busy") == 1
+
+
+def test_a_senseless_retry_after_is_passed_over(server: PictureServer) -> None:
+    server.answers["/busy"] = lambda request: request.send(503, b"later", Retry_After="soon")
+    assert failure(server.url("/busy"), max_attempts=2).reason == Reason.fetch_failed
+    assert server.count("/busy") == 2
+
+
+# Slow servers
+
+
+def head_drip(request: Request) -> None:
+    request.drip(b"HTTP/1.1 200 OK\r\nX-Slow: " + b"z" * 200, pause_seconds=0.1)
+
+
+def body_drip(request: Request) -> None:
+    request.send_head(Content_Length=200)
+    request.drip(b"z" * 200, pause_seconds=0.1)
+
+
+def chunk_drip(request: Request) -> None:
+    request.send_head(Transfer_Encoding="chunked")
+    request.drip(b"1\r\nz\r\n" * 100, pause_seconds=0.1)
+
+
+def error_page_drip(request: Request) -> None:
+    request.send_head(500, Content_Length=200)
+    request.drip(b"z" * 200, pause_seconds=0.1)
+
+
+@pytest.mark.parametrize("answer", [lambda request: time.sleep(2), head_drip, body_drip, chunk_drip])
+def test_a_slow_server_meets_the_deadline(server: PictureServer, answer: Any) -> None:
+    """Each byte comes well within any socket time-out; all of them would take 20 seconds."""
+    server.answers["/slow"] = answer
+    started = time.monotonic()
+    found = failure(server.url("/slow"), timeout_seconds=0.5, max_attempts=1)
+    assert time.monotonic() - started < 1.5
+    assert found.reason == Reason.fetch_timeout
+    assert "0.5 s" in found.detail
+
+
+def test_a_dripping_error_page_meets_the_deadline(server: PictureServer) -> None:
+    server.answers["/slow"] = error_page_drip
+    started = time.monotonic()
+    assert failure(server.url("/slow"), timeout_seconds=0.5, max_attempts=1).reason == Reason.fetch_failed
+    assert time.monotonic() - started < 1.5
+
+
+def test_all_attempts_together_meet_the_total(server: PictureServer) -> None:
+    server.answers["/slow"] = lambda request: time.sleep(1)
+    started = time.monotonic()
+    found = failure(server.url("/slow"), timeout_seconds=0.4, total_timeout_seconds=1.0, max_attempts=100)
+    assert time.monotonic() - started < 1.8
+    assert found.reason == Reason.fetch_timeout
+    assert 1 < server.count("/slow") < 5
+
+
+def test_a_stalled_attempt_leaves_time_for_another(server: PictureServer) -> None:
+    server.answers["/stalls"] = lambda request: time.sleep(2) if request.number == 1 else request.send(body=PICTURE)
+    assert fetch(server.url("/stalls"), timeout_seconds=0.4).data == PICTURE
+
+
+# Broken connections
+
+
+def test_a_reset_is_tried_again(server: PictureServer) -> None:
+    server.answers["/reset"] = lambda request: request.reset() if request.number < 3 else request.send(body=PICTURE)
+    assert fetch(server.url("/reset")).data == PICTURE
+    assert server.count("/reset") == 3
+
+
+def test_a_reset_in_the_body_fails_in_the_end(server: PictureServer) -> None:
+    def answer(request: Request) -> None:
+        request.send_head(Content_Length=len(PICTURE))
+        request.raw(PICTURE[:1000])
+        time.sleep(0.05)
+        request.reset()
+
+    server.answers["/reset"] = answer
+    found = failure(server.url("/reset"))
+    assert found.reason == Reason.fetch_failed
+    assert "3 attempts" in found.detail
+    assert server.count("/reset") == 3
+
+
+def test_a_closed_port_and_an_unknown_name_fail() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert failure(f"http://127.0.0.1:{port}/a.jpg", max_attempts=2).reason == Reason.fetch_failed
+    found = failure("http://nowhere.example/a.jpg", max_attempts=2)
+    assert found.reason == Reason.fetch_failed
+    assert "nowhere.example" in found.detail
+
+
+def test_the_next_address_of_a_host_is_tried(server: PictureServer) -> None:
+    names = Names(**{"two.shop.test": ["127.0.0.9", "127.0.0.1"]})
+    assert fetch(server.url("/picture.jpg", host="two.shop.test"), names=names, max_attempts=1).data == PICTURE
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http:///a.jpg", "http://", "http://[::1", "http://a:99999/", "http://" + "a" * 80 + ".test/", "http://.test/"],
+)
+def test_what_is_no_url_fails(url: str) -> None:
+    assert failure(url, max_attempts=1).reason in (Reason.fetch_failed, Reason.host_not_allowed)
+
+
+# Lies about length
+
+
+def short_body(request: Request) -> None:
+    request.send_head(Content_Length=len(PICTURE) + 500)
+    request.raw(PICTURE)
+    request.hang_up()
+
+
+def short_chunk(request: Request) -> None:
+    request.send_head(Transfer_Encoding="chunked")
+    request.raw(b"ff\r\nonly this")
+    request.hang_up()
+
+
+@pytest.mark.parametrize("answer", [short_body, short_chunk])
+def test_a_body_that_stays_short_is_truncated(server: PictureServer, answer: Any) -> None:
+    server.answers["/short"] = answer
+    assert failure(server.url("/short")).reason == Reason.picture_truncated
+    assert server.count("/short") == 3
+
+
+def test_a_body_that_was_short_once_is_tried_again(server: PictureServer) -> None:
+    server.answers["/short"] = lambda request: (
+        short_body(request) if request.number == 1 else request.send(body=PICTURE)
+    )
+    assert fetch(server.url("/short")).data == PICTURE
+
+
+def test_what_comes_after_the_promised_length_spoils_nothing(server: PictureServer) -> None:
+    def answer(request: Request) -> None:
+        request.send_head(Content_Length=10)
+        request.raw(PICTURE[:10] + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+
+    server.answers["/long"] = answer
+    pictures = fetcher()
+    for _ in range(3):
+        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/long"))).data == PICTURE[:10]
+        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/picture.jpg"))).data == PICTURE
+
+
+def endless(request: Request) -> None:
+    request.send_head(Transfer_Encoding="chunked")
+    try:
+        while True:
+            request.raw(b"1000\r\n" + b"z" * 0x1000 + b"\r\n")
+    except OSError:
+        request.hang_up()
+
+
+def unpacks_to_much(request: Request) -> None:
+    request.send(body=zlib.compress(bytes(10_000_000)), Content_Encoding="deflate")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [lambda request: request.send_head(Content_Length=10**12), endless, unpacks_to_much],
+    ids=["promised", "endless", "unpacks"],
+)
+def test_the_byte_limit_holds_whatever_is_promised(server: PictureServer, answer: Any) -> None:
+    server.answers["/large"] = answer
+    found = failure(server.url("/large"), max_bytes=100_000)
+    assert found.reason == Reason.picture_too_many_bytes
+    assert server.count("/large") == 1
+
+
+def test_a_body_of_exactly_the_limit_is_taken(server: PictureServer) -> None:
+    assert fetch(server.url("/picture.jpg"), max_bytes=len(PICTURE)).data == PICTURE
+    assert failure(server.url("/picture.jpg"), max_bytes=len(PICTURE) - 1).reason == Reason.picture_too_many_bytes
+
+
+# Where pictures may come from
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "intranet.test",
+        "metadata.test",
+        "2130706433",
+        "0x7f.1",
+        "[::1]",
+        "0",
+        "[::ffff:a00:1]",
+    ],
+)
+def test_private_addresses_are_refused(server: PictureServer, host: str) -> None:
+    """Through the system's resolver for literals, as an attacker would write them."""
+    config = FetchConfig(max_attempts=1)
+    pictures = PictureFetcher(config, resolver=Names()) if host.endswith(".test") else PictureFetcher(config)
+    with pytest.raises(PictureError) as caught:
+        pictures.fetch(PictureRef(kind="uri", uri=server.url("/picture.jpg", host=host)))
+    assert caught.value.reason in (Reason.host_not_allowed, Reason.fetch_failed)
+    if host not in ("2130706433", "0x7f.1", "0"):  # whether these resolve at all is the system's affair
+        assert caught.value.reason == Reason.host_not_allowed
+        assert "fetch.allow_private_hosts" in caught.value.detail
+    assert server.connections == 0
+
+
+def test_one_private_address_among_public_ones_is_enough_to_refuse(server: PictureServer) -> None:
+    names = Names(**{"mixed.test": ["93.184.216.34", "127.0.0.1"]})
+    assert failure(server.url("/picture.jpg", host="mixed.test"), names=names).reason == Reason.host_not_allowed
+    assert server.connections == 0
+
+
+def test_the_connection_goes_to_the_address_that_was_checked(server: PictureServer) -> None:
+    """A name is looked up once a connection; one that turns private later is refused then."""
+
+    class Rebinding(Names):
+        def __call__(self, host: str, port: int) -> list[str]:
+            self.asked.append(host)
+            return ["127.0.0.1"] if len(self.asked) == 1 else ["169.254.169.254"]
+
+    names = Rebinding()
+    server.answers["/closes"] = lambda request: request.send(body=PICTURE, Connection="close")
+    pictures = fetcher(names, allow_private_hosts=("once.shop.test",))
+    assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/closes", host="once.shop.test"))).data == PICTURE
+    assert names.asked == ["once.shop.test"]
+
+    strict = fetcher(Rebinding(), allow_private_hosts=())
+    with pytest.raises(PictureError) as caught:
+        strict.fetch(PictureRef(kind="uri", uri=server.url("/closes", host="once.shop.test")))
+    assert caught.value.reason == Reason.host_not_allowed
+
+
+def test_only_listed_hosts(server: PictureServer) -> None:
+    allowed = {"allowed_hosts": ("cdn.shop.test", "*.pictures.shop.test")}
+    for host in ("cdn.shop.test", "CDN.shop.test", "cdn.shop.test.", "a.pictures.shop.test", "a.b.pictures.shop.test"):
+        assert fetch(server.url("/picture.jpg", host=host), **allowed).data == PICTURE
+    before = server.connections
+    for host in ("other.shop.test", "pictures.shop.test", "evilcdn.shop.test", "127.0.0.1"):
+        assert failure(server.url("/picture.jpg", host=host), **allowed).reason == Reason.host_not_allowed
+    assert server.connections == before
+
+
+def test_only_listed_schemes(server: PictureServer) -> None:
+    found = failure(server.url("/picture.jpg"), allowed_schemes=("https",))
+    assert found.reason == Reason.scheme_not_allowed
+    assert failure("ftp://127.0.0.1/a.jpg").reason == Reason.scheme_not_allowed
+    assert failure("gopher://127.0.0.1/a.jpg").reason == Reason.scheme_not_allowed
+
+
+# Redirects
+
+
+def test_redirects_are_followed(server: PictureServer) -> None:
+    server.answers["/a"] = lambda request: request.send(301, Location="b?x=1")
+    server.answers["/b?x=1"] = lambda request: request.send(
+        307, Location=server.url("/picture.jpg", host="cdn.shop.test")
+    )
+    assert fetch(server.url("/a")).data == PICTURE
+    assert server.requests[-1].headers["host"] == f"cdn.shop.test:{server.port}"
+
+
+def test_redirects_are_counted(server: PictureServer) -> None:
+    server.answers["/loop"] = lambda request: request.send(302, Location="/loop")
+    found = failure(server.url("/loop"), max_redirects=4)
+    assert found.reason == Reason.fetch_failed
+    assert "redirects" in found.detail
+    assert server.count("/loop") == 5
+    server.answers["/once"] = lambda request: request.send(302, Location="/picture.jpg")
+    assert fetch(server.url("/once"), max_redirects=1).data == PICTURE
+    assert failure(server.url("/once"), max_redirects=0).reason == Reason.fetch_failed
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("http://metadata.test/latest/meta-data/", Reason.host_not_allowed),
+        ("http://169.254.169.254/latest/meta-data/", Reason.host_not_allowed),
+        ("http://[fd00::1]/", Reason.host_not_allowed),
+        ("//intranet.test/a.jpg", Reason.host_not_allowed),
+        ("file:///etc/passwd", Reason.scheme_not_allowed),
+        ("s3://bucket/key", Reason.scheme_not_allowed),
+        ("memory://a", Reason.scheme_not_allowed),
+        ("ftp://127.0.0.1/a.jpg", Reason.scheme_not_allowed),
+    ],
+)
+def test_a_redirect_is_checked_like_a_first_address(server: PictureServer, target: str, reason: Reason) -> None:
+    server.answers["/away"] = lambda request: request.send(302, Location=target)
+
+    class Resolver(Names):
+        def __call__(self, host: str, port: int) -> list[str]:
+            return [host] if host[:1].isdecimal() or ":" in host else super().__call__(host, port)
+
+    assert failure(server.url("/away"), names=Resolver()).reason == reason
+    assert server.count("/away") == 1
+
+
+def test_a_redirect_off_the_list_of_hosts_is_refused(server: PictureServer) -> None:
+    server.answers["/away"] = lambda request: request.send(
+        302, Location=server.url("/picture.jpg", host="cdn.shop.test")
+    )
+    assert failure(server.url("/away"), allowed_hosts=("127.0.0.1",)).reason == Reason.host_not_allowed
+    assert server.count("/picture.jpg") == 0
+
+
+def test_a_password_goes_to_its_own_host_only(server: PictureServer) -> None:
+    server.answers["/here"] = lambda request: request.send(302, Location="/picture.jpg")
+    server.answers["/away"] = lambda request: request.send(
+        302, Location=server.url("/picture.jpg", host="cdn.shop.test")
+    )
+    with_password = f"http://user:secret@127.0.0.1:{server.port}"
+    fetch(f"{with_password}/here")
+    fetch(f"{with_password}/away")
+    assert ["authorization" in request.headers for request in server.requests] == [True, True, True, False]
+    assert "secret" not in failure(f"{with_password}/missing?signature=secret").detail
+
+
+# Many at a time
+
+
+def test_no_more_than_the_allowed_connections_at_a_host(server: PictureServer) -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def answer(request: Request) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.03)
+        with lock:
+            now -= 1
+        request.send(body=PICTURE)
+
+    pictures = fetcher(connections_per_host=2, timeout_seconds=1.0, total_timeout_seconds=1.0)
+    for number in range(12):
+        server.answers[f"/{number}"] = answer
+    with ThreadPoolExecutor(12) as threads:
+        found = list(threads.map(lambda n: pictures.fetch(PictureRef(kind="uri", uri=server.url(f"/{n}"))), range(12)))
+    assert all(picture.data == PICTURE for picture in found)
+    assert most == 2
+    assert server.connections <= 2
+
+
+def test_time_in_line_is_not_held_against_a_picture(server: PictureServer) -> None:
+    def answer(request: Request) -> None:
+        time.sleep(0.25)
+        request.send(body=PICTURE)
+
+    server.answers["/slow"] = answer
+    pictures = fetcher(connections_per_host=1, timeout_seconds=0.6, total_timeout_seconds=0.6)
+    with ThreadPoolExecutor(6) as threads:  # the last of them waits 1.25 s
+        found = list(threads.map(lambda _: pictures.fetch(PictureRef(kind="uri", uri=server.url("/slow"))), range(6)))
+    assert all(picture.data == PICTURE for picture in found)
+
+
+def test_a_dead_host_is_paused_and_tried_again(server: PictureServer) -> None:
+    alive = threading.Event()
+    server.answers["/a.jpg"] = lambda request: (
+        request.send(body=PICTURE) if alive.is_set() else request.send(500, b"no")
+    )
+    pictures = fetcher(max_attempts=1, host_failures_before_pause=3, host_pause_seconds=0.4)
+    reference = PictureRef(kind="uri", uri=server.url("/a.jpg"))
+    details = []
+    for _ in range(6):
+        with pytest.raises(PictureError) as caught:
+            pictures.fetch(reference)
+        assert caught.value.reason == Reason.fetch_failed
+        details.append(caught.value.detail)
+    assert server.count("/a.jpg") == 3
+    assert ["paused" in detail for detail in details] == [False, False, False, True, True, True]
+    assert "500" in details[-1]
+    alive.set()
+    time.sleep(0.45)
+    assert pictures.fetch(reference).data == PICTURE
+    assert pictures.fetch(reference).data == PICTURE
+
+
+def test_missing_pictures_pause_no_host(server: PictureServer) -> None:
+    pictures = fetcher(host_failures_before_pause=2)
+    for _ in range(5):
+        with pytest.raises(PictureError) as caught:
+            pictures.fetch(PictureRef(kind="uri", uri=server.url("/missing")))
+        assert caught.value.reason == Reason.picture_missing
+
+
+def test_closing_ends_the_wait_between_attempts(server: PictureServer) -> None:
+    server.answers["/busy"] = lambda request: request.send(503, b"later", Retry_After=30)
+    pictures = fetcher(total_timeout_seconds=60.0)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(pictures.fetch, PictureRef(kind="uri", uri=server.url("/busy")))
+        while server.count("/busy") == 0:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        started = time.monotonic()
+        pictures.close()
+        with pytest.raises(PictureError):
+            waiting.result(timeout=10)
+    assert time.monotonic() - started < 5
+
+
+def test_closing_ends_the_line_for_a_host(server: PictureServer) -> None:
+    server.answers["/slow"] = lambda request: time.sleep(0.5)
+    pictures = fetcher(connections_per_host=1, timeout_seconds=0.5, max_attempts=1)
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(8):
+            threads.submit(pictures.fetch, PictureRef(kind="uri", uri=server.url("/slow")))
+        while server.count("/slow") == 0:
+            time.sleep(0.01)
+        started = time.monotonic()
+        pictures.close()
+    assert time.monotonic() - started < 1.5  # one after another they would take 4 s
+    assert server.count("/slow") == 1
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for cdn.shop.test, signed by itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=cdn.shop.test", "-addext", "subjectAltName=DNS:cdn.shop.test"]
+    command += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem")]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no certificate could be made: {error}")
+    return folder / "certificate.pem", folder / "key.pem"
+
+
+@pytest.fixture
+def tls_server(certificate: tuple[Path, Path]) -> Iterator[PictureServer]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    with picture_server(lambda plain: context.wrap_socket(plain, server_side=True)) as running:
+        running.answers["/picture.jpg"] = lambda request: request.send(body=PICTURE)
+        yield running
+
+
+def test_tls_verifies_the_name_on_the_checked_address(
+    tls_server: PictureServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = tls_server.url("/picture.jpg", host="cdn.shop.test", scheme="https")
+    other = tls_server.url("/picture.jpg", host="other.shop.test", scheme="https")
+    assert failure(good, max_attempts=1).reason == Reason.fetch_failed  # a certificate that nobody vouches for
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    assert fetch(good).data == PICTURE
+    found = failure(other, max_attempts=1)
+    assert found.reason == Reason.fetch_failed
+    assert "ertificate" in found.detail
+
+
+def test_a_slow_server_meets_the_deadline_over_tls(
+    tls_server: PictureServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    tls_server.answers["/slow"] = body_drip
+    started = time.monotonic()
+    url = tls_server.url("/slow", host="cdn.shop.test", scheme="https")
+    assert failure(url, timeout_seconds=0.5, max_attempts=1).reason == Reason.fetch_timeout
+    assert time.monotonic() - started < 1.5

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rich.console import Console
+
+from pipelines.config.command_line import load_job_config
+from pipelines.indexing.forecast import Forecast, forecast_night, print_forecast
+from tests.pipelines.indexing.job import arguments, product, run_job, write_catalog
+
+
+def forecast(folder: Path, *overrides: str) -> Forecast:
+    command = load_job_config(arguments(folder, *overrides, "--plan"))
+    assert command.plan
+    return forecast_night(command.config, full=command.full)
+
+
+def test_the_forecast_is_what_the_night_then_does(tmp_path):
+    rows = [product(number) for number in range(200)]
+    write_catalog(tmp_path / "catalog", rows)
+    first = forecast(tmp_path)
+    assert (first.to_embed, first.carried_over, first.deleted, first.seconds) == (200, 0, 0, None)
+    assert first.reason == "no version is published yet"
+    assert not (tmp_path / "index" / "CURRENT").exists()
+    run_job(tmp_path)
+
+    rows[3]["title"] = "small wooden chair"
+    rows[4]["product_id"] = None
+    del rows[150]
+    rows.append(product(901))
+    write_catalog(tmp_path / "catalog", rows)
+    second = forecast(tmp_path)
+    # The nulled id and the removed row are deleted; the changed and the new product are embedded.
+    assert (second.to_embed, second.deleted, second.rejected) == (2, 2, 1)
+    assert second.products == 199
+    assert second.seconds is not None
+    assert second.seconds > 0
+    outcome, _ = run_job(tmp_path)
+    assert outcome.totals.embedded == second.to_embed
+    assert outcome.totals.carried_over == second.carried_over + second.complete
+    full = forecast(tmp_path, "--full")
+    assert (full.to_embed, full.reason) == (199, "--full was given")
+
+
+def test_the_forecast_is_printed_in_words(capsys):
+    print_forecast(
+        Forecast(
+            shards=4, shards_complete=1, products=100, complete=20, carried_over=70, to_embed=10, deleted=3, rejected=2,
+            seconds=12.4, reason="",
+        ),
+        console=Console(width=100, highlight=False),
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert re.search(r"to embed +10\b", printed)
+    assert "about 12 s at the last run's rate" in printed
+    assert "nothing was done" in printed

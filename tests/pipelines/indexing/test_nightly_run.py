@@ -1,0 +1,323 @@
+"""The nightly job end to end: real files, the real Beam runner, a tiny real encoder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from encoders import load_query_encoder
+from index_builder import IndexReader
+from pipelines.indexing.progress import summary_lines
+from pipelines.indexing.run_record import RunFailedError
+from pipelines.indexing.work_folder import LeaseHeldError, WorkLease
+from tests.pipelines.images.picture_server import Request, picture_server
+from tests.pipelines.indexing.job import arguments, index_files, product, run_job, version_files, write_catalog
+
+PRODUCTS = 320
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    """One night that went well, which several tests look at; they do not write into its folder."""
+    folder = tmp_path_factory.mktemp("night")
+    rows = [product(number) for number in range(PRODUCTS)]
+    rows[10]["image"] = {"bytes": b"not a picture", "path": None}
+    rows[20] |= {"title": None, "image": None}
+    rows[30]["product_id"] = None
+    rows.append(product(5, title="a second row of the same id"))
+    write_catalog(folder / "catalog", rows)
+    outcome, record = run_job(folder)
+    return folder, outcome, record
+
+
+def test_the_version_holds_what_the_catalog_held(night):
+    _, outcome, _ = night
+    assert outcome.status == "published"
+    assert outcome.totals.rows_in == PRODUCTS + 1
+    assert outcome.totals.products == PRODUCTS - 2
+    assert outcome.totals.by_reason == {
+        "degraded: picture_unsupported_type": 1,
+        "rejected: duplicate_id": 1,
+        "rejected: empty_product": 1,
+        "rejected: missing_id": 1,
+    }
+    letters = pq.read_table(Path(outcome.uri) / "rejected.parquet").to_pylist()
+    assert sorted((row["product_id"], row["outcome"]) for row in letters) == [
+        ("", "rejected"),
+        ("p00005", "rejected"),
+        ("p00010", "degraded"),
+        ("p00020", "rejected"),
+    ]
+
+
+def test_every_product_finds_itself(night):
+    folder, outcome, _ = night
+    reader = IndexReader.open(str(folder / "index"))
+    encoder = load_query_encoder(reader.query_encoder_uri)
+    titles = reader.products["title"].to_pylist()
+    result = reader.search(encoder.encode(texts=[titles[40]]), k=5)
+    assert result.scores.shape == (1, 5)
+    assert result.scores.dtype == np.float32
+    assert [reader.products["product_id"][int(row)].as_py() for row in result.rows[0]] == result.product_ids[0]
+    assert reader.manifest.version == outcome.version
+    picture = Image.new("RGB", (20, 20), (1, 2, 3))
+    assert reader.search(encoder.encode(texts=[titles[40]], images=[picture]), k=3).rows.min() >= 0
+
+
+def test_plain_faiss_opens_the_index(night):
+    _, outcome, _ = night
+    names = sorted(index_files(outcome))
+    assert names == ["index-00000-of-00002.faiss", "index-00001-of-00002.faiss"]
+    indexes = [faiss.read_index(str(Path(outcome.uri) / name), faiss.IO_FLAG_MMAP) for name in names]
+    assert sum(index.ntotal for index in indexes) == PRODUCTS - 2
+    assert 0.0 < outcome.recall <= 1.0
+
+
+def test_the_job_makes_the_same_bytes_anywhere(night, tmp_path):
+    """Another folder, worker processes instead of threads: index, ids, dead letters and query encoder are the same."""
+    folder, outcome, _ = night
+    for path in sorted((folder / "catalog").iterdir()):
+        target = tmp_path / "catalog" / path.name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    again, _ = run_job(tmp_path, "--direct_running_mode=multi_processing", "--direct_num_workers=2")
+    assert version_files(again) == version_files(outcome)
+    assert again.version.split("-")[1] == outcome.version.split("-")[1]
+
+
+def test_nothing_new_is_published_for_an_unchanged_catalog(tmp_path):
+    write_catalog(tmp_path / "catalog", [product(number) for number in range(150)])
+    first, _ = run_job(tmp_path)
+    second, record = run_job(tmp_path)
+    assert second.status == "unchanged"
+    assert second.version == first.version
+    assert (second.totals.embedded, second.totals.carried_over) == (0, 150)
+    assert all(report["skipped"] for report in record.reports("embed").values())
+    assert len(list((tmp_path / "index" / "versions").iterdir())) == 1
+
+
+def test_the_second_night_embeds_what_changed_and_equals_a_full_run(tmp_path):
+    rows = [product(number) for number in range(300)]
+    write_catalog(tmp_path / "catalog", rows)
+    first, _ = run_job(tmp_path)
+    rows[7]["title"] = "large green chair"
+    rows[8]["price"] = 1.5
+    del rows[100]
+    rows.append(product(900))
+    write_catalog(tmp_path / "catalog", rows)
+    trained_anew = ("--index.reuse_codec", "false")
+    second, _ = run_job(tmp_path, *trained_anew)
+    assert second.status == "published"
+    assert second.previous_version == first.version
+    assert second.totals.embedded == 2
+    assert second.totals.carried_over == 298
+    full, _ = run_job(
+        tmp_path, "--full", "--index.uri", str(tmp_path / "full-index"), "--work.uri", str(tmp_path / "w2")
+    )
+    assert index_files(full) == index_files(second)
+    third, _ = run_job(tmp_path, "--full", *trained_anew)
+    assert third.totals.embedded == 300
+    assert third.totals.carried_over == 0
+    assert third.status == "unchanged"
+
+
+def test_the_codec_is_kept_until_the_catalog_has_doubled(tmp_path):
+    def said(record):
+        return dict(summary_lines(outcome, record))["codec"]
+
+    def codec(outcome):
+        return IndexReader.open(str(Path(outcome.uri).parents[1])).manifest.codec.fingerprint
+
+    rows = [product(number) for number in range(300)]
+    write_catalog(tmp_path / "catalog", rows)
+    outcome, record = run_job(tmp_path)
+    assert said(record).startswith("trained: there is no earlier one")
+    first = codec(outcome)
+    write_catalog(tmp_path / "catalog", rows[:290])
+    outcome, record = run_job(tmp_path)
+    assert said(record).startswith("kept from the last run")
+    assert codec(outcome) == first
+    outcome, record = run_job(tmp_path, "--index.seed", "7")
+    assert said(record).startswith("trained: there is no earlier one")
+    outcome, record = run_job(tmp_path)
+    write_catalog(tmp_path / "catalog", [product(number) for number in range(620)])
+    outcome, record = run_job(tmp_path)
+    assert said(record).startswith("trained: the catalog has 620 products, it was trained for 290")
+    assert codec(outcome) != first
+
+
+def test_another_encoder_embeds_everything_again(tmp_path):
+    from tests.encoders.tiny import save_tiny_encoder
+
+    write_catalog(tmp_path / "catalog", [product(number) for number in range(120)])
+    run_job(tmp_path)
+    other = save_tiny_encoder(tmp_path / "other", model="3tmm", seed=5)
+    second, record = run_job(tmp_path, "--encoder.uri", other.uri)
+    assert (second.totals.embedded, second.totals.carried_over) == (120, 0)
+    assert dict(summary_lines(second, record))["carried over"].startswith("0 (the encoder changed (from ")
+
+
+def test_a_gate_holds_the_version_back_and_the_old_one_stays(tmp_path):
+    rows = [product(number) for number in range(150)]
+    write_catalog(tmp_path / "catalog", rows)
+    first, _ = run_job(tmp_path)
+    for row in rows[:40]:
+        row["product_id"] = None
+    write_catalog(tmp_path / "catalog", rows)
+    second, _ = run_job(tmp_path)
+    assert second.status == "held"
+    assert second.failed_gates[0].startswith("gates.max_rejected_share: 40 of 150 rows")
+    assert (tmp_path / "index" / "CURRENT").read_text().strip() == first.version
+    assert (Path(second.uri) / "manifest.json").exists()
+    assert IndexReader.open(str(tmp_path / "index")).manifest.version == first.version
+
+
+def test_an_empty_night_fails_in_words(tmp_path):
+    write_catalog(tmp_path / "catalog", [product(number, title=None, image=None) for number in range(3)])
+    with pytest.raises(RunFailedError, match=r"none of the 3 rows .* \(rejected: empty_product 3\)"):
+        run_job(tmp_path, "--index.factory", "auto")
+    assert not (tmp_path / "index" / "CURRENT").exists()
+
+
+def test_where_the_rejected_leave_too_few_to_train_the_night_is_not_lost(tmp_path):
+    rows = [product(number, product_id=None if number < 20 else f"p{number}") for number in range(80)]
+    write_catalog(tmp_path / "catalog", rows)
+    outcome, _ = run_job(tmp_path, "--gates.max_rejected_share", "0.5")
+    assert (outcome.status, outcome.factory, outcome.totals.products) == ("published", "Flat", 60)
+
+
+@pytest.mark.parametrize("products", [1, 12])
+def test_tiny_catalogs_are_searched_exactly(tmp_path, products):
+    write_catalog(tmp_path / "catalog", [product(number) for number in range(products)], files=1)
+    outcome, _ = run_job(tmp_path, "--index.factory", "auto")
+    assert outcome.status == "published"
+    assert outcome.totals.products == products
+
+
+def test_a_second_run_on_the_same_work_refuses(tmp_path):
+    write_catalog(tmp_path / "catalog", [product(0)], files=1)
+    arguments(tmp_path)
+    with WorkLease(str(tmp_path / "work")), pytest.raises(LeaseHeldError, match="is in use: process"):
+        run_job(tmp_path)
+
+
+def test_a_killed_run_goes_on_and_makes_the_same_bytes(tmp_path):
+    """kill -9 while shards are being embedded; the rerun skips what is complete."""
+    rows = [product(number) for number in range(3000)]
+    write_catalog(tmp_path / "catalog", rows)
+    command = [sys.executable, "-m", "pipelines.embed_catalog", *arguments(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    embeddings = tmp_path / "work" / "embeddings"
+    deadline = time.monotonic() + 120
+    while len(list(embeddings.glob("*/*.json"))) < 5:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "index" / "CURRENT").exists()
+    complete = len(list(embeddings.glob("*/*.json")))
+
+    rerun, record = run_job(tmp_path)
+    skipped = sum(report["skipped"] for report in record.reports("embed").values())
+    assert 5 <= skipped == complete < 60
+    whole, _ = run_job(tmp_path, "--work.uri", str(tmp_path / "work2"), "--index.uri", str(tmp_path / "index2"))
+    assert version_files(rerun) == version_files(whole)
+
+
+def test_pictures_on_disk_are_seen_to_change(tmp_path):
+    """The catalog file stays the same, a picture beside it does not: the next night finds out."""
+    catalog = tmp_path / "catalog.jsonl"
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    with catalog.open("w") as file:
+        for number in range(40):
+            (pictures / f"{number}.png").write_bytes(product(number)["image"]["bytes"])
+            file.write(json.dumps({"product_id": f"p{number}", "title": "a mug", "image": f"{number}.png"}) + "\n")
+    overrides = ["--catalog.uri", str(catalog), "--catalog.image_root", str(pictures), "--catalog.display_fields", "[]"]
+    first, _ = run_job(tmp_path, *overrides)
+    assert first.totals.embedded == 40
+    (pictures / "3.png").write_bytes(product(77)["image"]["bytes"])
+    (pictures / "4.png").unlink()
+    second, _ = run_job(tmp_path, *overrides)
+    assert (second.totals.embedded, second.totals.carried_over) == (2, 38)
+    assert second.totals.by_reason == {"degraded: picture_missing": 1}
+    assert second.totals.pictures_unchanged == 38
+    third, _ = run_job(tmp_path, *overrides)
+    assert third.totals.embedded == 1, "only the degraded product is tried again"
+
+
+def test_a_changed_text_beside_an_unchanged_picture_reads_the_picture(tmp_path):
+    """The version of the picture says that it is the same, but its product's vector has to be made anew."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(30):
+        (pictures / f"{number}.png").write_bytes(product(number)["image"]["bytes"])
+
+    def write(titles: dict[int, str]) -> None:
+        rows = [
+            {"product_id": f"p{number}", "title": titles.get(number, "small red chair"), "image": f"{number}.png"}
+            for number in range(30)
+        ]
+        (tmp_path / "catalog.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    overrides = ["--catalog.uri", str(tmp_path / "catalog.jsonl"), "--catalog.image_root", str(pictures)]
+    overrides += ["--catalog.display_fields", "[]"]
+    write({})
+    run_job(tmp_path, *overrides)
+    write({5: "large green chair", 6: "small wooden chair"})
+    second, _ = run_job(tmp_path, *overrides)
+    assert (second.totals.embedded, second.totals.carried_over) == (2, 28)
+    assert second.totals.pictures_unchanged == 28
+    full, _ = run_job(tmp_path, *overrides, "--work.uri", str(tmp_path / "w2"), "--index.uri", str(tmp_path / "i2"))
+    assert index_files(full) == index_files(second)
+
+
+def test_pictures_on_the_web_are_not_fetched_again_while_their_etag_stands(tmp_path):
+    bodies = {number: (product(number)["image"]["bytes"], '"first"') for number in range(24)}
+
+    def answer(request: Request) -> None:
+        body, etag = bodies[int(request.path.strip("/"))]
+        if request.headers.get("if-none-match") == etag:
+            request.send_head(304, ETag=etag)
+        else:
+            request.send(body=body, ETag=etag)
+
+    with picture_server() as server:
+        for number in bodies:
+            server.answers[f"/{number}"] = answer
+        rows = [
+            {"product_id": f"p{number}", "title": "small red chair", "image": server.url(f"/{number}")}
+            for number in bodies
+        ]
+        (tmp_path / "catalog.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        overrides = ["--catalog.uri", str(tmp_path / "catalog.jsonl"), "--catalog.display_fields", "[]"]
+        overrides += ["--fetch.allow_private_hosts", "[127.0.0.1]"]
+        first, _ = run_job(tmp_path, *overrides)
+        assert (first.totals.embedded, first.totals.pictures_unchanged) == (24, 0)
+        assert len(server.requests) == 24
+
+        bodies[7] = (product(500)["image"]["bytes"], '"second"')
+        server.requests.clear()
+        second, _ = run_job(tmp_path, *overrides)
+        assert (second.totals.embedded, second.totals.carried_over) == (1, 23)
+        assert second.totals.pictures_unchanged == 23
+        assert [request.headers.get("if-none-match") for request in server.requests] == ['"first"'] * 24
+
+        server.requests.clear()
+        third, _ = run_job(tmp_path, *overrides)
+        assert (third.totals.embedded, third.totals.pictures_unchanged) == (0, 24)
+        assert '"second"' in [request.headers.get("if-none-match") for request in server.requests]
+        full, _ = run_job(tmp_path, *overrides, "--full")
+        assert (full.totals.embedded, full.totals.pictures_unchanged) == (24, 0)

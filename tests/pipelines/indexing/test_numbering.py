@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from index_builder.embedding_shards import EmbeddingShardWriter
+from pipelines.catalog import previous_version
+from pipelines.catalog.dead_letters import DeadLetter, Reason, write_dead_letters
+from pipelines.indexing.product_table import ColumnsWriter, find_duplicates, number_products
+from pipelines.indexing.shard_files import ShardFiles
+
+
+def write_shard(folder: str, key: str, ids: list[str], columns: dict[str, pa.Array], letters=()) -> ShardFiles:
+    files = ShardFiles(folder=folder, key=key)
+    with EmbeddingShardWriter(files.embeddings, dim=4, encoder_fingerprint="e") as writer:
+        n = len(ids)
+        writer.write(pa.array(ids, pa.string()), np.ones((n, 4)), np.zeros((n, 16), np.uint8), np.ones(n, np.uint8))
+    with ColumnsWriter(files.columns) as writer:
+        writer.write(pa.record_batch(columns))
+    write_dead_letters(files.rejected, letters)
+    return files
+
+
+def test_rows_follow_the_plan_without_the_later_duplicates(tmp_path):
+    letter = DeadLetter(product_id="bad", outcome="rejected", stage="validate", reason=Reason.empty_product, detail="x")
+    shards = [
+        write_shard(str(tmp_path), "s0", ["a", "b", "a"], {"price": pa.array([1, 2, 3])}, [letter]),
+        write_shard(str(tmp_path), "s1", [], {"price": pa.array([], pa.int64())}),
+        write_shard(str(tmp_path), "s2", ["b", "c", "b", "d"], {"price": pa.array([4.5, 5.0, 6.0, 7.0])}),
+    ]
+    numbering = number_products(shards, str(tmp_path / "out"))
+    assert numbering.products == 4
+    assert numbering.duplicates == 3
+    assert [(shard.first_row, shard.dropped) for shard in numbering.shards] == [(0, (2,)), (2, ()), (2, (0, 2))]
+    with pa.memory_map(numbering.products_uri) as source:
+        products = pa.ipc.open_file(source).read_all()
+    # An integer column that meets a float one becomes float.
+    assert products.to_pydict() == {"product_id": ["a", "b", "c", "d"], "price": [1.0, 2.0, 5.0, 7.0]}
+    letters = pq.read_table(numbering.rejected_uri).to_pylist()
+    assert [(row["product_id"], row["reason"]) for row in letters] == [
+        ("bad", "empty_product"),
+        ("a", "duplicate_id"),
+        ("b", "duplicate_id"),
+        ("b", "duplicate_id"),
+    ]
+
+
+def test_without_display_columns_there_are_still_ids(tmp_path):
+    files = write_shard(str(tmp_path), "s0", ["a", "b"], {})
+    numbering = number_products([files], str(tmp_path / "out"))
+    with pa.memory_map(numbering.products_uri) as source:
+        assert pa.ipc.open_file(source).read_all().to_pydict() == {"product_id": ["a", "b"]}
+
+
+@pytest.mark.parametrize("records_per_bucket", [10, 1_000_000])
+def test_duplicates_over_many_shards_equal_a_plain_set(tmp_path, monkeypatch, records_per_bucket):
+    monkeypatch.setattr(previous_version, "RECORDS_PER_BUCKET", records_per_bucket)
+    random = np.random.default_rng(7)
+    shards = [[f"p{number}" for number in random.integers(0, 150, 60)] for _ in range(5)]
+    files = [write_shard(str(tmp_path), f"s{i}", ids, {}) for i, ids in enumerate(shards)]
+    seen: set[str] = set()
+    expected = []
+    for ids in shards:
+        expected.append([row for row, product_id in enumerate(ids) if product_id in seen or seen.add(product_id)])
+    found = find_duplicates([file.embeddings for file in files], expected=300)
+    assert [rows.tolist() for rows in found] == expected

@@ -37,7 +37,7 @@ from pipelines.evaluation.config import EvaluationConfig, SystemConfig, check_sy
 from pipelines.evaluation.encoder_ranking import View
 from pipelines.evaluation.judged_files import read_judged_queries
 from pipelines.evaluation.measures import parse_measures
-from pipelines.evaluation.ranking import Surroundings
+from pipelines.evaluation.ranking import RankingContext
 from pipelines.evaluation.report import print_comparison, write_report
 from pipelines.evaluation.run import Evaluated, evaluate_systems
 from pipelines.evaluation.systems import check_system
@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
         systems,
         read_judged_queries(_with_demo_queries(job)),
         job.evaluation,
-        Surroundings(
+        RankingContext(
             catalog=drawn.catalog,
             fetch=job.fetch,
             decode=job.decode,

@@ -1,4 +1,13 @@
-"""What an evaluation is told: which systems, which queries, what is right, and how it is counted."""
+"""Holds what an evaluation is asked: which systems, which queries, what is right, and how it is counted.
+
+Systems are named in short on the command line, `--systems NAME=WHAT ...`:
+
+    in_use=nightly.yaml                                   the encoder of a job's YAML file, or of a shipped config
+    new=trained/encoder                                   a saved encoder
+    new=trained/seed0,trained/seed1                       the same encoder trained from two seeds
+    live=s3://shop/index                                  the published version of an index, searched as it serves
+    old=s3://shop/index@20261120T031500Z-54ecf43a0d36     another version of it
+"""
 
 from __future__ import annotations
 
@@ -12,16 +21,6 @@ from encoders import EncoderConfig
 from index_builder import storage
 from pipelines.config.errors import ConfigError
 from pipelines.config.yaml_files import read_config_file
-
-# ---- pipelines/evaluation/systems_argument.py ----
-# `--systems NAME=WHAT ...`: the systems of a comparison in short, on the command line.
-#
-# in_use=nightly.yaml                                   the encoder of a job's YAML file, or of a shipped config
-# new=trained/encoder                                   a saved encoder
-# new=trained/seed0,trained/seed1                       the same encoder trained from two seeds
-# live=s3://shop/index                                  the published version of an index, searched as it serves
-# old=s3://shop/index@20261120T031500Z-54ecf43a0d36     another version of it
-
 
 OPTION = "--systems"
 _VERSION = re.compile(r"^(.+)@(\d{8}T\d{6}Z-[0-9a-f]{12})$")

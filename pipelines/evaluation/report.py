@@ -1,4 +1,8 @@
-"""The files of a comparison: `evaluation.md`, `evaluation.csv`, `evaluation.png` and `evaluation.svg` in one folder."""
+"""Writes a comparison: tables for the terminal, and `evaluation.md`, `.csv`, `.png` and `.svg` in one folder.
+
+The plot shows what each system finds, with which labels, and what is new. It is drawn without a screen: the figure is
+an object of its own, and no setting of matplotlib's stays changed.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +25,6 @@ from rich.table import Table
 from index_builder import storage
 from pipelines.evaluation.judged_files import ESCI
 from pipelines.evaluation.measures import Comparison, Figure, Kind, Metric, SystemFigures
-
-# ---- pipelines/evaluation/report/plot.py ----
-# The plot of a comparison: one line a system, and beside each other what it finds, with which labels, and what is new.
-#
-# Drawn without a screen: the figure is an object of its own, and no setting of matplotlib's stays changed.
-
 
 # Told apart by lightness too, and by people who see no red and green (after Paul Tol's muted set).
 _LABEL_COLOURS = dict(zip(ESCI, ("#1b4f72", "#5dade2", "#e9b44c", "#d5d8dc"), strict=True))
@@ -176,10 +174,6 @@ def _on(colour: str) -> str:
     """Ink that can be read on a colour."""
     red, green, blue = mpl.colors.to_rgb(colour)
     return "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else _INK
-
-
-# ---- pipelines/evaluation/report/tables.py ----
-# The tables of a comparison as rows of text: for the terminal, and the same for Markdown.
 
 
 PIPE_WIDTH = 140

@@ -1,4 +1,4 @@
-"""An evaluation from its configuration to its figures."""
+"""Runs an evaluation from its configuration to its figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.evaluation.config import LEAVE_OUT, EvaluationConfig, SystemConfi
 from pipelines.evaluation.judged_files import ESCI, JudgedQueries, is_number, label_grades, normal_labels
 from pipelines.evaluation.judgments import Judgments, number_judgments
 from pipelines.evaluation.measures import Comparison, results_needed
-from pipelines.evaluation.ranking import ProductNumbers, Ranked, Surroundings
+from pipelines.evaluation.ranking import ProductNumbers, Ranked, RankingContext
 from pipelines.evaluation.systems import rank_systems
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int], None]]]
@@ -46,7 +46,7 @@ def evaluate_systems(
     systems: Sequence[SystemConfig],
     queries: JudgedQueries,
     config: EvaluationConfig,
-    surroundings: Surroundings,
+    context: RankingContext,
     *,
     baseline: str | None,
     measures: Sequence[str],
@@ -59,7 +59,7 @@ def evaluate_systems(
         systems: What is compared; checked already.
         queries: What is asked, and what is known.
         config: How it is counted.
-        surroundings: The catalog, and how pictures are read.
+        context: The catalog, and how pictures are read.
         baseline: Name of the system that others are compared with.
         measures: Names as ir-measures has them.
         work_uri: Where labels of an annotator are kept.
@@ -75,7 +75,7 @@ def evaluate_systems(
         label_grades(queries.labels, queries.relevant, config.grades)
     depth = max(config.k, results_needed(measures) if measures else 1)
     with progress("encoding products") as advance:
-        ranked, numbers = rank_systems(systems, queries, surroundings, depth=depth, k=config.k, on_progress=advance)
+        ranked, numbers = rank_systems(systems, queries, context, depth=depth, k=config.k, on_progress=advance)
     notes = []
     if annotator is not None:
         with progress("labelling pairs") as advance:
@@ -85,7 +85,7 @@ def evaluate_systems(
                 [found[:, : config.k] for system in ranked for found in system.runs],
                 annotator=annotator,
                 name=str(config.annotator),
-                records=lambda wanted: catalog_records(surroundings.catalog, surroundings.spool_uri, wanted),
+                records=lambda wanted: catalog_records(context.catalog, context.spool_uri, wanted),
                 kept_uri=config.annotations or storage.join(work_uri, "annotations.parquet"),
                 batch_pairs=config.annotator_batch,
                 relevant=config.relevant,

@@ -17,17 +17,15 @@ A folder that holds its JSON file is complete.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from index_builder import storage
+from pipelines.config.terminal import shown_progress
 from pipelines.demo_catalog.picture import encode_png
 from pipelines.demo_catalog.products import (
     Product,
@@ -95,16 +93,6 @@ def shared_columns(products: Sequence[Product]) -> dict[str, pa.Array]:
         "description": pa.array([product.description for product in products], pa.string()),
         "image": pa.array(pictures, IMAGE_TYPE),
     }
-
-
-@contextmanager
-def shown_progress(description: str, products: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error where that is a terminal, nothing elsewhere; yields what advances it."""
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=products)
-        yield lambda done: progress.advance(task, done)
 
 
 QUERIES_PER_PRODUCT = 3

@@ -1,4 +1,4 @@
-"""`python -m pipelines.evaluate`: what encoders and published indexes find, over queries with judgments.
+"""Measures what encoders and published indexes find, over queries with judgments: `python -m pipelines.evaluate`.
 
     python -m pipelines.evaluate                                     # the demo encoder over the demo catalog
     python -m pipelines.evaluate --config my.yaml --queries queries.parquet --judgments judgments.parquet
@@ -15,73 +15,19 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
-from encoders import EncoderConfig, check_encoder
-from index_builder import storage
-from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.plan import catalog_schema
 from pipelines.config.commands import run_command
-from pipelines.config.errors import ConfigError
-from pipelines.config.job import WorkConfig, to_yaml
+from pipelines.config.job import to_yaml
 from pipelines.config.parser import parse_arguments
-from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_address
-from pipelines.evaluation.config import EvaluationConfig, SystemConfig, check_systems, expand_systems
-from pipelines.evaluation.encoder_ranking import View
-from pipelines.evaluation.judged_files import read_judged_queries
-from pipelines.evaluation.measures import parse_measures
-from pipelines.evaluation.ranking import Surroundings
-from pipelines.evaluation.report import print_comparison, write_report
-from pipelines.evaluation.run import Evaluated, evaluate_systems
-from pipelines.evaluation.systems import check_system
-from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.config.terminal import shown_progress
+from pipelines.evaluation.config import EvaluateJob, expand_systems
+from pipelines.evaluation.report import print_comparison, print_views, write_report
+from pipelines.evaluation.run import run_evaluation
 
 _PROG = "python -m pipelines.evaluate"
-DEFAULT_MEASURES = ("R@10", "nDCG@10", "RR@10")
-"""Of one encoder's views."""
-COMPARED_MEASURES = ("R@10", "nDCG@10", "RR@10", "AP@100")
-"""Of several systems, beside recall@k."""
-_TITLES = {"R": "recall", "P": "precision"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateJob:
-    """The sections of a job's configuration that decide what an encoder finds, and how it is measured.
-
-    Attributes:
-        catalog: Where the products come from and which fields mean what.
-        fetch: How pictures are fetched.
-        decode: How pictures are decoded.
-        encoder: What is evaluated where no systems are named.
-        work: Where the demo catalog is drawn, compressed catalogs are unpacked, and labels are kept.
-        evaluation: Queries, judgments, and how it is counted.
-        systems: What is compared: a YAML list, or NAME=WHAT for each, where WHAT is a saved encoder, a job's YAML file
-            or an index.
-        baseline: The system that the others are compared with, by name.
-        out: Folder for the tables as Markdown and CSV and the plot as PNG and SVG; null to print only.
-    """
-
-    catalog: CatalogConfig
-    fetch: FetchConfig = field(default_factory=FetchConfig)
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    encoder: EncoderConfig | None = None
-    work: WorkConfig
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    systems: tuple[SystemConfig, ...] = ()
-    baseline: str | None = None
-    out: str | None = None
-
-    def __post_init__(self) -> None:
-        problems = check_systems(self.systems, self.baseline)
-        if problems:
-            raise ValueError("; ".join(problems))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -99,85 +45,16 @@ def main(argv: Sequence[str]) -> int:
     if parsed.flags.print_config:
         sys.stdout.write(to_yaml(job))
         return 0
-    measures = job.evaluation.measures or (COMPARED_MEASURES if job.systems else DEFAULT_MEASURES)
-    try:
-        parse_measures(measures)
-    except ValueError as error:
-        raise ConfigError(f"--measures: {error}") from error
-    systems, title = _systems(job)
-    for system in systems:
-        check_system(system, job.catalog)
-    if job.out is not None:
-        storage.check_writable(job.out)
-    drawn = _with_drawn_catalog(job)
-    if any(system.index is None for system in systems):
-        catalog_schema(drawn.catalog)
-    evaluated = evaluate_systems(
-        systems,
-        read_judged_queries(_with_demo_queries(job)),
-        job.evaluation,
-        Surroundings(
-            catalog=drawn.catalog,
-            fetch=job.fetch,
-            decode=job.decode,
-            spool_uri=storage.join(job.work.uri, "spool"),
-            query_image_root=job.evaluation.query_image_root,
-        ),
-        baseline=job.baseline,
-        measures=measures,
-        work_uri=job.work.uri,
-        progress=_shown,
-    )
+    evaluated = run_evaluation(job, shown_progress)
     if job.systems:
-        title = f"{title} over {evaluated.products:,} products"
-        print_comparison(evaluated.comparison, title=title)
+        print_comparison(evaluated.comparison, title=evaluated.title)
     else:
-        print_views(evaluated, measures, title=title)
+        print_views(evaluated)
     if job.out is not None:
         command = shlex.join([*_PROG.split(), *argv])
-        for address in write_report(evaluated.comparison, job.out, title=title, command=command):
+        for address in write_report(evaluated.comparison, job.out, title=evaluated.title, command=command):
             sys.stdout.write(f"{address}\n")
     return 0
-
-
-def print_views(evaluated: Evaluated, measures: Sequence[str], *, title: str, console: Console | None = None) -> None:
-    """Prints one line for each view of the products of one encoder, and what the figures stand on."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("products seen by")
-    for name in measures:
-        kind, _, cutoff = name.partition("@")
-        table.add_column(f"{_TITLES.get(kind, kind)}@{cutoff}" if cutoff else name, justify="right")
-    for system in evaluated.comparison.systems:
-        values = [system.figures[name].value if name in system.figures else 0.0 for name in measures]
-        table.add_row(system.name, *(f"{value:.3f}" for value in values))
-    console = console or Console(width=None if sys.stdout.isatty() else 110)
-    console.print(table)
-    console.print(f"{evaluated.queries:,} queries over {evaluated.products:,} products, exact search")
-    if evaluated.without_relevant:
-        console.print(f"queries left out because no product is relevant to them: {evaluated.without_relevant:,}")
-    if evaluated.unknown_wanted:
-        console.print(
-            f"relevant products that the catalog does not hold, counted as not found: {evaluated.unknown_wanted:,}"
-        )
-
-
-def _systems(job: EvaluateJob) -> tuple[tuple[SystemConfig, ...], str]:
-    """What is compared, and the heading: the systems named, or the views of the one encoder."""
-    if job.systems:
-        return job.systems, ", ".join(system.name for system in job.systems) if len(job.systems) < 4 else (
-            f"{len(job.systems)} systems"
-        )
-    if job.encoder is None:
-        raise ConfigError("nothing to evaluate: expected an encoder (encoder.uri, encoder.model) or --systems")
-    description = check_encoder(job.encoder)
-    parts = {View.TEXT: "text", View.PICTURE: "picture", View.FUSED: "fused"}
-    sees_pictures = description.uses_images and job.catalog.image_field is not None
-    views = parts if sees_pictures else {View.TEXT: "text"}
-    systems = tuple(
-        SystemConfig(name=view.value, encoder=job.encoder, products=part)  # type: ignore[arg-type]
-        for view, part in views.items()
-    )
-    return systems, f"{description.model} encoder {description.fingerprint}"
 
 
 def _with_short_options(job: EvaluateJob, flags: argparse.Namespace) -> EvaluateJob:
@@ -188,46 +65,6 @@ def _with_short_options(job: EvaluateJob, flags: argparse.Namespace) -> Evaluate
         if (value := getattr(flags, name)) is not None
     }
     return replace(job, evaluation=replace(job.evaluation, **given))
-
-
-def _with_drawn_catalog(job: EvaluateJob) -> EvaluateJob:
-    uri = job.catalog.uri
-    if not isinstance(uri, str) or not is_demo_address(uri):
-        return job
-    try:
-        drawn = draw_named_catalog(uri, job.work.uri)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return replace(job, catalog=replace(job.catalog, uri=drawn))
-
-
-def _with_demo_queries(job: EvaluateJob) -> EvaluationConfig:
-    """The evaluation section; without queries, with those that were drawn with the demo catalog."""
-    config = job.evaluation
-    known = [config.judgments, config.purchases, config.annotator]
-    if (config.queries is None) == any(known):
-        raise ConfigError(
-            "--queries and --judgments (or --purchases) belong together: expected both, or none for the demo catalog's "
-            "own"
-        )
-    if config.queries is not None:
-        return config
-    if not is_demo_address(job.catalog.uri):
-        raise ConfigError(f"catalog {job.catalog.uri}: expected --queries FILE and --judgments FILE to measure with")
-    folder = demo_folder(job.work.uri)
-    return replace(
-        config, queries=storage.join(folder, "queries.parquet"), judgments=storage.join(folder, "judgments.parquet")
-    )
-
-
-@contextmanager
-def _shown(what: str) -> Iterator:
-    """Counts on a terminal."""
-    console = Console(file=sys.stderr)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda count: progress.advance(task, count)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""One query in the terminal: `python -m pipelines.search --index URI "text" [--image FILE]`.
+"""Answers one query in the terminal: `python -m pipelines.search --index URI "text" [--image FILE]`.
 
 Loads the published version only, its query encoder included.
 """
@@ -11,15 +11,13 @@ from collections.abc import Sequence
 
 import fsspec
 from PIL import Image, UnidentifiedImageError
-from rich.console import Console
-from rich.table import Table
 
 from encoders import load_query_encoder
-from index_builder import IndexReader, SearchResult
+from index_builder import IndexReader
 from pipelines.config.commands import run_command
 from pipelines.config.errors import ConfigError
-
-SCORE_DIGITS = 4
+from pipelines.config.terminal import table_console
+from pipelines.published.tables import print_result
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,31 +43,8 @@ def main(argv: Sequence[str]) -> int:
         )
     vectors = encoder.encode(texts=None if arguments.text is None else [arguments.text], images=images)
     result = reader.search(vectors, arguments.k)
-    print_result(reader, result, title=_title(arguments))
+    print_result(reader, result, title=_title(arguments), console=table_console(width=110))
     return 0
-
-
-def print_result(reader: IndexReader, result: SearchResult, *, title: str, console: Console | None = None) -> None:
-    """Prints the products found for the first query as a table, display columns beside the id."""
-    columns = [name for name in reader.products.column_names if name != "product_id"]
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("rank", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("product_id", no_wrap=True)
-    for name in columns:
-        table.add_column(name)
-    rows = [int(row) for row in result.rows[0] if row >= 0]
-    found = reader.products.take(rows).select(columns).to_pylist() if rows else []
-    for rank, (score, product_id, shown) in enumerate(
-        zip(result.scores[0], result.product_ids[0], found, strict=False), start=1
-    ):
-        cells = ["" if shown[name] is None else str(shown[name]) for name in columns]
-        table.add_row(str(rank), f"{score:.{SCORE_DIGITS}f}", product_id, *cells)
-    # A pipe has no width of its own; wide enough that titles stay on their line.
-    console = console or Console(width=None if sys.stdout.isatty() else 110)
-    console.print(table)
-    if not rows:
-        console.print("no product found")
 
 
 def _title(arguments: argparse.Namespace) -> str:

@@ -33,7 +33,7 @@ FORBIDDEN: tuple[tuple[str, tuple[str, ...]], ...] = (
         "pipelines.catalog",
         ("apache_beam", "pipelines.config", "pipelines.indexing", "pipelines.report", "pipelines.server"),
     ),
-    ("pipelines.demo_catalog", ("apache_beam", "pipelines.config", "pipelines.indexing", "pipelines.catalog")),
+    ("pipelines.demo_catalog", ("apache_beam", "pipelines.indexing", "pipelines.catalog")),
     # Configuration is read before there is anything to run.
     ("pipelines.config", ("pipelines.indexing", "pipelines.report", "pipelines.server", "pipelines.demo_catalog")),
 )

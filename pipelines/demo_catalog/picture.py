@@ -1,4 +1,4 @@
-"""A product's picture: a background, a shadow, and the product's parts in front of it.
+"""Draws a product's picture: a background, a shadow, and the product's parts in front of it, filled with its pattern.
 
 The product is drawn at `OVERSAMPLING` times the size and averaged down, which gives smooth edges at the cost of plain
 polygon fills; background, shadow and light are soft, and added at the final size.
@@ -10,15 +10,19 @@ import io
 import math
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from pipelines.demo_catalog.drawn_kinds import DRAWINGS, FilledPart, parts_of
+from pipelines.demo_catalog import drawn_home as home
+from pipelines.demo_catalog import drawn_worn as worn
 from pipelines.demo_catalog.shapes import (
     BACKGROUNDS,
     FIXED,
+    Paint,
+    Part,
     Points,
     Rgb,
     accent_colour,
@@ -29,120 +33,72 @@ from pipelines.demo_catalog.shapes import (
 )
 from pipelines.demo_catalog.words import Attributes
 
-# ---- pipelines/demo_catalog/drawing/patterns.py ----
-# Patterns, drawn over the whole canvas in the product's own coordinates, so that they turn and grow with it.
-
-
 Place = Callable[[Points], list[float]]
 """From product coordinates `[P, 2]` to canvas pixels, flat (x0, y0, x1, y1, ...)."""
-REACH = (-0.15, 1.15)
-
-
-def fill_pattern(
-    canvas: Image.Image, pattern: str, *, base: Rgb, accent: Rgb, place: Place, scale: float, generator: random.Random
-) -> None:
-    """Paints the canvas with a pattern.
-
-    Args:
-        canvas: RGB; painted over.
-        pattern: A key of `vocabulary.PATTERNS`.
-        base: The product's colour.
-        accent: The pattern's second colour.
-        place: Where product coordinates lie on the canvas.
-        scale: Canvas pixels per unit of product coordinates.
-        generator: Chooses size, direction and phase.
-    """
-    canvas.paste(base, (0, 0, *canvas.size))
-    draw = ImageDraw.Draw(canvas)
-    if pattern == "striped":
-        _stripes(draw, accent, place, generator)
-    elif pattern == "checked":
-        _checks(draw, base, accent, place, generator)
-    elif pattern == "zigzag":
-        _zigzags(draw, accent, place, generator)
-    elif pattern == "dotted":
-        _dots(draw, accent, place, scale, generator)
-    elif pattern == "floral":
-        _flowers(draw, base, accent, place, scale, generator)
-
-
-def _bands(period: float, share: float, phase: float) -> list[tuple[float, float]]:
-    starts = np.arange(REACH[0] - phase * period, REACH[1], period)
-    return [(start, start + period * share) for start in starts.tolist()]
-
-
-def _stripes(draw: ImageDraw.ImageDraw, accent: Rgb, place: Place, generator: random.Random) -> None:
-    period, phase = generator.uniform(0.115, 0.16), generator.random()
-    upright = generator.random() < 0.4
-    low, high = REACH
-    for start, stop in _bands(period, generator.uniform(0.42, 0.5), phase):
-        corners = polygon((low, start), (high, start), (high, stop), (low, stop))
-        draw.polygon(place(corners[:, ::-1] if upright else corners), fill=accent)
-
-
-def _checks(draw: ImageDraw.ImageDraw, base: Rgb, accent: Rgb, place: Place, generator: random.Random) -> None:
-    period, phase = generator.uniform(0.135, 0.17), generator.random()
-    bands = _bands(period, 0.5, phase)
-    low, high = REACH
-    half = mixed(base, accent, 0.5)
-    for start, stop in bands:
-        corners = polygon((low, start), (high, start), (high, stop), (low, stop))
-        draw.polygon(place(corners), fill=half)
-        draw.polygon(place(corners[:, ::-1]), fill=half)
-    for top, bottom in bands:
-        for left, right in bands:
-            draw.polygon(place(polygon((left, top), (right, top), (right, bottom), (left, bottom))), fill=accent)
-
-
-def _zigzags(draw: ImageDraw.ImageDraw, accent: Rgb, place: Place, generator: random.Random) -> None:
-    period, tooth = generator.uniform(0.14, 0.18), generator.uniform(0.13, 0.16)
-    x = np.arange(REACH[0], REACH[1] + tooth, tooth / 2)
-    y = np.where(np.arange(len(x)) % 2, tooth * 0.34, -tooth * 0.34)
-    line = np.stack([x, y], axis=1)
-    band = np.concatenate([line, line[::-1] + np.array([0.0, period * 0.5])])
-    for start, _ in _bands(period, 0.5, generator.random()):
-        draw.polygon(place(band + np.array([0.0, start])), fill=accent)
-
-
-def _lattice(step: float, generator: random.Random) -> Points:
-    columns = np.arange(REACH[0], REACH[1], step)
-    rows = np.arange(REACH[0], REACH[1], step * 0.866)
-    x, y = np.meshgrid(columns, rows)
-    x[1::2] += step / 2
-    shift = np.array([generator.uniform(0, step), generator.uniform(0, step)]) - step / 2
-    return np.stack([x.ravel(), y.ravel()], axis=1) + shift
-
-
-def _dots(draw: ImageDraw.ImageDraw, accent: Rgb, place: Place, scale: float, generator: random.Random) -> None:
-    step = generator.uniform(0.125, 0.16)
-    radius = step * 0.29 * scale
-    centres = place(_lattice(step, generator))
-    for x, y in zip(centres[::2], centres[1::2], strict=True):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=accent)
-
-
-def _flowers(
-    draw: ImageDraw.ImageDraw, base: Rgb, accent: Rgb, place: Place, scale: float, generator: random.Random
-) -> None:
-    step = generator.uniform(0.20, 0.235)
-    petal, reach = step * 0.135 * scale, step * 0.21 * scale
-    heart = mixed(base, (235, 178, 50), 0.75) if base[0] < 225 or base[2] > 150 else (150, 92, 40)
-    centres = place(_lattice(step, generator))
-    turn = generator.random() * math.tau
-    for x, y in zip(centres[::2], centres[1::2], strict=True):
-        for leaf in range(5):
-            angle = turn + leaf * math.tau / 5
-            px, py = x + reach * math.cos(angle), y + reach * math.sin(angle)
-            draw.ellipse((px - petal, py - petal, px + petal, py + petal), fill=accent)
-        inner = petal * 0.75
-        draw.ellipse((x - inner, y - inner, x + inner, y + inner), fill=heart)
-
-
 PICTURE_SIZE = 128
 OVERSAMPLING = 3
 CANVAS = PICTURE_SIZE * OVERSAMPLING
 EDGE_WIDTH = OVERSAMPLING + 1
 SHADOW = (18, 12, 34)
+REACH = (-0.15, 1.15)
+"""Patterns are drawn so far beyond the unit square, as the product is turned and moved."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawing:
+    """How a kind is drawn.
+
+    Attributes:
+        parts: From a shape's name to the parts, back to front.
+        stands: It stands on its foot (a shadow below it) or lies flat (a shadow all around it).
+        turn_degrees: The largest turn to either side.
+    """
+
+    parts: Callable[[str], list[Part]]
+    stands: bool
+    turn_degrees: float
+
+
+DRAWINGS: dict[str, Drawing] = {
+    "mug": Drawing(parts=home.mug, stands=True, turn_degrees=3),
+    "teapot": Drawing(parts=home.teapot, stands=True, turn_degrees=3),
+    "bottle": Drawing(parts=home.bottle, stands=True, turn_degrees=3),
+    "vase": Drawing(parts=home.vase, stands=True, turn_degrees=2),
+    "lamp": Drawing(parts=home.lamp, stands=True, turn_degrees=2),
+    "chair": Drawing(parts=home.chair, stands=True, turn_degrees=2),
+    "sofa": Drawing(parts=home.sofa, stands=True, turn_degrees=2),
+    "cushion": Drawing(parts=home.cushion, stands=False, turn_degrees=12),
+    "t-shirt": Drawing(parts=worn.t_shirt, stands=False, turn_degrees=6),
+    "dress": Drawing(parts=worn.dress, stands=False, turn_degrees=6),
+    "sneaker": Drawing(parts=worn.sneaker, stands=True, turn_degrees=3),
+    "hat": Drawing(parts=worn.hat, stands=True, turn_degrees=6),
+    "sock": Drawing(parts=worn.sock, stands=False, turn_degrees=10),
+    "backpack": Drawing(parts=worn.backpack, stands=True, turn_degrees=3),
+    "handbag": Drawing(parts=worn.handbag, stands=True, turn_degrees=3),
+    "umbrella": Drawing(parts=worn.umbrella, stands=False, turn_degrees=14),
+    "headphones": Drawing(parts=worn.headphones, stands=False, turn_degrees=8),
+    "watch": Drawing(parts=worn.watch, stands=False, turn_degrees=16),
+    "guitar": Drawing(parts=worn.guitar, stands=False, turn_degrees=28),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FilledPart:
+    """A part as it is painted: its outline float64 `[P, 2]`, filled; the rest as in `Part`."""
+
+    outline: Points
+    paint: Paint
+    darken: float
+    has_edge: bool
+
+
+@cache
+def parts_of(kind: str, shape: str) -> tuple[FilledPart, ...]:
+    """The parts of a kind in one of its shapes, back to front."""
+    return tuple(
+        FilledPart(outline=part.outline, paint=part.paint, darken=part.darken, has_edge=part.has_edge)
+        for part in DRAWINGS[kind].parts(shape)
+    )
 
 
 def draw_picture(attributes: Attributes, generator: random.Random) -> Image.Image:
@@ -315,8 +271,101 @@ def _cast_shadow(picture: Image.Image, silhouette: Image.Image, *, stands: bool,
     picture.paste((52, 44, 58), (0, 0), shadow)
 
 
-# ---- pipelines/demo_catalog/drawing/__init__.py ----
-# Draws products: outlines of every kind, patterns, and the finished picture.
+def fill_pattern(
+    canvas: Image.Image, pattern: str, *, base: Rgb, accent: Rgb, place: Place, scale: float, generator: random.Random
+) -> None:
+    """Paints the canvas with a pattern.
+
+    Args:
+        canvas: RGB; painted over.
+        pattern: A key of `words.PATTERNS`.
+        base: The product's colour.
+        accent: The pattern's second colour.
+        place: Where product coordinates lie on the canvas.
+        scale: Canvas pixels per unit of product coordinates.
+        generator: Chooses size, direction and phase.
+    """
+    canvas.paste(base, (0, 0, *canvas.size))
+    draw = ImageDraw.Draw(canvas)
+    if pattern == "striped":
+        _stripes(draw, accent, place, generator)
+    elif pattern == "checked":
+        _checks(draw, base, accent, place, generator)
+    elif pattern == "zigzag":
+        _zigzags(draw, accent, place, generator)
+    elif pattern == "dotted":
+        _dots(draw, accent, place, scale, generator)
+    elif pattern == "floral":
+        _flowers(draw, base, accent, place, scale, generator)
 
 
-__all__ = ["PICTURE_SIZE", "draw_picture", "encode_jpeg", "encode_png"]
+def _bands(period: float, share: float, phase: float) -> list[tuple[float, float]]:
+    starts = np.arange(REACH[0] - phase * period, REACH[1], period)
+    return [(start, start + period * share) for start in starts.tolist()]
+
+
+def _stripes(draw: ImageDraw.ImageDraw, accent: Rgb, place: Place, generator: random.Random) -> None:
+    period, phase = generator.uniform(0.115, 0.16), generator.random()
+    upright = generator.random() < 0.4
+    low, high = REACH
+    for start, stop in _bands(period, generator.uniform(0.42, 0.5), phase):
+        corners = polygon((low, start), (high, start), (high, stop), (low, stop))
+        draw.polygon(place(corners[:, ::-1] if upright else corners), fill=accent)
+
+
+def _checks(draw: ImageDraw.ImageDraw, base: Rgb, accent: Rgb, place: Place, generator: random.Random) -> None:
+    period, phase = generator.uniform(0.135, 0.17), generator.random()
+    bands = _bands(period, 0.5, phase)
+    low, high = REACH
+    half = mixed(base, accent, 0.5)
+    for start, stop in bands:
+        corners = polygon((low, start), (high, start), (high, stop), (low, stop))
+        draw.polygon(place(corners), fill=half)
+        draw.polygon(place(corners[:, ::-1]), fill=half)
+    for top, bottom in bands:
+        for left, right in bands:
+            draw.polygon(place(polygon((left, top), (right, top), (right, bottom), (left, bottom))), fill=accent)
+
+
+def _zigzags(draw: ImageDraw.ImageDraw, accent: Rgb, place: Place, generator: random.Random) -> None:
+    period, tooth = generator.uniform(0.14, 0.18), generator.uniform(0.13, 0.16)
+    x = np.arange(REACH[0], REACH[1] + tooth, tooth / 2)
+    y = np.where(np.arange(len(x)) % 2, tooth * 0.34, -tooth * 0.34)
+    line = np.stack([x, y], axis=1)
+    band = np.concatenate([line, line[::-1] + np.array([0.0, period * 0.5])])
+    for start, _ in _bands(period, 0.5, generator.random()):
+        draw.polygon(place(band + np.array([0.0, start])), fill=accent)
+
+
+def _lattice(step: float, generator: random.Random) -> Points:
+    columns = np.arange(REACH[0], REACH[1], step)
+    rows = np.arange(REACH[0], REACH[1], step * 0.866)
+    x, y = np.meshgrid(columns, rows)
+    x[1::2] += step / 2
+    shift = np.array([generator.uniform(0, step), generator.uniform(0, step)]) - step / 2
+    return np.stack([x.ravel(), y.ravel()], axis=1) + shift
+
+
+def _dots(draw: ImageDraw.ImageDraw, accent: Rgb, place: Place, scale: float, generator: random.Random) -> None:
+    step = generator.uniform(0.125, 0.16)
+    radius = step * 0.29 * scale
+    centres = place(_lattice(step, generator))
+    for x, y in zip(centres[::2], centres[1::2], strict=True):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=accent)
+
+
+def _flowers(
+    draw: ImageDraw.ImageDraw, base: Rgb, accent: Rgb, place: Place, scale: float, generator: random.Random
+) -> None:
+    step = generator.uniform(0.20, 0.235)
+    petal, reach = step * 0.135 * scale, step * 0.21 * scale
+    heart = mixed(base, (235, 178, 50), 0.75) if base[0] < 225 or base[2] > 150 else (150, 92, 40)
+    centres = place(_lattice(step, generator))
+    turn = generator.random() * math.tau
+    for x, y in zip(centres[::2], centres[1::2], strict=True):
+        for leaf in range(5):
+            angle = turn + leaf * math.tau / 5
+            px, py = x + reach * math.cos(angle), y + reach * math.sin(angle)
+            draw.ellipse((px - petal, py - petal, px + petal, py + petal), fill=accent)
+        inner = petal * 0.75
+        draw.ellipse((x - inner, y - inner, x + inner, y + inner), fill=heart)

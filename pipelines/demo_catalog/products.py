@@ -1,4 +1,8 @@
-"""Whole products: attributes, texts, price and picture of one number."""
+"""Makes whole products from their numbers, and the search queries that they answer.
+
+A query asks for a kind and one to three attributes of it ("striped camping mug"). The test queries ask for combinations
+of a kind and two attributes that no training query asks for, in word orders that no training query has.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +25,6 @@ from pipelines.demo_catalog.words import (
     training_wording,
     write_texts,
 )
-
-# ---- pipelines/demo_catalog/queries.py ----
-# Search queries for training, and for the test of the demo encoder.
-#
-# A query asks for a kind and one to three attributes of it ("striped camping mug"). The test queries ask for combinations
-# of a kind and two attributes that no training query asks for, in word orders that no training query has.
-
 
 Wanted = tuple[tuple[str, str], ...]
 """What a query asks for besides the kind, as (field, value)."""

@@ -1,4 +1,4 @@
-"""Plane geometry for the drawings: outlines in the unit square, and the parts a product is put together from.
+"""Holds what products are drawn with: colours, plane geometry, and the parts a product is put together from.
 
 Coordinates are float64 `[P, 2]` (x to the right, y down), the product inside about [0.05, 0.95] in both.
 """
@@ -13,10 +13,6 @@ from typing import Literal
 import numpy as np
 
 from pipelines.demo_catalog.words import COLOURS
-
-# ---- pipelines/demo_catalog/drawing/paints.py ----
-# Colours of the drawings, sRGB: the product's own with its tones, the fixed ones, and the backgrounds.
-
 
 Rgb = tuple[int, int, int]
 

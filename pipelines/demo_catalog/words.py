@@ -1,4 +1,11 @@
-"""The words and values of the demo catalog: kinds of product, colours, patterns, brands."""
+"""Holds the vocabulary of the demo catalog, chooses what a product is, and words its texts and queries.
+
+Colour, pattern and shape are visible in the image and told only in a part of the texts; material, use and brand are
+told in the text only. So neither the text nor the image alone knows everything about a product. Every choice comes
+from a `random.Random` of its own, seeded by a string of stream, seed and product number: the same product comes out
+whatever was drawn before it, in which process, and in which order. Test queries are worded as no training query is,
+with the same words.
+"""
 
 from __future__ import annotations
 
@@ -143,16 +150,6 @@ BRANDS: tuple[str, ...] = (
 # fmt: on
 
 
-# ---- pipelines/demo_catalog/attributes.py ----
-# The attributes of a drawn product and how they are chosen.
-#
-# Colour, pattern and shape are visible in the picture and told only in a part of the texts; material, use and brand are
-# told in the text only. So neither the text nor the picture alone knows everything about a product.
-#
-# Every choice comes from a `random.Random` of its own, seeded by a string of stream, seed and product number: the same
-# product comes out whatever was drawn before it, in which process, and in which order.
-
-
 Stream = Literal["demo", "training"]
 """Which products: those of the demo catalog, or those that the demo encoder is trained on. They share no product."""
 
@@ -209,12 +206,6 @@ def choose_attributes(stream: Stream, seed: int, number: int) -> Attributes:
         )
         if stream_of(attributes) == stream:
             return attributes
-
-
-# ---- pipelines/demo_catalog/query_wording.py ----
-# How a shopper words a query: a noun with adjectives before it and phrases after it.
-#
-# Test queries are worded as no training query is, with the same words.
 
 
 _USUAL_ORDER = ("brand", "shape", "colour", "pattern", "material", "use")
@@ -274,10 +265,6 @@ def _phrase(field: str, value: str, generator: random.Random) -> str:
 
 def _query_word_first(options: tuple[str, ...], share: float, generator: random.Random) -> str:
     return options[0] if generator.random() < share else generator.choice(options)
-
-
-# ---- pipelines/demo_catalog/wording.py ----
-# Titles and descriptions: varied, and silent about much of what the picture shows.
 
 
 TOLD_SHARE = {"colour": 0.45, "pattern": 0.40, "shape": 0.45, "material": 0.97, "use": 0.92, "brand": 1.0}

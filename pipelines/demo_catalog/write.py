@@ -1,4 +1,4 @@
-"""Writes the demo catalog, and what it takes to judge a search over it.
+"""Writes the demo catalog, with queries and judgments to measure a search over it:
 
     FOLDER/catalog/part-*.parquet   product_id, title, description, brand, kind, price, image struct<bytes, path>
     FOLDER/queries.parquet          query_id, query, split
@@ -6,23 +6,26 @@
     FOLDER/query_pictures/*.png     pictures of products that the catalog does not hold
     FOLDER/demo_catalog.json        what was drawn; written last
 
-A folder that holds the JSON file is complete.
+and the pairs that the demo encoder is trained on:
+
+    FOLDER/pairs-*.parquet          query, product_id, title, description, image struct<bytes, path>
+    FOLDER/_complete.json           what was drawn; written last (readers of Parquet folders skip a leading underscore)
+
+A folder that holds its JSON file is complete.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from index_builder import storage
+from pipelines.config.terminal import shown_progress
 from pipelines.demo_catalog.picture import encode_png
 from pipelines.demo_catalog.products import (
     Product,
@@ -33,10 +36,6 @@ from pipelines.demo_catalog.products import (
     training_queries,
 )
 from pipelines.demo_catalog.words import Attributes, choose_attributes, product_random
-
-# ---- pipelines/demo_catalog/folders.py ----
-# What the writers of drawn products share: columns, folders that are drawn once, and a progress bar.
-
 
 DRAWING_VERSION = 1
 """Raised whenever the same arguments draw other files, so that folders of before are drawn anew."""
@@ -94,25 +93,6 @@ def shared_columns(products: Sequence[Product]) -> dict[str, pa.Array]:
         "description": pa.array([product.description for product in products], pa.string()),
         "image": pa.array(pictures, IMAGE_TYPE),
     }
-
-
-@contextmanager
-def shown_progress(description: str, products: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error where that is a terminal, nothing elsewhere; yields what advances it."""
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=products)
-        yield lambda done: progress.advance(task, done)
-
-
-# ---- pipelines/demo_catalog/training_pairs.py ----
-# Writes training pairs: drawn products that no demo catalog holds, with queries that they answer.
-#
-# FOLDER/pairs-*.parquet   query, product_id, title, description, image struct<bytes, path>
-# FOLDER/_complete.json    what was drawn; written last
-#
-# Readers of Parquet folders skip names with a leading underscore.
 
 
 QUERIES_PER_PRODUCT = 3
@@ -282,10 +262,6 @@ def _write_test_queries(folder: str, products: int, seed: int, queries: int) -> 
 def _write_table(uri: str, columns: dict[str, pa.Array]) -> None:
     with storage.atomic_file(uri) as path:
         pq.write_table(pa.table(columns), path)
-
-
-# ---- pipelines/demo_catalog/address.py ----
-# `demo://N`: the address of a catalog of N products that is drawn where it is needed.
 
 
 DEMO_SCHEME = "demo://"

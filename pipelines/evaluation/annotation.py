@@ -1,7 +1,16 @@
-"""Labels for the results that no file labels: asked from the annotator, once, and kept in a file.
+"""Asks a function of the user's for labels of the results that no file labels, once, and keeps them in a file.
 
-The file is Parquet: query_id, product_id, label and the fingerprint of what was labelled. It can be given as
-`evaluation.judgments` of a later run.
+    # my_shop/relevance.py
+    def annotate(pairs):  # a list of (query, product)
+        return ["Exact" if query.text in product["text"] else "Irrelevant" for query, product in pairs]
+
+    python -m pipelines.evaluate ... --evaluation.annotator my_shop.relevance:annotate
+
+`query` is an `AnnotatedQuery`. `product` is a dict: `product_id`, `text` (what the text tower reads), `picture` (path,
+URI, bytes or None), and the catalog's display and filter fields. The function returns one label a pair: E, S, C, I,
+words, or numbers; None for a pair that it cannot judge. It may call a model or a service; what it raises ends the run,
+and what was labelled until then is kept. The file is Parquet: query_id, product_id, label and the fingerprint of what
+was labelled; it can be given as `evaluation.judgments` of a later run.
 """
 
 from __future__ import annotations
@@ -36,20 +45,6 @@ from pipelines.evaluation.judged_files import (
 )
 from pipelines.evaluation.judgments import UNKNOWN, number_judgments
 from pipelines.evaluation.ranking import ProductNumbers
-
-# ---- pipelines/evaluation/annotator.py ----
-# The annotator: a function of the user's that labels pairs which no file labels.
-#
-# # my_shop/relevance.py
-# def annotate(pairs):  # a list of (query, product)
-# return ["Exact" if query.text in product["text"] else "Irrelevant" for query, product in pairs]
-#
-# python -m pipelines.evaluate ... --evaluation.annotator my_shop.relevance:annotate
-#
-# `query` is an `AnnotatedQuery`. `product` is a dict: `product_id`, `text` (what the text tower reads), `picture` (path,
-# URI, bytes or None), and the catalog's display and filter fields. The function returns one label a pair: E, S, C, I,
-# words, or numbers; None for a pair that it cannot judge. It may call a model or a service; what it raises ends the run,
-# and what was labelled until then is kept.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,9 @@
-"""From rankings and judgments to a comparison: every metric of every system, with intervals and differences.
+"""Turns rankings and judgments into a comparison: every metric of every system, with intervals and differences.
 
-Legend: Q queries, S seeds of a system (its runs), R bootstrap samples, C columns of values.
+Intervals are percentile bootstrap intervals over the queries (Efron and Tibshirani 1993, chapter 13), seeded. Every
+column of values is resampled with the same queries, so that differences between systems are paired.
+
+Legend: Q queries, S seeds of a system (its runs), R bootstrap samples, C columns of values (system, seed and metric).
 """
 
 from __future__ import annotations
@@ -12,15 +15,6 @@ import numpy as np
 from pipelines.evaluation.judgments import Judgments
 from pipelines.evaluation.measures import Comparison, Figure, SystemFigures, comparison_metrics, exact_name, run_values
 from pipelines.evaluation.ranking import Ranked
-
-# ---- pipelines/evaluation/figures/bootstrap.py ----
-# Bootstrap over queries: how far a mean would move with other queries of the same kind.
-#
-# Legend: Q queries, C columns of values (one for each system, seed and metric), R resamples.
-#
-# Every column is resampled with the same queries, so that differences between systems are paired. Percentile intervals
-# (Efron and Tibshirani 1993, chapter 13), seeded.
-
 
 _DRAWS_AT_A_TIME = 1 << 22
 

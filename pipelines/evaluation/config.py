@@ -1,4 +1,13 @@
-"""What an evaluation is told: which systems, which queries, what is right, and how it is counted."""
+"""Holds what an evaluation is asked: which systems, which queries, what is right, and how it is counted.
+
+Systems are named in short on the command line, `--systems NAME=WHAT ...`:
+
+    in_use=nightly.yaml                                   the encoder of a job's YAML file, or of a shipped config
+    new=trained/encoder                                   a saved encoder
+    new=trained/seed0,trained/seed1                       the same encoder trained from two seeds
+    live=s3://shop/index                                  the published version of an index, searched as it serves
+    old=s3://shop/index@20261120T031500Z-54ecf43a0d36     another version of it
+"""
 
 from __future__ import annotations
 
@@ -10,18 +19,11 @@ from typing import Any, Literal
 
 from encoders import EncoderConfig
 from index_builder import storage
+from pipelines.catalog.config import CatalogConfig
 from pipelines.config.errors import ConfigError
+from pipelines.config.job import WorkConfig
 from pipelines.config.yaml_files import read_config_file
-
-# ---- pipelines/evaluation/systems_argument.py ----
-# `--systems NAME=WHAT ...`: the systems of a comparison in short, on the command line.
-#
-# in_use=nightly.yaml                                   the encoder of a job's YAML file, or of a shipped config
-# new=trained/encoder                                   a saved encoder
-# new=trained/seed0,trained/seed1                       the same encoder trained from two seeds
-# live=s3://shop/index                                  the published version of an index, searched as it serves
-# old=s3://shop/index@20261120T031500Z-54ecf43a0d36     another version of it
-
+from pipelines.images.config import DecodeConfig, FetchConfig
 
 OPTION = "--systems"
 _VERSION = re.compile(r"^(.+)@(\d{8}T\d{6}Z-[0-9a-f]{12})$")
@@ -234,3 +236,36 @@ def check_systems(systems: tuple[SystemConfig, ...], baseline: str | None) -> li
         known = ", ".join(repr(name) for name in names) or "none"
         problems.append(f"baseline is {baseline!r}: expected the name of one of the systems, which are {known}")
     return problems
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateJob:
+    """The sections of a job's configuration that decide what an encoder finds, and how it is measured.
+
+    Attributes:
+        catalog: Where the products come from and which fields mean what.
+        fetch: How pictures are fetched.
+        decode: How pictures are decoded.
+        encoder: What is evaluated where no systems are named.
+        work: Where the demo catalog is drawn, compressed catalogs are unpacked, and labels are kept.
+        evaluation: Queries, judgments, and how it is counted.
+        systems: What is compared: a YAML list, or NAME=WHAT for each, where WHAT is a saved encoder, a job's YAML file
+            or an index.
+        baseline: The system that the others are compared with, by name.
+        out: Folder for the tables as Markdown and CSV and the plot as PNG and SVG; null to print only.
+    """
+
+    catalog: CatalogConfig
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    encoder: EncoderConfig | None = None
+    work: WorkConfig
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    systems: tuple[SystemConfig, ...] = ()
+    baseline: str | None = None
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = check_systems(self.systems, self.baseline)
+        if problems:
+            raise ValueError("; ".join(problems))

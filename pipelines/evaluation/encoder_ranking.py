@@ -1,6 +1,9 @@
-"""What encoders find, searched exactly: queries first, then the catalog in as few readings as memory allows.
+"""Ranks the catalog for every query by exact search over an encoder's vectors.
 
-Legend: Q queries, K results, D dimension.
+Products are encoded three ways: by their text, by their image, and by both. Queries come first, then the catalog in as
+few readings as memory allows.
+
+Legend: Q queries, K results, N products, B products of a batch, D dimension of the vectors, S side of an image.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from pipelines.evaluation.judged_files import JudgedQueries
 from pipelines.evaluation.ranking import (
     ProductNumbers,
     QueryVectors,
-    Surroundings,
+    RankingContext,
     load_query_side,
     numbered,
     query_notes,
@@ -33,12 +36,6 @@ from pipelines.evaluation.ranking import (
 from pipelines.images.fetch import PictureFetcher
 from pipelines.images.pool import PicturePool, run_ahead
 from pipelines.images.product_images import decode_pictures, fetch_pictures
-
-# ---- pipelines/evaluation/ranking/exact_search.py ----
-# Exact search: every query compared with every product.
-#
-# Legend: N products, Q queries, D dimension of the vectors, k results.
-
 
 SCORES_AT_A_TIME = 1 << 24
 _SIGN = np.uint32(1 << 31)
@@ -116,12 +113,6 @@ def share_of_exact(
         worst = (products[true].astype(np.float64) @ query).min()
         shares[row] = min(1.0, np.count_nonzero(products[got].astype(np.float64) @ query >= worst - 1e-6) / len(true))
     return shares
-
-
-# ---- pipelines/evaluation/ranking/product_views.py ----
-# Products encoded three ways: by their text, by their picture, and by both.
-#
-# Legend: N products, B products of a batch, D dimension of the vectors, S side of a picture in pixels.
 
 
 BATCH_ROWS = 256
@@ -313,7 +304,7 @@ class _User:
 def rank_encoders(
     systems: Sequence[SystemConfig],
     queries: JudgedQueries,
-    surroundings: Surroundings,
+    context: RankingContext,
     numbers: ProductNumbers,
     *,
     depth: int,
@@ -326,8 +317,8 @@ def rank_encoders(
             places.setdefault(config, []).append((place, run))
     found: dict[Place, Found] = {}
     for group in _groups(places):
-        users = [_prepared(config, places[config], systems, queries, surroundings) for config in group]
-        for user, encoded in zip(users, _encode(users, surroundings, on_progress), strict=True):
+        users = [_prepared(config, places[config], systems, queries, context) for config in group]
+        for user, encoded in zip(users, _encode(users, context, on_progress), strict=True):
             own_numbers = numbers.add(pa.array(encoded.product_ids, pa.string()))
             for (place, run), asked in user.asked.items():
                 system = systems[place]
@@ -352,7 +343,7 @@ def _prepared(
     places: Sequence[Place],
     systems: Sequence[SystemConfig],
     queries: JudgedQueries,
-    surroundings: Surroundings,
+    context: RankingContext,
 ) -> _User:
     """An encoder with its queries encoded: what does not fit them fails before the catalog is read."""
     query_side = load_query_side(config)
@@ -361,19 +352,19 @@ def _prepared(
     for place in places:
         system = systems[place[0]]
         if system.queries not in by_part:
-            by_part[system.queries] = query_vectors(query_side, queries, system, surroundings)
+            by_part[system.queries] = query_vectors(query_side, queries, system, context)
         asked[place] = by_part[system.queries]
     views = tuple(dict.fromkeys(VIEWS[systems[place].products] for place, _ in places))
     return _User(config=config, encoder=load_product_encoder(config), views=views, asked=asked)
 
 
 def _encode(
-    users: Sequence[_User], surroundings: Surroundings, on_progress: Callable[[int], None]
+    users: Sequence[_User], context: RankingContext, on_progress: Callable[[int], None]
 ) -> list[EncodedCatalog]:
     """The catalog through every encoder: one reading for each way of preparing pictures."""
     by_pictures: dict[ImagePreprocessing | None, list[int]] = {}
     for place, user in enumerate(users):
-        by_pictures.setdefault(_pictures_of(user, surroundings), []).append(place)
+        by_pictures.setdefault(_pictures_of(user, context), []).append(place)
     # Encoders that read no pictures go along with others.
     without = by_pictures.pop(None, [])
     if without:
@@ -382,25 +373,25 @@ def _encode(
     for preprocessing, places in by_pictures.items():
         pool = None
         if preprocessing is not None:
-            fetcher = PictureFetcher(surroundings.fetch, surroundings.catalog.image_root)
-            pool = PicturePool(fetcher, preprocessing, surroundings.decode)
+            fetcher = PictureFetcher(context.fetch, context.catalog.image_root)
+            pool = PicturePool(fetcher, preprocessing, context.decode)
         with pool or nullcontext():
             catalogs = encode_catalog_with(
-                [(users[place].encoder, _views_of(users[place], surroundings)) for place in places],
-                surroundings.catalog,
+                [(users[place].encoder, _views_of(users[place], context)) for place in places],
+                context.catalog,
                 pool,
-                spool_uri=surroundings.spool_uri,
+                spool_uri=context.spool_uri,
                 on_progress=on_progress,
             )
         encoded |= dict(zip(places, catalogs, strict=True))
     return [encoded[place] for place in range(len(users))]
 
 
-def _pictures_of(user: _User, surroundings: Surroundings) -> ImagePreprocessing | None:
+def _pictures_of(user: _User, context: RankingContext) -> ImagePreprocessing | None:
     """How pictures are prepared for it; None where it needs none."""
-    needs_pictures = surroundings.catalog.image_field is not None and set(user.views) != {View.TEXT}
+    needs_pictures = context.catalog.image_field is not None and set(user.views) != {View.TEXT}
     return user.encoder.preprocessing if needs_pictures else None
 
 
-def _views_of(user: _User, surroundings: Surroundings) -> tuple[View, ...]:
-    return user.views if _pictures_of(user, surroundings) is not None else (View.TEXT,)
+def _views_of(user: _User, context: RankingContext) -> tuple[View, ...]:
+    return user.views if _pictures_of(user, context) is not None else (View.TEXT,)

@@ -1,4 +1,4 @@
-"""What a published index finds, searched as a server searches it, and beside exact search over the same vectors.
+"""Ranks every query by a published index, searched as a server searches it, beside exact search over its vectors.
 
 Legend: Q queries, N products of the index, D dimension.
 """
@@ -15,7 +15,7 @@ from index_builder.embedding_shards import read_ids, read_vectors
 from pipelines.evaluation.config import SystemConfig
 from pipelines.evaluation.encoder_ranking import search_exactly, share_of_exact
 from pipelines.evaluation.judged_files import JudgedQueries
-from pipelines.evaluation.ranking import ProductNumbers, Ranked, Surroundings, numbered, query_notes, query_vectors
+from pipelines.evaluation.ranking import ProductNumbers, Ranked, RankingContext, numbered, query_notes, query_vectors
 
 QUERIES_AT_A_TIME = 1024
 
@@ -23,7 +23,7 @@ QUERIES_AT_A_TIME = 1024
 def rank_index(
     system: SystemConfig,
     queries: JudgedQueries,
-    surroundings: Surroundings,
+    context: RankingContext,
     numbers: ProductNumbers,
     *,
     depth: int,
@@ -34,14 +34,14 @@ def rank_index(
     Args:
         system: The index.
         queries: What is asked.
-        surroundings: How query pictures are read.
+        context: How query pictures are read.
         numbers: Of the products; those of the index are added.
         depth: Results of a query.
         k: How many of them are compared with exact search.
     """
     reader = IndexReader.open(str(system.index), system.version)
-    encoder = load_query_encoder(str(reader.query_encoder_uri), device=surroundings.device)
-    asked = query_vectors(encoder, queries, system, surroundings)
+    encoder = load_query_encoder(str(reader.query_encoder_uri), device=context.device)
+    asked = query_vectors(encoder, queries, system, context)
     own_numbers = numbers.add(reader.products.column("product_id").combine_chunks().cast(pa.string()))
     blocks = [
         reader.search(asked.vectors[start : start + QUERIES_AT_A_TIME], depth).rows

@@ -1,8 +1,10 @@
-"""Judgments and purchases as files: pairs of a query and a product, each once.
+"""Reads queries, judgments and purchases from files, and the relevance labels in them.
 
-Legend: J pairs.
+Files are small tables: Parquet, CSV, TSV or JSON Lines, told apart by their names, anywhere that fsspec reads. Queries
+have an id with a text, an image, or both (and perhaps a split); judgments query, product and label; purchases query and
+product. Labels are words or numbers, with an order in which tables show them.
 
-A judgments file has query, product and label; a purchases file query and product.
+Legend: J pairs of a query and a product, each once; Q queries.
 """
 
 from __future__ import annotations
@@ -22,10 +24,6 @@ from pipelines.catalog.config import nearest
 from pipelines.catalog.products import PictureRef, picture_refs
 from pipelines.config.errors import ConfigError
 from pipelines.evaluation.config import EvaluationConfig
-
-# ---- pipelines/evaluation/judged_files/labels.py ----
-# Relevance labels: words or numbers, the order in which tables show them, and which of them mean relevant.
-
 
 ESCI = ("Exact", "Substitute", "Complement", "Irrelevant")
 """The labels of paper A and of the ESCI data, best first."""
@@ -112,10 +110,6 @@ def _number(label: str) -> float | None:
         return None
 
 
-# ---- pipelines/evaluation/judged_files/table_files.py ----
-# Small tables as files: Parquet, CSV, TSV or JSON Lines, told apart by their names, anywhere that fsspec reads.
-
-
 def read_columns(uri: str, columns: Sequence[str], *, as_they_are: Sequence[str] = ()) -> pa.Table:
     """Columns of a table, as strings.
 
@@ -159,10 +153,6 @@ def _read_table(path: str, columns: Sequence[str]) -> pa.Table:
     if name.endswith((".jsonl", ".ndjson", ".jsonl.gz")):
         return pyarrow.json.read_json(path)
     return pq.read_table(path)
-
-
-# ---- pipelines/evaluation/judged_files/query_files.py ----
-# Queries as files: the query's id with its text, its picture, or both (and perhaps split).
 
 
 def read_queries(config: EvaluationConfig) -> pa.Table:
@@ -329,12 +319,6 @@ def _unique_pairs(table: pa.Table, labels: np.ndarray) -> tuple[Pairs, np.ndarra
 
 def _no_pairs() -> Pairs:
     return Pairs(queries=np.zeros(0, np.int64), product_ids=pa.array([], pa.string()), labels=np.zeros(0, np.int64))
-
-
-# ---- pipelines/evaluation/judged_files/judged_queries.py ----
-# Queries with what is known of them: which labels products have for a query, and which were bought.
-#
-# Legend: Q queries.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

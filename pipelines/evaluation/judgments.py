@@ -1,4 +1,4 @@
-"""What is known of the results: a label for each result that has one, and whether it is wanted.
+"""Says what is known of results: a label for each result that has one, and whether it is wanted.
 
 Legend: Q queries, K results, P products with a number, J pairs.
 """

@@ -1,6 +1,10 @@
-"""Standard measures, through ir-measures, whose names they have: `R@10`, `nDCG@10`, `RR@10`, `Success@1`, `AP@100`.
+"""Measures rankings: one value of each metric for each query.
 
-Legend: Q queries, K results.
+Standard measures come from ir-measures, by its names (`R@10`, `nDCG@10`, `RR@10`, `Success@1`, `AP@100`); recall, label
+shares, overlap and net figures are those of paper A ("Multimodal semantic retrieval for product search", section 4).
+Net figures look at what is left of a system's results when those that the baseline also found are dropped.
+
+Legend: Q queries, K results, L labels. Values are float64 `[Q]`, NaN where a query has none.
 """
 
 from __future__ import annotations
@@ -14,9 +18,6 @@ import numpy as np
 
 from pipelines.evaluation.judged_files import short_name
 from pipelines.evaluation.judgments import UNKNOWN, Judgments, KeyedPairs
-
-# ---- pipelines/evaluation/figures/comparison.py ----
-# What a comparison of systems comes to: its metrics, and each system's figures.
 
 
 class Kind(StrEnum):
@@ -224,15 +225,6 @@ def _run(found: np.ndarray, asked: np.ndarray) -> dict[str, dict[str, float]]:
     return run
 
 
-# ---- pipelines/evaluation/figures/ranking_metrics.py ----
-# The metrics of paper A ("Multimodal semantic retrieval for product search", section 4), one value for each query.
-#
-# Legend: Q queries, K results, L labels. Values are float64 `[Q]`, NaN where a query has none.
-#
-# Means and deviations are over the queries. Net figures look at what is left of a system's results when those that the
-# baseline also found are dropped.
-
-
 def recall(wanted: KeyedPairs, found: np.ndarray) -> np.ndarray:
     """Share of the wanted products that were found; NaN for a query that wants none.
 
@@ -303,12 +295,6 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     shares = np.full(len(whole), np.nan)
     np.divide(part, whole, out=shares, where=whole > 0)
     return shares
-
-
-# ---- pipelines/evaluation/figures/query_values.py ----
-# Every metric of a run of a system, one value a query: those that judgments give, and those beside a baseline.
-#
-# Legend: Q queries, K results.
 
 
 def comparison_metrics(judgments: Judgments, measures: Sequence[str], k: int, *, has_baseline: bool) -> list[Metric]:

@@ -1,6 +1,6 @@
-"""Rankings: what systems found, products under common numbers, and the queries as each system reads them.
+"""Holds what systems found, products under common numbers, and the queries as each system reads them.
 
-Legend: Q queries, K results, P products of all systems together.
+Legend: Q queries, K results, P products of all systems together, D dimension of the vectors.
 """
 
 from __future__ import annotations
@@ -26,12 +26,6 @@ from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import PictureFetcher
 from pipelines.images.pool import PicturePool
 from pipelines.images.product_images import decode_pictures, fetch_pictures
-
-# ---- pipelines/evaluation/ranking/query_vectors.py ----
-# Queries to vectors: texts, photos, or both, through an encoder's query side.
-#
-# Legend: Q queries, D dimension of the vectors.
-
 
 QUERIES_AT_A_TIME = 512
 
@@ -147,7 +141,7 @@ def _read_pictures(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Surroundings:
+class RankingContext:
     """What all systems of a comparison share.
 
     Attributes:
@@ -207,7 +201,7 @@ class ProductNumbers:
 
 
 def query_vectors(
-    encoder: QueryEncoder, queries: JudgedQueries, system: SystemConfig, surroundings: Surroundings
+    encoder: QueryEncoder, queries: JudgedQueries, system: SystemConfig, context: RankingContext
 ) -> QueryVectors:
     """The queries as a system asks them."""
     return encode_queries(
@@ -215,9 +209,9 @@ def query_vectors(
         queries.texts,
         queries.pictures,
         part=system.queries,
-        fetch=surroundings.fetch,
-        decode=surroundings.decode,
-        image_root=surroundings.query_image_root,
+        fetch=context.fetch,
+        decode=context.decode,
+        image_root=context.query_image_root,
         name=system.name,
     )
 

@@ -1,10 +1,13 @@
-"""The files of a comparison: `evaluation.md`, `evaluation.csv`, `evaluation.png` and `evaluation.svg` in one folder."""
+"""Writes a comparison: tables for the terminal, and `evaluation.md`, `.csv`, `.png` and `.svg` in one folder.
+
+The plot shows what each system finds, with which labels, and what is new. It is drawn without a screen: the figure is
+an object of its own, and no setting of matplotlib's stays changed.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,15 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 from index_builder import storage
+from pipelines.config.terminal import table_console
 from pipelines.evaluation.judged_files import ESCI
 from pipelines.evaluation.measures import Comparison, Figure, Kind, Metric, SystemFigures
+from pipelines.evaluation.run import Evaluated
 
-# ---- pipelines/evaluation/report/plot.py ----
-# The plot of a comparison: one line a system, and beside each other what it finds, with which labels, and what is new.
-#
-# Drawn without a screen: the figure is an object of its own, and no setting of matplotlib's stays changed.
-
-
+_MEASURE_TITLES = {"R": "recall", "P": "precision"}
 # Told apart by lightness too, and by people who see no red and green (after Paul Tol's muted set).
 _LABEL_COLOURS = dict(zip(ESCI, ("#1b4f72", "#5dade2", "#e9b44c", "#d5d8dc"), strict=True))
 _INK, _FAINT, _ACCENT = "#2c3e50", "#95a5a6", "#1b4f72"
@@ -178,10 +178,6 @@ def _on(colour: str) -> str:
     return "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else _INK
 
 
-# ---- pipelines/evaluation/report/tables.py ----
-# The tables of a comparison as rows of text: for the terminal, and the same for Markdown.
-
-
 PIPE_WIDTH = 140
 _NOTHING = "–"
 
@@ -237,7 +233,7 @@ def interval_table(comparison: Comparison) -> TextTable:
 
 def print_comparison(comparison: Comparison, *, title: str, console: Console | None = None) -> None:
     """Prints the tables and notes to standard output."""
-    console = console or Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    console = console or table_console(PIPE_WIDTH)
     console.print(title, style="bold", markup=False)
     for text in comparison_tables(comparison):
         table = Table(title=text.title, title_justify="left", title_style="italic")
@@ -413,3 +409,24 @@ def _markdown_table(table: TextTable) -> str:
 
     rule = "|" + "|".join(["---"] + ["---:"] * (len(table.header) - 1)) + "|"
     return "\n".join([f"**{table.title}**", "", line(table.header), rule, *map(line, table.rows)])
+
+
+def print_views(evaluated: Evaluated, console: Console | None = None) -> None:
+    """Prints one line for each view of the products of one encoder, and what the figures stand on."""
+    table = Table(title=evaluated.title, title_justify="left", title_style="bold")
+    table.add_column("products seen by")
+    for name in evaluated.measures:
+        kind, _, cutoff = name.partition("@")
+        table.add_column(f"{_MEASURE_TITLES.get(kind, kind)}@{cutoff}" if cutoff else name, justify="right")
+    for system in evaluated.comparison.systems:
+        values = [system.figures[name].value if name in system.figures else 0.0 for name in evaluated.measures]
+        table.add_row(system.name, *(f"{value:.3f}" for value in values))
+    console = console or table_console(width=110)
+    console.print(table)
+    console.print(f"{evaluated.queries:,} queries over {evaluated.products:,} products, exact search")
+    if evaluated.without_relevant:
+        console.print(f"queries left out because no product is relevant to them: {evaluated.without_relevant:,}")
+    if evaluated.unknown_wanted:
+        console.print(
+            f"relevant products that the catalog does not hold, counted as not found: {evaluated.unknown_wanted:,}"
+        )

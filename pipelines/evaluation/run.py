@@ -1,26 +1,41 @@
-"""An evaluation from its configuration to its figures."""
+"""Runs an evaluation from its configuration to its figures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from index_builder import storage
+from pipelines.catalog.plan import catalog_schema
 from pipelines.config.errors import ConfigError
 from pipelines.evaluation.annotation import annotate_results, catalog_records, load_annotator
 from pipelines.evaluation.comparison import compare_systems
-from pipelines.evaluation.config import LEAVE_OUT, EvaluationConfig, SystemConfig
-from pipelines.evaluation.judged_files import ESCI, JudgedQueries, is_number, label_grades, normal_labels
+from pipelines.evaluation.config import LEAVE_OUT, EvaluateJob, EvaluationConfig, SystemConfig
+from pipelines.evaluation.inputs import systems_of, with_drawn_catalog, with_queries
+from pipelines.evaluation.judged_files import (
+    ESCI,
+    JudgedQueries,
+    is_number,
+    label_grades,
+    normal_labels,
+    read_judged_queries,
+)
 from pipelines.evaluation.judgments import Judgments, number_judgments
-from pipelines.evaluation.measures import Comparison, results_needed
-from pipelines.evaluation.ranking import ProductNumbers, Ranked, Surroundings
-from pipelines.evaluation.systems import rank_systems
+from pipelines.evaluation.measures import Comparison, parse_measures, results_needed
+from pipelines.evaluation.ranking import ProductNumbers, Ranked, RankingContext
+from pipelines.evaluation.systems import check_system, rank_systems
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int], None]]]
 """Shows that something is counted: what it is, to a function that is told how many more."""
+
+
+DEFAULT_MEASURES = ("R@10", "nDCG@10", "RR@10")
+"""Of one encoder's views."""
+COMPARED_MEASURES = ("R@10", "nDCG@10", "RR@10", "AP@100")
+"""Of several systems, beside recall@k."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +43,8 @@ class Evaluated:
     """What came of an evaluation.
 
     Attributes:
+        title: Heading of its tables.
+        measures: Names of the standard measures, as ir-measures has them.
         comparison: Its figures.
         products: Products of all systems together.
         queries: Queries that have something relevant.
@@ -35,6 +52,8 @@ class Evaluated:
         unknown_wanted: Relevant (or bought) products that no system has.
     """
 
+    title: str
+    measures: tuple[str, ...]
     comparison: Comparison
     products: int
     queries: int
@@ -42,16 +61,59 @@ class Evaluated:
     unknown_wanted: int
 
 
+def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
+    """Checks everything that can be checked before any work, then evaluates.
+
+    Raises:
+        ConfigError: a measure, a system or an address is not what it should be.
+        CatalogError: the catalog cannot be read.
+    """
+    measures = job.evaluation.measures or (COMPARED_MEASURES if job.systems else DEFAULT_MEASURES)
+    try:
+        parse_measures(measures)
+    except ValueError as error:
+        raise ConfigError(f"--measures: {error}") from error
+    systems, title = systems_of(job)
+    for system in systems:
+        check_system(system, job.catalog)
+    if job.out is not None:
+        storage.check_writable(job.out)
+    drawn = with_drawn_catalog(job)
+    if any(system.index is None for system in systems):
+        catalog_schema(drawn.catalog)
+    evaluated = evaluate_systems(
+        systems,
+        read_judged_queries(with_queries(job)),
+        job.evaluation,
+        RankingContext(
+            catalog=drawn.catalog,
+            fetch=job.fetch,
+            decode=job.decode,
+            spool_uri=storage.join(job.work.uri, "spool"),
+            query_image_root=job.evaluation.query_image_root,
+        ),
+        baseline=job.baseline,
+        measures=measures,
+        work_uri=job.work.uri,
+        progress=progress,
+        title=title,
+    )
+    if not job.systems:
+        return evaluated
+    return replace(evaluated, title=f"{title} over {evaluated.products:,} products")
+
+
 def evaluate_systems(
     systems: Sequence[SystemConfig],
     queries: JudgedQueries,
     config: EvaluationConfig,
-    surroundings: Surroundings,
+    context: RankingContext,
     *,
     baseline: str | None,
     measures: Sequence[str],
     work_uri: str,
     progress: Progress,
+    title: str,
 ) -> Evaluated:
     """Ranks, labels and measures.
 
@@ -59,7 +121,7 @@ def evaluate_systems(
         systems: What is compared; checked already.
         queries: What is asked, and what is known.
         config: How it is counted.
-        surroundings: The catalog, and how pictures are read.
+        context: The catalog, and how pictures are read.
         baseline: Name of the system that others are compared with.
         measures: Names as ir-measures has them.
         work_uri: Where labels of an annotator are kept.
@@ -75,7 +137,7 @@ def evaluate_systems(
         label_grades(queries.labels, queries.relevant, config.grades)
     depth = max(config.k, results_needed(measures) if measures else 1)
     with progress("encoding products") as advance:
-        ranked, numbers = rank_systems(systems, queries, surroundings, depth=depth, k=config.k, on_progress=advance)
+        ranked, numbers = rank_systems(systems, queries, context, depth=depth, k=config.k, on_progress=advance)
     notes = []
     if annotator is not None:
         with progress("labelling pairs") as advance:
@@ -85,7 +147,7 @@ def evaluate_systems(
                 [found[:, : config.k] for system in ranked for found in system.runs],
                 annotator=annotator,
                 name=str(config.annotator),
-                records=lambda wanted: catalog_records(surroundings.catalog, surroundings.spool_uri, wanted),
+                records=lambda wanted: catalog_records(context.catalog, context.spool_uri, wanted),
                 kept_uri=config.annotations or storage.join(work_uri, "annotations.parquet"),
                 batch_pairs=config.annotator_batch,
                 relevant=config.relevant,
@@ -111,6 +173,8 @@ def evaluate_systems(
         notes=[*_notes(config, queries, judgments, numbers, ranked, with_relevant, unlabelled), *notes],
     )
     return Evaluated(
+        title=title,
+        measures=tuple(measures),
         comparison=comparison,
         products=len(numbers),
         queries=with_relevant,

@@ -1,4 +1,4 @@
-"""From systems to rankings: every query answered by every system."""
+"""Ranks every query by every system."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.evaluation.config import SystemConfig
 from pipelines.evaluation.encoder_ranking import Found, rank_encoders
 from pipelines.evaluation.index_ranking import rank_index
 from pipelines.evaluation.judged_files import JudgedQueries
-from pipelines.evaluation.ranking import ProductNumbers, Ranked, Surroundings
+from pipelines.evaluation.ranking import ProductNumbers, Ranked, RankingContext
 
 
 def check_system(system: SystemConfig, catalog: CatalogConfig) -> None:
@@ -41,7 +41,7 @@ def check_system(system: SystemConfig, catalog: CatalogConfig) -> None:
 def rank_systems(
     systems: Sequence[SystemConfig],
     queries: JudgedQueries,
-    surroundings: Surroundings,
+    context: RankingContext,
     *,
     depth: int,
     k: int,
@@ -52,7 +52,7 @@ def rank_systems(
     Args:
         systems: What is compared.
         queries: What is asked.
-        surroundings: The catalog, and how pictures are read.
+        context: The catalog, and how pictures are read.
         depth: Results of a query.
         k: How many of an index's are compared with exact search.
         on_progress: Told the number of products encoded, batch by batch.
@@ -61,11 +61,11 @@ def rank_systems(
         One entry a system, in their order, and the products' numbers.
     """
     numbers = ProductNumbers()
-    found = rank_encoders(systems, queries, surroundings, numbers, depth=depth, on_progress=on_progress)
+    found = rank_encoders(systems, queries, context, numbers, depth=depth, on_progress=on_progress)
     ranked = []
     for place, system in enumerate(systems):
         if system.index is not None:
-            ranked.append(rank_index(system, queries, surroundings, numbers, depth=depth, k=k))
+            ranked.append(rank_index(system, queries, context, numbers, depth=depth, k=k))
             continue
         runs = [found[place, run] for run in range(len(system.runs))]
         notes = tuple(dict.fromkeys(note for run in runs for note in run.notes))

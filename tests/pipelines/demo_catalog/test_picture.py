@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.demo_catalog.drawn_kinds import DRAWINGS, parts_of
-from pipelines.demo_catalog.picture import PICTURE_SIZE, draw_picture, encode_jpeg, encode_png
+from pipelines.demo_catalog.picture import DRAWINGS, PICTURE_SIZE, draw_picture, encode_jpeg, encode_png, parts_of
 from pipelines.demo_catalog.shapes import ellipse, polygon, smooth, stroke
 from pipelines.demo_catalog.words import COLOURS, KINDS, PATTERNS, Attributes
 

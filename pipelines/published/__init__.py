@@ -1,0 +1,1 @@
+"""Published versions as a person sees them: compared, and printed as tables."""

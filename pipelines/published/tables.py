@@ -1,0 +1,172 @@
+"""Prints published versions, what changed between two of them, and what a search found, as tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from index_builder import IndexReader, Manifest, SearchResult
+from index_builder.explain import serving_shards
+from pipelines.published.version_diff import VersionDiff
+
+SCORE_DIGITS = 4
+
+
+def print_versions(manifests: Sequence[Manifest], index_uri: str, current: str, console: Console) -> None:
+    """Prints a line a version, newest first; `current` is the id of the published one."""
+    table = Table(title=f"{len(manifests)} versions at {escape(index_uri)}", title_justify="left")
+    table.add_column("version", no_wrap=True)
+    for name in ("products", "rejected", "recall", "size"):
+        table.add_column(name, justify="right")
+    table.add_column("index")
+    table.add_column("state")
+    for manifest in reversed(manifests):
+        table.add_row(
+            manifest.version,
+            f"{manifest.catalog.products:,}",
+            f"{manifest.catalog.rejected:,}",
+            f"{manifest.recall.value:.4f}",
+            decimal(total_bytes(manifest)),
+            manifest.index.factory,
+            state_of(manifest, current),
+        )
+    console.print(table)
+
+
+def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
+    """Prints what a version is, how it was made and measured, and its files."""
+    catalog, recall, spec = manifest.catalog, manifest.recall, manifest.index
+    rows = [
+        ("version", f"{manifest.version} ({state})"),
+        ("created", manifest.created_utc),
+        ("catalog", f"{catalog.uri}: {catalog.rows_in:,} rows"),
+        ("products", f"{catalog.products:,}, {catalog.degraded:,} of them degraded; {catalog.rejected:,} rejected"),
+        *((f"  {reason}", f"{count:,}") for reason, count in catalog.by_reason.items()),
+        ("encoder", f"{manifest.encoder.model or 'made elsewhere'} {manifest.encoder.fingerprint}"),
+        ("codec", f"{manifest.codec.fingerprint}, trained on {manifest.codec.training_rows:,} vectors"),
+        ("index", f"{spec.factory}, {serving_shards(spec.serving_shards)}, nprobe {spec.search.nprobe}"),
+        *_refinement(manifest),
+        (f"recall {recall.k}@{recall.k}", f"{recall.value:.4f} over {recall.queries:,} held-out products"),
+        ("memory", f"{decimal(manifest.loaded_bytes)} at most{_measured_memory(manifest)}"),
+    ]
+    summary = Table(show_header=False, box=None, pad_edge=False)
+    summary.add_column(style="dim", no_wrap=True)
+    summary.add_column()
+    for name, value in rows:
+        summary.add_row(name, escape(value))
+    console.print(summary)
+    measured = Table(title="measured", title_justify="left")
+    for name in ("nprobe", "refine factor", "recall", "ms a query"):
+        measured.add_column(name, justify="right")
+    for row in recall.table:
+        measured.add_row(str(row.nprobe), str(row.refine_factor or "–"), f"{row.recall:.4f}", f"{row.latency_ms:.3f}")
+    files = Table(title="files", title_justify="left")
+    files.add_column("path")
+    files.add_column("bytes", justify="right")
+    files.add_column("sha256", no_wrap=True)
+    for entry in manifest.files:
+        files.add_row(entry.path, f"{entry.bytes:,}", f"{entry.sha256[:16]}…")
+    console.print(measured, files)
+    for failed in manifest.gates.get("failed", ()):
+        console.print(f"gate failed: {failed}", markup=False)
+
+
+def print_diff(diff: VersionDiff, console: Console) -> None:
+    """Prints what changed from one version to another."""
+    table = Table(title=f"{diff.old.version} → {diff.new.version}", title_justify="left")
+    table.add_column("")
+    table.add_column("old")
+    table.add_column("new")
+    for name, old, new in (
+        ("products", *(f"{manifest.catalog.products:,}" for manifest in (diff.old, diff.new))),
+        ("rejected", *(f"{manifest.catalog.rejected:,}" for manifest in (diff.old, diff.new))),
+        ("degraded", *(f"{manifest.catalog.degraded:,}" for manifest in (diff.old, diff.new))),
+        ("encoder", diff.old.encoder.fingerprint, diff.new.encoder.fingerprint),
+        ("codec", diff.old.codec.fingerprint, diff.new.codec.fingerprint),
+        ("index", diff.old.index.factory, diff.new.index.factory),
+        ("nprobe", *(str(manifest.index.search.nprobe) for manifest in (diff.old, diff.new))),
+        ("refinement", *(manifest.index.refine for manifest in (diff.old, diff.new))),
+        ("recall", *(f"{manifest.recall.value:.4f}" for manifest in (diff.old, diff.new))),
+        ("size", *(decimal(total_bytes(manifest)) for manifest in (diff.old, diff.new))),
+    ):
+        table.add_row(name, old, "same" if old == new else f"[bold]{escape(new)}[/bold]")
+    console.print(table)
+    for said, count, examples in (
+        ("added", diff.added, diff.added_examples),
+        ("removed", diff.removed, diff.removed_examples),
+    ):
+        shown = f": {', '.join(examples)}{' …' if count > len(examples) else ''}" if count else ""
+        console.print(f"{count:,} products {said}{shown}", markup=False)
+    changed = ", ".join(f"{name} of {count:,}" for name, count in diff.changed.items())
+    console.print(f"{diff.kept:,} products in both; changed: {changed or 'no display or filter value'}", markup=False)
+    for said, names in (("new", diff.columns_added), ("gone", diff.columns_removed)):
+        if names:
+            console.print(f"columns {said}: {', '.join(names)}", markup=False)
+
+
+def print_result(reader: IndexReader, result: SearchResult, *, title: str, console: Console) -> None:
+    """Prints the products found for the first query as a table, display columns beside the id."""
+    columns = [name for name in reader.products.column_names if name != "product_id"]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("rank", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("product_id", no_wrap=True)
+    for name in columns:
+        table.add_column(name)
+    rows = [int(row) for row in result.rows[0] if row >= 0]
+    found = reader.products.take(rows).select(columns).to_pylist() if rows else []
+    for rank, (score, product_id, shown) in enumerate(
+        zip(result.scores[0], result.product_ids[0], found, strict=False), start=1
+    ):
+        cells = ["" if shown[name] is None else str(shown[name]) for name in columns]
+        table.add_row(str(rank), f"{score:.{SCORE_DIGITS}f}", product_id, *cells)
+    console.print(table)
+    if not rows:
+        console.print("no product found")
+
+
+def described(manifest: Manifest) -> dict[str, object]:
+    """What scripts want to know of a version."""
+    return {
+        "version": manifest.version,
+        "created_utc": manifest.created_utc,
+        "products": manifest.catalog.products,
+        "rejected": manifest.catalog.rejected,
+        "degraded": manifest.catalog.degraded,
+        "encoder": manifest.encoder.fingerprint,
+        "codec": manifest.codec.fingerprint,
+        "factory": manifest.index.factory,
+        "nprobe": manifest.index.search.nprobe,
+        "recall": manifest.recall.value,
+        "bytes": total_bytes(manifest),
+        "failed_gates": manifest.gates.get("failed", []),
+    }
+
+
+def state_of(manifest: Manifest, current: str) -> str:
+    """Whether a version is published or held, in words; "" for neither."""
+    if manifest.version == current:
+        return "published"
+    return "held by a gate" if manifest.gates.get("failed") else ""
+
+
+def total_bytes(manifest: Manifest) -> int:
+    """Bytes of all files of a version."""
+    return sum(entry.bytes for entry in manifest.files)
+
+
+def _refinement(manifest: Manifest) -> list[tuple[str, str]]:
+    if manifest.index.refine == "none":
+        return []
+    factor = manifest.index.search.refine_factor
+    return [("refinement", f"{manifest.index.refine}, {factor} candidates re-ranked for each neighbour")]
+
+
+def _measured_memory(manifest: Manifest) -> str:
+    if not manifest.resident_bytes:
+        return ""
+    return f"; {decimal(manifest.resident_bytes)} in a fresh process that answered the held-out queries"

@@ -1,0 +1,141 @@
+"""Compares two published versions: products that came, went or changed, and how the index was made.
+
+Ids are compared by digest, sorted in buckets on disk, so memory does not grow with the catalog.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from index_builder import IndexReader, Manifest, VersionNotFoundError, publish
+from pipelines.catalog.previous_version import SpilledRecords, keyed_records
+from pipelines.images.product_images import id_digests
+
+EXAMPLES = 5
+IDS_PER_READ = 65_536
+_OLD, _NEW = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VersionDiff:
+    """Two versions compared.
+
+    Attributes:
+        old, new: their manifests.
+        added, removed: products that only the new, only the old version has.
+        kept: products of both.
+        changed: kept products by display or filter column whose value differs; columns without a change are left out.
+        columns_added, columns_removed: columns that only one of the versions has, or that changed their type.
+        added_examples, removed_examples: the first few ids, in the order of their version.
+    """
+
+    old: Manifest
+    new: Manifest
+    added: int
+    removed: int
+    kept: int
+    changed: dict[str, int]
+    columns_added: tuple[str, ...]
+    columns_removed: tuple[str, ...]
+    added_examples: tuple[str, ...]
+    removed_examples: tuple[str, ...]
+
+
+def compare_versions(index_uri: str, old: str, new: str) -> VersionDiff:
+    """Compares two versions of an index.
+
+    Args:
+        index_uri: where both are published.
+        old, new: their ids.
+
+    Raises:
+        VersionNotFoundError: there is no such version.
+    """
+    readers = [IndexReader.open(index_uri, version) for version in (old, new)]
+    tables = [reader.products for reader in readers]
+    fields = [{(field.name, field.type) for field in table.schema if field.name != "product_id"} for table in tables]
+    shared = sorted(name for name, _ in fields[_OLD] & fields[_NEW])
+    kept, changed = 0, dict.fromkeys(shared, 0)
+    singles: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    with SpilledRecords(sum(table.num_rows for table in tables)) as spilled:
+        for side, table in enumerate(tables):
+            _note_ids(spilled, table.column("product_id"), side)
+        for records in spilled.sorted_buckets():
+            pairs, alone = _paired(records)
+            kept += len(pairs[_OLD])
+            for name in shared:
+                changed[name] += _count_changed(tables, pairs, name)
+            for side in (_OLD, _NEW):
+                singles[side].append(alone[side])
+    rows = [np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64) for parts in singles]
+    examples = [_ids_at(table, found[:EXAMPLES]) for table, found in zip(tables, rows, strict=True)]
+    return VersionDiff(
+        old=readers[_OLD].manifest,
+        new=readers[_NEW].manifest,
+        added=len(rows[_NEW]),
+        removed=len(rows[_OLD]),
+        kept=kept,
+        changed={name: count for name, count in changed.items() if count},
+        columns_added=tuple(sorted(name for name, _ in fields[_NEW] - fields[_OLD])),
+        columns_removed=tuple(sorted(name for name, _ in fields[_OLD] - fields[_NEW])),
+        added_examples=examples[_NEW],
+        removed_examples=examples[_OLD],
+    )
+
+
+def version_before(index_uri: str, version: str) -> str:
+    """The newest complete version before this one whose gates all held."""
+    earlier = [name for name in publish.list_versions(index_uri) if name < version]
+    for name in reversed(earlier):
+        if not publish.read_manifest(index_uri, name).gates.get("failed"):
+            return name
+    raise VersionNotFoundError(f"{index_uri}: no version before {version} that passed its gates")
+
+
+def current_version(index_uri: str) -> str:
+    """The id of the published version; "" where none is published yet."""
+    try:
+        return publish.read_current(index_uri)
+    except VersionNotFoundError:
+        return ""
+
+
+def _note_ids(spilled: SpilledRecords, ids: pa.ChunkedArray, side: int) -> None:
+    for start in range(0, len(ids), IDS_PER_READ):
+        digests = id_digests(ids.slice(start, IDS_PER_READ).to_pylist())
+        spilled.add(keyed_records(digests, side, np.arange(start, start + len(digests))))
+
+
+def _paired(records: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Rows (old, new) of products that both versions have, and the rows of those that one alone has, int64.
+
+    An id occurs once in a version, and old sorts before new, so a product of both is two records side by side.
+    """
+    same = np.zeros(len(records), bool)
+    same[:-1] = (records["key"][1:] == records["key"][:-1]) & (records["tail"][1:] == records["tail"][:-1])
+    first = np.flatnonzero(same)
+    alone = np.ones(len(records), bool)
+    alone[first] = alone[first + 1] = False
+    rows = records["row"].astype(np.int64)
+    pairs = (rows[first], rows[first + 1])
+    return pairs, (rows[alone & (records["shard"] == _OLD)], rows[alone & (records["shard"] == _NEW)])
+
+
+def _count_changed(tables: list[pa.Table], pairs: tuple[np.ndarray, np.ndarray], name: str) -> int:
+    """Products of both versions whose value of a column differs; null and a value differ, null and null do not."""
+    old, new = (
+        table.column(name).take(pa.array(rows)).combine_chunks() for table, rows in zip(tables, pairs, strict=True)
+    )
+    if pa.types.is_nested(old.type):  # Arrow compares no nested values
+        return sum(before != after for before, after in zip(old.to_pylist(), new.to_pylist(), strict=True))
+    both = pc.fill_null(pc.not_equal(old, new), False)
+    differs = pc.or_(both, pc.xor(pc.is_null(old), pc.is_null(new)))
+    return int(pc.sum(differs).as_py() or 0)
+
+
+def _ids_at(table: pa.Table, rows: np.ndarray) -> tuple[str, ...]:
+    return tuple(table.column("product_id").take(pa.array(rows)).to_pylist())

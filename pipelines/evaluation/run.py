@@ -126,6 +126,7 @@ def evaluate_systems(
         measures: Names as ir-measures has them.
         work_uri: Where labels of an annotator are kept.
         progress: Shows what is counted.
+        title: Heading of the tables.
 
     Raises:
         ConfigError: The judgments belong to another catalog, or an annotator does not do its part.

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from encoders.errors import EncoderConfigError
 
@@ -134,6 +132,10 @@ def resize_pixels(
     Returns:
         uint8 `[3, S, S]`, contiguous.
     """
+    # Here and not above: naming an encoder, and serving one on ONNX Runtime, reads this module without torch.
+    import torch
+    from torch.nn.functional import interpolate
+
     height, width, _ = pixels.shape
     full_width, full_height = full_size or (width, height)
     if preprocessing.resize_mode == "shortest" and max(width, height) > _LONGEST_ASPECT * min(width, height):

@@ -10,15 +10,16 @@ import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ftfy
 import numpy as np
-import torch
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from encoders.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 # ---- encoders/tokenization/clip_cleaning.py ----
 # How open_clip cleans texts before it tokenizes them. Needs no torch.
@@ -294,6 +295,8 @@ class ClipTokenizer:
     """
 
     def __init__(self, text_config: dict[str, Any]) -> None:
+        from open_clip.tokenizer import SimpleTokenizer  # a server on ONNX Runtime has no open_clip
+
         self.max_tokens = int(text_config.get("context_length", 77))
         self.text_config = text_config
         self.pieces = SimpleTokenizer(context_length=self.max_tokens, **(text_config.get("tokenizer_kwargs") or {}))
@@ -324,6 +327,8 @@ class FolderClipTokenizer:
     """
 
     def __init__(self, text_config: dict[str, Any], folder: Path) -> None:
+        from open_clip.tokenizer import HFTokenizer
+
         self.max_tokens = int(text_config.get("context_length", 77))
         self.text_config = text_config
         try:

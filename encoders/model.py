@@ -31,7 +31,7 @@ from encoders.errors import CheckpointError
 from encoders.fusion import ConcatFusion, MlpFusion, PhotoTextFusion, SumFusion, build_fusion
 from encoders.image_tower import ClipTextTower, ImageTower, build_clip
 from encoders.text_tower import TextTower, build_backbone, tie_document_and_query
-from encoders.tokenizers import ClipTokenizer, FastTokenizer, FolderClipTokenizer
+from encoders.tokenizers import TextTokenizer
 
 Side = Literal["both", "query", "product"]
 _Tower = TypeVar("_Tower", bound=nn.Module)
@@ -239,5 +239,5 @@ class EncoderParts:
     """An encoder in memory, on the CPU in float32: its modules and tokenizers."""
 
     model: EncoderModel
-    tokenizer: FastTokenizer | None = None
-    clip_tokenizer: ClipTokenizer | FolderClipTokenizer | None = None
+    tokenizer: TextTokenizer | None = None
+    clip_tokenizer: TextTokenizer | None = None

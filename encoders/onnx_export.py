@@ -27,11 +27,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
 from encoders.checkpoint import local_folder
@@ -39,79 +37,7 @@ from encoders.errors import CheckpointError
 from encoders.model import EncoderModel, EncoderParts
 from encoders.onnx_query import CONFIG, SCHEMA_VERSION
 from encoders.saved_encoder import load_query_parts
-from encoders.tokenizers import (
-    CLEANINGS,
-    ClipBpeTokenizer,
-    FolderClipTokenizer,
-    PaddedTokenizer,
-    can_rewrite,
-    clip_bpe_tokenizer,
-)
-
-# ---- encoders/onnx/saved_tokenizers.py ----
-# The tokenizers of an export, rewritten for the `tokenizers` library wherever the ids stay the same.
-
-
-# What a tokenizer that is rewritten from its file is compared on, beside its tests.
-_PROBES = (
-    "",
-    "red dress",
-    "Women's Floral-Print Midi Dress, Größe 42 – 100% Cotton!!",
-    "L&#39;Oréal &amp;amp; Co. «Café» 12.5oz/355ml",
-    "手机壳 スマホケース чехол غطاء 🎁",
-    "  two\nlines\tand snake_case  </s> [SEP] <pad>",
-    "word " * 200,
-)
-
-
-def save_tokenizers(parts: EncoderParts, folder: Path) -> dict[str, Any] | None:
-    """Writes `text_tower/` and `clip_tokenizer/`, as far as the query side has them.
-
-    Returns:
-        How the CLIP text tower's tokenizer is loaded, for `onnx.json`; None without such a tower.
-    """
-    if parts.tokenizer is not None and parts.model.query_text is not None:
-        (folder / "text_tower").mkdir()
-        parts.tokenizer.save(folder / "text_tower")
-    tokenizer = parts.clip_tokenizer
-    if tokenizer is None:
-        return None
-    (folder / "clip_tokenizer").mkdir()
-    described: dict[str, Any] = {"tokenizer": "open_clip", "text_cfg": tokenizer.text_config}
-    rewritten: ClipBpeTokenizer | PaddedTokenizer | None = None
-    if isinstance(tokenizer, FolderClipTokenizer):
-        rewritten = rewritten_padded(tokenizer)
-    elif can_rewrite(tokenizer.pieces, tokenizer.text_config):
-        pieces = clip_bpe_tokenizer(tokenizer.pieces.encoder, list(tokenizer.pieces.bpe_ranks))
-        rewritten = ClipBpeTokenizer(pieces, max_tokens=tokenizer.max_tokens)
-    if isinstance(rewritten, ClipBpeTokenizer):
-        described["tokenizer"] = "bpe"
-    elif rewritten is not None:
-        described |= {"tokenizer": "padded", "cleaning": rewritten.cleaning, "dropped_id": rewritten.dropped_id}
-    (rewritten or tokenizer).save(folder / "clip_tokenizer")
-    return described
-
-
-def rewritten_padded(tokenizer: FolderClipTokenizer) -> PaddedTokenizer | None:
-    """The tokenizer without torch and transformers; None where it does more than its `tokenizer.json` says."""
-    pieces = tokenizer.pieces
-    cleaning = (tokenizer.text_config.get("tokenizer_kwargs") or {}).get("clean", "whitespace")
-    if pieces.tokenizer_mode or not pieces.tokenizer.is_fast or cleaning not in CLEANINGS:
-        return None
-    # transformers tells the library how to cut and to pad when it is called.
-    expected = tokenizer.tokenize(_PROBES)
-    rewritten = PaddedTokenizer(
-        Tokenizer.from_str(pieces.tokenizer.backend_tokenizer.to_str()),
-        cleaning=cleaning,
-        dropped_id=pieces.tokenizer.sep_token_id if pieces.strip_sep_token else None,
-    )
-    found = rewritten.tokenize(_PROBES)
-    same = np.array_equal(found.ids, expected.ids) and (found.truncated, found.pad_id) == (
-        expected.truncated,
-        expected.pad_id,
-    )
-    return rewritten if same else None
-
+from encoders.tokenizers import FastTokenizer
 
 # Above this a graph's weights stand in a file beside it: one protobuf message ends at 2 GB.
 _LARGEST_FILE = 1_500_000_000
@@ -157,7 +83,7 @@ def export_onnx(uri: str, out: str, *, image_weight: float | None = None) -> dic
         staged.chmod(0o755)
         for name, (module, inputs, shapes) in _graphs(parts.model).items():
             _export(module, inputs, shapes, staged / f"{name}.onnx")
-        values = {**_description(parts, fingerprint), "clip_text": save_tokenizers(parts, staged)}
+        values = {**_description(parts, fingerprint), "clip_text": _save_tokenizers(parts, staged)}
         if image_weight is not None:
             values["image_weight"] = image_weight
         (staged / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -260,6 +186,24 @@ def _description(parts: EncoderParts, fingerprint: str) -> dict[str, Any]:
         "preprocessing": asdict(clip.preprocessing) if clip is not None else None,
         "made_with": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
     }
+
+
+def _save_tokenizers(parts: EncoderParts, folder: Path) -> dict[str, Any] | None:
+    """Writes the tokenizers of the query side; returns how that of the CLIP text tower is loaded, None without one."""
+    if parts.tokenizer is not None and parts.model.query_text is not None:
+        (folder / "text_tower").mkdir()
+        parts.tokenizer.save(folder / "text_tower")
+    tokenizer, clip = parts.clip_tokenizer, parts.model.architecture.clip
+    if tokenizer is None or clip is None:
+        return None
+    (folder / "clip_tokenizer").mkdir()
+    tokenizer.save(folder / "clip_tokenizer")
+    described: dict[str, Any] = {"tokenizer": "open_clip", "text_cfg": clip.model_config["text_cfg"]}
+    if isinstance(tokenizer, FastTokenizer):
+        described |= {"tokenizer": "padded" if tokenizer.pads else "bpe", "cleaning": tokenizer.cleaning}
+        if tokenizer.pads:
+            described["dropped_id"] = tokenizer.dropped_id
+    return described
 
 
 @contextmanager

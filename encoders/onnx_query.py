@@ -17,7 +17,7 @@ from encoders.checkpoint import local_folder, read_config
 from encoders.errors import CheckpointError
 from encoders.preprocessing import ImagePreprocessing, resize_picture
 from encoders.query_batches import encode_queries
-from encoders.tokenizers import ClipBpeTokenizer, FastTokenizer, PaddedTokenizer, TextTokenizer
+from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 
 SCHEMA_VERSION = 1
 CONFIG = "onnx.json"
@@ -147,12 +147,10 @@ def _session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
 
 
 def _clip_tokenizer(
-    folder: Path, *, tokenizer: str, text_cfg: dict, cleaning: str = "", dropped_id: int | None = None
+    folder: Path, *, tokenizer: str, text_cfg: dict, cleaning: str = "lower", dropped_id: int | None = None
 ) -> TextTokenizer:
     if tokenizer == "bpe":
-        return ClipBpeTokenizer.load(folder, max_tokens=int(text_cfg.get("context_length", 77)))
+        return FastTokenizer.load(folder, max_tokens=int(text_cfg.get("context_length", 77)), cleaning=cleaning)
     if tokenizer == "padded":
-        return PaddedTokenizer.load(folder, cleaning=cleaning, dropped_id=dropped_id)
-    from encoders.tokenizers import load_clip_tokenizer
-
-    return load_clip_tokenizer(text_cfg, folder)
+        return FastTokenizer.load(folder, max_tokens=None, cleaning=cleaning, dropped_id=dropped_id)
+    return clip_tokenizer(text_cfg, folder)

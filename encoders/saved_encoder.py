@@ -25,7 +25,7 @@ from encoders.encoder import ProductEncoder, QueryEncoder
 from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.model import EncoderModel, EncoderParts, Side
 from encoders.preprocessing import ImagePreprocessing
-from encoders.tokenizers import FastTokenizer, FolderClipTokenizer, load_clip_tokenizer
+from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 from encoders.towers import ClipCheckpoint, TextCheckpoint, find_clip_checkpoint, find_text_checkpoint
 
 # ---- encoders/saved_folder.py ----
@@ -71,15 +71,16 @@ class SavedEncoder:
         model.load_weights(weights, side=self.side, where=str(self.folder / _WEIGHTS))
         if self.side == "query":
             model.keep_side("query")
-        tokenizer, clip_tokenizer = None, None
+        text_tokenizer: TextTokenizer | None = None
+        clip_text_tokenizer: TextTokenizer | None = None
         if architecture.text is not None:
-            tokenizer = FastTokenizer.load(self.folder / _TEXT, max_tokens=architecture.text.max_tokens)
+            text_tokenizer = FastTokenizer.load(self.folder / _TEXT, max_tokens=architecture.text.max_tokens)
         if architecture.clip is not None and architecture.uses_clip_text:
             tokenizer_folder = self.folder / _CLIP_TOKENIZER
-            clip_tokenizer = load_clip_tokenizer(
+            clip_text_tokenizer = clip_tokenizer(
                 architecture.clip.model_config["text_cfg"], tokenizer_folder if tokenizer_folder.is_dir() else None
             )
-        return EncoderParts(model=model, tokenizer=tokenizer, clip_tokenizer=clip_tokenizer)
+        return EncoderParts(model=model, tokenizer=text_tokenizer, clip_tokenizer=clip_text_tokenizer)
 
 
 def read_saved(folder: Path) -> SavedEncoder:
@@ -169,9 +170,8 @@ def _write_files(
         (folder / _TEXT).mkdir()
         _write_json(folder / _TEXT / "config.json", architecture.text.config)
         parts.tokenizer.save(folder / _TEXT)
-    if isinstance(parts.clip_tokenizer, FolderClipTokenizer):
-        (folder / _CLIP_TOKENIZER).mkdir()
-        parts.clip_tokenizer.save(folder / _CLIP_TOKENIZER)
+    if parts.clip_tokenizer is not None and parts.clip_tokenizer.source is not None:
+        parts.clip_tokenizer.source.save_pretrained(str(folder / _CLIP_TOKENIZER))
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.image_tower import build_clip
 from encoders.preprocessing import ImagePreprocessing
 from encoders.text_tower import check_max_tokens
-from encoders.tokenizers import ClipTokenizer, FastTokenizer, FolderClipTokenizer, load_clip_tokenizer
+from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 
 _CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 # By sentence-transformers' names, of now and of its older releases.
@@ -139,9 +139,9 @@ class ClipCheckpoint:
             raise CheckpointError(f"{self.weights} does not fit the open_clip model {self.name}: {error}") from error
         return model
 
-    def tokenizer(self) -> ClipTokenizer | FolderClipTokenizer:
+    def tokenizer(self) -> TextTokenizer:
         """The tokenizer of the text tower."""
-        return load_clip_tokenizer(self.architecture.model_config["text_cfg"], self.tokenizer_folder)
+        return clip_tokenizer(self.architecture.model_config["text_cfg"], self.tokenizer_folder)
 
 
 def find_text_checkpoint(spec: TowerSpec) -> TextCheckpoint:

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from encoders.errors import CheckpointError
 from encoders.image_tower import ClipTextTower, ImageTower, build_clip
-from encoders.tokenizers import ClipTokenizer
+from encoders.tokenizers import clip_tokenizer
 from tests.encoders.tiny import CLIP_MODEL_CONFIG, IMAGE_DIM, PREPROCESSING, random_picture
 
 TEXT_CONFIG = CLIP_MODEL_CONFIG["text_cfg"]
@@ -41,7 +41,7 @@ def test_cutting_the_batch_is_exact(clip, pool_type):
     clip.text.eos_id = 49407
     tower = ClipTextTower(clip.text, dim=IMAGE_DIM)
     assert tower.cuts_batches
-    ids, mask = ClipTokenizer(TEXT_CONFIG).tokenize(["red dress", "a small wooden chair", "x"]).padded()
+    ids, mask = clip_tokenizer(TEXT_CONFIG).tokenize(["red dress", "a small wooden chair", "x"]).padded()
     assert ids.shape[1] < TEXT_CONFIG["context_length"]
     whole = open_clip.SimpleTokenizer(context_length=16)(["red dress", "a small wooden chair", "x"])
     found = tower(torch.from_numpy(ids), torch.from_numpy(mask))
@@ -74,7 +74,7 @@ def test_towers_that_see_the_whole_context_are_not_cut(options):
     clip = build_clip({**CLIP_MODEL_CONFIG, "text_cfg": {**TEXT_CONFIG, **options}}, with_text=True).eval()
     tower = ClipTextTower(clip.text, dim=IMAGE_DIM)
     assert not tower.cuts_batches
-    ids, mask = ClipTokenizer(TEXT_CONFIG).tokenize(["red dress", "x"]).padded()
+    ids, mask = clip_tokenizer(TEXT_CONFIG).tokenize(["red dress", "x"]).padded()
     whole = open_clip.SimpleTokenizer(context_length=16)(["red dress", "x"])
     assert torch.allclose(tower(torch.from_numpy(ids), torch.from_numpy(mask)), clip.encode_text(whole), atol=1e-6)
 
@@ -83,7 +83,7 @@ def test_towers_that_see_the_whole_context_are_not_cut(options):
 def test_other_projections(projection):
     torch.manual_seed(0)
     clip = build_clip({**CLIP_MODEL_CONFIG, "text_cfg": {**TEXT_CONFIG, **projection}}, with_text=True).eval()
-    ids, mask = ClipTokenizer(TEXT_CONFIG).tokenize(["red dress"]).padded()
+    ids, mask = clip_tokenizer(TEXT_CONFIG).tokenize(["red dress"]).padded()
     whole = open_clip.SimpleTokenizer(context_length=16)(["red dress"])
     found = ClipTextTower(clip.text, dim=IMAGE_DIM)(torch.from_numpy(ids), torch.from_numpy(mask))
     assert torch.allclose(found, clip.encode_text(whole), atol=1e-6)

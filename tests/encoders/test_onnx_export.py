@@ -25,9 +25,9 @@ from encoders import (
     export_onnx,
     load_onnx_query_encoder,
     load_query_encoder,
+    onnx_export,
     save_query_encoder,
 )
-from encoders import onnx_export as onnx_export
 from encoders.model import EncoderModel, EncoderParts
 from encoders.onnx_export import _compare
 from encoders.saved_encoder import load_query_parts, save_encoder

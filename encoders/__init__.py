@@ -1,14 +1,14 @@
-"""Encoders: towers, fusion and the product and query encoders made of them.
+"""Towers, fusion, and the product and query encoders made of them.
 
     config = EncoderConfig(uri="package://encoders/pretrained/demo")
     description = check_encoder(config)              # before any work: dim, fingerprint, what it reads
-    products = load_product_encoder(config)          # ProductEncoder: texts and pictures -> vectors
+    products = load_product_encoder(config)          # ProductEncoder: texts and images -> vectors
     save_query_encoder(config, "query_encoder")      # what a server needs
     queries = load_query_encoder("query_encoder")    # QueryEncoder: encode(texts=None, images=None) -> [B, D]
     export_onnx("query_encoder", "onnx_encoder")     # the same as graphs, for CPU servers; needs the extra `onnx`
     queries = load_onnx_query_encoder("onnx_encoder")    # OnnxQueryEncoder: the same encode(), without torch
 
-Naming an encoder and describing its pictures needs no torch; the names that do are loaded on first use.
+Naming an encoder and describing its images needs no torch; the names that do are loaded on first use.
 """
 
 from __future__ import annotations
@@ -34,17 +34,11 @@ if TYPE_CHECKING:
     )
 
 _LOADED_ON_FIRST_USE = {
-    "ProductEncoder": "encoders.encoder",
-    "QueryEncoder": "encoders.encoder",
-    "EncoderDescription": "encoders.saved_encoder",
-    "check_encoder": "encoders.saved_encoder",
-    "load_product_encoder": "encoders.saved_encoder",
-    "load_query_encoder": "encoders.saved_encoder",
-    "save_encoder": "encoders.saved_encoder",
-    "save_query_encoder": "encoders.saved_encoder",
+    **dict.fromkeys(("ProductEncoder", "QueryEncoder"), "encoders.encoder"),
+    **dict.fromkeys(("EncoderDescription", "check_encoder", "save_encoder"), "encoders.saved_encoder"),
+    **dict.fromkeys(("load_product_encoder", "load_query_encoder", "save_query_encoder"), "encoders.saved_encoder"),
+    **dict.fromkeys(("OnnxQueryEncoder", "load_onnx_query_encoder"), "encoders.onnx_query"),
     "export_onnx": "encoders.onnx_export",
-    "OnnxQueryEncoder": "encoders.onnx_query",
-    "load_onnx_query_encoder": "encoders.onnx_query",
 }
 
 __all__ = [

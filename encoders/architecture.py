@@ -1,4 +1,4 @@
-"""The shape of an encoder without its weights: what `encoder.json` holds."""
+"""An encoder's shape without its weights: what `encoder.json` holds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from encoders.config import (
     MATCH_MODELS,
     NEEDS_CLIP_TOWER,
     NEEDS_TEXT_TOWER,
+    USES_CLIP_TEXT,
     FusionSpec,
     ModelName,
     Pooling,
@@ -25,6 +26,7 @@ MISSING_RULES: dict[str, str] = {
     "alpha": "the missing half is zeros, so that all weight lies on the other half",
     "match": "the vector of what is there, text or picture, takes all weight",
 }
+_TEXT_SETTINGS = ("pooling", "max_tokens", "projection_dim")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,14 +46,14 @@ class TextArchitecture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipArchitecture:
-    """An open_clip model: its own `model_cfg` and what its picture tower wants to see."""
+    """An open_clip model: its own `model_cfg` and what its image tower wants to see."""
 
     model_config: dict[str, Any]
     preprocessing: ImagePreprocessing
 
     @property
     def dim(self) -> int:
-        """Width of the joint space of pictures and texts."""
+        """Width of the joint space of images and texts."""
         return int(self.model_config["embed_dim"])
 
     @property
@@ -106,7 +108,7 @@ class EncoderArchitecture:
 
     @property
     def image_projection_dim(self) -> int | None:
-        """Width of the projection after the picture tower; None where the tower's own last layer serves."""
+        """Width of the projection after the image tower; None where the tower's own last layer serves."""
         return self.dim if self.is_match and self.clip is not None and self.clip.dim != self.dim else None
 
     @property
@@ -121,18 +123,18 @@ class EncoderArchitecture:
 
     @property
     def text_is_fallback(self) -> bool:
-        """Whether the product side needs the text only of products without a picture."""
+        """Whether the product side needs the text only of products without an image."""
         return self.model == "clip" or (self.is_match and self.fusion.product_text_weight == 0)
 
     @property
     def uses_images(self) -> bool:
-        """Whether the product side reads pictures."""
+        """Whether the product side reads images."""
         return self.model != "bibert"
 
     @property
     def uses_clip_text(self) -> bool:
         """Whether either side needs CLIP's text tower."""
-        return self.model in ("clip", "4tmm")
+        return self.model in USES_CLIP_TEXT
 
     @property
     def max_tokens(self) -> int:
@@ -143,56 +145,37 @@ class EncoderArchitecture:
 
     @property
     def missing_rule(self) -> str:
-        """What happens to a product without text or picture, in words."""
+        """What happens to a product without text or image, in words."""
         if self.is_match:
             return MISSING_RULES["match"]
         return MISSING_RULES[self.model if self.fusion.method == "none" else self.fusion.method]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the backbone's config is left out, it stands in `text_tower/config.json`."""
-        text, clip = self.text, self.clip
-        fusion = asdict(self.fusion)
+        values: dict[str, Any] = {"model": self.model, "dim": self.dim, "image_weight": self.image_weight}
+        values |= {"text_tower": None, "clip_tower": None, "preprocessing": None, "missing": self.missing_rule}
+        if self.text is not None:
+            settings = {key: getattr(self.text, key) for key in _TEXT_SETTINGS}
+            values["text_tower"] = {"library": "transformers", **settings}
+        if self.clip is not None:
+            values["clip_tower"] = {"library": "open_clip", "model_config": self.clip.model_config}
+            values["preprocessing"] = asdict(self.clip.preprocessing)
+        values["fusion"] = asdict(self.fusion)
         # Left out of the models that have no such settings: their folders, and so their fingerprints, are older.
         for key in () if self.is_match else ("dim", "product_text_weight"):
-            del fusion[key]
-        return {
-            "model": self.model,
-            "dim": self.dim,
-            "text_tower": None
-            if text is None
-            else {
-                "library": "transformers",
-                "pooling": text.pooling,
-                "max_tokens": text.max_tokens,
-                "projection_dim": text.projection_dim,
-            },
-            "clip_tower": None if clip is None else {"library": "open_clip", "model_config": clip.model_config},
-            "preprocessing": None if clip is None else asdict(clip.preprocessing),
-            "fusion": fusion,
-            "image_weight": self.image_weight,
-            "missing": self.missing_rule,
-        }
+            del values["fusion"][key]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, text_config: dict[str, Any] | None) -> EncoderArchitecture:
         """The inverse of `to_dict`; raises KeyError or TypeError on values of another shape."""
-        text, clip = values["text_tower"], values["clip_tower"]
-        return cls(
-            model=values["model"],
-            text=None
-            if text is None
-            else TextArchitecture(
-                config=text_config or {},
-                pooling=text["pooling"],
-                max_tokens=text["max_tokens"],
-                projection_dim=text["projection_dim"],
-            ),
-            clip=None
-            if clip is None
-            else ClipArchitecture(
-                model_config=clip["model_config"],
-                preprocessing=ImagePreprocessing.from_dict(values["preprocessing"]),
-            ),
-            fusion=FusionSpec(**values["fusion"]),
-            image_weight=values["image_weight"],
-        )
+        text: TextArchitecture | None = None
+        clip: ClipArchitecture | None = None
+        if values["text_tower"] is not None:
+            settings = {key: values["text_tower"][key] for key in _TEXT_SETTINGS}
+            text = TextArchitecture(config=text_config or {}, **settings)
+        if values["clip_tower"] is not None:
+            preprocessing = ImagePreprocessing.from_dict(values["preprocessing"])
+            clip = ClipArchitecture(model_config=values["clip_tower"]["model_config"], preprocessing=preprocessing)
+        fusion = FusionSpec(**values["fusion"])
+        return cls(model=values["model"], text=text, clip=clip, fusion=fusion, image_weight=values["image_weight"])

@@ -1,4 +1,4 @@
-"""Addresses of checkpoints to folders on this machine: the only place that reaches a hub or a remote store.
+"""Checkpoint addresses to folders on this machine: the only place that reaches a hub or a remote store.
 
 An address is a local folder, `package://NAME/path` (data inside an installed Python package), any fsspec URI (fetched
 once into a cache), or a hub name (fetched by huggingface_hub into its own cache; HF_HUB_OFFLINE=1 keeps to that cache).
@@ -14,7 +14,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,12 @@ def local_folder(address: str, *, hub: bool = False) -> Path:
     path = Path(address).expanduser()
     if path.is_dir():
         return path
-    if path.is_file() and path.suffix in _PICKLES:
-        raise CheckpointError(
-            f"{address} is a pickle, which can run code when it is loaded: expected a folder with *.safetensors. "
-            + CONVERT_PICKLE
-        )
     if path.is_file():
+        if path.suffix in _PICKLES:
+            raise CheckpointError(
+                f"{address} is a pickle, which can run code when it is loaded: expected a folder with *.safetensors. "
+                + CONVERT_PICKLE
+            )
         raise CheckpointError(f"{address} is a file: expected the folder that holds the checkpoint")
     name = address.removeprefix("hf-hub:")
     if hub and _HUB_NAME.fullmatch(name):
@@ -67,22 +68,12 @@ def local_folder(address: str, *, hub: bool = False) -> Path:
 
 def hub_folder(name: str, files: Sequence[str] = _HUB_FILES) -> Path:
     """Fetches a hub repository's files of the given patterns (never pickles) and returns the local snapshot."""
+    others = ["onnx/*", "openvino/*"]
     try:
         return Path(
-            snapshot_download(
-                name,
-                allow_patterns=list(files),
-                ignore_patterns=["onnx/*", "openvino/*"],
-                etag_timeout=_CONNECT_SECONDS,
-            )
+            snapshot_download(name, allow_patterns=[*files], ignore_patterns=others, etag_timeout=_CONNECT_SECONDS)
         )
-    except (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        HFValidationError,
-        OSError,
-    ) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"hub checkpoint {name!r} cannot be fetched and is not in the local cache: {_first_line(error)}; "
             "check the name and the network, or fetch it elsewhere and give the folder"
@@ -129,6 +120,32 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def replaced_folder(target: Path, *, marker: str, kind: str) -> Iterator[Path]:
+    """Gives a new folder to write into, which takes the place of `target` once the block has ended without an error.
+
+    Args:
+        target: Where it goes; it may be new, empty or of the same kind.
+        marker: Name of a file that every folder of the kind has.
+        kind: In words.
+
+    Raises:
+        CheckpointError: Something else is at `target`.
+    """
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / marker).is_file())):
+        raise CheckpointError(f"{target} exists and holds no {kind}: expected a new folder, or an earlier {kind}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.part-"))
+    try:
+        staged.chmod(0o755)
+        yield staged
+        if target.exists():
+            shutil.rmtree(target)
+        staged.rename(target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
 def _package_folder(address: str) -> Path:
     name, _, inside = address.removeprefix("package://").partition("/")
     try:
@@ -155,13 +172,9 @@ def _remote_folder(uri: str) -> Path:
     files = {path: details for path, details in sorted(listing.items()) if details.get("type") == "file"}
     if not files:
         raise CheckpointError(f"no files under {uri}: expected a checkpoint folder")
+    stamp_keys = ("ETag", "etag", "mtime", "LastModified", "created")
     stamps = [
-        [
-            path,
-            details.get("size"),
-            *(str(details.get(key)) for key in ("ETag", "etag", "mtime", "LastModified", "created")),
-        ]
-        for path, details in files.items()
+        [path, details.get("size"), *(str(details.get(key)) for key in stamp_keys)] for path, details in files.items()
     ]
     key = hashlib.sha256(json.dumps([uri, stamps]).encode()).hexdigest()[:32]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shelfmark" / "checkpoints"

@@ -1,8 +1,7 @@
 """The `encoder:` section of a job: which encoder, on which device, in which precision.
 
-An encoder is named in one of two ways: by `uri`, the address of a saved Shelfmark encoder (a folder with an
-`encoder.json`), or by `model` and its towers, each named by library and checkpoint. Everything here is plain data: it
-pickles, compares by value and is checked when it is built.
+An encoder is named by `uri`, the address of a saved one (a folder with an `encoder.json`), or by `model` and its
+towers, each by library and checkpoint. It is plain data: it pickles, compares by value, is checked when it is built.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ FUSIONS_OF_MODEL: dict[str, tuple[FusionMethod, ...]] = {
 MATCH_MODELS = ("match3", "match4")
 NEEDS_TEXT_TOWER = ("bibert", "3tmm", "4tmm", *MATCH_MODELS)
 NEEDS_CLIP_TOWER = ("clip", "3tmm", "4tmm", *MATCH_MODELS)
+USES_CLIP_TEXT = ("clip", "4tmm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,17 +62,17 @@ class TowerSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FusionSpec:
-    """How a text vector and a picture vector become one.
+    """How a text vector and an image vector become one.
 
     Attributes:
         method: `none` for models of one tower a side, `concat`, `alpha` (weighted concatenation) or `mlp` for a
-            product's text and picture. `sum` for match3 and match4, where a product is always the weighted sum of its
+            product's text and image. `sum` for match3 and match4, where a product is always the weighted sum of its
             two vectors; a query of photo and text is one too, or in match4 the sum and what a trained `mlp` adds.
-        alpha: Weight of the text half in `alpha`; the picture half gets `1 - alpha`.
+        alpha: Weight of the text half in `alpha`; the image half gets `1 - alpha`.
         hidden: Width of the hidden layer of `mlp`.
-        dim: Width of the space that the towers of match3 and match4 share; null for that of the picture tower.
-        product_text_weight: Weight of the text in a product's sum (match3, match4), 0 up to 1; the picture gets the
-            rest. 0 indexes pictures alone: the text is read of products without one.
+        dim: Width of the space that the towers of match3 and match4 share; null for that of the image tower.
+        product_text_weight: Weight of the text in a product's sum (match3, match4), 0 up to 1; the image gets the rest.
+            0 indexes images alone: the text is read of products without one.
     """
 
     method: FusionMethod = "none"
@@ -104,11 +104,11 @@ class EncoderConfig:
         model: `bibert`, `clip`, `3tmm`, `4tmm`, `match3` or `match4`, together with its towers below.
         text_tower: The BERT tower (all but clip).
         clip_tower: The open_clip model (all but bibert); its text tower is used by clip and 4tmm.
-        fusion: How text and picture become one vector (3tmm: mlp; 4tmm: concat, alpha or mlp; match3: sum; match4: sum
-            or mlp).
-        image_weight: Query of picture and text: weight of the picture's vector, 0 to 1. None: what the saved encoder
-            says, else 0.5.
-        batch_size: Texts or pictures per forward pass: memory of the device against speed.
+        fusion: How text and image become one vector (3tmm: mlp; 4tmm: concat, alpha or mlp; match3: sum; match4: sum or
+            mlp).
+        image_weight: Query of image and text: weight of the image's vector, 0 to 1. None: what the saved encoder says,
+            else 0.5.
+        batch_size: Texts or images per forward pass: memory of the device against speed.
         device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
         precision: Number format of the towers' weights and activations; vectors are float32 whatever it is.
         compile: Run the product side's towers through torch.compile: a minute more at the start of each process, faster

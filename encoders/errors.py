@@ -1,4 +1,4 @@
-"""The exceptions of this room.
+"""Exceptions of this room.
 
     EncoderError
     ├── CheckpointError        weights or folders that are missing, unsafe, incomplete or do not fit
@@ -20,9 +20,7 @@ class CheckpointError(EncoderError):
 
 
 class EncoderConfigError(EncoderError, ValueError):
-    """A setting of the `encoder:` section names an impossible value; the message gives key, value and what is
-    expected.
-    """
+    """A setting of the `encoder:` section has an impossible value; the message gives key, value, what is expected."""
 
 
 class TrainingError(EncoderError):

@@ -1,6 +1,6 @@
-"""Where two vectors become one.
+"""Fusions, where two vectors become one.
 
-Legend: B products, Dt width of the text vector, Di width of the picture vector, D width of the fused vector.
+Legend: B products, Dt width of the text vector, Di width of the image vector, D width of the fused vector.
 
 Both inputs are L2-normalised first, so that neither half outweighs the other by its scale. Each fusion states what it
 does when a half is missing; a product without both is an error of the caller.
@@ -13,7 +13,7 @@ does when a half is missing; a product without both is an error of the caller.
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from encoders.config import FusionSpec
@@ -21,19 +21,14 @@ from encoders.errors import EncoderConfigError
 
 
 class ConcatFusion(nn.Module):
-    """α-weighted concatenation `[α·text, (1 - α)·picture]`; plain concatenation is α = 0.5.
-
-    No weights of its own; D = Dt + Di.
-    """
+    """α-weighted concatenation `[α·text, (1 - α)·image]` (plain: α = 0.5); D = Dt + Di, no weights of its own."""
 
     def __init__(self, text_dim: int, image_dim: int, *, alpha: float = 0.5) -> None:
         super().__init__()
         self.text_dim, self.image_dim, self.dim = text_dim, image_dim, text_dim + image_dim
         self.alpha = alpha
 
-    def forward(
-        self, text: torch.Tensor, has_text: torch.Tensor, image: torch.Tensor, has_image: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, text: Tensor, has_text: Tensor, image: Tensor, has_image: Tensor) -> Tensor:
         """Fuses `[B, Dt]` and `[B, Di]` to `[B, D]`; rows where `has_*` (bool `[B]`) is False are taken as zeros."""
         text_half = self.alpha * functional.normalize(text, dim=-1) * has_text.unsqueeze(-1)
         image_half = (1.0 - self.alpha) * functional.normalize(image, dim=-1) * has_image.unsqueeze(-1)
@@ -43,7 +38,7 @@ class ConcatFusion(nn.Module):
 class MlpFusion(nn.Module):
     """A perceptron of one hidden layer over the two normalised vectors side by side.
 
-    In 3tmm it aligns the picture into the BERT space while it fuses, so D is the width of the query tower.
+    In 3tmm it aligns the image into the BERT space while it fuses, so D is the width of the query tower.
     """
 
     def __init__(self, text_dim: int, image_dim: int, *, hidden: int, dim: int) -> None:
@@ -53,12 +48,8 @@ class MlpFusion(nn.Module):
         self.missing_image = nn.Parameter(torch.randn(image_dim) * 0.1)
         self.layers = nn.Sequential(nn.Linear(text_dim + image_dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
-    def forward(
-        self, text: torch.Tensor, has_text: torch.Tensor, image: torch.Tensor, has_image: torch.Tensor
-    ) -> torch.Tensor:
-        """Fuses `[B, Dt]` and `[B, Di]` to `[B, D]`; rows where `has_*` (bool `[B]`) is False take the learned
-        vector.
-        """
+    def forward(self, text: Tensor, has_text: Tensor, image: Tensor, has_image: Tensor) -> Tensor:
+        """Fuses `[B, Dt]` and `[B, Di]` to `[B, D]`; rows where `has_*` (bool `[B]`) is False take a learned vector."""
         # Unit vectors have tiny entries; times sqrt(width) they have the scale that linear layers are initialised for.
         text = functional.normalize(text, dim=-1) * self.text_dim**0.5
         image = functional.normalize(image, dim=-1) * self.image_dim**0.5
@@ -68,16 +59,14 @@ class MlpFusion(nn.Module):
 
 
 class SumFusion(nn.Module):
-    """The weighted sum `w·text + (1 - w)·picture` of two vectors of one space; D = Dt = Di, no weights of its own."""
+    """The weighted sum `w·text + (1 - w)·image` of two vectors of one space; D = Dt = Di, no weights of its own."""
 
     def __init__(self, dim: int, *, text_weight: float) -> None:
         super().__init__()
         self.text_dim, self.image_dim, self.dim = dim, dim, dim
         self.text_weight = text_weight
 
-    def forward(
-        self, text: torch.Tensor, has_text: torch.Tensor, image: torch.Tensor, has_image: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, text: Tensor, has_text: Tensor, image: Tensor, has_image: Tensor) -> Tensor:
         """Fuses two `[B, D]`; rows where only one `has_*` (bool `[B]`) is True are that vector alone."""
         text_weight = torch.where(has_text & has_image, self.text_weight, has_text.float()).unsqueeze(-1)
         image_weight = torch.where(has_text & has_image, 1.0 - self.text_weight, has_image.float()).unsqueeze(-1)
@@ -97,7 +86,7 @@ class PhotoTextFusion(nn.Module):
         for weight in self.layers[2].parameters():
             nn.init.zeros_(weight)
 
-    def forward(self, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
         """What is added to the sum, `[B, D]`, for normalised text and photo vectors `[B, D]`."""
         return self.layers(torch.cat([text, image], dim=-1) * self.dim**0.5)
 

@@ -1,4 +1,4 @@
-"""The losses that train an encoder.
+"""Losses that train an encoder.
 
 Legend: B pairs of a batch, P products of a batch (P < B where products repeat, more where seen negatives join), D width
 of the vectors.
@@ -9,18 +9,19 @@ The batch may be that of several devices together: `distinct_products` then make
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 
 def nt_xent(
-    queries: torch.Tensor,
-    products: torch.Tensor,
-    positives: torch.Tensor,
+    queries: Tensor,
+    products: Tensor,
+    positives: Tensor,
     *,
-    temperature: float | torch.Tensor,
-    not_negative: torch.Tensor | None = None,
+    temperature: float | Tensor,
+    not_negative: Tensor | None = None,
     symmetric: bool = False,
-) -> torch.Tensor:
+) -> Tensor:
     """Temperature-scaled cross entropy of each query's own product against the other products of the batch.
 
     "Multimodal semantic retrieval for product search", eq. 1. Each product stands once, however many pairs it has, so
@@ -42,12 +43,8 @@ def nt_xent(
     Raises:
         ValueError: Shapes that do not belong together, or a temperature that is not positive.
     """
-    if (
-        queries.ndim != 2
-        or products.ndim != 2
-        or queries.shape[1] != products.shape[1]
-        or len(positives) != len(queries)
-    ):
+    fits = queries.ndim == products.ndim == 2 and queries.shape[1] == products.shape[1]
+    if not fits or len(positives) != len(queries):
         raise ValueError(
             f"queries {list(queries.shape)}, products {list(products.shape)}, positives {list(positives.shape)}: "
             "expected [B, D], [P, D], [B]"
@@ -69,9 +66,8 @@ def nt_xent(
     return loss
 
 
-def shared_queries(query_keys: torch.Tensor, positives: torch.Tensor, product_count: int) -> torch.Tensor:
-    """Which products were chosen for the same query text by another pair of the batch, so that none is a negative of
-    it.
+def shared_queries(query_keys: Tensor, positives: Tensor, product_count: int) -> Tensor:
+    """Which products another pair of the batch chose for the same query text, so that none is a negative of it.
 
     Args:
         query_keys: int64 `[B]`; equal for equal query texts.
@@ -87,15 +83,15 @@ def shared_queries(query_keys: torch.Tensor, positives: torch.Tensor, product_co
 
 
 def alignment(
-    rows: torch.Tensor,
-    columns: torch.Tensor,
-    positives: torch.Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    positives: Tensor,
     *,
-    has_row: torch.Tensor,
-    has_column: torch.Tensor,
-    temperature: float | torch.Tensor,
-    not_negative: torch.Tensor,
-) -> torch.Tensor:
+    has_row: Tensor,
+    has_column: Tensor,
+    temperature: float | Tensor,
+    not_negative: Tensor,
+) -> Tensor:
     """Symmetric contrastive term between two kinds of vectors, over the pairs that have both.
 
     One of the terms of "Bringing Multimodality to Amazon Visual Search System" (which are weighed against each other,
@@ -116,18 +112,18 @@ def alignment(
     kept = has_row & has_column[positives]
     if not kept.any():
         return (rows.sum() + columns.sum()) * 0.0  # a loss that the gradient goes through, on every device alike
-    place = torch.cumsum(has_column.long(), 0) - 1
+    kept_column = torch.cumsum(has_column.long(), 0) - 1
     return nt_xent(
         rows[kept],
         columns[has_column],
-        place[positives[kept]],
+        kept_column[positives[kept]],
         temperature=temperature,
         not_negative=not_negative[kept][:, has_column],
         symmetric=True,
     )
 
 
-def distinct_products(product_keys: torch.Tensor, own_keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def distinct_products(product_keys: Tensor, own_keys: Tensor) -> tuple[Tensor, Tensor]:
     """Each product once, where several devices' batches hold the same.
 
     Args:

@@ -1,17 +1,17 @@
-"""The module tree of an encoder: towers and fusions of both sides, and which weights each side needs.
+"""An encoder's module tree: towers and fusions of both sides, and which weights each side needs.
 
-Legend: B products or queries, D fused dimension, Dt and Di widths of text and picture vectors.
+Legend: B products or queries, D fused dimension, Dt and Di widths of text and image vectors.
 
 | model | query side | product side |
 |---|---|---|
 | bibert | query_text | document_text |
-| clip | clip_text (image, for a picture) | image (clip_text, without a picture) |
+| clip | clip_text (image, for an image) | image (clip_text, without an image) |
 | 3tmm | query_text | product_fusion(document_text, image) |
 | 4tmm | query_fusion(query_text, clip_text) | product_fusion(document_text, image) |
 | match3 | image | product_fusion(document_text, image) |
 | match4 | image, query_text, or both by photo_text_fusion | product_fusion(document_text, image) |
 
-In match3 and match4 query and product side share the picture tower, and in match4 `query_text` is `document_text`
+In match3 and match4 query and product side share the image tower, and in match4 `query_text` is `document_text`
 itself: towers, projections and LayerNorms ("Bringing Multimodality to Amazon Visual Search System").
 """
 
@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 
 import torch
 from open_clip import CustomTextCLIP
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -31,7 +31,7 @@ from encoders.errors import CheckpointError
 from encoders.fusion import ConcatFusion, MlpFusion, PhotoTextFusion, SumFusion, build_fusion
 from encoders.image_tower import ClipTextTower, ImageTower, build_clip
 from encoders.text_tower import TextTower, build_backbone, tie_document_and_query
-from encoders.tokenizers import ClipTokenizer, FastTokenizer, FolderClipTokenizer
+from encoders.tokenizers import TextTokenizer
 
 Side = Literal["both", "query", "product"]
 _Tower = TypeVar("_Tower", bound=nn.Module)
@@ -40,16 +40,9 @@ _Tower = TypeVar("_Tower", bound=nn.Module)
 class EncoderModel(nn.Module):
     """Both sides of an encoder.
 
-    The vectors that alignment losses of match3 and match4 compare, each `[B, D]`, normalised, with gradients:
-
-        encode_query_image(pixels), encode_product_image(pixels)      the picture tower
-        encode_query_text(ids, mask)                                  match4
-        encode_product_text(ids, mask)
-
-    and those that search compares, made of them (normalised again):
-
-        fuse_product(text, has_text, image, has_image)                what the index holds
-        fuse_photo_text(text, image)                                  a query of both; a query of one is that vector
+    `encode_*` (match3 and match4) give the vectors that alignment losses compare, of uint8 pixels `[B, 3, S, S]`, or of
+    token ids int64 `[B, L]` and mask bool `[B, L]`, each `[B, D]`, normalised, with gradients; ValueError for other
+    models and towers that are not there. `fuse_*` give those that search compares, normalised again.
 
     Args:
         architecture: The shape.
@@ -85,11 +78,9 @@ class EncoderModel(nn.Module):
             if clip is None:
                 clip = build_clip(architecture.clip.model_config, with_text=architecture.uses_clip_text)
             dim = architecture.clip.dim
+            projection_dim = architecture.image_projection_dim
             self.image = ImageTower(
-                clip.visual,
-                architecture.clip.preprocessing,
-                dim=dim,
-                projection_dim=architecture.image_projection_dim,
+                clip.visual, architecture.clip.preprocessing, dim=dim, projection_dim=projection_dim
             )
             if architecture.uses_clip_text:
                 self.clip_text = ClipTextTower(clip.text, dim=dim)
@@ -105,39 +96,31 @@ class EncoderModel(nn.Module):
                 self.query_fusion = build_fusion(architecture.fusion, **widths)
         self.eval()
 
-    def encode_query_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Photo vectors `[B, D]`, normalised, of uint8 `[B, 3, S, S]` (match3, match4)."""
+    def encode_query_image(self, pixels: Tensor) -> Tensor:
+        """Photo vectors."""
         return functional.normalize(self._match_tower(self.image)(pixels), dim=-1)
 
-    def encode_query_text(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Query text vectors `[B, D]`, normalised, of token ids int64 `[B, L]` and mask bool `[B, L]` (match4)."""
+    def encode_query_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Query text vectors (match4)."""
         return functional.normalize(self._match_tower(self.query_text)(ids, mask), dim=-1)
 
-    def encode_product_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Product picture vectors `[B, D]`, normalised, of uint8 `[B, 3, S, S]` (match3, match4): `encode_query_image`
-        by another name, the tower is shared.
-        """
+    def encode_product_image(self, pixels: Tensor) -> Tensor:
+        """Product image vectors: `encode_query_image` by another name, the tower is shared."""
         return self.encode_query_image(pixels)
 
-    def encode_product_text(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Product text vectors `[B, D]`, normalised, of token ids and mask `[B, L]` (match3, match4)."""
+    def encode_product_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Product text vectors."""
         return functional.normalize(self._match_tower(self.document_text)(ids, mask), dim=-1)
 
-    def fuse_photo(self, image: torch.Tensor) -> torch.Tensor:
-        """Query vectors `[B, D]`, normalised, of photos alone: the product side, its text missing.
-
-        Args:
-            image: `[B, Di]` of the picture tower.
-        """
+    def fuse_photo(self, image: Tensor) -> Tensor:
+        """Query vectors `[B, D]` of photos alone (`[B, Di]` of the tower): the product side, its text missing."""
         fusion = self.product_fusion
         text_dim = fusion.text_dim if fusion is not None else image.shape[1]
         text = torch.zeros(len(image), text_dim, device=image.device)
         there = torch.ones(len(image), dtype=torch.bool, device=image.device)
         return self.fuse_product(text, ~there, image, there)
 
-    def fuse_photo_text(
-        self, text: torch.Tensor, image: torch.Tensor, *, image_weight: float | None = None
-    ) -> torch.Tensor:
+    def fuse_photo_text(self, text: Tensor, image: Tensor, *, image_weight: float | None = None) -> Tensor:
         """Vectors `[B, D]`, normalised, of queries that are photo and text, of any model.
 
         The weighted sum of both vectors; a model with `photo_text_fusion` adds what that has learned.
@@ -153,9 +136,7 @@ class EncoderModel(nn.Module):
             fused = fused + self.photo_text_fusion(text, image)
         return functional.normalize(fused, dim=-1)
 
-    def fuse_product(
-        self, text: torch.Tensor, has_text: torch.Tensor, image: torch.Tensor, has_image: torch.Tensor
-    ) -> torch.Tensor:
+    def fuse_product(self, text: Tensor, has_text: Tensor, image: Tensor, has_image: Tensor) -> Tensor:
         """Product vectors `[B, D]`, normalised, from `[B, Dt]`, `[B, Di]` and bool `[B]` masks of what is there."""
         if self.product_fusion is not None:
             fused = self.product_fusion(text, has_text, image, has_image)
@@ -165,7 +146,7 @@ class EncoderModel(nn.Module):
             fused = text
         return functional.normalize(fused, dim=-1)
 
-    def fuse_query(self, text: torch.Tensor, clip_text: torch.Tensor | None = None) -> torch.Tensor:
+    def fuse_query(self, text: Tensor, clip_text: Tensor | None = None) -> Tensor:
         """Query vectors `[B, D]`, normalised, of texts.
 
         Args:
@@ -187,40 +168,31 @@ class EncoderModel(nn.Module):
                 self.clip_text = None
         return self
 
-    def weights(self, side: Side = "both") -> dict[str, torch.Tensor]:
-        """Named tensors of one side or both, each tensor once (shared ones under `document_text` when both are
-        asked).
-        """
+    def weights(self, side: Side = "both") -> dict[str, Tensor]:
+        """Named tensors of one side or both, each tensor once: of both, shared ones under `document_text`."""
         state = self.state_dict()
         if side == "query":
             return {name: tensor for name, tensor in state.items() if not name.startswith("document_text.")}
         if side == "product":
             query_only = ("query_text.", "query_fusion.", "photo_text_fusion.")
             return {name: tensor for name, tensor in state.items() if not name.startswith(query_only)}
-        own: dict[str, torch.Tensor] = {}
+        own: dict[str, Tensor] = {}
         for name, tensor in state.items():
-            twin = (
-                state.get(name.replace("query_text.", "document_text.", 1)) if name.startswith("query_text.") else None
-            )
+            kind, _, rest = name.partition(".")
+            twin = state.get(f"document_text.{rest}") if kind == "query_text" else None
             if twin is None or twin.data_ptr() != tensor.data_ptr():
                 own[name] = tensor
         return own
 
-    def _match_tower(self, tower: _Tower | None) -> _Tower:
-        """The tower, of a model whose towers all end in the space of the vectors; raises ValueError elsewhere."""
-        if tower is None or not self.architecture.is_match:
-            raise ValueError(f"a {self.architecture.model} encoder has no such vectors: expected match3 or match4")
-        return tower
-
-    def load_weights(self, weights: dict[str, torch.Tensor], *, side: Side, where: str) -> None:
+    def load_weights(self, weights: dict[str, Tensor], *, side: Side, where: str) -> None:
         """Takes over the tensors of `weights(side)`; raises CheckpointError naming what is missing or does not fit."""
         expected = self.weights(side)
         missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
         if missing or unknown:
+            first = [f" (first: {names[0]})" if names else "" for names in (missing, unknown)]
             raise CheckpointError(
-                f"{where}: expected {len(expected)} tensors; {len(missing)} are missing{_first(missing)}, "
-                f"{len(unknown)} are not known{_first(unknown)}; encoder.json and weights.safetensors do not belong "
-                "together"
+                f"{where}: expected {len(expected)} tensors; {len(missing)} are missing{first[0]}, {len(unknown)} are "
+                f"not known{first[1]}; encoder.json and weights.safetensors do not belong together"
             )
         for name, tensor in expected.items():
             if weights[name].shape != tensor.shape:
@@ -229,9 +201,10 @@ class EncoderModel(nn.Module):
                 )
         self.load_state_dict(weights, strict=False)
 
-
-def _first(names: list[str]) -> str:
-    return f" (first: {names[0]})" if names else ""
+    def _match_tower(self, tower: _Tower | None) -> _Tower:
+        if tower is None or not self.architecture.is_match:
+            raise ValueError(f"a {self.architecture.model} encoder has no such vectors: expected match3 or match4")
+        return tower
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,5 +212,5 @@ class EncoderParts:
     """An encoder in memory, on the CPU in float32: its modules and tokenizers."""
 
     model: EncoderModel
-    tokenizer: FastTokenizer | None = None
-    clip_tokenizer: ClipTokenizer | FolderClipTokenizer | None = None
+    tokenizer: TextTokenizer | None = None
+    clip_tokenizer: TextTokenizer | None = None

@@ -1,13 +1,13 @@
-"""The query side as ONNX graphs, for servers that search on CPUs without torch.
+"""Query encoders as ONNX graphs, for servers that search on CPUs without torch.
 
 A folder of them (schema version 1):
 
     onnx.json            model, dim, fingerprint of the products' encoder, preprocessing, what can be a query
     query_text.onnx      ids int64 [B, L], mask bool [B, L] -> BERT's vector
     clip_text.onnx       ids int64 [B, L], mask bool [B, L] -> CLIP's text vector
-    image.onnx           pixels uint8 [B, 3, S, S] -> the picture's vector
+    image.onnx           pixels uint8 [B, 3, S, S] -> the image's vector
     fuse_text.onnx       the text towers' vectors -> query vector [B, D] of a text
-    fuse_photo.onnx      the picture's vector -> query vector of a photo
+    fuse_photo.onnx      the image's vector -> query vector of a photo
     fuse_both.onnx       both query vectors and image_weight float32 [] -> query vector of a photo and a text
     text_tower/, clip_tokenizer/    tokenizers
 
@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,91 +25,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
-from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 
-from encoders.checkpoint import local_folder
+from encoders.checkpoint import local_folder, replaced_folder
 from encoders.errors import CheckpointError
 from encoders.model import EncoderModel, EncoderParts
 from encoders.onnx_query import CONFIG, SCHEMA_VERSION
 from encoders.saved_encoder import load_query_parts
-from encoders.tokenizers import (
-    CLEANINGS,
-    ClipBpeTokenizer,
-    FolderClipTokenizer,
-    PaddedTokenizer,
-    can_rewrite,
-    clip_bpe_tokenizer,
-)
-
-# ---- encoders/onnx/saved_tokenizers.py ----
-# The tokenizers of an export, rewritten for the `tokenizers` library wherever the ids stay the same.
-
-
-# What a tokenizer that is rewritten from its file is compared on, beside its tests.
-_PROBES = (
-    "",
-    "red dress",
-    "Women's Floral-Print Midi Dress, Größe 42 – 100% Cotton!!",
-    "L&#39;Oréal &amp;amp; Co. «Café» 12.5oz/355ml",
-    "手机壳 スマホケース чехол غطاء 🎁",
-    "  two\nlines\tand snake_case  </s> [SEP] <pad>",
-    "word " * 200,
-)
-
-
-def save_tokenizers(parts: EncoderParts, folder: Path) -> dict[str, Any] | None:
-    """Writes `text_tower/` and `clip_tokenizer/`, as far as the query side has them.
-
-    Returns:
-        How the CLIP text tower's tokenizer is loaded, for `onnx.json`; None without such a tower.
-    """
-    if parts.tokenizer is not None and parts.model.query_text is not None:
-        (folder / "text_tower").mkdir()
-        parts.tokenizer.save(folder / "text_tower")
-    tokenizer = parts.clip_tokenizer
-    if tokenizer is None:
-        return None
-    (folder / "clip_tokenizer").mkdir()
-    described: dict[str, Any] = {"tokenizer": "open_clip", "text_cfg": tokenizer.text_config}
-    rewritten: ClipBpeTokenizer | PaddedTokenizer | None = None
-    if isinstance(tokenizer, FolderClipTokenizer):
-        rewritten = rewritten_padded(tokenizer)
-    elif can_rewrite(tokenizer.pieces, tokenizer.text_config):
-        pieces = clip_bpe_tokenizer(tokenizer.pieces.encoder, list(tokenizer.pieces.bpe_ranks))
-        rewritten = ClipBpeTokenizer(pieces, max_tokens=tokenizer.max_tokens)
-    if isinstance(rewritten, ClipBpeTokenizer):
-        described["tokenizer"] = "bpe"
-    elif rewritten is not None:
-        described |= {"tokenizer": "padded", "cleaning": rewritten.cleaning, "dropped_id": rewritten.dropped_id}
-    (rewritten or tokenizer).save(folder / "clip_tokenizer")
-    return described
-
-
-def rewritten_padded(tokenizer: FolderClipTokenizer) -> PaddedTokenizer | None:
-    """The tokenizer without torch and transformers; None where it does more than its `tokenizer.json` says."""
-    pieces = tokenizer.pieces
-    cleaning = (tokenizer.text_config.get("tokenizer_kwargs") or {}).get("clean", "whitespace")
-    if pieces.tokenizer_mode or not pieces.tokenizer.is_fast or cleaning not in CLEANINGS:
-        return None
-    # transformers tells the library how to cut and to pad when it is called.
-    expected = tokenizer.tokenize(_PROBES)
-    rewritten = PaddedTokenizer(
-        Tokenizer.from_str(pieces.tokenizer.backend_tokenizer.to_str()),
-        cleaning=cleaning,
-        dropped_id=pieces.tokenizer.sep_token_id if pieces.strip_sep_token else None,
-    )
-    found = rewritten.tokenize(_PROBES)
-    same = np.array_equal(found.ids, expected.ids) and (found.truncated, found.pad_id) == (
-        expected.truncated,
-        expected.pad_id,
-    )
-    return rewritten if same else None
-
+from encoders.tokenizers import FastTokenizer
 
 # Above this a graph's weights stand in a file beside it: one protobuf message ends at 2 GB.
 _LARGEST_FILE = 1_500_000_000
@@ -122,12 +46,12 @@ _BATCH, _TOKENS = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
 class _Call(nn.Module):
     """A function of a model's parts as a module, which is what can be exported."""
 
-    def __init__(self, model: nn.Module, function: Callable[..., torch.Tensor]) -> None:
+    def __init__(self, model: nn.Module, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self.model = model  # its weights become the graph's
         self._function = function
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         return self._function(*inputs)
 
 
@@ -139,7 +63,7 @@ def export_onnx(uri: str, out: str, *, image_weight: float | None = None) -> dic
     Args:
         uri: The saved encoder: local path, `package://` or fsspec URI.
         out: Local folder; graphs that were exported there earlier are replaced.
-        image_weight: Weight of the picture in a query of both, 0 to 1; None: what the encoder says.
+        image_weight: Weight of the image in a query of both, 0 to 1; None: what the encoder says.
 
     Returns:
         What `onnx.json` holds.
@@ -148,28 +72,17 @@ def export_onnx(uri: str, out: str, *, image_weight: float | None = None) -> dic
         CheckpointError: No saved encoder at `uri`, something else at `out`, or a graph that differs from its tower.
     """
     parts, fingerprint = load_query_parts(local_folder(uri))
-    target = Path(out)
-    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / CONFIG).is_file())):
-        raise CheckpointError(f"{target} exists and holds no exported encoder: expected a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.part-"))
-    try:
-        staged.chmod(0o755)
+    with replaced_folder(Path(out), marker=CONFIG, kind="exported encoder") as staged:
         for name, (module, inputs, shapes) in _graphs(parts.model).items():
             _export(module, inputs, shapes, staged / f"{name}.onnx")
-        values = {**_description(parts, fingerprint), "clip_text": save_tokenizers(parts, staged)}
+        values = {**_description(parts, fingerprint), "clip_text": _save_tokenizers(parts, staged)}
         if image_weight is not None:
             values["image_weight"] = image_weight
         (staged / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        if target.exists():
-            shutil.rmtree(target)
-        staged.rename(target)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return values
 
 
-_Graph = tuple[nn.Module, tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]
+_Graph = tuple[nn.Module, tuple[Tensor, ...], tuple[dict[int, Any], ...]]
 
 
 def _graphs(model: EncoderModel) -> dict[str, _Graph]:
@@ -183,11 +96,8 @@ def _graphs(model: EncoderModel) -> dict[str, _Graph]:
             graphs[name] = (tower, (ids, torch.ones_like(ids, dtype=torch.bool)), ({0: _BATCH, 1: _TOKENS},) * 2)
             text_dims.append(tower.dim)
     if text_dims:
-        graphs["fuse_text"] = (
-            _Call(model, model.fuse_query),
-            tuple(torch.randn(2, dim) for dim in text_dims),
-            (batch,) * len(text_dims),
-        )
+        vectors = tuple(torch.randn(2, dim) for dim in text_dims)
+        graphs["fuse_text"] = (_Call(model, model.fuse_query), vectors, (batch,) * len(text_dims))
     if model.image is not None and architecture.clip is not None:
         size = architecture.clip.preprocessing.size
         pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
@@ -200,7 +110,7 @@ def _graphs(model: EncoderModel) -> dict[str, _Graph]:
     return graphs
 
 
-def _export(module: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: tuple[dict[int, Any], ...], to: Path) -> None:
+def _export(module: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple[dict[int, Any], ...], to: Path) -> None:
     names = [f"input_{place}" for place in range(len(inputs))]
     weight_bytes = sum(weight.nbytes for weight in module.parameters())
     with _quiet_export(), torch.no_grad():
@@ -221,7 +131,7 @@ def _export(module: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: tuple[d
 
 def _compare(
     module: nn.Module,
-    inputs: tuple[torch.Tensor, ...],
+    inputs: tuple[Tensor, ...],
     shapes: tuple[dict[int, Any], ...],
     graph: Path,
     names: list[str],
@@ -260,6 +170,24 @@ def _description(parts: EncoderParts, fingerprint: str) -> dict[str, Any]:
         "preprocessing": asdict(clip.preprocessing) if clip is not None else None,
         "made_with": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
     }
+
+
+def _save_tokenizers(parts: EncoderParts, folder: Path) -> dict[str, Any] | None:
+    """Writes the tokenizers of the query side; returns how that of the CLIP text tower is loaded, None without one."""
+    if parts.tokenizer is not None and parts.model.query_text is not None:
+        (folder / "text_tower").mkdir()
+        parts.tokenizer.save(folder / "text_tower")
+    tokenizer, clip = parts.clip_tokenizer, parts.model.architecture.clip
+    if tokenizer is None or clip is None:
+        return None
+    (folder / "clip_tokenizer").mkdir()
+    tokenizer.save(folder / "clip_tokenizer")
+    described: dict[str, Any] = {"tokenizer": "open_clip", "text_cfg": clip.model_config["text_cfg"]}
+    if isinstance(tokenizer, FastTokenizer):
+        described |= {"tokenizer": "padded" if tokenizer.pads else "bpe", "cleaning": tokenizer.cleaning}
+        if tokenizer.pads:
+            described["dropped_id"] = tokenizer.dropped_id
+    return described
 
 
 @contextmanager

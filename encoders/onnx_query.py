@@ -1,6 +1,6 @@
-"""The query encoder on ONNX Runtime: what `onnx_export` wrote, run on CPUs. Imports no torch.
+"""Query encoders on ONNX Runtime: what `onnx_export` wrote, run on CPUs. Imports no torch.
 
-Legend: B queries, T texts, P pictures, L tokens of the longest text of a batch, S side of a picture, D fused dimension.
+Legend: B queries, D fused dimension.
 """
 
 from __future__ import annotations
@@ -17,29 +17,19 @@ from encoders.checkpoint import local_folder, read_config
 from encoders.errors import CheckpointError
 from encoders.preprocessing import ImagePreprocessing, resize_picture
 from encoders.query_batches import encode_queries
-from encoders.tokenizers import ClipBpeTokenizer, FastTokenizer, PaddedTokenizer, TextTokenizer
+from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 
 SCHEMA_VERSION = 1
 CONFIG = "onnx.json"
 
 
 class OnnxQueryEncoder:
-    """The query side, as `QueryEncoder` gives it, in float32. Threads may share it.
+    """The query side, as `QueryEncoder` gives it, with its attributes, in float32. Threads may share it.
 
     Args:
         folder: Of exported graphs.
         threads: Threads of one graph's run; None lets ONNX Runtime take one a core.
-        batch_size: Texts or pictures a run.
-
-    Attributes:
-        folder: Of the graphs.
-        model: Name of the architecture.
-        dim: D.
-        fingerprint: That of the encoder that made the products' vectors.
-        accepts_text: Whether texts can be queries.
-        accepts_images: Whether pictures can be queries.
-        image_weight: Weight of the picture in a query of both.
-        preprocessing: What pictures are resized to; None where none are read.
+        batch_size: Texts or images a run.
     """
 
     def __init__(self, folder: Path, *, threads: int | None = None, batch_size: int = 64) -> None:
@@ -106,12 +96,11 @@ class OnnxQueryEncoder:
         preprocessing = self.preprocessing
         if not self.accepts_images or preprocessing is None:
             raise ValueError(f"a {self.model} encoder takes no pictures as queries: expected texts only")
-        starts = range(0, len(images), self._batch_size)
-        batches = [
-            np.stack([resize_picture(image, preprocessing) for image in images[start : start + self._batch_size]])
-            for start in starts
-        ]
-        return self._run("fuse_photo", np.concatenate([self._run("image", pixels) for pixels in batches]))
+        vectors = []
+        for start in range(0, len(images), self._batch_size):
+            batch = images[start : start + self._batch_size]
+            vectors.append(self._run("image", np.stack([resize_picture(image, preprocessing) for image in batch])))
+        return self._run("fuse_photo", np.concatenate(vectors))
 
     def _fuse_both(self, text: np.ndarray, image: np.ndarray) -> np.ndarray:
         return self._run("fuse_both", text, image, np.float32(self.image_weight))
@@ -119,7 +108,7 @@ class OnnxQueryEncoder:
     def _run(self, name: str, *inputs: np.ndarray | np.float32) -> np.ndarray:
         session = self._graphs[name]
         # An input that the model makes no use of (CLIP's mask) is no input of the graph.
-        given = {f"input_{place}": np.asarray(value) for place, value in enumerate(inputs)}
+        given = {f"input_{number}": np.asarray(value) for number, value in enumerate(inputs)}
         (vectors,) = session.run(None, {node.name: given[node.name] for node in session.get_inputs()})
         return vectors
 
@@ -147,12 +136,10 @@ def _session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
 
 
 def _clip_tokenizer(
-    folder: Path, *, tokenizer: str, text_cfg: dict, cleaning: str = "", dropped_id: int | None = None
+    folder: Path, *, tokenizer: str, text_cfg: dict, cleaning: str = "lower", dropped_id: int | None = None
 ) -> TextTokenizer:
     if tokenizer == "bpe":
-        return ClipBpeTokenizer.load(folder, max_tokens=int(text_cfg.get("context_length", 77)))
+        return FastTokenizer.load(folder, max_tokens=int(text_cfg.get("context_length", 77)), cleaning=cleaning)
     if tokenizer == "padded":
-        return PaddedTokenizer.load(folder, cleaning=cleaning, dropped_id=dropped_id)
-    from encoders.tokenizers import load_clip_tokenizer
-
-    return load_clip_tokenizer(text_cfg, folder)
+        return FastTokenizer.load(folder, max_tokens=None, cleaning=cleaning, dropped_id=dropped_id)
+    return clip_tokenizer(text_cfg, folder)

@@ -1,4 +1,4 @@
-"""From a picture to the pixels a tower expects: colour mode, resize, crop.
+"""Images to the pixels a tower expects: colour mode, resize, crop.
 
 Pixels stay uint8, `[3, S, S]`, four times smaller than float32 on their way to the device; the image tower scales and
 normalises them there. The rules are those of open_clip's own evaluation transform up to its `ToTensor`.
@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from encoders.errors import EncoderConfigError
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_LONGEST_ASPECT = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,9 +47,8 @@ class ImagePreprocessing:
                 f"preprocessing.mean {self.mean} and std {self.std}: expected 3 numbers each, std > 0"
             )
         if self.interpolation not in _RESAMPLING:
-            raise EncoderConfigError(
-                f"preprocessing.interpolation is {self.interpolation!r}: expected bicubic or bilinear"
-            )
+            found = self.interpolation
+            raise EncoderConfigError(f"preprocessing.interpolation is {found!r}: expected bicubic or bilinear")
         if self.resize_mode not in ("shortest", "longest", "squash"):
             raise EncoderConfigError(
                 f"preprocessing.resize_mode is {self.resize_mode!r}: expected shortest, longest or squash"
@@ -63,113 +61,89 @@ class ImagePreprocessing:
 
 
 def resize_picture(image: Image.Image, preprocessing: ImagePreprocessing) -> np.ndarray:
-    """Resizes and crops one picture.
+    """Resizes and crops one image.
 
     Args:
-        image: Any PIL picture; other modes than RGB are converted after the resize, as open_clip does. (Callers that
-            decode palette or alpha pictures should convert them to RGB first, against a ground of their choice.)
-        preprocessing: The tower's wishes.
+        image: Any PIL image; other modes than RGB are converted after the resize, as open_clip does. (Callers that
+            decode palette or alpha images should convert them to RGB first, against a ground of their choice.)
+        preprocessing: What the tower wants.
 
     Returns:
         uint8 `[3, S, S]`, contiguous.
     """
-    size = preprocessing.size
-    resampling = _RESAMPLING[preprocessing.interpolation]
-    new_size = resized_size(image.width, image.height, preprocessing)
+    new_size = _resized_size(image.width, image.height, preprocessing)
     if image.size != new_size:
-        image = image.resize(new_size, resampling)
-    if image.size != (size, size):
-        image = _centre_crop_or_pad(image, size, preprocessing.fill_color)
-    return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1))
+        image = image.resize(new_size, _RESAMPLING[preprocessing.interpolation])
+    return _centre_crop_or_pad(np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1), preprocessing)
 
 
-def resized_size(width: int, height: int, preprocessing: ImagePreprocessing) -> tuple[int, int]:
-    """Width and height that a picture is resized to, before it is cropped or padded to the square, pixels."""
+def resize_pixels(
+    pixels: np.ndarray, preprocessing: ImagePreprocessing, *, full_size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Resizes and crops one image that is an array, several times as fast as `resize_picture`. Needs torch.
+
+    PyTorch's antialiased resize of uint8 is Pillow's algorithm in vectorised code; results differ by a grey level where
+    the two round differently. It runs on the calling thread alone and releases the interpreter's lock.
+
+    Args:
+        pixels: uint8 `[H, W, 3]`, RGB, writable.
+        preprocessing: What the tower wants.
+        full_size: Width and height of the image that `pixels` is a decode of, at a whole fraction of the size. Where
+            they do not divide evenly the last row and column stand for less than the others, and a resize that did not
+            know would stretch the image by up to half a pixel of the result, which a tower notices.
+
+    Returns:
+        uint8 `[3, S, S]`, contiguous.
+    """
+    # Here and not above: naming an encoder, and serving one on ONNX Runtime, reads this module without torch.
+    import torch
+    from torch.nn.functional import interpolate
+
+    height, width, _ = pixels.shape
+    full_width, full_height = full_size or (width, height)
+    longest = _LONGEST_ASPECT * min(height, width)
+    if preprocessing.resize_mode == "shortest" and max(height, width) > longest:
+        # The middle of a banner. A strip of 1 x 1,000,000 pixels, a few bytes as PNG, would become S x 1,000,000 S.
+        top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+        pixels = pixels[top : top + longest, left : left + longest]
+        height, width, _ = pixels.shape
+        full_width, full_height = width, height
+    new_width, new_height = _resized_size(full_width, full_height, preprocessing)
+    # Channels last in memory, [1, 3, H, W] in shape: the layout that the vectorised code is for.
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    divisor = max(1, round(full_width / width))
+    if (full_width, full_height) != (width * divisor, height * divisor):
+        # "+ 1e-6": the resize makes `side * scale` pixels, rounded down; so a whole number is never missed by a hair.
+        scale = ((new_height + 1e-6) * divisor / full_height, (new_width + 1e-6) * divisor / full_width)
+        image = interpolate(image, scale_factor=scale, mode=preprocessing.interpolation, antialias=True)
+    elif (new_width, new_height) != (width, height):
+        image = interpolate(image, size=(new_height, new_width), mode=preprocessing.interpolation, antialias=True)
+    return _centre_crop_or_pad(image[0].numpy(), preprocessing)
+
+
+def _resized_size(width: int, height: int, preprocessing: ImagePreprocessing) -> tuple[int, int]:
+    """Width and height that an image is resized to, before it is cropped or padded to the square, pixels."""
     size = preprocessing.size
     if preprocessing.resize_mode == "squash":
         return size, size
     if preprocessing.resize_mode == "longest":
-        longer = max(width, height)
         # open_clip divides by the ratio and rounds half to even; the same here, pixel for pixel.
-        ratio = longer / size
+        ratio = max(width, height) / size
         return max(1, round(width / ratio)), max(1, round(height / ratio))
     shorter, longer = sorted((width, height))
     long_side = int(size * longer / shorter)  # torchvision truncates
     return (size, long_side) if width <= height else (long_side, size)
 
 
-def _centre_crop_or_pad(image: Image.Image, size: int, fill_color: int) -> Image.Image:
-    pad_x, pad_y = max(0, size - image.width), max(0, size - image.height)
-    if pad_x or pad_y:
-        image = image.convert("RGB")
-        canvas = Image.new("RGB", (image.width + pad_x, image.height + pad_y), (fill_color,) * 3)
-        canvas.paste(image, (pad_x // 2, pad_y // 2))
-        image = canvas
-    left, top = round((image.width - size) / 2.0), round((image.height - size) / 2.0)
-    return image.crop((left, top, left + size, top + size))
-
-
-# ---- encoders/pixel_resize.py ----
-# The resize of `preprocessing.resize_picture` for pixel arrays, several times as fast.
-#
-# PyTorch's antialiased resize of uint8 pictures is Pillow's algorithm in vectorised code; results differ by a grey level
-# where the two round differently. It runs on the calling thread alone and releases the interpreter's lock.
-
-
-_LONGEST_ASPECT = 8
-
-
-def resize_pixels(
-    pixels: np.ndarray, preprocessing: ImagePreprocessing, *, full_size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """Resizes and crops one picture.
-
-    Args:
-        pixels: uint8 `[H, W, 3]`, RGB, writable.
-        preprocessing: The tower's wishes.
-        full_size: Width and height of the picture that `pixels` is a decode of, at a whole fraction of the size. Where
-            they do not divide evenly the last row and column stand for less than the others, and a resize that did not
-            know would stretch the picture by up to half a pixel of the result, which a tower notices.
-
-    Returns:
-        uint8 `[3, S, S]`, contiguous.
-    """
-    height, width, _ = pixels.shape
-    full_width, full_height = full_size or (width, height)
-    if preprocessing.resize_mode == "shortest" and max(width, height) > _LONGEST_ASPECT * min(width, height):
-        pixels = _middle_of_banner(pixels)
-        height, width, _ = pixels.shape
-        full_width, full_height = width, height
-    new_width, new_height = resized_size(full_width, full_height, preprocessing)
-    # Channels last in memory, [1, 3, H, W] in shape: the layout that the vectorised code is for.
-    picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
-    divisor = max(1, round(full_width / width))
-    if (full_width, full_height) != (width * divisor, height * divisor):
-        # "+ 1e-6": the resize makes `side * scale` pixels, rounded down; so a whole number is never missed by a hair.
-        scale = ((new_height + 1e-6) * divisor / full_height, (new_width + 1e-6) * divisor / full_width)
-        picture = interpolate(picture, scale_factor=scale, mode=preprocessing.interpolation, antialias=True)
-    elif (new_width, new_height) != (width, height):
-        picture = interpolate(picture, size=(new_height, new_width), mode=preprocessing.interpolation, antialias=True)
-    return _centre_crop_or_pad_pixels(picture[0].numpy(), preprocessing)
-
-
-def _middle_of_banner(pixels: np.ndarray) -> np.ndarray:
-    """Without this a strip of 1 x 1,000,000 pixels, a few bytes as PNG, would be resized to S x 1,000,000 S."""
-    height, width, _ = pixels.shape
-    longest = _LONGEST_ASPECT * min(height, width)
-    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
-    return pixels[top : top + longest, left : left + longest]
-
-
-def _centre_crop_or_pad_pixels(picture: np.ndarray, preprocessing: ImagePreprocessing) -> np.ndarray:
-    """`[3, H, W]` to `[3, S, S]`, with the offsets of `resize_picture`."""
+def _centre_crop_or_pad(pixels: np.ndarray, preprocessing: ImagePreprocessing) -> np.ndarray:
+    """`[3, H, W]` to `[3, S, S]`, with torchvision's offsets."""
     size = preprocessing.size
-    _, height, width = picture.shape
+    _, height, width = pixels.shape
     if height < size or width < size:
         canvas = np.full((3, max(height, size), max(width, size)), preprocessing.fill_color, np.uint8)
         top, left = max(0, size - height) // 2, max(0, size - width) // 2
-        canvas[:, top : top + height, left : left + width] = picture
-        picture = canvas
-        _, height, width = picture.shape
+        canvas[:, top : top + height, left : left + width] = pixels
+        pixels = canvas
+        _, height, width = pixels.shape
     top, left = round((height - size) / 2.0), round((width - size) / 2.0)
-    return np.ascontiguousarray(picture[:, top : top + size, left : left + size])
+    return np.ascontiguousarray(pixels[:, top : top + size, left : left + size])

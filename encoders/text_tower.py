@@ -13,7 +13,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from encoders.config import Pooling
@@ -39,7 +39,7 @@ class TextTower(nn.Module):
         self.projection = nn.Linear(hidden, projection_dim, bias=False) if projection_dim else nn.Identity()
         self.dim = projection_dim or hidden
 
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Encodes token ids int64 `[T, L]` with mask bool `[T, L]` to `[T, D]`, not normalised."""
         states = self.backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         if self.pooling == "cls":
@@ -72,9 +72,7 @@ def check_max_tokens(max_tokens: int, config: dict[str, Any]) -> None:
 
 
 def tie_document_and_query(document: TextTower) -> TextTower:
-    """Returns the query tower of `document`: equal at first, own LayerNorms and projection, all else the same
-    parameters.
-    """
+    """Makes a query tower, equal at first: LayerNorms and projection of its own, all else the same parameters."""
     query = copy.deepcopy(document)
     document_modules = dict(document.backbone.named_modules())
     for name, module in query.backbone.named_modules():

@@ -1,36 +1,47 @@
-"""Tokenizers of CLIP text towers, as open_clip makes them.
+"""Texts to token ids by the `tokenizers` library, one way for every text tower, in torch and in ONNX. Needs no torch.
 
-Those of transformers towers, and the form that all give their tokens in, are in `fast_tokenizing`.
+A tokenizer is a `tokenizer.json` and what open_clip does around it: it cleans texts before, and may drop a token after.
+open_clip's own byte-pair table and its Hugging Face tokenizers (SigLIP and others) are rewritten as one when they are
+loaded. The library runs a batch on all cores, or on one with `TOKENIZERS_PARALLELISM=false`, as open_clip sets it.
+
+Legend: T texts, B texts of a batch, L tokens of the longest of them.
 """
 
 from __future__ import annotations
 
+import copy
 import html
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ftfy
 import numpy as np
-import torch
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from encoders.errors import CheckpointError
 
-# ---- encoders/tokenization/clip_cleaning.py ----
-# How open_clip cleans texts before it tokenizes them. Needs no torch.
-
-
 CLEANINGS = ("lower", "whitespace", "canonicalize")
 """open_clip's names: `lower` of its own tokenizer, `whitespace` of others' by default, `canonicalize` of SigLIP."""
 _WITHOUT_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+_ENDS = ("<start_of_text>", "<end_of_text>")
+_WORDS = rf"(?i){'|'.join(_ENDS)}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+"
+# What a rewritten tokenizer is compared with open_clip's on, beside its tests.
+_PROBES = (
+    "",
+    "red dress",
+    "Women's Floral-Print Midi Dress, Größe 42 – 100% Cotton!!",
+    "L&#39;Oréal &amp;amp; Co. «Café» 12.5oz/355ml",
+    "手机壳 スマホケース чехол غطاء 🎁",
+    "  two\nlines\tand snake_case  </s> [SEP] <pad>",
+    "word " * 200,
+)
 
 
 def clean_text(text: str, cleaning: str) -> str:
-    """Mends broken encodings, resolves HTML entities, joins white space.
+    """Cleans a text as open_clip does: mends broken encodings, resolves HTML entities, joins white space.
 
     Args:
         text: A text.
@@ -42,15 +53,6 @@ def clean_text(text: str, cleaning: str) -> str:
         text = text.translate(_WITHOUT_PUNCTUATION)
     text = " ".join(text.split())
     return text if cleaning == "whitespace" else text.lower()
-
-
-# ---- encoders/tokenization/fast_tokenizing.py ----
-# Texts to token ids by the `tokenizers` library, in one compact form. Needs no torch.
-#
-# Legend: T texts, L tokens of the longest text of a batch.
-#
-# The library runs a batch on all cores and guards itself against forked processes; set `TOKENIZERS_PARALLELISM=false` to
-# keep it on one core.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,275 +96,159 @@ class TokenizedTexts:
         return np.where(mask, self.ids[positions], self.pad_id), mask
 
 
-class TextTokenizer(Protocol):
-    """What a text tower needs of its tokenizer."""
-
-    max_tokens: int
-
-    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Tokenizes T texts."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Writes the tokenizer's files into a folder."""
-        ...
-
-
 class FastTokenizer:
-    """A `tokenizers` tokenizer (`tokenizer.json`) with a token limit, for transformers towers."""
+    """A tokenizer of the `tokenizers` library, and how a tower uses it.
 
-    def __init__(self, tokenizer: Tokenizer, *, max_tokens: int) -> None:
-        # A saved tokenizer may carry padding and truncation of its own (MiniLM pads everything to 128): both go.
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(max_tokens)
+    Args:
+        tokenizer: With its special tokens.
+        max_tokens: Longer texts are cut to this many tokens, special tokens included; these stay. None: the tokenizer
+            cuts and pads every text to one length by itself, for towers that look at the padding too.
+        cleaning: How texts are cleaned first, one of `CLEANINGS`; None: not at all.
+        dropped_id: Id of a token that becomes 0; None for no such token.
+        source: The transformers tokenizer it was made of, which writes its own files into a saved encoder.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int | None,
+        cleaning: str | None = None,
+        dropped_id: int | None = None,
+        source: Any = None,
+    ) -> None:
+        self.pads, self.cleaning, self.dropped_id, self.source = max_tokens is None, cleaning, dropped_id, source
+        if max_tokens is None:
+            if tokenizer.padding is None or not tokenizer.padding["length"]:
+                raise CheckpointError("the tokenizer does not pad to one length: expected one that open_clip has used")
+            max_tokens, self.pad_id = tokenizer.padding["length"], tokenizer.padding["pad_id"]
+        else:
+            # A saved tokenizer may carry padding and truncation of its own (MiniLM pads everything to 128): both go.
+            tokenizer.no_padding()
+            tokenizer.enable_truncation(max_tokens)
+            found = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
+            self.pad_id = next((number for number in found if number is not None), 0)
+        self.max_tokens: int = max_tokens
         self._tokenizer = tokenizer
-        self.max_tokens = max_tokens
-        found = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
-        self.pad_id = next((number for number in found if number is not None), 0)
 
     @classmethod
-    def load(cls, folder: Path, *, max_tokens: int) -> FastTokenizer:
+    def load(cls, folder: Path, *, max_tokens: int | None, **options: Any) -> FastTokenizer:
         """Reads `folder/tokenizer.json`; raises CheckpointError when it is missing or broken."""
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise CheckpointError(f"no tokenizer.json in {folder}: expected the tokenizer of the text tower there")
+            raise CheckpointError(
+                f"no tokenizer.json in {folder}: expected the tokenizer of the text tower there; of an incomplete "
+                "export, export it again"
+            )
         try:
-            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), max_tokens=max_tokens)
+            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except Exception as error:  # the Rust library raises bare Exception on a broken file
             raise CheckpointError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
+        return cls(tokenizer, max_tokens=max_tokens, **options)
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenizes T texts in one call of the batch path."""
+        if self.cleaning is not None:
+            texts = [clean_text(text, self.cleaning) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(list(texts))
-        return pack_tokens(
-            [encoding.ids for encoding in encodings],
-            truncated=sum(1 for encoding in encodings if encoding.overflowing),
-            pad_id=self.pad_id,
-        )
+        cut = sum(1 for encoding in encodings if encoding.overflowing)
+        tokens = _packed([encoding.ids for encoding in encodings], truncated=cut, pad_id=self.pad_id)
+        if self.dropped_id is not None:
+            tokens.ids[tokens.ids == self.dropped_id] = 0
+        return tokens
 
     def save(self, folder: Path) -> None:
-        """Writes `folder/tokenizer.json`, without the token limit (that stands in encoder.json)."""
-        plain = Tokenizer.from_str(self._tokenizer.to_str())
-        plain.no_truncation()
-        (folder / "tokenizer.json").write_text(plain.to_str(pretty=True) + "\n", encoding="utf-8")
+        """Writes `folder/tokenizer.json`, without the token limit unless texts are padded to it."""
+        saved = Tokenizer.from_str(self._tokenizer.to_str())
+        if not self.pads:
+            saved.no_truncation()
+        (folder / "tokenizer.json").write_text(saved.to_str(pretty=True) + "\n", encoding="utf-8")
 
 
-def pack_tokens(rows: list[list[int]], *, truncated: int, pad_id: int) -> TokenizedTexts:
-    """Token ids of T texts, a list each, in the compact form."""
-    lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    ids = np.fromiter((token for row in rows for token in row), np.int64, int(offsets[-1]))
-    return TokenizedTexts(ids=ids, offsets=offsets, truncated=truncated, pad_id=pad_id)
+class OpenClipTokenizer:
+    """An open_clip tokenizer that does more than a `tokenizer.json` says, called as it is. Needs torch."""
 
-
-# ---- encoders/tokenization/clip_bpe.py ----
-# open_clip's own byte-pair tokenizer, for servers without torch: the same ids from the `tokenizers` library.
-#
-# open_clip's `SimpleTokenizer` comes with torch; `clip_bpe_tokenizer` rewrites it once, at export, and `ClipBpeTokenizer`
-# reads what that wrote.
-
-
-_WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-
-
-class ClipBpeTokenizer:
-    """Gives each text the ids that open_clip's tokenizer gives it, start and end tokens included.
-
-    Args:
-        tokenizer: What `clip_bpe_tokenizer` made.
-        max_tokens: Longer texts are cut to this many tokens; the end token stays.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, *, max_tokens: int) -> None:
+    def __init__(self, theirs: Any, *, max_tokens: int) -> None:
         self.max_tokens = max_tokens
-        self._pieces = FastTokenizer(tokenizer, max_tokens=max_tokens)
-
-    @classmethod
-    def load(cls, folder: Path, *, max_tokens: int) -> ClipBpeTokenizer:
-        """Reads `folder/tokenizer.json`; raises CheckpointError when it is missing or broken."""
-        loaded = cls.__new__(cls)
-        loaded.max_tokens = max_tokens
-        loaded._pieces = FastTokenizer.load(folder, max_tokens=max_tokens)
-        return loaded
+        self.source = getattr(theirs, "tokenizer", None)
+        self._theirs = theirs
+        self._pad_id = int(getattr(self.source, "pad_token_id", None) or 0)
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Tokenizes T texts."""
-        return self._pieces.tokenize([clean_text(text, "lower") for text in texts])
+        """Tokenizes T texts to the whole context, padding included; one without padding at its end counts as cut."""
+        rows = self._theirs(list(texts)).numpy().astype(np.int64).tolist() if texts else []
+        cut = sum(1 for row in rows if row[-1] != self._pad_id)
+        return _packed(rows, truncated=cut, pad_id=self._pad_id)
 
     def save(self, folder: Path) -> None:
-        """Writes `folder/tokenizer.json`."""
-        self._pieces.save(folder)
+        """Writes the tokenizer's files, where it does not come with the library."""
+        if self.source is not None:
+            self.source.save_pretrained(str(folder))
 
 
-def clip_bpe_tokenizer(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]) -> Tokenizer:
-    """Builds the tokenizer from the tables of open_clip's `SimpleTokenizer`: `encoder`, and `bpe_ranks` in order."""
+TextTokenizer = FastTokenizer | OpenClipTokenizer
+
+
+def clip_tokenizer(text_config: dict[str, Any], folder: Path | None = None) -> TextTokenizer:
+    """Makes the tokenizer that an open_clip `text_cfg` asks for; needs torch.
+
+    Args:
+        text_config: `text_cfg` of the open_clip model config.
+        folder: Where the files of a Hugging Face tokenizer lie; open_clip's own byte-pair table comes with it.
+
+    Raises:
+        CheckpointError: It needs a folder and has none, or transformers cannot load what is there.
+    """
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    context_length = int(text_config.get("context_length", 77))
+    options = text_config.get("tokenizer_kwargs") or {}
+    fast: FastTokenizer | None = None
+    if not text_config.get("hf_tokenizer_name"):
+        theirs = SimpleTokenizer(context_length=context_length, **options)
+        if theirs.reduction_fn is None and len(theirs.all_special_ids) == len(_ENDS):
+            pieces = byte_pair_tokenizer(theirs.encoder, list(theirs.bpe_ranks))
+            fast = FastTokenizer(pieces, max_tokens=context_length, cleaning=options.get("clean", "lower"))
+    elif folder is None:
+        raise CheckpointError("this open_clip model needs a tokenizer of its own, and the checkpoint has none")
+    else:
+        mode = text_config.get("tokenizer_mode")
+        try:
+            theirs = HFTokenizer(str(folder), context_length=context_length, tokenizer_mode=mode, **options)
+            source = copy.deepcopy(theirs.tokenizer)  # as it was loaded: a call leaves its limits in what is saved
+            if not mode:
+                theirs([""])  # so that transformers tells the library how to cut and to pad
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise CheckpointError(f"no tokenizer in {folder} that transformers can load: {error}") from error
+        if not mode and theirs.tokenizer.is_fast:
+            fast = FastTokenizer(
+                Tokenizer.from_str(theirs.tokenizer.backend_tokenizer.to_str()),
+                max_tokens=None,
+                cleaning=options.get("clean", "whitespace"),
+                dropped_id=theirs.tokenizer.sep_token_id if theirs.strip_sep_token else None,
+                source=source,
+            )
+    if fast is not None and np.array_equal(fast.tokenize(_PROBES).padded()[0], theirs(list(_PROBES)).numpy()):
+        return fast
+    return OpenClipTokenizer(theirs, max_tokens=context_length)
+
+
+def byte_pair_tokenizer(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]) -> Tokenizer:
+    """Rewrites open_clip's `SimpleTokenizer` from its tables: `encoder`, and `bpe_ranks` in order."""
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges), end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    ends = ("<start_of_text>", "<end_of_text>")
-    tokenizer.add_special_tokens(list(ends))
+    split = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
+    tokenizer.add_special_tokens(list(_ENDS))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{ends[0]} $A {ends[1]}", special_tokens=[(token, vocabulary[token]) for token in ends]
+        single=f"{_ENDS[0]} $A {_ENDS[1]}", special_tokens=[(token, vocabulary[token]) for token in _ENDS]
     )
     return tokenizer
 
 
-def can_rewrite(pieces: Any, text_config: dict[str, Any]) -> bool:
-    """Whether an open_clip tokenizer is one that `ClipBpeTokenizer` equals: its own table, lower-cased, cut plainly."""
-    options = text_config.get("tokenizer_kwargs") or {}
-    return pieces.reduction_fn is None and options.get("clean", "lower") == "lower" and len(pieces.all_special_ids) == 2
-
-
-# ---- encoders/tokenization/padded_tokenizer.py ----
-# A Hugging Face tokenizer as open_clip uses it (SigLIP and others), for servers without torch and transformers.
-#
-# What transformers does to a text stands in its `tokenizer.json`, cutting and padding included; open_clip cleans the text
-# before it, and may drop the separator after it.
-
-
-class PaddedTokenizer:
-    """Gives each text the ids that open_clip's `HFTokenizer` gives it: the whole context, padding included.
-
-    Args:
-        tokenizer: Cuts and pads every text to the same length.
-        cleaning: How open_clip cleans texts before it.
-        dropped_id: Id of a token that becomes 0; None for no such token.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, *, cleaning: str, dropped_id: int | None) -> None:
-        padding = tokenizer.padding
-        if padding is None or not padding["length"]:
-            raise CheckpointError("the tokenizer does not pad to one length: expected one that open_clip has used")
-        self.max_tokens: int = padding["length"]
-        self.cleaning = cleaning
-        self.dropped_id = dropped_id
-        self._pad_id: int = padding["pad_id"]
-        self._tokenizer = tokenizer
-
-    @classmethod
-    def load(cls, folder: Path, *, cleaning: str, dropped_id: int | None) -> PaddedTokenizer:
-        """Reads `folder/tokenizer.json`; raises CheckpointError when it is missing or broken."""
-        path = folder / "tokenizer.json"
-        try:
-            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"no tokenizer.json in {folder}: the export is incomplete, export it again"
-            ) from error
-        except Exception as error:  # the Rust library raises bare Exception on a broken file
-            raise CheckpointError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
-        return cls(tokenizer, cleaning=cleaning, dropped_id=dropped_id)
-
-    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Tokenizes T texts; one without padding at its end counts as cut."""
-        encodings = self._tokenizer.encode_batch_fast([clean_text(text, self.cleaning) for text in texts])
-        rows = np.array([encoding.ids for encoding in encodings], np.int64).reshape(len(texts), self.max_tokens)
-        if self.dropped_id is not None:
-            rows[rows == self.dropped_id] = 0
-        return TokenizedTexts(
-            ids=rows.reshape(-1),
-            offsets=np.arange(len(rows) + 1, dtype=np.int64) * self.max_tokens,
-            truncated=int((rows[:, -1] != self._pad_id).sum()),
-            pad_id=self._pad_id,
-        )
-
-    def save(self, folder: Path) -> None:
-        """Writes `folder/tokenizer.json`."""
-        (folder / "tokenizer.json").write_text(self._tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
-
-
-__all__ = [
-    "ClipTokenizer",
-    "FastTokenizer",
-    "FolderClipTokenizer",
-    "TextTokenizer",
-    "TokenizedTexts",
-    "load_clip_tokenizer",
-]
-
-
-class ClipTokenizer:
-    """open_clip's own byte-pair tokenizer of CLIP text towers; its table comes with the library.
-
-    Args:
-        text_config: `text_cfg` of the open_clip model config.
-    """
-
-    def __init__(self, text_config: dict[str, Any]) -> None:
-        self.max_tokens = int(text_config.get("context_length", 77))
-        self.text_config = text_config
-        self.pieces = SimpleTokenizer(context_length=self.max_tokens, **(text_config.get("tokenizer_kwargs") or {}))
-
-    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Tokenizes T texts; each keeps its start and end tokens when it is cut."""
-        pieces, limit, truncated, rows = self.pieces, self.max_tokens, 0, []
-        if pieces.reduction_fn is not None:
-            return _unpad(pieces(list(texts)), pad_id=0)
-        for text in texts:
-            ids = [pieces.sot_token_id, *pieces.encode(text), pieces.eot_token_id]
-            if len(ids) > limit:
-                ids = [*ids[: limit - 1], pieces.eot_token_id]
-                truncated += 1
-            rows.append(ids)
-        return pack_tokens(rows, truncated=truncated, pad_id=0)
-
-    def save(self, folder: Path) -> None:
-        """Writes nothing."""
-
-
-class FolderClipTokenizer:
-    """A Hugging Face tokenizer in a folder, used the way open_clip uses it for a CLIP text tower (SigLIP and others).
-
-    Args:
-        text_config: `text_cfg` of the open_clip model config.
-        folder: Where the tokenizer's files lie.
-    """
-
-    def __init__(self, text_config: dict[str, Any], folder: Path) -> None:
-        self.max_tokens = int(text_config.get("context_length", 77))
-        self.text_config = text_config
-        try:
-            self.pieces = HFTokenizer(
-                str(folder),
-                context_length=self.max_tokens,
-                tokenizer_mode=text_config.get("tokenizer_mode"),
-                **(text_config.get("tokenizer_kwargs") or {}),
-            )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise CheckpointError(f"no tokenizer in {folder} that transformers can load: {error}") from error
-        self._pad_id = int(self.pieces.tokenizer.pad_token_id or 0)
-
-    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Tokenizes T texts to the whole context, padding included: such towers may look at it."""
-        return _unpad(self.pieces(list(texts)) if texts else None, pad_id=self._pad_id, width=self.max_tokens)
-
-    def save(self, folder: Path) -> None:
-        """Writes the tokenizer's files."""
-        self.pieces.save_pretrained(str(folder))
-
-
-def load_clip_tokenizer(text_config: dict[str, Any], folder: Path | None) -> ClipTokenizer | FolderClipTokenizer:
-    """The tokenizer that an open_clip `text_cfg` asks for; raises CheckpointError where it needs a folder and has
-    none.
-    """
-    if not text_config.get("hf_tokenizer_name"):
-        return ClipTokenizer(text_config)
-    if folder is None:
-        raise CheckpointError("this open_clip model needs a tokenizer of its own, and the checkpoint has none")
-    return FolderClipTokenizer(text_config, folder)
-
-
-def _unpad(padded: torch.Tensor | None, *, pad_id: int, width: int = 0) -> TokenizedTexts:
-    """Rows `[T, width]` of a tokenizer that pads to the whole context; a row without padding counts as cut."""
-    rows = np.zeros((0, width), np.int64) if padded is None else padded.numpy().astype(np.int64)
-    return TokenizedTexts(
-        ids=rows.reshape(-1),
-        offsets=np.arange(len(rows) + 1, dtype=np.int64) * rows.shape[1],
-        truncated=int((rows[:, -1] != pad_id).sum()) if rows.size else 0,
-        pad_id=pad_id,
-    )
+def _packed(rows: list[list[int]], *, truncated: int, pad_id: int) -> TokenizedTexts:
+    """Token ids of T texts, a list each, in the compact form."""
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    ids = np.fromiter((token for row in rows for token in row), np.int64, int(offsets[-1]))
+    return TokenizedTexts(ids=ids, offsets=offsets, truncated=truncated, pad_id=pad_id)

@@ -1,4 +1,4 @@
-"""Towers of other people's checkpoints: what their folders say, checked before any weight is loaded, and the loading.
+"""Other people's checkpoints of towers: what their folders say, checked before any weight is loaded, and the loading.
 
 transformers folders hold `config.json`, `*.safetensors` and a tokenizer; open_clip folders hold `open_clip_config.json`
 and `open_clip_model.safetensors`, as open_clip's push to a hub writes them.
@@ -6,7 +6,6 @@ and `open_clip_model.safetensors`, as open_clip's push to a hub writes them.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.image_tower import build_clip
 from encoders.preprocessing import ImagePreprocessing
 from encoders.text_tower import check_max_tokens
-from encoders.tokenizers import ClipTokenizer, FastTokenizer, FolderClipTokenizer, load_clip_tokenizer
+from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 
 _CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 # By sentence-transformers' names, of now and of its older releases.
@@ -122,8 +121,7 @@ class ClipCheckpoint:
                 return build_clip(self.architecture.model_config, with_text=with_text)
         plain_text = not self.architecture.model_config["text_cfg"].get("hf_model_name")
         # The library checks and converts whole checkpoints, so the text tower is built even where it is not wanted.
-        # One of a hub's own models cannot be built without the hub: then the picture tower's tensors are taken as they
-        # are named.
+        # One of a hub's own models cannot be built without the hub: then the image tower's tensors are taken by name.
         model = build_clip(self.architecture.model_config, with_text=with_text or plain_text)
         try:
             if plain_text:
@@ -131,17 +129,15 @@ class ClipCheckpoint:
             else:
                 weights = load_file(str(self.weights))
                 start = "visual."
-                visual = {
-                    name.removeprefix(start): weight for name, weight in weights.items() if name.startswith(start)
-                }
-                model.visual.load_state_dict(visual)
+                own = {name.removeprefix(start): weights[name] for name in weights if name.startswith(start)}
+                model.visual.load_state_dict(own)
         except (OSError, RuntimeError, ValueError, KeyError, AssertionError, SafetensorError) as error:
             raise CheckpointError(f"{self.weights} does not fit the open_clip model {self.name}: {error}") from error
         return model
 
-    def tokenizer(self) -> ClipTokenizer | FolderClipTokenizer:
+    def tokenizer(self) -> TextTokenizer:
         """The tokenizer of the text tower."""
-        return load_clip_tokenizer(self.architecture.model_config["text_cfg"], self.tokenizer_folder)
+        return clip_tokenizer(self.architecture.model_config["text_cfg"], self.tokenizer_folder)
 
 
 def find_text_checkpoint(spec: TowerSpec) -> TextCheckpoint:
@@ -224,30 +220,26 @@ def _builtin_checkpoint(name: str, tag: str, *, with_text: bool) -> ClipCheckpoi
 def _clip_architecture(model_config: dict[str, Any], preprocess: dict[str, Any]) -> ClipArchitecture:
     """Joins the model config with the preprocessing that its checkpoint names, on top of open_clip's defaults."""
     try:
-        known = {field.name for field in fields(PreprocessCfg)}
-        wishes = PreprocessCfg(
-            **{key: value for key, value in preprocess.items() if key in known and value is not None}
-        )
-        size = model_config["vision_cfg"].get("image_size", wishes.size)
+        known = {field.name for field in fields(PreprocessCfg)} & preprocess.keys()
+        wanted = PreprocessCfg(**{key: preprocess[key] for key in known if preprocess[key] is not None})
+        size = model_config["vision_cfg"].get("image_size", wanted.size)
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"open_clip config cannot be read: {error!r}; expected model_cfg with a vision_cfg"
-        ) from error
+        message = f"open_clip config cannot be read: {error!r}; expected model_cfg with a vision_cfg"
+        raise CheckpointError(message) from error
     if isinstance(size, (list, tuple)):
         if len(set(size)) != 1:
             raise CheckpointError(f"open_clip model of input size {list(size)}: expected a square picture tower")
         size = size[0]
     preprocessing = ImagePreprocessing(
         size=int(size),
-        mean=tuple(wishes.mean),
-        std=tuple(wishes.std),
-        interpolation="bilinear" if wishes.interpolation == "bilinear" else "bicubic",
-        resize_mode=wishes.resize_mode,
-        fill_color=wishes.fill_color,
+        mean=tuple(wanted.mean),
+        std=tuple(wanted.std),
+        interpolation="bilinear" if wanted.interpolation == "bilinear" else "bicubic",
+        resize_mode=wanted.resize_mode,
+        fill_color=wanted.fill_color,
     )
-    config = copy.deepcopy(model_config)
-    config.pop("custom_text", None)
-    return ClipArchitecture(model_config=json.loads(json.dumps(config)), preprocessing=preprocessing)
+    plain = json.loads(json.dumps({key: value for key, value in model_config.items() if key != "custom_text"}))
+    return ClipArchitecture(model_config=plain, preprocessing=preprocessing)
 
 
 def _pooling(folder: Path, spec: TowerSpec) -> Pooling:

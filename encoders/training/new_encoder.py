@@ -22,7 +22,7 @@ from encoders.errors import CheckpointError
 from encoders.model import EncoderModel, EncoderParts
 from encoders.preprocessing import ImagePreprocessing
 from encoders.saved_encoder import SavedEncoder, TowerSources, read_saved, resolve_encoder
-from encoders.tokenizers import ClipTokenizer, FastTokenizer, FolderClipTokenizer
+from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 from encoders.towers import ClipCheckpoint, TextCheckpoint, find_clip_checkpoint, find_text_checkpoint
 from encoders.training.config import SmallEncoderConfig
 
@@ -167,7 +167,7 @@ def new_small_encoder(
     """
     sources = sources or find_parts(config)
     tokenizer, text = _text_part(config, sources.text, texts)
-    clip, clip_tokenizer = _clip_part(config, sources.clip)
+    clip, clip_text_tokenizer = _clip_part(config, sources.clip)
     if text is not None and clip is not None and config.model in MATCH_MODELS:
         text = replace(text, projection_dim=clip.dim)
     architecture = EncoderArchitecture(
@@ -192,12 +192,12 @@ def new_small_encoder(
         _take_over(model, sources.text, ("document_text", "query_text"))
     if isinstance(sources.clip, SavedEncoder):
         _take_over(model, sources.clip, ("image", "clip_text"))
-    return EncoderParts(model=model, tokenizer=tokenizer, clip_tokenizer=clip_tokenizer)
+    return EncoderParts(model=model, tokenizer=tokenizer, clip_tokenizer=clip_text_tokenizer)
 
 
 def _text_part(
     config: SmallEncoderConfig, source: SavedEncoder | TextCheckpoint | None, texts: Iterable[str]
-) -> tuple[FastTokenizer | None, TextArchitecture | None]:
+) -> tuple[TextTokenizer | None, TextArchitecture | None]:
     if config.model not in NEEDS_TEXT_TOWER:
         return None, None
     if isinstance(source, TextCheckpoint):
@@ -223,7 +223,7 @@ def _text_part(
 
 def _clip_part(
     config: SmallEncoderConfig, source: SavedEncoder | ClipCheckpoint | None
-) -> tuple[ClipArchitecture | None, ClipTokenizer | FolderClipTokenizer | None]:
+) -> tuple[ClipArchitecture | None, TextTokenizer | None]:
     if config.model not in NEEDS_CLIP_TOWER:
         return None, None
     with_text = config.model in ("clip", "4tmm")
@@ -248,7 +248,7 @@ def _clip_part(
         }
     preprocessing = ImagePreprocessing(size=config.image_size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     architecture = ClipArchitecture(model_config=values, preprocessing=preprocessing)
-    return architecture, ClipTokenizer(values["text_cfg"]) if with_text else None
+    return architecture, clip_tokenizer(values["text_cfg"]) if with_text else None
 
 
 def _take_over(model: EncoderModel, source: SavedEncoder, names: tuple[str, ...]) -> None:

@@ -1,12 +1,17 @@
+"""Losses by hand, against open_clip's own and against a reference in float64."""
+
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from open_clip.loss import ClipLoss
+from pytorch_metric_learning.losses import NTXentLoss
 from torch.nn import functional
 
-from encoders.losses import nt_xent, shared_queries
+from encoders.losses import alignment, distinct_products, nt_xent, shared_queries
 
 ROWS = torch.arange(3)
 
@@ -93,3 +98,136 @@ def test_temperature_must_be_positive():
 def test_products_of_an_equal_query_are_no_negatives():
     mask = shared_queries(torch.tensor([1, 2, 1]), torch.tensor([3, 1, 0]), 4)
     assert mask.tolist() == [[True, False, False, True], [False, True, False, False], [True, False, False, True]]
+
+
+def reference(queries, products, positives, temperature, not_negative, symmetric) -> float:
+    """Equation 1, term by term, float64."""
+    queries, products = np.asarray(queries, np.float64), np.asarray(products, np.float64)
+    scores = queries @ products.T / temperature
+    pairs, columns = scores.shape
+    forth, back = [], []
+    for row in range(pairs):
+        own = positives[row]
+        counted = [column for column in range(columns) if column == own or not not_negative[row, column]]
+        forth.append(np.log(np.exp(scores[row, counted]).sum()) - scores[row, own])
+        # The product of this pair against the queries of other products.
+        others = [other for other in range(pairs) if positives[other] != own and not not_negative[other, own]]
+        back.append(np.log(np.exp(scores[[row, *others], own]).sum()) - scores[row, own])
+    return float(np.mean(forth) if not symmetric else (np.mean(forth) + np.mean(back)) / 2)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_nt_xent_equals_its_formula_in_float64(seed, temperature, symmetric):
+    random = np.random.default_rng(seed)
+    queries, products = unit(12, 16, seed=seed), unit(9, 16, seed=seed + 50)  # seen negatives, repeated products
+    positives = random.integers(0, 7, 12)
+    not_negative = random.random((12, 9)) < 0.2
+    found = nt_xent(
+        queries,
+        products,
+        torch.from_numpy(positives),
+        temperature=temperature,
+        not_negative=torch.from_numpy(not_negative),
+        symmetric=symmetric,
+    )
+    assert found.item() == pytest.approx(
+        reference(queries, products, positives, temperature, not_negative, symmetric), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.2])
+def test_nt_xent_is_that_of_pytorch_metric_learning(temperature):
+    """Theirs counts every other row of one set as a negative of an anchor; with a reference set, ours."""
+    queries, products, labels = unit(10, 8), unit(10, 8, seed=1), torch.arange(10)
+    theirs = NTXentLoss(temperature=temperature)(queries, labels, ref_emb=products, ref_labels=labels.clone())
+    assert nt_xent(queries, products, labels, temperature=temperature).item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_symmetric_nt_xent_is_open_clips():
+    queries, products = unit(10, 8), unit(10, 8, seed=1)
+    theirs = ClipLoss()(queries, products, torch.tensor(1 / 0.07))
+    ours = nt_xent(queries, products, torch.arange(10), temperature=0.07, symmetric=True)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_gradients_are_those_of_open_clips_loss_also_of_the_temperature():
+    found = []
+    for ours in (True, False):
+        queries, products = unit(6, 8).requires_grad_(), unit(6, 8, seed=1).requires_grad_()
+        log_temperature = torch.tensor(-2.0, requires_grad=True)
+        if ours:
+            loss = nt_xent(queries, products, torch.arange(6), temperature=log_temperature.exp(), symmetric=True)
+        else:
+            loss = ClipLoss()(queries, products, (-log_temperature).exp())
+        loss.backward()
+        found.append((queries.grad, products.grad, log_temperature.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_alignment_is_symmetric_nt_xent_over_what_is_there():
+    rows, columns = unit(5, 8), unit(4, 8, seed=1)
+    positives = torch.tensor([0, 1, 1, 2, 3])
+    has_row, has_column = torch.tensor([True, True, False, True, True]), torch.tensor([True, True, False, True])
+    not_negative = torch.zeros(5, 4, dtype=torch.bool)
+    not_negative[0, 3] = True
+    found = alignment(
+        rows,
+        columns,
+        positives,
+        has_row=has_row,
+        has_column=has_column,
+        temperature=0.1,
+        not_negative=not_negative,
+    )
+    kept = [0, 1, 4]  # row 2 is not there, nor is the column of row 3
+    mask = np.zeros((3, 3), bool)
+    mask[0, 2] = True
+    expected = reference(rows[kept], columns[[0, 1, 3]], np.array([0, 1, 2]), 0.1, mask, True)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_alignment_of_nothing_is_zero_with_a_gradient():
+    rows = unit(2, 4).requires_grad_()
+    nobody = torch.zeros(2, dtype=torch.bool)
+    loss = alignment(
+        rows,
+        unit(2, 4, seed=1),
+        torch.arange(2),
+        has_row=nobody,
+        has_column=~nobody,
+        temperature=0.1,
+        not_negative=torch.zeros(2, 2, dtype=torch.bool),
+    )
+    loss.backward()
+    assert loss.item() == 0
+    assert not rows.grad.any()
+
+
+def test_products_of_several_devices_count_once():
+    keys = torch.tensor([7, 3, 9, 3, 5, 7])
+    rows, places = distinct_products(keys, torch.tensor([9, 3, 3, 7]))
+    assert keys[rows].tolist() == [3, 5, 7, 9]
+    assert rows.tolist() == [1, 4, 0, 2], "the first of equal ones"
+    assert keys[rows][places].tolist() == [9, 3, 3, 7]
+
+
+def test_a_duplicate_product_or_query_is_no_negative_of_itself():
+    """Two devices saw the same product, and two queries of one text: the loss is that of each once."""
+    products, keys = unit(3, 8), torch.tensor([4, 8, 2])
+    doubled, doubled_keys = torch.cat([products, unit(1, 8, seed=3)]), torch.cat([keys, torch.tensor([8])])
+    queries, own = unit(4, 8, seed=1), torch.tensor([4, 8, 2, 8])
+    query_keys = torch.tensor([1, 2, 1, 3])
+    found = []
+    for vectors, their_keys in ((products, keys), (doubled, doubled_keys)):
+        rows, positives = distinct_products(their_keys, own)
+        mask = shared_queries(query_keys, positives, len(rows))
+        found.append(nt_xent(queries, vectors[rows], positives, temperature=0.1, not_negative=mask).item())
+    assert found[0] == found[1]
+    order = [2, 0, 1]  # by key
+    mask = np.zeros((4, 3), bool)
+    mask[0, 0] = mask[2, 1] = True  # products 2 and 4 answer the same query
+    expected = reference(queries, products[order], np.array([1, 2, 0, 2]), 0.1, mask, False)
+    assert found[0] == pytest.approx(expected, rel=1e-5)

@@ -24,7 +24,7 @@ from encoders.model import EncoderModel, EncoderParts
 from encoders.preprocessing import ImagePreprocessing
 from encoders.saved_encoder import save_encoder
 from encoders.text_tower import build_backbone
-from encoders.tokenizers import ClipTokenizer, FastTokenizer
+from encoders.tokenizers import FastTokenizer, clip_tokenizer
 
 WORDS = (
     "red",
@@ -130,7 +130,7 @@ def tiny_parts(model: str, *, fusion: str | None = None, seed: int = 0) -> Encod
     return EncoderParts(
         model=encoder,
         tokenizer=FastTokenizer(tiny_tokenizer(), max_tokens=MAX_TOKENS) if architecture.text else None,
-        clip_tokenizer=ClipTokenizer(CLIP_MODEL_CONFIG["text_cfg"]) if architecture.uses_clip_text else None,
+        clip_tokenizer=clip_tokenizer(CLIP_MODEL_CONFIG["text_cfg"]) if architecture.uses_clip_text else None,
     )
 
 

@@ -10,7 +10,7 @@ from encoders.training.batches import PairDataset
 from encoders.training.config import LossWeights, PairsConfig, TrainingConfig
 from encoders.training.module import EncoderTraining
 from encoders.training.pairs import read_pairs
-from tests.encoders.test_loss_references import reference
+from tests.encoders.test_losses import reference
 from tests.encoders.tiny import tiny_parts
 from tests.encoders.training.pairs_files import photographed_rows, write_pairs
 

@@ -25,13 +25,13 @@ from encoders import (
     export_onnx,
     load_onnx_query_encoder,
     load_query_encoder,
+    onnx_export,
     save_query_encoder,
 )
-from encoders import onnx_export as onnx_export
 from encoders.model import EncoderModel, EncoderParts
 from encoders.onnx_export import _compare
 from encoders.saved_encoder import load_query_parts, save_encoder
-from encoders.tokenizers import FolderClipTokenizer
+from encoders.tokenizers import clip_tokenizer
 from tests.encoders.tiny import MODELS, random_picture, save_tiny_siglip_tokenizer, tiny_parts
 
 TEXTS = ["red dress", None, "a small wooden lamp with cotton, for a large chair & more: Ü", "mug", "", "x " * 60, None]
@@ -175,7 +175,7 @@ def test_a_siglip_is_served_without_torch(tmp_path):
     text = {**clip.model_config["text_cfg"], "hf_tokenizer_name": "org/siglip", "no_causal_mask": True}
     text |= {"pool_type": "last", "vocab_size": 100, "tokenizer_kwargs": {"clean": "canonicalize"}}
     clip = replace(clip, model_config={**clip.model_config, "text_cfg": text})
-    tokenizer = FolderClipTokenizer(text, save_tiny_siglip_tokenizer(tmp_path / "tokenizer"))
+    tokenizer = clip_tokenizer(text, save_tiny_siglip_tokenizer(tmp_path / "tokenizer"))
     architecture = replace(tiny_parts("clip").model.architecture, clip=clip)
     model = weights_by_name(EncoderModel(architecture))
     save_encoder(EncoderParts(model=model, clip_tokenizer=tokenizer), str(tmp_path / "e"))

@@ -5,7 +5,7 @@ import pickle
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from encoders import EncoderConfig, EncoderConfigError, FusionSpec, ImagePreprocessing, TowerSpec
+from encoders import EncoderConfig, EncoderConfigError, FusionSpec, TowerSpec
 
 BERT = TowerSpec(library="transformers", checkpoint="some/bert")
 CLIP = TowerSpec(library="open_clip", checkpoint="ViT-B-32/laion2b_s34b_b79k")
@@ -69,9 +69,3 @@ def test_validation_through_pydantic_keeps_the_message():
 def test_impossible_towers(arguments):
     with pytest.raises(EncoderConfigError):
         TowerSpec(library="transformers", **arguments)
-
-
-@pytest.mark.parametrize("arguments", [{"size": 0}, {"std": (1.0, 0.0, 1.0)}, {"resize_mode": "crop"}])
-def test_impossible_preprocessing(arguments):
-    with pytest.raises(EncoderConfigError):
-        ImagePreprocessing(**{"size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3, **arguments})

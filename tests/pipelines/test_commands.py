@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipelines import embed_catalog, search
-from pipelines.config.commands import run_command
+from pipelines.config.command_line import run_command
 from tests.pipelines.indexing.job import arguments, product, run_job, write_catalog
 
 

@@ -12,7 +12,6 @@ other commands start without it.
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import json
 import logging
@@ -22,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, get_origin
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, get_origin
 
 import yaml
 
@@ -44,18 +43,11 @@ from pipelines.config.validation import (
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-SHIPPED_CONFIGS = "run_configs"
 # With this option the direct runner works in process. Without it, it first looks for Prism, a runner that it downloads.
 DIRECT_RUNNER_COMPATIBILITY = "2.77.0"
 
 _LOGGER = logging.getLogger(__name__)
 _KEY = "key."  # before a key's name in argparse's namespace: apart from a command's own options
-_BEAM_EPILOG = (
-    "Every other option is handed to Apache Beam: --runner, --direct_num_workers, --direct_running_mode and whatever "
-    "the chosen runner documents. An option that neither of us knows is an error."
-)
 
 # The errors that our rooms raise on purpose, with messages written for people. Anything else is a bug or a machine's
 # failure, and keeps its traceback.
@@ -85,10 +77,10 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
         return int(stop.code or 0)
     except EXPECTED_ERRORS as error:
         sys.stderr.write(f"error: {error}\n")
-        return EXIT_USAGE
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from what is complete\n")
-        return EXIT_INTERRUPTED
+        return 130
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,22 +163,14 @@ def parse_arguments(
     Raises:
         ConfigError: With every problem found in the file, on the command line and in Beam's options.
     """
-    keys = {key.name: key for key in list_keys(config_type)}
-    parser = _Parser(
-        prog=prog,
-        description=description,
-        epilog=_BEAM_EPILOG if with_beam else None,
-        allow_abbrev=False,
-        # One line for each key, whatever the width of the terminal.
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=44, width=1000),
-        usage="%(prog)s [--config FILE] [--KEY VALUE ...]" + (" [Beam options]" if with_beam else ""),
-    )
+    keys = list(list_keys(config_type))
+    parser = _Parser(prog=prog, description=description, with_beam=with_beam)
     of_config = f"YAML file, or the name of a shipped config (default: {default_config})"
     parser.add_argument("--config", default=default_config, metavar="FILE", help=of_config)
     parser.add_argument("--print-config", action="store_true", help="print the effective config as YAML, and stop")
     if add_options is not None:
         add_options(parser)
-    _add_key_options(parser, keys.values())
+    _add_key_options(parser, keys)
     option_names = tuple(parser._option_string_actions)
     for argument in argv:  # entries of mappings, such as --beam.NAME, and mistyped keys
         option = argument.partition("=")[0]
@@ -194,39 +178,27 @@ def parse_arguments(
             parser.add_argument(option, dest=_KEY + option[2:], nargs="?", const="true", help=argparse.SUPPRESS)
     flags, rest = parser.parse_known_args(list(argv))
     given = {
-        name[len(_KEY) :]: text for name, text in vars(flags).items() if name.startswith(_KEY) and text is not None
+        name.removeprefix(_KEY): text
+        for name, text in vars(flags).items()
+        if name.startswith(_KEY) and text is not None
     }
 
     file = read_config_file(flags.config)
-    data = copy.deepcopy(file.data)
+    data = file.data
     origins = {name: f"{file.name}, line {line}" for name, line in file.lines.items()}
     origins |= dict.fromkeys(given, "command line")
-    mappings = tuple(f"{key.name}." for key in keys.values() if get_origin(key.type) is dict)
-    problems: list[str] = []
-    unknown: list[str] = []
-    for name, text in given.items():
-        declared = keys[name].type if name in keys else Any
-        if name not in keys and not name.startswith(mappings):
-            unknown.append(f"--{name}")
-            continue
-        try:
-            _set_value(data, name, text if isinstance(text, list) else _command_line_value(text, declared))
-        except yaml.YAMLError as error:
-            what = f"expected {describe_type(declared)} as YAML, found {text!r}: {_describe_yaml_error(error)}"
-            problems.append(f"command line: {name}: {what}")
-    unknown += [] if with_beam else option_names_in(rest)
+    unknown, problems = _set_given(data, given, {key.name: key.type for key in keys})
+    if not with_beam:
+        unknown += option_names_in(rest)
+        problems += [f"command line: expected options only, found {' '.join(rest)!r}"] if rest and not unknown else []
     problems += [_unknown_option(option, option_names) for option in unknown]
-
-    section = data.get("beam")
     pipeline_options: Any = None
-    try:
-        if with_beam:
-            section = section if isinstance(section, dict) else {}
+    if with_beam:
+        section = data["beam"] if isinstance(data.get("beam"), dict) else {}
+        try:
             pipeline_options = to_pipeline_options(section, rest, option_names=option_names)
-        elif rest and not unknown:
-            raise ConfigError(f"command line: expected options only, found {' '.join(rest)!r}")
-    except ConfigError as error:
-        problems += error.problems
+        except ConfigError as error:
+            problems += error.problems
     try:
         config = build_config(config_type, data, origins=origins, leave_out=other_sections)
     except ConfigError as error:
@@ -242,6 +214,20 @@ def parse_arguments(
 class _Parser(argparse.ArgumentParser):
     """argparse with its complaints as ConfigError, without pages of usage before them."""
 
+    def __init__(self, *, with_beam: bool, **settings: Any) -> None:
+        of_beam = (
+            "Every other option is handed to Apache Beam: --runner, --direct_num_workers, --direct_running_mode and "
+            "whatever the chosen runner documents. An option that neither of us knows is an error."
+        )
+        super().__init__(
+            epilog=of_beam if with_beam else None,
+            allow_abbrev=False,
+            # One line for each key, whatever the width of the terminal.
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=44, width=1000),
+            usage="%(prog)s [--config FILE] [--KEY VALUE ...]" + (" [Beam options]" if with_beam else ""),
+            **settings,
+        )
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"command line: {message}")
 
@@ -251,14 +237,44 @@ def _add_key_options(parser: argparse.ArgumentParser, keys: Iterable[ConfigKey])
     for key in keys:
         section = key.name.partition(".")[0]
         group = groups.get(section) or groups.setdefault(section, parser.add_argument_group(f"{section} (YAML values)"))
-        default = "" if key.default is dataclasses.MISSING else f" (default: {_describe_default(key.default)})"
-        help_line = (key.help + default).replace("%", "%%")
-        group.add_argument(f"--{key.name}", dest=_KEY + key.name, metavar="VALUE", help=help_line)
+        told = key.help
+        if key.default is not dataclasses.MISSING:
+            # JSON is YAML: what stands here can be given back on the command line.
+            told += (
+                f" (default: {key.default if isinstance(key.default, str) else json.dumps(key.default, default=str)})"
+            )
+        group.add_argument(f"--{key.name}", dest=_KEY + key.name, metavar="VALUE", help=told.replace("%", "%%"))
 
 
-def _describe_default(value: Any) -> str:
-    # JSON is YAML: what stands here can be given back on the command line.
-    return value if isinstance(value, str) else json.dumps(value, default=lambda section: "the section's own")
+def _set_given(
+    data: dict[str, Any], given: Mapping[str, str | list[str]], types: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Set what the command line gave: keys by their types, and entries of mappings, whose values are YAML or text.
+
+    Returns:
+        The options that are neither, and what is wrong with the others' values.
+    """
+    mappings = tuple(f"{name}." for name, declared in types.items() if get_origin(declared) is dict)
+    unknown: list[str] = []
+    problems: list[str] = []
+    for name, text in given.items():
+        declared = types.get(name, Any)
+        if name not in types and not name.startswith(mappings):
+            unknown.append(f"--{name}")
+            continue
+        try:
+            value = text if isinstance(text, list) else _command_line_value(text, declared)
+        except yaml.YAMLError as error:
+            what = f"expected {describe_type(declared)} as YAML, found {text!r}: {_describe_yaml_error(error)}"
+            problems.append(f"command line: {name}: {what}")
+            continue
+        *sections, leaf = name.split(".")
+        inner = data
+        for section in sections:  # those that are missing or null appear
+            inner[section] = inner[section] if isinstance(inner.get(section), dict) else {}
+            inner = inner[section]
+        inner[leaf] = value
+    return unknown, problems
 
 
 def _command_line_value(text: str, declared: Any) -> Any:
@@ -286,16 +302,6 @@ def _command_line_value(text: str, declared: Any) -> Any:
     return text
 
 
-def _set_value(data: dict[str, Any], name: str, value: Any) -> None:
-    """Set a dotted key in nested mappings; sections on the way that are missing or null appear."""
-    *sections, leaf = name.split(".")
-    for section in sections:
-        if not isinstance(data.get(section), dict):
-            data[section] = {}
-        data = data[section]
-    data[leaf] = value
-
-
 def option_names_in(arguments: Iterable[str]) -> list[str]:
     """The option names among command-line arguments, without their values."""
     return [argument.partition("=")[0] for argument in arguments if argument.startswith("-") and len(argument) > 1]
@@ -305,15 +311,8 @@ def _unknown_option(option: str, known: Iterable[str]) -> str:
     return f"command line: unknown option {option}. {did_you_mean(option, known)}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConfigFile:
-    """A config file as it was read.
-
-    Attributes:
-        name: How messages call the file.
-        data: Its mapping.
-        lines: Dotted key -> line, from 1.
-    """
+class ConfigFile(NamedTuple):
+    """A config file: how messages call it, its mapping, and the line (from 1) of every dotted key."""
 
     name: str
     data: dict[str, Any]
@@ -337,16 +336,16 @@ def read_config_file(name: str) -> ConfigFile:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"config {name}: cannot be read as UTF-8 text: {error}") from error
     shipped = _shipped_configs()
-    stem = name.removeprefix(f"{SHIPPED_CONFIGS}/").removesuffix(".yaml")
+    stem = name.removeprefix("run_configs/").removesuffix(".yaml")
     if stem not in shipped:
         hint = did_you_mean(stem, shipped, otherwise=f"Shipped are {', '.join(sorted(shipped))}.")
         raise ConfigError(f"config {name}: expected a YAML file or the name of a shipped config, found neither. {hint}")
-    return parse_config(shipped[stem].read_text(encoding="utf-8"), f"{SHIPPED_CONFIGS}/{stem}.yaml")
+    return parse_config(shipped[stem].read_text(encoding="utf-8"), f"run_configs/{stem}.yaml")
 
 
 def _shipped_configs() -> dict[str, Any]:
     """The shipped files by name; one in a folder has the folder's before it (`papers/grocery`)."""
-    entries = {entry.name: entry for entry in resources.files(SHIPPED_CONFIGS).iterdir()}
+    entries = {entry.name: entry for entry in resources.files("run_configs").iterdir()}
     for name, folder in list(entries.items()):
         if folder.is_dir():
             entries |= {f"{name}/{entry.name}": entry for entry in folder.iterdir()}
@@ -372,8 +371,9 @@ def parse_config(text: str, name: str) -> ConfigFile:
         lines: dict[str, int] = {}
         problems: list[str] = []
         for key, line in _keys_with_lines(node):
-            if lines.setdefault(key, line) != line:
+            if key in lines:
                 problems.append(f"{name}, line {line}: the key {key} stands already on line {lines[key]}; keep one")
+            lines.setdefault(key, line)
         if problems:
             raise ConfigError(problems)
         return ConfigFile(name=name, data=loader.construct_document(node), lines=lines)
@@ -438,12 +438,9 @@ def to_pipeline_options(
         parser.exit_on_error = False
         actions = parser._option_string_actions
         over = {actions[name].dest for name in option_names_in(arguments) if name in actions}
-        section_values = {
-            name: value
-            for name, value in section.items()
-            if value is not None and getattr(actions.get(f"--{name}"), "dest", name) not in over
-        }
-        merged = [*beam.PipelineOptions.from_dictionary(section_values)._flags, *arguments]
+        dests = {name: getattr(actions.get(f"--{name}"), "dest", name) for name in section}
+        under = {name: value for name, value in section.items() if value is not None and dests[name] not in over}
+        merged = [*beam.PipelineOptions.from_dictionary(under)._flags, *arguments]
         try:
             known, rest = parser.parse_known_args(merged)
         except argparse.ArgumentError as error:
@@ -455,7 +452,7 @@ def to_pipeline_options(
         if rest and not unknown:
             raise ConfigError(f"command line: expected options only, found {' '.join(rest)!r}")
         if unknown and runner in beam.StandardOptions.LOCAL_RUNNERS:
-            beam_names = [name.removeprefix("--") for name in actions]
+            beam_names = [name[2:] for name in actions]
             raise ConfigError(
                 [
                     f"beam: section: unknown option {name[2:]}. {did_you_mean(name[2:], beam_names)}"
@@ -490,11 +487,7 @@ def _full_runner_name(name: str, standard_options: Any) -> str:
 
 @contextmanager
 def _root_logger_untouched() -> Iterator[None]:
-    """Keep Beam from setting up the root logger, which is the command's to set up.
-
-    Beam does so by `logging.basicConfig()` and by a warning on import about Google clients that nobody asked for. A
-    root logger that has a handler is left alone.
-    """
+    """Keep Beam from setting up the root logger, which is the command's: Beam leaves one that has a handler alone."""
     handler = logging.NullHandler()
     logging.getLogger().addHandler(handler)
     try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,54 @@ def test_values_are_yaml() -> None:
 )
 def test_text_is_taken_as_it_stands(given: str, meant: str | None) -> None:
     assert parse("--output.template", given).config.output.template == meant
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("title", ("title",)),
+        ("[title, brand]", ("title", "brand")),
+        ("'title'", ("title",)),
+        ("2026", ("2026",)),
+        ("yes", ("yes",)),
+        ("[]", ()),
+    ],
+)
+def test_a_bare_word_is_a_list_of_one(given: str, meant: tuple[str, ...]) -> None:
+    assert parse("--source.fields", given).config.source.fields == meant
+
+
+def test_a_list_that_is_no_yaml_is_told() -> None:
+    (problem,) = problems_of("--source.fields", "[title")
+    assert problem.startswith("command line: source.fields: expected a list of text as YAML, found '[title'")
+    assert problems_of("--source.fields", "null") == [
+        "command line: source.fields: expected a list of text, found null"
+    ]
+
+
+@pytest.mark.parametrize("given", [r"\t", r"'\t'", '"\\t"', "\t"])
+def test_a_tab_may_be_typed_as_backslash_t(given: str, work_dir: Path) -> None:
+    assert load_job_config([f"--catalog.csv_delimiter={given}"]).config.catalog.csv_delimiter == "\t"
+    if given != "\t":
+        text = OWN.replace(
+            "  uri: products.csv", f"  uri: products.csv\n  csv_delimiter: {given}\n  text_fields: brand"
+        )
+        (work_dir / "own.yaml").write_text(text)
+        catalog = load_job_config(["--config", "own.yaml"]).config.catalog
+        assert (catalog.csv_delimiter, catalog.text_fields) == ("\t", ("brand",))
+
+
+def test_a_leading_tab_before_a_value_is_no_mistake() -> None:
+    assert parse("--output.shards", "\t5").config.output.shards == 5
+
+
+def test_a_second_name_of_a_key_takes_words() -> None:
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--fields", dest="key.source.fields", nargs="+")
+        parser.add_argument("--share", dest="key.source.share")
+
+    source = parse("--fields", "a", "b", "--share", "0.1", add_options=add_options).config.source
+    assert (source.fields, source.share) == (("a", "b"), 0.1)
 
 
 def test_null_is_text_where_null_is_no_value() -> None:
@@ -159,6 +208,11 @@ def test_a_key_given_twice_is_an_error_with_both_lines() -> None:
         "x.yaml, line 3: the key catalog.uri stands already on line 2; keep one",
         "x.yaml, line 5: the key catalog stands already on line 1; keep one",
     )
+
+
+def test_twice_on_one_line_is_twice() -> None:
+    with pytest.raises(ConfigError, match="the key a stands already on line 1"):
+        parse_config("{a: 1, a: 2}", "x.yaml")
 
 
 def test_anchors_and_merges_work_and_a_cycle_does_not_hang() -> None:
@@ -356,6 +410,14 @@ def test_errors_raised_on_purpose_are_one_message_and_exit_code_2(
     captured = capsys.readouterr()
     assert captured.err == "error: what is wrong\n"
     assert captured.out == ""
+
+
+def test_help_and_print_config_end_with_their_code() -> None:
+    def main(argv: Sequence[str]) -> int:
+        raise SystemExit(int(argv[0]))
+
+    assert run_command(main, ["0"]) == 0
+    assert run_command(main, ["2"]) == 2
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -161,3 +161,27 @@ def test_one_problem_is_the_message_and_more_are_a_list() -> None:
 def test_it_survives_a_pickle() -> None:
     error = pickle.loads(pickle.dumps(ConfigError(["a", "b"])))
     assert error.problems == ("a", "b")
+
+
+def test_a_bare_word_is_a_list_where_only_a_list_is_meant() -> None:
+    source = build_config(Source, {"uri": "a", "fields": "title"}, origins={})
+    assert (source.fields, source.uri) == (("title",), "a")
+
+
+def test_a_backslash_and_a_t_are_a_tab_where_they_are_the_whole_text() -> None:
+    assert build_config(Output, {"uri": "o", "template": r"\t"}, origins={}).template == "\t"
+    assert build_config(Output, {"uri": "o", "template": r"\title"}, origins={}).template == r"\title"
+
+
+def test_a_section_without_keys_has_its_defaults() -> None:
+    assert build_config(Tree, {"source": {"uri": "a"}, "extra": {}}, origins={}).output == Output(uri="out")
+    assert problems_of({"source": {"uri": "a"}, "output": None}) == [
+        "output.uri: missing; expected text; set it in the YAML or with --output.uri"
+    ]
+
+
+def test_what_a_section_refuses_is_told_beside_its_unknown_keys() -> None:
+    assert problems_of({"source": {"uri": "a", "shar": 1, "share": 2}}) == [
+        "x.yaml, line 1: unknown key source.shar. Did you mean 'source.share'?",
+        "x.yaml, line 3: source.share: expected a number from 0 to 1; found 2.0",
+    ]

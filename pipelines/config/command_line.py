@@ -4,9 +4,8 @@
     --index.serving_shards 2  one key; the value is YAML
     --print-config            the effective config in full, and nothing else is done
 
-Unknown keys and options are errors that name the nearest known one, and all mistakes of file and command line are told
-at once. argparse and Beam's own parser read the options. Beam is imported only where a job's command line is read:
-other commands start without it.
+Unknown keys and options are errors that name the nearest known one, and all mistakes of file and command line are
+reported at once. Beam is imported only where a job's command line is read: other commands start without it.
 """
 
 from __future__ import annotations
@@ -237,13 +236,12 @@ def _add_key_options(parser: argparse.ArgumentParser, keys: Iterable[ConfigKey])
     for key in keys:
         section = key.name.partition(".")[0]
         group = groups.get(section) or groups.setdefault(section, parser.add_argument_group(f"{section} (YAML values)"))
-        told = key.help
+        text = key.help
         if key.default is not dataclasses.MISSING:
             # JSON is YAML: what stands here can be given back on the command line.
-            told += (
-                f" (default: {key.default if isinstance(key.default, str) else json.dumps(key.default, default=str)})"
-            )
-        group.add_argument(f"--{key.name}", dest=_KEY + key.name, metavar="VALUE", help=told.replace("%", "%%"))
+            default = key.default if isinstance(key.default, str) else json.dumps(key.default, default=str)
+            text += f" (default: {default})"
+        group.add_argument(f"--{key.name}", dest=_KEY + key.name, metavar="VALUE", help=text.replace("%", "%%"))
 
 
 def _set_given(
@@ -469,8 +467,8 @@ def to_pipeline_options(
             # Everything that runs on a worker lives in a module; Beam would pickle the main one on some runners.
             options.view_as(beam.SetupOptions).save_main_session = False
     if unknown:
-        told = "handed to %s as they are, because Beam's package does not know them: %s"
-        _LOGGER.warning(told, runner, " ".join(unknown))
+        message = "handed to %s as they are, because Beam's package does not know them: %s"
+        _LOGGER.warning(message, runner, " ".join(unknown))
     return options
 
 

@@ -60,8 +60,8 @@ def build_config(
         text = json.dumps(known)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"only text, numbers, true, false, null, lists and mappings: {error}") from error
-    # As JSON, lists become tuples although no scalar is converted. `| None`: a dataclass alone takes no settings here.
     settings = pydantic.ConfigDict(extra="forbid", strict=True)
+    # In strict JSON lists become tuples, but no scalar is converted. A dataclass takes settings only inside a union.
     checker = pydantic.TypeAdapter[Any](config_type | None, config=settings)  # type: ignore[arg-type]
     try:
         return checker.validate_json(text)
@@ -69,12 +69,12 @@ def build_config(
         found = error.errors(include_url=False)
     known = json.loads(text)
     unknown = [item["loc"] for item in found if item["type"] == "unexpected_keyword_argument"]
-    problems = [_describe_unknown(config_type, known, location, origins) for location in unknown]
     if not unknown:
         raise ConfigError(list(dict.fromkeys(_describe(config_type, known, item, origins) for item in found)))
+    problems = [_describe_unknown(config_type, known, location, origins) for location in unknown]
     for location in unknown:
         _locate(config_type, known, location[:-1])[2].pop(location[-1])
-    try:  # without the unknown keys a section says what else it refuses
+    try:  # a section says what it refuses only when it has no unknown key
         build_config(config_type, known, origins=origins)
     except ConfigError as error:
         problems += error.problems
@@ -110,7 +110,7 @@ def _describe_unknown(root: type, data: Any, location: tuple[int | str, ...], or
     nearby = {prefix + name for name in get_type_hints(nested_dataclass(declared) or root)}
     name = f"{prefix}{location[-1]}"
     hint = did_you_mean(name, nearby | {key.name for key in list_keys(root)})
-    return f"{_place(name, origins)}unknown key {name}. {hint}"
+    return f"{_where(name, origins)}unknown key {name}. {hint}"
 
 
 def _describe(root: type, data: Any, item: Any, origins: Mapping[str, str]) -> str:
@@ -121,13 +121,12 @@ def _describe(root: type, data: Any, item: Any, origins: Mapping[str, str]) -> s
         return _describe_refusal(name, declared, str(item["ctx"]["error"]), origins)
     if item["type"] == "missing":
         return f"{name}: missing; expected {expected}; set it in the YAML or with --{name}"
-    text = "null" if found is None else json.dumps(found, ensure_ascii=False)
+    text = json.dumps(found, ensure_ascii=False)
     text = text if len(text) <= 80 else f"{text[:77]}..."
-    kind = _VALUE_WORDS.get(type(found))
-    text += f" ({kind})" if kind else ""
+    text += f" ({_VALUE_WORDS[type(found)]})" if type(found) in _VALUE_WORDS else ""
     if isinstance(found, str) and "number" in expected and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", found.lower()):
         text += "; write numbers without quotes, and exponents with a point (1.0e-3)"
-    return f"{_place(name, origins)}{name}: expected {expected}, found {text}"
+    return f"{_where(name, origins)}{name}: expected {expected}, found {text}"
 
 
 def _locate(declared: Any, value: Any, location: tuple[int | str, ...]) -> tuple[str, Any, Any]:
@@ -156,11 +155,11 @@ def _describe_refusal(section: str, declared: Any, message: str, origins: Mappin
             name = name.removeprefix(".".join(above[start:]) + ".")
         if name.split(".")[0] in get_type_hints(nested):
             name = f"{section}.{name}".lstrip(".")
-            return f"{_place(name, origins)}{name}{message[speaks_of.end() :]}"
-    return f"{_place(section, origins)}{section}: {message}"
+            return f"{_where(name, origins)}{name}{message[speaks_of.end() :]}"
+    return f"{_where(section, origins)}{section}: {message}"
 
 
-def _place(name: str, origins: Mapping[str, str]) -> str:
+def _where(name: str, origins: Mapping[str, str]) -> str:
     """Where a key was given, or the nearest mapping above it that was given."""
     while name and name not in origins:
         name = name[: max(name.rfind("."), name.rfind("["), 0)]
@@ -214,10 +213,10 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
 
 def nested_dataclass(declared: Any) -> type | None:
     """The dataclass that a declared type holds, itself or in an optional; None where it holds none."""
-    return next(
-        (option for option in union_options(declared) if isinstance(option, type) and dataclasses.is_dataclass(option)),
-        None,
-    )
+    for option in union_options(declared):
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
+            return option
+    return None
 
 
 def listed_dataclass(declared: Any) -> type | None:

@@ -169,14 +169,14 @@ def test_what_is_no_key_goes_to_beam_but_for_dotted_options() -> None:
 
 def test_problems_of_command_line_and_file_come_together() -> None:
     Path("tree.yaml").write_text("source:\n  uri: a\n  share: half\noutput: {uri: o}\n")
-    told = problems_of("--output.shards", "many", "--output.overwrite", "[1", "--nonsense")
-    assert [problem.partition(":")[0] for problem in told] == [
+    problems = problems_of("--output.shards", "many", "--output.overwrite", "[1", "--nonsense")
+    assert [problem.partition(":")[0] for problem in problems] == [
         "command line",
         "command line",
         "tree.yaml, line 3",
         "command line",
     ]
-    assert told[-1] == 'command line: output.shards: expected a whole number, found "many" (text)'
+    assert problems[-1] == 'command line: output.shards: expected a whole number, found "many" (text)'
 
 
 def test_a_value_without_its_key_and_a_key_without_its_value() -> None:
@@ -354,7 +354,7 @@ def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["--catalog.urii", "x"], "command line: unknown option --catalog.urii. Did you mean '--catalog.uri'?"),
         (["--confg", "x"], "command line: unknown option --confg. Did you mean '--config'?"),
@@ -369,15 +369,15 @@ def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gates.min_recall", "2"], "command line: gates.min_recall is 2.0: expected a number from 0 to 1"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence_with_their_place(argv: list[str], told: str) -> None:
+def test_mistakes_are_told_in_one_sentence_with_their_place(argv: list[str], message: str) -> None:
     (problem,) = job_problems(*argv)
-    assert problem.startswith(told)
+    assert problem.startswith(message)
 
 
 def test_mistakes_of_every_kind_are_told_at_once(work_dir: Path) -> None:
     (work_dir / "own.yaml").write_text(OWN.replace("direct_num_workers", "direct_workers"))
-    told = job_problems("--config", "own.yaml", "--index.k=ten", "--catalog.urii", "x", "--runer=DirectRunner")
-    assert told == [
+    problems = job_problems("--config", "own.yaml", "--index.k=ten", "--catalog.urii", "x", "--runer=DirectRunner")
+    assert problems == [
         "command line: unknown option --catalog.urii. Did you mean '--catalog.uri'?",
         "beam: section: unknown option direct_workers. Did you mean 'direct_num_workers'?",
         "command line: unknown option --runer. Did you mean '--runner'?",

@@ -42,7 +42,7 @@ def test_missing_keys_are_named_even_where_the_whole_section_is_missing() -> Non
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("shards", "2", 'expected a whole number, found "2" (text); write numbers without quotes'),
         ("shards", 2.5, "expected a whole number, found 2.5 (a number)"),
@@ -53,9 +53,9 @@ def test_missing_keys_are_named_even_where_the_whole_section_is_missing() -> Non
         ("template", ["a"], 'expected text or null, found ["a"] (a list)'),
     ],
 )
-def test_types_are_strict(key: str, value: Any, told: str) -> None:
+def test_types_are_strict(key: str, value: Any, message: str) -> None:
     (problem,) = problems_of({"source": {"uri": "a"}, "output": {"uri": "o", key: value}})
-    assert problem.startswith(f"command line: output.{key}: {told}")
+    assert problem.startswith(f"command line: output.{key}: {message}")
 
 
 def test_a_number_that_yaml_took_for_text_gets_a_hint() -> None:
@@ -141,13 +141,13 @@ def test_defaults_are_those_of_the_dataclass() -> None:
 
 
 def test_types_are_told_in_words() -> None:
-    told = {key.name: describe_type(key.type) for key in list_keys(Tree)}
-    assert told["source.uri"] == "text or a list of text"
-    assert told["source.mode"] == "one of skip, stop"
-    assert told["output.template"] == "text or null"
-    assert told["source.tower"] == "a mapping with the keys checkpoint, max_tokens or null"
-    assert told["output.overwrite"] == "true or false"
-    assert told["extra"] == "a mapping"
+    words = {key.name: describe_type(key.type) for key in list_keys(Tree)}
+    assert words["source.uri"] == "text or a list of text"
+    assert words["source.mode"] == "one of skip, stop"
+    assert words["output.template"] == "text or null"
+    assert words["source.tower"] == "a mapping with the keys checkpoint, max_tokens or null"
+    assert words["output.overwrite"] == "true or false"
+    assert words["extra"] == "a mapping"
 
 
 def test_one_problem_is_the_message_and_more_are_a_list() -> None:

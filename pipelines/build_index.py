@@ -10,8 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipelines.config.command_line import load_index_job_config
-from pipelines.config.commands import run_command, show_log_lines
+from pipelines.config.command_line import load_index_job_config, run_command, show_log_lines
 from pipelines.indexing.job import run_and_report
 from pipelines.indexing.progress import print_lines
 
@@ -23,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     # This imports Beam: after the log is set up.
     from pipelines.indexing.job import forecast_index, run_index_build
 
-    if command.plan:
+    if command.flags.plan:
         print_lines(forecast_index(command.config), title="Plan (nothing was done)")
         return 0
     return run_and_report(lambda: run_index_build(command.config, command.pipeline_options))

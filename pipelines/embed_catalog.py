@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipelines.config.command_line import load_job_config
-from pipelines.config.commands import run_command, show_log_lines
+from pipelines.config.command_line import load_job_config, run_command, show_log_lines
 from pipelines.indexing.job import run_and_report
 
 
@@ -22,10 +21,10 @@ def main(argv: Sequence[str]) -> int:
     from pipelines.indexing.forecast import forecast_night, print_forecast
     from pipelines.indexing.job import run_nightly
 
-    if command.plan:
-        print_forecast(forecast_night(command.config, full=command.full))
+    if command.flags.plan:
+        print_forecast(forecast_night(command.config, full=command.flags.full))
         return 0
-    return run_and_report(lambda: run_nightly(command.config, command.pipeline_options, full=command.full))
+    return run_and_report(lambda: run_nightly(command.config, command.pipeline_options, full=command.flags.full))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,8 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
-from pipelines.config.commands import run_command
-from pipelines.config.job import to_yaml
-from pipelines.config.parser import parse_arguments
+from pipelines.config.command_line import parse_arguments, run_command
 from pipelines.config.terminal import shown_progress
 from pipelines.evaluation.config import EvaluateJob, expand_systems
 from pipelines.evaluation.report import print_comparison, print_views, write_report
@@ -41,10 +37,7 @@ def main(argv: Sequence[str]) -> int:
         add_options=_add_options,
         other_sections=("index", "gates", "beam"),
     )
-    job = _with_short_options(parsed.config, parsed.flags)
-    if parsed.flags.print_config:
-        sys.stdout.write(to_yaml(job))
-        return 0
+    job = parsed.config
     evaluated = run_evaluation(job, shown_progress)
     if job.systems:
         print_comparison(evaluated.comparison, title=evaluated.title)
@@ -57,31 +50,21 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _with_short_options(job: EvaluateJob, flags: argparse.Namespace) -> EvaluateJob:
-    """The job with what `--queries`, `--judgments` and the like say of its evaluation section."""
-    given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name in ("queries", "judgments", "purchases", "split", "relevant", "measures", "unlabelled")
-        if (value := getattr(flags, name)) is not None
-    }
-    return replace(job, evaluation=replace(job.evaluation, **given))
-
-
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--queries", metavar="FILE", help="short for --evaluation.queries: query_id, query")
-    parser.add_argument("--judgments", metavar="FILE", help="the same of judgments: query_id, product_id, label")
-    parser.add_argument("--purchases", metavar="FILE", help="the same of purchases: query_id, product_id")
-    parser.add_argument("--split", metavar="NAME", help="only the queries of this split (column split)")
-    parser.add_argument("--unlabelled", metavar="LABEL", help="what counts for a pair without a label (or leave-out)")
-    parser.add_argument(
-        "--relevant", nargs="+", metavar="LABEL", help="labels that mean relevant (default: numbers above 0, or Exact)"
-    )
-    parser.add_argument(
-        "--measures",
-        nargs="+",
-        metavar="NAME",
-        help="as ir-measures names them (default: R@10 nDCG@10 RR@10, of systems also AP@100)",
-    )
+    """Adds the short names of keys of the evaluation section."""
+    for name, metavar, text in (
+        ("queries", "FILE", "short for --evaluation.queries: query_id, query"),
+        ("judgments", "FILE", "the same of judgments: query_id, product_id, label"),
+        ("purchases", "FILE", "the same of purchases: query_id, product_id"),
+        ("split", "NAME", "only the queries of this split (column split)"),
+        ("unlabelled", "LABEL", "what counts for a pair without a label (or leave-out)"),
+    ):
+        parser.add_argument(f"--{name}", dest=f"key.evaluation.{name}", metavar=metavar, help=text)
+    for name, metavar, text in (
+        ("relevant", "LABEL", "labels that mean relevant (default: numbers above 0, or Exact)"),
+        ("measures", "NAME", "as ir-measures names them (default: R@10 nDCG@10 RR@10, of systems also AP@100)"),
+    ):
+        parser.add_argument(f"--{name}", dest=f"key.evaluation.{name}", metavar=metavar, nargs="+", help=text)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from PIL import Image, UnidentifiedImageError
 
 from encoders import load_query_encoder
 from index_builder import IndexReader
-from pipelines.config.commands import run_command
-from pipelines.config.errors import ConfigError
+from pipelines.config.command_line import run_command
 from pipelines.config.terminal import table_console
+from pipelines.config.validation import ConfigError
 from pipelines.published.tables import print_result
 
 

@@ -16,10 +16,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pipelines.config.commands import run_command
-from pipelines.config.errors import ConfigError
-from pipelines.config.job import to_yaml
-from pipelines.config.parser import parse_arguments
+from pipelines.config.command_line import parse_arguments, run_command
+from pipelines.config.validation import ConfigError
 from pipelines.training.job import TrainEncoderJob, product_reader
 from pipelines.training.products import decode_for_training
 
@@ -37,9 +35,6 @@ def main(argv: Sequence[str]) -> int:
         description="Train an encoder on pairs of query and product.",
     )
     job = parsed.config
-    if parsed.flags.print_config:
-        sys.stdout.write(to_yaml(job))
-        return 0
     try:
         from encoders.training.run import train_encoder
     except ModuleNotFoundError as error:

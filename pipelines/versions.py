@@ -22,7 +22,7 @@ from dataclasses import asdict
 from rich.console import Console
 
 from index_builder import publish
-from pipelines.config.commands import run_command
+from pipelines.config.command_line import run_command
 from pipelines.config.terminal import table_console
 from pipelines.published.tables import described, print_diff, print_manifest, print_versions, state_of
 from pipelines.published.version_diff import compare_versions, current_version, version_before

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from encoders import check_encoder
 from index_builder import storage
-from pipelines.config.errors import ConfigError
+from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_address
 from pipelines.evaluation.config import EvaluateJob, EvaluationConfig, SystemConfig
 from pipelines.evaluation.encoder_ranking import View

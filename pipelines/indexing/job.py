@@ -22,8 +22,8 @@ from index_builder.planner import check_index
 from pipelines.catalog.plan import CatalogPlan, CatalogShard, catalog_schema, plan_catalog
 from pipelines.catalog.previous_version import build_carry_over, build_known_pictures
 from pipelines.catalog.stores import absolute
-from pipelines.config.errors import ConfigError
 from pipelines.config.job import EmbeddingsConfig, IndexJobConfig, JobConfig
+from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
 from pipelines.images.config import DECODING_RULES
 from pipelines.indexing.build_steps import BuildJob, build_key, check_size, reusable_codec, spec_to_build

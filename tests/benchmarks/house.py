@@ -119,7 +119,10 @@ def report(root: Path, house: House) -> str:
         ("lines", f"{sum(house.lines.values()):,} (at most 25,000)"),
         ("median lines of a module", f"{statistics.median(house.lines.values()):.0f} (150 to 260)"),
         ("largest module", f"{sizes[0][0]} lines, {sizes[0][1]} (at most 500)"),
-        *((f"circles between {kind}", "; ".join(" <-> ".join(one) for one in all_) or "none") for kind, all_ in found.items()),
+        *(
+            (f"circles between {kind}", "; ".join(" <-> ".join(one) for one in all_) or "none")
+            for kind, all_ in found.items()
+        ),
         ("files that the config enters", f"{len(config)} (at most 21)"),
         ("files that a catalog shard enters", f"{len(shard)} (at most 7): {', '.join(shard)}"),
     ]

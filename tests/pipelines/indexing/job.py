@@ -84,7 +84,7 @@ index:
 def run_job(folder: Path, *overrides: str) -> tuple[Outcome, RunRecord]:
     """Runs the job in this process."""
     command = load_job_config(arguments(folder, *overrides))
-    return run_nightly(command.config, command.pipeline_options, full=command.full)
+    return run_nightly(command.config, command.pipeline_options, full=command.flags.full)
 
 
 def version_files(outcome: Outcome) -> dict[str, str]:

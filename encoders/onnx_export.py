@@ -111,7 +111,7 @@ def _graphs(model: EncoderModel) -> dict[str, _Graph]:
 
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple[dict[int, Any], ...], to: Path) -> None:
-    names = [f"input_{place}" for place in range(len(inputs))]
+    names = [f"input_{number}" for number in range(len(inputs))]
     weight_bytes = sum(weight.nbytes for weight in module.parameters())
     with _quiet_export(), torch.no_grad():
         torch.onnx.export(

@@ -207,8 +207,8 @@ def clip_tokenizer(text_config: dict[str, Any], folder: Path | None = None) -> T
     if not text_config.get("hf_tokenizer_name"):
         theirs = SimpleTokenizer(context_length=context_length, **options)
         if theirs.reduction_fn is None and len(theirs.all_special_ids) == len(_ENDS):
-            pieces = byte_pair_tokenizer(theirs.encoder, list(theirs.bpe_ranks))
-            fast = FastTokenizer(pieces, max_tokens=context_length, cleaning=options.get("clean", "lower"))
+            rewritten = byte_pair_tokenizer(theirs.encoder, list(theirs.bpe_ranks))
+            fast = FastTokenizer(rewritten, max_tokens=context_length, cleaning=options.get("clean", "lower"))
     elif folder is None:
         raise CheckpointError("this open_clip model needs a tokenizer of its own, and the checkpoint has none")
     else:

@@ -200,6 +200,17 @@ def test_a_siglip_is_served_without_torch(tmp_path):
     assert np.allclose(np.array(vectors, np.float32), expected, atol=1e-5)
 
 
+def test_an_older_export_says_nothing_of_the_cleaning_of_byte_pairs(tmp_path, exported):
+    ours, graphs = exported("clip", None)
+    shutil.copytree(graphs.folder, tmp_path / "older")
+    values = json.loads((tmp_path / "older" / "onnx.json").read_text())
+    assert values["clip_text"].pop("cleaning") == "lower"
+    (tmp_path / "older" / "onnx.json").write_text(json.dumps(values))
+    texts = ["Red  DRESS &amp; more", "mug"]
+    found = load_onnx_query_encoder(str(tmp_path / "older"), threads=1).encode(texts)
+    assert np.allclose(found, ours.encode(texts), atol=1e-5)
+
+
 def test_queries_that_an_encoder_does_not_take(exported):
     with pytest.raises(ValueError, match="takes no texts"):
         exported("match3", None)[1].encode(["mug"])

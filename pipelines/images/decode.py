@@ -286,7 +286,7 @@ def _orientation(data: bytes) -> int:
         return 1
 
 
-__all__ = ["DecodeConfig", "decode_picture", "picture_digest"]
+__all__ = ["DecodeConfig", "decode_image", "image_digest"]
 
 # Opened by name, not by `Image.open`: no plugin is guessed, and Pillow's process-wide pixel limit, a warning, stays
 # out of it; the limit here is `decode.max_pixels`, an error, checked before any pixel is decoded.
@@ -301,7 +301,7 @@ _OPENERS: dict[PictureType, Callable[..., Image.Image]] = {
 }
 
 
-def decode_picture(data: bytes, preprocessing: ImagePreprocessing, config: DecodeConfig) -> np.ndarray:
+def decode_image(data: bytes, preprocessing: ImagePreprocessing, config: DecodeConfig) -> np.ndarray:
     """Decodes one picture.
 
     Args:
@@ -324,7 +324,7 @@ def decode_picture(data: bytes, preprocessing: ImagePreprocessing, config: Decod
     return resize_pixels(_decode_with_pillow(data, kind, config.max_pixels), preprocessing)
 
 
-def picture_digest(data: bytes) -> bytes:
+def image_digest(data: bytes) -> bytes:
     """xxh3-128 of a picture's encoded bytes, 16 bytes: equal for byte-identical pictures."""
     return xxhash.xxh3_128_digest(data)
 

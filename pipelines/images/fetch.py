@@ -17,8 +17,8 @@ from fsspec.core import url_to_fs
 from pipelines.catalog.config import CatalogError
 from pipelines.catalog.dead_letters import PictureError, Reason
 from pipelines.catalog.pictures.address_rules import AddressRules, Resolver, resolve
-from pipelines.catalog.pictures.fetched_picture import FetchedPicture
-from pipelines.catalog.pictures.http_pictures import HTTPPictures
+from pipelines.catalog.pictures.fetched_picture import FetchedImage
+from pipelines.catalog.pictures.http_pictures import HTTPImages
 from pipelines.catalog.products import PictureRef
 from pipelines.catalog.stores import describe
 from pipelines.images.config import FetchConfig
@@ -41,7 +41,7 @@ from pipelines.images.config import FetchConfig
 _READ_BYTES = 1 << 20
 
 
-def read_local(path: str, config: FetchConfig, *, root: str | None, known_etag: str | None) -> FetchedPicture:
+def read_local(path: str, config: FetchConfig, *, root: str | None, known_etag: str | None) -> FetchedImage:
     """Reads a local file.
 
     Args:
@@ -65,7 +65,7 @@ def read_local(path: str, config: FetchConfig, *, root: str | None, known_etag: 
             raise _error(Reason.picture_unreadable, f"{path} is not a plain file")
         version = f"mtime_ns={status.st_mtime_ns};size={status.st_size}"
         if version == known_etag:
-            return FetchedPicture(b"", version, not_modified=True)
+            return FetchedImage(b"", version, not_modified=True)
         _check_bytes(path, status.st_size, config)
         data = _read_at_most(descriptor, config.max_bytes + 1)
     except OSError as error:
@@ -73,10 +73,10 @@ def read_local(path: str, config: FetchConfig, *, root: str | None, known_etag: 
     finally:
         os.close(descriptor)
     _check_bytes(path, len(data), config)
-    return FetchedPicture(data, version)
+    return FetchedImage(data, version)
 
 
-def read_stored(uri: str, config: FetchConfig, rules: AddressRules, *, known_etag: str | None) -> FetchedPicture:
+def read_stored(uri: str, config: FetchConfig, rules: AddressRules, *, known_etag: str | None) -> FetchedImage:
     """Reads an object by its fsspec URI.
 
     Args:
@@ -98,7 +98,7 @@ def read_stored(uri: str, config: FetchConfig, rules: AddressRules, *, known_eta
             raise _error(Reason.picture_missing, f"{uri} is a folder")
         version = described.version or None
         if version is not None and version == known_etag:
-            return FetchedPicture(b"", version, not_modified=True)
+            return FetchedImage(b"", version, not_modified=True)
         _check_bytes(uri, described.size, config)
         filesystem, path = url_to_fs(uri)
         data: bytes = filesystem.cat_file(path, start=0, end=config.max_bytes + 1)
@@ -112,7 +112,7 @@ def read_stored(uri: str, config: FetchConfig, rules: AddressRules, *, known_eta
     _check_bytes(uri, len(data), config)
     if 0 <= described.size != len(data):
         raise _error(Reason.picture_truncated, f"{uri}: {len(data)} of {described.size} bytes")
-    return FetchedPicture(data, version)
+    return FetchedImage(data, version)
 
 
 def join_below(root: str, path: str) -> str:
@@ -169,10 +169,10 @@ def _error(reason: Reason, detail: str) -> PictureError:
     return PictureError("fetch", reason, detail)
 
 
-__all__ = ["FetchConfig", "FetchedPicture", "PictureFetcher"]
+__all__ = ["FetchConfig", "FetchedImage", "ImageFetcher"]
 
 
-class PictureFetcher:
+class ImageFetcher:
     """Fetches pictures under the rules of a `FetchConfig`. Thread-safe; one a worker process.
 
     Args:
@@ -185,7 +185,7 @@ class PictureFetcher:
         self.config = config
         self._root = None if image_root is None else _plain_path(image_root)
         self._rules = AddressRules(config, resolver)
-        self._http = HTTPPictures(config, self._rules)
+        self._http = HTTPImages(config, self._rules)
 
     def reference_digest(self, reference: PictureRef) -> bytes | None:
         """Names the place a reference leads to, 16 bytes; None for a picture that stands in the catalog itself."""
@@ -194,7 +194,7 @@ class PictureFetcher:
             return None
         return xxhash.xxh3_128_digest("\0".join((self._root or "", uri)).encode(errors="surrogatepass"))
 
-    def fetch(self, reference: PictureRef, known_etag: str | None = None) -> FetchedPicture:
+    def fetch(self, reference: PictureRef, known_etag: str | None = None) -> FetchedImage:
         """The picture that `reference` names.
 
         Args:
@@ -206,12 +206,12 @@ class PictureFetcher:
             PictureError: the picture cannot be had; `reason` says why.
         """
         if reference.kind == "bytes":
-            return FetchedPicture(self._checked(reference.data or b"", "the picture in the catalog"))
+            return FetchedImage(self._checked(reference.data or b"", "the picture in the catalog"))
         uri = (reference.uri or "").strip()
         if not uri:
             raise PictureError("fetch", Reason.picture_missing, "the reference is empty")
         if uri[:5].lower() == "data:":
-            return FetchedPicture(self._checked(_data_uri(uri), "the data: URI in the catalog"))
+            return FetchedImage(self._checked(_data_uri(uri), "the data: URI in the catalog"))
         if "::" in uri.partition("://")[0]:
             raise PictureError("fetch", Reason.scheme_not_allowed, f"{uri}: chained URIs are not allowed for pictures")
         return self._from_place(uri, known_etag)
@@ -220,7 +220,7 @@ class PictureFetcher:
         """Ends waits between attempts and closes idle connections."""
         self._http.close()
 
-    def _from_place(self, uri: str, known_etag: str | None) -> FetchedPicture:
+    def _from_place(self, uri: str, known_etag: str | None) -> FetchedImage:
         uri = _plain_path(uri)
         root = self._root
         if "://" not in uri and not os.path.isabs(uri) and root is not None and "://" in root:

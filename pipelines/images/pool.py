@@ -27,11 +27,11 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from encoders.preprocessing import ImagePreprocessing
-from pipelines.catalog.pictures.fetched_picture import FetchedPicture
+from pipelines.catalog.pictures.fetched_picture import FetchedImage
 from pipelines.catalog.products import PictureRef
 from pipelines.images.config import DecodeConfig
-from pipelines.images.decode import decode_picture
-from pipelines.images.fetch import PictureFetcher
+from pipelines.images.decode import decode_image
+from pipelines.images.fetch import ImageFetcher
 
 # ---- pipelines/catalog/lookahead.py ----
 # Running one step of a stream ahead of the next, on a thread of its own.
@@ -56,7 +56,7 @@ class _Failure:
 _END = object()
 
 
-def run_ahead(items: Iterable[T], *, depth: int = 1, name: str = "run-ahead") -> Iterator[T]:
+def prefetch(items: Iterable[T], *, depth: int = 1, name: str = "run-ahead") -> Iterator[T]:
     """Yields `items` in order while a thread already produces the next ones.
 
     Args:
@@ -109,7 +109,7 @@ def run_ahead(items: Iterable[T], *, depth: int = 1, name: str = "run-ahead") ->
         thread.join()
 
 
-class PicturePool:
+class ImagePool:
     """Fetches and decodes pictures ahead of whoever takes them. Its methods may be called from several threads.
 
     Leaving it as a context manager, also on an exception, drops what has not begun and waits for what has: no longer
@@ -121,7 +121,7 @@ class PicturePool:
         config: The `decode:` section.
     """
 
-    def __init__(self, fetcher: PictureFetcher, preprocessing: ImagePreprocessing, config: DecodeConfig):
+    def __init__(self, fetcher: ImageFetcher, preprocessing: ImagePreprocessing, config: DecodeConfig):
         self.pending_images = config.pending_images
         self._fetcher = fetcher
         self._preprocessing = preprocessing
@@ -131,12 +131,12 @@ class PicturePool:
         self._decoding = _Lane("decode-picture", threads=config.thread_count, room=config.pending_images - room)
 
     def reference_digest(self, reference: PictureRef) -> bytes | None:
-        """See `PictureFetcher.reference_digest`."""
+        """See `ImageFetcher.reference_digest`."""
         return self._fetcher.reference_digest(reference)
 
     def fetch_all(
         self, references: Iterable[PictureRef], known_etags: Sequence[str | None] | None = None
-    ) -> list[PictureFuture[FetchedPicture]]:
+    ) -> list[ImageFuture[FetchedImage]]:
         """Starts fetching.
 
         Args:
@@ -153,7 +153,7 @@ class PicturePool:
             for reference, etag in zip(references, etags, strict=True)
         ]
 
-    def decode_all(self, pictures: Iterable[bytes]) -> list[PictureFuture[np.ndarray]]:
+    def decode_all(self, pictures: Iterable[bytes]) -> list[ImageFuture[np.ndarray]]:
         """Starts decoding.
 
         Returns:
@@ -161,7 +161,7 @@ class PicturePool:
             decoded.
         """
         return [
-            self._decoding.submit(partial(decode_picture, data, self._preprocessing, self._config)) for data in pictures
+            self._decoding.submit(partial(decode_image, data, self._preprocessing, self._config)) for data in pictures
         ]
 
     def close(self) -> None:
@@ -170,7 +170,7 @@ class PicturePool:
         self._fetching.close()
         self._decoding.close()
 
-    def __enter__(self) -> PicturePool:
+    def __enter__(self) -> ImagePool:
         return self
 
     def __exit__(
@@ -179,7 +179,7 @@ class PicturePool:
         self.close()
 
 
-class PictureFuture(Generic[T]):
+class ImageFuture(Generic[T]):
     """A result that will be there, to be taken once. Taking it, or letting the future go, makes room for another
     picture.
     """
@@ -256,14 +256,14 @@ class _Lane:
         # Reentrant: a future may be collected, and its room given back, while this very thread holds the lock.
         self._lock = threading.RLock()
 
-    def submit(self, work: Callable[[], T]) -> PictureFuture[T]:
+    def submit(self, work: Callable[[], T]) -> ImageFuture[T]:
         ticket = _Ticket(work)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool of pictures is closed")
             self._line.append(ticket)
             self._begin_those_with_room()
-        return PictureFuture(self, ticket)
+        return ImageFuture(self, ticket)
 
     def begin_now(self, ticket: _Ticket[T]) -> Future[T]:
         with self._lock:

@@ -16,8 +16,8 @@ from pipelines.catalog.dead_letters import PictureError
 from pipelines.catalog.previous_version import KnownPicture, KnownPictures
 from pipelines.catalog.products import PictureRef
 from pipelines.images.config import DECODING_RULES
-from pipelines.images.decode import picture_digest
-from pipelines.images.pool import PicturePool
+from pipelines.images.decode import image_digest
+from pipelines.images.pool import ImagePool
 
 # ---- pipelines/catalog/fingerprints.py ----
 # What a product's vector was made from, in sixteen bytes.
@@ -57,7 +57,7 @@ def id_digests(product_ids: Sequence[str]) -> np.ndarray:
 
 
 @dataclass(slots=True)
-class ProductPictures:
+class ProductImages:
     """The usable pictures of one product, and what was wrong with the others.
 
     Attributes:
@@ -82,12 +82,12 @@ class FetchedBatch:
       data: the encoded bytes of each distinct picture, by digest; without those that were not read again.
     """
 
-    products: list[ProductPictures]
+    products: list[ProductImages]
     data: dict[bytes, bytes]
 
 
-def fetch_pictures(
-    pool: PicturePool, references: Sequence[Sequence[PictureRef]], known_pictures: KnownPictures | None = None
+def fetch_images(
+    pool: ImagePool, references: Sequence[Sequence[PictureRef]], known_pictures: KnownPictures | None = None
 ) -> FetchedBatch:
     """Fetches the pictures of a batch of products.
 
@@ -105,7 +105,7 @@ def fetch_pictures(
     answers = zip(futures, places, known, strict=True)
     batch = FetchedBatch(products=[], data={})
     for pictures in references:
-        product = ProductPictures(by_reference=any(reference.kind == "uri" for reference in pictures))
+        product = ProductImages(by_reference=any(reference.kind == "uri" for reference in pictures))
         for _ in pictures:
             future, place, last_night = next(answers)
             try:
@@ -116,7 +116,7 @@ def fetch_pictures(
             if fetched.not_modified and last_night is not None:
                 digest = last_night.digest
             else:
-                digest = picture_digest(fetched.data)
+                digest = image_digest(fetched.data)
                 batch.data.setdefault(digest, fetched.data)
             product.digests.append(digest)
             if place is not None and fetched.etag is not None:
@@ -125,8 +125,8 @@ def fetch_pictures(
     return batch
 
 
-def decode_pictures(
-    pool: PicturePool, data: dict[bytes, bytes]
+def decode_images(
+    pool: ImagePool, data: dict[bytes, bytes]
 ) -> tuple[dict[bytes, np.ndarray], dict[bytes, PictureError]]:
     """Decodes distinct pictures to the tower's input size.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class FetchedPicture:
+class FetchedImage:
     """An encoded picture and its version, or the word that the known version stands.
 
     Attributes:

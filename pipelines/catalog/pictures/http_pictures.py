@@ -22,7 +22,7 @@ from urllib3.util import Url
 
 from pipelines.catalog.dead_letters import PictureError, Reason
 from pipelines.catalog.pictures.address_rules import AddressRules
-from pipelines.catalog.pictures.fetched_picture import FetchedPicture
+from pipelines.catalog.pictures.fetched_picture import FetchedImage
 from pipelines.catalog.pictures.http_connections import Dialler, connection_pool, reading_until, tls_context
 from pipelines.catalog.pictures.http_hosts import Host, Hosts, Origin
 from pipelines.catalog.pictures.http_messages import (
@@ -46,7 +46,7 @@ _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 5.0
 
 
-class HTTPPictures:
+class HTTPImages:
     """Fetches pictures by URL. Thread-safe."""
 
     def __init__(self, config: FetchConfig, rules: AddressRules):
@@ -61,7 +61,7 @@ class HTTPPictures:
 
         self._hosts = Hosts(config, make_pool)
 
-    def fetch(self, url: str, known_etag: str | None = None) -> FetchedPicture:
+    def fetch(self, url: str, known_etag: str | None = None) -> FetchedImage:
         """The picture at `url`.
 
         Args:
@@ -106,7 +106,7 @@ class HTTPPictures:
         too_late = state.upcoming_sleep >= clock.total_seconds_left()
         return too_late or state.attempt_number >= self._config.max_attempts or self._closed.is_set()
 
-    def _attempt(self, start: Url, known_etag: str | None, clock: _Clock) -> FetchedPicture:
+    def _attempt(self, start: Url, known_etag: str | None, clock: _Clock) -> FetchedImage:
         url = start
         clock.begin_attempt()
         for _ in range(self._config.max_redirects + 1):
@@ -116,15 +116,13 @@ class HTTPPictures:
             auth = start.auth if origin_of(url) == origin_of(start) else None
             with self._hosts.using(origin_of(url)) as host:
                 answer = self._hop(host, url, auth, known_etag, clock)
-            if isinstance(answer, FetchedPicture):
+            if isinstance(answer, FetchedImage):
                 return answer
             url = parse_address(answer, url.url)
         detail = f"more than {self._config.max_redirects} redirects, the next one to {shown_address(url)}"
         raise PictureError("fetch", Reason.fetch_failed, f"{shown_address(start)}: {detail}")
 
-    def _hop(
-        self, host: Host, url: Url, auth: str | None, known_etag: str | None, clock: _Clock
-    ) -> FetchedPicture | str:
+    def _hop(self, host: Host, url: Url, auth: str | None, known_etag: str | None, clock: _Clock) -> FetchedImage | str:
         """One request: the picture, or the address that it redirects to."""
         with host.place() as waited_seconds:
             if self._closed.is_set():
@@ -133,9 +131,7 @@ class HTTPPictures:
             with reading_until(clock.deadline):
                 return self._ask(host, url, auth, known_etag, clock)
 
-    def _ask(
-        self, host: Host, url: Url, auth: str | None, known_etag: str | None, clock: _Clock
-    ) -> FetchedPicture | str:
+    def _ask(self, host: Host, url: Url, auth: str | None, known_etag: str | None, clock: _Clock) -> FetchedImage | str:
         response: BaseHTTPResponse | None = None
         try:
             response = host.pool.urlopen(
@@ -159,16 +155,16 @@ class HTTPPictures:
             if response is not None:
                 _hand_back(response)
 
-    def _judge(self, response: BaseHTTPResponse, url: Url, known_etag: str | None) -> FetchedPicture | str:
+    def _judge(self, response: BaseHTTPResponse, url: Url, known_etag: str | None) -> FetchedImage | str:
         status, place = response.status, shown_address(url)
         version = version_of(response)
         if status == HTTPStatus.NOT_MODIFIED and known_etag is not None:
-            return FetchedPicture(b"", version or known_etag, not_modified=True)
+            return FetchedImage(b"", version or known_etag, not_modified=True)
         if status == HTTPStatus.OK:
             if known_etag is not None and version == known_etag:
                 # The server does not know If-None-Match, but says that nothing changed: the body need not be read.
-                return FetchedPicture(b"", version, not_modified=True)
-            return FetchedPicture(self._read(response, place), version)
+                return FetchedImage(b"", version, not_modified=True)
+            return FetchedImage(self._read(response, place), version)
         if status in _REDIRECTS and response.headers.get("Location"):
             return response.headers["Location"]
         answer = f"{place}: the server answered {status} {response.reason or ''}".rstrip()

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from encoders.preprocessing import ImagePreprocessing, resize_picture
 from pipelines.catalog.config import CatalogConfigError
 from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.images.decode import DecodeConfig, decode_picture, decode_scaled_jpeg, picture_digest
+from pipelines.images.decode import DecodeConfig, decode_image, decode_scaled_jpeg, image_digest
 
 SIZE = 32
 WISHES = ImagePreprocessing(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="shortest")
@@ -42,7 +42,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def decode(data: bytes, wishes: ImagePreprocessing = WISHES, **config: int) -> np.ndarray:
-    pixels = decode_picture(data, wishes, DecodeConfig(**config))
+    pixels = decode_image(data, wishes, DecodeConfig(**config))
     assert (pixels.dtype, pixels.shape) == (np.uint8, (3, wishes.size, wishes.size))
     assert pixels.flags.c_contiguous
     return pixels
@@ -50,7 +50,7 @@ def decode(data: bytes, wishes: ImagePreprocessing = WISHES, **config: int) -> n
 
 def failure(data: bytes, **config: int) -> PictureError:
     with pytest.raises(PictureError) as caught:
-        decode_picture(data, WISHES, DecodeConfig(**config))
+        decode_image(data, WISHES, DecodeConfig(**config))
     assert caught.value.stage == "decode"
     return caught.value
 
@@ -382,10 +382,10 @@ def test_whatever_comes_is_a_picture_or_a_picture_error(
 
 def test_digests() -> None:
     data = encoded(photo(), "PNG")
-    assert len(picture_digest(data)) == 16
-    assert picture_digest(data) == picture_digest(bytes(data))
-    assert picture_digest(data) != picture_digest(data[:-1])
-    assert picture_digest(b"").hex() == "99aa06d3014798d86001c324468d497f"  # XXH3's own test vector
+    assert len(image_digest(data)) == 16
+    assert image_digest(data) == image_digest(bytes(data))
+    assert image_digest(data) != image_digest(data[:-1])
+    assert image_digest(b"").hex() == "99aa06d3014798d86001c324468d497f"  # XXH3's own test vector
 
 
 def test_threads_give_what_one_gives() -> None:

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from pipelines.images.pool import run_ahead
+from pipelines.images.pool import prefetch
 
 
 def test_keeps_the_order_and_ends():
-    assert list(run_ahead(range(100), depth=3)) == list(range(100))
+    assert list(prefetch(range(100), depth=3)) == list(range(100))
 
 
 def test_works_ahead_of_the_consumer_but_not_further_than_the_queue():
@@ -20,7 +20,7 @@ def test_works_ahead_of_the_consumer_but_not_further_than_the_queue():
             made.append(number)
             yield number
 
-    ahead = run_ahead(produce(), depth=2)
+    ahead = prefetch(produce(), depth=2)
     assert next(ahead) == 0
     time.sleep(0.3)
     # One consumed, two waiting, one in the maker's hand.
@@ -33,7 +33,7 @@ def test_an_error_arrives_at_its_place():
         yield 1
         raise RuntimeError("the disk is gone")
 
-    ahead = run_ahead(produce())
+    ahead = prefetch(produce())
     assert next(ahead) == 1
     with pytest.raises(RuntimeError, match="the disk is gone"):
         next(ahead)
@@ -48,7 +48,7 @@ def test_a_consumer_that_stops_early_ends_the_thread_and_closes_the_step():
         finally:
             closed.set()
 
-    ahead = run_ahead(produce(), name="stops-early")
+    ahead = prefetch(produce(), name="stops-early")
     next(ahead)
     ahead.close()
     assert closed.is_set()
@@ -62,6 +62,6 @@ def test_two_steps_overlap():
             yield item
 
     started = time.perf_counter()
-    for _ in run_ahead(slow(range(20))):
+    for _ in prefetch(slow(range(20))):
         time.sleep(0.02)
     assert time.perf_counter() - started < 0.75 * 20 * 0.04

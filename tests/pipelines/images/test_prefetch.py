@@ -18,13 +18,13 @@ from encoders.preprocessing import ImagePreprocessing
 from pipelines.catalog.dead_letters import PictureError, Reason
 from pipelines.catalog.products import PictureRef
 from pipelines.images.decode import DecodeConfig
-from pipelines.images.fetch import FetchConfig, FetchedPicture, PictureFetcher
-from pipelines.images.pool import PicturePool
+from pipelines.images.fetch import FetchConfig, FetchedImage, ImageFetcher
+from pipelines.images.pool import ImagePool
 
 WISHES = ImagePreprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-class WatchedFetcher(PictureFetcher):
+class WatchedFetcher(ImageFetcher):
     """Fetches by a function of the reference's number, and counts how many have begun and run at a time."""
 
     def __init__(self, work: Callable[[int], bytes] | None = None, threads: int = 4):
@@ -35,14 +35,14 @@ class WatchedFetcher(PictureFetcher):
         self.closed = False
         self._count_lock = threading.Lock()
 
-    def fetch(self, reference: PictureRef, known_etag: str | None = None) -> FetchedPicture:
+    def fetch(self, reference: PictureRef, known_etag: str | None = None) -> FetchedImage:
         number = int(reference.uri or 0)
         with self._count_lock:
             self.begun.append(number)
             self.running += 1
             self.most_running = max(self.most_running, self.running)
         try:
-            return FetchedPicture(self.work(number), known_etag)
+            return FetchedImage(self.work(number), known_etag)
         finally:
             with self._count_lock:
                 self.running -= 1
@@ -56,8 +56,8 @@ def references(count: int) -> list[PictureRef]:
     return [PictureRef(kind="uri", uri=str(number)) for number in range(count)]
 
 
-def pool(fetcher: PictureFetcher, *, pending_images: int = 64, threads: int = 2) -> PicturePool:
-    return PicturePool(fetcher, WISHES, DecodeConfig(pending_images=pending_images, threads=threads))
+def pool(fetcher: ImageFetcher, *, pending_images: int = 64, threads: int = 2) -> ImagePool:
+    return ImagePool(fetcher, WISHES, DecodeConfig(pending_images=pending_images, threads=threads))
 
 
 def settled(count: Callable[[], int]) -> int:
@@ -304,12 +304,12 @@ def test_fetching_decoding_and_the_model_overlap() -> None:
         time.sleep(0.004)
         return grey(number)
 
-    def in_turn(pictures: PicturePool) -> Iterator[np.ndarray]:
+    def in_turn(pictures: ImagePool) -> Iterator[np.ndarray]:
         for reference in references(count):
             data = pictures.fetch_all([reference])[0].result().data
             yield pictures.decode_all([data])[0].result()
 
-    def ahead(pictures: PicturePool) -> Iterator[np.ndarray]:
+    def ahead(pictures: ImagePool) -> Iterator[np.ndarray]:
         decoded = []
         for future in pictures.fetch_all(references(count)):
             decoded += pictures.decode_all([future.result().data])
@@ -318,7 +318,7 @@ def test_fetching_decoding_and_the_model_overlap() -> None:
         for future in decoded:
             yield future.result()
 
-    def seconds(stream: Callable[[PicturePool], Iterator[np.ndarray]]) -> float:
+    def seconds(stream: Callable[[ImagePool], Iterator[np.ndarray]]) -> float:
         with pool(WatchedFetcher(work, threads=4)) as pictures:
             started = time.perf_counter()
             for _ in stream(pictures):

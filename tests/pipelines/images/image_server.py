@@ -61,7 +61,7 @@ class Request:
 
 
 @dataclass
-class PictureServer:
+class ImageServer:
     """What the server was asked, and what it will answer."""
 
     port: int
@@ -78,7 +78,7 @@ class PictureServer:
 
 
 @contextmanager
-def picture_server(wrap: Callable[[socket.socket], socket.socket] | None = None) -> Iterator[PictureServer]:
+def image_server(wrap: Callable[[socket.socket], socket.socket] | None = None) -> Iterator[ImageServer]:
     """Runs a server until the block ends. `wrap` makes it a TLS server."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -113,7 +113,7 @@ def picture_server(wrap: Callable[[socket.socket], socket.socket] | None = None)
     server = Server(("127.0.0.1", 0), Handler)
     if wrap is not None:
         server.socket = wrap(server.socket)
-    state = PictureServer(port=server.server_address[1])
+    state = ImageServer(port=server.server_address[1])
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

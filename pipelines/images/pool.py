@@ -27,7 +27,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from encoders.preprocessing import ImagePreprocessing
-from pipelines.catalog.pictures.fetched_picture import FetchedImage
+from pipelines.images.http import FetchedImage
 from pipelines.catalog.products import PictureRef
 from pipelines.images.config import DecodeConfig
 from pipelines.images.decode import decode_image

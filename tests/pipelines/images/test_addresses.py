@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.catalog.config import CatalogConfigError
 from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.catalog.pictures.address_rules import AddressRules, is_public, resolve
+from pipelines.images.addresses import AddressRules, is_public, resolve
 from pipelines.images.fetch import FetchConfig
 
 

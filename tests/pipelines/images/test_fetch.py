@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.catalog.pictures.address_rules import resolve
+from pipelines.images.addresses import resolve
 from pipelines.catalog.products import PictureRef
 from pipelines.images.fetch import FetchConfig, FetchedImage, ImageFetcher
 

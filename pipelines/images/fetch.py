@@ -113,9 +113,10 @@ class ImageFetcher:
                     data = file.read(self.config.max_bytes + 1)
             finally:
                 os.close(descriptor)
-        except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-            absent = isinstance(error, FileNotFoundError | NotADirectoryError | ValueError)
-            if absent or error.errno == errno.ENAMETOOLONG:
+        except ValueError as error:  # a null byte in the path
+            raise _error(Reason.picture_missing, f"no file at {path[:300]!r}") from error
+        except OSError as error:
+            if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG:
                 raise _error(Reason.picture_missing, f"no file at {path[:300]!r}") from error
             raise _error(Reason.picture_unreadable, f"{path}: {error.strerror or error}") from error
         self._check_bytes(path, len(data))

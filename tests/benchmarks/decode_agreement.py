@@ -95,7 +95,7 @@ def compare(tower: Tower, transform: Transform, preprocessing: ImagePreprocessin
 def divisors(preprocessing: ImagePreprocessing, photos: list[bytes]) -> str:
     """The fractions at which the photos are decoded."""
     needed = (preprocessing.size, preprocessing.size)
-    found = {decode._divisor(*Image.open(io.BytesIO(data)).size, needed) for data in photos}
+    found = {decode.scale_divisor(*Image.open(io.BytesIO(data)).size, needed) for data in photos}
     return ", ".join(f"1/{divisor}" if divisor > 1 else "whole" for divisor in sorted(found))
 
 

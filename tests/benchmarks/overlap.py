@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders.preprocessing import ImagePreprocessing
-from pipelines.images.http import FetchedImage
 from pipelines.catalog.products import PictureRef
 from pipelines.images.config import DecodeConfig
 from pipelines.images.decode import decode_image
 from pipelines.images.fetch import FetchConfig, ImageFetcher
+from pipelines.images.http import FetchedImage
 from pipelines.images.pool import ImagePool, prefetch
 from pipelines.images.product_images import decode_images, fetch_images
 from tests.benchmarks.machine import command_line, machine_line

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.images.addresses import resolve
 from pipelines.catalog.products import PictureRef
+from pipelines.images.addresses import resolve
 from pipelines.images.fetch import FetchConfig, FetchedImage, ImageFetcher
 
 PICTURE = b"not looked into here"

@@ -28,8 +28,8 @@ from rich.table import Table
 from index_builder import IndexReader, Manifest, VersionNotFoundError, publish
 from index_builder.explain import serving_shards
 from pipelines.catalog.previous_version import SpilledRecords, keyed_records
+from pipelines.catalog.products import id_digests
 from pipelines.config.commands import run_command
-from pipelines.images.product_images import id_digests
 
 # ---- pipelines/version_diff.py ----
 # What changed between two published versions: products that came, went or changed, and how the index was made.

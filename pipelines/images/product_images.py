@@ -131,9 +131,3 @@ def content_fingerprints(texts: Sequence[str | None], image_digests: Sequence[Se
         decoded = rules + b"".join(images) if images else b""
         digests += xxhash.xxh3_128_digest(head + encoded + decoded)
     return np.frombuffer(bytes(digests), np.uint8).reshape(-1, FINGERPRINT_BYTES)
-
-
-def id_digests(product_ids: Sequence[str]) -> np.ndarray:
-    """xxh3-128 of each product id, uint8 `[B, 16]`: the key under which duplicates are found."""
-    joined = b"".join([xxhash.xxh3_128_digest(product_id.encode()) for product_id in product_ids])
-    return np.frombuffer(joined, np.uint8).reshape(-1, FINGERPRINT_BYTES)

@@ -19,7 +19,7 @@ from pipelines.catalog.dead_letters import PictureError, Reason
 from pipelines.catalog.products import PictureRef
 from pipelines.images.decode import DecodeConfig
 from pipelines.images.fetch import FetchConfig, FetchedImage, ImageFetcher
-from pipelines.images.pool import ImagePool
+from pipelines.images.pool import ImagePool, prefetch
 
 WISHES = ImagePreprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -60,14 +60,13 @@ def pool(fetcher: ImageFetcher, *, pending_images: int = 64, threads: int = 2) -
     return ImagePool(fetcher, WISHES, DecodeConfig(pending_images=pending_images, threads=threads))
 
 
-def settled(count: Callable[[], int]) -> int:
-    """A number that has stopped changing."""
-    last, since = count(), time.monotonic()
-    while time.monotonic() - since < 0.15:
-        if (now := count()) != last:
-            last, since = now, time.monotonic()
-        time.sleep(0.01)
-    return last
+def stops_at(expected: int, count: Callable[[], int]) -> int:
+    """The number once it has had time to be `expected`, and to grow beyond."""
+    deadline = time.monotonic() + 5
+    while count() < expected and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.03)
+    return count()
 
 
 def grey(level: int, size: int = 12) -> bytes:
@@ -97,12 +96,12 @@ def test_fetching_runs_ahead_only_as_far_as_there_is_room() -> None:
     fetcher = WatchedFetcher()
     with pool(fetcher, pending_images=20) as pictures:
         futures = pictures.fetch_all(references(100))
-        assert settled(lambda: len(fetcher.begun)) == 10  # half of the room; the other half is for decoded ones
+        assert stops_at(10, lambda: len(fetcher.begun)) == 10  # half of the room; the other half is for decoded ones
         assert fetcher.begun == list(range(10))
         for taken in range(1, 51):
             futures[taken - 1].result()
             if taken % 10 == 0:
-                assert settled(lambda: len(fetcher.begun)) == 10 + taken
+                assert stops_at(10 + taken, lambda: len(fetcher.begun)) == 10 + taken
         for future in futures[50:]:
             future.result()
     assert sorted(fetcher.begun) == list(range(100))
@@ -111,10 +110,10 @@ def test_fetching_runs_ahead_only_as_far_as_there_is_room() -> None:
 def test_decoding_runs_ahead_only_as_far_as_there_is_room() -> None:
     with pool(WatchedFetcher(), pending_images=20) as pictures:
         futures = pictures.decode_all([grey(number) for number in range(40)])
-        assert settled(lambda: sum(future.done() for future in futures)) == 10
+        assert stops_at(10, lambda: sum(future.done() for future in futures)) == 10
         for future in futures[:15]:
             future.result()
-        assert settled(lambda: sum(future.done() for future in futures)) == 25
+        assert stops_at(25, lambda: sum(future.done() for future in futures)) == 25
 
 
 def test_no_more_fetches_at_a_time_than_threads() -> None:
@@ -224,13 +223,13 @@ def test_pictures_given_up_or_forgotten_make_room() -> None:
     fetcher = WatchedFetcher()
     with pool(fetcher, pending_images=4) as pictures:
         futures = pictures.fetch_all(references(12))
-        assert settled(lambda: len(fetcher.begun)) == 2
+        assert stops_at(2, lambda: len(fetcher.begun)) == 2
         futures[0].cancel()
         futures[5].cancel()
-        assert settled(lambda: len(fetcher.begun)) == 3
+        assert stops_at(3, lambda: len(fetcher.begun)) == 3
         del futures[1]
         gc.collect()
-        assert settled(lambda: len(fetcher.begun)) == 4
+        assert stops_at(4, lambda: len(fetcher.begun)) == 4
         assert [future.result().data for future in futures[1:4] + futures[5:]] == [
             b"%d" % number for number in (2, 3, 4, 6, 7, 8, 9, 10, 11)
         ]
@@ -326,3 +325,63 @@ def test_fetching_decoding_and_the_model_overlap() -> None:
             return time.perf_counter() - started
 
     assert seconds(in_turn) / seconds(ahead) > 1.5
+
+
+# Prefetching
+
+
+def test_prefetching_keeps_the_order_and_ends() -> None:
+    assert list(prefetch(range(100), depth=3)) == list(range(100))
+
+
+def test_prefetching_works_ahead_but_not_further_than_its_depth() -> None:
+    made = []
+
+    def produce():
+        for number in range(50):
+            made.append(number)
+            yield number
+
+    ahead = prefetch(produce(), depth=2)
+    assert next(ahead) == 0
+    assert stops_at(4, lambda: len(made)) == 4  # one consumed, two waiting, one in the maker's hand
+    assert list(ahead) == list(range(1, 50))
+
+
+def test_an_error_arrives_at_its_place() -> None:
+    def produce():
+        yield 1
+        raise RuntimeError("the disk is gone")
+
+    ahead = prefetch(produce())
+    assert next(ahead) == 1
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        next(ahead)
+
+
+def test_a_consumer_that_stops_early_ends_the_thread_and_closes_the_step() -> None:
+    closed = threading.Event()
+
+    def produce():
+        try:
+            yield from range(1000)
+        finally:
+            closed.set()
+
+    ahead = prefetch(produce(), name="stops-early")
+    next(ahead)
+    ahead.close()
+    assert closed.is_set()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stops-early")]
+
+
+def test_two_steps_overlap() -> None:
+    def slow(items):
+        for item in items:
+            time.sleep(0.02)
+            yield item
+
+    started = time.perf_counter()
+    for _ in prefetch(slow(range(20))):
+        time.sleep(0.02)
+    assert time.perf_counter() - started < 0.75 * 20 * 0.04

@@ -246,7 +246,7 @@ class CheckedBackend(httpcore2.NetworkBackend):
             try:
                 return _Stream(self._sockets.connect_tcp(address, port, seconds))
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                if address is addresses[-1]:
+                if place + 1 == len(addresses):
                     raise
         raise httpcore2.ConnectError(f"{host} has no address")
 

@@ -225,6 +225,8 @@ class HTTPImages:
                     raise _too_many_bytes(f"{shown}: {len(data)} bytes and more", limit)
         except httpcore2.RemoteProtocolError as error:
             raise _TransientError(Reason.picture_truncated, f"{shown}: {error}") from error
+        if unpacker is not None and not unpacker.eof:
+            raise _TransientError(Reason.picture_truncated, f"{shown}: the {encoding} body ends early")
         return bytes(data)
 
 
@@ -321,7 +323,8 @@ def _send(
 def _drain(response: httpcore2.Response, headers: dict[str, str]) -> None:
     """Reads an answer of a few bytes to its end, so that its connection can be kept."""
     length = headers.get("content-length", "")
-    if response.status == HTTPStatus.NOT_MODIFIED or (length.isdecimal() and int(length) <= _BODY_WORTH_DRAINING_BYTES):
+    bodiless = response.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+    if bodiless or (length.isdecimal() and int(length) <= _BODY_WORTH_DRAINING_BYTES):
         with contextlib.suppress(*_BROKEN_CONNECTION, *_TIMED_OUT):
             for _ in response.iter_stream():
                 pass

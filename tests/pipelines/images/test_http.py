@@ -467,6 +467,9 @@ def test_what_was_packed_unasked_is_unpacked(server: ImageServer, name: str, win
 def test_what_cannot_be_unpacked_fails(server: ImageServer, waits: list[float]) -> None:
     server.answers["/packed"] = lambda request: request.send(body=PICTURE, Content_Encoding="gzip")
     assert failure(server.url("/packed")).reason == Reason.fetch_failed
+    short = zlib.compress(PICTURE)[:-20]
+    server.answers["/short"] = lambda request: request.send(body=short, Content_Encoding="deflate")
+    assert failure(server.url("/short")).reason == Reason.picture_truncated
     server.answers["/odd"] = lambda request: request.send(body=PICTURE, Content_Encoding="br")
     assert fetch(server.url("/odd")).data == PICTURE  # as it came; the decoder will say what it is
 

@@ -191,6 +191,7 @@ class Exchange:
         self._config = config
         self.total_deadline = time.monotonic() + config.total_timeout_seconds
         self.begin_attempt()
+        self.begin_request()
 
     def begin_attempt(self) -> None:
         attempt_deadline = time.monotonic() + self._config.timeout_seconds

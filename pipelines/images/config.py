@@ -58,8 +58,8 @@ class FetchConfig:
         allow_private_hosts: Host names or addresses, exact or `*.example.com`, whose address may be private, loopback,
             link-local or reserved. All others are refused there.
         proxy: `http://[user:password@]host[:port]` that web requests go through; its own address may be private. A host
-            is looked up and checked before the proxy is asked for it, but for `http` addresses the proxy's own look-up
-            counts: it should refuse private addresses too. None: no proxy, whatever the environment names.
+            is looked up and checked before the proxy is asked for it; then the proxy looks it up again, so it should
+            refuse private addresses too. None: no proxy, whatever the environment names.
         connections_per_host: Requests that run at one host at a time.
         threads: Images fetched at a time.
         timeout_seconds: Limit of one attempt, from connecting to the last byte.

@@ -34,8 +34,8 @@ from pipelines.catalog.previous_version import (
 )
 from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
-from pipelines.images.decode import DecodeConfig
-from pipelines.images.fetch import FetchConfig, ImageFetcher
+from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool, prefetch
 from pipelines.images.product_images import (
     FINGERPRINT_BYTES,

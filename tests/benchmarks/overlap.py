@@ -26,9 +26,9 @@ from rich.table import Table
 
 from encoders.preprocessing import ImagePreprocessing
 from pipelines.catalog.products import PictureRef
-from pipelines.images.config import DecodeConfig
+from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.decode import decode_image
-from pipelines.images.fetch import FetchConfig, ImageFetcher
+from pipelines.images.fetch import ImageFetcher
 from pipelines.images.http import FetchedImage
 from pipelines.images.pool import ImagePool, prefetch
 from pipelines.images.product_images import decode_images, fetch_images

@@ -21,7 +21,8 @@ from PIL import Image, ImageOps
 
 from encoders.preprocessing import ImagePreprocessing, resize_picture
 from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.images.decode import DecodeConfig, decode_image, decode_scaled_jpeg, image_digest
+from pipelines.images.config import DecodeConfig
+from pipelines.images.decode import decode_image, decode_scaled_jpeg, image_digest
 
 SIZE = 32
 WISHES = ImagePreprocessing(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="shortest")

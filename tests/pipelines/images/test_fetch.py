@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from pipelines.catalog.dead_letters import PictureError, Reason
 from pipelines.catalog.products import PictureRef
 from pipelines.images.addresses import resolve
-from pipelines.images.fetch import FetchConfig, FetchedImage, ImageFetcher
+from pipelines.images.config import FetchConfig
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.http import FetchedImage
 
 PICTURE = b"not looked into here"
 

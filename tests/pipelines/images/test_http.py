@@ -21,7 +21,9 @@ import tenacity
 from pipelines.catalog.dead_letters import PictureError, Reason
 from pipelines.catalog.products import PictureRef
 from pipelines.images import http
-from pipelines.images.fetch import FetchConfig, FetchedImage, ImageFetcher
+from pipelines.images.config import FetchConfig
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.http import FetchedImage
 from tests.pipelines.images.image_server import ImageServer, Request, image_server
 
 PICTURE = bytes(range(256)) * 40  # the fetcher does not look inside

@@ -17,8 +17,9 @@ from PIL import Image
 from encoders.preprocessing import ImagePreprocessing
 from pipelines.catalog.dead_letters import PictureError, Reason
 from pipelines.catalog.products import PictureRef
-from pipelines.images.decode import DecodeConfig
-from pipelines.images.fetch import FetchConfig, FetchedImage, ImageFetcher
+from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.http import FetchedImage
 from pipelines.images.pool import ImagePool, prefetch
 
 WISHES = ImagePreprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)

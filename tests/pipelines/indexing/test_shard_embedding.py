@@ -14,8 +14,8 @@ from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import Reason, read_dead_letters
 from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.previous_version import CarryOver, build_carry_over
-from pipelines.images.decode import DecodeConfig
-from pipelines.images.fetch import FetchConfig, ImageFetcher
+from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
 from pipelines.indexing.embed_shard import ProductPreparer, ShardEmbedder
 from pipelines.indexing.product_table import read_columns

@@ -26,10 +26,13 @@ REQUIREMENTS = [
     "numpy>=2.0",  # arrays between the rooms
     "threadpoolctl>=3.5",  # one BLAS thread in each of our own, where blocks are encoded side by side
     "xxhash>=3.5",  # samples by product id, fast and the same on every machine
-    # Pictures
+    # Images
     "pillow>=11.3",  # decodes pictures, and draws the demo's
     "simplejpeg>=1.8",  # decodes JPEG at a fraction of its size, several times faster than Pillow
-    "urllib3>=2.6",  # fetches pictures over http with pooled connections
+    # httpx2 and httpcore2 go on where httpx and httpcore stopped (last releases of 2024 and 2025; huggingface_hub left
+    # them too). httpcore2 directly, because httpx2's client takes half as long again for each request.
+    "httpcore2>=2.16",  # fetches images over http with pooled connections
+    "httpx2>=2.16",  # reads their URLs
     "tenacity>=9.0",  # retries with backoff
     # Commands
     "pydantic>=2.10",  # checks types of the configuration

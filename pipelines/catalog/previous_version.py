@@ -197,9 +197,9 @@ class KnownPicture:
     """A picture as it was fetched.
 
     Attributes:
-      reference: 16 bytes, the digest of where it stands (`PictureFetcher.reference_digest`).
-      digest: 16 bytes, of its encoded bytes (`picture_digest`).
-      etag: its version there (`FetchedPicture.etag`).
+      reference: 16 bytes, the digest of where it stands (`ImageFetcher.reference_digest`).
+      digest: 16 bytes, of its encoded bytes (`image_digest`).
+      etag: its version there (`FetchedImage.etag`).
     """
 
     reference: bytes

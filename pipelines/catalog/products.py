@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from pipelines.catalog.config import CatalogConfig, template_parts
 from pipelines.catalog.dead_letters import DeadLetter, Reason, malformed
@@ -414,3 +415,9 @@ def _column(batch: RawBatch, name: str, data_type: pa.DataType) -> pa.Array:
 
 def _rejection(product_id: str, reason: Reason, detail: str) -> DeadLetter:
     return DeadLetter(product_id=product_id, outcome="rejected", stage="validate", reason=reason, detail=detail)
+
+
+def id_digests(product_ids: Sequence[str]) -> np.ndarray:
+    """xxh3-128 of each product id, uint8 `[B, 16]`: the key under which duplicates are found."""
+    joined = b"".join([xxhash.xxh3_128_digest(product_id.encode()) for product_id in product_ids])
+    return np.frombuffer(joined, np.uint8).reshape(-1, 16)

@@ -33,9 +33,9 @@ from pipelines.evaluation.ranking import (
     query_notes,
     query_vectors,
 )
-from pipelines.images.fetch import PictureFetcher
-from pipelines.images.pool import PicturePool, run_ahead
-from pipelines.images.product_images import decode_pictures, fetch_pictures
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.pool import ImagePool, prefetch
+from pipelines.images.product_images import decode_images, fetch_images
 
 SCORES_AT_A_TIME = 1 << 24
 _SIGN = np.uint32(1 << 31)
@@ -144,7 +144,7 @@ class EncodedCatalog:
 def encode_catalog(
     encoder: ProductEncoder,
     catalog: CatalogConfig,
-    pool: PicturePool | None,
+    pool: ImagePool | None,
     *,
     spool_uri: str,
     on_progress: Callable[[int], None] = lambda products: None,
@@ -162,7 +162,7 @@ def encode_catalog(
 def encode_catalog_with(
     encoders: Sequence[tuple[ProductEncoder, Sequence[View]]],
     catalog: CatalogConfig,
-    pool: PicturePool | None,
+    pool: ImagePool | None,
     *,
     spool_uri: str,
     on_progress: Callable[[int], None] = lambda products: None,
@@ -174,7 +174,7 @@ def encode_catalog_with(
     product_ids: dict[str, None] = {}
     vectors: list[dict[View, list[np.ndarray]]] = [{view: [] for view in views} for _, views in encoders]
     present: list[dict[View, list[np.ndarray]]] = [{view: [] for view in views} for _, views in encoders]
-    for batch in run_ahead(_read_batches(catalog, pool, spool_uri), name="catalog-reader"):
+    for batch in prefetch(_read_batches(catalog, pool, spool_uri), name="catalog-reader"):
         new = []
         for row, product_id in enumerate(batch.product_ids):
             if product_id not in product_ids:
@@ -212,15 +212,15 @@ class _Batch:
     digests: list[list[bytes]]
 
 
-def _read_batches(catalog: CatalogConfig, pool: PicturePool | None, spool_uri: str) -> Iterator[_Batch]:
+def _read_batches(catalog: CatalogConfig, pool: ImagePool | None, spool_uri: str) -> Iterator[_Batch]:
     for shard in plan_catalog(catalog, spool_uri=spool_uri).shards:
         for rows in read_shard(shard, catalog, batch_rows=BATCH_ROWS):
             products = to_products(rows, catalog)
             digests: list[list[bytes]] = [[] for _ in products.pictures]
             pixels: dict[bytes, np.ndarray] = {}
             if pool is not None:
-                fetched = fetch_pictures(pool, products.pictures)
-                pixels, _ = decode_pictures(pool, fetched.data)
+                fetched = fetch_images(pool, products.pictures)
+                pixels, _ = decode_images(pool, fetched.data)
                 digests = [[digest for digest in product.digests if digest in pixels] for product in fetched.products]
             yield _Batch(
                 product_ids=products.product_ids.to_pylist(),
@@ -373,8 +373,8 @@ def _encode(
     for preprocessing, places in by_pictures.items():
         pool = None
         if preprocessing is not None:
-            fetcher = PictureFetcher(context.fetch, context.catalog.image_root)
-            pool = PicturePool(fetcher, preprocessing, context.decode)
+            fetcher = ImageFetcher(context.fetch, context.catalog.image_root)
+            pool = ImagePool(fetcher, preprocessing, context.decode)
         with pool or nullcontext():
             catalogs = encode_catalog_with(
                 [(users[place].encoder, _views_of(users[place], context)) for place in places],

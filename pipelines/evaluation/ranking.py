@@ -23,9 +23,9 @@ from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import QueryPart, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
 from pipelines.images.config import DecodeConfig, FetchConfig
-from pipelines.images.fetch import PictureFetcher
-from pipelines.images.pool import PicturePool
-from pipelines.images.product_images import decode_pictures, fetch_pictures
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.pool import ImagePool
+from pipelines.images.product_images import decode_images, fetch_images
 
 QUERIES_AT_A_TIME = 512
 
@@ -99,8 +99,8 @@ def encode_queries(
     with ExitStack() as stack:
         pool = None
         if encoder.preprocessing is not None and any(picture is not None for picture in pictures):
-            fetcher = PictureFetcher(fetch, image_root)
-            pool = stack.enter_context(PicturePool(fetcher, encoder.preprocessing, decode))
+            fetcher = ImageFetcher(fetch, image_root)
+            pool = stack.enter_context(ImagePool(fetcher, encoder.preprocessing, decode))
         for start in range(0, len(texts), QUERIES_AT_A_TIME):
             block = slice(start, start + QUERIES_AT_A_TIME)
             images = _read_pictures(pool, pictures[block], faults)
@@ -124,13 +124,13 @@ def encode_queries(
 
 
 def _read_pictures(
-    pool: PicturePool | None, pictures: Sequence[PictureRef | None], faults: list[PictureError]
+    pool: ImagePool | None, pictures: Sequence[PictureRef | None], faults: list[PictureError]
 ) -> list[Image.Image | None]:
     """Pictures in the encoder's own size, decoded as the products' are; None where there is none."""
     if pool is None:
         return [None] * len(pictures)
-    fetched = fetch_pictures(pool, [[] if picture is None else [picture] for picture in pictures])
-    pixels, broken = decode_pictures(pool, fetched.data)
+    fetched = fetch_images(pool, [[] if picture is None else [picture] for picture in pictures])
+    pixels, broken = decode_images(pool, fetched.data)
     images: list[Image.Image | None] = []
     for product in fetched.products:
         faults += product.faults + [broken[digest] for digest in product.digests if digest in broken]

@@ -1,7 +1,7 @@
-"""From a batch of products to the pictures their vectors are made of: fetched, told apart, decoded.
+"""From a batch of products to the images their vectors are made of: fetched, told apart, decoded.
 
-Each step works on a whole batch through the bounded pool of `prefetch`, and a picture that fails costs only itself: the
-failure becomes a `PictureFault` beside its product.
+Each step works on a whole batch through the bounded `ImagePool`, and an image that fails costs only itself: the failure
+stands beside its product. A product is embedded again only if its fingerprint, or the encoder, changed.
 """
 
 from __future__ import annotations
@@ -12,59 +12,24 @@ from dataclasses import dataclass, field
 import numpy as np
 import xxhash
 
+from index_builder.embedding_shards import FINGERPRINT_BYTES
 from pipelines.catalog.dead_letters import PictureError
 from pipelines.catalog.previous_version import KnownPicture, KnownPictures
 from pipelines.catalog.products import PictureRef
 from pipelines.images.config import DECODING_RULES
-from pipelines.images.decode import picture_digest
-from pipelines.images.pool import PicturePool
-
-# ---- pipelines/catalog/fingerprints.py ----
-# What a product's vector was made from, in sixteen bytes.
-#
-# A product is embedded again only if its fingerprint, or the encoder, changed. The fingerprint covers the text and the
-# pictures as the towers see them; the encoder's own fingerprint names the folder in which the embedding shards lie.
-
-
-FINGERPRINT_BYTES = 16
-
-
-def content_fingerprints(texts: Sequence[str | None], picture_digests: Sequence[Sequence[bytes]]) -> np.ndarray:
-    """Fingerprints of a batch of products.
-
-    Args:
-      texts: `B` texts as the text tower gets them, None where there is none.
-      picture_digests: for each of the `B` products the digests of its usable pictures, primary first.
-
-    Returns:
-      uint8 `[B, 16]`: xxh3-128 over the text's length and bytes, and where there are pictures the decoder's rules and
-      their digests. The lengths keep two different products from running together into the same bytes.
-    """
-    rules = b"decoded by rules %d:" % DECODING_RULES
-    digests = bytearray()
-    for text, pictures in zip(texts, picture_digests, strict=True):
-        encoded = b"" if text is None else text.encode()
-        head = b"-" if text is None else b"%d:" % len(encoded)
-        decoded = rules + b"".join(pictures) if pictures else b""
-        digests += xxhash.xxh3_128_digest(head + encoded + decoded)
-    return np.frombuffer(bytes(digests), np.uint8).reshape(-1, FINGERPRINT_BYTES)
-
-
-def id_digests(product_ids: Sequence[str]) -> np.ndarray:
-    """xxh3-128 of each product id, uint8 `[B, 16]`: the key under which duplicates are found."""
-    joined = b"".join([xxhash.xxh3_128_digest(product_id.encode()) for product_id in product_ids])
-    return np.frombuffer(joined, np.uint8).reshape(-1, FINGERPRINT_BYTES)
+from pipelines.images.decode import image_digest
+from pipelines.images.pool import ImagePool
 
 
 @dataclass(slots=True)
-class ProductPictures:
-    """The usable pictures of one product, and what was wrong with the others.
+class ProductImages:
+    """The usable images of one product, and what was wrong with the others.
 
     Attributes:
-      digests: 16-byte digests of the usable pictures' bytes, primary first.
-      known: those of them that have a version by which they can be asked for again.
-      faults: why a picture of this product cannot be used.
-      by_reference: whether any picture is fetched from outside the catalog file, so that it can change on its own.
+        digests: 16-byte digests of the usable images' bytes, primary first.
+        known: Those of them that have a version by which they can be asked for again.
+        faults: Why an image of this product cannot be used.
+        by_reference: Whether any image is fetched from outside the catalog file, so that it can change on its own.
     """
 
     digests: list[bytes] = field(default_factory=list)
@@ -75,67 +40,65 @@ class ProductPictures:
 
 @dataclass(slots=True)
 class FetchedBatch:
-    """Pictures of a batch of products.
+    """Images of a batch of products.
 
     Attributes:
-      products: one entry a product.
-      data: the encoded bytes of each distinct picture, by digest; without those that were not read again.
+        products: One entry a product.
+        data: The encoded bytes of each distinct image, by digest; without those that were not read again.
     """
 
-    products: list[ProductPictures]
+    products: list[ProductImages]
     data: dict[bytes, bytes]
 
 
-def fetch_pictures(
-    pool: PicturePool, references: Sequence[Sequence[PictureRef]], known_pictures: KnownPictures | None = None
+def fetch_images(
+    pool: ImagePool, references: Sequence[Sequence[PictureRef]], known_images: KnownPictures | None = None
 ) -> FetchedBatch:
-    """Fetches the pictures of a batch of products.
+    """Fetches the images of a batch of products.
 
     Args:
-      pool: fetches with bounded concurrency.
-      references: for each product the references of its pictures, primary first.
-      known_pictures: last night's; one that is still the same is not read again.
+        pool: Fetches with bounded concurrency.
+        references: For each product the references of its images, primary first.
+        known_images: Those of the previous version; one that is still the same is not read again.
     """
-    flat = [reference for pictures in references for reference in pictures]
-    places = [pool.reference_digest(reference) for reference in flat]
-    known: Sequence[KnownPicture | None] = [None] * len(flat)
-    if known_pictures is not None:
-        known = known_pictures.find(places)
-    futures = pool.fetch_all(flat, [None if picture is None else picture.etag for picture in known])
-    answers = zip(futures, places, known, strict=True)
+    flat = [reference for images in references for reference in images]
+    digests = [pool.reference_digest(reference) for reference in flat]
+    known = [None] * len(flat) if known_images is None else known_images.find(digests)
+    futures = pool.fetch_all(flat, [None if image is None else image.etag for image in known])
+    answers = zip(futures, digests, known, strict=True)
     batch = FetchedBatch(products=[], data={})
-    for pictures in references:
-        product = ProductPictures(by_reference=any(reference.kind == "uri" for reference in pictures))
-        for _ in pictures:
-            future, place, last_night = next(answers)
+    for images in references:
+        product = ProductImages(by_reference=any(reference.kind == "uri" for reference in images))
+        for _ in images:
+            future, reference_digest, previous = next(answers)
             try:
                 fetched = future.result()
             except PictureError as fault:
                 product.faults.append(fault)
                 continue
-            if fetched.not_modified and last_night is not None:
-                digest = last_night.digest
+            if fetched.not_modified and previous is not None:
+                digest = previous.digest
             else:
-                digest = picture_digest(fetched.data)
+                digest = image_digest(fetched.data)
                 batch.data.setdefault(digest, fetched.data)
             product.digests.append(digest)
-            if place is not None and fetched.etag is not None:
-                product.known.append(KnownPicture(place, digest, fetched.etag))
+            if reference_digest is not None and fetched.etag is not None:
+                product.known.append(KnownPicture(reference_digest, digest, fetched.etag))
         batch.products.append(product)
     return batch
 
 
-def decode_pictures(
-    pool: PicturePool, data: dict[bytes, bytes]
+def decode_images(
+    pool: ImagePool, data: dict[bytes, bytes]
 ) -> tuple[dict[bytes, np.ndarray], dict[bytes, PictureError]]:
-    """Decodes distinct pictures to the tower's input size.
+    """Decodes distinct images to the tower's input size.
 
     Args:
-      pool: decodes on its threads, order preserved.
-      data: encoded bytes by digest.
+        pool: Decodes on its threads, order preserved.
+        data: Encoded bytes by digest.
 
     Returns:
-      pixels by digest (uint8 `[3, S, S]`), and the faults of those that cannot be decoded.
+        Pixels by digest (uint8 `[3, S, S]`), and the faults of those that cannot be decoded.
     """
     pixels: dict[bytes, np.ndarray] = {}
     faults: dict[bytes, PictureError] = {}
@@ -145,3 +108,26 @@ def decode_pictures(
         except PictureError as fault:
             faults[digest] = fault
     return pixels, faults
+
+
+def content_fingerprints(texts: Sequence[str | None], image_digests: Sequence[Sequence[bytes]]) -> np.ndarray:
+    """What each product's vector is made from, told in sixteen bytes: text and images as the towers see them.
+
+    The encoder's own fingerprint is not part of it: that names the folder in which the embedding shards lie.
+
+    Args:
+        texts: `B` texts as the text tower gets them, None where there is none.
+        image_digests: For each of the `B` products the digests of its usable images, primary first.
+
+    Returns:
+        uint8 `[B, 16]`: xxh3-128 over the text's length and bytes, and where there are images the decoder's rules and
+        their digests. The lengths keep two different products from running together into the same bytes.
+    """
+    rules = b"decoded by rules %d:" % DECODING_RULES
+    digests = bytearray()
+    for text, images in zip(texts, image_digests, strict=True):
+        encoded = b"" if text is None else text.encode()
+        head = b"-" if text is None else b"%d:" % len(encoded)
+        decoded = rules + b"".join(images) if images else b""
+        digests += xxhash.xxh3_128_digest(head + encoded + decoded)
+    return np.frombuffer(bytes(digests), np.uint8).reshape(-1, FINGERPRINT_BYTES)

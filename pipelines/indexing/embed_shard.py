@@ -34,15 +34,15 @@ from pipelines.catalog.previous_version import (
 )
 from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
-from pipelines.images.decode import DecodeConfig
-from pipelines.images.fetch import FetchConfig, PictureFetcher
-from pipelines.images.pool import PicturePool, run_ahead
+from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.pool import ImagePool, prefetch
 from pipelines.images.product_images import (
     FINGERPRINT_BYTES,
-    ProductPictures,
+    ProductImages,
     content_fingerprints,
-    decode_pictures,
-    fetch_pictures,
+    decode_images,
+    fetch_images,
 )
 from pipelines.indexing.product_table import ColumnsWriter
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary
@@ -95,7 +95,7 @@ class PreparedBatch:
 
     products: ProductBatch
     texts: list[str | None]
-    pictures: list[ProductPictures]
+    pictures: list[ProductImages]
     data: dict[bytes, bytes]
     fingerprints: np.ndarray
     places: np.ndarray
@@ -138,7 +138,7 @@ class ProductPreparer:
 
     catalog: CatalogConfig
     uses_text: bool
-    pool: PicturePool | None
+    pool: ImagePool | None
     carry_over: CarryOver | None
     known_pictures: KnownPictures | None = None
 
@@ -155,7 +155,7 @@ class ProductPreparer:
         """Starts the threads and maps the lookups; `close` ends them."""
         pool = None
         if inputs.uses_images and catalog.image_field is not None and inputs.preprocessing is not None:
-            pool = PicturePool(PictureFetcher(fetch, catalog.image_root), inputs.preprocessing, decode)
+            pool = ImagePool(ImageFetcher(fetch, catalog.image_root), inputs.preprocessing, decode)
         return cls(
             catalog=catalog,
             uses_text=inputs.uses_text,
@@ -176,7 +176,7 @@ class ProductPreparer:
           shard: which rows.
           timer: gets the seconds of the steps `read` and `fetch`.
         """
-        for products in run_ahead(self._read(shard, timer), name="catalog-reader"):
+        for products in prefetch(self._read(shard, timer), name="catalog-reader"):
             with timer.timed("fetch"):
                 batch = self._look_up(products)
             yield batch
@@ -204,7 +204,7 @@ class ProductPreparer:
         batch = PreparedBatch(
             products=products,
             texts=texts,
-            pictures=[ProductPictures() for _ in range(size)],
+            pictures=[ProductImages() for _ in range(size)],
             data={},
             fingerprints=np.empty((size, FINGERPRINT_BYTES), np.uint8),
             places=np.full(size, -1, np.int64),
@@ -226,9 +226,9 @@ class ProductPreparer:
 
     def _fetch(self, batch: PreparedBatch, rows: np.ndarray, known_pictures: KnownPictures | None) -> None:
         """Fills in pictures, fingerprints and places of the products at `rows`."""
-        found = [ProductPictures() for _ in rows]
+        found = [ProductImages() for _ in rows]
         if self.pool is not None:
-            fetched = fetch_pictures(self.pool, [batch.products.pictures[row] for row in rows], known_pictures)
+            fetched = fetch_images(self.pool, [batch.products.pictures[row] for row in rows], known_pictures)
             batch.data |= fetched.data
             found = fetched.products
         for row, pictures in zip(rows, found, strict=True):
@@ -291,7 +291,7 @@ class _ShardWork:
         encoder, pool = self._encoder, self._preparer.pool
         batches = self._preparer.prepare(self._shard, self._timer)
         if pool is not None:
-            batches = run_ahead(self._decode(pool, run_ahead(batches, name="picture-fetcher")), name="picture-decoder")
+            batches = prefetch(self._decode(pool, prefetch(batches, name="picture-fetcher")), name="picture-decoder")
         with (
             EmbeddingShardWriter(
                 self._files.embeddings, dim=encoder.dim, encoder_fingerprint=encoder.fingerprint
@@ -327,7 +327,7 @@ class _ShardWork:
             seconds={step: round(seconds, 4) for step, seconds in self._timer.seconds.items()} | {"wall": wall_seconds},
         )
 
-    def _decode(self, pool: PicturePool, batches: Iterator[PreparedBatch]) -> Iterator[PreparedBatch]:
+    def _decode(self, pool: ImagePool, batches: Iterator[PreparedBatch]) -> Iterator[PreparedBatch]:
         """Decodes the pictures that this shard has not met before, and hands each product its faults."""
         met: set[bytes] = set()
         faults: dict[bytes, PictureError] = {}
@@ -338,7 +338,7 @@ class _ShardWork:
                     digest: batch.data[digest] for picture in new for digest in picture.digests if digest not in met
                 }
                 met |= wanted.keys()
-                batch.pixels, new_faults = decode_pictures(pool, wanted)
+                batch.pixels, new_faults = decode_images(pool, wanted)
                 faults |= new_faults
                 for picture in new:
                     picture.faults += [faults[digest] for digest in picture.digests if digest in faults]

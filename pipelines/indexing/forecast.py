@@ -14,8 +14,8 @@ from rich.console import Console
 
 from index_builder import IndexReader, embedding_shards, storage
 from pipelines.catalog.previous_version import SpilledRecords, keyed_records
+from pipelines.catalog.products import id_digests
 from pipelines.config.job import JobConfig
-from pipelines.images.product_images import id_digests
 from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.embed_shard import ProductPreparer, StepTimer
 from pipelines.indexing.job import check_job, plan_night

@@ -20,7 +20,7 @@ from index_builder import embedding_shards, storage
 from index_builder.embedding_shards import NumberedShard
 from pipelines.catalog.dead_letters import REJECTED_SCHEMA, DeadLetter, Reason, letters_to_table
 from pipelines.catalog.previous_version import SpilledRecords, keyed_records
-from pipelines.images.product_images import id_digests
+from pipelines.catalog.products import id_digests
 from pipelines.indexing.shard_files import ShardFiles
 
 # ---- pipelines/product_columns.py ----

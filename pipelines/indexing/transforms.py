@@ -16,8 +16,7 @@ from encoders import EncoderConfig, ProductEncoder, load_product_encoder
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import CatalogShard
 from pipelines.config.job import EmbeddingsConfig
-from pipelines.images.decode import DecodeConfig
-from pipelines.images.fetch import FetchConfig
+from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.indexing.build_steps import BuildJob, FinishedBuild
 from pipelines.indexing.embed_shard import LastNight, ProductPreparer, ShardEmbedder
 from pipelines.indexing.import_vectors import VectorUnit, import_unit

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from index_builder import IndexReader, Manifest, VersionNotFoundError, publish
 from pipelines.catalog.previous_version import SpilledRecords, keyed_records
-from pipelines.images.product_images import id_digests
+from pipelines.catalog.products import id_digests
 
 EXAMPLES = 5
 IDS_PER_READ = 65_536

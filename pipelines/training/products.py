@@ -20,10 +20,10 @@ from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.images.config import DecodeConfig, FetchConfig
-from pipelines.images.decode import decode_picture
-from pipelines.images.fetch import PictureFetcher
-from pipelines.images.pool import PicturePool, run_ahead
-from pipelines.images.product_images import fetch_pictures
+from pipelines.images.decode import decode_image
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.pool import ImagePool, prefetch
+from pipelines.images.product_images import fetch_images
 
 BATCH_ROWS = 512
 # The pool is asked to fetch only; what it would decode to does not matter.
@@ -58,7 +58,7 @@ def read_training_products(
     """
     pool = None
     if with_pictures and catalog.image_field is not None:
-        pool = PicturePool(PictureFetcher(fetch, catalog.image_root), _NOT_DECODED, decode)
+        pool = ImagePool(ImageFetcher(fetch, catalog.image_root), _NOT_DECODED, decode)
     with pool or nullcontext():
         write_products(path, _read(wanted, catalog, pool, spool_uri, on_progress))
     return map_products(path)
@@ -67,7 +67,7 @@ def read_training_products(
 def decode_for_training(data: bytes, preprocessing: ImagePreprocessing, *, config: DecodeConfig) -> np.ndarray | None:
     """As the nightly job decodes a picture, uint8 `[3, S, S]`; None where it cannot be decoded."""
     try:
-        return decode_picture(data, preprocessing, config)
+        return decode_image(data, preprocessing, config)
     except PictureError:
         return None
 
@@ -75,13 +75,13 @@ def decode_for_training(data: bytes, preprocessing: ImagePreprocessing, *, confi
 def _read(
     wanted: Collection[str] | None,
     catalog: CatalogConfig,
-    pool: PicturePool | None,
+    pool: ImagePool | None,
     spool_uri: str,
     on_progress: Callable[[int], None],
 ) -> Iterator[pa.RecordBatch]:
     values = None if wanted is None else pa.array(sorted(wanted), pa.string())
     seen: set[str] = set()
-    for batch in run_ahead(_batches(catalog, spool_uri), name="catalog-reader"):
+    for batch in prefetch(_batches(catalog, spool_uri), name="catalog-reader"):
         ids = batch.product_ids.to_pylist()
         on_progress(len(ids))
         chosen = np.ones(len(ids), bool)
@@ -102,10 +102,10 @@ def _batches(catalog: CatalogConfig, spool_uri: str) -> Iterator[ProductBatch]:
             yield to_products(rows, catalog)
 
 
-def _record_batch(batch: ProductBatch, rows: list[int], pool: PicturePool | None) -> pa.RecordBatch:
+def _record_batch(batch: ProductBatch, rows: list[int], pool: ImagePool | None) -> pa.RecordBatch:
     pictures: list[bytes | None] = [None] * len(rows)
     if pool is not None:
-        fetched = fetch_pictures(pool, [batch.pictures[row] for row in rows])
+        fetched = fetch_images(pool, [batch.pictures[row] for row in rows])
         pictures = [fetched.data[product.digests[0]] if product.digests else None for product in fetched.products]
     kept = pa.array(rows, pa.int64())
     columns = [

@@ -28,7 +28,7 @@ from rich.table import Table
 from encoders import EncoderConfig, ImagePreprocessing, load_product_encoder
 from pipelines.images import decode
 from pipelines.images.config import DecodeConfig
-from pipelines.images.decode import decode_picture
+from pipelines.images.decode import decode_image
 from tests.benchmarks.machine import command_line, machine_line
 from tests.benchmarks.photos import drawn_photo, grocery_photos, jpeg_of_size
 
@@ -83,7 +83,7 @@ def compare(tower: Tower, transform: Transform, preprocessing: ImagePreprocessin
     reference, ours = [], []
     for data in photos:
         reference.append(tower(transform(Image.open(io.BytesIO(data)))[None]))
-        pixels = torch.from_numpy(decode_picture(data, preprocessing, DecodeConfig()))
+        pixels = torch.from_numpy(decode_image(data, preprocessing, DecodeConfig()))
         ours.append(tower(((pixels / 255 - mean) / std)[None]))
     expected, found = torch.cat(reference).float(), torch.cat(ours).float()
     plain = torch.cosine_similarity(expected, found)
@@ -95,7 +95,7 @@ def compare(tower: Tower, transform: Transform, preprocessing: ImagePreprocessin
 def divisors(preprocessing: ImagePreprocessing, photos: list[bytes]) -> str:
     """The fractions at which the photos are decoded."""
     needed = (preprocessing.size, preprocessing.size)
-    found = {decode._divisor(*Image.open(io.BytesIO(data)).size, needed) for data in photos}
+    found = {decode.scale_divisor(*Image.open(io.BytesIO(data)).size, needed) for data in photos}
     return ", ".join(f"1/{divisor}" if divisor > 1 else "whole" for divisor in sorted(found))
 
 

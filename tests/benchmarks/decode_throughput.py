@@ -3,7 +3,7 @@
     python -m tests.benchmarks.decode_throughput [--pictures N] [--side PIXELS] [--size PIXELS] [--seconds S]
 
 Every way ends with the same uint8 [3, S, S]. "Pillow, plain" is what open_clip's own transform does before it makes
-floats. The mean difference to it is in grey levels. The last line is `decode_picture` again, on all cores.
+floats. The mean difference to it is in grey levels. The last line is `decode_image` again, on all cores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from encoders.preprocessing import ImagePreprocessing, resize_picture, resize_pixels
 from pipelines.images.config import DecodeConfig
-from pipelines.images.decode import SPARE_RESOLUTION, decode_picture
+from pipelines.images.decode import SPARE_RESOLUTION, decode_image
 from tests.benchmarks.machine import command_line, machine_line
 from tests.benchmarks.photos import drawn_photo, grocery_photos, jpeg_of_size
 
@@ -61,7 +61,7 @@ def ways(preprocessing: ImagePreprocessing) -> dict[str, Way]:
     }
     if (decode := _torchvision_decode()) is not None:
         found["torchvision, torch resize"] = lambda data: resize_pixels(decode(data), preprocessing)
-    found["decode_picture: simplejpeg scaled, torch resize"] = lambda data: decode_picture(
+    found["decode_image: simplejpeg scaled, torch resize"] = lambda data: decode_image(
         data, preprocessing, DecodeConfig()
     )
     return found
@@ -140,7 +140,7 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     alone, together = threaded_rates(list(measured.values())[-1], pictures, cores, arguments.seconds)
     console.print(
-        f"decode_picture on {cores} threads: {together:.0f} pictures/s, {together / alone:.2f} times one thread's"
+        f"decode_image on {cores} threads: {together:.0f} pictures/s, {together / alone:.2f} times one thread's"
     )
 
 

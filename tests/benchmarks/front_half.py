@@ -32,8 +32,7 @@ from encoders import EncoderConfig, ImagePreprocessing
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
 from pipelines.config.command_line import to_pipeline_options
-from pipelines.images.decode import DecodeConfig
-from pipelines.images.fetch import FetchConfig
+from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.indexing.product_table import number_products
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardFiles

@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders.preprocessing import ImagePreprocessing
-from pipelines.catalog.pictures.fetched_picture import FetchedPicture
 from pipelines.catalog.products import PictureRef
-from pipelines.images.config import DecodeConfig
-from pipelines.images.decode import decode_picture
-from pipelines.images.fetch import FetchConfig, PictureFetcher
-from pipelines.images.pool import PicturePool, run_ahead
-from pipelines.images.product_images import decode_pictures, fetch_pictures
+from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.images.decode import decode_image
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.http import FetchedImage
+from pipelines.images.pool import ImagePool, prefetch
+from pipelines.images.product_images import decode_images, fetch_images
 from tests.benchmarks.machine import command_line, machine_line
 from tests.benchmarks.photos import drawn_photo, grocery_photos, jpeg_of_size
 
@@ -39,29 +39,29 @@ CLIP_INPUT = ImagePreprocessing(size=224, mean=(0.5,) * 3, std=(0.5,) * 3)
 CONFIG = DecodeConfig()
 
 
-class FarFetcher(PictureFetcher):
+class FarFetcher(ImageFetcher):
     """Waits before each picture, as one does for a web server."""
 
     def __init__(self, config: FetchConfig, image_root: str, wait_seconds: float):
         super().__init__(config, image_root)
         self._wait_seconds = wait_seconds
 
-    def fetch(self, reference: PictureRef, known_etag: str | None = None) -> FetchedPicture:
+    def fetch(self, reference: PictureRef, known_etag: str | None = None) -> FetchedImage:
         time.sleep(self._wait_seconds)
         return super().fetch(reference, known_etag)
 
 
-def serial(fetcher: PictureFetcher, batches: list[list[PictureRef]]) -> Iterator[list[np.ndarray]]:
+def serial(fetcher: ImageFetcher, batches: list[list[PictureRef]]) -> Iterator[list[np.ndarray]]:
     """One thing after another."""
     for batch in batches:
-        yield [decode_picture(fetcher.fetch(reference).data, CLIP_INPUT, CONFIG) for reference in batch]
+        yield [decode_image(fetcher.fetch(reference).data, CLIP_INPUT, CONFIG) for reference in batch]
 
 
-def ahead(fetcher: PictureFetcher, batches: list[list[PictureRef]]) -> Iterator[list[np.ndarray]]:
+def ahead(fetcher: ImageFetcher, batches: list[list[PictureRef]]) -> Iterator[list[np.ndarray]]:
     """As the job does it."""
-    with PicturePool(fetcher, CLIP_INPUT, CONFIG) as pool:
-        fetched = run_ahead(fetch_pictures(pool, [[reference] for reference in batch]) for batch in batches)
-        yield from run_ahead(list(decode_pictures(pool, batch.data)[0].values()) for batch in fetched)
+    with ImagePool(fetcher, CLIP_INPUT, CONFIG) as pool:
+        fetched = prefetch(fetch_images(pool, [[reference] for reference in batch]) for batch in batches)
+        yield from prefetch(list(decode_images(pool, batch.data)[0].values()) for batch in fetched)
 
 
 def seconds(stream: Iterable[list[np.ndarray]], model_seconds: float) -> float:

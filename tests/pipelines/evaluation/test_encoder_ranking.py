@@ -18,8 +18,8 @@ from pipelines.evaluation.encoder_ranking import (
     share_of_exact,
 )
 from pipelines.images.config import DecodeConfig, FetchConfig
-from pipelines.images.fetch import PictureFetcher
-from pipelines.images.pool import PicturePool
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.pool import ImagePool
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.indexing.job import product, write_catalog
 
@@ -77,7 +77,7 @@ def encoded(tmp_path: Path, rows: list[dict], *, model: str = "3tmm", pictures: 
     spool = str(tmp_path / "spool")
     if encoder.preprocessing is None or not pictures:
         return encode_catalog(encoder, catalog, None, spool_uri=spool)
-    with PicturePool(PictureFetcher(FetchConfig()), encoder.preprocessing, DecodeConfig(threads=1)) as pool:
+    with ImagePool(ImageFetcher(FetchConfig()), encoder.preprocessing, DecodeConfig(threads=1)) as pool:
         return encode_catalog(encoder, catalog, pool, spool_uri=spool)
 
 
@@ -148,7 +148,7 @@ def test_several_encoders_share_one_reading(tmp_path):
     views = [(View.FUSED, View.TEXT), (View.PICTURE,), (View.TEXT,)]
     told: list[int] = []
     spool = str(tmp_path / "spool")
-    with PicturePool(PictureFetcher(FetchConfig()), encoders[0].preprocessing, DecodeConfig(threads=1)) as pool:
+    with ImagePool(ImageFetcher(FetchConfig()), encoders[0].preprocessing, DecodeConfig(threads=1)) as pool:
         together = encode_catalog_with(
             list(zip(encoders, views, strict=True)),
             catalog,

@@ -22,7 +22,7 @@ from PIL import Image
 from index_builder import IndexReader
 from pipelines.catalog.dead_letters import DeadLetter, read_dead_letters
 from pipelines.indexing.publish_step import Outcome
-from tests.pipelines.images.picture_server import PictureServer, Request, picture_server
+from tests.pipelines.images.image_server import ImageServer, Request, image_server
 from tests.pipelines.indexing.job import product, run_job
 
 
@@ -54,7 +54,7 @@ class Dirt:
     def product_id(self) -> str:
         return f"dirty-{self.name.replace(' ', '-')}"
 
-    def as_line(self, server: PictureServer) -> bytes:
+    def as_line(self, server: ImageServer) -> bytes:
         if self.line is not None:
             return self.line.replace(b"%ID%", self.product_id.encode())
         record = {"product_id": self.product_id, "title": "small red chair", "image": "good.jpg", "price": 1.5}
@@ -176,7 +176,7 @@ def write_pictures(folder: Path) -> None:
     (folder / "link.jpg").symlink_to(folder / ".." / "secret.jpg")
 
 
-def prepare(server: PictureServer) -> None:
+def prepare(server: ImageServer) -> None:
     def lie(request: Request) -> None:
         request.send_head(200, Content_Length=len(JPEG) + 1000)
         request.raw(JPEG)
@@ -221,7 +221,7 @@ class Night:
 def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
     folder = tmp_path_factory.mktemp("dirty")
     write_pictures(folder / "pictures")
-    with picture_server() as server:
+    with image_server() as server:
         prepare(server)
         lines = [good_line(0)]
         for number, kind in enumerate(KINDS):

@@ -21,7 +21,7 @@ from index_builder import IndexReader
 from pipelines.indexing.progress import summary_lines
 from pipelines.indexing.run_record import RunFailedError
 from pipelines.indexing.work_folder import LeaseHeldError, WorkLease
-from tests.pipelines.images.picture_server import Request, picture_server
+from tests.pipelines.images.image_server import Request, image_server
 from tests.pipelines.indexing.job import arguments, index_files, product, run_job, version_files, write_catalog
 
 PRODUCTS = 320
@@ -294,7 +294,7 @@ def test_pictures_on_the_web_are_not_fetched_again_while_their_etag_stands(tmp_p
         else:
             request.send(body=body, ETag=etag)
 
-    with picture_server() as server:
+    with image_server() as server:
         for number in bodies:
             server.answers[f"/{number}"] = answer
         rows = [

@@ -14,9 +14,9 @@ from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import Reason, read_dead_letters
 from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.previous_version import CarryOver, build_carry_over
-from pipelines.images.decode import DecodeConfig
-from pipelines.images.fetch import FetchConfig, PictureFetcher
-from pipelines.images.pool import PicturePool
+from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.pool import ImagePool
 from pipelines.indexing.embed_shard import ProductPreparer, ShardEmbedder
 from pipelines.indexing.product_table import read_columns
 from pipelines.indexing.shard_files import ShardFiles
@@ -54,7 +54,7 @@ class Night:
         pool = None
         if self.encoder.uses_images:
             decode = DecodeConfig(threads=2, pending_images=12)
-            pool = PicturePool(PictureFetcher(FetchConfig(), catalog.image_root), self.encoder.preprocessing, decode)
+            pool = ImagePool(ImageFetcher(FetchConfig(), catalog.image_root), self.encoder.preprocessing, decode)
         try:
             preparer = ProductPreparer(
                 catalog=catalog, uses_text=self.encoder.uses_text, pool=pool, carry_over=carry_over

@@ -11,7 +11,7 @@ import pytest
 from encoders import ImagePreprocessing
 from pipelines.catalog.config import CatalogConfig
 from pipelines.images.config import DecodeConfig, FetchConfig
-from pipelines.images.decode import decode_picture
+from pipelines.images.decode import decode_image
 from pipelines.training.products import decode_for_training, read_training_products
 from tests.encoders.training.pairs_files import picture_bytes
 
@@ -77,6 +77,6 @@ def test_an_encoder_of_texts_fetches_no_picture(catalog, tmp_path):
 def test_pictures_are_decoded_as_at_night():
     decode = pickle.loads(pickle.dumps(partial(decode_for_training, config=DecodeConfig())))
     data = picture_bytes("green", 40)
-    assert np.array_equal(decode(data, SMALL), decode_picture(data, SMALL, DecodeConfig()))
+    assert np.array_equal(decode(data, SMALL), decode_image(data, SMALL, DecodeConfig()))
     assert decode(b"broken", SMALL) is None
     assert decode_for_training(data, SMALL, config=DecodeConfig(max_pixels=100)) is None

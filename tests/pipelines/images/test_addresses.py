@@ -6,10 +6,9 @@ import socket
 
 import pytest
 
-from pipelines.catalog.config import CatalogConfigError
 from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.catalog.pictures.address_rules import AddressRules, is_public, resolve
-from pipelines.images.fetch import FetchConfig
+from pipelines.images.addresses import AddressRules, WebAddress, is_public, resolve
+from pipelines.images.config import FetchConfig
 
 
 @pytest.mark.parametrize(
@@ -76,20 +75,26 @@ def test_the_systems_resolver() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("text", "origin", "shown"),
     [
-        ("threads", 0, "at least 1"),
-        ("max_attempts", 0, "at least 1"),
-        ("max_bytes", -1, "at least 1"),
-        ("timeout_seconds", 0.0, "above 0"),
-        ("max_redirects", -1, "at least 0"),
-        ("allowed_schemes", ("https://",), "without '://'"),
-        ("allowed_hosts", "cdn.shop.test", "a list"),
-        ("allowed_hosts", ("https://cdn.shop.test",), "host names"),
-        ("allow_private_hosts", ("10.0.0.0/8",), "host names"),
+        ("HTTP://CDN.Shop.Test/A b.jpg", ("http", "cdn.shop.test", 80), "http://cdn.shop.test/A%20b.jpg"),
+        ("https://user:secret@shop.test./?key=secret", ("https", "shop.test", 443), "https://shop.test/?..."),
+        ("https://shop.test:8443", ("https", "shop.test", 8443), "https://shop.test:8443/"),
+        ("http://[::1]:81/a", ("http", "::1", 81), "http://[::1]:81/a"),
+        ("http://schön.test/ü", ("http", "xn--schn-7qa.test", 80), "http://xn--schn-7qa.test/%C3%BC"),
+        ("http://a\\@b.test/", ("http", "b.test", 80), "http://b.test/"),
+        ("http://127.0.0.1#@evil.test/", ("http", "127.0.0.1", 80), "http://127.0.0.1/"),
     ],
 )
-def test_a_wrong_value_is_named(key: str, value: object, words: str) -> None:
-    with pytest.raises(CatalogConfigError, match=rf"fetch\.{key}.*{words}") as caught:
-        FetchConfig(**{key: value})
-    assert isinstance(caught.value, ValueError)
+def test_what_is_checked_is_what_is_asked_for(text: str, origin: tuple[str, str, int], shown: str) -> None:
+    address = WebAddress.parse(text)
+    assert (address.origin, address.shown) == (origin, shown)
+
+
+@pytest.mark.parametrize(
+    "text", ["http://", "http:///a", "http://a:99999/", "http://a:-1/", "http://[::1", "http://.", "\ud800://a"]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(PictureError) as caught:
+        WebAddress.parse(text)
+    assert caught.value.stage == "fetch"

@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.catalog.pictures.address_rules import resolve
 from pipelines.catalog.products import PictureRef
-from pipelines.images.fetch import FetchConfig, FetchedPicture, PictureFetcher
+from pipelines.images.addresses import resolve
+from pipelines.images.config import FetchConfig
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.http import FetchedImage
 
 PICTURE = b"not looked into here"
 
@@ -32,11 +34,9 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
-def fetch(uri: str, root: Path | str | None = None, known_etag: str | None = None, **values) -> FetchedPicture:
+def fetch(uri: str, root: Path | str | None = None, known_etag: str | None = None, **values) -> FetchedImage:
     config = FetchConfig(**values)
-    return PictureFetcher(config, None if root is None else str(root)).fetch(
-        PictureRef(kind="uri", uri=uri), known_etag
-    )
+    return ImageFetcher(config, None if root is None else str(root)).fetch(PictureRef(kind="uri", uri=uri), known_etag)
 
 
 def reason(uri: str, root: Path | str | None = None, **values) -> Reason:
@@ -50,8 +50,8 @@ def reason(uri: str, root: Path | str | None = None, **values) -> Reason:
 
 
 def test_bytes_are_handed_on() -> None:
-    fetcher = PictureFetcher(FetchConfig(max_bytes=len(PICTURE)))
-    assert fetcher.fetch(PictureRef(kind="bytes", data=PICTURE)) == FetchedPicture(PICTURE, None)
+    fetcher = ImageFetcher(FetchConfig(max_bytes=len(PICTURE)))
+    assert fetcher.fetch(PictureRef(kind="bytes", data=PICTURE)) == FetchedImage(PICTURE, None)
     with pytest.raises(PictureError) as caught:
         fetcher.fetch(PictureRef(kind="bytes", data=PICTURE + b"!"))
     assert caught.value.reason == Reason.picture_too_many_bytes
@@ -70,7 +70,7 @@ def test_data_uris() -> None:
 @pytest.mark.parametrize("uri", ["", "   ", None])
 def test_an_empty_reference_is_a_missing_picture(uri: str | None) -> None:
     with pytest.raises(PictureError) as caught:
-        PictureFetcher(FetchConfig()).fetch(PictureRef(kind="uri", uri=uri))
+        ImageFetcher(FetchConfig()).fetch(PictureRef(kind="uri", uri=uri))
     assert caught.value.reason == Reason.picture_missing
 
 
@@ -137,7 +137,7 @@ def test_the_byte_limit_of_files(root: Path) -> None:
 
 def test_an_unchanged_file_is_not_read_again(root: Path) -> None:
     version = fetch("shoes/a.jpg", root).etag
-    assert fetch("shoes/a.jpg", root, version) == FetchedPicture(b"", version, not_modified=True)
+    assert fetch("shoes/a.jpg", root, version) == FetchedImage(b"", version, not_modified=True)
     path = root / "shoes" / "a.jpg"
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
     again = fetch("shoes/a.jpg", root, version)
@@ -154,7 +154,7 @@ def test_a_store(memory_root: str) -> None:
     uri = f"{memory_root}/a.jpg"
     first = fetch(uri)
     assert first.data == PICTURE
-    assert fetch(uri, known_etag=first.etag) == FetchedPicture(b"", first.etag, not_modified=True)
+    assert fetch(uri, known_etag=first.etag) == FetchedImage(b"", first.etag, not_modified=True)
     assert fetch(uri, known_etag="another").data == PICTURE
     assert fetch("a.jpg", memory_root).data == PICTURE
     assert fetch(uri, max_bytes=len(PICTURE)).data == PICTURE
@@ -232,18 +232,18 @@ PIECES += ["99999", "80", "[::1]", "-", "*", "~", "$HOME", "x" * 300]
 
 
 @pytest.fixture(scope="module")
-def fetchers(tmp_path_factory: pytest.TempPathFactory) -> list[PictureFetcher]:
+def fetchers(tmp_path_factory: pytest.TempPathFactory) -> list[ImageFetcher]:
     def resolver(host: str, port: int) -> list[str]:
         return resolve(host, port) if host == "127.0.0.1" else ["10.0.0.7"]
 
     config = FetchConfig(max_attempts=1, timeout_seconds=0.5, allow_private_hosts=())
     roots = (None, str(tmp_path_factory.mktemp("pictures")), "memory://pictures", "https://cdn.test/pictures")
-    return [PictureFetcher(config, root, resolver=resolver) for root in roots]
+    return [ImageFetcher(config, root, resolver=resolver) for root in roots]
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(uri=st.one_of(st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join), st.text(max_size=20)))
-def test_any_reference_gives_a_picture_or_a_picture_error(fetchers: list[PictureFetcher], uri: str) -> None:
+def test_any_reference_gives_a_picture_or_a_picture_error(fetchers: list[ImageFetcher], uri: str) -> None:
     for fetcher in fetchers:
         with contextlib.suppress(PictureError):  # any other exception fails the test
             fetcher.fetch(PictureRef(kind="uri", uri=uri))

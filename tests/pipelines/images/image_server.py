@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -61,7 +61,7 @@ class Request:
 
 
 @dataclass
-class PictureServer:
+class ImageServer:
     """What the server was asked, and what it will answer."""
 
     port: int
@@ -70,6 +70,13 @@ class PictureServer:
     connections: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def reset(self) -> None:
+        """As if it had just been started."""
+        with self.lock:
+            self.answers.clear()
+            self.requests.clear()
+            self.connections = 0
+
     def url(self, path: str, *, host: str = "127.0.0.1", scheme: str = "http") -> str:
         return f"{scheme}://{host}:{self.port}{path}"
 
@@ -77,8 +84,15 @@ class PictureServer:
         return sum(request.path == path for request in self.requests)
 
 
+def pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
 @contextmanager
-def picture_server(wrap: Callable[[socket.socket], socket.socket] | None = None) -> Iterator[PictureServer]:
+def image_server(wrap: Callable[[socket.socket], socket.socket] | None = None) -> Iterator[ImageServer]:
     """Runs a server until the block ends. `wrap` makes it a TLS server."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -90,15 +104,31 @@ def picture_server(wrap: Callable[[socket.socket], socket.socket] | None = None)
             super().setup()
 
         def do_GET(self) -> None:
-            with state.lock:
-                number = state.count(self.path) + 1
-                request = Request(self, self.path, {k.lower(): v for k, v in self.headers.items()}, number)
-                state.requests.append(request)
+            request = self.note_request()
             answer = state.answers.get(self.path)
             if answer is None:
                 request.send(404, b"nothing here")
             else:
                 answer(request)
+
+        def do_CONNECT(self) -> None:
+            """As a proxy does, but whatever host is asked for, it is the port of that number on loopback."""
+            self.note_request()
+            with socket.create_connection(("127.0.0.1", int(self.path.rpartition(":")[2]))) as target:
+                self.send_response(200)
+                self.end_headers()
+                back = threading.Thread(target=pump, args=(target, self.connection), daemon=True)
+                back.start()
+                pump(self.connection, target)
+                back.join()
+            self.close_connection = True
+
+        def note_request(self) -> Request:
+            with state.lock:
+                number = state.count(self.path) + 1
+                request = Request(self, self.path, {k.lower(): v for k, v in self.headers.items()}, number)
+                state.requests.append(request)
+            return request
 
         def log_message(self, format: str, *args: object) -> None:
             """Tests look at `requests` instead."""
@@ -113,7 +143,7 @@ def picture_server(wrap: Callable[[socket.socket], socket.socket] | None = None)
     server = Server(("127.0.0.1", 0), Handler)
     if wrap is not None:
         server.socket = wrap(server.socket)
-    state = PictureServer(port=server.server_address[1])
+    state = ImageServer(port=server.server_address[1])
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 import ssl
 import subprocess
@@ -15,21 +16,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tenacity
 
 from pipelines.catalog.dead_letters import PictureError, Reason
 from pipelines.catalog.products import PictureRef
-from pipelines.images.fetch import FetchConfig, FetchedPicture, PictureFetcher
-from tests.pipelines.images.picture_server import PictureServer, Request, picture_server
+from pipelines.images import http
+from pipelines.images.config import FetchConfig
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.http import FetchedImage
+from tests.pipelines.images.image_server import ImageServer, Request, image_server
 
 PICTURE = bytes(range(256)) * 40  # the fetcher does not look inside
 PRIVATE = {"intranet.test": "10.0.0.7", "metadata.test": "169.254.169.254"}
 
 
-@pytest.fixture
-def server() -> Iterator[PictureServer]:
-    with picture_server() as running:
-        running.answers["/picture.jpg"] = lambda request: request.send(body=PICTURE)
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[ImageServer]:
+    with image_server() as running:
         yield running
+
+
+@pytest.fixture
+def server(shared_server: ImageServer) -> ImageServer:
+    shared_server.reset()
+    shared_server.answers["/picture.jpg"] = lambda request: request.send(body=PICTURE)
+    return shared_server
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds between attempts, which are not waited."""
+    seconds: list[float] = []
+    monkeypatch.setattr(tenacity, "sleep_using_event", lambda closed: seconds.append)
+    return seconds
 
 
 class Names:
@@ -50,17 +69,17 @@ class Names:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
-def fetcher(names: Names | None = None, **changes: Any) -> PictureFetcher:
+def fetcher(names: Names | None = None, **changes: Any) -> ImageFetcher:
     values: dict[str, Any] = {
         "allow_private_hosts": ("127.0.0.1", "*.shop.test"),
         "timeout_seconds": 2.0,
         "total_timeout_seconds": 5.0,
         "host_failures_before_pause": 0,
     }
-    return PictureFetcher(FetchConfig(**(values | changes)), resolver=names or Names())
+    return ImageFetcher(FetchConfig(**(values | changes)), resolver=names or Names())
 
 
-def fetch(url: str, known_etag: str | None = None, names: Names | None = None, **changes: Any) -> FetchedPicture:
+def fetch(url: str, known_etag: str | None = None, names: Names | None = None, **changes: Any) -> FetchedImage:
     return fetcher(names, **changes).fetch(PictureRef(kind="uri", uri=url), known_etag)
 
 
@@ -71,13 +90,13 @@ def failure(url: str, names: Names | None = None, **changes: Any) -> PictureErro
     return caught.value
 
 
-def test_a_picture_comes_whole(server: PictureServer) -> None:
-    assert fetch(server.url("/picture.jpg")) == FetchedPicture(PICTURE, None)
+def test_a_picture_comes_whole(server: ImageServer) -> None:
+    assert fetch(server.url("/picture.jpg")) == FetchedImage(PICTURE, None)
     assert server.requests[0].headers["host"] == f"127.0.0.1:{server.port}"
     assert server.requests[0].headers["user-agent"] == "shelfmark"
 
 
-def test_connections_are_kept(server: PictureServer) -> None:
+def test_connections_are_kept(server: ImageServer) -> None:
     pictures = fetcher()
     server.answers["/etag"] = with_etag
     server.answers["/moved"] = lambda request: request.send(302, b"over there", Location="/picture.jpg")
@@ -95,9 +114,43 @@ def test_connections_are_kept(server: PictureServer) -> None:
     assert server.connections == 1
 
 
-def test_dirty_urls_are_percent_encoded(server: PictureServer) -> None:
+def test_a_kept_connection_that_the_server_has_left_costs_no_attempt(server: ImageServer) -> None:
+    def answer(request: Request) -> None:
+        request.send(body=PICTURE)
+        request.hang_up()
+
+    server.answers["/leaves"] = answer
+    pictures = fetcher(max_attempts=1)
+    for number in range(1, 4):
+        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/leaves"))).data == PICTURE
+        assert server.connections == number
+
+
+def test_a_kept_connection_that_breaks_under_the_request_costs_no_attempt(server: ImageServer) -> None:
+    server.answers["/breaks"] = lambda request: request.reset() if request.number == 2 else request.send(body=PICTURE)
+    pictures = fetcher(max_attempts=1)
+    for _ in range(3):
+        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/breaks"))).data == PICTURE
+    assert (server.connections, server.count("/breaks")) == (2, 4)
+
+
+def test_hosts_unused_longest_are_forgotten(server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "HOSTS_REMEMBERED", 2)
+    pictures = fetcher()
+
+    def visit(host: str) -> int:
+        before = server.connections
+        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/picture.jpg", host=host))).data == PICTURE
+        return server.connections - before
+
+    assert [visit(f"{name}.shop.test") for name in "aabacab"] == [1, 0, 1, 0, 1, 0, 1]
+
+
+def test_dirty_urls_are_percent_encoded(server: ImageServer) -> None:
     server.answers["/a%20b/%C3%BC.jpg?x=1%202"] = lambda request: request.send(body=b"found")
     assert fetch(f"  HTTP://127.0.0.1:{server.port}/a b/ü.jpg?x=1 2#top ").data == b"found"
+    server.answers["/a%09b%25c.jpg"] = lambda request: request.send(body=b"found")
+    assert fetch(server.url("/a\tb%25c.jpg")).data == b"found"
 
 
 # Versions
@@ -110,22 +163,22 @@ def with_etag(request: Request, etag: str = '"v1"') -> None:
         request.send(body=PICTURE, ETag=etag)
 
 
-def test_an_unchanged_etag_brings_no_body(server: PictureServer) -> None:
+def test_an_unchanged_etag_brings_no_body(server: ImageServer) -> None:
     server.answers["/etag"] = with_etag
     first = fetch(server.url("/etag"))
     assert (first.data, first.etag) == (PICTURE, '"v1"')
-    assert fetch(server.url("/etag"), '"v1"') == FetchedPicture(b"", '"v1"', not_modified=True)
+    assert fetch(server.url("/etag"), '"v1"') == FetchedImage(b"", '"v1"', not_modified=True)
     changed = fetch(server.url("/etag"), '"v0"')
     assert (changed.data, changed.etag, changed.not_modified) == (PICTURE, '"v1"', False)
 
 
-def test_an_etag_holds_across_a_redirect(server: PictureServer) -> None:
+def test_an_etag_holds_across_a_redirect(server: ImageServer) -> None:
     server.answers["/etag"] = with_etag
     server.answers["/moved"] = lambda request: request.send(301, Location="/etag")
     assert fetch(server.url("/moved"), '"v1"').not_modified
 
 
-def test_a_server_without_if_none_match_still_saves_the_body(server: PictureServer) -> None:
+def test_a_server_without_if_none_match_still_saves_the_body(server: ImageServer) -> None:
     def answer(request: Request) -> None:
         request.send_head(ETag='W/"v1"', Content_Length=1 << 30)  # reading this would take the whole time-out
         request.drip(b"x" * 100, pause_seconds=0.1)
@@ -136,7 +189,7 @@ def test_a_server_without_if_none_match_still_saves_the_body(server: PictureServ
     assert time.monotonic() - started < 1
 
 
-def test_a_settled_date_of_change_is_a_version(server: PictureServer) -> None:
+def test_a_settled_date_of_change_is_a_version(server: ImageServer) -> None:
     changed = formatdate(time.time() - 3600, usegmt=True)
 
     def answer(request: Request) -> None:
@@ -149,13 +202,13 @@ def test_a_settled_date_of_change_is_a_version(server: PictureServer) -> None:
     assert fetch(server.url("/dated"), version).not_modified
 
 
-def test_a_date_of_this_very_minute_is_no_version(server: PictureServer) -> None:
+def test_a_date_of_this_very_minute_is_no_version(server: ImageServer) -> None:
     now = formatdate(time.time() - 5, usegmt=True)
     server.answers["/fresh"] = lambda request: request.send(body=PICTURE, Last_Modified=now)
     assert fetch(server.url("/fresh")).etag is None
 
 
-def test_an_unasked_304_is_a_failure(server: PictureServer) -> None:
+def test_an_unasked_304_is_a_failure(server: ImageServer, waits: list[float]) -> None:
     server.answers["/odd"] = lambda request: request.send_head(304)
     assert failure(server.url("/odd")).reason == Reason.fetch_failed
 
@@ -177,7 +230,9 @@ def test_an_unasked_304_is_a_failure(server: PictureServer) -> None:
         (503, Reason.fetch_failed, 3),
     ],
 )
-def test_a_status_has_its_reason(server: PictureServer, status: int, reason: Reason, requests: int) -> None:
+def test_a_status_has_its_reason(
+    server: ImageServer, status: int, reason: Reason, requests: int, waits: list[float]
+) -> None:
     server.answers["/status"] = lambda request: request.send(status, b"" if status == 204 else b"no")
     found = failure(server.url("/status"))
     assert found.reason == reason
@@ -186,7 +241,7 @@ def test_a_status_has_its_reason(server: PictureServer, status: int, reason: Rea
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_a_passing_trouble_is_waited_out(server: PictureServer, status: int) -> None:
+def test_a_passing_trouble_is_waited_out(server: ImageServer, status: int, waits: list[float]) -> None:
     def answer(request: Request) -> None:
         if request.number == 1:
             request.send(status, b"later", Retry_After=0)
@@ -197,31 +252,40 @@ def test_a_passing_trouble_is_waited_out(server: PictureServer, status: int) -> 
     assert fetch(server.url("/busy")).data == PICTURE
 
 
-def test_the_server_says_how_long_to_wait(server: PictureServer) -> None:
-    times: list[float] = []
+def test_the_server_says_how_long_to_wait(server: ImageServer, waits: list[float]) -> None:
+    soon = formatdate(time.time() + 4, usegmt=True)
 
     def answer(request: Request) -> None:
-        times.append(time.monotonic())
-        if request.number == 1:
-            request.send(429, b"later", Retry_After=1)
+        if request.number < 4:
+            request.send(429, b"later", Retry_After=[1, soon, 0][request.number - 1])
         else:
             request.send(body=PICTURE)
 
     server.answers["/busy"] = answer
-    assert fetch(server.url("/busy")).data == PICTURE
-    assert times[1] - times[0] >= 1
+    assert fetch(server.url("/busy"), max_attempts=4).data == PICTURE
+    assert waits[0] == 1
+    assert 2 < waits[1] <= 4
+    assert 1 <= waits[2] <= 1.25  # nothing asked for: a quarter of a second, doubled twice, and up to one more
+
+
+def test_waits_grow_and_are_spread(server: ImageServer, waits: list[float]) -> None:
+    server.answers["/busy"] = lambda request: request.send(500, b"no")
+    failure(server.url("/busy"), max_attempts=8, total_timeout_seconds=60.0)
+    assert server.count("/busy") == 8
+    for found, least in zip(waits, (0.25, 0.5, 1, 2, 4, 5, 5), strict=True):
+        assert least <= found <= least + 0.25
+    assert len({wait % 0.25 for wait in waits}) > 1
 
 
 @pytest.mark.parametrize("wait", ["3600", "Fri, 31 Dec 2055 23:59:59 GMT"])
-def test_a_wait_beyond_the_deadline_is_not_begun(server: PictureServer, wait: str) -> None:
+def test_a_wait_beyond_the_deadline_is_not_begun(server: ImageServer, wait: str, waits: list[float]) -> None:
     server.answers["/busy"] = lambda request: request.send(429, b"tomorrow", Retry_After=wait)
-    started = time.monotonic()
     assert failure(server.url("/busy")).reason == Reason.fetch_failed
-    assert time.monotonic() - started < 1
+    assert not waits
     assert server.count("/busy") == 1
 
 
-def test_a_senseless_retry_after_is_passed_over(server: PictureServer) -> None:
+def test_a_senseless_retry_after_is_passed_over(server: ImageServer, waits: list[float]) -> None:
     server.answers["/busy"] = lambda request: request.send(503, b"later", Retry_After="soon")
     assert failure(server.url("/busy"), max_attempts=2).reason == Reason.fetch_failed
     assert server.count("/busy") == 2
@@ -250,7 +314,7 @@ def error_page_drip(request: Request) -> None:
 
 
 @pytest.mark.parametrize("answer", [lambda request: time.sleep(2), head_drip, body_drip, chunk_drip])
-def test_a_slow_server_meets_the_deadline(server: PictureServer, answer: Any) -> None:
+def test_a_slow_server_meets_the_deadline(server: ImageServer, answer: Any) -> None:
     """Each byte comes well within any socket time-out; all of them would take 20 seconds."""
     server.answers["/slow"] = answer
     started = time.monotonic()
@@ -260,14 +324,14 @@ def test_a_slow_server_meets_the_deadline(server: PictureServer, answer: Any) ->
     assert "0.5 s" in found.detail
 
 
-def test_a_dripping_error_page_meets_the_deadline(server: PictureServer) -> None:
+def test_a_dripping_error_page_meets_the_deadline(server: ImageServer) -> None:
     server.answers["/slow"] = error_page_drip
     started = time.monotonic()
     assert failure(server.url("/slow"), timeout_seconds=0.5, max_attempts=1).reason == Reason.fetch_failed
     assert time.monotonic() - started < 1.5
 
 
-def test_all_attempts_together_meet_the_total(server: PictureServer) -> None:
+def test_all_attempts_together_meet_the_total(server: ImageServer) -> None:
     server.answers["/slow"] = lambda request: time.sleep(1)
     started = time.monotonic()
     found = failure(server.url("/slow"), timeout_seconds=0.4, total_timeout_seconds=1.0, max_attempts=100)
@@ -276,7 +340,7 @@ def test_all_attempts_together_meet_the_total(server: PictureServer) -> None:
     assert 1 < server.count("/slow") < 5
 
 
-def test_a_stalled_attempt_leaves_time_for_another(server: PictureServer) -> None:
+def test_a_stalled_attempt_leaves_time_for_another(server: ImageServer, waits: list[float]) -> None:
     server.answers["/stalls"] = lambda request: time.sleep(2) if request.number == 1 else request.send(body=PICTURE)
     assert fetch(server.url("/stalls"), timeout_seconds=0.4).data == PICTURE
 
@@ -284,13 +348,13 @@ def test_a_stalled_attempt_leaves_time_for_another(server: PictureServer) -> Non
 # Broken connections
 
 
-def test_a_reset_is_tried_again(server: PictureServer) -> None:
+def test_a_reset_is_tried_again(server: ImageServer, waits: list[float]) -> None:
     server.answers["/reset"] = lambda request: request.reset() if request.number < 3 else request.send(body=PICTURE)
     assert fetch(server.url("/reset")).data == PICTURE
     assert server.count("/reset") == 3
 
 
-def test_a_reset_in_the_body_fails_in_the_end(server: PictureServer) -> None:
+def test_a_reset_in_the_body_fails_in_the_end(server: ImageServer, waits: list[float]) -> None:
     def answer(request: Request) -> None:
         request.send_head(Content_Length=len(PICTURE))
         request.raw(PICTURE[:1000])
@@ -304,7 +368,7 @@ def test_a_reset_in_the_body_fails_in_the_end(server: PictureServer) -> None:
     assert server.count("/reset") == 3
 
 
-def test_a_closed_port_and_an_unknown_name_fail() -> None:
+def test_a_closed_port_and_an_unknown_name_fail(waits: list[float]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -314,7 +378,7 @@ def test_a_closed_port_and_an_unknown_name_fail() -> None:
     assert "nowhere.example" in found.detail
 
 
-def test_the_next_address_of_a_host_is_tried(server: PictureServer) -> None:
+def test_the_next_address_of_a_host_is_tried(server: ImageServer) -> None:
     names = Names(**{"two.shop.test": ["127.0.0.9", "127.0.0.1"]})
     assert fetch(server.url("/picture.jpg", host="two.shop.test"), names=names, max_attempts=1).data == PICTURE
 
@@ -343,20 +407,20 @@ def short_chunk(request: Request) -> None:
 
 
 @pytest.mark.parametrize("answer", [short_body, short_chunk])
-def test_a_body_that_stays_short_is_truncated(server: PictureServer, answer: Any) -> None:
+def test_a_body_that_stays_short_is_truncated(server: ImageServer, answer: Any, waits: list[float]) -> None:
     server.answers["/short"] = answer
     assert failure(server.url("/short")).reason == Reason.picture_truncated
     assert server.count("/short") == 3
 
 
-def test_a_body_that_was_short_once_is_tried_again(server: PictureServer) -> None:
+def test_a_body_that_was_short_once_is_tried_again(server: ImageServer, waits: list[float]) -> None:
     server.answers["/short"] = lambda request: (
         short_body(request) if request.number == 1 else request.send(body=PICTURE)
     )
     assert fetch(server.url("/short")).data == PICTURE
 
 
-def test_what_comes_after_the_promised_length_spoils_nothing(server: PictureServer) -> None:
+def test_what_comes_after_the_promised_length_spoils_nothing(server: ImageServer) -> None:
     def answer(request: Request) -> None:
         request.send_head(Content_Length=10)
         request.raw(PICTURE[:10] + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
@@ -386,14 +450,33 @@ def unpacks_to_much(request: Request) -> None:
     [lambda request: request.send_head(Content_Length=10**12), endless, unpacks_to_much],
     ids=["promised", "endless", "unpacks"],
 )
-def test_the_byte_limit_holds_whatever_is_promised(server: PictureServer, answer: Any) -> None:
+def test_the_byte_limit_holds_whatever_is_promised(server: ImageServer, answer: Any) -> None:
     server.answers["/large"] = answer
     found = failure(server.url("/large"), max_bytes=100_000)
     assert found.reason == Reason.picture_too_many_bytes
     assert server.count("/large") == 1
 
 
-def test_a_body_of_exactly_the_limit_is_taken(server: PictureServer) -> None:
+@pytest.mark.parametrize(("name", "window_bits"), [("gzip", 31), ("X-GZip", 31), ("deflate", 15), ("deflate", -15)])
+def test_what_was_packed_unasked_is_unpacked(server: ImageServer, name: str, window_bits: int) -> None:
+    packer = zlib.compressobj(wbits=window_bits)
+    packed = packer.compress(PICTURE) + packer.flush()
+    server.answers["/packed"] = lambda request: request.send(body=packed, Content_Encoding=name)
+    assert fetch(server.url("/packed")).data == PICTURE
+    assert server.requests[0].headers["accept-encoding"] == "identity"
+
+
+def test_what_cannot_be_unpacked_fails(server: ImageServer, waits: list[float]) -> None:
+    server.answers["/packed"] = lambda request: request.send(body=PICTURE, Content_Encoding="gzip")
+    assert failure(server.url("/packed")).reason == Reason.fetch_failed
+    short = zlib.compress(PICTURE)[:-20]
+    server.answers["/short"] = lambda request: request.send(body=short, Content_Encoding="deflate")
+    assert failure(server.url("/short")).reason == Reason.picture_truncated
+    server.answers["/odd"] = lambda request: request.send(body=PICTURE, Content_Encoding="br")
+    assert fetch(server.url("/odd")).data == PICTURE  # as it came; the decoder will say what it is
+
+
+def test_a_body_of_exactly_the_limit_is_taken(server: ImageServer) -> None:
     assert fetch(server.url("/picture.jpg"), max_bytes=len(PICTURE)).data == PICTURE
     assert failure(server.url("/picture.jpg"), max_bytes=len(PICTURE) - 1).reason == Reason.picture_too_many_bytes
 
@@ -415,10 +498,10 @@ def test_a_body_of_exactly_the_limit_is_taken(server: PictureServer) -> None:
         "[::ffff:a00:1]",
     ],
 )
-def test_private_addresses_are_refused(server: PictureServer, host: str) -> None:
+def test_private_addresses_are_refused(server: ImageServer, host: str) -> None:
     """Through the system's resolver for literals, as an attacker would write them."""
     config = FetchConfig(max_attempts=1)
-    pictures = PictureFetcher(config, resolver=Names()) if host.endswith(".test") else PictureFetcher(config)
+    pictures = ImageFetcher(config, resolver=Names()) if host.endswith(".test") else ImageFetcher(config)
     with pytest.raises(PictureError) as caught:
         pictures.fetch(PictureRef(kind="uri", uri=server.url("/picture.jpg", host=host)))
     assert caught.value.reason in (Reason.host_not_allowed, Reason.fetch_failed)
@@ -428,13 +511,13 @@ def test_private_addresses_are_refused(server: PictureServer, host: str) -> None
     assert server.connections == 0
 
 
-def test_one_private_address_among_public_ones_is_enough_to_refuse(server: PictureServer) -> None:
+def test_one_private_address_among_public_ones_is_enough_to_refuse(server: ImageServer) -> None:
     names = Names(**{"mixed.test": ["93.184.216.34", "127.0.0.1"]})
     assert failure(server.url("/picture.jpg", host="mixed.test"), names=names).reason == Reason.host_not_allowed
     assert server.connections == 0
 
 
-def test_the_connection_goes_to_the_address_that_was_checked(server: PictureServer) -> None:
+def test_the_connection_goes_to_the_address_that_was_checked(server: ImageServer) -> None:
     """A name is looked up once a connection; one that turns private later is refused then."""
 
     class Rebinding(Names):
@@ -454,7 +537,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(server: PictureServ
     assert caught.value.reason == Reason.host_not_allowed
 
 
-def test_only_listed_hosts(server: PictureServer) -> None:
+def test_only_listed_hosts(server: ImageServer) -> None:
     allowed = {"allowed_hosts": ("cdn.shop.test", "*.pictures.shop.test")}
     for host in ("cdn.shop.test", "CDN.shop.test", "cdn.shop.test.", "a.pictures.shop.test", "a.b.pictures.shop.test"):
         assert fetch(server.url("/picture.jpg", host=host), **allowed).data == PICTURE
@@ -464,7 +547,7 @@ def test_only_listed_hosts(server: PictureServer) -> None:
     assert server.connections == before
 
 
-def test_only_listed_schemes(server: PictureServer) -> None:
+def test_only_listed_schemes(server: ImageServer) -> None:
     found = failure(server.url("/picture.jpg"), allowed_schemes=("https",))
     assert found.reason == Reason.scheme_not_allowed
     assert failure("ftp://127.0.0.1/a.jpg").reason == Reason.scheme_not_allowed
@@ -474,7 +557,7 @@ def test_only_listed_schemes(server: PictureServer) -> None:
 # Redirects
 
 
-def test_redirects_are_followed(server: PictureServer) -> None:
+def test_redirects_are_followed(server: ImageServer) -> None:
     server.answers["/a"] = lambda request: request.send(301, Location="b?x=1")
     server.answers["/b?x=1"] = lambda request: request.send(
         307, Location=server.url("/picture.jpg", host="cdn.shop.test")
@@ -483,7 +566,7 @@ def test_redirects_are_followed(server: PictureServer) -> None:
     assert server.requests[-1].headers["host"] == f"cdn.shop.test:{server.port}"
 
 
-def test_redirects_are_counted(server: PictureServer) -> None:
+def test_redirects_are_counted(server: ImageServer) -> None:
     server.answers["/loop"] = lambda request: request.send(302, Location="/loop")
     found = failure(server.url("/loop"), max_redirects=4)
     assert found.reason == Reason.fetch_failed
@@ -507,7 +590,7 @@ def test_redirects_are_counted(server: PictureServer) -> None:
         ("ftp://127.0.0.1/a.jpg", Reason.scheme_not_allowed),
     ],
 )
-def test_a_redirect_is_checked_like_a_first_address(server: PictureServer, target: str, reason: Reason) -> None:
+def test_a_redirect_is_checked_like_a_first_address(server: ImageServer, target: str, reason: Reason) -> None:
     server.answers["/away"] = lambda request: request.send(302, Location=target)
 
     class Resolver(Names):
@@ -518,7 +601,7 @@ def test_a_redirect_is_checked_like_a_first_address(server: PictureServer, targe
     assert server.count("/away") == 1
 
 
-def test_a_redirect_off_the_list_of_hosts_is_refused(server: PictureServer) -> None:
+def test_a_redirect_off_the_list_of_hosts_is_refused(server: ImageServer) -> None:
     server.answers["/away"] = lambda request: request.send(
         302, Location=server.url("/picture.jpg", host="cdn.shop.test")
     )
@@ -526,7 +609,7 @@ def test_a_redirect_off_the_list_of_hosts_is_refused(server: PictureServer) -> N
     assert server.count("/picture.jpg") == 0
 
 
-def test_a_password_goes_to_its_own_host_only(server: PictureServer) -> None:
+def test_a_password_goes_to_its_own_host_only(server: ImageServer) -> None:
     server.answers["/here"] = lambda request: request.send(302, Location="/picture.jpg")
     server.answers["/away"] = lambda request: request.send(
         302, Location=server.url("/picture.jpg", host="cdn.shop.test")
@@ -538,10 +621,108 @@ def test_a_password_goes_to_its_own_host_only(server: PictureServer) -> None:
     assert "secret" not in failure(f"{with_password}/missing?signature=secret").detail
 
 
+# Proxies
+
+
+@pytest.fixture
+def proxy() -> Iterator[ImageServer]:
+    """Stands at a private address, as an operator's proxy may."""
+    with image_server() as running:
+        yield running
+
+
+def proxied(proxy: ImageServer, login: str = "", **changes: Any) -> dict[str, Any]:
+    return {"proxy": f"http://{login}gateway.internal:{proxy.port}", "allow_private_hosts": ()} | changes
+
+
+WORLD = {"cdn.example": ["93.184.216.34"], "gateway.internal": ["127.0.0.1"], "evil.example": ["169.254.169.254"]}
+
+
+def test_proxies_of_the_environment_are_not_used(server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert fetch(server.url("/picture.jpg")).data == PICTURE
+
+
+def test_a_proxy_is_asked_for_what_the_rules_allow(proxy: ImageServer) -> None:
+    proxy.answers["http://cdn.example:80/a.jpg?x=1"] = lambda request: request.send(body=PICTURE, ETag='"v1"')
+    found = fetch("http://cdn.example/a.jpg?x=1", names=Names(**WORLD), **proxied(proxy, "user:p%40ss@"))
+    assert found == FetchedImage(PICTURE, '"v1"')
+    (request,) = proxy.requests
+    assert request.headers["host"] == "cdn.example"
+    assert request.headers["proxy-authorization"] == "Basic " + base64.b64encode(b"user:p@ss").decode()
+    assert "authorization" not in request.headers
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "gateway.internal", "127.0.0.1", "10.0.0.7", "[fd00::1]", "169.254.169.254", "nowhere.example"],
+)
+def test_a_proxy_is_not_asked_for_private_addresses(proxy: ImageServer, scheme: str, host: str) -> None:
+    class Resolver(Names):
+        def __call__(self, host: str, port: int) -> list[str]:
+            return [host] if host[:1].isdecimal() or ":" in host else super().__call__(host, port)
+
+    found = failure(f"{scheme}://{host}:{proxy.port}/a.jpg", names=Resolver(**WORLD), max_attempts=1, **proxied(proxy))
+    assert found.reason == (Reason.fetch_failed if host == "nowhere.example" else Reason.host_not_allowed)
+    assert proxy.connections == 0
+
+
+def test_a_redirect_behind_a_proxy_is_checked_like_a_first_address(proxy: ImageServer) -> None:
+    names = Names(**WORLD)
+    away = proxy.answers
+    away["http://cdn.example:80/away"] = lambda request: request.send(302, Location="http://evil.example/latest/")
+    away["http://cdn.example:80/file"] = lambda request: request.send(302, Location="file:///etc/passwd")
+    away["http://cdn.example:80/list"] = lambda request: request.send(302, Location="http://other.example/")
+    assert failure("http://cdn.example/away", names=names, **proxied(proxy)).reason == Reason.host_not_allowed
+    assert failure("http://cdn.example/file", names=names, **proxied(proxy)).reason == Reason.scheme_not_allowed
+    listed = proxied(proxy, allowed_hosts=("cdn.example",))
+    assert failure("http://cdn.example/list", names=names, **listed).reason == Reason.host_not_allowed
+    assert len(proxy.requests) == 3
+
+
+def test_a_name_that_turns_private_behind_a_proxy_is_refused_on_the_next_request(proxy: ImageServer) -> None:
+    names = Names(**WORLD)
+    proxy.answers["http://cdn.example:80/a.jpg"] = lambda request: request.send(body=PICTURE)
+    pictures = fetcher(names, **proxied(proxy))
+    assert pictures.fetch(PictureRef(kind="uri", uri="http://cdn.example/a.jpg")).data == PICTURE
+    names.addresses = WORLD | {"cdn.example": ["10.0.0.7"]}
+    with pytest.raises(PictureError) as caught:
+        pictures.fetch(PictureRef(kind="uri", uri="http://cdn.example/a.jpg"))
+    assert caught.value.reason == Reason.host_not_allowed
+    assert len(proxy.requests) == 1
+
+
+def test_tls_goes_through_a_proxy_and_verifies_the_name(
+    proxy: ImageServer, tls_server: ImageServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    names = Names(**WORLD, **{"cdn.shop.test": ["93.184.216.34"], "other.shop.test": ["93.184.216.35"]})
+    pictures = fetcher(names, **proxied(proxy, max_attempts=1))
+    for _ in range(2):
+        url = tls_server.url("/picture.jpg", host="cdn.shop.test", scheme="https")
+        assert pictures.fetch(PictureRef(kind="uri", uri=url)).data == PICTURE
+    assert [request.path for request in proxy.requests] == [f"cdn.shop.test:{tls_server.port}"]
+    other = tls_server.url("/picture.jpg", host="other.shop.test", scheme="https")
+    assert "ertificate" in failure(other, names=names, **proxied(proxy, max_attempts=1)).detail
+
+
+def test_a_proxy_that_refuses_or_is_slow_fails(proxy: ImageServer) -> None:
+    names = Names(**WORLD)
+    refused = failure("https://cdn.example:1/a.jpg", names=names, **proxied(proxy, max_attempts=1))
+    assert refused.reason == Reason.fetch_failed
+    proxy.answers["http://cdn.example:80/slow"] = body_drip
+    started = time.monotonic()
+    slow = proxied(proxy, max_attempts=1, timeout_seconds=0.3)
+    assert failure("http://cdn.example/slow", names=names, **slow).reason == Reason.fetch_timeout
+    assert time.monotonic() - started < 1.3
+
+
 # Many at a time
 
 
-def test_no_more_than_the_allowed_connections_at_a_host(server: PictureServer) -> None:
+def test_no_more_than_the_allowed_connections_at_a_host(server: ImageServer) -> None:
     lock, now, most = threading.Lock(), 0, 0
 
     def answer(request: Request) -> None:
@@ -564,19 +745,19 @@ def test_no_more_than_the_allowed_connections_at_a_host(server: PictureServer) -
     assert server.connections <= 2
 
 
-def test_time_in_line_is_not_held_against_a_picture(server: PictureServer) -> None:
+def test_time_in_line_is_not_held_against_a_picture(server: ImageServer) -> None:
     def answer(request: Request) -> None:
-        time.sleep(0.25)
+        time.sleep(0.15)
         request.send(body=PICTURE)
 
     server.answers["/slow"] = answer
     pictures = fetcher(connections_per_host=1, timeout_seconds=0.6, total_timeout_seconds=0.6)
-    with ThreadPoolExecutor(6) as threads:  # the last of them waits 1.25 s
+    with ThreadPoolExecutor(6) as threads:  # the last of them waits 0.75 s
         found = list(threads.map(lambda _: pictures.fetch(PictureRef(kind="uri", uri=server.url("/slow"))), range(6)))
     assert all(picture.data == PICTURE for picture in found)
 
 
-def test_a_dead_host_is_paused_and_tried_again(server: PictureServer) -> None:
+def test_a_dead_host_is_paused_and_tried_again(server: ImageServer) -> None:
     alive = threading.Event()
     server.answers["/a.jpg"] = lambda request: (
         request.send(body=PICTURE) if alive.is_set() else request.send(500, b"no")
@@ -598,7 +779,7 @@ def test_a_dead_host_is_paused_and_tried_again(server: PictureServer) -> None:
     assert pictures.fetch(reference).data == PICTURE
 
 
-def test_missing_pictures_pause_no_host(server: PictureServer) -> None:
+def test_missing_pictures_pause_no_host(server: ImageServer) -> None:
     pictures = fetcher(host_failures_before_pause=2)
     for _ in range(5):
         with pytest.raises(PictureError) as caught:
@@ -606,7 +787,7 @@ def test_missing_pictures_pause_no_host(server: PictureServer) -> None:
         assert caught.value.reason == Reason.picture_missing
 
 
-def test_closing_ends_the_wait_between_attempts(server: PictureServer) -> None:
+def test_closing_ends_the_wait_between_attempts(server: ImageServer) -> None:
     server.answers["/busy"] = lambda request: request.send(503, b"later", Retry_After=30)
     pictures = fetcher(total_timeout_seconds=60.0)
     with ThreadPoolExecutor(1) as threads:
@@ -621,7 +802,7 @@ def test_closing_ends_the_wait_between_attempts(server: PictureServer) -> None:
     assert time.monotonic() - started < 5
 
 
-def test_closing_ends_the_line_for_a_host(server: PictureServer) -> None:
+def test_closing_ends_the_line_for_a_host(server: ImageServer) -> None:
     server.answers["/slow"] = lambda request: time.sleep(0.5)
     pictures = fetcher(connections_per_host=1, timeout_seconds=0.5, max_attempts=1)
     with ThreadPoolExecutor(8) as threads:
@@ -652,17 +833,23 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "certificate.pem", folder / "key.pem"
 
 
-@pytest.fixture
-def tls_server(certificate: tuple[Path, Path]) -> Iterator[PictureServer]:
+@pytest.fixture(scope="module")
+def shared_tls_server(certificate: tuple[Path, Path]) -> Iterator[ImageServer]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
-    with picture_server(lambda plain: context.wrap_socket(plain, server_side=True)) as running:
-        running.answers["/picture.jpg"] = lambda request: request.send(body=PICTURE)
+    with image_server(lambda plain: context.wrap_socket(plain, server_side=True)) as running:
         yield running
 
 
+@pytest.fixture
+def tls_server(shared_tls_server: ImageServer) -> ImageServer:
+    shared_tls_server.reset()
+    shared_tls_server.answers["/picture.jpg"] = lambda request: request.send(body=PICTURE)
+    return shared_tls_server
+
+
 def test_tls_verifies_the_name_on_the_checked_address(
-    tls_server: PictureServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    tls_server: ImageServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = tls_server.url("/picture.jpg", host="cdn.shop.test", scheme="https")
     other = tls_server.url("/picture.jpg", host="other.shop.test", scheme="https")
@@ -675,7 +862,7 @@ def test_tls_verifies_the_name_on_the_checked_address(
 
 
 def test_a_slow_server_meets_the_deadline_over_tls(
-    tls_server: PictureServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    tls_server: ImageServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     tls_server.answers["/slow"] = body_drip

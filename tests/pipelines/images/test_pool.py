@@ -17,14 +17,15 @@ from PIL import Image
 from encoders.preprocessing import ImagePreprocessing
 from pipelines.catalog.dead_letters import PictureError, Reason
 from pipelines.catalog.products import PictureRef
-from pipelines.images.decode import DecodeConfig
-from pipelines.images.fetch import FetchConfig, FetchedPicture, PictureFetcher
-from pipelines.images.pool import PicturePool
+from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.http import FetchedImage
+from pipelines.images.pool import ImagePool, prefetch
 
 WISHES = ImagePreprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-class WatchedFetcher(PictureFetcher):
+class WatchedFetcher(ImageFetcher):
     """Fetches by a function of the reference's number, and counts how many have begun and run at a time."""
 
     def __init__(self, work: Callable[[int], bytes] | None = None, threads: int = 4):
@@ -35,14 +36,14 @@ class WatchedFetcher(PictureFetcher):
         self.closed = False
         self._count_lock = threading.Lock()
 
-    def fetch(self, reference: PictureRef, known_etag: str | None = None) -> FetchedPicture:
+    def fetch(self, reference: PictureRef, known_etag: str | None = None) -> FetchedImage:
         number = int(reference.uri or 0)
         with self._count_lock:
             self.begun.append(number)
             self.running += 1
             self.most_running = max(self.most_running, self.running)
         try:
-            return FetchedPicture(self.work(number), known_etag)
+            return FetchedImage(self.work(number), known_etag)
         finally:
             with self._count_lock:
                 self.running -= 1
@@ -56,18 +57,17 @@ def references(count: int) -> list[PictureRef]:
     return [PictureRef(kind="uri", uri=str(number)) for number in range(count)]
 
 
-def pool(fetcher: PictureFetcher, *, pending_images: int = 64, threads: int = 2) -> PicturePool:
-    return PicturePool(fetcher, WISHES, DecodeConfig(pending_images=pending_images, threads=threads))
+def pool(fetcher: ImageFetcher, *, pending_images: int = 64, threads: int = 2) -> ImagePool:
+    return ImagePool(fetcher, WISHES, DecodeConfig(pending_images=pending_images, threads=threads))
 
 
-def settled(count: Callable[[], int]) -> int:
-    """A number that has stopped changing."""
-    last, since = count(), time.monotonic()
-    while time.monotonic() - since < 0.15:
-        if (now := count()) != last:
-            last, since = now, time.monotonic()
-        time.sleep(0.01)
-    return last
+def stops_at(expected: int, count: Callable[[], int]) -> int:
+    """The number once it has had time to be `expected`, and to grow beyond."""
+    deadline = time.monotonic() + 5
+    while count() < expected and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.03)
+    return count()
 
 
 def grey(level: int, size: int = 12) -> bytes:
@@ -97,12 +97,12 @@ def test_fetching_runs_ahead_only_as_far_as_there_is_room() -> None:
     fetcher = WatchedFetcher()
     with pool(fetcher, pending_images=20) as pictures:
         futures = pictures.fetch_all(references(100))
-        assert settled(lambda: len(fetcher.begun)) == 10  # half of the room; the other half is for decoded ones
+        assert stops_at(10, lambda: len(fetcher.begun)) == 10  # half of the room; the other half is for decoded ones
         assert fetcher.begun == list(range(10))
         for taken in range(1, 51):
             futures[taken - 1].result()
             if taken % 10 == 0:
-                assert settled(lambda: len(fetcher.begun)) == 10 + taken
+                assert stops_at(10 + taken, lambda: len(fetcher.begun)) == 10 + taken
         for future in futures[50:]:
             future.result()
     assert sorted(fetcher.begun) == list(range(100))
@@ -111,10 +111,10 @@ def test_fetching_runs_ahead_only_as_far_as_there_is_room() -> None:
 def test_decoding_runs_ahead_only_as_far_as_there_is_room() -> None:
     with pool(WatchedFetcher(), pending_images=20) as pictures:
         futures = pictures.decode_all([grey(number) for number in range(40)])
-        assert settled(lambda: sum(future.done() for future in futures)) == 10
+        assert stops_at(10, lambda: sum(future.done() for future in futures)) == 10
         for future in futures[:15]:
             future.result()
-        assert settled(lambda: sum(future.done() for future in futures)) == 25
+        assert stops_at(25, lambda: sum(future.done() for future in futures)) == 25
 
 
 def test_no_more_fetches_at_a_time_than_threads() -> None:
@@ -224,13 +224,13 @@ def test_pictures_given_up_or_forgotten_make_room() -> None:
     fetcher = WatchedFetcher()
     with pool(fetcher, pending_images=4) as pictures:
         futures = pictures.fetch_all(references(12))
-        assert settled(lambda: len(fetcher.begun)) == 2
+        assert stops_at(2, lambda: len(fetcher.begun)) == 2
         futures[0].cancel()
         futures[5].cancel()
-        assert settled(lambda: len(fetcher.begun)) == 3
+        assert stops_at(3, lambda: len(fetcher.begun)) == 3
         del futures[1]
         gc.collect()
-        assert settled(lambda: len(fetcher.begun)) == 4
+        assert stops_at(4, lambda: len(fetcher.begun)) == 4
         assert [future.result().data for future in futures[1:4] + futures[5:]] == [
             b"%d" % number for number in (2, 3, 4, 6, 7, 8, 9, 10, 11)
         ]
@@ -304,12 +304,12 @@ def test_fetching_decoding_and_the_model_overlap() -> None:
         time.sleep(0.004)
         return grey(number)
 
-    def in_turn(pictures: PicturePool) -> Iterator[np.ndarray]:
+    def in_turn(pictures: ImagePool) -> Iterator[np.ndarray]:
         for reference in references(count):
             data = pictures.fetch_all([reference])[0].result().data
             yield pictures.decode_all([data])[0].result()
 
-    def ahead(pictures: PicturePool) -> Iterator[np.ndarray]:
+    def ahead(pictures: ImagePool) -> Iterator[np.ndarray]:
         decoded = []
         for future in pictures.fetch_all(references(count)):
             decoded += pictures.decode_all([future.result().data])
@@ -318,7 +318,7 @@ def test_fetching_decoding_and_the_model_overlap() -> None:
         for future in decoded:
             yield future.result()
 
-    def seconds(stream: Callable[[PicturePool], Iterator[np.ndarray]]) -> float:
+    def seconds(stream: Callable[[ImagePool], Iterator[np.ndarray]]) -> float:
         with pool(WatchedFetcher(work, threads=4)) as pictures:
             started = time.perf_counter()
             for _ in stream(pictures):
@@ -326,3 +326,63 @@ def test_fetching_decoding_and_the_model_overlap() -> None:
             return time.perf_counter() - started
 
     assert seconds(in_turn) / seconds(ahead) > 1.5
+
+
+# Prefetching
+
+
+def test_prefetching_keeps_the_order_and_ends() -> None:
+    assert list(prefetch(range(100), depth=3)) == list(range(100))
+
+
+def test_prefetching_works_ahead_but_not_further_than_its_depth() -> None:
+    made = []
+
+    def produce():
+        for number in range(50):
+            made.append(number)
+            yield number
+
+    ahead = prefetch(produce(), depth=2)
+    assert next(ahead) == 0
+    assert stops_at(4, lambda: len(made)) == 4  # one consumed, two waiting, one in the maker's hand
+    assert list(ahead) == list(range(1, 50))
+
+
+def test_an_error_arrives_at_its_place() -> None:
+    def produce():
+        yield 1
+        raise RuntimeError("the disk is gone")
+
+    ahead = prefetch(produce())
+    assert next(ahead) == 1
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        next(ahead)
+
+
+def test_a_consumer_that_stops_early_ends_the_thread_and_closes_the_step() -> None:
+    closed = threading.Event()
+
+    def produce():
+        try:
+            yield from range(1000)
+        finally:
+            closed.set()
+
+    ahead = prefetch(produce(), name="stops-early")
+    next(ahead)
+    ahead.close()
+    assert closed.is_set()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stops-early")]
+
+
+def test_two_steps_overlap() -> None:
+    def slow(items):
+        for item in items:
+            time.sleep(0.02)
+            yield item
+
+    started = time.perf_counter()
+    for _ in prefetch(slow(range(20))):
+        time.sleep(0.02)
+    assert time.perf_counter() - started < 0.75 * 20 * 0.04

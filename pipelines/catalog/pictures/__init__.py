@@ -1,1 +1,0 @@
-"""From a reference to pixels: fetching under address rules, decoding at the tower's size, both ahead of the model."""

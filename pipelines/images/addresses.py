@@ -1,0 +1,280 @@
+"""Which schemes, hosts and network addresses an image may come from, and connections that go nowhere else.
+
+A catalog is other people's data: a URL in it must not become a way to read what only this machine can reach
+(server-side request forgery). So a host is looked up once for each connection, every address found is checked, and the
+connection goes to those very addresses: a name that resolves differently a moment later gains nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpcore2
+import httpx2
+
+from pipelines.catalog.dead_letters import PictureError, Reason
+from pipelines.images.config import FetchConfig
+
+Resolver = Callable[[str, int], Sequence[str]]
+"""Host and port to IP addresses, best first. Raises OSError (`socket.gaierror`) where the name has none."""
+
+# RFC 6052: an IPv4 address in an IPv6 one, as DNS64 hands them out on networks without IPv4.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# What the ipaddress module of some Python versions takes for public: the protocol assignments of IANA, with one
+# provider's instance metadata among them, and another provider's host service.
+_ALSO_PRIVATE = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("168.63.129.16/32"))
+_LONGEST_WAIT_SECONDS = 3600.0  # a socket takes no endless time-out as a number
+_WRITE_BYTES = 1 << 14
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class WebAddress:
+    """A URL as it will be asked for: its path percent-encoded, its host in lower case and ASCII.
+
+    Attributes:
+        url: All of it.
+        origin: Scheme, host (an IPv6 address without brackets) and port.
+        shown: For a dead letter: without password and query, which may hold signatures.
+    """
+
+    url: httpx2.URL
+    origin: tuple[str, str, int]
+    shown: str
+
+    @classmethod
+    def parse(cls, text: str, base: WebAddress | None = None) -> WebAddress:
+        """Reads a URL as the catalog, or a redirect, has it.
+
+        Args:
+            text: http or https.
+            base: What a relative URL is relative to.
+
+        Raises:
+            PictureError: it is none that could be asked for.
+        """
+        try:
+            encoded = _CONTROL_CHARACTERS.sub(lambda found: f"%{ord(found[0]):02X}", text)
+            url = httpx2.URL(encoded) if base is None else base.url.join(encoded)
+            host = url.raw_host.decode()
+            if host.endswith("."):
+                host = host.rstrip(".")
+                url = url.copy_with(host=host)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise PictureError("fetch", Reason.fetch_failed, f"not a URL: {text[:200]!r}") from error
+        path, query, _ = url.raw_path.partition(b"?")
+        shown = f"{url.scheme}://{url.netloc.decode()}{path.decode()}{'?...' if query else ''}"
+        if url.scheme not in ("http", "https"):
+            detail = f"expected an http or https address, found {shown}"
+            raise PictureError("fetch", Reason.scheme_not_allowed, detail)
+        port = (443 if url.scheme == "https" else 80) if url.port is None else url.port
+        if not host or not 0 <= port < 1 << 16:
+            raise PictureError("fetch", Reason.fetch_failed, f"no host, or no such port, in {shown!r}")
+        return cls(url, (url.scheme, host, port), shown)
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """The system's resolver."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a label that is empty or too long for DNS
+        raise socket.gaierror(socket.EAI_NONAME, f"not a host name: {host[:100]!r}") from error
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the open internet.
+
+    False for private, shared, loopback, link-local (with the clouds' metadata addresses), multicast, reserved and
+    unspecified ones, also where such an IPv4 address is wrapped in an IPv6 one (mapped, NAT64, 6to4, Teredo).
+    """
+    return _is_public(ipaddress.ip_address(address.partition("%")[0]))
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return _is_public(address.ipv4_mapped)
+        if address in _NAT64:
+            return _is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if address.sixtofour is not None:
+            return _is_public(address.sixtofour)
+        if address.teredo is not None or address.is_site_local:
+            return False
+    return (
+        address.is_global
+        and not address.is_multicast
+        and not address.is_reserved
+        and not address.is_unspecified
+        and not any(address in network for network in _ALSO_PRIVATE)
+    )
+
+
+class AddressRules:
+    """The allow-lists of a `FetchConfig`, applied."""
+
+    def __init__(self, config: FetchConfig, resolver: Resolver = resolve):
+        self._config = config
+        self._resolver = resolver
+
+    def check_scheme(self, scheme: str, shown: str) -> None:
+        """Raises PictureError (`scheme_not_allowed`) unless `scheme` is on the list."""
+        allowed = self._config.allowed_schemes
+        if scheme not in allowed:
+            detail = f"{shown}: fetch.allowed_schemes has {', '.join(allowed)}, not {scheme}"
+            raise PictureError("fetch", Reason.scheme_not_allowed, detail)
+
+    def check_host(self, host: str, shown: str) -> None:
+        """Raises PictureError (`host_not_allowed`) unless `host` is on the list, or there is none."""
+        allowed = self._config.allowed_hosts
+        if allowed and not _is_listed(host, allowed):
+            detail = f"{shown}: host {host} is not among fetch.allowed_hosts"
+            raise PictureError("fetch", Reason.host_not_allowed, detail)
+
+    def addresses(self, host: str, port: int) -> list[str]:
+        """The addresses that an image of `host` may come from.
+
+        Raises:
+            PictureError: `host_not_allowed`, where any of them is not public and the host is not listed as private.
+            OSError: the name does not resolve.
+        """
+        addresses = self.unchecked_addresses(host, port)
+        if not _is_listed(host, self._config.allow_private_hosts):
+            for address in addresses:
+                if not is_public(address):
+                    detail = (
+                        f"host {host} has the address {address}, which is not public; list the host in"
+                        " fetch.allow_private_hosts if pictures are meant to come from there"
+                    )
+                    raise PictureError("fetch", Reason.host_not_allowed, detail)
+        return addresses
+
+    def unchecked_addresses(self, host: str, port: int) -> list[str]:
+        """The addresses of a host that the operator named: the proxy."""
+        addresses = list(self._resolver(host, port))
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, f"{host} has no address")
+        return addresses
+
+
+def _is_listed(host: str, patterns: Sequence[str]) -> bool:
+    host = host.lower().rstrip(".")
+    for pattern in patterns:
+        pattern = pattern.lower().rstrip(".")
+        if host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:])):
+            return True
+    return False
+
+
+class Exchange:
+    """The time that one image may take, and its present request on the wire.
+
+    httpcore hands it to `CheckedBackend` as the time-out of each step. (A time-out in seconds would start anew with
+    every byte, so a server that drips could hold a thread for hours.)
+
+    Attributes:
+        total_deadline: `time.monotonic()` at which all attempts end.
+        deadline: The same of the present attempt; connecting, writing and reading fail from then on.
+        limit_seconds: The seconds that led to `deadline`.
+        dialled: Whether a connection was opened for the present request; otherwise it goes over a kept one.
+        answered: Whether anything was read for it.
+    """
+
+    def __init__(self, config: FetchConfig):
+        self._config = config
+        self.total_deadline = time.monotonic() + config.total_timeout_seconds
+        self.begin_attempt()
+        self.begin_request()
+
+    def begin_attempt(self) -> None:
+        attempt_deadline = time.monotonic() + self._config.timeout_seconds
+        within = attempt_deadline <= self.total_deadline
+        self.deadline = attempt_deadline if within else self.total_deadline
+        self.limit_seconds = self._config.timeout_seconds if within else self._config.total_timeout_seconds
+
+    def begin_request(self) -> None:
+        self.dialled = self.answered = False
+
+    def extend(self, seconds: float) -> None:
+        """Time in line for a host's connections is not the image's fault."""
+        self.deadline += seconds
+        self.total_deadline += seconds
+
+    def seconds_left(self) -> float:
+        """Seconds until the deadline.
+
+        Raises:
+            TimeoutError: it has passed.
+        """
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the deadline has passed")
+        return min(left, _LONGEST_WAIT_SECONDS)
+
+
+class CheckedBackend(httpcore2.NetworkBackend):
+    """Opens httpcore's connections, to the addresses that `lookup` gives, tried in their order."""
+
+    def __init__(self, lookup: Resolver):
+        self._lookup = lookup
+        self._sockets = httpcore2.SyncBackend()
+
+    def connect_tcp(
+        self, host: str, port: int, timeout: Any = None, local_address: str | None = None, socket_options: Any = None
+    ) -> httpcore2.NetworkStream:
+        """A connection; the addresses share the time that is left.
+
+        Raises:
+            PictureError: the host is not allowed.
+            httpcore2.ConnectError: it has no address, or none answers.
+            httpcore2.ConnectTimeout: none answers in time.
+        """
+        exchange: Exchange = timeout
+        exchange.dialled = True
+        try:
+            addresses = self._lookup(host.strip("[]"), port)
+        except OSError as error:
+            raise httpcore2.ConnectError(error) from error
+        for place, address in enumerate(addresses):
+            seconds = exchange.seconds_left() / (len(addresses) - place)
+            try:
+                return _Stream(self._sockets.connect_tcp(address, port, seconds))
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                if place + 1 == len(addresses):
+                    raise
+        raise httpcore2.ConnectError(f"{host} has no address")
+
+
+class _Stream(httpcore2.NetworkStream):
+    """A connection, plain or TLS, whose every operation ends at the deadline of its exchange."""
+
+    def __init__(self, stream: httpcore2.NetworkStream):
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: Any = None) -> bytes:
+        data = self._stream.read(max_bytes, timeout.seconds_left())
+        timeout.answered = True
+        return data
+
+    def write(self, buffer: bytes, timeout: Any = None) -> None:
+        for start in range(0, len(buffer), _WRITE_BYTES):
+            self._stream.write(buffer[start : start + _WRITE_BYTES], timeout.seconds_left())
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: Any = None
+    ) -> httpcore2.NetworkStream:
+        # The handshake is one operation to OpenSSL's binding, limited as a whole.
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, timeout.seconds_left()))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)

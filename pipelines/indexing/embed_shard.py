@@ -267,7 +267,7 @@ class ShardEmbedder:
         Returns:
           The summary, as it was written.
         """
-        return _ShardWork(self, shard, files).run(on_progress)
+        return files.complete(shard.position, lambda made: _ShardWork(self, shard, made).run(on_progress))
 
 
 class _ShardWork:
@@ -304,9 +304,7 @@ class _ShardWork:
         write_dead_letters(self._files.rejected, self._letters)
         if self._known_pictures:
             write_known_pictures(self._files.pictures, self._known_pictures)
-        summary = self._summary(perf_counter() - started)
-        self._files.write_summary(summary)
-        return summary
+        return self._summary(perf_counter() - started)
 
     def _summary(self, wall_seconds: float) -> ShardSummary:
         counts = self._counts

@@ -46,6 +46,7 @@ from pipelines.indexing.shard_files import (
     read_finished_run,
     revision_key,
     shard_key,
+    standing_keys,
 )
 from pipelines.indexing.transforms import BuildIndex, EmbedShards, EmbedTask, ImportTask, ImportVectors, PublishVersion
 from pipelines.indexing.work_folder import LeaseHeldError, LeaseLostError, WorkLease, clean_work, note_index
@@ -522,10 +523,10 @@ def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
             pictures=build_known_pictures(pictures, storage.join(lookup_uri, "pictures")),
         )
     tasks = []
-    complete = 0
+    complete, standing = 0, standing_keys(folder)
     for shard in catalog.shards:
         files = files_of_shard(shard, config, folder, finished, full=full)
-        complete += storage.exists(files.summary)
+        complete += files.key in standing
         tasks.append(EmbedTask(shard=shard, files=files))
     return NightPlan(
         tasks=tuple(tasks),

@@ -57,7 +57,7 @@ class Forecast:
     index: tuple[tuple[str, str], ...] = ()
 
 
-def forecast_night(config: JobConfig, *, full: bool = False) -> Forecast:
+def forecast_run(config: JobConfig, *, full: bool = False) -> Forecast:
     """Counts what the run would embed, carry over and delete.
 
     Raises:

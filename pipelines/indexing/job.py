@@ -517,7 +517,7 @@ def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
         reason = f"the encoder changed (from {previous.encoder.fingerprint} to {fingerprint})"
     else:
         lookup_uri = storage.join(config.work.uri, "carry_over", previous.version)
-        pictures = [ShardFiles.of_embeddings(uri).pictures for uri in previous.embedding_shards]
+        pictures = [ShardFiles.of_embeddings(uri).images for uri in previous.embedding_shards]
         last_night = LastNight(
             vectors=build_carry_over(previous.embedding_shards, storage.join(lookup_uri, "vectors")),
             pictures=build_known_pictures(pictures, storage.join(lookup_uri, "pictures")),

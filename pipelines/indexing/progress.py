@@ -102,8 +102,8 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
 
 def _carried_over(totals: Totals, record: RunRecord) -> str:
     why = record.reports("plan").get("all", {}).get("nothing_carried_over", "")
-    if totals.pictures_unchanged:
-        why = f"{totals.pictures_unchanged:,} pictures not read again: they have not changed"
+    if totals.images_unchanged:
+        why = f"{totals.images_unchanged:,} pictures not read again: they have not changed"
     return f"{totals.carried_over:,}" + (f" ({why})" if why else "")
 
 

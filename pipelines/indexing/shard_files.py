@@ -36,8 +36,8 @@ class ShardSummary:
         products: rows of the embedding shard.
         embedded, carried_over: how those got their vectors.
         degraded: products among them whose image could not be used.
-        without_picture: products among them that have no image (and never named one, or lost it).
-        pictures_unchanged: images that were not read again, since where they lie says that they are the same.
+        without_image: products among them that have no image (and never named one, or lost it).
+        images_unchanged: images that were not read again, since where they lie says that they are the same.
         texts_cut: distinct texts that were longer than the text tower's limit, and cut.
         rejected: products that are in the dead letters and not in the index.
         by_reason: dead letters by outcome and reason, as "rejected: empty_product".
@@ -53,8 +53,8 @@ class ShardSummary:
     embedded: int = 0
     carried_over: int = 0
     degraded: int = 0
-    without_picture: int = 0
-    pictures_unchanged: int = 0
+    without_image: int = 0
+    images_unchanged: int = 0
     texts_cut: int = 0
     rejected: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class ShardFiles:
         return f"{self.uri}.rejected.parquet"
 
     @property
-    def pictures(self) -> str:
+    def images(self) -> str:
         """Versions of the fetched images."""
         return f"{self.uri}.pictures.arrow"
 
@@ -207,7 +207,7 @@ class Totals:
     carried_over: int
     degraded: int
     rejected: int
-    pictures_unchanged: int
+    images_unchanged: int
     texts_cut: int
     by_reason: dict[str, int]
     shards: int
@@ -250,7 +250,7 @@ def total(
         carried_over=sum(summary.products for summary in summaries) - embedded,
         degraded=sum(summary.degraded for summary in summaries),
         rejected=sum(summary.rejected for summary in summaries) + duplicates,
-        pictures_unchanged=sum(summary.pictures_unchanged for summary in own),
+        images_unchanged=sum(summary.images_unchanged for summary in own),
         texts_cut=sum(summary.texts_cut for summary in summaries),
         by_reason=dict(sorted(by_reason.items())),
         shards=len(summaries),

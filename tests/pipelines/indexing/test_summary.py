@@ -13,7 +13,7 @@ from pipelines.indexing.shard_files import Totals
 def outcome(status: str, failed: list[str]) -> Outcome:
     totals = Totals(
         rows_in=1200, products=1100, embedded=100, carried_over=1020, degraded=3, rejected=100, texts_cut=7,
-        pictures_unchanged=4, shards=4,
+        images_unchanged=4, shards=4,
         by_reason={"degraded: picture_missing": 3, "rejected: duplicate_id": 20, "rejected: missing_id": 80},
     )  # fmt: skip
     return Outcome(
@@ -42,7 +42,7 @@ def test_the_summary_accounts_for_every_product(tmp_path):
 def test_the_summary_says_why_nothing_was_carried_over(tmp_path):
     record = RunRecord(uri=str(tmp_path))
     record.report("plan", "all", seconds=0.1, nothing_carried_over="--full was given")
-    totals = replace(outcome("published", []).totals, carried_over=0, pictures_unchanged=0)
+    totals = replace(outcome("published", []).totals, carried_over=0, images_unchanged=0)
     lines = dict(summary_lines(replace(outcome("published", []), totals=totals), record))
     assert lines["carried over"] == "0 (--full was given)"
 

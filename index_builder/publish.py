@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -40,6 +40,7 @@ def publish_version(
     *,
     make_current: bool = True,
     now: datetime | None = None,
+    before_current: Callable[[], None] | None = None,
 ) -> str:
     """Copies staged files into a new version and, by default, makes it the current one.
 
@@ -52,6 +53,7 @@ def publish_version(
             here.
         make_current: False keeps the version without publishing it (a gate failed).
         now: UTC; None: the clock.
+        before_current: called right before the pointer flips; what it raises stops that.
 
     Returns:
         The version's id, `<yyyymmddThhmmssZ>-<12 hex digits of the content fingerprint>`.
@@ -76,7 +78,7 @@ def publish_version(
         storage.copy_file(sources[entry.path], storage.join(folder, entry.path), expected_sha256=entry.sha256)
     storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_json().encode())
     if make_current:
-        set_current(index_uri, version)
+        set_current(index_uri, version, before_current)
     return version
 
 
@@ -152,7 +154,7 @@ def list_versions(index_uri: str) -> tuple[str, ...]:
     return tuple(version for version in _folders(index_uri) if storage.exists(manifest_uri(index_uri, version)))
 
 
-def set_current(index_uri: str, version: str) -> None:
+def set_current(index_uri: str, version: str, before_current: Callable[[], None] | None = None) -> None:
     """Makes a complete version the published one: how a version is published, and how one goes back to an older one.
 
     Raises:
@@ -170,6 +172,8 @@ def set_current(index_uri: str, version: str) -> None:
                 f"{version} cannot be published: {uri}: expected {entry.bytes} bytes, found {found}"
             )
     before = _current(index_uri)
+    if before_current is not None:
+        before_current()
     _point_to(index_uri, version)
     # A prune that looked at CURRENT before this took the version for an old one. It looks again once it has removed the
     # manifest: either it sees the new pointer, or its removal is seen here.

@@ -18,11 +18,11 @@ def main(argv: Sequence[str]) -> int:
     command = load_job_config(argv)
     show_log_lines()
     # These import Beam: after the log is set up.
-    from pipelines.indexing.forecast import forecast_night, print_forecast
+    from pipelines.indexing.forecast import forecast_run, print_forecast
     from pipelines.indexing.job import run_nightly
 
     if command.flags.plan:
-        print_forecast(forecast_night(command.config, full=command.flags.full))
+        print_forecast(forecast_run(command.config, full=command.flags.full))
         return 0
     return run_and_report(lambda: run_nightly(command.config, command.pipeline_options, full=command.flags.full))
 

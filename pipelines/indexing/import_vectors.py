@@ -407,6 +407,12 @@ def import_unit(
     Returns:
         The summary, as it was written.
     """
+    return files.complete(unit.position, lambda made: _write_unit(unit, made, config, dim=dim, fingerprint=fingerprint))
+
+
+def _write_unit(
+    unit: VectorUnit, files: ShardFiles, config: EmbeddingsConfig, *, dim: int, fingerprint: str
+) -> ShardSummary:
     started = perf_counter()
     letters: list[DeadLetter] = []
     rows_in = products = 0
@@ -428,7 +434,7 @@ def import_unit(
             rows_in += len(batch.ids)
             products += len(usable)
     write_dead_letters(files.rejected, letters)
-    summary = ShardSummary(
+    return ShardSummary(
         position=unit.position,
         key=files.key,
         rows_in=rows_in,
@@ -438,8 +444,6 @@ def import_unit(
         by_reason=dict(Counter(f"rejected: {letter.reason}" for letter in letters)),
         seconds={"wall": perf_counter() - started},
     )
-    files.write_summary(summary)
-    return summary
 
 
 def _stored(batch: VectorBatch, *, normalize: bool) -> np.ndarray:

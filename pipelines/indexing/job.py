@@ -46,9 +46,10 @@ from pipelines.indexing.shard_files import (
     read_finished_run,
     revision_key,
     shard_key,
+    standing_keys,
 )
 from pipelines.indexing.transforms import BuildIndex, EmbedShards, EmbedTask, ImportTask, ImportVectors, PublishVersion
-from pipelines.indexing.work_folder import LeaseHeldError, WorkLease, clean_work, note_index
+from pipelines.indexing.work_folder import LeaseHeldError, LeaseLostError, WorkLease, clean_work, note_index
 
 # ---- pipelines/beam_run.py ----
 # Runs a Beam pipeline of ours to its end, and tells in words what failed in it.
@@ -139,6 +140,7 @@ def _drawn_if_demo(config: JobConfig) -> str | tuple[str, ...]:
 
 
 EXIT_FAILED = 1
+EXIT_LEASE_LOST = 6
 
 
 def run_and_report(run: Callable[[], tuple[Outcome, RunRecord]]) -> int:
@@ -149,13 +151,16 @@ def run_and_report(run: Callable[[], tuple[Outcome, RunRecord]]) -> int:
 
     Returns:
         0: a version is published, or nothing changed. 1: the run failed or found another at work (the message on
-        stderr), or a gate held the version back.
+        stderr), or a gate held the version back. 6: another run took over the work folder; nothing was published.
     """
     try:
         outcome, record = run()
     except (RunFailedError, LeaseHeldError) as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_FAILED
+    except LeaseLostError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_LEASE_LOST
     print_summary(outcome, record)
     return EXIT_FAILED if outcome.status == "held" else 0
 
@@ -216,7 +221,7 @@ def run_index_build(config: IndexJobConfig, beam_options: PipelineOptions) -> tu
         work=replace(config.work, uri=absolute(config.work.uri)),
         index=replace(config.index, uri=absolute(config.index.uri)),
     )
-    with WorkLease(config.work.uri):
+    with WorkLease(config.work.uri) as held:
         source = (
             standing_shards(config.work.uri)
             if config.embeddings.uri is None
@@ -245,6 +250,7 @@ def run_index_build(config: IndexJobConfig, beam_options: PipelineOptions) -> tu
             build=key,
             previous=published_manifest(config.index.uri),
             record=record,
+            held=held,
         )
         with (
             show_progress(record, shards=len(source.tasks), rows=source.rows, first_stage="import"),
@@ -265,7 +271,7 @@ def run_index_build(config: IndexJobConfig, beam_options: PipelineOptions) -> tu
             else:
                 summaries = root | "StandingShards" >> beam.Create(source.summaries, reshuffle=False)
             _ = summaries | "BuildIndex" >> BuildIndex(job=build) | "PublishVersion" >> PublishVersion(job=publishing)
-        clean_work(config.work.uri, encoder=source.encoder.fingerprint, shard_keys=source.keys, build=key)
+        clean_work(config.work.uri, held=held, encoder=source.encoder.fingerprint, shard_keys=source.keys, build=key)
         return read_outcome(record), record
 
 
@@ -424,7 +430,7 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
     """
     job = check_job(config)
     config = job.config
-    with WorkLease(config.work.uri):
+    with WorkLease(config.work.uri) as held:
         note_index(config.work.uri, config.index.uri)
         record = RunRecord.begin(config.work.uri)
         with record.timed("plan") as facts:
@@ -454,14 +460,17 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
             build=key,
             previous=plan.previous,
             record=record,
+            held=held,
         )
         with show_progress(record, shards=len(plan.tasks), rows=plan.catalog.rows):
             run_pipeline(job, plan, build, publishing, beam_options)
         clean_work(
             config.work.uri,
+            held=held,
             encoder=job.encoder.fingerprint,
             shard_keys=[task.files.key for task in plan.tasks],
             build=key,
+            catalog_files={part.path for task in plan.tasks for part in task.shard.ranges},
         )
         return read_outcome(record), record
 
@@ -508,16 +517,16 @@ def plan_night(job: CheckedJob, *, full: bool = False) -> NightPlan:
         reason = f"the encoder changed (from {previous.encoder.fingerprint} to {fingerprint})"
     else:
         lookup_uri = storage.join(config.work.uri, "carry_over", previous.version)
-        pictures = [ShardFiles.of_embeddings(uri).pictures for uri in previous.embedding_shards]
+        pictures = [ShardFiles.of_embeddings(uri).images for uri in previous.embedding_shards]
         last_night = LastNight(
             vectors=build_carry_over(previous.embedding_shards, storage.join(lookup_uri, "vectors")),
             pictures=build_known_pictures(pictures, storage.join(lookup_uri, "pictures")),
         )
     tasks = []
-    complete = 0
+    complete, standing = 0, standing_keys(folder)
     for shard in catalog.shards:
         files = files_of_shard(shard, config, folder, finished, full=full)
-        complete += storage.exists(files.summary)
+        complete += files.key in standing
         tasks.append(EmbedTask(shard=shard, files=files))
     return NightPlan(
         tasks=tuple(tasks),

@@ -27,6 +27,7 @@ from pipelines.config.job import GatesConfig
 from pipelines.indexing.build_steps import FinishedBuild
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_run
+from pipelines.indexing.work_folder import HeldLease
 
 # ---- pipelines/outcome.py ----
 # What a night comes to: the totals of its products, the gates they pass or fail, and the outcome that is reported.
@@ -143,6 +144,7 @@ class PublishJob:
       build: name of the build's folder below it.
       previous: the version that is published now, or None.
       record: where the outcome is left.
+      held: the lease, which is asked for before the pointer flips.
     """
 
     index: IndexConfig
@@ -154,6 +156,7 @@ class PublishJob:
     build: str
     previous: Manifest | None
     record: RunRecord
+    held: HeldLease
 
     def publish(self, build: FinishedBuild) -> Outcome:
         """Writes the version and, where no gate fails, flips the pointer to it.
@@ -174,6 +177,7 @@ class PublishJob:
         return outcome
 
     def _publish(self, build: FinishedBuild) -> Outcome:
+        self.held.check()
         failed = failed_gates(self.gates, build.plan.totals, build.chosen.recall, self.previous)
         manifest = self._manifest(build, failed)
         staged = self._staged(build)
@@ -186,7 +190,9 @@ class PublishJob:
             version_id = self.previous.version
         else:
             status = "held" if failed else "published"
-            version_id = publish.publish_version(self.index.uri, staged, manifest, make_current=not failed)
+            version_id = publish.publish_version(
+                self.index.uri, staged, manifest, make_current=not failed, before_current=self.held.check
+            )
             if self.index.keep_versions is not None:
                 publish.prune(self.index.uri, self.index.keep_versions)
         return Outcome(

@@ -253,7 +253,7 @@ def test_pictures_on_disk_are_seen_to_change(tmp_path):
     second, _ = run_job(tmp_path, *overrides)
     assert (second.totals.embedded, second.totals.carried_over) == (2, 38)
     assert second.totals.by_reason == {"degraded: picture_missing": 1}
-    assert second.totals.pictures_unchanged == 38
+    assert second.totals.images_unchanged == 38
     third, _ = run_job(tmp_path, *overrides)
     assert third.totals.embedded == 1, "only the degraded product is tried again"
 
@@ -279,7 +279,7 @@ def test_a_changed_text_beside_an_unchanged_picture_reads_the_picture(tmp_path):
     write({5: "large green chair", 6: "small wooden chair"})
     second, _ = run_job(tmp_path, *overrides)
     assert (second.totals.embedded, second.totals.carried_over) == (2, 28)
-    assert second.totals.pictures_unchanged == 28
+    assert second.totals.images_unchanged == 28
     full, _ = run_job(tmp_path, *overrides, "--work.uri", str(tmp_path / "w2"), "--index.uri", str(tmp_path / "i2"))
     assert index_files(full) == index_files(second)
 
@@ -305,19 +305,19 @@ def test_pictures_on_the_web_are_not_fetched_again_while_their_etag_stands(tmp_p
         overrides = ["--catalog.uri", str(tmp_path / "catalog.jsonl"), "--catalog.display_fields", "[]"]
         overrides += ["--fetch.allow_private_hosts", "[127.0.0.1]"]
         first, _ = run_job(tmp_path, *overrides)
-        assert (first.totals.embedded, first.totals.pictures_unchanged) == (24, 0)
+        assert (first.totals.embedded, first.totals.images_unchanged) == (24, 0)
         assert len(server.requests) == 24
 
         bodies[7] = (product(500)["image"]["bytes"], '"second"')
         server.requests.clear()
         second, _ = run_job(tmp_path, *overrides)
         assert (second.totals.embedded, second.totals.carried_over) == (1, 23)
-        assert second.totals.pictures_unchanged == 23
+        assert second.totals.images_unchanged == 23
         assert [request.headers.get("if-none-match") for request in server.requests] == ['"first"'] * 24
 
         server.requests.clear()
         third, _ = run_job(tmp_path, *overrides)
-        assert (third.totals.embedded, third.totals.pictures_unchanged) == (0, 24)
+        assert (third.totals.embedded, third.totals.images_unchanged) == (0, 24)
         assert '"second"' in [request.headers.get("if-none-match") for request in server.requests]
         full, _ = run_job(tmp_path, *overrides, "--full")
-        assert (full.totals.embedded, full.totals.pictures_unchanged) == (24, 0)
+        assert (full.totals.embedded, full.totals.images_unchanged) == (24, 0)

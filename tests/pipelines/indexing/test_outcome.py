@@ -12,7 +12,7 @@ from pipelines.indexing.shard_files import ShardSummary, Totals, total
 def totals(*, rows_in: int = 100, rejected: int = 0, degraded: int = 0) -> Totals:
     return Totals(
         rows_in=rows_in, products=rows_in - rejected, embedded=rows_in - rejected, carried_over=0, degraded=degraded,
-        rejected=rejected, texts_cut=0, pictures_unchanged=0, by_reason={}, shards=1,
+        rejected=rejected, texts_cut=0, images_unchanged=0, by_reason={}, shards=1,
     )  # fmt: skip
 
 
@@ -68,6 +68,6 @@ def test_totals_add_up_and_count_duplicates_as_rejected():
 
 def test_what_an_earlier_run_embedded_is_carried_over():
     last_night = ShardSummary(position=0, key="a", rows_in=10, products=10, embedded=9, carried_over=1)
-    tonight = ShardSummary(position=1, key="b", rows_in=5, products=5, embedded=2, carried_over=3, pictures_unchanged=3)
+    tonight = ShardSummary(position=1, key="b", rows_in=5, products=5, embedded=2, carried_over=3, images_unchanged=3)
     found = total([last_night, tonight], products=15, duplicates=0, earlier={"a"})
-    assert (found.embedded, found.carried_over, found.pictures_unchanged) == (2, 13, 3)
+    assert (found.embedded, found.carried_over, found.images_unchanged) == (2, 13, 3)

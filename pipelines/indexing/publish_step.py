@@ -22,6 +22,7 @@ from index_builder.manifest import (
     index_file_name,
     refine_file_name,
 )
+from index_builder.publish import StagedFile
 from index_builder.spec import IndexConfig
 from pipelines.config.job import GatesConfig
 from pipelines.indexing.build_steps import FinishedBuild
@@ -208,10 +209,10 @@ class PublishJob:
             previous_version=self.previous.version if self.previous is not None else "",
         )
 
-    def _staged(self, build: FinishedBuild) -> dict[str, str | publish.StagedFile]:
+    def _staged(self, build: FinishedBuild) -> dict[str, str | StagedFile]:
         """Name in the version -> where the file lies now."""
         count = len(build.serving_shards)
-        files: dict[str, str | publish.StagedFile] = {
+        files: dict[str, str | StagedFile] = {
             index_file_name(number, count): publish.with_nprobe(shard, build.chosen.nprobe)
             for number, shard in enumerate(build.serving_shards)
         }

@@ -28,9 +28,10 @@ log = logging.getLogger(__name__)
 
 PRODUCTS_FILE = "products.arrow"
 QUERY_ENCODER_FOLDER = "query_encoder"
+CHUNK_BYTES = 4 << 20
 UNFINISHED_KEPT = timedelta(days=1)
-AHEAD_TOLD = timedelta(hours=1)
-"""A newest version that lies further in the future than this is told: retention and going back go by the ids."""
+AHEAD_WARNED = timedelta(hours=1)
+"""A newest version further in the future than this is warned of: retention and going back go by the ids."""
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 
@@ -123,7 +124,7 @@ def staged_bytes(source: StagedFile) -> Iterator[bytes]:
     """A staged file as it will be published, in chunks."""
     start = 0
     with storage.open_read(source.uri) as reader:
-        while chunk := reader.read(storage.COPY_CHUNK_BYTES):
+        while chunk := reader.read(CHUNK_BYTES):
             first, last = max(start, source.offset), min(start + len(chunk), source.offset + len(source.data))
             if first < last:
                 data = source.data[first - source.offset : last - source.offset]
@@ -163,7 +164,7 @@ def read_current(index_uri: str) -> str:
         VersionNotFoundError: nothing has been published at this address.
     """
     try:
-        version = storage.read_bytes(_current_uri(index_uri)).decode().strip()
+        version = storage.read_bytes(storage.join(index_uri, "CURRENT")).decode().strip()
     except FileNotFoundError:
         raise VersionNotFoundError(
             f"{index_uri}: expected a file CURRENT that names the published version, found none; "
@@ -289,10 +290,6 @@ def manifest_uri(index_uri: str, version: str) -> str:
     return storage.join(version_uri(index_uri, version), "manifest.json")
 
 
-def _current_uri(index_uri: str) -> str:
-    return storage.join(index_uri, "CURRENT")
-
-
 def _current(index_uri: str) -> str:
     """The id of the published version, "" where there is none."""
     try:
@@ -302,7 +299,7 @@ def _current(index_uri: str) -> str:
 
 
 def _point_to(index_uri: str, version: str) -> None:
-    storage.write_bytes_atomic(_current_uri(index_uri), f"{version}\n".encode())
+    storage.write_bytes_atomic(storage.join(index_uri, "CURRENT"), f"{version}\n".encode())
 
 
 def _folders(index_uri: str) -> list[str]:
@@ -338,7 +335,7 @@ def _free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[date
     newest = max((name.split("-")[0] for name in _folders(index_uri)), default="")
     if newest >= now.strftime(_TIME_FORMAT):
         after = datetime.strptime(newest, _TIME_FORMAT).replace(tzinfo=UTC) + timedelta(seconds=1)
-        if after - now > AHEAD_TOLD:
+        if after - now > AHEAD_WARNED:
             log.warning(
                 "%s: the newest version is named %s, but it is %s now: some clock is wrong", index_uri, newest, now
             )

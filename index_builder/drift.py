@@ -1,7 +1,7 @@
 """Whether a codec that was trained for an earlier catalog still fits today's.
 
 Training anew each night costs little, but moves every code; a codec that stays keeps the answers to the same query
-stable from night to night, and lets two versions be compared list by list. It is kept while all of these hold:
+stable from run to run, and lets two versions be compared list by list. It is kept while all of these hold:
 
 - the catalog has at most twice, and at least half, the products it was trained for (the lists would be too long or
   too short);

@@ -1,4 +1,4 @@
-"""Embedding shards: one Parquet file per catalog shard, with what the index and the next night need.
+"""Embedding shards: one Parquet file per catalog shard, with what the index and the next run need.
 
 Legend: `n` rows of a call, `D` dimension. Columns, in this order, uncompressed and without dictionaries:
 
@@ -46,7 +46,7 @@ class Modality(IntFlag):
     TEXT = 1
     IMAGE = 2
     DEGRADED = 4
-    """Something of it could not be used (a broken picture); tried again the next night."""
+    """Something of it could not be used (a broken image); tried again in the next run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

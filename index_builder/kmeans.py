@@ -17,9 +17,9 @@ Legend: `n` vectors, `d` dimensions behind the rotation, `L` lists, `G` groups.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
+from functools import lru_cache
 
 import faiss
 import numpy as np
@@ -214,17 +214,12 @@ def shared_assigner(centroids: np.ndarray) -> ListAssigner:
     Training ends and each task of adding starts with the same one, and grouping takes as long as adding a few thousand
     vectors.
     """
-    centroids = np.ascontiguousarray(centroids, dtype=np.float32)
-    key = hashlib.sha256(centroids.tobytes()).hexdigest()
-    assigner = _last.get(key)
-    if assigner is None:
-        assigner = ListAssigner(centroids)
-        _last.clear()
-        _last[key] = assigner
-    return assigner
+    return _assigner(np.ascontiguousarray(centroids, dtype=np.float32).tobytes(), centroids.shape[1])
 
 
-_last: dict[str, ListAssigner] = {}
+@lru_cache(maxsize=1)
+def _assigner(data: bytes, dim: int) -> ListAssigner:
+    return ListAssigner(np.frombuffer(data, dtype=np.float32).reshape(-1, dim))
 
 
 def _group(centroids: np.ndarray) -> np.ndarray:

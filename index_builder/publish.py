@@ -17,6 +17,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import IO
 
 from index_builder import storage
 from index_builder.errors import StorageError, VersionNotFoundError
@@ -101,7 +102,15 @@ def publish_version(
         files=files,
     )
     for entry in files:
-        _copy(sources[entry.path], storage.join(folder, entry.path), entry.sha256)
+        source = sources[entry.path]
+        with storage.atomic_file(storage.join(folder, entry.path)) as path:
+            with open(path, "wb") as copy:
+                found = _described(entry.path, source, copy)
+            if found != entry:
+                raise StorageError(
+                    f"{source.uri}: expected sha256 {entry.sha256}, found {found.sha256}; "
+                    "the file was changed or is damaged"
+                )
     storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_json().encode())
     if make_current:
         set_current(index_uri, version)
@@ -110,14 +119,7 @@ def publish_version(
 
 def describe_files(staged: Staged) -> tuple[FileEntry, ...]:
     """Size and sha256 of every staged file as it will be published, sorted by name."""
-    entries = []
-    for name, source in sorted(_sources(staged).items()):
-        digest, size = hashlib.sha256(), 0
-        for chunk in staged_bytes(source):
-            digest.update(chunk)
-            size += len(chunk)
-        entries.append(FileEntry(path=name, bytes=size, sha256=digest.hexdigest()))
-    return tuple(entries)
+    return tuple(_described(name, source) for name, source in sorted(_sources(staged).items()))
 
 
 def staged_bytes(source: StagedFile) -> Iterator[bytes]:
@@ -144,7 +146,7 @@ def content_fingerprint(
     """64 hex digits over all that decides what a search answers: index and refine files, products, query encoder,
     encoder, spec, and how many candidates are re-ranked (`nprobe` is in the index files).
 
-    Reports and dead letters do not count: two nights over the same catalog have the same fingerprint.
+    Reports and dead letters do not count: two runs over the same catalog have the same fingerprint.
     """
     counted = sorted(
         (entry.path, entry.sha256)
@@ -314,19 +316,15 @@ def _sources(staged: Staged) -> dict[str, StagedFile]:
     return {name: StagedFile(uri=file) if isinstance(file, str) else file for name, file in staged.items()}
 
 
-def _copy(source: StagedFile, target: str, sha256: str) -> None:
-    """Copies a staged file; StorageError, and nothing at the target, where it is not the one described."""
-    digest = hashlib.sha256()
-    with storage.atomic_file(target) as path:
-        with open(path, "wb") as writer:
-            for chunk in staged_bytes(source):
-                digest.update(chunk)
-                writer.write(chunk)
-        if digest.hexdigest() != sha256:
-            raise StorageError(
-                f"{source.uri}: expected sha256 {sha256}, found {digest.hexdigest()}; "
-                "the file was changed or is damaged"
-            )
+def _described(name: str, source: StagedFile, copy: IO[bytes] | None = None) -> FileEntry:
+    """A staged file as it will be published, written to `copy` on the way."""
+    digest, size = hashlib.sha256(), 0
+    for chunk in staged_bytes(source):
+        digest.update(chunk)
+        size += len(chunk)
+        if copy is not None:
+            copy.write(chunk)
+    return FileEntry(path=name, bytes=size, sha256=digest.hexdigest())
 
 
 def _free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[datetime, str]:

@@ -91,7 +91,7 @@ def measure_index(
     config: IndexConfig,
     spec: IndexSpec,
     shards: Sequence[NumberedShard],
-    pieces: Sequence[SamplePiece],
+    samples: Sequence[SamplePiece],
     index_uris: Sequence[str],
     refine_uris: Sequence[str] = (),
 ) -> IndexMeasurement:
@@ -101,7 +101,7 @@ def measure_index(
         config: the `index:` section: says what is asked, and what is wanted.
         spec: the index.
         shards: the embedding shards of the catalog.
-        pieces: the catalog's sample, with the held-out products.
+        samples: the catalog's sample, with the held-out products.
         index_uris: the serving shards.
         refine_uris: files to re-rank from.
 
@@ -110,7 +110,7 @@ def measure_index(
     """
     rows = sum(shard.kept_rows for shard in shards)
     if config.queries_uri is None:
-        queries = read_queries(pieces, limit=plan_sample(config, spec, rows).queries)
+        queries = read_queries(samples, limit=plan_sample(config, spec, rows).queries)
     else:
         queries = read_query_vectors(config.queries_uri, spec.dim, limit=config.verify_queries)
     truth = exact_neighbours(queries.vectors, queries.rows, shards, max(config.k, *RECALL_DEPTHS))

@@ -115,8 +115,9 @@ def test_the_parts_are_left_as_they_were(tmp_path) -> None:
     assert [storage.sha256_file(part.uri) for part in parts] == [part.sha256 for part in parts]
 
 
-def test_different_codecs_are_refused(root: str) -> None:
+def test_different_codecs_are_refused(tmp_path: Path) -> None:
     """FAISS itself would merge them, and give nonsense."""
+    root = str(tmp_path)
     one, other = ready(root), ready(root, seed=1)
     parts = [one.add("0.faiss", 0), other.add("1.faiss", 1)]
     with pytest.raises(CodecMismatchError, match="different codecs") as caught:

@@ -54,15 +54,19 @@ def merge_index_shards(shards: Sequence[IndexShard], out_uri: str, *, fast_scan:
                 sha256, codec = storage.sha256_file(merged), _packed(emptied(paths[0]))
             else:
                 sha256, codec = write_merged(paths, merged), emptied(paths[0])
-        written = read_index(merged)
-        if (written.ntotal, ivf_of(written).ntotal) != (rows, rows):
-            raise VerificationError(f"{out_uri}: expected {rows} rows after merging, found {written.ntotal}")
+        offset, written = nprobe_offset(codec), read_index(merged)
+        with open(merged, "rb") as file:
+            file.seek(offset)
+            nprobe = int.from_bytes(file.read(8), "little")
+        found, expected = (written.ntotal, ivf_of(written).ntotal, nprobe), (rows, rows, ivf_of(written).nprobe)
+        if found != expected:
+            raise VerificationError(f"{out_uri}: expected (rows, rows, nprobe) {expected} after merging, found {found}")
         return {
             "rows": rows,
             "first_row": shards[0].first_row,
             "codec_fingerprint": shards[0].codec_fingerprint,
             "sha256": sha256,
-            "nprobe_offset": nprobe_offset(codec),
+            "nprobe_offset": offset,
         }
 
     return make_index_shard(out_uri, [fast_scan, *(shard.sha256 for shard in shards)], make)

@@ -1,6 +1,6 @@
 """Whether a codec that was trained for an earlier catalog still fits today's.
 
-Training anew each night costs little, but moves every code; a codec that stays keeps the answers to the same query
+Training anew each run costs little, but moves every code; a codec that stays keeps the answers to the same query
 stable from run to run, and lets two versions be compared list by list. It is kept while all of these hold:
 
 - the catalog has at most twice, and at least half, the products it was trained for (the lists would be too long or

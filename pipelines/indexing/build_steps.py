@@ -39,7 +39,7 @@ from index_builder.planner import (
     plan_sample,
 )
 from index_builder.refine import StoredKind, write_refine_codes
-from index_builder.sampling import SamplePiece, write_sample
+from index_builder.sampling import ShardSample, write_sample
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import SearchChoice, SearchMeasurement, measure_index
 from index_builder.verify import measure_resident_bytes, verify_index, verify_refine_codes
@@ -237,7 +237,7 @@ class BuildJob:
         refine = plan_refinement(self.index, spec)
         return BuildPlan(numbering=numbering, spec=spec, refine=refine, totals=totals, shard_keys=keys)
 
-    def sample(self, plan: BuildPlan, place: int) -> SamplePiece:
+    def sample(self, plan: BuildPlan, place: int) -> ShardSample:
         """Draws one shard's part of the training sample and of the held-out queries."""
         name = f"{place:06d}"
         shares = plan_sample(self.index, plan.spec, plan.numbering.products)
@@ -246,7 +246,7 @@ class BuildJob:
         with self.record.timed("sample", name):
             marker = f"{uri}.json"
             if storage.exists(marker):
-                return SamplePiece(**storage.read_json(marker))
+                return ShardSample(**storage.read_json(marker))
             piece = write_sample(
                 plan.numbering.shards[place],
                 uri,
@@ -256,7 +256,7 @@ class BuildJob:
             storage.write_json_atomic(marker, asdict(piece))
         return piece
 
-    def train(self, plan: BuildPlan, pieces: Sequence[SamplePiece]) -> CodecChoice:
+    def train(self, plan: BuildPlan, pieces: Sequence[ShardSample]) -> CodecChoice:
         """The codec: that of the last run while it fits, else one trained on the sample; and why."""
         products = plan.numbering.products
         with self.record.timed("train") as facts:
@@ -296,7 +296,7 @@ class BuildJob:
             for serving_shard, tasks in enumerate(plan_adds(self.index, plan.spec, plan.numbering.shards))
         ]
 
-    def refine(self, task: RefineTask, pieces: Sequence[SamplePiece]) -> IndexShard:
+    def refine(self, task: RefineTask, pieces: Sequence[ShardSample]) -> IndexShard:
         """Writes the vectors of one serving shard into its refine file."""
         name = f"{task.serving_shard:05d}"
         uri = storage.join(self.folder, "refine", f"{name}.faiss")
@@ -314,7 +314,7 @@ class BuildJob:
         self,
         plan: BuildPlan,
         choice: CodecChoice,
-        pieces: Sequence[SamplePiece],
+        pieces: Sequence[ShardSample],
         merged: Sequence[IndexShard],
         refined: Sequence[IndexShard] = (),
     ) -> FinishedBuild:

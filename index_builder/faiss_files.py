@@ -14,12 +14,7 @@ import numpy as np
 from index_builder import storage
 from index_builder.errors import VerificationError
 
-
-def write_index(index: faiss.Index, uri: str) -> str:
-    """Writes an index atomically; the sha256 of the file."""
-    with storage.atomic_file(uri) as path:
-        faiss.write_index(index, path)
-        return storage.sha256_file(path)
+_LISTS_TAG = b"ilar"
 
 
 def read_index(path: str, *, memory_mapped: bool = True) -> faiss.Index:
@@ -40,7 +35,7 @@ def read_index(path: str, *, memory_mapped: bool = True) -> faiss.Index:
     return index
 
 
-def write_merged(part_paths: Sequence[str], path: str) -> str:
+def write_merged(paths: Sequence[str], path: str) -> str:
     """Writes the inverted lists of several indexes of one codec as one index file, list after list.
 
     The bytes are those of `faiss.write_index` on the merged index (format of faiss/impl/index_write.cpp: after the
@@ -48,20 +43,18 @@ def write_merged(part_paths: Sequence[str], path: str) -> str:
     and its ids), without the merged index ever being in memory.
 
     Args:
-        part_paths: index files of one codec, at least one; they are memory-mapped.
+        paths: index files of one codec, at least one; they are memory-mapped.
         path: the local file to write.
 
     Returns:
         The file's sha256.
 
     Raises:
-        VerificationError: a part cannot be read, or this FAISS lays index files out in another way.
+        VerificationError: a file cannot be read, or this FAISS lays index files out in another way.
     """
-    parts = [ivf_of(read_index(part)) for part in part_paths]
-    lists, code_size = parts[0].nlist, parts[0].code_size
-    sizes = np.zeros(lists, dtype="<u8")
-    for part in parts:
-        sizes += np.array([part.invlists.list_size(number) for number in range(lists)], dtype="<u8")
+    ivfs = [ivf_of(read_index(shard)) for shard in paths]
+    lists, code_size = ivfs[0].nlist, ivfs[0].code_size
+    sizes = list_sizes(ivfs).sum(axis=0)
     digest = hashlib.sha256()
     with open(path, "wb") as file:
 
@@ -69,32 +62,69 @@ def write_merged(part_paths: Sequence[str], path: str) -> str:
             file.write(data)
             digest.update(data)
 
-        write(_empty_file(read_index(part_paths[0]), rows=int(sizes.sum())))
+        write(_header(emptied(paths[0], rows=int(sizes.sum()))))
         write(_LISTS_TAG + struct.pack("<QQ", lists, code_size) + _packed_sizes(sizes))
         for number in np.flatnonzero(sizes).tolist():
-            filled = [(part.invlists, rows) for part in parts if (rows := part.invlists.list_size(number))]
-            for lists_of_part, rows in filled:
-                write(faiss.rev_swig_ptr(lists_of_part.get_codes(number), rows * code_size))
-            for lists_of_part, rows in filled:
-                write(faiss.rev_swig_ptr(lists_of_part.get_ids(number), rows))
+            filled = [(ivf.invlists, rows) for ivf in ivfs if (rows := ivf.invlists.list_size(number))]
+            for invlists, rows in filled:
+                write(faiss.rev_swig_ptr(invlists.get_codes(number), rows * code_size))
+            for invlists, rows in filled:
+                write(faiss.rev_swig_ptr(invlists.get_ids(number), rows))
     return digest.hexdigest()
 
 
-_LISTS_TAG = b"ilar"
+def read_merged(paths: Sequence[str]) -> faiss.Index:
+    """The index that `write_merged` writes, in memory instead."""
+    ivfs = [ivf_of(read_index(path)) for path in paths]
+    sizes = list_sizes(ivfs)
+    index = emptied(paths[0], rows=int(sizes.sum()))
+    merged = ivf_of(index).invlists
+    for number in np.flatnonzero(sizes.sum(axis=0)).tolist():
+        merged.resize(number, int(sizes[:, number].sum()))
+        start = 0
+        for ivf, rows in zip(ivfs, sizes[:, number].tolist(), strict=True):
+            if rows:
+                merged.update_entries(number, start, rows, ivf.invlists.get_ids(number), ivf.invlists.get_codes(number))
+            start += rows
+    return index
 
 
-def _empty_file(index: faiss.Index, *, rows: int) -> bytes:
-    """What stands before the inverted lists in the file of an index with the codec of `index` and `rows` vectors.
+def nprobe_offset(index: faiss.Index) -> int:
+    """The byte at which the file of an index holds `nprobe`.
 
-    `index` loses its lists.
+    Args:
+        index: without vectors: it is written twice, with two numbers.
+
+    Raises:
+        VerificationError: there is no such byte; the layout is that of another FAISS.
     """
+    # Two numbers that differ in their lowest byte only.
+    ivf = ivf_of(index)
+    ivf.nprobe = 1
+    ones = faiss.serialize_index(index)
+    ivf.nprobe = 2
+    differing = np.flatnonzero(ones != faiss.serialize_index(index))
+    if len(differing) != 1:
+        raise VerificationError(f"expected one byte for nprobe in an index file, found {len(differing)}")
+    return int(differing[0])
+
+
+def emptied(path: str, *, rows: int = 0) -> faiss.Index:
+    """The index in a file, without its inverted lists, but as if it had `rows` vectors."""
+    index = read_index(path)
     ivf = ivf_of(index)
     none = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
     none.this.disown()  # from here on it is the index that frees them
     ivf.replace_invlists(none, True)
     index.ntotal = ivf.ntotal = rows
+    return index
+
+
+def _header(index: faiss.Index) -> bytes:
+    """What stands before the inverted lists in the file of an index; the one given has none."""
+    ivf = ivf_of(index)
     data = faiss.serialize_index(index).tobytes()
-    tail = _LISTS_TAG + struct.pack("<QQ", ivf.nlist, ivf.code_size) + _packed_sizes(np.zeros(ivf.nlist, dtype="<u8"))
+    tail = _LISTS_TAG + struct.pack("<QQ", ivf.nlist, ivf.code_size) + _packed_sizes(np.zeros(ivf.nlist))
     if not data.endswith(tail):
         raise VerificationError(
             f"FAISS {faiss.__version__} lays out inverted lists in another way than expected; install the version of "
@@ -105,6 +135,7 @@ def _empty_file(index: faiss.Index, *, rows: int) -> bytes:
 
 def _packed_sizes(sizes: np.ndarray) -> bytes:
     """The sizes of the lists as FAISS writes them: all of them, or number and size of those that are not empty."""
+    sizes = sizes.astype("<u8")
     filled = np.flatnonzero(sizes)
     if len(filled) > len(sizes) // 2:
         return b"full" + struct.pack("<Q", len(sizes)) + sizes.tobytes()
@@ -136,6 +167,11 @@ def ivf_of(index: faiss.Index) -> faiss.IndexIVF:
     # FAISS hands out a bare pointer into the index; this is its own way to hold on to what a pointer needs.
     ivf.referenced_objects = [index]
     return ivf
+
+
+def list_sizes(ivfs: Sequence[faiss.IndexIVF]) -> np.ndarray:
+    """Rows of each inverted list of each index: int64 [indexes, L]."""
+    return np.array([[ivf.invlists.list_size(n) for n in range(ivf.nlist)] for ivf in ivfs], dtype=np.int64)
 
 
 def list_ids(ivf: faiss.IndexIVF) -> Iterator[np.ndarray]:

@@ -13,12 +13,15 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import IO
 
 from index_builder import storage
 from index_builder.errors import StorageError, VersionNotFoundError
+from index_builder.index_shards import IndexShard
 from index_builder.manifest import FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
 from index_builder.spec import IndexSpec
 
@@ -26,16 +29,43 @@ log = logging.getLogger(__name__)
 
 PRODUCTS_FILE = "products.arrow"
 QUERY_ENCODER_FOLDER = "query_encoder"
+CHUNK_BYTES = 4 << 20
 UNFINISHED_KEPT = timedelta(days=1)
-AHEAD_TOLD = timedelta(hours=1)
-"""A newest version that lies further in the future than this is told: retention and going back go by the ids."""
+AHEAD_WARNED = timedelta(hours=1)
+"""A newest version further in the future than this is warned of: retention and going back go by the ids."""
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StagedFile:
+    """A file to publish, with some of its bytes replaced on the way.
+
+    Attributes:
+        uri: where it lies; it stays as it is.
+        offset: the first byte that is replaced.
+        data: what is written there.
+    """
+
+    uri: str
+    offset: int = 0
+    data: bytes = b""
+
+
+Staged = str | Mapping[str, str | StagedFile]
+"""A folder with a version's files, or name -> file: a URI, or a `StagedFile`."""
+
+
+def with_nprobe(shard: IndexShard, nprobe: int) -> StagedFile:
+    """A merged index file, to be published with `nprobe` in it: plain `faiss.read_index` searches as was measured."""
+    if shard.nprobe_offset is None:
+        raise StorageError(f"{shard.uri}: expected a merged index file, found a part of one; merge it first")
+    return StagedFile(uri=shard.uri, offset=shard.nprobe_offset, data=struct.pack("<q", nprobe))
+
+
 def publish_version(
     index_uri: str,
-    staged: str | Mapping[str, str],
+    staged: Staged,
     manifest: Manifest,
     *,
     make_current: bool = True,
@@ -46,9 +76,8 @@ def publish_version(
 
     Args:
         index_uri: the index address.
-        staged: a folder with the version's files, or name -> URI of each: index files, `products.arrow`,
-            `query_encoder/...`, and whatever else belongs to the version. Files are copied and their bytes checked on
-            the way.
+        staged: index files (see `with_nprobe`), `products.arrow`, `query_encoder/...`, and whatever else belongs to
+            the version. Files are copied and their bytes checked on the way.
         manifest: all but `version`, `created_utc`, `content_fingerprint`, `loaded_bytes` and `files`, which are set
             here.
         make_current: False keeps the version without publishing it (a gate failed).
@@ -75,19 +104,37 @@ def publish_version(
         files=files,
     )
     for entry in files:
-        storage.copy_file(sources[entry.path], storage.join(folder, entry.path), expected_sha256=entry.sha256)
+        source = sources[entry.path]
+        with storage.atomic_file(storage.join(folder, entry.path)) as path:
+            with open(path, "wb") as copy:
+                found = _described(entry.path, source, copy)
+            if found != entry:
+                raise StorageError(
+                    f"{source.uri}: expected sha256 {entry.sha256}, found {found.sha256}; "
+                    "the file was changed or is damaged"
+                )
     storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_json().encode())
     if make_current:
         set_current(index_uri, version, before_current)
     return version
 
 
-def describe_files(staged: str | Mapping[str, str]) -> tuple[FileEntry, ...]:
-    """Size and sha256 of every staged file, sorted by name."""
-    return tuple(
-        FileEntry(path=name, bytes=storage.size(uri), sha256=storage.sha256_file(uri))
-        for name, uri in sorted(_sources(staged).items())
-    )
+def describe_files(staged: Staged) -> tuple[FileEntry, ...]:
+    """Size and sha256 of every staged file as it will be published, sorted by name."""
+    return tuple(_described(name, source) for name, source in sorted(_sources(staged).items()))
+
+
+def staged_bytes(source: StagedFile) -> Iterator[bytes]:
+    """A staged file as it will be published, in chunks."""
+    start = 0
+    with storage.open_read(source.uri) as reader:
+        while chunk := reader.read(CHUNK_BYTES):
+            first, last = max(start, source.offset), min(start + len(chunk), source.offset + len(source.data))
+            if first < last:
+                data = source.data[first - source.offset : last - source.offset]
+                chunk = chunk[: first - start] + data + chunk[last - start :]
+            yield chunk
+            start += len(chunk)
 
 
 def is_searched(path: str) -> bool:
@@ -101,7 +148,7 @@ def content_fingerprint(
     """64 hex digits over all that decides what a search answers: index and refine files, products, query encoder,
     encoder, spec, and how many candidates are re-ranked (`nprobe` is in the index files).
 
-    Reports and dead letters do not count: two nights over the same catalog have the same fingerprint.
+    Reports and dead letters do not count: two runs over the same catalog have the same fingerprint.
     """
     counted = sorted(
         (entry.path, entry.sha256)
@@ -121,7 +168,7 @@ def read_current(index_uri: str) -> str:
         VersionNotFoundError: nothing has been published at this address.
     """
     try:
-        version = storage.read_bytes(_current_uri(index_uri)).decode().strip()
+        version = storage.read_bytes(storage.join(index_uri, "CURRENT")).decode().strip()
     except FileNotFoundError:
         raise VersionNotFoundError(
             f"{index_uri}: expected a file CURRENT that names the published version, found none; "
@@ -249,10 +296,6 @@ def manifest_uri(index_uri: str, version: str) -> str:
     return storage.join(version_uri(index_uri, version), "manifest.json")
 
 
-def _current_uri(index_uri: str) -> str:
-    return storage.join(index_uri, "CURRENT")
-
-
 def _current(index_uri: str) -> str:
     """The id of the published version, "" where there is none."""
     try:
@@ -262,7 +305,7 @@ def _current(index_uri: str) -> str:
 
 
 def _point_to(index_uri: str, version: str) -> None:
-    storage.write_bytes_atomic(_current_uri(index_uri), f"{version}\n".encode())
+    storage.write_bytes_atomic(storage.join(index_uri, "CURRENT"), f"{version}\n".encode())
 
 
 def _folders(index_uri: str) -> list[str]:
@@ -271,10 +314,21 @@ def _folders(index_uri: str) -> list[str]:
     ]
 
 
-def _sources(staged: str | Mapping[str, str]) -> Mapping[str, str]:
+def _sources(staged: Staged) -> dict[str, StagedFile]:
     if isinstance(staged, str):
-        return {name: storage.join(staged, name) for name in storage.list_names(staged)}
-    return staged
+        staged = {name: storage.join(staged, name) for name in storage.list_names(staged)}
+    return {name: StagedFile(uri=file) if isinstance(file, str) else file for name, file in staged.items()}
+
+
+def _described(name: str, source: StagedFile, copy: IO[bytes] | None = None) -> FileEntry:
+    """A staged file as it will be published, written to `copy` on the way."""
+    digest, size = hashlib.sha256(), 0
+    for chunk in staged_bytes(source):
+        digest.update(chunk)
+        size += len(chunk)
+        if copy is not None:
+            copy.write(chunk)
+    return FileEntry(path=name, bytes=size, sha256=digest.hexdigest())
 
 
 def _free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[datetime, str]:
@@ -283,7 +337,7 @@ def _free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[date
     newest = max((name.split("-")[0] for name in _folders(index_uri)), default="")
     if newest >= now.strftime(_TIME_FORMAT):
         after = datetime.strptime(newest, _TIME_FORMAT).replace(tzinfo=UTC) + timedelta(seconds=1)
-        if after - now > AHEAD_TOLD:
+        if after - now > AHEAD_WARNED:
             log.warning(
                 "%s: the newest version is named %s, but it is %s now: some clock is wrong", index_uri, newest, now
             )

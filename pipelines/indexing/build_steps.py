@@ -15,22 +15,20 @@ from typing import Any
 
 from index_builder import storage
 from index_builder.add import add_shards
-from index_builder.codec import CodecInfo, train_codec
+from index_builder.codec import CodecInfo
 from index_builder.drift import (
+    CodecChoice,
     CodecFit,
     ReusableCodec,
-    adopt_codec,
-    estimate_fit,
+    choose_codec,
     find_reusable,
     measure_fit,
     outgrown,
     save_fit,
-    why_not,
 )
 from index_builder.embedding_shards import NumberedShard
-from index_builder.exact_search import TIES_KEPT, exact_neighbours
 from index_builder.index_shards import IndexShard
-from index_builder.merge import convert_shard, merge_index_shards, store_nprobe
+from index_builder.merge import merge_index_shards
 from index_builder.planner import (
     BYTES_PER_DIM,
     check_memory,
@@ -39,19 +37,11 @@ from index_builder.planner import (
     plan_index,
     plan_refinement,
     plan_sample,
-    probes_per_factor,
 )
 from index_builder.refine import StoredKind, write_refine_codes
-from index_builder.sampling import SamplePiece, read_queries, read_query_vectors, write_sample
+from index_builder.sampling import ShardSample, write_sample
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
-from index_builder.tuning import (
-    RECALL_DEPTHS,
-    SearchChoice,
-    SearchMeasurement,
-    choose_search,
-    likely_neighbours,
-    measure_search,
-)
+from index_builder.tuning import SearchChoice, SearchMeasurement, measure_index
 from index_builder.verify import measure_resident_bytes, verify_index, verify_refine_codes
 from pipelines.indexing.product_table import Numbering, number_products
 from pipelines.indexing.run_record import RunRecord
@@ -247,7 +237,7 @@ class BuildJob:
         refine = plan_refinement(self.index, spec)
         return BuildPlan(numbering=numbering, spec=spec, refine=refine, totals=totals, shard_keys=keys)
 
-    def sample(self, plan: BuildPlan, place: int) -> SamplePiece:
+    def sample(self, plan: BuildPlan, place: int) -> ShardSample:
         """Draws one shard's part of the training sample and of the held-out queries."""
         name = f"{place:06d}"
         shares = plan_sample(self.index, plan.spec, plan.numbering.products)
@@ -256,7 +246,7 @@ class BuildJob:
         with self.record.timed("sample", name):
             marker = f"{uri}.json"
             if storage.exists(marker):
-                return SamplePiece(**storage.read_json(marker))
+                return ShardSample(**storage.read_json(marker))
             piece = write_sample(
                 plan.numbering.shards[place],
                 uri,
@@ -266,33 +256,20 @@ class BuildJob:
             storage.write_json_atomic(marker, asdict(piece))
         return piece
 
-    def train(self, plan: BuildPlan, pieces: Sequence[SamplePiece]) -> CodecInfo:
-        """The codec: that of the last run while it fits, else one trained on the sample.
-
-        Why it was trained or kept is reported.
-        """
-        folder, products = storage.join(self.folder, "codec"), plan.numbering.products
+    def train(self, plan: BuildPlan, pieces: Sequence[ShardSample]) -> CodecChoice:
+        """The codec: that of the last run while it fits, else one trained on the sample; and why."""
+        products = plan.numbering.products
         with self.record.timed("train") as facts:
-            reason = (
-                "there is no earlier one for this config" if self.index.reuse_codec else "index.reuse_codec is false"
-            )
-            if self.reusable is not None:
-                today = estimate_fit(self.reusable.codec, pieces, products)
-                reason = why_not(self.reusable, today)
-                if not reason:
-                    codec = adopt_codec(self.reusable, folder)
-                    facts |= {"codec": "kept from the last run: it fits today's products"}
-                    return codec
-            codec = train_codec(
+            choice = choose_codec(
                 pieces,
                 plan.spec,
-                folder,
-                seed=self.index.seed,
-                training_rows=plan_sample(self.index, plan.spec, products).training_rows,
-                device=self.index.device,
+                storage.join(self.folder, "codec"),
+                config=self.index,
+                products=products,
+                reusable=self.reusable,
             )
-            facts |= {"codec": f"trained: {reason}"}
-        return codec
+            facts |= {"codec": choice.reason}
+        return choice
 
     def add_tasks(self, plan: BuildPlan) -> list[AddTask]:
         """Cuts the embedding shards into serving shards, and those into the tasks of the add stage."""
@@ -319,7 +296,7 @@ class BuildJob:
             for serving_shard, tasks in enumerate(plan_adds(self.index, plan.spec, plan.numbering.shards))
         ]
 
-    def refine(self, task: RefineTask, pieces: Sequence[SamplePiece]) -> IndexShard:
+    def refine(self, task: RefineTask, pieces: Sequence[ShardSample]) -> IndexShard:
         """Writes the vectors of one serving shard into its refine file."""
         name = f"{task.serving_shard:05d}"
         uri = storage.join(self.folder, "refine", f"{name}.faiss")
@@ -330,14 +307,14 @@ class BuildJob:
         """Merges the index shards of one serving shard, and lays it out as it is served."""
         name = f"{serving_shard:05d}"
         with self.record.timed("merge", name):
-            merged = merge_index_shards(parts, storage.join(self.folder, "merged", f"{name}.faiss"))
-            return convert_shard(merged, plan.spec, storage.join(self.folder, "fast_scan", f"{name}.faiss"))
+            uri = storage.join(self.folder, "merged", f"{name}.faiss")
+            return merge_index_shards(parts, uri, fast_scan=plan.spec.fast_scan != "none")
 
     def verify(
         self,
         plan: BuildPlan,
-        codec: CodecInfo,
-        pieces: Sequence[SamplePiece],
+        choice: CodecChoice,
+        pieces: Sequence[ShardSample],
         merged: Sequence[IndexShard],
         refined: Sequence[IndexShard] = (),
     ) -> FinishedBuild:
@@ -347,38 +324,18 @@ class BuildJob:
           VerificationError: a file is not what it should be.
         """
         with self.record.timed("verify") as facts:
+            codec = choice.codec
             shards = sorted(merged, key=lambda shard: shard.first_row)
             verify_index(shards, rows=plan.numbering.products, dim=self.dim, codec_fingerprint=codec.fingerprint)
             refine = sorted(refined, key=lambda shard: shard.first_row)
             if plan.refine != "none":
                 code_bytes = BYTES_PER_DIM[plan.refine] * self.dim
                 verify_refine_codes(refine, rows=plan.numbering.products, dim=self.dim, code_bytes=code_bytes)
-            sample = plan_sample(self.index, plan.spec, plan.numbering.products)
-            if self.index.queries_uri is None:
-                queries = read_queries(pieces, limit=sample.queries)
-            else:
-                queries = read_query_vectors(self.index.queries_uri, self.dim, limit=self.index.verify_queries)
-            depth = max(self.index.k, *RECALL_DEPTHS)
-            uris = [shard.uri for shard in shards]
-            likely = likely_neighbours(uris, queries, depth + TIES_KEPT)
-            truth = exact_neighbours(queries.vectors, queries.rows, plan.numbering.shards, depth, likely=likely)
-            refine_uris = [shard.uri for shard in refine]
-            measured = measure_search(
-                uris,
-                queries,
-                truth,
-                target_recall=self.index.target_recall,
-                refine_uris=refine_uris,
-                k=self.index.k,
-            )
-            factor_cost = probes_per_factor(plan.spec, plan.refine, plan.numbering.products, self.index.k)
-            chosen = choose_search(measured, self.index.target_recall, probes_per_factor=factor_cost)
-            serving = [
-                store_nprobe(shard, codec, chosen.nprobe, storage.join(self.folder, "serving", f"{place:05d}.faiss"))
-                for place, shard in enumerate(shards)
-            ]
+            uris, refine_uris = [shard.uri for shard in shards], [shard.uri for shard in refine]
+            measured = measure_index(self.index, plan.spec, plan.numbering.shards, pieces, uris, refine_uris)
+            queries, chosen = measured.queries, measured.chosen
             resident_bytes = measure_resident_bytes(
-                [shard.uri for shard in serving],
+                uris,
                 refine_uris,
                 plan.numbering.products_uri,
                 queries.vectors,
@@ -392,12 +349,12 @@ class BuildJob:
         return FinishedBuild(
             plan=plan,
             codec=codec,
-            serving_shards=tuple(serving),
+            serving_shards=tuple(shards),
             refine_shards=tuple(refine),
-            measured=measured,
+            measured=measured.table,
             chosen=chosen,
             queries=len(queries.rows),
             fit=fit,
-            codec_reason=self.record.reports("train")["all"]["codec"],
+            codec_reason=choice.reason,
             resident_bytes=resident_bytes,
         )

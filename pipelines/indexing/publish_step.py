@@ -22,6 +22,7 @@ from index_builder.manifest import (
     index_file_name,
     refine_file_name,
 )
+from index_builder.publish import StagedFile
 from index_builder.spec import IndexConfig
 from pipelines.config.job import GatesConfig
 from pipelines.indexing.build_steps import FinishedBuild
@@ -214,10 +215,13 @@ class PublishJob:
             previous_version=self.previous.version if self.previous is not None else "",
         )
 
-    def _staged(self, build: FinishedBuild) -> dict[str, str]:
+    def _staged(self, build: FinishedBuild) -> dict[str, str | StagedFile]:
         """Name in the version -> where the file lies now."""
         count = len(build.serving_shards)
-        files = {index_file_name(number, count): shard.uri for number, shard in enumerate(build.serving_shards)}
+        files: dict[str, str | StagedFile] = {
+            index_file_name(number, count): publish.with_nprobe(shard, build.chosen.nprobe)
+            for number, shard in enumerate(build.serving_shards)
+        }
         files |= {refine_file_name(number, count): shard.uri for number, shard in enumerate(build.refine_shards)}
         files[publish.PRODUCTS_FILE] = build.plan.numbering.products_uri
         files["rejected.parquet"] = build.plan.numbering.rejected_uri

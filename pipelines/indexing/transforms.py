@@ -59,7 +59,7 @@ class BuildIndex(beam.PTransform):
             | "SpreadSampling" >> beam.Reshuffle()
             | "SampleShard" >> beam.Map(lambda place, plan: job.sample(plan, place), AsSingleton(plan))
         )
-        codec = plan | "TrainCodec" >> beam.Map(lambda plan, pieces: job.train(plan, list(pieces)), AsIter(pieces))
+        choice = plan | "TrainCodec" >> beam.Map(lambda plan, pieces: job.train(plan, list(pieces)), AsIter(pieces))
         refined = (
             plan
             | "CutRefineTasks" >> beam.FlatMap(job.refine_tasks)
@@ -71,7 +71,7 @@ class BuildIndex(beam.PTransform):
             | "CutAddTasks" >> beam.FlatMap(job.add_tasks)
             | "SpreadAdding" >> beam.Reshuffle()
             | "AddToIndexShard"
-            >> beam.Map(lambda task, codec: (task.serving_shard, job.add(codec, task)), AsSingleton(codec))
+            >> beam.Map(lambda task, choice: (task.serving_shard, job.add(choice.codec, task)), AsSingleton(choice))
             | "IndexShardsOfServingShard" >> beam.GroupByKey()
             | "MergeIndexShards"
             >> beam.Map(lambda group, plan: job.merge(plan, group[0], list(group[1])), AsSingleton(plan))
@@ -81,11 +81,11 @@ class BuildIndex(beam.PTransform):
             | "GatherMerged" >> GatherAll()
             | "VerifyIndex"
             >> beam.Map(
-                lambda merged, plan, codec, pieces, refined: job.verify(
-                    plan, codec, list(pieces), merged, list(refined)
+                lambda merged, plan, choice, pieces, refined: job.verify(
+                    plan, choice, list(pieces), merged, list(refined)
                 ),
                 AsSingleton(plan),
-                AsSingleton(codec),
+                AsSingleton(choice),
                 AsIter(pieces),
                 AsIter(refined),
             )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import faiss
 import numpy as np
 import pyarrow as pa
 
@@ -25,9 +26,9 @@ from index_builder.manifest import (
     index_file_name,
     refine_file_name,
 )
-from index_builder.merge import convert_shard, merge_index_shards, store_nprobe
+from index_builder.merge import merge_index_shards
 from index_builder.planner import BYTES_PER_DIM, plan_adds, plan_index, plan_refinement, plan_sample, probes_per_factor
-from index_builder.publish import publish_version
+from index_builder.publish import StagedFile, publish_version, staged_bytes, with_nprobe
 from index_builder.refine import write_refine_codes
 from index_builder.sampling import QuerySet, read_queries, write_sample
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
@@ -55,6 +56,13 @@ def write_shard(uri: str, vectors: np.ndarray, ids: Sequence[str]) -> None:
         writer.write(pa.array(ids, pa.string()), vectors, fingerprints, np.full(rows, 3, dtype=np.uint8))
 
 
+def write_index(index: faiss.Index, uri: str) -> str:
+    """Writes an index file; its sha256."""
+    with storage.atomic_file(uri) as path:
+        faiss.write_index(index, path)
+    return storage.sha256_file(uri)
+
+
 def write_shards(root: str, vectors: np.ndarray, shard_rows: int) -> list[NumberedShard]:
     shards = []
     for start in range(0, len(vectors), shard_rows):
@@ -72,13 +80,17 @@ class Build:
     shards: list[NumberedShard]
     codec: CodecInfo
     merged: list[IndexShard]
-    serving: list[IndexShard]
     refine: RefineKind
     refined: list[IndexShard]
     queries: QuerySet
     truth: GroundTruth
     measured: tuple[SearchMeasurement, ...]
     choice: SearchChoice
+
+    @property
+    def staged(self) -> list[StagedFile]:
+        """The serving shards as they are published, with the chosen nprobe."""
+        return [with_nprobe(shard, self.choice.nprobe) for shard in self.merged]
 
     @property
     def rows(self) -> int:
@@ -94,7 +106,7 @@ def build_index(
     rows = sum(shard.kept_rows for shard in shards)
     spec = plan_index(config, rows, dim)
     sample = plan_sample(config, spec, rows)
-    pieces = [
+    samples = [
         write_sample(
             shard,
             storage.join(root, "sample", f"{number}.parquet"),
@@ -104,7 +116,7 @@ def build_index(
         for number, shard in enumerate(shards)
     ]
     codec = train_codec(
-        pieces[::turn], spec, storage.join(root, "codec"), seed=config.seed, training_rows=sample.training_rows
+        samples[::turn], spec, storage.join(root, "codec"), seed=config.seed, training_rows=sample.training_rows
     )
     merged = []
     for number, tasks in enumerate(plan_adds(config, spec, shards)):
@@ -112,18 +124,18 @@ def build_index(
             add_shards(codec, task[::turn], storage.join(root, "parts", f"{number}-{place}.faiss"))
             for place, task in enumerate(tasks)
         ]
-        whole = merge_index_shards(parts[::turn], storage.join(root, "merged", f"{number}.faiss"))
-        merged.append(convert_shard(whole, spec, storage.join(root, "fast_scan", f"{number}.faiss")))
+        uri = storage.join(root, "merged", f"{number}.faiss")
+        merged.append(merge_index_shards(parts[::turn], uri, fast_scan=spec.fast_scan != "none"))
     refine = plan_refinement(config, spec)
     refined = []
     if refine != "none":
         for number, tasks in enumerate(plan_adds(config, spec, shards)):
             inputs = [shard for task in tasks for shard in task]
             uri = storage.join(root, "refine", f"{number}.faiss")
-            refined.append(write_refine_codes(inputs[::turn], pieces[::turn], refine, dim, uri))
+            refined.append(write_refine_codes(inputs[::turn], samples[::turn], refine, dim, uri))
         verify_refine_codes(refined, rows=rows, dim=dim, code_bytes=BYTES_PER_DIM[refine] * dim)
     verify_index(merged, rows=rows, dim=dim, codec_fingerprint=codec.fingerprint)
-    queries = read_queries(pieces[::turn], limit=sample.queries)
+    queries = read_queries(samples[::turn], limit=sample.queries)
     truth = exact_neighbours(queries.vectors, queries.rows, shards[::turn], config.k)
     measured = measure_search(
         [shard.uri for shard in merged],
@@ -135,17 +147,12 @@ def build_index(
     choice = choose_search(
         measured, config.target_recall, probes_per_factor=probes_per_factor(spec, refine, rows, config.k)
     )
-    serving = [
-        store_nprobe(shard, codec, choice.nprobe, storage.join(root, "serving", f"{number}.faiss"))
-        for number, shard in enumerate(merged)
-    ]
     return Build(
         config=config,
         spec=spec,
         shards=shards,
         codec=codec,
         merged=merged,
-        serving=serving,
         refine=refine,
         refined=refined,
         measured=measured,
@@ -155,7 +162,7 @@ def build_index(
     )
 
 
-def stage(root: str, build: Build) -> tuple[dict[str, str], Manifest]:
+def stage(root: str, build: Build) -> tuple[dict[str, str | StagedFile], Manifest]:
     """The files and the manifest of a version, ready to publish."""
     products = storage.join(root, "products.arrow")
     ids = pa.array([f"sku-{row}" for row in range(build.rows)])
@@ -174,7 +181,8 @@ def stage(root: str, build: Build) -> tuple[dict[str, str], Manifest]:
         writer.write_table(table, max_chunksize=500)
     encoder = storage.join(root, "query_encoder", "encoder.json")
     storage.write_json_atomic(encoder, {"model": "none"})
-    staged = {index_file_name(number, len(build.serving)): shard.uri for number, shard in enumerate(build.serving)} | {
+    staged: dict[str, str | StagedFile] = {
+        **{index_file_name(n, len(build.merged)): file for n, file in enumerate(build.staged)},
         **{refine_file_name(number, len(build.refined)): shard.uri for number, shard in enumerate(build.refined)},
         "products.arrow": products,
         "query_encoder/encoder.json": encoder,
@@ -186,7 +194,7 @@ def stage(root: str, build: Build) -> tuple[dict[str, str], Manifest]:
         index=IndexSummary(
             spec=build.spec,
             factory=build.spec.factory,
-            serving_shards=len(build.serving),
+            serving_shards=len(build.merged),
             search=SearchSettings(nprobe=build.choice.nprobe, refine_factor=build.choice.refine_factor),
             refine=build.refine,
         ),
@@ -194,6 +202,13 @@ def stage(root: str, build: Build) -> tuple[dict[str, str], Manifest]:
         embedding_shards=tuple(shard.uri.rsplit("/", 1)[-1] for shard in build.shards),
     )
     return staged, manifest
+
+
+def write_staged(staged: Mapping[str, str | StagedFile], folder: str) -> None:
+    """Writes the files of a version into a folder, as they would be published."""
+    for name, file in staged.items():
+        source = StagedFile(uri=file) if isinstance(file, str) else file
+        storage.write_bytes_atomic(storage.join(folder, name), b"".join(staged_bytes(source)))
 
 
 def published(root: str, rows: int = 300, dim: int = 16, *, seed: int = 0, **config: object) -> str:

@@ -8,26 +8,27 @@ import pytest
 
 from index_builder import drift, storage
 from index_builder.add import add_shards
-from index_builder.codec import open_codec, train_codec
+from index_builder.codec import copy_codec, open_codec, train_codec
 from index_builder.drift import (
+    CodecChoice,
     CodecFit,
     ReusableCodec,
-    adopt_codec,
+    choose_codec,
     estimate_fit,
     find_reusable,
     list_imbalance,
     measure_fit,
     save_fit,
 )
-from index_builder.sampling import SamplePiece, write_sample
-from index_builder.spec import IndexSpec
+from index_builder.sampling import ShardSample, write_sample
+from index_builder.spec import IndexConfig, IndexSpec
 from tests.index_builder.builds import clustered, write_shards
 
 SPEC = IndexSpec.parse("OPQ8_16,IVF16,PQ8", 24)
 ASKED = {"factory": "x", "seed": 0}
 
 
-def sample(folder: Path, vectors: np.ndarray) -> list[SamplePiece]:
+def sample(folder: Path, vectors: np.ndarray) -> list[ShardSample]:
     shards = write_shards(str(folder), vectors, 1000)
     return [
         write_sample(shard, str(folder / f"{number}.parquet"), training_share=0.6, query_share=0.1)
@@ -37,10 +38,10 @@ def sample(folder: Path, vectors: np.ndarray) -> list[SamplePiece]:
 
 @pytest.fixture
 def reusable(tmp_path: Path) -> ReusableCodec:
-    pieces = sample(tmp_path / "first", clustered(4000, 24))
-    codec = train_codec(pieces, SPEC, str(tmp_path / "codec"), seed=0)
+    samples = sample(tmp_path / "first", clustered(4000, 24))
+    codec = train_codec(samples, SPEC, str(tmp_path / "codec"), seed=0)
     shards = write_shards(str(tmp_path / "first"), clustered(4000, 24), 1000)
-    fit = measure_fit(codec, [add_shards(codec, shards, str(tmp_path / "index")).uri], pieces, 0.9)
+    fit = measure_fit(codec, [add_shards(codec, shards, str(tmp_path / "index")).uri], samples, 0.9)
     save_fit(codec, ASKED, fit, fit)
     found = find_reusable(codec.uri, ASKED)
     assert found is not None
@@ -91,17 +92,37 @@ def test_each_limit_has_its_words(reusable: ReusableCodec, today: dict, latest: 
     assert bool(found) == bool(words)
 
 
+def test_the_choice_of_a_codec_says_why(tmp_path: Path, reusable: ReusableCodec) -> None:
+    samples = sample(tmp_path / "same", clustered(4000, 24))
+    config = IndexConfig(uri="x", factory=SPEC.factory)
+
+    def choose(name: str, config: IndexConfig, codec: ReusableCodec | None) -> CodecChoice:
+        return choose_codec(samples, SPEC, str(tmp_path / name), config=config, products=4000, reusable=codec)
+
+    kept = choose("kept", config, reusable)
+    assert (kept.kept, kept.reason) == (True, "kept from the last run: it fits today's products")
+    assert kept.codec == replace(reusable.codec, uri=str(tmp_path / "kept"))
+    first = choose("first", config, None)
+    assert (first.kept, first.reason) == (False, "trained: there is no earlier one for this config")
+    assert choose("first", config, None) == first
+    never = choose("never", replace(config, reuse_codec=False), None)
+    assert never.reason == "trained: index.reuse_codec is false"
+    fallen = choose("fallen", config, replace(reusable, latest=replace(reusable.latest, recall=0.5)))
+    assert fallen.reason == "trained: recall fell from 0.9000 to 0.5000 in the last run"
+    assert fallen.codec.fingerprint == first.codec.fingerprint
+
+
 def test_an_adopted_codec_is_the_same_one(tmp_path: Path, reusable: ReusableCodec) -> None:
-    codec = adopt_codec(reusable, str(tmp_path / "other"))
+    codec = copy_codec(reusable.codec, str(tmp_path / "other"))
     assert codec.fingerprint == reusable.codec.fingerprint
     assert open_codec(codec).is_trained
-    assert adopt_codec(reusable, reusable.codec.uri) == reusable.codec
+    assert copy_codec(reusable.codec, reusable.codec.uri) == reusable.codec
 
 
 def test_a_codec_of_another_config_or_without_a_fit_is_not_reused(tmp_path: Path, reusable: ReusableCodec) -> None:
     assert find_reusable(reusable.codec.uri, ASKED | {"seed": 1}) is None
     assert find_reusable(str(tmp_path / "nowhere"), ASKED) is None
-    adopt_codec(reusable, str(tmp_path / "copied"))
+    copy_codec(reusable.codec, str(tmp_path / "copied"))
     assert find_reusable(str(tmp_path / "copied"), ASKED) is None
 
 
@@ -112,8 +133,8 @@ def test_imbalance_is_one_when_even_and_the_lists_when_all_in_one() -> None:
 
 
 def test_vectors_kept_as_they_are_have_no_error(tmp_path: Path) -> None:
-    pieces = sample(tmp_path, clustered(2000, 24))
-    codec = train_codec(pieces, IndexSpec.parse("IVF8,Flat", 24), storage.join(str(tmp_path), "codec"), seed=0)
-    fit = estimate_fit(codec, pieces, 2000)
+    samples = sample(tmp_path, clustered(2000, 24))
+    codec = train_codec(samples, IndexSpec.parse("IVF8,Flat", 24), storage.join(str(tmp_path), "codec"), seed=0)
+    fit = estimate_fit(codec, samples, 2000)
     assert isinstance(fit, CodecFit)
     assert fit.quantization_error < 1e-9

@@ -16,12 +16,11 @@ import pytest
 from index_builder import storage
 from index_builder.add import add_shards
 from index_builder.codec import build_codec
-from index_builder.faiss_files import write_index
 from index_builder.publish import publish_version
 from index_builder.reader import IndexReader
 from index_builder.spec import IndexConfig
 from index_builder.tuning import measure_search
-from tests.index_builder.builds import build_index, clustered, stage, write_shards
+from tests.index_builder.builds import build_index, clustered, stage, write_index, write_shards
 
 
 @pytest.mark.parametrize("factory", ["OPQ8_32,IVF64_HNSW8,PQ8", "PCAR16,IVF20,SQ8"])
@@ -73,7 +72,7 @@ def test_the_demos_index_reaches_a_sound_recall(tmp_path: Path, capfd: pytest.Ca
     config = IndexConfig(uri="x", factory="PCAR64,IVF64,PQ32x8", serving_shards=2)
     build = build_index(str(tmp_path), write_shards(str(tmp_path), clustered(3000, 128), 512), config, 128)
     assert build.spec.factory == config.factory
-    assert len(build.serving) == 2
+    assert len(build.merged) == 2
     assert len(build.queries.rows) > 200
     assert build.choice.recall > 0.75
     assert capfd.readouterr() == ("", "")

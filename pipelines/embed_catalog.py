@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from pipelines.config.command_line import load_job_config
 from pipelines.config.commands import run_command, show_log_lines
-from pipelines.indexing.job import run_and_report
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,13 +18,15 @@ def main(argv: Sequence[str]) -> int:
     command = load_job_config(argv)
     show_log_lines()
     # These import Beam: after the log is set up.
-    from pipelines.indexing.forecast import forecast_night, print_forecast
-    from pipelines.indexing.job import run_nightly
+    from pipelines.indexing.catalog_source import CatalogSource
+    from pipelines.indexing.forecast import forecast_run, print_forecast
+    from pipelines.indexing.job import run_and_report
 
+    source = CatalogSource(command.config, full=command.full)
     if command.plan:
-        print_forecast(forecast_night(command.config, full=command.full))
+        print_forecast(forecast_run(source))
         return 0
-    return run_and_report(lambda: run_nightly(command.config, command.pipeline_options, full=command.full))
+    return run_and_report(source, command.pipeline_options)
 
 
 if __name__ == "__main__":

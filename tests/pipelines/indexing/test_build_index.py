@@ -17,8 +17,9 @@ from pipelines import build_index, search, versions
 from pipelines.catalog.dead_letters import read_dead_letters
 from pipelines.config.command_line import load_index_job_config
 from pipelines.config.commands import run_command
-from pipelines.indexing.job import run_index_build
-from pipelines.indexing.publish_step import Outcome
+from pipelines.indexing import job
+from pipelines.indexing.import_vectors import VectorSource
+from pipelines.indexing.publish_step import RunResult
 from pipelines.indexing.run_record import RunRecord
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.indexing.job import index_files, product, run_job, write_catalog
@@ -39,10 +40,10 @@ def fixed_lists(vectors: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
 
 
-def build(folder: Path, *overrides: str) -> tuple[Outcome, RunRecord]:
+def build(folder: Path, *overrides: str) -> tuple[RunResult, RunRecord]:
     arguments = ["--work.uri", str(folder / "work"), "--index.uri", str(folder / "index"), *SETTINGS, *overrides]
     command = load_index_job_config(arguments)
-    return run_index_build(command.config, command.pipeline_options)
+    return job.run_job(VectorSource(command.config), command.pipeline_options)
 
 
 def command_line(folder: Path, *overrides: str) -> int:
@@ -90,7 +91,7 @@ def test_every_kind_of_parquet_column_gives_the_same_index(tmp_path, make):
     assert index_files(outcome) == index_files(reference_build(tmp_path / "reference", vectors, ids))
 
 
-def reference_build(folder: Path, vectors: np.ndarray, ids: list[str]) -> Outcome:
+def reference_build(folder: Path, vectors: np.ndarray, ids: list[str]) -> RunResult:
     write_parquet(folder / "vectors" / "a.parquet", fixed_lists(vectors[:900]), ids[:900])
     write_parquet(folder / "vectors" / "b.parquet", fixed_lists(vectors[900:]), ids[900:])
     return build(folder, "--embeddings.uri", str(folder / "vectors"), "--embeddings.shard_rows", "400")[0]

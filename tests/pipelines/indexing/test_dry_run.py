@@ -6,14 +6,15 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.config.command_line import load_job_config
-from pipelines.indexing.forecast import Forecast, forecast_night, print_forecast
+from pipelines.indexing.catalog_source import CatalogSource
+from pipelines.indexing.forecast import Forecast, forecast_run, print_forecast
 from tests.pipelines.indexing.job import arguments, product, run_job, write_catalog
 
 
 def forecast(folder: Path, *overrides: str) -> Forecast:
     command = load_job_config(arguments(folder, *overrides, "--plan"))
     assert command.plan
-    return forecast_night(command.config, full=command.full)
+    return forecast_run(CatalogSource(command.config, full=command.full))
 
 
 def test_the_forecast_is_what_the_night_then_does(tmp_path):

@@ -24,9 +24,11 @@ import numpy as np
 from index_builder import storage
 from index_builder.add import BlockEncoder
 from index_builder.blocks import map_blocks, row_blocks
-from index_builder.codec import CodecInfo, load_codec, open_codec
+from index_builder.codec import CodecInfo, load_codec, open_codec, train_codec
 from index_builder.faiss_files import ivf_of, opened_indexes
+from index_builder.planner import plan_sample
 from index_builder.sampling import SamplePiece, read_queries, read_training
+from index_builder.spec import IndexConfig, IndexSpec
 
 MOST_GROWTH = 2.0
 MOST_ERROR = 1.05
@@ -61,6 +63,60 @@ class ReusableCodec:
     codec: CodecInfo
     trained: CodecFit
     latest: CodecFit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecChoice:
+    """The codec of a build, and why it is that one.
+
+    Attributes:
+        codec: in the build's folder.
+        kept: whether it is that of the last build.
+        reason: why it was kept or trained, in words, for the manifest.
+    """
+
+    codec: CodecInfo
+    kept: bool
+    reason: str
+
+
+def choose_codec(
+    pieces: Sequence[SamplePiece],
+    spec: IndexSpec,
+    out_uri: str,
+    *,
+    config: IndexConfig,
+    products: int,
+    reusable: ReusableCodec | None,
+) -> CodecChoice:
+    """The codec of the last build while it fits, else one trained on the sample.
+
+    Args:
+        pieces: the catalog's sample.
+        spec: the index to train.
+        out_uri: folder of the codec.
+        config: the `index:` section.
+        products: of the catalog.
+        reusable: the codec of the last build, where this one may keep it.
+
+    Raises:
+        TrainingError: as `train_codec`.
+    """
+    why = "there is no earlier one for this config" if config.reuse_codec else "index.reuse_codec is false"
+    if reusable is not None:
+        why = why_not(reusable, estimate_fit(reusable.codec, pieces, products))
+        if not why:
+            reason = "kept from the last run: it fits today's products"
+            return CodecChoice(codec=adopt_codec(reusable, out_uri), kept=True, reason=reason)
+    codec = train_codec(
+        pieces,
+        spec,
+        out_uri,
+        seed=config.seed,
+        training_rows=plan_sample(config, spec, products).training_rows,
+        device=config.device,
+    )
+    return CodecChoice(codec=codec, kept=False, reason=f"trained: {why}")
 
 
 def measure_fit(codec: CodecInfo, index_uris: Sequence[str], pieces: Sequence[SamplePiece], recall: float) -> CodecFit:

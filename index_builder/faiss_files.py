@@ -59,9 +59,7 @@ def write_merged(part_paths: Sequence[str], path: str) -> str:
     """
     parts = [ivf_of(read_index(part)) for part in part_paths]
     lists, code_size = parts[0].nlist, parts[0].code_size
-    sizes = np.zeros(lists, dtype="<u8")
-    for part in parts:
-        sizes += np.array([part.invlists.list_size(number) for number in range(lists)], dtype="<u8")
+    sizes = _list_sizes(parts).sum(axis=0)
     digest = hashlib.sha256()
     with open(path, "wb") as file:
 
@@ -69,7 +67,7 @@ def write_merged(part_paths: Sequence[str], path: str) -> str:
             file.write(data)
             digest.update(data)
 
-        write(_empty_file(read_index(part_paths[0]), rows=int(sizes.sum())))
+        write(_header(emptied(part_paths[0], rows=int(sizes.sum()))))
         write(_LISTS_TAG + struct.pack("<QQ", lists, code_size) + _packed_sizes(sizes))
         for number in np.flatnonzero(sizes).tolist():
             filled = [(part.invlists, rows) for part in parts if (rows := part.invlists.list_size(number))]
@@ -80,19 +78,66 @@ def write_merged(part_paths: Sequence[str], path: str) -> str:
     return digest.hexdigest()
 
 
-_LISTS_TAG = b"ilar"
+def read_merged(part_paths: Sequence[str]) -> faiss.Index:
+    """The index that `write_merged` writes, in memory instead."""
+    parts = [ivf_of(read_index(part)) for part in part_paths]
+    sizes = _list_sizes(parts)
+    index = emptied(part_paths[0], rows=int(sizes.sum()))
+    merged = ivf_of(index).invlists
+    for number in np.flatnonzero(sizes.sum(axis=0)).tolist():
+        merged.resize(number, int(sizes[:, number].sum()))
+        start = 0
+        for part, rows in zip(parts, sizes[:, number].tolist(), strict=True):
+            if rows:
+                merged.update_entries(
+                    number, start, rows, part.invlists.get_ids(number), part.invlists.get_codes(number)
+                )
+            start += rows
+    return index
 
 
-def _empty_file(index: faiss.Index, *, rows: int) -> bytes:
-    """What stands before the inverted lists in the file of an index with the codec of `index` and `rows` vectors.
+def nprobe_offset(index: faiss.Index) -> int:
+    """The byte at which the file of an index holds `nprobe`.
 
-    `index` loses its lists.
+    Args:
+        index: without vectors: it is written twice, with two numbers.
+
+    Raises:
+        VerificationError: there is no such byte; the layout is that of another FAISS.
     """
+    # Two numbers that differ in their lowest byte only.
+    ivf = ivf_of(index)
+    ivf.nprobe = 1
+    ones = faiss.serialize_index(index)
+    ivf.nprobe = 2
+    differing = np.flatnonzero(ones != faiss.serialize_index(index))
+    if len(differing) != 1:
+        raise VerificationError(f"expected one byte for nprobe in an index file, found {len(differing)}")
+    return int(differing[0])
+
+
+def emptied(path: str, *, rows: int = 0) -> faiss.Index:
+    """The index in a file, without its inverted lists, but as if it had `rows` vectors."""
+    index = read_index(path)
     ivf = ivf_of(index)
     none = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
     none.this.disown()  # from here on it is the index that frees them
     ivf.replace_invlists(none, True)
     index.ntotal = ivf.ntotal = rows
+    return index
+
+
+_LISTS_TAG = b"ilar"
+
+
+def _list_sizes(parts: Sequence[faiss.IndexIVF]) -> np.ndarray:
+    """Rows of each list of each part: uint64 [parts, L]."""
+    return np.array([[part.invlists.list_size(number) for number in range(part.nlist)] for part in parts], dtype="<u8")
+
+
+def _header(index: faiss.Index) -> bytes:
+    """What stands before the inverted lists in the file of an index; the one given has none."""
+    ivf = ivf_of(index)
     data = faiss.serialize_index(index).tobytes()
     tail = _LISTS_TAG + struct.pack("<QQ", ivf.nlist, ivf.code_size) + _packed_sizes(np.zeros(ivf.nlist, dtype="<u8"))
     if not data.endswith(tail):

@@ -22,6 +22,8 @@ class IndexShard:
         first_row: global row of the first; the others follow without a gap.
         codec_fingerprint: of the codec that made it.
         sha256: of the file, 64 hex digits.
+        nprobe_offset: byte at which a merged file holds `nprobe`, a little-endian int64; None for parts. What is chosen
+            by measuring is written there while the file is copied to be published.
     """
 
     uri: str
@@ -29,6 +31,7 @@ class IndexShard:
     first_row: int
     codec_fingerprint: str
     sha256: str
+    nprobe_offset: int | None = None
 
     @property
     def stop_row(self) -> int:

@@ -1,11 +1,13 @@
-"""Merges index shards into one serving shard.
+"""Merges index shards into one serving shard, laid out as it is served.
 
 FAISS would merge shards with different codecs without a word and spoil the index, and could take the same ids twice:
 both are checked first. Parts are taken in the order of their rows, so the result does not depend on the order in which
 they arrive or on how the rows were cut into parts.
 
-The file is written list by list from the memory-mapped parts, as FAISS itself would lay it out: memory is the codec and
-one inverted list, whatever the size of the index.
+The file is written once, list by list from the memory-mapped parts, as FAISS itself would lay it out: memory is the
+codec and one inverted list, whatever the size of the index. FastScan, PQ codes of 4 bits in the order in which SIMD
+registers read them (André, Kermarrec, Le Scouarnec, 2015), is the exception: FAISS cannot add to, merge or map such
+lists, so the shard is merged in memory and held there twice while it is laid out (a server holds it once).
 """
 
 from __future__ import annotations
@@ -14,62 +16,26 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import pairwise
 
 import faiss
-import numpy as np
 
 from index_builder import storage
-from index_builder.codec import CodecInfo, open_codec
 from index_builder.errors import CodecMismatchError, VerificationError
-from index_builder.faiss_files import ivf_of, opened_indexes, read_index, write_index, write_merged
+from index_builder.faiss_files import emptied, ivf_of, nprobe_offset, read_index, read_merged, write_merged
 from index_builder.index_shards import IndexShard, find_finished, write_description
-from index_builder.spec import IndexSpec
-
-# ---- index_builder/fast_scan.py ----
-# FastScan: PQ codes of 4 bits in the order in which SIMD registers read them (André, Kermarrec, Le Scouarnec, 2015).
-#
-# FAISS cannot add to, merge or map such lists from disk as it does with plain ones. So a shard is built with plain lists,
-# and turned into the SIMD layout when it is whole. That holds the shard in memory twice, and so does a server, once.
 
 
-def as_served(index: faiss.Index, spec: IndexSpec) -> faiss.Index:
-    """The index in the layout that is served: with `fast_scan` a copy of it, else the index itself."""
-    if spec.fast_scan == "none":
-        return index
-    plain = faiss.downcast_index(ivf_of(index))
-    packed = faiss.IndexIVFPQFastScan(plain)
-    packed.referenced_objects = [index]  # the coarse quantizer stays that of the plain index
-    if not isinstance(index, faiss.IndexPreTransform):
-        return packed
-    return faiss.IndexPreTransform(faiss.downcast_VectorTransform(index.chain.at(0)), packed)
-
-
-def convert_shard(shard: IndexShard, spec: IndexSpec, out_uri: str) -> IndexShard:
-    """Writes a merged shard in the layout that is served; gives the shard itself back where that is the one it has.
-
-    Args:
-        shard: a merged shard with plain lists.
-        spec: says which layout.
-        out_uri: the index file; its description is written beside it.
-    """
-    if spec.fast_scan == "none":
-        return shard
-    inputs = f"{shard.sha256} {spec.fast_scan}"
-    if finished := find_finished(out_uri, inputs):
-        return finished
-    with storage.localized(shard.uri) as path:
-        sha256 = write_index(as_served(read_index(path, memory_mapped=False), spec), out_uri)
-    return write_description(replace(shard, uri=out_uri, sha256=sha256), inputs)
-
-
-def merge_index_shards(parts: Sequence[IndexShard], out_uri: str) -> IndexShard:
+def merge_index_shards(parts: Sequence[IndexShard], out_uri: str, *, fast_scan: bool = False) -> IndexShard:
     """Merges parts into the index file `out_uri`; does nothing if it stands already.
 
     Args:
         parts: index shards of one codec whose rows follow each other; at least one.
         out_uri: the index file; its description is written beside it.
+        fast_scan: whether the lists are laid out for SIMD.
+
+    Returns:
+        The file, with the place of its `nprobe`.
 
     Raises:
         CodecMismatchError: the parts have different codecs, share rows, leave a gap, or there are none.
@@ -77,7 +43,8 @@ def merge_index_shards(parts: Sequence[IndexShard], out_uri: str) -> IndexShard:
     """
     parts = sorted(parts, key=lambda part: (part.first_row, part.rows))
     _check_mergeable(parts, out_uri)
-    inputs = hashlib.sha256(json.dumps([part.sha256 for part in parts]).encode()).hexdigest()
+    described = ["nprobe_offset", fast_scan, *(part.sha256 for part in parts)]
+    inputs = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     if finished := find_finished(out_uri, inputs):
         return finished
     rows = sum(part.rows for part in parts)
@@ -90,7 +57,13 @@ def merge_index_shards(parts: Sequence[IndexShard], out_uri: str) -> IndexShard:
                     f"{part.uri}: expected {part.rows} rows, found {found}; remove it to add it again"
                 )
         merged = stack.enter_context(storage.atomic_file(out_uri))
-        sha256 = write_merged(paths, merged)
+        if fast_scan:
+            faiss.write_index(_packed(read_merged(paths)), merged)
+            sha256 = storage.sha256_file(merged)
+            offset = nprobe_offset(_packed(emptied(paths[0])))
+        else:
+            sha256 = write_merged(paths, merged)
+            offset = nprobe_offset(emptied(paths[0]))
         written = read_index(merged)
         if (written.ntotal, ivf_of(written).ntotal) != (rows, rows):
             raise VerificationError(f"{out_uri}: expected {rows} rows after merging, found {written.ntotal}")
@@ -100,8 +73,18 @@ def merge_index_shards(parts: Sequence[IndexShard], out_uri: str) -> IndexShard:
         first_row=parts[0].first_row,
         codec_fingerprint=parts[0].codec_fingerprint,
         sha256=sha256,
+        nprobe_offset=offset,
     )
     return write_description(shard, inputs)
+
+
+def _packed(index: faiss.Index) -> faiss.Index:
+    """A copy of a PQ index with its lists laid out for SIMD."""
+    packed = faiss.IndexIVFPQFastScan(faiss.downcast_index(ivf_of(index)))
+    packed.referenced_objects = [index]  # the coarse quantizer stays that of the plain index
+    if not isinstance(index, faiss.IndexPreTransform):
+        return packed
+    return faiss.IndexPreTransform(faiss.downcast_VectorTransform(index.chain.at(0)), packed)
 
 
 def _check_mergeable(parts: Sequence[IndexShard], out_uri: str) -> None:
@@ -121,53 +104,3 @@ def _check_mergeable(parts: Sequence[IndexShard], out_uri: str) -> None:
                 f"cannot merge: {before.uri} ends before row {before.stop_row} and {after.uri} starts at row "
                 f"{after.first_row}, they {fault}; the parts are not of one numbering"
             )
-
-
-# ---- index_builder/stored_nprobe.py ----
-# Sets `nprobe` in the serving shards, where plain FAISS finds it.
-
-
-def store_nprobe(shard: IndexShard, codec: CodecInfo, nprobe: int, out_uri: str) -> IndexShard:
-    """Copies a serving shard with `nprobe` set in it, so that plain `faiss.read_index` searches as it was measured.
-
-    FAISS keeps the number in the file's header. Its place is found by writing the empty codec twice, with two
-    numbers: the lists need not be read into memory.
-
-    Args:
-        shard: a merged index file.
-        codec: the codec it was made with.
-        nprobe: the number to set.
-        out_uri: the index file to write.
-
-    Raises:
-        VerificationError: the header is not laid out as expected; the FAISS that wrote the shard is another one.
-    """
-    inputs = f"{shard.sha256} nprobe {nprobe}"
-    if finished := find_finished(out_uri, inputs):
-        return finished
-    place = _nprobe_place(as_served(open_codec(codec), codec.spec))
-    with storage.atomic_file(out_uri) as path:
-        storage.copy_file(shard.uri, path, expected_sha256=shard.sha256)
-        with open(path, "r+b") as file:
-            file.seek(place)
-            file.write(np.int64(nprobe).astype("<i8").tobytes())
-        with opened_indexes([path]) as (index,):
-            if (ivf_of(index).nprobe, index.ntotal) != (nprobe, shard.rows):
-                raise VerificationError(
-                    f"{shard.uri}: expected nprobe {nprobe} and {shard.rows} rows after setting it, found "
-                    f"{ivf_of(index).nprobe} and {index.ntotal}; it was written by another FAISS, build it again"
-                )
-        sha256 = storage.sha256_file(path)
-    return write_description(replace(shard, uri=out_uri, sha256=sha256), inputs)
-
-
-def _nprobe_place(index: faiss.Index) -> int:
-    """The offset of `nprobe` in the file of an index."""
-    # Two numbers that differ in their lowest byte only.
-    ivf_of(index).nprobe = 1
-    ones = faiss.serialize_index(index)
-    ivf_of(index).nprobe = 2
-    places = np.flatnonzero(ones != faiss.serialize_index(index))
-    if len(places) != 1:
-        raise VerificationError(f"expected one place for nprobe in an index file, found {len(places)}")
-    return int(places[0])

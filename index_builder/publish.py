@@ -13,12 +13,14 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from index_builder import storage
 from index_builder.errors import StorageError, VersionNotFoundError
+from index_builder.index_shards import IndexShard
 from index_builder.manifest import FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
 from index_builder.spec import IndexSpec
 
@@ -33,9 +35,35 @@ _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StagedFile:
+    """A file to publish, with some of its bytes replaced on the way.
+
+    Attributes:
+        uri: where it lies; it stays as it is.
+        offset: the first byte that is replaced.
+        data: what is written there.
+    """
+
+    uri: str
+    offset: int = 0
+    data: bytes = b""
+
+
+Staged = str | Mapping[str, str | StagedFile]
+"""A folder with a version's files, or name -> file: a URI, or a `StagedFile`."""
+
+
+def with_nprobe(shard: IndexShard, nprobe: int) -> StagedFile:
+    """A merged index file, to be published with `nprobe` in it: plain `faiss.read_index` searches as was measured."""
+    if shard.nprobe_offset is None:
+        raise StorageError(f"{shard.uri}: expected a merged index file, found a part of one; merge it first")
+    return StagedFile(uri=shard.uri, offset=shard.nprobe_offset, data=struct.pack("<q", nprobe))
+
+
 def publish_version(
     index_uri: str,
-    staged: str | Mapping[str, str],
+    staged: Staged,
     manifest: Manifest,
     *,
     make_current: bool = True,
@@ -45,9 +73,8 @@ def publish_version(
 
     Args:
         index_uri: the index address.
-        staged: a folder with the version's files, or name -> URI of each: index files, `products.arrow`,
-            `query_encoder/...`, and whatever else belongs to the version. Files are copied and their bytes checked on
-            the way.
+        staged: index files (see `with_nprobe`), `products.arrow`, `query_encoder/...`, and whatever else belongs to
+            the version. Files are copied and their bytes checked on the way.
         manifest: all but `version`, `created_utc`, `content_fingerprint`, `loaded_bytes` and `files`, which are set
             here.
         make_current: False keeps the version without publishing it (a gate failed).
@@ -73,19 +100,36 @@ def publish_version(
         files=files,
     )
     for entry in files:
-        storage.copy_file(sources[entry.path], storage.join(folder, entry.path), expected_sha256=entry.sha256)
+        _copy(sources[entry.path], storage.join(folder, entry.path), entry.sha256)
     storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_json().encode())
     if make_current:
         set_current(index_uri, version)
     return version
 
 
-def describe_files(staged: str | Mapping[str, str]) -> tuple[FileEntry, ...]:
-    """Size and sha256 of every staged file, sorted by name."""
-    return tuple(
-        FileEntry(path=name, bytes=storage.size(uri), sha256=storage.sha256_file(uri))
-        for name, uri in sorted(_sources(staged).items())
-    )
+def describe_files(staged: Staged) -> tuple[FileEntry, ...]:
+    """Size and sha256 of every staged file as it will be published, sorted by name."""
+    entries = []
+    for name, source in sorted(_sources(staged).items()):
+        digest, size = hashlib.sha256(), 0
+        for chunk in staged_bytes(source):
+            digest.update(chunk)
+            size += len(chunk)
+        entries.append(FileEntry(path=name, bytes=size, sha256=digest.hexdigest()))
+    return tuple(entries)
+
+
+def staged_bytes(source: StagedFile) -> Iterator[bytes]:
+    """A staged file as it will be published, in chunks."""
+    start = 0
+    with storage.open_read(source.uri) as reader:
+        while chunk := reader.read(storage.COPY_CHUNK_BYTES):
+            first, last = max(start, source.offset), min(start + len(chunk), source.offset + len(source.data))
+            if first < last:
+                data = source.data[first - source.offset : last - source.offset]
+                chunk = chunk[: first - start] + data + chunk[last - start :]
+            yield chunk
+            start += len(chunk)
 
 
 def is_searched(path: str) -> bool:
@@ -267,10 +311,25 @@ def _folders(index_uri: str) -> list[str]:
     ]
 
 
-def _sources(staged: str | Mapping[str, str]) -> Mapping[str, str]:
+def _sources(staged: Staged) -> dict[str, StagedFile]:
     if isinstance(staged, str):
-        return {name: storage.join(staged, name) for name in storage.list_names(staged)}
-    return staged
+        staged = {name: storage.join(staged, name) for name in storage.list_names(staged)}
+    return {name: StagedFile(uri=file) if isinstance(file, str) else file for name, file in staged.items()}
+
+
+def _copy(source: StagedFile, target: str, sha256: str) -> None:
+    """Copies a staged file; StorageError, and nothing at the target, where it is not the one described."""
+    digest = hashlib.sha256()
+    with storage.atomic_file(target) as path:
+        with open(path, "wb") as writer:
+            for chunk in staged_bytes(source):
+                digest.update(chunk)
+                writer.write(chunk)
+        if digest.hexdigest() != sha256:
+            raise StorageError(
+                f"{source.uri}: expected sha256 {sha256}, found {digest.hexdigest()}; "
+                "the file was changed or is damaged"
+            )
 
 
 def _free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[datetime, str]:

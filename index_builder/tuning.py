@@ -2,7 +2,7 @@
 
 With refine files also `refine_factor`, the candidates re-ranked for each neighbour: more of either finds more, and the
 cheapest pair that reaches the target is taken. What is cheaper is reckoned, not timed: the choice becomes part of the
-index file (stored_nprobe.py), which must come out the same on a busy machine.
+published index file, which must come out the same on a busy machine.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from index_builder.exact_search import GroundTruth
+from index_builder.embedding_shards import NumberedShard
+from index_builder.exact_search import TIES_KEPT, GroundTruth, exact_neighbours
 from index_builder.faiss_files import faiss_threads, opened_indexes
-from index_builder.sampling import QuerySet
+from index_builder.planner import plan_refinement, plan_sample, probes_per_factor
+from index_builder.sampling import QuerySet, SamplePiece, read_queries, read_query_vectors
 from index_builder.shard_search import RefineCodes, ShardSearch, opened_refine_codes, search_refined
+from index_builder.spec import IndexConfig, IndexSpec
 
 TIMED_QUERIES = 100
 REFINE_FACTORS = (2, 4, 8, 16)
@@ -65,6 +68,60 @@ class SearchChoice:
     latency_ms: float
     reached: bool
     refine_factor: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexMeasurement:
+    """What an index was measured to give.
+
+    Attributes:
+        queries: what it was asked.
+        truth: their true neighbours.
+        table: recall and latency at each setting that was tried.
+        chosen: the setting to publish it with.
+    """
+
+    queries: QuerySet
+    truth: GroundTruth
+    table: tuple[SearchMeasurement, ...]
+    chosen: SearchChoice
+
+
+def measure_index(
+    config: IndexConfig,
+    spec: IndexSpec,
+    shards: Sequence[NumberedShard],
+    pieces: Sequence[SamplePiece],
+    index_uris: Sequence[str],
+    refine_uris: Sequence[str] = (),
+) -> IndexMeasurement:
+    """Measures an index against exact search and chooses how it is to be searched.
+
+    Args:
+        config: the `index:` section: says what is asked, and what is wanted.
+        spec: the index.
+        shards: the embedding shards of the catalog.
+        pieces: the catalog's sample, with the held-out products.
+        index_uris: the serving shards.
+        refine_uris: files to re-rank from.
+
+    Raises:
+        SpecError: `index.queries_uri` holds no queries of D dimensions.
+    """
+    rows = sum(shard.kept_rows for shard in shards)
+    if config.queries_uri is None:
+        queries = read_queries(pieces, limit=plan_sample(config, spec, rows).queries)
+    else:
+        queries = read_query_vectors(config.queries_uri, spec.dim, limit=config.verify_queries)
+    depth = max(config.k, *RECALL_DEPTHS)
+    likely = likely_neighbours(index_uris, queries, depth + TIES_KEPT)
+    truth = exact_neighbours(queries.vectors, queries.rows, shards, depth, likely=likely)
+    table = measure_search(
+        index_uris, queries, truth, target_recall=config.target_recall, refine_uris=refine_uris, k=config.k
+    )
+    factor_cost = probes_per_factor(spec, plan_refinement(config, spec), rows, config.k)
+    chosen = choose_search(table, config.target_recall, probes_per_factor=factor_cost)
+    return IndexMeasurement(queries=queries, truth=truth, table=table, chosen=chosen)
 
 
 def measure_search(

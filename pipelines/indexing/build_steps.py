@@ -14,23 +14,21 @@ from typing import Any
 
 from index_builder import storage
 from index_builder.add import add_shards
-from index_builder.codec import CodecInfo, train_codec
+from index_builder.codec import CodecInfo
 from index_builder.drift import (
+    CodecChoice,
     CodecFit,
     ReusableCodec,
-    adopt_codec,
-    estimate_fit,
+    choose_codec,
     find_reusable,
     measure_fit,
     outgrown,
     save_fit,
-    why_not,
 )
 from index_builder.embedding_shards import NumberedShard
-from index_builder.exact_search import TIES_KEPT, exact_neighbours
 from index_builder.index_shards import IndexShard
 from index_builder.manifest import EncoderSummary
-from index_builder.merge import convert_shard, merge_index_shards, store_nprobe
+from index_builder.merge import merge_index_shards
 from index_builder.planner import (
     BYTES_PER_DIM,
     check_memory,
@@ -39,19 +37,11 @@ from index_builder.planner import (
     plan_index,
     plan_refinement,
     plan_sample,
-    probes_per_factor,
 )
 from index_builder.refine import StoredKind, write_refine_codes
-from index_builder.sampling import SamplePiece, read_queries, read_query_vectors, write_sample
+from index_builder.sampling import SamplePiece, write_sample
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
-from index_builder.tuning import (
-    RECALL_DEPTHS,
-    SearchChoice,
-    SearchMeasurement,
-    choose_search,
-    likely_neighbours,
-    measure_search,
-)
+from index_builder.tuning import SearchChoice, SearchMeasurement, measure_index
 from index_builder.verify import measure_resident_bytes, verify_index, verify_refine_codes
 from pipelines.config.job import GatesConfig
 from pipelines.indexing.product_table import Numbering, number_products
@@ -182,35 +172,27 @@ class RefineTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainedCodec:
-    """A codec, and why it was trained or kept."""
-
-    codec: CodecInfo
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedBuild:
     """A verified index, not published yet.
 
     Attributes:
         plan: What was built.
-        trained: The codec, and why it was trained or kept.
+        choice: The codec, and why it was trained or kept.
         fit: How well it fits the catalog.
         serving_shards: The index files, by their rows.
         refine_shards: The refine files, by their rows; none without refinement.
-        measured: Recall and latency for each search setting that was tried.
+        table: Recall and latency for each search setting that was tried.
         chosen: The setting that the index is published with.
         queries: How many queries recall was measured with.
         resident_bytes: Memory of a process that opened the files and answered those queries.
     """
 
     plan: BuildPlan
-    trained: TrainedCodec
+    choice: CodecChoice
     fit: CodecFit
     serving_shards: tuple[IndexShard, ...]
     refine_shards: tuple[IndexShard, ...]
-    measured: tuple[SearchMeasurement, ...]
+    table: tuple[SearchMeasurement, ...]
     chosen: SearchChoice
     queries: int
     resident_bytes: int
@@ -259,28 +241,19 @@ def sample(run: RunContext, plan: BuildPlan, number: int) -> SamplePiece:
     return drawn
 
 
-def train(run: RunContext, plan: BuildPlan, samples: Sequence[SamplePiece]) -> TrainedCodec:
+def train(run: RunContext, plan: BuildPlan, samples: Sequence[SamplePiece]) -> CodecChoice:
     """The codec: that of the last run while it fits, else one trained on the sample; and why."""
-    folder, products = run.path("codec"), plan.numbering.products
     with run.record.timed("train") as facts:
-        reason = "there is no earlier one for this config" if run.index.reuse_codec else "index.reuse_codec is false"
-        if run.reusable is not None:
-            reason = why_not(run.reusable, estimate_fit(run.reusable.codec, samples, products))
-        if run.reusable is not None and not reason:
-            codec = adopt_codec(run.reusable, folder)
-            reason = "kept from the last run: it fits today's products"
-        else:
-            codec = train_codec(
-                samples,
-                plan.spec,
-                folder,
-                seed=run.index.seed,
-                training_rows=plan_sample(run.index, plan.spec, products).training_rows,
-                device=run.index.device,
-            )
-            reason = f"trained: {reason}"
-        facts |= {"codec": reason}
-    return TrainedCodec(codec=codec, reason=reason)
+        choice = choose_codec(
+            samples,
+            plan.spec,
+            run.path("codec"),
+            config=run.index,
+            products=plan.numbering.products,
+            reusable=run.reusable,
+        )
+        facts |= {"codec": choice.reason}
+    return choice
 
 
 def add_tasks(run: RunContext, plan: BuildPlan) -> list[AddTask]:
@@ -320,17 +293,17 @@ def refine(run: RunContext, task: RefineTask, samples: Sequence[SamplePiece]) ->
 
 
 def merge(run: RunContext, plan: BuildPlan, serving_shard: int, index_shards: Sequence[IndexShard]) -> IndexShard:
-    """Merges the index shards of one serving shard, and lays it out as it is served."""
+    """Merges the index shards of one serving shard into the layout in which it is served."""
     name = f"{serving_shard:05d}"
     with run.record.timed("merge", name):
-        merged = merge_index_shards(index_shards, run.path("merged", f"{name}.faiss"))
-        return convert_shard(merged, plan.spec, run.path("fast_scan", f"{name}.faiss"))
+        uri = run.path("merged", f"{name}.faiss")
+        return merge_index_shards(index_shards, uri, fast_scan=plan.spec.fast_scan != "none")
 
 
 def verify(
     run: RunContext,
     plan: BuildPlan,
-    trained: TrainedCodec,
+    choice: CodecChoice,
     samples: Sequence[SamplePiece],
     merged: Sequence[IndexShard],
     refined: Sequence[IndexShard] = (),
@@ -340,33 +313,18 @@ def verify(
     Raises:
         VerificationError: A file is not what it should be.
     """
-    index, codec, dim, rows = run.index, trained.codec, run.encoder.dim, plan.numbering.products
+    index, codec, dim, rows = run.index, choice.codec, run.encoder.dim, plan.numbering.products
     with run.record.timed("verify") as facts:
         shards = sorted(merged, key=lambda shard: shard.first_row)
         verify_index(shards, rows=rows, dim=dim, codec_fingerprint=codec.fingerprint)
-        refine = sorted(refined, key=lambda shard: shard.first_row)
+        refine_shards = sorted(refined, key=lambda shard: shard.first_row)
         if plan.refine != "none":
-            verify_refine_codes(refine, rows=rows, dim=dim, code_bytes=BYTES_PER_DIM[plan.refine] * dim)
-        if index.queries_uri is None:
-            queries = read_queries(samples, limit=plan_sample(index, plan.spec, rows).queries)
-        else:
-            queries = read_query_vectors(index.queries_uri, dim, limit=index.verify_queries)
-        depth = max(index.k, *RECALL_DEPTHS)
-        uris = [shard.uri for shard in shards]
-        likely = likely_neighbours(uris, queries, depth + TIES_KEPT)
-        truth = exact_neighbours(queries.vectors, queries.rows, plan.numbering.shards, depth, likely=likely)
-        refine_uris = [shard.uri for shard in refine]
-        measured = measure_search(
-            uris, queries, truth, target_recall=index.target_recall, refine_uris=refine_uris, k=index.k
-        )
-        factor_cost = probes_per_factor(plan.spec, plan.refine, rows, index.k)
-        chosen = choose_search(measured, index.target_recall, probes_per_factor=factor_cost)
-        serving = [
-            store_nprobe(shard, codec, chosen.nprobe, run.path("serving", f"{number:05d}.faiss"))
-            for number, shard in enumerate(shards)
-        ]
+            verify_refine_codes(refine_shards, rows=rows, dim=dim, code_bytes=BYTES_PER_DIM[plan.refine] * dim)
+        uris, refine_uris = [shard.uri for shard in shards], [shard.uri for shard in refine_shards]
+        measured = measure_index(index, plan.spec, plan.numbering.shards, samples, uris, refine_uris)
+        queries, chosen = measured.queries, measured.chosen
         resident_bytes = measure_resident_bytes(
-            [shard.uri for shard in serving],
+            uris,
             refine_uris,
             plan.numbering.products_uri,
             queries.vectors,
@@ -379,11 +337,11 @@ def verify(
         _remember_fit(run, codec, fit)
     return FinishedBuild(
         plan=plan,
-        trained=trained,
+        choice=choice,
         fit=fit,
-        serving_shards=tuple(serving),
-        refine_shards=tuple(refine),
-        measured=measured,
+        serving_shards=tuple(shards),
+        refine_shards=tuple(refine_shards),
+        table=measured.table,
         chosen=chosen,
         queries=len(queries.rows),
         resident_bytes=resident_bytes,

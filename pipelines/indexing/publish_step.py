@@ -145,10 +145,13 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
     )
 
 
-def _staged(run: RunContext, build: FinishedBuild) -> dict[str, str]:
+def _staged(run: RunContext, build: FinishedBuild) -> dict[str, str | publish.StagedFile]:
     """Name in the version -> where the file lies now."""
     count = len(build.serving_shards)
-    files = {index_file_name(number, count): shard.uri for number, shard in enumerate(build.serving_shards)}
+    files: dict[str, str | publish.StagedFile] = {
+        index_file_name(number, count): publish.with_nprobe(shard, build.chosen.nprobe)
+        for number, shard in enumerate(build.serving_shards)
+    }
     files |= {refine_file_name(number, count): shard.uri for number, shard in enumerate(build.refine_shards)}
     files[publish.PRODUCTS_FILE] = build.plan.numbering.products_uri
     files["rejected.parquet"] = build.plan.numbering.rejected_uri
@@ -159,7 +162,7 @@ def _staged(run: RunContext, build: FinishedBuild) -> dict[str, str]:
 
 
 def _manifest(run: RunContext, build: FinishedBuild, failed: list[str]) -> Manifest:
-    totals, spec, codec = build.plan.totals, build.plan.spec, build.trained.codec
+    totals, spec, codec = build.plan.totals, build.plan.spec, build.choice.codec
     return Manifest(
         catalog=CatalogSummary(
             uri=run.catalog_uri,
@@ -173,7 +176,7 @@ def _manifest(run: RunContext, build: FinishedBuild, failed: list[str]) -> Manif
         codec=CodecSummary(
             fingerprint=codec.fingerprint,
             training_rows=codec.training_rows,
-            reason=build.trained.reason,
+            reason=build.choice.reason,
             quantization_error=build.fit.quantization_error,
             list_imbalance=build.fit.list_imbalance,
         ),
@@ -185,7 +188,7 @@ def _manifest(run: RunContext, build: FinishedBuild, failed: list[str]) -> Manif
             refine=build.plan.refine,
             reasons=explain_index(run.index, spec, totals.products),
         ),
-        recall=RecallSummary(k=run.index.k, value=build.chosen.recall, queries=build.queries, table=build.measured),
+        recall=RecallSummary(k=run.index.k, value=build.chosen.recall, queries=build.queries, table=build.table),
         embedding_shards=tuple(shard.uri for shard in build.plan.numbering.shards),
         resident_bytes=build.resident_bytes,
         gates={"limits": asdict(run.gates), "failed": failed},

@@ -204,7 +204,7 @@ class BuildAndPublish(beam.PTransform):
             | "SpreadSampling" >> beam.Reshuffle()
             | "SampleShard" >> beam.Map(lambda number, plan: steps.sample(run, plan, number), AsSingleton(plan))
         )
-        trained = plan | "TrainCodec" >> beam.Map(
+        choice = plan | "TrainCodec" >> beam.Map(
             lambda plan, samples: steps.train(run, plan, list(samples)), AsIter(samples)
         )
         refined = (
@@ -220,7 +220,7 @@ class BuildAndPublish(beam.PTransform):
             | "SpreadAdding" >> beam.Reshuffle()
             | "AddToIndexShard"
             >> beam.Map(
-                lambda task, trained: (task.serving_shard, steps.add(run, trained.codec, task)), AsSingleton(trained)
+                lambda task, choice: (task.serving_shard, steps.add(run, choice.codec, task)), AsSingleton(choice)
             )
             | "IndexShardsOfServingShard" >> beam.GroupByKey()
             | "MergeIndexShards"
@@ -231,11 +231,11 @@ class BuildAndPublish(beam.PTransform):
             | "GatherMerged" >> beam.combiners.ToList()
             | "VerifyIndex"
             >> beam.Map(
-                lambda merged, plan, trained, samples, refined: steps.verify(
-                    run, plan, trained, list(samples), merged, list(refined)
+                lambda merged, plan, choice, samples, refined: steps.verify(
+                    run, plan, choice, list(samples), merged, list(refined)
                 ),
                 AsSingleton(plan),
-                AsSingleton(trained),
+                AsSingleton(choice),
                 AsIter(samples),
                 AsIter(refined),
             )

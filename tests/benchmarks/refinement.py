@@ -49,7 +49,7 @@ def main() -> None:
             staged, manifest = stage(folder, build)
             publish_version(config.uri, staged, manifest)
             resident = measure_resident_bytes(
-                [shard.uri for shard in build.serving],
+                [shard.uri for shard in build.merged],
                 [shard.uri for shard in build.refined],
                 staged["products.arrow"],
                 build.queries.vectors,
@@ -57,7 +57,7 @@ def main() -> None:
                 nprobe=build.choice.nprobe,
                 refine_factor=build.choice.refine_factor,
             )
-            files = sum(Path(shard.uri).stat().st_size for shard in (*build.serving, *build.refined))
+            files = sum(Path(shard.uri).stat().st_size for shard in (*build.merged, *build.refined))
             print(
                 f"\n{build.spec.factory}, refine {kind}: {files / arguments.rows:.0f} bytes a vector on disk, ", end=""
             )

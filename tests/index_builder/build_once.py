@@ -9,6 +9,7 @@ import sys
 
 from index_builder import kmeans, storage
 from index_builder.embedding_shards import NumberedShard, read_info
+from index_builder.publish import describe_files
 from index_builder.spec import IndexConfig
 from tests.index_builder.builds import build_index
 
@@ -23,8 +24,8 @@ def main(embeddings: str, out: str, factory: str, rows_per_add: str, order: str)
         first += info.rows
     config = IndexConfig(uri="x", factory=factory, serving_shards=2, rows_per_add=int(rows_per_add), verify_queries=200)
     build = build_index(out, shards, config, info.dim, backwards=order == "backwards")
-    for shard in build.serving:
-        print(shard.sha256)
+    for entry in describe_files({str(number): file for number, file in enumerate(build.staged)}):
+        print(entry.sha256)
 
 
 if __name__ == "__main__":

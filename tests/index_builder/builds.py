@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +25,9 @@ from index_builder.manifest import (
     index_file_name,
     refine_file_name,
 )
-from index_builder.merge import convert_shard, merge_index_shards, store_nprobe
+from index_builder.merge import merge_index_shards
 from index_builder.planner import BYTES_PER_DIM, plan_adds, plan_index, plan_refinement, plan_sample, probes_per_factor
-from index_builder.publish import publish_version
+from index_builder.publish import StagedFile, publish_version, staged_bytes, with_nprobe
 from index_builder.refine import write_refine_codes
 from index_builder.sampling import QuerySet, read_queries, write_sample
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
@@ -72,13 +72,17 @@ class Build:
     shards: list[NumberedShard]
     codec: CodecInfo
     merged: list[IndexShard]
-    serving: list[IndexShard]
     refine: RefineKind
     refined: list[IndexShard]
     queries: QuerySet
     truth: GroundTruth
     measured: tuple[SearchMeasurement, ...]
     choice: SearchChoice
+
+    @property
+    def staged(self) -> list[StagedFile]:
+        """The serving shards as they are published, with the chosen nprobe."""
+        return [with_nprobe(shard, self.choice.nprobe) for shard in self.merged]
 
     @property
     def rows(self) -> int:
@@ -112,8 +116,8 @@ def build_index(
             add_shards(codec, task[::turn], storage.join(root, "parts", f"{number}-{place}.faiss"))
             for place, task in enumerate(tasks)
         ]
-        whole = merge_index_shards(parts[::turn], storage.join(root, "merged", f"{number}.faiss"))
-        merged.append(convert_shard(whole, spec, storage.join(root, "fast_scan", f"{number}.faiss")))
+        uri = storage.join(root, "merged", f"{number}.faiss")
+        merged.append(merge_index_shards(parts[::turn], uri, fast_scan=spec.fast_scan != "none"))
     refine = plan_refinement(config, spec)
     refined = []
     if refine != "none":
@@ -135,17 +139,12 @@ def build_index(
     choice = choose_search(
         measured, config.target_recall, probes_per_factor=probes_per_factor(spec, refine, rows, config.k)
     )
-    serving = [
-        store_nprobe(shard, codec, choice.nprobe, storage.join(root, "serving", f"{number}.faiss"))
-        for number, shard in enumerate(merged)
-    ]
     return Build(
         config=config,
         spec=spec,
         shards=shards,
         codec=codec,
         merged=merged,
-        serving=serving,
         refine=refine,
         refined=refined,
         measured=measured,
@@ -155,7 +154,7 @@ def build_index(
     )
 
 
-def stage(root: str, build: Build) -> tuple[dict[str, str], Manifest]:
+def stage(root: str, build: Build) -> tuple[dict[str, str | StagedFile], Manifest]:
     """The files and the manifest of a version, ready to publish."""
     products = storage.join(root, "products.arrow")
     ids = pa.array([f"sku-{row}" for row in range(build.rows)])
@@ -174,7 +173,8 @@ def stage(root: str, build: Build) -> tuple[dict[str, str], Manifest]:
         writer.write_table(table, max_chunksize=500)
     encoder = storage.join(root, "query_encoder", "encoder.json")
     storage.write_json_atomic(encoder, {"model": "none"})
-    staged = {index_file_name(number, len(build.serving)): shard.uri for number, shard in enumerate(build.serving)} | {
+    staged: dict[str, str | StagedFile] = {
+        **{index_file_name(n, len(build.merged)): file for n, file in enumerate(build.staged)},
         **{refine_file_name(number, len(build.refined)): shard.uri for number, shard in enumerate(build.refined)},
         "products.arrow": products,
         "query_encoder/encoder.json": encoder,
@@ -186,7 +186,7 @@ def stage(root: str, build: Build) -> tuple[dict[str, str], Manifest]:
         index=IndexSummary(
             spec=build.spec,
             factory=build.spec.factory,
-            serving_shards=len(build.serving),
+            serving_shards=len(build.merged),
             search=SearchSettings(nprobe=build.choice.nprobe, refine_factor=build.choice.refine_factor),
             refine=build.refine,
         ),
@@ -194,6 +194,13 @@ def stage(root: str, build: Build) -> tuple[dict[str, str], Manifest]:
         embedding_shards=tuple(shard.uri.rsplit("/", 1)[-1] for shard in build.shards),
     )
     return staged, manifest
+
+
+def write_staged(staged: Mapping[str, str | StagedFile], folder: str) -> None:
+    """Writes the files of a version into a folder, as they would be published."""
+    for name, file in staged.items():
+        source = StagedFile(uri=file) if isinstance(file, str) else file
+        storage.write_bytes_atomic(storage.join(folder, name), b"".join(staged_bytes(source)))
 
 
 def published(root: str, rows: int = 300, dim: int = 16, *, seed: int = 0, **config: object) -> str:

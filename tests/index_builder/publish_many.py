@@ -18,7 +18,7 @@ import pyarrow as pa
 from index_builder.manifest import Manifest
 from index_builder.publish import prune, publish_version
 from index_builder.spec import IndexConfig
-from tests.index_builder.builds import build_index, clustered, stage, write_shards
+from tests.index_builder.builds import build_index, clustered, stage, write_shards, write_staged
 
 DIM = 16
 BUILDS = ((60, "Flat", 1), (90, "Flat", 3), (120, "Flat", 2))
@@ -34,11 +34,7 @@ def prepare(folder: Path) -> None:
         staged, manifest = stage(
             str(place), build_index(str(place), write_shards(str(place), vectors, rows // 3), config, DIM)
         )
-        (place / "staged").mkdir()
-        for name, uri in staged.items():
-            target = place / "staged" / name
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(Path(uri).read_bytes())
+        write_staged(staged, str(place / "staged"))
         (place / "manifest.json").write_text(manifest.to_json())
         np.save(place / "vectors.npy", vectors)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -12,11 +13,14 @@ from index_builder.add import BlockEncoder, add_shards, kept_vectors
 from index_builder.codec import CodecInfo, build_codec, train_codec
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import CodecMismatchError, EmbeddingShardError, VerificationError
+from index_builder.exact_search import GroundTruth, exact_neighbours
 from index_builder.faiss_files import ivf_of, list_ids, opened_indexes, write_merged
 from index_builder.index_shards import IndexShard
 from index_builder.merge import merge_index_shards
-from index_builder.sampling import write_sample
+from index_builder.publish import describe_files, with_nprobe
+from index_builder.sampling import QuerySet, write_sample
 from index_builder.spec import IndexSpec
+from index_builder.tuning import measure_search
 from tests.index_builder.builds import clustered, write_shard, write_shards
 
 ROWS, DIM = 2000, 16
@@ -144,6 +148,47 @@ def test_the_merged_file_is_laid_out_as_faiss_does(tmp_path, factory: str, rows:
     sha256 = write_merged(paths, str(tmp_path / "merged.faiss"))
     assert sha256 == storage.sha256_file(str(tmp_path / "merged.faiss"))
     assert sha256 == storage.sha256_file(str(tmp_path / "whole.faiss"))
+
+
+@pytest.mark.parametrize("factory", ["IVF16,PQ8x4fs", "OPQ8_16,IVF16,PQ8x4fsr"])
+def test_a_merged_fast_scan_shard_is_the_plain_one_in_another_layout(tmp_path, factory: str) -> None:
+    made = ready(str(tmp_path), factory)
+    parts = [made.add(f"{n}.faiss", n) for n in range(4)]
+    plain = merge_index_shards(parts, str(tmp_path / "plain.faiss"))
+    packed = merge_index_shards(parts, str(tmp_path / "packed.faiss"), fast_scan=True)
+    index = faiss.read_index(plain.uri)
+    expected = faiss.IndexIVFPQFastScan(faiss.downcast_index(ivf_of(index)))
+    if isinstance(index, faiss.IndexPreTransform):
+        expected = faiss.IndexPreTransform(faiss.downcast_VectorTransform(index.chain.at(0)), expected)
+    assert storage.read_bytes(packed.uri) == faiss.serialize_index(expected).tobytes()
+    assert packed.sha256 == storage.sha256_file(packed.uri)
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,PQ16x4fs"])
+def test_index_bytes_are_written_twice_at_most(tmp_path, factory: str) -> None:
+    """Once in parts, once merged; publishing copies the merged file, with the chosen `nprobe` in it."""
+    made = ready(str(tmp_path), factory)
+    before = _written_bytes()
+    parts = [made.add(f"{n}.faiss", n) for n in range(4)]
+    merged = merge_index_shards(parts, str(tmp_path / "merged.faiss"), fast_scan=factory.endswith("fs"))
+    measure_search([merged.uri], *_asked(made))
+    entries = describe_files({"index-00000-of-00001.faiss": with_nprobe(merged, 3)})
+    written = _written_bytes() - before
+    files = sum(storage.size(shard.uri) for shard in (*parts, merged))
+    assert files <= written <= files + 8192
+    assert entries[0].bytes == storage.size(merged.uri)
+
+
+def _written_bytes() -> int:
+    """What this process has handed to the system to write, in all."""
+    if not Path("/proc/self/io").exists():
+        pytest.skip("this system does not count the bytes that a process writes")
+    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["wchar"])
+
+
+def _asked(made: Ready) -> tuple[QuerySet, GroundTruth]:
+    rows = np.arange(20)
+    return QuerySet(rows=rows, vectors=made.vectors[rows]), exact_neighbours(made.vectors[rows], rows, made.shards, 5)
 
 
 def test_a_part_that_was_cut_off_is_named(tmp_path) -> None:

@@ -10,9 +10,11 @@ from index_builder import drift, storage
 from index_builder.add import add_shards
 from index_builder.codec import open_codec, train_codec
 from index_builder.drift import (
+    CodecChoice,
     CodecFit,
     ReusableCodec,
     adopt_codec,
+    choose_codec,
     estimate_fit,
     find_reusable,
     list_imbalance,
@@ -20,7 +22,7 @@ from index_builder.drift import (
     save_fit,
 )
 from index_builder.sampling import SamplePiece, write_sample
-from index_builder.spec import IndexSpec
+from index_builder.spec import IndexConfig, IndexSpec
 from tests.index_builder.builds import clustered, write_shards
 
 SPEC = IndexSpec.parse("OPQ8_16,IVF16,PQ8", 24)
@@ -89,6 +91,26 @@ def test_each_limit_has_its_words(reusable: ReusableCodec, today: dict, latest: 
     found = drift.why_not(changed, replace(reusable.trained, **today))
     assert words in found
     assert bool(found) == bool(words)
+
+
+def test_the_choice_of_a_codec_says_why(tmp_path: Path, reusable: ReusableCodec) -> None:
+    pieces = sample(tmp_path / "same", clustered(4000, 24))
+    config = IndexConfig(uri="x", factory=SPEC.factory)
+
+    def choose(name: str, config: IndexConfig, codec: ReusableCodec | None) -> CodecChoice:
+        return choose_codec(pieces, SPEC, str(tmp_path / name), config=config, products=4000, reusable=codec)
+
+    kept = choose("kept", config, reusable)
+    assert (kept.kept, kept.reason) == (True, "kept from the last run: it fits today's products")
+    assert kept.codec == replace(reusable.codec, uri=str(tmp_path / "kept"))
+    first = choose("first", config, None)
+    assert (first.kept, first.reason) == (False, "trained: there is no earlier one for this config")
+    assert choose("first", config, None) == first
+    never = choose("never", replace(config, reuse_codec=False), None)
+    assert never.reason == "trained: index.reuse_codec is false"
+    fallen = choose("fallen", config, replace(reusable, latest=replace(reusable.latest, recall=0.5)))
+    assert fallen.reason == "trained: recall fell from 0.9000 to 0.5000 in the last run"
+    assert fallen.codec.fingerprint == first.codec.fingerprint
 
 
 def test_an_adopted_codec_is_the_same_one(tmp_path: Path, reusable: ReusableCodec) -> None:

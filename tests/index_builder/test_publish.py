@@ -7,13 +7,16 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
 from index_builder import publish, storage
 from index_builder.errors import ManifestError, StorageError, VersionNotFoundError
+from index_builder.faiss_files import ivf_of
 from index_builder.manifest import FileEntry
 from index_builder.publish import (
+    StagedFile,
     content_fingerprint,
     describe_files,
     list_versions,
@@ -22,11 +25,22 @@ from index_builder.publish import (
     read_current,
     read_manifest,
     set_current,
+    staged_bytes,
     version_uri,
+    with_nprobe,
 )
 from index_builder.reader import IndexReader
 from index_builder.spec import IndexConfig, IndexSpec
-from tests.index_builder.builds import Build, build_index, clustered, published, stage, write_shards
+from tests.index_builder.builds import (
+    Build,
+    build_clustered,
+    build_index,
+    clustered,
+    published,
+    stage,
+    write_shards,
+    write_staged,
+)
 
 NOW = datetime(2026, 11, 21, 3, 0, 0, tzinfo=UTC)
 
@@ -65,11 +79,40 @@ def test_a_version_is_files_then_manifest_then_pointer(root: str, monkeypatch: p
 def test_a_staged_folder_does_as_well(root: str) -> None:
     staged, manifest = stage(root, built(root))
     folder = storage.join(root, "staged")
-    for name, uri in staged.items():
-        storage.copy_file(uri, storage.join(folder, name))
+    write_staged(staged, folder)
     one = publish_version(storage.join(root, "one"), folder, manifest, now=NOW)
     other = publish_version(storage.join(root, "other"), staged, manifest, now=NOW)
     assert one == other
+
+
+@pytest.mark.parametrize(
+    "factory", ["Flat", "IVF32,SQ8", "OPQ4_8,IVF32_HNSW8,PQ4", "PCAR8,IVF32,PQ4x6", "OPQ4_8,IVF32,PQ4x4fs"]
+)
+def test_nprobe_is_published_in_the_file_and_nothing_else_changes(root: str, factory: str) -> None:
+    made = build_clustered(root, factory)
+    before = storage.read_bytes(made.merged[1].uri)
+    for nprobe in (7, 300):
+        after = b"".join(staged_bytes(with_nprobe(made.merged[1], nprobe)))
+        assert 1 <= (np.frombuffer(before, np.uint8) != np.frombuffer(after, np.uint8)).sum() <= 2
+        storage.write_bytes_atomic(storage.join(root, "stored.faiss"), after)
+        with storage.localized(storage.join(root, "stored.faiss")) as path:
+            index = faiss.read_index(path)
+            assert (ivf_of(index).nprobe, index.ntotal) == (nprobe, made.merged[1].rows)
+    assert storage.read_bytes(made.merged[1].uri) == before
+
+
+def test_bytes_are_replaced_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "COPY_CHUNK_BYTES", 4)
+    (tmp_path / "file").write_bytes(bytes(range(20)))
+    for offset in (0, 3, 4, 12):
+        found = b"".join(staged_bytes(StagedFile(uri=str(tmp_path / "file"), offset=offset, data=b"abcdefgh")))
+        assert found == bytes(range(offset)) + b"abcdefgh" + bytes(range(offset + 8, 20))
+
+
+def test_a_part_of_an_index_file_is_not_published(tmp_path: Path) -> None:
+    part = dataclasses.replace(built(str(tmp_path)).merged[0], nprobe_offset=None)
+    with pytest.raises(StorageError, match="merge it first"):
+        with_nprobe(part, 7)
 
 
 def test_the_content_fingerprint_is_about_answers_only(tmp_path: Path) -> None:
@@ -191,8 +234,7 @@ def test_killed_at_any_point_the_published_version_still_opens(tmp_path: Path, s
     staged, manifest = stage(str(tmp_path / "second"), built(str(tmp_path), rows=160, seed=1))
     assert len(staged) == 4
     folder = str(tmp_path / "staged")
-    for name, uri in staged.items():
-        storage.copy_file(uri, storage.join(folder, name))
+    write_staged(staged, folder)
     (tmp_path / "manifest.json").write_text(manifest.to_json())
     command = [sys.executable, "-m", "tests.index_builder.publish_once", index, folder]
     command += [str(tmp_path / "manifest.json"), str(stop_at)]

@@ -276,7 +276,7 @@ def test_memory_is_that_of_a_process_that_really_serves(tmp_path: Path) -> None:
     config = IndexConfig(uri="x", factory="OPQ32_64,IVF16,PQ32x6", refine="fp16", verify_queries=100)
     build = build_index(root, write_shards(root, vectors, 1000), config, 256)
     staged, _ = stage(root, build)
-    indexes, refine = [shard.uri for shard in build.serving], [shard.uri for shard in build.refined]
+    indexes, refine = [shard.uri for shard in build.merged], [shard.uri for shard in build.refined]
     queries = vectors[::3]
 
     def resident(refine: list[str], factor: int) -> int:

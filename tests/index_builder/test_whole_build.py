@@ -73,7 +73,7 @@ def test_the_demos_index_reaches_a_sound_recall(tmp_path: Path, capfd: pytest.Ca
     config = IndexConfig(uri="x", factory="PCAR64,IVF64,PQ32x8", serving_shards=2)
     build = build_index(str(tmp_path), write_shards(str(tmp_path), clustered(3000, 128), 512), config, 128)
     assert build.spec.factory == config.factory
-    assert len(build.serving) == 2
+    assert len(build.merged) == 2
     assert len(build.queries.rows) > 200
     assert build.choice.recall > 0.75
     assert capfd.readouterr() == ("", "")

@@ -6,11 +6,9 @@ folder and returns descriptors. What is finished is not done again: the folder i
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from index_builder import storage
 from index_builder.add import add_shards
@@ -47,6 +45,9 @@ from pipelines.config.job import GatesConfig
 from pipelines.indexing.product_table import Numbering, number_products
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, ShardFiles, ShardSummary, Totals, read_finished_run, total
+
+PRODUCT_TABLE_FORMAT = 1
+"""Raised when a change of the code makes another products.arrow or rejected.parquet of the same shards."""
 
 
 class EmptyCatalogError(Exception):
@@ -92,8 +93,7 @@ def embeddings_folder(work_uri: str, fingerprint: str) -> str:
 def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint: str) -> str:
     """Names an index build by all that shapes it: the shards in order, the encoder, the index section."""
     shaping = {name: value for name, value in asdict(index).items() if name not in ("uri", "keep_versions")}
-    text = json.dumps([list(shard_keys), encoder_fingerprint, shaping], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return storage.digest([shard_keys, encoder_fingerprint, shaping])
 
 
 def _codec_config(index: IndexConfig) -> dict[str, Any]:
@@ -155,19 +155,10 @@ class BuildPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AddTask:
-    """Embedding shards that one worker adds to one index shard of a serving shard."""
+    """Embedding shards whose vectors one worker writes into one file of a serving shard."""
 
     serving_shard: int
     number: int
-    shards: tuple[NumberedShard, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RefineTask:
-    """Embedding shards whose vectors go into one refine file: those of one serving shard."""
-
-    serving_shard: int
-    kind: StoredKind
     shards: tuple[NumberedShard, ...]
 
 
@@ -207,8 +198,7 @@ def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
     with run.record.timed("number") as facts:
         summaries = sorted(summaries, key=lambda summary: summary.position)
         keys = tuple(summary.key for summary in summaries)
-        folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
-        numbering = number_products([ShardFiles(folder=folder, key=key) for key in keys], run.path())
+        numbering = _numbered(run, keys)
         finished = read_finished_run(run.work_uri)
         earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
         totals = total(
@@ -225,20 +215,43 @@ def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
     return BuildPlan(numbering=numbering, spec=spec, refine=refine, totals=totals, shard_keys=keys)
 
 
+def _numbered(run: RunContext, keys: Sequence[str]) -> Numbering:
+    folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
+    files = [ShardFiles(folder=folder, key=key) for key in keys]
+
+    def make(path: str) -> dict[str, Any]:
+        made = number_products(files, path)
+        shards = [[shard.rows, shard.first_row, shard.dropped] for shard in made.shards]
+        return {"shards": shards, "products": made.products, "duplicates": made.duplicates}
+
+    table = storage.artifact(run.path("products"), [PRODUCT_TABLE_FORMAT, run.encoder.fingerprint, keys], make)
+    return Numbering(
+        shards=tuple(
+            NumberedShard(uri=shard.embeddings, rows=rows, first_row=first_row, dropped=tuple(dropped))
+            for shard, (rows, first_row, dropped) in zip(files, table.facts["shards"], strict=True)
+        ),
+        products=table.facts["products"],
+        duplicates=table.facts["duplicates"],
+        products_uri=storage.join(table.uri, "products.arrow"),
+        rejected_uri=storage.join(table.uri, "rejected.parquet"),
+    )
+
+
 def sample(run: RunContext, plan: BuildPlan, number: int) -> SamplePiece:
     """Draws one shard's share of the training sample and of the held-out queries."""
-    name = f"{number:06d}"
+    name, shard = f"{number:06d}", plan.numbering.shards[number]
     shares = plan_sample(run.index, plan.spec, plan.numbering.products)
-    uri = run.path("sample", f"{name}.parquet")
-    with run.record.timed("sample", name):
-        marker = f"{uri}.json"
-        if storage.exists(marker):
-            return SamplePiece(**storage.read_json(marker))
+
+    def make(path: str) -> dict[str, Any]:
         drawn = write_sample(
-            plan.numbering.shards[number], uri, training_share=shares.training_share, query_share=shares.query_share
+            shard, f"{path}.parquet", training_share=shares.training_share, query_share=shares.query_share
         )
-        storage.write_json_atomic(marker, asdict(drawn))
-    return drawn
+        return asdict(drawn)
+
+    with run.record.timed("sample", name):
+        inputs = [asdict(shard), shares.training_share, shares.query_share]
+        drawn = storage.artifact(run.path("sample", name), inputs, make)
+        return SamplePiece(**(drawn.facts | {"uri": f"{drawn.uri}.parquet"}))
 
 
 def train(run: RunContext, plan: BuildPlan, samples: Sequence[SamplePiece]) -> CodecChoice:
@@ -272,24 +285,22 @@ def add(run: RunContext, codec: CodecInfo, task: AddTask) -> IndexShard:
         return add_shards(codec, task.shards, run.path("index_shards", f"{name}.faiss"))
 
 
-def refine_tasks(run: RunContext, plan: BuildPlan) -> list[RefineTask]:
-    """One task a serving shard; none without refinement."""
+def refine_tasks(run: RunContext, plan: BuildPlan) -> list[AddTask]:
+    """One task a serving shard, with all its embedding shards; none without refinement."""
     if plan.refine == "none":
         return []
     return [
-        RefineTask(
-            serving_shard=serving_shard, kind=plan.refine, shards=tuple(shard for task in tasks for shard in task)
-        )
+        AddTask(serving_shard=serving_shard, number=0, shards=tuple(shard for task in tasks for shard in task))
         for serving_shard, tasks in enumerate(plan_adds(run.index, plan.spec, plan.numbering.shards))
     ]
 
 
-def refine(run: RunContext, task: RefineTask, samples: Sequence[SamplePiece]) -> IndexShard:
+def refine(run: RunContext, plan: BuildPlan, task: AddTask, samples: Sequence[SamplePiece]) -> IndexShard:
     """Writes the vectors of one serving shard into its refine file."""
     name = f"{task.serving_shard:05d}"
     with run.record.timed("refine", name):
         uri = run.path("refine", f"{name}.faiss")
-        return write_refine_codes(task.shards, samples, task.kind, run.encoder.dim, uri)
+        return write_refine_codes(task.shards, samples, cast(StoredKind, plan.refine), run.encoder.dim, uri)
 
 
 def merge(run: RunContext, plan: BuildPlan, serving_shard: int, index_shards: Sequence[IndexShard]) -> IndexShard:
@@ -313,39 +324,66 @@ def verify(
     Raises:
         VerificationError: A file is not what it should be.
     """
-    index, codec, dim, rows = run.index, choice.codec, run.encoder.dim, plan.numbering.products
+    codec, dim, rows = choice.codec, run.encoder.dim, plan.numbering.products
     with run.record.timed("verify") as facts:
-        shards = sorted(merged, key=lambda shard: shard.first_row)
+        shards = tuple(sorted(merged, key=lambda shard: shard.first_row))
         verify_index(shards, rows=rows, dim=dim, codec_fingerprint=codec.fingerprint)
-        refine_shards = sorted(refined, key=lambda shard: shard.first_row)
+        refine_shards = tuple(sorted(refined, key=lambda shard: shard.first_row))
         if plan.refine != "none":
             verify_refine_codes(refine_shards, rows=rows, dim=dim, code_bytes=BYTES_PER_DIM[plan.refine] * dim)
-        uris, refine_uris = [shard.uri for shard in shards], [shard.uri for shard in refine_shards]
-        measured = measure_index(index, plan.spec, plan.numbering.shards, samples, uris, refine_uris)
-        queries, chosen = measured.queries, measured.chosen
-        resident_bytes = measure_resident_bytes(
-            uris,
-            refine_uris,
-            plan.numbering.products_uri,
-            queries.vectors,
-            index.k,
-            nprobe=chosen.nprobe,
-            refine_factor=chosen.refine_factor,
-        )
-        facts |= {"recall": chosen.recall, "queries": len(queries.rows), "resident_bytes": resident_bytes}
-        fit = measure_fit(codec, uris, samples, chosen.recall)
+        measured = _measured(run, plan, codec, samples, shards, refine_shards)
+        facts |= {name: measured[name] for name in ("queries", "resident_bytes")}
+        facts |= {"recall": measured["chosen"]["recall"]}
+        fit = CodecFit(**measured["fit"])
         _remember_fit(run, codec, fit)
     return FinishedBuild(
         plan=plan,
         choice=choice,
         fit=fit,
-        serving_shards=tuple(shards),
-        refine_shards=tuple(refine_shards),
-        table=measured.table,
-        chosen=chosen,
-        queries=len(queries.rows),
-        resident_bytes=resident_bytes,
+        serving_shards=shards,
+        refine_shards=refine_shards,
+        table=tuple(SearchMeasurement(**row) for row in measured["table"]),
+        chosen=SearchChoice(**measured["chosen"]),
+        queries=measured["queries"],
+        resident_bytes=measured["resident_bytes"],
     )
+
+
+def _measured(
+    run: RunContext,
+    plan: BuildPlan,
+    codec: CodecInfo,
+    samples: Sequence[SamplePiece],
+    shards: Sequence[IndexShard],
+    refine_shards: Sequence[IndexShard],
+) -> dict[str, Any]:
+    """Recall and latency, the chosen setting, memory, and the fit of the codec, measured once an index."""
+    index = run.index
+    uris, refine_uris = [shard.uri for shard in shards], [shard.uri for shard in refine_shards]
+
+    def make(path: str) -> dict[str, Any]:
+        found = measure_index(index, plan.spec, plan.numbering.shards, samples, uris, refine_uris)
+        resident_bytes = measure_resident_bytes(
+            uris,
+            refine_uris,
+            plan.numbering.products_uri,
+            found.queries.vectors,
+            index.k,
+            nprobe=found.chosen.nprobe,
+            refine_factor=found.chosen.refine_factor,
+        )
+        return {
+            "table": [asdict(row) for row in found.table],
+            "chosen": asdict(found.chosen),
+            "queries": len(found.queries.rows),
+            "resident_bytes": resident_bytes,
+            "fit": asdict(measure_fit(codec, uris, samples, found.chosen.recall)),
+        }
+
+    # The vectors and the index section are those that the folder of the build is named by; a file of queries is not.
+    queries = None if index.queries_uri is None else storage.sha256_file(index.queries_uri)
+    inputs = [queries, [shard.sha256 for shard in (*shards, *refine_shards)]]
+    return storage.artifact(run.path("measured"), inputs, make).facts
 
 
 def _remember_fit(run: RunContext, codec: CodecInfo, fit: CodecFit) -> None:

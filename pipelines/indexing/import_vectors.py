@@ -76,7 +76,8 @@ def imported_shards(config: EmbeddingsConfig, work_uri: str) -> ShardPlan:
     uris = (config.uri,) if isinstance(config.uri, str) else config.uri or ()
     # Stands for the encoder that nobody named: where its vectors lie and how they are taken.
     described = [[absolute(uri) for uri in uris], config.vector_field, config.normalize, dim]
-    encoder = EncoderSummary(model="", fingerprint=_digest(described)[:16], dim=dim)
+    fingerprint = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+    encoder = EncoderSummary(model="", fingerprint=fingerprint, dim=dim)
     query_encoder = None
     if config.encoder is not None:
         query_encoder = encoders.EncoderConfig(uri=config.encoder)
@@ -93,7 +94,7 @@ def imported_shards(config: EmbeddingsConfig, work_uri: str) -> ShardPlan:
     for position, rows in enumerate(shards):
         which = {"first_row": rows.first_row, "rows": rows.rows, "row_groups": rows.row_groups}
         content = [rows.uri, rows.version, rows.format, which, rows.rows_before]
-        files = ShardFiles(folder=folder, key=shard_key(_digest(content), {"embeddings": shaping}))
+        files = ShardFiles(folder=folder, key=shard_key(storage.digest(content), {"embeddings": shaping}))
         tasks.append(ShardTask(position=position, files=files, rows=rows))
     return ShardPlan(
         stage="import",
@@ -104,10 +105,6 @@ def imported_shards(config: EmbeddingsConfig, work_uri: str) -> ShardPlan:
         query_encoder=query_encoder,
         catalog_uri=", ".join(uris),
     )
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def standing_shards(work_uri: str) -> ShardPlan:

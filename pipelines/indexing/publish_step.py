@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
@@ -206,12 +205,16 @@ def published_manifest(index_uri: str) -> Manifest | None:
 
 def staged_query_encoder(fingerprint: str, work_uri: str) -> str | None:
     """The folder of a query encoder's files below the work URI, None where it was not written, or not to its end."""
-    folder = storage.join(work_uri, "query_encoders", fingerprint)
-    return storage.join(folder, "files") if storage.exists(storage.join(folder, "complete.json")) else None
+    uri = _query_encoder_uri(fingerprint, work_uri)
+    return uri if storage.find_artifact(uri, fingerprint) else None
+
+
+def _query_encoder_uri(fingerprint: str, work_uri: str) -> str:
+    return storage.join(work_uri, "query_encoders", fingerprint, "files")
 
 
 def stage_query_encoder(config: encoders.EncoderConfig | None, fingerprint: str, work_uri: str) -> str | None:
-    """Writes the query encoder below the work URI, once an encoder; a marker says that it is complete.
+    """Writes the query encoder below the work URI, once an encoder.
 
     Args:
         config: The encoder; None takes what stands under its fingerprint, if anything.
@@ -221,17 +224,13 @@ def stage_query_encoder(config: encoders.EncoderConfig | None, fingerprint: str,
     Returns:
         The folder of its files.
     """
-    staged = staged_query_encoder(fingerprint, work_uri)
-    if staged is not None or config is None:
-        return staged
-    folder = storage.join(work_uri, "query_encoders", fingerprint)
-    with tempfile.TemporaryDirectory(prefix="shelfmark-query-encoder-") as local:
-        encoders.save_query_encoder(config, local)
-        names = storage.list_names(local)
-        for name in names:
-            storage.copy_file(storage.join(local, name), storage.join(folder, "files", name))
-    storage.write_json_atomic(storage.join(folder, "complete.json"), {"files": names})
-    return storage.join(folder, "files")
+    if config is None:
+        return staged_query_encoder(fingerprint, work_uri)
+
+    def make(path: str) -> None:
+        encoders.save_query_encoder(config, path)
+
+    return storage.artifact(_query_encoder_uri(fingerprint, work_uri), fingerprint, make).uri
 
 
 def failed_gates(gates: GatesConfig, totals: Totals, recall: float, previous: Manifest | None) -> list[str]:

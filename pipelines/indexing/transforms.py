@@ -1,7 +1,6 @@
-"""All the Beam there is: thin transforms over the plain functions of the steps.
+"""All the Beam there is: thin DoFns over the plain functions of the steps, and the pipeline that they form.
 
-Elements are descriptors; no image and no vector crosses the boundary of a stage, and what the transforms carry to the
-workers is small whatever the catalog's size.
+Elements are descriptors: no image and no vector crosses the boundary of a stage.
 """
 
 from __future__ import annotations
@@ -29,8 +28,9 @@ from pipelines.indexing.shard_files import ShardSummary, ShardTask
 
 PROGRESS_SECONDS = 1.0
 
+Stage = Literal["embed", "import"]
 MakeShard = Callable[[ShardTask, Callable[[int], None]], ShardSummary]
-"""Writes a task's embedding shard, tells the products written so far after each batch, and gives its summary."""
+"""Writes a task's embedding shard, reports the products written so far after each batch, and gives its summary."""
 
 
 class ShardMaker(Protocol):
@@ -57,7 +57,7 @@ class ShardPlan:
         nothing_carried_over: Why nothing is carried over, in words; empty where something is.
     """
 
-    stage: Literal["embed", "import"]
+    stage: Stage
     tasks: tuple[ShardTask, ...] = ()
     maker: ShardMaker | None = None
     standing: tuple[ShardSummary, ...] = ()
@@ -78,7 +78,7 @@ def beam_run(options: PipelineOptions, record: RunRecord) -> Iterator[beam.Pipel
     """Yields a pipeline to put steps into; it runs when the block ends.
 
     Raises:
-        RunFailedError: a worker failed; what is complete stands, and a rerun continues from there.
+        RunFailedError: A worker failed; what is complete stands, and a rerun continues from there.
     """
     try:
         with beam.Pipeline(options=options) as root:
@@ -108,42 +108,26 @@ def run_pipeline(shards: ShardPlan, run: RunContext, options: PipelineOptions) -
             summaries = (
                 root
                 | "PlannedShards" >> beam.Create(shards.tasks, reshuffle=False)
-                | "MakeShards" >> MakeShards(stage=shards.stage, maker=shards.maker, record=run.record)
+                # Breaks fusion with the plan, so that the shards spread over the workers.
+                | "SpreadShards" >> beam.Reshuffle()
+                | "MakeShard" >> beam.ParDo(MakeShards(shards.stage, shards.maker, run.record))
             )
-        _ = summaries | "BuildAndPublish" >> BuildAndPublish(run=run)
+        build_and_publish(summaries, run)
 
 
-@dataclass(kw_only=True, eq=False)  # not frozen: Beam sets the label
-class MakeShards(beam.PTransform):
-    """Makes embedding shards that are not complete yet.
+class MakeShards(beam.DoFn):
+    """Makes embedding shards that are not complete yet: `ShardTask` in, `ShardSummary` out.
 
-    Input: `ShardTask`. Output: `ShardSummary`, one a task.
-
-    Attributes:
-        stage: The name of the stage, `embed` or `import`.
-        maker: Makes them.
-        record: Where finished shards are reported.
+    It holds what the maker opened, an encoder and its threads; a rerun over complete shards opens nothing.
     """
 
-    stage: str
-    maker: ShardMaker
-    record: RunRecord
-
-    def expand(self, tasks: beam.PCollection[ShardTask]) -> beam.PCollection[ShardSummary]:
-        """Breaks fusion with the plan first, so that the shards spread over the workers."""
-        return tasks | "SpreadShards" >> beam.Reshuffle() | "MakeShard" >> beam.ParDo(_MakeShard(self))
-
-
-class _MakeShard(beam.DoFn):
-    """Holds what the maker opened, an encoder and its threads: a rerun over complete shards opens nothing."""
-
-    def __init__(self, transform: MakeShards):
-        self._stage, self._maker, self._record = transform.stage, transform.maker, transform.record
+    def __init__(self, stage: Stage, maker: ShardMaker, record: RunRecord):
+        self._stage, self._maker, self._record = stage, maker, record
         self._handle = shared.Shared()
         self._open = ExitStack()
         self._make: MakeShard | None = None
         names = ("products_embedded", "products_carried_over", "products_rejected", "shards_already_complete")
-        self._counters = {name: Metrics.counter(transform.stage, name) for name in names}
+        self._counters = {name: Metrics.counter(stage, name) for name in names}
 
     def process(self, task: ShardTask) -> Iterator[ShardSummary]:
         unit = f"{task.position:06d}"
@@ -178,66 +162,53 @@ def _facts(summary: ShardSummary) -> dict[str, int]:
     return {"rows_in": summary.rows_in, "products": summary.products, "embedded": summary.embedded}
 
 
-@dataclass(kw_only=True, eq=False)
-class BuildAndPublish(beam.PTransform):
-    """Numbers, samples, trains, writes refine codes where there are to be some, adds, merges, verifies, publishes.
-
-    Input: `ShardSummary`, one a catalog shard. Output: one `RunResult`, which is also left in the run's folder.
-
-    Attributes:
-        run: What the steps share.
-    """
-
-    run: RunContext
-
-    def expand(self, summaries: beam.PCollection[ShardSummary]) -> beam.PCollection[RunResult]:
-        """Wires the steps in, in the order of `build_steps`."""
-        run = self.run
-        plan = (
-            summaries
-            | "GatherSummaries" >> beam.combiners.ToList()
-            | "NumberProducts" >> beam.Map(lambda summaries: steps.number(run, summaries))
+def build_and_publish(summaries: beam.PCollection[ShardSummary], run: RunContext) -> beam.PCollection[RunResult]:
+    """Wires in the steps of `build_steps`, and the publishing, which also leaves the result in the run's folder."""
+    plan = (
+        summaries
+        | "GatherSummaries" >> beam.combiners.ToList()
+        | "NumberProducts" >> beam.Map(lambda summaries: steps.number(run, summaries))
+    )
+    samples = (
+        plan
+        | "CutSampleTasks" >> beam.FlatMap(lambda plan: range(len(plan.numbering.shards)))
+        | "SpreadSampling" >> beam.Reshuffle()
+        | "SampleShard" >> beam.Map(lambda number, plan: steps.sample(run, plan, number), AsSingleton(plan))
+    )
+    choice = plan | "TrainCodec" >> beam.Map(
+        lambda plan, samples: steps.train(run, plan, list(samples)), AsIter(samples)
+    )
+    refined = (
+        plan
+        | "CutRefineTasks" >> beam.FlatMap(lambda plan: steps.refine_tasks(run, plan))
+        | "SpreadRefining" >> beam.Reshuffle()
+        | "WriteRefineCodes"
+        >> beam.Map(
+            lambda task, plan, samples: steps.refine(run, plan, task, list(samples)), AsSingleton(plan), AsIter(samples)
         )
-        samples = (
-            plan
-            | "CutSampleTasks" >> beam.FlatMap(lambda plan: range(len(plan.numbering.shards)))
-            | "SpreadSampling" >> beam.Reshuffle()
-            | "SampleShard" >> beam.Map(lambda number, plan: steps.sample(run, plan, number), AsSingleton(plan))
+    )
+    merged = (
+        plan
+        | "CutAddTasks" >> beam.FlatMap(lambda plan: steps.add_tasks(run, plan))
+        | "SpreadAdding" >> beam.Reshuffle()
+        | "AddToIndexShard"
+        >> beam.Map(lambda task, choice: (task.serving_shard, steps.add(run, choice.codec, task)), AsSingleton(choice))
+        | "IndexShardsOfServingShard" >> beam.GroupByKey()
+        | "MergeIndexShards"
+        >> beam.Map(lambda group, plan: steps.merge(run, plan, group[0], list(group[1])), AsSingleton(plan))
+    )
+    return (
+        merged
+        | "GatherMerged" >> beam.combiners.ToList()
+        | "VerifyIndex"
+        >> beam.Map(
+            lambda merged, plan, choice, samples, refined: steps.verify(
+                run, plan, choice, list(samples), merged, list(refined)
+            ),
+            AsSingleton(plan),
+            AsSingleton(choice),
+            AsIter(samples),
+            AsIter(refined),
         )
-        choice = plan | "TrainCodec" >> beam.Map(
-            lambda plan, samples: steps.train(run, plan, list(samples)), AsIter(samples)
-        )
-        refined = (
-            plan
-            | "CutRefineTasks" >> beam.FlatMap(lambda plan: steps.refine_tasks(run, plan))
-            | "SpreadRefining" >> beam.Reshuffle()
-            | "WriteRefineCodes"
-            >> beam.Map(lambda task, samples: steps.refine(run, task, list(samples)), AsIter(samples))
-        )
-        merged = (
-            plan
-            | "CutAddTasks" >> beam.FlatMap(lambda plan: steps.add_tasks(run, plan))
-            | "SpreadAdding" >> beam.Reshuffle()
-            | "AddToIndexShard"
-            >> beam.Map(
-                lambda task, choice: (task.serving_shard, steps.add(run, choice.codec, task)), AsSingleton(choice)
-            )
-            | "IndexShardsOfServingShard" >> beam.GroupByKey()
-            | "MergeIndexShards"
-            >> beam.Map(lambda group, plan: steps.merge(run, plan, group[0], list(group[1])), AsSingleton(plan))
-        )
-        return (
-            merged
-            | "GatherMerged" >> beam.combiners.ToList()
-            | "VerifyIndex"
-            >> beam.Map(
-                lambda merged, plan, choice, samples, refined: steps.verify(
-                    run, plan, choice, list(samples), merged, list(refined)
-                ),
-                AsSingleton(plan),
-                AsSingleton(choice),
-                AsIter(samples),
-                AsIter(refined),
-            )
-            | "PublishVersion" >> beam.Map(lambda build: publish_build(run, build))
-        )
+        | "PublishVersion" >> beam.Map(lambda build: publish_build(run, build))
+    )

@@ -107,9 +107,9 @@ def embed_all(catalog: CatalogConfig, work: Path, *, pictures: bool) -> dict[str
         previous=None,
         load_encoder=NullEncoder,
     )
-    transform = MakeShards(stage="embed", maker=maker, record=RunRecord(uri=str(work / "run")))
+    make_shards = MakeShards("embed", maker, RunRecord(uri=str(work / "run")))
     with beam.Pipeline(options=to_pipeline_options({})) as root:
-        _ = root | beam.Create(tasks, reshuffle=False) | "MakeShards" >> transform
+        _ = root | beam.Create(tasks, reshuffle=False) | beam.Reshuffle() | beam.ParDo(make_shards)
     numbering = number_products(files, str(work / "out"))
     return {"products": numbering.products, "seconds": time.perf_counter() - started}
 

@@ -1,13 +1,16 @@
-"""The nightly job end to end: real files, the real Beam runner, a tiny real encoder."""
+"""The job end to end: real files, the real Beam runner, a tiny real encoder."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import faiss
@@ -17,9 +20,10 @@ import pytest
 from PIL import Image
 
 from encoders import load_query_encoder
-from index_builder import IndexReader
+from index_builder import IndexReader, publish
+from pipelines.indexing.job import run_and_report
 from pipelines.indexing.progress import summary_lines
-from pipelines.indexing.run_record import RunFailedError
+from pipelines.indexing.run_record import INDEX_STAGES, RunFailedError, RunRecord
 from pipelines.indexing.work_folder import LeaseHeldError, WorkLease
 from tests.pipelines.images.picture_server import Request, picture_server
 from tests.pipelines.indexing.job import arguments, index_files, product, run_job, version_files, write_catalog
@@ -87,10 +91,7 @@ def test_plain_faiss_opens_the_index(night):
 def test_the_job_makes_the_same_bytes_anywhere(night, tmp_path):
     """Another folder, worker processes instead of threads: index, ids, dead letters and query encoder are the same."""
     folder, outcome, _ = night
-    for path in sorted((folder / "catalog").iterdir()):
-        target = tmp_path / "catalog" / path.name
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(path.read_bytes())
+    shutil.copytree(folder / "catalog", tmp_path / "catalog")
     again, _ = run_job(tmp_path, "--direct_running_mode=multi_processing", "--direct_num_workers=2")
     assert version_files(again) == version_files(outcome)
     assert again.version.split("-")[1] == outcome.version.split("-")[1]
@@ -236,6 +237,61 @@ def test_a_killed_run_goes_on_and_makes_the_same_bytes(tmp_path):
     assert version_files(rerun) == version_files(whole)
 
 
+def test_no_result_depends_on_a_report(tmp_path, monkeypatch, night):
+    """Every report is lost as soon as it is written; the run ends, and its manifest says what it said before."""
+    folder, first, _ = night
+    shutil.copytree(folder / "catalog", tmp_path / "catalog")
+    report = RunRecord.report
+
+    def report_and_lose(record: RunRecord, stage: str, unit: str, **facts: object) -> None:
+        report(record, stage, unit, **facts)
+        shutil.rmtree(Path(record.uri) / stage)
+
+    monkeypatch.setattr(RunRecord, "report", report_and_lose)
+    result, record = run_job(tmp_path)
+    assert not record.reports("train")
+    assert version_files(result) == version_files(first)
+    manifests = [publish.read_manifest(str(Path(uri).parents[1])) for uri in (first.uri, result.uri)]
+    assert manifests[1].codec == manifests[0].codec
+    assert manifests[1].codec.reason == "trained: there is no earlier one for this config"
+    assert manifests[1].index == manifests[0].index
+    assert manifests[1].files == manifests[0].files
+
+
+def test_a_run_that_fails_in_any_step_goes_on_from_what_stands(tmp_path, monkeypatch, night):
+    """Each step fails once, after its files were written; the rerun makes none of them anew."""
+    folder, first, _ = night
+    shutil.copytree(folder / "catalog", tmp_path / "catalog")
+    timed = RunRecord.timed
+    fail_after = ""
+
+    @contextmanager
+    def timed_and_failing(record: RunRecord, stage: str, unit: str = "all") -> Iterator[dict]:
+        with timed(record, stage, unit) as facts:
+            yield facts
+            if stage == fail_after:
+                raise OSError("the machine went away")
+
+    def standing() -> dict[Path, int]:
+        outputs = [path for path in (tmp_path / "work").rglob("*") if path.is_file() and "runs" not in path.parts]
+        return {path: path.stat().st_mtime_ns for path in outputs if path.name not in ("finished_run.json", "fit.json")}
+
+    monkeypatch.setattr(RunRecord, "timed", timed_and_failing)
+    before: dict[Path, int] = {}
+    for step in ("embed", *INDEX_STAGES[1:-1]):
+        fail_after = step
+        if step == "refine":
+            continue
+        with pytest.raises(RunFailedError, match=f"stage {step} failed on unit .*: OSError: the machine went away"):
+            run_job(tmp_path)
+        now = standing()
+        assert {path: now.get(path) for path in before} == before, step
+        before = now
+    fail_after = ""
+    result, _ = run_job(tmp_path)
+    assert version_files(result) == version_files(first)
+
+
 def test_pictures_on_disk_are_seen_to_change(tmp_path):
     """The catalog file stays the same, a picture beside it does not: the next night finds out."""
     catalog = tmp_path / "catalog.jsonl"
@@ -321,3 +377,27 @@ def test_pictures_on_the_web_are_not_fetched_again_while_their_etag_stands(tmp_p
         assert '"second"' in [request.headers.get("if-none-match") for request in server.requests]
         full, _ = run_job(tmp_path, *overrides, "--full")
         assert (full.totals.embedded, full.totals.pictures_unchanged) == (24, 0)
+
+
+class FailingSource:
+    config = None
+
+    def __init__(self, error: Exception):
+        self._error = error
+
+    def check(self) -> None:
+        raise self._error
+
+    def plan(self) -> None: ...
+
+
+@pytest.mark.parametrize("kind", [RunFailedError, LeaseHeldError])
+def test_a_run_that_fails_says_why_and_exits_with_one(capsys, kind):
+    assert run_and_report(FailingSource(kind("work.uri is in use")), None) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "error: work.uri is in use\n")
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_and_report(FailingSource(ZeroDivisionError()), None)

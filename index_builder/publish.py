@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -33,6 +33,9 @@ AHEAD_TOLD = timedelta(hours=1)
 """A newest version that lies further in the future than this is told: retention and going back go by the ids."""
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
+
+
+CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +71,7 @@ def publish_version(
     *,
     make_current: bool = True,
     now: datetime | None = None,
+    before_current: Callable[[], None] | None = None,
 ) -> str:
     """Copies staged files into a new version and, by default, makes it the current one.
 
@@ -79,6 +83,7 @@ def publish_version(
             here.
         make_current: False keeps the version without publishing it (a gate failed).
         now: UTC; None: the clock.
+        before_current: called right before the pointer flips; what it raises stops that.
 
     Returns:
         The version's id, `<yyyymmddThhmmssZ>-<12 hex digits of the content fingerprint>`.
@@ -103,7 +108,7 @@ def publish_version(
         _copy(sources[entry.path], storage.join(folder, entry.path), entry.sha256)
     storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_json().encode())
     if make_current:
-        set_current(index_uri, version)
+        set_current(index_uri, version, before_current)
     return version
 
 
@@ -123,7 +128,7 @@ def staged_bytes(source: StagedFile) -> Iterator[bytes]:
     """A staged file as it will be published, in chunks."""
     start = 0
     with storage.open_read(source.uri) as reader:
-        while chunk := reader.read(storage.COPY_CHUNK_BYTES):
+        while chunk := reader.read(CHUNK_BYTES):
             first, last = max(start, source.offset), min(start + len(chunk), source.offset + len(source.data))
             if first < last:
                 data = source.data[first - source.offset : last - source.offset]
@@ -196,7 +201,7 @@ def list_versions(index_uri: str) -> tuple[str, ...]:
     return tuple(version for version in _folders(index_uri) if storage.exists(manifest_uri(index_uri, version)))
 
 
-def set_current(index_uri: str, version: str) -> None:
+def set_current(index_uri: str, version: str, before_current: Callable[[], None] | None = None) -> None:
     """Makes a complete version the published one: how a version is published, and how one goes back to an older one.
 
     Raises:
@@ -214,6 +219,8 @@ def set_current(index_uri: str, version: str) -> None:
                 f"{version} cannot be published: {uri}: expected {entry.bytes} bytes, found {found}"
             )
     before = _current(index_uri)
+    if before_current is not None:
+        before_current()
     _point_to(index_uri, version)
     # A prune that looked at CURRENT before this took the version for an old one. It looks again once it has removed the
     # manifest: either it sees the new pointer, or its removal is seen here.

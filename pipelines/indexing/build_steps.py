@@ -45,6 +45,7 @@ from pipelines.config.job import GatesConfig
 from pipelines.indexing.product_table import Numbering, number_products
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, ShardFiles, ShardSummary, Totals, read_finished_run, total
+from pipelines.indexing.work_folder import HeldLease
 
 PRODUCT_TABLE_FORMAT = 1
 """Raised when a change of the code makes another products.arrow or rejected.parquet of the same shards."""
@@ -63,6 +64,7 @@ class RunContext:
         work_uri: Where the run keeps what the next one uses again.
         build: Name of its folder in `builds`, by all that shapes the index.
         record: Where finished steps are reported.
+        lease: The lease on the work URI, asked for before the pointer flips.
         index, gates: Sections of the config.
         encoder: What made the vectors.
         query_encoder_uri: Folder of the query encoder's files; None for vectors that none is known for.
@@ -73,6 +75,7 @@ class RunContext:
     work_uri: str
     build: str
     record: RunRecord
+    lease: HeldLease
     index: IndexConfig
     gates: GatesConfig
     encoder: EncoderSummary

@@ -114,6 +114,7 @@ class CatalogSource:
             ),
             query_encoder=config.encoder,
             catalog_uri=config.catalog.uri if isinstance(config.catalog.uri, str) else ", ".join(config.catalog.uri),
+            catalog_files=frozenset(part.path for shard in catalog.shards for part in shard.ranges),
             nothing_carried_over=reason,
         )
 

@@ -20,12 +20,13 @@ from pipelines.indexing.publish_step import RunResult, read_result, stage_query_
 from pipelines.indexing.run_record import RunFailedError, RunRecord
 from pipelines.indexing.shard_files import read_finished_run
 from pipelines.indexing.transforms import ShardPlan, run_pipeline
-from pipelines.indexing.work_folder import LeaseHeldError, WorkLease, clean_work, note_index
+from pipelines.indexing.work_folder import LeaseHeldError, LeaseLostError, WorkLease, clean_work, note_index
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
 EXIT_FAILED = 1
+EXIT_LEASE_LOST = 6
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +56,16 @@ def run_and_report(source: Source, beam_options: PipelineOptions) -> int:
 
     Returns:
         0: a version is published, or nothing changed. 1: the run failed or found another at work (the message on
-        stderr), or a gate held the version back.
+        stderr), or a gate held the version back. 6: another run took over the work folder; nothing was published.
     """
     try:
         result, record = run_job(source, beam_options)
     except (RunFailedError, LeaseHeldError) as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_FAILED
+    except LeaseLostError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_LEASE_LOST
     print_summary(result, record)
     return EXIT_FAILED if result.status == "held" else 0
 
@@ -81,10 +85,11 @@ def run_job(source: Source, beam_options: PipelineOptions) -> tuple[RunResult, R
             usable; nothing was done.
         RunFailedError: A worker failed; what is complete stands, and a rerun continues from there.
         LeaseHeldError: Another run works on the same work.uri.
+        LeaseLostError: Another run took it over meanwhile; this one published nothing.
     """
     source.check()
     work_uri, config = source.config.work.uri, source.config
-    with WorkLease(work_uri):
+    with WorkLease(work_uri) as lease:
         record = RunRecord.begin(work_uri)
         with record.timed("plan") as facts:
             shards, reusable = plan_run(source)
@@ -98,6 +103,7 @@ def run_job(source: Source, beam_options: PipelineOptions) -> tuple[RunResult, R
             work_uri=work_uri,
             build=build_key(shards.keys, config.index, shards.encoder.fingerprint),
             record=record,
+            lease=lease,
             index=config.index,
             gates=config.gates,
             encoder=shards.encoder,
@@ -107,7 +113,14 @@ def run_job(source: Source, beam_options: PipelineOptions) -> tuple[RunResult, R
         )
         with show_progress(record, shards=len(shards.tasks), rows=shards.rows, first_stage=shards.stage):
             run_pipeline(shards, run, beam_options)
-        clean_work(work_uri, encoder=shards.encoder.fingerprint, shard_keys=shards.keys, build=run.build)
+        clean_work(
+            work_uri,
+            held=lease,
+            encoder=shards.encoder.fingerprint,
+            shard_keys=shards.keys,
+            build=run.build,
+            catalog_files=shards.catalog_files,
+        )
         return read_result(record), record
 
 

@@ -108,6 +108,7 @@ def publish_build(run: RunContext, build: FinishedBuild) -> RunResult:
 
 
 def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
+    run.lease.check()
     index_uri, totals, chosen, spec = run.index.uri, build.plan.totals, build.chosen, build.plan.spec
     previous = published_manifest(index_uri)
     failed = failed_gates(run.gates, totals, chosen.recall, previous)
@@ -119,9 +120,9 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
     if not failed and previous is not None and previous.content_fingerprint == fingerprint:
         status, version_id = "unchanged", previous.version
     else:
-        version_id = publish.publish_version(index_uri, staged, manifest, make_current=False)
-        if not failed:
-            publish.set_current(index_uri, version_id)
+        version_id = publish.publish_version(
+            index_uri, staged, manifest, make_current=not failed, before_current=run.lease.check
+        )
         if run.index.keep_versions is not None:
             publish.prune(index_uri, run.index.keep_versions)
     return RunResult(

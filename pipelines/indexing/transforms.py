@@ -54,6 +54,7 @@ class ShardPlan:
         encoder: What makes the vectors, or made them.
         query_encoder: Whose query side is published with the index; None for what stands on the work URI, if anything.
         catalog_uri: What the vectors are of, for people.
+        catalog_files: What the tasks read; None for vectors, which need no intake copies.
         nothing_carried_over: Why nothing is carried over, in words; empty where something is.
     """
 
@@ -65,6 +66,7 @@ class ShardPlan:
     encoder: EncoderSummary
     query_encoder: EncoderConfig | None
     catalog_uri: str
+    catalog_files: frozenset[str] | None = None
     nothing_carried_over: str = ""
 
     @property

@@ -1,223 +1,374 @@
-"""What a finished run removes from its work URI: all that neither a standing version nor the next night needs.
+"""The work folder: the lease that one run holds on it, and what a finished run removes from it.
 
+    lease/           the holder's record, one file for each run so far; the highest number counts
+    spool/           kept: intake copies that this run or another since the last one read
     embeddings/      kept: shards that a version of any index fed from here names, and those of this run
     builds/          kept: this run's
     carry_over/      kept: the lookup of a published version
     query_encoders/  kept: this run's encoder
     runs/            kept: the newest RUNS_KEPT records
 
-Several indexes may be fed from one work URI; each notes its address in `indexes.json`, so that none loses its vectors
-to another's cleaning. Nothing here is needed to search, and a file removed by mistake costs time, never truth.
+Only the holder of the lease removes anything, after its end. Several indexes may be fed from one work URI; each notes
+its address in `indexes.json`, so that none loses its vectors to another's cleaning. Nothing here is needed to search,
+and a file removed by mistake costs time, never truth.
 """
 
 from __future__ import annotations
 
 import getpass
+import json
 import logging
+import math
 import os
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
 from types import TracebackType
+from typing import Any
 
 from index_builder import publish, storage
 from index_builder.errors import IndexBuilderError, VersionNotFoundError
 
-# ---- pipelines/lease.py ----
-# One run at a time on a work URI.
-#
-# The lease is a small file that names its holder and is refreshed while the run lives. A second run refuses with the
-# holder's name and age; a lease whose holder is dead, or has been silent for too long, is taken over.
-
-
 log = logging.getLogger(__name__)
 
-_THIS_PROCESS = uuid.uuid4().hex
-"""Tells this process from an earlier one of the same pid and host, as a restarted container has them."""
-
-REFRESH_SECONDS = 10.0
-STALE_AFTER_SECONDS = 120.0
+BEAT_SECONDS = 10.0
+SILENT_SECONDS = 120.0
+"""A holder whose record does not change for so long is taken for dead."""
+CONTAINER_SILENT_SECONDS = 30.0
+"""The same for a process of another container on this machine, whose end cannot be seen: it may have been restarted."""
+WATCH_SECONDS = 1.0
+SETTLE_SECONDS = 1.0
+"""How long a store without a conditional write gets to let the last of several writers win."""
+RUNS_KEPT = 30
 
 
 class LeaseHeldError(Exception):
     """Another run holds the work URI."""
 
 
+class LeaseLostError(Exception):
+    """This run held the work URI, and another one has taken it over: it must not publish or remove anything."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeaseRecord:
-    """What the lease file says.
+    """What a lease file says. No clock of one machine is compared with that of another.
 
     Attributes:
-      token: names this one acquisition.
-      process: names the holding process, whatever its pid.
-      host, pid, user: the holder, for people.
-      started_unix_seconds, refreshed_unix_seconds: when it took the lease, and was last seen alive.
+        token: names this one acquisition.
+        host, pid, user: the holder, for people.
+        machine: names the running system of the host, until it is started again; empty where it has no name.
+        namespace: names the space that `pid` is counted in.
+        process_started: tells the process from an earlier one of the same pid.
+        beats: grows while the holder lives.
+        running_seconds: how long it has held the lease, by its own clock.
+        uptime_seconds: of `machine`, when this was written.
+        released: the run has ended.
     """
 
     token: str
-    process: str
     host: str
     pid: int
     user: str
-    started_unix_seconds: float
-    refreshed_unix_seconds: float
+    machine: str
+    namespace: str
+    process_started: str
+    beats: int = 0
+    running_seconds: float = 0.0
+    uptime_seconds: float = 0.0
+    released: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldLease:
+    """A lease that was acquired, in a form that travels to the workers.
+
+    Attributes:
+        folder: where the lease files lie.
+        number: of the file that is its own.
+        token: of its record.
+    """
+
+    folder: str
+    number: int
+    token: str
+
+    def check(self) -> None:
+        """LeaseLostError unless the lease is still held; asked right before what only the holder may do."""
+        number, data = _newest(self.folder)
+        holder = _record_of(data)
+        if number != self.number or holder is None or holder.token != self.token:
+            by = f"it is held by {_name(holder)}" if number else "its file was removed"
+            raise LeaseLostError(
+                f"the lease in {self.folder} was lost: {by}. This run was silent for too long (paused, or cut off from "
+                f"its storage) and has stopped without publishing; what it completed stands."
+            )
 
 
 class WorkLease:
-    """Holds `<work uri>/lease.json` for the length of a `with` block.
+    """Holds the work URI for the length of a `with` block, which gets the `HeldLease`.
+
+    Each acquisition creates the file with the next number in `<work uri>/lease/`, which only one can: the newest file
+    says who holds the lease, also when several take over a dead one at once. A holder is dead if it was a process of
+    this machine that is gone, or if its record does not change while this process watches it by its own clock.
 
     Args:
-      work_uri: the folder that only one run may write to.
-      clock: unix seconds; tests give their own.
+        work_uri: the folder that only one run may write to.
 
     Raises:
-      LeaseHeldError: on entry, when a live run holds the lease.
+        LeaseHeldError: on entry, when a live run holds the lease.
+        LeaseLostError: on exit with an exception, when the lease was lost meanwhile; the exception is its cause.
     """
 
-    def __init__(self, work_uri: str, *, clock: Callable[[], float] = time.time):
+    def __init__(self, work_uri: str):
         self._work_uri = work_uri
-        self._uri = storage.join(work_uri, "lease.json")
-        self._clock = clock
+        self._folder = storage.join(work_uri, "lease")
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._record: LeaseRecord | None = None
 
-    def __enter__(self) -> WorkLease:
-        now = self._clock()
-        holder = self._read()
-        if holder is not None:
-            age = now - holder.refreshed_unix_seconds
-            if age < STALE_AFTER_SECONDS and not _is_dead(holder):
-                raise LeaseHeldError(
-                    f"work.uri {self._work_uri} is in use: process {holder.pid} of {holder.user} on {holder.host}, "
-                    f"running for {now - holder.started_unix_seconds:.0f} s, last seen {age:.0f} s ago. Wait for it to "
-                    f"end, or give this run a work.uri of its own."
-                )
-            log.warning("taking over the lease of process %d on %s, last seen %.0f s ago", holder.pid, holder.host, age)
-        self._record = LeaseRecord(
-            token=uuid.uuid4().hex,
-            process=_THIS_PROCESS,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            user=_user_name(),
-            started_unix_seconds=now,
-            refreshed_unix_seconds=now,
-        )
-        self._write(self._record)
-        # Object stores have no exclusive create: of two that write at once the later one stands, and the other sees it.
-        holder = self._read()
-        if holder is None or holder.token != self._record.token:
-            raise LeaseHeldError(f"work.uri {self._work_uri} was taken by another run at this very moment: try again")
-        self._thread = threading.Thread(target=self._refresh, name="work-lease", daemon=True)
+    def __enter__(self) -> HeldLease:
+        while True:
+            number = self._wait_until_free() + 1
+            record = _own_record()
+            self._uri = _lease_uri(self._folder, number)
+            if not storage.create_file(self._uri, json.dumps(asdict(record)).encode()):
+                continue
+            if not storage.is_local(self._folder):
+                time.sleep(SETTLE_SECONDS)
+            newest, data = _newest(self._folder)
+            if newest == number and _record_of(data) == record:
+                break
+            if newest > number:  # what this run takes over was taken over, and left again, while it looked on
+                storage.remove_file(self._uri)
+        for earlier in _numbers(self._folder):
+            if earlier < number:
+                storage.remove_file(_lease_uri(self._folder, earlier))
+        self._record, self._acquired = record, time.monotonic()
+        self._held = HeldLease(folder=self._folder, number=number, token=record.token)
+        self._thread = threading.Thread(target=self._beat, name="work-lease", daemon=True)
         self._thread.start()
-        return self
+        return self._held
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        holder = self._read()
-        if holder is not None and self._record is not None and holder.token == self._record.token:
-            storage.remove_file(self._uri)
-
-    def _refresh(self) -> None:
-        while not self._stop.wait(REFRESH_SECONDS):
-            record = self._record
-            if record is None:
-                return
-            holder = self._read()
-            if holder is not None and holder.token != record.token:
-                log.error("the lease on %s was taken over by process %d on %s", self._uri, holder.pid, holder.host)
-                return
-            fields = asdict(record) | {"refreshed_unix_seconds": self._clock()}
-            self._write(LeaseRecord(**fields))
-
-    def _read(self) -> LeaseRecord | None:
+        self._thread.join()
         try:
-            return LeaseRecord(**storage.read_json(self._uri))
-        except FileNotFoundError:
-            return None
+            self._held.check()
+            self._write(released=True)
+        except LeaseLostError as lost:
+            if isinstance(error, Exception):
+                raise lost from error
+            log.error("%s", lost)
+        except IndexBuilderError as failure:
+            log.warning("the lease was not released: %s", failure)
 
-    def _write(self, record: LeaseRecord) -> None:
-        storage.write_json_atomic(self._uri, asdict(record))
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            try:
+                self._held.check()
+                self._write()
+            except LeaseLostError as lost:
+                log.error("%s", lost)
+                return
+            except IndexBuilderError as failure:
+                log.warning("the lease was not refreshed: %s", failure)
+
+    def _write(self, *, released: bool = False) -> None:
+        now = time.monotonic()
+        self._record = replace(
+            self._record,
+            beats=self._record.beats + 1,
+            running_seconds=now - self._acquired,
+            uptime_seconds=now,
+            released=released,
+        )
+        storage.write_json_atomic(self._uri, asdict(self._record))
+
+    def _wait_until_free(self) -> int:
+        """Watches the newest record until it may be replaced, and returns its number; 0 where there is none."""
+        watched, since, silent_before = (-1, b""), 0.0, 0.0
+        while True:
+            found = number, data = _newest(self._folder)
+            holder = _record_of(data)
+            if not number or (holder is not None and (holder.released or _is_gone(holder))):
+                return number
+            here = holder is not None and holder.machine == _machine() != ""
+            if is_new := watched[0] != number:
+                watched, since = found, time.monotonic()
+                silent_before = since - holder.uptime_seconds if here and holder is not None else 0.0
+            silent = silent_before + time.monotonic() - since
+            in_view = here and holder is not None and holder.namespace == _namespace()
+            if silent >= (CONTAINER_SILENT_SECONDS if here and not in_view else SILENT_SECONDS):
+                log.warning("taking over the lease of %s, last seen %.0f s ago", _name(holder), silent)
+                return number
+            if found != watched or in_view:
+                seen = 0.0 if found != watched else silent
+                raise LeaseHeldError(
+                    f"work.uri {self._work_uri} is in use: {_name(holder)}, running for "
+                    f"{holder.running_seconds if holder else 0.0:.0f} s, last seen {seen:.0f} s ago. Wait for it to "
+                    f"end, or give this run a work.uri of its own."
+                )
+            if is_new:
+                log.info("the lease is held by %s: watching whether that run is alive", _name(holder))
+            time.sleep(WATCH_SECONDS)
 
 
-def _is_dead(holder: LeaseRecord) -> bool:
-    """True where the holder was a process of this host that is no more; a run on another host cannot be asked."""
-    if holder.host != socket.gethostname():
+def _newest(folder: str) -> tuple[int, bytes]:
+    """Number and content of the newest lease file; 0 where there is none."""
+    while numbers := _numbers(folder):
+        try:
+            return numbers[-1], storage.read_bytes(_lease_uri(folder, numbers[-1]))
+        except FileNotFoundError:  # removed since it was listed, so there is a newer one
+            continue
+    return 0, b""
+
+
+def _record_of(data: bytes) -> LeaseRecord | None:
+    """What a lease file says; None for one that is being written, or was by another version of this program."""
+    try:
+        return LeaseRecord(**json.loads(data))
+    except (ValueError, TypeError):
+        return None
+
+
+def _numbers(folder: str) -> list[int]:
+    names = [PurePosixPath(name).stem for name in storage.list_names(folder)]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _lease_uri(folder: str, number: int) -> str:
+    return storage.join(folder, f"{number:08d}.json")
+
+
+def _name(holder: LeaseRecord | None) -> str:
+    return f"process {holder.pid} of {holder.user} on {holder.host}" if holder else "a run that gives no name"
+
+
+def _own_record() -> LeaseRecord:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container whose user id has no name
+        user = str(os.getuid())
+    return LeaseRecord(
+        token=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        user=user,
+        machine=_machine(),
+        namespace=_namespace(),
+        process_started=_started(os.getpid()),
+        uptime_seconds=time.monotonic(),
+    )
+
+
+def _is_gone(holder: LeaseRecord) -> bool:
+    """Whether the holder was a process that this one could see, and is no more."""
+    if (holder.host, holder.machine, holder.namespace) != (socket.gethostname(), _machine(), _namespace()):
         return False
     try:
         os.kill(holder.pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
-    return holder.pid == os.getpid() and holder.process != _THIS_PROCESS
+        pass
+    return _started(holder.pid) != holder.process_started
 
 
-def _user_name() -> str:
+def _machine() -> str:
+    """The running system, whose processes share a clock; empty where it has no name (it is not Linux)."""
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user id has no name
-        return str(os.getuid())
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+    return f"{boot} {_namespace('time')}"
 
 
-RUNS_KEPT = 30
+def _namespace(kind: str = "pid") -> str:
+    try:
+        return os.readlink(f"/proc/self/ns/{kind}")
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process started, in ticks since the system did; empty for one that has ended, or where it is not known."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else fields[18]
 
 
 def note_index(work_uri: str, index_uri: str) -> None:
     """Remembers that an index is fed from this work URI."""
     known = noted_indexes(work_uri)
     if index_uri not in known:
-        storage.write_json_atomic(_notes_uri(work_uri), {"uris": sorted([*known, index_uri])})
+        storage.write_json_atomic(storage.join(work_uri, "indexes.json"), {"uris": sorted([*known, index_uri])})
 
 
 def noted_indexes(work_uri: str) -> list[str]:
     """The indexes that are fed from this work URI."""
-    try:
-        return list(storage.read_json(_notes_uri(work_uri))["uris"])
-    except FileNotFoundError:
-        return []
+    return list(_read(storage.join(work_uri, "indexes.json")).get("uris", ()))
 
 
-def clean_work(work_uri: str, *, encoder: str, shard_keys: Collection[str], build: str) -> None:
-    """Removes what is no longer needed. Called by the run that holds the lease, after its end.
+def clean_work(
+    work_uri: str,
+    *,
+    held: HeldLease,
+    encoder: str,
+    shard_keys: Collection[str],
+    build: str,
+    catalog_files: Collection[str] | None = None,
+) -> None:
+    """Removes what is no longer needed; called by a run after its end. What cannot be removed stays, with a warning.
+
+    An intake copy stays for one run more than it is needed: `--plan` and `evaluate` make and read copies without the
+    lease.
 
     Args:
-      work_uri: the work URI.
-      encoder: fingerprint of this run's encoder.
-      shard_keys: keys of this run's embedding shards.
-      build: name of this run's folder in `builds`.
+        work_uri: the work URI.
+        held: its lease; nothing is removed once it is lost.
+        encoder: fingerprint of this run's encoder.
+        shard_keys: keys of this run's embedding shards.
+        build: name of this run's folder in `builds`.
+        catalog_files: what this run's plan reads, intake copies among it; None keeps all copies.
     """
     try:
         indexes = noted_indexes(work_uri)
-        needed = {(encoder, key) for key in shard_keys} | {shard for uri in indexes for shard in _shards_of(uri)}
+        shards = {f"{encoder}/{key}" for key in shard_keys} | {shard for uri in indexes for shard in _shards_of(uri)}
         current = {version for uri in indexes for version in _current_of(uri)}
-        removed = _remove_shards(storage.join(work_uri, "embeddings"), needed)
-        _keep_folders(storage.join(work_uri, "builds"), {build})
-        _keep_folders(storage.join(work_uri, "carry_over"), current)
-        _keep_folders(storage.join(work_uri, "query_encoders"), {encoder})
-        runs = storage.join(work_uri, "runs")
-        _keep_folders(runs, set(storage.list_folders(runs)[-RUNS_KEPT:]))
-    except IndexBuilderError as error:
+        runs = storage.list_folders(storage.join(work_uri, "runs"))
+        folders = {
+            "builds": {build},
+            "carry_over": current,
+            "query_encoders": {encoder},
+            "runs": set(runs[-RUNS_KEPT:]),
+        }
+        removed = _remove_outputs(storage.join(work_uri, "embeddings"), 2, held, lambda name: name not in shards)
+        for folder, kept in folders.items():
+            for name in storage.list_folders(storage.join(work_uri, folder)):
+                if name not in kept:
+                    held.check()
+                    storage.remove_tree(storage.join(work_uri, folder, name))
+        if catalog_files is not None:
+            _remove_copies(work_uri, held, catalog_files)
+    except (IndexBuilderError, LeaseLostError) as error:
         log.warning("%s was not cleaned: %s", work_uri, error)
         return
     if removed:
         log.info("removed %d embedding shards that no version needs any more", removed)
 
 
-def _shards_of(index_uri: str) -> Iterator[tuple[str, str]]:
-    """(encoder fingerprint, key) of each embedding shard that a version of the index was built from."""
+def _shards_of(index_uri: str) -> Iterator[str]:
+    """<encoder fingerprint>/<key> of each embedding shard that a version of the index was built from."""
     for version in publish.list_versions(index_uri):
         for uri in publish.read_manifest(index_uri, version).embedding_shards:
-            path = PurePosixPath(uri)
-            yield path.parent.name, path.name.removesuffix(".parquet")
+            yield "/".join(PurePosixPath(uri).parts[-2:]).removesuffix(".parquet")
 
 
 def _current_of(index_uri: str) -> Iterator[str]:
@@ -227,24 +378,40 @@ def _current_of(index_uri: str) -> Iterator[str]:
         return
 
 
-def _remove_shards(embeddings_uri: str, needed: Collection[tuple[str, str]]) -> int:
-    """Removes the files of shards that are not needed, each one's summary first: without it a shard is incomplete."""
-    files: dict[tuple[str, str], list[str]] = {}
-    for name in storage.list_names(embeddings_uri):
-        folder, _, file = name.partition("/")
-        files.setdefault((folder, file.partition(".")[0]), []).append(storage.join(embeddings_uri, name))
-    stale = [uris for shard, uris in files.items() if shard not in needed]
+def _remove_copies(work_uri: str, held: HeldLease, catalog_files: Collection[str]) -> None:
+    """Removes the intake copies that neither this run nor the one before needed."""
+    folder, noted_uri = storage.join(work_uri, "spool"), storage.join(work_uri, "unused_copies.json")
+    used = {_output_of(uri.removeprefix(f"{folder}/"), 1) for uri in catalog_files if uri.startswith(f"{folder}/")}
+    unused = {_output_of(name, 1) for name in storage.list_names(folder)} - used
+    stale = unused & set(_read(noted_uri).get("names", ()))
+    _remove_outputs(folder, 1, held, stale.__contains__)
+    storage.write_json_atomic(noted_uri, {"names": sorted(unused - stale)})
+
+
+def _remove_outputs(folder: str, depth: int, held: HeldLease, is_stale: Callable[[str], bool]) -> int:
+    """Removes the files of stale outputs, each one's description first: without it an output does not stand."""
+    files: dict[str, list[str]] = {}
+    for name in storage.list_names(folder):
+        files.setdefault(_output_of(name, depth), []).append(storage.join(folder, name))
+    stale = [uris for output, uris in files.items() if is_stale(output)]
+    checked = -math.inf
     for uris in stale:
+        if time.monotonic() - checked >= BEAT_SECONDS:
+            held.check()
+            checked = time.monotonic()
         for uri in sorted(uris, key=lambda uri: not uri.endswith(".json")):
             storage.remove_file(uri)
     return len(stale)
 
 
-def _keep_folders(uri: str, kept: Collection[str]) -> None:
-    for name in storage.list_folders(uri):
-        if name not in kept:
-            storage.remove_tree(storage.join(uri, name))
+def _output_of(file: str, depth: int) -> str:
+    """The output that a file belongs to: its name without ending, `depth` levels below the folder."""
+    *folders, name = file.split("/")[:depth]
+    return "/".join([*folders, name.partition(".")[0]])
 
 
-def _notes_uri(work_uri: str) -> str:
-    return storage.join(work_uri, "indexes.json")
+def _read(uri: str) -> dict[str, Any]:
+    try:
+        return dict(storage.read_json(uri))
+    except FileNotFoundError:
+        return {}

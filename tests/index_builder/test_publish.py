@@ -102,7 +102,7 @@ def test_nprobe_is_published_in_the_file_and_nothing_else_changes(root: str, fac
 
 
 def test_bytes_are_replaced_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "COPY_CHUNK_BYTES", 4)
+    monkeypatch.setattr(publish, "CHUNK_BYTES", 4)
     (tmp_path / "file").write_bytes(bytes(range(20)))
     for offset in (0, 3, 4, 12):
         found = b"".join(staged_bytes(StagedFile(uri=str(tmp_path / "file"), offset=offset, data=b"abcdefgh")))

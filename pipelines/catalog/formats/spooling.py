@@ -2,7 +2,7 @@
 
 That is text in gzip and the like, any other format inside such a file, and Arrow streams, which become Arrow files. A
 copy is named by the file it was made from (name, size, version), appears only when complete, and is taken again as
-long as the file stays the same; copies that a new plan does not use are removed.
+long as the file stays the same. Planning removes none: another run may read it (`clean_work` removes them).
 """
 
 from __future__ import annotations
@@ -50,12 +50,7 @@ def plain_files(files: Sequence[CatalogFile], spool_uri: str) -> list[PlainFile]
         StorageError: `spool_uri` cannot be written.
     """
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="spool") as pool:
-        plain = list(pool.map(lambda file: _plain(file, spool_uri), files))
-    used = {_name_of(file.uri) for file in plain if file.uri != file.source.uri}
-    for copy in storage.list_files(spool_uri):
-        if _name_of(copy) not in used:
-            storage.remove_file(copy)
-    return plain
+        return list(pool.map(lambda file: _plain(file, spool_uri), files))
 
 
 def _plain(file: CatalogFile, spool_uri: str) -> PlainFile:
@@ -78,10 +73,6 @@ def _needs_copy(file: CatalogFile) -> bool:
 def _copy_name(file: CatalogFile) -> str:
     described = json.dumps([file.uri, file.name, file.size, file.version, file.format, file.compression])
     return f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.{file.format}"
-
-
-def _name_of(uri: str) -> str:
-    return uri.rsplit("/", 1)[-1]
 
 
 def _write_copy(file: CatalogFile, path: str) -> None:

@@ -1,36 +1,46 @@
-"""Files and folders by URI: a plain local path, or anything fsspec knows (`memory://`, `s3://`, `gs://`, `https://`).
+"""Files, folders and kept outputs by URI: a plain local path, or anything fsspec knows (`memory://`, `s3://`, `gs://`).
 
-The one rule: **a file that exists under its final name is complete.** Every writer here writes elsewhere first and
-moves the result in place: a temporary name in the same folder, fsync, rename (local disk); one finished upload
-(object stores); upload under a temporary name and a move (other remote systems). A process killed at any moment
-leaves at most a file whose name starts with a dot and ends with `.tmp`, which no listing here shows.
+**A file that exists under its final name is complete.** Every writer here writes elsewhere first and moves the result
+in place: a temporary name in the same folder, fsync, rename (local disk); one finished upload (object stores); upload
+under a temporary name and a move (other remote systems). A process killed at any moment leaves at most a file or folder
+whose name starts with a dot and ends with `.tmp`, which no listing here shows.
+
+**An output whose description stands is complete** (`artifact`): the description says what the output was made of and is
+written last, so a rerun takes what stands and makes only the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import io
 import json
+import logging
+import math
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 from fsspec.core import url_to_fs
 
 from index_builder.errors import MissingFileError, StorageError
 
-COPY_CHUNK_BYTES = 4 << 20
+log = logging.getLogger(__name__)
+
+_COPY_CHUNK_BYTES = 4 << 20
 # Object stores show an upload only once it is finished, so it needs no temporary name there.
 _UPLOAD_IS_ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss"})
 
 
 def is_local(uri: str) -> bool:
-    """True for plain paths and `file://` URIs."""
+    """Whether `uri` is a plain path or a `file://` URI."""
     return "://" not in uri or uri.startswith("file://")
 
 
@@ -43,35 +53,29 @@ def local_path(uri: str) -> str:
 
 def join(uri: str, *parts: str) -> str:
     """`uri` with `parts` below it, with single slashes between."""
-    joined = uri
     for part in parts:
-        part = part.strip("/")
-        if part:
-            joined = joined + part if joined.endswith("/") else f"{joined}/{part}"
-    return joined
+        if name := part.strip("/"):
+            uri = uri + name if uri.endswith("/") else f"{uri}/{name}"
+    return uri
 
 
 def exists(uri: str) -> bool:
     """Whether a file or folder stands at `uri`."""
-    if is_local(uri):
-        return os.path.exists(local_path(uri))
-    with _told(uri, "look up"):
+    with _storage_errors(uri, "look up"):
         filesystem, path = _filesystem(uri)
         return bool(filesystem.exists(path))
 
 
 def size(uri: str) -> int:
     """Bytes of the file at `uri`."""
-    with _told(uri, "look up"):
-        if is_local(uri):
-            return os.path.getsize(local_path(uri))
+    with _storage_errors(uri, "look up"):
         filesystem, path = _filesystem(uri)
         return int(filesystem.info(path)["size"])
 
 
-def open_read(uri: str) -> IO[bytes]:
+def open_read(uri: str) -> io.BufferedIOBase:
     """A seekable binary file open for reading."""
-    with _told(uri, "read"):
+    with _storage_errors(uri, "read"):
         if is_local(uri):
             return open(local_path(uri), "rb")
         filesystem, path = _filesystem(uri)
@@ -80,7 +84,7 @@ def open_read(uri: str) -> IO[bytes]:
 
 def read_bytes(uri: str) -> bytes:
     """The whole file; MissingFileError where there is none."""
-    with _told(uri, "read"):
+    with _storage_errors(uri, "read"):
         if is_local(uri):
             return Path(local_path(uri)).read_bytes()
         filesystem, path = _filesystem(uri)
@@ -101,6 +105,24 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
         Path(path).write_bytes(data)
 
 
+def create_file(uri: str, data: bytes) -> bool:
+    """Writes a file where none stands yet; False where one does. Of several at once, one succeeds.
+
+    The local disk keeps that, and stores with a conditional write (S3, Google, Azure). Other remote systems may let
+    several succeed, and keep the last: read it back where that matters.
+    """
+    with _storage_errors(uri, "write"), contextlib.suppress(FileExistsError):
+        if is_local(uri):
+            _make_folders(Path(local_path(uri)).parent)
+            with open(local_path(uri), "xb") as file:
+                file.write(data)
+        else:
+            filesystem, path = _filesystem(uri)
+            filesystem.pipe_file(path, data, mode="create")
+        return True
+    return False
+
+
 def write_json_atomic(uri: str, value: Any) -> None:
     """Writes JSON with sorted keys, two spaces of indent and a newline at the end, atomically."""
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
@@ -113,25 +135,9 @@ def atomic_file(uri: str) -> Iterator[str]:
 
     After an exception nothing is left behind. After a kill, only a hidden `.tmp` file is.
     """
-    if is_local(uri):
-        target = Path(local_path(uri))
-        with _told(uri, "write"):
-            _make_folders(target.parent)
-        temporary = target.with_name(temporary_name(target.name))
-        try:
-            yield str(temporary)
-            with _told(uri, "write"):
-                _sync(temporary)
-                os.replace(temporary, target)
-                _sync(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return
-    with tempfile.TemporaryDirectory(prefix="shelfmark-") as folder:
-        path = os.path.join(folder, PurePosixPath(uri).name)
+    with _beside(uri) as path:
         yield path
-        with _told(uri, "write"):
-            _upload(path, uri)
+        _move_in(path, uri)
 
 
 def copy_file(source: str, target: str, *, expected_sha256: str | None = None) -> str:
@@ -143,13 +149,13 @@ def copy_file(source: str, target: str, *, expected_sha256: str | None = None) -
     Raises:
         StorageError: the bytes are not those of `expected_sha256`; nothing appears at the target then.
     """
-    digest = hashlib.sha256()
+    copied = hashlib.sha256()
     with atomic_file(target) as path:
         with open_read(source) as reader, open(path, "wb") as writer:
-            while chunk := reader.read(COPY_CHUNK_BYTES):
-                digest.update(chunk)
+            while chunk := reader.read(_COPY_CHUNK_BYTES):
+                copied.update(chunk)
                 writer.write(chunk)
-        found = digest.hexdigest()
+        found = copied.hexdigest()
         if expected_sha256 not in (None, found):
             raise StorageError(
                 f"{source}: expected sha256 {expected_sha256}, found {found}; the file was changed or is damaged"
@@ -160,70 +166,61 @@ def copy_file(source: str, target: str, *, expected_sha256: str | None = None) -
 def sha256_file(uri: str) -> str:
     """The sha256 of a file as 64 hex digits, read in chunks."""
     with open_read(uri) as reader:
-        digest = hashlib.sha256()
-        while chunk := reader.read(COPY_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(reader, "sha256").hexdigest()
 
 
 def list_files(uri: str) -> list[str]:
-    """All files below the folder `uri`, as URIs, sorted by name; none where there is no folder.
-
-    Temporary files are hidden.
-    """
+    """`list_names`, as URIs."""
     return [join(uri, name) for name in list_names(uri)]
 
 
 def list_names(uri: str) -> list[str]:
-    """All files below the folder `uri`, as sorted names relative to it. Temporary files are hidden."""
-    names: list[str] = []
+    """All files below the folder `uri`, as sorted names relative to it; none where there is no folder.
+
+    Temporary files are hidden.
+    """
     if is_local(uri):
-        root = Path(local_path(uri))
-        names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+        names, root = [], local_path(uri)
+        for folder, folders, files in os.walk(root):
+            folders[:] = [name for name in folders if not is_temporary(name)]
+            below = PurePosixPath(os.path.relpath(folder, root))
+            names += [str(below / name) for name in files]
     else:
-        with _told(uri, "list"):
+        found: Sequence[str] = ()
+        with _storage_errors(uri, "list"), contextlib.suppress(FileNotFoundError):
             filesystem, path = _filesystem(uri)
-            try:
-                found = filesystem.find(path)
-            except FileNotFoundError:
-                found = []
+            found = filesystem.find(path)
         prefix = path.rstrip("/") + "/"
         names = [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
     return sorted(name for name in names if not is_temporary(name))
 
 
 def list_folders(uri: str) -> list[str]:
-    """Sorted names of the folders directly below `uri`; none where there is no folder."""
+    """Sorted names of the folders directly below `uri`; none where there is no folder. Temporary ones are hidden."""
     if is_local(uri):
         root = local_path(uri)
-        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if os.path.isdir(root) else []
-    with _told(uri, "list"):
-        filesystem, path = _filesystem(uri)
-        try:
+        names = [entry.name for entry in os.scandir(root) if entry.is_dir()] if os.path.isdir(root) else []
+    else:
+        entries: Sequence[dict[str, Any]] = ()
+        with _storage_errors(uri, "list"), contextlib.suppress(FileNotFoundError):
+            filesystem, path = _filesystem(uri)
             entries = filesystem.ls(path, detail=True)
-        except FileNotFoundError:
-            return []
-    return sorted(PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "directory")
+        names = [PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "directory"]
+    return sorted(name for name in names if not is_temporary(name))
 
 
 def remove_file(uri: str) -> None:
     """Removes one file; nothing happens where there is none."""
-    with _told(uri, "remove"), contextlib.suppress(FileNotFoundError):
-        if is_local(uri):
-            os.unlink(local_path(uri))
-        else:
-            filesystem, path = _filesystem(uri)
-            filesystem.rm_file(path)
+    with _storage_errors(uri, "remove"), contextlib.suppress(FileNotFoundError):
+        filesystem, path = _filesystem(uri)
+        filesystem.rm_file(path)
 
 
 def remove_tree(uri: str) -> None:
     """Removes a folder and all below it; nothing happens where there is none."""
-    with _told(uri, "remove"), contextlib.suppress(FileNotFoundError):
-        if is_local(uri):
-            shutil.rmtree(local_path(uri))
-        else:
-            filesystem, path = _filesystem(uri)
-            filesystem.rm(path, recursive=True)
+    with _storage_errors(uri, "remove"), contextlib.suppress(FileNotFoundError):
+        filesystem, path = _filesystem(uri)
+        filesystem.rm(path, recursive=True)
 
 
 @contextlib.contextmanager
@@ -233,11 +230,174 @@ def localized(uri: str) -> Iterator[str]:
         if not os.path.isfile(local_path(uri)):
             raise MissingFileError(f"expected a file at {uri}, found none")
         yield local_path(uri)
-        return
-    with tempfile.TemporaryDirectory(prefix="shelfmark-") as folder:
-        path = os.path.join(folder, PurePosixPath(uri).name)
-        copy_file(uri, path)
-        yield path
+    else:
+        with _beside(uri) as path:
+            copy_file(uri, path)
+            yield path
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A kept output that stands, complete.
+
+    Attributes:
+        uri: as it was asked for.
+        files: URIs of its files, sorted; what else lies beside them is not of it.
+        facts: what `make` had to say about it, as JSON gives it back.
+    """
+
+    uri: str
+    files: tuple[str, ...]
+    facts: dict[str, Any]
+
+
+def artifact(uri: str, inputs: Any, make: Callable[[str], Mapping[str, Any] | None]) -> Artifact:
+    """The output at `uri` made of `inputs`: taken where it stands, made and completed where it does not.
+
+    It stands if `<uri>.json` says that it was made of the same inputs, and each file named there has the size named
+    there. That description is written last, when the files are in place. So what a kill or a damaged disk leaves is
+    made again, and several makers at once all come to one output. Where there are no locks (object stores), that holds
+    for makers that make the same bytes; files of others may mix, which their sizes tell.
+
+    Args:
+        uri: names the output, without an ending. Another output made at the same `uri` replaces the one that stands;
+            where it should not, let `digest(inputs)` be part of the name.
+        inputs: all that shapes the output's bytes, as plain JSON values; see `digest`.
+        make: gets a local path that stands for `uri`, and writes no file, a file of that name, or files whose names go
+            on with `.` or `/` (`path + ".parquet"`, `path + "/codec.faiss"`; not `path + ".json"`). Returns plain JSON
+            values to keep with them, or None.
+
+    Raises:
+        TypeError, ValueError: the inputs, or what `make` returns, are no plain JSON values; or it made other files.
+        StorageError: the place cannot be read or written.
+    """
+    if standing := find_artifact(uri, inputs):
+        return standing
+    made_of, name = digest(inputs), PurePosixPath(uri).name
+    with _beside(uri) as space:
+        os.makedirs(space)
+        facts = make(os.path.join(space, name)) or {}
+        _check_plain(facts, "facts")
+        sizes = {file: os.path.getsize(os.path.join(space, file)) for file in list_names(space)}
+        for file in sizes:
+            if file == f"{name}.json" or not (file == name or file.startswith((f"{name}.", f"{name}/"))):
+                raise ValueError(f"{uri} was made with a file {file}: expected {name}, {name}.(not json) or {name}/...")
+        with _one_at_a_time(uri) if is_local(uri) else contextlib.nullcontext():
+            known = _read_description(uri)
+            if standing := _whole(uri, known, made_of):
+                return standing
+            _remove(uri, known)
+            for file in sizes:
+                _move_in(os.path.join(space, file), _file_uri(uri, file))
+            write_json_atomic(f"{uri}.json", {"inputs": made_of, "files": sizes, "facts": facts})
+    standing = find_artifact(uri, inputs)
+    if standing is None:
+        raise StorageError(f"{uri}: another process wrote other files there at the same time; run again to continue")
+    return standing
+
+
+def find_artifact(uri: str, inputs: Any = None) -> Artifact | None:
+    """The output at `uri` if it stands, made of `inputs`, or of whatever where they are None."""
+    return _whole(uri, _read_description(uri), None if inputs is None else digest(inputs))
+
+
+def remove_artifact(uri: str) -> None:
+    """Removes an output; its description goes first, so that it never seems to stand without its files."""
+    _remove(uri, _read_description(uri))
+    remove_file(f"{uri}.json")  # a damaged one
+
+
+def digest(inputs: Any) -> str:
+    """32 hex digits that name what an output is made of: sha256 over canonical JSON.
+
+    The order of a dict's keys does not matter, that of a list does; a tuple counts as a list; 1, 1.0, "1" and True are
+    four values.
+
+    Raises:
+        TypeError, ValueError: there is something else than dicts with str keys, lists, tuples, str, bool, int, None and
+            finite floats; the message says where.
+    """
+    _check_plain(inputs, "inputs")
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _check_plain(value: Any, name: str) -> None:
+    """Refuses what JSON cannot hold, or would give back as something else."""
+    kind = type(value)  # exactly: a subclass (an enum, a NumPy scalar) may be written in another way
+    if kind is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                raise TypeError(f"{name} has the key {key!r}, a {type(key).__name__}: expected str keys")
+            _check_plain(item, f"{name}.{key}")
+    elif kind in (list, tuple):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{name}[{number}]")
+    elif kind is float and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}: expected a finite number")
+    elif kind not in (str, bool, int, float, type(None)):
+        raise TypeError(
+            f"{name} is a {kind.__qualname__}: expected plain JSON values (dict, list, str, int, float, bool, None)"
+        )
+
+
+def _whole(uri: str, known: dict[str, Any] | None, made_of: str | None) -> Artifact | None:
+    """The output, if it is made of the inputs with this digest (None: whatever inputs) and its files are all there."""
+    if known is None or made_of not in (None, known["inputs"]):
+        return None
+    files = tuple(_file_uri(uri, file) for file in sorted(known["files"]))
+    expected = [known["files"][file] for file in sorted(known["files"])]
+    if (found := _sizes(files)) != expected:
+        log.warning("%s: expected files of %s bytes, found %s; it is made again", uri, expected, found)
+        return None
+    return Artifact(uri=uri, files=files, facts=known["facts"])
+
+
+def _remove(uri: str, known: dict[str, Any] | None) -> None:
+    if known is not None:
+        remove_file(f"{uri}.json")
+        for file in known["files"]:
+            remove_file(_file_uri(uri, file))
+
+
+def _read_description(uri: str) -> dict[str, Any] | None:
+    """What the description says, None where there is none, or it is damaged."""
+    try:
+        known = json.loads(read_bytes(f"{uri}.json"))
+        return {"inputs": str(known["inputs"]), "files": dict(known["files"]), "facts": dict(known["facts"])}
+    except MissingFileError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s.json: expected the description of an output, found none (%r)", uri, error)
+        return None
+
+
+def _file_uri(uri: str, file: str) -> str:
+    """The URI of an output's file, which is named from the folder that the output lies in."""
+    return uri[: len(uri) - len(PurePosixPath(uri).name)] + file
+
+
+def _sizes(uris: Sequence[str]) -> list[int | None]:
+    """Bytes of each file, None for one that is not there; a store is asked for all of them at once."""
+    if not uris:
+        return []
+    with _storage_errors(uris[0], "look up"):
+        filesystem, _ = _filesystem(uris[0])
+        try:
+            return list(filesystem.sizes([_filesystem(uri)[1] for uri in uris]))
+        except FileNotFoundError:
+            return [size(uri) if exists(uri) else None for uri in uris]
+
+
+@contextlib.contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Lets one maker at a time complete an output in a local folder; a killed one's lock is gone with it."""
+    descriptor = os.open(Path(local_path(uri)).parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # network disks without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_writable(uri: str) -> None:
@@ -257,9 +417,39 @@ def temporary_name(name: str) -> str:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a (relative) file name is a leftover of an interrupted write."""
-    last = PurePosixPath(name).name
-    return last.startswith(".") and last.endswith(".tmp")
+    """Whether a (relative) name is, or lies in, the leftover of an interrupted write."""
+    return any(part.startswith(".") and part.endswith(".tmp") for part in PurePosixPath(name).parts)
+
+
+@contextlib.contextmanager
+def _beside(uri: str) -> Iterator[str]:
+    """Yields a path to make the file or folder of `uri` at, on the same disk where `uri` is local; removed on exit."""
+    name = PurePosixPath(uri).name
+    if not is_local(uri):
+        with tempfile.TemporaryDirectory(prefix="shelfmark-") as folder:
+            yield os.path.join(folder, name)
+        return
+    parent = Path(local_path(uri)).parent
+    with _storage_errors(uri, "write"):
+        _make_folders(parent)
+    temporary = parent / temporary_name(name)
+    try:
+        yield str(temporary)
+    finally:
+        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+
+
+def _move_in(path: str, uri: str) -> None:
+    """Moves a finished local file to `uri`, where it appears whole."""
+    with _storage_errors(uri, "write"):
+        if is_local(uri):
+            target = Path(local_path(uri))
+            _make_folders(target.parent)
+            _sync(Path(path))
+            os.replace(path, target)
+            _sync(target.parent)
+        else:
+            _upload(path, uri)
 
 
 def _make_folders(folder: Path) -> None:
@@ -298,7 +488,7 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told(uri: str, deed: str) -> Iterator[None]:
+def _storage_errors(uri: str, deed: str) -> Iterator[None]:
     """Turns the many errors of many filesystems into ours, with the URI in the message."""
     try:
         yield

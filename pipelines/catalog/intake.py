@@ -8,8 +8,6 @@ file's version and by what the config reads of it; a finished one is taken as it
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,26 +80,27 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
     is_stream = file.format == "arrow" and file.compression is None and not _is_arrow_file(file.uri)
     if not is_text and not is_stream and file.compression is None:
         return TakenIn(file=file, format=file.format, uris=(file.uri,))
-    target = stores.absolute(storage.join(folder, _name(file, config)))
-    done = storage.join(target, "taken_in.json")
-    if not storage.exists(done):
+    inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
+    if is_text:
+        inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
+        inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
+
+    def make(path: str) -> dict[str, Any]:
         _logger.info("catalog: taking in %s", file.uri)
-        seen = None
-        if is_text:
-            reader = text_reader(file, config)
-            names = _write_rows(_ahead(_iter_rows(file, reader)), target)
-            seen = reader.seen.to_dict()
-        else:
-            names = [f"rows.{file.format}"]
-            with storage.atomic_file(storage.join(target, names[0])) as path:
-                _write_copy(file, path)
-        storage.write_json_atomic(done, {"file": file.uri, "names": names, "seen": seen})
-    taken = storage.read_json(done)
+        os.makedirs(path)
+        if not is_text:
+            _write_copy(file, f"{path}/rows.{file.format}")
+            return {}
+        reader = text_reader(file, config)
+        _write_rows(_ahead(_iter_rows(file, reader)), path)
+        return reader.seen.to_dict()
+
+    made = storage.artifact(stores.absolute(storage.join(folder, storage.digest(inputs))), inputs, make)
     return TakenIn(
         file=file,
         format="parquet" if is_text else file.format,
-        uris=tuple(storage.join(target, name) for name in taken["names"]),
-        seen=None if taken["seen"] is None else SeenColumns.from_dict(taken["seen"]),
+        uris=made.files,
+        seen=SeenColumns.from_dict(made.facts) if is_text else None,
     )
 
 
@@ -126,14 +125,6 @@ def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
 def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLinesReader:
     """What turns blocks of this file into rows."""
     return CsvReader(config, file.name, MAX_RECORD_BYTES) if file.format == "csv" else JsonLinesReader(config)
-
-
-def _name(file: CatalogFile, config: CatalogConfig) -> str:
-    inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
-    if file.format in ("csv", "jsonl"):
-        inputs += [sorted(config.fields), config.id_field, config.texts, config.image_field, config.carried_fields]
-        inputs += [config.csv_delimiter, config.csv_newlines_in_values, file.name]
-    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
 
 
 def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterator[pa.RecordBatch]:
@@ -208,9 +199,8 @@ def _as_rows(records: Records) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *records.rows.schema.names])
 
 
-def _write_rows(batches: Iterable[pa.RecordBatch], target: str) -> list[str]:
-    """Writes rows as Parquet files, a new one for each schema and after `ROWS_PER_FILE`; gives their names."""
-    names: list[str] = []
+def _write_rows(batches: Iterable[pa.RecordBatch], folder: str) -> None:
+    """Writes rows as Parquet files in a local folder, a new one for each schema and after `ROWS_PER_FILE`."""
     rows = 0
 
     def file_of(batch: pa.RecordBatch) -> tuple[pa.Schema, int]:
@@ -218,15 +208,12 @@ def _write_rows(batches: Iterable[pa.RecordBatch], target: str) -> list[str]:
         rows += batch.num_rows
         return batch.schema, rows // ROWS_PER_FILE
 
-    for (schema, _), group in groupby((batch for batch in batches if batch.num_rows), file_of):
-        names.append(f"rows-{len(names):05d}.parquet")
-        with (
-            storage.atomic_file(storage.join(target, names[-1])) as path,
-            pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False, write_statistics=False) as writer,
-        ):
+    groups = groupby((batch for batch in batches if batch.num_rows), file_of)
+    for number, ((schema, _), group) in enumerate(groups):
+        path = f"{folder}/rows-{number:05d}.parquet"
+        with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False, write_statistics=False) as writer:
             for batch in group:
                 writer.write_table(pa.Table.from_batches([batch]), ROWS_PER_GROUP)
-    return names
 
 
 def _is_arrow_file(uri: str) -> bool:

@@ -20,9 +20,8 @@ import pyarrow.compute as pc
 
 from pipelines.catalog.config import CatalogConfig, template_parts
 from pipelines.catalog.dead_letters import DeadLetter, Reason, malformed
-from pipelines.catalog.formats.text_samples import NULL_WORDS
 from pipelines.catalog.reading import RawBatch
-from pipelines.catalog.schemas import PICTURE_KEYS, is_list, is_text, plain
+from pipelines.catalog.schemas import NULL_WORDS, PICTURE_KEYS, is_list, is_text, plain
 
 # ---- pipelines/catalog/validation.py ----
 # Columns of dirty values made clean: ids as text, texts without stray space, display values of their column's type.
@@ -373,10 +372,7 @@ def _usable_rows(
 def _pictures(batch: RawBatch, config: CatalogConfig) -> list[tuple[PictureRef, ...]]:
     if config.image_field is None:
         return [()] * batch.rows.num_rows
-    column = batch.pictures
-    return picture_refs(
-        _column(batch, config.image_field, pa.string()) if column is None else column, config.images_per_product
-    )
+    return picture_refs(_column(batch, config.image_field, pa.string()), config.images_per_product)
 
 
 def _carried_columns(

@@ -13,7 +13,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from index_builder import IndexReader, embedding_shards, storage
-from pipelines.catalog.previous_version import SpilledRecords, keyed_records
+from pipelines.catalog.previous_version import ExternalSort, keyed_records
 from pipelines.images.product_images import id_digests
 from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
@@ -74,7 +74,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
     complete = carried = to_embed = rejected = shards_complete = 0
     expected = (shards.rows or 0) + (previous.catalog.products if previous else 0)
     try:
-        with SpilledRecords(expected) as ids:
+        with ExternalSort(expected) as ids:
             for task in shards.tasks:
                 summary = task.files.read_summary(task.position)
                 if summary is not None:
@@ -154,12 +154,12 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
     print_lines(lines, title="Plan (nothing was done)", console=console)
 
 
-def _note_ids(ids: SpilledRecords, product_ids: pa.Array | pa.ChunkedArray, side: int) -> None:
+def _note_ids(ids: ExternalSort, product_ids: pa.Array | pa.ChunkedArray, side: int) -> None:
     digests = id_digests(product_ids.to_pylist())
     ids.add(keyed_records(digests, side, np.zeros(len(digests))))
 
 
-def _count_deleted(ids: SpilledRecords) -> int:
+def _count_deleted(ids: ExternalSort) -> int:
     """Ids of yesterday that today does not have. Within an id today sorts before yesterday."""
     deleted = 0
     for records in ids.sorted_buckets():

@@ -96,7 +96,7 @@ def test_files_behind_http_give_the_same_products(
     if format == "jsonl" and compression == "none":
         again = plan_catalog(config, spool_uri=str(tmp_path))
         assert {shard.key for shard in again.shards}.isdisjoint(
-            shard.key for shard in plan.shards if shard.ranges[0].name == f"a{suffix}"
+            shard.key for shard in plan.shards if shard.ranges[0].file.name == f"a{suffix}"
         )
 
 

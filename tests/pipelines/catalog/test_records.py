@@ -24,7 +24,7 @@ def raw(schema: pa.Schema | None = None, **columns: Any) -> RawBatch:
         schema=schema or rows.schema,
         name="a.parquet",
         unit="row",
-        places=np.arange(100, 100 + rows.num_rows),
+        numbers=np.arange(100, 100 + rows.num_rows),
     )
 
 

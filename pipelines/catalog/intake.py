@@ -77,13 +77,9 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         StorageError: `folder` cannot be written.
     """
     is_text = file.format in ("csv", "jsonl")
-    is_stream = file.format == "arrow" and file.compression is None and not _is_arrow_file(file.uri)
-    if not is_text and not is_stream and file.compression is None:
+    inputs = _inputs(file, config)
+    if inputs is None:
         return TakenIn(file=file, format=file.format, uris=(file.uri,))
-    inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
-    if is_text:
-        inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
-        inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
 
     def make(path: str) -> dict[str, Any]:
         _logger.info("catalog: taking in %s", file.uri)
@@ -95,13 +91,41 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         _write_rows(_ahead(_iter_rows(file, reader)), path)
         return reader.seen.to_dict()
 
-    made = storage.artifact(stores.absolute(storage.join(folder, storage.digest(inputs))), inputs, make)
+    made = storage.artifact(_target(folder, inputs), inputs, make)
     return TakenIn(
         file=file,
         format="parquet" if is_text else file.format,
         uris=made.files,
         seen=SeenColumns.from_dict(made.facts) if is_text else None,
     )
+
+
+def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[CatalogFile]:
+    """Those of the files that `take_in` would have to read."""
+
+    def stands(file: CatalogFile) -> bool:
+        inputs = _inputs(file, config)
+        return inputs is None or storage.find_artifact(_target(folder, inputs), inputs) is not None
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="intake") as pool:
+        return [file for file, found in zip(files, pool.map(stands, files), strict=True) if not found]
+
+
+def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
+    """All that shapes what is made of a file; None where it can be read from any row as it is."""
+    is_text = file.format in ("csv", "jsonl")
+    is_stream = file.format == "arrow" and file.compression is None and not _is_arrow_file(file.uri)
+    if not is_text and not is_stream and file.compression is None:
+        return None
+    inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
+    if is_text:
+        inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
+        inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
+    return inputs
+
+
+def _target(folder: str, inputs: list[Any]) -> str:
+    return stores.absolute(storage.join(folder, storage.digest(inputs)))
 
 
 def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:

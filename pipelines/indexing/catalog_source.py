@@ -5,16 +5,19 @@ What an earlier run made is found again by name: a shard's files are named by wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from encoders import EncoderConfig, EncoderDescription, ProductEncoder, check_encoder, load_product_encoder
 from index_builder import storage
 from index_builder.manifest import EncoderSummary
 from index_builder.planner import check_index
-from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.files import CatalogFile
+from pipelines.catalog.intake import not_taken_in, take_in_all
+from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.plan import catalog_schema, plan_catalog
 from pipelines.catalog.previous_version import build_carry_over, build_known_pictures
 from pipelines.config.errors import ConfigError
@@ -25,6 +28,7 @@ from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.embed_shard import LastNight, ProductPreparer, ShardEmbedder
 from pipelines.indexing.job import checked_addresses
 from pipelines.indexing.publish_step import published_manifest
+from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import (
     FinishedRun,
     ShardFiles,
@@ -34,7 +38,13 @@ from pipelines.indexing.shard_files import (
     revision_key,
     shard_key,
 )
-from pipelines.indexing.transforms import MakeShard, ShardPlan
+from pipelines.indexing.transforms import MakeShard, ShardPlan, run_on_workers
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+FILES_AT_ONCE = 4
+"""Files that one worker takes in side by side."""
 
 
 class CatalogSource:
@@ -77,6 +87,25 @@ class CatalogSource:
         catalog_schema(catalog)
         self.config = replace(config, catalog=catalog)
 
+    def prepare(self, record: RunRecord, beam_options: PipelineOptions) -> None:
+        """Takes text files and the like in, by all workers; a few are left to the plan, which does the same alone."""
+        catalog, folder = self.config.catalog, self._intake_folder
+        missing = not_taken_in(list_catalog(catalog).files, catalog, folder)
+        if len(missing) <= FILES_AT_ONCE:
+            return
+
+        def take_in_some(files: Sequence[CatalogFile]) -> None:
+            # A file that cannot be taken in stops the plan, which meets it next and says why before any work is done.
+            with suppress(CatalogError):
+                take_in_all(files, catalog, folder)
+
+        some = [missing[start : start + FILES_AT_ONCE] for start in range(0, len(missing), FILES_AT_ONCE)]
+        run_on_workers("intake", some, take_in_some, record, beam_options)
+
+    @property
+    def _intake_folder(self) -> str:
+        return storage.join(self.config.work.uri, "spool")
+
     def plan(self) -> ShardPlan:
         """Cuts the checked catalog into shards, and opens what the previous version left.
 
@@ -84,7 +113,7 @@ class CatalogSource:
             CatalogError: The catalog cannot be read.
         """
         config = self.config
-        catalog = plan_catalog(config.catalog, spool_uri=storage.join(config.work.uri, "spool"))
+        catalog = plan_catalog(config.catalog, spool_uri=self._intake_folder)
         self.previous, reason = self._previous_version()
         finished = read_finished_run(config.work.uri)
         settings = {

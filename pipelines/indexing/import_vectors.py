@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,9 +34,13 @@ from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.job import checked_addresses
 from pipelines.indexing.product_table import ColumnsWriter
 from pipelines.indexing.publish_step import staged_query_encoder
+from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary, ShardTask, read_finished_run, shard_key
 from pipelines.indexing.transforms import MakeShard, ShardPlan
 from pipelines.indexing.vector_files import VectorBatch, VectorRows, plan_vectors, read_vectors
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 
 class VectorSource:
@@ -55,6 +59,9 @@ class VectorSource:
     def check(self) -> None:
         """Raises StorageError where the work or index address cannot be written."""
         self.config = checked_addresses(self.config)
+
+    def prepare(self, record: RunRecord, beam_options: PipelineOptions) -> None:
+        """Nothing: the plan reads headers and footers only."""
 
     def plan(self) -> ShardPlan:
         """Cuts the vector files into shards, or takes those that stand.

@@ -47,6 +47,9 @@ class Source(Protocol):
     def check(self) -> None:
         """Raises, before the lease is taken, what can be known to fail before any work."""
 
+    def prepare(self, record: RunRecord, beam_options: PipelineOptions) -> None:
+        """Makes, by all workers, what the plan needs and would otherwise make alone; called under the lease."""
+
     def plan(self) -> ShardPlan:
         """Names the shards and what is to be made; called under the lease, or for a forecast."""
 
@@ -91,6 +94,7 @@ def run_job(source: Source, beam_options: PipelineOptions) -> tuple[RunResult, R
     work_uri, config = source.config.work.uri, source.config
     with WorkLease(work_uri) as lease:
         record = RunRecord.begin(work_uri)
+        source.prepare(record, beam_options)
         with record.timed("plan") as facts:
             shards, reusable = plan_run(source)
             query_encoder_uri = stage_query_encoder(shards.query_encoder, shards.encoder.fingerprint, work_uri)

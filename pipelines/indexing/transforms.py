@@ -6,7 +6,7 @@ Elements are descriptors: no image and no vector crosses the boundary of a stage
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -95,6 +95,24 @@ def beam_run(options: PipelineOptions, record: RunRecord) -> Iterator[beam.Pipel
             f"The traceback is in {storage.join(record.uri, 'failures')}. What is complete stands: "
             "run the same command again to continue."
         ) from error
+
+
+def run_on_workers(
+    stage: str, elements: Sequence[Any], deed: Callable[[Any], None], record: RunRecord, options: PipelineOptions
+) -> None:
+    """A pipeline of its own that does something with each element, spread over the workers; timed as a stage.
+
+    Raises:
+        RunFailedError: As `beam_run`.
+    """
+
+    def timed(numbered: tuple[int, Any]) -> None:
+        number, element = numbered
+        with record.timed(stage, f"{number:06d}"):
+            deed(element)
+
+    with beam_run(options, record) as root:
+        _ = root | beam.Create(list(enumerate(elements)), reshuffle=False) | beam.Reshuffle() | beam.Map(timed)
 
 
 def run_pipeline(shards: ShardPlan, run: RunContext, options: PipelineOptions) -> None:

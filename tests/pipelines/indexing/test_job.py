@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -21,9 +22,10 @@ from PIL import Image
 
 from encoders import load_query_encoder
 from index_builder import IndexReader, publish
+from pipelines.catalog.config import CatalogError
 from pipelines.indexing.job import run_and_report
 from pipelines.indexing.progress import summary_lines
-from pipelines.indexing.run_record import INDEX_STAGES, RunFailedError, RunRecord
+from pipelines.indexing.run_record import RunFailedError, RunRecord
 from pipelines.indexing.work_folder import LeaseHeldError, WorkLease
 from tests.pipelines.images.picture_server import Request, picture_server
 from tests.pipelines.indexing.job import arguments, index_files, product, run_job, version_files, write_catalog
@@ -273,15 +275,13 @@ def test_a_run_that_fails_in_any_step_goes_on_from_what_stands(tmp_path, monkeyp
                 raise OSError("the machine went away")
 
     def standing() -> dict[Path, int]:
-        outputs = [path for path in (tmp_path / "work").rglob("*") if path.is_file() and "runs" not in path.parts]
-        return {path: path.stat().st_mtime_ns for path in outputs if path.name not in ("finished_run.json", "fit.json")}
+        outputs = [path for kept in ("embeddings", "builds") for path in (tmp_path / "work" / kept).rglob("*")]
+        return {path: path.stat().st_mtime_ns for path in outputs if path.is_file() and path.name != "fit.json"}
 
     monkeypatch.setattr(RunRecord, "timed", timed_and_failing)
     before: dict[Path, int] = {}
-    for step in ("embed", *INDEX_STAGES[1:-1]):
+    for step in ("embed", "number", "sample", "train", "add", "merge", "verify"):
         fail_after = step
-        if step == "refine":
-            continue
         with pytest.raises(RunFailedError, match=f"stage {step} failed on unit .*: OSError: the machine went away"):
             run_job(tmp_path)
         now = standing()
@@ -290,6 +290,34 @@ def test_a_run_that_fails_in_any_step_goes_on_from_what_stands(tmp_path, monkeyp
     fail_after = ""
     result, _ = run_job(tmp_path)
     assert version_files(result) == version_files(first)
+
+
+def write_text_catalog(folder: Path, files: int) -> list[str]:
+    """Compressed JSON Lines, two products a file; the overrides that name them."""
+    folder.mkdir(exist_ok=True)
+    for number in range(files):
+        rows = [{"product_id": f"{number}-{row}", "title": "a mug", "price": 1.5} for row in range(2)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        (folder / f"{number}.jsonl.gz").write_bytes(gzip.compress(lines, mtime=0))
+    return ["--catalog.uri", str(folder), "--catalog.image_field", "null", "--index.factory", "Flat"]
+
+
+def test_many_text_files_are_taken_in_by_the_workers(tmp_path):
+    overrides = write_text_catalog(tmp_path / "texts", 9)
+    result, record = run_job(tmp_path, *overrides)
+    assert result.totals.products == 18
+    assert sorted(record.reports("intake")) == ["000000", "000001", "000002"]
+    again, record = run_job(tmp_path, *overrides)
+    assert (again.status, record.reports("intake")) == ("unchanged", {})
+
+
+def test_a_text_file_that_cannot_be_taken_in_stops_the_run_before_any_work(tmp_path):
+    overrides = write_text_catalog(tmp_path / "texts", 9)
+    damaged = tmp_path / "texts" / "7.jsonl.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    with pytest.raises(CatalogError, match=r"7\.jsonl\.gz"):
+        run_job(tmp_path, *overrides)
+    assert not (tmp_path / "work" / "embeddings").exists()
 
 
 def test_pictures_on_disk_are_seen_to_change(tmp_path):

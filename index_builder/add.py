@@ -1,34 +1,66 @@
 """Adds: encodes the vectors of some embedding shards with the codec, into one index shard.
 
-Ids are global rows, always explicit (never an IDMap around an IVF index). Memory is the codes of the task's products
-plus a few blocks of vectors.
+`index.add_with_ids` would do the same in three times the time: FAISS finds the list of a vector through the graph that
+serves queries. Here whole blocks are assigned at once (see kmeans.py) and encoded side by side, one to a core. Ids are
+global rows, always explicit (never an IDMap around an IVF index). Memory is the codes of the task's products plus a few
+blocks of vectors.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise
+from typing import Any
 
 import faiss
 import numpy as np
 
+from index_builder import storage
 from index_builder.blocks import BLOCK_ROWS, map_blocks
 from index_builder.codec import CodecInfo, open_codec
 from index_builder.embedding_shards import NumberedShard, iter_vectors, read_info, widened
 from index_builder.errors import EmbeddingShardError
-from index_builder.faiss_files import ivf_of, write_index
-from index_builder.index_shards import IndexShard, find_finished, write_description
+from index_builder.faiss_files import ivf_of
+from index_builder.index_shards import IndexShard, make_index_shard
 from index_builder.kmeans import shared_assigner
 from index_builder.rotation import columns_of
 
-# ---- index_builder/block_encoder.py ----
-# Encodes vectors with a trained codec and appends the codes: what `index.add_with_ids` does, three times faster.
-#
-# FAISS finds the list of a vector through the graph that serves queries; here whole blocks are assigned at once
-# (`list_assignment.py`), and blocks are encoded side by side, one to a core.
+
+def add_shards(codec: CodecInfo, shards: Sequence[NumberedShard], out_uri: str) -> IndexShard:
+    """Encodes the kept products of `shards` into the index file `out_uri`; does nothing if it stands already.
+
+    Args:
+        codec: encodes the vectors.
+        shards: embedding shards whose rows follow each other without a gap.
+        out_uri: the index file.
+
+    Raises:
+        EmbeddingShardError: the rows have a gap, or a shard's dimension or row count is not the expected one.
+    """
+    shards = sorted(shards, key=lambda shard: (shard.first_row, shard.kept_rows))
+    for before, after in pairwise(shards):
+        expected = before.first_row + before.kept_rows
+        if after.first_row != expected:
+            raise EmbeddingShardError(
+                f"{after.uri}: expected its first row to be {expected}, after {before.uri}; found {after.first_row}"
+            )
+
+    def make(path: str) -> dict[str, Any]:
+        index = open_codec(codec)
+        encoder = BlockEncoder(index)
+        blocks = (block for shard in shards for block in kept_vectors(shard, codec.spec.dim))
+        for rows, codes in map_blocks(lambda block: (block[0], encoder.encode(block[1])), blocks):
+            encoder.append(rows, codes)
+        faiss.write_index(index, path)
+        return {
+            "rows": index.ntotal,
+            "first_row": shards[0].first_row if shards else 0,
+            "codec_fingerprint": codec.fingerprint,
+            "sha256": storage.sha256_file(path),
+        }
+
+    return make_index_shard(out_uri, [codec.fingerprint, *map(asdict, shards)], make)
 
 
 class BlockEncoder:
@@ -71,38 +103,6 @@ class BlockEncoder:
         self._index.ntotal = self._ivf.ntotal
 
 
-def add_shards(codec: CodecInfo, shards: Sequence[NumberedShard], out_uri: str) -> IndexShard:
-    """Encodes the kept products of `shards` into the index file `out_uri`; does nothing if it stands already.
-
-    Args:
-        codec: encodes the vectors.
-        shards: embedding shards whose rows follow each other without a gap.
-        out_uri: the index file; its description is written beside it as `<out_uri>.json`.
-
-    Raises:
-        EmbeddingShardError: the rows have a gap, or a shard's dimension or row count is not the expected one.
-    """
-    shards = sorted(shards, key=lambda shard: (shard.first_row, shard.kept_rows))
-    _check_contiguous(shards)
-    inputs = _digest(codec, shards)
-    if finished := find_finished(out_uri, inputs):
-        return finished
-    index = open_codec(codec)
-    encoder = BlockEncoder(index)
-    blocks = (block for shard in shards for block in kept_vectors(shard, codec.spec.dim))
-    for rows, codes in map_blocks(lambda block: (block[0], encoder.encode(block[1])), blocks):
-        encoder.append(rows, codes)
-    sha256 = write_index(index, out_uri)
-    added = IndexShard(
-        uri=out_uri,
-        rows=index.ntotal,
-        first_row=shards[0].first_row if shards else 0,
-        codec_fingerprint=codec.fingerprint,
-        sha256=sha256,
-    )
-    return write_description(added, inputs)
-
-
 def kept_vectors(
     shard: NumberedShard, dim: int, batch_rows: int = BLOCK_ROWS
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -132,17 +132,3 @@ def kept_vectors(
         if count:
             yield np.arange(row, row + count, dtype=np.int64), vectors if count == len(vectors) else vectors[kept]
         row += count
-
-
-def _check_contiguous(shards: Sequence[NumberedShard]) -> None:
-    for before, after in pairwise(shards):
-        expected = before.first_row + before.kept_rows
-        if after.first_row != expected:
-            raise EmbeddingShardError(
-                f"{after.uri}: expected its first row to be {expected}, after {before.uri}; found {after.first_row}"
-            )
-
-
-def _digest(codec: CodecInfo, shards: Sequence[NumberedShard]) -> str:
-    described = [codec.fingerprint, *(asdict(shard) for shard in shards)]
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -7,11 +7,9 @@ would not notice.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import faiss
@@ -19,7 +17,7 @@ import numpy as np
 
 from index_builder import storage
 from index_builder.errors import CodecMismatchError, TrainingError
-from index_builder.faiss_files import read_index, write_index
+from index_builder.faiss_files import read_index
 from index_builder.kmeans import build_quantizer, shared_assigner, train_centroids
 from index_builder.product_quantizer import code_training_rows, train_product_quantizer
 from index_builder.rotation import rotated, train_rotation
@@ -56,7 +54,7 @@ class CodecInfo:
 
 
 def train_codec(
-    pieces: Sequence[SamplePiece],
+    samples: Sequence[SamplePiece],
     spec: IndexSpec,
     out_uri: str,
     *,
@@ -66,12 +64,12 @@ def train_codec(
 ) -> CodecInfo:
     """Trains a codec, or finds the one that was trained here from the same sample, spec and seed.
 
-    The same sample gives the same bytes, whatever the order of the pieces and the number of threads.
+    The same sample gives the same bytes, whatever the order of the samples and the number of threads.
 
     Args:
-        pieces: the sample.
+        samples: the sample.
         spec: the index to train.
-        out_uri: folder for `codec.faiss` and `codec.json`; the latter is written last.
+        out_uri: folder for `codec.faiss` and `codec.json`.
         seed: of all that is random.
         training_rows: use at most this many of the sampled vectors.
         device: where k-means runs: `cpu`, `gpu`, or `auto`, a GPU where FAISS sees one.
@@ -80,26 +78,25 @@ def train_codec(
         TrainingError: the sample is too small for the spec, or of another dimension; or there is no GPU to train on.
     """
     gpu = on_gpu(device)
-    inputs = _digest(pieces, spec, seed, training_rows, gpu)
-    finished = _read_finished(out_uri)
-    if finished is not None and finished["inputs"] == inputs:
-        return load_codec(out_uri)
-    vectors = _training_vectors(pieces, spec, training_rows)
-    index = build_codec(vectors, spec, seed=seed, gpu=gpu)
-    fingerprint = write_index(index, storage.join(out_uri, "codec.faiss"))[:FINGERPRINT_DIGITS]
-    known = {
-        "schema_version": 1,
-        "fingerprint": fingerprint,
-        "spec": spec.to_dict(),
-        "factory": spec.factory,
-        "training_rows": len(vectors),
-        "device": "gpu" if gpu else "cpu",
-        "inputs": inputs,
-    }
-    storage.write_json_atomic(storage.join(out_uri, "codec.json"), known)
-    where = "a GPU" if gpu else "the CPU"
-    log.info("trained codec %s (%s) on %d vectors, on %s", fingerprint, spec.factory, len(vectors), where)
-    return CodecInfo(uri=out_uri, fingerprint=fingerprint, spec=spec, training_rows=len(vectors))
+
+    def make(path: str) -> dict[str, Any]:
+        vectors = _training_vectors(samples, spec, training_rows)
+        faiss.write_index(build_codec(vectors, spec, seed=seed, gpu=gpu), f"{path}.faiss")
+        fingerprint = storage.sha256_file(f"{path}.faiss")[:FINGERPRINT_DIGITS]
+        where = "a GPU" if gpu else "the CPU"
+        log.info("trained codec %s (%s) on %d vectors, on %s", fingerprint, spec.factory, len(vectors), where)
+        return {
+            "fingerprint": fingerprint,
+            "spec": spec.to_dict(),
+            "factory": spec.factory,
+            "training_rows": len(vectors),
+            "device": "gpu" if gpu else "cpu",
+        }
+
+    drawn = sorted(sample.sha256 for sample in samples)
+    inputs = [drawn, spec.to_dict(), seed, training_rows, TRAINING_REVISION, "gpu" if gpu else "cpu"]
+    storage.artifact(storage.join(out_uri, "codec"), inputs, make)
+    return load_codec(out_uri)
 
 
 def on_gpu(device: Device) -> bool:
@@ -116,12 +113,26 @@ def on_gpu(device: Device) -> bool:
 def load_codec(uri: str) -> CodecInfo:
     """The codec in a folder; StorageError where there is none."""
     known = storage.read_json(storage.join(uri, "codec.json"))
+    known = known.get("facts", known)  # earlier builds wrote the facts alone
     return CodecInfo(
         uri=uri,
         fingerprint=known["fingerprint"],
         spec=IndexSpec.from_dict(known["spec"]),
         training_rows=known["training_rows"],
     )
+
+
+def copy_codec(codec: CodecInfo, out_uri: str) -> CodecInfo:
+    """Copies a codec into another folder; gives it as it is known there."""
+    if codec.uri != out_uri:
+        known = storage.read_json(storage.join(codec.uri, "codec.json"))
+
+        def make(path: str) -> dict[str, Any]:
+            storage.copy_file(codec.index_uri, f"{path}.faiss")
+            return known.get("facts", known)
+
+        storage.artifact(storage.join(out_uri, "codec"), ["copied", codec.fingerprint], make)
+    return replace(codec, uri=out_uri)
 
 
 def open_codec(codec: CodecInfo) -> faiss.Index:
@@ -151,7 +162,7 @@ def build_codec(vectors: np.ndarray, spec: IndexSpec, *, seed: int, gpu: bool = 
     """
     transform = train_rotation(vectors, spec, seed=seed)
     turned = rotated(vectors, transform)
-    centroids = train_centroids(turned, spec.lists, seed=seed, gpu=gpu) if spec.lists > 1 else _origin(spec)
+    centroids = train_centroids(turned, spec.lists, seed=seed, gpu=gpu)
     ivf = _empty_ivf(build_quantizer(centroids, spec), spec)
     if spec.code != "flat":
         chosen = turned[code_training_rows(len(turned), seed=seed)]
@@ -182,36 +193,15 @@ def _empty_ivf(quantizer: faiss.Index, spec: IndexSpec) -> faiss.IndexIVF:
     return ivf
 
 
-def _origin(spec: IndexSpec) -> np.ndarray:
-    return np.zeros((1, spec.rotation_dim), dtype=np.float32)
-
-
-def _training_vectors(pieces: Sequence[SamplePiece], spec: IndexSpec, limit: int | None) -> np.ndarray:
+def _training_vectors(samples: Sequence[SamplePiece], spec: IndexSpec, limit: int | None) -> np.ndarray:
     if spec.exact:
         return np.empty((0, spec.dim), dtype=np.float16)
-    for piece in pieces:
-        if piece.dim != spec.dim:
-            raise TrainingError(f"{piece.uri}: expected vectors of {spec.dim} dimensions, found {piece.dim}")
-    vectors = read_training(pieces, limit=limit)
+    for sample in samples:
+        if sample.dim != spec.dim:
+            raise TrainingError(f"{sample.uri}: expected vectors of {spec.dim} dimensions, found {sample.dim}")
+    vectors = read_training(samples, limit=limit)
     if not len(vectors):
         raise TrainingError(
-            f"the sample has no vectors to train {spec.factory} on; expected some in {len(pieces)} pieces"
+            f"the sample has no vectors to train {spec.factory} on; expected some in {len(samples)} samples"
         )
     return vectors
-
-
-def _digest(pieces: Sequence[SamplePiece], spec: IndexSpec, seed: int, training_rows: int | None, gpu: bool) -> str:
-    described: list[Any] = [
-        sorted(piece.sha256 for piece in pieces),
-        asdict(spec),
-        seed,
-        training_rows,
-        TRAINING_REVISION,
-        *(["gpu"] if gpu else []),
-    ]
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def _read_finished(uri: str) -> dict[str, Any] | None:
-    described = storage.join(uri, "codec.json")
-    return storage.read_json(described) if storage.exists(described) else None

@@ -1,7 +1,7 @@
 """Whether a codec that was trained for an earlier catalog still fits today's.
 
 Training anew each night costs little, but moves every code; a codec that stays keeps the answers to the same query
-stable from night to night, and lets two versions be compared list by list. It is kept while all of these hold:
+stable from run to run, and lets two versions be compared list by list. It is kept while all of these hold:
 
 - the catalog has at most twice, and at least half, the products it was trained for (the lists would be too long or
   too short);
@@ -15,7 +15,7 @@ Legend: `n` vectors, `D` dimension, `L` inverted lists.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import faiss
@@ -24,8 +24,8 @@ import numpy as np
 from index_builder import storage
 from index_builder.add import BlockEncoder
 from index_builder.blocks import map_blocks, row_blocks
-from index_builder.codec import CodecInfo, load_codec, open_codec, train_codec
-from index_builder.faiss_files import ivf_of, opened_indexes
+from index_builder.codec import CodecInfo, copy_codec, load_codec, open_codec, train_codec
+from index_builder.faiss_files import ivf_of, list_sizes, opened_indexes
 from index_builder.planner import plan_sample
 from index_builder.sampling import SamplePiece, read_queries, read_training
 from index_builder.spec import IndexConfig, IndexSpec
@@ -81,7 +81,7 @@ class CodecChoice:
 
 
 def choose_codec(
-    pieces: Sequence[SamplePiece],
+    samples: Sequence[SamplePiece],
     spec: IndexSpec,
     out_uri: str,
     *,
@@ -92,7 +92,7 @@ def choose_codec(
     """The codec of the last build while it fits, else one trained on the sample.
 
     Args:
-        pieces: the catalog's sample.
+        samples: the catalog's sample.
         spec: the index to train.
         out_uri: folder of the codec.
         config: the `index:` section.
@@ -104,12 +104,12 @@ def choose_codec(
     """
     why = "there is no earlier one for this config" if config.reuse_codec else "index.reuse_codec is false"
     if reusable is not None:
-        why = why_not(reusable, estimate_fit(reusable.codec, pieces, products))
+        why = why_not(reusable, estimate_fit(reusable.codec, samples, products))
         if not why:
             reason = "kept from the last run: it fits today's products"
-            return CodecChoice(codec=adopt_codec(reusable, out_uri), kept=True, reason=reason)
+            return CodecChoice(codec=copy_codec(reusable.codec, out_uri), kept=True, reason=reason)
     codec = train_codec(
-        pieces,
+        samples,
         spec,
         out_uri,
         seed=config.seed,
@@ -119,35 +119,36 @@ def choose_codec(
     return CodecChoice(codec=codec, kept=False, reason=f"trained: {why}")
 
 
-def measure_fit(codec: CodecInfo, index_uris: Sequence[str], pieces: Sequence[SamplePiece], recall: float) -> CodecFit:
+def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[SamplePiece], recall: float) -> CodecFit:
     """The fit of a codec to the catalog that an index was built of.
 
     Args:
         codec: the codec.
         index_uris: the serving shards of the index.
-        pieces: the catalog's sample.
+        samples: the catalog's sample.
         recall: as measured with the index.
     """
-    sizes = _list_sizes(index_uris)
+    with opened_indexes(index_uris) as indexes:
+        sizes = list_sizes([ivf_of(index) for index in indexes]).sum(axis=0)
     return CodecFit(
         products=int(sizes.sum()),
-        quantization_error=quantization_error(open_codec(codec), held_out(pieces)),
+        quantization_error=_quantization_error(open_codec(codec), samples),
         list_imbalance=round(list_imbalance(sizes), 4),
         recall=recall,
     )
 
 
-def estimate_fit(codec: CodecInfo, pieces: Sequence[SamplePiece], products: int) -> CodecFit:
+def estimate_fit(codec: CodecInfo, samples: Sequence[SamplePiece], products: int) -> CodecFit:
     """The fit that a codec would have to a catalog, before the index is built.
 
     Args:
         codec: the codec.
-        pieces: the catalog's sample.
+        samples: the catalog's sample.
         products: of the catalog.
     """
     index = open_codec(codec)
     encoder = BlockEncoder(index)
-    sample = read_training(pieces, limit=MEASURED_ROWS)
+    sample = read_training(samples, limit=MEASURED_ROWS)
     sizes = np.zeros(codec.spec.lists, dtype=np.int64)
     for lists in map_blocks(lambda block: encoder.lists(sample[block]), row_blocks(len(sample))):
         sizes += np.bincount(lists, minlength=len(sizes))
@@ -155,18 +156,14 @@ def estimate_fit(codec: CodecInfo, pieces: Sequence[SamplePiece], products: int)
     chance = (len(sizes) - 1) / max(1, len(sample))
     return CodecFit(
         products=products,
-        quantization_error=quantization_error(index, held_out(pieces)),
+        quantization_error=_quantization_error(index, samples),
         list_imbalance=round(max(1.0, list_imbalance(sizes) - chance), 4),
     )
 
 
-def held_out(pieces: Sequence[SamplePiece]) -> np.ndarray:
-    """The products that the quantization error is measured on: float32 [n, D]."""
-    return read_queries(pieces, limit=MEASURED_QUERIES).vectors
-
-
-def quantization_error(index: faiss.Index, vectors: np.ndarray) -> float | None:
-    """The mean squared error of the codes of float32 [n, D], relative to the mean squared length."""
+def _quantization_error(index: faiss.Index, samples: Sequence[SamplePiece]) -> float | None:
+    """The mean squared error of the codes of held-out products, relative to the vectors' mean squared length."""
+    vectors = read_queries(samples, limit=MEASURED_QUERIES).vectors
     if not len(vectors):
         return None
     try:
@@ -181,14 +178,6 @@ def list_imbalance(sizes: np.ndarray) -> float:
     """How unevenly int64 [L] rows are spread over lists: 1 for evenly, L for all in one (FAISS's imbalance factor)."""
     rows = int(sizes.sum())
     return float(len(sizes) * (sizes.astype(np.float64) ** 2).sum() / rows**2) if rows else 1.0
-
-
-def _list_sizes(uris: Sequence[str]) -> np.ndarray:
-    """Products of each list of an index, over all its serving shards: int64 [L]."""
-    with opened_indexes(uris) as indexes:
-        lists = [ivf_of(index).invlists for index in indexes]
-        sizes = [[shard.list_size(number) for number in range(shard.nlist)] for shard in lists]
-    return np.array(sizes, dtype=np.int64).sum(axis=0)
 
 
 def why_not(reusable: ReusableCodec, today: CodecFit) -> str:
@@ -218,35 +207,17 @@ def outgrown(reusable: ReusableCodec, products: int) -> str:
     return f"the catalog has {products:,} products, it was trained for {before:,}"
 
 
-def adopt_codec(reusable: ReusableCodec, out_uri: str) -> CodecInfo:
-    """Copies a codec into the folder of another build, `codec.json` last; gives it as it is known there."""
-    source = reusable.codec
-    if source.uri != out_uri:
-        index_uri = storage.join(out_uri, "codec.faiss")
-        storage.copy_file(source.index_uri, index_uri)
-        known = storage.read_json(storage.join(source.uri, "codec.json"))
-        storage.write_json_atomic(storage.join(out_uri, "codec.json"), known)
-    return replace(source, uri=out_uri)
-
-
 def save_fit(codec: CodecInfo, asked: dict[str, Any], trained: CodecFit, latest: CodecFit) -> None:
     """Remembers the fit of a codec beside it, and what of the config it was trained for."""
-    storage.write_json_atomic(
-        _fit_uri(codec.uri), {"asked": asked, "trained": asdict(trained), "latest": asdict(latest)}
-    )
+    fit = {"asked": asked, "trained": asdict(trained), "latest": asdict(latest)}
+    storage.write_json_atomic(storage.join(codec.uri, "fit.json"), fit)
 
 
 def find_reusable(codec_uri: str, asked: dict[str, Any]) -> ReusableCodec | None:
     """The codec in a folder with its fit; None where there is none, or it was trained for another config."""
-    if not storage.exists(_fit_uri(codec_uri)):
-        return None
-    known = storage.read_json(_fit_uri(codec_uri))
-    if known["asked"] != asked:
+    uri = storage.join(codec_uri, "fit.json")
+    if not storage.exists(uri) or (known := storage.read_json(uri))["asked"] != asked:
         return None
     return ReusableCodec(
         codec=load_codec(codec_uri), trained=CodecFit(**known["trained"]), latest=CodecFit(**known["latest"])
     )
-
-
-def _fit_uri(codec_uri: str) -> str:
-    return storage.join(codec_uri, "fit.json")

@@ -23,10 +23,7 @@ class IndexBuilderError(Exception):
 
 
 class SpecError(IndexBuilderError, ValueError):
-    """A value of the `index:` section or a factory string that cannot be built.
-
-    Names key, value and what was expected.
-    """
+    """A value of the `index:` section or a factory string that cannot be built: key, value and what was expected."""
 
 
 class StorageError(IndexBuilderError):

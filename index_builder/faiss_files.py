@@ -14,12 +14,7 @@ import numpy as np
 from index_builder import storage
 from index_builder.errors import VerificationError
 
-
-def write_index(index: faiss.Index, uri: str) -> str:
-    """Writes an index atomically; the sha256 of the file."""
-    with storage.atomic_file(uri) as path:
-        faiss.write_index(index, path)
-        return storage.sha256_file(path)
+_LISTS_TAG = b"ilar"
 
 
 def read_index(path: str, *, memory_mapped: bool = True) -> faiss.Index:
@@ -40,7 +35,7 @@ def read_index(path: str, *, memory_mapped: bool = True) -> faiss.Index:
     return index
 
 
-def write_merged(part_paths: Sequence[str], path: str) -> str:
+def write_merged(paths: Sequence[str], path: str) -> str:
     """Writes the inverted lists of several indexes of one codec as one index file, list after list.
 
     The bytes are those of `faiss.write_index` on the merged index (format of faiss/impl/index_write.cpp: after the
@@ -48,18 +43,18 @@ def write_merged(part_paths: Sequence[str], path: str) -> str:
     and its ids), without the merged index ever being in memory.
 
     Args:
-        part_paths: index files of one codec, at least one; they are memory-mapped.
+        paths: index files of one codec, at least one; they are memory-mapped.
         path: the local file to write.
 
     Returns:
         The file's sha256.
 
     Raises:
-        VerificationError: a part cannot be read, or this FAISS lays index files out in another way.
+        VerificationError: a file cannot be read, or this FAISS lays index files out in another way.
     """
-    parts = [ivf_of(read_index(part)) for part in part_paths]
-    lists, code_size = parts[0].nlist, parts[0].code_size
-    sizes = _list_sizes(parts).sum(axis=0)
+    ivfs = [ivf_of(read_index(shard)) for shard in paths]
+    lists, code_size = ivfs[0].nlist, ivfs[0].code_size
+    sizes = list_sizes(ivfs).sum(axis=0)
     digest = hashlib.sha256()
     with open(path, "wb") as file:
 
@@ -67,31 +62,29 @@ def write_merged(part_paths: Sequence[str], path: str) -> str:
             file.write(data)
             digest.update(data)
 
-        write(_header(emptied(part_paths[0], rows=int(sizes.sum()))))
+        write(_header(emptied(paths[0], rows=int(sizes.sum()))))
         write(_LISTS_TAG + struct.pack("<QQ", lists, code_size) + _packed_sizes(sizes))
         for number in np.flatnonzero(sizes).tolist():
-            filled = [(part.invlists, rows) for part in parts if (rows := part.invlists.list_size(number))]
-            for lists_of_part, rows in filled:
-                write(faiss.rev_swig_ptr(lists_of_part.get_codes(number), rows * code_size))
-            for lists_of_part, rows in filled:
-                write(faiss.rev_swig_ptr(lists_of_part.get_ids(number), rows))
+            filled = [(ivf.invlists, rows) for ivf in ivfs if (rows := ivf.invlists.list_size(number))]
+            for invlists, rows in filled:
+                write(faiss.rev_swig_ptr(invlists.get_codes(number), rows * code_size))
+            for invlists, rows in filled:
+                write(faiss.rev_swig_ptr(invlists.get_ids(number), rows))
     return digest.hexdigest()
 
 
-def read_merged(part_paths: Sequence[str]) -> faiss.Index:
+def read_merged(paths: Sequence[str]) -> faiss.Index:
     """The index that `write_merged` writes, in memory instead."""
-    parts = [ivf_of(read_index(part)) for part in part_paths]
-    sizes = _list_sizes(parts)
-    index = emptied(part_paths[0], rows=int(sizes.sum()))
+    ivfs = [ivf_of(read_index(path)) for path in paths]
+    sizes = list_sizes(ivfs)
+    index = emptied(paths[0], rows=int(sizes.sum()))
     merged = ivf_of(index).invlists
     for number in np.flatnonzero(sizes.sum(axis=0)).tolist():
         merged.resize(number, int(sizes[:, number].sum()))
         start = 0
-        for part, rows in zip(parts, sizes[:, number].tolist(), strict=True):
+        for ivf, rows in zip(ivfs, sizes[:, number].tolist(), strict=True):
             if rows:
-                merged.update_entries(
-                    number, start, rows, part.invlists.get_ids(number), part.invlists.get_codes(number)
-                )
+                merged.update_entries(number, start, rows, ivf.invlists.get_ids(number), ivf.invlists.get_codes(number))
             start += rows
     return index
 
@@ -127,19 +120,11 @@ def emptied(path: str, *, rows: int = 0) -> faiss.Index:
     return index
 
 
-_LISTS_TAG = b"ilar"
-
-
-def _list_sizes(parts: Sequence[faiss.IndexIVF]) -> np.ndarray:
-    """Rows of each list of each part: uint64 [parts, L]."""
-    return np.array([[part.invlists.list_size(number) for number in range(part.nlist)] for part in parts], dtype="<u8")
-
-
 def _header(index: faiss.Index) -> bytes:
     """What stands before the inverted lists in the file of an index; the one given has none."""
     ivf = ivf_of(index)
     data = faiss.serialize_index(index).tobytes()
-    tail = _LISTS_TAG + struct.pack("<QQ", ivf.nlist, ivf.code_size) + _packed_sizes(np.zeros(ivf.nlist, dtype="<u8"))
+    tail = _LISTS_TAG + struct.pack("<QQ", ivf.nlist, ivf.code_size) + _packed_sizes(np.zeros(ivf.nlist))
     if not data.endswith(tail):
         raise VerificationError(
             f"FAISS {faiss.__version__} lays out inverted lists in another way than expected; install the version of "
@@ -150,6 +135,7 @@ def _header(index: faiss.Index) -> bytes:
 
 def _packed_sizes(sizes: np.ndarray) -> bytes:
     """The sizes of the lists as FAISS writes them: all of them, or number and size of those that are not empty."""
+    sizes = sizes.astype("<u8")
     filled = np.flatnonzero(sizes)
     if len(filled) > len(sizes) // 2:
         return b"full" + struct.pack("<Q", len(sizes)) + sizes.tobytes()
@@ -181,6 +167,11 @@ def ivf_of(index: faiss.Index) -> faiss.IndexIVF:
     # FAISS hands out a bare pointer into the index; this is its own way to hold on to what a pointer needs.
     ivf.referenced_objects = [index]
     return ivf
+
+
+def list_sizes(ivfs: Sequence[faiss.IndexIVF]) -> np.ndarray:
+    """Rows of each inverted list of each index: int64 [indexes, L]."""
+    return np.array([[ivf.invlists.list_size(n) for n in range(ivf.nlist)] for ivf in ivfs], dtype=np.int64)
 
 
 def list_ids(ivf: faiss.IndexIVF) -> Iterator[np.ndarray]:

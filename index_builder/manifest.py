@@ -118,8 +118,8 @@ class Manifest:
         catalog, encoder, codec, index, recall: see their classes.
         loaded_bytes: memory a server needs at most: the mapped files, once all their pages have been touched.
         resident_bytes: what a fresh process took to open them and to answer the held-out queries (see
-            loaded_memory.py); 0: not measured.
-        embedding_shards: URIs, in row order, from which the next night carries over.
+            verify.py); 0: not measured.
+        embedding_shards: URIs, in row order, from which the next run carries over.
         gates: which gates were asked, and which failed (a version with failed gates is kept but not published).
         files: all files but the manifest itself, sorted by path.
         software: versions of the libraries that made it.

@@ -36,148 +36,14 @@ from index_builder.manifest import FileEntry, Manifest
 from index_builder.publish import PRODUCTS_FILE, is_searched, manifest_uri, read_current, read_manifest, version_uri
 from index_builder.shard_search import RefineCodes, ShardSearch
 
-# ---- index_builder/filters.py ----
-# Search filters: an expression over the columns of the products, or a mask, as a FAISS id selector.
-#
-# An expression is evaluated once a version and kept: on 100,000 products that takes 9 ms, a search 0.1 ms.
-
-
-FILTERS_KEPT = 64
-"""Expressions remembered for each version, the latest ones; each takes a bit a product."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowSelection:
-    """The products that a filter lets pass.
-
-    Attributes:
-        selector: for FAISS.
-        rows: how many they are.
-    """
-
-    selector: faiss.IDSelector
-    rows: int
-
-
-class RowFilters:
-    """The filters of one version. Threads may share it.
-
-    Args:
-        products: the version's products, N rows.
-    """
-
-    def __init__(self, products: pa.Table) -> None:
-        self._products = products
-        self._known = lru_cache(maxsize=FILTERS_KEPT)(partial(_evaluated, products))
-
-    def select(self, filter: pc.Expression | np.ndarray) -> RowSelection:
-        """The rows that a filter keeps: an expression over the columns, or bool [N].
-
-        Raises:
-            FilterError: the filter names a column that is not there, or has another length than N.
-        """
-        if isinstance(filter, pc.Expression):
-            return self._known(_ExpressionKey(filter))
-        rows = self._products.num_rows
-        mask = np.asarray(filter)
-        if mask.dtype != np.bool_ or mask.shape != (rows,):
-            raise FilterError(f"filter: expected bool [{rows}], found {mask.dtype} {list(mask.shape)}")
-        return _selection(mask)
-
-
-class _ExpressionKey:
-    """An Arrow expression as a key: it compares, but has no hash."""
-
-    def __init__(self, expression: pc.Expression) -> None:
-        self.expression = expression
-
-    def __hash__(self) -> int:
-        return hash(str(self.expression))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ExpressionKey) and bool(self.expression.equals(other.expression))
-
-
-def _evaluated(products: pa.Table, key: _ExpressionKey) -> RowSelection:
-    """The rows for which the expression is true. Where it is null, the row is not kept."""
-    filter = key.expression
-    try:
-        kept = ds.dataset(products).to_table(columns={"kept": filter}).column("kept")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, pa.ArrowTypeError) as error:
-        columns = ", ".join(f"{field.name}: {field.type}" for field in products.schema)
-        raise FilterError(f"filter {filter} does not fit the products ({columns}): {error}") from error
-    if kept.type != pa.bool_():
-        raise FilterError(f"filter {filter}: expected a condition, found an expression of type {kept.type}")
-    return _selection(pc.fill_null(kept, False).to_numpy())
-
-
-def _selection(mask: np.ndarray) -> RowSelection:
-    # Bit i of the map is row i. The selector holds on to the array that it is made of.
-    selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-    return RowSelection(selector=selector, rows=int(mask.sum()))
-
-
-# ---- index_builder/product_rows.py ----
-# Looks products up by their rows.
-#
-# `Table.take` joins all record batches of a column into one before it takes a row: at 3.4 million products 5 ms for ten
-# ids, and more for a column of titles. Here only the rows asked for are touched: 0.01 ms.
-
-
-GROUPED_FROM_ROWS_PER_BATCH = 12
-"""Rows for each record batch of the table from which on they are taken batch by batch instead of one by one."""
-
-
-class ProductRows:
-    """The rows of a table that stays where it is. Threads may share it.
-
-    Args:
-        table: a version's products.
-    """
-
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-        self._chunks = cache(partial(_chunks_of, table))
-
-    def take(self, rows: np.ndarray, column: str) -> pa.Array:
-        """Values of one column, in the order of `rows`, int64 [n]; KeyError for a column that is not there."""
-        chunks, starts = self._chunks(column)
-        if len(chunks) == 1:
-            return chunks[0].take(pa.array(rows))
-        if len(rows) >= GROUPED_FROM_ROWS_PER_BATCH * len(chunks):
-            return _taken_by_chunk(chunks, starts, rows)
-        places = np.searchsorted(starts, rows, side="right") - 1
-        pieces = zip(places.tolist(), (rows - starts[places]).tolist(), strict=True)
-        return pa.concat_arrays([chunks[0][:0], *(chunks[chunk].slice(row, 1) for chunk, row in pieces)])
-
-    def take_columns(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        """Several columns, in the order of `rows`, int64 [n]."""
-        schema = pa.schema([self.table.schema.field(name) for name in columns])
-        return pa.table([self.take(rows, name) for name in columns], schema=schema)
-
-
-def _chunks_of(table: pa.Table, column: str) -> tuple[list[pa.Array], np.ndarray]:
-    """The arrays that a column consists of, and the row that each starts with."""
-    chunked = table.column(column)
-    chunks = [chunk for chunk in chunked.chunks if len(chunk)] or [pa.array([], chunked.type)]
-    return chunks, np.cumsum([0, *(len(chunk) for chunk in chunks[:-1])])
-
-
-def _taken_by_chunk(chunks: Sequence[pa.Array], starts: np.ndarray, rows: np.ndarray) -> pa.Array:
-    order = np.argsort(rows, kind="stable")
-    places = np.searchsorted(starts, rows[order], side="right") - 1
-    local = pa.array(rows[order] - starts[places])
-    edges = np.flatnonzero(np.diff(places, prepend=-1, append=-1)).tolist()
-    parts = [chunks[places[start]].take(local.slice(start, stop - start)) for start, stop in itertools.pairwise(edges)]
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    return pa.concat_arrays(parts).take(pa.array(back))
-
-
 CACHED_VERSIONS = 2
 """Versions of a remote index kept in the cache: the one in use, and the one before for servers that still open it."""
 CACHE_ATTEMPTS = 3
 """Downloads of a version of which another process's cleaning of the cache may have taken files away."""
+FILTERS_KEPT = 64
+"""Expressions remembered for each version, the latest ones; each takes a bit a product."""
+GROUPED_FROM_ROWS_PER_BATCH = 12
+"""Rows for each record batch of the table from which on they are taken batch by batch instead of one by one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,12 +123,11 @@ def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
         raise VerificationError(
             f"{uri}: expected an index row for each of {products.num_rows} products, found {search.rows}"
         )
-    refine = _open_refine(folder, manifest.refine_files(), products.num_rows)
     return OpenVersion(
         uri=uri,
         manifest=manifest,
         search=search,
-        refine=refine,
+        refine=_open_refine(folder, manifest.refine_files(), products.num_rows),
         products=ProductRows(products),
         filters=RowFilters(products),
     )
@@ -316,3 +181,126 @@ def _present(folder: str, entry: FileEntry) -> str:
     if found != entry.bytes:
         raise VerificationError(f"{path}: expected {entry.bytes} bytes as its manifest says, found {found}")
     return path
+
+
+class ProductRows:
+    """The rows of a table that stays where it is. Threads may share it.
+
+    `Table.take` joins all record batches of a column into one before it takes a row: at 3.4 million products 5 ms for
+    ten ids, and more for a column of titles. Here only the rows asked for are touched: 0.01 ms.
+
+    Args:
+        table: a version's products.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._chunks = cache(partial(_chunks_of, table))
+
+    def take(self, rows: np.ndarray, column: str) -> pa.Array:
+        """Values of one column, in the order of `rows`, int64 [n]; KeyError for a column that is not there."""
+        chunks, starts = self._chunks(column)
+        if len(chunks) == 1:
+            return chunks[0].take(pa.array(rows))
+        if len(rows) >= GROUPED_FROM_ROWS_PER_BATCH * len(chunks):
+            return _taken_by_chunk(chunks, starts, rows)
+        holding = np.searchsorted(starts, rows, side="right") - 1
+        found = zip(holding.tolist(), (rows - starts[holding]).tolist(), strict=True)
+        return pa.concat_arrays([chunks[0][:0], *(chunks[chunk].slice(row, 1) for chunk, row in found)])
+
+    def take_columns(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Several columns, in the order of `rows`, int64 [n]."""
+        schema = pa.schema([self.table.schema.field(name) for name in columns])
+        return pa.table([self.take(rows, name) for name in columns], schema=schema)
+
+
+def _chunks_of(table: pa.Table, column: str) -> tuple[list[pa.Array], np.ndarray]:
+    """The arrays that a column consists of, and the row that each starts with."""
+    chunked = table.column(column)
+    chunks = [chunk for chunk in chunked.chunks if len(chunk)] or [pa.array([], chunked.type)]
+    return chunks, np.cumsum([0, *(len(chunk) for chunk in chunks[:-1])])
+
+
+def _taken_by_chunk(chunks: Sequence[pa.Array], starts: np.ndarray, rows: np.ndarray) -> pa.Array:
+    order = np.argsort(rows, kind="stable")
+    holding = np.searchsorted(starts, rows[order], side="right") - 1
+    local = pa.array(rows[order] - starts[holding])
+    edges = np.flatnonzero(np.diff(holding, prepend=-1, append=-1)).tolist()
+    taken = [chunks[holding[start]].take(local.slice(start, stop - start)) for start, stop in itertools.pairwise(edges)]
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return pa.concat_arrays(taken).take(pa.array(back))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowSelection:
+    """The products that a filter lets pass.
+
+    Attributes:
+        selector: for FAISS.
+        rows: how many they are.
+    """
+
+    selector: faiss.IDSelector
+    rows: int
+
+
+class RowFilters:
+    """The filters of one version: an expression over the columns of the products, or a mask, as a FAISS id selector.
+
+    An expression is evaluated once a version and kept: on 100,000 products that takes 9 ms, a search 0.1 ms. Threads
+    may share it.
+
+    Args:
+        products: the version's products, N rows.
+    """
+
+    def __init__(self, products: pa.Table) -> None:
+        self._products = products
+        self._known = lru_cache(maxsize=FILTERS_KEPT)(partial(_evaluated, products))
+
+    def select(self, filter: pc.Expression | np.ndarray) -> RowSelection:
+        """The rows that a filter keeps: an expression over the columns, or bool [N].
+
+        Raises:
+            FilterError: the filter names a column that is not there, or has another length than N.
+        """
+        if isinstance(filter, pc.Expression):
+            return self._known(_ExpressionKey(filter))
+        rows = self._products.num_rows
+        mask = np.asarray(filter)
+        if mask.dtype != np.bool_ or mask.shape != (rows,):
+            raise FilterError(f"filter: expected bool [{rows}], found {mask.dtype} {list(mask.shape)}")
+        return _selection(mask)
+
+
+def _evaluated(products: pa.Table, key: _ExpressionKey) -> RowSelection:
+    """The rows for which the expression is true. Where it is null, the row is not kept."""
+    filter = key.expression
+    try:
+        kept = ds.dataset(products).to_table(columns={"kept": filter}).column("kept")
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, pa.ArrowTypeError) as error:
+        columns = ", ".join(f"{field.name}: {field.type}" for field in products.schema)
+        raise FilterError(f"filter {filter} does not fit the products ({columns}): {error}") from error
+    if kept.type != pa.bool_():
+        raise FilterError(f"filter {filter}: expected a condition, found an expression of type {kept.type}")
+    return _selection(pc.fill_null(kept, False).to_numpy())
+
+
+def _selection(mask: np.ndarray) -> RowSelection:
+    # Bit i of the map is row i. The selector holds on to the array that it is made of.
+    selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+    return RowSelection(selector=selector, rows=int(mask.sum()))
+
+
+class _ExpressionKey:
+    """An Arrow expression as a key: it compares, but has no hash."""
+
+    def __init__(self, expression: pc.Expression) -> None:
+        self.expression = expression
+
+    def __hash__(self) -> int:
+        return hash(str(self.expression))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ExpressionKey) and bool(self.expression.equals(other.expression))

@@ -1,10 +1,15 @@
-"""Decides what index to build and from what sample, from the config and the number of products.
+"""Decides what index to build, from what sample and in which tasks, from the config and the number of products.
 
 `auto`, by rows: below `EXACT_BELOW_ROWS` exact search; else a rotation to four dimensions a sub-quantizer (two where D
-is small), about 4 * sqrt(rows) inverted lists, and PQ codes of `bytes_per_vector`. An explicit factory string
-is taken as it is, and refused before any work where the catalog is too small to train it. Should so many products be
-rejected on the way that the rest is too small, it is built with fewer lists, or of vectors as they are, with a line in
-the log: the night is not lost.
+is small), about 4 * sqrt(rows) inverted lists, and PQ codes of `bytes_per_vector`, less what a second file to re-rank
+from takes (refine.py). An explicit factory string is taken as it is, and refused before any work where the catalog is
+too small to train it. Should so many products be rejected on the way that the rest is too small, it is built with fewer
+lists, or of vectors as they are, with a line in the log: the run is not lost.
+
+Memory is that of arrays which grow with the catalog or the sample; the process itself takes some 200 MB more. Merging
+is not reckoned: it holds one inverted list.
+
+Legend: `D` dimension of the embeddings, `N` products.
 """
 
 from __future__ import annotations
@@ -20,79 +25,47 @@ from index_builder.errors import SpecError
 from index_builder.sampling import read_query_vectors
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 
-# ---- index_builder/refine_plan.py ----
-# Decides whether an index gets a second file to re-rank from (refine.py), within the budget of bytes a product.
-
-
 log = logging.getLogger(__name__)
 
+EXACT_BELOW_ROWS = 4096
+TRAINING_ROWS_PER_LIST = 40
+MIN_TRAINING_ROWS_PER_LIST = 16
+MIN_TRAINING_ROWS_PER_CODE = 4
+"""Training rows that a PQ centroid needs at least; with fewer, vectors are kept as they are."""
+PQ_TRAINING_ROWS = 16_384
+FAST_DIMS_PER_CODE = (2, 4, 8)
+"""FAISS has kernels for sub-quantizers of these sizes: about 1 ns a distance, 10 ns with others."""
+SMALL_DIMS_PER_CODE = 16
+"""From here on a vector has so few sub-quantizers that their speed does not matter."""
+HNSW_FROM_LISTS = 2048
+HNSW_LINKS = 32
 BYTES_PER_DIM: dict[RefineKind, int] = {"none": 0, "sq8": 1, "fp16": 2}
 DIMS_PER_CODE_BYTE = 4
 """Under a budget, codes get at least a byte for so many dimensions before refinement gets any."""
-
 CANDIDATE_BYTES = 1000
 """Code bytes that a search compares in the time that it takes to keep, fetch and sort one more candidate (PQ32, 128
 dimensions, one core: 0.5 us)."""
-
-
-def plan_refinement(config: IndexConfig, spec: IndexSpec) -> RefineKind:
-    """The refinement to build for an index.
-
-    `auto` refines where `bytes_per_vector` has room for it, and only an index that was planned within that budget too
-    (`factory: auto`). What keeps vectors as exactly as the refinement would is not refined.
-    """
-    kind: RefineKind
-    if config.refine == "auto":
-        kind = affordable_refinement(config.bytes_per_vector, spec.dim) if config.factory == "auto" else "none"
-    else:
-        kind = config.refine
-    if kind != "none" and BYTES_PER_DIM[kind] * spec.dim <= spec.code_bytes:
-        log.info("%s holds vectors as exactly as %s would: no refinement", spec.factory, kind)
-        return "none"
-    return kind
-
-
-def code_budget(config: IndexConfig, dim: int) -> int:
-    """Of `bytes_per_vector` what is left for the index's own codes, where the plan is `auto`."""
-    if config.refine != "auto" or config.bytes_per_vector >= 4 * dim:
-        return config.bytes_per_vector  # refinement comes on top, or vectors fit as they are
-    return config.bytes_per_vector - BYTES_PER_DIM[affordable_refinement(config.bytes_per_vector, dim)] * dim
-
-
-def affordable_refinement(bytes_per_vector: int, dim: int) -> RefineKind:
-    """The best refinement for which a budget leaves room beside codes of a byte for four dimensions."""
-    room = bytes_per_vector - max(1, dim // DIMS_PER_CODE_BYTE)
-    kinds: tuple[RefineKind, ...] = ("fp16", "sq8")
-    return next((kind for kind in kinds if room >= BYTES_PER_DIM[kind] * dim), "none")
-
-
-def probes_per_factor(spec: IndexSpec, kind: RefineKind, rows: int, k: int) -> float:
-    """Lists that could be probed in the time that re-ranking k candidates takes.
-
-    Args:
-        spec: the index.
-        kind: what is re-ranked from.
-        rows: products, N.
-        k: neighbours wanted.
-    """
-    if kind == "none":
-        return 0.0
-    list_bytes = max(1.0, rows / spec.lists * spec.code_bytes)
-    return k * (CANDIDATE_BYTES + BYTES_PER_DIM[kind] * spec.dim) / list_bytes
-
-
-# ---- index_builder/memory.py ----
-# What the steps of a build hold in memory, estimated before it begins.
-#
-# Legend: `D` dimension of the embeddings, `d` behind the rotation. Estimates are of arrays that grow with the catalog or
-# the sample; the process itself takes some 200 MB more. Merging is not among them: it holds one inverted list.
-
-
 ID_BYTES = 8
 MOST_ROWS_PER_ADD = 200_000
-_MB = 1_000_000
-# Lists in memory grow by doubling.
+_QUERY_MARGIN = 1.2
 _GROWING = 2
+"""Lists in memory grow by doubling."""
+_MB = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplePlan:
+    """How much of the catalog is drawn.
+
+    Attributes:
+        training_share, query_share: shares of all products, for `write_sample`.
+        training_rows, queries: how many of those drawn are used at most.
+    """
+
+    training_share: float
+    query_share: float
+    training_rows: int
+    queries: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,42 +85,43 @@ class BuildMemory:
     serving: int
 
 
-def estimate_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_rows: int) -> BuildMemory:
-    """The memory of a build.
+def check_index(config: IndexConfig, dim: int) -> None:
+    """Refuses an `index:` section that cannot be built, whatever the catalog.
 
-    Args:
-        config: the `index:` section.
-        spec: the index to build.
-        rows: products, N.
-        training_rows: vectors the codec is trained on.
+    Raises:
+        SpecError: the factory string cannot be read, does not fit D, or needs more than `training_rows`; or
+            `queries_uri` holds no queries of D dimensions.
+        TrainingError: a GPU is asked for, and there is none.
     """
-    row_bytes = spec.code_bytes + ID_BYTES
-    shard_rows = -(-rows // config.serving_shards)
-    return BuildMemory(
-        training=training_rows * training_row_bytes(spec),
-        adding=min(rows, rows_per_add(config, spec)) * row_bytes * _GROWING,
-        laying_out=0 if spec.memory_mapped else 2 * shard_rows * row_bytes,
-        serving=rows * (row_bytes + BYTES_PER_DIM[plan_refinement(config, spec)] * spec.dim)
-        + spec.lists * (4 * spec.rotation_dim + 8 * spec.hnsw_links),
-    )
+    if config.factory != "auto":
+        spec = IndexSpec.parse(config.factory, dim)
+        needed = _needed_training_rows(spec)
+        if config.training_rows and config.training_rows < needed:
+            raise SpecError(
+                f"index.training_rows is {config.training_rows}, but training of {spec.factory}, which index.factory "
+                f"asks for, needs {needed} products. Expected that many, or null"
+            )
+    on_gpu(config.device)
+    if config.queries_uri is not None:
+        read_query_vectors(config.queries_uri, dim)
 
 
-def training_row_bytes(spec: IndexSpec) -> int:
-    """Of one sampled vector: as float16, twice while it is read, and behind the rotation, with what k-means keeps."""
-    return 4 * spec.dim + 4 * spec.rotation_dim + 256
+def check_rows(config: IndexConfig, rows: int, dim: int) -> None:
+    """Refuses an index that `rows` products, or an estimate of them, cannot train or the memory budget cannot hold.
 
-
-def trainable_rows(config: IndexConfig, spec: IndexSpec) -> int:
-    """Sampled vectors that the memory budget holds."""
-    return config.memory_budget_mb * _MB // training_row_bytes(spec)
-
-
-def rows_per_add(config: IndexConfig, spec: IndexSpec) -> int:
-    """Products an add task takes: as asked for, or what the budget allows."""
-    if config.rows_per_add is not None:
-        return config.rows_per_add
-    affordable = config.memory_budget_mb * _MB // ((spec.code_bytes + ID_BYTES) * _GROWING)
-    return max(1, min(MOST_ROWS_PER_ADD, affordable))
+    Raises:
+        SpecError: as `plan_index`, or the catalog is too small for the index that `factory` names.
+    """
+    if config.factory != "auto":
+        spec = IndexSpec.parse(config.factory, dim)
+        needed = _needed_training_rows(spec)
+        if _most_training_rows(rows) < needed:
+            raise SpecError(
+                f"index.factory is {config.factory!r}, but training of it needs {needed:,} products beside those held "
+                f"out, and the catalog has {rows:,} in all. Expected auto, or what so many can train, such as "
+                f"{_shrunk(spec, config, rows).factory}"
+            )
+    plan_index(config, rows, dim)
 
 
 def check_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_rows: int) -> None:
@@ -157,16 +131,16 @@ def check_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_ro
         SpecError: names the step, what it needs, and what to change.
     """
     memory = estimate_memory(config, spec, rows=rows, training_rows=training_rows)
-    remedies = {
-        "training": ("training", f"ask for fewer lists than {spec.lists} or a smaller index.training_rows"),
-        "adding": ("an add task", f"lower index.rows_per_add, which is {config.rows_per_add}"),
-        "laying_out": (
+    for size, name, remedy in (
+        (memory.training, "training", f"ask for fewer lists than {spec.lists} or a smaller index.training_rows"),
+        (memory.adding, "an add task", f"lower index.rows_per_add, which is {config.rows_per_add}"),
+        (
+            memory.laying_out,
             "laying a serving shard out for FastScan",
             f"raise index.serving_shards, which is {config.serving_shards}",
         ),
-    }
-    for step, (name, remedy) in remedies.items():
-        needed = -(-getattr(memory, step) // _MB)
+    ):
+        needed = -(-size // _MB)
         if needed > config.memory_budget_mb:
             raise SpecError(
                 f"index.memory_budget_mb is {config.memory_budget_mb}, but {name} of {spec.factory} over {rows:,} "
@@ -174,8 +148,87 @@ def check_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_ro
             )
 
 
-# ---- index_builder/add_tasks.py ----
-# Cuts the adding of vectors into serving shards and tasks.
+def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
+    """The index to build of `rows` products of D dimensions.
+
+    Raises:
+        SpecError: the factory string cannot be read or does not fit D, or the build would not fit into
+            `index.memory_budget_mb`.
+    """
+    spec = _planned(config, rows, dim)
+    check_memory(config, spec, rows=rows, training_rows=min(rows, plan_sample(config, spec, rows).training_rows))
+    return spec
+
+
+def plan_sample(config: IndexConfig, spec: IndexSpec, rows: int) -> SamplePlan:
+    """How many products to train on and to hold out.
+
+    Exact search trains nothing and may be asked with any product; else at most a tenth of the catalog is held out.
+    Trained is on 40 vectors a list, or what the memory budget allows, but enough to train with.
+    """
+    if spec.exact:
+        queries = min(config.verify_queries, rows)
+        query_share = min(1.0, _QUERY_MARGIN * queries / rows) if rows > 10 * queries else 1.0
+        return SamplePlan(training_share=0.0, query_share=query_share, training_rows=0, queries=queries)
+    queries = min(config.verify_queries, max(1, rows // 10))
+    query_share = min(0.1, _QUERY_MARGIN * queries / rows)
+    wanted = min(max(TRAINING_ROWS_PER_LIST * spec.lists, PQ_TRAINING_ROWS), _trainable_rows(config, spec))
+    training_rows = config.training_rows or max(wanted, MIN_TRAINING_ROWS_PER_LIST * spec.lists)
+    training_share = min(1.0 - query_share, _QUERY_MARGIN * training_rows / rows)
+    return SamplePlan(
+        training_share=training_share, query_share=query_share, training_rows=training_rows, queries=queries
+    )
+
+
+def plan_refinement(config: IndexConfig, spec: IndexSpec) -> RefineKind:
+    """The refinement to build for an index.
+
+    `auto` refines where `bytes_per_vector` has room for it, and only an index that was planned within that budget too
+    (`factory: auto`). What keeps vectors as exactly as the refinement would is not refined.
+    """
+    kind: RefineKind = config.refine if config.refine != "auto" else "none"
+    if config.refine == config.factory == "auto":
+        kind = _affordable_refinement(config.bytes_per_vector, spec.dim)
+    if kind != "none" and BYTES_PER_DIM[kind] * spec.dim <= spec.code_bytes:
+        log.info("%s holds vectors as exactly as %s would: no refinement", spec.factory, kind)
+        return "none"
+    return kind
+
+
+def code_budget(config: IndexConfig, dim: int) -> int:
+    """Of `bytes_per_vector` what is left for the index's own codes, where the plan is `auto`."""
+    if config.refine != "auto" or config.bytes_per_vector >= 4 * dim:
+        return config.bytes_per_vector  # refinement comes on top, or vectors fit as they are
+    return config.bytes_per_vector - BYTES_PER_DIM[_affordable_refinement(config.bytes_per_vector, dim)] * dim
+
+
+def probes_per_factor(spec: IndexSpec, kind: RefineKind, rows: int, k: int) -> float:
+    """Lists that could be probed in the time that re-ranking k candidates takes, among `rows` products."""
+    if kind == "none":
+        return 0.0
+    list_bytes = max(1.0, rows / spec.lists * spec.code_bytes)
+    return k * (CANDIDATE_BYTES + BYTES_PER_DIM[kind] * spec.dim) / list_bytes
+
+
+def estimate_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_rows: int) -> BuildMemory:
+    """The memory of a build of N = `rows` products, with a codec that is trained on `training_rows` vectors."""
+    row_bytes = spec.code_bytes + ID_BYTES
+    shard_rows = -(-rows // config.serving_shards)
+    return BuildMemory(
+        training=training_rows * _training_row_bytes(spec),
+        adding=min(rows, rows_per_add(config, spec)) * row_bytes * _GROWING,
+        laying_out=0 if spec.memory_mapped else 2 * shard_rows * row_bytes,
+        serving=rows * (row_bytes + BYTES_PER_DIM[plan_refinement(config, spec)] * spec.dim)
+        + spec.lists * (4 * spec.rotation_dim + 8 * spec.hnsw_links),
+    )
+
+
+def rows_per_add(config: IndexConfig, spec: IndexSpec) -> int:
+    """Products an add task takes: as asked for, or what the budget allows."""
+    if config.rows_per_add is not None:
+        return config.rows_per_add
+    affordable = config.memory_budget_mb * _MB // ((spec.code_bytes + ID_BYTES) * _GROWING)
+    return max(1, min(MOST_ROWS_PER_ADD, affordable))
 
 
 def plan_adds(
@@ -204,106 +257,15 @@ def plan_adds(
     return tuple(tuple(_tasks(group, rows_per_add(config, spec))) for group in groups)
 
 
-def _tasks(shards: Iterable[NumberedShard], rows_per_add: int) -> Iterable[tuple[NumberedShard, ...]]:
+def _tasks(shards: Iterable[NumberedShard], most_rows: int) -> Iterable[tuple[NumberedShard, ...]]:
     task: list[NumberedShard] = []
-    rows = 0
     for shard in shards:
-        if task and rows + shard.kept_rows > rows_per_add:
+        if task and sum(other.kept_rows for other in task) + shard.kept_rows > most_rows:
             yield tuple(task)
-            task, rows = [], 0
+            task = []
         task.append(shard)
-        rows += shard.kept_rows
     if task:
         yield tuple(task)
-
-
-EXACT_BELOW_ROWS = 4096
-TRAINING_ROWS_PER_LIST = 40
-MIN_TRAINING_ROWS_PER_LIST = 16
-MIN_TRAINING_ROWS_PER_CODE = 4
-"""Training rows that a PQ centroid needs at least; with fewer, vectors are kept as they are."""
-PQ_TRAINING_ROWS = 16_384
-FAST_DIMS_PER_CODE = (2, 4, 8)
-"""FAISS has kernels for sub-quantizers of these sizes: about 1 ns a distance, 10 ns with others."""
-SMALL_DIMS_PER_CODE = 16
-"""From here on a vector has so few sub-quantizers that their speed does not matter."""
-HNSW_FROM_LISTS = 2048
-HNSW_LINKS = 32
-_QUERY_MARGIN = 1.2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplePlan:
-    """How much of the catalog is drawn.
-
-    Attributes:
-        training_share, query_share: shares of all products, for `write_sample`.
-        training_rows, queries: how many of those drawn are used at most.
-    """
-
-    training_share: float
-    query_share: float
-    training_rows: int
-    queries: int
-
-
-def check_index(config: IndexConfig, dim: int) -> None:
-    """Refuses an `index:` section that cannot be built, whatever the catalog.
-
-    Raises:
-        SpecError: the factory string cannot be read, does not fit D, or needs more than `training_rows`; or
-            `queries_uri` holds no queries of D dimensions.
-        TrainingError: a GPU is asked for, and there is none.
-    """
-    if config.factory != "auto":
-        _check_training_rows(config, IndexSpec.parse(config.factory, dim))
-    on_gpu(config.device)
-    if config.queries_uri is not None:
-        read_query_vectors(config.queries_uri, dim)
-
-
-def check_rows(config: IndexConfig, rows: int, dim: int) -> None:
-    """Refuses an index that `rows` products, or an estimate of them, cannot train or the memory budget cannot hold.
-
-    Raises:
-        SpecError: as `plan_index`, or the catalog is too small for the index that `factory` names.
-    """
-    if config.factory != "auto":
-        spec = IndexSpec.parse(config.factory, dim)
-        needed = _needed_training_rows(spec)
-        if _most_training_rows(rows) < needed:
-            raise SpecError(
-                f"index.factory is {config.factory!r}, but training of it needs {needed:,} products beside those held "
-                f"out, and the catalog has {rows:,} in all. Expected auto, or what so many can train, such as "
-                f"{_shrunk(spec, config, rows).factory}"
-            )
-    plan_index(config, rows, dim)
-
-
-def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
-    """The index to build.
-
-    Args:
-        config: the `index:` section.
-        rows: products to index, N.
-        dim: D.
-
-    Raises:
-        SpecError: the factory string cannot be read or does not fit D, or the build would not fit into
-            `index.memory_budget_mb`.
-    """
-    spec = _planned(config, rows, dim)
-    check_memory(config, spec, rows=rows, training_rows=min(rows, plan_sample(config, spec, rows).training_rows))
-    return spec
-
-
-def _check_training_rows(config: IndexConfig, spec: IndexSpec) -> None:
-    needed = _needed_training_rows(spec)
-    if config.training_rows and config.training_rows < needed:
-        raise SpecError(
-            f"index.training_rows is {config.training_rows}, but training of {spec.factory}, which index.factory asks "
-            f"for, needs {needed} products. Expected that many, or null"
-        )
 
 
 def _planned(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
@@ -327,55 +289,31 @@ def _planned(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
         return spec
     if rows < EXACT_BELOW_ROWS:
         return _exact(dim)
-    config = replace(config, bytes_per_vector=code_budget(config, dim))
-    spec = _auto_code(config, dim)
-    lists = _auto_lists(rows)
-    while lists > 1 and MIN_TRAINING_ROWS_PER_LIST * lists > trainable_rows(config, spec):
+    spec = _auto_code(code_budget(config, dim), dim)
+    lists = 2 ** min(round(math.log2(4 * math.sqrt(rows))), int(math.log2(rows / TRAINING_ROWS_PER_LIST)))
+    while lists > 1 and MIN_TRAINING_ROWS_PER_LIST * lists > _trainable_rows(config, spec):
         lists //= 2
     return replace(spec, lists=lists, hnsw_links=HNSW_LINKS * (lists >= HNSW_FROM_LISTS))
 
 
-def _auto_code(config: IndexConfig, dim: int) -> IndexSpec:
-    """Rotation and code of an `auto` index, with one list."""
-    spec = IndexSpec(dim=dim, rotation_dim=dim, lists=1, code="flat")
-    if config.bytes_per_vector >= spec.code_bytes:
+def _auto_code(code_bytes: int, dim: int) -> IndexSpec:
+    """Rotation and code of an `auto` index with codes of at most `code_bytes`, and one list."""
+    spec = _exact(dim)
+    if code_bytes >= spec.code_bytes:
         return spec
-    if config.bytes_per_vector >= dim:
+    if code_bytes >= dim:
         return replace(spec, code="sq8")
     # Fewer dimensions, coded finely, beat all of them coded coarsely (MiniLM, 20k titles: recall 0.888 and 0.879).
-    dims_per_code = 4 if 4 * config.bytes_per_vector <= dim else 2
-    pq_m = min(config.bytes_per_vector, dim // dims_per_code)
+    dims_per_code = 4 if 4 * code_bytes <= dim else 2
+    pq_m = min(code_bytes, dim // dims_per_code)
     return replace(spec, rotation="opq", rotation_dim=pq_m * dims_per_code, code="pq", pq_m=pq_m, pq_bits=8)
 
 
-def plan_sample(config: IndexConfig, spec: IndexSpec, rows: int) -> SamplePlan:
-    """How many products to train on and to hold out.
-
-    Exact search trains nothing and may be asked with any product; else at most a tenth of the catalog is held out.
-    """
-    if spec.exact:
-        queries = min(config.verify_queries, rows)
-        query_share = min(1.0, _QUERY_MARGIN * queries / rows) if rows > 10 * queries else 1.0
-        return SamplePlan(training_share=0.0, query_share=query_share, training_rows=0, queries=queries)
-    queries = min(config.verify_queries, max(1, rows // 10))
-    query_share = min(0.1, _QUERY_MARGIN * queries / rows)
-    training_rows = config.training_rows or _wanted_training_rows(config, spec)
-    training_share = min(1.0 - query_share, _QUERY_MARGIN * training_rows / rows)
-    return SamplePlan(
-        training_share=training_share, query_share=query_share, training_rows=training_rows, queries=queries
-    )
-
-
-def _wanted_training_rows(config: IndexConfig, spec: IndexSpec) -> int:
-    """40 vectors a list, or what the memory budget allows, but enough to train with."""
-    wanted = max(TRAINING_ROWS_PER_LIST * spec.lists, PQ_TRAINING_ROWS)
-    return max(min(wanted, trainable_rows(config, spec)), MIN_TRAINING_ROWS_PER_LIST * spec.lists)
-
-
-def _auto_lists(rows: int) -> int:
-    wanted = round(math.log2(4 * math.sqrt(rows)))
-    trainable = int(math.log2(rows / TRAINING_ROWS_PER_LIST))
-    return 2 ** min(wanted, trainable)
+def _affordable_refinement(bytes_per_vector: int, dim: int) -> RefineKind:
+    """The best refinement for which a budget leaves room beside codes of a byte for four dimensions."""
+    room = bytes_per_vector - max(1, dim // DIMS_PER_CODE_BYTE)
+    kinds: tuple[RefineKind, ...] = ("fp16", "sq8")
+    return next((kind for kind in kinds if room >= BYTES_PER_DIM[kind] * dim), "none")
 
 
 def _shrunk(spec: IndexSpec, config: IndexConfig, rows: int) -> IndexSpec:
@@ -393,9 +331,12 @@ def _shrunk(spec: IndexSpec, config: IndexConfig, rows: int) -> IndexSpec:
     return fitting
 
 
+def _exact(dim: int) -> IndexSpec:
+    return IndexSpec(dim=dim, rotation_dim=dim, lists=1, code="flat")
+
+
 def _needed_training_rows(spec: IndexSpec) -> int:
-    of_lists = MIN_TRAINING_ROWS_PER_LIST * spec.lists if spec.lists > 1 else 0
-    return max(of_lists, _needed_by_code(spec))
+    return max(MIN_TRAINING_ROWS_PER_LIST * spec.lists if spec.lists > 1 else 0, _needed_by_code(spec))
 
 
 def _needed_by_code(spec: IndexSpec) -> int:
@@ -407,5 +348,11 @@ def _most_training_rows(rows: int) -> int:
     return rows - rows // 10
 
 
-def _exact(dim: int) -> IndexSpec:
-    return IndexSpec(dim=dim, rotation_dim=dim, lists=1, code="flat")
+def _training_row_bytes(spec: IndexSpec) -> int:
+    """Of one sampled vector: as float16, twice while it is read, and behind the rotation, with what k-means keeps."""
+    return 4 * spec.dim + 4 * spec.rotation_dim + 256
+
+
+def _trainable_rows(config: IndexConfig, spec: IndexSpec) -> int:
+    """Sampled vectors that the memory budget holds."""
+    return config.memory_budget_mb * _MB // _training_row_bytes(spec)

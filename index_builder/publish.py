@@ -17,6 +17,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import IO
 
 from index_builder import storage
 from index_builder.errors import StorageError, VersionNotFoundError
@@ -28,9 +29,10 @@ log = logging.getLogger(__name__)
 
 PRODUCTS_FILE = "products.arrow"
 QUERY_ENCODER_FOLDER = "query_encoder"
+CHUNK_BYTES = 4 << 20
 UNFINISHED_KEPT = timedelta(days=1)
-AHEAD_TOLD = timedelta(hours=1)
-"""A newest version that lies further in the future than this is told: retention and going back go by the ids."""
+AHEAD_WARNED = timedelta(hours=1)
+"""A newest version further in the future than this is warned of: retention and going back go by the ids."""
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 
@@ -105,7 +107,15 @@ def publish_version(
         files=files,
     )
     for entry in files:
-        _copy(sources[entry.path], storage.join(folder, entry.path), entry.sha256)
+        source = sources[entry.path]
+        with storage.atomic_file(storage.join(folder, entry.path)) as path:
+            with open(path, "wb") as copy:
+                found = _described(entry.path, source, copy)
+            if found != entry:
+                raise StorageError(
+                    f"{source.uri}: expected sha256 {entry.sha256}, found {found.sha256}; "
+                    "the file was changed or is damaged"
+                )
     storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_json().encode())
     if make_current:
         set_current(index_uri, version, before_current)
@@ -114,14 +124,7 @@ def publish_version(
 
 def describe_files(staged: Staged) -> tuple[FileEntry, ...]:
     """Size and sha256 of every staged file as it will be published, sorted by name."""
-    entries = []
-    for name, source in sorted(_sources(staged).items()):
-        digest, size = hashlib.sha256(), 0
-        for chunk in staged_bytes(source):
-            digest.update(chunk)
-            size += len(chunk)
-        entries.append(FileEntry(path=name, bytes=size, sha256=digest.hexdigest()))
-    return tuple(entries)
+    return tuple(_described(name, source) for name, source in sorted(_sources(staged).items()))
 
 
 def staged_bytes(source: StagedFile) -> Iterator[bytes]:
@@ -148,7 +151,7 @@ def content_fingerprint(
     """64 hex digits over all that decides what a search answers: index and refine files, products, query encoder,
     encoder, spec, and how many candidates are re-ranked (`nprobe` is in the index files).
 
-    Reports and dead letters do not count: two nights over the same catalog have the same fingerprint.
+    Reports and dead letters do not count: two runs over the same catalog have the same fingerprint.
     """
     counted = sorted(
         (entry.path, entry.sha256)
@@ -168,7 +171,7 @@ def read_current(index_uri: str) -> str:
         VersionNotFoundError: nothing has been published at this address.
     """
     try:
-        version = storage.read_bytes(_current_uri(index_uri)).decode().strip()
+        version = storage.read_bytes(storage.join(index_uri, "CURRENT")).decode().strip()
     except FileNotFoundError:
         raise VersionNotFoundError(
             f"{index_uri}: expected a file CURRENT that names the published version, found none; "
@@ -296,10 +299,6 @@ def manifest_uri(index_uri: str, version: str) -> str:
     return storage.join(version_uri(index_uri, version), "manifest.json")
 
 
-def _current_uri(index_uri: str) -> str:
-    return storage.join(index_uri, "CURRENT")
-
-
 def _current(index_uri: str) -> str:
     """The id of the published version, "" where there is none."""
     try:
@@ -309,7 +308,7 @@ def _current(index_uri: str) -> str:
 
 
 def _point_to(index_uri: str, version: str) -> None:
-    storage.write_bytes_atomic(_current_uri(index_uri), f"{version}\n".encode())
+    storage.write_bytes_atomic(storage.join(index_uri, "CURRENT"), f"{version}\n".encode())
 
 
 def _folders(index_uri: str) -> list[str]:
@@ -324,19 +323,15 @@ def _sources(staged: Staged) -> dict[str, StagedFile]:
     return {name: StagedFile(uri=file) if isinstance(file, str) else file for name, file in staged.items()}
 
 
-def _copy(source: StagedFile, target: str, sha256: str) -> None:
-    """Copies a staged file; StorageError, and nothing at the target, where it is not the one described."""
-    digest = hashlib.sha256()
-    with storage.atomic_file(target) as path:
-        with open(path, "wb") as writer:
-            for chunk in staged_bytes(source):
-                digest.update(chunk)
-                writer.write(chunk)
-        if digest.hexdigest() != sha256:
-            raise StorageError(
-                f"{source.uri}: expected sha256 {sha256}, found {digest.hexdigest()}; "
-                "the file was changed or is damaged"
-            )
+def _described(name: str, source: StagedFile, copy: IO[bytes] | None = None) -> FileEntry:
+    """A staged file as it will be published, written to `copy` on the way."""
+    digest, size = hashlib.sha256(), 0
+    for chunk in staged_bytes(source):
+        digest.update(chunk)
+        size += len(chunk)
+        if copy is not None:
+            copy.write(chunk)
+    return FileEntry(path=name, bytes=size, sha256=digest.hexdigest())
 
 
 def _free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[datetime, str]:
@@ -345,7 +340,7 @@ def _free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[date
     newest = max((name.split("-")[0] for name in _folders(index_uri)), default="")
     if newest >= now.strftime(_TIME_FORMAT):
         after = datetime.strptime(newest, _TIME_FORMAT).replace(tzinfo=UTC) + timedelta(seconds=1)
-        if after - now > AHEAD_TOLD:
+        if after - now > AHEAD_WARNED:
             log.warning(
                 "%s: the newest version is named %s, but it is %s now: some clock is wrong", index_uri, newest, now
             )

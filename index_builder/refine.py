@@ -1,9 +1,9 @@
 """Refinement: a second file with every vector in 8 bits or 16 a dimension, to re-rank what the PQ codes found.
 
 Search takes `refine_factor` times as many candidates from the index as are wanted, and orders them by inner products
-with these vectors (refine_codes.py). A file is a FAISS `IndexScalarQuantizer`, so that plain `faiss.read_index` opens
+with these vectors (shard_search.py). A file is a FAISS `IndexScalarQuantizer`, so that plain `faiss.read_index` opens
 it: `sq8` has its range for each dimension, from the training sample; `fp16` holds the float16 values of the embedding
-shards as they are. Row r of the version lies at place r minus the file's first row.
+shards as they are. Row r of the version is number r minus the file's first row.
 
 Legend: `D` dimension, `N` products.
 """
@@ -11,11 +11,10 @@ Legend: `D` dimension, `N` products.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -24,7 +23,7 @@ from index_builder import storage
 from index_builder.add import kept_vectors
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import EmbeddingShardError, TrainingError, VerificationError
-from index_builder.index_shards import IndexShard, find_finished, write_description
+from index_builder.index_shards import IndexShard, make_index_shard
 from index_builder.sampling import SamplePiece, read_training
 
 StoredKind = Literal["sq8", "fp16"]
@@ -34,7 +33,7 @@ _QUANTIZERS = {"sq8": faiss.ScalarQuantizer.QT_8bit, "fp16": faiss.ScalarQuantiz
 
 
 def write_refine_codes(
-    shards: Sequence[NumberedShard], pieces: Sequence[SamplePiece], kind: StoredKind, dim: int, out_uri: str
+    shards: Sequence[NumberedShard], samples: Sequence[SamplePiece], kind: StoredKind, dim: int, out_uri: str
 ) -> IndexShard:
     """Writes the vectors of some embedding shards as a refine file; does nothing if it stands already.
 
@@ -42,10 +41,10 @@ def write_refine_codes(
 
     Args:
         shards: embedding shards whose rows follow each other without a gap.
-        pieces: the training sample, for the ranges of `sq8`.
+        samples: the training sample, for the ranges of `sq8`.
         kind: how vectors are kept.
         dim: D.
-        out_uri: the file; its description is written beside it as `<out_uri>.json`.
+        out_uri: the file.
 
     Returns:
         The file; its `codec_fingerprint` is that of the quantizer.
@@ -56,19 +55,14 @@ def write_refine_codes(
         VerificationError: this FAISS lays index files out in another way.
     """
     shards = sorted(shards, key=lambda shard: (shard.first_row, shard.kept_rows))
-    described = [kind, dim, sorted(piece.sha256 for piece in pieces), *(asdict(shard) for shard in shards)]
-    inputs = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    if finished := find_finished(out_uri, inputs):
-        return finished
-    quantizer = _trained(pieces, kind, dim)
-    fingerprint = hashlib.sha256(faiss.serialize_index(quantizer).tobytes()).hexdigest()[:32]
-    first_row, rows = shards[0].first_row if shards else 0, sum(shard.kept_rows for shard in shards)
-    digest = hashlib.sha256()
-    with storage.atomic_file(out_uri) as path:
+    first_row = shards[0].first_row if shards else 0
+    rows = sum(shard.kept_rows for shard in shards)
+
+    def make(path: str) -> dict[str, Any]:
+        quantizer = _trained(samples, kind, dim)
+        fingerprint = hashlib.sha256(faiss.serialize_index(quantizer).tobytes()).hexdigest()[:32]
         with open(path, "wb") as file:
-            header = _header(quantizer, rows)
-            file.write(header)
-            digest.update(header)
+            file.write(_header(quantizer, rows))
             stop_row = first_row
             for shard in shards:
                 for numbers, vectors in kept_vectors(shard, dim):
@@ -77,28 +71,23 @@ def write_refine_codes(
                             f"{shard.uri}: expected row {stop_row} to be next, found {numbers[0]}; a shard is missing"
                         )
                     stop_row += len(numbers)
-                    codes = quantizer.sa_encode(vectors.astype(np.float32, copy=False))
-                    file.write(codes.data)
-                    digest.update(codes.data)
+                    file.write(quantizer.sa_encode(vectors.astype(np.float32, copy=False)).data)
         found = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC).ntotal
         if found != rows:
             raise VerificationError(f"{out_uri}: expected {rows} rows after writing, found {found}")
-    written = IndexShard(
-        uri=out_uri,
-        rows=rows,
-        first_row=first_row,
-        codec_fingerprint=fingerprint,
-        sha256=digest.hexdigest(),
-    )
-    return write_description(written, inputs)
+        sha256 = storage.sha256_file(path)
+        return {"rows": rows, "first_row": first_row, "codec_fingerprint": fingerprint, "sha256": sha256}
+
+    inputs = [kind, dim, sorted(sample.sha256 for sample in samples), *map(asdict, shards)]
+    return make_index_shard(out_uri, inputs, make)
 
 
-def _trained(pieces: Sequence[SamplePiece], kind: StoredKind, dim: int) -> faiss.IndexScalarQuantizer:
+def _trained(samples: Sequence[SamplePiece], kind: StoredKind, dim: int) -> faiss.IndexScalarQuantizer:
     index = faiss.IndexScalarQuantizer(dim, _QUANTIZERS[kind], faiss.METRIC_INNER_PRODUCT)
     if kind == "sq8":
-        sample = read_training(pieces, limit=RANGE_ROWS)
+        sample = read_training(samples, limit=RANGE_ROWS)
         if not len(sample):
-            raise TrainingError(f"the sample has no vectors to take the ranges of sq8 from, in {len(pieces)} pieces")
+            raise TrainingError(f"the sample has no vectors to take the ranges of sq8 from, in {len(samples)} samples")
         index.train(sample.astype(np.float32, copy=False))
     index.is_trained = True
     return index

@@ -1,8 +1,8 @@
 """The sample: vectors to train the codec on, and held-out products to measure recall with.
 
-A product's part is decided by a hash of its id alone, so the sample is spread over the whole catalog (the first rows
-of a catalog sorted by category make a far worse codec), does not depend on the order of shards, and no query is ever
-trained on. Hashes are spread evenly over 0..2^64: the lowest `query_share` of them are queries, the highest
+A hash of its id alone decides what a product is drawn for, so the sample is spread over the whole catalog (the first
+rows of a catalog sorted by category make a far worse codec), does not depend on the order of shards, and no query is
+ever trained on. Hashes are spread evenly over 0..2^64: the lowest `query_share` of them are queries, the highest
 `training_share` train.
 """
 
@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import xxhash
 
 from index_builder import storage
-from index_builder.embedding_shards import NumberedShard, read_ids, read_info, read_rows
+from index_builder.embedding_shards import NumberedShard, fixed_binary, read_ids, read_rows
 from index_builder.errors import SpecError
 
+VECTOR_COLUMN = "vector"
 _HASHES = 2.0**64
 
 
@@ -29,7 +30,7 @@ class SamplePiece:
     """The sampled rows of one embedding shard, in a Parquet file: row, hash, is_query, vector (as in the shard).
 
     Attributes:
-        uri: the piece.
+        uri: the sample.
         dim: D.
         training_rows: rows to train on.
         query_rows: held-out rows.
@@ -62,7 +63,7 @@ def write_sample(shard: NumberedShard, out_uri: str, *, training_share: float, q
 
     Args:
         shard: an embedding shard with its global rows.
-        out_uri: where the piece goes.
+        out_uri: where it goes.
         training_share: share of all products to train on, 0 to 1.
         query_share: share of all products to hold out; the two shares together are at most 1.
 
@@ -77,87 +78,83 @@ def write_sample(shard: NumberedShard, out_uri: str, *, training_share: float, q
     kept = shard.kept()
     hashes = hash_ids(read_ids(shard.uri))[kept]
     # In float64 the bounds are exact to one id in 10^15, and the same on every machine.
-    places = hashes.astype(np.float64) / _HASHES
-    is_query = places < query_share
-    chosen = is_query | (places >= 1.0 - training_share) & (training_share > 0)
+    positions = hashes.astype(np.float64) / _HASHES
+    is_query = positions < query_share
+    chosen = is_query | (positions >= 1.0 - training_share) & (training_share > 0)
     vectors, _ = read_rows(shard.uri, kept[chosen])
-    dim = read_info(shard.uri).dim
     table = pa.table(
         {
             "row": shard.first_row + np.flatnonzero(chosen),
             "hash": hashes[chosen],
             "is_query": is_query[chosen],
-            "vector": pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(2 * dim), len(vectors), [None, pa.py_buffer(np.ascontiguousarray(vectors))]
-            ),
+            "vector": fixed_binary(np.ascontiguousarray(vectors)),
         }
     )
     with storage.atomic_file(out_uri) as path:
         pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
         sha256 = storage.sha256_file(path)
     queries = int(is_query[chosen].sum())
-    return SamplePiece(uri=out_uri, dim=dim, training_rows=len(vectors) - queries, query_rows=queries, sha256=sha256)
+    return SamplePiece(
+        uri=out_uri,
+        dim=vectors.shape[1],
+        training_rows=len(vectors) - queries,
+        query_rows=queries,
+        sha256=sha256,
+    )
 
 
-def read_training(pieces: Sequence[SamplePiece], *, limit: int | None = None) -> np.ndarray:
-    """The training vectors of all pieces, float16 [n, D], in the order of their rows, whatever the order of the pieces.
+def read_training(samples: Sequence[SamplePiece], *, limit: int | None = None) -> np.ndarray:
+    """The training vectors of all samples, float16 [n, D], in the order of their rows, whatever that of the samples.
 
     With a `limit`, those with the lowest hashes: again a random part, and the same on every run.
     """
-    return _read(pieces, queries=False, limit=limit)[1]
+    return _read(samples, queries=False, limit=limit)[1]
 
 
-def read_queries(pieces: Sequence[SamplePiece], *, limit: int | None = None) -> QuerySet:
-    """The held-out products of all pieces; with a `limit`, those with the lowest hashes."""
-    rows, vectors = _read(pieces, queries=True, limit=limit)
+def read_queries(samples: Sequence[SamplePiece], *, limit: int | None = None) -> QuerySet:
+    """The held-out products of all samples; with a `limit`, those with the lowest hashes."""
+    rows, vectors = _read(samples, queries=True, limit=limit)
     return QuerySet(rows=rows, vectors=vectors.astype(np.float32))
 
 
-def _read(pieces: Sequence[SamplePiece], *, queries: bool, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _read(samples: Sequence[SamplePiece], *, queries: bool, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Global rows int64 [n], ascending, and vectors float16 [n, D]. The vectors are in memory twice at most."""
-    dim = pieces[0].dim if pieces else 0
+    dim = samples[0].dim if samples else 0
     rows: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     hashes: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
     vectors: list[np.ndarray] = [np.empty((0, dim), dtype=np.float16)]
-    for piece in pieces:
-        if not (piece.query_rows if queries else piece.training_rows):
+    for sample in samples:
+        if not (sample.query_rows if queries else sample.training_rows):
             continue
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(piece.uri))).combine_chunks()
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(sample.uri))).combine_chunks()
         wanted = table.column("is_query").to_numpy() == queries
         rows.append(table.column("row").to_numpy()[wanted])
         hashes.append(table.column("hash").to_numpy()[wanted])
         data = table.column("vector").chunk(0).buffers()[1]
-        vectors.append(np.frombuffer(data, dtype="<f2").reshape(-1, piece.dim)[wanted])
+        vectors.append(np.frombuffer(data, dtype="<f2").reshape(-1, sample.dim)[wanted])
     all_rows, all_hashes = np.concatenate(rows), np.concatenate(hashes)
     order = np.argsort(all_rows, kind="stable")
     if limit is not None and limit < len(order):
-        order = np.sort(np.lexsort((all_rows, all_hashes))[:limit])
-        order = order[np.argsort(all_rows[order], kind="stable")]
-    # Where each piece's vectors go in the answer; those left out go nowhere.
-    places = np.full(len(all_rows), -1)
-    places[order] = np.arange(len(order))
+        lowest = np.lexsort((all_rows, all_hashes))[:limit]
+        order = lowest[np.argsort(all_rows[lowest], kind="stable")]
+    # Where each file's vectors go in the answer; those left out go nowhere.
+    positions = np.full(len(all_rows), -1)
+    positions[order] = np.arange(len(order))
     found = np.empty((len(order), dim), dtype=np.float16)
     start = 0
-    for position, part in enumerate(vectors):
-        target = places[start : start + len(part)]
-        found[target[target >= 0]] = part[target >= 0]
-        start += len(part)
-        vectors[position] = part[:0]
+    for number, found_there in enumerate(vectors):
+        target = positions[start : start + len(found_there)]
+        found[target[target >= 0]] = found_there[target >= 0]
+        start += len(found_there)
+        vectors[number] = found_there[:0]
     return all_rows[order], found
 
 
-# ---- index_builder/query_vectors.py ----
-# Vectors of real queries, to measure and tune an index with (`index.queries_uri`).
-#
-# Held-out products ask for products like themselves; what people type lies elsewhere in the space, and may need more
-# probes for the same recall.
-
-
-VECTOR_COLUMN = "vector"
-
-
 def read_query_vectors(uri: str, dim: int, *, limit: int | None = None) -> QuerySet:
-    """Reads queries; they are no products, so their rows are -1.
+    """Reads vectors of real queries (`index.queries_uri`); they are no products, so their rows are -1.
+
+    Held-out products ask for products like themselves; what people type lies elsewhere in the space, and may need more
+    probes for the same recall.
 
     Args:
         uri: a `.npy` file of float16 or float32 [Q, D], or a Parquet file with a column `vector` of lists.

@@ -1,6 +1,10 @@
-"""Searches several serving shards as one index.
+"""Searches several serving shards as one index, and re-ranks what they find from the refine files.
 
-Legend: `B` queries, `D` dimension, `k` neighbours.
+Refine files (refine.py writes them) are memory-mapped and read at random: of N * D bytes only the pages of candidates
+are loaded. FAISS's own IndexRefine needs one index whose ids count its vectors; here several serving shards and id
+selectors work alike, and a batch is decoded at once (400 candidates of 128 bytes: 0.02 ms).
+
+Legend: `B` queries, `D` dimension, `m` candidates of a query, `k` neighbours.
 """
 
 from __future__ import annotations
@@ -14,6 +18,10 @@ import numpy as np
 from index_builder import storage
 from index_builder.errors import IndexBuilderError, VerificationError
 from index_builder.faiss_files import faiss_threads, ivf_of, top_by_score
+
+BLOCK_BYTES = 512 << 10
+"""Decoded vectors held at a time: what a core's cache holds beside their codes."""
+SMALL_SCORES = 4096
 
 
 class ShardSearch:
@@ -100,21 +108,6 @@ def _stacked(indexes: Sequence[faiss.Index], ivfs: Sequence[faiss.IndexIVF]) -> 
     return indexes[0]
 
 
-# ---- index_builder/refine_codes.py ----
-# Refine files, open: re-ranks candidates by inner products with the vectors in them (refine.py writes them).
-#
-# The files are memory-mapped and read at random: of N * D bytes only the pages of candidates are loaded. FAISS's own
-# IndexRefine needs one index whose ids are its places; here several serving shards and id selectors work alike, and a
-# batch is decoded at once (400 candidates of 128 bytes: 0.02 ms).
-#
-# Legend: `B` queries, `D` dimension, `m` candidates of a query, `k` neighbours.
-
-
-BLOCK_BYTES = 512 << 10
-"""Decoded vectors held at a time: what a core's cache holds beside their codes."""
-SMALL_SCORES = 4096
-
-
 class RefineCodes:
     """The refine files of a version. Threads may share it.
 
@@ -182,10 +175,10 @@ class RefineCodes:
         if len(self._codes) == 1:
             return self._codes[0][rows]
         gathered = np.empty((len(rows), self.code_size), dtype=np.uint8)
-        places = np.searchsorted(self._starts, rows, side="right") - 1
-        for place in np.unique(places):
-            here = places == place
-            gathered[here] = self._codes[place][rows[here] - self._starts[place]]
+        files = np.searchsorted(self._starts, rows, side="right") - 1
+        for file in np.unique(files):
+            here = files == file
+            gathered[here] = self._codes[file][rows[here] - self._starts[file]]
         return gathered
 
 

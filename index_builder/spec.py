@@ -150,11 +150,12 @@ class IndexSpec:
         _require(1 <= self.lists <= MAX_LISTS, "index.factory: inverted lists", self.lists, f"1 to {MAX_LISTS}")
         _require(self.hnsw_links in (0, *range(4, 129)), "index.factory: HNSW links", self.hnsw_links, "4 to 128")
         if self.code == "pq":
+            divisors = ", ".join(str(d) for d in range(1, self.rotation_dim + 1) if self.rotation_dim % d == 0)
             _require(
                 self.pq_m >= 1 and self.rotation_dim % self.pq_m == 0,
                 "index.factory: sub-quantizers of PQ",
                 self.pq_m,
-                f"a divisor of {self.rotation_dim}, the dimensions it codes ({_divisors(self.rotation_dim)})",
+                f"a divisor of {self.rotation_dim}, the dimensions it codes ({divisors})",
             )
             _require(4 <= self.pq_bits <= 12, "index.factory: bits of PQ", self.pq_bits, "4 to 12 (8 is usual)")
         elif self.pq_m or self.pq_bits:
@@ -182,37 +183,37 @@ class IndexSpec:
         Raises:
             SpecError: a component is not known, stands in the wrong place, or does not fit `dim`.
         """
-        parts = [part.strip() for part in factory.split(",")]
+        components = [component.strip() for component in factory.split(",")]
         values: dict[str, Any] = {"dim": dim, "rotation_dim": dim, "lists": 1}
         opq_m = 0
-        if found := re.fullmatch(r"(PCAR?)(\d+)", parts[0]):
+        if found := re.fullmatch(r"(PCAR?)(\d+)", components[0]):
             values |= {"rotation": found[1].lower(), "rotation_dim": int(found[2])}
-            parts = parts[1:]
-        elif found := re.fullmatch(r"OPQ(\d+)(?:_(\d+))?", parts[0]):
+            components = components[1:]
+        elif found := re.fullmatch(r"OPQ(\d+)(?:_(\d+))?", components[0]):
             opq_m = int(found[1])
             values |= {"rotation": "opq", "rotation_dim": int(found[2] or dim)}
-            parts = parts[1:]
-        elif found := re.fullmatch(r"RR(\d+)?", parts[0]):
+            components = components[1:]
+        elif found := re.fullmatch(r"RR(\d+)?", components[0]):
             values |= {"rotation": "rr", "rotation_dim": int(found[1] or dim)}
-            parts = parts[1:]
-        if parts and (found := re.fullmatch(r"IVF(\d+)(?:_HNSW(\d+))?", parts[0])):
+            components = components[1:]
+        if components and (found := re.fullmatch(r"IVF(\d+)(?:_HNSW(\d+))?", components[0])):
             values |= {"lists": int(found[1]), "hnsw_links": int(found[2] or 0)}
-            parts = parts[1:]
-        if len(parts) != 1:
-            found_parts = repr(",".join(parts)) if parts else "nothing"
-            raise _unknown(factory, f"{found_parts} where one of Flat, SQ8, PQ or RaBitQ should end it")
-        if found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(?:np)?", parts[0]):
+            components = components[1:]
+        if len(components) != 1:
+            rest = repr(",".join(components)) if components else "nothing"
+            raise _unknown(factory, f"{rest} where one of Flat, SQ8, PQ or RaBitQ should end it")
+        if found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(?:np)?", components[0]):
             values |= {"code": "pq", "pq_m": int(found[1]), "pq_bits": int(found[2] or 8)}
-        elif found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(fsr?)", parts[0]):
+        elif found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(fsr?)", components[0]):
             values |= {"code": "pq", "pq_m": int(found[1]), "pq_bits": int(found[2] or 4), "fast_scan": found[3]}
-        elif found := re.fullmatch(r"RaBitQ(\d)?", parts[0]):
+        elif found := re.fullmatch(r"RaBitQ(\d)?", components[0]):
             values |= {"code": "rabitq", "rabitq_bits": int(found[1] or 1)}
-        elif parts[0] in ("Flat", "SQ8"):
-            values["code"] = parts[0].lower()
+        elif components[0] in ("Flat", "SQ8"):
+            values["code"] = components[0].lower()
         else:
-            raise _unknown(factory, f"component {parts[0]!r}")
+            raise _unknown(factory, f"component {components[0]!r}")
         if opq_m and opq_m != values.get("pq_m"):
-            raise _unknown(factory, f"OPQ{opq_m} in front of {parts[0]}: expected PQ{opq_m} behind it")
+            raise _unknown(factory, f"OPQ{opq_m} in front of {components[0]}: expected PQ{opq_m} behind it")
         return cls(**values)
 
     @property
@@ -223,10 +224,12 @@ class IndexSpec:
     @property
     def code_bytes(self) -> int:
         """Bytes that one vector's code takes."""
+        # RaBitQ: a sign a dimension and two numbers; further bits, and three numbers that belong to them.
+        further = self.rabitq_bits - 1
         return {
             "flat": 4 * self.rotation_dim,
             "sq8": self.rotation_dim,
-            "rabitq": self._rabitq_bytes(),
+            "rabitq": (self.rotation_dim + 7) // 8 + 8 + (further > 0) * ((self.rotation_dim * further + 7) // 8 + 12),
             "pq": (self.pq_m * self.pq_bits + 7) // 8,
         }[self.code]
 
@@ -262,11 +265,6 @@ class IndexSpec:
         }[self.code]
         return ",".join([*rotation, coarse, code])
 
-    def _rabitq_bytes(self) -> int:
-        """A sign a dimension and two numbers; further bits, and three numbers that belong to them."""
-        further = self.rabitq_bits - 1
-        return (self.rotation_dim + 7) // 8 + 8 + (further > 0) * ((self.rotation_dim * further + 7) // 8 + 12)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
@@ -290,7 +288,3 @@ def _require(fits: bool, key: str, value: object, expected: str) -> None:
 
 def _unknown(factory: str, what: str) -> SpecError:
     return SpecError(f"index.factory is {factory!r}: cannot use {what}. Expected {FACTORY_HELP}")
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)

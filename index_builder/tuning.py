@@ -1,8 +1,9 @@
-"""Chooses `nprobe`, the inverted lists that a search probes, by measuring recall and latency on the serving shards.
+"""Measures an index, recall against exact search and latency, and chooses how it is to be searched.
 
-With refine files also `refine_factor`, the candidates re-ranked for each neighbour: more of either finds more, and the
-cheapest pair that reaches the target is taken. What is cheaper is reckoned, not timed: the choice becomes part of the
-published index file, which must come out the same on a busy machine.
+`nprobe`, the inverted lists that a search probes, is chosen by recall on the serving shards. With refine files also
+`refine_factor`, the candidates re-ranked for each neighbour: more of either finds more, and the cheapest pair that
+reaches the target is taken. What is cheaper is reckoned, not timed: the choice becomes part of the published index
+file, which must come out the same on a busy machine.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from index_builder.embedding_shards import NumberedShard
-from index_builder.exact_search import TIES_KEPT, GroundTruth, exact_neighbours
+from index_builder.exact_search import GroundTruth, exact_neighbours
 from index_builder.faiss_files import faiss_threads, opened_indexes
 from index_builder.planner import plan_refinement, plan_sample, probes_per_factor
 from index_builder.sampling import QuerySet, SamplePiece, read_queries, read_query_vectors
@@ -25,7 +26,6 @@ from index_builder.spec import IndexConfig, IndexSpec
 TIMED_QUERIES = 100
 REFINE_FACTORS = (2, 4, 8, 16)
 RECALL_DEPTHS = (1, 10, 100)
-LIKELY_NPROBE = 16
 SMALLEST_GAIN = 0.001
 """Recall that twice the probes must bring for the measuring to go on."""
 RECALL_GIVEN_UP = 0.005
@@ -91,7 +91,7 @@ def measure_index(
     config: IndexConfig,
     spec: IndexSpec,
     shards: Sequence[NumberedShard],
-    pieces: Sequence[SamplePiece],
+    samples: Sequence[SamplePiece],
     index_uris: Sequence[str],
     refine_uris: Sequence[str] = (),
 ) -> IndexMeasurement:
@@ -101,7 +101,7 @@ def measure_index(
         config: the `index:` section: says what is asked, and what is wanted.
         spec: the index.
         shards: the embedding shards of the catalog.
-        pieces: the catalog's sample, with the held-out products.
+        samples: the catalog's sample, with the held-out products.
         index_uris: the serving shards.
         refine_uris: files to re-rank from.
 
@@ -110,12 +110,10 @@ def measure_index(
     """
     rows = sum(shard.kept_rows for shard in shards)
     if config.queries_uri is None:
-        queries = read_queries(pieces, limit=plan_sample(config, spec, rows).queries)
+        queries = read_queries(samples, limit=plan_sample(config, spec, rows).queries)
     else:
         queries = read_query_vectors(config.queries_uri, spec.dim, limit=config.verify_queries)
-    depth = max(config.k, *RECALL_DEPTHS)
-    likely = likely_neighbours(index_uris, queries, depth + TIES_KEPT)
-    truth = exact_neighbours(queries.vectors, queries.rows, shards, depth, likely=likely)
+    truth = exact_neighbours(queries.vectors, queries.rows, shards, max(config.k, *RECALL_DEPTHS))
     table = measure_search(
         index_uris, queries, truth, target_recall=config.target_recall, refine_uris=refine_uris, k=config.k
     )
@@ -145,10 +143,10 @@ def measure_search(
         k: neighbours of a search that is timed and held against the target; those of the truth by default.
     """
     with opened_indexes(index_uris) as indexes, opened_refine_codes(refine_uris) as codes:
-        search = _Search(ShardSearch(indexes), codes, truth.k if k is None else k)
+        search = _Search(ShardSearch(indexes), codes, truth.k if k is None else k, queries, truth)
         measured: list[SearchMeasurement] = []
-        for nprobe in _steps(search.lists):
-            measured += _measure_factors(search, queries, truth, nprobe, target_recall)
+        for nprobe in _steps(search.shards.lists):
+            measured += search.measure_factors(nprobe, target_recall)
             best = {row.nprobe: row.recall for row in sorted(measured, key=lambda row: row.recall)}
             if any(recall >= target_recall for earlier, recall in best.items() if earlier < nprobe):
                 break
@@ -156,12 +154,6 @@ def measure_search(
             if half and best[nprobe] - best[max(half)] < SMALLEST_GAIN and best[nprobe] < target_recall:
                 break
     return tuple(measured)
-
-
-def likely_neighbours(index_uris: Sequence[str], queries: QuerySet, k: int) -> np.ndarray:
-    """The rows that the index finds for the queries, without themselves: int64 [Q, k], -1 where it finds fewer."""
-    with opened_indexes(index_uris) as indexes:
-        return _found(_Search(ShardSearch(indexes), None, k), queries, k, LIKELY_NPROBE, 0)
 
 
 def choose_search(
@@ -172,7 +164,7 @@ def choose_search(
     Args:
         measured: the settings.
         target_recall: the recall wanted.
-        probes_per_factor: lists that could be probed for what a `refine_factor` of 1 costs (see refine_plan.py).
+        probes_per_factor: lists that could be probed for what a `refine_factor` of 1 costs (see planner.py).
     """
 
     def cost(row: SearchMeasurement) -> tuple[float, int]:
@@ -192,73 +184,63 @@ def choose_search(
 
 @dataclass(frozen=True)
 class _Search:
-    """Open serving shards, refine codes where there are some, and the neighbours that a search asks for."""
+    """Open serving shards, refine codes where there are some, what they are asked and what is true."""
 
     shards: ShardSearch
     codes: RefineCodes | None
     k: int
+    queries: QuerySet
+    truth: GroundTruth
 
-    @property
-    def lists(self) -> int:
-        return self.shards.lists
+    def measure_factors(self, nprobe: int, target_recall: float) -> list[SearchMeasurement]:
+        """One `nprobe` at growing `refine_factor`, until it reaches the target or more candidates bring nothing."""
+        measured = [self.measure(nprobe, 0)]
+        # Re-ranking k candidates for k neighbours would find the same ones.
+        for factor in REFINE_FACTORS if self.codes is not None else ():
+            if measured[-1].recall >= target_recall:
+                break
+            measured.append(self.measure(nprobe, factor))
+            if measured[-1].recall - measured[-2].recall < SMALLEST_GAIN:
+                break
+        return measured
 
-    def search(self, vectors: np.ndarray, k: int, nprobe: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
-        return search_refined(self.shards, self.codes, vectors, k, nprobe=nprobe, refine_factor=factor)
+    def measure(self, nprobe: int, factor: int) -> SearchMeasurement:
+        """Recall and latency of one setting."""
+        depths = sorted({self.k, *(depth for depth in RECALL_DEPTHS if depth <= self.truth.k)})
+        recalls: dict[int, float] = {}
+        for depth in reversed(depths):
+            # Without re-ranking, the best of a deep search are those of a shallow one.
+            if factor or not recalls:
+                found = self._found(depth, nprobe, factor)
+            recalls[depth] = round(self.truth.recall(found[:, :depth], depth), 6)
+        return SearchMeasurement(
+            nprobe=nprobe,
+            recall=recalls[self.k],
+            latency_ms=round(self._latency_ms(nprobe, factor), 4),
+            refine_factor=factor,
+            recalls={str(depth): recalls[depth] for depth in depths if depth in RECALL_DEPTHS},
+        )
 
+    def _rows(self, vectors: np.ndarray, k: int, nprobe: int, factor: int) -> np.ndarray:
+        return search_refined(self.shards, self.codes, vectors, k, nprobe=nprobe, refine_factor=factor)[1]
 
-def _measure_factors(
-    search: _Search, queries: QuerySet, truth: GroundTruth, nprobe: int, target_recall: float
-) -> list[SearchMeasurement]:
-    """One `nprobe` at growing `refine_factor`, until it reaches the target or more candidates bring nothing."""
-    # Re-ranking k candidates for k neighbours would find the same ones.
-    factors = REFINE_FACTORS if search.codes is not None else ()
-    measured = [_measure(search, queries, truth, nprobe, 0)]
-    for factor in factors:
-        if measured[-1].recall >= target_recall:
-            break
-        measured.append(_measure(search, queries, truth, nprobe, factor))
-        if measured[-1].recall - measured[-2].recall < SMALLEST_GAIN:
-            break
-    return measured
+    def _found(self, k: int, nprobe: int, factor: int) -> np.ndarray:
+        """The rows found, int64 [Q, k], without the query itself."""
+        # One more than k, for the query itself is in the index and does not count.
+        rows = self._rows(self.queries.vectors, k + 1, nprobe, factor)
+        itself = rows == self.queries.rows[:, None]
+        order = np.argsort(itself, axis=1, kind="stable")
+        return np.take_along_axis(np.where(itself, -1, rows), order, axis=1)[:, :k]
 
-
-def _measure(
-    search: _Search, queries: QuerySet, truth: GroundTruth, nprobe: int, refine_factor: int
-) -> SearchMeasurement:
-    depths = sorted({search.k, *(depth for depth in RECALL_DEPTHS if depth <= truth.k)})
-    recalls: dict[int, float] = {}
-    for depth in reversed(depths):
-        # Without re-ranking, the best of a deep search are those of a shallow one.
-        if refine_factor or not recalls:
-            found = _found(search, queries, depth, nprobe, refine_factor)
-        recalls[depth] = round(truth.recall(found[:, :depth], depth), 6)
-    return SearchMeasurement(
-        nprobe=nprobe,
-        recall=recalls[search.k],
-        latency_ms=round(_latency_ms(search, queries.vectors[:TIMED_QUERIES], search.k, nprobe, refine_factor), 4),
-        refine_factor=refine_factor,
-        recalls={str(depth): recalls[depth] for depth in depths if depth in RECALL_DEPTHS},
-    )
-
-
-def _found(search: _Search, queries: QuerySet, k: int, nprobe: int, refine_factor: int) -> np.ndarray:
-    """The rows found, int64 [Q, k], without the query itself."""
-    # One more than k, for the query itself is in the index and does not count.
-    rows = search.search(queries.vectors, k + 1, nprobe, refine_factor)[1]
-    itself = rows == queries.rows[:, None]
-    order = np.argsort(itself, axis=1, kind="stable")
-    return np.take_along_axis(np.where(itself, -1, rows), order, axis=1)[:, :k]
-
-
-def _latency_ms(search: _Search, vectors: np.ndarray, k: int, nprobe: int, refine_factor: int) -> float:
-    seconds = []
-    # A server answers many queries at a time, each on one core; threads that share one query mostly wait.
-    with faiss_threads(1):
-        for vector in vectors:
-            start = time.perf_counter()
-            search.search(vector[None], k, nprobe, refine_factor)
-            seconds.append(time.perf_counter() - start)
-    return 1000 * float(np.median(seconds)) if seconds else 0.0
+    def _latency_ms(self, nprobe: int, factor: int) -> float:
+        seconds = []
+        # A server answers many queries at a time, each on one core; threads that share one query mostly wait.
+        with faiss_threads(1):
+            for vector in self.queries.vectors[:TIMED_QUERIES]:
+                start = time.perf_counter()
+                self._rows(vector[None], self.k, nprobe, factor)
+                seconds.append(time.perf_counter() - start)
+        return 1000 * float(np.median(seconds)) if seconds else 0.0
 
 
 def _steps(lists: int) -> Iterator[int]:

@@ -1,4 +1,8 @@
-"""Looks at the finished index before it is published: is it what it should be?"""
+"""Checks an index before it is published: is each file the one described, and what does a process need to serve them?
+
+Memory is measured by being a server: a fresh process, `python -m index_builder.verify` with a JSON description on its
+standard input, opens the files, answers queries, and looks at itself.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +27,72 @@ from index_builder.index_shards import IndexShard
 from index_builder.open_version import ProductRows
 from index_builder.shard_search import RefineCodes, ShardSearch, search_refined
 
-# ---- index_builder/loaded_memory.py ----
-# Measures what a server needs by being one: a fresh process opens the files, answers queries, and looks at itself.
-#
-# Started as `python -m index_builder.loaded_memory` with a JSON description on its standard input.
-
-
-TIMEOUT_SECONDS = 600
+SERVER_TIMEOUT_SECONDS = 600
 STATM = Path("/proc/self/statm")
+
+
+def verify_index(shards: Sequence[IndexShard], *, rows: int, dim: int, codec_fingerprint: str) -> None:
+    """Checks the serving shards of a version.
+
+    Each file is the one described (sha256), opens memory-mapped (FastScan's lists cannot be), has the metric and
+    dimension, and was made with the codec; together they hold every row 0..rows-1 exactly once, each shard
+    those of its range. Memory is one byte a row.
+
+    Args:
+        shards: the serving shards.
+        rows: products of the version, N.
+        dim: D.
+        codec_fingerprint: of the codec they must have been made with.
+
+    Raises:
+        VerificationError: names the file, what was expected and what was found.
+    """
+    seen = np.zeros(rows, dtype=bool)
+    for shard in shards:
+        if shard.codec_fingerprint != codec_fingerprint:
+            raise _wrong(shard, "codec", codec_fingerprint, shard.codec_fingerprint)
+        with _the_one_described(shard) as path:
+            _check_index_file(shard, read_index(path), dim, seen)
+    if not seen.all():
+        missing = int(np.argmin(seen))
+        raise VerificationError(
+            f"{', '.join(shard.uri for shard in shards) or 'no serving shard'}: expected every row 0..{rows - 1}, "
+            f"found {int(seen.sum())} of {rows}; the first that is missing is {missing}"
+        )
+
+
+def verify_refine_codes(shards: Sequence[IndexShard], *, rows: int, dim: int, code_bytes: int) -> None:
+    """Checks the refine files of a version.
+
+    Each is the one described (sha256) and opens memory-mapped; together, in their order, they hold rows 0..rows-1, all
+    made with one quantizer.
+
+    Args:
+        shards: the refine files, in the order of their rows.
+        rows: products of the version, N.
+        dim: D.
+        code_bytes: of a vector.
+
+    Raises:
+        VerificationError: names the file, what was expected and what was found.
+    """
+    next_row = 0
+    with ExitStack() as stack:
+        paths = []
+        for shard in shards:
+            paths.append(stack.enter_context(_the_one_described(shard)))
+            if shard.first_row != next_row:
+                raise _wrong(shard, "first row", next_row, shard.first_row)
+            codes = RefineCodes([paths[-1]])
+            expected, found = (shard.rows, dim, code_bytes), (codes.rows, codes.dim, codes.code_size)
+            if found != expected:
+                raise _wrong(shard, "rows, dimensions and bytes of a vector", expected, found)
+            next_row = shard.stop_row
+        if paths:
+            RefineCodes(paths)
+    if next_row != rows:
+        named = ", ".join(shard.uri for shard in shards) or "no refine file"
+        raise VerificationError(f"{named}: expected refine codes of {rows} products, found those of {next_row}")
 
 
 def measure_resident_bytes(
@@ -76,14 +138,14 @@ def measure_resident_bytes(
             "refine_factor": refine_factor,
         }
         # The package may be importable only because of where this process was started.
-        places = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        importable = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
         finished = subprocess.run(
             [sys.executable, "-m", __name__],
             input=json.dumps(described),
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_SECONDS,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places)), "OMP_NUM_THREADS": "1"},
+            timeout=SERVER_TIMEOUT_SECONDS,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, importable)), "OMP_NUM_THREADS": "1"},
             check=False,
         )
     if finished.returncode:
@@ -91,6 +153,49 @@ def measure_resident_bytes(
             f"{', '.join(index_uris)}: expected the files to open in a fresh process, found: {finished.stderr[-1000:]}"
         )
     return int(finished.stdout)
+
+
+def _check_index_file(shard: IndexShard, index: faiss.Index, dim: int, seen: np.ndarray) -> None:
+    ivf = ivf_of(index)
+    if index.d != dim:
+        raise _wrong(shard, "dimensions", dim, index.d)
+    if {index.metric_type, ivf.metric_type} != {faiss.METRIC_INNER_PRODUCT}:
+        raise _wrong(shard, "metric", "inner product", f"FAISS metric {ivf.metric_type}")
+    packed = isinstance(faiss.downcast_index(ivf), faiss.IndexIVFFastScan)
+    kind = faiss.BlockInvertedLists if packed else faiss.OnDiskInvertedLists
+    if not isinstance(faiss.downcast_InvertedLists(ivf.invlists), kind):
+        raise _wrong(shard, "a memory-mapped index", kind.__name__, type(ivf.invlists).__name__)
+    if not index.ntotal == ivf.ntotal == shard.rows:
+        raise _wrong(shard, "rows", shard.rows, index.ntotal)
+    listed = 0
+    for ids in list_ids(ivf):
+        if not len(ids):
+            continue
+        listed += len(ids)
+        if ids.min() < max(0, shard.first_row) or ids.max() >= min(shard.stop_row, len(seen)):
+            raise _wrong(shard, "ids", f"{shard.first_row}..{shard.stop_row - 1}", f"{ids.min()}..{ids.max()}")
+        unique, counts = np.unique(ids, return_counts=True)
+        if len(again := unique[seen[unique] | (counts > 1)]):
+            raise _wrong(shard, "ids", "each once", f"row {again[0]} twice")
+        seen[ids] = True
+    if listed != shard.rows:
+        raise _wrong(shard, "rows in the inverted lists", shard.rows, listed)
+
+
+@contextmanager
+def _the_one_described(shard: IndexShard) -> Iterator[str]:
+    """A local path of the file, once it is known to be the one that its sha256 names."""
+    with storage.localized(shard.uri) as path:
+        found = storage.sha256_file(path)
+        if found != shard.sha256:
+            raise _wrong(shard, "sha256", shard.sha256, found)
+        yield path
+
+
+def _wrong(shard: IndexShard, what: str, expected: object, found: object) -> VerificationError:
+    return VerificationError(
+        f"{shard.uri}: {what}: expected {expected}, found {found}; do not publish it, build it again"
+    )
 
 
 def _serve(described: dict[str, Any]) -> int:
@@ -120,112 +225,3 @@ def _resident_bytes() -> int:
 
 if __name__ == "__main__":
     print(_serve(json.load(sys.stdin)))
-
-
-def verify_index(shards: Sequence[IndexShard], *, rows: int, dim: int, codec_fingerprint: str) -> None:
-    """Checks the serving shards of a version.
-
-    Each file is the one described (sha256), opens memory-mapped (FastScan's lists cannot be), has the metric and
-    dimension, and was made with the codec; together they hold every row 0..rows-1 exactly once, each shard
-    those of its range. Memory is one byte a row.
-
-    Args:
-        shards: the serving shards.
-        rows: products of the version, N.
-        dim: D.
-        codec_fingerprint: of the codec they must have been made with.
-
-    Raises:
-        VerificationError: names the file, what was expected and what was found.
-    """
-    seen = np.zeros(rows, dtype=bool)
-    for shard in shards:
-        if shard.codec_fingerprint != codec_fingerprint:
-            raise _wrong(shard, "codec", codec_fingerprint, shard.codec_fingerprint)
-        with storage.localized(shard.uri) as path:
-            found = storage.sha256_file(path)
-            if found != shard.sha256:
-                raise _wrong(shard, "sha256", shard.sha256, found)
-            _check_file(shard, read_index(path), dim, seen)
-    if not seen.all():
-        missing = int(np.argmin(seen))
-        raise VerificationError(
-            f"{', '.join(shard.uri for shard in shards) or 'no serving shard'}: expected every row 0..{rows - 1}, "
-            f"found {int(seen.sum())} of {rows}; the first that is missing is {missing}"
-        )
-
-
-def verify_refine_codes(shards: Sequence[IndexShard], *, rows: int, dim: int, code_bytes: int) -> None:
-    """Checks the refine files of a version.
-
-    Each is the one described (sha256) and opens memory-mapped; together, in their order, they hold rows 0..rows-1, all
-    made with one quantizer.
-
-    Args:
-        shards: the refine files, in the order of their rows.
-        rows: products of the version, N.
-        dim: D.
-        code_bytes: of a vector.
-
-    Raises:
-        VerificationError: names the file, what was expected and what was found.
-    """
-    next_row = 0
-    with ExitStack() as stack:
-        paths = []
-        for shard in shards:
-            paths.append(stack.enter_context(storage.localized(shard.uri)))
-            found = storage.sha256_file(paths[-1])
-            if found != shard.sha256:
-                raise _wrong(shard, "sha256", shard.sha256, found)
-            if shard.first_row != next_row:
-                raise _wrong(shard, "first row", next_row, shard.first_row)
-            codes = RefineCodes([paths[-1]])
-            if (codes.rows, codes.dim, codes.code_size) != (shard.rows, dim, code_bytes):
-                raise _wrong(
-                    shard,
-                    "rows, dimensions and bytes of a vector",
-                    (shard.rows, dim, code_bytes),
-                    (codes.rows, codes.dim, codes.code_size),
-                )
-            next_row = shard.stop_row
-        if paths:
-            RefineCodes(paths)
-    if next_row != rows:
-        named = ", ".join(shard.uri for shard in shards) or "no refine file"
-        raise VerificationError(f"{named}: expected refine codes of {rows} products, found those of {next_row}")
-
-
-def _check_file(shard: IndexShard, index: faiss.Index, dim: int, seen: np.ndarray) -> None:
-    ivf = ivf_of(index)
-    if index.d != dim:
-        raise _wrong(shard, "dimensions", dim, index.d)
-    if {index.metric_type, ivf.metric_type} != {faiss.METRIC_INNER_PRODUCT}:
-        raise _wrong(shard, "metric", "inner product", f"FAISS metric {ivf.metric_type}")
-    packed = isinstance(faiss.downcast_index(ivf), faiss.IndexIVFFastScan)
-    kind = faiss.BlockInvertedLists if packed else faiss.OnDiskInvertedLists
-    if not isinstance(faiss.downcast_InvertedLists(ivf.invlists), kind):
-        raise _wrong(shard, "a memory-mapped index", kind.__name__, type(ivf.invlists).__name__)
-    if not index.ntotal == ivf.ntotal == shard.rows:
-        raise _wrong(shard, "rows", shard.rows, index.ntotal)
-    listed = 0
-    for ids in list_ids(ivf):
-        if not len(ids):
-            continue
-        listed += len(ids)
-        if ids.min() < max(0, shard.first_row) or ids.max() >= min(shard.stop_row, len(seen)):
-            raise _wrong(shard, "ids", f"{shard.first_row}..{shard.stop_row - 1}", f"{ids.min()}..{ids.max()}")
-        if seen[ids].any() or len(np.unique(ids)) != len(ids):
-            again = (
-                ids[seen[ids]][0] if seen[ids].any() else np.sort(ids)[np.flatnonzero(np.diff(np.sort(ids)) == 0)[0]]
-            )
-            raise _wrong(shard, "ids", "each once", f"row {again} twice")
-        seen[ids] = True
-    if listed != shard.rows:
-        raise _wrong(shard, "rows in the inverted lists", shard.rows, listed)
-
-
-def _wrong(shard: IndexShard, what: str, expected: object, found: object) -> VerificationError:
-    return VerificationError(
-        f"{shard.uri}: {what}: expected {expected}, found {found}; do not publish it, build it again"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import faiss
 import numpy as np
 import pyarrow as pa
 
@@ -53,6 +54,13 @@ def write_shard(uri: str, vectors: np.ndarray, ids: Sequence[str]) -> None:
     with EmbeddingShardWriter(uri, dim=vectors.shape[1], encoder_fingerprint=ENCODER) as writer:
         fingerprints = np.arange(16 * rows, dtype=np.uint32).astype(np.uint8).reshape(rows, 16)
         writer.write(pa.array(ids, pa.string()), vectors, fingerprints, np.full(rows, 3, dtype=np.uint8))
+
+
+def write_index(index: faiss.Index, uri: str) -> str:
+    """Writes an index file; its sha256."""
+    with storage.atomic_file(uri) as path:
+        faiss.write_index(index, path)
+    return storage.sha256_file(uri)
 
 
 def write_shards(root: str, vectors: np.ndarray, shard_rows: int) -> list[NumberedShard]:

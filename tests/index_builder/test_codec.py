@@ -99,7 +99,7 @@ def test_a_gpu_that_is_not_there_is_refused_and_the_device_is_written_down(
         check_index(IndexConfig(uri="x", device="gpu"), DIM)
     check_index(IndexConfig(uri="x", device="auto"), DIM)
     codec = train(str(tmp_path), "IVF8,PQ4")
-    assert storage.read_json(storage.join(codec.uri, "codec.json"))["device"] == "cpu"
+    assert storage.read_json(storage.join(codec.uri, "codec.json"))["facts"]["device"] == "cpu"
 
 
 def test_kmeans_is_sent_to_the_gpu(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,4 +111,4 @@ def test_kmeans_is_sent_to_the_gpu(tmp_path, monkeypatch: pytest.MonkeyPatch) ->
     pieces = pieces_of(str(tmp_path))
     codec = train_codec(pieces, IndexSpec.parse("IVF8,PQ4", DIM), str(tmp_path / "c"), seed=0, device="auto")
     assert asked == [True]
-    assert storage.read_json(storage.join(codec.uri, "codec.json"))["device"] == "gpu"
+    assert storage.read_json(storage.join(codec.uri, "codec.json"))["facts"]["device"] == "gpu"

@@ -8,12 +8,11 @@ import pytest
 
 from index_builder import drift, storage
 from index_builder.add import add_shards
-from index_builder.codec import open_codec, train_codec
+from index_builder.codec import copy_codec, open_codec, train_codec
 from index_builder.drift import (
     CodecChoice,
     CodecFit,
     ReusableCodec,
-    adopt_codec,
     choose_codec,
     estimate_fit,
     find_reusable,
@@ -114,16 +113,16 @@ def test_the_choice_of_a_codec_says_why(tmp_path: Path, reusable: ReusableCodec)
 
 
 def test_an_adopted_codec_is_the_same_one(tmp_path: Path, reusable: ReusableCodec) -> None:
-    codec = adopt_codec(reusable, str(tmp_path / "other"))
+    codec = copy_codec(reusable.codec, str(tmp_path / "other"))
     assert codec.fingerprint == reusable.codec.fingerprint
     assert open_codec(codec).is_trained
-    assert adopt_codec(reusable, reusable.codec.uri) == reusable.codec
+    assert copy_codec(reusable.codec, reusable.codec.uri) == reusable.codec
 
 
 def test_a_codec_of_another_config_or_without_a_fit_is_not_reused(tmp_path: Path, reusable: ReusableCodec) -> None:
     assert find_reusable(reusable.codec.uri, ASKED | {"seed": 1}) is None
     assert find_reusable(str(tmp_path / "nowhere"), ASKED) is None
-    adopt_codec(reusable, str(tmp_path / "copied"))
+    copy_codec(reusable.codec, str(tmp_path / "copied"))
     assert find_reusable(str(tmp_path / "copied"), ASKED) is None
 
 

@@ -18,8 +18,8 @@ from index_builder.publish import list_versions, prune, read_current, set_curren
 from tests.index_builder import publish_many
 from tests.index_builder.builds import clustered, published
 
-VERSIONS = 200
-MODES = ("refresh", "refresh", "open", "pinned")
+VERSIONS = 100
+MODES = ("refresh", "open", "pinned")
 
 
 def start(module: str, *arguments: str) -> subprocess.Popen[str]:

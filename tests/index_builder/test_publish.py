@@ -15,6 +15,7 @@ from index_builder import publish, storage
 from index_builder.errors import ManifestError, StorageError, VersionNotFoundError
 from index_builder.faiss_files import ivf_of
 from index_builder.manifest import FileEntry
+from index_builder.merge import merge_index_shards
 from index_builder.publish import (
     StagedFile,
     content_fingerprint,
@@ -33,7 +34,6 @@ from index_builder.reader import IndexReader
 from index_builder.spec import IndexConfig, IndexSpec
 from tests.index_builder.builds import (
     Build,
-    build_clustered,
     build_index,
     clustered,
     published,
@@ -41,6 +41,7 @@ from tests.index_builder.builds import (
     write_shards,
     write_staged,
 )
+from tests.index_builder.ready import ready
 
 NOW = datetime(2026, 11, 21, 3, 0, 0, tzinfo=UTC)
 
@@ -88,17 +89,18 @@ def test_a_staged_folder_does_as_well(root: str) -> None:
 @pytest.mark.parametrize(
     "factory", ["Flat", "IVF32,SQ8", "OPQ4_8,IVF32_HNSW8,PQ4", "PCAR8,IVF32,PQ4x6", "OPQ4_8,IVF32,PQ4x4fs"]
 )
-def test_nprobe_is_published_in_the_file_and_nothing_else_changes(root: str, factory: str) -> None:
-    made = build_clustered(root, factory)
-    before = storage.read_bytes(made.merged[1].uri)
+def test_nprobe_is_published_in_the_file_and_nothing_else_changes(tmp_path: Path, factory: str) -> None:
+    made = ready(str(tmp_path), factory)
+    added = [made.add("0.faiss", 0, 1), made.add("1.faiss", 2, 3)]
+    merged = merge_index_shards(added, str(tmp_path / "merged.faiss"), fast_scan=factory.endswith("fs"))
+    before = storage.read_bytes(merged.uri)
     for nprobe in (7, 300):
-        after = b"".join(staged_bytes(with_nprobe(made.merged[1], nprobe)))
+        after = b"".join(staged_bytes(with_nprobe(merged, nprobe)))
         assert 1 <= (np.frombuffer(before, np.uint8) != np.frombuffer(after, np.uint8)).sum() <= 2
-        storage.write_bytes_atomic(storage.join(root, "stored.faiss"), after)
-        with storage.localized(storage.join(root, "stored.faiss")) as path:
-            index = faiss.read_index(path)
-            assert (ivf_of(index).nprobe, index.ntotal) == (nprobe, made.merged[1].rows)
-    assert storage.read_bytes(made.merged[1].uri) == before
+        (tmp_path / "published.faiss").write_bytes(after)
+        index = faiss.read_index(str(tmp_path / "published.faiss"))
+        assert (ivf_of(index).nprobe, index.ntotal) == (nprobe, merged.rows)
+    assert storage.read_bytes(merged.uri) == before
 
 
 def test_bytes_are_replaced_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

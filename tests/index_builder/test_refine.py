@@ -10,7 +10,7 @@ import pytest
 
 from index_builder import storage
 from index_builder.errors import EmbeddingShardError, SpecError, TrainingError, VerificationError
-from index_builder.faiss_files import faiss_threads, read_index, top_by_score, write_index
+from index_builder.faiss_files import faiss_threads, read_index, top_by_score
 from index_builder.planner import BYTES_PER_DIM, code_budget, plan_index, plan_refinement, probes_per_factor
 from index_builder.publish import publish_version, read_manifest
 from index_builder.reader import IndexReader
@@ -20,7 +20,7 @@ from index_builder.shard_search import RefineCodes, ShardSearch, best_by_score, 
 from index_builder.spec import IndexConfig, IndexSpec
 from index_builder.tuning import SearchMeasurement, choose_search
 from index_builder.verify import measure_resident_bytes, verify_refine_codes
-from tests.index_builder.builds import NumberedShard, build_index, clustered, stage, write_shards
+from tests.index_builder.builds import NumberedShard, build_index, clustered, stage, write_index, write_shards
 
 ROWS, DIM = 3000, 32
 VECTORS = clustered(ROWS, DIM)
@@ -78,11 +78,7 @@ def test_the_same_bytes_in_any_order_and_nothing_twice(tmp_path: Path, kind: str
     index = faiss.read_index(first.uri)
     codes = index.sa_encode(VECTORS)
     assert np.array_equal(faiss.vector_to_array(index.codes).reshape(ROWS, -1), codes)
-    assert write_index_of(index, f"{root}/c.faiss") == first.sha256
-
-
-def write_index_of(index: faiss.Index, uri: str) -> str:
-    return write_index(index, uri)
+    assert write_index(index, f"{root}/c.faiss") == first.sha256
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:

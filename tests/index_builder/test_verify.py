@@ -8,9 +8,9 @@ import pytest
 
 from index_builder import storage
 from index_builder.errors import VerificationError
-from index_builder.faiss_files import write_index
 from index_builder.index_shards import IndexShard
 from index_builder.verify import verify_index
+from tests.index_builder.builds import write_index
 
 ROWS, DIM, CODEC = 100, 8, "c" * 32
 

@@ -16,12 +16,11 @@ import pytest
 from index_builder import storage
 from index_builder.add import add_shards
 from index_builder.codec import build_codec
-from index_builder.faiss_files import write_index
 from index_builder.publish import publish_version
 from index_builder.reader import IndexReader
 from index_builder.spec import IndexConfig
 from index_builder.tuning import measure_search
-from tests.index_builder.builds import build_index, clustered, stage, write_shards
+from tests.index_builder.builds import build_index, clustered, stage, write_index, write_shards
 
 
 @pytest.mark.parametrize("factory", ["OPQ8_32,IVF64_HNSW8,PQ8", "PCAR16,IVF20,SQ8"])

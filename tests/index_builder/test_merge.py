@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import faiss
@@ -9,108 +8,15 @@ import pytest
 
 from index_builder import merge as merge_module
 from index_builder import storage
-from index_builder.add import BlockEncoder, add_shards, kept_vectors
-from index_builder.codec import CodecInfo, build_codec, train_codec
-from index_builder.embedding_shards import NumberedShard
-from index_builder.errors import CodecMismatchError, EmbeddingShardError, VerificationError
+from index_builder.errors import CodecMismatchError, VerificationError
 from index_builder.exact_search import GroundTruth, exact_neighbours
-from index_builder.faiss_files import ivf_of, list_ids, opened_indexes, write_merged
-from index_builder.index_shards import IndexShard
+from index_builder.faiss_files import ivf_of, write_merged
 from index_builder.merge import merge_index_shards
 from index_builder.publish import describe_files, with_nprobe
-from index_builder.sampling import QuerySet, write_sample
-from index_builder.spec import IndexSpec
+from index_builder.sampling import QuerySet
 from index_builder.tuning import measure_search
-from tests.index_builder.builds import clustered, write_shard, write_shards
-
-ROWS, DIM = 2000, 16
-
-
-@dataclasses.dataclass
-class Ready:
-    root: str
-    vectors: np.ndarray
-    shards: list[NumberedShard]
-    codec: CodecInfo
-
-    def add(self, name: str, *numbers: int) -> IndexShard:
-        return add_shards(self.codec, [self.shards[n] for n in numbers], storage.join(self.root, "parts", name))
-
-
-def ready(root: str, factory: str = "OPQ4_8,IVF8,PQ4", *, seed: int = 0) -> Ready:
-    vectors = clustered(ROWS, DIM)
-    shards = write_shards(root, vectors, 500)
-    pieces = [
-        write_sample(shard, storage.join(root, f"sample/{n}"), training_share=0.9, query_share=0.1)
-        for n, shard in enumerate(shards)
-    ]
-    uri = storage.join(root, f"codec-{seed}")
-    return Ready(root, vectors, shards, train_codec(pieces, IndexSpec.parse(factory, DIM), uri, seed=seed))
-
-
-def ids_of(uri: str) -> list[int]:
-    with opened_indexes([uri]) as (index,):
-        return sorted(np.concatenate(list(list_ids(ivf_of(index)))).tolist())
-
-
-@pytest.mark.parametrize("factory", ["Flat", "IVF8,SQ8", "OPQ4_8,IVF8,PQ4"])
-def test_added_vectors_are_found_under_their_global_rows(root: str, factory: str) -> None:
-    made = ready(root, factory)
-    part = made.add("part.faiss", 1, 2)
-    assert (part.rows, part.first_row, part.stop_row) == (1000, 500, 1500)
-    assert part.codec_fingerprint == made.codec.fingerprint
-    assert part.sha256 == storage.sha256_file(part.uri)
-    assert ids_of(part.uri) == list(range(500, 1500))
-    with opened_indexes([part.uri]) as (index,):
-        ivf_of(index).nprobe = 8
-        found = index.search(made.vectors[500:1500], 5)[1]
-    assert (found == np.arange(500, 1500)[:, None]).any(axis=1).mean() > 0.7
-
-
-def test_dropped_rows_are_left_out_and_rows_stay_dense(tmp_path) -> None:
-    made = ready(str(tmp_path), "Flat")
-    first = NumberedShard(uri=made.shards[0].uri, rows=500, first_row=0, dropped=(0, 3, 499))
-    second = NumberedShard(uri=made.shards[1].uri, rows=500, first_row=497, dropped=tuple(range(500)))
-    third = NumberedShard(uri=made.shards[2].uri, rows=500, first_row=497)
-    part = add_shards(made.codec, [third, first, second], str(tmp_path / "part"))
-    assert (part.rows, part.first_row) == (997, 0)
-    kept = np.concatenate([made.vectors[:500][first.kept()], made.vectors[1000:1500]])
-    with opened_indexes([part.uri]) as (index,):
-        scores, rows = index.search(kept, 1)
-    assert np.allclose(scores, 1, atol=1e-2)
-    assert (rows[:, 0] == np.arange(997)).mean() > 0.99
-
-
-@pytest.mark.parametrize("batch_rows", [1, 7, 10_000])
-def test_kept_vectors_in_batches(tmp_path, batch_rows: int) -> None:
-    vectors = clustered(20, 4)
-    uri = str(tmp_path / "x")
-    write_shard(uri, vectors, [str(row) for row in range(20)])
-    shard = NumberedShard(uri=uri, rows=20, first_row=100, dropped=(0, 8, 9, 19))
-    batches = list(kept_vectors(shard, 4, batch_rows))
-    assert np.concatenate([rows for rows, _ in batches]).tolist() == list(range(100, 116))
-    assert np.array_equal(np.concatenate([values for _, values in batches]), vectors[shard.kept()])
-
-
-def test_shards_that_are_not_what_was_numbered_are_refused(tmp_path) -> None:
-    made = ready(str(tmp_path))
-    with pytest.raises(EmbeddingShardError, match=r"expected its first row to be 500.*found 1000"):
-        made.add("gap.faiss", 0, 2)
-    longer = dataclasses.replace(made.shards[0], rows=501)
-    with pytest.raises(EmbeddingShardError, match="expected 501 rows of 16 dimensions, found 500 of 16"):
-        add_shards(made.codec, [longer], str(tmp_path / "x"))
-    assert not storage.exists(str(tmp_path / "x"))
-
-
-def test_a_finished_part_is_left_alone_and_an_other_is_not(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = ready(root)
-    first = made.add("part.faiss", 0)
-    with monkeypatch.context() as patched:
-        patched.setattr("index_builder.add.open_codec", lambda codec: pytest.fail("added again"))
-        assert made.add("part.faiss", 0) == first
-    assert made.add("part.faiss", 0, 1).rows == 1000
-    retrained = dataclasses.replace(made, codec=ready(root, seed=1).codec)
-    assert retrained.add("part.faiss", 0, 1).codec_fingerprint == retrained.codec.fingerprint
+from tests.index_builder.builds import clustered
+from tests.index_builder.ready import DIM, ROWS, Ready, ids_of, ready
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "IVF8,SQ8", "OPQ4_8,IVF8,PQ4"])
@@ -209,8 +115,9 @@ def test_the_parts_are_left_as_they_were(tmp_path) -> None:
     assert [storage.sha256_file(part.uri) for part in parts] == [part.sha256 for part in parts]
 
 
-def test_different_codecs_are_refused(root: str) -> None:
+def test_different_codecs_are_refused(tmp_path: Path) -> None:
     """FAISS itself would merge them, and give nonsense."""
+    root = str(tmp_path)
     one, other = ready(root), ready(root, seed=1)
     parts = [one.add("0.faiss", 0), other.add("1.faiss", 1)]
     with pytest.raises(CodecMismatchError, match="different codecs") as caught:
@@ -242,20 +149,3 @@ def test_a_finished_merge_is_left_alone(root: str, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patched:
         patched.setattr(merge_module, "read_index", lambda *a, **kw: pytest.fail("merged again"))
         assert merge_index_shards(parts[::-1], storage.join(root, "merged.faiss")) == first
-
-
-def test_only_ivf_indexes_and_no_id_maps(tmp_path) -> None:
-    made = ready(str(tmp_path), "Flat")
-    index = faiss.read_index(made.add("x.faiss", 0).uri)
-    assert type(index) is faiss.IndexIVFFlat
-
-
-@pytest.mark.parametrize("factory", ["Flat", "IVF16,Flat", "IVF16_HNSW8,SQ8", "OPQ4_8,IVF16,PQ4", "PCAR8,IVF8,PQ4x6"])
-def test_blocks_are_encoded_as_faiss_would(tmp_path, factory: str) -> None:
-    """List numbers and codes of `BlockEncoder` are those of FAISS's own way, `sa_encode`."""
-    vectors = clustered(3000, 16)
-    index = build_codec(vectors, IndexSpec.parse(factory, 16), seed=0)
-    ours = BlockEncoder(index).encode(vectors)
-    theirs = index.sa_encode(vectors)
-    assert ours.shape == theirs.shape
-    assert (ours == theirs).all(axis=1).mean() > 0.99

@@ -5,8 +5,7 @@ import pytest
 
 from index_builder import exact_search
 from index_builder.embedding_shards import NumberedShard
-from index_builder.errors import IndexBuilderError
-from index_builder.exact_search import GroundTruth, combine, exact_neighbours
+from index_builder.exact_search import GroundTruth, exact_neighbours
 from index_builder.faiss_files import faiss_threads
 from tests.index_builder.builds import clustered, write_shard, write_shards
 
@@ -31,19 +30,6 @@ def test_the_neighbours_are_exact_and_without_the_query(
     assert np.array_equal(truth.rows[:, :K], by_hand(vectors, rows))
     assert truth.recall(truth.rows[:, :K]) == 1.0
     assert not (truth.rows == rows[:, None]).any()
-
-
-def test_parts_combine_to_the_whole(tmp_path) -> None:
-    vectors = clustered(ROWS, DIM)
-    shards = write_shards(str(tmp_path), vectors, 250)
-    rows = np.arange(0, ROWS, 31)
-    whole = exact_neighbours(vectors[rows], rows, shards, K)
-    parts = [exact_neighbours(vectors[rows], rows, [shard], K) for shard in shards]
-    combined = combine(parts[::-1])
-    assert np.array_equal(combined.rows, whole.rows)
-    assert np.array_equal(combined.scores, whole.scores)
-    with pytest.raises(IndexBuilderError, match="same queries"):
-        combine([parts[0], exact_neighbours(vectors[:3], rows[:3], shards, K)])
 
 
 def test_dropped_rows_are_nobodys_neighbours(tmp_path) -> None:
@@ -82,48 +68,13 @@ def test_recall_by_hand() -> None:
     assert truth.recall(np.array([[-1, -1], [-1, -1]])) == 0.0
 
 
-def _normal(rows: int, dim: int) -> np.ndarray:
-    vectors = np.random.default_rng(3).normal(size=(rows, dim))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-@pytest.mark.parametrize("make", [clustered, _normal])
-@pytest.mark.parametrize("chosen", ["best", "any"])
-def test_likely_neighbours_change_nothing(make, chosen: str, tmp_path) -> None:
-    """Whether the bounds that follow from them rule nearly all pairs out or hardly any."""
-    vectors = make(3000, 64)
-    shards = write_shards(str(tmp_path), vectors, 1100)
-    rows = np.arange(0, 3000, 11)
-    plain = exact_neighbours(vectors[rows], rows, shards, K)
-    likely = plain.rows
-    if chosen == "any":
-        random = np.random.default_rng(0)
-        likely = np.stack([random.choice(np.delete(np.arange(3000), row), likely.shape[1], False) for row in rows])
-    truth = exact_neighbours(vectors[rows], rows, shards, K, likely=likely)
-    np.testing.assert_allclose(truth.scores, plain.scores, atol=1e-6)
-    assert truth.recall(plain.rows[:, :K]) == plain.recall(truth.rows[:, :K]) == 1.0
-    assert not (truth.rows == rows[:, None]).any()
-
-
-def test_too_few_likely_neighbours_change_nothing(tmp_path) -> None:
-    vectors = clustered(700, 64)
-    shards = write_shards(str(tmp_path), vectors, 300)
-    rows = np.arange(0, 700, 3)
-    plain = exact_neighbours(vectors[rows], rows, shards, K)
-    likely = plain.rows.copy()
-    likely[5, -1] = -1
-    truth = exact_neighbours(vectors[rows], rows, shards, K, likely=likely)
-    assert np.array_equal(truth.rows, plain.rows)
-
-
-def test_bounds_do_not_hang_on_the_number_of_threads(tmp_path) -> None:
+def test_the_number_of_threads_and_the_order_of_the_shards_change_nothing(tmp_path) -> None:
     vectors = clustered(3000, 64)
     shards = write_shards(str(tmp_path), vectors, 1100)
     rows = np.arange(0, 3000, 11)
-    likely = exact_neighbours(vectors[rows], rows, shards, K).rows
     truths = []
     for threads in (1, 4):
         with faiss_threads(threads):
-            truths.append(exact_neighbours(vectors[rows], rows, shards, K, likely=likely))
+            truths.append(exact_neighbours(vectors[rows], rows, shards[:: 1 if threads == 1 else -1], K))
     assert np.array_equal(truths[0].rows, truths[1].rows)
     assert np.array_equal(truths[0].scores, truths[1].scores)

@@ -223,6 +223,13 @@ def remove_tree(uri: str) -> None:
         filesystem.rm(path, recursive=True)
 
 
+def remove_leftovers(uri: str) -> None:
+    """Removes what killed writers left below a local folder; for when nobody writes there."""
+    for folder, folders, files in os.walk(local_path(uri)) if is_local(uri) else ():
+        for name in filter(is_temporary, (*folders, *files)):
+            remove_tree(os.path.join(folder, name))
+
+
 @contextlib.contextmanager
 def localized(uri: str) -> Iterator[str]:
     """Yields a local path of the file at `uri`: the file itself, or a download that is removed on exit."""

@@ -47,9 +47,6 @@ from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, ShardFiles, ShardSummary, Totals, read_finished_run, total
 from pipelines.indexing.work_folder import HeldLease
 
-PRODUCT_TABLE_FORMAT = 1
-"""Raised when a change of the code makes another products.arrow or rejected.parquet of the same shards."""
-
 
 class EmptyCatalogError(Exception):
     """No product of the catalog could be embedded."""
@@ -201,7 +198,8 @@ def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
     with run.record.timed("number") as facts:
         summaries = sorted(summaries, key=lambda summary: summary.position)
         keys = tuple(summary.key for summary in summaries)
-        numbering = _numbered(run, keys)
+        folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
+        numbering = number_products([ShardFiles(folder=folder, key=key) for key in keys], run.path())
         finished = read_finished_run(run.work_uri)
         earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
         totals = total(
@@ -216,28 +214,6 @@ def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
         facts |= {"products": numbering.products, "duplicates": numbering.duplicates}
     refine = plan_refinement(run.index, spec)
     return BuildPlan(numbering=numbering, spec=spec, refine=refine, totals=totals, shard_keys=keys)
-
-
-def _numbered(run: RunContext, keys: Sequence[str]) -> Numbering:
-    folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
-    files = [ShardFiles(folder=folder, key=key) for key in keys]
-
-    def make(path: str) -> dict[str, Any]:
-        made = number_products(files, path)
-        shards = [[shard.rows, shard.first_row, shard.dropped] for shard in made.shards]
-        return {"shards": shards, "products": made.products, "duplicates": made.duplicates}
-
-    table = storage.artifact(run.path("products"), [PRODUCT_TABLE_FORMAT, run.encoder.fingerprint, keys], make)
-    return Numbering(
-        shards=tuple(
-            NumberedShard(uri=shard.embeddings, rows=rows, first_row=first_row, dropped=tuple(dropped))
-            for shard, (rows, first_row, dropped) in zip(files, table.facts["shards"], strict=True)
-        ),
-        products=table.facts["products"],
-        duplicates=table.facts["duplicates"],
-        products_uri=storage.join(table.uri, "products.arrow"),
-        rejected_uri=storage.join(table.uri, "rejected.parquet"),
-    )
 
 
 def sample(run: RunContext, plan: BuildPlan, number: int) -> SamplePiece:

@@ -6,9 +6,10 @@ What an earlier run made is found again by name: a shard's files are named by wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from functools import partial
 
 from encoders import EncoderConfig, EncoderDescription, ProductEncoder, check_encoder, load_product_encoder
 from index_builder import storage
@@ -18,7 +19,7 @@ from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.files import CatalogFile
 from pipelines.catalog.intake import not_taken_in, take_in_all
 from pipelines.catalog.listing import list_catalog
-from pipelines.catalog.plan import catalog_schema, plan_catalog
+from pipelines.catalog.plan import CatalogShard, catalog_schema, plan_catalog
 from pipelines.catalog.previous_version import build_carry_over, build_known_pictures
 from pipelines.config.errors import ConfigError
 from pipelines.config.job import JobConfig
@@ -32,19 +33,16 @@ from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import (
     FinishedRun,
     ShardFiles,
-    ShardSummary,
     ShardTask,
     read_finished_run,
     revision_key,
     shard_key,
 )
-from pipelines.indexing.transforms import MakeShard, ShardPlan, run_on_workers
-
-if TYPE_CHECKING:
-    from apache_beam.options.pipeline_options import PipelineOptions
+from pipelines.indexing.transforms import BeamOptions, MakeShard, Once, ShardPlan, run_on_workers
 
 FILES_AT_ONCE = 4
 """Files that one worker takes in side by side."""
+THREADS = 16
 
 
 class CatalogSource:
@@ -87,7 +85,7 @@ class CatalogSource:
         catalog_schema(catalog)
         self.config = replace(config, catalog=catalog)
 
-    def prepare(self, record: RunRecord, beam_options: PipelineOptions) -> None:
+    def prepare(self, record: RunRecord, beam_options: BeamOptions) -> None:
         """Takes text files and the like in, by all workers; a few are left to the plan, which does the same alone."""
         catalog, folder = self.config.catalog, self._intake_folder
         missing = not_taken_in(list_catalog(catalog).files, catalog, folder)
@@ -122,15 +120,20 @@ class CatalogSource:
             "decode.rules": DECODING_RULES,
         }
         folder = embeddings_folder(config.work.uri, self.encoder.fingerprint)
-        tasks = []
-        for shard in catalog.shards:
+
+        def task(shard: CatalogShard) -> ShardTask:
             files = ShardFiles(folder=folder, key=shard_key(shard.key, settings))
             files = files_of_shard(files, shard.position, finished, full=self._full)
-            tasks.append(ShardTask(position=shard.position, files=files, rows=shard))
+            return ShardTask(position=shard.position, files=files, rows=shard)
+
+        # An object store is asked for the summary of each shard of the last run.
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="plan-shards") as pool:
+            tasks = tuple(pool.map(task, catalog.shards))
         return ShardPlan(
             stage="embed",
-            tasks=tuple(tasks),
-            maker=EmbeddingMaker(
+            tasks=tasks,
+            maker=partial(
+                embedding,
                 catalog=config.catalog,
                 fetch=config.fetch,
                 decode=config.decode,
@@ -142,7 +145,7 @@ class CatalogSource:
                 model=self.encoder.model, fingerprint=self.encoder.fingerprint, dim=self.encoder.dim
             ),
             query_encoder=config.encoder,
-            catalog_uri=config.catalog.uri if isinstance(config.catalog.uri, str) else ", ".join(config.catalog.uri),
+            catalog_uri=", ".join(config.catalog.uris),
             catalog_files=frozenset(part.path for shard in catalog.shards for part in shard.ranges),
             nothing_carried_over=reason,
         )
@@ -157,7 +160,7 @@ class CatalogSource:
         if published.encoder.fingerprint != self.encoder.fingerprint:
             return None, f"the encoder changed (from {published.encoder.fingerprint} to {self.encoder.fingerprint})"
         lookup_uri = storage.join(self.config.work.uri, "carry_over", published.version)
-        pictures = [ShardFiles.of_embeddings(uri).pictures for uri in published.embedding_shards]
+        pictures = [ShardFiles.of_embeddings(uri).images for uri in published.embedding_shards]
         return LastNight(
             vectors=build_carry_over(published.embedding_shards, storage.join(lookup_uri, "vectors")),
             pictures=build_known_pictures(pictures, storage.join(lookup_uri, "pictures")),
@@ -199,32 +202,25 @@ def files_of_shard(files: ShardFiles, position: int, finished: FinishedRun | Non
     return last
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EmbeddingMaker:
-    """Embeds catalog shards; `transforms.ShardMaker`.
+@contextmanager
+def embedding(
+    once: Once,
+    catalog: CatalogConfig,
+    fetch: FetchConfig,
+    decode: DecodeConfig,
+    encoder: EncoderConfig,
+    previous: LastNight | None,
+    load_encoder: Callable[[EncoderConfig], ProductEncoder] = load_product_encoder,
+) -> Iterator[MakeShard]:
+    """Makes shards of catalog rows; loads the encoder, and starts the threads that read products up to it.
 
-    Attributes:
+    Args:
+        once: As of `transforms.ShardMaker`.
         catalog, fetch, decode, encoder: The sections of the config that shape the work.
         previous: Where the vectors and images of the previous version are found, or None.
-        load_encoder: Makes the product encoder, once a worker process; tests give their own.
+        load_encoder: Makes the product encoder; tests give their own.
     """
-
-    catalog: CatalogConfig
-    fetch: FetchConfig
-    decode: DecodeConfig
-    encoder: EncoderConfig
-    previous: LastNight | None
-    load_encoder: Callable[[EncoderConfig], ProductEncoder] = load_product_encoder
-
-    @contextmanager
-    def opened(self, once: Callable[[Callable[[], Any]], Any]) -> Iterator[MakeShard]:
-        """Loads the encoder, and starts the threads that read products up to it."""
-        encoder: ProductEncoder = once(lambda: self.load_encoder(self.encoder))
-        preparer = ProductPreparer.open(self.catalog, self.fetch, self.decode, inputs=encoder, last_night=self.previous)
-        with closing(preparer):
-            embedder = ShardEmbedder(encoder=encoder, preparer=preparer)
-
-            def make(task: ShardTask, on_progress: Callable[[int], None]) -> ShardSummary:
-                return embedder.embed(task.rows, task.files, on_progress=on_progress)
-
-            yield make
+    towers: ProductEncoder = once(lambda: load_encoder(encoder))
+    with closing(ProductPreparer.open(catalog, fetch, decode, inputs=towers, last_night=previous)) as preparer:
+        embedder = ShardEmbedder(encoder=towers, preparer=preparer)
+        yield lambda task, on_progress: embedder.embed(task.rows, task.files, on_progress=on_progress)

@@ -88,7 +88,7 @@ class PreparedBatch:
       data: encoded bytes of each distinct picture by digest, until they are decoded.
       fingerprints: uint8 `[B, 16]`.
       places: int64 `[B]`, place in the carry-over lookup, -1 for a product that last night does not have.
-      pictures_unchanged: how many pictures were not read again.
+      images_unchanged: how many pictures were not read again.
       pixels: digest -> uint8 `[3, S, S]`, of the pictures that the shard met first in this batch.
     """
 
@@ -98,7 +98,7 @@ class PreparedBatch:
     data: dict[bytes, bytes]
     fingerprints: np.ndarray
     places: np.ndarray
-    pictures_unchanged: int = 0
+    images_unchanged: int = 0
     pixels: dict[bytes, np.ndarray] = field(default_factory=dict)
 
 
@@ -218,7 +218,7 @@ class ProductPreparer:
         ]
         if unread:
             self._fetch(batch, np.array(unread), None)
-        batch.pictures_unchanged = sum(
+        batch.images_unchanged = sum(
             digest not in batch.data for picture in batch.pictures for digest in picture.digests
         )
         return batch
@@ -266,7 +266,7 @@ class ShardEmbedder:
         Returns:
           The summary, as it was written.
         """
-        return _ShardWork(self, shard, files).run(on_progress)
+        return files.complete(shard.position, lambda made: _ShardWork(self, shard, made).run(on_progress))
 
 
 class _ShardWork:
@@ -302,10 +302,8 @@ class _ShardWork:
                 on_progress(self._counts["products"])
         write_dead_letters(self._files.rejected, self._letters)
         if self._known_pictures:
-            write_known_pictures(self._files.pictures, self._known_pictures)
-        summary = self._summary(perf_counter() - started)
-        self._files.write_summary(summary)
-        return summary
+            write_known_pictures(self._files.images, self._known_pictures)
+        return self._summary(perf_counter() - started)
 
     def _summary(self, wall_seconds: float) -> ShardSummary:
         counts = self._counts
@@ -317,8 +315,8 @@ class _ShardWork:
             embedded=counts["products"] - counts["carried_over"],
             carried_over=counts["carried_over"],
             degraded=len({letter.product_id for letter in self._letters if letter.outcome == "degraded"}),
-            without_picture=counts["without_picture"],
-            pictures_unchanged=counts["pictures_unchanged"],
+            without_image=counts["without_image"],
+            images_unchanged=counts["images_unchanged"],
             texts_cut=counts["texts_cut"],
             rejected=sum(letter.outcome == "rejected" for letter in self._letters),
             by_reason=dict(Counter(f"{letter.outcome}: {letter.reason}" for letter in self._letters)),
@@ -361,11 +359,11 @@ class _ShardWork:
             columns.write(batch.products.columns.take(rows))
         self._counts["products"] += len(accepted)
         self._counts["carried_over"] += int((batch.places[accepted] >= 0).sum())
-        self._counts["pictures_unchanged"] += batch.pictures_unchanged
+        self._counts["images_unchanged"] += batch.images_unchanged
         self._known_pictures += [
             known for picture in batch.pictures for known in picture.known if known.digest in picture.digests
         ]
-        self._counts["without_picture"] += int((modalities[accepted] & Modality.IMAGE == 0).sum())
+        self._counts["without_image"] += int((modalities[accepted] & Modality.IMAGE == 0).sum())
 
     def _accept(self, batch: PreparedBatch) -> np.ndarray:
         """Rows of the products that are indexed, int64; the others, and the degraded ones, leave a dead letter."""

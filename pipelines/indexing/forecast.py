@@ -1,7 +1,7 @@
-"""What a night would do, without doing it: `python -m pipelines.embed_catalog --plan`.
+"""The forecast of a run, without doing it: `python -m pipelines.embed_catalog --plan`.
 
-Reads the catalog and its pictures' bytes, as far as fingerprints need them, and looks them up in last night's; no model
-is loaded, nothing is embedded and no version is written.
+It reads the catalog and its images' bytes, as far as fingerprints need them, and looks them up in the previous version;
+no model is loaded, nothing is embedded, no version is written and nothing is removed.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import read_finished_run
 
-_TODAY, _YESTERDAY = 0, 1
+_CATALOG, _PUBLISHED = 0, 1
 IDS_PER_READ = 65_536
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """A night in numbers, before it.
+    """A run in numbers, before it.
 
     Attributes:
-      shards: catalog shards; `shards_complete` of them stand already.
-      products: products that the catalog gives, rejected rows left out.
-      complete: products of shards that stand already.
-      carried_over: products whose vector last night made.
-      to_embed: products that the towers would run for.
-      deleted: products of the published version that the catalog no longer has.
-      rejected: rows that become no product.
-      seconds: of the embedding, estimated from the last run's rate; None where no run tells.
-      reason: why nothing is carried over, in words; empty where something is.
-      index: the index that would be built, and why, as (what, how) pairs.
+        shards: catalog shards; `shards_complete` of them stand already.
+        products: products that the catalog gives, rejected rows left out.
+        complete: products of shards that stand already.
+        carried_over: products whose vector the previous version has.
+        to_embed: products that the towers would run for.
+        deleted: products of the published version that the catalog no longer has.
+        rejected: rows that become no product.
+        seconds: of the embedding, estimated from the last run's rate; None where no run gives one.
+        reason: why nothing is carried over, in words; empty where something is.
+        index: the index that would be built, and why, as (what, how) pairs.
     """
 
     shards: int
@@ -62,7 +62,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
     """Counts what a run would embed, carry over and delete.
 
     Raises:
-      The errors of `CatalogSource.check`: a config that would stop the run stops its forecast.
+        The errors of `CatalogSource.check`: a config that would stop the run stops its forecast.
     """
     source.check()
     shards, reusable = plan_run(source)
@@ -81,19 +81,19 @@ def forecast_run(source: CatalogSource) -> Forecast:
                     shards_complete += 1
                     complete += summary.products
                     rejected += summary.rejected
-                    _note_ids(ids, embedding_shards.read_ids(task.files.embeddings), _TODAY)
+                    _note_ids(ids, embedding_shards.read_ids(task.files.embeddings), _CATALOG)
                     continue
                 for batch in preparer.prepare(task.rows, StepTimer("read", "fetch")):
                     found = int((batch.places >= 0).sum())
                     carried += found
                     to_embed += len(batch.places) - found
                     rejected += len(batch.products.dead_letters)
-                    _note_ids(ids, batch.products.product_ids, _TODAY)
+                    _note_ids(ids, batch.products.product_ids, _CATALOG)
             deleted = 0
             if previous is not None:
                 published = IndexReader.open(config.index.uri).products.column("product_id")
                 for start in range(0, len(published), IDS_PER_READ):
-                    _note_ids(ids, published.slice(start, IDS_PER_READ), _YESTERDAY)
+                    _note_ids(ids, published.slice(start, IDS_PER_READ), _PUBLISHED)
                 deleted = _count_deleted(ids)
     finally:
         preparer.close()
@@ -160,10 +160,10 @@ def _note_ids(ids: ExternalSort, product_ids: pa.Array | pa.ChunkedArray, side: 
 
 
 def _count_deleted(ids: ExternalSort) -> int:
-    """Ids of yesterday that today does not have. Within an id today sorts before yesterday."""
+    """Published ids that the catalog does not have. Within an id the catalog sorts before what is published."""
     deleted = 0
     for records in ids.sorted_buckets():
         first = np.ones(len(records), bool)
         first[1:] = (records["key"][1:] != records["key"][:-1]) | (records["tail"][1:] != records["tail"][:-1])
-        deleted += int((first & (records["shard"] == _YESTERDAY)).sum())
+        deleted += int((first & (records["shard"] == _PUBLISHED)).sum())
     return deleted

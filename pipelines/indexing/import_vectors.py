@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,11 +37,10 @@ from pipelines.indexing.product_table import ColumnsWriter
 from pipelines.indexing.publish_step import staged_query_encoder
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary, ShardTask, read_finished_run, shard_key
-from pipelines.indexing.transforms import MakeShard, ShardPlan
+from pipelines.indexing.transforms import BeamOptions, MakeShard, Once, ShardPlan
 from pipelines.indexing.vector_files import VectorBatch, VectorRows, plan_vectors, read_vectors
 
-if TYPE_CHECKING:
-    from apache_beam.options.pipeline_options import PipelineOptions
+THREADS = 16
 
 
 class VectorSource:
@@ -60,7 +60,7 @@ class VectorSource:
         """Raises StorageError where the work or index address cannot be written."""
         self.config = checked_addresses(self.config)
 
-    def prepare(self, record: RunRecord, beam_options: PipelineOptions) -> None:
+    def prepare(self, record: RunRecord, beam_options: BeamOptions) -> None:
         """Nothing: the plan reads headers and footers only."""
 
     def plan(self) -> ShardPlan:
@@ -106,7 +106,7 @@ def imported_shards(config: EmbeddingsConfig, work_uri: str) -> ShardPlan:
     return ShardPlan(
         stage="import",
         tasks=tuple(tasks),
-        maker=ImportingMaker(config=config, dim=dim, fingerprint=encoder.fingerprint),
+        maker=partial(_importing, config=config, dim=dim, fingerprint=encoder.fingerprint),
         rows=sum(rows.rows for rows in shards),
         encoder=encoder,
         query_encoder=query_encoder,
@@ -128,12 +128,12 @@ def standing_shards(work_uri: str) -> ShardPlan:
         )
     folder = embeddings_folder(work_uri, finished.encoder)
     files = [ShardFiles(folder=folder, key=key) for key in finished.shards]
-    summaries = []
-    for position, shard in enumerate(files):
-        summary = shard.read_summary(position)
-        if summary is None:
-            raise ConfigError(f"work.uri {work_uri}: the embedding shard {shard.embeddings} of its last run is gone")
-        summaries.append(summary)
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="standing-shards") as pool:
+        found = list(pool.map(lambda numbered: numbered[1].read_summary(numbered[0]), enumerate(files)))
+    summaries = tuple(summary for summary in found if summary is not None)
+    if len(summaries) < len(files):
+        gone = files[found.index(None)].embeddings
+        raise ConfigError(f"work.uri {work_uri}: the embedding shard {gone} of its last run is gone")
     query_encoder_uri = staged_query_encoder(finished.encoder, work_uri)
     model = ""
     if query_encoder_uri is not None:
@@ -141,7 +141,7 @@ def standing_shards(work_uri: str) -> ShardPlan:
     dim = embedding_shards.read_info(files[0].embeddings).dim
     return ShardPlan(
         stage="import",
-        standing=tuple(summaries),
+        standing=summaries,
         rows=sum(summary.rows_in for summary in summaries),
         encoder=EncoderSummary(model=model, fingerprint=finished.encoder, dim=dim),
         query_encoder=None,
@@ -149,24 +149,10 @@ def standing_shards(work_uri: str) -> ShardPlan:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImportingMaker:
-    """Imports shards of vectors; `transforms.ShardMaker`.
-
-    Attributes:
-        config: How the files are read.
-        dim: D.
-        fingerprint: Stands for the encoder's, in the shards.
-    """
-
-    config: EmbeddingsConfig
-    dim: int
-    fingerprint: str
-
-    @contextmanager
-    def opened(self, once: Callable[[Callable[[], Any]], Any]) -> Iterator[MakeShard]:
-        """There is nothing to load."""
-        yield lambda task, on_progress: import_shard(task, self.config, dim=self.dim, fingerprint=self.fingerprint)
+@contextmanager
+def _importing(once: Once, config: EmbeddingsConfig, dim: int, fingerprint: str) -> Iterator[MakeShard]:
+    """Makes shards by `import_shard`; there is nothing to load."""
+    yield lambda task, on_progress: import_shard(task, config, dim=dim, fingerprint=fingerprint)
 
 
 def import_shard(task: ShardTask, config: EmbeddingsConfig, *, dim: int, fingerprint: str) -> ShardSummary:
@@ -183,13 +169,20 @@ def import_shard(task: ShardTask, config: EmbeddingsConfig, *, dim: int, fingerp
     Returns:
         The summary, as it was written.
     """
+    return task.files.complete(
+        task.position, lambda files: _write_shard(task.rows, task.position, files, config, dim, fingerprint)
+    )
+
+
+def _write_shard(
+    rows: VectorRows, position: int, files: ShardFiles, config: EmbeddingsConfig, dim: int, fingerprint: str
+) -> ShardSummary:
     started = perf_counter()
-    rows: VectorRows = task.rows
     letters: list[DeadLetter] = []
     rows_in = products = 0
     with (
-        EmbeddingShardWriter(task.files.embeddings, dim=dim, encoder_fingerprint=fingerprint) as shard,
-        ColumnsWriter(task.files.columns) as columns,
+        EmbeddingShardWriter(files.embeddings, dim=dim, encoder_fingerprint=fingerprint) as shard,
+        ColumnsWriter(files.columns) as columns,
     ):
         batches = map_blocks(
             lambda batch: (batch, _stored(batch, normalize=config.normalize)), read_vectors(rows, config, dim)
@@ -204,10 +197,10 @@ def import_shard(task: ShardTask, config: EmbeddingsConfig, *, dim: int, fingerp
             columns.write(shown)
             rows_in += len(batch.ids)
             products += len(usable)
-    write_dead_letters(task.files.rejected, letters)
-    summary = ShardSummary(
-        position=task.position,
-        key=task.files.key,
+    write_dead_letters(files.rejected, letters)
+    return ShardSummary(
+        position=position,
+        key=files.key,
         rows_in=rows_in,
         products=products,
         carried_over=products,
@@ -215,8 +208,6 @@ def import_shard(task: ShardTask, config: EmbeddingsConfig, *, dim: int, fingerp
         by_reason=dict(Counter(f"rejected: {letter.reason}" for letter in letters)),
         seconds={"wall": perf_counter() - started},
     )
-    task.files.write_summary(summary)
-    return summary
 
 
 def _stored(batch: VectorBatch, *, normalize: bool) -> np.ndarray:

@@ -8,22 +8,26 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from index_builder import storage
 from index_builder.drift import ReusableCodec
 from pipelines.catalog.stores import absolute
 from pipelines.config.job import IndexJobConfig, JobConfig
-from pipelines.indexing.build_steps import RunContext, build_key, check_size, reusable_codec, spec_to_build
+from pipelines.indexing.build_steps import (
+    RunContext,
+    build_key,
+    check_size,
+    embeddings_folder,
+    reusable_codec,
+    spec_to_build,
+)
 from pipelines.indexing.progress import index_lines, print_summary, show_progress
 from pipelines.indexing.publish_step import RunResult, read_result, stage_query_encoder
 from pipelines.indexing.run_record import RunFailedError, RunRecord
-from pipelines.indexing.shard_files import read_finished_run
-from pipelines.indexing.transforms import ShardPlan, run_pipeline
+from pipelines.indexing.shard_files import read_finished_run, standing_keys
+from pipelines.indexing.transforms import BeamOptions, ShardPlan, run_pipeline
 from pipelines.indexing.work_folder import LeaseHeldError, LeaseLostError, WorkLease, clean_work, note_index
-
-if TYPE_CHECKING:
-    from apache_beam.options.pipeline_options import PipelineOptions
 
 EXIT_FAILED = 1
 EXIT_LEASE_LOST = 6
@@ -47,14 +51,14 @@ class Source(Protocol):
     def check(self) -> None:
         """Raises, before the lease is taken, what can be known to fail before any work."""
 
-    def prepare(self, record: RunRecord, beam_options: PipelineOptions) -> None:
+    def prepare(self, record: RunRecord, beam_options: BeamOptions) -> None:
         """Makes, by all workers, what the plan needs and would otherwise make alone; called under the lease."""
 
     def plan(self) -> ShardPlan:
         """Names the shards and what is to be made; called under the lease, or for a forecast."""
 
 
-def run_and_report(source: Source, beam_options: PipelineOptions) -> int:
+def run_and_report(source: Source, beam_options: BeamOptions) -> int:
     """Runs the job and prints what came of it.
 
     Returns:
@@ -73,7 +77,7 @@ def run_and_report(source: Source, beam_options: PipelineOptions) -> int:
     return EXIT_FAILED if result.status == "held" else 0
 
 
-def run_job(source: Source, beam_options: PipelineOptions) -> tuple[RunResult, RunRecord]:
+def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRecord]:
     """Runs the job and publishes a version, unless a gate holds it back.
 
     Args:
@@ -98,7 +102,8 @@ def run_job(source: Source, beam_options: PipelineOptions) -> tuple[RunResult, R
         with record.timed("plan") as facts:
             shards, reusable = plan_run(source)
             query_encoder_uri = stage_query_encoder(shards.query_encoder, shards.encoder.fingerprint, work_uri)
-            facts |= {"shards": len(shards.keys), "rows": shards.rows}
+            complete = standing_keys(embeddings_folder(work_uri, shards.encoder.fingerprint)) & set(shards.keys)
+            facts |= {"shards": len(shards.keys), "rows": shards.rows, "shards_complete": len(complete)}
             facts |= {"nothing_carried_over": shards.nothing_carried_over}
         if shards.nothing_carried_over:
             log.info("nothing is carried over: %s", shards.nothing_carried_over)

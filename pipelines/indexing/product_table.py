@@ -2,7 +2,7 @@
 
 Runs once all catalog shards are embedded. It finds the ids that occur twice (the first row stays, the others become
 dead letters), gives the kept products their global rows, and writes what a version says about its products:
-`products.arrow` (row -> id and columns) and `rejected.parquet`. Memory is bounded by one bucket of ids and one batch.
+`products.arrow` (row -> id and columns) and the dead letters. Memory is bounded by one bucket of ids and one batch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,15 +24,93 @@ from pipelines.catalog.previous_version import ExternalSort, keyed_records
 from pipelines.images.product_images import id_digests
 from pipelines.indexing.shard_files import ShardFiles
 
-# ---- pipelines/product_columns.py ----
-# Display and filter columns on their way from the catalog to `products.arrow`.
-#
-# Each embedded shard keeps them in an Arrow file of its own, in the order of its vectors; numbering joins those files
-# into the version's `products.arrow`, whose row numbers are the ids of the index.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numbering:
+    """The products of a version.
+
+    Attributes:
+        shards: the embedding shards in plan order, each with the global rows of its products.
+        products: rows of the index, N.
+        duplicates: products dropped because their id had occurred before.
+        products_uri: the version's `products.arrow`.
+        rejected_uri: its `rejected.parquet`.
+    """
+
+    shards: tuple[NumberedShard, ...]
+    products: int
+    duplicates: int
+    products_uri: str
+    rejected_uri: str
+
+
+def number_products(shards: Sequence[ShardFiles], out_uri: str) -> Numbering:
+    """Numbers the products of complete shards.
+
+    Args:
+        shards: files of every shard, in plan order.
+        out_uri: folder for the products and the dead letters.
+    """
+
+    def write(path: str) -> dict[str, Any]:
+        rows = [embedding_shards.read_info(files.embeddings).rows for files in shards]
+        dropped = [
+            found.tolist() for found in find_duplicates([files.embeddings for files in shards], expected=sum(rows))
+        ]
+        numbered = _numbered(shards, rows, dropped)
+        _write_products(shards, numbered, f"{path}.arrow")
+        _write_rejected(shards, numbered, f"{path}.rejected.parquet")
+        return {"rows": rows, "dropped": dropped}
+
+    made = storage.artifact(storage.join(out_uri, "products"), [files.key for files in shards], write)
+    numbered = _numbered(shards, **made.facts)
+    duplicates = sum(len(shard.dropped) for shard in numbered)
+    return Numbering(
+        shards=numbered,
+        products=sum(shard.rows for shard in numbered) - duplicates,
+        duplicates=duplicates,
+        products_uri=f"{made.uri}.arrow",
+        rejected_uri=f"{made.uri}.rejected.parquet",
+    )
+
+
+def _numbered(
+    shards: Sequence[ShardFiles], rows: Sequence[int], dropped: Sequence[Sequence[int]]
+) -> tuple[NumberedShard, ...]:
+    numbered, first_row = [], 0
+    for files, count, local_rows in zip(shards, rows, dropped, strict=True):
+        numbered.append(NumberedShard(uri=files.embeddings, rows=count, first_row=first_row, dropped=tuple(local_rows)))
+        first_row += count - len(local_rows)
+    return tuple(numbered)
+
+
+def find_duplicates(shard_uris: Sequence[str], *, expected: int) -> list[np.ndarray]:
+    """Rows whose product id occurred earlier in the plan.
+
+    Args:
+        shard_uris: embedding shards in plan order.
+        expected: their rows in all.
+
+    Returns:
+        For each shard the local rows to drop, int64, ascending.
+    """
+    dropped: list[list[np.ndarray]] = [[] for _ in shard_uris]
+    with ExternalSort(expected) as spilled:
+        for number, uri in enumerate(shard_uris):
+            ids = embedding_shards.read_ids(uri)
+            spilled.add(keyed_records(id_digests(ids.to_pylist()), number, np.arange(len(ids))))
+        for records in spilled.sorted_buckets():
+            # Sorted by id, then by place: whatever equals its predecessor came later in the plan.
+            again = records[1:][
+                (records["key"][1:] == records["key"][:-1]) & (records["tail"][1:] == records["tail"][:-1])
+            ]
+            for number in np.unique(again["shard"]):
+                dropped[number].append(again["row"][again["shard"] == number].astype(np.int64))
+    return [np.sort(np.concatenate(rows)) if rows else np.empty(0, np.int64) for rows in dropped]
 
 
 class ColumnsWriter:
-    """Writes record batches of one schema into an Arrow file; in place only when the block ends well."""
+    """Writes a shard's display and filter columns into an Arrow file; in place only when the block ends well."""
 
     def __init__(self, uri: str):
         self._uri = uri
@@ -60,140 +139,47 @@ class ColumnsWriter:
         self._stack.__exit__(kind, error, trace)
 
 
-def read_columns(uri: str) -> Iterator[pa.RecordBatch]:
-    """The record batches of a shard's columns file, mapped into memory where the file is local."""
+def read_columns(uri: str) -> pa.Table:
+    """What a `ColumnsWriter` wrote, mapped into memory; a downloaded copy is removed, the mapping keeps it alive."""
     with storage.localized(uri) as path, pa.memory_map(path) as source, pa.ipc.open_file(source) as reader:
-        for number in range(reader.num_record_batches):
-            yield reader.get_batch(number)
+        return reader.read_all()
 
 
-def columns_schema(uri: str) -> pa.Schema:
-    """The schema of a shard's columns file."""
-    with storage.localized(uri) as path, pa.memory_map(path) as source, pa.ipc.open_file(source) as reader:
-        return reader.schema
-
-
-def unified_schema(schemas: list[pa.Schema]) -> pa.Schema:
+def _columns_schema(shards: Sequence[ShardFiles]) -> pa.Schema:
     """One schema for all shards: text formats infer types a file at a time, so an integer may meet a float.
 
     Raises:
-      pa.ArrowTypeError: two shards hold types of one column that have no common type.
+        pa.ArrowTypeError: two shards hold types of one column that have no common type.
     """
-    distinct = [schema for number, schema in enumerate(schemas) if schema not in schemas[:number] and len(schema)]
+    distinct: list[pa.Schema] = []
+    for files in shards:
+        schema = read_columns(files.columns).schema
+        if len(schema) and schema not in distinct:
+            distinct.append(schema)
     return pa.unify_schemas(distinct, promote_options="permissive") if distinct else pa.schema([])
-
-
-def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The batch under a unified schema: columns cast, missing ones null."""
-    arrays = [
-        batch.column(field.name).cast(field.type)
-        if field.name in batch.schema.names
-        else pa.nulls(batch.num_rows, field.type)
-        for field in schema
-    ]
-    if not arrays:
-        return batch
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def keep_rows(batch: pa.RecordBatch, keep: np.ndarray) -> pa.RecordBatch:
-    """The rows of a batch where `keep` (bool `[n]`) holds."""
-    return batch if keep.all() else batch.filter(pa.array(keep))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Numbering:
-    """The products of a version.
-
-    Attributes:
-      shards: the embedding shards in plan order, each with the global rows of its products.
-      products: rows of the index, N.
-      duplicates: products dropped because their id had occurred before.
-      products_uri: the `products.arrow` that was written.
-      rejected_uri: the `rejected.parquet` that was written.
-    """
-
-    shards: tuple[NumberedShard, ...]
-    products: int
-    duplicates: int
-    products_uri: str
-    rejected_uri: str
-
-
-def number_products(shards: Sequence[ShardFiles], out_uri: str) -> Numbering:
-    """Numbers the products of complete shards.
-
-    Args:
-      shards: files of every shard, in plan order.
-      out_uri: folder for `products.arrow` and `rejected.parquet`.
-    """
-    counts = [embedding_shards.read_info(files.embeddings).rows for files in shards]
-    dropped = find_duplicates([files.embeddings for files in shards], expected=sum(counts))
-    numbered = []
-    first_row = 0
-    for files, rows, local_rows in zip(shards, counts, dropped, strict=True):
-        numbered.append(
-            NumberedShard(uri=files.embeddings, rows=rows, first_row=first_row, dropped=tuple(local_rows.tolist()))
-        )
-        first_row += rows - len(local_rows)
-    products_uri = storage.join(out_uri, "products.arrow")
-    rejected_uri = storage.join(out_uri, "rejected.parquet")
-    _write_products(shards, numbered, products_uri)
-    _write_rejected(shards, numbered, rejected_uri)
-    return Numbering(
-        shards=tuple(numbered),
-        products=first_row,
-        duplicates=sum(len(local_rows) for local_rows in dropped),
-        products_uri=products_uri,
-        rejected_uri=rejected_uri,
-    )
-
-
-def find_duplicates(shard_uris: Sequence[str], *, expected: int) -> list[np.ndarray]:
-    """Rows whose product id occurred earlier in the plan.
-
-    Args:
-      shard_uris: embedding shards in plan order.
-      expected: their rows in all.
-
-    Returns:
-      For each shard the local rows to drop, int64, ascending.
-    """
-    dropped: list[list[np.ndarray]] = [[] for _ in shard_uris]
-    with ExternalSort(expected) as spilled:
-        for number, uri in enumerate(shard_uris):
-            ids = embedding_shards.read_ids(uri)
-            spilled.add(keyed_records(id_digests(ids.to_pylist()), number, np.arange(len(ids))))
-        for records in spilled.sorted_buckets():
-            # Sorted by id, then by place: whatever equals its predecessor came later in the plan.
-            again = records[1:][
-                (records["key"][1:] == records["key"][:-1]) & (records["tail"][1:] == records["tail"][:-1])
-            ]
-            for number in np.unique(again["shard"]):
-                dropped[number].append(again["row"][again["shard"] == number].astype(np.int64))
-    return [np.sort(np.concatenate(rows)) if rows else np.empty(0, np.int64) for rows in dropped]
 
 
 def _write_products(shards: Sequence[ShardFiles], numbered: Sequence[NumberedShard], uri: str) -> None:
     """Joins ids and columns of the kept rows into one Arrow file, shard by shard."""
-    schema = unified_schema([columns_schema(files.columns) for files in shards])
+    # A display column may well be the id field itself; the id comes first and only once.
+    shown = [field for field in _columns_schema(shards) if field.name != "product_id"]
+    schema = pa.schema([pa.field("product_id", pa.string(), nullable=False), *shown])
     with ColumnsWriter(uri) as writer:
-        writer.write(_with_ids(pa.array([], pa.string()), [], schema))
+        writer.write(pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema))
         for files, shard in zip(shards, numbered, strict=True):
-            ids = embedding_shards.read_ids(files.embeddings)
-            batches = [conform(batch, schema) for batch in read_columns(files.columns)]
             kept = pa.array(shard.kept())
             if len(kept):
-                writer.write(_with_ids(ids, batches, schema).take(kept))
+                ids, columns = embedding_shards.read_ids(files.embeddings), read_columns(files.columns)
+                arrays = [ids, *(_column(columns, field, len(ids)) for field in shown)]
+                writer.write(pa.RecordBatch.from_arrays(arrays, schema=schema).take(kept))
 
 
-def _with_ids(ids: pa.Array, batches: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
-    columns = pa.Table.from_batches(batches, schema=schema).combine_chunks()
-    arrays = [column.chunk(0) if column.num_chunks else pa.array([], column.type) for column in columns.itercolumns()]
-    # A display column may well be the id field itself; the id comes first and only once.
-    names = [(field, array) for field, array in zip(schema, arrays, strict=True) if field.name != "product_id"]
-    fields = [pa.field("product_id", pa.string(), nullable=False), *(field for field, _ in names)]
-    return pa.RecordBatch.from_arrays([ids, *(array for _, array in names)], schema=pa.schema(fields))
+def _column(columns: pa.Table, field: pa.Field, rows: int) -> pa.Array:
+    """A column in the type that it has over all shards; nulls where this shard has none."""
+    if field.name not in columns.column_names:
+        return pa.nulls(rows, field.type)
+    column = columns[field.name].cast(field.type)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], field.type)
 
 
 def _write_rejected(shards: Sequence[ShardFiles], numbered: Sequence[NumberedShard], uri: str) -> None:
@@ -203,17 +189,15 @@ def _write_rejected(shards: Sequence[ShardFiles], numbered: Sequence[NumberedSha
             with storage.localized(files.rejected) as rejected:
                 writer.write_table(pq.read_table(rejected, schema=REJECTED_SCHEMA))
             if shard.dropped:
-                writer.write_table(letters_to_table(_duplicate_letters([shard])))
+                writer.write_table(letters_to_table(_duplicate_letters(shard)))
 
 
-def _duplicate_letters(shards: Sequence[NumberedShard]) -> Iterator[DeadLetter]:
-    for shard in shards:
-        ids = embedding_shards.read_ids(shard.uri).take(pa.array(shard.dropped))
-        for product_id in ids.to_pylist():
-            yield DeadLetter(
-                product_id=product_id,
-                outcome="rejected",
-                stage="number",
-                reason=Reason.duplicate_id,
-                detail="an earlier row of the catalog has the same id; that one is indexed",
-            )
+def _duplicate_letters(shard: NumberedShard) -> Iterator[DeadLetter]:
+    for product_id in embedding_shards.read_ids(shard.uri).take(pa.array(shard.dropped)).to_pylist():
+        yield DeadLetter(
+            product_id=product_id,
+            outcome="rejected",
+            stage="number",
+            reason=Reason.duplicate_id,
+            detail="an earlier row of the catalog has the same id; that one is indexed",
+        )

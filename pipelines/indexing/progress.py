@@ -1,6 +1,6 @@
-"""How far a run is, while it runs: a live display on a terminal, plain log lines elsewhere.
+"""What a run shows of itself: how far it is while it runs, and what it did at its end.
 
-Both read the run record, so they show the same on every runner.
+All of it is read from the run record, so it is the same on every runner.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ from pipelines.indexing.publish_step import RunResult
 from pipelines.indexing.run_record import INDEX_STAGES, STAGES, RunRecord
 from pipelines.indexing.shard_files import Totals
 
-# ---- pipelines/summary.py ----
-# What a run did, in the words and numbers with which it ends.
+log = logging.getLogger(__name__)
 
+POLL_SECONDS = 0.5
+REMOTE_POLL_SECONDS = 5.0
+"""Each look at an object store is a dozen requests, which cost time and money."""
+LOG_SECONDS = 15.0
+FirstStage = Literal["embed", "import"]
 
-_SAID = {
+_STATUS = {
     "published": "published",
     "unchanged": "nothing changed: stays published",
     "held": "NOT published: a gate failed",
@@ -62,16 +66,18 @@ def index_lines(config: IndexConfig, spec: IndexSpec, rows: int) -> list[tuple[s
 def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]:
     """The summary as (what, how much) pairs, in the order in which they are read."""
     totals = result.totals
-    lines = [("products in", f"{totals.rows_in:,}")]
-    lines += [("embedded", f"{totals.embedded:,}"), ("carried over", _carried_over(totals, record))]
-    lines.append(("rejected", f"{totals.rejected:,}"))
+    lines = [
+        ("products in", f"{totals.rows_in:,}"),
+        ("embedded", f"{totals.embedded:,}"),
+        ("carried over", _carried_over(totals, record)),
+        ("rejected", f"{totals.rejected:,}"),
+    ]
     if totals.degraded:
         lines.append(("degraded", f"{totals.degraded:,} (indexed without the part that could not be used)"))
     lines += [(f"  {reason}", f"{count:,}") for reason, count in totals.by_reason.items()]
     if totals.texts_cut:
         lines.append(("texts cut", f"{totals.texts_cut:,} (longer than the text tower reads)"))
-    shard_reports = [*record.reports("embed").values(), *record.reports("import").values()]
-    skipped = sum(report["skipped"] for report in shard_reports)
+    skipped = sum(report["skipped"] for stage in ("embed", "import") for report in record.reports(stage).values())
     lines.append(("catalog shards", f"{totals.shards:,}, of which {skipped:,} stood complete and were skipped"))
     lines += [("seconds", _seconds_by_stage(record))]
     lines += [("codec", report["codec"]) for report in record.reports("train").values() if "codec" in report]
@@ -87,7 +93,7 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
             f"{result.recall:.4f} against exact search ({result.recall_queries:,} {result.recall_over}, "
             f"nprobe {result.nprobe}{re_ranked}, {result.latency_ms:.2f} ms a query)",
         ),
-        ("version", f"{result.version} ({_SAID[result.status]})"),
+        ("version", f"{result.version} ({_STATUS[result.status]})"),
         ("at", result.uri),
     ]
     lines += [("gate failed", failed) for failed in result.failed_gates]
@@ -95,29 +101,20 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
 
 
 def _carried_over(totals: Totals, record: RunRecord) -> str:
-    said = record.reports("plan").get("all", {}).get("nothing_carried_over", "")
-    if totals.pictures_unchanged:
-        said = f"{totals.pictures_unchanged:,} pictures not read again: they have not changed"
-    return f"{totals.carried_over:,}" + (f" ({said})" if said else "")
+    why = record.reports("plan").get("all", {}).get("nothing_carried_over", "")
+    if totals.images_unchanged:
+        why = f"{totals.images_unchanged:,} pictures not read again: they have not changed"
+    return f"{totals.carried_over:,}" + (f" ({why})" if why else "")
 
 
 def _seconds_by_stage(record: RunRecord) -> str:
     """Busy seconds of each stage; those of units that ran side by side add up."""
-    parts = []
-    for stage in STAGES:
-        reports = record.reports(stage).values()
-        if reports:
-            parts.append(f"{stage} {sum(report.get('seconds', 0.0) for report in reports):.1f}")
-    return ", ".join(parts)
-
-
-log = logging.getLogger(__name__)
-
-POLL_SECONDS = 0.5
-REMOTE_POLL_SECONDS = 5.0
-"""Each look at an object store is a dozen requests, which cost time and money."""
-LOG_SECONDS = 15.0
-FirstStage = Literal["embed", "import"]
+    stages = {stage: record.reports(stage).values() for stage in STAGES}
+    return ", ".join(
+        f"{stage} {sum(report.get('seconds', 0.0) for report in reports):.1f}"
+        for stage, reports in stages.items()
+        if reports
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,11 +122,11 @@ class Snapshot:
     """A moment of a run.
 
     Attributes:
-      stage: the stage at work.
-      shards: catalog shards that are finished.
-      products: products read so far, those of unfinished shards included.
-      products_per_second: of this run's own work; shards found complete do not count.
-      finished_units: finished units of the stage at work.
+        stage: the stage at work.
+        shards: catalog shards that are finished.
+        products: products read so far, those of unfinished shards included.
+        products_per_second: of this run's own work; shards found complete do not count.
+        finished_units: finished units of the stage at work.
     """
 
     stage: str
@@ -143,9 +140,9 @@ class ProgressReader:
     """Takes snapshots from a run record.
 
     Args:
-      record: the run.
-      shards: catalog shards of the plan.
-      first_stage: what makes embedding shards of them.
+        record: the run.
+        shards: catalog shards of the plan.
+        first_stage: what makes embedding shards of them.
     """
 
     def __init__(self, record: RunRecord, shards: int, first_stage: FirstStage = "embed"):
@@ -163,10 +160,10 @@ class ProgressReader:
     def snapshot(self) -> Snapshot:
         """How far the run is now."""
         finished = self._finished(self.first_stage)
-        partial = self._record.partial_reports(self.first_stage, finished)
         done = sum(report["rows_in"] for report in finished.values())
         own = sum(report["rows_in"] for report in finished.values() if not report["skipped"])
-        under_way = sum(report["products"] for report in partial.values())
+        unfinished = self._record.partial_reports(self.first_stage, finished)
+        under_way = sum(report["products"] for report in unfinished.values())
         elapsed = time.monotonic() - self._started
         stage, units = str(self.first_stage), len(finished)
         if units >= self._shards:
@@ -210,20 +207,17 @@ def show_progress(
     """Shows a run's progress for the length of the block.
 
     Args:
-      record: the run.
-      shards: catalog shards of the plan.
-      rows: catalog rows, None where the format does not tell before reading.
-      first_stage: what makes embedding shards of them.
-      console: where to draw; by default standard error, live only if that is a terminal.
+        record: the run.
+        shards: catalog shards of the plan.
+        rows: catalog rows, None where the format does not tell before reading.
+        first_stage: what makes embedding shards of them.
+        console: where to draw; by default standard error, live only if that is a terminal.
     """
     console = console or Console(file=sys.stderr)
     reader = ProgressReader(record, shards, first_stage)
     stop = threading.Event()
-    if console.is_terminal:
-        work = _draw(reader, shards, rows, console, stop)
-    else:
-        work = _log_lines(reader, shards, rows, stop)
-    thread = threading.Thread(target=lambda: [None for _ in work], name="progress", daemon=True)
+    show = _draw if console.is_terminal else _log_lines
+    thread = threading.Thread(target=show, args=(reader, shards, rows, console, stop), name="progress", daemon=True)
     thread.start()
     try:
         yield
@@ -232,9 +226,7 @@ def show_progress(
         thread.join()
 
 
-def _draw(
-    reader: ProgressReader, shards: int, rows: int | None, console: Console, stop: threading.Event
-) -> Iterator[None]:
+def _draw(reader: ProgressReader, shards: int, rows: int | None, console: Console, stop: threading.Event) -> None:
     columns = (
         SpinnerColumn(finished_text="[green]done[/]"),
         TextColumn("{task.description}"),
@@ -246,40 +238,29 @@ def _draw(
     with Progress(*columns, console=console, transient=True) as progress:
         embedding = progress.add_task(f"{reader.first_stage} products", total=rows, detail="")
         building = progress.add_task("build index", total=len(INDEX_STAGES), detail="waiting")
-        while True:
+        ended = False
+        while not ended:
             ended = stop.wait(reader.poll_seconds)
             now = reader.snapshot()
-            progress.update(
-                embedding,
-                completed=now.products,
-                detail=f"{now.products_per_second:,.0f} products/s, shard {now.shards} of {shards}",
-            )
+            speed = f"{now.products_per_second:,.0f} products/s, shard {now.shards} of {shards}"
+            progress.update(embedding, completed=now.products, detail=speed)
             if now.shards >= shards:
                 progress.stop_task(embedding)
-                progress.update(
-                    building, completed=INDEX_STAGES.index(now.stage), detail=f"{now.stage} ({now.finished_units} done)"
-                )
-            yield
-            if ended:
-                return
+                stage = f"{now.stage} ({now.finished_units} done)"
+                progress.update(building, completed=INDEX_STAGES.index(now.stage), detail=stage)
 
 
-def _log_lines(reader: ProgressReader, shards: int, rows: int | None, stop: threading.Event) -> Iterator[None]:
+def _log_lines(reader: ProgressReader, shards: int, rows: int | None, _: Console, stop: threading.Event) -> None:
     of_rows = "" if rows is None else f" of {rows:,}"
-    last_stage = ""
-    last_word = time.monotonic()
+    last_stage, last_line = "", time.monotonic()
     while not stop.wait(reader.poll_seconds):
         now = reader.snapshot()
-        if now.stage == reader.first_stage and not now.products:
-            yield
-            continue
-        if now.stage != last_stage or (now.stage == reader.first_stage and time.monotonic() - last_word >= LOG_SECONDS):
-            if now.stage == reader.first_stage:
-                log.info(
-                    "%s: %s%s products, %.0f products/s, shard %d of %d",
-                    now.stage, f"{now.products:,}", of_rows, now.products_per_second, now.shards, shards,
-                )  # fmt: skip
-            else:
+        if now.stage != reader.first_stage:
+            if now.stage != last_stage:
                 log.info("%s", now.stage)
-            last_stage, last_word = now.stage, time.monotonic()
-        yield
+        elif now.products and (now.stage != last_stage or time.monotonic() - last_line >= LOG_SECONDS):
+            products = f"{now.products:,}{of_rows} products, {now.products_per_second:.0f} products/s"
+            log.info("%s: %s, shard %d of %d", now.stage, products, now.shards, shards)
+        else:
+            continue
+        last_stage, last_line = now.stage, time.monotonic()

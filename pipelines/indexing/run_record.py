@@ -1,9 +1,7 @@
-"""What a run has done so far, as small files that any worker on any machine can add to.
+"""A run's record: small files that any worker on any machine adds to, and that can be read while Beam blocks.
 
-Beam's DirectRunner blocks until the end and its counters cannot be read on the way, but files can, on every runner.
 Each finished unit of work (a catalog shard, an index shard, a merge) writes one JSON file under
-`<work uri>/runs/<run id>/<stage>/`; the progress display and the closing summary read them. They are reports: nothing
-depends on them for its result.
+`<work uri>/runs/<run id>/<stage>/`. They are reports for people: no result depends on them.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any
 
 from index_builder import storage
@@ -32,7 +31,7 @@ class RunRecord:
     """Names a run's folder; travels to the workers.
 
     Attributes:
-      uri: `<work uri>/runs/<run id>`.
+        uri: `<work uri>/runs/<run id>`.
     """
 
     uri: str
@@ -49,11 +48,11 @@ class RunRecord:
         return self.uri.rstrip("/").rsplit("/", 1)[-1]
 
     def report(self, stage: str, unit: str, **facts: Any) -> None:
-        """Says that a unit of a stage is finished, with what there is to say about it."""
+        """Notes that a unit of a stage is finished, with facts about it."""
         storage.write_json_atomic(storage.join(self.uri, stage, f"{unit}.json"), facts)
 
     def report_partial(self, stage: str, unit: str, **facts: Any) -> None:
-        """Says how far an unfinished unit is; the next word about the same unit replaces it."""
+        """Notes how far an unfinished unit is; the next report of the same unit replaces it."""
         storage.write_json_atomic(storage.join(self.uri, f"{stage}-partial", f"{unit}.json"), facts)
 
     @contextmanager
@@ -89,10 +88,10 @@ class RunRecord:
         """The reports of a stage by unit.
 
         Args:
-          stage: one of `STAGES`.
-          known: reports read before; a report never changes, so these are not read again.
+            stage: one of `STAGES`.
+            known: reports read before; a report never changes, so these are not read again.
         """
-        return self._read_all(stage, known)
+        return self._read_all(stage, known or {})
 
     def partial_reports(self, stage: str, finished: Collection[str]) -> dict[str, dict[str, Any]]:
         """How far the units of a stage are that are not finished yet, by unit."""
@@ -103,13 +102,8 @@ class RunRecord:
         return list(self._read_all("failures").values())
 
     def _read_all(
-        self, folder: str, known: Mapping[str, dict[str, Any]] | None = None, without: Collection[str] = ()
+        self, folder: str, known: Mapping[str, dict[str, Any]] = MappingProxyType({}), without: Collection[str] = ()
     ) -> dict[str, dict[str, Any]]:
-        known = known or {}
-        names = [name for name in storage.list_files(storage.join(self.uri, folder)) if name.endswith(".json")]
-        units = {name.rsplit("/", 1)[-1].removesuffix(".json"): name for name in names}
-        return {
-            unit: known[unit] if unit in known else storage.read_json(name)
-            for unit, name in units.items()
-            if unit not in without
-        }
+        uris = [uri for uri in storage.list_files(storage.join(self.uri, folder)) if uri.endswith(".json")]
+        units = {uri.rsplit("/", 1)[-1].removesuffix(".json"): uri for uri in uris}
+        return {unit: known.get(unit) or storage.read_json(uri) for unit, uri in units.items() if unit not in without}

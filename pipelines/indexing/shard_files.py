@@ -1,28 +1,27 @@
-"""The files of one embedded catalog shard, and the summary that says they are complete.
+"""The files of an embedded catalog shard, its summary, and the last run's shards.
 
 Under `<work uri>/embeddings/<encoder fingerprint>/` a shard named by its key leaves
 
     <key>.parquet            the embedding shard: product_id, vector, content fingerprint, modalities
     <key>.columns.arrow      display and filter columns, in the same order
     <key>.rejected.parquet   dead letters
-    <key>.pictures.arrow     versions of the pictures that were fetched, so that they can be asked for again
-    <key>.json               the summary, written last: a shard is complete if and only if it exists
+    <key>.pictures.arrow     versions of the images that were fetched, so that they can be asked for again
+    <key>.json               its description with the summary, written last (`storage.artifact`)
 
 The key is the content that the shard was made from, so a rerun finds what an earlier run finished.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from index_builder import storage
 
-SHARD_FORMAT = 1
+SHARD_FORMAT = 2
 """Raised when a change of the code makes other vectors or other columns from the same catalog."""
 
 
@@ -31,20 +30,20 @@ class ShardSummary:
     """What became of one catalog shard.
 
     Attributes:
-      position: the shard's place in the plan.
-      key: names its files.
-      rows_in: rows read from the catalog.
-      products: rows of the embedding shard.
-      embedded, carried_over: how those got their vectors.
-      degraded: products among them whose picture could not be used.
-      without_picture: products among them that have no picture (and never named one, or lost it).
-      pictures_unchanged: pictures that were not read again, since the place they stand at says that they are the same.
-      texts_cut: distinct texts that were longer than the text tower's limit, and cut.
-      rejected: products that are in the dead letters and not in the index.
-      by_reason: dead letters by outcome and reason, as "rejected: empty_product".
-      revisable: whether another night could find other pictures for the same catalog rows: pictures fetched from
-        outside the catalog file, or ones that failed.
-      seconds: busy seconds by step; steps overlap, so their sum exceeds `wall`.
+        position: the shard's place in the plan.
+        key: names its files.
+        rows_in: rows read from the catalog.
+        products: rows of the embedding shard.
+        embedded, carried_over: how those got their vectors.
+        degraded: products among them whose image could not be used.
+        without_image: products among them that have no image (and never named one, or lost it).
+        images_unchanged: images that were not read again, since where they lie says that they are the same.
+        texts_cut: distinct texts that were longer than the text tower's limit, and cut.
+        rejected: products that are in the dead letters and not in the index.
+        by_reason: dead letters by outcome and reason, as "rejected: empty_product".
+        revisable: whether another run could find other images for the same catalog rows: images fetched from outside
+            the catalog file, or ones that failed.
+        seconds: busy seconds by step; steps overlap, so their sum exceeds `wall`.
     """
 
     position: int
@@ -54,8 +53,8 @@ class ShardSummary:
     embedded: int = 0
     carried_over: int = 0
     degraded: int = 0
-    without_picture: int = 0
-    pictures_unchanged: int = 0
+    without_image: int = 0
+    images_unchanged: int = 0
     texts_cut: int = 0
     rejected: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
@@ -65,35 +64,35 @@ class ShardSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardFiles:
-    """Where a shard's files lie."""
+    """Where a shard's files lie: in a `folder`, named by its `key`."""
 
     folder: str
     key: str
 
     @property
+    def uri(self) -> str:
+        """All of them, as `storage.artifact` names an output."""
+        return storage.join(self.folder, self.key)
+
+    @property
     def embeddings(self) -> str:
         """The embedding shard."""
-        return storage.join(self.folder, f"{self.key}.parquet")
+        return f"{self.uri}.parquet"
 
     @property
     def columns(self) -> str:
         """Display and filter columns."""
-        return storage.join(self.folder, f"{self.key}.columns.arrow")
+        return f"{self.uri}.columns.arrow"
 
     @property
     def rejected(self) -> str:
         """Dead letters."""
-        return storage.join(self.folder, f"{self.key}.rejected.parquet")
+        return f"{self.uri}.rejected.parquet"
 
     @property
-    def pictures(self) -> str:
-        """Versions of the fetched pictures."""
-        return storage.join(self.folder, f"{self.key}.pictures.arrow")
-
-    @property
-    def summary(self) -> str:
-        """The summary, which declares the shard complete."""
-        return storage.join(self.folder, f"{self.key}.json")
+    def images(self) -> str:
+        """Versions of the fetched images."""
+        return f"{self.uri}.pictures.arrow"
 
     @classmethod
     def of_embeddings(cls, uri: str) -> ShardFiles:
@@ -105,17 +104,27 @@ class ShardFiles:
         """The summary of a complete shard, None where it is not complete.
 
         Args:
-          position: the shard's place in today's plan, which need not be the one it was made at.
+            position: the shard's place in today's plan, which need not be the one it was made at.
         """
-        try:
-            stored = storage.read_json(self.summary)
-        except FileNotFoundError:
-            return None
-        return ShardSummary(**(stored | {"position": position}))
+        found = storage.find_artifact(self.uri, self.key)
+        return None if found is None else ShardSummary(**(found.facts | {"position": position}))
 
-    def write_summary(self, summary: ShardSummary) -> None:
-        """Declares the shard complete; called after its other files are in place."""
-        storage.write_json_atomic(self.summary, asdict(summary))
+    def complete(self, position: int, make: Callable[[ShardFiles], ShardSummary]) -> ShardSummary:
+        """The summary of the shard, which is made and declared complete unless it stands.
+
+        Args:
+            position: the shard's place in today's plan.
+            make: writes the files where the `ShardFiles` that it gets say; they move here when all are whole.
+        """
+        made = storage.artifact(
+            self.uri, self.key, lambda path: asdict(make(ShardFiles.of_embeddings(f"{path}.parquet")))
+        )
+        return ShardSummary(**(made.facts | {"position": position}))
+
+
+def standing_keys(folder: str) -> set[str]:
+    """Keys of the shards in a folder that are complete, at the price of one listing."""
+    return {name.removesuffix(".json") for name in storage.list_names(folder) if name.endswith(".json")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,20 +146,19 @@ def shard_key(content_key: str, settings: Mapping[str, Any]) -> str:
     """The name of a shard's files: 32 hex digits over what it reads and the settings that shape its outputs.
 
     Args:
-      content_key: identity of the catalog rows (`CatalogShard.key`).
-      settings: plain values of the settings that the reading of a row depends on.
+        content_key: identity of the catalog rows (`CatalogShard.key`).
+        settings: plain values of the settings that the reading of a row depends on.
     """
-    text = json.dumps([SHARD_FORMAT, content_key, settings], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return storage.digest([SHARD_FORMAT, content_key, dict(settings)])
 
 
 def revision_key(key: str, after_run: str) -> str:
     """The name under which a shard is embedded anew after a finished run."""
-    return f"{base_key(key)}-{hashlib.sha256(after_run.encode()).hexdigest()[:8]}"
+    return f"{base_key(key)}-{storage.digest(after_run)[:8]}"
 
 
 def base_key(key: str) -> str:
-    """A shard's key without the night of its revision."""
+    """A shard's key without the run that it was embedded anew after."""
     return key.partition("-")[0]
 
 
@@ -159,11 +167,11 @@ class FinishedRun:
     """The last run that came to its end on a work URI, whether a gate held its version back or not.
 
     Attributes:
-      name: the run's name.
-      shards: keys of its shards, in plan order.
-      encoder: fingerprint of its encoder, which names the folder that those shards lie in.
-      catalog_uri: what they were made from, for people.
-      build: name of its folder in `builds`, with the codec that the next run may keep.
+        name: the run's name.
+        shards: keys of its shards, in plan order.
+        encoder: fingerprint of its encoder, which names the folder that those shards lie in.
+        catalog_uri: what they were made from, for people.
+        build: name of its folder in `builds`, with the codec that the next run may keep.
     """
 
     name: str
@@ -197,19 +205,15 @@ def write_finished_run(work_uri: str, run: FinishedRun) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Totals:
-    """A night's products in numbers, over all shards.
+    """A run's products in numbers, over all shards; what else is named as in `ShardSummary` is the sum of that.
 
     Attributes:
-      rows_in: rows read from the catalog.
-      products: rows of the index.
-      embedded, carried_over: how the shards' vectors came to be (duplicates included: they are found later). What an
-        earlier, finished run embedded in a shard that stands is carried over.
-      degraded: products indexed without a picture or column that could not be used.
-      rejected: rows that are not in the index, duplicates included.
-      pictures_unchanged: pictures that were not read again: the place they stand at says that they are the same.
-      texts_cut: texts longer than the text tower's limit.
-      by_reason: dead letters by outcome and reason.
-      shards: catalog shards.
+        products: rows of the index.
+        embedded, carried_over: how the shards' vectors came to be (duplicates included: they are found later). What an
+            earlier, finished run embedded in a shard that stands is carried over.
+        degraded: products indexed without an image or column that could not be used.
+        rejected: rows that are not in the index, duplicates included.
+        shards: catalog shards.
     """
 
     rows_in: int
@@ -218,7 +222,7 @@ class Totals:
     carried_over: int
     degraded: int
     rejected: int
-    pictures_unchanged: int
+    images_unchanged: int
     texts_cut: int
     by_reason: dict[str, int]
     shards: int
@@ -244,19 +248,16 @@ def total(
     """Adds up the shards' summaries.
 
     Args:
-      summaries: one a shard.
-      products: rows of the index after numbering.
-      duplicates: rows that numbering dropped.
-      earlier: keys of shards that an earlier, finished run made.
+        summaries: one a shard.
+        products: rows of the index after numbering.
+        duplicates: rows that numbering dropped.
+        earlier: keys of shards that an earlier, finished run made.
     """
-    tonight = [summary for summary in summaries if summary.key not in earlier]
-    embedded = sum(summary.embedded for summary in tonight)
-    by_reason: dict[str, int] = {}
+    own = [summary for summary in summaries if summary.key not in earlier]
+    embedded = sum(summary.embedded for summary in own)
+    by_reason = Counter({"rejected: duplicate_id": duplicates} if duplicates else {})
     for summary in summaries:
-        for reason, count in summary.by_reason.items():
-            by_reason[reason] = by_reason.get(reason, 0) + count
-    if duplicates:
-        by_reason["rejected: duplicate_id"] = duplicates
+        by_reason.update(summary.by_reason)
     return Totals(
         rows_in=sum(summary.rows_in for summary in summaries),
         products=products,
@@ -264,7 +265,7 @@ def total(
         carried_over=sum(summary.products for summary in summaries) - embedded,
         degraded=sum(summary.degraded for summary in summaries),
         rejected=sum(summary.rejected for summary in summaries) + duplicates,
-        pictures_unchanged=sum(summary.pictures_unchanged for summary in tonight),
+        images_unchanged=sum(summary.images_unchanged for summary in own),
         texts_cut=sum(summary.texts_cut for summary in summaries),
         by_reason=dict(sorted(by_reason.items())),
         shards=len(summaries),

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions as BeamOptions
 from apache_beam.pvalue import AsIter, AsSingleton
 from apache_beam.utils import shared
 
@@ -33,12 +33,10 @@ MakeShard = Callable[[ShardTask, Callable[[int], None]], ShardSummary]
 """Writes a task's embedding shard, reports the products written so far after each batch, and gives its summary."""
 
 
-class ShardMaker(Protocol):
-    """Makes embedding shards of tasks; pickled to the workers, and opened there on the first shard that needs work."""
-
-    def opened(self, once: Callable[[Callable[[], Any]], Any]) -> AbstractContextManager[MakeShard]:
-        """Loads what the work needs; `once` gives what its argument makes, made once a worker process."""
-        ...
+Once = Callable[[Callable[[], Any]], Any]
+"""Gives what its argument makes, made once a worker process."""
+ShardMaker = Callable[[Once], AbstractContextManager[MakeShard]]
+"""Pickled to the workers, and called there on the first shard that needs work: it loads what the work needs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +74,7 @@ class ShardPlan:
 
 
 @contextmanager
-def beam_run(options: PipelineOptions, record: RunRecord) -> Iterator[beam.Pipeline]:
+def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]:
     """Yields a pipeline to put steps into; it runs when the block ends.
 
     Raises:
@@ -98,7 +96,7 @@ def beam_run(options: PipelineOptions, record: RunRecord) -> Iterator[beam.Pipel
 
 
 def run_on_workers(
-    stage: str, elements: Sequence[Any], deed: Callable[[Any], None], record: RunRecord, options: PipelineOptions
+    stage: str, elements: Sequence[Any], deed: Callable[[Any], None], record: RunRecord, options: BeamOptions
 ) -> None:
     """A pipeline of its own that does something with each element, spread over the workers; timed as a stage.
 
@@ -115,7 +113,7 @@ def run_on_workers(
         _ = root | beam.Create(list(enumerate(elements)), reshuffle=False) | beam.Reshuffle() | beam.Map(timed)
 
 
-def run_pipeline(shards: ShardPlan, run: RunContext, options: PipelineOptions) -> None:
+def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> None:
     """Makes the embedding shards of a run, builds its index and publishes it.
 
     Raises:
@@ -167,7 +165,7 @@ class MakeShards(beam.DoFn):
 
         with self._record.timed(self._stage, unit) as facts:
             if self._make is None:
-                self._make = self._open.enter_context(self._maker.opened(self._handle.acquire))
+                self._make = self._open.enter_context(self._maker(self._handle.acquire))
             summary = self._make(task, on_progress)
             facts |= {"skipped": False, "steps": summary.seconds, **_facts(summary)}
         for name in ("embedded", "carried_over", "rejected"):

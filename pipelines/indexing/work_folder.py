@@ -357,6 +357,8 @@ def clean_work(
                     storage.remove_tree(storage.join(work_uri, folder, name))
         if catalog_files is not None:
             _remove_copies(work_uri, held, catalog_files)
+        for folder in ("embeddings", "builds"):
+            storage.remove_leftovers(storage.join(work_uri, folder))
     except (IndexBuilderError, LeaseLostError) as error:
         log.warning("%s was not cleaned: %s", work_uri, error)
         return

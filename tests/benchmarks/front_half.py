@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import apache_beam as beam
@@ -34,7 +35,7 @@ from pipelines.catalog.plan import plan_catalog
 from pipelines.config.beam_options import to_pipeline_options
 from pipelines.images.decode import DecodeConfig
 from pipelines.images.fetch import FetchConfig
-from pipelines.indexing.catalog_source import EmbeddingMaker
+from pipelines.indexing.catalog_source import embedding
 from pipelines.indexing.product_table import number_products
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardFiles, ShardTask
@@ -99,7 +100,8 @@ def embed_all(catalog: CatalogConfig, work: Path, *, pictures: bool) -> dict[str
         ShardTask(position=shard.position, files=file, rows=shard)
         for shard, file in zip(plan.shards, files, strict=True)
     ]
-    maker = EmbeddingMaker(
+    maker = partial(
+        embedding,
         catalog=catalog,
         fetch=FetchConfig(),
         decode=DecodeConfig(),

@@ -121,6 +121,11 @@ def test_a_kill_while_writing_leaves_no_torn_file(tmp_path: Path) -> None:
     (leftover,) = os.listdir(tmp_path)
     assert storage.is_temporary(leftover)
     assert storage.list_names(str(tmp_path)) == []
+    (tmp_path / ".output.0.tmp").mkdir()
+    (tmp_path / ".output.0.tmp" / "x").write_bytes(b"")
+    (tmp_path / "output.tmp").write_bytes(b"")
+    storage.remove_leftovers(str(tmp_path))
+    assert os.listdir(tmp_path) == ["output.tmp"]
 
 
 def test_a_folder_is_checked_before_the_work(root: str, tmp_path: Path) -> None:

@@ -330,6 +330,7 @@ def test_pictures_on_disk_are_seen_to_change(tmp_path):
             (pictures / f"{number}.png").write_bytes(product(number)["image"]["bytes"])
             file.write(json.dumps({"product_id": f"p{number}", "title": "a mug", "image": f"{number}.png"}) + "\n")
     overrides = ["--catalog.uri", str(catalog), "--catalog.image_root", str(pictures), "--catalog.display_fields", "[]"]
+    overrides += ["--index.factory", "Flat"]
     first, _ = run_job(tmp_path, *overrides)
     assert first.totals.embedded == 40
     (pictures / "3.png").write_bytes(product(77)["image"]["bytes"])
@@ -337,7 +338,7 @@ def test_pictures_on_disk_are_seen_to_change(tmp_path):
     second, _ = run_job(tmp_path, *overrides)
     assert (second.totals.embedded, second.totals.carried_over) == (2, 38)
     assert second.totals.by_reason == {"degraded: picture_missing": 1}
-    assert second.totals.pictures_unchanged == 38
+    assert second.totals.images_unchanged == 38
     third, _ = run_job(tmp_path, *overrides)
     assert third.totals.embedded == 1, "only the degraded product is tried again"
 
@@ -357,13 +358,13 @@ def test_a_changed_text_beside_an_unchanged_picture_reads_the_picture(tmp_path):
         (tmp_path / "catalog.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     overrides = ["--catalog.uri", str(tmp_path / "catalog.jsonl"), "--catalog.image_root", str(pictures)]
-    overrides += ["--catalog.display_fields", "[]"]
+    overrides += ["--catalog.display_fields", "[]", "--index.factory", "Flat"]
     write({})
     run_job(tmp_path, *overrides)
     write({5: "large green chair", 6: "small wooden chair"})
     second, _ = run_job(tmp_path, *overrides)
     assert (second.totals.embedded, second.totals.carried_over) == (2, 28)
-    assert second.totals.pictures_unchanged == 28
+    assert second.totals.images_unchanged == 28
     full, _ = run_job(tmp_path, *overrides, "--work.uri", str(tmp_path / "w2"), "--index.uri", str(tmp_path / "i2"))
     assert index_files(full) == index_files(second)
 
@@ -387,24 +388,24 @@ def test_pictures_on_the_web_are_not_fetched_again_while_their_etag_stands(tmp_p
         ]
         (tmp_path / "catalog.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         overrides = ["--catalog.uri", str(tmp_path / "catalog.jsonl"), "--catalog.display_fields", "[]"]
-        overrides += ["--fetch.allow_private_hosts", "[127.0.0.1]"]
+        overrides += ["--fetch.allow_private_hosts", "[127.0.0.1]", "--index.factory", "Flat"]
         first, _ = run_job(tmp_path, *overrides)
-        assert (first.totals.embedded, first.totals.pictures_unchanged) == (24, 0)
+        assert (first.totals.embedded, first.totals.images_unchanged) == (24, 0)
         assert len(server.requests) == 24
 
         bodies[7] = (product(500)["image"]["bytes"], '"second"')
         server.requests.clear()
         second, _ = run_job(tmp_path, *overrides)
         assert (second.totals.embedded, second.totals.carried_over) == (1, 23)
-        assert second.totals.pictures_unchanged == 23
+        assert second.totals.images_unchanged == 23
         assert [request.headers.get("if-none-match") for request in server.requests] == ['"first"'] * 24
 
         server.requests.clear()
         third, _ = run_job(tmp_path, *overrides)
-        assert (third.totals.embedded, third.totals.pictures_unchanged) == (0, 24)
+        assert (third.totals.embedded, third.totals.images_unchanged) == (0, 24)
         assert '"second"' in [request.headers.get("if-none-match") for request in server.requests]
         full, _ = run_job(tmp_path, *overrides, "--full")
-        assert (full.totals.embedded, full.totals.pictures_unchanged) == (24, 0)
+        assert (full.totals.embedded, full.totals.images_unchanged) == (24, 0)
 
 
 class FailingSource:

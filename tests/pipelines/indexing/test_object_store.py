@@ -53,7 +53,7 @@ def test_catalog_pictures_work_and_index_in_a_bucket(bucket, tmp_path, capsys):
     put(f"{bucket}/pictures/5.png", product(700)["image"]["bytes"])
     second, _ = run_job(tmp_path, *overrides)
     assert (second.totals.embedded, second.totals.carried_over) == (1, PRODUCTS - 1)
-    assert second.totals.pictures_unchanged == PRODUCTS - 1, "the store is asked for the versions alone"
+    assert second.totals.images_unchanged == PRODUCTS - 1, "the store is asked for the versions alone"
 
     capsys.readouterr()
     assert search.main(["--index", f"{bucket}/index", "-k", "3", rows[3]["title"]]) == 0

@@ -8,6 +8,7 @@ import pytest
 from index_builder.embedding_shards import EmbeddingShardWriter
 from pipelines.catalog import previous_version
 from pipelines.catalog.dead_letters import DeadLetter, Reason, write_dead_letters
+from pipelines.indexing import product_table
 from pipelines.indexing.product_table import ColumnsWriter, find_duplicates, number_products
 from pipelines.indexing.shard_files import ShardFiles
 
@@ -33,6 +34,9 @@ def test_rows_follow_the_plan_without_the_later_duplicates(tmp_path):
     numbering = number_products(shards, str(tmp_path / "out"))
     assert numbering.products == 4
     assert numbering.duplicates == 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(product_table, "find_duplicates", None)
+        assert number_products(shards, str(tmp_path / "out")) == numbering, "it is taken as it stands"
     assert [(shard.first_row, shard.dropped) for shard in numbering.shards] == [(0, (2,)), (2, ()), (2, (0, 2))]
     with pa.memory_map(numbering.products_uri) as source:
         products = pa.ipc.open_file(source).read_all()

@@ -21,7 +21,7 @@ from index_builder.faiss_files import read_index
 from index_builder.kmeans import build_quantizer, shared_assigner, train_centroids
 from index_builder.product_quantizer import code_training_rows, train_product_quantizer
 from index_builder.rotation import rotated, train_rotation
-from index_builder.sampling import SamplePiece, read_training
+from index_builder.sampling import ShardSample, read_training
 from index_builder.spec import Device, IndexSpec
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class CodecInfo:
 
 
 def train_codec(
-    samples: Sequence[SamplePiece],
+    samples: Sequence[ShardSample],
     spec: IndexSpec,
     out_uri: str,
     *,
@@ -193,7 +193,7 @@ def _empty_ivf(quantizer: faiss.Index, spec: IndexSpec) -> faiss.IndexIVF:
     return ivf
 
 
-def _training_vectors(samples: Sequence[SamplePiece], spec: IndexSpec, limit: int | None) -> np.ndarray:
+def _training_vectors(samples: Sequence[ShardSample], spec: IndexSpec, limit: int | None) -> np.ndarray:
     if spec.exact:
         return np.empty((0, spec.dim), dtype=np.float16)
     for sample in samples:

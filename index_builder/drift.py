@@ -1,6 +1,6 @@
 """Whether a codec that was trained for an earlier catalog still fits today's.
 
-Training anew each night costs little, but moves every code; a codec that stays keeps the answers to the same query
+Training anew each run costs little, but moves every code; a codec that stays keeps the answers to the same query
 stable from run to run, and lets two versions be compared list by list. It is kept while all of these hold:
 
 - the catalog has at most twice, and at least half, the products it was trained for (the lists would be too long or
@@ -27,7 +27,7 @@ from index_builder.blocks import map_blocks, row_blocks
 from index_builder.codec import CodecInfo, copy_codec, load_codec, open_codec, train_codec
 from index_builder.faiss_files import ivf_of, list_sizes, opened_indexes
 from index_builder.planner import plan_sample
-from index_builder.sampling import SamplePiece, read_queries, read_training
+from index_builder.sampling import ShardSample, read_queries, read_training
 from index_builder.spec import IndexConfig, IndexSpec
 
 MOST_GROWTH = 2.0
@@ -81,7 +81,7 @@ class CodecChoice:
 
 
 def choose_codec(
-    samples: Sequence[SamplePiece],
+    samples: Sequence[ShardSample],
     spec: IndexSpec,
     out_uri: str,
     *,
@@ -119,7 +119,7 @@ def choose_codec(
     return CodecChoice(codec=codec, kept=False, reason=f"trained: {why}")
 
 
-def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[SamplePiece], recall: float) -> CodecFit:
+def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[ShardSample], recall: float) -> CodecFit:
     """The fit of a codec to the catalog that an index was built of.
 
     Args:
@@ -138,7 +138,7 @@ def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[S
     )
 
 
-def estimate_fit(codec: CodecInfo, samples: Sequence[SamplePiece], products: int) -> CodecFit:
+def estimate_fit(codec: CodecInfo, samples: Sequence[ShardSample], products: int) -> CodecFit:
     """The fit that a codec would have to a catalog, before the index is built.
 
     Args:
@@ -161,7 +161,7 @@ def estimate_fit(codec: CodecInfo, samples: Sequence[SamplePiece], products: int
     )
 
 
-def _quantization_error(index: faiss.Index, samples: Sequence[SamplePiece]) -> float | None:
+def _quantization_error(index: faiss.Index, samples: Sequence[ShardSample]) -> float | None:
     """The mean squared error of the codes of held-out products, relative to the vectors' mean squared length."""
     vectors = read_queries(samples, limit=MEASURED_QUERIES).vectors
     if not len(vectors):

@@ -24,7 +24,7 @@ from index_builder.add import kept_vectors
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import EmbeddingShardError, TrainingError, VerificationError
 from index_builder.index_shards import IndexShard, make_index_shard
-from index_builder.sampling import SamplePiece, read_training
+from index_builder.sampling import ShardSample, read_training
 
 StoredKind = Literal["sq8", "fp16"]
 RANGE_ROWS = 65_536
@@ -33,7 +33,7 @@ _QUANTIZERS = {"sq8": faiss.ScalarQuantizer.QT_8bit, "fp16": faiss.ScalarQuantiz
 
 
 def write_refine_codes(
-    shards: Sequence[NumberedShard], samples: Sequence[SamplePiece], kind: StoredKind, dim: int, out_uri: str
+    shards: Sequence[NumberedShard], samples: Sequence[ShardSample], kind: StoredKind, dim: int, out_uri: str
 ) -> IndexShard:
     """Writes the vectors of some embedding shards as a refine file; does nothing if it stands already.
 
@@ -82,7 +82,7 @@ def write_refine_codes(
     return make_index_shard(out_uri, inputs, make)
 
 
-def _trained(samples: Sequence[SamplePiece], kind: StoredKind, dim: int) -> faiss.IndexScalarQuantizer:
+def _trained(samples: Sequence[ShardSample], kind: StoredKind, dim: int) -> faiss.IndexScalarQuantizer:
     index = faiss.IndexScalarQuantizer(dim, _QUANTIZERS[kind], faiss.METRIC_INNER_PRODUCT)
     if kind == "sq8":
         sample = read_training(samples, limit=RANGE_ROWS)

@@ -26,7 +26,7 @@ _HASHES = 2.0**64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SamplePiece:
+class ShardSample:
     """The sampled rows of one embedding shard, in a Parquet file: row, hash, is_query, vector (as in the shard).
 
     Attributes:
@@ -58,7 +58,7 @@ def hash_ids(product_ids: pa.Array) -> np.ndarray:
     return np.fromiter(map(xxhash.xxh3_64_intdigest, ids), dtype=np.uint64, count=len(ids))
 
 
-def write_sample(shard: NumberedShard, out_uri: str, *, training_share: float, query_share: float) -> SamplePiece:
+def write_sample(shard: NumberedShard, out_uri: str, *, training_share: float, query_share: float) -> ShardSample:
     """Draws the sample of one shard.
 
     Args:
@@ -94,7 +94,7 @@ def write_sample(shard: NumberedShard, out_uri: str, *, training_share: float, q
         pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
         sha256 = storage.sha256_file(path)
     queries = int(is_query[chosen].sum())
-    return SamplePiece(
+    return ShardSample(
         uri=out_uri,
         dim=vectors.shape[1],
         training_rows=len(vectors) - queries,
@@ -103,7 +103,7 @@ def write_sample(shard: NumberedShard, out_uri: str, *, training_share: float, q
     )
 
 
-def read_training(samples: Sequence[SamplePiece], *, limit: int | None = None) -> np.ndarray:
+def read_training(samples: Sequence[ShardSample], *, limit: int | None = None) -> np.ndarray:
     """The training vectors of all samples, float16 [n, D], in the order of their rows, whatever that of the samples.
 
     With a `limit`, those with the lowest hashes: again a random part, and the same on every run.
@@ -111,13 +111,13 @@ def read_training(samples: Sequence[SamplePiece], *, limit: int | None = None) -
     return _read(samples, queries=False, limit=limit)[1]
 
 
-def read_queries(samples: Sequence[SamplePiece], *, limit: int | None = None) -> QuerySet:
+def read_queries(samples: Sequence[ShardSample], *, limit: int | None = None) -> QuerySet:
     """The held-out products of all samples; with a `limit`, those with the lowest hashes."""
     rows, vectors = _read(samples, queries=True, limit=limit)
     return QuerySet(rows=rows, vectors=vectors.astype(np.float32))
 
 
-def _read(samples: Sequence[SamplePiece], *, queries: bool, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _read(samples: Sequence[ShardSample], *, queries: bool, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Global rows int64 [n], ascending, and vectors float16 [n, D]. The vectors are in memory twice at most."""
     dim = samples[0].dim if samples else 0
     rows: list[np.ndarray] = [np.empty(0, dtype=np.int64)]

@@ -19,7 +19,7 @@ from index_builder.embedding_shards import NumberedShard
 from index_builder.exact_search import GroundTruth, exact_neighbours
 from index_builder.faiss_files import faiss_threads, opened_indexes
 from index_builder.planner import plan_refinement, plan_sample, probes_per_factor
-from index_builder.sampling import QuerySet, SamplePiece, read_queries, read_query_vectors
+from index_builder.sampling import QuerySet, ShardSample, read_queries, read_query_vectors
 from index_builder.shard_search import RefineCodes, ShardSearch, opened_refine_codes, search_refined
 from index_builder.spec import IndexConfig, IndexSpec
 
@@ -91,7 +91,7 @@ def measure_index(
     config: IndexConfig,
     spec: IndexSpec,
     shards: Sequence[NumberedShard],
-    samples: Sequence[SamplePiece],
+    samples: Sequence[ShardSample],
     index_uris: Sequence[str],
     refine_uris: Sequence[str] = (),
 ) -> IndexMeasurement:

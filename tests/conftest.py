@@ -21,6 +21,8 @@ os.environ.update(
     TRANSFORMERS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_DISABLE_TELEMETRY="1",
+    # Threads that wait sleep: spinning takes the cores from the tests beside them (three times the CPU time of some).
+    OMP_WAIT_POLICY="PASSIVE",
 )
 
 # No deadline: a busy machine is no finding. Under CI the same examples each time: what fails there fails for everyone.

@@ -37,7 +37,7 @@ from index_builder.planner import (
     plan_sample,
 )
 from index_builder.refine import StoredKind, write_refine_codes
-from index_builder.sampling import SamplePiece, write_sample
+from index_builder.sampling import ShardSample, write_sample
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import SearchChoice, SearchMeasurement, measure_index
 from index_builder.verify import measure_resident_bytes, verify_index, verify_refine_codes
@@ -216,7 +216,7 @@ def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
     return BuildPlan(numbering=numbering, spec=spec, refine=refine, totals=totals, shard_keys=keys)
 
 
-def sample(run: RunContext, plan: BuildPlan, number: int) -> SamplePiece:
+def sample(run: RunContext, plan: BuildPlan, number: int) -> ShardSample:
     """Draws one shard's share of the training sample and of the held-out queries."""
     name, shard = f"{number:06d}", plan.numbering.shards[number]
     shares = plan_sample(run.index, plan.spec, plan.numbering.products)
@@ -230,10 +230,10 @@ def sample(run: RunContext, plan: BuildPlan, number: int) -> SamplePiece:
     with run.record.timed("sample", name):
         inputs = [asdict(shard), shares.training_share, shares.query_share]
         drawn = storage.artifact(run.path("sample", name), inputs, make)
-        return SamplePiece(**(drawn.facts | {"uri": f"{drawn.uri}.parquet"}))
+        return ShardSample(**(drawn.facts | {"uri": f"{drawn.uri}.parquet"}))
 
 
-def train(run: RunContext, plan: BuildPlan, samples: Sequence[SamplePiece]) -> CodecChoice:
+def train(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> CodecChoice:
     """The codec: that of the last run while it fits, else one trained on the sample; and why."""
     with run.record.timed("train") as facts:
         choice = choose_codec(
@@ -274,7 +274,7 @@ def refine_tasks(run: RunContext, plan: BuildPlan) -> list[AddTask]:
     ]
 
 
-def refine(run: RunContext, plan: BuildPlan, task: AddTask, samples: Sequence[SamplePiece]) -> IndexShard:
+def refine(run: RunContext, plan: BuildPlan, task: AddTask, samples: Sequence[ShardSample]) -> IndexShard:
     """Writes the vectors of one serving shard into its refine file."""
     name = f"{task.serving_shard:05d}"
     with run.record.timed("refine", name):
@@ -294,7 +294,7 @@ def verify(
     run: RunContext,
     plan: BuildPlan,
     choice: CodecChoice,
-    samples: Sequence[SamplePiece],
+    samples: Sequence[ShardSample],
     merged: Sequence[IndexShard],
     refined: Sequence[IndexShard] = (),
 ) -> FinishedBuild:
@@ -332,7 +332,7 @@ def _measured(
     run: RunContext,
     plan: BuildPlan,
     codec: CodecInfo,
-    samples: Sequence[SamplePiece],
+    samples: Sequence[ShardSample],
     shards: Sequence[IndexShard],
     refine_shards: Sequence[IndexShard],
 ) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def build_index(
     rows = sum(shard.kept_rows for shard in shards)
     spec = plan_index(config, rows, dim)
     sample = plan_sample(config, spec, rows)
-    pieces = [
+    samples = [
         write_sample(
             shard,
             storage.join(root, "sample", f"{number}.parquet"),
@@ -116,7 +116,7 @@ def build_index(
         for number, shard in enumerate(shards)
     ]
     codec = train_codec(
-        pieces[::turn], spec, storage.join(root, "codec"), seed=config.seed, training_rows=sample.training_rows
+        samples[::turn], spec, storage.join(root, "codec"), seed=config.seed, training_rows=sample.training_rows
     )
     merged = []
     for number, tasks in enumerate(plan_adds(config, spec, shards)):
@@ -132,10 +132,10 @@ def build_index(
         for number, tasks in enumerate(plan_adds(config, spec, shards)):
             inputs = [shard for task in tasks for shard in task]
             uri = storage.join(root, "refine", f"{number}.faiss")
-            refined.append(write_refine_codes(inputs[::turn], pieces[::turn], refine, dim, uri))
+            refined.append(write_refine_codes(inputs[::turn], samples[::turn], refine, dim, uri))
         verify_refine_codes(refined, rows=rows, dim=dim, code_bytes=BYTES_PER_DIM[refine] * dim)
     verify_index(merged, rows=rows, dim=dim, codec_fingerprint=codec.fingerprint)
-    queries = read_queries(pieces[::turn], limit=sample.queries)
+    queries = read_queries(samples[::turn], limit=sample.queries)
     truth = exact_neighbours(queries.vectors, queries.rows, shards[::turn], config.k)
     measured = measure_search(
         [shard.uri for shard in merged],

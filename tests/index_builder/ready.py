@@ -33,12 +33,12 @@ class Ready:
 def ready(root: str, factory: str = "OPQ4_8,IVF8,PQ4", *, seed: int = 0) -> Ready:
     vectors = clustered(ROWS, DIM)
     shards = write_shards(root, vectors, 500)
-    pieces = [
+    samples = [
         write_sample(shard, storage.join(root, f"sample/{n}"), training_share=0.9, query_share=0.1)
         for n, shard in enumerate(shards)
     ]
     uri = storage.join(root, f"codec-{seed}")
-    return Ready(root, vectors, shards, train_codec(pieces, IndexSpec.parse(factory, DIM), uri, seed=seed))
+    return Ready(root, vectors, shards, train_codec(samples, IndexSpec.parse(factory, DIM), uri, seed=seed))
 
 
 def ids_of(uri: str) -> list[int]:

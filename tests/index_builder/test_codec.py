@@ -9,14 +9,14 @@ from index_builder.codec import CodecInfo, load_codec, open_codec, train_codec
 from index_builder.errors import CodecMismatchError, MissingFileError, TrainingError
 from index_builder.faiss_files import ivf_of
 from index_builder.planner import check_index
-from index_builder.sampling import SamplePiece, write_sample
+from index_builder.sampling import ShardSample, write_sample
 from index_builder.spec import IndexConfig, IndexSpec
 from tests.index_builder.builds import clustered, write_shards
 
 DIM = 16
 
 
-def pieces_of(root: str, rows: int = 1500) -> list[SamplePiece]:
+def pieces_of(root: str, rows: int = 1500) -> list[ShardSample]:
     return [
         write_sample(shard, storage.join(root, f"sample/{number}"), training_share=0.9, query_share=0.1)
         for number, shard in enumerate(write_shards(root, clustered(rows, DIM), 500))
@@ -24,8 +24,8 @@ def pieces_of(root: str, rows: int = 1500) -> list[SamplePiece]:
 
 
 def train(root: str, factory: str, name: str = "codec", *, seed: int = 0, backwards: bool = False) -> CodecInfo:
-    pieces = pieces_of(root)[:: -1 if backwards else 1]
-    return train_codec(pieces, IndexSpec.parse(factory, DIM), storage.join(root, name), seed=seed)
+    samples = pieces_of(root)[:: -1 if backwards else 1]
+    return train_codec(samples, IndexSpec.parse(factory, DIM), storage.join(root, name), seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_kmeans_is_sent_to_the_gpu(tmp_path, monkeypatch: pytest.MonkeyPatch) ->
     real = faiss.Kmeans
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
     monkeypatch.setattr(faiss, "Kmeans", lambda *a, gpu, **kw: asked.append(gpu) or real(*a, **kw))
-    pieces = pieces_of(str(tmp_path))
-    codec = train_codec(pieces, IndexSpec.parse("IVF8,PQ4", DIM), str(tmp_path / "c"), seed=0, device="auto")
+    samples = pieces_of(str(tmp_path))
+    codec = train_codec(samples, IndexSpec.parse("IVF8,PQ4", DIM), str(tmp_path / "c"), seed=0, device="auto")
     assert asked == [True]
     assert storage.read_json(storage.join(codec.uri, "codec.json"))["facts"]["device"] == "gpu"

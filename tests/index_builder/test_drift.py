@@ -20,7 +20,7 @@ from index_builder.drift import (
     measure_fit,
     save_fit,
 )
-from index_builder.sampling import SamplePiece, write_sample
+from index_builder.sampling import ShardSample, write_sample
 from index_builder.spec import IndexConfig, IndexSpec
 from tests.index_builder.builds import clustered, write_shards
 
@@ -28,7 +28,7 @@ SPEC = IndexSpec.parse("OPQ8_16,IVF16,PQ8", 24)
 ASKED = {"factory": "x", "seed": 0}
 
 
-def sample(folder: Path, vectors: np.ndarray) -> list[SamplePiece]:
+def sample(folder: Path, vectors: np.ndarray) -> list[ShardSample]:
     shards = write_shards(str(folder), vectors, 1000)
     return [
         write_sample(shard, str(folder / f"{number}.parquet"), training_share=0.6, query_share=0.1)
@@ -38,10 +38,10 @@ def sample(folder: Path, vectors: np.ndarray) -> list[SamplePiece]:
 
 @pytest.fixture
 def reusable(tmp_path: Path) -> ReusableCodec:
-    pieces = sample(tmp_path / "first", clustered(4000, 24))
-    codec = train_codec(pieces, SPEC, str(tmp_path / "codec"), seed=0)
+    samples = sample(tmp_path / "first", clustered(4000, 24))
+    codec = train_codec(samples, SPEC, str(tmp_path / "codec"), seed=0)
     shards = write_shards(str(tmp_path / "first"), clustered(4000, 24), 1000)
-    fit = measure_fit(codec, [add_shards(codec, shards, str(tmp_path / "index")).uri], pieces, 0.9)
+    fit = measure_fit(codec, [add_shards(codec, shards, str(tmp_path / "index")).uri], samples, 0.9)
     save_fit(codec, ASKED, fit, fit)
     found = find_reusable(codec.uri, ASKED)
     assert found is not None
@@ -93,11 +93,11 @@ def test_each_limit_has_its_words(reusable: ReusableCodec, today: dict, latest: 
 
 
 def test_the_choice_of_a_codec_says_why(tmp_path: Path, reusable: ReusableCodec) -> None:
-    pieces = sample(tmp_path / "same", clustered(4000, 24))
+    samples = sample(tmp_path / "same", clustered(4000, 24))
     config = IndexConfig(uri="x", factory=SPEC.factory)
 
     def choose(name: str, config: IndexConfig, codec: ReusableCodec | None) -> CodecChoice:
-        return choose_codec(pieces, SPEC, str(tmp_path / name), config=config, products=4000, reusable=codec)
+        return choose_codec(samples, SPEC, str(tmp_path / name), config=config, products=4000, reusable=codec)
 
     kept = choose("kept", config, reusable)
     assert (kept.kept, kept.reason) == (True, "kept from the last run: it fits today's products")
@@ -133,8 +133,8 @@ def test_imbalance_is_one_when_even_and_the_lists_when_all_in_one() -> None:
 
 
 def test_vectors_kept_as_they_are_have_no_error(tmp_path: Path) -> None:
-    pieces = sample(tmp_path, clustered(2000, 24))
-    codec = train_codec(pieces, IndexSpec.parse("IVF8,Flat", 24), storage.join(str(tmp_path), "codec"), seed=0)
-    fit = estimate_fit(codec, pieces, 2000)
+    samples = sample(tmp_path, clustered(2000, 24))
+    codec = train_codec(samples, IndexSpec.parse("IVF8,Flat", 24), storage.join(str(tmp_path), "codec"), seed=0)
+    fit = estimate_fit(codec, samples, 2000)
     assert isinstance(fit, CodecFit)
     assert fit.quantization_error < 1e-9

@@ -15,7 +15,7 @@ from index_builder.planner import BYTES_PER_DIM, code_budget, plan_index, plan_r
 from index_builder.publish import publish_version, read_manifest
 from index_builder.reader import IndexReader
 from index_builder.refine import write_refine_codes
-from index_builder.sampling import SamplePiece, write_sample
+from index_builder.sampling import ShardSample, write_sample
 from index_builder.shard_search import RefineCodes, ShardSearch, best_by_score, search_refined
 from index_builder.spec import IndexConfig, IndexSpec
 from index_builder.tuning import SearchMeasurement, choose_search
@@ -30,7 +30,7 @@ CONFIG = IndexConfig(
 )
 
 
-def sampled(root: str, shards: list[NumberedShard]) -> list[SamplePiece]:
+def sampled(root: str, shards: list[NumberedShard]) -> list[ShardSample]:
     return [
         write_sample(shard, storage.join(root, "sample", f"{number}.parquet"), training_share=0.5, query_share=0.1)
         for number, shard in enumerate(shards)
@@ -65,14 +65,14 @@ def test_plain_faiss_reads_a_refine_file(root: str, kind: str, error: float) -> 
 def test_the_same_bytes_in_any_order_and_nothing_twice(tmp_path: Path, kind: str) -> None:
     root = str(tmp_path)
     shards = write_shards(root, VECTORS, 500)
-    pieces = sampled(root, shards)
-    first = write_refine_codes(shards, pieces, kind, DIM, f"{root}/a.faiss")
+    samples = sampled(root, shards)
+    first = write_refine_codes(shards, samples, kind, DIM, f"{root}/a.faiss")
     with faiss_threads(1):
-        again = write_refine_codes(shards[::-1], pieces[::-1], kind, DIM, f"{root}/b.faiss")
+        again = write_refine_codes(shards[::-1], samples[::-1], kind, DIM, f"{root}/b.faiss")
     assert first.sha256 == again.sha256
     assert first.codec_fingerprint == again.codec_fingerprint
     written = Path(first.uri).stat().st_mtime_ns
-    assert write_refine_codes(shards, pieces, kind, DIM, first.uri) == first
+    assert write_refine_codes(shards, samples, kind, DIM, first.uri) == first
     assert Path(first.uri).stat().st_mtime_ns == written
     # FAISS itself would have written the same.
     index = faiss.read_index(first.uri)
@@ -94,10 +94,10 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
 def test_scores_are_those_of_the_decoded_vectors(tmp_path: Path) -> None:
     root = str(tmp_path)
     shards = write_shards(root, VECTORS, 500)
-    pieces = sampled(root, shards)
-    whole = write_refine_codes(shards, pieces, "sq8", DIM, f"{root}/whole.faiss")
+    samples = sampled(root, shards)
+    whole = write_refine_codes(shards, samples, "sq8", DIM, f"{root}/whole.faiss")
     parts = [
-        write_refine_codes(group, pieces, "sq8", DIM, f"{root}/{number}.faiss").uri
+        write_refine_codes(group, samples, "sq8", DIM, f"{root}/{number}.faiss").uri
         for number, group in enumerate((shards[:1], shards[1:4], shards[4:]))
     ]
     decoded = faiss.read_index(whole.uri).reconstruct_n(0, ROWS)
@@ -110,7 +110,7 @@ def test_scores_are_those_of_the_decoded_vectors(tmp_path: Path) -> None:
         assert np.allclose(codes.scores(QUERIES, rows), expected, atol=1e-5)
     assert RefineCodes(parts).scores(QUERIES[:0], rows[:0]).shape == (0, 300)
 
-    other = write_refine_codes(shards[4:], pieces[:2], "sq8", DIM, f"{root}/other.faiss")
+    other = write_refine_codes(shards[4:], samples[:2], "sq8", DIM, f"{root}/other.faiss")
     with pytest.raises(VerificationError, match=r"other\.faiss: expected the quantizer of"):
         RefineCodes([*parts[:2], other.uri])
     (tmp_path / "none.faiss").write_bytes(b"no index")

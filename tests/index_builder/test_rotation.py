@@ -49,7 +49,7 @@ def test_allocation_of_nothing_left_over() -> None:
 
 
 def test_the_allocated_rotation_quantizes_better_than_plain_axes() -> None:
-    vectors = clustered(6000, 64)
+    vectors = clustered(3000, 64)
     errors = {}
     for factory in ("PCA32,PQ8", "OPQ8_32,PQ8"):
         turned = train_rotation(vectors, IndexSpec.parse(factory, 64), seed=0).apply(vectors)

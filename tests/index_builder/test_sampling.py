@@ -11,14 +11,14 @@ from index_builder import storage
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import SpecError
 from index_builder.planner import check_index
-from index_builder.sampling import SamplePiece, hash_ids, read_queries, read_query_vectors, read_training, write_sample
+from index_builder.sampling import ShardSample, hash_ids, read_queries, read_query_vectors, read_training, write_sample
 from index_builder.spec import IndexConfig
 from tests.index_builder.builds import clustered, write_shard, write_shards
 
 ROWS, DIM = 4000, 8
 
 
-def sample(root: str, shards: list[NumberedShard], training: float = 0.5, queries: float = 0.1) -> list[SamplePiece]:
+def sample(root: str, shards: list[NumberedShard], training: float = 0.5, queries: float = 0.1) -> list[ShardSample]:
     return [
         write_sample(shard, storage.join(root, f"sample/{number}"), training_share=training, query_share=queries)
         for number, shard in enumerate(shards)
@@ -39,12 +39,12 @@ def test_hashes_are_those_of_the_library_and_spread() -> None:
 
 def test_queries_and_training_are_disjoint_shares_of_the_whole_catalog(root: str) -> None:
     vectors = clustered(ROWS, DIM)
-    pieces = sample(root, write_shards(root, vectors, 1000))
-    queries = read_queries(pieces)
-    training = read_training(pieces).astype(np.float32)
+    samples = sample(root, write_shards(root, vectors, 1000))
+    queries = read_queries(samples)
+    training = read_training(samples).astype(np.float32)
     assert len(queries.rows) == pytest.approx(0.1 * ROWS, rel=0.2)
     assert len(training) == pytest.approx(0.5 * ROWS, rel=0.1)
-    assert [piece.query_rows for piece in pieces] == np.histogram(queries.rows, 4, (0, ROWS))[0].tolist()
+    assert [sample.query_rows for sample in samples] == np.histogram(queries.rows, 4, (0, ROWS))[0].tolist()
     assert np.array_equal(queries.vectors, vectors[queries.rows])
     assert (np.diff(queries.rows) > 0).all()
     trained = {vector.tobytes() for vector in training}
@@ -63,11 +63,11 @@ def test_the_order_and_the_cut_of_shards_do_not_matter(tmp_path) -> None:
 
 
 def test_a_limit_takes_that_many_in_row_order(tmp_path) -> None:
-    pieces = sample(str(tmp_path), write_shards(str(tmp_path), clustered(ROWS, DIM), 1000))
-    queries = read_queries(pieces, limit=50)
+    samples = sample(str(tmp_path), write_shards(str(tmp_path), clustered(ROWS, DIM), 1000))
+    queries = read_queries(samples, limit=50)
     assert len(queries.rows) == 50
     assert (np.diff(queries.rows) > 0).all()
-    assert set(queries.rows) <= set(read_queries(pieces).rows)
+    assert set(queries.rows) <= set(read_queries(samples).rows)
     assert queries.rows.max() > ROWS * 0.7
 
 
@@ -76,8 +76,8 @@ def test_dropped_rows_are_never_sampled(tmp_path) -> None:
     vectors = clustered(20, DIM)
     write_shard(uri, vectors, [f"sku-{row}" for row in range(20)])
     shard = NumberedShard(uri=uri, rows=20, first_row=1000, dropped=(0, 7))
-    pieces = sample(str(tmp_path), [shard], training=0.0, queries=1.0)
-    queries = read_queries(pieces)
+    samples = sample(str(tmp_path), [shard], training=0.0, queries=1.0)
+    queries = read_queries(samples)
     assert queries.rows.tolist() == list(range(1000, 1018))
     assert np.array_equal(queries.vectors, vectors[shard.kept()])
 
@@ -89,9 +89,9 @@ def test_shares_that_overlap_are_refused(tmp_path) -> None:
 
 
 def test_nothing_to_train_and_nothing_to_ask(tmp_path) -> None:
-    pieces = sample(str(tmp_path), write_shards(str(tmp_path), clustered(50, DIM), 25), training=0.0, queries=0.0)
-    assert read_training(pieces).shape == (0, DIM)
-    assert read_queries(pieces).vectors.shape == (0, DIM)
+    samples = sample(str(tmp_path), write_shards(str(tmp_path), clustered(50, DIM), 25), training=0.0, queries=0.0)
+    assert read_training(samples).shape == (0, DIM)
+    assert read_queries(samples).vectors.shape == (0, DIM)
 
 
 VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4)

@@ -108,8 +108,8 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
 def create_file(uri: str, data: bytes) -> bool:
     """Writes a file where none stands yet; False where one does. Of several at once, one succeeds.
 
-    The local disk keeps that, and stores with a conditional write (S3, Google, Azure). Other remote systems may let
-    several succeed, and keep the last: read it back where that matters.
+    So do the local disk and stores with a conditional write (S3, Google, Azure). Other remote systems may let several
+    succeed and keep the last: read it back where that matters.
     """
     with _storage_errors(uri, "write"), contextlib.suppress(FileExistsError):
         if is_local(uri):
@@ -141,10 +141,7 @@ def atomic_file(uri: str) -> Iterator[str]:
 
 
 def copy_file(source: str, target: str, *, expected_sha256: str | None = None) -> str:
-    """Copies one file between any two URIs, atomically at the target.
-
-    Returns:
-        The sha256 of the bytes copied, 64 hex digits.
+    """Copies one file between any two URIs, atomically at the target; returns the sha256 of its bytes, 64 hex digits.
 
     Raises:
         StorageError: the bytes are not those of `expected_sha256`; nothing appears at the target then.
@@ -261,10 +258,10 @@ class Artifact:
 def artifact(uri: str, inputs: Any, make: Callable[[str], Mapping[str, Any] | None]) -> Artifact:
     """The output at `uri` made of `inputs`: taken where it stands, made and completed where it does not.
 
-    It stands if `<uri>.json` says that it was made of the same inputs, and each file named there has the size named
-    there. That description is written last, when the files are in place. So what a kill or a damaged disk leaves is
-    made again, and several makers at once all come to one output. Where there are no locks (object stores), that holds
-    for makers that make the same bytes; files of others may mix, which their sizes tell.
+    It stands if `<uri>.json` says that it was made of the same inputs and its files have the sizes named there. That
+    description is written last. So what a kill or a damaged disk leaves is made again, and several makers at once all
+    come to one output. Where there are no locks (object stores), that holds for makers that make the same bytes; files
+    of others may mix, which is seen by their sizes.
 
     Args:
         uri: names the output, without an ending. Another output made at the same `uri` replaces the one that stands;
@@ -367,7 +364,6 @@ def _remove(uri: str, known: dict[str, Any] | None) -> None:
 
 
 def _read_description(uri: str) -> dict[str, Any] | None:
-    """What the description says, None where there is none, or it is damaged."""
     try:
         known = json.loads(read_bytes(f"{uri}.json"))
         return {"inputs": str(known["inputs"]), "files": dict(known["files"]), "facts": dict(known["facts"])}
@@ -408,11 +404,7 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
 
 
 def check_writable(uri: str) -> None:
-    """Writes and removes a small file in the folder `uri`, so that a run stops before any work if it cannot write.
-
-    Raises:
-        StorageError: the folder cannot be made or written; the message carries the system's reason.
-    """
+    """Writes and removes a small file in the folder `uri`; StorageError with the system's reason where it cannot."""
     probe = join(uri, f"write-check-{secrets.token_hex(4)}")
     write_bytes_atomic(probe, b"")
     remove_file(probe)
@@ -449,14 +441,14 @@ def _beside(uri: str) -> Iterator[str]:
 def _move_in(path: str, uri: str) -> None:
     """Moves a finished local file to `uri`, where it appears whole."""
     with _storage_errors(uri, "write"):
-        if is_local(uri):
+        if not is_local(uri):
+            _upload(path, uri)
+        else:
             target = Path(local_path(uri))
             _make_folders(target.parent)
             _sync(Path(path))
             os.replace(path, target)
             _sync(target.parent)
-        else:
-            _upload(path, uri)
 
 
 def _make_folders(folder: Path) -> None:

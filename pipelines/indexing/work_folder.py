@@ -25,6 +25,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -271,11 +272,10 @@ def _is_gone(holder: LeaseRecord) -> bool:
     if (holder.host, holder.machine, holder.namespace) != (socket.gethostname(), _machine(), _namespace()):
         return False
     try:
-        os.kill(holder.pid, 0)
+        with suppress(PermissionError):
+            os.kill(holder.pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
-        pass
     return _started(holder.pid) != holder.process_started
 
 
@@ -339,16 +339,12 @@ def clean_work(
         catalog_files: what this run's plan reads, intake copies among it; None keeps all copies.
     """
     try:
+        held.check()
         indexes = noted_indexes(work_uri)
         shards = {f"{encoder}/{key}" for key in shard_keys} | {shard for uri in indexes for shard in _shards_of(uri)}
         current = {version for uri in indexes for version in _current_of(uri)}
-        runs = storage.list_folders(storage.join(work_uri, "runs"))
-        folders = {
-            "builds": {build},
-            "carry_over": current,
-            "query_encoders": {encoder},
-            "runs": set(runs[-RUNS_KEPT:]),
-        }
+        newest = set(storage.list_folders(storage.join(work_uri, "runs"))[-RUNS_KEPT:])
+        folders = {"builds": {build}, "carry_over": current, "query_encoders": {encoder}, "runs": newest}
         removed = _remove_outputs(storage.join(work_uri, "embeddings"), 2, held, lambda name: name not in shards)
         for folder, kept in folders.items():
             for name in storage.list_folders(storage.join(work_uri, folder)):
@@ -374,10 +370,8 @@ def _shards_of(index_uri: str) -> Iterator[str]:
 
 
 def _current_of(index_uri: str) -> Iterator[str]:
-    try:
+    with suppress(VersionNotFoundError):
         yield publish.read_current(index_uri)
-    except VersionNotFoundError:
-        return
 
 
 def _remove_copies(work_uri: str, held: HeldLease, catalog_files: Collection[str]) -> None:

@@ -18,6 +18,8 @@ import pyarrow.csv
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.schemas import Records, SeenColumns, unknown_field
 
+THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
+
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 
 
@@ -128,7 +130,8 @@ class CsvReader:
             ends, used = np.append(ends, len(data)), len(data)
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)[: len(ends)]
         if used:
-            starts = starts[(codes[starts] != _NEWLINE) & ((codes[starts] != _RETURN) | (ends - starts != 2))]
+            filled = (codes[starts] != _NEWLINE) & ((codes[starts] != _RETURN) | (ends - starts != 2))
+            starts, ends = starts[filled], ends[filled]
         if not len(starts):
             return self._records([], [], []), used
         positions = [f"f{number}" for number in range(len(self._header))]
@@ -136,7 +139,9 @@ class CsvReader:
         try:
             table = pyarrow.csv.read_csv(
                 pa.BufferReader(pa.py_buffer(data).slice(0, used)),
-                read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=used + 1, column_names=positions),
+                read_options=pyarrow.csv.ReadOptions(
+                    block_size=max(THREAD_BYTES, int((ends - starts).max()) + 1), column_names=positions
+                ),
                 parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
                 convert_options=pyarrow.csv.ConvertOptions(
                     column_types=dict.fromkeys(positions, pa.string()),

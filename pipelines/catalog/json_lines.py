@@ -20,6 +20,8 @@ import pyarrow.json
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.schemas import PICTURE_KEYS, Records, SeenColumns, common_type, settled_type
 
+THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
+
 _NEWLINE, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
 _INT64 = range(-(2**63), 2**63)
 _SAMPLED_LINES = 64
@@ -66,8 +68,8 @@ class JsonLinesReader:
 
     def parse_fast(self, data: bytes, line: int = 1) -> Records | None:
         """The rows of a block by pyarrow's reader; None where that may fail or read something else than lines."""
-        lines = _plain_lines(data) if data else None
-        if lines is None or not len(lines):
+        lines, longest = _plain_lines(data) if data else (np.empty(0, np.int64), 0)
+        if not len(lines):
             return None
         if not data.isascii():
             try:
@@ -78,7 +80,7 @@ class JsonLinesReader:
         try:
             table = pyarrow.json.read_json(
                 pa.BufferReader(data),
-                read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+                read_options=pyarrow.json.ReadOptions(block_size=max(THREAD_BYTES, longest + 1)),
                 parse_options=pyarrow.json.ParseOptions(
                     explicit_schema=schema, unexpected_field_behavior="ignore", newlines_in_values=False
                 ),
@@ -209,8 +211,8 @@ class _Object(dict[str, Any]):
                 (self.repeated if name in seen else seen).add(name)
 
 
-def _plain_lines(data: bytes) -> np.ndarray | None:
-    """Numbers from 0 of the lines that are not empty, int64, if each of them runs from `{` to `}`; else None.
+def _plain_lines(data: bytes) -> tuple[np.ndarray, int]:
+    """Numbers from 0 of the lines that are not empty, int64, if each runs from `{` to `}`; and bytes of the longest.
 
     Within an object no line can end in `}` before a line that begins with `{`, so such lines are one object each.
     """
@@ -221,7 +223,7 @@ def _plain_lines(data: bytes) -> np.ndarray | None:
     stops = stops - ((stops > starts) & (codes[stops - 1] == _RETURN))
     filled = np.flatnonzero(stops > starts)
     plain = (codes[starts[filled]] == _OPEN) & (codes[stops[filled] - 1] == _CLOSE)
-    return filled if plain.all() else None
+    return (filled if plain.all() else filled[:0]), int((stops - starts).max()) + 2
 
 
 def _checked(record: dict[str, Any], config: CatalogConfig) -> dict[str, Any]:

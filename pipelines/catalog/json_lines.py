@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class JsonLinesReader:
             is_last: Makes no difference to lines.
         """
         self._look_at(data)
-        records = self.parse_fast(data, line) or self.parse_by_line(data, line)
+        records = self.parse_fast(data, line) or self._parse_good_lines(data, line) or self.parse_by_line(data, line)
         if records.bad and not self.seen.first_problem:
             self.seen.first_problem = records.bad[0][1]
         columns = []
@@ -96,6 +97,23 @@ class JsonLinesReader:
                 self.seen.names[name] = None
         self.seen.records += len(lines)
         return Records(rows=rows, lines=lines + line, bad=[])
+
+    def _parse_good_lines(self, data: bytes, line: int) -> Records | None:
+        """The block without the lines that are no object, by pyarrow; None where it still refuses, or all lines are."""
+        good: list[bytes] = []
+        lines: list[int] = []
+        bad: list[tuple[int, str]] = []
+        for number, text in enumerate(data.split(b"\n"), line):
+            if text := text.strip():
+                try:
+                    parse_line(text)
+                except ValueError as error:
+                    bad.append((number, str(error)))
+                else:
+                    good.append(text)
+                    lines.append(number)
+        records = self.parse_fast(b"\n".join(good)) if bad else None
+        return None if records is None else replace(records, lines=np.array(lines, np.int64), bad=bad)
 
     def parse_by_line(self, data: bytes, line: int = 1) -> Records:
         """The same, slowly: good lines give rows, each bad line a reason."""

@@ -155,7 +155,7 @@ def template_parts(template: str) -> list[tuple[str, str | None]]:
         raise _unusable(
             "text_template", template, f"fields in braces, such as '{{title}}. {{brand}}' ({error})"
         ) from error
-    # Formatter gives literals around an escaped brace as separate pieces without a field: join them to the next one.
+    # Formatter gives literals around an escaped brace apart, without a field: join them to the next one.
     parts: list[tuple[str, str | None]] = []
     pending = ""
     for literal, name, spec, conversion in parsed:

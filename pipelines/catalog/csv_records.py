@@ -111,7 +111,7 @@ class CsvReader:
         ends = newlines + 1
         quotes = np.flatnonzero(codes == _QUOTE)
         if len(quotes):
-            # Where each quote opens or closes a value, or is one of two that stand for one, those at even places open.
+            # Where each quote opens or closes a value, or is one of two that stand for one, every other one opens.
             edges = np.array([ord(self._delimiter), _NEWLINE, _RETURN, _QUOTE], np.uint8)
             before = codes[quotes[::2] - 1] if quotes[0] else np.append(_NEWLINE, codes[quotes[2::2] - 1])
             after = codes[np.minimum(quotes[1::2] + 1, len(codes) - 1)]
@@ -171,7 +171,7 @@ class CsvReader:
                 for row in csv.reader(feed, delimiter=self._delimiter, strict=True):
                     self._check(row)
                     if row:
-                        rows.append([row[place] for place in chosen])
+                        rows.append([row[column] for column in chosen])
                         lines.append(line + start)
                     start = feed.position
             except csv.Error as error:

@@ -91,7 +91,7 @@ def to_products(batch: RawBatch, config: CatalogConfig) -> ProductBatch:
     has_content = texts.is_valid().to_numpy(zero_copy_only=False) | np.fromiter(map(bool, pictures), bool)
     letters = list(batch.malformed)
     for row in np.flatnonzero(~(has_id & has_content)).tolist():
-        where = batch.place(row)
+        where = batch.where(row)
         if row in wrong_ids:
             letters.append(malformed(where, wrong_ids[row]))
         elif not has_id[row]:
@@ -123,7 +123,7 @@ def _carried_columns(
         column, lost = conform(values, carried.type)
         columns.append(column)
         for row, why in lost.items():
-            detail = f"{batch.place(int(rows[row]))}: {carried.name}: {why}"
+            detail = f"{batch.where(int(rows[row]))}: {carried.name}: {why}"
             notes.append(_letter(ids[row].as_py(), "degraded", Reason.field_type_mismatch, detail))
     if not fields:
         # A record batch without columns cannot say how many rows it has, unless it is made of a struct.
@@ -270,8 +270,8 @@ def _refs(column: pa.Array) -> Sequence[PictureRef | None]:
     if pa.types.is_struct(column.type):
         keys = [key for key in PICTURE_KEYS if column.type.get_field_index(key) >= 0]
         # flatten(), unlike field(), knows that a null struct has no fields.
-        parts = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
-        by_key = [_refs(parts[key]) for key in keys]
+        fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
+        by_key = [_refs(fields[key]) for key in keys]
         return [next((ref for ref in row if ref is not None), None) for row in zip(*by_key, strict=True)]
     if pa.types.is_null(column.type):
         return [None] * len(column)

@@ -57,7 +57,7 @@ class JsonLinesReader:
             is_last: Makes no difference to lines.
         """
         self._look_at(data)
-        records = self.parse_fast(data, line) or self._parse_good_lines(data, line) or self.parse_by_line(data, line)
+        records = self.parse_fast(data, line) or self.parse_by_line(data, line)
         if records.bad and not self.seen.first_problem:
             self.seen.first_problem = records.bad[0][1]
         columns = []
@@ -98,37 +98,29 @@ class JsonLinesReader:
         self.seen.records += len(lines)
         return Records(rows=rows, lines=lines + line, bad=[])
 
-    def _parse_good_lines(self, data: bytes, line: int) -> Records | None:
-        """The block without the lines that are no object, by pyarrow; None where it still refuses, or all lines are."""
-        good: list[bytes] = []
-        lines: list[int] = []
+    def parse_by_line(self, data: bytes, line: int = 1) -> Records:
+        """The same, slowly: good lines give rows, each bad line a reason."""
+        objects: list[tuple[int, bytes, dict[str, Any]]] = []
         bad: list[tuple[int, str]] = []
         for number, text in enumerate(data.split(b"\n"), line):
             if text := text.strip():
                 try:
-                    parse_line(text)
+                    objects.append((number, text, parse_line(text)))
                 except ValueError as error:
                     bad.append((number, str(error)))
-                else:
-                    good.append(text)
-                    lines.append(number)
-        records = self.parse_fast(b"\n".join(good)) if bad else None
-        return None if records is None else replace(records, lines=np.array(lines, np.int64), bad=bad)
-
-    def parse_by_line(self, data: bytes, line: int = 1) -> Records:
-        """The same, slowly: good lines give rows, each bad line a reason."""
+        if bad:
+            # Without them the others may go the fast way.
+            records = self.parse_fast(b"\n".join(text for _, text, _ in objects))
+            if records is not None:
+                return replace(records, lines=np.array([number for number, _, _ in objects], np.int64), bad=bad)
+        self.seen.records += len(objects)
         values: dict[str, list[Any]] = {name: [] for name in self._config.fields}
         lines: list[int] = []
-        bad: list[tuple[int, str]] = []
-        for number, text in enumerate(data.split(b"\n"), line):
-            if not text.strip():
-                continue
+        for number, _, record in objects:
+            self.seen.names |= dict.fromkeys(record)
+            for name in values:
+                self.seen.votes_of(name).add(type_of(record.get(name)))
             try:
-                record = parse_line(text)
-                self.seen.records += 1
-                self.seen.names |= dict.fromkeys(record)
-                for name in values:
-                    self.seen.votes_of(name).add(type_of(record.get(name)))
                 record = _checked(record, self._config)
             except ValueError as error:
                 bad.append((number, str(error)))
@@ -144,7 +136,7 @@ class JsonLinesReader:
             self._block_types[name] = found if lines else self._block_types[name]
             arrays.append(self._converted(name, column, settled_type(found) if pa.types.is_nested(found) else found))
         rows = pa.RecordBatch.from_arrays(arrays, names=list(values))
-        return Records(rows=rows, lines=np.array(lines, np.int64), bad=bad)
+        return Records(rows=rows, lines=np.array(lines, np.int64), bad=sorted(bad))
 
     def _look_at(self, data: bytes) -> None:
         """Widens the types by some lines of the block: new fields of an object, which the fast way would ignore."""

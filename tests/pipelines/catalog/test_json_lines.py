@@ -121,7 +121,7 @@ def test_bad_lines_leave_the_others_to_the_fast_way(monkeypatch: pytest.MonkeyPa
     def refuse(*args: Any) -> None:
         raise AssertionError("the slow way was taken")
 
-    monkeypatch.setattr(JsonLinesReader, "parse_by_line", refuse)
+    monkeypatch.setattr(JsonLinesReader, "_converted", refuse)
     records = read(b'{"id": "1", "price": 1}\nbroken\n\n {"id": "2", "price": 2}\r\nnull\n{"id": "3"}')
     assert records.lines.tolist() == [1, 4, 6]
     assert [number for number, _ in records.bad] == [2, 5]

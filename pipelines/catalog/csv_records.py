@@ -18,6 +18,8 @@ import pyarrow.csv
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.schemas import Records, SeenColumns, unknown_field
 
+THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
+
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
 
 
@@ -109,7 +111,7 @@ class CsvReader:
         ends = newlines + 1
         quotes = np.flatnonzero(codes == _QUOTE)
         if len(quotes):
-            # Where each quote opens or closes a value, or is one of two that stand for one, those at even places open.
+            # Where each quote opens or closes a value, or is one of two that stand for one, every other one opens.
             edges = np.array([ord(self._delimiter), _NEWLINE, _RETURN, _QUOTE], np.uint8)
             before = codes[quotes[::2] - 1] if quotes[0] else np.append(_NEWLINE, codes[quotes[2::2] - 1])
             after = codes[np.minimum(quotes[1::2] + 1, len(codes) - 1)]
@@ -128,7 +130,8 @@ class CsvReader:
             ends, used = np.append(ends, len(data)), len(data)
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)[: len(ends)]
         if used:
-            starts = starts[(codes[starts] != _NEWLINE) & ((codes[starts] != _RETURN) | (ends - starts != 2))]
+            filled = (codes[starts] != _NEWLINE) & ((codes[starts] != _RETURN) | (ends - starts != 2))
+            starts, ends = starts[filled], ends[filled]
         if not len(starts):
             return self._records([], [], []), used
         positions = [f"f{number}" for number in range(len(self._header))]
@@ -136,7 +139,9 @@ class CsvReader:
         try:
             table = pyarrow.csv.read_csv(
                 pa.BufferReader(pa.py_buffer(data).slice(0, used)),
-                read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=used + 1, column_names=positions),
+                read_options=pyarrow.csv.ReadOptions(
+                    block_size=max(THREAD_BYTES, int((ends - starts).max()) + 1), column_names=positions
+                ),
                 parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
                 convert_options=pyarrow.csv.ConvertOptions(
                     column_types=dict.fromkeys(positions, pa.string()),
@@ -166,7 +171,7 @@ class CsvReader:
                 for row in csv.reader(feed, delimiter=self._delimiter, strict=True):
                     self._check(row)
                     if row:
-                        rows.append([row[place] for place in chosen])
+                        rows.append([row[column] for column in chosen])
                         lines.append(line + start)
                     start = feed.position
             except csv.Error as error:

@@ -32,7 +32,7 @@ LINE, PROBLEM = "__line__", "__problem__"
 """Columns of a taken-in text file: the record's line (int64, from 1), and what is wrong with it (text), else null."""
 
 MAX_RECORD_BYTES = 64 << 20
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 ROWS_PER_FILE = 1_000_000
 ROWS_PER_GROUP = 4096
 HEAD_BYTES = 128 << 10

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ import pyarrow.json
 
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.schemas import PICTURE_KEYS, Records, SeenColumns, common_type, settled_type
+
+THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
 
 _NEWLINE, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
 _INT64 = range(-(2**63), 2**63)
@@ -66,8 +69,8 @@ class JsonLinesReader:
 
     def parse_fast(self, data: bytes, line: int = 1) -> Records | None:
         """The rows of a block by pyarrow's reader; None where that may fail or read something else than lines."""
-        lines = _plain_lines(data) if data else None
-        if lines is None or not len(lines):
+        lines, longest = _plain_lines(data) if data else (np.empty(0, np.int64), 0)
+        if not len(lines):
             return None
         if not data.isascii():
             try:
@@ -78,7 +81,7 @@ class JsonLinesReader:
         try:
             table = pyarrow.json.read_json(
                 pa.BufferReader(data),
-                read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+                read_options=pyarrow.json.ReadOptions(block_size=max(THREAD_BYTES, longest + 1)),
                 parse_options=pyarrow.json.ParseOptions(
                     explicit_schema=schema, unexpected_field_behavior="ignore", newlines_in_values=False
                 ),
@@ -97,18 +100,27 @@ class JsonLinesReader:
 
     def parse_by_line(self, data: bytes, line: int = 1) -> Records:
         """The same, slowly: good lines give rows, each bad line a reason."""
-        values: dict[str, list[Any]] = {name: [] for name in self._config.fields}
-        lines: list[int] = []
+        objects: list[tuple[int, bytes, dict[str, Any]]] = []
         bad: list[tuple[int, str]] = []
         for number, text in enumerate(data.split(b"\n"), line):
-            if not text.strip():
-                continue
+            if text := text.strip():
+                try:
+                    objects.append((number, text, parse_line(text)))
+                except ValueError as error:
+                    bad.append((number, str(error)))
+        if bad:
+            # Without them the others may go the fast way.
+            records = self.parse_fast(b"\n".join(text for _, text, _ in objects))
+            if records is not None:
+                return replace(records, lines=np.array([number for number, _, _ in objects], np.int64), bad=bad)
+        self.seen.records += len(objects)
+        values: dict[str, list[Any]] = {name: [] for name in self._config.fields}
+        lines: list[int] = []
+        for number, _, record in objects:
+            self.seen.names |= dict.fromkeys(record)
+            for name in values:
+                self.seen.votes_of(name).add(type_of(record.get(name)))
             try:
-                record = parse_line(text)
-                self.seen.records += 1
-                self.seen.names |= dict.fromkeys(record)
-                for name in values:
-                    self.seen.votes_of(name).add(type_of(record.get(name)))
                 record = _checked(record, self._config)
             except ValueError as error:
                 bad.append((number, str(error)))
@@ -124,7 +136,7 @@ class JsonLinesReader:
             self._block_types[name] = found if lines else self._block_types[name]
             arrays.append(self._converted(name, column, settled_type(found) if pa.types.is_nested(found) else found))
         rows = pa.RecordBatch.from_arrays(arrays, names=list(values))
-        return Records(rows=rows, lines=np.array(lines, np.int64), bad=bad)
+        return Records(rows=rows, lines=np.array(lines, np.int64), bad=sorted(bad))
 
     def _look_at(self, data: bytes) -> None:
         """Widens the types by some lines of the block: new fields of an object, which the fast way would ignore."""
@@ -209,8 +221,8 @@ class _Object(dict[str, Any]):
                 (self.repeated if name in seen else seen).add(name)
 
 
-def _plain_lines(data: bytes) -> np.ndarray | None:
-    """Numbers from 0 of the lines that are not empty, int64, if each of them runs from `{` to `}`; else None.
+def _plain_lines(data: bytes) -> tuple[np.ndarray, int]:
+    """Numbers from 0 of the lines that are not empty, int64, if each runs from `{` to `}`; and bytes of the longest.
 
     Within an object no line can end in `}` before a line that begins with `{`, so such lines are one object each.
     """
@@ -221,7 +233,7 @@ def _plain_lines(data: bytes) -> np.ndarray | None:
     stops = stops - ((stops > starts) & (codes[stops - 1] == _RETURN))
     filled = np.flatnonzero(stops > starts)
     plain = (codes[starts[filled]] == _OPEN) & (codes[stops[filled] - 1] == _CLOSE)
-    return filled if plain.all() else None
+    return (filled if plain.all() else filled[:0]), int((stops - starts).max()) + 2
 
 
 def _checked(record: dict[str, Any], config: CatalogConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading a shard: batches of rows with their places and the letters of bad records, in bounded memory.
+"""Reading a shard: batches of rows that know where they stand, and the letters of bad records, in bounded memory.
 
 In memory are at most a batch, and one Arrow record batch of the file; Parquet is streamed page by page.
 """
@@ -46,7 +46,7 @@ class RawBatch:
     numbers: np.ndarray
     malformed: list[DeadLetter] = field(default_factory=list)
 
-    def place(self, row: int) -> str:
+    def where(self, row: int) -> str:
         """Where a row stands, for people: `part-3.csv, line 1024`."""
         return f"{self.name}, {self.unit} {self.numbers[row]}"
 
@@ -102,7 +102,7 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
                 name=raw.name,
                 unit=unit,
                 numbers=numbers[good],
-                malformed=[malformed(raw.place(at), why) for at, why in problems.items()],
+                malformed=[malformed(raw.where(at), why) for at, why in problems.items()],
             )
         yield raw
     if row != part.stop:

@@ -65,14 +65,16 @@ class TypeVotes:
         def matching(values: pa.Array, pattern: str) -> pa.Array:
             return values.filter(pc.match_substring_regex(values, pattern))
 
-        candidates = pc.utf8_trim_whitespace(matching(pc.utf8_trim_whitespace(values), _NUMBER_OR_TRUTH))
+        given = pc.utf8_trim_whitespace(values.drop_null())
+        missing = pc.sum(pc.is_in(given, value_set=pa.array(["", *NULL_WORDS]))).as_py() or 0
+        candidates = matching(given, _NUMBER_OR_TRUTH)
         numbers = matching(candidates, _NUMBER)
         whole, truths = len(matching(numbers, _WHOLE_NUMBER)), len(matching(candidates, _TRUTH))
         self.add(pa.string(), _VETO * bool(len(matching(candidates, _LEADING_ZERO))))
         self.add(pa.int64(), whole)
         self.add(pa.float64(), len(numbers) - whole)
         self.add(pa.bool_(), truths)
-        self.add(pa.string(), len(values) - count_missing(values) - len(numbers) - truths)
+        self.add(pa.string(), len(given) - missing - len(numbers) - truths)
 
     def merge(self, other: TypeVotes) -> None:
         """Adds the votes of another file."""
@@ -85,12 +87,6 @@ class TypeVotes:
             return pa.string()
         kind, count = self.counts.most_common(1)[0]
         return settled_type(self.types[kind]) if count >= DECISIVE_SHARE * self.counts.total() else pa.string()
-
-
-def count_missing(values: pa.Array) -> int:
-    """How many of the texts are null, blank, or a word for none."""
-    present = pc.utf8_trim_whitespace(values.drop_null())
-    return len(values) - len(present) + (pc.sum(pc.is_in(present, value_set=pa.array(["", *NULL_WORDS]))).as_py() or 0)
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
@@ -234,10 +230,10 @@ def merged_schema(files: Iterable[tuple[str, pa.Schema]], config: CatalogConfig)
         for name in config.fields:
             if name not in schema.names:
                 continue
-            places = schema.get_all_field_indices(name)
-            if len(places) > 1:
-                raise CatalogError(f"{file}: expected one column {name!r}, found {len(places)}; rename all but one")
-            found_type = schema.field(places[0]).type
+            count = schema.names.count(name)
+            if count > 1:
+                raise CatalogError(f"{file}: expected one column {name!r}, found {count}; rename all but one")
+            found_type = schema.field(name).type
             check_role(name, found_type, config, file)
             if name in carried:
                 plain = plain_type(found_type)
@@ -378,16 +374,7 @@ def invalid_rows(batch: pa.RecordBatch) -> list[int]:
     """Rows of which some text is no UTF-8: Parquet and Arrow files do not make sure, and most functions rely on it."""
     if _is_valid(batch):
         return []
-    return _search_invalid(batch, 0)
-
-
-def _search_invalid(batch: pa.RecordBatch, offset: int) -> list[int]:
-    """Halves the batch until the bad rows stand alone."""
-    if batch.num_rows == 1:
-        return [offset]
-    middle = batch.num_rows // 2
-    parts = ((batch.slice(0, middle), offset), (batch.slice(middle), offset + middle))
-    return [row for part, begin in parts if not _is_valid(part) for row in _search_invalid(part, begin)]
+    return [row for row in range(batch.num_rows) if not _is_valid(batch.slice(row, 1))]
 
 
 def _is_valid(batch: pa.RecordBatch) -> bool:

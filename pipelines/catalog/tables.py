@@ -160,8 +160,8 @@ def _iceberg_file(file: pyiceberg.manifest.DataFile, table: pyiceberg.table.Tabl
         format="parquet",
         compression=None,
         partitions=tuple(
-            (name, None if file.partition[place] is None else str(file.partition[place]))
-            for place, field in enumerate(spec.fields)
+            (name, None if file.partition[number] is None else str(file.partition[number]))
+            for number, field in enumerate(spec.fields)
             if isinstance(field.transform, IdentityTransform)
             and (name := schema.find_column_name(field.source_id)) is not None  # None: the column was dropped since
         ),

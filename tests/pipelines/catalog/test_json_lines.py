@@ -117,6 +117,17 @@ def test_a_bad_line_costs_itself_only(line: bytes, why: str) -> None:
     assert why in records.bad[0][1]
 
 
+def test_bad_lines_leave_the_others_to_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError("the slow way was taken")
+
+    monkeypatch.setattr(JsonLinesReader, "_converted", refuse)
+    records = read(b'{"id": "1", "price": 1}\nbroken\n\n {"id": "2", "price": 2}\r\nnull\n{"id": "3"}')
+    assert records.lines.tolist() == [1, 4, 6]
+    assert [number for number, _ in records.bad] == [2, 5]
+    assert records.rows.column("id").to_pylist() == ["1", "2", "3"]
+
+
 def test_a_line_that_would_crash_the_fast_reader_never_reaches_it() -> None:
     # pyarrow 25 takes the process down with it at a bare null.
     for data in (

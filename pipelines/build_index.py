@@ -10,8 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipelines.config.command_line import load_index_job_config
-from pipelines.config.commands import run_command, show_log_lines
+from pipelines.config.command_line import load_index_job_config, run_command, show_log_lines
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     from pipelines.indexing.progress import print_lines
 
     source = VectorSource(command.config)
-    if command.plan:
+    if command.flags.plan:
         print_lines(forecast_index(source), title="Plan (nothing was done)")
         return 0
     return run_and_report(source, command.pipeline_options)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipelines.config.command_line import load_job_config
-from pipelines.config.commands import run_command, show_log_lines
+from pipelines.config.command_line import load_job_config, run_command, show_log_lines
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,8 +21,8 @@ def main(argv: Sequence[str]) -> int:
     from pipelines.indexing.forecast import forecast_run, print_forecast
     from pipelines.indexing.job import run_and_report
 
-    source = CatalogSource(command.config, full=command.full)
-    if command.plan:
+    source = CatalogSource(command.config, full=command.flags.full)
+    if command.flags.plan:
         print_forecast(forecast_run(source))
         return 0
     return run_and_report(source, command.pipeline_options)

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -28,10 +27,9 @@ from encoders import EncoderConfig, check_encoder
 from index_builder import storage
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import catalog_schema
-from pipelines.config.commands import run_command
-from pipelines.config.errors import ConfigError
-from pipelines.config.job import WorkConfig, to_yaml
-from pipelines.config.parser import parse_arguments
+from pipelines.config.command_line import parse_arguments, run_command
+from pipelines.config.job import WorkConfig
+from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_address
 from pipelines.evaluation.config import EvaluationConfig, SystemConfig, check_systems, expand_systems
 from pipelines.evaluation.encoder_ranking import View
@@ -95,10 +93,7 @@ def main(argv: Sequence[str]) -> int:
         add_options=_add_options,
         other_sections=("index", "gates", "beam"),
     )
-    job = _with_short_options(parsed.config, parsed.flags)
-    if parsed.flags.print_config:
-        sys.stdout.write(to_yaml(job))
-        return 0
+    job = parsed.config
     measures = job.evaluation.measures or (COMPARED_MEASURES if job.systems else DEFAULT_MEASURES)
     try:
         parse_measures(measures)
@@ -180,16 +175,6 @@ def _systems(job: EvaluateJob) -> tuple[tuple[SystemConfig, ...], str]:
     return systems, f"{description.model} encoder {description.fingerprint}"
 
 
-def _with_short_options(job: EvaluateJob, flags: argparse.Namespace) -> EvaluateJob:
-    """The job with what `--queries`, `--judgments` and the like say of its evaluation section."""
-    given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name in ("queries", "judgments", "purchases", "split", "relevant", "measures", "unlabelled")
-        if (value := getattr(flags, name)) is not None
-    }
-    return replace(job, evaluation=replace(job.evaluation, **given))
-
-
 def _with_drawn_catalog(job: EvaluateJob) -> EvaluateJob:
     uri = job.catalog.uri
     if not isinstance(uri, str) or not is_demo_address(uri):
@@ -231,20 +216,20 @@ def _shown(what: str) -> Iterator:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--queries", metavar="FILE", help="short for --evaluation.queries: query_id, query")
-    parser.add_argument("--judgments", metavar="FILE", help="the same of judgments: query_id, product_id, label")
-    parser.add_argument("--purchases", metavar="FILE", help="the same of purchases: query_id, product_id")
-    parser.add_argument("--split", metavar="NAME", help="only the queries of this split (column split)")
-    parser.add_argument("--unlabelled", metavar="LABEL", help="what counts for a pair without a label (or leave-out)")
-    parser.add_argument(
-        "--relevant", nargs="+", metavar="LABEL", help="labels that mean relevant (default: numbers above 0, or Exact)"
-    )
-    parser.add_argument(
-        "--measures",
-        nargs="+",
-        metavar="NAME",
-        help="as ir-measures names them (default: R@10 nDCG@10 RR@10, of systems also AP@100)",
-    )
+    """Adds the short names of keys of the evaluation section."""
+    for name, metavar, text in (
+        ("queries", "FILE", "short for --evaluation.queries: query_id, query"),
+        ("judgments", "FILE", "the same of judgments: query_id, product_id, label"),
+        ("purchases", "FILE", "the same of purchases: query_id, product_id"),
+        ("split", "NAME", "only the queries of this split (column split)"),
+        ("unlabelled", "LABEL", "what counts for a pair without a label (or leave-out)"),
+    ):
+        parser.add_argument(f"--{name}", dest=f"key.evaluation.{name}", metavar=metavar, help=text)
+    for name, metavar, text in (
+        ("relevant", "LABEL", "labels that mean relevant (default: numbers above 0, or Exact)"),
+        ("measures", "NAME", "as ir-measures names them (default: R@10 nDCG@10 RR@10, of systems also AP@100)"),
+    ):
+        parser.add_argument(f"--{name}", dest=f"key.evaluation.{name}", metavar=metavar, nargs="+", help=text)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from index_builder import IndexReader
-from pipelines.config.commands import run_command
-from pipelines.config.errors import ConfigError
+from pipelines.config.command_line import run_command
+from pipelines.config.validation import ConfigError
 
 
 def main(argv: Sequence[str]) -> int:

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from encoders import load_query_encoder
 from index_builder import IndexReader, SearchResult
-from pipelines.config.commands import run_command
-from pipelines.config.errors import ConfigError
+from pipelines.config.command_line import run_command
+from pipelines.config.validation import ConfigError
 
 SCORE_DIGITS = 4
 

@@ -27,10 +27,8 @@ from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingCo
 from encoders.training.pairs import TrainingProducts
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import catalog_schema
-from pipelines.config.commands import run_command
-from pipelines.config.errors import ConfigError
-from pipelines.config.job import to_yaml
-from pipelines.config.parser import parse_arguments
+from pipelines.config.command_line import parse_arguments, run_command
+from pipelines.config.validation import ConfigError
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.training_products import decode_for_training, read_training_products
 
@@ -79,9 +77,6 @@ def main(argv: Sequence[str]) -> int:
         description="Train an encoder on pairs of query and product.",
     )
     job = parsed.config
-    if parsed.flags.print_config:
-        sys.stdout.write(to_yaml(job))
-        return 0
     try:
         from encoders.training.run import train_encoder
     except ModuleNotFoundError as error:

@@ -28,7 +28,7 @@ from rich.table import Table
 from index_builder import IndexReader, Manifest, VersionNotFoundError, publish
 from index_builder.explain import serving_shards
 from pipelines.catalog.previous_version import ExternalSort, keyed_records
-from pipelines.config.commands import run_command
+from pipelines.config.command_line import run_command
 from pipelines.images.product_images import id_digests
 
 # ---- pipelines/version_diff.py ----

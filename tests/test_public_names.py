@@ -43,7 +43,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error(room: str) -> None:
     [
         ("encoders", ["torch", "transformers", "open_clip", "faiss", "apache_beam"]),
         ("index_builder", ["torch", "faiss", "apache_beam"]),
-        ("pipelines.config.job", ["torch", "faiss", "apache_beam"]),
+        ("pipelines.config.command_line", ["torch", "faiss", "apache_beam"]),
     ],
 )
 def test_importing_a_room_is_cheap(module: str, heavy: list[str]) -> None:

@@ -1,143 +1,494 @@
-"""The command line of a Beam job: config keys, a few flags, and Beam's own options, all checked before any work."""
+"""The command line of every command: a YAML file, dotted options over it, Beam's options, errors and exit codes.
+
+    --config FILE             the YAML file, or the name of a shipped one
+    --index.serving_shards 2  one key; the value is YAML
+    --print-config            the effective config in full, and nothing else is done
+
+Unknown keys and options are errors that name the nearest known one, and all mistakes of file and command line are
+reported at once. Beam is imported only where a job's command line is read: other commands start without it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+import logging
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, get_origin
 
-from pipelines.config.beam_options import check_beam_options, to_pipeline_options
-from pipelines.config.errors import ConfigError
+import yaml
+
+from encoders.errors import EncoderError
+from index_builder.errors import IndexBuilderError
+from pipelines.catalog.config import CatalogError
 from pipelines.config.job import IndexJobConfig, JobConfig, to_yaml
-from pipelines.config.parser import parse_arguments
-
-if TYPE_CHECKING:
-    # At run time `beam_options` is the first to import Beam, quietly.
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-_BEAM_EPILOG = (
-    "Every other option is handed to Apache Beam: --runner, --direct_num_workers, --direct_running_mode and whatever "
-    "the chosen runner documents. An option that neither of us knows is an error."
+from pipelines.config.validation import (
+    Config,
+    ConfigError,
+    ConfigKey,
+    build_config,
+    describe_type,
+    did_you_mean,
+    list_keys,
+    union_options,
 )
 
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+# With this option the direct runner works in process. Without it, it first looks for Prism, a runner that it downloads.
+DIRECT_RUNNER_COMPATIBILITY = "2.77.0"
+
+_LOGGER = logging.getLogger(__name__)
+_KEY = "key."  # before a key's name in argparse's namespace: apart from a command's own options
+
+# The errors that our rooms raise on purpose, with messages written for people. Anything else is a bug or a machine's
+# failure, and keeps its traceback.
+EXPECTED_ERRORS = (ConfigError, CatalogError, EncoderError, IndexBuilderError)
+
+
+def show_log_lines() -> None:
+    """Writes what our rooms say about their work to stderr, and of libraries only warnings."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for room in ("pipelines", "encoders", "index_builder"):
+        logging.getLogger(room).setLevel(logging.INFO)
+
+
+def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a command's main function and turn its errors into one message and an exit code.
+
+    Args:
+        main: Takes the arguments without the program's name; gives the exit code, None for 0.
+        argv: The arguments; those of the process by default.
+
+    Returns:
+        What `main` gave; 2 after an error that our rooms raise on purpose, its message on stderr; 130 after Ctrl-C.
+    """
+    try:
+        return main(sys.argv[1:] if argv is None else argv) or 0
+    except SystemExit as stop:  # --help and --print-config
+        return int(stop.code or 0)
+    except EXPECTED_ERRORS as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from what is complete\n")
+        return 130
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ParsedIndexCommand:
-    """The command line of `pipelines.build_index`, read and checked; see `ParsedCommand`."""
-
-    config: IndexJobConfig
-    pipeline_options: PipelineOptions
-    plan: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ParsedCommand:
-    """The command line of a job, read and checked.
+class ParsedCommand(Generic[Config]):
+    """A command line, read and checked.
 
     Attributes:
         config: The whole configuration.
-        beam_args: The arguments that are Beam's, as they stood.
-        pipeline_options: Those and the `beam:` section as Beam takes them.
-        full: Embed every product again (`--full`).
-        plan: Say what a run would do, and stop (`--plan`).
+        flags: The values of the command's own options, such as `--plan`.
+        pipeline_options: Beam's options, of the `beam:` section and the command line; none for a command without Beam.
     """
 
-    config: JobConfig
-    beam_args: list[str]
+    config: Config
+    flags: argparse.Namespace
     pipeline_options: PipelineOptions
-    full: bool
-    plan: bool
 
 
-def load_job_config(
+def load_job_config(argv: Sequence[str]) -> ParsedCommand[JobConfig]:
+    """Read the command line of `pipelines.embed_catalog`; as `parse_arguments`."""
+
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--full", action="store_true", help="embed every product again, carry nothing over")
+        parser.add_argument("--plan", action="store_true", help="print what a run would embed and carry over, and stop")
+
+    return parse_arguments(
+        argv,
+        JobConfig,
+        default_config="demo.yaml",
+        prog="python -m pipelines.embed_catalog",
+        description="Embed a product catalog, build its index and publish a version of it.",
+        add_options=add_options,
+        with_beam=True,
+    )
+
+
+def load_index_job_config(argv: Sequence[str]) -> ParsedCommand[IndexJobConfig]:
+    """Read the command line of `pipelines.build_index`; as `parse_arguments`."""
+
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--plan", action="store_true", help="print what index would be built, and why, and stop")
+
+    return parse_arguments(
+        argv,
+        IndexJobConfig,
+        default_config="build_index.yaml",
+        prog="python -m pipelines.build_index",
+        description="Build an index from vectors that stand, and publish a version of it.",
+        add_options=add_options,
+        other_sections=("catalog", "fetch", "decode", "encoder"),
+        with_beam=True,
+    )
+
+
+def parse_arguments(
     argv: Sequence[str],
+    config_type: type[Config],
     *,
-    default_config: str = "demo.yaml",
-    prog: str = "python -m pipelines.embed_catalog",
-    description: str = "Embed a product catalog, build its index and publish a version of it.",
-) -> ParsedCommand:
-    """Read a job's command line.
+    default_config: str,
+    description: str,
+    prog: str | None = None,
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
+    other_sections: Collection[str] = (),
+    with_beam: bool = False,
+) -> ParsedCommand[Config]:
+    """Read a command line on top of a config file; every key of the config is an option.
 
     `--help` and `--print-config` print and raise `SystemExit(0)`.
 
     Args:
         argv: Arguments without the program's name.
+        config_type: A frozen dataclass of sections.
         default_config: File or shipped name that is read where no `--config` is given.
+        description: What the command does, for `--help`.
         prog: How the command is called, for `--help`.
-        description: What it does, for `--help`.
+        add_options: Adds options that are no config keys, such as `--full`; one with a `dest` of `key.index.k` is a
+            second name of `--index.k`.
+        other_sections: Sections of the file that this command has no use for.
+        with_beam: Options that are not ours, and the `beam:` section, are Beam's. A dotted option is always ours.
 
     Raises:
-        ConfigError: Naming every problem of the file, the command line and Beam's options.
+        ConfigError: With every problem found in the file, on the command line and in Beam's options.
     """
-    parsed = parse_arguments(
-        argv,
-        JobConfig,
-        default_config=default_config,
-        description=description,
-        prog=prog,
-        add_options=_add_job_flags,
-        epilog=_BEAM_EPILOG,
-        check_rest=_problems_of_beam_options,
-    )
-    if parsed.flags.print_config:
-        sys.stdout.write(to_yaml(parsed.config))
-        raise SystemExit(0)
-    return ParsedCommand(
-        config=parsed.config,
-        beam_args=parsed.rest,
-        pipeline_options=to_pipeline_options(parsed.config.beam, parsed.rest),
-        full=parsed.flags.full,
-        plan=parsed.flags.plan,
-    )
+    keys = list(list_keys(config_type))
+    parser = _Parser(prog=prog, description=description, with_beam=with_beam)
+    of_config = f"YAML file, or the name of a shipped config (default: {default_config})"
+    parser.add_argument("--config", default=default_config, metavar="FILE", help=of_config)
+    parser.add_argument("--print-config", action="store_true", help="print the effective config as YAML, and stop")
+    if add_options is not None:
+        add_options(parser)
+    _add_key_options(parser, keys)
+    option_names = tuple(parser._option_string_actions)
+    for argument in argv:  # entries of mappings, such as --beam.NAME, and mistyped keys
+        option = argument.partition("=")[0]
+        if option.startswith("--") and "." in option and option not in parser._option_string_actions:
+            parser.add_argument(option, dest=_KEY + option[2:], nargs="?", const="true", help=argparse.SUPPRESS)
+    flags, rest = parser.parse_known_args(list(argv))
+    given = {
+        name.removeprefix(_KEY): text
+        for name, text in vars(flags).items()
+        if name.startswith(_KEY) and text is not None
+    }
 
-
-def load_index_job_config(argv: Sequence[str]) -> ParsedIndexCommand:
-    """Read the command line of `pipelines.build_index`; as `load_job_config`.
-
-    Raises:
-        ConfigError: Naming every problem of the file, the command line and Beam's options.
-    """
-    parsed = parse_arguments(
-        argv,
-        IndexJobConfig,
-        default_config="build_index.yaml",
-        description="Build an index from vectors that stand, and publish a version of it.",
-        prog="python -m pipelines.build_index",
-        add_options=_add_build_flags,
-        epilog=_BEAM_EPILOG,
-        other_sections=("catalog", "fetch", "decode", "encoder"),
-        check_rest=_problems_of_beam_options,
-    )
-    if parsed.flags.print_config:
-        sys.stdout.write(to_yaml(parsed.config))
-        raise SystemExit(0)
-    return ParsedIndexCommand(
-        config=parsed.config,
-        pipeline_options=to_pipeline_options(parsed.config.beam, parsed.rest),
-        plan=parsed.flags.plan,
-    )
-
-
-def _problems_of_beam_options(
-    arguments: Sequence[str], data: Mapping[str, Any], option_names: Collection[str]
-) -> Sequence[str]:
-    section = data.get("beam")
+    file = read_config_file(flags.config)
+    data = file.data
+    origins = {name: f"{file.name}, line {line}" for name, line in file.lines.items()}
+    origins |= dict.fromkeys(given, "command line")
+    unknown, problems = _set_given(data, given, {key.name: key.type for key in keys})
+    if not with_beam:
+        unknown += option_names_in(rest)
+        problems += [f"command line: expected options only, found {' '.join(rest)!r}"] if rest and not unknown else []
+    problems += [_unknown_option(option, option_names) for option in unknown]
+    pipeline_options: Any = None
+    if with_beam:
+        section = data["beam"] if isinstance(data.get("beam"), dict) else {}
+        try:
+            pipeline_options = to_pipeline_options(section, rest, option_names=option_names)
+        except ConfigError as error:
+            problems += error.problems
     try:
-        check_beam_options(section if isinstance(section, dict) else {}, arguments, option_names=option_names)
+        config = build_config(config_type, data, origins=origins, leave_out=other_sections)
     except ConfigError as error:
-        return error.problems
-    return ()
+        raise ConfigError([*problems, *error.problems]) from error
+    if problems:
+        raise ConfigError(problems)
+    if flags.print_config:
+        sys.stdout.write(to_yaml(config))
+        raise SystemExit(0)
+    return ParsedCommand(config=config, flags=flags, pipeline_options=pipeline_options)
 
 
-def _add_build_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plan", action="store_true", help="print what index would be built, and why, and stop")
+class _Parser(argparse.ArgumentParser):
+    """argparse with its complaints as ConfigError, without pages of usage before them."""
+
+    def __init__(self, *, with_beam: bool, **settings: Any) -> None:
+        of_beam = (
+            "Every other option is handed to Apache Beam: --runner, --direct_num_workers, --direct_running_mode and "
+            "whatever the chosen runner documents. An option that neither of us knows is an error."
+        )
+        super().__init__(
+            epilog=of_beam if with_beam else None,
+            allow_abbrev=False,
+            # One line for each key, whatever the width of the terminal.
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=44, width=1000),
+            usage="%(prog)s [--config FILE] [--KEY VALUE ...]" + (" [Beam options]" if with_beam else ""),
+            **settings,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}")
 
 
-def _add_job_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--full", action="store_true", help="embed every product again, carry nothing over")
-    parser.add_argument("--plan", action="store_true", help="print what a run would embed and carry over, and stop")
+def _add_key_options(parser: argparse.ArgumentParser, keys: Iterable[ConfigKey]) -> None:
+    groups: dict[str, Any] = {}
+    for key in keys:
+        section = key.name.partition(".")[0]
+        group = groups.get(section) or groups.setdefault(section, parser.add_argument_group(f"{section} (YAML values)"))
+        text = key.help
+        if key.default is not dataclasses.MISSING:
+            # JSON is YAML: what stands here can be given back on the command line.
+            default = key.default if isinstance(key.default, str) else json.dumps(key.default, default=str)
+            text += f" (default: {default})"
+        group.add_argument(f"--{key.name}", dest=_KEY + key.name, metavar="VALUE", help=text.replace("%", "%%"))
 
 
-__all__ = ["ConfigError", "ParsedCommand", "ParsedIndexCommand", "load_index_job_config", "load_job_config"]
+def _set_given(
+    data: dict[str, Any], given: Mapping[str, str | list[str]], types: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Set what the command line gave: keys by their types, and entries of mappings, whose values are YAML or text.
+
+    Returns:
+        The options that are neither, and what is wrong with the others' values.
+    """
+    mappings = tuple(f"{name}." for name, declared in types.items() if get_origin(declared) is dict)
+    unknown: list[str] = []
+    problems: list[str] = []
+    for name, text in given.items():
+        declared = types.get(name, Any)
+        if name not in types and not name.startswith(mappings):
+            unknown.append(f"--{name}")
+            continue
+        try:
+            value = text if isinstance(text, list) else _command_line_value(text, declared)
+        except yaml.YAMLError as error:
+            what = f"expected {describe_type(declared)} as YAML, found {text!r}: {_describe_yaml_error(error)}"
+            problems.append(f"command line: {name}: {what}")
+            continue
+        *sections, leaf = name.split(".")
+        inner = data
+        for section in sections:  # those that are missing or null appear
+            inner[section] = inner[section] if isinstance(inner.get(section), dict) else {}
+            inner = inner[section]
+        inner[leaf] = value
+    return unknown, problems
+
+
+def _command_line_value(text: str, declared: Any) -> Any:
+    """The value that a key's text stands for.
+
+    Text is YAML, but for keys that take text or a list of it: there a bare value is taken as it stands, because globs,
+    templates and names such as `*.parquet`, `{title}` or `2026` mean something else in YAML.
+
+    Raises:
+        yaml.YAMLError: The text is no YAML, for a key that does not take text.
+    """
+    accepted = union_options(declared)
+    takes_list = tuple[str, ...] in accepted
+    if declared is not Any and str not in accepted:
+        value = _parse_value(text.strip())
+        return text if takes_list and isinstance(value, (int, float)) else value
+    if type(None) in accepted and text in ("null", "~"):
+        return None
+    if declared is Any or text.startswith(("'", '"')) or (takes_list and text.startswith("[")):
+        try:
+            value = _parse_value(text)
+        except yaml.YAMLError:
+            return text
+        return value if declared is Any or isinstance(value, (str, list)) else text
+    return text
+
+
+def option_names_in(arguments: Iterable[str]) -> list[str]:
+    """The option names among command-line arguments, without their values."""
+    return [argument.partition("=")[0] for argument in arguments if argument.startswith("-") and len(argument) > 1]
+
+
+def _unknown_option(option: str, known: Iterable[str]) -> str:
+    return f"command line: unknown option {option}. {did_you_mean(option, known)}"
+
+
+class ConfigFile(NamedTuple):
+    """A config file: how messages call it, its mapping, and the line (from 1) of every dotted key."""
+
+    name: str
+    data: dict[str, Any]
+    lines: dict[str, int]
+
+
+def read_config_file(name: str) -> ConfigFile:
+    """Read a config file by path, or a shipped one by name (`minilm`, `run_configs/minilm.yaml`).
+
+    A file that exists wins over a shipped config of the same name.
+
+    Raises:
+        ConfigError: No such file; not YAML; not a mapping; a key given twice.
+    """
+    path = Path(name)
+    if path.is_dir():
+        raise ConfigError(f"config {name}: expected a YAML file, found a folder")
+    if path.is_file():
+        try:
+            return parse_config(path.read_text(encoding="utf-8"), name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"config {name}: cannot be read as UTF-8 text: {error}") from error
+    shipped = _shipped_configs()
+    stem = name.removeprefix("run_configs/").removesuffix(".yaml")
+    if stem not in shipped:
+        hint = did_you_mean(stem, shipped, otherwise=f"Shipped are {', '.join(sorted(shipped))}.")
+        raise ConfigError(f"config {name}: expected a YAML file or the name of a shipped config, found neither. {hint}")
+    return parse_config(shipped[stem].read_text(encoding="utf-8"), f"run_configs/{stem}.yaml")
+
+
+def _shipped_configs() -> dict[str, Any]:
+    """The shipped files by name; one in a folder has the folder's before it (`papers/grocery`)."""
+    entries = {entry.name: entry for entry in resources.files("run_configs").iterdir()}
+    for name, folder in list(entries.items()):
+        if folder.is_dir():
+            entries |= {f"{name}/{entry.name}": entry for entry in folder.iterdir()}
+    return {name.removesuffix(".yaml"): entry for name, entry in entries.items() if name.endswith(".yaml")}
+
+
+def parse_config(text: str, name: str) -> ConfigFile:
+    """Parse the text of a config file; an empty one is an empty mapping.
+
+    Beyond `yaml.safe_load` every key has its line, and a key that occurs twice is an error: YAML would keep the last.
+
+    Raises:
+        ConfigError: As `read_config_file`.
+    """
+    loader = _ConfigLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return ConfigFile(name=name, data={}, lines={})
+        if not isinstance(node, yaml.MappingNode):
+            kind = "list" if isinstance(node, yaml.SequenceNode) else "single value"
+            raise ConfigError(f"{name}, line 1: expected a mapping of sections such as catalog:, found a {kind}")
+        lines: dict[str, int] = {}
+        problems: list[str] = []
+        for key, line in _keys_with_lines(node):
+            if key in lines:
+                problems.append(f"{name}, line {line}: the key {key} stands already on line {lines[key]}; keep one")
+            lines.setdefault(key, line)
+        if problems:
+            raise ConfigError(problems)
+        return ConfigFile(name=name, data=loader.construct_document(node), lines=lines)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: is not valid YAML: {_describe_yaml_error(error)}") from error
+    finally:
+        loader.dispose()
+
+
+def _parse_value(text: str) -> Any:
+    return yaml.load(text, Loader=_ConfigLoader)  # noqa: S506 - it builds plain data only
+
+
+class _ConfigLoader(yaml.SafeLoader):
+    """The safe loader with dates left as text: no key is a date."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _keys_with_lines(
+    node: yaml.MappingNode, prefix: str = "", above: frozenset[int] = frozenset()
+) -> Iterator[tuple[str, int]]:
+    for key_node, value_node in node.value:
+        key = f"{prefix}{key_node.value}"
+        yield key, key_node.start_mark.line + 1
+        # An alias may lead back to a mapping that is being walked.
+        if isinstance(value_node, yaml.MappingNode) and id(value_node) not in above | {id(node)}:
+            yield from _keys_with_lines(value_node, f"{key}.", above | {id(node)})
+
+
+def _describe_yaml_error(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {what}" if mark else what
+
+
+def to_pipeline_options(
+    section: Mapping[str, Any], arguments: Sequence[str] = (), *, option_names: Iterable[str] = ()
+) -> PipelineOptions:
+    """Merge the `beam:` section with Beam's options of the command line, which win, and check both.
+
+    Beam itself drops an option that it does not know with a line in the log. Here it is an error, on every runner
+    whose options the package knows in full.
+
+    Args:
+        section: Option name -> value; false and null mean that the option is not given.
+        arguments: Command-line arguments that are no config keys.
+        option_names: Our own options, so that a mistyped one of these is recognised.
+
+    Raises:
+        ConfigError: An option that Beam does not know, a value that it refuses, a runner that cannot run this job.
+    """
+    with _root_logger_untouched():
+        from apache_beam.options import pipeline_options as beam
+
+        found: list[argparse.ArgumentParser] = []  # the parser with the options of every class that Beam knows
+        beam.PipelineOptions([]).get_all_options(add_extra_args_fn=found.append)
+        parser = found[0]
+        parser.exit_on_error = False
+        actions = parser._option_string_actions
+        over = {actions[name].dest for name in option_names_in(arguments) if name in actions}
+        dests = {name: getattr(actions.get(f"--{name}"), "dest", name) for name in section}
+        under = {name: value for name, value in section.items() if value is not None and dests[name] not in over}
+        merged = [*beam.PipelineOptions.from_dictionary(under)._flags, *arguments]
+        try:
+            known, rest = parser.parse_known_args(merged)
+        except argparse.ArgumentError as error:
+            raise ConfigError(f"Beam option {error}") from error
+        except (ValueError, AssertionError) as error:  # Beam's own checks of JSON values
+            raise ConfigError(f"Beam options {' '.join(merged)}: {error}") from error
+        runner = _full_runner_name(known.runner or beam.StandardOptions.DEFAULT_RUNNER, beam.StandardOptions)
+        unknown = option_names_in(rest)
+        if rest and not unknown:
+            raise ConfigError(f"command line: expected options only, found {' '.join(rest)!r}")
+        if unknown and runner in beam.StandardOptions.LOCAL_RUNNERS:
+            beam_names = [name[2:] for name in actions]
+            raise ConfigError(
+                [
+                    f"beam: section: unknown option {name[2:]}. {did_you_mean(name[2:], beam_names)}"
+                    if name[2:] in section
+                    else _unknown_option(name, [*actions, *option_names])
+                    for name in unknown
+                ]
+            )
+        options = beam.PipelineOptions(merged)
+        options.view_as(beam.StandardOptions).runner = runner
+        if runner == "DirectRunner" and known.update_compatibility_version is None:
+            options.view_as(beam.StreamingOptions).update_compatibility_version = DIRECT_RUNNER_COMPATIBILITY
+        if known.save_main_session is None:
+            # Everything that runs on a worker lives in a module; Beam would pickle the main one on some runners.
+            options.view_as(beam.SetupOptions).save_main_session = False
+    if unknown:
+        message = "handed to %s as they are, because Beam's package does not know them: %s"
+        _LOGGER.warning(message, runner, " ".join(unknown))
+    return options
+
+
+def _full_runner_name(name: str, standard_options: Any) -> str:
+    """The name that Beam lists a runner under; a class by its full path stands as it is."""
+    if "dask" in name.lower():
+        raise ConfigError(f"runner {name}: loses what a bundle gives back at its end, without a word; use another one")
+    by_lower = {known.lower(): known for known in standard_options.KNOWN_RUNNER_NAMES}
+    found = by_lower.get(name.lower()) or by_lower.get(f"{name.lower()}runner")
+    if found is None and "." not in name:
+        raise ConfigError(f"unknown runner {name}. {did_you_mean(name, by_lower.values())}")
+    return found or name
+
+
+@contextmanager
+def _root_logger_untouched() -> Iterator[None]:
+    """Keep Beam from setting up the root logger, which is the command's: Beam leaves one that has a handler alone."""
+    handler = logging.NullHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)

@@ -1,8 +1,12 @@
-"""The whole configuration of a job: one frozen dataclass for each section, owned by the room that uses it."""
+"""The whole configuration of a job: one frozen dataclass for each section, owned by the room that uses it.
+
+A key belongs to the component that it configures; here stand the sections of the job itself, and what joins them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,9 +16,6 @@ from encoders.config import EncoderConfig
 from index_builder.spec import IndexConfig
 from pipelines.catalog.config import CatalogConfig
 from pipelines.images.config import DecodeConfig, FetchConfig
-
-# ---- pipelines/external_vectors/config.py ----
-# The `embeddings:` section of `pipelines.build_index`: which vectors become an index.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,12 +143,5 @@ class IndexJobConfig:
 
 def to_yaml(config: Any) -> str:
     """A config object in full as YAML, defaults included; read again it gives an equal object."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True, width=120)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value
+    data = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)

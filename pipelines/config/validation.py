@@ -1,33 +1,48 @@
-"""From plain data to a checked config object: every mistake found, each said in one sentence.
+"""From plain data to a checked config: the keys of a tree of dataclasses, and every mistake in one sentence each.
 
-Unknown keys are found here; types are checked by pydantic over the standard-library dataclasses, strictly (text is no
-number, though a whole number is a number); what a section demands of its values is checked by its own `__post_init__`.
+pydantic checks the standard-library dataclasses, strictly: text is no number, though a whole number is a number. What a
+section demands of its values is checked by its own `__post_init__`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_type_hints
+import types
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import pydantic
 
-from pipelines.config.errors import ConfigError
-from pipelines.config.keys import describe_type, did_you_mean, list_keys, listed_dataclass, nested_dataclass
-
 Config = TypeVar("Config")
+_ATTRIBUTE = re.compile(r"^    (\w+)(?: \([^)]*\))?:(.*(?:\n {8}.*)*)", re.MULTILINE)
 _LEADING_NAME = re.compile(r"^([a-z_][a-z0-9_.]*)\b")
-_KINDS = {bool: "true or false", str: "text", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
+_TYPE_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+_VALUE_WORDS = {str: "text", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
+
+
+class ConfigError(ValueError):
+    """A configuration, or a command line, that stops a command before any work.
+
+    Attributes:
+        problems: One sentence for each thing that is wrong: the key, what was expected, what was found and where.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return self.problems[0]
+        return "\n  - ".join([f"{len(self.problems)} things are wrong with the configuration", *self.problems])
 
 
 def build_config(
-    config_type: type[Config],
-    data: Mapping[str, Any],
-    *,
-    origins: Mapping[str, str],
-    other_sections: Collection[str] = (),
+    config_type: type[Config], data: Mapping[str, Any], *, origins: Mapping[str, str], leave_out: Collection[str] = ()
 ) -> Config:
     """Build a config object from nested mappings.
 
@@ -35,155 +50,197 @@ def build_config(
         config_type: A frozen dataclass of sections.
         data: What files and command line gave, nested.
         origins: Dotted key -> where it was given, for messages.
-        other_sections: Top-level sections that belong to other commands; left out without a word.
+        leave_out: Top-level sections that belong to other commands.
 
     Raises:
         ConfigError: With every problem: unknown keys, missing keys, wrong types, values that a section refuses.
     """
-    known = {key: value for key, value in data.items() if key not in other_sections}
-    problems = list(_unknown_keys(config_type, known, origins))
-    known = _with_required_sections(config_type, known)
+    known = _as_meant({key: value for key, value in data.items() if key not in leave_out}, config_type)
     try:
         text = json.dumps(known)
     except (TypeError, ValueError) as error:
-        raise ConfigError([*problems, f"only text, numbers, true, false, null, lists and mappings: {error}"]) from error
+        raise ConfigError(f"only text, numbers, true, false, null, lists and mappings: {error}") from error
+    settings = pydantic.ConfigDict(extra="forbid", strict=True)
+    # In strict JSON lists become tuples, but no scalar is converted. A dataclass takes settings only inside a union.
+    checker = pydantic.TypeAdapter[Any](config_type | None, config=settings)  # type: ignore[arg-type]
     try:
-        # Strict JSON is what we want: lists become tuples, mappings become dataclasses, and no scalar is converted.
-        config = pydantic.TypeAdapter(config_type).validate_json(text, strict=True)
+        return checker.validate_json(text)
     except pydantic.ValidationError as error:
-        problems += _describe_errors(config_type, known, error, origins)
-        raise ConfigError(problems) from error
-    if problems:
-        raise ConfigError(problems)
-    return config
+        found = error.errors(include_url=False)
+    known = json.loads(text)
+    unknown = [item["loc"] for item in found if item["type"] == "unexpected_keyword_argument"]
+    if not unknown:
+        raise ConfigError(list(dict.fromkeys(_describe(config_type, known, item, origins) for item in found)))
+    problems = [_describe_unknown(config_type, known, location, origins) for location in unknown]
+    for location in unknown:
+        _locate(config_type, known, location[:-1])[2].pop(location[-1])
+    try:  # a section says what it refuses only when it has no unknown key
+        build_config(config_type, known, origins=origins)
+    except ConfigError as error:
+        problems += error.problems
+    raise ConfigError(problems)
 
 
-def _unknown_keys(
-    config_type: type, data: Mapping[Any, Any], origins: Mapping[str, str], prefix: str = "", root: type | None = None
-) -> Iterator[str]:
-    """One sentence for each key that no dataclass of the tree knows."""
-    root = root or config_type
-    hints = get_type_hints(config_type)
-    for key, value in data.items():
-        name = f"{prefix}{key}"
-        if key not in hints:
-            names = {prefix + sibling for sibling in hints} | {known.name for known in list_keys(root)}
-            yield f"{_place(name, origins)}unknown key {name}. {did_you_mean(name, names)}"
-            continue
-        nested = nested_dataclass(hints[key])
-        if nested is not None and isinstance(value, Mapping):
-            yield from _unknown_keys(nested, value, origins, f"{name}.", root)
-        listed = listed_dataclass(hints[key])
-        if listed is not None and isinstance(value, Sequence):
-            for place, item in enumerate(value):
-                if isinstance(item, Mapping):
-                    yield from _unknown_keys(listed, item, origins, f"{name}[{place}].", listed)
+def _as_meant(value: Any, declared: Any) -> Any:
+    r"""Take what people write for what they mean.
 
-
-def _with_required_sections(config_type: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Give every section that must be there an empty mapping, so that its missing keys are named one by one."""
-    hints = get_type_hints(config_type)
-    empty: dict[str, Any] = {
-        field.name: {}
-        for field in dataclasses.fields(config_type)
-        if dataclasses.is_dataclass(hints[field.name])
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    }
-    given = {key: value for key, value in data.items() if not (key in empty and value is None)}
-    return {**empty, **given}
-
-
-def _describe_errors(
-    config_type: type, data: Mapping[str, Any], error: pydantic.ValidationError, origins: Mapping[str, str]
-) -> list[str]:
-    problems: dict[str, None] = {}
-    for item in error.errors(include_url=False):
-        name, declared = _locate(config_type, item["loc"])
-        if item["type"] == "value_error":
-            problems[_describe_refusal(name, declared, str(item["ctx"]["error"]), origins)] = None
-        elif item["type"] == "missing":
-            wanted = f"{name}: missing; expected {describe_type(declared)}; set it in the YAML or with --{name}"
-            problems[wanted] = None
-        else:
-            found = _value_at(data, name)
-            problems[
-                f"{_place(name, origins)}{name}: expected {describe_type(declared)}, found {_describe_value(found)}"
-                f"{_number_hint(found, declared)}"
-            ] = None
-    return list(problems)
-
-
-def _locate(config_type: type, location: tuple[int | str, ...]) -> tuple[str, Any]:
-    """Follow an error's location down the dataclasses: dotted key and its declared type."""
-    names: list[str] = []
-    declared: Any = config_type
-    for part in location:
-        listed = listed_dataclass(declared)
-        if listed is not None and isinstance(part, int):
-            names[-1] += f"[{part}]"
-            declared = listed
-            continue
-        nested = nested_dataclass(declared)
-        if nested is None:
-            break
+    A bare word is a list of one where a list of text is wanted, a backslash and a t where text is are a tab, and an
+    empty section has its defaults. Sections that must be there appear, so that their missing keys are named.
+    """
+    accepted = union_options(declared)
+    nested = nested_dataclass(declared)
+    if value is None and nested and type(None) not in accepted:
+        value = {}
+    if nested and isinstance(value, Mapping):
         hints = get_type_hints(nested)
-        if part not in hints:
-            continue  # pydantic names the branch of a union; the key is what people know
-        declared = hints[str(part)]
-        names.append(str(part))
-    return ".".join(names), declared
+        sections = {
+            field.name: None
+            for field in dataclasses.fields(nested)
+            if dataclasses.is_dataclass(hints[field.name]) and _default_of(field) is dataclasses.MISSING
+        }
+        return {key: _as_meant(item, hints.get(key, Any)) for key, item in {**sections, **value}.items()}
+    if isinstance(value, str) and str not in accepted and tuple[str, ...] in accepted:
+        return [value]
+    return "\t" if value == r"\t" and str in accepted else value
+
+
+def _describe_unknown(root: type, data: Any, location: tuple[int | str, ...], origins: Mapping[str, str]) -> str:
+    above, declared, _ = _locate(root, data, location[:-1])
+    prefix = f"{above}." if above else ""
+    nearby = {prefix + name for name in get_type_hints(nested_dataclass(declared) or root)}
+    name = f"{prefix}{location[-1]}"
+    hint = did_you_mean(name, nearby | {key.name for key in list_keys(root)})
+    return f"{_where(name, origins)}unknown key {name}. {hint}"
+
+
+def _describe(root: type, data: Any, item: Any, origins: Mapping[str, str]) -> str:
+    """One of pydantic's errors in our words."""
+    name, declared, found = _locate(root, data, item["loc"])
+    expected = describe_type(declared)
+    if item["type"] == "value_error":
+        return _describe_refusal(name, declared, str(item["ctx"]["error"]), origins)
+    if item["type"] == "missing":
+        return f"{name}: missing; expected {expected}; set it in the YAML or with --{name}"
+    text = json.dumps(found, ensure_ascii=False)
+    text = text if len(text) <= 80 else f"{text[:77]}..."
+    text += f" ({_VALUE_WORDS[type(found)]})" if type(found) in _VALUE_WORDS else ""
+    if isinstance(found, str) and "number" in expected and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", found.lower()):
+        text += "; write numbers without quotes, and exponents with a point (1.0e-3)"
+    return f"{_where(name, origins)}{name}: expected {expected}, found {text}"
+
+
+def _locate(declared: Any, value: Any, location: tuple[int | str, ...]) -> tuple[str, Any, Any]:
+    """Follow an error's location down the dataclasses: dotted key, its declared type, and the value there."""
+    name = ""
+    for step in location:
+        nested, listed = nested_dataclass(declared), listed_dataclass(declared)
+        if listed and isinstance(step, int):
+            name, declared, value = f"{name}[{step}]", listed, value[step]
+        elif nested and step in (hints := get_type_hints(nested)):
+            name, declared = f"{name}.{step}".lstrip("."), hints[str(step)]
+            value = value.get(step) if isinstance(value, Mapping) else None
+        # Other steps are the branches of a union, or items of a list: the key is what people know.
+    return name, declared, value
 
 
 def _describe_refusal(section: str, declared: Any, message: str, origins: Mapping[str, str]) -> str:
     """A section's own refusal, under the full name of the key that it speaks of, with that key's place.
 
-    A section may call its keys by their bare name (``hidden``), or with some of the names above (``fusion.hidden``).
+    A section may call its keys by their bare name (`hidden`), or with some of the names above (`fusion.hidden`).
     """
-    speaks_of = _LEADING_NAME.match(message)
-    nested = nested_dataclass(declared)
-    if speaks_of is None or nested is None:
-        return f"{_place(section, origins)}{section}: {message}"
-    name = speaks_of[1]
-    above = section.split(".")
-    for start in range(len(above)):
-        name = name.removeprefix(".".join(above[start:]) + ".")
-    if name.split(".")[0] not in get_type_hints(nested):
-        return f"{_place(section, origins)}{section}: {message}"
-    full_name = f"{section}.{name}" if section else name
-    return f"{_place(full_name, origins)}{full_name}{message[speaks_of.end() :]}"
+    speaks_of, nested = _LEADING_NAME.match(message), nested_dataclass(declared)
+    if speaks_of and nested:
+        name, above = speaks_of[1], section.split(".")
+        for start in range(len(above)):
+            name = name.removeprefix(".".join(above[start:]) + ".")
+        if name.split(".")[0] in get_type_hints(nested):
+            name = f"{section}.{name}".lstrip(".")
+            return f"{_where(name, origins)}{name}{message[speaks_of.end() :]}"
+    return f"{_where(section, origins)}{section}: {message}"
 
 
-def _place(name: str, origins: Mapping[str, str]) -> str:
+def _where(name: str, origins: Mapping[str, str]) -> str:
     """Where a key was given, or the nearest mapping above it that was given."""
     while name and name not in origins:
         name = name[: max(name.rfind("."), name.rfind("["), 0)]
     return f"{origins[name]}: " if name else ""
 
 
-def _value_at(data: Any, name: str) -> Any:
-    for part in re.findall(r"[^.\[\]]+", name):
-        if isinstance(data, list):
-            data = data[int(part)]
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "--help lists what is known.") -> str:
+    """A closing sentence that names the known name most like a wrong one; where none is like it, another sentence."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"Did you mean '{close[0]}'?" if close else otherwise
+
+
+class ConfigKey(NamedTuple):
+    """One leaf of a config tree.
+
+    Attributes:
+        name: Dotted name, such as `index.serving_shards`.
+        type: Declared type, resolved.
+        default: Default value; `dataclasses.MISSING` for a key that must be given.
+        help: First sentence of the key's entry under `Attributes:` in the docstring of its dataclass.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+def list_keys(config_type: type, *, prefix: str = "") -> Iterator[ConfigKey]:
+    """List every leaf key below a config dataclass, in declaration order.
+
+    A nested dataclass contributes its own keys; an optional one (`TowerSpec | None`) also stands for itself, because
+    it can be set to null as a whole.
+    """
+    hints = get_type_hints(config_type)
+    texts = dict(_ATTRIBUTE.findall(inspect.getdoc(config_type) or ""))
+    for field in dataclasses.fields(config_type):
+        name, declared = prefix + field.name, hints[field.name]
+        nested = nested_dataclass(declared)
+        if nested is None or type(None) in union_options(declared):
+            text = " ".join(texts.get(field.name, "").split()).replace("`", "")
+            first_sentence = re.split(r"(?<=[a-z)\]0-9][.])\s+(?=[A-Z])", text, maxsplit=1)[0]
+            yield ConfigKey(name, declared, _default_of(field), first_sentence)
+        if nested is not None:
+            yield from list_keys(nested, prefix=f"{name}.")
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def nested_dataclass(declared: Any) -> type | None:
+    """The dataclass that a declared type holds, itself or in an optional; None where it holds none."""
+    for option in union_options(declared):
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
+            return option
+    return None
+
+
+def listed_dataclass(declared: Any) -> type | None:
+    """The dataclass that a declared list (a tuple of any length) holds; None where it holds none."""
+    lists = [option for option in union_options(declared) if get_origin(option) is tuple]
+    return nested_dataclass(get_args(lists[0])[0]) if lists else None
+
+
+def union_options(declared: Any) -> tuple[Any, ...]:
+    """The members of a union; a type that is none stands alone."""
+    return get_args(declared) if get_origin(declared) in (Union, types.UnionType) else (declared,)
+
+
+def describe_type(declared: Any) -> str:
+    """Say in words what a declared type accepts, such as `text or a list of text`."""
+    words = []
+    for option in union_options(declared):
+        origin, arguments = get_origin(option), get_args(option)
+        if origin is Literal:
+            words.append("one of " + ", ".join(map(str, arguments)))
+        elif origin is tuple:
+            words.append(f"a list of {describe_type(arguments[0])}")
+        elif dataclasses.is_dataclass(option):
+            words.append("a mapping with the keys " + ", ".join(field.name for field in dataclasses.fields(option)))
         else:
-            data = data.get(part) if isinstance(data, Mapping) else None
-    return data
-
-
-def _describe_value(value: Any) -> str:
-    if value is None:
-        return "null"
-    text = json.dumps(value, ensure_ascii=False)
-    text = text if len(text) <= 80 else f"{text[:77]}..."
-    return text if isinstance(value, bool) else f"{text} ({_KINDS[type(value)]})"
-
-
-def _number_hint(value: Any, declared: Any) -> str:
-    """YAML reads 1e-3 as text; say so where that is what happened."""
-    if "number" not in describe_type(declared) or not isinstance(value, str):
-        return ""
-    try:
-        float(value)
-    except ValueError:
-        return ""
-    return "; write numbers without quotes, and exponents with a point (1.0e-3)"
+            words.append("a mapping" if origin is dict else _TYPE_WORDS.get(option, str(option)))
+    return " or ".join(words)

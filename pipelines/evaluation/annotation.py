@@ -25,7 +25,7 @@ from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.products import PictureRef, to_products
 from pipelines.catalog.reading import read_shard
-from pipelines.config.errors import ConfigError
+from pipelines.config.validation import ConfigError
 from pipelines.evaluation.judged_files import (
     MOST_LABELS,
     JudgedQueries,

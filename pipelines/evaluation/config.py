@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from encoders import EncoderConfig
 from index_builder import storage
-from pipelines.config.errors import ConfigError
-from pipelines.config.yaml_files import read_config_file
+from pipelines.config.command_line import read_config_file
+from pipelines.config.validation import ConfigError
 
 # ---- pipelines/evaluation/systems_argument.py ----
 # `--systems NAME=WHAT ...`: the systems of a comparison in short, on the command line.

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from index_builder import storage
 from pipelines.catalog.config import nearest
 from pipelines.catalog.products import PictureRef, picture_refs
-from pipelines.config.errors import ConfigError
+from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import EvaluationConfig
 
 # ---- pipelines/evaluation/judged_files/labels.py ----

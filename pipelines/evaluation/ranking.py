@@ -19,7 +19,7 @@ from encoders import EncoderConfig, QueryEncoder, load_query_encoder, save_query
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import PictureError
 from pipelines.catalog.products import PictureRef
-from pipelines.config.errors import ConfigError
+from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import QueryPart, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
 from pipelines.images.config import DecodeConfig, FetchConfig

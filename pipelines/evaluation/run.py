@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from index_builder import storage
-from pipelines.config.errors import ConfigError
+from pipelines.config.validation import ConfigError
 from pipelines.evaluation.annotation import annotate_results, catalog_records, load_annotator
 from pipelines.evaluation.comparison import compare_systems
 from pipelines.evaluation.config import LEAVE_OUT, EvaluationConfig, SystemConfig

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from encoders import check_encoder
 from index_builder import IndexReader
 from pipelines.catalog.config import CatalogConfig
-from pipelines.config.errors import ConfigError
+from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import SystemConfig
 from pipelines.evaluation.encoder_ranking import Found, rank_encoders
 from pipelines.evaluation.index_ranking import rank_index

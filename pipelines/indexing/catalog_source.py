@@ -21,8 +21,8 @@ from pipelines.catalog.intake import not_taken_in, take_in_all
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.plan import CatalogShard, catalog_schema, plan_catalog
 from pipelines.catalog.previous_version import build_carry_over, build_known_pictures
-from pipelines.config.errors import ConfigError
 from pipelines.config.job import JobConfig
+from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
 from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
 from pipelines.indexing.build_steps import embeddings_folder

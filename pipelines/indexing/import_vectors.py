@@ -29,8 +29,8 @@ from index_builder.manifest import EncoderSummary
 from index_builder.planner import check_index
 from pipelines.catalog.dead_letters import DeadLetter, Reason, write_dead_letters
 from pipelines.catalog.stores import absolute
-from pipelines.config.errors import ConfigError
 from pipelines.config.job import EmbeddingsConfig, IndexJobConfig
+from pipelines.config.validation import ConfigError
 from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.job import checked_addresses
 from pipelines.indexing.product_table import ColumnsWriter

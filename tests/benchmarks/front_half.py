@@ -32,7 +32,7 @@ from PIL import Image
 from encoders import EncoderConfig, ImagePreprocessing
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
-from pipelines.config.beam_options import to_pipeline_options
+from pipelines.config.command_line import to_pipeline_options
 from pipelines.images.decode import DecodeConfig
 from pipelines.images.fetch import FetchConfig
 from pipelines.indexing.catalog_source import embedding

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import evaluate
-from pipelines.config.commands import run_command
+from pipelines.config.command_line import run_command
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.indexing.job import product, write_catalog
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipelines import evaluate, train_encoder
-from pipelines.config.commands import run_command
+from pipelines.config.command_line import run_command
 from tests.benchmarks.paper_tables import TABLES
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.indexing.job import arguments, product, run_job, write_catalog

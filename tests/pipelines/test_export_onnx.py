@@ -9,7 +9,7 @@ import pytest
 from encoders import load_onnx_query_encoder
 from index_builder import IndexReader
 from pipelines import export_onnx
-from pipelines.config.commands import run_command
+from pipelines.config.command_line import run_command
 from tests.encoders.tiny import random_picture, save_tiny_encoder
 from tests.pipelines.indexing.job import product, run_job, write_catalog
 

@@ -18,8 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from encoders import EncoderConfig, check_encoder
-from pipelines.config.commands import run_command
-from pipelines.config.yaml_files import read_config_file
+from pipelines.config.command_line import read_config_file, run_command
 from pipelines.train_encoder import main
 from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, write_pairs
 
@@ -85,7 +84,7 @@ def test_prints_its_config(capsys):
 def test_without_lightning_it_says_what_to_install(pairs):
     code = (
         "import sys; sys.modules['lightning'] = None\n"
-        "from pipelines.config.commands import run_command; from pipelines.train_encoder import main\n"
+        "from pipelines.config.command_line import run_command; from pipelines.train_encoder import main\n"
         "sys.exit(run_command(main))"
     )
     done = subprocess.run(

@@ -8,7 +8,7 @@ import pytest
 
 from index_builder import IndexReader, publish
 from pipelines import versions
-from pipelines.config.commands import run_command
+from pipelines.config.command_line import run_command
 from pipelines.versions import compare_versions
 from tests.pipelines.indexing.job import product, run_job, write_catalog
 

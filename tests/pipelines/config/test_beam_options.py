@@ -17,13 +17,13 @@ from apache_beam.options.pipeline_options import (
     StreamingOptions,
 )
 
-from pipelines.config.beam_options import check_beam_options, to_pipeline_options
-from pipelines.config.errors import ConfigError
+from pipelines.config import ConfigError
+from pipelines.config.command_line import to_pipeline_options
 
 
 def problems_of(section: dict[str, object], *arguments: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        check_beam_options(section, arguments, option_names=("--config", "--catalog.uri"))
+        to_pipeline_options(section, arguments, option_names=("--config", "--catalog.uri"))
     return list(caught.value.problems)
 
 
@@ -131,7 +131,7 @@ def test_worker_processes_do_the_work(tmp_path: Path) -> None:
     code = """
 import os, pathlib, sys
 import apache_beam as beam
-from pipelines.config.beam_options import to_pipeline_options
+from pipelines.config.command_line import to_pipeline_options
 
 def leave_a_mark(number):
     import os, pathlib

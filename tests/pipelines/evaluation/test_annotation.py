@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.catalog.config import CatalogConfig
-from pipelines.config.errors import ConfigError
+from pipelines.config.validation import ConfigError
 from pipelines.evaluation import annotation
 from pipelines.evaluation.annotation import annotate_batch, annotate_results, catalog_records, load_annotator
 from pipelines.evaluation.config import EvaluationConfig

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config.errors import ConfigError
+from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.judged_files import JudgedQueries, Pairs, read_judged_queries
 

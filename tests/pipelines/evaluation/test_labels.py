@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.config.errors import ConfigError
+from pipelines.config.validation import ConfigError
 from pipelines.evaluation.judged_files import label_grades, normal_labels, ordered_labels, relevant_labels, short_name
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipelines.config.errors import ConfigError
+from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import expand_systems
 
 

@@ -85,7 +85,7 @@ index:
 def run_job(folder: Path, *overrides: str) -> tuple[RunResult, RunRecord]:
     """Runs the job in this process."""
     command = load_job_config(arguments(folder, *overrides))
-    return job.run_job(CatalogSource(command.config, full=command.full), command.pipeline_options)
+    return job.run_job(CatalogSource(command.config, full=command.flags.full), command.pipeline_options)
 
 
 def version_files(result: RunResult) -> dict[str, str]:

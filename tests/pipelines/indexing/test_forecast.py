@@ -13,8 +13,8 @@ from tests.pipelines.indexing.job import arguments, product, run_job, write_cata
 
 def forecast(folder: Path, *overrides: str) -> Forecast:
     command = load_job_config(arguments(folder, *overrides, "--plan"))
-    assert command.plan
-    return forecast_run(CatalogSource(command.config, full=command.full))
+    assert command.flags.plan
+    return forecast_run(CatalogSource(command.config, full=command.flags.full))
 
 
 def test_the_forecast_is_what_the_night_then_does(tmp_path):

@@ -15,8 +15,7 @@ from encoders import load_query_encoder
 from index_builder import IndexReader, publish
 from pipelines import build_index, search, versions
 from pipelines.catalog.dead_letters import read_dead_letters
-from pipelines.config.command_line import load_index_job_config
-from pipelines.config.commands import run_command
+from pipelines.config.command_line import load_index_job_config, run_command
 from pipelines.indexing import job
 from pipelines.indexing.import_vectors import VectorSource
 from pipelines.indexing.publish_step import RunResult

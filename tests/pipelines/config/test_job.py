@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from pipelines.config.command_line import parse_config, read_config_file
 from pipelines.config.job import GatesConfig, JobConfig, WorkConfig, to_yaml
-from pipelines.config.keys import list_keys
-from pipelines.config.validation import build_config
-from pipelines.config.yaml_files import parse_config, read_config_file
+from pipelines.config.validation import build_config, list_keys
 
 SHIPPED = ("demo", "minilm", "clip_vit_b32", "4tmm_dfn5b")
 

@@ -21,7 +21,7 @@ REQUIREMENTS = [
     "faiss-cpu>=1.12",  # trains, fills, merges and searches the index (see the extra `gpu`)
     # The job
     "apache-beam>=2.70",  # runs the job on one machine or on Flink, Spark and Dataflow
-    "pyarrow>=20",  # catalogs, embedding shards and products.arrow
+    "pyarrow>=20",  # catalogs (takes text in as fast as DuckDB, with our rules for bad rows), shards, products.arrow
     "fsspec>=2025.3",  # one address scheme for local disks and object stores
     "numpy>=2.0",  # arrays between the rooms
     "threadpoolctl>=3.5",  # one BLAS thread in each of our own, where blocks are encoded side by side

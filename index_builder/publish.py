@@ -37,6 +37,9 @@ _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 
 
+CHUNK_BYTES = 4 << 20
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StagedFile:
     """A file to publish, with some of its bytes replaced on the way.

@@ -1,6 +1,6 @@
 """The index stages alone: `python -m pipelines.build_index --embeddings.uri VECTORS --index.uri INDEX`.
 
-Vectors are Parquet files with an id and a vector column, or NumPy files (`pipelines/external_vectors`). Without
+Vectors are Parquet files with an id and a vector column, or NumPy files (`pipelines.indexing.vector_files`). Without
 `--embeddings.uri` the embedding shards of the last run on `--work.uri` are taken: another index of the same products,
 nothing embedded again. `--plan` says what would be built and why. Exit codes as of `pipelines.embed_catalog`.
 """
@@ -11,21 +11,22 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.config.command_line import load_index_job_config, run_command, show_log_lines
-from pipelines.indexing.job import run_and_report
-from pipelines.indexing.progress import print_lines
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the build; see the module for the exit codes."""
     command = load_index_job_config(argv)
     show_log_lines()
-    # This imports Beam: after the log is set up.
-    from pipelines.indexing.job import forecast_index, run_index_build
+    # These import Beam: after the log is set up.
+    from pipelines.indexing.import_vectors import VectorSource
+    from pipelines.indexing.job import forecast_index, run_and_report
+    from pipelines.indexing.progress import print_lines
 
+    source = VectorSource(command.config)
     if command.flags.plan:
-        print_lines(forecast_index(command.config), title="Plan (nothing was done)")
+        print_lines(forecast_index(source), title="Plan (nothing was done)")
         return 0
-    return run_and_report(lambda: run_index_build(command.config, command.pipeline_options))
+    return run_and_report(source, command.pipeline_options)
 
 
 if __name__ == "__main__":

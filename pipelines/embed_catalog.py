@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.config.command_line import load_job_config, run_command, show_log_lines
-from pipelines.indexing.job import run_and_report
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,13 +17,15 @@ def main(argv: Sequence[str]) -> int:
     command = load_job_config(argv)
     show_log_lines()
     # These import Beam: after the log is set up.
+    from pipelines.indexing.catalog_source import CatalogSource
     from pipelines.indexing.forecast import forecast_run, print_forecast
-    from pipelines.indexing.job import run_nightly
+    from pipelines.indexing.job import run_and_report
 
+    source = CatalogSource(command.config, full=command.flags.full)
     if command.flags.plan:
-        print_forecast(forecast_run(command.config, full=command.flags.full))
+        print_forecast(forecast_run(source))
         return 0
-    return run_and_report(lambda: run_nightly(command.config, command.pipeline_options, full=command.flags.full))
+    return run_and_report(source, command.pipeline_options)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,17 @@ def test_config_needs_no_beam_but_for_a_jobs_command_line() -> None:
     assert not broken, "\n".join(broken)
 
 
+def test_all_the_beam_of_a_job_stands_in_one_file() -> None:
+    broken = [
+        f"{found.place}: imports {found.module}"
+        for path in source_files()
+        if is_inside(module_name(path), "pipelines.indexing") and module_name(path) != "pipelines.indexing.transforms"
+        for found in imports_of(path)
+        if is_inside(found.module, "apache_beam")
+    ]
+    assert not broken, "\n".join(broken)
+
+
 def test_nothing_is_built_upon_a_command() -> None:
     commands = [f"pipelines.{name}" for name in COMMANDS]
     broken = [
@@ -156,7 +167,9 @@ def test_imports_are_found_wherever_they_stand(source: str, modules: list[str]) 
     assert [found.module for found in imports_in(source, "somewhere.py")] == modules
 
 
-@pytest.mark.parametrize("module", ["pipelines.indexing.job", "pipelines.versions"])
+@pytest.mark.parametrize(
+    "module", ["pipelines.indexing.job", "pipelines.indexing.import_vectors", "pipelines.versions"]
+)
 def test_the_index_is_built_without_loading_torch(module):
     """It takes half a gigabyte and two seconds, and an index of vectors that stand needs none of it."""
     code = (

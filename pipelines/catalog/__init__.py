@@ -1,9 +1,8 @@
 """The catalog comes in: files of any format and store become clean products, and what is broken becomes dead letters.
 
-    sources (a first look) -> listing -> spooling -> column_planning | text_planning -> plan: shards
-    shard -> reading (parquet_files, arrow_files, csv_records, json_lines) -> raw_rows -> records: products
+    listing -> intake (text becomes Parquet) -> plan: shards of rows -> reading -> products
 
-Nothing here imports Beam: a worker calls `read_shard` and `to_products`, whoever runs it.
+Nothing here imports Beam: a worker calls `take_in`, `read_shard` and `to_products`, whoever runs it.
 """
 
 from pipelines.catalog.config import CatalogConfig, CatalogError

@@ -1,4 +1,9 @@
-"""Parquet: the footer for the plan, row ranges for the reader. No column is read that is not needed."""
+"""Parquet and Arrow files: the footer for the plan, row ranges for the reader. No column is read that is not needed.
+
+pyarrow tells the rows of an Arrow record batch only by reading the batch. The plan must not read 100 GB to count rows,
+so the footer and the head of each batch are taken apart here: two small flatbuffers, laid out as `File.fbs` and
+`Message.fbs` say (https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +17,6 @@ import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogError
-
-# ---- pipelines/catalog/formats/column_chunks.py ----
-# What the plan needs to know of a file that keeps its rows in columns: Parquet row groups, Arrow record batches.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,35 +34,22 @@ class ColumnFile:
     chunk_bytes: np.ndarray
 
 
-# ---- pipelines/catalog/formats/arrow_files.py ----
-# Arrow IPC files (also Feather): rows of each record batch for the plan, row ranges for the reader.
-#
-# pyarrow tells the rows of a record batch only by reading the batch. The plan must not read 100 GB to count rows, so the
-# footer and the head of each batch are taken apart here: two small flatbuffers, laid out as `File.fbs` and `Message.fbs`
-# of the Arrow format say (https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format).
-
-
 _MAGIC = b"ARROW1"
 _TRAILER_BYTES = 4 + len(_MAGIC)
 _CONTINUATION = b"\xff\xff\xff\xff"
 _BLOCK = struct.Struct("<qi4xq")  # offset, metadata bytes, padding, body bytes
+# Column chunks of Parquet are streamed, never held whole; on a remote store each refill is one request.
+_LOCAL_BUFFER_BYTES = 1 << 20
+_REMOTE_BUFFER_BYTES = 8 << 20
 _FOOTER_RECORD_BATCHES, _MESSAGE_HEADER, _BATCH_LENGTH = 3, 2, 0  # field numbers in their tables
-
-
-@dataclass(frozen=True, slots=True)
-class _Batches:
-    """`[G]` int64 each: where the record batches stand, and their rows."""
-
-    rows: np.ndarray
-    body_bytes: np.ndarray
 
 
 def read_arrow_footer(uri: str, columns: Sequence[str]) -> ColumnFile:
     """Schema, and rows and bytes of each record batch; the bytes are those of all columns together."""
     with stores.open_input(uri) as source, pa.ipc.open_file(source) as reader:
         schema = reader.schema
-    batches = _read_batches(uri)
-    return ColumnFile(schema=schema, chunk_rows=batches.rows, chunk_bytes=batches.body_bytes)
+    rows, body_bytes = _read_batches(uri)
+    return ColumnFile(schema=schema, chunk_rows=rows, chunk_bytes=body_bytes)
 
 
 def iter_arrow_rows(
@@ -70,7 +59,7 @@ def iter_arrow_rows(
 
     One record batch of the file is in memory at a time, of the named columns only.
     """
-    rows = _read_batches(uri).rows
+    rows, _ = _read_batches(uri)
     ends = np.cumsum(rows)
     with stores.open_input(uri) as source:
         with pa.ipc.open_file(source) as whole:
@@ -90,7 +79,8 @@ def iter_arrow_rows(
                     yield batch.slice(row, size)
 
 
-def _read_batches(uri: str) -> _Batches:
+def _read_batches(uri: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and bytes of each record batch, `[G]` int64 each."""
     with stores.open_input(uri) as source:
         size = source.size()
         trailer = source.read_at(_TRAILER_BYTES, max(0, size - _TRAILER_BYTES))
@@ -104,9 +94,7 @@ def _read_batches(uri: str) -> _Batches:
         rows = [_batch_rows(head) for head in heads]
     except (struct.error, IndexError) as error:
         raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found a damaged footer ({error})") from error
-    return _Batches(
-        rows=np.array(rows, np.int64), body_bytes=np.array([body_bytes for _, _, body_bytes in blocks], np.int64)
-    )
+    return np.array(rows, np.int64), np.array([body_bytes for _, _, body_bytes in blocks], np.int64)
 
 
 def _footer_blocks(footer: bytes) -> list[tuple[int, int, int]]:
@@ -140,11 +128,6 @@ def _field(buffer: bytes, table: int, number: int) -> int | None:
 
 def _u32(buffer: bytes, position: int) -> int:
     return int(struct.unpack_from("<I", buffer, position)[0])
-
-
-# Column chunks are streamed, never held whole; on a remote store each refill is one request.
-_LOCAL_BUFFER_BYTES = 1 << 20
-_REMOTE_BUFFER_BYTES = 8 << 20
 
 
 def read_parquet_footer(uri: str, columns: Sequence[str]) -> ColumnFile:

@@ -1,4 +1,10 @@
-"""The `catalog:` section of a job: where the products are, and which fields make an id, a text and a picture."""
+"""The `catalog:` section of a job: where the products are, and which fields make an id, a text and an image.
+
+    CatalogError                    something about the catalog that stops the run before any work
+    └── CatalogConfigError          a key of the section has a value that cannot be used (also a ValueError)
+
+A single dirty row or image never raises one of these: it becomes a `DeadLetter`, and its neighbours go on.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +12,13 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-# ---- pipelines/catalog/errors.py ----
-# The catalog room's exception tree.
-#
-# CatalogError                    something about the catalog that stops the run before any work
-# └── CatalogConfigError          a key of the `catalog:` section has a value that cannot be used (also a ValueError)
-#
-# A single dirty row or picture never raises one of these: it becomes a `DeadLetter`, and its neighbours go on.
+CatalogFormat = Literal["auto", "parquet", "csv", "jsonl", "arrow", "delta", "iceberg"]
+
+FORMATS: tuple[str, ...] = get_args(CatalogFormat)
 
 
 class CatalogError(Exception):
@@ -35,11 +37,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     question = f"Did you mean '{by_lower[close[0]]}'? " if close else ""
     listed = ", ".join(f"'{candidate}'" for candidate in names[:12])
     return f"{question}Known: {listed}{', ...' if len(names) > 12 else ''}."
-
-
-CatalogFormat = Literal["auto", "parquet", "csv", "jsonl", "arrow", "delta", "iceberg"]
-
-FORMATS: tuple[str, ...] = ("auto", "parquet", "csv", "jsonl", "arrow", "delta", "iceberg")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,11 +58,11 @@ class CatalogConfig:
         on_bad_image: `degrade` indexes a product with a broken picture by its text; `reject` leaves it out.
         display_fields: Columns carried to the published `products.arrow`, with their types.
         filter_fields: The same, for search filters.
-        column_types: Arrow types (`"float64"`, `"date32"`) of display and filter columns in CSV and JSON Lines, where a
-            type is otherwise inferred from a sample. Also makes known a column that the sample does not show.
+        column_types: Arrow types (`"float64"`, `"date32"`) of display and filter columns in CSV and JSON Lines, where
+            the values decide otherwise. Also makes known a column that the first records do not have.
         csv_delimiter: One character. None: a tab for `.tsv` files, else a comma.
-        csv_newlines_in_values: Whether quoted CSV values may hold line breaks. If so a large CSV file is read once at
-            planning, to find out where its records end; if not, planning takes milliseconds.
+        csv_newlines_in_values: Whether quoted CSV values may hold line breaks. If not, a stray quote reaches no further
+            than the end of its line.
         shard_rows: Rows of a catalog shard, the unit of work and of resume. A row group of a Parquet file (a record
             batch of an Arrow file) is cut into at most 16 shards, so those of large row groups have more rows.
         shard_bytes: Bytes of a catalog shard, where that is the tighter limit.
@@ -158,7 +155,7 @@ def template_parts(template: str) -> list[tuple[str, str | None]]:
         raise _unusable(
             "text_template", template, f"fields in braces, such as '{{title}}. {{brand}}' ({error})"
         ) from error
-    # Formatter gives literals around an escaped brace as separate pieces without a field: join them to the next one.
+    # Formatter gives literals around an escaped brace apart, without a field: join them to the next one.
     parts: list[tuple[str, str | None]] = []
     pending = ""
     for literal, name, spec, conversion in parsed:

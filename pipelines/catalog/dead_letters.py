@@ -6,8 +6,8 @@ part that was broken). Letters are written as one Parquet file with the columns 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Literal
 
@@ -21,15 +21,7 @@ Stage = Literal["read", "validate", "import", "fetch", "decode", "embed", "numbe
 
 MAX_DETAIL_CHARACTERS = 500
 
-REJECTED_SCHEMA = pa.schema(
-    [
-        pa.field("product_id", pa.string()),
-        pa.field("outcome", pa.string()),
-        pa.field("stage", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("detail", pa.string()),
-    ]
-)
+REJECTED_SCHEMA = pa.schema([(name, pa.string()) for name in ("product_id", "outcome", "stage", "reason", "detail")])
 
 
 class Reason(StrEnum):
@@ -103,16 +95,8 @@ class PictureError(Exception):
 
 def letters_to_table(letters: Iterable[DeadLetter]) -> pa.Table:
     """The letters, in the given order, as a table of `REJECTED_SCHEMA`."""
-    rows = list(letters)
-    columns = [
-        [letter.product_id for letter in rows],
-        [letter.outcome for letter in rows],
-        [letter.stage for letter in rows],
-        [letter.reason.value for letter in rows],
-        [_printable(letter.detail) for letter in rows],
-    ]
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, REJECTED_SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=REJECTED_SCHEMA)
+    rows = [{**asdict(letter), "detail": _printable(letter.detail)} for letter in letters]
+    return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
 
 
 def write_dead_letters(uri: str, letters: Iterable[DeadLetter]) -> int:
@@ -123,41 +107,11 @@ def write_dead_letters(uri: str, letters: Iterable[DeadLetter]) -> int:
     return table.num_rows
 
 
-def copy_dead_letters(sources: Sequence[str], target: str, *, extra: Iterable[DeadLetter] = ()) -> int:
-    """Joins several files of letters into one, in the given order, `extra` last. Returns how many letters it holds.
-
-    One source is in memory at a time; `target` appears only when complete.
-    """
-    count = 0
-    with atomic_file(target) as path, pq.ParquetWriter(path, REJECTED_SCHEMA, compression="zstd") as writer:
-        for source in sources:
-            with localized(source) as source_path:
-                table = pq.read_table(source_path, schema=REJECTED_SCHEMA)
-            count += _append(writer, table)
-        count += _append(writer, letters_to_table(extra))
-    return count
-
-
 def read_dead_letters(uri: str) -> list[DeadLetter]:
     """The inverse of `write_dead_letters`."""
     with localized(uri) as path:
         table = pq.read_table(path, schema=REJECTED_SCHEMA)
-    return [
-        DeadLetter(
-            product_id=row["product_id"],
-            outcome=row["outcome"],
-            stage=row["stage"],
-            reason=Reason(row["reason"]),
-            detail=row["detail"],
-        )
-        for row in table.to_pylist()
-    ]
-
-
-def _append(writer: pq.ParquetWriter, table: pa.Table) -> int:
-    if table.num_rows:
-        writer.write_table(table)
-    return table.num_rows
+    return [DeadLetter(**{**row, "reason": Reason(row["reason"])}) for row in table.to_pylist()]
 
 
 def _printable(detail: str) -> str:

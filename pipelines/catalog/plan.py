@@ -1,14 +1,15 @@
-"""The plan: which rows each worker reads. Made from file sizes and footers before any work, the same everywhere."""
+"""The plan: which rows each worker reads. Made from footers before any work, the same everywhere."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,91 +19,103 @@ from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.files import (
     ARROW_FILE_MAGIC,
     CatalogFile,
-    Partitions,
     append_missing,
-    list_catalog,
     partition_schema,
     read_head,
 )
-from pipelines.catalog.formats.spooling import PlainFile, plain_files
-from pipelines.catalog.formats.text_planning import plan_text, read_file_head, sample_heads, spread
-from pipelines.catalog.pieces import Piece, pack, split_chunk
-from pipelines.catalog.schemas import CatalogSchema, merged_schema, sampled_schema
+from pipelines.catalog.intake import TakenIn, look_at_head, take_in_all
+from pipelines.catalog.listing import list_catalog
+from pipelines.catalog.schemas import CatalogSchema, SeenColumns, merged_schema, schema_text, voted_schema
 
-# ---- pipelines/catalog/pieces.py ----
-# Pieces of files and how they are packed into shards.
+MAX_SHARDS_OF_CHUNK = 16
+"""A shard of a row group can only be read by decoding the rows before it, so a group in n shards is decoded about n/2
+times over. Who wants smaller shards of a large file writes smaller row groups."""
 
-
-# ---- pipelines/catalog/formats/column_planning.py ----
-# The pieces of Parquet and Arrow files, from their footers alone.
-
-
+_KEY_VERSION = 2
 _THREADS = 16
-
-_FOOTER_READERS: dict[str, Callable[[str, Sequence[str]], ColumnFile]] = {
-    "parquet": column_files.read_parquet_footer,
-    "arrow": column_files.read_arrow_footer,
-}
-
-
-def read_footers(files: Sequence[PlainFile], columns: Sequence[str]) -> list[ColumnFile]:
-    """The footer of each file.
-
-    Raises:
-        CatalogError: a file is not of its format, or is cut off.
-    """
-
-    def read(file: PlainFile) -> ColumnFile:
-        try:
-            return _FOOTER_READERS[file.source.format](file.uri, columns)
-        except (pa.ArrowException, OSError) as error:
-            raise CatalogError(
-                f"{file.source.uri}: expected a whole {file.source.format} file, "
-                f"found one that cannot be read ({error})"
-            ) from error
-
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="footers") as pool:
-        return list(pool.map(read, files))
-
-
-def plan_columns(files: Sequence[PlainFile], config: CatalogConfig) -> tuple[list[Piece], pa.Schema]:
-    """The pieces of all files in order, and the columns to read with their types.
-
-    Raises:
-        CatalogError: as `read_footers` and `merged_schema`.
-    """
-    footers = read_footers(files, list(config.fields))
-    placed = partition_schema(file.source for file in files)
-    schemas = [
-        (file.source.name, append_missing(footer.schema, placed, file.source.partitions))
-        for file, footer in zip(files, footers, strict=True)
-    ]
-    schema, _ = merged_schema(schemas, config)
-    pieces: list[Piece] = []
-    for file, footer in zip(files, footers, strict=True):
-        start = 0
-        for rows, size in zip(footer.chunk_rows.tolist(), footer.chunk_bytes.tolist(), strict=True):
-            chunk = Piece(
-                file=file, unit="rows", start=start, stop=start + rows, rows=rows, bytes=size, rows_known=True
-            )
-            start += rows
-            if rows:
-                pieces += split_chunk(chunk, shard_rows=config.shard_rows, shard_bytes=config.shard_bytes)
-    return pieces, schema
-
-
-# ---- pipelines/catalog/sources.py ----
-# A first look at the catalog, before any work: is it there, of which format, does it have the columns asked for.
-
-
 _FILES_LOOKED_AT = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowRange:
+    """Some rows of one column file.
+
+    Attributes:
+        file: The catalog's file that they come from.
+        path: Local path or URI of the Parquet or Arrow file that holds them: the file, or what intake made of it.
+        part: Which of the file's column files that is, from 0.
+        start: First row there.
+        stop: One past the last.
+        bytes: About how many bytes are read.
+    """
+
+    file: CatalogFile
+    path: str
+    part: int
+    start: int
+    stop: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogShard:
+    """A unit of work, of retry and of resume.
+
+    Attributes:
+        position: Place in the plan, from 0.
+        key: 32 hex digits that identify what is read (files with size and version, ranges, reading options); the same
+            on every machine, and independent of the position.
+        format: `parquet` or `arrow`: what the ranges are read as.
+        ranges: Read one after the other.
+        schema: The columns that the reader gives, with the types that hold for the whole catalog.
+    """
+
+    position: int
+    key: str
+    format: str
+    ranges: tuple[RowRange, ...]
+    schema: pa.Schema
+
+    @property
+    def rows(self) -> int:
+        """How many rows are read, the bad ones among them."""
+        return sum(part.stop - part.start for part in self.ranges)
+
+    @property
+    def bytes(self) -> int:
+        """About how many bytes are read."""
+        return sum(part.bytes for part in self.ranges)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogPlan:
+    """All shards in order.
+
+    Attributes:
+        shards: Files by relative name (codepoint order), then rows; a product's place follows from this order alone.
+        schema: The columns of every shard.
+    """
+
+    shards: tuple[CatalogShard, ...]
+    schema: pa.Schema
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the whole catalog; None for text files, of which a row may be a record that is none."""
+        is_text = self.shards[0].ranges[0].file.format in ("csv", "jsonl")
+        return None if is_text else sum(shard.rows for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """About how many bytes are read."""
+        return sum(shard.bytes for shard in self.shards)
 
 
 def catalog_schema(config: CatalogConfig) -> CatalogSchema:
     """What the catalog looks like, by its list of files and the schemas of some of them.
 
-    Cheap: footers and file heads only, of at most 16 files, and nothing is written. The plan looks at all files, so it
-    may still find a file that differs, and a wider type for a CSV or JSON column.
+    Cheap: footers and file heads only, of at most 16 files, and nothing is written. The plan looks at all of all files,
+    so it may still find a file that differs, and a wider type for a CSV or JSON column.
 
     Raises:
         CatalogError: nothing there, nothing to read, several formats, a file that is not what its name says, or a
@@ -110,13 +123,11 @@ def catalog_schema(config: CatalogConfig) -> CatalogSchema:
             for.
     """
     listing = list_catalog(config)
-    chosen = spread(listing.files, _FILES_LOOKED_AT)
+    count = len(listing.files)
+    chosen = [listing.files[number * count // _FILES_LOOKED_AT] for number in range(_FILES_LOOKED_AT)]
+    chosen = chosen if count > _FILES_LOOKED_AT else list(listing.files)
     if listing.format in ("csv", "jsonl"):
-        heads = [
-            read_file_head(file.uri, config, name=file.name, format=file.format, compression=file.compression)
-            for file in chosen
-        ]
-        schema, names = sampled_schema(sample_heads(chosen, heads, config), config, listing.format)
+        schema, names = _text_schema(chosen, [look_at_head(file, config) for file in chosen], config)
     else:
         placed = partition_schema(listing.files)
         stated = [
@@ -130,16 +141,99 @@ def catalog_schema(config: CatalogConfig) -> CatalogSchema:
         format=listing.format,
         schema=schema,
         columns=names,
-        files=len(listing.files),
+        files=count,
         bytes=sum(file.size for file in listing.files),
     )
+
+
+def plan_catalog(config: CatalogConfig, *, spool_uri: str) -> CatalogPlan:
+    """Takes in the files that need it, and decides which rows each shard reads.
+
+    Args:
+        config: The `catalog:` section.
+        spool_uri: Folder of what was taken in; kept between runs, and used for nothing else.
+
+    Raises:
+        CatalogError: the catalog cannot be read as the config asks, or holds no rows.
+        StorageError: `spool_uri` cannot be written.
+    """
+    return plan_taken_in(take_in_all(list_catalog(config).files, config, spool_uri), config)
+
+
+def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPlan:
+    """The plan of a catalog whose files are all taken in. Only footers are read.
+
+    Args:
+        files: All of `list_catalog`, in its order.
+        config: The section that they were taken in for.
+
+    Raises:
+        CatalogError: as `plan_catalog`.
+    """
+    columns = list(config.fields)
+    stored = [(taken, part, uri) for taken in files for part, uri in enumerate(taken.uris)]
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="footers") as pool:
+        footers = list(pool.map(lambda each: _read_footer(each[0].file, each[0].format, each[2], columns), stored))
+    seen = [taken.seen for taken in files if taken.seen is not None]
+    if seen:
+        schema, _ = _text_schema([taken.file for taken in files], seen, config)
+    else:
+        placed = partition_schema(taken.file for taken in files)
+        schemas = [
+            (taken.file.name, append_missing(footer.schema, placed, taken.file.partitions))
+            for (taken, _, _), footer in zip(stored, footers, strict=True)
+        ]
+        schema, _ = merged_schema(schemas, config)
+    ranges = [
+        part
+        for (taken, number, uri), footer in zip(stored, footers, strict=True)
+        for part in _row_ranges(taken.file, number, uri, footer, config)
+    ]
+    if not ranges:
+        raise CatalogError(f"catalog.uri: expected products at {', '.join(config.uris)}, found files without rows")
+    shaping = {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in ("uri", "format", "shard_rows", "shard_bytes")
+    }
+    # What else decides which products come out of the same bytes.
+    reading = [files[0].file.format, schema_text(schema), sorted(shaping.items())]
+    shards = tuple(
+        CatalogShard(
+            position=position, key=_key(reading, packed), format=files[0].format, ranges=tuple(packed), schema=schema
+        )
+        for position, packed in enumerate(_pack(ranges, config))
+    )
+    return CatalogPlan(shards=shards, schema=schema)
+
+
+def _text_schema(
+    files: Sequence[CatalogFile], seen: Iterable[SeenColumns], config: CatalogConfig
+) -> tuple[pa.Schema, tuple[str, ...]]:
+    whole = SeenColumns()
+    for placed in partition_schema(files):
+        whole.names[placed.name] = None
+        whole.votes_of(placed.name).add(placed.type)
+    for each in seen:
+        whole.merge(each)
+    return voted_schema(whole, config, files[0].format)
+
+
+def _read_footer(file: CatalogFile, format: str, uri: str, columns: Sequence[str]) -> ColumnFile:
+    read = column_files.read_parquet_footer if format == "parquet" else column_files.read_arrow_footer
+    try:
+        return read(uri, columns)
+    except (pa.ArrowException, OSError) as error:
+        raise CatalogError(
+            f"{file.uri}: expected a whole {file.format} file, found one that cannot be read ({error})"
+        ) from error
 
 
 def _stated_schema(file: CatalogFile) -> pa.Schema | None:
     """The schema that a Parquet or Arrow file states; None for a Parquet file in a compressed one."""
     is_stream = file.format == "arrow" and not read_head(file.uri, file.compression, 8).startswith(ARROW_FILE_MAGIC)
     if file.compression is None and not is_stream:
-        return read_footers([PlainFile(source=file, uri=file.uri, size=file.size)], ())[0].schema
+        return _read_footer(file, file.format, file.uri, ()).schema
     if file.format == "parquet":
         return None
     try:
@@ -153,166 +247,46 @@ def _stated_schema(file: CatalogFile) -> pa.Schema | None:
         raise CatalogError(f"{file.uri}: expected an Arrow IPC file or stream, found neither ({error})") from error
 
 
-_KEY_VERSION = 1
+def _row_ranges(
+    file: CatalogFile, part: int, path: str, footer: ColumnFile, config: CatalogConfig
+) -> Iterator[RowRange]:
+    """The rows of a column file: row groups or record batches, each cut evenly to at most a shard's size."""
+    start = 0
+    for rows, size in zip(footer.chunk_rows.tolist(), footer.chunk_bytes.tolist(), strict=True):
+        shards = math.ceil(max(rows / config.shard_rows, size / config.shard_bytes))
+        shards = max(1, min(rows, MAX_SHARDS_OF_CHUNK, shards))
+        bounds = [start + rows * number // shards for number in range(shards + 1)]
+        for lower, upper in pairwise(bounds):
+            if upper > lower:
+                yield RowRange(
+                    file=file, path=path, part=part, start=lower, stop=upper, bytes=size * (upper - lower) // rows
+                )
+        start += rows
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileRange:
-    """A stretch of one file.
-
-    Attributes:
-        path: Local path or URI of the file to read (for a compressed file: of its spooled, plain copy).
-        unit: `rows` (Parquet, Arrow) or `bytes` (CSV, JSON Lines; cut exactly where records end).
-        start: First row or byte.
-        stop: One past the last.
-        name: What the file is called in the catalog.
-        partitions: Columns that only the file's place tells.
-    """
-
-    path: str
-    unit: Literal["rows", "bytes"]
-    start: int
-    stop: int
-    name: str = ""
-    partitions: Partitions = ()
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FileRange:
-        """The inverse of `dataclasses.asdict`, also after a way through JSON."""
-        partitions = tuple((column, value) for column, value in values["partitions"])
-        return cls(**{**values, "partitions": partitions})
+def _pack(ranges: Iterable[RowRange], config: CatalogConfig) -> Iterator[list[RowRange]]:
+    """Neighbours together, as long as they stay within a shard's size; ranges that touch become one."""
+    packed: list[RowRange] = []
+    rows = size = 0
+    for part in ranges:
+        count = part.stop - part.start
+        if packed and (rows + count > config.shard_rows or size + part.bytes > config.shard_bytes):
+            yield packed
+            packed, rows, size = [], 0, 0
+        rows, size = rows + count, size + part.bytes
+        last = packed[-1] if packed else None
+        if last is not None and last.path == part.path and last.stop == part.start:
+            packed[-1] = replace(last, stop=part.stop, bytes=last.bytes + part.bytes)
+        else:
+            packed.append(part)
+    if packed:
+        yield packed
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CatalogShard:
-    """A unit of work, of retry and of resume.
-
-    Attributes:
-        position: Place in the plan, from 0.
-        key: 32 hex digits that identify what is read (files with size and version, ranges, reading options); the same
-            on every machine, and independent of the position.
-        format: `parquet`, `csv`, `jsonl` or `arrow`: what the ranges are read as.
-        ranges: Read one after the other.
-        rows: How many rows, where that is known without reading.
-        bytes: About how many bytes are read.
-        schema: The columns that the reader gives, with the types that hold for the whole catalog.
-    """
-
-    position: int
-    key: str
-    format: str
-    ranges: tuple[FileRange, ...]
-    rows: int | None
-    bytes: int | None
-    schema: pa.Schema
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "position": self.position,
-            "key": self.key,
-            "format": self.format,
-            "ranges": [asdict(part) for part in self.ranges],
-            "rows": self.rows,
-            "bytes": self.bytes,
-            "schema": _schema_text(self.schema),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> CatalogShard:
-        """The inverse of `to_dict`."""
-        ranges = tuple(FileRange.from_dict(part) for part in values["ranges"])
-        schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(values["schema"])))
-        return cls(**{**values, "ranges": ranges, "schema": schema})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CatalogPlan:
-    """All shards in order.
-
-    Attributes:
-        shards: Files by relative name (codepoint order), then rows; a product's place follows from this order alone.
-        rows: Rows of the whole catalog, where known without reading it.
-        bytes: About how many bytes are read.
-        schema: The columns of every shard.
-    """
-
-    shards: tuple[CatalogShard, ...]
-    rows: int | None
-    bytes: int
-    schema: pa.Schema
-
-
-def plan_catalog(config: CatalogConfig, *, spool_uri: str) -> CatalogPlan:
-    """Decides which rows each shard reads.
-
-    Of Parquet and Arrow files only footers are read; of JSON Lines a few kilobytes at each cut; CSV is scanned once
-    where it is larger than a shard and its values may hold line breaks. Files that cannot be read from the middle
-    (compressed ones, Arrow streams) are copied once below `spool_uri`.
-
-    Args:
-        config: The `catalog:` section.
-        spool_uri: Folder for plain copies; kept between runs, and used for nothing else.
-
-    Raises:
-        CatalogError: the catalog cannot be read as the config asks, or holds no rows.
-        StorageError: `spool_uri` cannot be written.
-    """
-    listing = list_catalog(config)
-    files = plain_files(listing.files, spool_uri)
-    planner = plan_text if listing.format in ("csv", "jsonl") else plan_columns
-    pieces, schema = planner(files, config)
-    if not pieces:
-        raise CatalogError(f"catalog.uri: expected products at {', '.join(config.uris)}, found files without rows")
-    packed = pack(pieces, shard_rows=config.shard_rows, shard_bytes=config.shard_bytes)
-    reading = _reading_options(config, listing.format, schema)
-    shards = tuple(_shard(position, parts, listing.format, schema, reading) for position, parts in enumerate(packed))
-    rows = [shard.rows for shard in shards if shard.rows is not None]
-    return CatalogPlan(
-        shards=shards,
-        rows=sum(rows) if len(rows) == len(shards) else None,
-        bytes=sum(shard.bytes or 0 for shard in shards),
-        schema=schema,
-    )
-
-
-def _shard(position: int, pieces: list[Piece], format: str, schema: pa.Schema, reading: list[Any]) -> CatalogShard:
+def _key(reading: list[Any], ranges: Sequence[RowRange]) -> str:
     # The identity of what is read: never a place on this machine, so of a copy it is the file it was made from.
     identity = [
-        [source.name, source.size, source.version, source.partitions, piece.unit, piece.start, piece.stop]
-        for piece in pieces
-        for source in (piece.file.source,)
+        [part.file.name, part.file.size, part.file.version, part.file.partitions, part.part, part.start, part.stop]
+        for part in ranges
     ]
-    digest = hashlib.sha256(json.dumps([_KEY_VERSION, reading, identity]).encode()).hexdigest()
-    return CatalogShard(
-        position=position,
-        key=digest[:32],
-        format=format,
-        ranges=tuple(
-            FileRange(
-                path=piece.file.uri,
-                unit=piece.unit,
-                start=piece.start,
-                stop=piece.stop,
-                name=piece.file.source.name,
-                partitions=piece.file.source.partitions,
-            )
-            for piece in pieces
-        ),
-        rows=int(sum(piece.rows for piece in pieces)) if all(piece.rows_known for piece in pieces) else None,
-        bytes=sum(piece.bytes for piece in pieces),
-        schema=schema,
-    )
-
-
-def _reading_options(config: CatalogConfig, format: str, schema: pa.Schema) -> list[Any]:
-    """What else decides which products come out of the same bytes."""
-    values = asdict(config)
-    shaping = {
-        name: value for name, value in values.items() if name not in ("uri", "format", "shard_rows", "shard_bytes")
-    }
-    return [format, _schema_text(schema), sorted(shaping.items())]
-
-
-def _schema_text(schema: pa.Schema) -> str:
-    return base64.b64encode(schema.serialize().to_pybytes()).decode("ascii")
+    return hashlib.sha256(json.dumps([_KEY_VERSION, reading, identity]).encode()).hexdigest()[:32]

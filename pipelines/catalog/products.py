@@ -1,6 +1,7 @@
-"""From rows as the catalog has them to products as the encoders want them.
+"""Products from rows: ids, texts, images and display values out of dirty columns, and a letter where that fails.
 
-Legend: `B` products of a batch, `R` rows of a raw batch (R >= B: some rows become no product).
+Each function works on a whole column. Legend: `B` products of a batch, `R` rows of a raw batch (R >= B: some rows
+become no product).
 """
 
 from __future__ import annotations
@@ -20,22 +21,126 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipelines.catalog.config import CatalogConfig, template_parts
-from pipelines.catalog.dead_letters import DeadLetter, Reason, malformed
-from pipelines.catalog.formats.text_samples import NULL_WORDS
+from pipelines.catalog.dead_letters import DeadLetter, Outcome, Reason, malformed
 from pipelines.catalog.reading import RawBatch
-from pipelines.catalog.schemas import PICTURE_KEYS, is_list, is_text, plain
-
-# ---- pipelines/catalog/validation.py ----
-# Columns of dirty values made clean: ids as text, texts without stray space, display values of their column's type.
-#
-# Each function works on a whole column and says which rows it could not help. Legend: `R` rows.
-
+from pipelines.catalog.schemas import NULL_WORDS, PICTURE_KEYS, is_list, is_text, plain
 
 # Space, control characters (a tab, a NUL) and Unicode's separators, as one class.
 _SPACE = r"[\p{Z}\p{Cc}]+"
 # What is not a single space between words. Looking for it costs a tenth of replacing, and most texts are clean.
 _UNCLEAN = r"  |^ | $|[\p{Cc}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]"
 _EXACT_FLOAT = 2**53
+# Text counts as a base64 picture only if it has a picture's first bytes, is long, and has no sign that base64 has not:
+# no path and no URI meets all three.
+_BASE64_STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*")
+_PICTURE_MAGIC = re.compile(
+    rb"\xff\xd8\xff[\xc0-\xfe]|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*", re.DOTALL
+)
+_SEPARATORS = " .,;:|/-\u2013\u2014"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureRef:
+    """A picture that is either here already or stands somewhere.
+
+    Attributes:
+        kind: `bytes` (encoded picture in `data`) or `uri` (path or URI in `uri`, as the catalog has it).
+        data: The encoded picture.
+        uri: A relative path (to be read under `catalog.image_root`), an absolute path, or any URI.
+    """
+
+    kind: Literal["bytes", "uri"]
+    data: bytes | None = None
+    uri: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class ProductBatch:
+    """Products, in the order of the catalog.
+
+    Attributes:
+        product_ids: `[B]` string, trimmed, never null or empty. May still repeat: numbering drops later ones.
+        texts: `[B]` string; white space collapsed; null where there is no text.
+        pictures: For each of the B products up to `catalog.images_per_product` pictures, primary first.
+        columns: Display and filter fields, `B` rows, of the plan's types.
+        dead_letters: One letter for each row that became no product (outcome `rejected`).
+        notes: Letters of products that stay, but lost a display or filter value (outcome `degraded`).
+    """
+
+    product_ids: pa.StringArray
+    texts: pa.StringArray
+    pictures: list[tuple[PictureRef, ...]]
+    columns: pa.RecordBatch
+    dead_letters: list[DeadLetter]
+    notes: list[DeadLetter] = field(default_factory=list)
+
+
+def to_products(batch: RawBatch, config: CatalogConfig) -> ProductBatch:
+    """The products of a raw batch.
+
+    A row without an id, or with neither text nor picture, becomes a dead letter. A display or filter value that is not
+    of its column's type becomes null, and a note.
+    """
+    ids, wrong_ids = id_column(_column(batch, config.id_field, pa.string()))
+    fields = {name: text_column(_column(batch, name, pa.string())) for name in config.texts}
+    texts = product_texts(fields, batch.rows.num_rows, config)
+    pictures: list[tuple[PictureRef, ...]] = [()] * batch.rows.num_rows
+    if config.image_field is not None:
+        pictures = picture_refs(_column(batch, config.image_field, pa.string()), config.images_per_product)
+    has_id = ids.is_valid().to_numpy(zero_copy_only=False)
+    has_content = texts.is_valid().to_numpy(zero_copy_only=False) | np.fromiter(map(bool, pictures), bool)
+    letters = list(batch.malformed)
+    for row in np.flatnonzero(~(has_id & has_content)).tolist():
+        where = batch.where(row)
+        if row in wrong_ids:
+            letters.append(malformed(where, wrong_ids[row]))
+        elif not has_id[row]:
+            letters.append(_letter("", "rejected", Reason.missing_id, f"{where}: no id"))
+        else:
+            why = f"{where}: neither text nor picture"
+            letters.append(_letter(ids[row].as_py(), "rejected", Reason.empty_product, why))
+    usable = np.flatnonzero(has_id & has_content)
+    ids = ids.take(pa.array(usable))
+    notes: list[DeadLetter] = []
+    return ProductBatch(
+        product_ids=ids,
+        texts=texts.take(pa.array(usable)),
+        pictures=[pictures[row] for row in usable],
+        columns=_carried_columns(batch, usable, ids, config, notes),
+        dead_letters=letters,
+        notes=notes,
+    )
+
+
+def _carried_columns(
+    batch: RawBatch, rows: np.ndarray, ids: pa.StringArray, config: CatalogConfig, notes: list[DeadLetter]
+) -> pa.RecordBatch:
+    """Display and filter columns of the products, in the types of the plan."""
+    fields = [batch.schema.field(name) for name in config.carried_fields]
+    columns = []
+    for carried in fields:
+        values = _column(batch, carried.name, carried.type).take(pa.array(rows, pa.int64()))
+        column, lost = conform(values, carried.type)
+        columns.append(column)
+        for row, why in lost.items():
+            detail = f"{batch.where(int(rows[row]))}: {carried.name}: {why}"
+            notes.append(_letter(ids[row].as_py(), "degraded", Reason.field_type_mismatch, detail))
+    if not fields:
+        # A record batch without columns cannot say how many rows it has, unless it is made of a struct.
+        return pa.RecordBatch.from_struct_array(pa.array([{}] * len(rows), pa.struct([])))
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _column(batch: RawBatch, name: str, data_type: pa.DataType) -> pa.Array:
+    """A column; nulls where this file does not have it."""
+    if name in batch.rows.schema.names:
+        return batch.rows.column(name)
+    return pa.nulls(batch.rows.num_rows, data_type)
+
+
+def _letter(product_id: str, outcome: Outcome, reason: Reason, detail: str) -> DeadLetter:
+    return DeadLetter(product_id=product_id, outcome=outcome, stage="validate", reason=reason, detail=detail)
 
 
 def clean_text(column: pa.Array) -> pa.StringArray:
@@ -139,34 +244,6 @@ def _parse_json(value: pa.Scalar, data_type: pa.DataType) -> pa.Scalar | None:
         return None
 
 
-# ---- pipelines/catalog/picture_columns.py ----
-# The pictures that a column holds, whatever way it holds them.
-
-
-# Text counts as a base64 picture only if it has a picture's first bytes, is long, and has no sign that base64 has not:
-# no path and no URI meets all three.
-_BASE64_STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
-_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*")
-_PICTURE_MAGIC = re.compile(
-    rb"\xff\xd8\xff[\xc0-\xfe]|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*", re.DOTALL
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PictureRef:
-    """A picture that is either here already or stands somewhere.
-
-    Attributes:
-        kind: `bytes` (encoded picture in `data`) or `uri` (path or URI in `uri`, as the catalog has it).
-        data: The encoded picture.
-        uri: A relative path (to be read under `catalog.image_root`), an absolute path, or any URI.
-    """
-
-    kind: Literal["bytes", "uri"]
-    data: bytes | None = None
-    uri: str | None = None
-
-
 def picture_refs(column: pa.Array, limit: int) -> list[tuple[PictureRef, ...]]:
     """The pictures of each row, in the order given, at most `limit`; empty values do not count.
 
@@ -194,8 +271,8 @@ def _refs(column: pa.Array) -> Sequence[PictureRef | None]:
     if pa.types.is_struct(column.type):
         keys = [key for key in PICTURE_KEYS if column.type.get_field_index(key) >= 0]
         # flatten(), unlike field(), knows that a null struct has no fields.
-        parts = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
-        by_key = [_refs(parts[key]) for key in keys]
+        fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
+        by_key = [_refs(fields[key]) for key in keys]
         return [next((ref for ref in row if ref is not None), None) for row in zip(*by_key, strict=True)]
     if pa.types.is_null(column.type):
         return [None] * len(column)
@@ -234,13 +311,6 @@ def _from_base64(text: str) -> bytes | None:
         return None
 
 
-# ---- pipelines/catalog/text_templates.py ----
-# Several fields become one text.
-
-
-_SEPARATORS = " .,;:|/-\u2013\u2014"
-
-
 def product_texts(fields: Mapping[str, pa.StringArray], rows: int, config: CatalogConfig) -> pa.StringArray:
     """The text of each product, by `catalog.text_template`, or the fields joined by a space.
 
@@ -268,22 +338,19 @@ def _fill(
 
     Where the first fields are missing, the separators that would then open the text leave too.
     """
-    pieces: list[pa.Array] = []
+    filled: list[pa.Array] = []
     seen: pa.Array | None = None
     values = nothing
-    for number, (literal, name) in enumerate(parts):
+    for literal, name in parts:
         if name is None:
-            pieces.append(_where(values.is_valid(), pa.scalar(literal)))
+            filled.append(pc.if_else(values.is_valid(), pa.scalar(literal), pa.scalar(None, pa.string())))
             break
         values = fields.get(name, nothing)
-        if number == 0 or seen is None:
-            before = pa.scalar(literal)
-        else:
-            before = pc.if_else(seen, literal, literal.lstrip(_SEPARATORS))
-        pieces.append(pc.binary_join_element_wise(before, values, ""))
+        before = pa.scalar(literal) if seen is None else pc.if_else(seen, literal, literal.lstrip(_SEPARATORS))
+        filled.append(pc.binary_join_element_wise(before, values, ""))
         present = values.is_valid()
         seen = present if seen is None else pc.or_(seen, present)
-    texts = _joined(pieces, "")
+    texts = _joined(filled, "")
     if seen is None:
         return nothing
     return clean_text(pc.if_else(seen, texts, pa.scalar(None, pa.string())))
@@ -292,129 +359,6 @@ def _fill(
 def _joined(columns: Sequence[pa.Array], separator: str) -> pa.StringArray:
     # Not null_handling="skip": pyarrow 25 then leaves out the rows in which all are null.
     return pc.binary_join_element_wise(*columns, separator, null_handling="replace", null_replacement="")
-
-
-def _where(condition: pa.Array, value: pa.Scalar) -> pa.Array:
-    return pc.if_else(condition, value, pa.scalar(None, pa.string()))
-
-
-__all__ = ["PictureRef", "ProductBatch", "to_products"]
-
-
-@dataclass(kw_only=True, slots=True)
-class ProductBatch:
-    """Products, in the order of the catalog.
-
-    Attributes:
-        product_ids: `[B]` string, trimmed, never null or empty. May still repeat: numbering drops later ones.
-        texts: `[B]` string; white space collapsed; null where there is no text.
-        pictures: For each of the B products up to `catalog.images_per_product` pictures, primary first.
-        columns: Display and filter fields, `B` rows, of the plan's types.
-        dead_letters: One letter for each row that became no product (outcome `rejected`).
-        notes: Letters of products that stay, but lost a display or filter value (outcome `degraded`).
-    """
-
-    product_ids: pa.StringArray
-    texts: pa.StringArray
-    pictures: list[tuple[PictureRef, ...]]
-    columns: pa.RecordBatch
-    dead_letters: list[DeadLetter]
-    notes: list[DeadLetter] = field(default_factory=list)
-
-
-def to_products(batch: RawBatch, config: CatalogConfig) -> ProductBatch:
-    """The products of a raw batch.
-
-    A row without an id, or with neither text nor picture, becomes a dead letter. A display or filter value that is not
-    of its column's type becomes null, and a note.
-    """
-    letters = list(batch.malformed)
-    rows = batch.rows.num_rows
-    ids, wrong_ids = id_column(_column(batch, config.id_field, pa.string()))
-    texts = product_texts({name: text_column(_column(batch, name, pa.string())) for name in config.texts}, rows, config)
-    pictures = _pictures(batch, config)
-    usable = _usable_rows(batch, ids, wrong_ids, texts, pictures, letters)
-    kept = pa.array(usable, pa.int64())
-    ids = ids.take(kept)
-    notes: list[DeadLetter] = []
-    return ProductBatch(
-        product_ids=ids,
-        texts=texts.take(kept),
-        pictures=[pictures[row] for row in usable],
-        columns=_carried_columns(batch, usable, ids, config, notes),
-        dead_letters=letters,
-        notes=notes,
-    )
-
-
-def _usable_rows(
-    batch: RawBatch,
-    ids: pa.StringArray,
-    wrong_ids: dict[int, str],
-    texts: pa.StringArray,
-    pictures: list[tuple[PictureRef, ...]],
-    letters: list[DeadLetter],
-) -> np.ndarray:
-    """Rows that become products, int64 `[B]`; the others get their letter."""
-    has_id = ids.is_valid().to_numpy(zero_copy_only=False)
-    has_content = texts.is_valid().to_numpy(zero_copy_only=False) | np.fromiter(
-        map(bool, pictures), bool, len(pictures)
-    )
-    for row in np.flatnonzero(~(has_id & has_content)).tolist():
-        where = batch.place(row)
-        if row in wrong_ids:
-            letters.append(malformed(where, wrong_ids[row]))
-        elif not has_id[row]:
-            letters.append(_rejection("", Reason.missing_id, f"{where}: no id"))
-        else:
-            letters.append(_rejection(ids[row].as_py(), Reason.empty_product, f"{where}: neither text nor picture"))
-    return np.flatnonzero(has_id & has_content)
-
-
-def _pictures(batch: RawBatch, config: CatalogConfig) -> list[tuple[PictureRef, ...]]:
-    if config.image_field is None:
-        return [()] * batch.rows.num_rows
-    column = batch.pictures
-    return picture_refs(
-        _column(batch, config.image_field, pa.string()) if column is None else column, config.images_per_product
-    )
-
-
-def _carried_columns(
-    batch: RawBatch, rows: np.ndarray, ids: pa.StringArray, config: CatalogConfig, notes: list[DeadLetter]
-) -> pa.RecordBatch:
-    """Display and filter columns of the products, in the types of the plan."""
-    fields = [batch.schema.field(name) for name in config.carried_fields]
-    columns = []
-    for carried in fields:
-        values = _column(batch, carried.name, carried.type).take(pa.array(rows, pa.int64()))
-        column, lost = conform(values, carried.type)
-        columns.append(column)
-        notes += [
-            DeadLetter(
-                product_id=ids[row].as_py(),
-                outcome="degraded",
-                stage="validate",
-                reason=Reason.field_type_mismatch,
-                detail=f"{batch.place(int(rows[row]))}: {carried.name}: {why}",
-            )
-            for row, why in lost.items()
-        ]
-    if not fields:
-        # A record batch without columns cannot say how many rows it has, unless it is made of a struct.
-        return pa.RecordBatch.from_struct_array(pa.array([{}] * len(rows), pa.struct([])))
-    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
-
-
-def _column(batch: RawBatch, name: str, data_type: pa.DataType) -> pa.Array:
-    """A column; nulls where this file does not have it."""
-    if name in batch.rows.schema.names:
-        return batch.rows.column(name)
-    return pa.nulls(batch.rows.num_rows, data_type)
-
-
-def _rejection(product_id: str, reason: Reason, detail: str) -> DeadLetter:
-    return DeadLetter(product_id=product_id, outcome="rejected", stage="validate", reason=reason, detail=detail)
 
 
 def id_digests(product_ids: Sequence[str]) -> np.ndarray:

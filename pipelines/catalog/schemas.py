@@ -1,18 +1,194 @@
-"""Which columns the catalog has, of which types over all files, and whether they can be what the config says."""
+"""Which columns the catalog has, of which types over all files, and whether they can be what the config says.
+
+Parquet, Arrow and table files state their types. In text files the values vote: a column has the type that nearly all
+of them fit (`bool`, `int64`, `float64`, `string`, or lists and structs of those), so no dirty value decides.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+import base64
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.catalog.config import CatalogConfig, CatalogError, nearest
-from pipelines.catalog.formats.text_samples import SampledColumns
 
 PICTURE_KEYS = ("bytes", "path", "uri", "url")
 """Fields of a struct that holds a picture, in the order in which they are asked."""
+
+NULL_WORDS = ("NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", "None")
+"""Values of typed CSV columns that mean "none", beside the empty one."""
+
+DECISIVE_SHARE = 0.95
+"""Of the values of a column, so many must be of one kind for the column to be of that kind."""
+
+_WHOLE_NUMBER = r"^[+-]?[0-9]{1,18}$"
+_NUMBER = r"^[+-]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][+-]?[0-9]+)?$"
+_LEADING_ZERO = r"^[+-]?0[0-9]"
+_TRUTH = "^(?i:true|false)$"
+_NUMBER_OR_TRUTH = r"^[+-]?[0-9.]|^(?i:true|false)$"
+_VETO = 1 << 60
+
+
+@dataclass(slots=True)
+class TypeVotes:
+    """The type of a column by its values.
+
+    Attributes:
+        counts: Values by kind (numbers, texts, lists, ...); nulls do not count.
+        types: The type that all values of a kind fit.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    types: dict[str, pa.DataType] = field(default_factory=dict)
+
+    def add(self, data_type: pa.DataType, count: int = 1) -> None:
+        """Counts so many values of a type."""
+        if count and not pa.types.is_null(data_type):
+            kind = "object" if pa.types.is_struct(data_type) else str(data_type)
+            kind = "list" if pa.types.is_list(data_type) else kind
+            kind = "number" if data_type in (pa.int64(), pa.float64()) else kind
+            self.counts[kind] += count
+            self.types[kind] = common_type(self.types.get(kind, pa.null()), data_type)
+
+    def add_texts(self, values: pa.Array) -> None:
+        """Counts the values of a text column as whole numbers, numbers, true and false, or text.
+
+        A number with a leading zero is a code, and would lose its zeros: a column that has one is text.
+        """
+
+        def matching(values: pa.Array, pattern: str) -> pa.Array:
+            return values.filter(pc.match_substring_regex(values, pattern))
+
+        given = pc.utf8_trim_whitespace(values.drop_null())
+        missing = pc.sum(pc.is_in(given, value_set=pa.array(["", *NULL_WORDS]))).as_py() or 0
+        candidates = matching(given, _NUMBER_OR_TRUTH)
+        numbers = matching(candidates, _NUMBER)
+        whole, truths = len(matching(numbers, _WHOLE_NUMBER)), len(matching(candidates, _TRUTH))
+        self.add(pa.string(), _VETO * bool(len(matching(candidates, _LEADING_ZERO))))
+        self.add(pa.int64(), whole)
+        self.add(pa.float64(), len(numbers) - whole)
+        self.add(pa.bool_(), truths)
+        self.add(pa.string(), len(given) - missing - len(numbers) - truths)
+
+    def merge(self, other: TypeVotes) -> None:
+        """Adds the votes of another file."""
+        for kind, count in other.counts.items():
+            self.add(other.types[kind], count)
+
+    def winner(self) -> pa.DataType:
+        """The type of the most frequent kind if it has `DECISIVE_SHARE`, else `string`; also where nothing was seen."""
+        if not self.counts:
+            return pa.string()
+        kind, count = self.counts.most_common(1)[0]
+        return settled_type(self.types[kind]) if count >= DECISIVE_SHARE * self.counts.total() else pa.string()
+
+
+def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The type that values of both types fit: int64 and float64 are numbers, anything else that differs is text."""
+    if one.equals(other) or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if {one, other} == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return pa.list_(common_type(one.value_type, other.value_type))
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        fields = {field.name: field.type for field in one}
+        for field in other:
+            fields[field.name] = common_type(fields.get(field.name, pa.null()), field.type)
+        return pa.struct(list(fields.items()))
+    return pa.string()
+
+
+def settled_type(data_type: pa.DataType) -> pa.DataType:
+    """The type with `string` where only nulls were seen."""
+    if pa.types.is_null(data_type):
+        return pa.string()
+    if pa.types.is_list(data_type):
+        return pa.list_(settled_type(data_type.value_type))
+    if pa.types.is_struct(data_type):
+        return pa.struct([(field.name, settled_type(field.type)) for field in data_type])
+    return data_type
+
+
+@dataclass(slots=True)
+class SeenColumns:
+    """What text files show of their columns.
+
+    Attributes:
+        votes: For the type of each column that was asked for and seen, by name.
+        names: All columns, in order of first sight (of JSON, those of the records that were looked at one by one).
+        records: How many records were read.
+        first_problem: Why the first unreadable one was that.
+    """
+
+    votes: dict[str, TypeVotes] = field(default_factory=dict)
+    names: dict[str, None] = field(default_factory=dict)
+    records: int = 0
+    first_problem: str = ""
+
+    def votes_of(self, name: str) -> TypeVotes:
+        """The votes of a column, none yet where it is new."""
+        return self.votes.setdefault(name, TypeVotes())
+
+    def merge(self, other: SeenColumns) -> None:
+        """Adds what another file shows."""
+        for name, votes in other.votes.items():
+            self.votes_of(name).merge(votes)
+        self.names |= other.names
+        self.records += other.records
+        self.first_problem = self.first_problem or other.first_problem
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        votes = {name: [dict(votes.counts), schema_text(pa.schema(votes.types))] for name, votes in self.votes.items()}
+        return {
+            "votes": votes,
+            "names": list(self.names),
+            "records": self.records,
+            "first_problem": self.first_problem,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SeenColumns:
+        """The inverse of `to_dict`."""
+        votes = {
+            name: TypeVotes(Counter(counts), {field.name: field.type for field in schema_from_text(types)})
+            for name, (counts, types) in values["votes"].items()
+        }
+        return cls(votes, dict.fromkeys(values["names"]), values["records"], values["first_problem"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Records:
+    """What a block of a text file gave.
+
+    Attributes:
+        rows: `[R]` the good records.
+        lines: `[R]` int64, the line of the file on which each begins, from 1.
+        bad: (line, why) of the others.
+    """
+
+    rows: pa.RecordBatch
+    lines: np.ndarray
+    bad: list[tuple[int, str]]
+
+
+def schema_text(schema: pa.Schema) -> str:
+    """A schema as text for JSON files."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode("ascii")
+
+
+def schema_from_text(text: str) -> pa.Schema:
+    """The inverse of `schema_text`."""
+    return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(text)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,10 +230,10 @@ def merged_schema(files: Iterable[tuple[str, pa.Schema]], config: CatalogConfig)
         for name in config.fields:
             if name not in schema.names:
                 continue
-            places = schema.get_all_field_indices(name)
-            if len(places) > 1:
-                raise CatalogError(f"{file}: expected one column {name!r}, found {len(places)}; rename all but one")
-            found_type = schema.field(places[0]).type
+            count = schema.names.count(name)
+            if count > 1:
+                raise CatalogError(f"{file}: expected one column {name!r}, found {count}; rename all but one")
+            found_type = schema.field(name).type
             check_role(name, found_type, config, file)
             if name in carried:
                 plain = plain_type(found_type)
@@ -70,25 +246,25 @@ def merged_schema(files: Iterable[tuple[str, pa.Schema]], config: CatalogConfig)
     return _in_order(types, config), tuple(names)
 
 
-def sampled_schema(sampled: SampledColumns, config: CatalogConfig, format: str) -> tuple[pa.Schema, tuple[str, ...]]:
-    """The same for text files, by their samples: the type that nearly all values of a column fit, else text.
+def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple[pa.Schema, tuple[str, ...]]:
+    """The same for text files, by the votes of their values.
 
     Raises:
-        CatalogError: an unknown field, no readable record in any sample, or a column that cannot be what it is for.
+        CatalogError: an unknown field, no readable record in any file, or a column that cannot be what it is for.
     """
-    if not sampled.records and sampled.first_problem:
+    if not seen.records and seen.first_problem:
         raise CatalogError(
             f"catalog.uri: expected {'CSV' if format == 'csv' else 'JSON Lines'}, found no readable record "
-            f"at the start of any file; the first one: {sampled.first_problem}"
+            f"at the start of any file; the first one: {seen.first_problem}"
         )
-    known = dict.fromkeys((*sampled.names, *config.column_types))
+    known = dict.fromkeys((*seen.names, *config.column_types))
     _check_known(config, known, "the catalog" if format == "csv" else "the part of the catalog that was looked at")
     types: dict[str, pa.DataType] = {}
     for name in config.fields:
         read_as_text = format == "csv" and name in (config.id_field, config.image_field, *config.texts)
-        types[name] = pa.string() if read_as_text else sampled.type(name)
+        types[name] = pa.string() if read_as_text or name not in seen.votes else seen.votes[name].winner()
         check_role(name, types[name], config, "the catalog")
-    return _in_order(types, config), tuple(sampled.names)
+    return _in_order(types, config), tuple(seen.names)
 
 
 def check_role(name: str, data_type: pa.DataType, config: CatalogConfig, file: str) -> None:
@@ -198,16 +374,7 @@ def invalid_rows(batch: pa.RecordBatch) -> list[int]:
     """Rows of which some text is no UTF-8: Parquet and Arrow files do not make sure, and most functions rely on it."""
     if _is_valid(batch):
         return []
-    return _search_invalid(batch, 0)
-
-
-def _search_invalid(batch: pa.RecordBatch, offset: int) -> list[int]:
-    """Halves the batch until the bad rows stand alone."""
-    if batch.num_rows == 1:
-        return [offset]
-    middle = batch.num_rows // 2
-    parts = ((batch.slice(0, middle), offset), (batch.slice(middle), offset + middle))
-    return [row for part, begin in parts if not _is_valid(part) for row in _search_invalid(part, begin)]
+    return [row for row in range(batch.num_rows) if not _is_valid(batch.slice(row, 1))]
 
 
 def _is_valid(batch: pa.RecordBatch) -> bool:

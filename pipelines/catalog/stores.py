@@ -67,7 +67,7 @@ def describe(uri: str) -> StoredFile | None:
     Raises:
         CatalogError: nothing stands there, or the store refuses.
     """
-    with told(uri):
+    with catalog_errors(uri):
         filesystem, path = _resolve(uri)
         info = filesystem.info(path)
         return None if info["type"] == "directory" else _stored(filesystem, path, info)
@@ -75,7 +75,7 @@ def describe(uri: str) -> StoredFile | None:
 
 def list_folder(uri: str) -> list[StoredFile]:
     """All files below the folder, subfolders included, in no particular order."""
-    with told(uri):
+    with catalog_errors(uri):
         filesystem, path = _resolve(uri)
         found = filesystem.find(path, detail=True)
         return [_stored(filesystem, name, info) for name, info in found.items() if info["type"] == "file"]
@@ -83,7 +83,7 @@ def list_folder(uri: str) -> list[StoredFile]:
 
 def match(uri: str) -> tuple[list[StoredFile], list[str]]:
     """The files and the folders that a pattern names."""
-    with told(uri):
+    with catalog_errors(uri):
         filesystem, path = _resolve(uri)
         found: dict[str, dict[str, Any]] = filesystem.glob(path, detail=True)
         files = [_stored(filesystem, name, info) for name, info in found.items() if info["type"] == "file"]
@@ -100,7 +100,7 @@ def open_input(uri: str, *, from_start_to_end: bool = False, mapped: bool = Fals
             by default fetch megabytes around every place that is touched.
         mapped: Map a local file into memory, so that `read_buffer` copies nothing. For files that nobody cuts short.
     """
-    with told(uri):
+    with catalog_errors(uri):
         if is_local(uri) and mapped:
             return pa.memory_map(uri.removeprefix("file://"))
         if is_local(uri):
@@ -111,8 +111,8 @@ def open_input(uri: str, *, from_start_to_end: bool = False, mapped: bool = Fals
 
 
 def read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:
-    """The bytes of several (start, stop) stretches of one file; remote ones are asked for at the same time."""
-    with told(uri):
+    """The bytes of several (start, stop) ranges of one file; remote ones are asked for at the same time."""
+    with catalog_errors(uri):
         if not is_local(uri):
             filesystem, path = _resolve(uri)
             starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
@@ -122,7 +122,7 @@ def read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def told(uri: str) -> Iterator[None]:
+def catalog_errors(uri: str) -> Iterator[None]:
     """Turns the many errors of many stores into a `CatalogError` that names the file."""
     try:
         yield

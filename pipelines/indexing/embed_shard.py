@@ -26,10 +26,9 @@ from pipelines.catalog.dead_letters import DeadLetter, Outcome, PictureError, Re
 from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import (
     CarryOver,
-    CarryOverSource,
     KnownPicture,
     KnownPictures,
-    KnownPicturesSource,
+    LookupSource,
     write_known_pictures,
 )
 from pipelines.catalog.products import ProductBatch, to_products
@@ -120,8 +119,8 @@ class TowerInputs(Protocol):
 class LastNight:
     """What the published version's night left for this one, in a form that travels to the workers."""
 
-    vectors: CarryOverSource
-    pictures: KnownPicturesSource
+    vectors: LookupSource
+    pictures: LookupSource
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

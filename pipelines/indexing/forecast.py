@@ -13,13 +13,14 @@ import pyarrow as pa
 from rich.console import Console
 
 from index_builder import IndexReader, embedding_shards, storage
-from pipelines.catalog.previous_version import SpilledRecords, keyed_records
+from pipelines.catalog.previous_version import ExternalSort, keyed_records
 from pipelines.catalog.products import id_digests
-from pipelines.config.job import JobConfig
 from pipelines.indexing.build_steps import spec_to_build
+from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.embed_shard import ProductPreparer, StepTimer
-from pipelines.indexing.job import check_job, plan_night
+from pipelines.indexing.job import plan_run
 from pipelines.indexing.progress import index_lines, print_lines
+from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import read_finished_run
 
@@ -57,38 +58,39 @@ class Forecast:
     index: tuple[tuple[str, str], ...] = ()
 
 
-def forecast_run(config: JobConfig, *, full: bool = False) -> Forecast:
-    """Counts what the run would embed, carry over and delete.
+def forecast_run(source: CatalogSource) -> Forecast:
+    """Counts what a run would embed, carry over and delete.
 
     Raises:
-        The errors of `check_job`: a config that would stop the run stops its forecast.
+        The errors of `CatalogSource.check`: a config that would stop the run stops its forecast.
     """
-    job = check_job(config)
-    plan = plan_night(job, full=full)
-    config = job.config
+    source.check()
+    shards, reusable = plan_run(source)
+    config = source.config
+    previous = published_manifest(config.index.uri)
     preparer = ProductPreparer.open(
-        config.catalog, config.fetch, config.decode, inputs=job.encoder, last_night=plan.last_night
+        config.catalog, config.fetch, config.decode, inputs=source.encoder, last_night=source.previous
     )
     complete = carried = to_embed = rejected = shards_complete = 0
-    expected = (plan.catalog.rows or 0) + (plan.previous.catalog.products if plan.previous else 0)
+    expected = (shards.rows or 0) + (previous.catalog.products if previous else 0)
     try:
-        with SpilledRecords(expected) as ids:
-            for task in plan.tasks:
-                summary = task.files.read_summary(task.shard.position)
+        with ExternalSort(expected) as ids:
+            for task in shards.tasks:
+                summary = task.files.read_summary(task.position)
                 if summary is not None:
                     shards_complete += 1
                     complete += summary.products
                     rejected += summary.rejected
                     _note_ids(ids, embedding_shards.read_ids(task.files.embeddings), _CATALOG)
                     continue
-                for batch in preparer.prepare(task.shard, StepTimer("read", "fetch")):
+                for batch in preparer.prepare(task.rows, StepTimer("read", "fetch")):
                     found = int((batch.places >= 0).sum())
                     carried += found
                     to_embed += len(batch.places) - found
                     rejected += len(batch.products.dead_letters)
                     _note_ids(ids, batch.products.product_ids, _CATALOG)
             deleted = 0
-            if plan.previous is not None:
+            if previous is not None:
                 published = IndexReader.open(config.index.uri).products.column("product_id")
                 for start in range(0, len(published), IDS_PER_READ):
                     _note_ids(ids, published.slice(start, IDS_PER_READ), _PUBLISHED)
@@ -99,10 +101,10 @@ def forecast_run(config: JobConfig, *, full: bool = False) -> Forecast:
     products = complete + carried + to_embed
     index: list[tuple[str, str]] = []
     if products:
-        spec = spec_to_build(config.index, products, job.encoder.dim, plan.reusable)
+        spec = spec_to_build(config.index, products, source.encoder.dim, reusable)
         index = index_lines(config.index, spec, products)
     return Forecast(
-        shards=len(plan.tasks),
+        shards=len(shards.tasks),
         shards_complete=shards_complete,
         products=products,
         complete=complete,
@@ -111,7 +113,7 @@ def forecast_run(config: JobConfig, *, full: bool = False) -> Forecast:
         deleted=deleted,
         rejected=rejected,
         seconds=None if rate is None else to_embed / rate,
-        reason=plan.carry_over_reason,
+        reason=shards.nothing_carried_over,
         index=tuple(index),
     )
 
@@ -152,12 +154,12 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
     print_lines(lines, title="Plan (nothing was done)", console=console)
 
 
-def _note_ids(ids: SpilledRecords, product_ids: pa.Array | pa.ChunkedArray, side: int) -> None:
+def _note_ids(ids: ExternalSort, product_ids: pa.Array | pa.ChunkedArray, side: int) -> None:
     digests = id_digests(product_ids.to_pylist())
     ids.add(keyed_records(digests, side, np.zeros(len(digests))))
 
 
-def _count_deleted(ids: SpilledRecords) -> int:
+def _count_deleted(ids: ExternalSort) -> int:
     """Published ids that the catalog does not have. Within an id the catalog sorts before what is published."""
     deleted = 0
     for records in ids.sorted_buckets():

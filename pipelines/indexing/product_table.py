@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from index_builder import embedding_shards, storage
 from index_builder.embedding_shards import NumberedShard
 from pipelines.catalog.dead_letters import REJECTED_SCHEMA, DeadLetter, Reason, letters_to_table
-from pipelines.catalog.previous_version import SpilledRecords, keyed_records
+from pipelines.catalog.previous_version import ExternalSort, keyed_records
 from pipelines.catalog.products import id_digests
 from pipelines.indexing.shard_files import ShardFiles
 
@@ -95,7 +95,7 @@ def find_duplicates(shard_uris: Sequence[str], *, expected: int) -> list[np.ndar
         For each shard the local rows to drop, int64, ascending.
     """
     dropped: list[list[np.ndarray]] = [[] for _ in shard_uris]
-    with SpilledRecords(expected) as spilled:
+    with ExternalSort(expected) as spilled:
         for number, uri in enumerate(shard_uris):
             ids = embedding_shards.read_ids(uri)
             spilled.add(keyed_records(id_digests(ids.to_pylist()), number, np.arange(len(ids))))

@@ -22,7 +22,7 @@ from rich.table import Table
 from index_builder import storage
 from index_builder.explain import explain_index, serving_shards
 from index_builder.spec import IndexConfig, IndexSpec
-from pipelines.indexing.publish_step import Outcome
+from pipelines.indexing.publish_step import RunResult
 from pipelines.indexing.run_record import INDEX_STAGES, STAGES, RunRecord
 from pipelines.indexing.shard_files import Totals
 
@@ -41,9 +41,9 @@ _STATUS = {
 }
 
 
-def print_summary(outcome: Outcome, record: RunRecord, *, console: Console | None = None) -> None:
+def print_summary(result: RunResult, record: RunRecord, *, console: Console | None = None) -> None:
     """Prints the closing summary of a run to standard output."""
-    print_lines(summary_lines(outcome, record), title="Summary", console=console)
+    print_lines(summary_lines(result, record), title="Summary", console=console)
 
 
 def print_lines(lines: Sequence[tuple[str, str]], *, title: str, console: Console | None = None) -> None:
@@ -63,9 +63,9 @@ def index_lines(config: IndexConfig, spec: IndexSpec, rows: int) -> list[tuple[s
     return [("index", first), *(("", line) for line in others)]
 
 
-def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
+def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]:
     """The summary as (what, how much) pairs, in the order in which they are read."""
-    totals = outcome.totals
+    totals = result.totals
     lines = [
         ("products in", f"{totals.rows_in:,}"),
         ("embedded", f"{totals.embedded:,}"),
@@ -81,22 +81,22 @@ def summary_lines(outcome: Outcome, record: RunRecord) -> list[tuple[str, str]]:
     lines.append(("catalog shards", f"{totals.shards:,}, of which {skipped:,} stood complete and were skipped"))
     lines += [("seconds", _seconds_by_stage(record))]
     lines += [("codec", report["codec"]) for report in record.reports("train").values() if "codec" in report]
-    re_ranked = f", {outcome.refine_factor} candidates re-ranked for each" if outcome.refine_factor else ""
+    re_ranked = f", {result.refine_factor} candidates re-ranked for each" if result.refine_factor else ""
     lines += [
         (
             "index",
-            f"{totals.products:,} products, {outcome.factory}, {serving_shards(outcome.serving_shards)}, "
-            f"{decimal(outcome.index_bytes)}",
+            f"{totals.products:,} products, {result.factory}, {serving_shards(result.serving_shards)}, "
+            f"{decimal(result.index_bytes)}",
         ),
         (
-            f"recall {outcome.recall_k}@{outcome.recall_k}",
-            f"{outcome.recall:.4f} against exact search ({outcome.recall_queries:,} {outcome.recall_over}, "
-            f"nprobe {outcome.nprobe}{re_ranked}, {outcome.latency_ms:.2f} ms a query)",
+            f"recall {result.recall_k}@{result.recall_k}",
+            f"{result.recall:.4f} against exact search ({result.recall_queries:,} {result.recall_over}, "
+            f"nprobe {result.nprobe}{re_ranked}, {result.latency_ms:.2f} ms a query)",
         ),
-        ("version", f"{outcome.version} ({_STATUS[outcome.status]})"),
-        ("at", outcome.uri),
+        ("version", f"{result.version} ({_STATUS[result.status]})"),
+        ("at", result.uri),
     ]
-    lines += [("gate failed", failed) for failed in outcome.failed_gates]
+    lines += [("gate failed", failed) for failed in result.failed_gates]
     return lines
 
 

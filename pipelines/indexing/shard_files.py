@@ -127,6 +127,21 @@ def standing_keys(folder: str) -> set[str]:
     return {name.removesuffix(".json") for name in storage.list_names(folder) if name.endswith(".json")}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardTask:
+    """One shard to make, unless it is complete.
+
+    Attributes:
+      position: the shard's place in the plan.
+      files: where its outputs go.
+      rows: what it is made from, as its maker reads it.
+    """
+
+    position: int
+    files: ShardFiles
+    rows: Any
+
+
 def shard_key(content_key: str, settings: Mapping[str, Any]) -> str:
     """The name of a shard's files: 32 hex digits over what it reads and the settings that shape its outputs.
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from index_builder import IndexReader, Manifest, VersionNotFoundError, publish
-from pipelines.catalog.previous_version import SpilledRecords, keyed_records
+from pipelines.catalog.previous_version import ExternalSort, keyed_records
 from pipelines.catalog.products import id_digests
 
 EXAMPLES = 5
@@ -61,7 +61,7 @@ def compare_versions(index_uri: str, old: str, new: str) -> VersionDiff:
     shared = sorted(name for name, _ in fields[_OLD] & fields[_NEW])
     kept, changed = 0, dict.fromkeys(shared, 0)
     singles: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    with SpilledRecords(sum(table.num_rows for table in tables)) as spilled:
+    with ExternalSort(sum(table.num_rows for table in tables)) as spilled:
         for side, table in enumerate(tables):
             _note_ids(spilled, table.column("product_id"), side)
         for records in spilled.sorted_buckets():
@@ -104,7 +104,7 @@ def current_version(index_uri: str) -> str:
         return ""
 
 
-def _note_ids(spilled: SpilledRecords, ids: pa.ChunkedArray, side: int) -> None:
+def _note_ids(spilled: ExternalSort, ids: pa.ChunkedArray, side: int) -> None:
     for start in range(0, len(ids), IDS_PER_READ):
         digests = id_digests(ids.slice(start, IDS_PER_READ).to_pylist())
         spilled.add(keyed_records(digests, side, np.arange(start, start + len(digests))))

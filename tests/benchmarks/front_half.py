@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import apache_beam as beam
@@ -33,10 +34,11 @@ from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
 from pipelines.config.command_line import to_pipeline_options
 from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.indexing.catalog_source import embedding
 from pipelines.indexing.product_table import number_products
 from pipelines.indexing.run_record import RunRecord
-from pipelines.indexing.shard_files import ShardFiles
-from pipelines.indexing.transforms import EmbedShards, EmbedTask
+from pipelines.indexing.shard_files import ShardFiles, ShardTask
+from pipelines.indexing.transforms import MakeShards
 from tests.benchmarks.machine import command_line, machine_line
 from tests.fakes import FakeProductEncoder, FakeTokens
 
@@ -93,18 +95,22 @@ def embed_all(catalog: CatalogConfig, work: Path, *, pictures: bool) -> dict[str
     started = time.perf_counter()
     plan = plan_catalog(catalog, spool_uri=str(work / "spool"))
     files = [ShardFiles(folder=str(work / "embeddings"), key=f"{shard.position:032x}") for shard in plan.shards]
-    tasks = [EmbedTask(shard=shard, files=file) for shard, file in zip(plan.shards, files, strict=True)]
-    transform = EmbedShards(
+    tasks = [
+        ShardTask(position=shard.position, files=file, rows=shard)
+        for shard, file in zip(plan.shards, files, strict=True)
+    ]
+    maker = partial(
+        embedding,
         catalog=catalog,
         fetch=FetchConfig(),
         decode=DecodeConfig(),
         encoder=EncoderConfig(uri="null://pictures" if pictures else "null://text"),
-        last_night=None,
-        record=RunRecord(uri=str(work / "run")),
+        previous=None,
         load_encoder=NullEncoder,
     )
+    make_shards = MakeShards("embed", maker, RunRecord(uri=str(work / "run")))
     with beam.Pipeline(options=to_pipeline_options({})) as root:
-        _ = root | beam.Create(tasks, reshuffle=False) | "EmbedShards" >> transform
+        _ = root | beam.Create(tasks, reshuffle=False) | beam.Reshuffle() | beam.ParDo(make_shards)
     numbering = number_products(files, str(work / "out"))
     return {"products": numbering.products, "seconds": time.perf_counter() - started}
 

@@ -19,8 +19,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipelines.config.command_line import load_job_config
-from pipelines.indexing.job import run_nightly
-from pipelines.indexing.publish_step import Outcome
+from pipelines.indexing.catalog_source import CatalogSource
+from pipelines.indexing.job import run_job
+from pipelines.indexing.publish_step import RunResult
 from tests.benchmarks.machine import command_line, machine_line
 
 CONFIG = """
@@ -35,10 +36,10 @@ index: {{uri: {folder}/index}}
 """
 
 
-def night(folder: Path) -> tuple[Outcome, float]:
+def night(folder: Path) -> tuple[RunResult, float]:
     """Runs the job; what came of it, and the seconds of its embedding stage."""
     command = load_job_config(["--config", str(folder / "job.yaml")])
-    outcome, record = run_nightly(command.config, command.pipeline_options)
+    outcome, record = run_job(CatalogSource(command.config), command.pipeline_options)
     return outcome, sum(report["seconds"] for report in record.reports("embed").values())
 
 

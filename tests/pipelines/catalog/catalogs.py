@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import DeadLetter
-from pipelines.catalog.plan import CatalogPlan, CatalogShard, plan_catalog
+from pipelines.catalog.plan import CatalogPlan, plan_catalog
 from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
 
@@ -68,7 +69,7 @@ def read_plan(plan: CatalogPlan, config: CatalogConfig, *, batch_rows: int = 102
     """All products of a plan, each shard sent through JSON as a runner would."""
     batches = []
     for shard in plan.shards:
-        copy = CatalogShard.from_dict(json.loads(json.dumps(shard.to_dict())))
+        copy = pickle.loads(pickle.dumps(shard))
         assert copy == shard
         batches += [to_products(batch, config) for batch in read_shard(copy, config, batch_rows=batch_rows)]
     return batches

@@ -1,4 +1,4 @@
-"""Dead letters: written whole, read back, joined in order."""
+"""Dead letters: written whole, read back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pipelines.catalog.dead_letters import (
     DeadLetter,
     PictureError,
     Reason,
-    copy_dead_letters,
     read_dead_letters,
     write_dead_letters,
 )
@@ -36,15 +35,6 @@ def test_no_letters_are_a_file_with_the_schema(tmp_path: Path) -> None:
     write_dead_letters(str(tmp_path / "a.parquet"), [])
     assert pq.read_schema(tmp_path / "a.parquet").equals(REJECTED_SCHEMA)
     assert read_dead_letters(str(tmp_path / "a.parquet")) == []
-
-
-def test_files_of_letters_are_joined_in_order(tmp_path: Path) -> None:
-    uris = [str(tmp_path / f"{number}.parquet") for number in range(3)]
-    for number, uri in enumerate(uris):
-        write_dead_letters(uri, [letter(f"{number}-{row}") for row in range(number)])
-    target = str(tmp_path / "all.parquet")
-    assert copy_dead_letters(uris, target, extra=[letter("extra")]) == 4
-    assert [found.product_id for found in read_dead_letters(target)] == ["1-0", "2-0", "2-1", "extra"]
 
 
 def test_a_detail_is_one_printable_line_of_bounded_length(tmp_path: Path) -> None:

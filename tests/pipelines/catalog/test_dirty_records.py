@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipelines.catalog import intake
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.formats import text_splitting
 from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.products import ProductBatch
 from tests.pipelines.catalog.catalogs import encode, letters_of, pairs, read_plan, write
@@ -140,8 +140,8 @@ def test_a_text_column_that_changes_its_type_from_row_to_row(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
 def test_a_record_too_long_to_be_held_is_a_letter(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_splitting, "MAX_RECORD_BYTES", 10_000)
-    monkeypatch.setattr(text_splitting, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(intake, "MAX_RECORD_BYTES", 10_000)
+    monkeypatch.setattr(intake, "BLOCK_BYTES", 4096)
     rows = [{"product_id": str(number), "title": "t" * (50_000 if number == 5 else 50)} for number in range(10)]
     uri = write(tmp_path / name, encode(rows, name[2:]))
     ids, reasons, batches = products_and_reasons(uri, tmp_path / "spool", image_field=None, display_fields=())
@@ -154,4 +154,4 @@ def test_letters_say_in_which_file_and_where(tmp_path: Path) -> None:
     write(tmp_path / "in" / "sub" / "a.jsonl", b'{"product_id": "1", "title": "a"}\nbroken\n')
     config = CatalogConfig(uri=str(tmp_path / "in"))
     (letter,) = letters_of(read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config))
-    assert letter.detail.startswith("sub/a.jsonl, byte 34: expected one JSON object a line")
+    assert letter.detail.startswith("sub/a.jsonl, line 2: expected one JSON object a line")

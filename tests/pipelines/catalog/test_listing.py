@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.files import CatalogListing, list_catalog
+from pipelines.catalog.listing import CatalogListing, list_catalog
 from tests.pipelines.catalog.catalogs import encode, write
 
 LINE = b'{"product_id": "1", "title": "a"}\n'

@@ -104,12 +104,12 @@ def test_a_folder_a_glob_and_a_list_are_read_in_order_of_name(format: str, tmp_p
 
 def test_parquet_of_picture_bytes_is_read_in_batches_of_bounded_size(tmp_path: Path) -> None:
     picture = random.Random(0).randbytes(1 << 20)
-    table = pa.table({"product_id": [str(n) for n in range(80)], "title": ["t"] * 80, "image": [picture] * 80})
+    table = pa.table({"product_id": [str(n) for n in range(40)], "title": ["t"] * 40, "image": [picture] * 40})
     pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, compression="none")
     config = CatalogConfig(uri=str(tmp_path / "a.parquet"), image_field="image", shard_bytes=1 << 30)
     (shard,) = plan_catalog(config, spool_uri=str(tmp_path / "spool")).shards
     batches = list(read_shard(shard, config))
-    assert sum(batch.rows.num_rows for batch in batches) == 80
+    assert sum(batch.rows.num_rows for batch in batches) == 40
     assert max(batch.rows.nbytes for batch in batches) <= 33 << 20
 
 
@@ -122,11 +122,14 @@ def test_only_the_columns_asked_for_are_read(format: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("format", ["parquet", "csv", "jsonl", "arrow"])
-def test_a_file_that_changed_after_planning_is_an_error_that_names_it(format: str, tmp_path: Path) -> None:
+def test_a_file_that_changed_after_planning_is_read_as_planned_or_an_error(format: str, tmp_path: Path) -> None:
     uri = write(tmp_path / f"items{SUFFIXES[format]}", encode(ROWS, format))
     config = CatalogConfig(uri=uri, shard_rows=10)
     plan = plan_catalog(config, spool_uri=str(tmp_path / "spool"))
     write(uri, encode(ROWS[:20], format))
+    if format in ("csv", "jsonl"):  # taken in at planning: what was planned is read
+        assert sum(len(batch.product_ids) for batch in read_plan(plan, config)) == len(ROWS)
+        return
     with pytest.raises(CatalogError, match=rf"items\{SUFFIXES[format]}.*changed or damaged"):
         read_plan(plan, config)
 

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.config.command_line import load_job_config
-from pipelines.indexing.job import run_nightly
-from pipelines.indexing.publish_step import Outcome
+from pipelines.indexing import job
+from pipelines.indexing.catalog_source import CatalogSource
+from pipelines.indexing.publish_step import RunResult
 from pipelines.indexing.run_record import RunRecord
 from tests.encoders.tiny import WORDS, save_tiny_encoder
 
@@ -81,21 +82,21 @@ index:
     return ["--config", str(config), *overrides]
 
 
-def run_job(folder: Path, *overrides: str) -> tuple[Outcome, RunRecord]:
+def run_job(folder: Path, *overrides: str) -> tuple[RunResult, RunRecord]:
     """Runs the job in this process."""
     command = load_job_config(arguments(folder, *overrides))
-    return run_nightly(command.config, command.pipeline_options, full=command.flags.full)
+    return job.run_job(CatalogSource(command.config, full=command.flags.full), command.pipeline_options)
 
 
-def version_files(outcome: Outcome) -> dict[str, str]:
+def version_files(result: RunResult) -> dict[str, str]:
     """sha256 of the files of a version that must be the same on every run: index, products, dead letters, encoder."""
-    root = Path(outcome.uri)
+    root = Path(result.uri)
     files = sorted(
         path for path in root.rglob("*") if path.is_file() and path.name not in ("manifest.json", "report.html")
     )
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def index_files(outcome: Outcome) -> dict[str, str]:
+def index_files(result: RunResult) -> dict[str, str]:
     """The same, of the index files alone."""
-    return {name: digest for name, digest in version_files(outcome).items() if name.endswith(".faiss")}
+    return {name: digest for name, digest in version_files(result).items() if name.endswith(".faiss")}

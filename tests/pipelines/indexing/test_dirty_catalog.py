@@ -21,7 +21,7 @@ from PIL import Image
 
 from index_builder import IndexReader
 from pipelines.catalog.dead_letters import DeadLetter, read_dead_letters
-from pipelines.indexing.publish_step import Outcome
+from pipelines.indexing.publish_step import RunResult
 from tests.pipelines.images.image_server import ImageServer, Request, image_server
 from tests.pipelines.indexing.job import product, run_job
 
@@ -212,7 +212,7 @@ def server_waits(request: Request) -> None:
 class Night:
     """What the job made of the dirty catalog."""
 
-    outcome: Outcome
+    outcome: RunResult
     letters: list[DeadLetter]
     indexed: set[str]
 

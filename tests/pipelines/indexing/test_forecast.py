@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.config.command_line import load_job_config
+from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.forecast import Forecast, forecast_run, print_forecast
 from tests.pipelines.indexing.job import arguments, product, run_job, write_catalog
 
@@ -13,7 +14,7 @@ from tests.pipelines.indexing.job import arguments, product, run_job, write_cata
 def forecast(folder: Path, *overrides: str) -> Forecast:
     command = load_job_config(arguments(folder, *overrides, "--plan"))
     assert command.flags.plan
-    return forecast_run(command.config, full=command.flags.full)
+    return forecast_run(CatalogSource(command.config, full=command.flags.full))
 
 
 def test_the_forecast_is_what_the_night_then_does(tmp_path):

@@ -8,18 +8,18 @@ from rich.console import Console
 
 from index_builder import storage
 from pipelines.indexing.progress import ProgressReader, print_summary, show_progress, summary_lines
-from pipelines.indexing.publish_step import Outcome
+from pipelines.indexing.publish_step import RunResult
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import Totals
 
 
-def outcome(status: str, failed: list[str]) -> Outcome:
+def outcome(status: str, failed: list[str]) -> RunResult:
     totals = Totals(
         rows_in=1200, products=1100, embedded=100, carried_over=1020, degraded=3, rejected=100, texts_cut=7,
         images_unchanged=4, shards=4,
         by_reason={"degraded: picture_missing": 3, "rejected: duplicate_id": 20, "rejected: missing_id": 80},
     )  # fmt: skip
-    return Outcome(
+    return RunResult(
         status=status, version="20261121T000000Z-0123456789ab", uri="index/versions/x", totals=totals,
         failed_gates=failed, index_bytes=2_500_000, recall=0.9512, recall_k=10, recall_queries=110, nprobe=4,
         latency_ms=0.213, factory="OPQ8_32,IVF16,PQ8x8", serving_shards=2, previous_version="",

@@ -14,6 +14,7 @@ from pipelines.indexing.shard_files import (
     revision_key,
     shard_key,
     standing_keys,
+    total,
     write_finished_run,
 )
 
@@ -73,3 +74,26 @@ def test_the_last_finished_run_is_remembered_whole(tmp_path):
     write_finished_run(str(tmp_path), run)
     assert read_finished_run(str(tmp_path)) == run
     assert (run.key_of("a"), run.key_of("b"), run.key_of("c")) == ("a-1", "b", None)
+
+
+def test_totals_add_up_and_count_duplicates_as_rejected():
+    first = ShardSummary(
+        position=0, key="a", rows_in=10, products=8, embedded=8, rejected=2, by_reason={"rejected: x": 2}
+    )
+    second = ShardSummary(
+        position=1, key="b", rows_in=5, products=5, embedded=1, carried_over=4, degraded=1,
+        by_reason={"degraded: y": 1, "rejected: x": 0},
+    )  # fmt: skip
+    found = total([first, second], products=10, duplicates=3)
+    assert (found.rows_in, found.products, found.rejected) == (15, 10, 5)
+    assert found.rows_in == found.products + found.rejected
+    assert found.by_reason == {"degraded: y": 1, "rejected: duplicate_id": 3, "rejected: x": 2}
+    assert found.rejected_share == pytest.approx(1 / 3)
+    assert (found.embedded, found.carried_over) == (9, 4)
+
+
+def test_what_an_earlier_run_embedded_is_carried_over():
+    last_night = ShardSummary(position=0, key="a", rows_in=10, products=10, embedded=9, carried_over=1)
+    tonight = ShardSummary(position=1, key="b", rows_in=5, products=5, embedded=2, carried_over=3, images_unchanged=3)
+    found = total([last_night, tonight], products=15, duplicates=0, earlier={"a"})
+    assert (found.embedded, found.carried_over, found.images_unchanged) == (2, 13, 3)

@@ -20,8 +20,7 @@ import pytest
 from index_builder import publish, storage
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
-from pipelines.indexing import work_folder
-from pipelines.indexing.build_steps import BuildJob
+from pipelines.indexing import build_steps, work_folder
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.work_folder import (
     RUNS_KEPT,
@@ -348,13 +347,13 @@ def test_a_store_out_of_reach_for_a_while_does_not_lose_the_lease(tmp_path, monk
 
 def test_a_run_whose_lease_was_taken_over_does_not_publish(tmp_path, monkeypatch):
     write_catalog(tmp_path / "catalog", [product(number) for number in range(120)])
-    real = BuildJob.number
+    real = build_steps.number
 
-    def number(self, summaries):
+    def number(run, summaries):
         write_lease(tmp_path / "work", ELSEWHERE, 2)
-        return real(self, summaries)
+        return real(run, summaries)
 
-    monkeypatch.setattr(BuildJob, "number", number)
+    monkeypatch.setattr(build_steps, "number", number)
     with pytest.raises(LeaseLostError, match="process 1 of night on elsewhere"):
         run_job(tmp_path)
     assert not (tmp_path / "index" / "CURRENT").exists()

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.config.job import GatesConfig
 from pipelines.indexing.publish_step import failed_gates
-from pipelines.indexing.shard_files import ShardSummary, Totals, total
+from pipelines.indexing.shard_files import Totals
 
 
 def totals(*, rows_in: int = 100, rejected: int = 0, degraded: int = 0) -> Totals:
@@ -48,26 +48,3 @@ def test_a_picture_host_that_was_down_holds_the_version_back():
     (failed,) = failed_gates(gates, totals(degraded=11), 1.0, None)
     assert failed == "gates.max_degraded_share: 11 of 100 products (11.0%) were degraded, at most 10.0% are allowed"
     assert failed_gates(GatesConfig(), totals(degraded=100), 1.0, None) == []
-
-
-def test_totals_add_up_and_count_duplicates_as_rejected():
-    first = ShardSummary(
-        position=0, key="a", rows_in=10, products=8, embedded=8, rejected=2, by_reason={"rejected: x": 2}
-    )
-    second = ShardSummary(
-        position=1, key="b", rows_in=5, products=5, embedded=1, carried_over=4, degraded=1,
-        by_reason={"degraded: y": 1, "rejected: x": 0},
-    )  # fmt: skip
-    found = total([first, second], products=10, duplicates=3)
-    assert (found.rows_in, found.products, found.rejected) == (15, 10, 5)
-    assert found.rows_in == found.products + found.rejected
-    assert found.by_reason == {"degraded: y": 1, "rejected: duplicate_id": 3, "rejected: x": 2}
-    assert found.rejected_share == pytest.approx(1 / 3)
-    assert (found.embedded, found.carried_over) == (9, 4)
-
-
-def test_what_an_earlier_run_embedded_is_carried_over():
-    last_night = ShardSummary(position=0, key="a", rows_in=10, products=10, embedded=9, carried_over=1)
-    tonight = ShardSummary(position=1, key="b", rows_in=5, products=5, embedded=2, carried_over=3, images_unchanged=3)
-    found = total([last_night, tonight], products=15, duplicates=0, earlier={"a"})
-    assert (found.embedded, found.carried_over, found.images_unchanged) == (2, 13, 3)

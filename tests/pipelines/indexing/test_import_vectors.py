@@ -16,8 +16,9 @@ from index_builder import IndexReader, publish
 from pipelines import build_index, search, versions
 from pipelines.catalog.dead_letters import read_dead_letters
 from pipelines.config.command_line import load_index_job_config, run_command
-from pipelines.indexing.job import run_index_build
-from pipelines.indexing.publish_step import Outcome
+from pipelines.indexing import job
+from pipelines.indexing.import_vectors import VectorSource
+from pipelines.indexing.publish_step import RunResult
 from pipelines.indexing.run_record import RunRecord
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.indexing.job import index_files, product, run_job, write_catalog
@@ -34,14 +35,18 @@ def made_vectors(rows: int = ROWS, dim: int = DIM, seed: int = 0) -> np.ndarray:
     return (3 * (centres[random.integers(0, 20, rows)] + 0.3 * random.normal(size=(rows, dim)))).astype(np.float32)
 
 
+HALVES = made_vectors().astype(np.float16).astype(np.float32)
+"""What every kind of column can hold."""
+
+
 def fixed_lists(vectors: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
 
 
-def build(folder: Path, *overrides: str) -> tuple[Outcome, RunRecord]:
+def build(folder: Path, *overrides: str) -> tuple[RunResult, RunRecord]:
     arguments = ["--work.uri", str(folder / "work"), "--index.uri", str(folder / "index"), *SETTINGS, *overrides]
     command = load_index_job_config(arguments)
-    return run_index_build(command.config, command.pipeline_options)
+    return job.run_job(VectorSource(command.config), command.pipeline_options)
 
 
 def command_line(folder: Path, *overrides: str) -> int:
@@ -62,6 +67,17 @@ def finds_itself(folder: Path, vectors: np.ndarray, ids: list[str]) -> float:
     return float(np.mean([own in products for own, products in zip(ids, found, strict=True)]))
 
 
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> dict[str, str]:
+    """The index files of `HALVES` as fixed lists of float32."""
+    folder = tmp_path_factory.mktemp("reference")
+    ids = [f"item-{number}" for number in range(ROWS)]
+    write_parquet(folder / "vectors" / "a.parquet", fixed_lists(HALVES[:900]), ids[:900])
+    write_parquet(folder / "vectors" / "b.parquet", fixed_lists(HALVES[900:]), ids[900:])
+    overrides = ("--embeddings.uri", str(folder / "vectors"), "--embeddings.shard_rows", "400")
+    return index_files(build(folder, *overrides)[0])
+
+
 def as_plain_lists(vectors: np.ndarray) -> pa.Array:
     return pa.array(vectors.tolist(), pa.list_(pa.float32()))
 
@@ -69,16 +85,14 @@ def as_plain_lists(vectors: np.ndarray) -> pa.Array:
 @pytest.mark.parametrize(
     "make",
     [
-        fixed_lists,
         as_plain_lists,
         lambda vectors: pa.array(vectors.astype(np.float64).tolist(), pa.large_list(pa.float64())),
         lambda vectors: fixed_lists(vectors.astype(np.float16)),
     ],
-    ids=["fixed lists", "plain lists", "large lists of float64", "fixed lists of float16"],
+    ids=["plain lists", "large lists of float64", "fixed lists of float16"],
 )
-def test_every_kind_of_parquet_column_gives_the_same_index(tmp_path, make):
-    vectors = made_vectors().astype(np.float16).astype(np.float32)  # what all four kinds can hold
-    ids = [f"item-{number}" for number in range(ROWS)]
+def test_every_kind_of_parquet_column_gives_the_same_index(tmp_path, make, reference):
+    vectors, ids = HALVES, [f"item-{number}" for number in range(ROWS)]
     write_parquet(tmp_path / "vectors" / "a.parquet", make(vectors[:900]), ids[:900])
     write_parquet(tmp_path / "vectors" / "b.parquet", make(vectors[900:]), ids[900:])
     outcome, _ = build(tmp_path, "--embeddings.uri", str(tmp_path / "vectors"), "--embeddings.shard_rows", "400")
@@ -86,16 +100,10 @@ def test_every_kind_of_parquet_column_gives_the_same_index(tmp_path, make):
     assert (outcome.totals.embedded, outcome.totals.shards) == (0, 5)
     assert IndexReader.open(str(tmp_path / "index")).products["product_id"].to_pylist() == ids
     assert finds_itself(tmp_path, vectors, ids) > 0.95
-    assert index_files(outcome) == index_files(reference_build(tmp_path / "reference", vectors, ids))
+    assert index_files(outcome) == reference
 
 
-def reference_build(folder: Path, vectors: np.ndarray, ids: list[str]) -> Outcome:
-    write_parquet(folder / "vectors" / "a.parquet", fixed_lists(vectors[:900]), ids[:900])
-    write_parquet(folder / "vectors" / "b.parquet", fixed_lists(vectors[900:]), ids[900:])
-    return build(folder, "--embeddings.uri", str(folder / "vectors"), "--embeddings.shard_rows", "400")[0]
-
-
-def test_vectors_to_rerank_from_are_published_beside_the_index(tmp_path, capsys):
+def test_vectors_to_rerank_from_are_published_beside_the_index(tmp_path, capsys, measured_memory):
     vectors, ids = made_vectors(), [f"item-{number}" for number in range(ROWS)]
     write_parquet(tmp_path / "v.parquet", fixed_lists(vectors), ids)
     settings = ["--embeddings.uri", str(tmp_path / "v.parquet"), "--embeddings.shard_rows", "300"]
@@ -108,7 +116,7 @@ def test_vectors_to_rerank_from_are_published_beside_the_index(tmp_path, capsys)
     assert (manifest.index.refine, len(manifest.refine_files())) == ("fp16", 2)
     assert manifest.index.search.refine_factor > 0
     assert {row.refine_factor for row in manifest.recall.table} > {0}
-    assert manifest.resident_bytes > 0
+    assert manifest.resident_bytes > 1_000_000
     assert outcome.index_bytes > plain.index_bytes + 2 * DIM * ROWS
     assert sorted(record.reports("refine")) == ["00000", "00001"]
     assert finds_itself(tmp_path, vectors, ids) > 0.94
@@ -252,7 +260,9 @@ def test_the_command_prints_its_summary(tmp_path, capsys):
     assert "import" in printed
 
 
-def write_bad_files(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
     good = made_vectors(50)
     write_parquet(folder / "other_dim" / "a.parquet", fixed_lists(good), list(range(50)))
     write_parquet(folder / "other_dim" / "b.parquet", fixed_lists(made_vectors(50, dim=8)), list(range(50)))
@@ -270,6 +280,7 @@ def write_bad_files(folder: Path) -> None:
     (folder / "cut" / "a.npy").write_bytes((folder / "cut" / "a.npy").read_bytes()[:-100])
     np.save(folder / "pickle" / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     (folder / "no_array" / "a.npy").write_bytes(b"hello")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -294,9 +305,8 @@ def write_bad_files(folder: Path) -> None:
         (None, [], "embeddings.uri is null and no run has finished on work.uri"),
     ],
 )
-def test_what_cannot_work_stops_before_any_work(tmp_path, capsys, name, overrides, message):
-    write_bad_files(tmp_path)
-    uri = [] if name is None else ["--embeddings.uri", str(tmp_path / name)]
+def test_what_cannot_work_stops_before_any_work(tmp_path, bad_files, capsys, name, overrides, message):
+    uri = [] if name is None else ["--embeddings.uri", str(bad_files / name)]
     assert command_line(tmp_path, *uri, *overrides) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said
@@ -306,9 +316,8 @@ def test_what_cannot_work_stops_before_any_work(tmp_path, capsys, name, override
     assert not (tmp_path / "index" / "versions").exists()
 
 
-def test_ids_that_are_too_few_fail_the_run_in_words(tmp_path, capsys):
-    write_bad_files(tmp_path)
-    assert command_line(tmp_path, "--embeddings.uri", str(tmp_path / "few_ids"), "--index.factory", "auto") == 1
+def test_ids_that_are_too_few_fail_the_run_in_words(tmp_path, bad_files, capsys):
+    assert command_line(tmp_path, "--embeddings.uri", str(bad_files / "few_ids"), "--index.factory", "auto") == 1
     assert "expected an id for each of the 50 vectors" in capsys.readouterr().err
 
 
@@ -331,6 +340,13 @@ def test_the_plan_is_printed_and_nothing_done(tmp_path, capsys):
     assert not list(tmp_path.glob("work/embeddings/**/*.parquet"))
 
 
+@pytest.fixture(scope="module")
+def many_vectors(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    np.save(folder / "a.npy", np.ones((120_000, DIM), np.float32))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -343,16 +359,14 @@ def test_the_plan_is_printed_and_nothing_done(tmp_path, capsys):
         (("--index.queries_uri", "nowhere.npy"), "index.queries_uri is 'nowhere.npy'"),
     ],
 )
-def test_an_index_that_cannot_be_built_stops_before_any_work(tmp_path, capsys, override, message):
-    (tmp_path / "v").mkdir()
-    np.save(tmp_path / "v" / "a.npy", made_vectors(rows=120_000))
-    options = ["--embeddings.uri", str(tmp_path / "v"), "--embeddings.id_field", "null", *override]
+def test_an_index_that_cannot_be_built_stops_before_any_work(tmp_path, many_vectors, capsys, override, message):
+    options = ["--embeddings.uri", str(many_vectors), "--embeddings.id_field", "null", *override]
     assert command_line(tmp_path, *options) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("work/embeddings/**/*.parquet"))
 
 
-def test_real_queries_measure_and_tune_the_index(tmp_path):
+def test_real_queries_measure_and_tune_the_index(tmp_path, measured_memory):
     vectors = made_vectors()
     (tmp_path / "v").mkdir()
     np.save(tmp_path / "v" / "a.npy", vectors)
@@ -367,4 +381,4 @@ def test_real_queries_measure_and_tune_the_index(tmp_path):
     assert 0 < manifest.codec.quantization_error < 0.01
     assert manifest.codec.list_imbalance > 1
     assert manifest.index.reasons[0] == "IVF8,SQ8: as index.factory asks"
-    assert manifest.resident_bytes > 0
+    assert manifest.resident_bytes > 1_000_000

@@ -1,1 +1,0 @@
-"""How each file format is planned (cut without reading it whole) and read: Parquet, Arrow, CSV, JSON Lines, tables."""

@@ -1,0 +1,282 @@
+"""Intake: a catalog file that is no Parquet or Arrow file becomes one, once for each version of it.
+
+So everything behind reads one unit, the row. Of a text file each record becomes a row of Parquet, the bad ones too: a
+row names the line on which its record began, and what is wrong with it. So no record is lost on the way, and memory
+holds one block. A file inside gzip and the like, and an Arrow stream, gets a plain copy. The result is named by the
+file's version and by what the config reads of it; a finished one is taken as it stands.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from index_builder import storage
+from pipelines.catalog import stores
+from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.csv_records import CsvReader
+from pipelines.catalog.files import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
+from pipelines.catalog.json_lines import JsonLinesReader
+from pipelines.catalog.schemas import Records, SeenColumns
+
+LINE, PROBLEM = "__line__", "__problem__"
+"""Columns of a taken-in text file: the record's line (int64, from 1), and what is wrong with it (text), else null."""
+
+MAX_RECORD_BYTES = 64 << 20
+BLOCK_BYTES = 4 << 20
+ROWS_PER_FILE = 1_000_000
+ROWS_PER_GROUP = 4096
+HEAD_BYTES = 128 << 10
+
+_RULES = 1  # goes up when the same text gives other rows
+_THREADS = 4
+_BOM = b"\xef\xbb\xbf"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TakenIn:
+    """A catalog file in a form that can be read from any row.
+
+    Attributes:
+        file: As listed.
+        format: `parquet` or `arrow`: that of `uris`.
+        uris: The files that hold its rows, one after the other: itself where it was in this form already. Of a text
+            file a new one begins where a column's type gets wider.
+        seen: Of a text file, what its values say about the columns; else None.
+    """
+
+    file: CatalogFile
+    format: str
+    uris: tuple[str, ...]
+    seen: SeenColumns | None = None
+
+
+def take_in_all(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[TakenIn]:
+    """`take_in` of each file, some at a time, in order."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="intake") as pool:
+        return list(pool.map(lambda file: take_in(file, config, folder), files))
+
+
+def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
+    """Makes the rows of a file readable from any place, below `folder`, unless they are or were made so before.
+
+    Raises:
+        CatalogError: the file does not decompress, is no Arrow stream, no UTF-8, or has no usable header.
+        StorageError: `folder` cannot be written.
+    """
+    is_text = file.format in ("csv", "jsonl")
+    inputs = _inputs(file, config)
+    if inputs is None:
+        return TakenIn(file=file, format=file.format, uris=(file.uri,))
+
+    def make(path: str) -> dict[str, Any]:
+        _logger.info("catalog: taking in %s", file.uri)
+        os.makedirs(path)
+        if not is_text:
+            _write_copy(file, f"{path}/rows.{file.format}")
+            return {}
+        reader = text_reader(file, config)
+        _write_rows(_ahead(_iter_rows(file, reader)), path)
+        return reader.seen.to_dict()
+
+    made = storage.artifact(_target(folder, inputs), inputs, make)
+    return TakenIn(
+        file=file,
+        format="parquet" if is_text else file.format,
+        uris=made.files,
+        seen=SeenColumns.from_dict(made.facts) if is_text else None,
+    )
+
+
+def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[CatalogFile]:
+    """Those of the files that `take_in` would have to read."""
+
+    def stands(file: CatalogFile) -> bool:
+        inputs = _inputs(file, config)
+        return inputs is None or storage.find_artifact(_target(folder, inputs), inputs) is not None
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="intake") as pool:
+        return [file for file, found in zip(files, pool.map(stands, files), strict=True) if not found]
+
+
+def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
+    """All that shapes what is made of a file; None where it can be read from any row as it is."""
+    is_text = file.format in ("csv", "jsonl")
+    is_stream = file.format == "arrow" and file.compression is None and not _is_arrow_file(file.uri)
+    if not is_text and not is_stream and file.compression is None:
+        return None
+    inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
+    if is_text:
+        inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
+        inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
+    return inputs
+
+
+def _target(folder: str, inputs: list[Any]) -> str:
+    return stores.absolute(storage.join(folder, storage.digest(inputs)))
+
+
+def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
+    """What the first records of a text file show; as much of it is read as the first record takes.
+
+    Raises:
+        CatalogError: as `take_in`.
+    """
+    size = HEAD_BYTES
+    while True:
+        head = read_head(file.uri, file.compression, size)
+        reader = text_reader(file, config)
+        is_whole = len(head) < size or size > MAX_RECORD_BYTES
+        text = _start_of_text(head, file)
+        _, used = reader.parse(text if is_whole else text[: _last_line_end(text)], 1, is_whole)
+        if used or is_whole:
+            return reader.seen
+        size *= 4
+
+
+def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLinesReader:
+    """What turns blocks of this file into rows."""
+    return CsvReader(config, file.name, MAX_RECORD_BYTES) if file.format == "csv" else JsonLinesReader(config)
+
+
+def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterator[pa.RecordBatch]:
+    """All records of a text file in order, as rows with `LINE` and `PROBLEM`."""
+    held, line, skipped = b"", 1, 0
+    chunks = iter_bytes(file.uri, file.compression, BLOCK_BYTES)
+    chunk: bytes | None = _start_of_text(next(chunks, b""), file)
+    while chunk is not None:
+        held, chunk = held + chunk, next(chunks, None)
+        is_last = chunk is None
+        if skipped or (not is_last and len(held) > MAX_RECORD_BYTES and not _last_line_end(held)):
+            found = held.find(b"\n")
+            skipped += len(held) if found < 0 else found + 1
+            held = b"" if found < 0 else held[found + 1 :]
+            if found < 0 and not is_last:
+                continue
+            why = f"expected a record of a size that fits memory, found one of {skipped:,} bytes"
+            empty, _ = reader.parse(b"", line, False)
+            yield _as_rows(replace(empty, bad=[(line, why)]))
+            line, skipped = line + 1, 0
+        whole = held if is_last else held[: _last_line_end(held)]
+        if whole:
+            records, used = reader.parse(whole, line, is_last)
+            yield _as_rows(records)
+            line += whole.count(b"\n", 0, used) or whole.count(b"\r", 0, used)
+            held = held[used:]
+
+
+def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same batches, each made while the one before it is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="intake") as pool:
+        upcoming = pool.submit(next, batches, None)
+        while (batch := upcoming.result()) is not None:
+            upcoming = pool.submit(next, batches, None)
+            yield batch
+
+
+def _start_of_text(head: bytes, file: CatalogFile) -> bytes:
+    """The first bytes of a text file without the byte order mark.
+
+    Raises:
+        CatalogError: UTF-16, or a JSON array.
+    """
+    if head.startswith(_UTF16_BOMS):
+        raise CatalogError(
+            f"{file.name}: expected UTF-8, found UTF-16; convert it, for example with iconv -f UTF-16 -t UTF-8"
+        )
+    head = head.removeprefix(_BOM)
+    if file.format == "jsonl" and head.lstrip().startswith(b"["):
+        raise CatalogError(
+            f"{file.name}: expected one JSON object a line, found a JSON array; "
+            "convert it, for example with jq -c '.[]'"
+        )
+    return head
+
+
+def _last_line_end(data: bytes) -> int:
+    """The place behind the last line break, 0 where there is none."""
+    return data.rfind(b"\n") + 1 or data.rfind(b"\r") + 1
+
+
+def _as_rows(records: Records) -> pa.RecordBatch:
+    """Good and bad records together, in the order of the file."""
+    good, bad = len(records.lines), len(records.bad)
+    lines = np.concatenate([records.lines, np.array([line for line, _ in records.bad], np.int64)])
+    problems = pa.concat_arrays([pa.nulls(good, pa.string()), pa.array([why for _, why in records.bad], pa.string())])
+    columns = [pa.array(lines), problems, *records.rows.columns]
+    if bad:
+        order = pa.array(np.argsort(lines, kind="stable"))
+        columns[2:] = [pa.concat_arrays([column, pa.nulls(bad, column.type)]) for column in columns[2:]]
+        columns = [column.take(order) for column in columns]
+    return pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *records.rows.schema.names])
+
+
+def _write_rows(batches: Iterable[pa.RecordBatch], folder: str) -> None:
+    """Writes rows as Parquet files in a local folder, a new one for each schema and after `ROWS_PER_FILE`."""
+    rows = 0
+
+    def file_of(batch: pa.RecordBatch) -> tuple[pa.Schema, int]:
+        nonlocal rows
+        rows += batch.num_rows
+        return batch.schema, rows // ROWS_PER_FILE
+
+    groups = groupby((batch for batch in batches if batch.num_rows), file_of)
+    for number, ((schema, _), group) in enumerate(groups):
+        path = f"{folder}/rows-{number:05d}.parquet"
+        with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False, write_statistics=False) as writer:
+            for batch in group:
+                writer.write_table(pa.Table.from_batches([batch]), ROWS_PER_GROUP)
+
+
+def _is_arrow_file(uri: str) -> bool:
+    return read_head(uri, None, 8).startswith(ARROW_FILE_MAGIC)
+
+
+def _write_copy(file: CatalogFile, path: str) -> None:
+    """Writes what a compressed file holds, and an Arrow stream as an Arrow file."""
+    if file.compression is None:
+        with stores.open_input(file.uri, from_start_to_end=True) as source:
+            _write_arrow_file(file, source, path)
+        return
+    with open(path, "wb") as sink:
+        for chunk in iter_bytes(file.uri, file.compression):
+            sink.write(chunk)
+    if file.format == "arrow" and not _is_arrow_file(path):
+        # An open file keeps its content when its name is given away: the stream is read while the file takes its place.
+        with stores.open_input(path) as stream:
+            os.unlink(path)
+            _write_arrow_file(file, stream, path)
+
+
+def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str) -> None:
+    """Copies an Arrow stream into an Arrow file, batch by batch.
+
+    Dictionaries are written out: a stream may replace them on the way, a file may not.
+    """
+    try:
+        with pa.ipc.open_stream(source) as stream:
+            schema = pa.schema(
+                [
+                    pa.field(field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type)
+                    for field in stream.schema
+                ]
+            )
+            with pa.ipc.new_file(path, schema) as sink:
+                for batch in stream:
+                    sink.write_batch(batch.cast(schema))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CatalogError(
+            f"{file.uri}: expected an Arrow IPC file or stream, found neither, or one that is cut off ({error})"
+        ) from error

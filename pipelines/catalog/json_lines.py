@@ -1,0 +1,354 @@
+"""JSON Lines: blocks of lines become rows, and a line that is no record becomes a problem with its number.
+
+pyarrow's reader takes a block at once, but gives up at the first line it does not like, and takes some texts for lines
+that are none. So it is asked only for blocks of which every line plainly is one object; any other is parsed line by
+line. Both give the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+
+from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.schemas import PICTURE_KEYS, Records, SeenColumns, common_type, settled_type
+
+THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
+
+_NEWLINE, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
+_INT64 = range(-(2**63), 2**63)
+_SAMPLED_LINES = 64
+_IMAGES = pa.list_(pa.string())
+
+
+class JsonLinesReader:
+    """Reads one file, block by block.
+
+    A column keeps its type from block to block as long as its values fit. Where they do not, it is widened for good, to
+    text at last (images: to lists of text), so a file's rows have few schemas.
+
+    Args:
+        config: Names the columns.
+
+    Attributes:
+        seen: Names of columns and the votes for their types.
+    """
+
+    def __init__(self, config: CatalogConfig) -> None:
+        self.seen = SeenColumns()
+        self._config = config
+        self._block_types: dict[str, pa.DataType] = dict.fromkeys(config.fields, pa.null())
+        self._types = dict(self._block_types)
+
+    def parse(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int]:
+        """The records of a block of whole lines, and how many of its bytes they take: all.
+
+        Args:
+            data: The block.
+            line: Number of its first line in the file, from 1.
+            is_last: Makes no difference to lines.
+        """
+        self._look_at(data)
+        records = self.parse_fast(data, line) or self.parse_by_line(data, line)
+        if records.bad and not self.seen.first_problem:
+            self.seen.first_problem = records.bad[0][1]
+        columns = []
+        for name, column in zip(records.rows.schema.names, records.rows.columns, strict=True):
+            self._types[name] = self._common(name, self._types[name], column.type)
+            columns.append(self._as_type(name, column, self._types[name]))
+        rows = pa.RecordBatch.from_arrays(columns, names=records.rows.schema.names)
+        return Records(rows=rows, lines=records.lines, bad=records.bad), len(data)
+
+    def parse_fast(self, data: bytes, line: int = 1) -> Records | None:
+        """The rows of a block by pyarrow's reader; None where that may fail or read something else than lines."""
+        lines, longest = _plain_lines(data) if data else (np.empty(0, np.int64), 0)
+        if not len(lines):
+            return None
+        if not data.isascii():
+            try:
+                data.decode("utf-8")
+            except UnicodeDecodeError:
+                return None
+        schema = pa.schema([(name, self._asked_type(name)) for name in self._config.fields])
+        try:
+            table = pyarrow.json.read_json(
+                pa.BufferReader(data),
+                read_options=pyarrow.json.ReadOptions(block_size=max(THREAD_BYTES, longest + 1)),
+                parse_options=pyarrow.json.ParseOptions(
+                    explicit_schema=schema, unexpected_field_behavior="ignore", newlines_in_values=False
+                ),
+            )
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return None
+        if table.num_rows != len(lines):
+            return None
+        rows = table.select(schema.names).combine_chunks().to_batches()[0]
+        for name, column in zip(schema.names, rows.columns, strict=True):
+            if len(column) > column.null_count:
+                self.seen.votes_of(name).add(column.type, len(column) - column.null_count)
+                self.seen.names[name] = None
+        self.seen.records += len(lines)
+        return Records(rows=rows, lines=lines + line, bad=[])
+
+    def parse_by_line(self, data: bytes, line: int = 1) -> Records:
+        """The same, slowly: good lines give rows, each bad line a reason."""
+        objects: list[tuple[int, bytes, dict[str, Any]]] = []
+        bad: list[tuple[int, str]] = []
+        for number, text in enumerate(data.split(b"\n"), line):
+            if text := text.strip():
+                try:
+                    objects.append((number, text, parse_line(text)))
+                except ValueError as error:
+                    bad.append((number, str(error)))
+        if bad:
+            # Without them the others may go the fast way.
+            records = self.parse_fast(b"\n".join(text for _, text, _ in objects))
+            if records is not None:
+                return replace(records, lines=np.array([number for number, _, _ in objects], np.int64), bad=bad)
+        self.seen.records += len(objects)
+        values: dict[str, list[Any]] = {name: [] for name in self._config.fields}
+        lines: list[int] = []
+        for number, _, record in objects:
+            self.seen.names |= dict.fromkeys(record)
+            for name in values:
+                self.seen.votes_of(name).add(type_of(record.get(name)))
+            try:
+                record = _checked(record, self._config)
+            except ValueError as error:
+                bad.append((number, str(error)))
+                continue
+            lines.append(number)
+            for name, column in values.items():
+                column.append(record.get(name))
+        arrays = []
+        for name, column in values.items():
+            found = pa.null()
+            for value in column:
+                found = self._common(name, found, type_of(value))
+            self._block_types[name] = found if lines else self._block_types[name]
+            arrays.append(self._converted(name, column, settled_type(found) if pa.types.is_nested(found) else found))
+        rows = pa.RecordBatch.from_arrays(arrays, names=list(values))
+        return Records(rows=rows, lines=np.array(lines, np.int64), bad=sorted(bad))
+
+    def _look_at(self, data: bytes) -> None:
+        """Widens the types by some lines of the block: new fields of an object, which the fast way would ignore."""
+        sample = data.split(b"\n", _SAMPLED_LINES)[:_SAMPLED_LINES] if self.seen.records == 0 else []
+        step = max(1, len(data) // _SAMPLED_LINES)
+        for start in range(step, len(data), step):
+            begin = data.find(b"\n", start) + 1
+            sample.append(data[begin : data.find(b"\n", begin)] if begin else b"")
+        for text in sample:
+            try:
+                record = parse_line(text)
+            except ValueError:
+                continue
+            self.seen.names |= dict.fromkeys(record)
+            for name, before in self._block_types.items():
+                self._block_types[name] = self._common(name, before, type_of(record.get(name)))
+
+    def _asked_type(self, name: str) -> pa.DataType:
+        """The type as which the fast way reads a column."""
+        data_type = settled_type(self._block_types[name])
+        if name == self._config.id_field and not pa.types.is_integer(data_type):
+            return pa.string()
+        is_object = name == self._config.image_field and pa.types.is_struct(data_type)
+        if is_object and any(data_type.get_field_index(key) >= 0 for key in PICTURE_KEYS):
+            return settled_type(common_type(data_type, pa.struct([(key, pa.null()) for key in PICTURE_KEYS])))
+        return data_type
+
+    def _common(self, name: str, one: pa.DataType, other: pa.DataType) -> pa.DataType:
+        """The type that values of both types fit, see `common_type`; images keep what they are, in lists of texts."""
+        is_image = name == self._config.image_field
+        return _IMAGES if is_image and not _same_shape(one, other) else common_type(one, other)
+
+    def _as_type(self, name: str, column: pa.Array, data_type: pa.DataType) -> pa.Array:
+        if column.type.equals(data_type):
+            return column
+        if pa.types.is_nested(column.type) or pa.types.is_nested(data_type):
+            return self._converted(name, column.to_pylist(), data_type)
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+        return column.cast(data_type, safe=False)
+
+    def _converted(self, name: str, values: Iterable[Any], data_type: pa.DataType) -> pa.Array:
+        """Values of many types as one that all of them have in common."""
+        if data_type.equals(_IMAGES) and name == self._config.image_field:
+            return pa.array([_image_texts(value) for value in values], _IMAGES)
+        if pa.types.is_string(data_type):
+            text_of = _joined_text if name in self._config.texts else as_text
+            return pa.array([text_of(value) for value in values], pa.string())
+        return pa.array([_fit(value, data_type) for value in values], data_type)
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """One line as a JSON object.
+
+    Raises:
+        ValueError: it is none; the message says why, for people.
+    """
+    try:
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=_Object)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"expected UTF-8, found the byte 0x{line[error.start]:02x} at {error.start} of the line"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected one JSON object a line: {error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise ValueError("expected one JSON object a line, found one that is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected one JSON object a line, found {kind_of(value)}")
+    return value
+
+
+class _Object(dict[str, Any]):
+    """An object that remembers which names it gives twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.repeated: set[str] = set()
+        if len(self) < len(pairs):
+            seen: set[str] = set()
+            for name, _ in pairs:
+                (self.repeated if name in seen else seen).add(name)
+
+
+def _plain_lines(data: bytes) -> tuple[np.ndarray, int]:
+    """Numbers from 0 of the lines that are not empty, int64, if each runs from `{` to `}`; and bytes of the longest.
+
+    Within an object no line can end in `}` before a line that begins with `{`, so such lines are one object each.
+    """
+    codes = np.frombuffer(data, np.uint8)
+    stops = np.flatnonzero(codes == _NEWLINE)
+    starts = np.concatenate([[0], stops + 1])
+    stops = np.append(stops, len(data))
+    stops = stops - ((stops > starts) & (codes[stops - 1] == _RETURN))
+    filled = np.flatnonzero(stops > starts)
+    plain = (codes[starts[filled]] == _OPEN) & (codes[stops[filled] - 1] == _CLOSE)
+    return (filled if plain.all() else filled[:0]), int((stops - starts).max()) + 2
+
+
+def _checked(record: dict[str, Any], config: CatalogConfig) -> dict[str, Any]:
+    """The record, if its values can be what their columns are for; whole ids that came as 12.0 become 12."""
+    for name in getattr(record, "repeated", ()):
+        if name in config.fields:
+            raise ValueError(f"expected each name once, found {name!r} twice")
+    for name in config.fields:
+        _check_text(name, record.get(name))
+    identity = record.get(config.id_field)
+    if isinstance(identity, float) and identity.is_integer() and abs(identity) < 2**53:
+        record = {**record, config.id_field: int(identity)}
+    elif isinstance(identity, float) and identity == identity:
+        raise ValueError(f"expected text or a whole number in the id field {config.id_field!r}, found {identity}")
+    elif isinstance(identity, bool | list | dict):
+        raise ValueError(f"expected text or a whole number in {config.id_field!r}, found {kind_of(identity)}")
+    for name in config.texts:
+        value = record.get(name)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, list | dict):
+                raise ValueError(f"expected text in {name!r}, found {kind_of(item)}")
+    return record
+
+
+def _check_text(name: str, value: Any) -> None:
+    """JSON can spell half of a surrogate pair, which no UTF-8 text can hold."""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"expected text in {name!r}, found half of a surrogate pair") from None
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_text(name, item)
+
+
+def _same_shape(one: pa.DataType, other: pa.DataType) -> bool:
+    if pa.types.is_null(one) or pa.types.is_null(other) or one.equals(other):
+        return True
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return _same_shape(one.value_type, other.value_type)
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        types = {field.name: field.type for field in one}
+        return all(_same_shape(field.type, types.get(field.name, pa.null())) for field in other)
+    return False
+
+
+def _fit(value: Any, data_type: pa.DataType) -> Any:
+    """The value as pyarrow takes it for a column of a type that has it in common with others.
+
+    NaN, which Python writes and JSON does not know, is a number in a column of numbers and null elsewhere.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value) and not pa.types.is_floating(data_type)):
+        return None
+    if pa.types.is_list(data_type):
+        return [_fit(item, data_type.value_type) for item in value]
+    if pa.types.is_struct(data_type):
+        return {field.name: _fit(value.get(field.name), field.type) for field in data_type}
+    if pa.types.is_floating(data_type):
+        return float(value)
+    return as_text(value) if pa.types.is_string(data_type) else value
+
+
+def as_text(value: Any) -> str | None:
+    """A value as text, numbers as Arrow's cast writes them, lists and objects as JSON; None for null and NaN."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return None if math.isnan(value) else pa.scalar(value, pa.float64()).cast(pa.string()).as_py()
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _joined_text(value: Any) -> str | None:
+    if isinstance(value, list):
+        return " ".join(text for text in map(as_text, value) if text)
+    return as_text(value)
+
+
+def _image_texts(value: Any) -> list[str]:
+    """Whatever an image field holds, as paths, URIs and base64 texts."""
+    if isinstance(value, list):
+        return [text for item in value for text in _image_texts(item)]
+    if isinstance(value, dict):
+        return next((_image_texts(value[key]) for key in PICTURE_KEYS if value.get(key)), [])
+    text = as_text(value)
+    return [] if text is None else [text]
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls this value, for messages."""
+    if isinstance(value, dict):
+        return "an object"
+    names = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "null" if value is None else names[type(value)]
+
+
+def type_of(value: Any) -> pa.DataType:
+    """The type of one value; `null` for null and NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return pa.null()
+    if isinstance(value, bool):
+        return pa.bool_()
+    if isinstance(value, int):
+        return pa.int64() if value in _INT64 else pa.string()
+    if isinstance(value, float):
+        return pa.float64()
+    if isinstance(value, list):
+        found = pa.null()
+        for item in value:
+            found = common_type(found, type_of(item))
+        return pa.list_(found)
+    if isinstance(value, dict):
+        return pa.struct([(name, type_of(item)) for name, item in value.items()])
+    return pa.string()

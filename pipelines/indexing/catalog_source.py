@@ -1,0 +1,226 @@
+"""A product catalog as the source of a run: it is checked, cut into shards, and each shard is embedded.
+
+What an earlier run made is found again by name: a shard's files are named by what its vectors are made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, replace
+from functools import partial
+
+from encoders import EncoderConfig, EncoderDescription, ProductEncoder, check_encoder, load_product_encoder
+from index_builder import storage
+from index_builder.manifest import EncoderSummary
+from index_builder.planner import check_index
+from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.files import CatalogFile
+from pipelines.catalog.intake import not_taken_in, take_in_all
+from pipelines.catalog.listing import list_catalog
+from pipelines.catalog.plan import CatalogShard, catalog_schema, plan_catalog
+from pipelines.catalog.previous_version import build_carry_over, build_known_pictures
+from pipelines.config.job import JobConfig
+from pipelines.config.validation import ConfigError
+from pipelines.demo_catalog import draw_named_catalog, is_demo_address
+from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
+from pipelines.indexing.build_steps import embeddings_folder
+from pipelines.indexing.embed_shard import LastNight, ProductPreparer, ShardEmbedder
+from pipelines.indexing.job import checked_addresses
+from pipelines.indexing.publish_step import published_manifest
+from pipelines.indexing.run_record import RunRecord
+from pipelines.indexing.shard_files import (
+    FinishedRun,
+    ShardFiles,
+    ShardTask,
+    read_finished_run,
+    revision_key,
+    shard_key,
+)
+from pipelines.indexing.transforms import BeamOptions, MakeShard, Once, ShardPlan, run_on_workers
+
+FILES_AT_ONCE = 4
+"""Files that one worker takes in side by side."""
+THREADS = 16
+
+
+class CatalogSource:
+    """The catalog of a nightly job.
+
+    Args:
+        config: The job.
+        full: Embed every product again, whatever the previous version has.
+
+    Attributes:
+        config: The job; once checked, with the catalog's real address in place of `demo://N`, and the work and index
+            addresses in full.
+        encoder: What the encoder says of itself, once checked.
+        previous: What the previous version left for this run, once planned; None where it left nothing.
+    """
+
+    encoder: EncoderDescription
+    previous: LastNight | None
+
+    def __init__(self, config: JobConfig, *, full: bool = False):
+        self.config = config
+        self._full = full
+
+    def check(self) -> None:
+        """Checks addresses, encoder, index section and catalog, in the order of how cheap they are to check.
+
+        A `demo://N` catalog is drawn into `<work uri>/demo_catalog` the first time it is asked for.
+
+        Raises:
+            StorageError: The work or index address cannot be written.
+            EncoderError: The encoder cannot be loaded, or lacks weights.
+            SpecError: The index section cannot be built for the encoder's dimension.
+            ConfigError: `demo://` is followed by something else than a number.
+            CatalogError: The catalog is missing, empty, or has no such field.
+        """
+        config = checked_addresses(self.config)
+        self.encoder = check_encoder(config.encoder)
+        check_index(config.index, self.encoder.dim)
+        catalog = replace(config.catalog, uri=_drawn_if_demo(config.catalog.uri, self.config.work.uri))
+        catalog_schema(catalog)
+        self.config = replace(config, catalog=catalog)
+
+    def prepare(self, record: RunRecord, beam_options: BeamOptions) -> None:
+        """Takes text files and the like in, by all workers; a few are left to the plan, which does the same alone."""
+        catalog, folder = self.config.catalog, self._intake_folder
+        missing = not_taken_in(list_catalog(catalog).files, catalog, folder)
+        if len(missing) <= FILES_AT_ONCE:
+            return
+
+        def take_in_some(files: Sequence[CatalogFile]) -> None:
+            # A file that cannot be taken in stops the plan, which meets it next and says why before any work is done.
+            with suppress(CatalogError):
+                take_in_all(files, catalog, folder)
+
+        some = [missing[start : start + FILES_AT_ONCE] for start in range(0, len(missing), FILES_AT_ONCE)]
+        run_on_workers("intake", some, take_in_some, record, beam_options)
+
+    @property
+    def _intake_folder(self) -> str:
+        return storage.join(self.config.work.uri, "spool")
+
+    def plan(self) -> ShardPlan:
+        """Cuts the checked catalog into shards, and opens what the previous version left.
+
+        Raises:
+            CatalogError: The catalog cannot be read.
+        """
+        config = self.config
+        catalog = plan_catalog(config.catalog, spool_uri=self._intake_folder)
+        self.previous, reason = self._previous_version()
+        finished = read_finished_run(config.work.uri)
+        settings = {
+            "catalog": {name: value for name, value in asdict(config.catalog).items() if name != "uri"},
+            "decode.max_pixels": config.decode.max_pixels,
+            "decode.rules": DECODING_RULES,
+        }
+        folder = embeddings_folder(config.work.uri, self.encoder.fingerprint)
+
+        def task(shard: CatalogShard) -> ShardTask:
+            files = ShardFiles(folder=folder, key=shard_key(shard.key, settings))
+            files = files_of_shard(files, shard.position, finished, full=self._full)
+            return ShardTask(position=shard.position, files=files, rows=shard)
+
+        # An object store is asked for the summary of each shard of the last run.
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="plan-shards") as pool:
+            tasks = tuple(pool.map(task, catalog.shards))
+        return ShardPlan(
+            stage="embed",
+            tasks=tasks,
+            maker=partial(
+                embedding,
+                catalog=config.catalog,
+                fetch=config.fetch,
+                decode=config.decode,
+                encoder=config.encoder,
+                previous=self.previous,
+            ),
+            rows=catalog.rows,
+            encoder=EncoderSummary(
+                model=self.encoder.model, fingerprint=self.encoder.fingerprint, dim=self.encoder.dim
+            ),
+            query_encoder=config.encoder,
+            catalog_uri=", ".join(config.catalog.uris),
+            catalog_files=frozenset(part.path for shard in catalog.shards for part in shard.ranges),
+            nothing_carried_over=reason,
+        )
+
+    def _previous_version(self) -> tuple[LastNight | None, str]:
+        """What the previous version left, or None and the reason why nothing is carried over, in words."""
+        published = published_manifest(self.config.index.uri)
+        if published is None:
+            return None, "no version is published yet"
+        if self._full:
+            return None, "--full was given"
+        if published.encoder.fingerprint != self.encoder.fingerprint:
+            return None, f"the encoder changed (from {published.encoder.fingerprint} to {self.encoder.fingerprint})"
+        lookup_uri = storage.join(self.config.work.uri, "carry_over", published.version)
+        pictures = [ShardFiles.of_embeddings(uri).images for uri in published.embedding_shards]
+        return LastNight(
+            vectors=build_carry_over(published.embedding_shards, storage.join(lookup_uri, "vectors")),
+            pictures=build_known_pictures(pictures, storage.join(lookup_uri, "pictures")),
+        ), ""
+
+
+def _drawn_if_demo(uri: str | tuple[str, ...], work_uri: str) -> str | tuple[str, ...]:
+    if not isinstance(uri, str) or not is_demo_address(uri):
+        return uri
+    try:
+        return draw_named_catalog(uri, work_uri)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def files_of_shard(files: ShardFiles, position: int, finished: FinishedRun | None, *, full: bool) -> ShardFiles:
+    """The files of a shard in this run.
+
+    Only a shard whose images can become others without the catalog (fetched from outside, or failed last time) is named
+    anew after each finished run; after a killed one it keeps its name, and so its work.
+
+    Args:
+        files: As the content of the shard names them.
+        position: The shard's place in the plan.
+        finished: The last run that came to its end.
+        full: Embed it again, whatever that run made.
+    """
+    if finished is None:
+        return files
+    if full:
+        return replace(files, key=revision_key(files.key, f"full after {finished.name}"))
+    key = finished.key_of(files.key)
+    if key is None:
+        return files
+    last = replace(files, key=key)
+    summary = last.read_summary(position)
+    if summary is not None and summary.revisable:
+        return replace(files, key=revision_key(files.key, finished.name))
+    return last
+
+
+@contextmanager
+def embedding(
+    once: Once,
+    catalog: CatalogConfig,
+    fetch: FetchConfig,
+    decode: DecodeConfig,
+    encoder: EncoderConfig,
+    previous: LastNight | None,
+    load_encoder: Callable[[EncoderConfig], ProductEncoder] = load_product_encoder,
+) -> Iterator[MakeShard]:
+    """Makes shards of catalog rows; loads the encoder, and starts the threads that read products up to it.
+
+    Args:
+        once: As of `transforms.ShardMaker`.
+        catalog, fetch, decode, encoder: The sections of the config that shape the work.
+        previous: Where the vectors and images of the previous version are found, or None.
+        load_encoder: Makes the product encoder; tests give their own.
+    """
+    towers: ProductEncoder = once(lambda: load_encoder(encoder))
+    with closing(ProductPreparer.open(catalog, fetch, decode, inputs=towers, last_night=previous)) as preparer:
+        embedder = ShardEmbedder(encoder=towers, preparer=preparer)
+        yield lambda task, on_progress: embedder.embed(task.rows, task.files, on_progress=on_progress)

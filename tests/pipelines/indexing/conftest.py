@@ -1,0 +1,29 @@
+"""What makes many small jobs quick: no disk is waited for, and memory is measured only where a test looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from index_builder import storage
+from pipelines.indexing import build_steps
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """A kill leaves what was written in the system's memory; only a power cut would not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "_sync", lambda path: None)
+        yield
+
+
+@pytest.fixture
+def measured_memory() -> None:
+    """Asked for by a test that looks at the memory of the fresh process that opens an index."""
+
+
+@pytest.fixture(autouse=True)
+def _no_fresh_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "measured_memory" not in request.fixturenames:
+        monkeypatch.setattr(build_steps, "measure_resident_bytes", lambda *arguments, **settings: 1)

@@ -176,16 +176,19 @@ class CsvReader:
                     start = feed.position
             except csv.Error as error:
                 why = str(error)
-                too_long = start == 0 and len(data) > self._max_record_bytes
-                if "unexpected end" in why and spans_lines and not is_last and not too_long:
+                is_open = "unexpected end" in why
+                too_long = is_open and start == 0 and len(data) > self._max_record_bytes
+                if is_open and spans_lines and not is_last and not too_long:
                     feed.position = start
                     break
-                if "unexpected end" in why:
+                if is_open:
                     why = "expected a quote that closes the value, found none"
                 elif "expected after" in why:
                     why = "expected a delimiter or the end of the line behind a closing quote, found text"
                 bad.append((line + start, why))
                 feed.position = start + 1
+                if too_long:
+                    break  # the rest may go the fast way
         used = len(_encoded("".join(feed.lines[: feed.position])))
         return self._records(rows, lines, bad), used
 

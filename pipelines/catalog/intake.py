@@ -170,11 +170,12 @@ def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterat
             yield _as_rows(replace(empty, bad=[(line, why)]))
             line, skipped = line + 1, 0
         whole = held if is_last else held[: _last_line_end(held)]
-        if whole:
+        used = len(whole)
+        while whole and used:
             records, used = reader.parse(whole, line, is_last)
             yield _as_rows(records)
             line += whole.count(b"\n", 0, used) or whole.count(b"\r", 0, used)
-            held = held[used:]
+            whole, held = whole[used:], held[used:]
 
 
 def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -151,8 +151,10 @@ def test_a_quote_that_does_not_close_for_too_long_costs_its_first_line_only() ->
     reader.parse(HEADER, 1, False)
     data = b'2,"b,2\n' + b"3,c,3\n" * 10
     records, used = reader.parse(data, 2, False)
-    assert used == len(data)
+    assert used == len(b'2,"b,2\n')
     assert [line for line, _ in records.bad] == [2]
+    records, used = reader.parse(data[used:], 3, False)
+    assert used == len(b"3,c,3\n" * 10)
     assert records.lines.tolist() == list(range(3, 13))
 
 

@@ -92,6 +92,19 @@ def test_a_line_past_the_limit_is_skipped_and_reported(
         assert "found one of 51 bytes" in rows[1][PROBLEM]
 
 
+def test_a_quote_that_stays_open_past_the_limit_costs_its_line_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "MAX_RECORD_BYTES", 50)
+    monkeypatch.setattr(intake, "BLOCK_BYTES", 16)
+    lines = ["product_id,title", "1,a", '2,"b', *(f"{number},c" for number in range(3, 40)), '40,"d\ne"', "41,f"]
+    write(tmp_path / "a.csv", "\n".join(lines).encode())
+    (taken,) = taken_in(tmp_path / "a.csv", tmp_path / "work")
+    rows = pq.read_table(taken.uris[0]).to_pylist()
+    assert [row["product_id"] for row in rows] == ["1", None, *map(str, range(3, 42))]
+    assert [row[LINE] for row in rows] == [*range(2, 42), 43]
+
+
 def test_a_wider_type_far_into_a_file_begins_a_new_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "BLOCK_BYTES", 4096)
     rows: list[dict[str, Any]] = [{"product_id": str(n), "title": "t", "price": n} for n in range(1000)]

@@ -1,9 +1,11 @@
 """The two sides of an encoder, ready to run: products to vectors, queries to vectors.
 
-Legend: B products or queries, T texts, P pictures, I picture slots of a product, S side of a picture in pixels, D fused
+Legend: B products or queries, T texts, P images, I image slots of a product, S side of an image in pixels, D fused
 dimension, Dt and Di widths of the text and picture towers' vectors.
 
-Equal inputs in equal batches give equal bytes. Vectors are L2-normalised, so that cosine is the inner product.
+On a CPU a product's vector depends on the product alone: the same bits in whatever batch, order, shard, thread or
+process, on one kind of CPU and one version of torch. On a GPU, and for queries, which run as they come, companions may
+change the last digits. Vectors are L2-normalised, so that cosine is the inner product.
 """
 
 from __future__ import annotations
@@ -14,150 +16,18 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional
 
 from encoders.config import ModelName, Precision
-from encoders.errors import EncoderConfigError
-from encoders.image_tower import ClipTextTower, ImageTower
 from encoders.model import EncoderModel, EncoderParts
-from encoders.preprocessing import ImagePreprocessing, resize_picture
+from encoders.preprocessing import ImagePreprocessing
 from encoders.query_batches import encode_queries
-from encoders.text_tower import TextTower
-from encoders.tokenizers import TextTokenizer, TokenizedTexts
-
-# ---- encoders/compiling.py ----
-# Towers through torch.compile, for `encoder.compile`.
-
-
-_Tower = TypeVar("_Tower", bound=nn.Module)
-
-
-def compile_tower(tower: _Tower, *example: torch.Tensor) -> _Tower:
-    """Compiles a tower for batches of any size and texts of any length, and runs it once.
-
-    Shapes are dynamic: a batch of another length runs the same code; only a batch of one item is compiled again. The
-    run happens here, so that what cannot be compiled is known when the encoder is loaded.
-
-    Args:
-        tower: On its device, in its precision.
-        example: What it is called with, at least two items a batch.
-
-    Raises:
-        EncoderConfigError: There is no compiler that works, or torch cannot compile this tower.
-    """
-    compiled = torch.compile(tower, dynamic=True)
-    try:
-        with torch.inference_mode():
-            compiled(*example)
-    except TorchDynamoException as error:
-        device = example[0].device.type
-        wanted = "a C++ compiler (g++, or the one that CXX names)" if device == "cpu" else "Triton and a C compiler"
-        cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise EncoderConfigError(
-            f"encoder.compile is true: torch.compile fails on the {type(tower).__name__} ({cause}); on {device} it "
-            f"needs {wanted}: install it, or set encoder.compile: false"
-        ) from error
-    return compiled  # type: ignore[return-value]  # behaves as the tower, attributes included
-
-
-# ---- encoders/running.py ----
-# Towers on their device: batches in, float32 vectors out.
-#
-# Legend: T texts, P pictures, S side of a picture in pixels, D width of the tower's vectors.
-
-
-class TextRunner:
-    """A text tower with its tokenizer.
-
-    Args:
-        tower: On the device already.
-        tokenizer: Its own.
-        device: Where it is.
-        batch_size: Texts per forward pass.
-    """
-
-    def __init__(
-        self, tower: TextTower | ClipTextTower, tokenizer: TextTokenizer, *, device: torch.device, batch_size: int
-    ) -> None:
-        self.dim = tower.dim
-        self.max_tokens = tokenizer.max_tokens
-        self._tower = tower
-        self._tokenizer = tokenizer
-        self._device = device
-        self._batch_size = batch_size
-
-    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Tokenizes T texts; needs no device."""
-        return self._tokenizer.tokenize(texts)
-
-    def compile(self) -> None:
-        """Compiles the tower; raises EncoderConfigError where that cannot be done."""
-        ids = torch.zeros((2, 3), dtype=torch.int64, device=self._device)
-        self._tower = compile_tower(self._tower, ids, torch.ones_like(ids, dtype=torch.bool))
-
-    @torch.inference_mode()
-    def run(self, texts: Sequence[str] | TokenizedTexts) -> torch.Tensor:
-        """Encodes T texts in batches of like length; float32 `[T, D]` on the device, in the order given."""
-        tokens = texts if isinstance(texts, TokenizedTexts) else self.tokenize(texts)
-        vectors = torch.empty((len(tokens), self.dim), dtype=torch.float32, device=self._device)
-        for rows, ids, mask in tokens.batches(self._batch_size):
-            encoded = self._tower(torch.from_numpy(ids).to(self._device), torch.from_numpy(mask).to(self._device))
-            vectors[torch.from_numpy(rows).to(self._device)] = encoded.float()
-        return vectors
-
-
-class ImageRunner:
-    """A picture tower with its preprocessing.
-
-    Args:
-        tower: On the device already.
-        preprocessing: What it wants to see.
-        device: Where it is.
-        batch_size: Pictures per forward pass.
-    """
-
-    def __init__(
-        self, tower: ImageTower, preprocessing: ImagePreprocessing, *, device: torch.device, batch_size: int
-    ) -> None:
-        self.dim = tower.dim
-        self.preprocessing = preprocessing
-        self._tower = tower
-        self._device = device
-        self._batch_size = batch_size
-
-    def compile(self) -> None:
-        """Compiles the tower; raises EncoderConfigError where that cannot be done."""
-        size = self.preprocessing.size
-        self._tower = compile_tower(
-            self._tower, torch.zeros((2, 3, size, size), dtype=torch.uint8, device=self._device)
-        )
-
-    def run(self, pixels: np.ndarray) -> torch.Tensor:
-        """Encodes pixels uint8 `[P, 3, S, S]`; float32 `[P, D]` on the device. Raises ValueError on another shape."""
-        expected = (3, self.preprocessing.size, self.preprocessing.size)
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != expected:
-            raise ValueError(
-                f"pixels are {pixels.dtype} {list(pixels.shape)}: expected uint8 [P, {', '.join(map(str, expected))}]"
-            )
-        return self._run(pixels)
-
-    def run_pictures(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Resizes and encodes P PIL pictures, at least one."""
-        return self.run(np.stack([resize_picture(image, self.preprocessing) for image in images]))
-
-    @torch.inference_mode()
-    def _run(self, pixels: np.ndarray) -> torch.Tensor:
-        vectors = torch.empty((len(pixels), self.dim), dtype=torch.float32, device=self._device)
-        for start in range(0, len(pixels), self._batch_size):
-            batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + self._batch_size]))
-            vectors[start : start + self._batch_size] = self._tower(batch.to(self._device, non_blocking=True)).float()
-        return vectors
-
+from encoders.running import ImageRunner, Lanes, TextRunner, fixed_rows, run_batches
+from encoders.tokenizers import TokenizedTexts
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _Item = TypeVar("_Item")
+_ROWS_FUSED_AT_A_TIME = 64
 
 
 class ProductEncoder:
@@ -196,11 +66,13 @@ class ProductEncoder:
         self.uses_images = architecture.uses_images
         self._model = _to_device(parts.model, device, precision)
         self._device = device
-        text = _text_runner(parts, "product", device, batch_size) or _clip_text_runner(parts, device, batch_size)
+        self._lanes = Lanes() if device.type == "cpu" else None
+        shared = (device, batch_size, self._lanes)
+        text = _text_runner(parts, "product", *shared) or _clip_text_runner(parts, *shared)
         if text is None:
             raise ValueError(f"a {self.model} encoder without a text tower and its tokenizer cannot encode products")
         self._text = text
-        self._images = _image_runner(parts, device, batch_size)
+        self._images = _image_runner(parts, *shared)
         if compiled:
             for runner in (self._text, self._images):
                 if runner is not None:
@@ -228,7 +100,6 @@ class ProductEncoder:
         """How many texts are longer than `max_tokens` and would be cut."""
         return self.tokenize(texts).truncated
 
-    @torch.inference_mode()
     def fuse(
         self,
         text: torch.Tensor | np.ndarray | None,
@@ -258,7 +129,8 @@ class ProductEncoder:
             image, image_rows = None, image_rows[:, :0]
         _check_rows("text_rows", text_rows, 0 if text is None else len(text))
         _check_rows("image_rows", image_rows, 0 if image is None else len(image))
-        has_text, has_image = text_rows >= 0, (image_rows >= 0).any(axis=1)
+        has_text = np.asarray(text_rows >= 0)
+        has_image = np.asarray((image_rows >= 0).any(axis=1))
         empty = np.flatnonzero(~(has_text | has_image))
         if len(empty):
             wanted = "a text or a picture" if self.uses_images else "a text"
@@ -266,23 +138,31 @@ class ProductEncoder:
                 f"{len(empty)} of {len(text_rows)} products have nothing to encode (first: row {empty[0]}); "
                 f"a {self.model} encoder needs {wanted} of each"
             )
-        text_vectors = _gather(text, text_rows[:, None], self._text.dim, self._device)
+        fused = torch.empty((len(text_rows), self.dim), dtype=torch.float32, device=self._device)
         image_dim = self._images.dim if self._images is not None else self._text.dim
-        image_vectors = _gather(image, image_rows, image_dim, self._device)
-        fused = self._model.fuse_product(
-            text_vectors,
-            torch.from_numpy(has_text).to(self._device),
-            image_vectors,
-            torch.from_numpy(has_image).to(self._device),
-        )
-        return fused.float().cpu().numpy()
+
+        def fuse_rows(batch: tuple[np.ndarray, np.ndarray]) -> None:
+            rows, filled = batch
+            text_there, image_there = (
+                torch.from_numpy(there[filled]).to(self._device) for there in (has_text, has_image)
+            )
+            vectors = self._model.fuse_product(
+                _gather(text, text_rows[filled, None], self._text.dim, self._device),
+                text_there,
+                _gather(image, image_rows[filled], image_dim, self._device),
+                image_there,
+            )
+            fused[torch.from_numpy(rows).to(self._device)] = vectors[: len(rows)].float()
+
+        run_batches(self._lanes, fuse_rows, fixed_rows(np.arange(len(text_rows)), _ROWS_FUSED_AT_A_TIME))
+        return fused.cpu().numpy()
 
     def encode(self, texts: Sequence[str | None], images: Sequence[Image.Image | None] | None = None) -> np.ndarray:
         """Encodes B products from texts and PIL pictures (None: missing); float32 `[B, D]`, L2-normalised."""
         text, text_rows = _encode_present(texts, self.encode_texts)
         image, image_rows = None, np.full(len(texts), -1)
         if images is not None and self._images is not None:
-            image, image_rows = _encode_present(images, self._images.run_pictures)
+            image, image_rows = _encode_present(images, self._images.run_images)
         return self.fuse(text, text_rows, image, image_rows)
 
 
@@ -352,7 +232,7 @@ class QueryEncoder:
     def _encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         if self._images is None:
             raise ValueError(f"a {self.model} encoder takes no pictures as queries: expected texts only")
-        return self._model.fuse_photo(self._images.run_pictures(images)).cpu().numpy()
+        return self._model.fuse_photo(self._images.run_images(images)).cpu().numpy()
 
     @torch.inference_mode()
     def _fuse_both(self, text: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -369,24 +249,30 @@ def _to_device(model: EncoderModel, device: torch.device, precision: Precision) 
     return model.eval()
 
 
-def _text_runner(parts: EncoderParts, side: str, device: torch.device, batch_size: int) -> TextRunner | None:
+def _text_runner(
+    parts: EncoderParts, side: str, device: torch.device, batch_size: int, lanes: Lanes | None = None
+) -> TextRunner | None:
     tower = parts.model.document_text if side == "product" else parts.model.query_text
     if tower is None or parts.tokenizer is None:
         return None
-    return TextRunner(tower, parts.tokenizer, device=device, batch_size=batch_size)
+    return TextRunner(tower, parts.tokenizer, device=device, batch_size=batch_size, lanes=lanes)
 
 
-def _clip_text_runner(parts: EncoderParts, device: torch.device, batch_size: int) -> TextRunner | None:
+def _clip_text_runner(
+    parts: EncoderParts, device: torch.device, batch_size: int, lanes: Lanes | None = None
+) -> TextRunner | None:
     if parts.model.clip_text is None or parts.clip_tokenizer is None:
         return None
-    return TextRunner(parts.model.clip_text, parts.clip_tokenizer, device=device, batch_size=batch_size)
+    return TextRunner(parts.model.clip_text, parts.clip_tokenizer, device=device, batch_size=batch_size, lanes=lanes)
 
 
-def _image_runner(parts: EncoderParts, device: torch.device, batch_size: int) -> ImageRunner | None:
+def _image_runner(
+    parts: EncoderParts, device: torch.device, batch_size: int, lanes: Lanes | None = None
+) -> ImageRunner | None:
     clip = parts.model.architecture.clip
     if parts.model.image is None or clip is None:
         return None
-    return ImageRunner(parts.model.image, clip.preprocessing, device=device, batch_size=batch_size)
+    return ImageRunner(parts.model.image, clip.preprocessing, device=device, batch_size=batch_size, lanes=lanes)
 
 
 def _gather(
@@ -396,11 +282,12 @@ def _gather(
     if vectors is None or rows.shape[1] == 0 or len(vectors) == 0:
         return torch.zeros(len(rows), dim, device=device)
     places = torch.from_numpy(rows).to(device)
-    present = (places >= 0).unsqueeze(-1)
-    picked = (
-        functional.normalize(torch.as_tensor(vectors, device=device).float(), dim=-1)[places.clamp(min=0)] * present
-    )
-    return picked.sum(1) / present.sum(1).clamp(min=1)
+    total = torch.zeros(len(rows), dim, device=device)
+    vectors = torch.as_tensor(vectors, device=device)
+    for slot in places.T:  # one by one, so that empty slots at the end change nothing
+        picked = functional.normalize(vectors[slot.clamp(min=0)].float(), dim=-1)
+        total += picked * (slot >= 0).unsqueeze(-1)
+    return total / (places >= 0).sum(1, keepdim=True).clamp(min=1)
 
 
 def _check_rows(name: str, rows: np.ndarray, available: int) -> None:

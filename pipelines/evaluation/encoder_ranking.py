@@ -38,11 +38,14 @@ from pipelines.images.pool import ImagePool, prefetch
 from pipelines.images.product_images import decode_images, fetch_images
 
 SCORES_AT_A_TIME = 1 << 24
-_SIGN = np.uint32(1 << 31)
 
 
 def search_exactly(queries: np.ndarray, products: np.ndarray, present: np.ndarray, k: int) -> np.ndarray:
     """The k products of the largest inner product, ties by row.
+
+    A matrix product rounds equal columns unequally, by where they stand, so equal vectors would be no ties to it. It
+    only finds candidates: all that may belong to the best k with the largest error that float32 sums can have. Their
+    scores are summed row by row in float64, where equal vectors score equally.
 
     Args:
         queries: float32 `[Q, D]`.
@@ -59,29 +62,25 @@ def search_exactly(queries: np.ndarray, products: np.ndarray, present: np.ndarra
     if not kept:
         return found
     searched = products if len(candidates) == len(products) else products[candidates]
+    longest = float(np.sqrt(np.einsum("nd,nd->n", searched, searched, dtype=np.float64).max()))
+    unit = 2.0 * products.shape[1] * float(np.finfo(np.float32).eps) * longest  # of error, on both sides of the bound
     block = max(1, SCORES_AT_A_TIME // len(candidates))
     for start in range(0, len(queries), block):
-        keys = _descending_keys(queries[start : start + block] @ searched.T)
-        if kept < len(candidates):
-            keys.partition(kept - 1, axis=1)
-            keys = keys[:, :kept]
-        keys.sort(axis=1)
-        found[start : start + block, :kept] = candidates[(keys & np.uint64(0xFFFFFFFF)).astype(np.int64)]
+        scores = queries[start : start + block] @ searched.T
+        worst = np.partition(scores, len(candidates) - kept, axis=1)[:, len(candidates) - kept]
+        for row, query in enumerate(queries[start : start + block].astype(np.float64)):
+            near = np.flatnonzero(scores[row] >= worst[row] - unit * float(np.linalg.norm(query)))
+            exact = np.concatenate(
+                [_row_sums(searched[near[part : part + 4096]], query) for part in range(0, len(near), 4096)]
+            )
+            best = near[np.argsort(-exact, kind="stable")[:kept]]
+            found[start + row, :kept] = candidates[best]
     return found
 
 
-def _descending_keys(scores: np.ndarray) -> np.ndarray:
-    """uint64 keys `[q, n]` whose ascending order is that of descending scores, equal scores by place.
-
-    Score and place in one number make the order total, so that a partition finds the same k as a stable sort would.
-    """
-    # Adding zero makes -0.0 equal to 0.0. A float's bits, the sign turned, count up as the float does.
-    bits = (scores.astype(np.float32, copy=False) + np.float32(0.0)).view(np.uint32)
-    ascending = np.where(bits & _SIGN, ~bits, bits | _SIGN)
-    keys = (~ascending).astype(np.uint64)
-    keys <<= np.uint64(32)
-    keys |= np.arange(scores.shape[1], dtype=np.uint64)
-    return keys
+def _row_sums(products: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Inner products float64 `[n]`, each summed by itself: the rows beside it do not change its rounding."""
+    return np.add.reduce(np.ascontiguousarray(products * query), axis=1)
 
 
 def share_of_exact(

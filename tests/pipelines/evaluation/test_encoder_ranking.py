@@ -165,3 +165,15 @@ def test_several_encoders_share_one_reading(tmp_path):
                 assert np.array_equal(found.vectors[view], alone.vectors[view])
                 assert np.array_equal(found.present[view], alone.present[view])
     assert sum(told) == 10
+
+
+def test_equal_products_are_ties_wherever_they_stand():
+    """A matrix product rounds equal columns unequally, by their place in its kernels' tiles."""
+    rng = np.random.default_rng(0)
+    for dim in (8, 28, 384):
+        kinds = rng.normal(size=(7, dim)).astype(np.float32)
+        products = kinds[np.arange(1001) % 7]
+        rows = search_exactly(kinds, products, np.ones(1001, bool), 5)
+        for kind, found in enumerate(rows):
+            best = found[0] % 7
+            assert found.tolist() == [best + 7 * step for step in range(5)], (dim, kind)

@@ -1,0 +1,236 @@
+"""Towers on their device: batches in, float32 vectors out, a product's bits the same in whatever company it comes.
+
+A matrix product chooses its kernels, and so the order of its sums, by the shape of the whole batch and by how many
+threads share it. On a CPU every batch of the product side therefore has a shape that depends on the item alone, is run
+by one thread, and as many batches run side by side as the caller's torch has threads.
+
+Legend: T texts, P images, S side of an image in pixels, L tokens of a text, D width of the tower's vectors.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+
+from encoders.errors import EncoderConfigError
+from encoders.image_tower import ClipTextTower, ImageTower
+from encoders.preprocessing import ImagePreprocessing, resize_picture
+from encoders.text_tower import TextTower
+from encoders.tokenizers import TextTokenizer, TokenizedTexts
+
+# Large enough that one thread computes as fast as it can, small enough that padding the last batch costs little
+# (tests/benchmarks/encoder_throughput.py). Half precision lays its weights out anew for every batch, so it wants more.
+IMAGES_PER_BATCH = 8
+TOKENS_PER_BATCH = {torch.float32: 128, torch.bfloat16: 256, torch.float16: 256}
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_Tower = TypeVar("_Tower", bound=nn.Module)
+
+
+class Lanes:
+    """Threads that run whole batches side by side, each with one thread inside an operation.
+
+    torch's thread count belongs to each thread, with one number that threads start with which use torch later: that
+    number is given back, so training, FAISS and the caller keep what they have. Several callers may share the lanes.
+
+    Args:
+        count: How many; None: as many as the calling thread's torch has.
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        own = torch.get_num_threads()
+        self.count = count or own
+        self._pool = ThreadPoolExecutor(self.count, "encoder-lane", initializer=_run_single_threaded)
+        started = threading.Barrier(self.count)
+        list(self._pool.map(lambda _: started.wait(), range(self.count)))
+        torch.set_num_threads(own)
+
+    def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+        """Results in the order of the items, computed in inference mode under the caller's context variables."""
+        contexts = ((copy_context(), item) for item in items)  # torch keeps its compiler's settings there
+        run = torch.inference_mode()(function)
+        return list(self._pool.map(lambda pair: pair[0].run(run, pair[1]), contexts))
+
+
+def _run_single_threaded() -> None:
+    torch.get_num_threads()  # a thread's first look takes over the common number; later ones leave it alone
+    torch.set_num_threads(1)
+
+
+def run_batches(lanes: Lanes | None, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """Results in the order of the items, computed in inference mode by the lanes, or here without any."""
+    if lanes is not None:
+        return lanes.map(function, items)
+    with torch.inference_mode():
+        return [function(item) for item in items]
+
+
+def fixed_rows(rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cuts rows `[N]` into batches of one size; yields (rows, rows filled up to `size` with the last one)."""
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        yield batch, np.pad(batch, (0, size - len(batch)), mode="edge")
+
+
+def compile_tower(tower: _Tower, *example: torch.Tensor) -> _Tower:
+    """Compiles a tower for batches of any size and texts of any length, and runs it once.
+
+    Shapes are dynamic: a batch of another length runs the same code; only a batch of one item is compiled again. The
+    run happens here, so that what cannot be compiled is known when the encoder is loaded.
+
+    Args:
+        tower: On its device, in its precision.
+        example: What it is called with, at least two items a batch.
+
+    Raises:
+        EncoderConfigError: There is no compiler that works, or torch cannot compile this tower.
+    """
+    compiled = torch.compile(tower, dynamic=True)
+    try:
+        with torch.inference_mode():
+            compiled(*example)
+    except TorchDynamoException as error:
+        device = example[0].device.type
+        wanted = "a C++ compiler (g++, or the one that CXX names)" if device == "cpu" else "Triton and a C compiler"
+        cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise EncoderConfigError(
+            f"encoder.compile is true: torch.compile fails on the {type(tower).__name__} ({cause}); on {device} it "
+            f"needs {wanted}: install it, or set encoder.compile: false"
+        ) from error
+    return compiled  # type: ignore[return-value]  # behaves as the tower, attributes included
+
+
+class _Runner:
+    """A tower with its device. With lanes its batches have fixed shapes; without, up to `batch_size` items each."""
+
+    def __init__(self, tower: nn.Module, *, device: torch.device, batch_size: int, lanes: Lanes | None) -> None:
+        self._tower = tower
+        self._device = device
+        self._batch_size = batch_size
+        self._lanes = lanes
+
+    def _compile(self, *example: torch.Tensor) -> None:
+        # In a lane, where the generated code is made for one thread.
+        (self._tower,) = run_batches(self._lanes, lambda tower: compile_tower(tower, *example), [self._tower])
+
+    def _run(self, count: int, dim: int, batches: Iterable[tuple[np.ndarray, tuple[np.ndarray, ...]]]) -> torch.Tensor:
+        """Runs (rows, inputs) batches; inputs may have more rows than there are. Float32 `[count, dim]`."""
+        vectors = torch.empty((count, dim), dtype=torch.float32, device=self._device)
+
+        def run_batch(batch: tuple[np.ndarray, tuple[np.ndarray, ...]]) -> None:
+            rows, inputs = batch
+            tensors = (torch.from_numpy(values).to(self._device, non_blocking=True) for values in inputs)
+            vectors[torch.from_numpy(rows).to(self._device)] = self._tower(*tensors)[: len(rows)].float()
+
+        run_batches(self._lanes, run_batch, batches)
+        return vectors
+
+
+class TextRunner(_Runner):
+    """A text tower with its tokenizer.
+
+    Args:
+        tower: On the device already.
+        tokenizer: Its own.
+        device: Where it is.
+        batch_size: Texts per forward pass, without lanes.
+        lanes: What runs the batches; None: the calling thread.
+    """
+
+    def __init__(
+        self,
+        tower: TextTower | ClipTextTower,
+        tokenizer: TextTokenizer,
+        *,
+        device: torch.device,
+        batch_size: int,
+        lanes: Lanes | None = None,
+    ) -> None:
+        super().__init__(tower, device=device, batch_size=batch_size, lanes=lanes)
+        self.dim = tower.dim
+        self.max_tokens = tokenizer.max_tokens
+        self.tokenize = tokenizer.tokenize
+        self._tokens_per_batch = TOKENS_PER_BATCH[next(tower.parameters()).dtype]
+
+    def compile(self) -> None:
+        """Compiles the tower; raises EncoderConfigError where that cannot be done."""
+        ids = torch.zeros((2, 3), dtype=torch.int64, device=self._device)
+        self._compile(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    def run(self, texts: Sequence[str] | TokenizedTexts) -> torch.Tensor:
+        """Encodes T texts in batches of like length; float32 `[T, D]` on the device, in the order given."""
+        tokens = texts if isinstance(texts, TokenizedTexts) else self.tokenize(texts)
+        if self._lanes is not None:
+            return self._run(len(tokens), self.dim, self._fixed_batches(tokens))
+        batches = ((rows, (ids, mask)) for rows, ids, mask in tokens.batches(self._batch_size))
+        return self._run(len(tokens), self.dim, batches)
+
+    def _fixed_batches(self, tokens: TokenizedTexts) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
+        """Texts of exactly one length share a batch, the longest first: no padding, and so no mask that a library skips
+        or applies depending on the neighbours.
+        """
+        lengths = np.diff(tokens.offsets)
+        for length in np.unique(lengths)[::-1]:
+            size = max(1, self._tokens_per_batch // max(1, int(length)))
+            for rows, filled in fixed_rows(np.flatnonzero(lengths == length), size):
+                yield rows, tokens.padded(filled)
+
+
+class ImageRunner(_Runner):
+    """An image tower with its preprocessing.
+
+    Args:
+        tower: On the device already.
+        preprocessing: What it wants to see.
+        device: Where it is.
+        batch_size: Images per forward pass, without lanes.
+        lanes: What runs the batches; None: the calling thread.
+    """
+
+    def __init__(
+        self,
+        tower: ImageTower,
+        preprocessing: ImagePreprocessing,
+        *,
+        device: torch.device,
+        batch_size: int,
+        lanes: Lanes | None = None,
+    ) -> None:
+        super().__init__(tower, device=device, batch_size=batch_size, lanes=lanes)
+        self.dim = tower.dim
+        self.preprocessing = preprocessing
+
+    def compile(self) -> None:
+        """Compiles the tower; raises EncoderConfigError where that cannot be done."""
+        size = self.preprocessing.size
+        self._compile(torch.zeros((2, 3, size, size), dtype=torch.uint8, device=self._device))
+
+    def run(self, pixels: np.ndarray) -> torch.Tensor:
+        """Encodes pixels uint8 `[P, 3, S, S]`; float32 `[P, D]` on the device. Raises ValueError on another shape."""
+        expected = (3, self.preprocessing.size, self.preprocessing.size)
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != expected:
+            raise ValueError(
+                f"pixels are {pixels.dtype} {list(pixels.shape)}: expected uint8 [P, {', '.join(map(str, expected))}]"
+            )
+        rows = np.arange(len(pixels))
+        if self._lanes is not None:
+            batches = ((own, (pixels[filled],)) for own, filled in fixed_rows(rows, IMAGES_PER_BATCH))
+        else:
+            starts = range(0, len(pixels), self._batch_size)
+            parts = (slice(start, start + self._batch_size) for start in starts)
+            batches = ((rows[part], (np.ascontiguousarray(pixels[part]),)) for part in parts)
+        return self._run(len(pixels), self.dim, batches)
+
+    def run_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Resizes and encodes P PIL images, at least one."""
+        return self.run(np.stack([resize_picture(image, self.preprocessing) for image in images]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,9 +16,26 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.house import (
+    CONFIG_TYPES,
+    SHARD_TYPES,
+    circles,
+    file_imports,
+    folder_imports,
+    read_house,
+    way_of,
+)
+
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("encoders", "index_builder", "pipelines")
 
+# The folders from the lowest to the highest: code imports from its own folder and from those that stand before it.
+# `pipelines` itself holds the commands.
+ORDER = (
+    *("encoders", "encoders.training", "index_builder"),
+    *("pipelines.catalog", "pipelines.images", "pipelines.config", "pipelines.demo_catalog"),
+    *("pipelines.indexing", "pipelines.evaluation", "pipelines.training", "pipelines.published", "pipelines"),
+)
 # (the modules that the rule is about, what they must not import)
 FORBIDDEN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("encoders", ("index_builder", "pipelines", "run_configs", "tests", "faiss", "apache_beam")),
@@ -28,14 +46,10 @@ FORBIDDEN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("pipelines", ("tests", "faiss", "torch", "torchvision", "transformers", "open_clip", "tokenizers", "safetensors")),
     ("pipelines", ("lightning", "onnx", "onnxruntime")),
     ("index_builder", ("lightning", "onnx", "onnxruntime", "safetensors", "tokenizers", "torchvision")),
-    # Reading a catalog is plain functions: testable, and usable on any machine that has no Beam.
-    (
-        "pipelines.catalog",
-        ("apache_beam", "pipelines.config", "pipelines.indexing", "pipelines.report", "pipelines.server"),
-    ),
-    ("pipelines.demo_catalog", ("apache_beam", "pipelines.indexing", "pipelines.catalog")),
-    # Configuration is read before there is anything to run.
-    ("pipelines.config", ("pipelines.indexing", "pipelines.report", "pipelines.server", "pipelines.demo_catalog")),
+    # Reading a catalog and its images is plain functions: testable, and usable on any machine that has no Beam.
+    ("pipelines.catalog", ("apache_beam",)),
+    ("pipelines.images", ("apache_beam",)),
+    ("pipelines.demo_catalog", ("apache_beam", "pipelines.catalog")),
 )
 # Only a job's command line may need Beam, inside a function and when it is read: other commands start without it.
 BEAM_IN_CONFIG = "pipelines.config.command_line"
@@ -97,6 +111,33 @@ def test_a_room_keeps_to_its_imports(package: str, forbidden: tuple[str, ...]) -
         if any(is_inside(found.module, name) for name in forbidden)
     ]
     assert not broken, "\n".join(broken)
+
+
+def test_folders_import_only_what_stands_before_them() -> None:
+    """Every import counts, also those inside functions and under TYPE_CHECKING."""
+    packages = {module_name(path) for path in source_files() if path.name == "__init__.py"}
+    assert packages == set(ORDER)
+    broken = []
+    for path in source_files():
+        name = module_name(path)
+        here = name if name in packages else name.rpartition(".")[0]
+        for found in imports_of(path):
+            target = found.module
+            while target and target not in packages:
+                target = target.rpartition(".")[0]
+            if target and ORDER.index(target) > ORDER.index(here):
+                broken.append(f"{found.place}: {here} must not import from {target}, which is built upon it")
+    assert not broken, "\n".join(broken)
+
+
+def test_the_house_stays_small_enough_to_know() -> None:
+    """The figures of `tests.benchmarks.house`, so that a file or a way that grows too long is seen when it does."""
+    house = read_house(ROOT)
+    assert max(house.lines.values()) <= 500, max(house.lines.items(), key=lambda item: item[1])
+    assert 150 <= statistics.median(house.lines.values()) <= 260
+    assert circles(file_imports(house)) == circles(folder_imports(house)) == []
+    assert len(way_of(CONFIG_TYPES, house)) <= 21
+    assert len(way_of(SHARD_TYPES, house)) <= 7
 
 
 def test_config_needs_no_beam_but_for_a_jobs_command_line() -> None:

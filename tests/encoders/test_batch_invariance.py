@@ -26,7 +26,7 @@ from encoders.image_tower import ClipTextTower, ImageTower, build_clip
 from encoders.preprocessing import ImagePreprocessing
 from encoders.running import ImageRunner, Lanes, TextRunner
 from encoders.text_tower import TextTower, build_backbone
-from encoders.tokenizers import ClipTokenizer, pack_tokens
+from encoders.tokenizers import TokenizedTexts, clip_tokenizer
 from tests.encoders.tiny import MODELS, WORDS, random_picture, save_tiny_encoder
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -123,9 +123,9 @@ class _Words:
     max_tokens = 40
 
     def tokenize(self, texts):
-        return pack_tokens(
-            [[1, *(ord(letter) % 90 + 5 for letter in text), 2] for text in texts], truncated=0, pad_id=0
-        )
+        rows = [np.array([1, *(ord(letter) % 90 + 5 for letter in text), 2]) for text in texts]
+        offsets = np.cumsum([0, *map(len, rows)])
+        return TokenizedTexts(ids=np.concatenate(rows), offsets=offsets, truncated=0, pad_id=0)
 
 
 def own_bits(runner: TextRunner | ImageRunner, items: list, run) -> None:
@@ -175,7 +175,7 @@ def test_towers_of_open_clip(vision, precision):
     pixels = list(np.random.default_rng(0).integers(0, 256, (19, 3, size, size), dtype=np.uint8))
     own_bits(images, pixels, lambda runner, items: runner.run(np.stack(items)))
     text = ClipTextTower(clip.text, dim=64).to(precision).eval()
-    texts = TextRunner(text, ClipTokenizer(config["text_cfg"]), device=CPU, batch_size=4, lanes=lanes)
+    texts = TextRunner(text, clip_tokenizer(config["text_cfg"]), device=CPU, batch_size=4, lanes=lanes)
     own_bits(texts, ["red dress " * (row % 7 + 1) for row in range(23)], lambda runner, items: runner.run(items))
 
 

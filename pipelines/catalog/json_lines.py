@@ -25,7 +25,7 @@ THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
 
 _NEWLINE, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
 _INT64 = range(-(2**63), 2**63)
-_SAMPLED_LINES = 64
+_SAMPLED_LINES, _SAMPLED_LINES_LATER = 64, 16
 _IMAGES = pa.list_(pa.string())
 
 
@@ -141,7 +141,7 @@ class JsonLinesReader:
     def _look_at(self, data: bytes) -> None:
         """Widens the types by some lines of the block: new fields of an object, which the fast way would ignore."""
         sample = data.split(b"\n", _SAMPLED_LINES)[:_SAMPLED_LINES] if self.seen.records == 0 else []
-        step = max(1, len(data) // _SAMPLED_LINES)
+        step = max(1, len(data) // (_SAMPLED_LINES if sample else _SAMPLED_LINES_LATER))
         for start in range(step, len(data), step):
             begin = data.find(b"\n", start) + 1
             sample.append(data[begin : data.find(b"\n", begin)] if begin else b"")

@@ -6,9 +6,9 @@ Nothing here imports Beam: a worker calls `take_in`, `read_shard` and `to_produc
 """
 
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.dead_letters import DeadLetter, PictureError, Reason
+from pipelines.catalog.dead_letters import DeadLetter, ImageError, Reason
 from pipelines.catalog.plan import CatalogPlan, CatalogShard, catalog_schema, plan_catalog
-from pipelines.catalog.products import PictureRef, ProductBatch, to_products
+from pipelines.catalog.products import ImageRef, ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
 
 __all__ = [
@@ -17,8 +17,8 @@ __all__ = [
     "CatalogPlan",
     "CatalogShard",
     "DeadLetter",
-    "PictureError",
-    "PictureRef",
+    "ImageError",
+    "ImageRef",
     "ProductBatch",
     "Reason",
     "catalog_schema",

@@ -68,7 +68,7 @@ class DeadLetter:
     detail: str = ""
 
 
-class PictureError(Exception):
+class ImageError(Exception):
     """A picture could not be fetched or decoded. Costs its product the picture, never its batch.
 
     Attributes:

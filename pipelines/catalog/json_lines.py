@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.schemas import PICTURE_KEYS, Records, SeenColumns, common_type, settled_type
+from pipelines.catalog.schemas import IMAGE_KEYS, Records, SeenColumns, common_type, settled_type
 
 THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
 
@@ -160,8 +160,8 @@ class JsonLinesReader:
         if name == self._config.id_field and not pa.types.is_integer(data_type):
             return pa.string()
         is_object = name == self._config.image_field and pa.types.is_struct(data_type)
-        if is_object and any(data_type.get_field_index(key) >= 0 for key in PICTURE_KEYS):
-            return settled_type(common_type(data_type, pa.struct([(key, pa.null()) for key in PICTURE_KEYS])))
+        if is_object and any(data_type.get_field_index(key) >= 0 for key in IMAGE_KEYS):
+            return settled_type(common_type(data_type, pa.struct([(key, pa.null()) for key in IMAGE_KEYS])))
         return data_type
 
     def _common(self, name: str, one: pa.DataType, other: pa.DataType) -> pa.DataType:
@@ -321,7 +321,7 @@ def _image_texts(value: Any) -> list[str]:
     if isinstance(value, list):
         return [text for item in value for text in _image_texts(item)]
     if isinstance(value, dict):
-        return next((_image_texts(value[key]) for key in PICTURE_KEYS if value.get(key)), [])
+        return next((_image_texts(value[key]) for key in IMAGE_KEYS if value.get(key)), [])
     text = as_text(value)
     return [] if text is None else [text]
 

@@ -51,7 +51,7 @@ class LookupSource:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownPicture:
+class KnownImage:
     """An image as it was fetched.
 
     Attributes:
@@ -128,7 +128,7 @@ class CarryOver:
         return vectors
 
 
-def write_known_pictures(uri: str, pictures: Sequence[KnownPicture]) -> None:
+def write_known_images(uri: str, pictures: Sequence[KnownImage]) -> None:
     """Writes the images of one shard, each reference once.
 
     With an image's version a web server, a store or a disk is asked whether it is still the same; where it is, its
@@ -141,7 +141,7 @@ def write_known_pictures(uri: str, pictures: Sequence[KnownPicture]) -> None:
         writer.write_table(pa.Table.from_arrays(arrays, schema=_IMAGE_SCHEMA).combine_chunks())
 
 
-def build_known_pictures(file_uris: Sequence[str], lookup_uri: str) -> LookupSource:
+def build_known_images(file_uris: Sequence[str], lookup_uri: str) -> LookupSource:
     """Writes the lookup of a version's images, by reference; a finished one is taken as it stands.
 
     A file that is gone is left out: its images are fetched again.
@@ -154,7 +154,7 @@ def build_known_pictures(file_uris: Sequence[str], lookup_uri: str) -> LookupSou
     return _build_lookup(file_uris, lookup_uri, references, lambda uri: len(_read_images(uri)))
 
 
-class KnownPictures:
+class KnownImages:
     """Answers which images are known. One per worker process; the shards' files are opened as they are needed."""
 
     def __init__(self, source: LookupSource) -> None:
@@ -162,9 +162,9 @@ class KnownPictures:
         self._lookup = KeyLookup(source.uri, source.records)
         self._open = lru_cache(_SHARDS_OPEN)(_read_images)
 
-    def find(self, references: Sequence[bytes | None]) -> list[KnownPicture | None]:
+    def find(self, references: Sequence[bytes | None]) -> list[KnownImage | None]:
         """What is known of each reference, None for one that is not known, or is None itself."""
-        found: list[KnownPicture | None] = [None] * len(references)
+        found: list[KnownImage | None] = [None] * len(references)
         asked = np.array([number for number, reference in enumerate(references) if reference is not None], np.int64)
         joined = b"".join(reference for reference in references if reference is not None)
         numbers = self._lookup.find(np.frombuffer(joined, np.uint8).reshape(-1, 16))
@@ -173,7 +173,7 @@ class KnownPictures:
             mine = np.flatnonzero(records["shard"] == shard)
             rows = self._open(self._files[shard]).take(pa.array(records["row"][mine]))
             for number, row in zip(asked[mine], rows.to_pylist(), strict=True):
-                found[number] = KnownPicture(**row)
+                found[number] = KnownImage(**row)
         return found
 
 

@@ -23,7 +23,7 @@ import xxhash
 from pipelines.catalog.config import CatalogConfig, template_parts
 from pipelines.catalog.dead_letters import DeadLetter, Outcome, Reason, malformed
 from pipelines.catalog.reading import RawBatch
-from pipelines.catalog.schemas import NULL_WORDS, PICTURE_KEYS, is_list, is_text, plain
+from pipelines.catalog.schemas import IMAGE_KEYS, NULL_WORDS, is_list, is_text, plain
 
 # Space, control characters (a tab, a NUL) and Unicode's separators, as one class.
 _SPACE = r"[\p{Z}\p{Cc}]+"
@@ -41,7 +41,7 @@ _SEPARATORS = " .,;:|/-\u2013\u2014"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PictureRef:
+class ImageRef:
     """A picture that is either here already or stands somewhere.
 
     Attributes:
@@ -62,7 +62,7 @@ class ProductBatch:
     Attributes:
         product_ids: `[B]` string, trimmed, never null or empty. May still repeat: numbering drops later ones.
         texts: `[B]` string; white space collapsed; null where there is no text.
-        pictures: For each of the B products up to `catalog.images_per_product` pictures, primary first.
+        images: For each of the B products up to `catalog.images_per_product` pictures, primary first.
         columns: Display and filter fields, `B` rows, of the plan's types.
         dead_letters: One letter for each row that became no product (outcome `rejected`).
         notes: Letters of products that stay, but lost a display or filter value (outcome `degraded`).
@@ -70,7 +70,7 @@ class ProductBatch:
 
     product_ids: pa.StringArray
     texts: pa.StringArray
-    pictures: list[tuple[PictureRef, ...]]
+    images: list[tuple[ImageRef, ...]]
     columns: pa.RecordBatch
     dead_letters: list[DeadLetter]
     notes: list[DeadLetter] = field(default_factory=list)
@@ -85,11 +85,11 @@ def to_products(batch: RawBatch, config: CatalogConfig) -> ProductBatch:
     ids, wrong_ids = id_column(_column(batch, config.id_field, pa.string()))
     fields = {name: text_column(_column(batch, name, pa.string())) for name in config.texts}
     texts = product_texts(fields, batch.rows.num_rows, config)
-    pictures: list[tuple[PictureRef, ...]] = [()] * batch.rows.num_rows
+    images: list[tuple[ImageRef, ...]] = [()] * batch.rows.num_rows
     if config.image_field is not None:
-        pictures = picture_refs(_column(batch, config.image_field, pa.string()), config.images_per_product)
+        images = image_refs(_column(batch, config.image_field, pa.string()), config.images_per_product)
     has_id = ids.is_valid().to_numpy(zero_copy_only=False)
-    has_content = texts.is_valid().to_numpy(zero_copy_only=False) | np.fromiter(map(bool, pictures), bool)
+    has_content = texts.is_valid().to_numpy(zero_copy_only=False) | np.fromiter(map(bool, images), bool)
     letters = list(batch.malformed)
     for row in np.flatnonzero(~(has_id & has_content)).tolist():
         where = batch.where(row)
@@ -106,7 +106,7 @@ def to_products(batch: RawBatch, config: CatalogConfig) -> ProductBatch:
     return ProductBatch(
         product_ids=ids,
         texts=texts.take(pa.array(usable)),
-        pictures=[pictures[row] for row in usable],
+        images=[images[row] for row in usable],
         columns=_carried_columns(batch, usable, ids, config, notes),
         dead_letters=letters,
         notes=notes,
@@ -244,7 +244,7 @@ def _parse_json(value: pa.Scalar, data_type: pa.DataType) -> pa.Scalar | None:
         return None
 
 
-def picture_refs(column: pa.Array, limit: int) -> list[tuple[PictureRef, ...]]:
+def image_refs(column: pa.Array, limit: int) -> list[tuple[ImageRef, ...]]:
     """The pictures of each row, in the order given, at most `limit`; empty values do not count.
 
     Args:
@@ -256,7 +256,7 @@ def picture_refs(column: pa.Array, limit: int) -> list[tuple[PictureRef, ...]]:
         return [() if ref is None else (ref,) for ref in _refs(column)]
     items = _refs(column.flatten())
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_pylist()
-    refs: list[tuple[PictureRef, ...]] = []
+    refs: list[tuple[ImageRef, ...]] = []
     start = 0
     for length in lengths:
         given = [ref for ref in items[start : start + length] if ref is not None]
@@ -265,11 +265,11 @@ def picture_refs(column: pa.Array, limit: int) -> list[tuple[PictureRef, ...]]:
     return refs
 
 
-def _refs(column: pa.Array) -> Sequence[PictureRef | None]:
+def _refs(column: pa.Array) -> Sequence[ImageRef | None]:
     """One reference a value."""
     column = plain(column)
     if pa.types.is_struct(column.type):
-        keys = [key for key in PICTURE_KEYS if column.type.get_field_index(key) >= 0]
+        keys = [key for key in IMAGE_KEYS if column.type.get_field_index(key) >= 0]
         # flatten(), unlike field(), knows that a null struct has no fields.
         fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
         by_key = [_refs(fields[key]) for key in keys]
@@ -278,19 +278,19 @@ def _refs(column: pa.Array) -> Sequence[PictureRef | None]:
         return [None] * len(column)
     if pa.types.is_string(column.type):
         return [_from_text(text) for text in pc.utf8_trim_whitespace(column).to_pylist()]
-    return [PictureRef(kind="bytes", data=data) if data else None for data in column.to_pylist()]
+    return [ImageRef(kind="bytes", data=data) if data else None for data in column.to_pylist()]
 
 
-def _from_text(text: str | None) -> PictureRef | None:
+def _from_text(text: str | None) -> ImageRef | None:
     if not text:
         return None
     if text[:5].lower() == "data:":
-        return PictureRef(kind="bytes", data=_from_data_uri(text))
+        return ImageRef(kind="bytes", data=_from_data_uri(text))
     if text.startswith(_BASE64_STARTS) and _BASE64.fullmatch(text):
         data = _from_base64(text)
         if data is not None and _PICTURE_MAGIC.match(data):
-            return PictureRef(kind="bytes", data=data)
-    return PictureRef(kind="uri", uri=text)
+            return ImageRef(kind="bytes", data=data)
+    return ImageRef(kind="uri", uri=text)
 
 
 def _from_data_uri(text: str) -> bytes:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipelines.catalog.config import CatalogConfig, CatalogError, nearest
 
-PICTURE_KEYS = ("bytes", "path", "uri", "url")
+IMAGE_KEYS = ("bytes", "path", "uri", "url")
 """Fields of a struct that holds a picture, in the order in which they are asked."""
 
 NULL_WORDS = ("NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", "None")
@@ -323,7 +323,7 @@ def is_list(data_type: pa.DataType) -> bool:
 def _is_picture(data_type: pa.DataType) -> bool:
     item = plain_type(data_type.value_type) if is_list(data_type) else data_type
     if pa.types.is_struct(item):
-        return any(field.name in PICTURE_KEYS for field in item)
+        return any(field.name in IMAGE_KEYS for field in item)
     return is_text(item) or pa.types.is_null(item) or pa.types.is_fixed_size_binary(item)
 
 

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from index_builder import storage
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
-from pipelines.catalog.products import PictureRef, to_products
+from pipelines.catalog.products import ImageRef, to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.config.validation import ConfigError
 from pipelines.evaluation.judged_files import (
@@ -200,7 +200,7 @@ def catalog_records(catalog: CatalogConfig, spool_uri: str, wanted: set[str]) ->
             columns = products.columns.to_pylist()
             for row, product_id in enumerate(products.product_ids.to_pylist()):
                 if product_id in wanted and product_id not in records:
-                    picture = next(iter(products.pictures[row]), None)
+                    picture = next(iter(products.images[row]), None)
                     own = {"product_id": product_id, "text": texts[row], "picture": _plain_picture(picture)}
                     records[product_id] = {**columns[row], **own}
     return records
@@ -289,7 +289,7 @@ def _annotated(queries: JudgedQueries, row: int) -> AnnotatedQuery:
     )
 
 
-def _plain_picture(picture: PictureRef | None) -> str | bytes | None:
+def _plain_picture(picture: ImageRef | None) -> str | bytes | None:
     if picture is None:
         return None
     return picture.data if picture.kind == "bytes" else picture.uri

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from index_builder import storage
 from pipelines.catalog.config import nearest
-from pipelines.catalog.products import PictureRef, picture_refs
+from pipelines.catalog.products import ImageRef, image_refs
 from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import EvaluationConfig
 
@@ -205,11 +205,11 @@ def _without_empty(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(texts), ""), None, texts)
 
 
-def query_pictures(column: pa.ChunkedArray, count: int) -> list[PictureRef | None]:
+def query_pictures(column: pa.ChunkedArray, count: int) -> list[ImageRef | None]:
     """The first picture of each of `count` queries, None where it has none."""
     if column.null_count == count:
         return [None] * count
-    return [refs[0] if refs else None for refs in picture_refs(column.combine_chunks(), 1)]
+    return [refs[0] if refs else None for refs in image_refs(column.combine_chunks(), 1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -339,7 +339,7 @@ class JudgedQueries:
 
     ids: list[str]
     texts: list[str | None]
-    pictures: list[PictureRef | None]
+    pictures: list[ImageRef | None]
     judged: Pairs
     labels: tuple[str, ...]
     relevant: frozenset[str]

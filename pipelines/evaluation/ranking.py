@@ -17,8 +17,8 @@ from PIL import Image
 
 from encoders import EncoderConfig, QueryEncoder, load_query_encoder, save_query_encoder
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.dead_letters import PictureError
-from pipelines.catalog.products import PictureRef
+from pipelines.catalog.dead_letters import ImageError
+from pipelines.catalog.products import ImageRef
 from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import QueryPart, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
@@ -57,7 +57,7 @@ def load_query_side(config: EncoderConfig) -> QueryEncoder:
 def encode_queries(
     encoder: QueryEncoder,
     texts: Sequence[str | None],
-    pictures: Sequence[PictureRef | None],
+    pictures: Sequence[ImageRef | None],
     *,
     part: QueryPart,
     fetch: FetchConfig,
@@ -95,7 +95,7 @@ def encode_queries(
             f"reads {reads})"
         )
     vectors, usable = np.zeros((len(texts), encoder.dim), np.float32), np.zeros(len(texts), bool)
-    faults: list[PictureError] = []
+    faults: list[ImageError] = []
     with ExitStack() as stack:
         pool = None
         if encoder.preprocessing is not None and any(picture is not None for picture in pictures):
@@ -124,7 +124,7 @@ def encode_queries(
 
 
 def _read_pictures(
-    pool: ImagePool | None, pictures: Sequence[PictureRef | None], faults: list[PictureError]
+    pool: ImagePool | None, pictures: Sequence[ImageRef | None], faults: list[ImageError]
 ) -> list[Image.Image | None]:
     """Pictures in the encoder's own size, decoded as the products' are; None where there is none."""
     if pool is None:

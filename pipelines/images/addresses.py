@@ -19,7 +19,7 @@ from typing import Any
 import httpcore2
 import httpx2
 
-from pipelines.catalog.dead_letters import PictureError, Reason
+from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.images.config import FetchConfig
 
 Resolver = Callable[[str, int], Sequence[str]]
@@ -58,7 +58,7 @@ class WebAddress:
             base: What a relative URL is relative to.
 
         Raises:
-            PictureError: it is none that could be asked for.
+            ImageError: it is none that could be asked for.
         """
         try:
             encoded = _CONTROL_CHARACTERS.sub(lambda found: f"%{ord(found[0]):02X}", text)
@@ -68,15 +68,15 @@ class WebAddress:
                 host = host.rstrip(".")
                 url = url.copy_with(host=host)
         except (httpx2.InvalidURL, ValueError) as error:
-            raise PictureError("fetch", Reason.fetch_failed, f"not a URL: {text[:200]!r}") from error
+            raise ImageError("fetch", Reason.fetch_failed, f"not a URL: {text[:200]!r}") from error
         path, query, _ = url.raw_path.partition(b"?")
         shown = f"{url.scheme}://{url.netloc.decode()}{path.decode()}{'?...' if query else ''}"
         if url.scheme not in ("http", "https"):
             detail = f"expected an http or https address, found {shown}"
-            raise PictureError("fetch", Reason.scheme_not_allowed, detail)
+            raise ImageError("fetch", Reason.scheme_not_allowed, detail)
         port = (443 if url.scheme == "https" else 80) if url.port is None else url.port
         if not host or not 0 <= port < 1 << 16:
-            raise PictureError("fetch", Reason.fetch_failed, f"no host, or no such port, in {shown!r}")
+            raise ImageError("fetch", Reason.fetch_failed, f"no host, or no such port, in {shown!r}")
         return cls(url, (url.scheme, host, port), shown)
 
 
@@ -125,24 +125,24 @@ class AddressRules:
         self._resolver = resolver
 
     def check_scheme(self, scheme: str, shown: str) -> None:
-        """Raises PictureError (`scheme_not_allowed`) unless `scheme` is on the list."""
+        """Raises ImageError (`scheme_not_allowed`) unless `scheme` is on the list."""
         allowed = self._config.allowed_schemes
         if scheme not in allowed:
             detail = f"{shown}: fetch.allowed_schemes has {', '.join(allowed)}, not {scheme}"
-            raise PictureError("fetch", Reason.scheme_not_allowed, detail)
+            raise ImageError("fetch", Reason.scheme_not_allowed, detail)
 
     def check_host(self, host: str, shown: str) -> None:
-        """Raises PictureError (`host_not_allowed`) unless `host` is on the list, or there is none."""
+        """Raises ImageError (`host_not_allowed`) unless `host` is on the list, or there is none."""
         allowed = self._config.allowed_hosts
         if allowed and not _is_listed(host, allowed):
             detail = f"{shown}: host {host} is not among fetch.allowed_hosts"
-            raise PictureError("fetch", Reason.host_not_allowed, detail)
+            raise ImageError("fetch", Reason.host_not_allowed, detail)
 
     def addresses(self, host: str, port: int) -> list[str]:
         """The addresses that an image of `host` may come from.
 
         Raises:
-            PictureError: `host_not_allowed`, where any of them is not public and the host is not listed as private.
+            ImageError: `host_not_allowed`, where any of them is not public and the host is not listed as private.
             OSError: the name does not resolve.
         """
         addresses = self.unchecked_addresses(host, port)
@@ -153,7 +153,7 @@ class AddressRules:
                         f"host {host} has the address {address}, which is not public; list the host in"
                         " fetch.allow_private_hosts if pictures are meant to come from there"
                     )
-                    raise PictureError("fetch", Reason.host_not_allowed, detail)
+                    raise ImageError("fetch", Reason.host_not_allowed, detail)
         return addresses
 
     def unchecked_addresses(self, host: str, port: int) -> list[str]:
@@ -232,7 +232,7 @@ class CheckedBackend(httpcore2.NetworkBackend):
         """A connection; the addresses share the time that is left.
 
         Raises:
-            PictureError: the host is not allowed.
+            ImageError: the host is not allowed.
             httpcore2.ConnectError: it has no address, or none answers.
             httpcore2.ConnectTimeout: none answers in time.
         """

@@ -39,7 +39,7 @@ from PIL import (
 )
 
 from encoders.preprocessing import ImagePreprocessing, resize_pixels
-from pipelines.catalog.dead_letters import PictureError, Reason
+from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.images.config import DecodeConfig
 
 SPARE_RESOLUTION = 1.75
@@ -100,7 +100,7 @@ def decode_image(data: bytes, preprocessing: ImagePreprocessing, config: DecodeC
         uint8 `[3, S, S]`, contiguous.
 
     Raises:
-        PictureError: `picture_unsupported_type`, `picture_too_large`, `picture_truncated` or `picture_unreadable`.
+        ImageError: `picture_unsupported_type`, `picture_too_large`, `picture_truncated` or `picture_unreadable`.
     """
     kind = _image_type(data)
     if kind == "jpeg":
@@ -138,7 +138,7 @@ def decode_scaled_jpeg(
         damage, rare variants) and Pillow should try.
 
     Raises:
-        PictureError: `picture_too_large`.
+        ImageError: `picture_too_large`.
     """
     try:
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
@@ -179,7 +179,7 @@ def _decode_with_pillow(data: bytes, kind: _ImageType, max_pixels: int) -> np.nd
             image.load()
             _check_pixels(*image.size, max_pixels)  # a GIF's first frame may be larger than its header says
             return _turn_upright(_rgb(image), _orientation(image))
-    except PictureError:
+    except ImageError:
         raise
     except Image.DecompressionBombError as error:
         raise _error(Reason.picture_too_large, str(error)) from error
@@ -244,7 +244,7 @@ def _image_type(data: bytes) -> _ImageType:
     """The format of an encoded image.
 
     Raises:
-        PictureError: `picture_unreadable` for no bytes at all, `picture_truncated` for fewer than any format needs to
+        ImageError: `picture_unreadable` for no bytes at all, `picture_truncated` for fewer than any format needs to
             be known by, `picture_unsupported_type` for everything else.
     """
     if not data:
@@ -302,5 +302,5 @@ def _is_cut_short(data: bytes, kind: _ImageType) -> bool:
     return False  # a TIFF may put its parts in any order, and has no end
 
 
-def _error(reason: Reason, detail: str) -> PictureError:
-    return PictureError("decode", reason, detail)
+def _error(reason: Reason, detail: str) -> ImageError:
+    return ImageError("decode", reason, detail)

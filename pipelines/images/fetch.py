@@ -25,8 +25,8 @@ import xxhash
 from fsspec.core import url_to_fs
 
 from pipelines.catalog.config import CatalogError
-from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.catalog.products import PictureRef
+from pipelines.catalog.dead_letters import ImageError, Reason
+from pipelines.catalog.products import ImageRef
 from pipelines.catalog.stores import describe
 from pipelines.images.addresses import AddressRules, Resolver, resolve
 from pipelines.images.config import FetchConfig
@@ -48,14 +48,14 @@ class ImageFetcher:
         self._rules = AddressRules(config, resolver)
         self._http = HTTPImages(config, self._rules)
 
-    def reference_digest(self, reference: PictureRef) -> bytes | None:
+    def reference_digest(self, reference: ImageRef) -> bytes | None:
         """Names the place a reference leads to, 16 bytes; None for an image that stands in the catalog itself."""
         uri = (reference.uri or "").strip()
         if reference.kind == "bytes" or not uri or uri[:5].lower() == "data:":
             return None
         return xxhash.xxh3_128_digest("\0".join((self._root or "", uri)).encode(errors="surrogatepass"))
 
-    def fetch(self, reference: PictureRef, known_etag: str | None = None) -> FetchedImage:
+    def fetch(self, reference: ImageRef, known_etag: str | None = None) -> FetchedImage:
         """The image that `reference` names.
 
         Args:
@@ -64,7 +64,7 @@ class ImageFetcher:
                 asked with `If-None-Match`, stores and disks for the version alone.
 
         Raises:
-            PictureError: the image cannot be had; `reason` says why.
+            ImageError: the image cannot be had; `reason` says why.
         """
         if reference.kind == "bytes":
             data = reference.data or b""
@@ -149,7 +149,7 @@ class ImageFetcher:
             self._check_bytes(uri, described.size)
             filesystem, path = url_to_fs(uri)
             data: bytes = filesystem.cat_file(path, start=0, end=self.config.max_bytes + 1)
-        except PictureError:
+        except ImageError:
             raise
         except Exception as error:  # each store has exceptions of its own (botocore, aiohttp, gcsfs, ...)
             cause = error.__cause__ if isinstance(error, CatalogError) and error.__cause__ is not None else error
@@ -189,9 +189,9 @@ def _data_uri(uri: str) -> bytes:
         raise _error(Reason.picture_unreadable, f"a data: URI that is not base64: {error}") from error
 
 
-def _outside(path: str, root: str) -> PictureError:
+def _outside(path: str, root: str) -> ImageError:
     return _error(Reason.host_not_allowed, f"{path} leads outside catalog.image_root {root}")
 
 
-def _error(reason: Reason, detail: str) -> PictureError:
-    return PictureError("fetch", reason, detail)
+def _error(reason: Reason, detail: str) -> ImageError:
+    return ImageError("fetch", reason, detail)

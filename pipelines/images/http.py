@@ -29,7 +29,7 @@ import httpcore2
 import httpx2
 import tenacity
 
-from pipelines.catalog.dead_letters import PictureError, Reason
+from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.images.addresses import AddressRules, CheckedBackend, Exchange, WebAddress
 from pipelines.images.config import FetchConfig
 
@@ -87,7 +87,7 @@ class HTTPImages:
             known_etag: What an earlier fetch gave as `etag`; if it still holds, no body is read.
 
         Raises:
-            PictureError: with the reason; temporary failures only after all attempts.
+            ImageError: with the reason; temporary failures only after all attempts.
         """
         start = WebAddress.parse(url)
         exchange = Exchange(self._config)
@@ -106,8 +106,8 @@ class HTTPImages:
             host.failed(failure.detail)
             attempts = retrying.statistics["attempt_number"]
             detail = failure.detail if attempts == 1 else f"{failure.detail} ({attempts} attempts)"
-            raise PictureError("fetch", failure.reason, detail) from failure
-        except PictureError:
+            raise ImageError("fetch", failure.reason, detail) from failure
+        except ImageError:
             host.answered()
             raise
         host.answered()
@@ -155,7 +155,7 @@ class HTTPImages:
                 return answer
             address = WebAddress.parse(answer, address)
         detail = f"more than {self._config.max_redirects} redirects, the next one to {address.shown}"
-        raise PictureError("fetch", Reason.fetch_failed, f"{start.shown}: {detail}")
+        raise ImageError("fetch", Reason.fetch_failed, f"{start.shown}: {detail}")
 
     def _hop(
         self, address: WebAddress, headers: list[tuple[bytes, bytes]], known_etag: str | None, exchange: Exchange
@@ -165,7 +165,7 @@ class HTTPImages:
         waiting_since = time.monotonic()
         with host.turns:
             if self._closed.is_set():
-                raise PictureError("fetch", Reason.fetch_failed, f"{address.shown}: fetching was ended")
+                raise ImageError("fetch", Reason.fetch_failed, f"{address.shown}: fetching was ended")
             exchange.extend(time.monotonic() - waiting_since)
             response: httpcore2.Response | None = None
             try:
@@ -199,10 +199,10 @@ class HTTPImages:
         phrase = response.extensions["reason_phrase"].decode("latin-1")
         answer = f"{shown}: the server answered {status} {phrase}".rstrip()
         if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-            raise PictureError("fetch", Reason.picture_missing, answer)
+            raise ImageError("fetch", Reason.picture_missing, answer)
         if status in _WORTH_ANOTHER_ATTEMPT:
             raise _TransientError(Reason.fetch_failed, answer, _retry_after_seconds(headers))
-        raise PictureError("fetch", Reason.fetch_failed, answer)
+        raise ImageError("fetch", Reason.fetch_failed, answer)
 
     def _read(self, response: httpcore2.Response, headers: dict[str, str], shown: str) -> bytes:
         """The body. The length that the server promised serves only to refuse early; what comes is counted."""
@@ -248,7 +248,7 @@ class _Host:
         self.pool.close()
 
     def check_not_paused(self) -> None:
-        """Lets an image through, or raises PictureError (`fetch_failed`) while the host is paused.
+        """Lets an image through, or raises ImageError (`fetch_failed`) while the host is paused.
 
         When a pause is over one image is let through to try; the others go on failing until it has succeeded.
         """
@@ -263,7 +263,7 @@ class _Host:
                 f"host {self.name} is paused for {self._paused_until - now:.0f} s more:"
                 f" {self._failures_in_a_row} pictures in a row could not be fetched; the last one: {self._last_failure}"
             )
-        raise PictureError("fetch", Reason.fetch_failed, detail)
+        raise ImageError("fetch", Reason.fetch_failed, detail)
 
     def answered(self) -> None:
         """An image of this host came, or a clear answer that there is none."""
@@ -279,7 +279,7 @@ class _Host:
                 self._paused_until = time.monotonic() + self._pause_seconds
 
 
-class _TransientError(PictureError):
+class _TransientError(ImageError):
     """A failure that another attempt may mend."""
 
     def __init__(self, reason: Reason, detail: str, wait_seconds: float = 0.0):
@@ -373,5 +373,5 @@ def _retry_after_seconds(headers: dict[str, str]) -> float:
         return 0.0
 
 
-def _too_many_bytes(found: str, limit: int) -> PictureError:
-    return PictureError("fetch", Reason.picture_too_many_bytes, f"{found}; fetch.max_bytes is {limit}")
+def _too_many_bytes(found: str, limit: int) -> ImageError:
+    return ImageError("fetch", Reason.picture_too_many_bytes, f"{found}; fetch.max_bytes is {limit}")

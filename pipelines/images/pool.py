@@ -26,7 +26,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from encoders.preprocessing import ImagePreprocessing
-from pipelines.catalog.products import PictureRef
+from pipelines.catalog.products import ImageRef
 from pipelines.images.config import DecodeConfig
 from pipelines.images.decode import decode_image
 from pipelines.images.fetch import ImageFetcher
@@ -88,7 +88,7 @@ class ImagePool:
         self._decoding = _Lane("decode-image", threads=config.thread_count, room=config.pending_images - room)
 
     def fetch_all(
-        self, references: Sequence[PictureRef], known_etags: Sequence[str | None] | None = None
+        self, references: Sequence[ImageRef], known_etags: Sequence[str | None] | None = None
     ) -> list[ImageFuture[FetchedImage]]:
         """Starts fetching.
 
@@ -97,7 +97,7 @@ class ImagePool:
             known_etags: For each, the version an earlier fetch gave, or None.
 
         Returns:
-            One future a reference, in order. Its `result()` raises PictureError where the image cannot be had.
+            One future a reference, in order. Its `result()` raises ImageError where the image cannot be had.
         """
         etags = [None] * len(references) if known_etags is None else known_etags
         fetch = self._fetcher.fetch
@@ -110,7 +110,7 @@ class ImagePool:
         """Starts decoding.
 
         Returns:
-            One future an image, in order: uint8 `[3, S, S]`. Its `result()` raises PictureError where it cannot be
+            One future an image, in order: uint8 `[3, S, S]`. Its `result()` raises ImageError where it cannot be
             decoded.
         """
         return [self._decoding.submit(partial(self._decode, data)) for data in images]
@@ -154,7 +154,7 @@ class ImageFuture(Generic[T]):
             timeout: Seconds to wait. None: as long as it takes.
 
         Raises:
-            PictureError: the image's own failure.
+            ImageError: the image's own failure.
             TimeoutError: not there in time; the result can still be taken later.
             CancelledError: the pool was closed before the image began.
             RuntimeError: it was taken before.

@@ -13,9 +13,9 @@ import numpy as np
 import xxhash
 
 from index_builder.embedding_shards import FINGERPRINT_BYTES
-from pipelines.catalog.dead_letters import PictureError
-from pipelines.catalog.previous_version import KnownPicture, KnownPictures
-from pipelines.catalog.products import PictureRef
+from pipelines.catalog.dead_letters import ImageError
+from pipelines.catalog.previous_version import KnownImage, KnownImages
+from pipelines.catalog.products import ImageRef
 from pipelines.images.config import DECODING_RULES
 from pipelines.images.decode import image_digest
 from pipelines.images.pool import ImagePool
@@ -33,8 +33,8 @@ class ProductImages:
     """
 
     digests: list[bytes] = field(default_factory=list)
-    known: list[KnownPicture] = field(default_factory=list)
-    faults: list[PictureError] = field(default_factory=list)
+    known: list[KnownImage] = field(default_factory=list)
+    faults: list[ImageError] = field(default_factory=list)
     by_reference: bool = False
 
 
@@ -52,7 +52,7 @@ class FetchedBatch:
 
 
 def fetch_images(
-    pool: ImagePool, references: Sequence[Sequence[PictureRef]], known_images: KnownPictures | None = None
+    pool: ImagePool, references: Sequence[Sequence[ImageRef]], known_images: KnownImages | None = None
 ) -> FetchedBatch:
     """Fetches the images of a batch of products.
 
@@ -73,7 +73,7 @@ def fetch_images(
             future, reference_digest, previous = next(answers)
             try:
                 fetched = future.result()
-            except PictureError as fault:
+            except ImageError as fault:
                 product.faults.append(fault)
                 continue
             if fetched.not_modified and previous is not None:
@@ -83,14 +83,12 @@ def fetch_images(
                 batch.data.setdefault(digest, fetched.data)
             product.digests.append(digest)
             if reference_digest is not None and fetched.etag is not None:
-                product.known.append(KnownPicture(reference_digest, digest, fetched.etag))
+                product.known.append(KnownImage(reference_digest, digest, fetched.etag))
         batch.products.append(product)
     return batch
 
 
-def decode_images(
-    pool: ImagePool, data: dict[bytes, bytes]
-) -> tuple[dict[bytes, np.ndarray], dict[bytes, PictureError]]:
+def decode_images(pool: ImagePool, data: dict[bytes, bytes]) -> tuple[dict[bytes, np.ndarray], dict[bytes, ImageError]]:
     """Decodes distinct images to the tower's input size.
 
     Args:
@@ -101,11 +99,11 @@ def decode_images(
         Pixels by digest (uint8 `[3, S, S]`), and the faults of those that cannot be decoded.
     """
     pixels: dict[bytes, np.ndarray] = {}
-    faults: dict[bytes, PictureError] = {}
+    faults: dict[bytes, ImageError] = {}
     for digest, future in zip(data, pool.decode_all(list(data.values())), strict=True):
         try:
             pixels[digest] = future.result()
-        except PictureError as fault:
+        except ImageError as fault:
             faults[digest] = fault
     return pixels, faults
 

@@ -20,7 +20,7 @@ from pipelines.catalog.files import CatalogFile
 from pipelines.catalog.intake import not_taken_in, take_in_all
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.plan import CatalogShard, catalog_schema, plan_catalog
-from pipelines.catalog.previous_version import build_carry_over, build_known_pictures
+from pipelines.catalog.previous_version import build_carry_over, build_known_images
 from pipelines.config.job import JobConfig
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
@@ -163,7 +163,7 @@ class CatalogSource:
         pictures = [ShardFiles.of_embeddings(uri).images for uri in published.embedding_shards]
         return LastNight(
             vectors=build_carry_over(published.embedding_shards, storage.join(lookup_uri, "vectors")),
-            pictures=build_known_pictures(pictures, storage.join(lookup_uri, "pictures")),
+            pictures=build_known_images(pictures, storage.join(lookup_uri, "pictures")),
         ), ""
 
 

@@ -22,14 +22,14 @@ import pyarrow as pa
 from encoders import ImagePreprocessing, ProductEncoder
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.dead_letters import DeadLetter, Outcome, PictureError, Reason, Stage, write_dead_letters
+from pipelines.catalog.dead_letters import DeadLetter, ImageError, Outcome, Reason, Stage, write_dead_letters
 from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import (
     CarryOver,
-    KnownPicture,
-    KnownPictures,
+    KnownImage,
+    KnownImages,
     LookupSource,
-    write_known_pictures,
+    write_known_images,
 )
 from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
@@ -139,7 +139,7 @@ class ProductPreparer:
     uses_text: bool
     pool: ImagePool | None
     carry_over: CarryOver | None
-    known_pictures: KnownPictures | None = None
+    known_pictures: KnownImages | None = None
 
     @classmethod
     def open(
@@ -160,7 +160,7 @@ class ProductPreparer:
             uses_text=inputs.uses_text,
             pool=pool,
             carry_over=None if last_night is None else CarryOver(last_night.vectors),
-            known_pictures=None if last_night is None else KnownPictures(last_night.pictures),
+            known_pictures=None if last_night is None else KnownImages(last_night.pictures),
         )
 
     def close(self) -> None:
@@ -223,11 +223,11 @@ class ProductPreparer:
         )
         return batch
 
-    def _fetch(self, batch: PreparedBatch, rows: np.ndarray, known_pictures: KnownPictures | None) -> None:
+    def _fetch(self, batch: PreparedBatch, rows: np.ndarray, known_pictures: KnownImages | None) -> None:
         """Fills in pictures, fingerprints and places of the products at `rows`."""
         found = [ProductImages() for _ in rows]
         if self.pool is not None:
-            fetched = fetch_images(self.pool, [batch.products.pictures[row] for row in rows], known_pictures)
+            fetched = fetch_images(self.pool, [batch.products.images[row] for row in rows], known_pictures)
             batch.data |= fetched.data
             found = fetched.products
         for row, pictures in zip(rows, found, strict=True):
@@ -278,7 +278,7 @@ class _ShardWork:
         self._shard = shard
         self._files = files
         self._letters: list[DeadLetter] = []
-        self._known_pictures: list[KnownPicture] = []
+        self._known_pictures: list[KnownImage] = []
         self._counts: Counter[str] = Counter()
         self._timer = StepTimer("read", "fetch", "decode", "embed", "write")
         self._revisable = False
@@ -302,7 +302,7 @@ class _ShardWork:
                 on_progress(self._counts["products"])
         write_dead_letters(self._files.rejected, self._letters)
         if self._known_pictures:
-            write_known_pictures(self._files.images, self._known_pictures)
+            write_known_images(self._files.images, self._known_pictures)
         return self._summary(perf_counter() - started)
 
     def _summary(self, wall_seconds: float) -> ShardSummary:
@@ -327,7 +327,7 @@ class _ShardWork:
     def _decode(self, pool: ImagePool, batches: Iterator[PreparedBatch]) -> Iterator[PreparedBatch]:
         """Decodes the pictures that this shard has not met before, and hands each product its faults."""
         met: set[bytes] = set()
-        faults: dict[bytes, PictureError] = {}
+        faults: dict[bytes, ImageError] = {}
         for batch in batches:
             with self._timer.timed("decode"):
                 new = [picture for picture, place in zip(batch.pictures, batch.places, strict=True) if place < 0]

@@ -148,7 +148,17 @@ def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
 
 def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLinesReader:
     """What turns blocks of this file into rows."""
-    return CsvReader(config, file.name, MAX_RECORD_BYTES) if file.format == "csv" else JsonLinesReader(config)
+    if file.format == "jsonl":
+        return JsonLinesReader(config)
+    return CsvReader(
+        fields=config.fields,
+        id_field=config.id_field,
+        voted=config.carried_fields,
+        name=file.name,
+        delimiter=config.csv_delimiter,
+        newlines_in_values=config.csv_newlines_in_values,
+        max_record_bytes=MAX_RECORD_BYTES,
+    )
 
 
 def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterator[pa.RecordBatch]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import posixpath
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipelines.catalog import stores, tables
-from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.config import CatalogError
 from pipelines.catalog.files import CatalogFile, format_by_name, has_foreign_suffix, hive_partitions, sniff_format
 
 _logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class _Found:
     in_folder: bool  # found by walking, not named by the config
 
 
-def list_catalog(config: CatalogConfig) -> CatalogListing:
+def list_catalog(uris: Sequence[str], format: str) -> CatalogListing:
     """Finds the files that `catalog.uri` names.
 
     A folder is read with its subfolders. What is hidden there (a name that starts with a dot or an underscore), has no
@@ -45,30 +46,30 @@ def list_catalog(config: CatalogConfig) -> CatalogListing:
     Raises:
         CatalogError: nothing there, nothing usable there, files of several formats, or a format that cannot be told.
     """
-    if config.format in ("delta", "iceberg"):
-        return CatalogListing(files=_list_table(config), format="parquet")
+    if format in ("delta", "iceberg"):
+        return CatalogListing(files=_list_table(uris, format), format="parquet")
     by_uri: dict[str, _Found] = {}
-    for item in (item for uri in config.uris for item in _expand(uri)):
+    for item in (item for uri in uris for item in _expand(uri)):
         # A file counts once; being named outright counts more than being in a folder.
         if item.file.uri not in by_uri or not item.in_folder:
             by_uri[item.file.uri] = item
-    _refuse_table_folders(by_uri, config)
+    _refuse_table_folders(by_uri, uris)
     names = _relative_names(list(by_uri.values()))
     files: list[CatalogFile] = []
     skipped: list[tuple[str, str]] = []
     for item in sorted(by_uri.values(), key=lambda item: names[item.file.uri]):
-        why = _reason_to_skip(item, config)
+        why = _reason_to_skip(item, format)
         if why is not None:
             skipped.append((item.file.uri, why))
             continue
-        format, compression = format_by_name(item.file.uri)
-        if format is None:
-            format, compression = sniff_format(item.file.uri)
-        format = format if config.format == "auto" else config.format
-        if format is None and item.in_folder:
+        found, compression = format_by_name(item.file.uri)
+        if found is None:
+            found, compression = sniff_format(item.file.uri)
+        found = found if format == "auto" else format
+        if found is None and item.in_folder:
             skipped.append((item.file.uri, "neither name nor first bytes tell the format: set catalog.format"))
             continue
-        if format is None:
+        if found is None:
             raise CatalogError(
                 f"{item.file.uri}: neither its name nor its first bytes tell the format; "
                 "set catalog.format to parquet, csv, jsonl or arrow"
@@ -79,27 +80,27 @@ def list_catalog(config: CatalogConfig) -> CatalogListing:
                 name=names[item.file.uri],
                 size=item.file.size,
                 version=item.file.version,
-                format=format,
+                format=found,
                 compression=compression,
                 partitions=hive_partitions(names[item.file.uri]),
             )
         )
-    _check_formats(files, skipped, config)
+    _check_formats(files, skipped, uris)
     if skipped:
         shown = "; ".join(f"{uri} ({why})" for uri, why in skipped[:5])
         _logger.info("catalog: skipped %d of the files found: %s%s", len(skipped), shown, " ..." * (len(skipped) > 5))
     return CatalogListing(files=tuple(files), format=files[0].format, skipped=tuple(skipped))
 
 
-def _list_table(config: CatalogConfig) -> tuple[CatalogFile, ...]:
-    if len(config.uris) != 1:
-        raise CatalogError(f"catalog.uri: expected one table for catalog.format {config.format}, found {config.uris}")
-    files_of = tables.delta_files if config.format == "delta" else tables.iceberg_files
+def _list_table(uris: Sequence[str], format: str) -> tuple[CatalogFile, ...]:
+    if len(uris) != 1:
+        raise CatalogError(f"catalog.uri: expected one table for catalog.format {format}, found {uris}")
+    files_of = tables.delta_files if format == "delta" else tables.iceberg_files
     try:
-        return tuple(sorted(files_of(config.uris[0]), key=lambda file: file.name))
+        return tuple(sorted(files_of(uris[0]), key=lambda file: file.name))
     except ImportError as error:
         raise CatalogError(
-            f"catalog.format: {config.format} needs its extra: pip install 'shelfmark[{config.format}]' ({error})"
+            f"catalog.format: {format} needs its extra: pip install 'shelfmark[{format}]' ({error})"
         ) from error
 
 
@@ -136,7 +137,7 @@ def _relative_names(found: list[_Found]) -> dict[str, str]:
     return {item.file.uri: split(item.file.uri)[1][len(common) :].lstrip("/") for item in found}
 
 
-def _reason_to_skip(item: _Found, config: CatalogConfig) -> str | None:
+def _reason_to_skip(item: _Found, format: str) -> str | None:
     """Why a file found in a folder is not part of the catalog; None if it is."""
     if item.in_folder:
         # Names that begin with a dot or an underscore, as Spark and pyarrow have it; `_kind=shoes` is a partition.
@@ -148,13 +149,13 @@ def _reason_to_skip(item: _Found, config: CatalogConfig) -> str | None:
     named, _ = format_by_name(item.file.uri)
     if item.in_folder and named is None and has_foreign_suffix(item.file.uri):
         return "not a catalog file by its suffix"
-    if item.in_folder and config.format not in ("auto", named) and named is not None:
-        return f"{named}, but catalog.format is {config.format}"
+    if item.in_folder and format not in ("auto", named) and named is not None:
+        return f"{named}, but catalog.format is {format}"
     return None
 
 
-def _check_formats(files: list[CatalogFile], skipped: list[tuple[str, str]], config: CatalogConfig) -> None:
-    where = ", ".join(config.uris)
+def _check_formats(files: list[CatalogFile], skipped: list[tuple[str, str]], uris: Sequence[str]) -> None:
+    where = ", ".join(uris)
     if not files:
         reasons = "; ".join(f"{uri}: {why}" for uri, why in skipped[:5]) or "the folder is empty"
         raise CatalogError(f"catalog.uri: expected catalog files at {where}, found none to read ({reasons})")
@@ -172,13 +173,13 @@ def _check_formats(files: list[CatalogFile], skipped: list[tuple[str, str]], con
         )
 
 
-def _refuse_table_folders(uris: dict[str, _Found], config: CatalogConfig) -> None:
+def _refuse_table_folders(found: Iterable[str], uris: Sequence[str]) -> None:
     """A table's folder also holds files that were deleted or replaced: they must not be read as the catalog."""
-    for uri in uris:
+    for uri in found:
         is_delta = "/_delta_log/" in uri
         if is_delta or ("/metadata/" in uri and uri.endswith(".metadata.json")):
             title, name = ("a Delta Lake", "delta") if is_delta else ("an Iceberg", "iceberg")
             raise CatalogError(
-                f"catalog.uri: {', '.join(config.uris)} is {title} table; set catalog.format: {name} "
+                f"catalog.uri: {', '.join(uris)} is {title} table; set catalog.format: {name} "
                 f"(and install the extra: pip install 'shelfmark[{name}]')"
             )

@@ -122,7 +122,7 @@ def catalog_schema(config: CatalogConfig) -> CatalogSchema:
             column that does not exist (the message names key, value and the nearest column) or cannot be what it is
             for.
     """
-    listing = list_catalog(config)
+    listing = list_catalog(config.uris, config.format)
     count = len(listing.files)
     chosen = [listing.files[number * count // _FILES_LOOKED_AT] for number in range(_FILES_LOOKED_AT)]
     chosen = chosen if count > _FILES_LOOKED_AT else list(listing.files)
@@ -157,7 +157,7 @@ def plan_catalog(config: CatalogConfig, *, spool_uri: str) -> CatalogPlan:
         CatalogError: the catalog cannot be read as the config asks, or holds no rows.
         StorageError: `spool_uri` cannot be written.
     """
-    return plan_taken_in(take_in_all(list_catalog(config).files, config, spool_uri), config)
+    return plan_taken_in(take_in_all(list_catalog(config.uris, config.format).files, config, spool_uri), config)
 
 
 def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPlan:

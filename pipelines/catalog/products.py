@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -30,29 +29,19 @@ _SPACE = r"[\p{Z}\p{Cc}]+"
 # What is not a single space between words. Looking for it costs a tenth of replacing, and most texts are clean.
 _UNCLEAN = r"  |^ | $|[\p{Cc}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]"
 _EXACT_FLOAT = 2**53
-# Text counts as a base64 picture only if it has a picture's first bytes, is long, and has no sign that base64 has not:
+# Text counts as a base64 image only if it has an image's first bytes, is long, and has no sign that base64 has not:
 # no path and no URI meets all three.
-_BASE64_STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
+_NO_PATH = r"^((?i:data:)|/9j/|_9j_|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkqA|TU0AK)"
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*")
-_PICTURE_MAGIC = re.compile(
+_IMAGE_MAGIC = re.compile(
     rb"\xff\xd8\xff[\xc0-\xfe]|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*", re.DOTALL
 )
 _SEPARATORS = " .,;:|/-\u2013\u2014"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageRef:
-    """A picture that is either here already or stands somewhere.
-
-    Attributes:
-        kind: `bytes` (encoded picture in `data`) or `uri` (path or URI in `uri`, as the catalog has it).
-        data: The encoded picture.
-        uri: A relative path (to be read under `catalog.image_root`), an absolute path, or any URI.
-    """
-
-    kind: Literal["bytes", "uri"]
-    data: bytes | None = None
-    uri: str | None = None
+ImageRef = str | bytes
+"""An image of a product: its encoded bytes, or where it stands, as the catalog has it: a relative path (to be read under
+`catalog.image_root`), an absolute one, or any URI."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -276,21 +265,21 @@ def _refs(column: pa.Array) -> Sequence[ImageRef | None]:
         return [next((ref for ref in row if ref is not None), None) for row in zip(*by_key, strict=True)]
     if pa.types.is_null(column.type):
         return [None] * len(column)
-    if pa.types.is_string(column.type):
-        return [_from_text(text) for text in pc.utf8_trim_whitespace(column).to_pylist()]
-    return [ImageRef(kind="bytes", data=data) if data else None for data in column.to_pylist()]
+    if not pa.types.is_string(column.type):
+        return [data or None for data in column.to_pylist()]
+    column = pc.utf8_trim_whitespace(column)
+    refs: list[ImageRef | None] = [text or None for text in column.to_pylist()]
+    for row in pc.indices_nonzero(pc.fill_null(pc.match_substring_regex(column, _NO_PATH), False)).to_pylist():
+        refs[row] = _from_text(str(refs[row]))
+    return refs
 
 
-def _from_text(text: str | None) -> ImageRef | None:
-    if not text:
-        return None
+def _from_text(text: str) -> ImageRef:
+    """A text that looks like the image itself, as its bytes if it is."""
     if text[:5].lower() == "data:":
-        return ImageRef(kind="bytes", data=_from_data_uri(text))
-    if text.startswith(_BASE64_STARTS) and _BASE64.fullmatch(text):
-        data = _from_base64(text)
-        if data is not None and _PICTURE_MAGIC.match(data):
-            return ImageRef(kind="bytes", data=data)
-    return ImageRef(kind="uri", uri=text)
+        return _from_data_uri(text)
+    data = _from_base64(text) if _BASE64.fullmatch(text) else None
+    return text if data is None or not _IMAGE_MAGIC.match(data) else data
 
 
 def _from_data_uri(text: str) -> bytes:

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from index_builder import storage
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
-from pipelines.catalog.products import ImageRef, to_products
+from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.config.validation import ConfigError
 from pipelines.evaluation.judged_files import (
@@ -201,7 +201,7 @@ def catalog_records(catalog: CatalogConfig, spool_uri: str, wanted: set[str]) ->
             for row, product_id in enumerate(products.product_ids.to_pylist()):
                 if product_id in wanted and product_id not in records:
                     picture = next(iter(products.images[row]), None)
-                    own = {"product_id": product_id, "text": texts[row], "picture": _plain_picture(picture)}
+                    own = {"product_id": product_id, "text": texts[row], "picture": picture}
                     records[product_id] = {**columns[row], **own}
     return records
 
@@ -284,15 +284,7 @@ def _with_labels(
 
 
 def _annotated(queries: JudgedQueries, row: int) -> AnnotatedQuery:
-    return AnnotatedQuery(
-        query_id=queries.ids[row], text=queries.texts[row], picture=_plain_picture(queries.pictures[row])
-    )
-
-
-def _plain_picture(picture: ImageRef | None) -> str | bytes | None:
-    if picture is None:
-        return None
-    return picture.data if picture.kind == "bytes" else picture.uri
+    return AnnotatedQuery(query_id=queries.ids[row], text=queries.texts[row], picture=queries.pictures[row])
 
 
 def _fingerprint(name: str, query: AnnotatedQuery, product: ProductRecord) -> bytes:

@@ -20,7 +20,6 @@ import httpcore2
 import httpx2
 
 from pipelines.catalog.dead_letters import ImageError, Reason
-from pipelines.images.config import FetchConfig
 
 Resolver = Callable[[str, int], Sequence[str]]
 """Host and port to IP addresses, best first. Raises OSError (`socket.gaierror`) where the name has none."""
@@ -117,24 +116,24 @@ def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
 class AddressRules:
-    """The allow-lists of a `FetchConfig`, applied."""
+    """The allow-lists of the `fetch:` section, applied."""
 
-    def __init__(self, config: FetchConfig, resolver: Resolver = resolve):
-        self._config = config
-        self._resolver = resolver
+    allowed_schemes: Sequence[str]
+    allowed_hosts: Sequence[str]
+    allow_private_hosts: Sequence[str]
+    resolver: Resolver = resolve
 
     def check_scheme(self, scheme: str, shown: str) -> None:
         """Raises ImageError (`scheme_not_allowed`) unless `scheme` is on the list."""
-        allowed = self._config.allowed_schemes
-        if scheme not in allowed:
-            detail = f"{shown}: fetch.allowed_schemes has {', '.join(allowed)}, not {scheme}"
+        if scheme not in self.allowed_schemes:
+            detail = f"{shown}: fetch.allowed_schemes has {', '.join(self.allowed_schemes)}, not {scheme}"
             raise ImageError("fetch", Reason.scheme_not_allowed, detail)
 
     def check_host(self, host: str, shown: str) -> None:
         """Raises ImageError (`host_not_allowed`) unless `host` is on the list, or there is none."""
-        allowed = self._config.allowed_hosts
-        if allowed and not _is_listed(host, allowed):
+        if self.allowed_hosts and not _is_listed(host, self.allowed_hosts):
             detail = f"{shown}: host {host} is not among fetch.allowed_hosts"
             raise ImageError("fetch", Reason.host_not_allowed, detail)
 
@@ -146,7 +145,7 @@ class AddressRules:
             OSError: the name does not resolve.
         """
         addresses = self.unchecked_addresses(host, port)
-        if not _is_listed(host, self._config.allow_private_hosts):
+        if not _is_listed(host, self.allow_private_hosts):
             for address in addresses:
                 if not is_public(address):
                     detail = (
@@ -158,7 +157,7 @@ class AddressRules:
 
     def unchecked_addresses(self, host: str, port: int) -> list[str]:
         """The addresses of a host that the operator named: the proxy."""
-        addresses = list(self._resolver(host, port))
+        addresses = list(self.resolver(host, port))
         if not addresses:
             raise socket.gaierror(socket.EAI_NONAME, f"{host} has no address")
         return addresses
@@ -187,17 +186,17 @@ class Exchange:
         answered: Whether anything was read for it.
     """
 
-    def __init__(self, config: FetchConfig):
-        self._config = config
-        self.total_deadline = time.monotonic() + config.total_timeout_seconds
+    def __init__(self, attempt_seconds: float, total_seconds: float):
+        self._attempt_seconds, self._total_seconds = attempt_seconds, total_seconds
+        self.total_deadline = time.monotonic() + total_seconds
         self.begin_attempt()
         self.begin_request()
 
     def begin_attempt(self) -> None:
-        attempt_deadline = time.monotonic() + self._config.timeout_seconds
+        attempt_deadline = time.monotonic() + self._attempt_seconds
         within = attempt_deadline <= self.total_deadline
         self.deadline = attempt_deadline if within else self.total_deadline
-        self.limit_seconds = self._config.timeout_seconds if within else self._config.total_timeout_seconds
+        self.limit_seconds = self._attempt_seconds if within else self._total_seconds
 
     def begin_request(self) -> None:
         self.dialled = self.answered = False

@@ -40,7 +40,6 @@ from PIL import (
 
 from encoders.preprocessing import ImagePreprocessing, resize_pixels
 from pipelines.catalog.dead_letters import ImageError, Reason
-from pipelines.images.config import DecodeConfig
 
 SPARE_RESOLUTION = 1.75
 """A scaled decode keeps at least so many times the resolution that the tower's input has.
@@ -88,13 +87,13 @@ _ORIENTATION_TAG = 0x0112
 _HEADER_BYTES = 1 << 16
 
 
-def decode_image(data: bytes, preprocessing: ImagePreprocessing, config: DecodeConfig) -> np.ndarray:
+def decode_image(data: bytes, preprocessing: ImagePreprocessing, max_pixels: int) -> np.ndarray:
     """Decodes one image.
 
     Args:
         data: JPEG, PNG, GIF (first frame), WebP, BMP, TIFF or AVIF.
         preprocessing: Size and resize rule of the tower's input.
-        config: For `max_pixels`.
+        max_pixels: Limit of the image's full size.
 
     Returns:
         uint8 `[3, S, S]`, contiguous.
@@ -106,11 +105,11 @@ def decode_image(data: bytes, preprocessing: ImagePreprocessing, config: DecodeC
     if kind == "jpeg":
         size = preprocessing.size
         needed = (0, size) if preprocessing.resize_mode == "longest" else (size, size)
-        scaled = decode_scaled_jpeg(data, needed=needed, max_pixels=config.max_pixels)
+        scaled = decode_scaled_jpeg(data, needed=needed, max_pixels=max_pixels)
         if scaled is not None:
             pixels, full_size = scaled
             return resize_pixels(pixels, preprocessing, full_size=full_size)
-    return resize_pixels(_decode_with_pillow(data, kind, config.max_pixels), preprocessing)
+    return resize_pixels(_decode_with_pillow(data, kind, max_pixels), preprocessing)
 
 
 def image_digest(data: bytes) -> bytes:

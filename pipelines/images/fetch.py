@@ -14,12 +14,10 @@ Object stores are read by their own clients, which bring their own time-outs and
 
 from __future__ import annotations
 
-import base64
-import binascii
 import errno
 import os
 import stat
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote
 
 import xxhash
 from fsspec.core import url_to_fs
@@ -45,13 +43,13 @@ class ImageFetcher:
     def __init__(self, config: FetchConfig, image_root: str | None = None, *, resolver: Resolver = resolve):
         self.config = config
         self._root = None if image_root is None else _plain_path(image_root)
-        self._rules = AddressRules(config, resolver)
+        self._rules = AddressRules(config.allowed_schemes, config.allowed_hosts, config.allow_private_hosts, resolver)
         self._http = HTTPImages(config, self._rules)
 
     def reference_digest(self, reference: ImageRef) -> bytes | None:
         """Names the place a reference leads to, 16 bytes; None for an image that stands in the catalog itself."""
-        uri = (reference.uri or "").strip()
-        if reference.kind == "bytes" or not uri or uri[:5].lower() == "data:":
+        uri = "" if isinstance(reference, bytes) else reference.strip()
+        if not uri:
             return None
         return xxhash.xxh3_128_digest("\0".join((self._root or "", uri)).encode(errors="surrogatepass"))
 
@@ -66,17 +64,12 @@ class ImageFetcher:
         Raises:
             ImageError: the image cannot be had; `reason` says why.
         """
-        if reference.kind == "bytes":
-            data = reference.data or b""
-            self._check_bytes("the picture in the catalog", len(data))
-            return FetchedImage(data)
-        uri = (reference.uri or "").strip()
+        if isinstance(reference, bytes):
+            self._check_bytes("the picture in the catalog", len(reference))
+            return FetchedImage(reference)
+        uri = reference.strip()
         if not uri:
             raise _error(Reason.picture_missing, "the reference is empty")
-        if uri[:5].lower() == "data:":
-            data = _data_uri(uri)
-            self._check_bytes("the data: URI in the catalog", len(data))
-            return FetchedImage(data)
         if "::" in uri.partition("://")[0]:
             raise _error(Reason.scheme_not_allowed, f"{uri}: chained URIs are not allowed for pictures")
         uri = _plain_path(uri)
@@ -173,20 +166,6 @@ def _plain_path(uri: str) -> str:
         return uri
     path = uri[len("file://") :]
     return unquote(path.removeprefix("localhost") if path.startswith("localhost/") else path)
-
-
-def _data_uri(uri: str) -> bytes:
-    """The payload of a `data:` URI (RFC 2397)."""
-    head, comma, payload = uri[5:].partition(",")
-    if not comma:
-        raise _error(Reason.picture_unreadable, "a data: URI without a comma")
-    content = unquote_to_bytes(payload)
-    if not head.lower().endswith(";base64"):
-        return content
-    try:
-        return base64.b64decode(b"".join(content.split()), validate=True)
-    except binascii.Error as error:
-        raise _error(Reason.picture_unreadable, f"a data: URI that is not base64: {error}") from error
 
 
 def _outside(path: str, root: str) -> ImageError:

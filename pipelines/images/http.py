@@ -90,7 +90,7 @@ class HTTPImages:
             ImageError: with the reason; temporary failures only after all attempts.
         """
         start = WebAddress.parse(url)
-        exchange = Exchange(self._config)
+        exchange = Exchange(self._config.timeout_seconds, self._config.total_timeout_seconds)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_TransientError),
             wait=_seconds_to_wait,

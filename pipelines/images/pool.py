@@ -82,7 +82,7 @@ class ImagePool:
         self.pending_images = config.pending_images
         self.reference_digest = fetcher.reference_digest
         self._fetcher = fetcher
-        self._decode = partial(decode_image, preprocessing=preprocessing, config=config)
+        self._decode = partial(decode_image, preprocessing=preprocessing, max_pixels=config.max_pixels)
         room = config.pending_images // 2
         self._fetching = _Lane("fetch-image", threads=fetcher.config.threads, room=room)
         self._decoding = _Lane("decode-image", threads=config.thread_count, room=config.pending_images - room)

@@ -68,7 +68,7 @@ def fetch_images(
     answers = zip(futures, digests, known, strict=True)
     batch = FetchedBatch(products=[], data={})
     for images in references:
-        product = ProductImages(by_reference=any(reference.kind == "uri" for reference in images))
+        product = ProductImages(by_reference=any(isinstance(reference, str) for reference in images))
         for _ in images:
             future, reference_digest, previous = next(answers)
             try:

@@ -88,7 +88,7 @@ class CatalogSource:
     def prepare(self, record: RunRecord, beam_options: BeamOptions) -> None:
         """Takes text files and the like in, by all workers; a few are left to the plan, which does the same alone."""
         catalog, folder = self.config.catalog, self._intake_folder
-        missing = not_taken_in(list_catalog(catalog).files, catalog, folder)
+        missing = not_taken_in(list_catalog(catalog.uris, catalog.format).files, catalog, folder)
         if len(missing) <= FILES_AT_ONCE:
             return
 

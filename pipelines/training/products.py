@@ -67,7 +67,7 @@ def read_training_products(
 def decode_for_training(data: bytes, preprocessing: ImagePreprocessing, *, config: DecodeConfig) -> np.ndarray | None:
     """As the nightly job decodes a picture, uint8 `[3, S, S]`; None where it cannot be decoded."""
     try:
-        return decode_image(data, preprocessing, config)
+        return decode_image(data, preprocessing, config.max_pixels)
     except ImageError:
         return None
 

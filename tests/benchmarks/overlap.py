@@ -54,12 +54,12 @@ class FarFetcher(ImageFetcher):
 def serial(fetcher: ImageFetcher, batches: list[list[ImageRef]]) -> Iterator[list[np.ndarray]]:
     """One thing after another."""
     for batch in batches:
-        yield [decode_image(fetcher.fetch(reference).data, CLIP_INPUT, CONFIG) for reference in batch]
+        yield [decode_image(fetcher.fetch(reference).data, CLIP_INPUT, CONFIG.max_pixels) for reference in batch]
 
 
 def ahead(fetcher: ImageFetcher, batches: list[list[ImageRef]]) -> Iterator[list[np.ndarray]]:
     """As the job does it."""
-    with ImagePool(fetcher, CLIP_INPUT, CONFIG) as pool:
+    with ImagePool(fetcher, CLIP_INPUT, CONFIG.max_pixels) as pool:
         fetched = prefetch(fetch_images(pool, [[reference] for reference in batch]) for batch in batches)
         yield from prefetch(list(decode_images(pool, batch.data)[0].values()) for batch in fetched)
 
@@ -90,7 +90,7 @@ def main() -> None:
         jpegs = [jpeg_of_size(photo, 800) for photo in photos or (drawn_photo(seed, 800) for seed in range(32))]
         for number in range(arguments.pictures):  # trailing bytes: each file differs, so none is taken for a copy
             (Path(folder) / f"{number}.jpg").write_bytes(jpegs[number % len(jpegs)] + b"%d" % number)
-        names = [ImageRef(kind="uri", uri=f"{number}.jpg") for number in range(arguments.pictures)]
+        names = [f"{number}.jpg" for number in range(arguments.pictures)]
         batches = [names[start : start + arguments.batch] for start in range(0, len(names), arguments.batch)]
         table = Table(title=f"{arguments.pictures} JPEGs of 800x800, a model of {arguments.model_ms:g} ms a picture")
         for column in ("fetch waits", "serial, pictures/s", "ahead, pictures/s", "gain", "limit"):

@@ -17,7 +17,8 @@ LINE = b'{"product_id": "1", "title": "a"}\n'
 
 
 def listed(uri: str | Path | tuple[str, ...], **options: str) -> CatalogListing:
-    return list_catalog(CatalogConfig(uri=uri if isinstance(uri, tuple) else str(uri), **options))  # type: ignore[arg-type]
+    config = CatalogConfig(uri=uri if isinstance(uri, tuple) else str(uri), **options)  # type: ignore[arg-type]
+    return list_catalog(config.uris, config.format)
 
 
 def names(listing: CatalogListing) -> list[str]:

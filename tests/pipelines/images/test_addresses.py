@@ -47,7 +47,8 @@ def test_the_neighbours_of_private_ranges_are_public() -> None:
 
 
 def rules(resolver=lambda host, port: ["10.0.0.7"], **values) -> AddressRules:
-    return AddressRules(FetchConfig(**values), resolver)
+    config = FetchConfig(**values)
+    return AddressRules(config.allowed_schemes, config.allowed_hosts, config.allow_private_hosts, resolver)
 
 
 @pytest.mark.parametrize("listed", ["db.shop.test", "DB.Shop.test.", "*.shop.test", "*.test"])

@@ -43,7 +43,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def decode(data: bytes, wishes: ImagePreprocessing = WISHES, **config: int) -> np.ndarray:
-    pixels = decode_image(data, wishes, DecodeConfig(**config))
+    pixels = decode_image(data, wishes, DecodeConfig(**config).max_pixels)
     assert (pixels.dtype, pixels.shape) == (np.uint8, (3, wishes.size, wishes.size))
     assert pixels.flags.c_contiguous
     return pixels
@@ -51,7 +51,7 @@ def decode(data: bytes, wishes: ImagePreprocessing = WISHES, **config: int) -> n
 
 def failure(data: bytes, **config: int) -> ImageError:
     with pytest.raises(ImageError) as caught:
-        decode_image(data, WISHES, DecodeConfig(**config))
+        decode_image(data, WISHES, DecodeConfig(**config).max_pixels)
     assert caught.value.stage == "decode"
     return caught.value
 

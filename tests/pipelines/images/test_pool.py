@@ -37,7 +37,7 @@ class WatchedFetcher(ImageFetcher):
         self._count_lock = threading.Lock()
 
     def fetch(self, reference: ImageRef, known_etag: str | None = None) -> FetchedImage:
-        number = int(reference.uri or 0)
+        number = int(reference)
         with self._count_lock:
             self.begun.append(number)
             self.running += 1
@@ -54,7 +54,7 @@ class WatchedFetcher(ImageFetcher):
 
 
 def references(count: int) -> list[ImageRef]:
-    return [ImageRef(kind="uri", uri=str(number)) for number in range(count)]
+    return [str(number) for number in range(count)]
 
 
 def pool(fetcher: ImageFetcher, *, pending_images: int = 64, threads: int = 2) -> ImagePool:

@@ -29,7 +29,7 @@ def grey(level: int) -> bytes:
 
 
 def named(name: str) -> ImageRef:
-    return ImageRef(kind="uri", uri=name)
+    return name
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def pool(tmp_path: Path):
 
 
 def test_each_product_has_its_own_images_and_failures(pool: ImagePool) -> None:
-    row = ImageRef(kind="bytes", data=grey(40))
+    row = grey(40)
     batch = fetch_images(pool, [[named("a.png"), named("gone.png"), named("b.png")], [], [row], [named("same.png")]])
     first, empty, from_row, copy = batch.products
     a, b = image_digest(grey(10)), image_digest(grey(20))

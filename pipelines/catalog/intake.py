@@ -24,9 +24,9 @@ from index_builder import storage
 from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.csv_records import CsvReader
-from pipelines.catalog.files import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
 from pipelines.catalog.json_lines import JsonLinesReader
 from pipelines.catalog.schemas import Records, SeenColumns
+from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
 
 LINE, PROBLEM = "__line__", "__problem__"
 """Columns of a taken-in text file: the record's line (int64, from 1), and what is wrong with it (text), else null."""

@@ -16,16 +16,16 @@ import pyarrow as pa
 from pipelines.catalog import column_files, stores
 from pipelines.catalog.column_files import ColumnFile
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.files import (
+from pipelines.catalog.intake import TakenIn, look_at_head, take_in_all
+from pipelines.catalog.listing import list_catalog
+from pipelines.catalog.schemas import CatalogSchema, SeenColumns, merged_schema, schema_text, voted_schema
+from pipelines.catalog.stores import (
     ARROW_FILE_MAGIC,
     CatalogFile,
     append_missing,
     partition_schema,
     read_head,
 )
-from pipelines.catalog.intake import TakenIn, look_at_head, take_in_all
-from pipelines.catalog.listing import list_catalog
-from pipelines.catalog.schemas import CatalogSchema, SeenColumns, merged_schema, schema_text, voted_schema
 
 MAX_SHARDS_OF_CHUNK = 16
 """A shard of a row group can only be read by decoding the rows before it, so a group in n shards is decoded about n/2

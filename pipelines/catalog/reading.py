@@ -15,10 +15,10 @@ import pyarrow as pa
 from pipelines.catalog import column_files
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.dead_letters import DeadLetter, malformed
-from pipelines.catalog.files import with_partitions
 from pipelines.catalog.intake import LINE, PROBLEM
 from pipelines.catalog.plan import CatalogShard, RowRange
 from pipelines.catalog.schemas import invalid_rows, plain
+from pipelines.catalog.stores import with_partitions
 
 BATCH_BYTES = 32 << 20
 

@@ -16,11 +16,11 @@ from index_builder import storage
 from index_builder.manifest import EncoderSummary
 from index_builder.planner import check_index
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.files import CatalogFile
 from pipelines.catalog.intake import not_taken_in, take_in_all
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.plan import CatalogShard, catalog_schema, plan_catalog
 from pipelines.catalog.previous_version import build_carry_over, build_known_images
+from pipelines.catalog.stores import CatalogFile
 from pipelines.config.job import JobConfig
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address

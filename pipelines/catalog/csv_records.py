@@ -34,9 +34,6 @@ class CsvReader:
         delimiter: None: by the name.
         newlines_in_values: Whether quoted values may hold line breaks.
         max_record_bytes: A record whose quote does not close within so many bytes is none.
-
-    Attributes:
-        seen: All names and the votes for the types of the carried columns.
     """
 
     def __init__(
@@ -88,11 +85,11 @@ class CsvReader:
 
     def _read_header(self, data: bytes, is_last: bool) -> int:
         """Takes the column names from the first record; gives the bytes up to its end, 0 where it is not whole yet."""
-        text = data.decode("utf-8", "surrogateescape")
-        lines = _LineFeed(text)
+        lines = _LineFeed(data)
+        wanted = f"{self._name}: expected a first line with column names"
         try:
             names = next((row for row in csv.reader(lines, delimiter=self._delimiter, strict=True) if row), [])
-            end = len(_encoded("".join(lines.lines[: lines.position])))
+            end = lines.bytes_read()
             data[:end].decode("utf-8")
         except UnicodeDecodeError as error:
             raise CatalogError(
@@ -101,17 +98,16 @@ class CsvReader:
         except csv.Error as error:
             if not is_last:
                 return 0
-            raise CatalogError(f"{self._name}: expected a first line with column names, found: {error}") from error
+            raise CatalogError(f"{wanted}, found: {error}") from error
         if not names:
-            raise CatalogError(f"{self._name}: expected a first line with column names, found none")
+            raise CatalogError(f"{wanted}, found none")
         self._header = [name.strip() for name in names]
         self._wanted = [name for name in self._fields if name in self._header]
         self.seen.names |= dict.fromkeys(self._header)
         for name in self._fields:
-            if self._header.count(name) > 1:
-                raise CatalogError(
-                    f"{self._name}: expected one column {name!r}, found {self._header.count(name)}; rename one"
-                )
+            count = self._header.count(name)
+            if count > 1:
+                raise CatalogError(f"{self._name}: expected one column {name!r}, found {count}; rename one")
         if self._id_field not in self._header:
             raise unknown_field("catalog.id_field", self._id_field, self._header, self._name)
         return end
@@ -168,11 +164,11 @@ class CsvReader:
         if table.num_rows != len(starts):
             return None
         rows = table.rename_columns(self._wanted).combine_chunks().to_batches()[0]
-        return Records(rows=rows, lines=line + np.searchsorted(newlines, starts), bad=[]), used
+        return Records(rows, line + np.searchsorted(newlines, starts), []), used
 
     def _parse_any(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int]:
         """By Python's `csv`. A record that is none costs its first line: reading goes on behind that."""
-        feed = _LineFeed(data.decode("utf-8", "surrogateescape"))
+        feed = _LineFeed(data)
         chosen = [self._header.index(name) for name in self._wanted]
         rows: list[list[str]] = []
         lines: list[int] = []
@@ -202,8 +198,7 @@ class CsvReader:
                 feed.position = start + 1
                 if too_long:
                     break  # the rest may go the fast way
-        used = len(_encoded("".join(feed.lines[: feed.position])))
-        return self._records(rows, lines, bad), used
+        return self._records(rows, lines, bad), feed.bytes_read()
 
     def _check(self, row: list[str]) -> None:
         if row and len(row) != len(self._header):
@@ -221,16 +216,14 @@ class CsvReader:
     def _records(self, rows: list[list[str]], lines: list[int], bad: list[tuple[int, str]]) -> Records:
         columns = list(zip(*rows, strict=True)) or [()] * len(self._wanted)
         arrays = [pa.array(column, pa.string()) for column in columns]
-        return Records(
-            rows=pa.RecordBatch.from_arrays(arrays, names=self._wanted), lines=np.array(lines, np.int64), bad=bad
-        )
+        return Records(pa.RecordBatch.from_arrays(arrays, names=self._wanted), np.array(lines, np.int64), bad)
 
 
 class _LineFeed(Iterator[str]):
     """Lines for `csv.reader` that can be set back; `\\n`, `\\r` and `\\r\\n` all end one."""
 
-    def __init__(self, text: str) -> None:
-        self.lines = list(io.StringIO(text, newline=""))
+    def __init__(self, data: bytes) -> None:
+        self.lines = list(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
         self.position, self.stop = 0, len(self.lines)
 
     def __next__(self) -> str:
@@ -239,6 +232,5 @@ class _LineFeed(Iterator[str]):
         self.position += 1
         return self.lines[self.position - 1]
 
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+    def bytes_read(self) -> int:
+        return len("".join(self.lines[: self.position]).encode("utf-8", "surrogateescape"))

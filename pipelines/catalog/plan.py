@@ -19,13 +19,7 @@ from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.intake import TakenIn, look_at_head, take_in_all
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.schemas import CatalogSchema, SeenColumns, merged_schema, schema_text, voted_schema
-from pipelines.catalog.stores import (
-    ARROW_FILE_MAGIC,
-    CatalogFile,
-    append_missing,
-    partition_schema,
-    read_head,
-)
+from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, append_missing, partition_schema, read_head
 
 MAX_SHARDS_OF_CHUNK = 16
 """A shard of a row group can only be read by decoding the rows before it, so a group in n shards is decoded about n/2
@@ -138,11 +132,7 @@ def catalog_schema(config: CatalogConfig) -> CatalogSchema:
         # A Parquet file inside a compressed one says nothing before it is unpacked; the plan will do that.
         schema, names = merged_schema(stated, config) if stated else (pa.schema([]), ())
     return CatalogSchema(
-        format=listing.format,
-        schema=schema,
-        columns=names,
-        files=count,
-        bytes=sum(file.size for file in listing.files),
+        format=listing.format, schema=schema, columns=names, files=count, bytes=sum(file.size for file in listing.files)
     )
 
 

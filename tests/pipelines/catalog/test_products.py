@@ -161,10 +161,7 @@ def test_several_pictures_in_structs_of_bytes(format: str, tmp_path: Path) -> No
         uri=write(tmp_path / f"a.{format}", encode(table, format)), image_field="images", images_per_product=2
     )
     (batch,) = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config)
-    assert batch.images == [
-        (b"\xff\xd8\xff1", "b.jpg"),
-        (),
-    ]
+    assert batch.images == [(b"\xff\xd8\xff1", "b.jpg"), ()]
     assert not letters_of([batch])
 
 

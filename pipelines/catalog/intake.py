@@ -1,9 +1,8 @@
 """Intake: a catalog file that is no Parquet or Arrow file becomes one, once for each version of it.
 
 So everything behind reads one unit, the row. Of a text file each record becomes a row of Parquet, the bad ones too: a
-row names the line on which its record began, and what is wrong with it. So no record is lost on the way, and memory
-holds one block. A file inside gzip and the like, and an Arrow stream, gets a plain copy. The result is named by the
-file's version and by what the config reads of it; a finished one is taken as it stands.
+row names the line on which its record began, and what is wrong with it. Memory holds one block. A file inside gzip and
+the like, and an Arrow stream, gets a plain copy.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -39,8 +38,6 @@ HEAD_BYTES = 128 << 10
 
 _RULES = 1  # goes up when the same text gives other rows
 _THREADS = 4
-_BOM = b"\xef\xbb\xbf"
-_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 _logger = logging.getLogger(__name__)
 
@@ -52,8 +49,8 @@ class TakenIn:
     Attributes:
         file: As listed.
         format: `parquet` or `arrow`: that of `uris`.
-        uris: The files that hold its rows, one after the other: itself where it was in this form already. Of a text
-            file a new one begins where a column's type gets wider.
+        uris: The files that hold its rows, one after the other: itself where it was in this form already. Of a text file a
+            new one begins where a column's type gets wider.
         seen: Of a text file, what its values say about the columns; else None.
     """
 
@@ -76,7 +73,6 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         CatalogError: the file does not decompress, is no Arrow stream, no UTF-8, or has no usable header.
         StorageError: `folder` cannot be written.
     """
-    is_text = file.format in ("csv", "jsonl")
     inputs = _inputs(file, config)
     if inputs is None:
         return TakenIn(file=file, format=file.format, uris=(file.uri,))
@@ -84,7 +80,7 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
     def make(path: str) -> dict[str, Any]:
         _logger.info("catalog: taking in %s", file.uri)
         os.makedirs(path)
-        if not is_text:
+        if not file.is_text:
             _write_copy(file, f"{path}/rows.{file.format}")
             return {}
         reader = text_reader(file, config)
@@ -92,12 +88,9 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         return reader.seen.to_dict()
 
     made = storage.artifact(_target(folder, inputs), inputs, make)
-    return TakenIn(
-        file=file,
-        format="parquet" if is_text else file.format,
-        uris=made.files,
-        seen=SeenColumns.from_dict(made.facts) if is_text else None,
-    )
+    if file.is_text:
+        return TakenIn(file=file, format="parquet", uris=made.files, seen=SeenColumns.from_dict(made.facts))
+    return TakenIn(file=file, format=file.format, uris=made.files)
 
 
 def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[CatalogFile]:
@@ -113,12 +106,11 @@ def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: st
 
 def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
     """All that shapes what is made of a file; None where it can be read from any row as it is."""
-    is_text = file.format in ("csv", "jsonl")
     is_stream = file.format == "arrow" and file.compression is None and not _is_arrow_file(file.uri)
-    if not is_text and not is_stream and file.compression is None:
+    if not file.is_text and not is_stream and file.compression is None:
         return None
     inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
-    if is_text:
+    if file.is_text:
         inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
     return inputs
@@ -177,7 +169,7 @@ def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterat
                 continue
             why = f"expected a record of a size that fits memory, found one of {skipped:,} bytes"
             empty, _ = reader.parse(b"", line, False)
-            yield _as_rows(replace(empty, bad=[(line, why)]))
+            yield _as_rows(Records(empty.rows, empty.lines, [(line, why)]))
             line, skipped = line + 1, 0
         whole = held if is_last else held[: _last_line_end(held)]
         used = len(whole)
@@ -198,16 +190,12 @@ def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _start_of_text(head: bytes, file: CatalogFile) -> bytes:
-    """The first bytes of a text file without the byte order mark.
-
-    Raises:
-        CatalogError: UTF-16, or a JSON array.
-    """
-    if head.startswith(_UTF16_BOMS):
+    """The first bytes of a text file without the byte order mark, if it can be UTF-8 and is no JSON array."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise CatalogError(
             f"{file.name}: expected UTF-8, found UTF-16; convert it, for example with iconv -f UTF-16 -t UTF-8"
         )
-    head = head.removeprefix(_BOM)
+    head = head.removeprefix(b"\xef\xbb\xbf")
     if file.format == "jsonl" and head.lstrip().startswith(b"["):
         raise CatalogError(
             f"{file.name}: expected one JSON object a line, found a JSON array; "
@@ -248,7 +236,7 @@ def _write_rows(batches: Iterable[pa.RecordBatch], folder: str) -> None:
         path = f"{folder}/rows-{number:05d}.parquet"
         with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False, write_statistics=False) as writer:
             for batch in group:
-                writer.write_table(pa.Table.from_batches([batch]), ROWS_PER_GROUP)
+                writer.write_batch(batch, ROWS_PER_GROUP)
 
 
 def _is_arrow_file(uri: str) -> bool:
@@ -272,18 +260,12 @@ def _write_copy(file: CatalogFile, path: str) -> None:
 
 
 def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str) -> None:
-    """Copies an Arrow stream into an Arrow file, batch by batch.
-
-    Dictionaries are written out: a stream may replace them on the way, a file may not.
-    """
+    """Copies a stream batch by batch. Dictionaries are written out: a stream may replace them, a file may not."""
     try:
         with pa.ipc.open_stream(source) as stream:
-            schema = pa.schema(
-                [
-                    pa.field(field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type)
-                    for field in stream.schema
-                ]
-            )
+            types = [field.type for field in stream.schema]
+            types = [each.value_type if pa.types.is_dictionary(each) else each for each in types]
+            schema = pa.schema(list(zip(stream.schema.names, types, strict=True)))
             with pa.ipc.new_file(path, schema) as sink:
                 for batch in stream:
                     sink.write_batch(batch.cast(schema))

@@ -231,19 +231,19 @@ def _checked(record: dict[str, Any], config: CatalogConfig) -> dict[str, Any]:
             raise ValueError(f"expected each name once, found {name!r} twice")
     for name in config.fields:
         _check_text(name, record.get(name))
+    identity = record.get(config.id_field)
+    if isinstance(identity, bool | list | dict):
+        raise ValueError(f"expected text or a whole number in {config.id_field!r}, found {kind_of(identity)}")
+    if isinstance(identity, float) and not math.isnan(identity):
+        if not identity.is_integer() or abs(identity) >= 2**53:
+            raise ValueError(f"expected text or a whole number in the id field {config.id_field!r}, found {identity}")
+        record = {**record, config.id_field: int(identity)}
     for name in config.texts:
         value = record.get(name)
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, list | dict):
                 raise ValueError(f"expected text in {name!r}, found {kind_of(item)}")
-    identity = record.get(config.id_field)
-    if isinstance(identity, bool | list | dict):
-        raise ValueError(f"expected text or a whole number in {config.id_field!r}, found {kind_of(identity)}")
-    if not isinstance(identity, float) or math.isnan(identity):
-        return record
-    if identity.is_integer() and abs(identity) < 2**53:
-        return {**record, config.id_field: int(identity)}
-    raise ValueError(f"expected text or a whole number in the id field {config.id_field!r}, found {identity}")
+    return record
 
 
 def _check_text(name: str, value: Any) -> None:

@@ -96,8 +96,7 @@ class CatalogPlan:
     @property
     def rows(self) -> int | None:
         """Rows of the whole catalog; None for text files, of which a row may be a record that is none."""
-        is_text = self.shards[0].ranges[0].file.format in ("csv", "jsonl")
-        return None if is_text else sum(shard.rows for shard in self.shards)
+        return None if self.shards[0].ranges[0].file.is_text else sum(shard.rows for shard in self.shards)
 
     @property
     def bytes(self) -> int:

@@ -28,17 +28,10 @@ CHUNK_BYTES = 4 << 20
 ARROW_FILE_MAGIC = b"ARROW1"
 
 _FORMAT_BY_SUFFIX = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".arrow": "arrow",
-    ".arrows": "arrow",
-    ".ipc": "arrow",
-    ".feather": "arrow",
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    **dict.fromkeys((".arrow", ".arrows", ".ipc", ".feather"), "arrow"),
 }
 # Suffix -> the name under which pyarrow knows the codec.
 _COMPRESSION_BY_SUFFIX = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd", ".lz4": "lz4"}
@@ -55,8 +48,8 @@ _READ_AHEAD_BYTES = 8 << 20
 _VERSION_KEYS = (
     *("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest", "checksum", "crc32c"),
     *("generation", "version_id"),
+    *("mtime", "LastModified", "last_modified", "modified", "updated", "Last-Modified", "created"),
 )
-_TIME_KEYS = ("mtime", "LastModified", "last_modified", "modified", "updated", "Last-Modified", "created")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +59,7 @@ class StoredFile:
     Attributes:
         uri: Plain absolute path (local) or full URI.
         size: Bytes; -1 where the store does not say.
-        version: Changes when the content does: checksum, version or time of change; "" where the store says nothing.
+        version: Checksum, version or time of change; "" where the store says nothing.
     """
 
     uri: str
@@ -89,8 +82,7 @@ def has_wildcard(uri: str) -> bool:
 
 def absolute(uri: str) -> str:
     """The URI without a relative part, so that it means the same in every process."""
-    filesystem, path = _resolve(uri)
-    return _full_uri(filesystem, path)
+    return _full_uri(*_resolve(uri))
 
 
 def describe(uri: str) -> StoredFile | None:
@@ -109,27 +101,22 @@ def list_folder(uri: str) -> list[StoredFile]:
     """All files below the folder, subfolders included, in no particular order."""
     with catalog_errors(uri):
         filesystem, path = _resolve(uri)
-        found = filesystem.find(path, detail=True)
-        return [_stored(filesystem, name, info) for name, info in found.items() if info["type"] == "file"]
+        return _split(filesystem, filesystem.find(path, detail=True))[0]
 
 
 def match(uri: str) -> tuple[list[StoredFile], list[str]]:
     """The files and the folders that a pattern names."""
     with catalog_errors(uri):
         filesystem, path = _resolve(uri)
-        found: dict[str, dict[str, Any]] = filesystem.glob(path, detail=True)
-        files = [_stored(filesystem, name, info) for name, info in found.items() if info["type"] == "file"]
-        folders = [_full_uri(filesystem, name) for name, info in found.items() if info["type"] == "directory"]
-        return files, folders
+        return _split(filesystem, filesystem.glob(path, detail=True))
 
 
 def open_input(uri: str, *, from_start_to_end: bool = False, mapped: bool = False) -> pa.NativeFile:
     """A seekable file open for reading, local or remote, for pyarrow's readers and for plain `seek` and `read`.
 
     Args:
-        uri: The file.
-        from_start_to_end: Read ahead. Else each read of a remote file is one request for just these bytes: fsspec would
-            by default fetch megabytes around every place that is touched.
+        from_start_to_end: Read ahead. Else each read of a remote file is one request for just these bytes: fsspec would by
+            default fetch megabytes around every place that is touched.
         mapped: Map a local file into memory, so that `read_buffer` copies nothing. For files that nobody cuts short.
     """
     with catalog_errors(uri):
@@ -176,6 +163,14 @@ def _resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return filesystem, path
 
 
+def _split(
+    filesystem: fsspec.AbstractFileSystem, found: dict[str, dict[str, Any]]
+) -> tuple[list[StoredFile], list[str]]:
+    """The files and the folders of a listing."""
+    files = [_stored(filesystem, name, info) for name, info in found.items() if info["type"] == "file"]
+    return files, [_full_uri(filesystem, name) for name, info in found.items() if info["type"] == "directory"]
+
+
 def _full_uri(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
     protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
     return path if "file" in protocols else str(filesystem.unstrip_protocol(path))
@@ -191,12 +186,10 @@ def _stored(filesystem: fsspec.AbstractFileSystem, path: str, info: dict[str, An
 
 
 def _version(info: dict[str, Any]) -> str:
-    for key in (*_VERSION_KEYS, *_TIME_KEYS):
-        value = info.get(key)
-        if value is not None:
-            # One store gives a time as a date in one answer and as seconds in the next.
-            return f"{key}={value.timestamp() if isinstance(value, datetime) else value}"
-    return ""
+    key = next((key for key in _VERSION_KEYS if info.get(key) is not None), None)
+    value = None if key is None else info[key]
+    # One store gives a time as a date in one answer and as seconds in the next.
+    return "" if key is None else f"{key}={value.timestamp() if isinstance(value, datetime) else value}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,8 +198,8 @@ class CatalogFile:
 
     Attributes:
         uri: Where to open it.
-        name: What it is called in the catalog, relative to what the config lists; unique. Files are read in the
-            codepoint order of their names.
+        name: What it is called in the catalog, relative to what the config lists; unique. Files are read in the codepoint
+            order of their names.
         size: Bytes as stored.
         version: Changes when the content does (see `StoredFile`).
         format: `parquet`, `csv`, `jsonl` or `arrow`.
@@ -221,6 +214,11 @@ class CatalogFile:
     format: str
     compression: str | None
     partitions: Partitions = ()
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its rows are records of text, of which some may be none."""
+        return self.format in ("csv", "jsonl")
 
 
 def format_by_name(name: str) -> tuple[str | None, str | None]:
@@ -257,11 +255,7 @@ def sniff_format(uri: str) -> tuple[str | None, str | None]:
 
 
 def read_head(uri: str, compression: str | None, size: int = SNIFF_BYTES) -> bytes:
-    """The first bytes of a file, decompressed.
-
-    Raises:
-        CatalogError: the file is not compressed in this way, or damaged.
-    """
+    """The first bytes of a file, decompressed; raises as `iter_bytes`."""
     if compression is not None:
         return next(iter_bytes(uri, compression, size), b"")
     with open_input(uri) as source:
@@ -318,7 +312,5 @@ def with_partitions(rows: pa.RecordBatch, partitions: Partitions, wanted: Collec
 
 def append_missing(schema: pa.Schema, more: pa.Schema, partitions: Partitions) -> pa.Schema:
     """A file's schema with its partition columns, typed as in `more`, where it lacks them."""
-    for column, _ in partitions:
-        if column not in schema.names:
-            schema = schema.append(more.field(column))
-    return schema
+    missing = [column for column, _ in partitions if column not in schema.names]
+    return pa.schema([*schema, *map(more.field, dict.fromkeys(missing))], schema.metadata)

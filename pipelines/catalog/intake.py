@@ -47,10 +47,9 @@ class TakenIn:
     """A catalog file in a form that can be read from any row.
 
     Attributes:
-        file: As listed.
         format: `parquet` or `arrow`: that of `uris`.
-        uris: The files that hold its rows, one after the other: itself where it was in this form already. Of a text file a
-            new one begins where a column's type gets wider.
+        uris: The files that hold its rows, one after the other: itself where it was in this form already. Of a text
+            file a new one begins where a column's type gets wider.
         seen: Of a text file, what its values say about the columns; else None.
     """
 

@@ -40,8 +40,8 @@ _SEPARATORS = " .,;:|/-\u2013\u2014"
 
 
 ImageRef = str | bytes
-"""An image of a product: its encoded bytes, or where it stands, as the catalog has it: a relative path (to be read under
-`catalog.image_root`), an absolute one, or any URI."""
+"""An image of a product: its encoded bytes, or where it stands, as the catalog has it: a path (a relative one is read
+under `catalog.image_root`) or any URI."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -27,7 +27,7 @@ _ROW_READERS = {"parquet": column_files.iter_parquet_rows, "arrow": column_files
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawBatch:
-    """Some rows of one file, only the columns that are needed. `R` rows.
+    """`R` rows of one file, only the columns that are needed.
 
     Attributes:
         rows: `R` rows. A column that this file does not have is absent. Types are those of the file and may differ from
@@ -76,10 +76,8 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
 def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batch_rows: int) -> Iterator[RawBatch]:
     row = part.start
     texts = {config.id_field, *config.texts}
-    columns = [*config.fields, LINE, PROBLEM]
-    for rows in _ROW_READERS[shard.format](
-        part.path, part.start, part.stop, columns, batch_rows=batch_rows, batch_bytes=BATCH_BYTES
-    ):
+    read, columns = _ROW_READERS[shard.format], [*config.fields, LINE, PROBLEM]
+    for rows in read(part.path, part.start, part.stop, columns, batch_rows=batch_rows, batch_bytes=BATCH_BYTES):
         numbers = np.arange(row, row + rows.num_rows)
         row += rows.num_rows
         unit: Literal["row", "line"] = "row"
@@ -92,28 +90,22 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
         else:
             rows = _plain_columns(rows, texts)
             problems = dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
+        letters = [malformed(f"{part.file.name}, {unit} {numbers[at]}", why) for at, why in problems.items()]
         rows = with_partitions(rows, part.file.partitions, config.fields)
-        raw = RawBatch(rows=rows, schema=shard.schema, name=part.file.name, unit=unit, numbers=numbers)
         if problems:
             good = np.delete(np.arange(rows.num_rows), list(problems))
-            raw = RawBatch(
-                rows=rows.take(pa.array(good)),
-                schema=shard.schema,
-                name=raw.name,
-                unit=unit,
-                numbers=numbers[good],
-                malformed=[malformed(raw.where(at), why) for at, why in problems.items()],
-            )
-        yield raw
+            rows, numbers = rows.take(pa.array(good)), numbers[good]
+        yield RawBatch(
+            rows=rows, schema=shard.schema, name=part.file.name, unit=unit, numbers=numbers, malformed=letters
+        )
     if row != part.stop:
         raise EOFError(f"the file ends at row {row}")
 
 
 def _plain_columns(rows: pa.RecordBatch, texts: set[str]) -> pa.RecordBatch:
     """The rows in types that every function knows; texts that a writer stored as bytes as text, still to be checked."""
-    columns = [column if pa.types.is_dictionary(column.type) else plain(column) for column in rows.columns]
-    columns = [
-        column.view(pa.string()) if name in texts and pa.types.is_binary(column.type) else column
-        for name, column in zip(rows.schema.names, columns, strict=True)
-    ]
+    columns = []
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        column = column if pa.types.is_dictionary(column.type) else plain(column)
+        columns.append(column.view(pa.string()) if name in texts and pa.types.is_binary(column.type) else column)
     return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)

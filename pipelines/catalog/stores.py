@@ -115,8 +115,8 @@ def open_input(uri: str, *, from_start_to_end: bool = False, mapped: bool = Fals
     """A seekable file open for reading, local or remote, for pyarrow's readers and for plain `seek` and `read`.
 
     Args:
-        from_start_to_end: Read ahead. Else each read of a remote file is one request for just these bytes: fsspec would by
-            default fetch megabytes around every place that is touched.
+        from_start_to_end: Read ahead. Else each read of a remote file is one request for just these bytes: fsspec
+            would by default fetch megabytes around every place that is touched.
         mapped: Map a local file into memory, so that `read_buffer` copies nothing. For files that nobody cuts short.
     """
     with catalog_errors(uri):
@@ -197,9 +197,8 @@ class CatalogFile:
     """A file of the catalog.
 
     Attributes:
-        uri: Where to open it.
-        name: What it is called in the catalog, relative to what the config lists; unique. Files are read in the codepoint
-            order of their names.
+        name: What it is called in the catalog, relative to what the config lists; unique. Files are read in the
+            codepoint order of their names.
         size: Bytes as stored.
         version: Changes when the content does (see `StoredFile`).
         format: `parquet`, `csv`, `jsonl` or `arrow`.

@@ -1,9 +1,8 @@
 """What the previous version already made: vectors by content fingerprint, images by where they stand.
 
 Both are joins of 16-byte keys, too many to hold. Before a run one pass over the previous version's files writes a
-lookup: fixed-width records sorted by key (an external sort), in files that workers map into memory. A worker finds a
-batch's keys by bisection and reads only what they point to. So neither side of the join is ever held whole, and a
-product keeps its vector even where its place or its id has changed.
+lookup: fixed-width records sorted by key (an external sort), in files that workers map into memory and search by
+bisection. A product keeps its vector even where its place or its id has changed.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -78,12 +76,10 @@ def build_carry_over(shard_uris: Sequence[str], lookup_uri: str) -> LookupSource
         return embedding_shards.read_fingerprints(uri)[usable], usable
 
     source = _build_lookup(shard_uris, lookup_uri, fingerprints, lambda uri: embedding_shards.read_info(uri).rows)
-    if len(source.files) < len(shard_uris):
-        _logger.warning(
-            "%d of the previous version's %d embedding shards are gone; their products are embedded again",
-            len(shard_uris) - len(source.files),
-            len(shard_uris),
-        )
+    gone = len(shard_uris) - len(source.files)
+    if gone:
+        message = "%d of the previous version's %d embedding shards are gone; their products are embedded again"
+        _logger.warning(message, gone, len(shard_uris))
     return source
 
 
@@ -95,50 +91,41 @@ class CarryOver:
         self._lookup = KeyLookup(source.uri, source.records)
 
     def find(self, fingerprints: np.ndarray) -> np.ndarray:
-        """The record of each fingerprint.
-
-        Args:
-            fingerprints: uint8 `[B, 16]`.
-
-        Returns:
-            int64 `[B]`: number of the record, -1 where the previous version has no such product.
-        """
+        """The record of each fingerprint (uint8 `[B, 16]`), int64 `[B]`: -1 where there is no such product."""
         return self._lookup.find(fingerprints)
 
     def vectors(self, numbers: np.ndarray) -> np.ndarray:
-        """The stored vectors of records, at least one of them.
+        """The stored vectors of records.
 
         Args:
-            numbers: int `[n]`, as `find` gives them, none of them -1.
+            numbers: int `[n]`, at least one, as `find` gives them, none of them -1.
 
         Returns:
             float16 `[n, D]`, bit for bit as they were stored.
         """
+        if not len(numbers):
+            raise ValueError("vectors() was asked for no record at all")
         records = self._lookup.records[numbers]
-        vectors: np.ndarray | None = None
+        found: list[np.ndarray] = []
+        order: list[np.ndarray] = []
         for shard in np.unique(records["shard"]):
             mine = np.flatnonzero(records["shard"] == shard)
             rows, back = np.unique(records["row"][mine].astype(np.int64), return_inverse=True)
-            stored, _ = embedding_shards.read_rows(self._shards[shard], rows)
-            if vectors is None:
-                vectors = np.empty((len(numbers), stored.shape[1]), np.float16)
-            vectors[mine] = stored[back]
-        if vectors is None:
-            raise ValueError("vectors() was asked for no record at all")
-        return vectors
+            found.append(embedding_shards.read_rows(self._shards[shard], rows)[0][back])
+            order.append(mine)
+        return np.concatenate(found)[np.argsort(np.concatenate(order))]
 
 
-def write_known_images(uri: str, pictures: Sequence[KnownImage]) -> None:
+def write_known_images(uri: str, images: Sequence[KnownImage]) -> None:
     """Writes the images of one shard, each reference once.
 
     With an image's version a web server, a store or a disk is asked whether it is still the same; where it is, its
     digest stands for bytes that are not read again.
     """
-    distinct = {picture.reference: picture for picture in pictures}
-    columns = [[getattr(picture, field.name) for picture in distinct.values()] for field in _IMAGE_SCHEMA]
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, _IMAGE_SCHEMA, strict=True)]
+    distinct = {image.reference: asdict(image) for image in images}
+    table = pa.Table.from_pylist(list(distinct.values()), schema=_IMAGE_SCHEMA).combine_chunks()
     with storage.atomic_file(uri) as path, pa.ipc.new_file(path, _IMAGE_SCHEMA) as writer:
-        writer.write_table(pa.Table.from_arrays(arrays, schema=_IMAGE_SCHEMA).combine_chunks())
+        writer.write_table(table)
 
 
 def build_known_images(file_uris: Sequence[str], lookup_uri: str) -> LookupSource:
@@ -192,8 +179,6 @@ def _build_lookup(
     """Writes a lookup of the files that stand, unless one stands already.
 
     Args:
-        file_uris: The files.
-        lookup_uri: Folder of the lookup.
         keys_of: Gives the keys of a file, uint8 `[n, 16]`, and the rows in which they stand, int `[n]`.
         rows_of: About how many keys a file has.
     """
@@ -210,15 +195,10 @@ def _build_lookup(
 
 
 def write_key_lookup(folder: str, records: Iterable[np.ndarray], *, expected: int) -> int:
-    """Sorts records into a lookup, and gives their number.
+    """Sorts batches of `KEYED_RECORD`, `expected` of them about, into a lookup, and gives their number.
 
     `records.bin` holds them; `keys.bin` holds the keys' first halves once more, side by side as numbers of the machine:
     bisection reads them where they lie, where it would copy the records.
-
-    Args:
-        folder: Gets the two files.
-        records: Batches of `KEYED_RECORD`, in any order.
-        expected: Records to come, about.
     """
     written = 0
     with ExternalSort(expected) as sorting:
@@ -238,11 +218,7 @@ def write_key_lookup(folder: str, records: Iterable[np.ndarray], *, expected: in
 
 
 class KeyLookup:
-    """Answers from a lookup. One per worker process; the files stay on disk.
-
-    Args:
-        folder: Where `write_key_lookup` wrote.
-        size: How many records it holds.
+    """Answers from a lookup of `size` records. One per worker process; the files stay on disk.
 
     Attributes:
         records: `KEYED_RECORD`, sorted by key.
@@ -279,16 +255,9 @@ def _mapped(uri: str, dtype: np.dtype, size: int) -> np.ndarray:
 
 
 def keyed_records(keys: np.ndarray, shard: int, rows: np.ndarray) -> np.ndarray:
-    """Records for the products of one shard.
-
-    Args:
-        keys: uint8 `[n, 16]`.
-        shard: The shard's place in its list.
-        rows: int `[n]`, each key's row inside the shard.
-    """
-    halves = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2)
+    """Records for keys (uint8 `[n, 16]`) that stand in these rows (int `[n]`) of the shard with this number."""
     records = np.empty(len(keys), KEYED_RECORD)
-    records["key"], records["tail"] = halves[:, 0], halves[:, 1]
+    records["key"], records["tail"] = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2).T
     records["shard"], records["row"] = shard, rows
     return records
 
@@ -297,20 +266,15 @@ class ExternalSort:
     """Sorts more records than memory holds: dealt into bucket files by key, then sorted bucket by bucket.
 
     Records with the same key land in the same bucket. Memory is one bucket, disk is 24 bytes a record, in a temporary
-    folder that leaving the context removes.
-
-    Args:
-        expected: Records to come, about; it sets the number of buckets, not a limit.
+    folder that leaving the context removes. `expected` sets the number of buckets, not a limit.
     """
 
     def __init__(self, expected: int) -> None:
         self.buckets = max(1, -(-expected // RECORDS_PER_BUCKET))
         self._folder = tempfile.TemporaryDirectory(prefix="shelfmark-sort-")
+        paths = (os.path.join(self._folder.name, f"{bucket:05d}.records") for bucket in range(self.buckets))
         # Open until the block ends: records arrive for all buckets at once.
-        self._files = [open(self._path(bucket), "wb") for bucket in range(self.buckets)]  # noqa: SIM115
-
-    def _path(self, bucket: int) -> str:
-        return os.path.join(self._folder.name, f"{bucket:05d}.records")
+        self._files = [open(path, "wb") for path in paths]  # noqa: SIM115
 
     def add(self, records: np.ndarray) -> None:
         """Deals records (`KEYED_RECORD`) out to the buckets."""
@@ -320,17 +284,15 @@ class ExternalSort:
 
     def sorted_buckets(self) -> Iterator[np.ndarray]:
         """Each bucket's records, sorted by key, then shard, then row. The bucket's order follows the key's."""
-        for bucket, file in enumerate(self._files):
+        for file in self._files:
             file.close()
-            records = np.fromfile(self._path(bucket), KEYED_RECORD)
+            records = np.fromfile(file.name, KEYED_RECORD)
             yield records[np.lexsort((records["row"], records["shard"], records["tail"], records["key"]))]
 
     def __enter__(self) -> ExternalSort:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for file in self._files:
             file.close()
         self._folder.cleanup()

@@ -51,8 +51,10 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One row of `rejected.parquet`: the trimmed product id ("" where the row has none; the detail then says where the row
-    is), the step that noticed, a stable code, and one line for people, cut at `MAX_DETAIL_CHARACTERS`.
+    """One row of `rejected.parquet`.
+
+    `product_id` is trimmed, or "" where the row has none (the detail then says where the row is). `stage` is the step
+    that noticed, `reason` a stable code, `detail` one line for people, cut at `MAX_DETAIL_CHARACTERS`.
     """
 
     product_id: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,16 +34,9 @@ _METADATA_SUFFIX = ".metadata.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogListing:
-    """The files of the catalog, all of one format.
-
-    Attributes:
-        files: In reading order; at least one.
-        format: Theirs.
-        skipped: (URI, why) of what was found and not taken.
-    """
+    """The files of the catalog (at least one, all of one format) in reading order, and (URI, why) of those skipped."""
 
     files: tuple[CatalogFile, ...]
-    format: str
     skipped: tuple[tuple[str, str], ...] = ()
 
 
@@ -65,7 +57,7 @@ def list_catalog(uris: Sequence[str], format: str) -> CatalogListing:
         CatalogError: nothing there, nothing usable there, files of several formats, or a format that cannot be told.
     """
     if format in ("delta", "iceberg"):
-        return CatalogListing(files=_list_table(uris, format), format="parquet")
+        return CatalogListing(files=_list_table(uris, format))
     by_uri: dict[str, _Found] = {}
     for item in (item for uri in uris for item in _expand(uri)):
         # A file counts once; being named outright counts more than being in a folder.
@@ -75,39 +67,38 @@ def list_catalog(uris: Sequence[str], format: str) -> CatalogListing:
     names = _relative_names(list(by_uri.values()))
     files: list[CatalogFile] = []
     skipped: list[tuple[str, str]] = []
-    for item in sorted(by_uri.values(), key=lambda item: names[item.file.uri]):
+    for uri, name in sorted(names.items(), key=lambda each: each[1]):
+        item = by_uri[uri]
         why = _reason_to_skip(item, format)
-        if why is not None:
-            skipped.append((item.file.uri, why))
-            continue
-        found, compression = format_by_name(item.file.uri)
-        if found is None:
-            found, compression = sniff_format(item.file.uri)
-        found = found if format == "auto" else format
-        if found is None and item.in_folder:
-            skipped.append((item.file.uri, "neither name nor first bytes tell the format: set catalog.format"))
-            continue
-        if found is None:
-            raise CatalogError(
-                f"{item.file.uri}: neither its name nor its first bytes tell the format; "
-                "set catalog.format to parquet, csv, jsonl or arrow"
-            )
-        files.append(
-            CatalogFile(
-                uri=item.file.uri,
-                name=names[item.file.uri],
-                size=item.file.size,
-                version=item.file.version,
-                format=found,
-                compression=compression,
-                partitions=hive_partitions(names[item.file.uri]),
-            )
-        )
+        if why is None:
+            found, compression = format_by_name(uri)
+            if found is None:
+                found, compression = sniff_format(uri)
+            found = found if format == "auto" else format
+            if found is not None:
+                file = CatalogFile(
+                    uri=uri,
+                    name=name,
+                    size=item.file.size,
+                    version=item.file.version,
+                    format=found,
+                    compression=compression,
+                    partitions=hive_partitions(name),
+                )
+                files.append(file)
+                continue
+            if not item.in_folder:
+                raise CatalogError(
+                    f"{uri}: neither its name nor its first bytes tell the format; "
+                    "set catalog.format to parquet, csv, jsonl or arrow"
+                )
+            why = "neither name nor first bytes tell the format: set catalog.format"
+        skipped.append((uri, why))
     _check_formats(files, skipped, uris)
     if skipped:
         shown = "; ".join(f"{uri} ({why})" for uri, why in skipped[:5])
         _logger.info("catalog: skipped %d of the files found: %s%s", len(skipped), shown, " ..." * (len(skipped) > 5))
-    return CatalogListing(files=tuple(files), format=files[0].format, skipped=tuple(skipped))
+    return CatalogListing(files=tuple(files), skipped=tuple(skipped))
 
 
 def _list_table(uris: Sequence[str], format: str) -> tuple[CatalogFile, ...]:
@@ -144,7 +135,6 @@ def _relative_names(found: list[_Found]) -> dict[str, str]:
     """By URI: the name relative to the folder that all roots share, or the URI itself where they share none."""
 
     def split(uri: str) -> tuple[str, str]:
-        """Scheme ("" for a local path) and path without the leading slash."""
         scheme, _, path = uri.rpartition("://")
         return scheme, path.strip("/")
 
@@ -177,16 +167,14 @@ def _check_formats(files: list[CatalogFile], skipped: list[tuple[str, str]], uri
     if not files:
         reasons = "; ".join(f"{uri}: {why}" for uri, why in skipped[:5]) or "the folder is empty"
         raise CatalogError(f"catalog.uri: expected catalog files at {where}, found none to read ({reasons})")
-    by_format: dict[str, list[str]] = defaultdict(list)
-    for file in files:
-        by_format[file.format].append(file.name)
-    if len(by_format) > 1:
-        listed = "; ".join(
-            f"{form}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-            for form, names in sorted(by_format.items())
-        )
+    listed = []
+    for format in sorted({file.format for file in files}):
+        names = [file.name for file in files if file.format == format]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        listed.append(f"{format}: {', '.join(names[:4])}{more}")
+    if len(listed) > 1:
         raise CatalogError(
-            f"catalog.uri: expected files of one format at {where}, found several ({listed}); "
+            f"catalog.uri: expected files of one format at {where}, found several ({'; '.join(listed)}); "
             "name the files you mean, with a glob such as 'products-*.parquet', or set catalog.format"
         )
 
@@ -204,11 +192,7 @@ def _refuse_table_folders(found: Iterable[str], uris: Sequence[str]) -> None:
 
 
 def delta_files(uri: str) -> list[CatalogFile]:
-    """The data files of the newest version.
-
-    Raises:
-        CatalogError: no table there, an empty one, or one with deletion vectors or column mapping.
-    """
+    """The data files of the newest version; CatalogError for no table, an empty one, or one that is not readable."""
     import deltalake
 
     try:
@@ -227,6 +211,7 @@ def _delta_file(action: dict[str, object], root: str) -> CatalogFile:
     # The log holds paths as URLs: relative to the table, or absolute for files that another table owns.
     path = unquote(str(action["path"]))
     is_absolute = "://" in path or path.startswith("/")
+    placed = {key.removeprefix(_PARTITION): value for key, value in action.items() if key.startswith(_PARTITION)}
     return CatalogFile(
         uri=path.removeprefix("file://") if is_absolute else f"{root}/{path}",
         name=path,
@@ -234,11 +219,7 @@ def _delta_file(action: dict[str, object], root: str) -> CatalogFile:
         version=f"delta={action['modification_time']}",
         format="parquet",
         compression=None,
-        partitions=tuple(
-            (key.removeprefix(_PARTITION), None if value is None else str(value))
-            for key, value in action.items()
-            if key.startswith(_PARTITION)
-        ),
+        partitions=tuple((key, None if value is None else str(value)) for key, value in placed.items()),
     )
 
 
@@ -266,14 +247,11 @@ def _has_deleted_rows(table: deltalake.DeltaTable) -> bool:
 
 
 def iceberg_files(uri: str) -> list[CatalogFile]:
-    """The data files of the current snapshot.
+    """The data files of the current snapshot; CatalogError as for Delta Lake.
 
     Args:
         uri: The table's folder, a `...metadata.json` file, or `iceberg://CATALOG/NAMESPACE.TABLE` through a catalog
             that pyiceberg is configured for (`~/.pyiceberg.yaml`, or its environment variables).
-
-    Raises:
-        CatalogError: no table there, an empty one, or one that its data files alone do not tell (see above).
     """
     import pyiceberg.exceptions
 
@@ -311,9 +289,8 @@ def _open(uri: str) -> pyiceberg.table.Table:
 
 def _newest_metadata(uri: str) -> str:
     """The metadata file with the highest number: `v3.metadata.json`, `00003-<uuid>.metadata.json`."""
-    found = [
-        file.uri for file in stores.list_folder(f"{uri.rstrip('/')}/metadata") if file.uri.endswith(_METADATA_SUFFIX)
-    ]
+    found = [file.uri for file in stores.list_folder(f"{uri.rstrip('/')}/metadata")]
+    found = [path for path in found if path.endswith(_METADATA_SUFFIX)]
     if not found:
         raise CatalogError(f"catalog.uri: expected an Iceberg table at {uri}, found no metadata/*{_METADATA_SUFFIX}")
 
@@ -327,7 +304,13 @@ def _newest_metadata(uri: str) -> str:
 def _iceberg_file(file: pyiceberg.manifest.DataFile, table: pyiceberg.table.Table) -> CatalogFile:
     from pyiceberg.transforms import IdentityTransform
 
-    spec, schema = table.specs()[file.spec_id], table.schema()
+    schema = table.schema()
+    partitions = []
+    for number, field in enumerate(table.specs()[file.spec_id].fields):
+        value = file.partition[number]
+        name = schema.find_column_name(field.source_id) if isinstance(field.transform, IdentityTransform) else None
+        if name is not None:  # None also where the column was dropped since
+            partitions.append((name, None if value is None else str(value)))
     return CatalogFile(
         uri=file.file_path.removeprefix("file://"),
         name=file.file_path.removeprefix(table.location()).lstrip("/"),
@@ -335,12 +318,7 @@ def _iceberg_file(file: pyiceberg.manifest.DataFile, table: pyiceberg.table.Tabl
         version="iceberg",  # a data file is never written again under its name
         format="parquet",
         compression=None,
-        partitions=tuple(
-            (name, None if file.partition[number] is None else str(file.partition[number]))
-            for number, field in enumerate(spec.fields)
-            if isinstance(field.transform, IdentityTransform)
-            and (name := schema.find_column_name(field.source_id)) is not None  # None: the column was dropped since
-        ),
+        partitions=tuple(partitions),
     )
 
 
@@ -348,12 +326,10 @@ def _refuse_renamed_columns(table: pyiceberg.table.Table, uri: str) -> None:
     """Files are read by column names, Iceberg goes by ids: a name must have meant one column ever since."""
     names: dict[int, str] = {}
     ids: dict[str, int] = {}
-    for schema in table.metadata.schemas:
-        for field in schema.fields:
-            if names.setdefault(field.field_id, field.name) != field.name or (
-                ids.setdefault(field.name, field.field_id) != field.field_id
-            ):
-                raise CatalogError(
-                    f"catalog.uri: in the Iceberg table at {uri} the column {field.name!r} was renamed, or replaced "
-                    "another of that name, which its older files do not show; write the table again"
-                )
+    for field in (field for schema in table.metadata.schemas for field in schema.fields):
+        before = names.setdefault(field.field_id, field.name), ids.setdefault(field.name, field.field_id)
+        if before != (field.name, field.field_id):
+            raise CatalogError(
+                f"catalog.uri: in the Iceberg table at {uri} the column {field.name!r} was renamed, or replaced "
+                "another of that name, which its older files do not show; write the table again"
+            )

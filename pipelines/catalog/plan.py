@@ -120,7 +120,7 @@ def catalog_schema(config: CatalogConfig) -> CatalogSchema:
         # A Parquet file inside a compressed one says nothing before it is unpacked; the plan will do that.
         schema, names = _stated_schema(listing.files, stated, config) if stated else (pa.schema([]), ())
     size = sum(file.size for file in listing.files)
-    return CatalogSchema(format=listing.format, schema=schema, columns=names, files=count, bytes=size)
+    return CatalogSchema(format=chosen[0].format, schema=schema, columns=names, files=count, bytes=size)
 
 
 def plan_catalog(config: CatalogConfig, *, spool_uri: str) -> CatalogPlan:

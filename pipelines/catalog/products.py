@@ -1,7 +1,7 @@
 """Products from rows: ids, texts, images and display values out of dirty columns, and a letter where that fails.
 
-Each function works on a whole column. Legend: `B` products of a batch, `R` rows of a raw batch (R >= B: some rows
-become no product).
+Each function works on a whole column. `B` products of a batch, `R` rows of a raw batch (R >= B: some rows become no
+product).
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -20,7 +22,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipelines.catalog.config import CatalogConfig, template_parts
-from pipelines.catalog.dead_letters import DeadLetter, Outcome, Reason, malformed
+from pipelines.catalog.dead_letters import DeadLetter, Reason, malformed
 from pipelines.catalog.reading import RawBatch
 from pipelines.catalog.schemas import IMAGE_KEYS, NULL_WORDS, is_list, is_text, plain
 
@@ -51,7 +53,7 @@ class ProductBatch:
     Attributes:
         product_ids: `[B]` string, trimmed, never null or empty. May still repeat: numbering drops later ones.
         texts: `[B]` string; white space collapsed; null where there is no text.
-        images: For each of the B products up to `catalog.images_per_product` pictures, primary first.
+        images: For each product up to `catalog.images_per_product` images, primary first.
         columns: Display and filter fields, `B` rows, of the plan's types.
         dead_letters: One letter for each row that became no product (outcome `rejected`).
         notes: Letters of products that stay, but lost a display or filter value (outcome `degraded`).
@@ -68,8 +70,8 @@ class ProductBatch:
 def to_products(batch: RawBatch, config: CatalogConfig) -> ProductBatch:
     """The products of a raw batch.
 
-    A row without an id, or with neither text nor picture, becomes a dead letter. A display or filter value that is not
-    of its column's type becomes null, and a note.
+    A row without an id, or with neither text nor image, becomes a dead letter. A display or filter value that is not of
+    its column's type becomes null, and a note.
     """
     ids, wrong_ids = id_column(_column(batch, config.id_field, pa.string()))
     fields = {name: text_column(_column(batch, name, pa.string())) for name in config.texts}
@@ -85,40 +87,41 @@ def to_products(batch: RawBatch, config: CatalogConfig) -> ProductBatch:
         if row in wrong_ids:
             letters.append(malformed(where, wrong_ids[row]))
         elif not has_id[row]:
-            letters.append(_letter("", "rejected", Reason.missing_id, f"{where}: no id"))
+            letters.append(DeadLetter("", "rejected", "validate", Reason.missing_id, f"{where}: no id"))
         else:
             why = f"{where}: neither text nor picture"
-            letters.append(_letter(ids[row].as_py(), "rejected", Reason.empty_product, why))
+            letters.append(DeadLetter(ids[row].as_py(), "rejected", "validate", Reason.empty_product, why))
     usable = np.flatnonzero(has_id & has_content)
     ids = ids.take(pa.array(usable))
-    notes: list[DeadLetter] = []
+    columns, notes = _carried_columns(batch, usable, ids, config)
     return ProductBatch(
         product_ids=ids,
         texts=texts.take(pa.array(usable)),
         images=[images[row] for row in usable],
-        columns=_carried_columns(batch, usable, ids, config, notes),
+        columns=columns,
         dead_letters=letters,
         notes=notes,
     )
 
 
 def _carried_columns(
-    batch: RawBatch, rows: np.ndarray, ids: pa.StringArray, config: CatalogConfig, notes: list[DeadLetter]
-) -> pa.RecordBatch:
-    """Display and filter columns of the products, in the types of the plan."""
+    batch: RawBatch, rows: np.ndarray, ids: pa.StringArray, config: CatalogConfig
+) -> tuple[pa.RecordBatch, list[DeadLetter]]:
+    """Display and filter columns of the products, in the types of the plan, and letters of values that were lost."""
     fields = [batch.schema.field(name) for name in config.carried_fields]
     columns = []
+    notes: list[DeadLetter] = []
     for carried in fields:
         values = _column(batch, carried.name, carried.type).take(pa.array(rows, pa.int64()))
         column, lost = conform(values, carried.type)
         columns.append(column)
         for row, why in lost.items():
             detail = f"{batch.where(int(rows[row]))}: {carried.name}: {why}"
-            notes.append(_letter(ids[row].as_py(), "degraded", Reason.field_type_mismatch, detail))
+            notes.append(DeadLetter(ids[row].as_py(), "degraded", "validate", Reason.field_type_mismatch, detail))
     if not fields:
         # A record batch without columns cannot say how many rows it has, unless it is made of a struct.
-        return pa.RecordBatch.from_struct_array(pa.array([{}] * len(rows), pa.struct([])))
-    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+        return pa.RecordBatch.from_struct_array(pa.array([{}] * len(rows), pa.struct([]))), notes
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields)), notes
 
 
 def _column(batch: RawBatch, name: str, data_type: pa.DataType) -> pa.Array:
@@ -126,10 +129,6 @@ def _column(batch: RawBatch, name: str, data_type: pa.DataType) -> pa.Array:
     if name in batch.rows.schema.names:
         return batch.rows.column(name)
     return pa.nulls(batch.rows.num_rows, data_type)
-
-
-def _letter(product_id: str, outcome: Outcome, reason: Reason, detail: str) -> DeadLetter:
-    return DeadLetter(product_id=product_id, outcome=outcome, stage="validate", reason=reason, detail=detail)
 
 
 def clean_text(column: pa.Array) -> pa.StringArray:
@@ -203,55 +202,35 @@ def conform(column: pa.Array, data_type: pa.DataType) -> tuple[pa.Array, dict[in
 
 
 def _conform_each(column: pa.Array, data_type: pa.DataType) -> tuple[pa.Array, dict[int, str]]:
-    """Value by value, each distinct one once."""
+    """Value by value, each distinct one once. Lists and objects that their reader kept as JSON text are parsed."""
+
+    def convert(value: pa.Scalar) -> Any:
+        try:
+            if pa.types.is_nested(data_type):
+                return pa.scalar(json.loads(value.as_py()), data_type).as_py()
+            return value.cast(data_type).as_py()
+        except (ValueError, TypeError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            return None
+
     try:
         encoded = column.dictionary_encode()
     except pa.ArrowNotImplementedError:
         given = np.flatnonzero(column.is_valid()).tolist()
         return pa.nulls(len(column), data_type), dict.fromkeys(given, f"expected {data_type}, found {column.type}")
-    convert: Callable[[pa.Scalar, pa.DataType], pa.Scalar | None]
-    convert = _parse_json if pa.types.is_nested(data_type) else _cast
-    values = [convert(value, data_type) for value in encoded.dictionary]
-    converted = pa.array([None if value is None else value.as_py() for value in values], data_type)
-    result = converted.take(encoded.indices)
+    result = pa.array(map(convert, encoded.dictionary), data_type).take(encoded.indices)
     lost = np.flatnonzero(pc.and_not(column.is_valid(), result.is_valid()))
     return result, {int(row): f"expected {data_type}, found {column[int(row)].as_py()!r}" for row in lost}
 
 
-def _cast(value: pa.Scalar, data_type: pa.DataType) -> pa.Scalar | None:
-    try:
-        return value.cast(data_type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return None
-
-
-def _parse_json(value: pa.Scalar, data_type: pa.DataType) -> pa.Scalar | None:
-    """A list or object that its reader kept as JSON text, because another row's value was none."""
-    try:
-        return pa.scalar(json.loads(value.as_py()), data_type)
-    except (ValueError, TypeError, pa.ArrowInvalid, pa.ArrowTypeError):
-        return None
-
-
 def image_refs(column: pa.Array, limit: int) -> list[tuple[ImageRef, ...]]:
-    """The pictures of each row, in the order given, at most `limit`; empty values do not count.
-
-    Args:
-        column: Binary, text, `struct<bytes, path>`, or lists of these.
-        limit: Pictures a row.
-    """
+    """The images of each row (bytes, text, `struct<bytes, path>`, lists of these), at most `limit`, no empty ones."""
     column = plain(column)
     if not is_list(column.type):
         return [() if ref is None else (ref,) for ref in _refs(column)]
-    items = _refs(column.flatten())
+    items = iter(_refs(column.flatten()))
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_pylist()
-    refs: list[tuple[ImageRef, ...]] = []
-    start = 0
-    for length in lengths:
-        given = [ref for ref in items[start : start + length] if ref is not None]
-        refs.append(tuple(given[:limit]))
-        start += length
-    return refs
+    given = ([ref for ref in islice(items, length) if ref is not None] for length in lengths)
+    return [tuple(refs[:limit]) for refs in given]
 
 
 def _refs(column: pa.Array) -> Sequence[ImageRef | None]:
@@ -306,7 +285,6 @@ def product_texts(fields: Mapping[str, pa.StringArray], rows: int, config: Catal
     Args:
         fields: Clean text columns, `[R]` each, null where a product has none; a field that is absent counts as null.
         rows: R.
-        config: Names the fields.
 
     Returns:
         `[R]`, null where no field has text.
@@ -328,21 +306,16 @@ def _fill(
     Where the first fields are missing, the separators that would then open the text leave too.
     """
     filled: list[pa.Array] = []
-    seen: pa.Array | None = None
-    values = nothing
+    values, seen = nothing, nothing.is_valid()
     for literal, name in parts:
         if name is None:
             filled.append(pc.if_else(values.is_valid(), pa.scalar(literal), pa.scalar(None, pa.string())))
             break
         values = fields.get(name, nothing)
-        before = pa.scalar(literal) if seen is None else pc.if_else(seen, literal, literal.lstrip(_SEPARATORS))
+        before = pc.if_else(seen, literal, literal.lstrip(_SEPARATORS) if filled else literal)
         filled.append(pc.binary_join_element_wise(before, values, ""))
-        present = values.is_valid()
-        seen = present if seen is None else pc.or_(seen, present)
-    texts = _joined(filled, "")
-    if seen is None:
-        return nothing
-    return clean_text(pc.if_else(seen, texts, pa.scalar(None, pa.string())))
+        seen = pc.or_(seen, values.is_valid())
+    return clean_text(pc.if_else(seen, _joined(filled, ""), pa.scalar(None, pa.string())))
 
 
 def _joined(columns: Sequence[pa.Array], separator: str) -> pa.StringArray:

@@ -70,14 +70,14 @@ def test_a_format_that_no_name_tells_is_told_by_the_first_bytes(tmp_path: Path) 
     rows = [{"product_id": "1", "title": "a"}]
     for form in ("parquet", "arrow", "arrow_stream", "jsonl"):
         write(tmp_path / form / "part-00000", encode(rows, form))
-        assert listed(tmp_path / form).format == form.removesuffix("_stream")
+        assert listed(tmp_path / form).files[0].format == form.removesuffix("_stream")
     write(tmp_path / "packed" / "part-00000", gzip.compress(LINE))
     (file,) = listed(tmp_path / "packed").files
     assert (file.format, file.compression) == ("jsonl", "gzip")
     write(tmp_path / "part-00001", b"product_id,title\n1,a\n")
     with pytest.raises(CatalogError, match=r"set catalog\.format to parquet, csv, jsonl or arrow"):
         listed(tmp_path / "part-00001")
-    assert listed(tmp_path / "part-00001", format="csv").format == "csv"
+    assert listed(tmp_path / "part-00001", format="csv").files[0].format == "csv"
 
 
 def test_files_of_one_name_in_several_folders_keep_names_of_their_own(tmp_path: Path) -> None:

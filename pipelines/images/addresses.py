@@ -50,11 +50,7 @@ class WebAddress:
 
     @classmethod
     def parse(cls, text: str, base: WebAddress | None = None) -> WebAddress:
-        """Reads a URL as the catalog, or a redirect, has it.
-
-        Args:
-            text: http or https.
-            base: What a relative URL is relative to.
+        """Reads an http(s) URL as the catalog has it, or a redirect, relative to `base`.
 
         Raises:
             ImageError: it is none that could be asked for.
@@ -193,10 +189,9 @@ class Exchange:
         self.begin_request()
 
     def begin_attempt(self) -> None:
-        attempt_deadline = time.monotonic() + self._attempt_seconds
-        within = attempt_deadline <= self.total_deadline
-        self.deadline = attempt_deadline if within else self.total_deadline
-        self.limit_seconds = self._attempt_seconds if within else self._total_seconds
+        ends = time.monotonic() + self._attempt_seconds
+        self.deadline = min(ends, self.total_deadline)
+        self.limit_seconds = self._attempt_seconds if ends <= self.total_deadline else self._total_seconds
 
     def begin_request(self) -> None:
         self.dialled = self.answered = False
@@ -207,11 +202,7 @@ class Exchange:
         self.total_deadline += seconds
 
     def seconds_left(self) -> float:
-        """Seconds until the deadline.
-
-        Raises:
-            TimeoutError: it has passed.
-        """
+        """Seconds until the deadline; TimeoutError where it has passed."""
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the deadline has passed")

@@ -52,25 +52,18 @@ of 224.
 _ImageType = Literal["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
 
 _BEGINNINGS: tuple[tuple[bytes, _ImageType], ...] = (
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"GIF87a", "gif"),
-    (b"GIF89a", "gif"),
-    (b"BM", "bmp"),
-    (b"II*\x00", "tiff"),
-    (b"MM\x00*", "tiff"),
+    *((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF87a", "gif"), (b"GIF89a", "gif")),
+    *((b"BM", "bmp"), (b"II*\x00", "tiff"), (b"MM\x00*", "tiff")),
 )
 _OTHER_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
-    (b"%PDF", "a PDF"),
-    (b"%!PS", "PostScript"),
-    (b"8BPS", "a Photoshop file"),
-    (b"\x00\x00\x01\x00", "an icon file"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
-    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "gzip"),
-    (b"{", "JSON"),
+    *(
+        (b"%PDF", "a PDF"),
+        (b"%!PS", "PostScript"),
+        (b"8BPS", "a Photoshop file"),
+        (b"\x00\x00\x01\x00", "an icon file"),
+    ),
+    *((b"\xff\x0a", "JPEG XL"), (b"\x00\x00\x00\x0cJXL ", "JPEG XL"), (b"\x00\x00\x00\x0cjP  ", "JPEG 2000")),
+    *((b"PK\x03\x04", "a ZIP archive"), (b"\x1f\x8b", "gzip"), (b"{", "JSON")),
 )
 # Opened by name, not by `Image.open`: no plugin is guessed, and Pillow's process-wide pixel limit, a warning, stays
 # out of it; the limit here is `decode.max_pixels`, an error, checked before any pixel is decoded.
@@ -88,10 +81,9 @@ _HEADER_BYTES = 1 << 16
 
 
 def decode_image(data: bytes, preprocessing: ImagePreprocessing, max_pixels: int) -> np.ndarray:
-    """Decodes one image.
+    """Decodes a JPEG, PNG, GIF (first frame), WebP, BMP, TIFF or AVIF.
 
     Args:
-        data: JPEG, PNG, GIF (first frame), WebP, BMP, TIFF or AVIF.
         preprocessing: Size and resize rule of the tower's input.
         max_pixels: Limit of the image's full size.
 
@@ -127,7 +119,6 @@ def decode_scaled_jpeg(
     hands its pixels over twice as slowly; torchvision cannot scale (`tests/benchmarks/decode_throughput.py`).
 
     Args:
-        data: The encoded image.
         needed: Width and height (in either order) below which neither side should fall, times `SPARE_RESOLUTION`; 0
             where a side does not matter.
         max_pixels: Limit of the image's full size.
@@ -240,12 +231,7 @@ def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _image_type(data: bytes) -> _ImageType:
-    """The format of an encoded image.
-
-    Raises:
-        ImageError: `picture_unreadable` for no bytes at all, `picture_truncated` for fewer than any format needs to
-            be known by, `picture_unsupported_type` for everything else.
-    """
+    """The format of an encoded image; ImageError for no bytes, for fewer than any format is known by, for all else."""
     if not data:
         raise _error(Reason.picture_unreadable, "the picture has 0 bytes")
     for beginning, name in _BEGINNINGS:

@@ -32,10 +32,9 @@ from pipelines.images.http import FetchedImage, HTTPImages
 
 
 class ImageFetcher:
-    """Fetches images under the rules of a `FetchConfig`. Thread-safe; one a worker process.
+    """Fetches images under the rules of the `fetch:` section. Thread-safe; one a worker process.
 
     Args:
-        config: The `fetch:` section.
         image_root: What relative paths are relative to, a local folder or a URI. None: they are read as they stand.
         resolver: Looks up host names; tests give their own.
     """
@@ -57,7 +56,6 @@ class ImageFetcher:
         """The image that `reference` names.
 
         Args:
-            reference: From the catalog.
             known_etag: The `etag` of an earlier fetch. If it still holds the image is not read again: web servers are
                 asked with `If-None-Match`, stores and disks for the version alone.
 

@@ -80,11 +80,7 @@ class HTTPImages:
         self._lock = threading.Lock()
 
     def fetch(self, url: str, known_etag: str | None = None) -> FetchedImage:
-        """The image at `url`.
-
-        Args:
-            url: http or https.
-            known_etag: What an earlier fetch gave as `etag`; if it still holds, no body is read.
+        """The image at an http(s) URL; no body is read where `known_etag`, of an earlier fetch, still holds.
 
         Raises:
             ImageError: with the reason; temporary failures only after all attempts.
@@ -332,19 +328,15 @@ def _drain(response: httpcore2.Response, headers: dict[str, str]) -> None:
 
 def _request_headers(url: httpx2.URL, login: httpx2.URL | None, known_etag: str | None) -> list[tuple[bytes, bytes]]:
     """The headers to ask with: for the image as it is, unless it still has the known version."""
-    headers = [
-        (b"Host", url.netloc),
-        (b"User-Agent", b"shelfmark"),
-        (b"Accept", b"image/*"),
-        (b"Accept-Encoding", b"identity"),
-    ]
+    headers = [(b"Host", url.netloc), (b"User-Agent", b"shelfmark")]
+    headers += [(b"Accept", b"image/*"), (b"Accept-Encoding", b"identity")]
     if login is not None and login.userinfo:
         credentials = base64.b64encode(f"{login.username}:{login.password}".encode())
         headers.append((b"Authorization", b"Basic " + credentials))
-    if known_etag is not None and known_etag.startswith(_DATE_VERSION):
-        headers.append((b"If-Modified-Since", known_etag.removeprefix(_DATE_VERSION).encode("latin-1", "replace")))
-    elif known_etag is not None:
-        headers.append((b"If-None-Match", known_etag.encode("latin-1", "replace")))
+    if known_etag is not None:
+        is_date = known_etag.startswith(_DATE_VERSION)
+        asked = known_etag.removeprefix(_DATE_VERSION).encode("latin-1", "replace")
+        headers.append((b"If-Modified-Since" if is_date else b"If-None-Match", asked))
     return headers
 
 

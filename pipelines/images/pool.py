@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -40,9 +39,9 @@ _END: Any = object()
 def prefetch(items: Iterable[T], *, depth: int = 1, name: str = "prefetch") -> Iterator[T]:
     """Yields `items` in order while a thread already produces the next ones.
 
-    The steps of a shard (read, fetch, decode, towers) each spend their time elsewhere: in Arrow, on the network, in the
-    JPEG decoder, in the model. All of them release the interpreter's lock there, so a thread a step and a short queue
-    between two steps let them overlap, and a full queue holds the faster step back.
+    The steps of a shard (read, fetch, decode, towers) each spend their time where the interpreter's lock is released,
+    so a thread a step and a short queue between two steps let them overlap, and a full queue holds the faster step
+    back.
 
     Args:
         items: The step to run ahead; it is iterated on the thread, and closed there when the consumer stops early.
@@ -70,12 +69,7 @@ class ImagePool:
     """Fetches and decodes images ahead of whoever takes them. Its methods may be called from several threads.
 
     Leaving it as a context manager, also on an exception, drops what has not begun and waits for what has: no longer
-    than one attempt of a fetch may take (`fetch.timeout_seconds`).
-
-    Args:
-        fetcher: Where the images come from; closed with the pool.
-        preprocessing: What they are decoded to.
-        config: The `decode:` section.
+    than one attempt of a fetch may take (`fetch.timeout_seconds`). The fetcher is closed with the pool.
     """
 
     def __init__(self, fetcher: ImageFetcher, preprocessing: ImagePreprocessing, config: DecodeConfig):
@@ -90,11 +84,7 @@ class ImagePool:
     def fetch_all(
         self, references: Sequence[ImageRef], known_etags: Sequence[str | None] | None = None
     ) -> list[ImageFuture[FetchedImage]]:
-        """Starts fetching.
-
-        Args:
-            references: Images as the catalog names them.
-            known_etags: For each, the version an earlier fetch gave, or None.
+        """Starts fetching images, with the versions (`known_etags`) that earlier fetches gave, or None.
 
         Returns:
             One future a reference, in order. Its `result()` raises ImageError where the image cannot be had.
@@ -124,9 +114,7 @@ class ImagePool:
     def __enter__(self) -> ImagePool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -145,13 +133,10 @@ class ImageFuture(Generic[T]):
         return self.running.done() if self.running is not None else self.work is None
 
     def result(self, timeout: float | None = None) -> T:
-        """Waits for the result and hands it over; the future forgets it.
+        """Waits (at most `timeout` seconds) for the result and hands it over; the future forgets it.
 
-        An image that has not begun begins now, room or not: whoever waits for it will take it, so taking results in
-        any order can never lock up.
-
-        Args:
-            timeout: Seconds to wait. None: as long as it takes.
+        An image that has not begun begins now, room or not: whoever waits for it will take it, so taking results in any
+        order can never lock up.
 
         Raises:
             ImageError: the image's own failure.

@@ -40,11 +40,8 @@ class ProductImages:
 
 @dataclass(slots=True)
 class FetchedBatch:
-    """Images of a batch of products.
-
-    Attributes:
-        products: One entry a product.
-        data: The encoded bytes of each distinct image, by digest; without those that were not read again.
+    """The images of each product of a batch, and the encoded bytes of each distinct one, by digest, unless it was not
+    read again.
     """
 
     products: list[ProductImages]
@@ -57,8 +54,7 @@ def fetch_images(
     """Fetches the images of a batch of products.
 
     Args:
-        pool: Fetches with bounded concurrency.
-        references: For each product the references of its images, primary first.
+        references: For each product its images, primary first.
         known_images: Those of the previous version; one that is still the same is not read again.
     """
     flat = [reference for images in references for reference in images]
@@ -89,11 +85,7 @@ def fetch_images(
 
 
 def decode_images(pool: ImagePool, data: dict[bytes, bytes]) -> tuple[dict[bytes, np.ndarray], dict[bytes, ImageError]]:
-    """Decodes distinct images to the tower's input size.
-
-    Args:
-        pool: Decodes on its threads, order preserved.
-        data: Encoded bytes by digest.
+    """Decodes distinct images, given by digest, to the tower's input size.
 
     Returns:
         Pixels by digest (uint8 `[3, S, S]`), and the faults of those that cannot be decoded.
@@ -115,7 +107,7 @@ def content_fingerprints(texts: Sequence[str | None], image_digests: Sequence[Se
 
     Args:
         texts: `B` texts as the text tower gets them, None where there is none.
-        image_digests: For each of the `B` products the digests of its usable images, primary first.
+        image_digests: For each product the digests of its usable images, primary first.
 
     Returns:
         uint8 `[B, 16]`: xxh3-128 over the text's length and bytes, and where there are images the decoder's rules and

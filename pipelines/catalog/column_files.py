@@ -21,13 +21,8 @@ from pipelines.catalog.config import CatalogError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ColumnFile:
-    """A Parquet or Arrow file by its footer. `G` chunks: row groups or record batches.
-
-    Attributes:
-        schema: All columns.
-        chunk_rows: `[G]` int64, rows of each chunk.
-        chunk_bytes: `[G]` int64, stored bytes of each chunk as far as they are read.
-    """
+    """A Parquet or Arrow file by its footer: its columns, and rows and stored bytes (int64) of each row group or record
+    batch."""
 
     schema: pa.Schema
     chunk_rows: np.ndarray

@@ -65,13 +65,7 @@ class DeadLetter:
 
 
 class ImageError(Exception):
-    """An image could not be fetched or decoded. Costs its product the image, never its batch.
-
-    Attributes:
-        stage: `fetch` or `decode`.
-        reason: The code that the dead letter will carry.
-        detail: What was expected and found, for people.
-    """
+    """An image could not be fetched or decoded. Costs its product the image, never its batch."""
 
     def __init__(self, stage: Literal["fetch", "decode"], reason: Reason, detail: str = "") -> None:
         super().__init__(stage, reason, detail)

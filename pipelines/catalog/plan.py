@@ -32,14 +32,12 @@ _FILES_LOOKED_AT = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowRange:
-    """Some rows of one column file.
+    """Rows [start, stop) of one column file.
 
     Attributes:
-        file: The catalog's file that they come from.
-        path: Local path or URI of the Parquet or Arrow file that holds them: the file, or what intake made of it.
+        path: Local path or URI of the Parquet or Arrow file that holds them: the catalog's file, or what intake made of
+            it.
         part: Which of the file's column files that is, from 0.
-        start: First row there.
-        stop: One past the last.
         bytes: About how many are read.
     """
 

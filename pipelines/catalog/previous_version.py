@@ -35,13 +35,8 @@ _SHARDS_OPEN = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LookupSource:
-    """A lookup that stands, in a form that travels to the workers.
-
-    Attributes:
-        uri: Folder of the `KeyLookup`.
-        files: The shards' files that the records point into.
-        records: How many there are.
-    """
+    """A lookup that stands, as it travels to the workers: its folder, the files that the records point into, their
+    number."""
 
     uri: str
     files: tuple[str, ...]
@@ -50,12 +45,8 @@ class LookupSource:
 
 @dataclass(frozen=True, slots=True)
 class KnownImage:
-    """An image as it was fetched.
-
-    Attributes:
-        reference: 16 bytes, the digest of where it stands (`ImageFetcher.reference_digest`).
-        digest: 16 bytes, of its encoded bytes (`image_digest`).
-        etag: Its version there (`FetchedImage.etag`).
+    """An image as it was fetched: 16 bytes of where it stands (`ImageFetcher.reference_digest`), 16 of its encoded
+    bytes (`image_digest`), and its version there (`FetchedImage.etag`).
     """
 
     reference: bytes
@@ -83,44 +74,9 @@ def build_carry_over(shard_uris: Sequence[str], lookup_uri: str) -> LookupSource
     return source
 
 
-class CarryOver:
-    """Answers which vectors are there already. One per worker process; the records stay on disk."""
-
-    def __init__(self, source: LookupSource) -> None:
-        self._shards = source.files
-        self._lookup = KeyLookup(source.uri, source.records)
-
-    def find(self, fingerprints: np.ndarray) -> np.ndarray:
-        """The record of each fingerprint (uint8 `[B, 16]`), int64 `[B]`: -1 where there is no such product."""
-        return self._lookup.find(fingerprints)
-
-    def vectors(self, numbers: np.ndarray) -> np.ndarray:
-        """The stored vectors of records.
-
-        Args:
-            numbers: int `[n]`, at least one, as `find` gives them, none of them -1.
-
-        Returns:
-            float16 `[n, D]`, bit for bit as they were stored.
-        """
-        if not len(numbers):
-            raise ValueError("vectors() was asked for no record at all")
-        records = self._lookup.records[numbers]
-        found: list[np.ndarray] = []
-        order: list[np.ndarray] = []
-        for shard in np.unique(records["shard"]):
-            mine = np.flatnonzero(records["shard"] == shard)
-            rows, back = np.unique(records["row"][mine].astype(np.int64), return_inverse=True)
-            found.append(embedding_shards.read_rows(self._shards[shard], rows)[0][back])
-            order.append(mine)
-        return np.concatenate(found)[np.argsort(np.concatenate(order))]
-
-
 def write_known_images(uri: str, images: Sequence[KnownImage]) -> None:
-    """Writes the images of one shard, each reference once.
-
-    With an image's version a web server, a store or a disk is asked whether it is still the same; where it is, its
-    digest stands for bytes that are not read again.
+    """Writes the images of one shard, each reference once. By its version it can be asked whether an image is still the
+    same; where it is, its digest stands for bytes that are not read again.
     """
     distinct = {image.reference: asdict(image) for image in images}
     table = pa.Table.from_pylist(list(distinct.values()), schema=_IMAGE_SCHEMA).combine_chunks()
@@ -129,10 +85,8 @@ def write_known_images(uri: str, images: Sequence[KnownImage]) -> None:
 
 
 def build_known_images(file_uris: Sequence[str], lookup_uri: str) -> LookupSource:
-    """Writes the lookup of a version's images, by reference; a finished one is taken as it stands.
-
-    A file that is gone is left out: its images are fetched again.
-    """
+    """Writes the lookup of a version's images, by reference. A file that is gone is left out: its images are fetched
+    again."""
 
     def references(uri: str) -> tuple[np.ndarray, np.ndarray]:
         keys = np.frombuffer(b"".join(_read_images(uri).column("reference").to_pylist()), np.uint8).reshape(-1, 16)
@@ -218,11 +172,7 @@ def write_key_lookup(folder: str, records: Iterable[np.ndarray], *, expected: in
 
 
 class KeyLookup:
-    """Answers from a lookup of `size` records. One per worker process; the files stay on disk.
-
-    Attributes:
-        records: `KEYED_RECORD`, sorted by key.
-    """
+    """Answers from a lookup of `size` `records` (`KEYED_RECORD`, sorted by key), which stay on disk."""
 
     def __init__(self, folder: str, size: int) -> None:
         self._keys = _mapped(storage.join(folder, "keys.bin"), _FIRST_HALF, size)
@@ -244,6 +194,29 @@ class KeyLookup:
         numbers = np.minimum(numbers, len(self._keys) - 1)
         found = self.records[numbers]
         return np.where((found["key"] == wanted["key"]) & (found["tail"] == wanted["tail"]), numbers, -1)
+
+
+class CarryOver(KeyLookup):
+    """Answers which vectors are there already, by fingerprint. One per worker process."""
+
+    def __init__(self, source: LookupSource) -> None:
+        super().__init__(source.uri, source.records)
+        self._shards = source.files
+
+    def vectors(self, numbers: np.ndarray) -> np.ndarray:
+        """The stored vectors of records (int `[n]`, at least one, as `find` gives them), float16 `[n, D]`, bit for
+        bit."""
+        if not len(numbers):
+            raise ValueError("vectors() was asked for no record at all")
+        records = self.records[numbers]
+        found: list[np.ndarray] = []
+        order: list[np.ndarray] = []
+        for shard in np.unique(records["shard"]):
+            mine = np.flatnonzero(records["shard"] == shard)
+            rows, back = np.unique(records["row"][mine].astype(np.int64), return_inverse=True)
+            found.append(embedding_shards.read_rows(self._shards[shard], rows)[0][back])
+            order.append(mine)
+        return np.concatenate(found)[np.argsort(np.concatenate(order))]
 
 
 def _mapped(uri: str, dtype: np.dtype, size: int) -> np.ndarray:

@@ -52,12 +52,7 @@ class RawBatch:
 
 
 def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 1024) -> Iterator[RawBatch]:
-    """The rows of a shard in plan order, only the columns that `config` names.
-
-    Args:
-        shard: What to read.
-        config: The section that the plan was made from; it may name fewer columns.
-        batch_rows: Rows of a batch, at most; fewer where rows are large (`BATCH_BYTES`) and at the ends of row groups.
+    """The rows of a shard in plan order, only the columns that `config` names, `batch_rows` or fewer at a time.
 
     Raises:
         CatalogError: a file cannot be read, or is not the one that was planned. (A bad record is no error: its batch

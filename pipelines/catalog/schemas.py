@@ -155,12 +155,8 @@ class SeenColumns:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """What a block of a text file gave: `R` good records, the line on which each begins, and the bad ones.
-
-    Attributes:
-        rows: `[R]`.
-        lines: `[R]` int64, from 1.
-        bad: (line, why) of the others.
+    """What a block of a text file gave: `R` good records, the line (int64, from 1) on which each begins, and (line,
+    why) of the bad ones.
     """
 
     rows: pa.RecordBatch
@@ -175,14 +171,8 @@ def schema_text(schema: pa.Schema) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogSchema:
-    """What the catalog looks like.
-
-    Attributes:
-        format: `parquet`, `csv`, `jsonl` or `arrow`.
-        schema: The columns that are read, with the types that hold for all files.
-        columns: All column names that were seen.
-        files: How many files there are.
-        bytes: Their stored size.
+    """What the catalog looks like: the columns that are read, of types that hold for all files, the names of all
+    columns, how many files there are, of which format (`parquet`, `csv`, `jsonl` or `arrow`), and their stored size.
     """
 
     format: str

@@ -54,13 +54,8 @@ _VERSION_KEYS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
-    """One file as its store describes it.
-
-    Attributes:
-        uri: Plain absolute path (local) or full URI.
-        size: Bytes; -1 where the store does not say.
-        version: Checksum, version or time of change; "" where the store says nothing.
-    """
+    """One file as its store describes it: absolute path (local) or full URI, bytes (-1: unknown), and what changes with
+    it."""
 
     uri: str
     size: int
@@ -86,11 +81,7 @@ def absolute(uri: str) -> str:
 
 
 def describe(uri: str) -> StoredFile | None:
-    """The file at `uri`; None where a folder stands there.
-
-    Raises:
-        CatalogError: nothing stands there, or the store refuses.
-    """
+    """The file at `uri`; None where a folder stands there. CatalogError where nothing does, or the store refuses."""
     with catalog_errors(uri):
         filesystem, path = _resolve(uri)
         info = filesystem.info(path)

@@ -19,7 +19,7 @@ from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ColumnFile:
     """A Parquet or Arrow file by its footer: its columns, and rows and stored bytes (int64) of each row group or record
     batch."""
@@ -43,8 +43,7 @@ def read_arrow_footer(uri: str, columns: Sequence[str]) -> ColumnFile:
     """Schema, and rows and bytes of each record batch; the bytes are those of all columns together."""
     with stores.open_input(uri) as source, pa.ipc.open_file(source) as reader:
         schema = reader.schema
-    rows, body_bytes = _read_batches(uri)
-    return ColumnFile(schema=schema, chunk_rows=rows, chunk_bytes=body_bytes)
+    return ColumnFile(schema, *_read_batches(uri))
 
 
 def iter_arrow_rows(
@@ -134,7 +133,7 @@ def read_parquet_footer(uri: str, columns: Sequence[str]) -> ColumnFile:
     groups = range(metadata.num_row_groups)
     rows = [metadata.row_group(group).num_rows for group in groups]
     stored = [sum(metadata.row_group(group).column(leaf).total_compressed_size for leaf in leaves) for group in groups]
-    return ColumnFile(schema=schema, chunk_rows=np.array(rows, np.int64), chunk_bytes=np.array(stored, np.int64))
+    return ColumnFile(schema, np.array(rows, np.int64), np.array(stored, np.int64))
 
 
 def iter_parquet_rows(

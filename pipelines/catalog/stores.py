@@ -54,8 +54,8 @@ _VERSION_KEYS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
-    """One file as its store describes it: absolute path (local) or full URI, bytes (-1: unknown), and what changes with
-    it."""
+    """One file: absolute path (local) or full URI, bytes (-1: unknown), and what changes with its content ("":
+    unknown)."""
 
     uri: str
     size: int
@@ -190,8 +190,7 @@ class CatalogFile:
     Attributes:
         name: What it is called in the catalog, relative to what the config lists; unique. Files are read in the
             codepoint order of their names.
-        size: Bytes as stored.
-        version: Changes when the content does (see `StoredFile`).
+        version: Changes when the content does.
         format: `parquet`, `csv`, `jsonl` or `arrow`.
         compression: Around the whole file, or None.
         partitions: Columns by the file's place (`kind=shoe/part-0.parquet`), used where the file itself lacks them.
@@ -230,8 +229,8 @@ def sniff_format(uri: str) -> tuple[str | None, str | None]:
     """Format and compression by the file's first bytes; what the name says stands where the bytes say nothing."""
     format, compression = format_by_name(uri)
     head = read_head(uri, None)
-    if compression is None:
-        compression = next((name for magic, name in _COMPRESSION_BY_MAGIC.items() if head.startswith(magic)), None)
+    by_magic = (name for magic, name in _COMPRESSION_BY_MAGIC.items() if head.startswith(magic))
+    compression = compression or next(by_magic, None)
     if compression is not None:
         head = read_head(uri, compression)
     if head.startswith(b"PAR1"):

@@ -39,7 +39,6 @@ class WebAddress:
     """A URL as it will be asked for: its path percent-encoded, its host in lower case and ASCII.
 
     Attributes:
-        url: All of it.
         origin: Scheme, host (an IPv6 address without brackets) and port.
         shown: For a dead letter: without password and query, which may hold signatures.
     """
@@ -84,32 +83,23 @@ def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-def is_public(address: str) -> bool:
+def is_public(address: str | ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Whether an IP address belongs to the open internet.
 
     False for private, shared, loopback, link-local (with the clouds' metadata addresses), multicast, reserved and
     unspecified ones, also where such an IPv4 address is wrapped in an IPv6 one (mapped, NAT64, 6to4, Teredo).
     """
-    return _is_public(ipaddress.ip_address(address.partition("%")[0]))
-
-
-def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(address, str):
+        address = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return _is_public(address.ipv4_mapped)
-        if address in _NAT64:
-            return _is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if address.sixtofour is not None:
-            return _is_public(address.sixtofour)
+        nat64 = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
+        for wrapped in (address.ipv4_mapped, nat64, address.sixtofour):
+            if wrapped is not None:
+                return is_public(wrapped)
         if address.teredo is not None or address.is_site_local:
             return False
-    return (
-        address.is_global
-        and not address.is_multicast
-        and not address.is_reserved
-        and not address.is_unspecified
-        and not any(address in network for network in _ALSO_PRIVATE)
-    )
+    private = address.is_multicast or address.is_reserved or address.is_unspecified
+    return address.is_global and not private and not any(address in network for network in _ALSO_PRIVATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +151,8 @@ class AddressRules:
 
 def _is_listed(host: str, patterns: Sequence[str]) -> bool:
     host = host.lower().rstrip(".")
-    for pattern in patterns:
-        pattern = pattern.lower().rstrip(".")
-        if host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:])):
-            return True
-    return False
+    listed = [pattern.lower().rstrip(".") for pattern in patterns]
+    return any(host == each or (each.startswith("*.") and host.endswith(each[1:])) for each in listed)
 
 
 class Exchange:
@@ -223,8 +210,7 @@ class CheckedBackend(httpcore2.NetworkBackend):
 
         Raises:
             ImageError: the host is not allowed.
-            httpcore2.ConnectError: it has no address, or none answers.
-            httpcore2.ConnectTimeout: none answers in time.
+            httpcore2.ConnectError, httpcore2.ConnectTimeout: it has no address, or none answers (in time).
         """
         exchange: Exchange = timeout
         exchange.dialled = True

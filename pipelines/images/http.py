@@ -50,11 +50,9 @@ class FetchedImage:
     """An encoded image and its version, or the word that the known version stands.
 
     Attributes:
-        data: The encoded image; empty where `not_modified`.
         etag: The version, to be given as `known_etag` the next time: a web server's ETag or settled date of change, an
-            object store's checksum, version or date, a local file's size and time of change. None where there is none,
-            and for images that stand in the catalog itself.
-        not_modified: The version is the one that was known already, and nothing was read.
+            object store's checksum, version or date, a local file's size and time of change. None where there is none.
+        not_modified: The version is the one that was known already, and nothing was read: `data` is empty.
     """
 
     data: bytes
@@ -234,11 +232,8 @@ class _Host:
         self.pool = pool
         self.turns = threading.BoundedSemaphore(config.connections_per_host)
         self._lock = threading.Lock()
-        self._failures_in_a_row = 0
-        self._paused_until = 0.0
-        self._last_failure = ""
-        self._limit = config.host_failures_before_pause
-        self._pause_seconds = config.host_pause_seconds
+        self._failures_in_a_row, self._paused_until, self._last_failure = 0, 0.0, ""
+        self._limit, self._pause_seconds = config.host_failures_before_pause, config.host_pause_seconds
 
     def __del__(self) -> None:
         self.pool.close()

@@ -28,7 +28,6 @@ class ProductImages:
     Attributes:
         digests: 16-byte digests of the usable images' bytes, primary first.
         known: Those of them that have a version by which they can be asked for again.
-        faults: Why an image of this product cannot be used.
         by_reference: Whether any image is fetched from outside the catalog file, so that it can change on its own.
     """
 
@@ -40,9 +39,7 @@ class ProductImages:
 
 @dataclass(slots=True)
 class FetchedBatch:
-    """The images of each product of a batch, and the encoded bytes of each distinct one, by digest, unless it was not
-    read again.
-    """
+    """Images of a batch of products, and the bytes of each distinct one that was read, by digest."""
 
     products: list[ProductImages]
     data: dict[bytes, bytes]

@@ -120,11 +120,7 @@ def _target(folder: str, inputs: list[Any]) -> str:
 
 
 def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
-    """What the first records of a text file show; as much of it is read as the first record takes.
-
-    Raises:
-        CatalogError: as `take_in`.
-    """
+    """What the first records of a text file show, as many as `HEAD_BYTES` hold, one at least; raises as `take_in`."""
     size = HEAD_BYTES
     while True:
         head = read_head(file.uri, file.compression, size)

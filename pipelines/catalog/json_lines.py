@@ -31,13 +31,10 @@ _IMAGES = pa.list_(pa.string())
 
 
 class JsonLinesReader:
-    """Reads one file, block by block.
+    """Reads one file, block by block, and notes in `seen` what it shows of its columns.
 
     A column keeps its type from block to block as long as its values fit. Where they do not, it is widened for good, to
     text at last (images: to lists of text), so a file's rows have few schemas.
-
-    Attributes:
-        seen: Names of columns and the votes for their types.
     """
 
     def __init__(self, config: CatalogConfig) -> None:
@@ -182,11 +179,7 @@ class JsonLinesReader:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """One line as a JSON object.
-
-    Raises:
-        ValueError: it is none; the message says why, for people.
-    """
+    """One line as a JSON object; ValueError where it is none, with the reason for people."""
     try:
         value = json.loads(line.decode("utf-8"), object_pairs_hook=_Object)
     except UnicodeDecodeError as error:

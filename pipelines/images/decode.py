@@ -3,14 +3,13 @@
     bytes ─► type by first bytes ─► size by header (limit) ─► decode, JPEG at a fraction of its size ─► upright RGB on
              white ─► resize and crop to S x S
 
-simplejpeg, Pillow's decoders and the resize run without the interpreter's lock, so threads decode in parallel, and an
-image's pixels depend on nothing but its bytes. The result is that of open_clip's own evaluation transform but for the
-scaled JPEG decode (`decode_scaled_jpeg`) and the rules where files leave a choice:
+simplejpeg, Pillow's decoders and the resize run without the interpreter's lock, so threads decode in parallel. The
+result is that of open_clip's own evaluation transform but for the scaled JPEG decode (`decode_scaled_jpeg`) and the
+rules where files leave a choice:
 
 - What is transparent is shown on **white**, as shop pages do. (open_clip drops the alpha channel, which turns the
   hidden pixels into whatever the drawing program left there, mostly black.)
-- The **EXIF orientation** is applied, as browsers and phones do: the tower sees what the shopper sees. (open_clip
-  ignores it; nearly all product images have no such tag.)
+- The **EXIF orientation** is applied, as browsers and phones do. (open_clip ignores it.)
 - Of 16 bits a channel the upper 8 are kept. Colour profiles are not applied (as in open_clip).
 - Of an animation the first frame is taken.
 - Neither a server's content type nor a file's ending is believed. Formats that hold drawings or programs (SVG, PDF,
@@ -42,15 +41,11 @@ from encoders.preprocessing import ImagePreprocessing, resize_pixels
 from pipelines.catalog.dead_letters import ImageError, Reason
 
 SPARE_RESOLUTION = 1.75
-"""A scaled decode keeps at least so many times the resolution that the tower's input has.
-
-The filter of the resize needs something to average. At 1.75 the cosine of tower outputs to those of the whole decode is
-above the stated 0.999 (`tests/benchmarks/decode_agreement.py`), and the common 800 pixels come down to 400 for a tower
-of 224.
-"""
+"""A scaled decode keeps at least so many times the resolution of the tower's input: the filter of the resize needs
+something to average. At 1.75 the cosine of tower outputs to those of the whole decode is above the stated 0.999
+(`tests/benchmarks/decode_agreement.py`)."""
 
 _ImageType = Literal["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
-
 _BEGINNINGS: tuple[tuple[bytes, _ImageType], ...] = (
     *((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF87a", "gif"), (b"GIF89a", "gif")),
     *((b"BM", "bmp"), (b"II*\x00", "tiff"), (b"MM\x00*", "tiff")),

@@ -36,7 +36,6 @@ class ImageFetcher:
 
     Args:
         image_root: What relative paths are relative to, a local folder or a URI. None: they are read as they stand.
-        resolver: Looks up host names; tests give their own.
     """
 
     def __init__(self, config: FetchConfig, image_root: str | None = None, *, resolver: Resolver = resolve):

@@ -5,11 +5,10 @@
 Both calls return at once with one future an image, in order; the images are begun as there is room. An image has room
 from its beginning until its result is taken, so a slow consumer holds the pool back and a fast one waits in `result`.
 
-**Memory.** At most `decode.pending_images` images have room, half of them in each step. The fetched half holds encoded
-bytes (each at most `fetch.max_bytes`, in practice some 100 kB), the decoded half `3 * S * S` bytes each (150 kB at 224
-pixels). Besides, each decode thread works on one image: at full size 3 bytes a pixel for JPEG without a scale to use
-and up to 11 for PNG with alpha, so at most 11 times `decode.max_pixels`; 2 MB for a common 800 x 800 pixels. What
-`decode_all` was given and has not begun is the caller's own, as are the results taken.
+**Memory.** At most `decode.pending_images` images have room: half of them as encoded bytes (at most `fetch.max_bytes`
+each), half as `3 * S * S` bytes. Besides, each decode thread works on one image: at full size 3 bytes a pixel for JPEG
+without a scale to use and up to 11 for PNG with alpha, so at most 11 times `decode.max_pixels`. What `decode_all` was
+given and has not begun is the caller's own, as are the results taken.
 """
 
 from __future__ import annotations

@@ -110,11 +110,10 @@ def content_fingerprints(texts: Sequence[str | None], image_digests: Sequence[Se
         uint8 `[B, 16]`: xxh3-128 over the text's length and bytes, and where there are images the decoder's rules and
         their digests. The lengths keep two different products from running together into the same bytes.
     """
-    rules = b"decoded by rules %d:" % DECODING_RULES
     digests = bytearray()
     for text, images in zip(texts, image_digests, strict=True):
         encoded = b"" if text is None else text.encode()
         head = b"-" if text is None else b"%d:" % len(encoded)
-        decoded = rules + b"".join(images) if images else b""
+        decoded = b"decoded by rules %d:" % DECODING_RULES + b"".join(images) if images else b""
         digests += xxhash.xxh3_128_digest(head + encoded + decoded)
     return np.frombuffer(bytes(digests), np.uint8).reshape(-1, FINGERPRINT_BYTES)

@@ -295,7 +295,9 @@ def product_texts(fields: Mapping[str, pa.StringArray], rows: int, config: Catal
     columns = [fields.get(name, nothing) for name in config.text_fields]
     if not columns:
         return nothing
-    return clean_text(_joined(columns, " "))
+    texts = _joined(columns, " ")
+    # Only an empty field leaves a space too many between clean ones.
+    return clean_text(texts) if any(column.null_count for column in columns) else texts
 
 
 def _fill(

@@ -21,8 +21,7 @@ from pipelines.catalog.config import CatalogError
 
 @dataclass(frozen=True, slots=True)
 class ColumnFile:
-    """A Parquet or Arrow file by its footer: its columns, and rows and stored bytes (int64) of each row group or record
-    batch."""
+    """A Parquet or Arrow file by its footer: its columns, and int64 rows and stored bytes of each group or record batch."""
 
     schema: pa.Schema
     chunk_rows: np.ndarray

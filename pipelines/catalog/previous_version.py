@@ -35,8 +35,7 @@ _SHARDS_OPEN = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LookupSource:
-    """A lookup that stands, as it travels to the workers: its folder, the files that the records point into, their
-    number."""
+    """A lookup as it travels to the workers: its folder, the files that its records point into, and their number."""
 
     uri: str
     files: tuple[str, ...]
@@ -85,8 +84,7 @@ def write_known_images(uri: str, images: Sequence[KnownImage]) -> None:
 
 
 def build_known_images(file_uris: Sequence[str], lookup_uri: str) -> LookupSource:
-    """Writes the lookup of a version's images, by reference. A file that is gone is left out: its images are fetched
-    again."""
+    """Writes the lookup of a version's images, by reference; those of a file that is gone are fetched again."""
 
     def references(uri: str) -> tuple[np.ndarray, np.ndarray]:
         keys = np.frombuffer(b"".join(_read_images(uri).column("reference").to_pylist()), np.uint8).reshape(-1, 16)
@@ -204,8 +202,7 @@ class CarryOver(KeyLookup):
         self._shards = source.files
 
     def vectors(self, numbers: np.ndarray) -> np.ndarray:
-        """The stored vectors of records (int `[n]`, at least one, as `find` gives them), float16 `[n, D]`, bit for
-        bit."""
+        """The stored vectors of records (int `[n]`, n >= 1, as `find` gives them): float16 `[n, D]`, bit for bit."""
         if not len(numbers):
             raise ValueError("vectors() was asked for no record at all")
         records = self.records[numbers]

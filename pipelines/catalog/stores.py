@@ -54,8 +54,7 @@ _VERSION_KEYS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
-    """One file: absolute path (local) or full URI, bytes (-1: unknown), and what changes with its content ("":
-    unknown)."""
+    """A file: absolute path or full URI, bytes (-1: unknown), and what changes with its content ("": unknown)."""
 
     uri: str
     size: int

@@ -21,7 +21,7 @@ from pipelines.catalog.config import CatalogError
 
 @dataclass(frozen=True, slots=True)
 class ColumnFile:
-    """A Parquet or Arrow file by its footer: its columns, and int64 rows and stored bytes of each group or record batch."""
+    """A Parquet or Arrow file by its footer: its columns, int64 rows and stored bytes of each group or batch."""
 
     schema: pa.Schema
     chunk_rows: np.ndarray

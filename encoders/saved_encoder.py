@@ -185,13 +185,15 @@ class EncoderDescription:
     Attributes:
         model: Name of the architecture.
         dim: Width D of the vectors.
-        fingerprint: 16 hex digits over weights, config, tokenizer and precision.
+        fingerprint: 16 hex digits over weights, config, tokenizer and precision. Vectors of one fingerprint may stand
+            side by side whatever device or release made them: they agree up to the rounding of their sums.
         uses_text: Whether the product side reads texts.
         text_is_fallback: Whether it needs the text only of products without a picture (clip).
         uses_images: Whether the product side reads pictures.
         preprocessing: What the picture tower wants; None without one.
         max_tokens: Longer texts are cut to this many tokens.
         missing_rule: What happens to a product without text or picture.
+        batch_invariant: Whether the bits of a product's vector depend on the product alone: on a CPU, not on a GPU.
     """
 
     model: ModelName
@@ -203,6 +205,7 @@ class EncoderDescription:
     preprocessing: ImagePreprocessing | None
     max_tokens: int
     missing_rule: str
+    batch_invariant: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,7 +243,9 @@ def check_encoder(config: EncoderConfig) -> EncoderDescription:
         EncoderConfigError: A setting does not fit the checkpoint.
     """
     source = _trained_source(config)
-    return _describe(source.architecture, _fingerprint(source, config.precision))
+    described = _describe(source.architecture, _fingerprint(source, config.precision))
+    on_gpu = config.device not in ("cpu", "auto") or (config.device == "auto" and torch.cuda.is_available())
+    return replace(described, batch_invariant=not on_gpu)
 
 
 def load_product_encoder(config: EncoderConfig) -> ProductEncoder:

@@ -448,7 +448,12 @@ def run_nightly(config: JobConfig, beam_options: PipelineOptions, *, full: bool 
             index=config.index,
             gates=config.gates,
             catalog_uri=config.catalog.uri if isinstance(config.catalog.uri, str) else ", ".join(config.catalog.uri),
-            encoder=EncoderSummary(model=job.encoder.model, fingerprint=job.encoder.fingerprint, dim=job.encoder.dim),
+            encoder=EncoderSummary(
+                model=job.encoder.model,
+                fingerprint=job.encoder.fingerprint,
+                dim=job.encoder.dim,
+                batch_invariant=job.encoder.batch_invariant,
+            ),
             query_encoder_uri=query_encoder_uri,
             work_uri=config.work.uri,
             build=key,

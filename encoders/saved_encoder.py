@@ -110,13 +110,15 @@ class EncoderDescription:
     Attributes:
         model: Name of the architecture.
         dim: Width D of the vectors.
-        fingerprint: 16 hex digits over weights, config, tokenizer and precision.
+        fingerprint: 16 hex digits over weights, config, tokenizer and precision. Vectors of one fingerprint may stand
+            side by side whatever device or release made them: they agree up to the rounding of their sums.
         uses_text: Whether the product side reads texts.
         text_is_fallback: Whether it needs the text only of products without an image (clip).
         uses_images: Whether the product side reads images.
         preprocessing: What the image tower wants; None without one.
         max_tokens: Longer texts are cut to this many tokens.
         missing_rule: What happens to a product without text or image.
+        batch_invariant: Whether the bits of a product's vector depend on the product alone: on a CPU, not on a GPU.
     """
 
     model: ModelName
@@ -128,6 +130,7 @@ class EncoderDescription:
     preprocessing: ImagePreprocessing | None
     max_tokens: int
     missing_rule: str
+    batch_invariant: bool
 
 
 def check_encoder(config: EncoderConfig) -> EncoderDescription:
@@ -149,6 +152,7 @@ def check_encoder(config: EncoderConfig) -> EncoderDescription:
         preprocessing=architecture.clip.preprocessing if architecture.clip else None,
         max_tokens=architecture.max_tokens,
         missing_rule=architecture.missing_rule,
+        batch_invariant=config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()),
     )
 
 

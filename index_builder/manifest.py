@@ -42,11 +42,16 @@ class CatalogSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderSummary:
-    """The encoder of products and queries; `model` is empty for vectors that were made elsewhere."""
+    """The encoder of products and queries; `model` is empty for vectors that were made elsewhere.
+
+    `batch_invariant`: whether a vector's bits depend on its product alone, as they do on a CPU; on a GPU the batch may
+    change the last digits. None: not said (vectors made elsewhere, versions written before this was kept).
+    """
 
     model: str
     fingerprint: str
     dim: int
+    batch_invariant: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -142,7 +142,10 @@ class CatalogSource:
             ),
             rows=catalog.rows,
             encoder=EncoderSummary(
-                model=self.encoder.model, fingerprint=self.encoder.fingerprint, dim=self.encoder.dim
+                model=self.encoder.model,
+                fingerprint=self.encoder.fingerprint,
+                dim=self.encoder.dim,
+                batch_invariant=self.encoder.batch_invariant,
             ),
             query_encoder=config.encoder,
             catalog_uri=", ".join(config.catalog.uris),

@@ -135,6 +135,21 @@ def test_the_second_night_embeds_what_changed_and_equals_a_full_run(tmp_path):
     assert third.status == "unchanged"
 
 
+def test_a_grown_shards_vectors_are_those_of_a_first_run(tmp_path):
+    """One product more in the middle moves all behind it into other batches; carried over or not, the bytes agree."""
+    rows = [product(number) for number in range(150)]
+    write_catalog(tmp_path / "catalog", rows, files=1)
+    run_job(tmp_path)
+    rows.insert(17, product(900))
+    write_catalog(tmp_path / "catalog", rows, files=1)
+    second, _ = run_job(tmp_path)
+    assert (second.totals.embedded, second.totals.carried_over) == (1, 150)
+    full, _ = run_job(tmp_path, "--full")
+    assert full.totals.embedded == 151
+    assert full.status == "unchanged"
+    assert index_files(full) == index_files(second)
+
+
 def test_the_codec_is_kept_until_the_catalog_has_doubled(tmp_path):
     def said(record):
         return dict(summary_lines(outcome, record))["codec"]

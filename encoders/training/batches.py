@@ -2,8 +2,8 @@
 
 Legend: B pairs of a batch, P products of the batch (those of the pairs, and the seen negatives).
 
-Pictures are decoded batch by batch. A product without text or picture, or with a picture that cannot be decoded, trains
-what stands for the missing half. A pair whose query is left with nothing (its picture cannot be read) is left out.
+Images are decoded batch by batch. A product without text or image, or with an image that cannot be decoded, trains
+what stands for the missing half. A pair whose query is left with nothing (its image cannot be read) is left out.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from encoders.errors import TrainingError
 from encoders.model import EncoderParts
 from encoders.training.frozen_towers import FrozenVectors
+from encoders.training.images import Decoder, decode_with_pillow
 from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs, moved
 from encoders.training.pairs import TrainingPairs
-from encoders.training.pictures import Decoder, decode_with_pillow
 
 # ---- encoders/training/order.py ----
 # In which order pairs come, and which of them share a batch: a function of seed and epoch alone.
@@ -140,7 +140,7 @@ class PairDataset(Dataset):
         pairs: All pairs.
         rows: int64: the pairs of this dataset.
         parts: The encoder that is trained.
-        decode: Decodes pictures.
+        decode: Decodes images.
     """
 
     def __init__(
@@ -206,10 +206,10 @@ class PairDataset(Dataset):
             known["text_vectors"], _ = frozen.product_text.take(self._pairs.text_keys[rows])
         if frozen.product_image is not None:
             known["image_vectors"], known["has_image"] = frozen.product_image.take(rows)
-        return replace(self.make.products(texts, store.pictures, rows), **known)
+        return replace(self.make.products(texts, store.images, rows), **known)
 
     def _queries_of(self, rows: np.ndarray) -> QueryInputs:
-        frozen, pictures = self._frozen, self._pairs.query_pictures
+        frozen, images = self._frozen, self._pairs.query_images
         known: dict[str, Any] = {}
         text_keys = self._pairs.query_text_keys[rows]
         if frozen.query_text is not None:
@@ -219,7 +219,7 @@ class PairDataset(Dataset):
         if frozen.query_image is not None:
             known["image_vectors"], known["has_image"] = frozen.query_image.take(rows)
         texts = [self._pairs.queries[row] for row in rows]
-        return replace(self.make.queries(texts, pictures, rows), **known)
+        return replace(self.make.queries(texts, images, rows), **known)
 
 
 class ProductDataset(Dataset):

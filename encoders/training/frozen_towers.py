@@ -29,17 +29,17 @@ from encoders.errors import EncoderConfigError, TrainingError
 from encoders.image_tower import ClipTextTower, ImageTower
 from encoders.model import EncoderModel
 from encoders.text_tower import TextTower
+from encoders.training.images import EncodedImages
 from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs, Tokens
 from encoders.training.pairs import TrainingPairs
-from encoders.training.pictures import EncodedPictures
 from encoders.training.tuned_parts import learns
 
 # ---- encoders/training/vectors.py ----
 # A batch through the towers: the vectors that its losses compare.
 #
-# Legend: B queries, P products, D fused dimension, Dt and Di widths of text and picture vectors.
+# Legend: B queries, P products, D fused dimension, Dt and Di widths of text and image vectors.
 #
-# With `chunk_rows` a tower runs over so many texts or pictures at a time and keeps no activations; they are made anew
+# With `chunk_rows` a tower runs over so many texts or images at a time and keeps no activations; they are made anew
 # when the gradient comes back, chunk by chunk (torch's activation checkpoints, with the same dropout). The loss sees all
 # vectors of the batch: what is known as cached gradients (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size
 # under Memory Limited Setup").
@@ -52,7 +52,7 @@ class QueryVectors:
     Attributes:
         fused: `[B, D]`, normalised: the query as it is served.
         text: `[B, D]`, normalised: by its text alone; zeros where no query of the batch has one.
-        image: `[B, D]`, normalised: by its picture alone; zeros likewise.
+        image: `[B, D]`, normalised: by its image alone; zeros likewise.
     """
 
     fused: torch.Tensor
@@ -76,21 +76,21 @@ class ProductVectors:
 def encode_pairs(
     model: EncoderModel, queries: QueryInputs, products: ProductInputs, *, chunk_rows: int | None = None
 ) -> tuple[QueryVectors, ProductVectors]:
-    """Queries and products of a batch; all pictures go through the tower together.
+    """Queries and products of a batch; all images go through the tower together.
 
     Batch norms of a ResNet then see photos and packshots as one distribution, as they will when they are frozen.
     """
-    photos, pictures = _encode_pictures(model, [queries, products], chunk_rows)
+    photos, images = _encode_images(model, [queries, products], chunk_rows)
     return (
         encode_queries(model, queries, chunk_rows=chunk_rows, alone=photos),
-        encode_products(model, products, chunk_rows=chunk_rows, image=pictures),
+        encode_products(model, products, chunk_rows=chunk_rows, image=images),
     )
 
 
 def encode_queries(
     model: EncoderModel, queries: QueryInputs, *, chunk_rows: int | None = None, alone: torch.Tensor | None = None
 ) -> QueryVectors:
-    """Queries as `QueryEncoder` encodes them, with gradients; `alone`: vectors of their pictures, where known."""
+    """Queries as `QueryEncoder` encodes them, with gradients; `alone`: vectors of their images, where known."""
     text, image = None, None
     towers = (
         (model.query_text, queries.tokens, queries.text_vectors),
@@ -106,7 +106,7 @@ def encode_queries(
         with float32(queries.has_text.device):
             text = model.fuse_query(*(vectors.float() for vectors in by_text))
     if alone is None:
-        (alone,) = _encode_pictures(model, [queries], chunk_rows)
+        (alone,) = _encode_images(model, [queries], chunk_rows)
     if alone is not None:
         there = torch.ones_like(queries.has_image)
         no_text = alone.new_zeros(len(alone), _text_dim(model))
@@ -131,11 +131,11 @@ def encode_queries(
 def encode_products(
     model: EncoderModel, products: ProductInputs, *, chunk_rows: int | None = None, image: torch.Tensor | None = None
 ) -> ProductVectors:
-    """Both halves of products, with gradients; `image`: their pictures' vectors, where they are known."""
+    """Both halves of products, with gradients; `image`: their images' vectors, where they are known."""
     document = model.document_text if model.document_text is not None else model.clip_text
     if document is None:
         raise EncoderConfigError("an encoder without a text tower cannot be trained")
-    is_fallback = model.architecture.model == "clip"  # the text matters only where the picture is missing
+    is_fallback = model.architecture.model == "clip"  # the text matters only where the image is missing
     if products.text_vectors is not None:
         text = products.text_vectors
     elif products.tokens is None or (is_fallback and bool(products.has_image.all())):
@@ -143,14 +143,14 @@ def encode_products(
     else:
         text = run_tower(document, chunk_rows, *products.tokens).float()
     if image is None:
-        (image,) = _encode_pictures(model, [products], chunk_rows)
+        (image,) = _encode_images(model, [products], chunk_rows)
     return ProductVectors(text=text, image=torch.zeros_like(text) if image is None else image)
 
 
-def _encode_pictures(
+def _encode_images(
     model: EncoderModel, inputs: Sequence[QueryInputs | ProductInputs], chunk_rows: int | None
 ) -> list[torch.Tensor | None]:
-    """For each of the inputs `[., Di]`, zeros where a picture is missing; None where there is none at all."""
+    """For each of the inputs `[., Di]`, zeros where an image is missing; None where there is none at all."""
     tower = model.image
     rows = [torch.nonzero(each.has_image).squeeze(1) for each in inputs]
     there = [each.pixels[row] for each, row in zip(inputs, rows, strict=True) if each.pixels is not None]
@@ -328,12 +328,12 @@ def _work(
             yield name, tower, _of_texts(tokenize, values, keys, batch_size)  # type: ignore[arg-type]
     if model.image is None or learns(model.image):
         return
-    for name, encoded in (("product_image", products.pictures), ("query_image", pairs.query_pictures)):
+    for name, encoded in (("product_image", products.images), ("query_image", pairs.query_images)):
         if encoded is not None and (present := np.flatnonzero(encoded.present())).size:
-            yield name, model.image, _of_pictures(encoded, present, make, batch_size)
+            yield name, model.image, _of_images(encoded, present, make, batch_size)
 
 
-def _of_pictures(encoded: EncodedPictures, present: np.ndarray, make: InputMaker, batch_size: int) -> _Inputs:
+def _of_images(encoded: EncodedImages, present: np.ndarray, make: InputMaker, batch_size: int) -> _Inputs:
     def batches() -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         for rows in _cut(present, batch_size):
             pixels, readable = make.pixels(encoded, rows, keep=False)  # nobody asks again

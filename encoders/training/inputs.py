@@ -1,7 +1,7 @@
 """What the towers take: tokens and pixels of queries and of products; or, of a tower that does not learn, its vectors.
 
-Legend: B queries, P products, L tokens, S side of a picture in pixels, Dt, Dc and Di widths of the vectors of BERT,
-CLIP's text tower and the picture tower.
+Legend: B queries, P products, L tokens, S side of an image in pixels, Dt, Dc and Di widths of the vectors of BERT,
+CLIP's text tower and the image tower.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from encoders.errors import EncoderConfigError
 from encoders.model import EncoderParts
 from encoders.tokenizers import TextTokenizer
-from encoders.training.pictures import DecodedPictures, Decoder, EncodedPictures
+from encoders.training.images import DecodedImages, Decoder, EncodedImages
 
 Tokens = tuple[torch.Tensor, torch.Tensor]  # ids int64 [., L], mask bool [., L]
 _Inputs = TypeVar("_Inputs")
@@ -31,7 +31,7 @@ class QueryInputs:
         tokens: For the BERT tower; None where the model has no such query tower, or no query has a text.
         clip_tokens: For CLIP's text tower; None likewise.
         has_text: bool `[B]`.
-        pixels: uint8 `[B, 3, S, S]`, zeros where missing; None where no query has a picture.
+        pixels: uint8 `[B, 3, S, S]`, zeros where missing; None where no query has an image.
         has_image: bool `[B]`.
         text_vectors: float32 `[B, Dt]` in place of `tokens`.
         clip_text_vectors: float32 `[B, Dc]` in place of `clip_tokens`.
@@ -59,7 +59,7 @@ class ProductInputs:
     Attributes:
         tokens: For the tower of the product side's texts.
         has_text: bool `[P]`.
-        pixels: uint8 `[P, 3, S, S]`, zeros where missing; None for a model without pictures.
+        pixels: uint8 `[P, 3, S, S]`, zeros where missing; None for a model without images.
         has_image: bool `[P]`.
         text_vectors: float32 `[P, Dt]` in place of `tokens`.
         image_vectors: float32 `[P, Di]` in place of `pixels`, zeros where missing.
@@ -89,11 +89,11 @@ def moved(inputs: _Inputs, device: torch.device, non_blocking: bool = False) -> 
 
 
 class InputMaker:
-    """Makes a model's inputs of texts and encoded pictures.
+    """Makes a model's inputs of texts and encoded images.
 
     Args:
-        parts: The encoder; its tokenizers and the picture tower's preprocessing are used.
-        decode: Decodes pictures. A product's picture that cannot be decoded is a missing one.
+        parts: The encoder; its tokenizers and the image tower's preprocessing are used.
+        decode: Decodes images. A product's image that cannot be decoded is a missing one.
     """
 
     def __init__(self, parts: EncoderParts, decode: Decoder) -> None:
@@ -106,7 +106,7 @@ class InputMaker:
         self._document_tokenizer = document_tokenizer
         self._query_tokenizer = parts.tokenizer if parts.model.query_text is not None else None
         self._clip_tokenizer = parts.clip_tokenizer
-        self._pictures = DecodedPictures(decode, architecture.clip.preprocessing) if architecture.clip else None
+        self._images = DecodedImages(decode, architecture.clip.preprocessing) if architecture.clip else None
         self._without: frozenset[str] = frozenset()
 
     def without(self, names: frozenset[str]) -> InputMaker:
@@ -121,24 +121,24 @@ class InputMaker:
         return self._query_tokenizer is not None or self._clip_tokenizer is not None
 
     @property
-    def reads_pictures(self) -> bool:
-        """Whether the model has a picture tower."""
-        return self._pictures is not None
+    def reads_images(self) -> bool:
+        """Whether the model has an image tower."""
+        return self._images is not None
 
-    def queries(self, texts: Sequence[str | None], pictures: EncodedPictures | None, rows: np.ndarray) -> QueryInputs:
-        """The inputs of B queries; those that are left with neither text nor picture show it by `has_*`.
+    def queries(self, texts: Sequence[str | None], images: EncodedImages | None, rows: np.ndarray) -> QueryInputs:
+        """The inputs of B queries; those that are left with neither text nor image show it by `has_*`.
 
         Args:
             texts: Their texts.
-            pictures: Of all queries; None where they are not wanted.
-            rows: int64 `[B]`: which of these pictures.
+            images: Of all queries; None where they are not wanted.
+            rows: int64 `[B]`: which of these images.
         """
         has_text = torch.tensor([text is not None for text in texts])
         if not self.reads_query_texts:
             has_text[:] = False
         pixels, has_image = None, torch.zeros(len(texts), dtype=torch.bool)
-        if pictures is not None and self.reads_pictures and "query_image" not in self._without:
-            decoded, has_image = self.pixels(pictures, rows)
+        if images is not None and self.reads_images and "query_image" not in self._without:
+            decoded, has_image = self.pixels(images, rows)
             pixels = decoded if has_image.any() else None
         there = bool(has_text.any())
         return QueryInputs(
@@ -149,11 +149,11 @@ class InputMaker:
             has_image=has_image,
         )
 
-    def products(self, texts: Sequence[str | None], pictures: EncodedPictures, rows: np.ndarray) -> ProductInputs:
-        """The inputs of P products, at `rows` of the pictures of all."""
+    def products(self, texts: Sequence[str | None], images: EncodedImages, rows: np.ndarray) -> ProductInputs:
+        """The inputs of P products, at `rows` of the images of all."""
         pixels, has_image = None, torch.zeros(len(texts), dtype=torch.bool)
-        if self.reads_pictures and "product_image" not in self._without:
-            pixels, has_image = self.pixels(pictures, rows)
+        if self.reads_images and "product_image" not in self._without:
+            pixels, has_image = self.pixels(images, rows)
         return ProductInputs(
             tokens=self.document_tokens(texts) if "product_text" not in self._without else None,
             has_text=torch.tensor([text is not None for text in texts]),
@@ -174,18 +174,18 @@ class InputMaker:
         return None if self._clip_tokenizer is None else _tokens(self._clip_tokenizer, texts)
 
     def pixels(
-        self, pictures: EncodedPictures, rows: np.ndarray, *, keep: bool = True
+        self, images: EncodedImages, rows: np.ndarray, *, keep: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 `[B, 3, S, S]`, zeros where missing, and bool `[B]`: which pictures could be decoded.
+        """uint8 `[B, 3, S, S]`, zeros where missing, and bool `[B]`: which images could be decoded.
 
         Args:
-            pictures: Pictures of all.
+            images: Images of all.
             rows: int64 `[B]`: which of them.
             keep: Whether they will be asked for again.
         """
-        if self._pictures is None:
+        if self._images is None:
             raise EncoderConfigError("an encoder without a picture tower reads no pictures")
-        pixels, there = self._pictures.take(pictures, rows, keep=keep)
+        pixels, there = self._images.take(images, rows, keep=keep)
         return torch.from_numpy(pixels), torch.from_numpy(there)
 
 

@@ -76,7 +76,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 # "Bringing Multimodality to Amazon Visual Search System"; which ones, and their weights, stand in `encoders/README.md`.
 
 
-Drop = tuple[torch.Tensor, torch.Tensor]  # products that lose their text, and their picture: bool [P] each
+Drop = tuple[torch.Tensor, torch.Tensor]  # products that lose their text, and their image: bool [P] each
 MATCH_TERMS = ("photo_picture", "picture_text", "photo_text", "query_text_picture", "query_text_text")
 
 
@@ -112,7 +112,7 @@ def batch_losses(
         batch: This device's pairs.
         config: Which terms, and how.
         temperature: Of all terms.
-        drop: The products that lose text or picture in the second view; None without one.
+        drop: The products that lose text or image in the second view; None without one.
     """
     queries, products = encode_pairs(model, batch.queries, batch.products, chunk_rows=config.chunk_rows)
     wanted = term_weights(model, config)
@@ -201,20 +201,20 @@ def _match_losses(
 ) -> dict[str, torch.Tensor]:
     """The alignment terms; every vector lies in one space."""
     photo, query_text = gather_rows(queries.image), gather_rows(queries.text)
-    picture = gather_rows(normalised(products.image))[pool.columns]
+    image = gather_rows(normalised(products.image))[pool.columns]
     text = gather_rows(normalised(products.text))[pool.columns]
     each = torch.arange(len(pool.columns), device=photo.device)
     same_text = pool.text_keys[:, None] == pool.text_keys[None, :]
     of_same_words = shared_queries(pool.query_text_keys, pool.positives, len(pool.columns))
     own_text = same_text[pool.positives]  # products whose text is that of the pair's own
     terms = {
-        "photo_picture": (photo, pool.query_has_image, picture, pool.has_image, pool.positives, pool.not_negative),
-        "picture_text": (picture, pool.has_image, text, pool.has_text, each, same_text),
+        "photo_picture": (photo, pool.query_has_image, image, pool.has_image, pool.positives, pool.not_negative),
+        "picture_text": (image, pool.has_image, text, pool.has_text, each, same_text),
         "photo_text": (photo, pool.query_has_image, text, pool.has_text, pool.positives, pool.not_negative | own_text),
         "query_text_picture": (
             query_text,
             pool.query_has_text,
-            picture,
+            image,
             pool.has_image,
             pool.positives,
             of_same_words,
@@ -285,7 +285,7 @@ class EncoderTraining(LightningModule):
         torch.manual_seed(int(words[0] >> 1))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> torch.Tensor:
-        """Loss of the batch as it is, plus that of the view in which each product loses its text or its picture.
+        """Loss of the batch as it is, plus that of the view in which each product loses its text or its image.
 
         Raises:
             TrainingError: The loss is not a finite number.
@@ -302,7 +302,7 @@ class EncoderTraining(LightningModule):
         return loss
 
     def losses(self, batch: PairBatch, *, drop: Drop | None) -> torch.Tensor:
-        """The loss of a batch; `drop` gives the products that lose text and picture in the second view (bool `[P]`)."""
+        """The loss of a batch; `drop` gives the products that lose text and image in the second view (bool `[P]`)."""
         return self.weighted(self.terms(batch, drop=drop))
 
     def terms(self, batch: PairBatch, *, drop: Drop | None) -> dict[str, torch.Tensor]:
@@ -350,7 +350,7 @@ class EncoderTraining(LightningModule):
         return self
 
     def _drops(self, batch: PairBatch) -> Drop | None:
-        """Which products lose text and picture: of those that have both, half the one and half the other."""
+        """Which products lose text and image: of those that have both, half the one and half the other."""
         if "dropped" not in self._weights:
             return None
         products = batch.products

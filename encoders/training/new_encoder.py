@@ -1,6 +1,6 @@
 """An encoder put together to start training from.
 
-It takes its BERT towers from a saved encoder or a transformers checkpoint, its picture tower (and CLIP text tower) from
+It takes its BERT towers from a saved encoder or a transformers checkpoint, its image tower (and CLIP text tower) from
 a saved encoder or an open_clip checkpoint, and makes small ones of what it takes from nowhere.
 """
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.training.config import PairsConfig
-from encoders.training.pictures import EncodedPictures
+from encoders.training.images import EncodedImages
 
 # ---- encoders/training/pairs_tables.py ----
 # The files of training pairs, as one Arrow table.
@@ -85,7 +85,7 @@ def _read_files(
 # The products of the training pairs: read once, kept as Arrow has them.
 
 
-PRODUCTS_SCHEMA = pa.schema([("product_id", pa.string()), ("text", pa.large_string()), ("picture", pa.large_binary())])
+PRODUCTS_SCHEMA = pa.schema([("product_id", pa.string()), ("text", pa.large_string()), ("image", pa.large_binary())])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,12 +95,12 @@ class TrainingProducts:
     Attributes:
         product_ids: Ids.
         texts: Text of each product, None where it has none.
-        pictures: Encoded picture of each product.
+        images: Encoded image of each product.
     """
 
     product_ids: list[str]
     texts: list[str | None]
-    pictures: EncodedPictures
+    images: EncodedImages
 
     def __len__(self) -> int:
         return len(self.product_ids)
@@ -118,12 +118,12 @@ def write_products(path: str, batches: Iterable[pa.RecordBatch]) -> None:
 
 
 def map_products(path: str) -> TrainingProducts:
-    """The products of a file of `write_products`; its pictures stay on the disk until they are asked for."""
+    """The products of a file of `write_products`; its images stay on the disk until they are asked for."""
     table = pa.ipc.open_file(pa.memory_map(path)).read_all()
     return TrainingProducts(
         product_ids=table["product_id"].to_pylist(),
         texts=table["text"].to_pylist(),
-        pictures=EncodedPictures.mapped(path),
+        images=EncodedImages.mapped(path),
     )
 
 
@@ -133,19 +133,19 @@ class TrainingPairs:
 
     Attributes:
         queries: Query texts, None where a query has none.
-        query_pictures: Query pictures; None where no query has one.
+        query_images: Query images; None where no query has one.
         query_keys: int64; equal for equal queries.
         query_text_keys: int64; equal for equal query texts.
         product_rows: int64; the product of each pair.
         negative_rows: For each pair the products of its seen negatives, -1 padded: int64 `[pairs, most]`.
         products: The products.
         text_keys: int64; equal for products of equal text.
-        hides_texts: Whether the products are to be found by their pictures alone, because their texts are the queries.
+        hides_texts: Whether the products are to be found by their images alone, because their texts are the queries.
         validation_start: First of the pairs that came as validation pairs; None where some are to be chosen.
     """
 
     queries: list[str | None]
-    query_pictures: EncodedPictures | None
+    query_images: EncodedImages | None
     query_keys: np.ndarray
     query_text_keys: np.ndarray
     product_rows: np.ndarray
@@ -159,7 +159,7 @@ class TrainingPairs:
         return len(self.queries)
 
     def digest(self) -> str:
-        """Tells other pairs or products from these, in a few digits; pictures are not looked at."""
+        """Tells other pairs or products from these, in a few digits; images are not looked at."""
         checksum = 0
         for texts in (self.queries, self.products.product_ids, self.products.texts):
             checksum = zlib.crc32("\0".join(text or "\1" for text in texts).encode(errors="surrogatepass"), checksum)
@@ -226,14 +226,14 @@ def _pairs(
     if config.query_field is not None:
         texts = table[config.query_field].cast(pa.string())
     text_keys = _codes(texts)
-    pictures, query_keys = None, text_keys
+    images, query_keys = None, text_keys
     if config.query_image_field is not None:
         key = f"data.query_image_field is {config.query_image_field!r}"
-        pictures = EncodedPictures.from_column(table[config.query_image_field], root=config.image_root, key=key)
-        _, query_keys = np.unique(np.stack([text_keys, pictures.keys()]), axis=1, return_inverse=True)
+        images = EncodedImages.from_column(table[config.query_image_field], root=config.image_root, key=key)
+        _, query_keys = np.unique(np.stack([text_keys, images.keys()]), axis=1, return_inverse=True)
     return TrainingPairs(
         queries=texts.to_pylist(),
-        query_pictures=pictures,
+        query_images=images,
         query_keys=query_keys.reshape(-1).astype(np.int64),
         query_text_keys=text_keys,
         product_rows=product_rows,
@@ -245,16 +245,16 @@ def _pairs(
 
 
 def _titles(products: TrainingProducts, rows: np.ndarray | None) -> TrainingPairs:
-    """Each product's text as the query for its picture, of the products at `rows` that have both."""
+    """Each product's text as the query for its image, of the products at `rows` that have both."""
     has_text = np.fromiter((text is not None for text in products.texts), bool, len(products))
-    has_both = np.flatnonzero(has_text & products.pictures.present())
+    has_both = np.flatnonzero(has_text & products.images.present())
     rows = has_both if rows is None else np.intersect1d(rows, has_both)
     if not len(rows):
         raise EncoderConfigError("data.queries is titles: no product has both a text and a picture")
     text_keys = _codes(pa.array(products.texts, pa.large_string()))
     return TrainingPairs(
         queries=[products.texts[row] for row in rows],
-        query_pictures=None,
+        query_images=None,
         query_keys=text_keys[rows],
         query_text_keys=text_keys[rows],
         product_rows=rows.astype(np.int64),
@@ -267,13 +267,11 @@ def _titles(products: TrainingProducts, rows: np.ndarray | None) -> TrainingPair
 
 def _own_products(products: pa.Table, ids: pa.Array, config: PairsConfig) -> TrainingProducts:
     """The products that stand in the pairs' own rows."""
-    pictures = EncodedPictures.missing(len(products))
+    images = EncodedImages.missing(len(products))
     if config.image_field is not None:
         key = f"data.image_field is {config.image_field!r}"
-        pictures = EncodedPictures.from_column(products[config.image_field], root=config.image_root, key=key)
-    return TrainingProducts(
-        product_ids=ids.to_pylist(), texts=_join_texts(products, config.text_fields), pictures=pictures
-    )
+        images = EncodedImages.from_column(products[config.image_field], root=config.image_root, key=key)
+    return TrainingProducts(product_ids=ids.to_pylist(), texts=_join_texts(products, config.text_fields), images=images)
 
 
 def _of_known_products(

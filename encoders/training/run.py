@@ -36,10 +36,10 @@ from encoders.saved_encoder import resolve_device, save_encoder
 from encoders.training.batches import PairDataset, ProductOrder, load
 from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
 from encoders.training.frozen_towers import store_frozen
+from encoders.training.images import Decoder, decode_with_pillow
 from encoders.training.module import EncoderTraining
 from encoders.training.new_encoder import find_parts, find_starting_point, new_small_encoder
 from encoders.training.pairs import ProductReader, TrainingPairs, read_pairs
-from encoders.training.pictures import Decoder, decode_with_pillow
 from encoders.training.validation import HeldOut, evaluating, validate
 
 # ---- encoders/training/checkpoint_folder.py ----
@@ -52,7 +52,7 @@ from encoders.training.validation import HeldOut, evaluating, validate
 # frozen/          vectors of the towers that do not learn (`frozen.py`), while the run lasts
 # logs/            metrics as they come: CSV, and TensorBoard (`tensorboard --logdir OUT.checkpoints/logs`)
 # metrics.csv      those of the whole run, also where it was taken up again, written at the end
-# training.png     the same as a picture
+# training.png     the same as an image
 #
 # Either checkpoint can be gone on from. They are written under another name and moved into place. The next run to the
 # same `OUT` starts anew and removes them, unless this one is not finished.
@@ -236,7 +236,7 @@ class TrainingBar(Callback):
 
 
 # ---- encoders/training/metrics_files.py ----
-# The metrics of a run: files that Lightning's loggers write while it goes, and one table and picture at its end.
+# The metrics of a run: files that Lightning's loggers write while it goes, and one table and image at its end.
 
 
 _CSV, _TENSORBOARD, _VERSION = "csv", "tensorboard", re.compile(r"version_(\d+)")
@@ -620,12 +620,12 @@ def _readable(pairs: TrainingPairs, rows: np.ndarray, dataset: PairDataset) -> n
     there = np.zeros(len(pairs), bool)
     if dataset.make.reads_query_texts:
         there |= np.fromiter((query is not None for query in pairs.queries), bool, len(pairs))
-    if dataset.make.reads_pictures and pairs.query_pictures is not None:
-        there |= pairs.query_pictures.present()
+    if dataset.make.reads_images and pairs.query_images is not None:
+        there |= pairs.query_images.present()
     if not there[rows].any():
         reads = [
             name
-            for name, on in (("texts", dataset.make.reads_query_texts), ("pictures", dataset.make.reads_pictures))
+            for name, on in (("texts", dataset.make.reads_query_texts), ("pictures", dataset.make.reads_images))
             if on
         ]
         raise EncoderConfigError(
@@ -703,7 +703,7 @@ def train_encoder(
         start: The encoder to start from; None puts one together.
         small: Shape of the one that is put together.
         read_products: Reads the catalog; None takes the products from the pairs' own files.
-        decode: Decodes pictures.
+        decode: Decodes images.
         command: What the training note records as the way to repeat the run.
         say: Takes lines for people.
 

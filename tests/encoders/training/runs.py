@@ -11,7 +11,7 @@ import torch
 
 from encoders.preprocessing import ImagePreprocessing
 from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
-from encoders.training.pictures import decode_with_pillow
+from encoders.training.images import decode_with_pillow
 from encoders.training.run import train_encoder
 from tests.encoders.training.pairs_files import coloured_rows, write_pairs
 

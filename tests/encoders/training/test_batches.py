@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from encoders.training import pictures
+from encoders.training import images
 from encoders.training.batches import PairDataset, ProductOrder, in_order, load
 from encoders.training.config import PairsConfig
 from encoders.training.pairs import read_pairs
@@ -89,13 +89,13 @@ def test_devices_share_one_order():
 
 @pytest.mark.parametrize(("fits", "decoded"), [(4, 4), (1, 7), (0, 8)])
 def test_pictures_are_decoded_again_only_where_they_do_not_fit(tmp_path, monkeypatch, fits, decoded):
-    monkeypatch.setattr(pictures, "KEPT_BYTES", fits * 3 * IMAGE_SIZE * IMAGE_SIZE)
+    monkeypatch.setattr(images, "KEPT_BYTES", fits * 3 * IMAGE_SIZE * IMAGE_SIZE)
     pairs = read_pairs(PairsConfig(uri=write_pairs(tmp_path, coloured_rows(4))))
     asked = []
 
     def decode(data, preprocessing):
         asked.append(data)
-        return pictures.decode_with_pillow(data, preprocessing)
+        return images.decode_with_pillow(data, preprocessing)
 
     dataset = PairDataset(pairs, np.arange(4), tiny_parts("3tmm"), decode=decode)
     first, again = (dataset.products(np.arange(4)).pixels for _ in range(2))

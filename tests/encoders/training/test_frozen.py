@@ -8,9 +8,9 @@ from encoders.errors import TrainingError
 from encoders.training.batches import PairDataset
 from encoders.training.config import PairsConfig, TrainingConfig
 from encoders.training.frozen_towers import store_frozen
+from encoders.training.images import decode_with_pillow
 from encoders.training.module import EncoderTraining
 from encoders.training.pairs import read_pairs
-from encoders.training.pictures import decode_with_pillow
 from tests.encoders.tiny import tiny_parts
 from tests.encoders.training.pairs_files import photographed_rows, write_pairs
 from tests.encoders.training.runs import SMALL, Stopped, StopsAfter, assert_same_bytes, pairs_of, train

@@ -1,4 +1,4 @@
-"""Encoded pictures of many rows, as Arrow has them: bytes in memory, in a memory-mapped file, or paths to read.
+"""Encoded images of many rows, as Arrow has them: bytes in memory, in a memory-mapped file, or paths to read.
 
 They are decoded batch by batch; what is held meanwhile is what the files hold.
 """
@@ -18,22 +18,22 @@ from PIL import Image, UnidentifiedImageError
 from encoders.errors import EncoderConfigError
 from encoders.preprocessing import ImagePreprocessing, resize_picture
 
-# Encoded picture and the tower's wishes to uint8 [3, S, S]; None where it cannot be decoded.
+# Encoded image and the tower's wishes to uint8 [3, S, S]; None where it cannot be decoded.
 Decoder = Callable[[bytes, ImagePreprocessing], np.ndarray | None]
 
 KEPT_BYTES = 1 << 29
-"""Decoded pictures that a process keeps: 43,000 of 64 pixels, 3,500 of 224."""
+"""Decoded images that a process keeps: 43,000 of 64 pixels, 3,500 of 224."""
 _PATHS_TRIED = 20
 
 
-class EncodedPictures:
-    """One picture a row, encoded; null where a row has none.
+class EncodedImages:
+    """One image a row, encoded; null where a row has none.
 
     Args:
         data: Encoded bytes, binary; None where all are paths.
-        paths: Where a picture is read from that `data` has not.
+        paths: Where an image is read from that `data` has not.
         root: What relative paths are relative to.
-        mapped_file: The Arrow IPC file whose column `picture` `data` maps: what pickling takes in place of the bytes.
+        mapped_file: The Arrow IPC file whose column `image` `data` maps: what pickling takes in place of the bytes.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class EncodedPictures:
         self._starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
 
     @classmethod
-    def from_column(cls, column: pa.ChunkedArray, *, root: str | None, key: str) -> EncodedPictures:
-        """The pictures of a column: binary, struct of bytes and path, or paths.
+    def from_column(cls, column: pa.ChunkedArray, *, root: str | None, key: str) -> EncodedImages:
+        """The images of a column: binary, struct of bytes and path, or paths.
 
         Raises:
             EncoderConfigError: The column is of another kind, or none of its paths leads anywhere.
@@ -67,32 +67,32 @@ class EncodedPictures:
             paths = column
         if (data is None and paths is None) or (data is not None and not _is_binary(data.type)):
             raise EncoderConfigError(f"{key} of type {kind}: expected struct<bytes, path>, binary, or paths as text")
-        pictures = cls(data, paths if data is None or data.null_count else None, root=root)
-        pictures._check_paths(key)
-        return pictures
+        images = cls(data, paths if data is None or data.null_count else None, root=root)
+        images._check_paths(key)
+        return images
 
     @classmethod
-    def missing(cls, rows: int) -> EncodedPictures:
-        """No picture at all."""
+    def missing(cls, rows: int) -> EncodedImages:
+        """No image at all."""
         return cls(pa.chunked_array([pa.nulls(rows, pa.binary())]))
 
     @classmethod
-    def mapped(cls, path: str) -> EncodedPictures:
-        """Those of column `picture` of an Arrow IPC file, memory-mapped."""
+    def mapped(cls, path: str) -> EncodedImages:
+        """Those of column `image` of an Arrow IPC file, memory-mapped."""
         table = pa.ipc.open_file(pa.memory_map(path)).read_all()
-        return cls(table["picture"], mapped_file=path)
+        return cls(table["image"], mapped_file=path)
 
     def __len__(self) -> int:
         return int(self._starts[-1]) if self._paths is None else len(self._paths)
 
     def __reduce__(self) -> Any:
-        """Loader processes map the file anew; pictures that stand in memory travel to them."""
+        """Loader processes map the file anew; images that stand in memory travel to them."""
         if self._mapped_file is not None:
-            return EncodedPictures.mapped, (self._mapped_file,)
+            return EncodedImages.mapped, (self._mapped_file,)
         return _rebuilt, (self._data, self._paths, self._root)
 
     def present(self) -> np.ndarray:
-        """Bool `[rows]`: which rows have a picture, or at least a path."""
+        """Bool `[rows]`: which rows have an image, or at least a path."""
         there = np.zeros(len(self), bool)
         for column in (self._data, self._paths):
             if column is not None:
@@ -100,11 +100,11 @@ class EncodedPictures:
         return there
 
     def take(self, rows: Sequence[int] | np.ndarray) -> list[bytes | None]:
-        """The encoded pictures of these rows; None where there is none, or none at its path."""
-        return [self._picture(int(row)) for row in rows]
+        """The encoded images of these rows; None where there is none, or none at its path."""
+        return [self._image(int(row)) for row in rows]
 
     def keys(self) -> np.ndarray:
-        """int64 `[rows]`: equal for equal pictures (by bytes or by path), -1 where there is none."""
+        """int64 `[rows]`: equal for equal images (by bytes or by path), -1 where there is none."""
         keys = np.full(len(self), -1, np.int64)
         most = -1
         for column in (self._paths, self._data):  # where a row has both, its bytes count
@@ -116,7 +116,7 @@ class EncodedPictures:
             most = int(keys.max(initial=-1))
         return keys
 
-    def _picture(self, row: int) -> bytes | None:
+    def _image(self, row: int) -> bytes | None:
         if self._chunks:
             chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
             data = self._chunks[chunk][row - int(self._starts[chunk])].as_py()
@@ -140,11 +140,11 @@ class EncodedPictures:
             )
 
 
-class DecodedPictures:
-    """Decodes pictures for one tower, and keeps those that it has decoded while they fit: epochs ask for them again.
+class DecodedImages:
+    """Decodes images for one tower, and keeps those that it has decoded while they fit: epochs ask for them again.
 
     Args:
-        decode: Decodes one picture.
+        decode: Decodes one image.
         preprocessing: What the tower wishes.
     """
 
@@ -155,9 +155,9 @@ class DecodedPictures:
 
     def __reduce__(self) -> Any:
         """Loader processes begin with none."""
-        return DecodedPictures, (self._decode, self._preprocessing)
+        return DecodedImages, (self._decode, self._preprocessing)
 
-    def take(self, pictures: EncodedPictures, rows: np.ndarray, *, keep: bool) -> tuple[np.ndarray, np.ndarray]:
+    def take(self, images: EncodedImages, rows: np.ndarray, *, keep: bool) -> tuple[np.ndarray, np.ndarray]:
         """Pixels uint8 `[len(rows), 3, S, S]`, zeros where missing, and bool `[len(rows)]`: what could be decoded.
 
         `keep`: whether they will be asked for again.
@@ -166,26 +166,26 @@ class DecodedPictures:
         pixels = np.zeros((len(rows), 3, size, size), np.uint8)
         there = np.zeros(len(rows), bool)
         for place, row in enumerate(rows.tolist()):
-            picture = self._picture(pictures, row, keep)
-            if picture is not None:
-                pixels[place], there[place] = picture, True
+            image = self._image(images, row, keep)
+            if image is not None:
+                pixels[place], there[place] = image, True
         return pixels, there
 
-    def _picture(self, pictures: EncodedPictures, row: int, keep: bool) -> np.ndarray | None:
-        key = (id(pictures), row)
+    def _image(self, images: EncodedImages, row: int, keep: bool) -> np.ndarray | None:
+        key = (id(images), row)
         if key in self._kept:
             return self._kept[key]
-        (encoded,) = pictures.take([row])
-        picture = self._decode(encoded, self._preprocessing) if encoded else None
-        size = 0 if picture is None else picture.nbytes
+        (encoded,) = images.take([row])
+        image = self._decode(encoded, self._preprocessing) if encoded else None
+        size = 0 if image is None else image.nbytes
         if keep and size <= self._bytes_left:
-            self._kept[key] = picture
+            self._kept[key] = image
             self._bytes_left -= size
-        return picture
+        return image
 
 
 def decode_with_pillow(data: bytes, preprocessing: ImagePreprocessing) -> np.ndarray | None:
-    """Decodes and resizes one picture; None where it is none."""
+    """Decodes and resizes one image; None where it is none."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return resize_picture(image.convert("RGB"), preprocessing)
@@ -193,8 +193,8 @@ def decode_with_pillow(data: bytes, preprocessing: ImagePreprocessing) -> np.nda
         return None
 
 
-def _rebuilt(data: pa.ChunkedArray | None, paths: pa.ChunkedArray | None, root: str | None) -> EncodedPictures:
-    return EncodedPictures(data, paths, root=root)
+def _rebuilt(data: pa.ChunkedArray | None, paths: pa.ChunkedArray | None, root: str | None) -> EncodedImages:
+    return EncodedImages(data, paths, root=root)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

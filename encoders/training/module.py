@@ -294,7 +294,7 @@ class EncoderTraining(LightningModule):
         loss = self.weighted(terms)
         self._check_finite("the loss", loss, batch_idx, terms)
         count = len(batch.query_keys)
-        self.log("loss", loss, batch_size=count)
+        self.log("loss", loss, batch_size=count, prog_bar=True)
         if len(terms) > 1:
             self.log_dict({f"loss_{name}": term for name, term in terms.items()}, batch_size=count)
         if self.log_temperature is not None:

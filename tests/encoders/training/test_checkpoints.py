@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from encoders.errors import TrainingError
 from encoders.losses import nt_xent
 from encoders.training import module
-from encoders.training.run import join_metrics
+from encoders.training.checkpoints import join_metrics
 from tests.encoders.training.runs import Stopped, StopsAfter, pairs_of, train
 
 pytestmark = pytest.mark.usefixtures("nothing_is_kept")

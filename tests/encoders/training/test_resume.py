@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from encoders.errors import CheckpointError, EncoderConfigError
-from encoders.training.run import batches_done, read_checkpoint
+from encoders.training.checkpoints import read_checkpoint
 from tests.encoders.training.runs import SMALL, Stopped, StopsAfter, assert_same_bytes, pairs_of, train
 
 pytestmark = pytest.mark.usefixtures("nothing_is_kept")
@@ -25,7 +25,8 @@ def straight(tmp_path_factory):
 
 
 def position(out, name="last.ckpt"):
-    return batches_done(read_checkpoint(out.parent / f"{out.name}.checkpoints" / name))
+    kept = read_checkpoint(out.parent / f"{out.name}.checkpoints" / name)
+    return kept["callbacks"]["shelfmark"]["batches"]
 
 
 @pytest.mark.parametrize("decoded", [30, 70, 110])

@@ -1,9 +1,10 @@
-"""Batches of training pairs for one step, and of products or queries for validation.
+"""Batches of training pairs for one step, in which order they come, and batches of products or queries for validation.
 
 Legend: B pairs of a batch, P products of the batch (those of the pairs, and the seen negatives).
 
-Images are decoded batch by batch. A product without text or image, or with an image that cannot be decoded, trains
-what stands for the missing half. A pair whose query is left with nothing (its image cannot be read) is left out.
+The order is a function of seed and epoch alone, so a resumed run sees what it would have seen, and devices share it.
+A product without text or image, or with an image that cannot be decoded, trains what stands for the missing half. A
+pair whose query is left with nothing (its image cannot be read) is left out.
 """
 
 from __future__ import annotations
@@ -22,11 +23,6 @@ from encoders.training.frozen_towers import FrozenVectors
 from encoders.training.images import Decoder, decode_with_pillow
 from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs, moved
 from encoders.training.pairs import TrainingPairs
-
-# ---- encoders/training/order.py ----
-# In which order pairs come, and which of them share a batch: a function of seed and epoch alone.
-#
-# So a run that is taken up again in the middle sees what it would have seen, and several devices share one order.
 
 
 class ProductOrder(Sampler[list[int]]):
@@ -78,8 +74,8 @@ class ProductOrder(Sampler[list[int]]):
         for epoch in range(first_epoch, self._epochs):
             order = self.epoch_order(epoch)
             for batch in range(first_batch, self.batches_per_epoch):
-                place = (batch * self._devices + self._device) * self.batch_size
-                yield order[place : place + self.batch_size].tolist()
+                start = (batch * self._devices + self._device) * self.batch_size
+                yield order[start : start + self.batch_size].tolist()
             first_batch = 0
 
     def epoch_order(self, epoch: int) -> np.ndarray:
@@ -99,8 +95,8 @@ def _cut(groups: np.ndarray, most: int) -> np.ndarray:
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.r_[True, groups[order][1:] != groups[order][:-1]])
     sizes = np.diff(np.r_[starts, len(groups)])
-    place = np.arange(len(groups)) - np.repeat(starts, sizes)
-    _, numbers = np.unique(np.stack([groups[order], place // most]), axis=1, return_inverse=True)
+    member = np.arange(len(groups)) - np.repeat(starts, sizes)
+    _, numbers = np.unique(np.stack([groups[order], member // most]), axis=1, return_inverse=True)
     cut = np.empty(len(groups), np.int64)
     cut[order] = numbers.reshape(-1)
     return cut
@@ -128,13 +124,11 @@ class PairBatch:
     product_keys: torch.Tensor
     text_keys: torch.Tensor
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> PairBatch:
-        """The batch on another device; Lightning calls this."""
-        return moved(self, device, non_blocking)
+    to = moved  # Lightning calls it
 
 
 class PairDataset(Dataset):
-    """Batches of pairs, made from lists of places among its rows.
+    """Batches of pairs, made from lists of indices into its rows.
 
     Args:
         pairs: All pairs.
@@ -163,21 +157,21 @@ class PairDataset(Dataset):
         """int64: the product of each pair of the dataset."""
         return self._pairs.product_rows[self._rows]
 
-    def __getitem__(self, places: Sequence[int]) -> PairBatch:
-        """Makes the batch of these places.
+    def __getitem__(self, indices: Sequence[int]) -> PairBatch:
+        """Makes the batch of these pairs.
 
         Raises:
             TrainingError: Not one of their queries can be read.
         """
-        pairs, rows = self._pairs, self._rows[np.asarray(places)]
+        pairs, rows = self._pairs, self._rows[np.asarray(indices)]
         queries = self._queries_of(rows)
         readable = (queries.has_text | queries.has_image).numpy()
         if not readable.all():
             rows = rows[readable]
             if not len(rows):
                 raise TrainingError(
-                    f"none of the {len(places)} queries of a batch can be read: expected a text, or a picture that can "
-                    "be decoded; check data.query_field, query_image_field and image_root"
+                    f"none of the {len(indices)} queries of a batch can be read: expected a text, or a picture "
+                    "that can be decoded; check data.query_field, query_image_field and image_root"
                 )
             queries = self._queries_of(rows)
         negatives = pairs.negative_rows[rows].reshape(-1)
@@ -193,9 +187,9 @@ class PairDataset(Dataset):
             text_keys=torch.from_numpy(pairs.text_keys[products]),
         )
 
-    def queries(self, places: np.ndarray) -> QueryInputs:
-        """The inputs of the queries of pairs by their places."""
-        return self._queries_of(self._rows[places])
+    def queries(self, indices: np.ndarray) -> QueryInputs:
+        """The inputs of the queries of these pairs, by index."""
+        return self._queries_of(self._rows[indices])
 
     def products(self, rows: np.ndarray) -> ProductInputs:
         """The inputs of products by their rows."""
@@ -222,19 +216,6 @@ class PairDataset(Dataset):
         return replace(self.make.queries(texts, images, rows), **known)
 
 
-class ProductDataset(Dataset):
-    """Batches of products, made from lists of places among `rows` of the products of `pairs`."""
-
-    def __init__(self, pairs: PairDataset, rows: np.ndarray) -> None:
-        self._pairs, self._rows = pairs, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, places: Sequence[int]) -> ProductInputs:
-        return self._pairs.products(self._rows[np.asarray(places)])
-
-
 def load(dataset: Dataset, order: Iterable[list[int]], *, workers: int) -> DataLoader:
     """Loads a dataset batch by batch, in the order given, on processes that run ahead (0: none)."""
     return DataLoader(
@@ -249,5 +230,5 @@ def load(dataset: Dataset, order: Iterable[list[int]], *, workers: int) -> DataL
 
 
 def in_order(size: int, batch_size: int) -> BatchSampler:
-    """Places from 0 to `size` as they stand, the last batch short."""
+    """Indices from 0 to `size` as they stand, the last batch short."""
     return BatchSampler(range(size), batch_size, drop_last=False)

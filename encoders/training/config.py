@@ -1,4 +1,4 @@
-"""The `training:` section: how an encoder is trained."""
+"""The sections of a training run: `data:` (which pairs), `small:` (an encoder put together), `training:` (how)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Literal, get_args
 from encoders.config import FUSIONS_OF_MODEL, FusionMethod, ModelName
 from encoders.errors import EncoderConfigError
 
-# ---- encoders/training/pairs_config.py ----
-# The `data:` section of a training run: which pairs of query and product.
+Part = Literal["bert", "projection", "clip_image", "clip_text", "fusion"]
+TunedPart = Literal["bert", "projection", "clip_image", "clip_text", "fusion", "text", "image"]
+
+PART_GROUPS: dict[str, tuple[Part, ...]] = {"text": ("bert", "projection"), "image": ("clip_image", "clip_text")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,10 +79,6 @@ class PairsConfig:
             raise EncoderConfigError(
                 f"data.validation_share is {self.validation_share}: expected a number from 0 up to 1"
             )
-
-
-# ---- encoders/training/small_config.py ----
-# The `small:` section of a training run: an encoder put together, from nothing or from parts of others.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,12 +183,6 @@ class SmallEncoderConfig:
     def fusion_method(self) -> FusionMethod:
         """`fusion`, or the model's first."""
         return self.fusion or FUSIONS_OF_MODEL[self.model][0]
-
-
-Part = Literal["bert", "projection", "clip_image", "clip_text", "fusion"]
-TunedPart = Literal["bert", "projection", "clip_image", "clip_text", "fusion", "text", "image"]
-
-PART_GROUPS: dict[str, tuple[Part, ...]] = {"text": ("bert", "projection"), "image": ("clip_image", "clip_text")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

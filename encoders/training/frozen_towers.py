@@ -1,18 +1,24 @@
-"""Vectors of the towers that do not learn: computed once before training, read in place of tokens and pixels.
+"""A batch through the towers, and the vectors of those that do not learn: computed once, read in place of inputs.
 
-Such a tower runs without dropout and sees no augmentation, so it would give the same vectors in every epoch and at
+A frozen tower runs without dropout and sees no augmentation, so it would give the same vectors in every epoch and at
 every validation. What is left of a step that trains the fusion alone is then the fusion.
 
     OUT.checkpoints/frozen/NAME-DIGEST.npy    float32 [rows, width], NaN where there is nothing to encode
 
-The digest is that of the tower's weights and of the data: a run that is taken up again reads what it finds.
+The digest is that of the tower's weights and of the data: a resumed run reads what it finds.
+
+Legend: B queries, P products, D fused dimension, Dt and Di widths of text and image vectors.
+
+With `chunk_rows` a tower runs over so many texts or images at a time and keeps no activations; they are made anew when
+the gradient comes back, chunk by chunk (torch's activation checkpoints, with the same dropout). The loss sees all
+vectors of the batch: what is known as cached gradients (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size
+under Memory Limited Setup").
 """
 
 from __future__ import annotations
 
-import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,19 +36,11 @@ from encoders.image_tower import ClipTextTower, ImageTower
 from encoders.model import EncoderModel
 from encoders.text_tower import TextTower
 from encoders.training.images import EncodedImages
-from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs, Tokens
+from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs
 from encoders.training.pairs import TrainingPairs
 from encoders.training.tuned_parts import learns
 
-# ---- encoders/training/vectors.py ----
-# A batch through the towers: the vectors that its losses compare.
-#
-# Legend: B queries, P products, D fused dimension, Dt and Di widths of text and image vectors.
-#
-# With `chunk_rows` a tower runs over so many texts or images at a time and keeps no activations; they are made anew
-# when the gradient comes back, chunk by chunk (torch's activation checkpoints, with the same dropout). The loss sees all
-# vectors of the batch: what is known as cached gradients (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size
-# under Memory Limited Setup").
+_Tower = TextTower | ImageTower | ClipTextTower
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +107,7 @@ def encode_queries(
         (alone,) = _encode_images(model, [queries], chunk_rows)
     if alone is not None:
         there = torch.ones_like(queries.has_image)
-        no_text = alone.new_zeros(len(alone), _text_dim(model))
+        no_text = alone.new_zeros(len(alone), _document_tower(model).dim)
         with float32(queries.has_text.device):
             image = model.fuse_product(no_text, ~there, alone, there)
     if text is None and image is None:
@@ -132,14 +130,12 @@ def encode_products(
     model: EncoderModel, products: ProductInputs, *, chunk_rows: int | None = None, image: torch.Tensor | None = None
 ) -> ProductVectors:
     """Both halves of products, with gradients; `image`: their images' vectors, where they are known."""
-    document = model.document_text if model.document_text is not None else model.clip_text
-    if document is None:
-        raise EncoderConfigError("an encoder without a text tower cannot be trained")
+    document = _document_tower(model)
     is_fallback = model.architecture.model == "clip"  # the text matters only where the image is missing
     if products.text_vectors is not None:
         text = products.text_vectors
     elif products.tokens is None or (is_fallback and bool(products.has_image.all())):
-        text = torch.zeros(len(products.has_text), _text_dim(model), device=products.has_text.device)
+        text = torch.zeros(len(products.has_text), document.dim, device=products.has_text.device)
     else:
         text = run_tower(document, chunk_rows, *products.tokens).float()
     if image is None:
@@ -189,14 +185,11 @@ def normalised(vectors: torch.Tensor) -> torch.Tensor:
     return functional.normalize(vectors, dim=-1)
 
 
-def _text_dim(model: EncoderModel) -> int:
+def _document_tower(model: EncoderModel) -> TextTower | ClipTextTower:
     tower = model.document_text if model.document_text is not None else model.clip_text
-    if tower is not None:
-        return tower.dim
-    return model.architecture.dim
-
-
-_Tower = TextTower | ImageTower | ClipTextTower
+    if tower is None:
+        raise EncoderConfigError("an encoder without a text tower cannot be trained")
+    return tower
 
 
 class StoredVectors:
@@ -274,112 +267,96 @@ def store_frozen(
         TrainingError: A tower gives a vector that is not finite.
     """
     stored, data = {}, f"{pairs.digest()}, {mixed}"
-    for name, tower, inputs in _work(model, pairs, make, batch_size):
-        path = folder / f"{name}-{_digest(tower, data):08x}.npy"
+    for work in _work(model, pairs, make, batch_size):
+        path = folder / f"{work.name}-{_digest(work.tower, data):08x}.npy"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            shown = Console(file=sys.stderr)
+            title, shown = work.name.replace("_", " "), Console(stderr=True)
             batches = track(
-                inputs.batches,
-                description=f"{name.replace('_', ' ')}: vectors of a tower that does not learn",
-                total=-(-inputs.asked // batch_size),
+                work.batches,
+                description=f"{title}: vectors of a tower that does not learn",
+                total=-(-work.count // batch_size),
                 console=shown,
                 transient=True,
                 disable=not (progress and shown.is_terminal),
             )
             model.to(device)
-            _write(path, inputs.rows, tower, batches, device, mixed)
-            say(f"{name.replace('_', ' ')}: {inputs.asked:,} vectors computed once, their tower does not learn")
-        stored[name] = StoredVectors(path)
+            _write(path, work, batches, device, mixed)
+            say(f"{title}: {work.count:,} vectors computed once, their tower does not learn")
+        stored[work.name] = StoredVectors(path)
     return FrozenVectors(**stored)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Inputs:
-    """What a tower is asked for.
+class _Work:
+    """What a tower that does not learn is run over.
 
     Attributes:
+        name: Field of `FrozenVectors`.
+        tower: The tower.
         rows: Rows of the file.
-        asked: How many of them are computed.
+        count: How many of them are computed.
         batches: Rows, and the tower's inputs for them.
     """
 
+    name: str
+    tower: _Tower
     rows: int
-    asked: int
-    batches: Iterator[tuple[np.ndarray, Tokens | torch.Tensor]]
+    count: int
+    batches: Iterator[tuple[np.ndarray, tuple[torch.Tensor, ...]]]
 
 
-def _work(
-    model: EncoderModel, pairs: TrainingPairs, make: InputMaker, batch_size: int
-) -> Iterator[tuple[str, _Tower, _Inputs]]:
+def _work(model: EncoderModel, pairs: TrainingPairs, make: InputMaker, batch_size: int) -> Iterator[_Work]:
+    def of_texts(tokenize: Any, texts: list[str | None], distinct: np.ndarray, first: np.ndarray) -> Iterator[Any]:
+        for start in range(0, len(distinct), batch_size):
+            chosen = slice(start, start + batch_size)
+            yield distinct[chosen], tokenize([texts[row] or "" for row in first[chosen]])
+
+    def of_images(encoded: EncodedImages, present: np.ndarray) -> Iterator[Any]:
+        for start in range(0, len(present), batch_size):
+            rows = present[start : start + batch_size]
+            pixels, readable = make.pixels(encoded, rows, keep=False)  # nobody asks again
+            yield rows[readable.numpy()], (pixels[readable],)
+
     products = pairs.products
-    texts = [
-        ("product_text", model.document_text, make.document_tokens, products.texts, pairs.text_keys),
+    document = None if pairs.hides_texts else model.document_text
+    for name, tower, tokenize, texts, keys in (
+        ("product_text", document, make.document_tokens, products.texts, pairs.text_keys),
         ("query_text", model.query_text, make.query_tokens, pairs.queries, pairs.query_text_keys),
         ("query_clip_text", model.clip_text, make.clip_tokens, pairs.queries, pairs.query_text_keys),
-    ]
-    for name, tower, tokenize, values, keys in texts:
-        if (
-            tower is not None
-            and not learns(tower)
-            and (keys >= 0).any()
-            and not (name == "product_text" and pairs.hides_texts)
-        ):
-            yield name, tower, _of_texts(tokenize, values, keys, batch_size)  # type: ignore[arg-type]
+    ):
+        distinct, first = np.unique(keys, return_index=True)  # each text once, at the row of its key
+        first, distinct = first[distinct >= 0], distinct[distinct >= 0]
+        if tower is not None and not learns(tower) and len(distinct):
+            batches = of_texts(tokenize, texts, distinct, first)
+            yield _Work(name=name, tower=tower, rows=int(distinct[-1]) + 1, count=len(distinct), batches=batches)
     if model.image is None or learns(model.image):
         return
     for name, encoded in (("product_image", products.images), ("query_image", pairs.query_images)):
         if encoded is not None and (present := np.flatnonzero(encoded.present())).size:
-            yield name, model.image, _of_images(encoded, present, make, batch_size)
+            batches = of_images(encoded, present)
+            yield _Work(name=name, tower=model.image, rows=len(encoded), count=len(present), batches=batches)
 
 
-def _of_images(encoded: EncodedImages, present: np.ndarray, make: InputMaker, batch_size: int) -> _Inputs:
-    def batches() -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        for rows in _cut(present, batch_size):
-            pixels, readable = make.pixels(encoded, rows, keep=False)  # nobody asks again
-            yield rows[readable.numpy()], pixels[readable]
-
-    return _Inputs(rows=len(encoded), asked=len(present), batches=batches())
-
-
-def _of_texts(
-    tokenize: Callable[[list[str]], Tokens], texts: list[str | None], keys: np.ndarray, batch_size: int
-) -> _Inputs:
-    """Each text once, at the row of its key."""
-    distinct, first = np.unique(keys, return_index=True)
-    first, distinct = first[distinct >= 0], distinct[distinct >= 0]
-
-    def batches() -> Iterator[tuple[np.ndarray, Tokens]]:
-        for chosen in _cut(np.arange(len(distinct)), batch_size):
-            yield distinct[chosen], tokenize([texts[row] or "" for row in first[chosen]])
-
-    return _Inputs(rows=int(distinct.max(initial=-1)) + 1, asked=len(distinct), batches=batches())
-
-
-def _write(path: Path, rows: int, tower: _Tower, batches: Any, device: torch.device, mixed: bool) -> None:
+def _write(path: Path, work: _Work, batches: Iterable[Any], device: torch.device, mixed: bool) -> None:
     """Writes under another name and moves into place."""
     staged = path.with_suffix(".part")
-    vectors = np.lib.format.open_memmap(staged, mode="w+", dtype=np.float32, shape=(rows, tower.dim))
+    vectors = np.lib.format.open_memmap(staged, mode="w+", dtype=np.float32, shape=(work.rows, work.tower.dim))
     vectors[:] = np.nan
-    tower.eval()
+    work.tower.eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-        for places, inputs in batches:
-            if not len(places):
+        for rows, inputs in batches:
+            if not len(rows):
                 continue
-            parts = inputs if isinstance(inputs, tuple) else (inputs,)
-            found = run_tower(tower, None, *(part.to(device) for part in parts)).float().cpu().numpy()
+            found = work.tower(*(tensor.to(device) for tensor in inputs)).float().cpu().numpy()
             if not np.isfinite(found).all():
                 raise TrainingError(
                     f"the tower of {path.name} gives vectors that are not finite: expected numbers; look at the "
                     "encoder that training started from"
                 )
-            vectors[places] = found
+            vectors[rows] = found
     vectors.flush()
     staged.replace(path)
-
-
-def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _digest(tower: _Tower, data: str) -> int:

@@ -1,12 +1,13 @@
-"""Encoded images of many rows, as Arrow has them: bytes in memory, in a memory-mapped file, or paths to read.
+"""Images of many rows for training: encoded as Arrow has them, decoded batch by batch, and kept while they fit.
 
-They are decoded batch by batch; what is held meanwhile is what the files hold.
+Encoded they are bytes in memory, in a memory-mapped file, or paths to read.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -18,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from encoders.errors import EncoderConfigError
 from encoders.preprocessing import ImagePreprocessing, resize_picture
 
-# Encoded image and the tower's wishes to uint8 [3, S, S]; None where it cannot be decoded.
+# Encoded image and the tower's preprocessing to uint8 [3, S, S]; None where it cannot be decoded.
 Decoder = Callable[[bytes, ImagePreprocessing], np.ndarray | None]
 
 KEPT_BYTES = 1 << 29
@@ -45,9 +46,8 @@ class EncodedImages:
         mapped_file: str | None = None,
     ) -> None:
         self._data, self._paths, self._root, self._mapped_file = data, paths, root, mapped_file
-        chunks = [] if data is None else data.chunks
-        self._chunks = chunks
-        self._starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+        self._chunks = [] if data is None else data.chunks
+        self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks)])
 
     @classmethod
     def from_column(cls, column: pa.ChunkedArray, *, root: str | None, key: str) -> EncodedImages:
@@ -58,9 +58,9 @@ class EncodedImages:
         """
         kind, data, paths = column.type, None, None
         if pa.types.is_struct(kind):
-            names = [field.name for field in kind]
-            parts = dict(zip(names, column.flatten(), strict=True))  # unlike field(), knows that a null has no parts
-            data, paths = parts.get("bytes"), parts.get("path")
+            # Unlike field(), flatten() knows that a null has no fields.
+            of_field = dict(zip([field.name for field in kind], column.flatten(), strict=True))
+            data, paths = of_field.get("bytes"), of_field.get("path")
         elif _is_binary(kind):
             data = column
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
@@ -68,7 +68,8 @@ class EncodedImages:
         if (data is None and paths is None) or (data is not None and not _is_binary(data.type)):
             raise EncoderConfigError(f"{key} of type {kind}: expected struct<bytes, path>, binary, or paths as text")
         images = cls(data, paths if data is None or data.null_count else None, root=root)
-        images._check_paths(key)
+        if data is None:
+            images._check_paths(key)
         return images
 
     @classmethod
@@ -79,17 +80,16 @@ class EncodedImages:
     @classmethod
     def mapped(cls, path: str) -> EncodedImages:
         """Those of column `image` of an Arrow IPC file, memory-mapped."""
-        table = pa.ipc.open_file(pa.memory_map(path)).read_all()
-        return cls(table["image"], mapped_file=path)
+        return cls(pa.ipc.open_file(pa.memory_map(path)).read_all()["image"], mapped_file=path)
 
     def __len__(self) -> int:
         return int(self._starts[-1]) if self._paths is None else len(self._paths)
 
     def __reduce__(self) -> Any:
-        """Loader processes map the file anew; images that stand in memory travel to them."""
+        """Loader processes map the file anew; images in memory travel to them."""
         if self._mapped_file is not None:
             return EncodedImages.mapped, (self._mapped_file,)
-        return _rebuilt, (self._data, self._paths, self._root)
+        return partial(EncodedImages, root=self._root), (self._data, self._paths)
 
     def present(self) -> np.ndarray:
         """Bool `[rows]`: which rows have an image, or at least a path."""
@@ -106,14 +106,11 @@ class EncodedImages:
     def keys(self) -> np.ndarray:
         """int64 `[rows]`: equal for equal images (by bytes or by path), -1 where there is none."""
         keys = np.full(len(self), -1, np.int64)
-        most = -1
         for column in (self._paths, self._data):  # where a row has both, its bytes count
-            if column is None:
-                continue
-            codes = pc.dictionary_encode(column).combine_chunks().indices
-            found = pc.fill_null(codes, -1).to_numpy().astype(np.int64)
-            keys = np.where(found >= 0, found + most + 1, keys)
-            most = int(keys.max(initial=-1))
+            if column is not None:
+                codes = pc.dictionary_encode(column).combine_chunks().indices
+                found = pc.fill_null(codes, -1).to_numpy().astype(np.int64)
+                keys = np.where(found >= 0, found + int(keys.max(initial=-1)) + 1, keys)
         return keys
 
     def _image(self, row: int) -> bytes | None:
@@ -126,15 +123,13 @@ class EncodedImages:
         return _read(path, self._root) if path else None
 
     def _check_paths(self, key: str) -> None:
-        if self._paths is None:
-            return
         named = pc.drop_null(self._paths)
-        if not len(named) or self._data is not None:
+        if not len(named):
             return
         tried = named.take(pa.array(np.unique(np.linspace(0, len(named) - 1, _PATHS_TRIED).astype(int))))
         if all(_read(path.as_py(), self._root) is None for path in tried):
             raise EncoderConfigError(
-                f"{key} of type {self._paths.type}: none of {len(tried)} paths that were tried can be read (first: "
+                f"{key} of type {named.type}: none of {len(tried)} paths that were tried can be read (first: "
                 f"{tried[0]}, below {self._root or 'the working folder'}): set data.image_root to what they are "
                 "relative to"
             )
@@ -145,7 +140,7 @@ class DecodedImages:
 
     Args:
         decode: Decodes one image.
-        preprocessing: What the tower wishes.
+        preprocessing: What the tower reads.
     """
 
     def __init__(self, decode: Decoder, preprocessing: ImagePreprocessing) -> None:
@@ -165,10 +160,10 @@ class DecodedImages:
         size = self._preprocessing.size
         pixels = np.zeros((len(rows), 3, size, size), np.uint8)
         there = np.zeros(len(rows), bool)
-        for place, row in enumerate(rows.tolist()):
+        for index, row in enumerate(rows.tolist()):
             image = self._image(images, row, keep)
             if image is not None:
-                pixels[place], there[place] = image, True
+                pixels[index], there[index] = image, True
         return pixels, there
 
     def _image(self, images: EncodedImages, row: int, keep: bool) -> np.ndarray | None:
@@ -193,19 +188,14 @@ def decode_with_pillow(data: bytes, preprocessing: ImagePreprocessing) -> np.nda
         return None
 
 
-def _rebuilt(data: pa.ChunkedArray | None, paths: pa.ChunkedArray | None, root: str | None) -> EncodedImages:
-    return EncodedImages(data, paths, root=root)
-
-
 def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _read(path: str, root: str | None) -> bytes | None:
-    absolute = path.startswith("/") or "://" in path
-    place = path if absolute or root is None else f"{root.rstrip('/')}/{path}"
+    is_absolute = path.startswith("/") or "://" in path
     try:
-        with fsspec.open(place, "rb") as file:
+        with fsspec.open(path if is_absolute or root is None else f"{root.rstrip('/')}/{path}", "rb") as file:
             return file.read()
     except (OSError, ValueError):  # ValueError: no file system of that scheme
         return None

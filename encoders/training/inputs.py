@@ -23,6 +23,17 @@ Tokens = tuple[torch.Tensor, torch.Tensor]  # ids int64 [., L], mask bool [., L]
 _Inputs = TypeVar("_Inputs")
 
 
+def moved(inputs: _Inputs, device: torch.device, non_blocking: bool = False) -> _Inputs:
+    """A dataclass of tensors, tuples of them and further such dataclasses, on another device."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(move(item) for item in value)
+        return value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
+
+    return replace(inputs, **{item.name: move(getattr(inputs, item.name)) for item in fields(inputs)})  # type: ignore
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryInputs:
     """B queries.
@@ -47,9 +58,7 @@ class QueryInputs:
     clip_text_vectors: torch.Tensor | None = None
     image_vectors: torch.Tensor | None = None
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> QueryInputs:
-        """The same on another device."""
-        return moved(self, device, non_blocking)
+    to = moved
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,20 +81,7 @@ class ProductInputs:
     text_vectors: torch.Tensor | None = None
     image_vectors: torch.Tensor | None = None
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> ProductInputs:
-        """The same on another device."""
-        return moved(self, device, non_blocking)
-
-
-def moved(inputs: _Inputs, device: torch.device, non_blocking: bool = False) -> _Inputs:
-    """A dataclass of tensors, tuples of them and further such dataclasses, on another device."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(move(item) for item in value)
-        return value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
-
-    return replace(inputs, **{item.name: move(getattr(inputs, item.name)) for item in fields(inputs)})  # type: ignore
+    to = moved
 
 
 class InputMaker:
@@ -133,17 +129,15 @@ class InputMaker:
             images: Of all queries; None where they are not wanted.
             rows: int64 `[B]`: which of these images.
         """
-        has_text = torch.tensor([text is not None for text in texts])
-        if not self.reads_query_texts:
-            has_text[:] = False
+        has_text = torch.tensor([text is not None and self.reads_query_texts for text in texts])
         pixels, has_image = None, torch.zeros(len(texts), dtype=torch.bool)
         if images is not None and self.reads_images and "query_image" not in self._without:
             decoded, has_image = self.pixels(images, rows)
             pixels = decoded if has_image.any() else None
-        there = bool(has_text.any())
+        any_text = bool(has_text.any())
         return QueryInputs(
-            tokens=self.query_tokens(texts) if there and "query_text" not in self._without else None,
-            clip_tokens=self.clip_tokens(texts) if there and "query_clip_text" not in self._without else None,
+            tokens=self.query_tokens(texts) if any_text and "query_text" not in self._without else None,
+            clip_tokens=self.clip_tokens(texts) if any_text and "query_clip_text" not in self._without else None,
             has_text=has_text,
             pixels=pixels,
             has_image=has_image,

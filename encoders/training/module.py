@@ -1,6 +1,14 @@
-"""One training step, as a Lightning module.
+"""One training step, as a Lightning module: the loss of a batch, term by term, over the products of all devices.
 
-Legend: B pairs of a batch, P products of the batch.
+Legend: B pairs and P products of a batch, D fused dimension.
+
+`bibert`, `clip`, `3tmm` and `4tmm` have one term, the query against the product (and its second view, see
+`dropped_weight`). `match3` and `match4` have image-text alignment terms on their towers' single vectors besides:
+"Bringing Multimodality to Amazon Visual Search System"; which ones, and their weights, stand in `encoders/README.md`.
+
+Every device computes the loss of the whole batch. The gradient of a gathered row is summed over the devices on its way
+back, and data-parallel training takes the mean of the devices' gradients: what each weight gets is the gradient of the
+whole batch's loss, as one device with the whole batch would compute it.
 """
 
 from __future__ import annotations
@@ -26,12 +34,9 @@ from encoders.training.config import TrainingConfig
 from encoders.training.frozen_towers import ProductVectors, QueryVectors, encode_pairs, float32, normalised
 from encoders.training.tuned_parts import freeze_all_but, parameter_groups
 
-# ---- encoders/training/gather.py ----
-# Rows of all devices side by side, so that each device's products are negatives for all.
-#
-# Every device computes the loss of the whole batch. The gradient of a gathered row is summed over the devices on its way
-# back, and data-parallel training takes the mean of the devices' gradients: what each weight gets is the gradient of the
-# whole batch's loss, as one device with the whole batch would compute it.
+Drop = tuple[torch.Tensor, torch.Tensor]  # products that lose their text, and their image: bool [P] each
+MATCH_TERMS = ("photo_picture", "picture_text", "photo_text", "query_text_picture", "query_text_text")
+CLIP_GRADIENT_NORM = 1.0
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -64,20 +69,6 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
         gathered = [torch.empty_like(plain) for _ in range(world)]
         torch.distributed.all_gather(gathered, plain.contiguous())
     return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)]).to(rows.dtype)
-
-
-# ---- encoders/training/objective.py ----
-# What a batch is trained on: its loss, term by term, over the products of all devices.
-#
-# Legend: B pairs and P products of this device's batch, D fused dimension.
-#
-# `bibert`, `clip`, `3tmm` and `4tmm` have one term, the query against the product (and its second view, see
-# `dropped_weight`). `match3` and `match4` have image-text alignment terms on their towers' single vectors besides:
-# "Bringing Multimodality to Amazon Visual Search System"; which ones, and their weights, stand in `encoders/README.md`.
-
-
-Drop = tuple[torch.Tensor, torch.Tensor]  # products that lose their text, and their image: bool [P] each
-MATCH_TERMS = ("photo_picture", "picture_text", "photo_text", "query_text_picture", "query_text_text")
 
 
 def term_weights(model: EncoderModel, config: TrainingConfig) -> dict[str, float]:
@@ -205,28 +196,17 @@ def _match_losses(
     text = gather_rows(normalised(products.text))[pool.columns]
     each = torch.arange(len(pool.columns), device=photo.device)
     same_text = pool.text_keys[:, None] == pool.text_keys[None, :]
-    of_same_words = shared_queries(pool.query_text_keys, pool.positives, len(pool.columns))
     own_text = same_text[pool.positives]  # products whose text is that of the pair's own
+    same_words = shared_queries(pool.query_text_keys, pool.positives, len(pool.columns))
+    photos, words = (photo, pool.query_has_image), (query_text, pool.query_has_text)
+    images, texts = (image, pool.has_image), (text, pool.has_text)
+    own = pool.positives
     terms = {
-        "photo_picture": (photo, pool.query_has_image, image, pool.has_image, pool.positives, pool.not_negative),
-        "picture_text": (image, pool.has_image, text, pool.has_text, each, same_text),
-        "photo_text": (photo, pool.query_has_image, text, pool.has_text, pool.positives, pool.not_negative | own_text),
-        "query_text_picture": (
-            query_text,
-            pool.query_has_text,
-            image,
-            pool.has_image,
-            pool.positives,
-            of_same_words,
-        ),
-        "query_text_text": (
-            query_text,
-            pool.query_has_text,
-            text,
-            pool.has_text,
-            pool.positives,
-            of_same_words | own_text,
-        ),
+        "photo_picture": (photos, images, own, pool.not_negative),
+        "picture_text": (images, texts, each, same_text),
+        "photo_text": (photos, texts, own, pool.not_negative | own_text),
+        "query_text_picture": (words, images, own, same_words),
+        "query_text_text": (words, texts, own, same_words | own_text),
     }
     return {
         name: alignment(
@@ -238,19 +218,16 @@ def _match_losses(
             temperature=temperature,
             not_negative=not_negative,
         )
-        for name, (rows, has_row, columns, has_column, positives, not_negative) in terms.items()
+        for name, ((rows, has_row), (columns, has_column), positives, not_negative) in terms.items()
         if name in wanted
     }
-
-
-CLIP_GRADIENT_NORM = 1.0
 
 
 class EncoderTraining(LightningModule):
     """Trains an `EncoderModel` on batches of pairs.
 
-    Dropout of a step is seeded by the run's seed, the step's number and the device: a run that is taken up again in the
-    middle draws what it would have drawn.
+    Dropout of a step is seeded by the run's seed, the step's number and the device: a run that is resumed in the middle
+    draws what it would have drawn.
 
     Args:
         model: Both sides.
@@ -360,9 +337,9 @@ class EncoderTraining(LightningModule):
 
     def _check_finite(self, what: str, value: torch.Tensor, batch_idx: int, terms: dict[str, torch.Tensor]) -> None:
         if not torch.isfinite(value):
-            told = "".join(f", {name} {float(term.detach()):.4g}" for name, term in terms.items())
+            figures = "".join(f", {name} {float(term.detach()):.4g}" for name, term in terms.items())
             raise TrainingError(
-                f"{what} of batch {batch_idx + 1} is {float(value.detach())}{told}: expected a finite number. The last "
-                "checkpoint is from before; try a lower training.learning_rate, a higher temperature, or precision "
-                "float32, and look for vectors of zeros in the encoder that training started from"
+                f"{what} of batch {batch_idx + 1} is {float(value.detach())}{figures}: expected a finite number. The "
+                "last checkpoint is from before; try a lower training.learning_rate, a higher temperature, or "
+                "precision float32, and look for vectors of zeros in the encoder that training started from"
             )

@@ -16,7 +16,7 @@ from encoders import (
 )
 from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
-from encoders.training.new_encoder import load_starting_point, new_small_encoder, train_tokenizer
+from encoders.training.new_encoder import find_starting_point, new_small_encoder, train_tokenizer
 from encoders.training.run import train_encoder
 from tests.encoders.tiny import (
     IMAGE_DIM,
@@ -27,6 +27,11 @@ from tests.encoders.tiny import (
     save_tiny_encoder,
 )
 from tests.encoders.training.pairs_files import coloured_rows, write_pairs
+
+
+def load_starting_point(config):
+    return find_starting_point(config).load()
+
 
 TEXTS = ["Red striped mug for the office", "blue mug", "a red dress with stripes", "striped dress in blue"] * 5
 

@@ -10,8 +10,7 @@ pair whose query is left with nothing (its image cannot be read) is left out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from encoders.errors import TrainingError
 from encoders.model import EncoderParts
-from encoders.training.frozen_towers import FrozenVectors
 from encoders.training.images import Decoder, decode_with_pillow
 from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs, moved
 from encoders.training.pairs import TrainingPairs
@@ -142,12 +140,6 @@ class PairDataset(Dataset):
     ) -> None:
         self._pairs, self._rows = pairs, rows
         self.make = InputMaker(parts, decode)
-        self._frozen = FrozenVectors()
-
-    def use(self, frozen: FrozenVectors) -> None:
-        """From now on batches hold these vectors in place of what their towers read."""
-        self._frozen = frozen
-        self.make = self.make.without(frozen.names)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -193,27 +185,14 @@ class PairDataset(Dataset):
 
     def products(self, rows: np.ndarray) -> ProductInputs:
         """The inputs of products by their rows."""
-        store, frozen = self._pairs.products, self._frozen
-        known: dict[str, Any] = {}
-        texts = [None if self._pairs.hides_texts else store.texts[row] for row in rows]
-        if frozen.product_text is not None:
-            known["text_vectors"], _ = frozen.product_text.take(self._pairs.text_keys[rows])
-        if frozen.product_image is not None:
-            known["image_vectors"], known["has_image"] = frozen.product_image.take(rows)
-        return replace(self.make.products(texts, store.images, rows), **known)
+        pairs, store = self._pairs, self._pairs.products
+        texts = [None if pairs.hides_texts else store.texts[row] for row in rows]
+        return self.make.products(texts, pairs.text_keys[rows], store.images, rows)
 
     def _queries_of(self, rows: np.ndarray) -> QueryInputs:
-        frozen, images = self._frozen, self._pairs.query_images
-        known: dict[str, Any] = {}
-        text_keys = self._pairs.query_text_keys[rows]
-        if frozen.query_text is not None:
-            known["text_vectors"], _ = frozen.query_text.take(text_keys)
-        if frozen.query_clip_text is not None:
-            known["clip_text_vectors"], _ = frozen.query_clip_text.take(text_keys)
-        if frozen.query_image is not None:
-            known["image_vectors"], known["has_image"] = frozen.query_image.take(rows)
-        texts = [self._pairs.queries[row] for row in rows]
-        return replace(self.make.queries(texts, images, rows), **known)
+        pairs = self._pairs
+        texts = [pairs.queries[row] for row in rows]
+        return self.make.queries(texts, pairs.query_text_keys[rows], pairs.query_images, rows)
 
 
 def load(dataset: Dataset, order: Iterable[list[int]], *, workers: int) -> DataLoader:

@@ -35,21 +35,20 @@ from matplotlib.figure import Figure
 from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.training.config import TrainingConfig
 
-LAST, BEST, FROZEN, LOGS, METRICS, PLOT = "last.ckpt", "best.ckpt", "frozen", "logs", "metrics.csv", "training.png"
-_RUN = "run.json"
 _STATE_KEY = "shelfmark"
 _STATE = ("batches", "best", "best_step", "loss", "loss_sum", "loss_count", "without_better")
 _SMOOTHED_OVER = 50
+Metrics = dict[str, tuple[np.ndarray, np.ndarray]]  # of each metric its steps and values
 
 
 class CheckpointFolder:
-    """`OUT.checkpoints`."""
+    """`OUT.checkpoints`, and the paths in it."""
 
     def __init__(self, out: str) -> None:
         self.path = Path(f"{out.rstrip('/')}.checkpoints")
-
-    def __truediv__(self, name: str) -> Path:
-        return self.path / name
+        self.last, self.best = self.path / "last.ckpt", self.path / "best.ckpt"
+        self.frozen, self.logs, self._run = self.path / "frozen", self.path / "logs", self.path / "run.json"
+        self._table, self._plot = self.path / "metrics.csv", self.path / "training.png"
 
     def start(
         self, settings: dict[str, Any], *, resume: str, say: Callable[[str], None], writes: bool = True
@@ -74,26 +73,30 @@ class CheckpointFolder:
             read_checkpoint(found)  # before anything is written
         if writes:
             if found is None:
-                for name in (LAST, BEST, FROZEN, LOGS, METRICS, PLOT, _RUN):
-                    _remove(self / name)
+                for path in (self.last, self.best, self.frozen, self.logs, self._table, self._plot, self._run):
+                    _remove(path)
             self._write_run(settings, finished=False)
         return found
 
     def finish(self, settings: dict[str, Any]) -> None:
         """Notes that the run is finished, so that the next one starts anew."""
-        _remove(self / FROZEN)
+        _remove(self.frozen)
         self._write_run(settings, finished=True)
 
+    def write_metrics(self, title: str) -> None:
+        """Writes the metrics of the whole run as a table, and draws them."""
+        plot_metrics(join_metrics(self.logs, self._table), self._plot, title=title)
+
     def _checkpoint(self, settings: dict[str, Any], resume: str, say: Callable[[str], None]) -> Path | None:
+        previous = None
         try:
-            previous = json.loads((self / _RUN).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            previous = None
+            if self._run.exists():
+                previous = json.loads(self._run.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise CheckpointError(f"{self / _RUN} cannot be read: {error}; remove {self.path}") from error
+            raise CheckpointError(f"{self._run} cannot be read: {error}; remove {self.path}") from error
         differences = _differences(previous["settings"], settings) if previous else ""
         if resume not in ("auto", "never"):
-            path = self / f"{resume}.ckpt" if resume in ("last", "best") else Path(resume)
+            path = {"last": self.last, "best": self.best}.get(resume, Path(resume))
             if not path.is_file():
                 raise CheckpointError(f"training.resume is {resume!r}: no checkpoint at {path}")
             if differences:
@@ -103,7 +106,7 @@ class CheckpointFolder:
             raise EncoderConfigError(
                 f"{self.path} exists and is no folder of checkpoints: expected a new one; give another --out"
             )
-        if previous is None or resume == "never" or previous["finished"] or not (self / LAST).is_file():
+        if previous is None or resume == "never" or previous["finished"] or not self.last.is_file():
             return None
         if differences:
             raise EncoderConfigError(
@@ -112,14 +115,14 @@ class CheckpointFolder:
                 "start anew"
             )
         say(f"going on with the unfinished run in {self.path}")
-        return self / LAST
+        return self.last
 
     def _write_run(self, settings: dict[str, Any], *, finished: bool) -> None:
         text = json.dumps({"finished": finished, "settings": settings}, indent=2, sort_keys=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        staged = self / f"{_RUN}.part"
+        staged = self._run.with_suffix(".part")
         staged.write_text(text + "\n", encoding="utf-8")
-        staged.replace(self / _RUN)
+        staged.replace(self._run)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -229,19 +232,18 @@ class KeepCheckpoints(Callback):
         return tuple(measured[f"recall@{k}"] for k in sorted(at, reverse=True) if k <= most)
 
     def _save(self, trainer: Trainer, *, also_best: bool) -> None:
-        staged = self._folder / f"{LAST}.part"
-        trainer.save_checkpoint(staged)  # on all devices; the first writes
+        last, best = (path.with_suffix(".part") for path in (self._folder.last, self._folder.best))
+        trainer.save_checkpoint(last)  # on all devices; the first writes
         if not trainer.is_global_zero:
             return
         if also_best:  # first: a run that dies in between measures this state again
-            twin = self._folder / f"{BEST}.part"
-            twin.unlink(missing_ok=True)
+            best.unlink(missing_ok=True)
             try:
-                os.link(staged, twin)
+                os.link(last, best)
             except OSError:  # a file system without links
-                shutil.copyfile(staged, twin)
-            twin.replace(self._folder / BEST)
-        staged.replace(self._folder / LAST)
+                shutil.copyfile(last, best)
+            best.replace(self._folder.best)
+        last.replace(self._folder.last)
 
 
 def open_loggers(folder: Path) -> list[Logger]:
@@ -249,7 +251,7 @@ def open_loggers(folder: Path) -> list[Logger]:
     return [CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")]
 
 
-def join_metrics(folder: Path, path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def join_metrics(folder: Path, path: Path) -> Metrics:
     """Joins what the CSV loggers of a run wrote into one table, and writes it.
 
     Where a run was resumed, the rows that its earlier files have past that point do not count.
@@ -257,9 +259,6 @@ def join_metrics(folder: Path, path: Path) -> dict[str, tuple[np.ndarray, np.nda
     Args:
         folder: That of `open_loggers`.
         path: Of the table: `step` (the first is 1) and one column a metric, a row for each step measured.
-
-    Returns:
-        For each metric its steps and values.
     """
     rows: dict[int, dict[str, str]] = {}
     files = {int(path.parent.name.removeprefix("version_")): path for path in folder.glob("csv/version_*/metrics.csv")}
@@ -281,7 +280,7 @@ def join_metrics(folder: Path, path: Path) -> dict[str, tuple[np.ndarray, np.nda
     return {name: (np.array(at), np.array([float(rows[step][name]) for step in at])) for name, at in steps.items()}
 
 
-def plot_metrics(metrics: dict[str, tuple[np.ndarray, np.ndarray]], path: Path, *, title: str) -> None:
+def plot_metrics(metrics: Metrics, path: Path, *, title: str) -> None:
     """Draws loss and recall over the steps, PNG."""
     recalls = sorted((name for name in metrics if "recall" in name), key=lambda name: (len(name), name))
     figure = Figure(figsize=(10 if recalls else 6, 4), layout="constrained")

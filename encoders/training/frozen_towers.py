@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from encoders.image_tower import ClipTextTower, ImageTower
 from encoders.model import EncoderModel
 from encoders.text_tower import TextTower
 from encoders.training.images import EncodedImages
-from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs
+from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs, StoredVectors
 from encoders.training.pairs import TrainingPairs
 from encoders.training.tuned_parts import learns
 
@@ -192,52 +192,6 @@ def _document_tower(model: EncoderModel) -> TextTower | ClipTextTower:
     return tower
 
 
-class StoredVectors:
-    """Vectors by row in a memory-mapped file; loader processes open it anew."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._vectors = np.load(path, mmap_mode="r")
-
-    def __reduce__(self) -> Any:
-        return StoredVectors, (self._path,)
-
-    def take(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 `[len(rows), width]`, zeros where there is nothing, and bool `[len(rows)]`: where there is something.
-
-        Args:
-            rows: int64; below 0: nothing.
-        """
-        vectors = np.asarray(self._vectors[np.maximum(rows, 0)])
-        there = (rows >= 0) & ~np.isnan(vectors[:, 0])
-        vectors[~there] = 0.0
-        return torch.from_numpy(vectors), torch.from_numpy(there)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FrozenVectors:
-    """What the towers that do not learn give; None for a tower that learns, or that there is not.
-
-    Attributes:
-        product_text: By the products' `text_keys`.
-        product_image: By product row.
-        query_text: Of the BERT tower, by the pairs' `query_text_keys`.
-        query_clip_text: Of CLIP's text tower, likewise.
-        query_image: By pair.
-    """
-
-    product_text: StoredVectors | None = None
-    product_image: StoredVectors | None = None
-    query_text: StoredVectors | None = None
-    query_clip_text: StoredVectors | None = None
-    query_image: StoredVectors | None = None
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Fields that are there: inputs that nobody needs to make."""
-        return frozenset(item.name for item in fields(self) if getattr(self, item.name) is not None)
-
-
 def store_frozen(
     folder: Path,
     model: EncoderModel,
@@ -249,7 +203,7 @@ def store_frozen(
     mixed: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = print,
-) -> FrozenVectors:
+) -> dict[str, StoredVectors]:
     """Runs the towers of `model` of which no weight learns over what they will be asked for.
 
     Args:
@@ -262,6 +216,10 @@ def store_frozen(
         mixed: In bfloat16, as the training.
         progress: Show a progress bar on a terminal.
         say: Takes a line for each tower that runs.
+
+    Returns:
+        `product_text` by the products' `text_keys`, `product_image` by product row, `query_text` and `query_clip_text`
+        by the pairs' `query_text_keys`, `query_image` by pair: what towers that do not learn give.
 
     Raises:
         TrainingError: A tower gives a vector that is not finite.
@@ -284,7 +242,7 @@ def store_frozen(
             _write(path, work, batches, device, mixed)
             say(f"{title}: {work.count:,} vectors computed once, their tower does not learn")
         stored[work.name] = StoredVectors(path)
-    return FrozenVectors(**stored)
+    return stored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -292,7 +250,7 @@ class _Work:
     """What a tower that does not learn is run over.
 
     Attributes:
-        name: Field of `FrozenVectors`.
+        name: As `store_frozen` returns it.
         tower: The tower.
         rows: Rows of the file.
         count: How many of them are computed.

@@ -6,9 +6,9 @@ CLIP's text tower and the image tower.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,33 +35,6 @@ def moved(inputs: _Inputs, device: torch.device, non_blocking: bool = False) -> 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QueryInputs:
-    """B queries.
-
-    Attributes:
-        tokens: For the BERT tower; None where the model has no such query tower, or no query has a text.
-        clip_tokens: For CLIP's text tower; None likewise.
-        has_text: bool `[B]`.
-        pixels: uint8 `[B, 3, S, S]`, zeros where missing; None where no query has an image.
-        has_image: bool `[B]`.
-        text_vectors: float32 `[B, Dt]` in place of `tokens`.
-        clip_text_vectors: float32 `[B, Dc]` in place of `clip_tokens`.
-        image_vectors: float32 `[B, Di]` in place of `pixels`, zeros where missing.
-    """
-
-    tokens: Tokens | None
-    clip_tokens: Tokens | None
-    has_text: torch.Tensor
-    pixels: torch.Tensor | None
-    has_image: torch.Tensor
-    text_vectors: torch.Tensor | None = None
-    clip_text_vectors: torch.Tensor | None = None
-    image_vectors: torch.Tensor | None = None
-
-    to = moved
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ProductInputs:
     """P products.
 
@@ -84,6 +57,41 @@ class ProductInputs:
     to = moved
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryInputs(ProductInputs):
+    """B queries; as products, but `tokens` is None where no query has a text, and `pixels` where none has an image.
+
+    Attributes:
+        clip_tokens: For CLIP's text tower; None as `tokens`, which are for the BERT tower.
+        clip_text_vectors: float32 `[B, Dc]` in place of `clip_tokens`.
+    """
+
+    clip_tokens: Tokens | None
+    clip_text_vectors: torch.Tensor | None = None
+
+
+class StoredVectors:
+    """A frozen tower's vectors by row in a memory-mapped file (`frozen_towers.py`); loader processes open it anew."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._vectors = np.load(path, mmap_mode="r")
+
+    def __reduce__(self) -> Any:
+        return StoredVectors, (self._path,)
+
+    def take(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 `[len(rows), width]`, zeros where there is nothing, and bool `[len(rows)]`: where there is something.
+
+        Args:
+            rows: int64; below 0: nothing.
+        """
+        vectors = np.asarray(self._vectors[np.maximum(rows, 0)])
+        there = (rows >= 0) & ~np.isnan(vectors[:, 0])
+        vectors[~there] = 0.0
+        return torch.from_numpy(vectors), torch.from_numpy(there)
+
+
 class InputMaker:
     """Makes a model's inputs of texts and encoded images.
 
@@ -103,13 +111,11 @@ class InputMaker:
         self._query_tokenizer = parts.tokenizer if parts.model.query_text is not None else None
         self._clip_tokenizer = parts.clip_tokenizer
         self._images = DecodedImages(decode, architecture.clip.preprocessing) if architecture.clip else None
-        self._without: frozenset[str] = frozenset()
+        self._frozen: dict[str, StoredVectors] = {}
 
-    def without(self, names: frozenset[str]) -> InputMaker:
-        """One that leaves out inputs whose towers' vectors are known, by the names of `FrozenVectors`."""
-        other = copy.copy(self)
-        other._without = names
-        return other
+    def use(self, frozen: dict[str, StoredVectors]) -> None:
+        """From now on inputs hold these vectors (of `store_frozen`) in place of what their towers read."""
+        self._frozen = frozen
 
     @property
     def reads_query_texts(self) -> bool:
@@ -121,38 +127,43 @@ class InputMaker:
         """Whether the model has an image tower."""
         return self._images is not None
 
-    def queries(self, texts: Sequence[str | None], images: EncodedImages | None, rows: np.ndarray) -> QueryInputs:
+    def queries(
+        self, texts: Sequence[str | None], text_keys: np.ndarray, images: EncodedImages | None, rows: np.ndarray
+    ) -> QueryInputs:
         """The inputs of B queries; those that are left with neither text nor image show it by `has_*`.
 
         Args:
             texts: Their texts.
+            text_keys: int64 `[B]`; equal for equal texts.
             images: Of all queries; None where they are not wanted.
             rows: int64 `[B]`: which of these images.
         """
         has_text = torch.tensor([text is not None and self.reads_query_texts for text in texts])
-        pixels, has_image = None, torch.zeros(len(texts), dtype=torch.bool)
-        if images is not None and self.reads_images and "query_image" not in self._without:
-            decoded, has_image = self.pixels(images, rows)
-            pixels = decoded if has_image.any() else None
         any_text = bool(has_text.any())
+        pixels, image_vectors, has_image = self._image_inputs("query_image", images, rows)
         return QueryInputs(
-            tokens=self.query_tokens(texts) if any_text and "query_text" not in self._without else None,
-            clip_tokens=self.clip_tokens(texts) if any_text and "query_clip_text" not in self._without else None,
+            tokens=self.query_tokens(texts) if any_text and "query_text" not in self._frozen else None,
+            clip_tokens=self.clip_tokens(texts) if any_text and "query_clip_text" not in self._frozen else None,
             has_text=has_text,
-            pixels=pixels,
+            pixels=pixels if has_image.any() else None,
             has_image=has_image,
+            text_vectors=self._vectors("query_text", text_keys),
+            clip_text_vectors=self._vectors("query_clip_text", text_keys),
+            image_vectors=image_vectors,
         )
 
-    def products(self, texts: Sequence[str | None], images: EncodedImages, rows: np.ndarray) -> ProductInputs:
+    def products(
+        self, texts: Sequence[str | None], text_keys: np.ndarray, images: EncodedImages, rows: np.ndarray
+    ) -> ProductInputs:
         """The inputs of P products, at `rows` of the images of all."""
-        pixels, has_image = None, torch.zeros(len(texts), dtype=torch.bool)
-        if self.reads_images and "product_image" not in self._without:
-            pixels, has_image = self.pixels(images, rows)
+        pixels, image_vectors, has_image = self._image_inputs("product_image", images, rows)
         return ProductInputs(
-            tokens=self.document_tokens(texts) if "product_text" not in self._without else None,
+            tokens=self.document_tokens(texts) if "product_text" not in self._frozen else None,
             has_text=torch.tensor([text is not None for text in texts]),
             pixels=pixels,
             has_image=has_image,
+            text_vectors=self._vectors("product_text", text_keys),
+            image_vectors=image_vectors,
         )
 
     def document_tokens(self, texts: Sequence[str | None]) -> Tokens:
@@ -181,6 +192,20 @@ class InputMaker:
             raise EncoderConfigError("an encoder without a picture tower reads no pictures")
         pixels, there = self._images.take(images, rows, keep=keep)
         return torch.from_numpy(pixels), torch.from_numpy(there)
+
+    def _vectors(self, name: str, rows: np.ndarray) -> torch.Tensor | None:
+        return self._frozen[name].take(rows)[0] if name in self._frozen else None
+
+    def _image_inputs(
+        self, name: str, images: EncodedImages | None, rows: np.ndarray
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+        """Pixels, or the vectors in place of them, and which rows have one."""
+        if name in self._frozen:
+            return None, *self._frozen[name].take(rows)
+        if images is None or self._images is None:
+            return None, None, torch.zeros(len(rows), dtype=torch.bool)
+        pixels, has_image = self.pixels(images, rows)
+        return pixels, None, has_image
 
 
 def _tokens(tokenizer: TextTokenizer, texts: Sequence[str | None]) -> Tokens:

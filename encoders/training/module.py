@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -88,137 +87,43 @@ def term_weights(model: EncoderModel, config: TrainingConfig) -> dict[str, float
     return {name: weight for name, weight in found.items() if weight}
 
 
-def batch_losses(
-    model: EncoderModel,
-    batch: PairBatch,
-    config: TrainingConfig,
-    *,
-    temperature: float | torch.Tensor,
-    drop: Drop | None = None,
-) -> dict[str, torch.Tensor]:
-    """The terms of a batch's loss, unweighted, by name.
-
-    Args:
-        model: Both sides.
-        batch: This device's pairs.
-        config: Which terms, and how.
-        temperature: Of all terms.
-        drop: The products that lose text or image in the second view; None without one.
-    """
-    queries, products = encode_pairs(model, batch.queries, batch.products, chunk_rows=config.chunk_rows)
-    wanted = term_weights(model, config)
-    with float32(batch.positives.device):
-        # All towers first, then all that is gathered: each device meets the others in the same order, back as forth.
-        views: dict[str, torch.Tensor] = {}
-        if "query_product" in wanted:
-            views["query_product"] = _fuse(model, batch, products, None)
-            if drop is not None and "dropped" in wanted:
-                views["dropped"] = _fuse(model, batch, products, drop)
-        pool = _Pool.gather(batch)
-        losses = {}
-        if views:
-            fused_queries = gather_rows(queries.fused)
-            for name, view in views.items():
-                losses[name] = nt_xent(
-                    fused_queries,
-                    gather_rows(view)[pool.columns],
-                    pool.positives,
-                    temperature=temperature,
-                    not_negative=pool.not_negative,
-                    symmetric=config.symmetric,
-                )
-        if set(wanted) & set(MATCH_TERMS):
-            losses |= _match_losses(pool, queries, products, wanted.keys(), temperature)
-    return losses
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Pool:
-    """What is known of the pairs of all devices; B and P count those of all.
-
-    Attributes:
-        columns: int64 `[P]`: gathered product rows that stand for one product each.
-        positives: int64 `[B]`: among `columns`.
-        query_keys, query_text_keys: int64 `[B]`.
-        text_keys: int64 `[P]`.
-        has_text, has_image: bool `[P]`.
-        query_has_text, query_has_image: bool `[B]`.
-        not_negative: bool `[B, P]`: products chosen for the same query by another pair.
-    """
-
-    columns: torch.Tensor
-    positives: torch.Tensor
-    query_keys: torch.Tensor
-    query_text_keys: torch.Tensor
-    text_keys: torch.Tensor
-    has_text: torch.Tensor
-    has_image: torch.Tensor
-    query_has_text: torch.Tensor
-    query_has_image: torch.Tensor
-    not_negative: torch.Tensor
-
-    @classmethod
-    def gather(cls, batch: PairBatch) -> _Pool:
-        keys = gather_rows(batch.product_keys)
-        columns, positives = distinct_products(keys, gather_rows(batch.product_keys[batch.positives]))
-        query_keys = gather_rows(batch.query_keys)
-        return cls(
-            columns=columns,
-            positives=positives,
-            query_keys=query_keys,
-            query_text_keys=gather_rows(batch.query_text_keys),
-            text_keys=gather_rows(batch.text_keys)[columns],
-            has_text=gather_rows(batch.products.has_text)[columns],
-            has_image=gather_rows(batch.products.has_image)[columns],
-            query_has_text=gather_rows(batch.queries.has_text),
-            query_has_image=gather_rows(batch.queries.has_image),
-            not_negative=shared_queries(query_keys, positives, len(columns)),
-        )
-
-
-def _fuse(model: EncoderModel, batch: PairBatch, products: ProductVectors, drop: Drop | None) -> torch.Tensor:
-    has_text, has_image = batch.products.has_text, batch.products.has_image
-    if drop is not None:
-        has_text, has_image = has_text & ~drop[0], has_image & ~drop[1]
-    return model.fuse_product(products.text, has_text, products.image, has_image)
-
-
 def _match_losses(
-    pool: _Pool,
+    batch: PairBatch,
     queries: QueryVectors,
     products: ProductVectors,
+    pool: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     wanted: Collection[str],
     temperature: float | torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """The alignment terms; every vector lies in one space."""
-    photo, query_text = gather_rows(queries.image), gather_rows(queries.text)
-    image = gather_rows(normalised(products.image))[pool.columns]
-    text = gather_rows(normalised(products.text))[pool.columns]
-    each = torch.arange(len(pool.columns), device=photo.device)
-    same_text = pool.text_keys[:, None] == pool.text_keys[None, :]
-    own_text = same_text[pool.positives]  # products whose text is that of the pair's own
-    same_words = shared_queries(pool.query_text_keys, pool.positives, len(pool.columns))
-    photos, words = (photo, pool.query_has_image), (query_text, pool.query_has_text)
-    images, texts = (image, pool.has_image), (text, pool.has_text)
-    own = pool.positives
+    columns, own, not_negative = pool
+    photos = gather_rows(queries.image), gather_rows(batch.queries.has_image)
+    words = gather_rows(queries.text), gather_rows(batch.queries.has_text)
+    images = gather_rows(normalised(products.image))[columns], gather_rows(batch.products.has_image)[columns]
+    texts = gather_rows(normalised(products.text))[columns], gather_rows(batch.products.has_text)[columns]
+    text_keys = gather_rows(batch.text_keys)[columns]
+    same_text = text_keys[:, None] == text_keys[None, :]
+    own_text = same_text[own]  # products whose text is that of the pair's own
+    same_words = shared_queries(gather_rows(batch.query_text_keys), own, len(columns))
+    each = torch.arange(len(columns), device=columns.device)
     terms = {
-        "photo_picture": (photos, images, own, pool.not_negative),
+        "photo_picture": (photos, images, own, not_negative),
         "picture_text": (images, texts, each, same_text),
-        "photo_text": (photos, texts, own, pool.not_negative | own_text),
+        "photo_text": (photos, texts, own, not_negative | own_text),
         "query_text_picture": (words, images, own, same_words),
         "query_text_text": (words, texts, own, same_words | own_text),
     }
     return {
         name: alignment(
             rows,
-            columns,
+            others,
             positives,
             has_row=has_row,
-            has_column=has_column,
+            has_column=has_other,
             temperature=temperature,
-            not_negative=not_negative,
+            not_negative=excluded,
         )
-        for name, ((rows, has_row), (columns, has_column), positives, not_negative) in terms.items()
+        for name, ((rows, has_row), (others, has_other), positives, excluded) in terms.items()
         if name in wanted
     }
 
@@ -268,7 +173,7 @@ class EncoderTraining(LightningModule):
             TrainingError: The loss is not a finite number.
         """
         terms = self.terms(batch, drop=self._drops(batch))
-        loss = self.weighted(terms)
+        loss = self._weighted(terms)
         self._check_finite("the loss", loss, batch_idx, terms)
         count = len(batch.query_keys)
         self.log("loss", loss, batch_size=count, prog_bar=True)
@@ -280,14 +185,43 @@ class EncoderTraining(LightningModule):
 
     def losses(self, batch: PairBatch, *, drop: Drop | None) -> torch.Tensor:
         """The loss of a batch; `drop` gives the products that lose text and image in the second view (bool `[P]`)."""
-        return self.weighted(self.terms(batch, drop=drop))
+        return self._weighted(self.terms(batch, drop=drop))
 
     def terms(self, batch: PairBatch, *, drop: Drop | None) -> dict[str, torch.Tensor]:
-        """The terms of a batch's loss, unweighted."""
-        return batch_losses(self.model, batch, self._config, temperature=self.temperature, drop=drop)
+        """The terms of the loss of this device's pairs against the products of all, unweighted."""
+        queries, products = encode_pairs(self.model, batch.queries, batch.products, chunk_rows=self._config.chunk_rows)
+        has_text, has_image, temperature = batch.products.has_text, batch.products.has_image, self.temperature
+        with float32(batch.positives.device):
+            # All towers first, then all that is gathered: devices meet each other in the same order, back as forth.
+            views: dict[str, torch.Tensor] = {}
+            if "query_product" in self._weights:
+                views["query_product"] = self.model.fuse_product(products.text, has_text, products.image, has_image)
+            if drop is not None and "dropped" in self._weights:
+                views["dropped"] = self.model.fuse_product(
+                    products.text, has_text & ~drop[0], products.image, has_image & ~drop[1]
+                )
+            # Rows among those gathered that stand for one product each, the pairs' products among them, and what is no
+            # negative: products chosen for the same query by another pair.
+            keys = gather_rows(batch.product_keys)
+            columns, positives = distinct_products(keys, gather_rows(batch.product_keys[batch.positives]))
+            not_negative = shared_queries(gather_rows(batch.query_keys), positives, len(columns))
+            losses = {}
+            fused_queries = gather_rows(queries.fused) if views else None
+            for name, view in views.items():
+                losses[name] = nt_xent(
+                    fused_queries,
+                    gather_rows(view)[columns],
+                    positives,
+                    temperature=temperature,
+                    not_negative=not_negative,
+                    symmetric=self._config.symmetric,
+                )
+            if self._weights.keys() & set(MATCH_TERMS):
+                pool = (columns, positives, not_negative)
+                losses |= _match_losses(batch, queries, products, pool, self._weights.keys(), temperature)
+        return losses
 
-    def weighted(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The weighted sum of terms."""
+    def _weighted(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.stack([self._weights[name] * term for name, term in terms.items()]).sum()
 
     def configure_optimizers(self) -> Any:

@@ -26,20 +26,7 @@ from encoders.errors import EncoderConfigError
 from encoders.model import EncoderParts
 from encoders.saved_encoder import resolve_device, save_encoder
 from encoders.training.batches import PairDataset, ProductOrder, load
-from encoders.training.checkpoints import (
-    BEST,
-    FROZEN,
-    LAST,
-    LOGS,
-    METRICS,
-    PLOT,
-    CheckpointFolder,
-    KeepCheckpoints,
-    join_metrics,
-    open_loggers,
-    plot_metrics,
-    read_checkpoint,
-)
+from encoders.training.checkpoints import CheckpointFolder, KeepCheckpoints, open_loggers, read_checkpoint
 from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
 from encoders.training.frozen_towers import store_frozen
 from encoders.training.images import Decoder, decode_with_pillow
@@ -201,7 +188,7 @@ class TrainingRun:
             say(f"going on after batch {self.order.start:,} of {len(self.order):,}")
         if self.order.start < len(self.order) and not keep.gave_up:
             frozen = store_frozen(
-                folder / FROZEN,
+                folder.frozen,
                 model,
                 self._pairs,
                 self._datasets[0].make,
@@ -212,20 +199,19 @@ class TrainingRun:
                 say=say,
             )
             for dataset in self._datasets:
-                dataset.use(frozen)
+                dataset.make.use(frozen)
             with _quiet_lightning():
                 try:
                     self._trainer(device, folder, keep).fit(
                         module, self.batches, ckpt_path=checkpoint, weights_only=True
                     )
                 except SystemExit as error:  # what Lightning makes of Ctrl-C
-                    say(f"stopped; the same command goes on from {folder / LAST}, where it is")
+                    say(f"stopped; the same command goes on from {folder.last}, where it is")
                     raise KeyboardInterrupt from error
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            metrics = join_metrics(folder / LOGS, folder / METRICS)
-            plot_metrics(metrics, folder / PLOT, title=f"{model.architecture.model}: {folder.path.stem}")
+            folder.write_metrics(f"{model.architecture.model}: {folder.path.stem}")
         if keep.best is not None:
-            module.load_state_dict(read_checkpoint(folder / BEST)["state_dict"])
+            module.load_state_dict(read_checkpoint(folder.best)["state_dict"])
         measured = {
             "step": keep.best_step or self.steps,
             "temperature": float(torch.as_tensor(module.temperature).detach()),
@@ -272,7 +258,7 @@ class TrainingRun:
             precision="bf16-mixed" if training.precision == "bfloat16" else "32-true",
             accumulate_grad_batches=training.accumulate_batches,
             deterministic="warn" if on_gpu else True,
-            logger=open_loggers(folder / LOGS),
+            logger=open_loggers(folder.logs),
             log_every_n_steps=max(1, min(50, len(self.order) // 200)),
             callbacks=[keep, _Bar(self.order.batches_per_epoch, training.epochs)] if shown else [keep],
             enable_checkpointing=False,

@@ -57,10 +57,10 @@ def test_stored_vectors_give_the_losses_that_the_towers_give(pairs, tmp_path, mo
     places = [11, 2, 7, 3, 4, 8, 0]
     with torch.no_grad():
         expected = module.terms(dataset[places], drop=None)
-        dataset.use(frozen := store())
+        dataset.make.use(frozen := store())
         batch = dataset[places]
         found = module.terms(batch, drop=None)
-    assert frozen.names == known
+    assert frozen.keys() == known
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)

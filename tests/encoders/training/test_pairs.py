@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import replace
 
 import fsspec
@@ -14,7 +13,7 @@ from encoders.errors import CheckpointError, EncoderConfigError, TrainingError
 from encoders.training.batches import PairDataset
 from encoders.training.config import PairsConfig
 from encoders.training.images import EncodedImages
-from encoders.training.pairs import PRODUCTS_SCHEMA, TrainingProducts, map_products, read_pairs, write_products
+from encoders.training.pairs import TrainingProducts, read_pairs
 from tests.encoders.tiny import tiny_parts
 from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, rows_of, write_pairs
 
@@ -216,38 +215,6 @@ def test_query_images_by_path(tmp_path):
         EncoderConfigError, match=r"none of \d paths .*photos/red.png, below .*elsewhere.*data.image_root"
     ):
         read_pairs(replace(data, image_root=str(tmp_path / "elsewhere")), catalog_reader(CATALOG))
-
-
-def test_products_on_the_disk_travel_to_other_processes_by_their_path(tmp_path):
-    rows = pa.record_batch(
-        [["a", "b"], pa.array(["x", None], pa.large_string()), pa.array([None, b"2" * 9999], pa.large_binary())],
-        schema=PRODUCTS_SCHEMA,
-    )
-    write_products(str(tmp_path / "products.arrow"), [rows, rows.slice(0, 1)])
-    products = map_products(str(tmp_path / "products.arrow"))
-    assert products.texts == ["x", None, "x"]
-    sent = pickle.dumps(products.images)
-    assert len(sent) < 1000
-    assert pickle.loads(sent).take([1, 2, 0]) == [b"2" * 9999, None, None]
-    in_memory = EncodedImages(pa.chunked_array([pa.array([b"1", None])]))
-    assert pickle.loads(pickle.dumps(in_memory)).take([0, 1]) == [b"1", None]
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({}, "data.uri is None"),
-        ({"uri": ""}, "data.uri is ''"),
-        ({"uri": "x", "query_field": None}, "both null"),
-        ({"queries": "titles", "negatives_field": "seen"}, "data.negatives_field is 'seen'"),
-        ({"uri": "x", "queries": "words"}, "expected pairs or titles"),
-        ({"uri": "x", "max_pairs": 1}, "expected 2 or more"),
-        ({"uri": "x", "text_fields": (), "image_field": None}, "text_fields is empty"),
-    ],
-)
-def test_impossible_data(values, words):
-    with pytest.raises(EncoderConfigError, match=words):
-        PairsConfig(**values)
 
 
 def test_json_lines(tmp_path):

@@ -28,7 +28,6 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from encoders.errors import EncoderConfigError, TrainingError
@@ -180,11 +179,6 @@ def float32(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def normalised(vectors: torch.Tensor) -> torch.Tensor:
-    """`[., D]` of length one."""
-    return functional.normalize(vectors, dim=-1)
-
-
 def _document_tower(model: EncoderModel) -> TextTower | ClipTextTower:
     tower = model.document_text if model.document_text is not None else model.clip_text
     if tower is None:
@@ -225,50 +219,37 @@ def store_frozen(
         TrainingError: A tower gives a vector that is not finite.
     """
     stored, data = {}, f"{pairs.digest()}, {mixed}"
-    for work in _work(model, pairs, make, batch_size):
-        path = folder / f"{work.name}-{_digest(work.tower, data):08x}.npy"
+    for name, tower, rows, count, batches in _work(model, pairs, make, batch_size):
+        path = folder / f"{name}-{_digest(tower, data):08x}.npy"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            title, shown = work.name.replace("_", " "), Console(stderr=True)
-            batches = track(
-                work.batches,
+            title, shown = name.replace("_", " "), Console(stderr=True)
+            shown_batches = track(
+                batches,
                 description=f"{title}: vectors of a tower that does not learn",
-                total=-(-work.count // batch_size),
+                total=-(-count // batch_size),
                 console=shown,
                 transient=True,
                 disable=not (progress and shown.is_terminal),
             )
             model.to(device)
-            _write(path, work, batches, device, mixed)
-            say(f"{title}: {work.count:,} vectors computed once, their tower does not learn")
-        stored[work.name] = StoredVectors(path)
+            _write(path, tower, rows, shown_batches, device, mixed)
+            say(f"{title}: {count:,} vectors computed once, their tower does not learn")
+        stored[name] = StoredVectors(path)
     return stored
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Work:
-    """What a tower that does not learn is run over.
-
-    Attributes:
-        name: As `store_frozen` returns it.
-        tower: The tower.
-        rows: Rows of the file.
-        count: How many of them are computed.
-        batches: Rows, and the tower's inputs for them.
+def _work(
+    model: EncoderModel, pairs: TrainingPairs, make: InputMaker, batch_size: int
+) -> Iterator[tuple[str, _Tower, int, int, Iterator[Any]]]:
+    """Of each tower that does not learn: its vectors' name, itself, rows of the file, how many are computed, and
+    batches of these rows with the tower's inputs for them.
     """
 
-    name: str
-    tower: _Tower
-    rows: int
-    count: int
-    batches: Iterator[tuple[np.ndarray, tuple[torch.Tensor, ...]]]
-
-
-def _work(model: EncoderModel, pairs: TrainingPairs, make: InputMaker, batch_size: int) -> Iterator[_Work]:
-    def of_texts(tokenize: Any, texts: list[str | None], distinct: np.ndarray, first: np.ndarray) -> Iterator[Any]:
+    def of_texts(name: str, texts: list[str | None], distinct: np.ndarray, first: np.ndarray) -> Iterator[Any]:
         for start in range(0, len(distinct), batch_size):
             chosen = slice(start, start + batch_size)
-            yield distinct[chosen], tokenize([texts[row] or "" for row in first[chosen]])
+            yield distinct[chosen], make.tokens(name, [texts[row] for row in first[chosen]])
 
     def of_images(encoded: EncodedImages, present: np.ndarray) -> Iterator[Any]:
         for start in range(0, len(present), batch_size):
@@ -278,41 +259,41 @@ def _work(model: EncoderModel, pairs: TrainingPairs, make: InputMaker, batch_siz
 
     products = pairs.products
     document = None if pairs.hides_texts else model.document_text
-    for name, tower, tokenize, texts, keys in (
-        ("product_text", document, make.document_tokens, products.texts, pairs.text_keys),
-        ("query_text", model.query_text, make.query_tokens, pairs.queries, pairs.query_text_keys),
-        ("query_clip_text", model.clip_text, make.clip_tokens, pairs.queries, pairs.query_text_keys),
+    for name, tower, texts, keys in (
+        ("product_text", document, products.texts, pairs.text_keys),
+        ("query_text", model.query_text, pairs.queries, pairs.query_text_keys),
+        ("query_clip_text", model.clip_text, pairs.queries, pairs.query_text_keys),
     ):
         distinct, first = np.unique(keys, return_index=True)  # each text once, at the row of its key
         first, distinct = first[distinct >= 0], distinct[distinct >= 0]
         if tower is not None and not learns(tower) and len(distinct):
-            batches = of_texts(tokenize, texts, distinct, first)
-            yield _Work(name=name, tower=tower, rows=int(distinct[-1]) + 1, count=len(distinct), batches=batches)
+            batches = of_texts(name, texts, distinct, first)
+            yield name, tower, int(distinct[-1]) + 1, len(distinct), batches
     if model.image is None or learns(model.image):
         return
     for name, encoded in (("product_image", products.images), ("query_image", pairs.query_images)):
         if encoded is not None and (present := np.flatnonzero(encoded.present())).size:
             batches = of_images(encoded, present)
-            yield _Work(name=name, tower=model.image, rows=len(encoded), count=len(present), batches=batches)
+            yield name, model.image, len(encoded), len(present), batches
 
 
-def _write(path: Path, work: _Work, batches: Iterable[Any], device: torch.device, mixed: bool) -> None:
+def _write(path: Path, tower: _Tower, rows: int, batches: Iterable[Any], device: torch.device, mixed: bool) -> None:
     """Writes under another name and moves into place."""
     staged = path.with_suffix(".part")
-    vectors = np.lib.format.open_memmap(staged, mode="w+", dtype=np.float32, shape=(work.rows, work.tower.dim))
+    vectors = np.lib.format.open_memmap(staged, mode="w+", dtype=np.float32, shape=(rows, tower.dim))
     vectors[:] = np.nan
-    work.tower.eval()
+    tower.eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-        for rows, inputs in batches:
-            if not len(rows):
+        for chosen, inputs in batches:
+            if not len(chosen):
                 continue
-            found = work.tower(*(tensor.to(device) for tensor in inputs)).float().cpu().numpy()
+            found = tower(*(tensor.to(device) for tensor in inputs)).float().cpu().numpy()
             if not np.isfinite(found).all():
                 raise TrainingError(
                     f"the tower of {path.name} gives vectors that are not finite: expected numbers; look at the "
                     "encoder that training started from"
                 )
-            vectors[rows] = found
+            vectors[chosen] = found
     vectors.flush()
     staged.replace(path)
 

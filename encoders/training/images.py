@@ -73,11 +73,6 @@ class EncodedImages:
         return images
 
     @classmethod
-    def missing(cls, rows: int) -> EncodedImages:
-        """No image at all."""
-        return cls(pa.chunked_array([pa.nulls(rows, pa.binary())]))
-
-    @classmethod
     def mapped(cls, path: str) -> EncodedImages:
         """Those of column `image` of an Arrow IPC file, memory-mapped."""
         return cls(pa.ipc.open_file(pa.memory_map(path)).read_all()["image"], mapped_file=path)
@@ -161,22 +156,19 @@ class DecodedImages:
         pixels = np.zeros((len(rows), 3, size, size), np.uint8)
         there = np.zeros(len(rows), bool)
         for index, row in enumerate(rows.tolist()):
-            image = self._image(images, row, keep)
+            key = (id(images), row)
+            if key in self._kept:
+                image = self._kept[key]
+            else:
+                (encoded,) = images.take([row])
+                image = self._decode(encoded, self._preprocessing) if encoded else None
+                held = 0 if image is None else image.nbytes
+                if keep and held <= self._bytes_left:
+                    self._kept[key] = image
+                    self._bytes_left -= held
             if image is not None:
                 pixels[index], there[index] = image, True
         return pixels, there
-
-    def _image(self, images: EncodedImages, row: int, keep: bool) -> np.ndarray | None:
-        key = (id(images), row)
-        if key in self._kept:
-            return self._kept[key]
-        (encoded,) = images.take([row])
-        image = self._decode(encoded, self._preprocessing) if encoded else None
-        size = 0 if image is None else image.nbytes
-        if keep and size <= self._bytes_left:
-            self._kept[key] = image
-            self._bytes_left -= size
-        return image
 
 
 def decode_with_pillow(data: bytes, preprocessing: ImagePreprocessing) -> np.ndarray | None:

@@ -102,14 +102,15 @@ class InputMaker:
 
     def __init__(self, parts: EncoderParts, decode: Decoder) -> None:
         architecture = parts.model.architecture
-        document_tokenizer: TextTokenizer | None = parts.tokenizer or parts.clip_tokenizer
-        if document_tokenizer is None:
+        self._tokenizers: dict[str, TextTokenizer | None] = {
+            "product_text": parts.tokenizer or parts.clip_tokenizer,
+            "query_text": parts.tokenizer if parts.model.query_text is not None else None,
+            "query_clip_text": parts.clip_tokenizer,
+        }
+        if self._tokenizers["product_text"] is None:
             raise EncoderConfigError(
                 f"an encoder of model {architecture.model!r} without a tokenizer cannot be trained"
             )
-        self._document_tokenizer = document_tokenizer
-        self._query_tokenizer = parts.tokenizer if parts.model.query_text is not None else None
-        self._clip_tokenizer = parts.clip_tokenizer
         self._images = DecodedImages(decode, architecture.clip.preprocessing) if architecture.clip else None
         self._frozen: dict[str, StoredVectors] = {}
 
@@ -120,7 +121,7 @@ class InputMaker:
     @property
     def reads_query_texts(self) -> bool:
         """Whether a text can be a query."""
-        return self._query_tokenizer is not None or self._clip_tokenizer is not None
+        return self._tokenizers["query_text"] is not None or self._tokenizers["query_clip_text"] is not None
 
     @property
     def reads_images(self) -> bool:
@@ -142,8 +143,8 @@ class InputMaker:
         any_text = bool(has_text.any())
         pixels, image_vectors, has_image = self._image_inputs("query_image", images, rows)
         return QueryInputs(
-            tokens=self.query_tokens(texts) if any_text and "query_text" not in self._frozen else None,
-            clip_tokens=self.clip_tokens(texts) if any_text and "query_clip_text" not in self._frozen else None,
+            tokens=self.tokens("query_text", texts) if any_text else None,
+            clip_tokens=self.tokens("query_clip_text", texts) if any_text else None,
             has_text=has_text,
             pixels=pixels if has_image.any() else None,
             has_image=has_image,
@@ -158,7 +159,7 @@ class InputMaker:
         """The inputs of P products, at `rows` of the images of all."""
         pixels, image_vectors, has_image = self._image_inputs("product_image", images, rows)
         return ProductInputs(
-            tokens=self.document_tokens(texts) if "product_text" not in self._frozen else None,
+            tokens=self.tokens("product_text", texts),
             has_text=torch.tensor([text is not None for text in texts]),
             pixels=pixels,
             has_image=has_image,
@@ -166,17 +167,13 @@ class InputMaker:
             image_vectors=image_vectors,
         )
 
-    def document_tokens(self, texts: Sequence[str | None]) -> Tokens:
-        """Of products' texts."""
-        return _tokens(self._document_tokenizer, texts)
-
-    def query_tokens(self, texts: Sequence[str | None]) -> Tokens | None:
-        """Of queries' texts for the BERT tower; None for a model without one on the query side."""
-        return None if self._query_tokenizer is None else _tokens(self._query_tokenizer, texts)
-
-    def clip_tokens(self, texts: Sequence[str | None]) -> Tokens | None:
-        """Of queries' texts for CLIP's text tower; None for a model without one."""
-        return None if self._clip_tokenizer is None else _tokens(self._clip_tokenizer, texts)
+    def tokens(self, name: str, texts: Sequence[str | None]) -> Tokens | None:
+        """For the tower whose vectors `store_frozen` calls `name`; None without one, and where they are stored."""
+        tokenizer = self._tokenizers[name]
+        if tokenizer is None or name in self._frozen:
+            return None
+        ids, mask = tokenizer.tokenize([text or "" for text in texts]).padded()
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def pixels(
         self, images: EncodedImages, rows: np.ndarray, *, keep: bool = True
@@ -206,8 +203,3 @@ class InputMaker:
             return None, None, torch.zeros(len(rows), dtype=torch.bool)
         pixels, has_image = self.pixels(images, rows)
         return pixels, None, has_image
-
-
-def _tokens(tokenizer: TextTokenizer, texts: Sequence[str | None]) -> Tokens:
-    ids, mask = tokenizer.tokenize([text or "" for text in texts]).padded()
-    return torch.from_numpy(ids), torch.from_numpy(mask)

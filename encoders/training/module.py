@@ -30,7 +30,7 @@ from encoders.losses import alignment, distinct_products, nt_xent, shared_querie
 from encoders.model import EncoderModel
 from encoders.training.batches import PairBatch
 from encoders.training.config import TrainingConfig
-from encoders.training.frozen_towers import ProductVectors, QueryVectors, encode_pairs, float32, normalised
+from encoders.training.frozen_towers import ProductVectors, QueryVectors, encode_pairs, float32
 from encoders.training.tuned_parts import freeze_all_but, parameter_groups
 
 Drop = tuple[torch.Tensor, torch.Tensor]  # products that lose their text, and their image: bool [P] each
@@ -99,8 +99,14 @@ def _match_losses(
     columns, own, not_negative = pool
     photos = gather_rows(queries.image), gather_rows(batch.queries.has_image)
     words = gather_rows(queries.text), gather_rows(batch.queries.has_text)
-    images = gather_rows(normalised(products.image))[columns], gather_rows(batch.products.has_image)[columns]
-    texts = gather_rows(normalised(products.text))[columns], gather_rows(batch.products.has_text)[columns]
+    images = (
+        gather_rows(functional.normalize(products.image, dim=-1))[columns],
+        gather_rows(batch.products.has_image)[columns],
+    )
+    texts = (
+        gather_rows(functional.normalize(products.text, dim=-1))[columns],
+        gather_rows(batch.products.has_text)[columns],
+    )
     text_keys = gather_rows(batch.text_keys)[columns]
     same_text = text_keys[:, None] == text_keys[None, :]
     own_text = same_text[own]  # products whose text is that of the pair's own
@@ -206,16 +212,17 @@ class EncoderTraining(LightningModule):
             columns, positives = distinct_products(keys, gather_rows(batch.product_keys[batch.positives]))
             not_negative = shared_queries(gather_rows(batch.query_keys), positives, len(columns))
             losses = {}
-            fused_queries = gather_rows(queries.fused) if views else None
-            for name, view in views.items():
-                losses[name] = nt_xent(
-                    fused_queries,
-                    gather_rows(view)[columns],
-                    positives,
-                    temperature=temperature,
-                    not_negative=not_negative,
-                    symmetric=self._config.symmetric,
-                )
+            if views:
+                fused_queries = gather_rows(queries.fused)
+                for name, view in views.items():
+                    losses[name] = nt_xent(
+                        fused_queries,
+                        gather_rows(view)[columns],
+                        positives,
+                        temperature=temperature,
+                        not_negative=not_negative,
+                        symmetric=self._config.symmetric,
+                    )
             if self._weights.keys() & set(MATCH_TERMS):
                 pool = (columns, positives, not_negative)
                 losses |= _match_losses(batch, queries, products, pool, self._weights.keys(), temperature)

@@ -244,7 +244,7 @@ def _read_files(
 
 def _own_products(products: pa.Table, ids: pa.Array, config: PairsConfig) -> TrainingProducts:
     """The products that stand in the pairs' own rows."""
-    images = EncodedImages.missing(len(products))
+    images = EncodedImages(pa.chunked_array([pa.nulls(len(products), pa.binary())]))
     if config.image_field is not None:
         key = f"data.image_field is {config.image_field!r}"
         images = EncodedImages.from_column(products[config.image_field], root=config.image_root, key=key)

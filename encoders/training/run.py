@@ -149,7 +149,7 @@ class TrainingRun:
         self.held_out: HeldOut | None = None
         if len(self.validation_rows):
             self._datasets.append(held_out := make_dataset(self.validation_rows))
-            self.held_out = HeldOut.of(
+            self.held_out = HeldOut(
                 pairs, self.validation_rows, held_out, all_products=training.validation_candidates == "all"
             )
             # In an order of its own, the same at each validation.
@@ -279,7 +279,7 @@ class _Bar(RichProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.progress is not None:  # on the first device
+        if self.progress is not None and self.train_progress_bar_id is not None:  # on the first device
             epoch = min(self._epochs, batch_idx // self._batches_per_epoch + 1)
             self.progress.update(self.train_progress_bar_id, description=f"epoch {epoch} of {self._epochs}")
 

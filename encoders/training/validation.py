@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,34 +22,28 @@ RECALL_AT = (1, 10, 100)
 _SCORES_AT_A_TIME = 1 << 24
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOut:
     """Held-out pairs, and what is searched for them.
 
+    Args:
+        pairs: All pairs.
+        rows: int64: those that are held out.
+        dataset: Of those rows.
+        all_products: Whether all products that were read are searched, or those of the held-out pairs.
+
     Attributes:
-        pairs: The dataset of the held-out pairs.
+        dataset: As given.
         candidates: int64 `[N]`: products that are searched.
         query_of_pair: int64: which of the Q distinct queries each pair has.
         product_of_pair: int64: index of each pair's product among the candidates.
     """
 
-    pairs: PairDataset
-    candidates: np.ndarray
-    query_of_pair: np.ndarray
-    product_of_pair: np.ndarray
-
-    @classmethod
-    def of(cls, pairs: TrainingPairs, rows: np.ndarray, dataset: PairDataset, *, all_products: bool) -> HeldOut:
-        """Held-out `rows` of the pairs; searched are their products, or all that were read."""
+    def __init__(self, pairs: TrainingPairs, rows: np.ndarray, dataset: PairDataset, *, all_products: bool) -> None:
         own = pairs.product_rows[rows]
-        candidates = np.arange(len(pairs.products)) if all_products else np.unique(own)
-        _, query_of_pair = np.unique(pairs.query_keys[rows], return_inverse=True)
-        return cls(
-            pairs=dataset,
-            candidates=candidates,
-            query_of_pair=query_of_pair.reshape(-1),
-            product_of_pair=np.searchsorted(candidates, own),
-        )
+        self.dataset = dataset
+        self.candidates = np.arange(len(pairs.products)) if all_products else np.unique(own)
+        self.query_of_pair = np.unique(pairs.query_keys[rows], return_inverse=True)[1].reshape(-1)
+        self.product_of_pair = np.searchsorted(self.candidates, own)
 
 
 @torch.no_grad()
@@ -124,7 +117,7 @@ def _encode_products(model: EncoderModel, held_out: HeldOut, batch_size: int, de
         mine = np.array_split(mine, torch.distributed.get_world_size())[torch.distributed.get_rank()]
     vectors = [torch.zeros(0, model.architecture.dim, device=device)]
     for indices in in_order(len(mine), batch_size):
-        inputs = held_out.pairs.products(mine[indices]).to(device)
+        inputs = held_out.dataset.products(mine[indices]).to(device)
         halves = encode_products(model, inputs)
         with float32(device):
             vectors.append(model.fuse_product(halves.text, inputs.has_text, halves.image, inputs.has_image))
@@ -138,7 +131,7 @@ def _encode_queries(
     _, first_pairs = np.unique(held_out.query_of_pair, return_index=True)
     vectors, readable = [], []
     for indices in in_order(len(first_pairs), batch_size):
-        inputs = held_out.pairs.queries(first_pairs[indices]).to(device)
+        inputs = held_out.dataset.queries(first_pairs[indices]).to(device)
         there = inputs.has_text | inputs.has_image
         encoded = torch.zeros(len(indices), model.architecture.dim, device=device)
         if there.any():

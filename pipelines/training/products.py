@@ -1,4 +1,4 @@
-"""The catalog's products as an encoder is trained on them, read and decoded by the code of the nightly job.
+"""The catalog's products as an encoder is trained on them, read and decoded by the code of the indexing job.
 
 Images are fetched once and kept as they come, encoded, in one file beside the run; each batch decodes its own.
 """
@@ -44,7 +44,7 @@ def read_training_products(
     """Reads the products of these ids, all without any.
 
     Of several images the first that can be had counts. A product id that occurs again keeps its first row; rows that
-    become no product are left out, as at night.
+    become no product are left out, as in that job.
 
     Args:
         wanted: Product ids.
@@ -65,7 +65,7 @@ def read_training_products(
 
 
 def decode_for_training(data: bytes, preprocessing: ImagePreprocessing, *, config: DecodeConfig) -> np.ndarray | None:
-    """As the nightly job decodes an image, uint8 `[3, S, S]`; None where it cannot be decoded."""
+    """As the indexing job decodes an image, uint8 `[3, S, S]`; None where it cannot be decoded."""
     try:
         return decode_picture(data, preprocessing, config)
     except PictureError:

@@ -41,10 +41,10 @@ def test_order_of_products():
     assert len(order) == len(both) == 4
     assert first != second, "each epoch has its own"
     assert both == list(order) == list(ProductOrder(product_rows, batch_size=3, seed=0, epochs=2))
-    flat = [place for batch in first for place in batch]
+    flat = [index for batch in first for index in batch]
     assert len(set(flat)) == 6
     changes = sum(product_rows[one] != product_rows[two] for one, two in itertools.pairwise(flat))
-    assert changes == len({product_rows[place] for place in flat}) - 1, "pairs of a product are neighbours"
+    assert changes == len({product_rows[index] for index in flat}) - 1, "pairs of a product are neighbours"
 
 
 def test_few_pairs_make_one_batch(tmp_path):

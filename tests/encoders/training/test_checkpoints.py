@@ -250,7 +250,7 @@ def test_with_accumulated_gradients_and_chunks_too(tmp_path):
     assert_same_bytes(tmp_path / "out", tmp_path / "whole")
 
 
-def test_a_finished_run_starts_anew_and_so_does_one_that_is_told_to(straight, tmp_path):
+def test_a_finished_run_starts_anew_and_so_does_one_that_is_asked_to(straight, tmp_path):
     data, whole = straight
     out, said = tmp_path / "out", []
     shutil.copytree(checkpoints_of(whole), tmp_path / "out.checkpoints")

@@ -54,11 +54,11 @@ def module_and_data(pairs, folder, model, fusion, tuned, **changes):
 def test_stored_vectors_give_the_losses_that_the_towers_give(pairs, tmp_path, model, fusion, tuned, known):
     module, dataset, store = module_and_data(pairs, tmp_path, model, fusion, tuned)
     module.eval()
-    places = [11, 2, 7, 3, 4, 8, 0]
+    indices = [11, 2, 7, 3, 4, 8, 0]
     with torch.no_grad():
-        expected = module.terms(dataset[places], drop=None)
+        expected = module.terms(dataset[indices], drop=None)
         dataset.make.use(frozen := store())
-        batch = dataset[places]
+        batch = dataset[indices]
         found = module.terms(batch, drop=None)
     assert frozen.keys() == known
     assert found.keys() == expected.keys()
@@ -116,7 +116,7 @@ def test_vectors_of_other_weights_are_not_taken(pairs, tmp_path):
     assert {name.split("-")[0] for name in added} == {"product_image", "query_image"}
 
 
-def test_vectors_that_are_not_finite_are_told(pairs, tmp_path):
+def test_vectors_that_are_not_finite_are_refused(pairs, tmp_path):
     module, _, store = module_and_data(pairs, tmp_path, "3tmm", None, ("fusion",))
     with torch.no_grad():
         next(iter(module.model.image.parameters())).fill_(float("nan"))

@@ -300,9 +300,9 @@ def terms_of(twelve, model, **options):
 
 def term(rows, columns, positives, has_row, has_column, not_negative) -> float:
     kept = has_row & has_column[positives]
-    place = np.cumsum(has_column) - 1
+    column = np.cumsum(has_column) - 1
     return reference(
-        rows[kept], columns[has_column], place[positives[kept]], TEMPERATURE, not_negative[kept][:, has_column], True
+        rows[kept], columns[has_column], column[positives[kept]], TEMPERATURE, not_negative[kept][:, has_column], True
     )
 
 

@@ -74,7 +74,7 @@ def test_an_encoder_of_texts_fetches_no_picture(catalog, tmp_path):
     assert products.images.take(range(4)) == [None] * 4
 
 
-def test_pictures_are_decoded_as_at_night():
+def test_pictures_are_decoded_as_in_the_indexing_job():
     decode = pickle.loads(pickle.dumps(partial(decode_for_training, config=DecodeConfig())))
     data = picture_bytes("green", 40)
     assert np.array_equal(decode(data, SMALL), decode_picture(data, SMALL, DecodeConfig()))

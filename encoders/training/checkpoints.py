@@ -12,7 +12,7 @@ A run can go on from either checkpoint and ends with the bytes of one that was n
 `OUT` starts anew and removes them, unless this one is not finished.
 
 The callback is ours because Lightning's `ModelCheckpoint` and `EarlyStopping` compare one number, where here several
-recalls decide, and keep the oldest among equals; the file of a state, the loggers and the bar (`run.py`) are Lightning's.
+recalls decide, and keep the oldest among equals. The file of a state, the loggers and the bar are Lightning's.
 """
 
 from __future__ import annotations

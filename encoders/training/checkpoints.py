@@ -11,8 +11,8 @@
 A run can go on from either checkpoint and ends with the bytes of one that was never stopped. The next run to the same
 `OUT` starts anew and removes them, unless this one is not finished.
 
-The callback is ours because Lightning's `ModelCheckpoint` and `EarlyStopping` compare one number and keep the oldest
-among equals, and write a best state twice; of it are the file of a state, the loggers and the bar.
+The callback is ours because Lightning's `ModelCheckpoint` and `EarlyStopping` compare one number, where here several
+recalls decide, and keep the oldest among equals. The file of a state, the loggers and the bar are Lightning's.
 """
 
 from __future__ import annotations

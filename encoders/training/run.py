@@ -273,18 +273,21 @@ class _Bar(RichProgressBar):
 
     def __init__(self, batches_per_epoch: int, epochs: int) -> None:
         super().__init__(refresh_rate=10, console_kwargs={"stderr": True})
-        self._batches_per_epoch, self._epochs = batches_per_epoch, epochs
+        self._batches_per_epoch, self._epoch, self._epochs = batches_per_epoch, 1, epochs
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._epoch = batch_idx // self._batches_per_epoch + 1
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self.progress is not None and self.train_progress_bar_id is not None:  # on the first device
-            epoch = min(self._epochs, batch_idx // self._batches_per_epoch + 1)
-            self.progress.update(self.train_progress_bar_id, description=f"epoch {epoch} of {self._epochs}")
+            self.progress.update(self.train_progress_bar_id, description=self._get_train_description(0))
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {self._epoch} of {self._epochs}"
 
 
 def _readable(pairs: TrainingPairs, rows: np.ndarray, dataset: PairDataset) -> np.ndarray:

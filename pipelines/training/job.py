@@ -24,7 +24,7 @@ class TrainEncoderJob:
     Attributes:
         data: The pairs.
         out: Local folder for the trained encoder; written when the training is done.
-        catalog: The products, as the indexing job reads them; null takes those in the pairs' own files.
+        catalog: The products, as the nightly job reads them; null takes those in the pairs' own files.
         fetch: How images of the catalog are fetched.
         decode: How large an image may be.
         encoder: The encoder to start from; null puts one together.

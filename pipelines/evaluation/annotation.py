@@ -285,7 +285,7 @@ def _with_labels(
 
 def _annotated(queries: JudgedQueries, row: int) -> AnnotatedQuery:
     return AnnotatedQuery(
-        query_id=queries.ids[row], text=queries.texts[row], picture=_plain_picture(queries.pictures[row])
+        query_id=queries.ids[row], text=queries.texts[row], picture=_plain_picture(queries.images[row])
     )
 
 

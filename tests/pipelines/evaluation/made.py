@@ -39,7 +39,7 @@ def queries_of(
     return JudgedQueries(
         ids=[f"q{row}" for row in range(len(labels))],
         texts=[f"query {row}" for row in range(len(labels))],
-        pictures=[None] * len(labels),
+        images=[None] * len(labels),
         judged=pairs_of(labels),
         labels=names if any(labels) else (),
         relevant=frozenset(relevant) if any(labels) else frozenset(),

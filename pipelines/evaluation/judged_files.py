@@ -346,9 +346,7 @@ def read_judged_queries(config: EvaluationConfig) -> JudgedQueries:
     new_rows = np.cumsum(known) - 1
     images: list[PictureRef | None] = [None] * len(kept)
     if kept["image"].null_count < len(kept):
-        images = [
-            references[0] if references else None for references in picture_refs(kept["image"].combine_chunks(), 1)
-        ]
+        images = [refs[0] if refs else None for refs in picture_refs(kept["image"].combine_chunks(), 1)]
     return JudgedQueries(
         ids=kept["id"].to_pylist(),
         texts=kept["text"].to_pylist(),

@@ -42,8 +42,8 @@ class KeyedPairs:
         keys = np.arange(len(found), dtype=np.int64)[:, None] * self.products + found
         if not len(self.keys):
             return np.full(found.shape, UNKNOWN, np.int64)
-        places = np.minimum(np.searchsorted(self.keys, keys.ravel()), len(self.keys) - 1).reshape(found.shape)
-        return np.where((self.keys[places] == keys) & (found >= 0), self.labels[places], UNKNOWN)
+        nearest = np.minimum(np.searchsorted(self.keys, keys.ravel()), len(self.keys) - 1).reshape(found.shape)
+        return np.where((self.keys[nearest] == keys) & (found >= 0), self.labels[nearest], UNKNOWN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ class Judgments:
         wanted: Pairs that recall counts: purchases, or else pairs of a relevant label.
         relevant: Pairs of a relevant label; purchases where there are no labels at all.
         grades: Grade of each label for nDCG.
-        unlabelled: What an unlabelled result counts as: a place in `labels`, or UNKNOWN to be left out.
+        unlabelled: What an unlabelled result counts as: a position in `labels`, or UNKNOWN to be left out.
         unknown_products: Judged or bought products that no system has.
         unknown_wanted: Wanted ones among them.
     """
@@ -82,8 +82,6 @@ def number_judgments(
     """Brings labels and purchases to the numbers that the rankings have.
 
     Args:
-        queries: With their pairs.
-        numbers: Of the products of all systems.
         unlabelled: The label that a pair without one counts as; None to leave it out.
         grades: Label -> grade, for nDCG; empty for the labels' own.
     """
@@ -100,7 +98,7 @@ def number_judgments(
         relevant=_keyed(relevant, numbers),
         grades=tuple(label_grade),
         unlabelled=UNKNOWN if unlabelled is None else labels.index(unlabelled),
-        unknown_products=_unknown(numbers, queries.judged, *([] if queries.purchases is None else [queries.purchases])),
+        unknown_products=_unknown(numbers, queries.judged, queries.purchases),
         unknown_wanted=_unknown(numbers, wanted),
     )
 
@@ -116,9 +114,6 @@ def _keyed(pairs: Pairs, numbers: ProductNumbers) -> KeyedPairs:
     return KeyedPairs(keys=keys[order], labels=pairs.labels[order], products=max(1, products))
 
 
-def _unknown(numbers: ProductNumbers, *pairs: Pairs) -> int:
-    strange: set[str] = set()
-    for part in pairs:
-        ids = part.product_ids
-        strange.update(ids.filter(pa.array(numbers.find(ids) < 0)).unique().to_pylist())
-    return len(strange)
+def _unknown(numbers: ProductNumbers, *pairs: Pairs | None) -> int:
+    ids = pa.concat_arrays([given.product_ids for given in pairs if given is not None]).unique()
+    return int((numbers.find(ids) < 0).sum())

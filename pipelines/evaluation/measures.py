@@ -35,13 +35,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """A column of the tables.
+    """A column of the tables: its name in files, such as `R@100` or `net P(Exact)@100`, and its heading.
 
-    Attributes:
-        name: Its name in files, such as `R@100`, `P(Exact)@100` or `net P(Exact)@100`.
-        title: Its heading.
-        kind: Which table it stands in.
-        is_share: A share of 0 to 1, shown in percent; else a number of products.
+    `is_share` is a share of 0 to 1, shown in percent; else it is a number of products.
     """
 
     name: str
@@ -92,12 +88,9 @@ class Comparison:
     """All figures of all systems.
 
     Attributes:
-        systems: In the order given.
         metrics: Those that at least one system has, in the order of the tables.
         baseline: Name of the system that others are compared with; None without one.
         k: Results that recall, labels, overlap and net figures look at.
-        confidence: Of the intervals.
-        resamples: Bootstrap samples.
         notes: What the figures stand on, one sentence each.
     """
 
@@ -160,78 +153,62 @@ def measure_queries(names: Sequence[str], judgments: Judgments, found: np.ndarra
         By name float64 `[Q]`, NaN for a query without a relevant product.
     """
     values: dict[str, np.ndarray] = {}
-    pools: dict[bool, _Pool] = {}
     groups: dict[tuple[bool, int], list[str]] = {}
     for name, measure in zip(names, parse_measures(names), strict=True):
         graded = measure.NAME in _GRADED or "rel" in measure.params
         cutoff: int = measure.params.get("cutoff") or found.shape[1]
         groups.setdefault((graded, cutoff), []).append(name)
+    grades = {graded: _grades_by_query(judgments, len(found), graded=graded) for graded in {key[0] for key in groups}}
     for (graded, cutoff), group in groups.items():
-        if graded not in pools:
-            pools[graded] = _Pool(judgments, len(found), graded=graded)
         # What stands behind the cutoff cannot matter, and costs time.
-        values |= _calculate(group, pools[graded], found[:, :cutoff])
+        values |= _calculate(group, grades[graded], found[:, :cutoff])
     return {name: values[name] for name in names}
 
 
-class _Pool:
+def _grades_by_query(judgments: Judgments, queries: int, *, graded: bool) -> dict[str, dict[str, int]]:
     """Judgments as ir-measures reads them: query -> product -> grade, of queries with a relevant product."""
-
-    def __init__(self, judgments: Judgments, queries: int, *, graded: bool) -> None:
-        pairs, grades = _graded_pairs(judgments) if graded else _relevant_pairs(judgments)
-        rows, products = pairs.keys // pairs.products, pairs.keys % pairs.products
-        self.has_relevant = np.bincount(rows[grades > 0], minlength=queries) > 0
-        names = products.astype(str).tolist()
-        ends = np.searchsorted(rows, np.arange(queries + 1)).tolist()
-        levels = grades.tolist()
-        self.grades = {
-            str(row): dict(zip(names[ends[row] : ends[row + 1]], levels[ends[row] : ends[row + 1]], strict=True))
-            for row in np.flatnonzero(self.has_relevant).tolist()
-        }
-
-
-def _relevant_pairs(judgments: Judgments) -> tuple[KeyedPairs, np.ndarray]:
-    return judgments.relevant, np.ones(len(judgments.relevant.keys), np.int64)
+    if graded and len(judgments.judged.keys):
+        pairs, grades = judgments.judged, np.array(judgments.grades, np.int64)[judgments.judged.labels]
+    else:
+        pairs, grades = judgments.relevant, np.ones(len(judgments.relevant.keys), np.int64)
+    rows, products = pairs.keys // pairs.products, pairs.keys % pairs.products
+    names = products.astype(str).tolist()
+    ends = np.searchsorted(rows, np.arange(queries + 1)).tolist()
+    levels = grades.tolist()
+    return {
+        str(row): dict(zip(names[ends[row] : ends[row + 1]], levels[ends[row] : ends[row + 1]], strict=True))
+        for row in np.unique(rows[grades > 0]).tolist()
+    }
 
 
-def _graded_pairs(judgments: Judgments) -> tuple[KeyedPairs, np.ndarray]:
-    if not len(judgments.judged.keys):
-        return _relevant_pairs(judgments)
-    return judgments.judged, np.array(judgments.grades, np.int64)[judgments.judged.labels]
-
-
-def _calculate(names: Sequence[str], pool: _Pool, found: np.ndarray) -> dict[str, np.ndarray]:
+def _calculate(names: Sequence[str], grades: dict[str, dict[str, int]], found: np.ndarray) -> dict[str, np.ndarray]:
     parsed = parse_measures(names)
     values = {measure: np.full(len(found), np.nan) for measure in parsed}
-    if pool.grades:
-        for result in ir_measures.iter_calc(parsed, pool.grades, _run(found, pool.has_relevant)):
+    rows = np.array([int(row) for row in grades], np.int64)
+    if grades:
+        for result in ir_measures.iter_calc(parsed, grades, _run(found, rows)):
             values[result.measure][int(result.query_id)] = result.value
     for of_measure in values.values():
         # A query that found nothing is in no run; it found none of what it should.
-        of_measure[pool.has_relevant & np.isnan(of_measure)] = 0.0
+        of_measure[rows[np.isnan(of_measure[rows])]] = 0.0
     return {name: values[measure] for name, measure in zip(names, parsed, strict=True)}
 
 
-def _run(found: np.ndarray, asked: np.ndarray) -> dict[str, dict[str, float]]:
+def _run(found: np.ndarray, rows: np.ndarray) -> dict[str, dict[str, float]]:
     """Results as ir-measures reads them: query -> product -> score."""
-    # Places instead of scores: measures sort by score, and would settle ties in an order of their own.
+    # Ranks instead of scores: measures sort by score, and would settle ties in an order of their own.
     scores = (-np.arange(found.shape[1], dtype=np.float64)).tolist()
-    distinct, places = np.unique(found, return_inverse=True)
-    names = np.array(distinct.astype(str).tolist(), object)[places.reshape(found.shape)]
+    distinct, inverse = np.unique(found, return_inverse=True)
+    names = np.array(distinct.astype(str).tolist(), object)[inverse.reshape(found.shape)]
     run = {}
-    for row in np.flatnonzero(asked).tolist():
+    for row in rows.tolist():
         run[str(row)] = dict(zip(names[row].tolist(), scores, strict=True))
         run[str(row)].pop("-1", None)
     return run
 
 
 def recall(wanted: KeyedPairs, found: np.ndarray) -> np.ndarray:
-    """Share of the wanted products that were found; NaN for a query that wants none.
-
-    Args:
-        wanted: Pairs of query and wanted product.
-        found: int64 `[Q, K]`, -1 where fewer were found.
-    """
+    """Share of the wanted products among those found, int64 `[Q, K]`; NaN for a query that wants none."""
     hits = (wanted.labels_of(found) != UNKNOWN).sum(axis=1)
     return _share(hits, wanted.count_by_query(len(found)))
 
@@ -240,15 +217,14 @@ def label_precision(result_labels: np.ndarray, labels: int) -> np.ndarray:
     """Share of each label among the labelled results, `[L, Q]`; NaN for a query none of whose results is labelled.
 
     Args:
-        result_labels: int64 `[Q, K]`, places of labels; UNKNOWN for results that are left out.
+        result_labels: int64 `[Q, K]`, positions of labels; UNKNOWN for results that are left out.
         labels: L.
     """
     rows = np.arange(len(result_labels), dtype=np.int64)[:, None]
     # One more column for what is left out.
-    places = rows * (labels + 1) + np.where(result_labels == UNKNOWN, labels, result_labels)
-    counts = np.bincount(places.ravel(), minlength=len(result_labels) * (labels + 1)).reshape(-1, labels + 1)[
-        :, :labels
-    ]
+    cells = rows * (labels + 1) + np.where(result_labels == UNKNOWN, labels, result_labels)
+    counts = np.bincount(cells.ravel(), minlength=len(result_labels) * (labels + 1))
+    counts = counts.reshape(-1, labels + 1)[:, :labels]
     return np.stack([_share(counts[:, label], counts.sum(axis=1)) for label in range(labels)]).reshape(labels, -1)
 
 
@@ -258,25 +234,20 @@ def labelled_share(result_labels: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def shared_results(found: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """Which results the baseline found too, for the same query: bool `[Q, K]`.
-
-    Args:
-        found: int64 `[Q, K]`, -1 where fewer were found.
-        baseline: int64 `[Q, K]`, of the baseline.
-    """
+    """Which results, int64 `[Q, K]`, the baseline found too, for the same query: bool `[Q, K]`."""
     products = int(max(found.max(initial=-1), baseline.max(initial=-1))) + 2
     starts = np.arange(len(found), dtype=np.int64)[:, None] * products
-    # -1 becomes place 0 of each query's range, so the keys of all queries together ascend.
+    # -1 becomes the start of each query's range, so the keys of all queries together ascend.
     keys = (starts + np.sort(baseline, axis=1) + 1).ravel()
     asked = (starts + found + 1).ravel()
     if not len(keys):
         return np.zeros(found.shape, bool)
-    places = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-    return (keys[places] == asked).reshape(found.shape) & (found >= 0)
+    nearest = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    return (keys[nearest] == asked).reshape(found.shape) & (found >= 0)
 
 
 def net_results(found: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """A system's results without those that the baseline found too: int64 `[Q, K]`, -1 in the places that fall out."""
+    """A system's results without those that the baseline found too: int64 `[Q, K]`, -1 instead of these."""
     return np.where(shared_results(found, baseline), -1, found)
 
 
@@ -298,14 +269,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def comparison_metrics(judgments: Judgments, measures: Sequence[str], k: int, *, has_baseline: bool) -> list[Metric]:
-    """Every metric that a comparison may have, in the order of the tables.
-
-    Args:
-        judgments: Whose labels get shares.
-        measures: Names as ir-measures has them, beside recall at k.
-        k: Results that recall, labels, overlap and net figures look at.
-        has_baseline: Whether overlap and net figures have something to refer to.
-    """
+    """Every metric that a comparison may have, in the order of the tables; overlap and net ones need a baseline."""
     metrics = [Metric(name=name, title=name, kind=Kind.MEASURE) for name in dict.fromkeys([f"R@{k}", *measures])]
     metrics.append(Metric(name=exact_name(k), title=f"of exact@{k}", kind=Kind.INDEX))
     # One label alone has a share of 100 %, whatever is found.

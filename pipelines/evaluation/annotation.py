@@ -35,6 +35,7 @@ from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.products import PictureRef, to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.config.validation import ConfigError
+from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.judged_files import (
     MOST_LABELS,
     JudgedQueries,
@@ -131,26 +132,21 @@ def annotate_results(
     queries: JudgedQueries,
     numbers: ProductNumbers,
     rankings: Iterable[np.ndarray],
+    config: EvaluationConfig,
     *,
     annotator: Annotator,
-    name: str,
     records: Callable[[set[str]], dict[str, ProductRecord]],
     kept_uri: str,
-    batch_pairs: int,
-    relevant: Sequence[str] = (),
     on_progress: Callable[[int], None] = lambda pairs: None,
 ) -> tuple[JudgedQueries, int]:
     """Labels every result of every ranking, int64 `[Q, K]` each, that has no label yet.
 
     Args:
         queries: With the labels of the judgments file.
-        numbers: Of the products.
-        rankings: What is labelled.
-        annotator: Labels `batch_pairs` pairs at a time.
-        name: Its `module:function`; part of the fingerprint, so that another annotator starts anew.
+        config: Its `annotator` is part of the fingerprint, so that another annotator starts anew.
+        annotator: Labels `annotator_batch` pairs at a time.
         records: Gives the records of products by id.
         kept_uri: File of the labels of earlier runs; written as labels come.
-        relevant: Labels that mean relevant, as asked.
         on_progress: Told the number of pairs labelled.
 
     Returns:
@@ -159,6 +155,7 @@ def annotate_results(
     Raises:
         ConfigError: The annotator returned something else than one label a pair.
     """
+    name = str(config.annotator)
     unlabelled = _unlabelled_pairs(queries, numbers, rankings)
     products = records(set(numbers.ids.take(pa.array(np.unique(unlabelled[:, 1]))).to_pylist()))
     ids = numbers.ids.to_pylist()
@@ -172,8 +169,8 @@ def annotate_results(
     kept = _KeptLabels(kept_uri)
     asked = [key for key in pairs if key not in kept.rows]
     try:
-        for start in range(0, len(asked), batch_pairs):
-            keys = asked[start : start + batch_pairs]
+        for start in range(0, len(asked), config.annotator_batch):
+            keys = asked[start : start + config.annotator_batch]
             batch = [pairs[key][1:] for key in keys]
             for key, (query, product), label in zip(keys, batch, annotate_batch(annotator, name, batch), strict=True):
                 kept.add(key, query.query_id, product["product_id"], label)
@@ -182,7 +179,7 @@ def annotate_results(
         kept.save()
     known = [(row, product["product_id"], kept.rows[key][2]) for key, (row, _, product) in pairs.items()]
     labelled = [(row, product_id, label) for row, product_id, label in known if label is not None]
-    return _with_labels(queries, labelled, name, relevant), len(asked)
+    return _with_labels(queries, labelled, config), len(asked)
 
 
 def catalog_records(catalog: CatalogConfig, spool_uri: str, wanted: set[str]) -> dict[str, ProductRecord]:
@@ -249,7 +246,7 @@ def _unlabelled_pairs(queries: JudgedQueries, numbers: ProductNumbers, rankings:
 
 
 def _with_labels(
-    queries: JudgedQueries, known: Sequence[tuple[int, str, str]], name: str, relevant: Sequence[str]
+    queries: JudgedQueries, known: Sequence[tuple[int, str, str]], config: EvaluationConfig
 ) -> JudgedQueries:
     """The labels of the file and those of the annotator, in one list of labels."""
     if not known:
@@ -259,7 +256,7 @@ def _with_labels(
     labels = ordered_labels(normal.values())
     if len(labels) > MOST_LABELS:
         raise ConfigError(
-            f"evaluation.annotator {name}: found {len(labels)} different labels, such as "
+            f"evaluation.annotator {config.annotator}: found {len(labels)} different labels, such as "
             f"{list(islice(labels, 3))}; expected at most {MOST_LABELS}"
         )
     position = {label: labels.index(normal[label]) for label in normal}
@@ -271,7 +268,7 @@ def _with_labels(
     ids = pa.concat_arrays([queries.judged.product_ids, pa.array(product_ids, pa.string())])
     order = np.argsort(all_rows, kind="stable")
     judged = Pairs(queries=all_rows[order], product_ids=ids.take(pa.array(order)), labels=all_labels[order])
-    return replace(queries, judged=judged, labels=labels, relevant=relevant_labels(labels, relevant))
+    return replace(queries, judged=judged, labels=labels, relevant=relevant_labels(labels, config.relevant))
 
 
 def _plain_image(image: PictureRef | None) -> str | bytes | None:

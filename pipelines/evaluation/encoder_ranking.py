@@ -22,13 +22,12 @@ from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
-from pipelines.evaluation.config import QueryPart, SystemConfig
+from pipelines.evaluation.config import EvaluateJob, QueryPart, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
 from pipelines.evaluation.ranking import (
     ProductNumbers,
     QueryVectors,
     Ranked,
-    RankingContext,
     load_query_side,
     numbered,
     query_notes,
@@ -253,7 +252,7 @@ class _PreparedEncoder:
 def rank_encoders(
     systems: Sequence[SystemConfig],
     queries: JudgedQueries,
-    context: RankingContext,
+    job: EvaluateJob,
     numbers: ProductNumbers,
     *,
     depth: int,
@@ -269,8 +268,8 @@ def rank_encoders(
     notes: dict[tuple[str, EncoderConfig], list[str]] = {}
     configs = iter(users)
     while group := list(islice(configs, ENCODERS_AT_A_TIME)):
-        prepared = [_prepare(config, users[config], queries, context) for config in group]
-        for config, one, encoded in zip(group, prepared, _encode(prepared, context, on_progress), strict=True):
+        prepared = [_prepare(config, users[config], queries, job) for config in group]
+        for config, one, encoded in zip(group, prepared, _encode(prepared, job, on_progress), strict=True):
             about[config] = f"{one.encoder.model} encoder {one.encoder.fingerprint}"
             own_numbers = numbers.add(pa.array(encoded.product_ids, pa.string()))
             for system in users[config]:
@@ -295,23 +294,23 @@ def rank_encoders(
 
 
 def _prepare(
-    config: EncoderConfig, users: Sequence[SystemConfig], queries: JudgedQueries, context: RankingContext
+    config: EncoderConfig, users: Sequence[SystemConfig], queries: JudgedQueries, job: EvaluateJob
 ) -> _PreparedEncoder:
     """An encoder with its queries encoded: what does not fit them fails before the catalog is read."""
     query_side = load_query_side(config)
     asked: dict[QueryPart, QueryVectors] = {}
     for system in users:
         if system.queries not in asked:
-            asked[system.queries] = query_vectors(query_side, queries, system, context)
+            asked[system.queries] = query_vectors(query_side, queries, system, job)
     encoder = load_product_encoder(config)
     views = tuple(dict.fromkeys(VIEWS[system.products] for system in users))
-    needs_images = context.catalog.image_field is not None and set(views) != {View.TEXT}
+    needs_images = job.catalog.image_field is not None and set(views) != {View.TEXT}
     preprocessing = encoder.preprocessing if needs_images else None
     return _PreparedEncoder(encoder=encoder, views=views, preprocessing=preprocessing, queries=asked)
 
 
 def _encode(
-    prepared: Sequence[_PreparedEncoder], context: RankingContext, on_progress: Callable[[int], None]
+    prepared: Sequence[_PreparedEncoder], job: EvaluateJob, on_progress: Callable[[int], None]
 ) -> list[EncodedCatalog]:
     """The catalog through every encoder: one reading for each way of preparing images."""
     readings: dict[ImagePreprocessing | None, list[int]] = {}
@@ -325,12 +324,10 @@ def _encode(
     for preprocessing, indices in readings.items():
         pool = None
         if preprocessing is not None:
-            fetcher = ImageFetcher(context.fetch, context.catalog.image_root)
-            pool = ImagePool(fetcher, preprocessing, context.decode)
+            fetcher = ImageFetcher(job.fetch, job.catalog.image_root)
+            pool = ImagePool(fetcher, preprocessing, job.decode)
         encoders = [(prepared[index].encoder, prepared[index].views) for index in indices]
         with pool or nullcontext():
-            catalogs = encode_catalog(
-                encoders, context.catalog, pool, spool_uri=context.spool_uri, on_progress=on_progress
-            )
+            catalogs = encode_catalog(encoders, job.catalog, pool, spool_uri=job.spool_uri, on_progress=on_progress)
         encoded |= dict(zip(indices, catalogs, strict=True))
     return [encoded[index] for index in range(len(prepared))]

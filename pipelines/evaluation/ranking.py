@@ -16,13 +16,11 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from encoders import EncoderConfig, QueryEncoder, load_query_encoder, save_query_encoder
-from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import PictureError
 from pipelines.catalog.products import PictureRef
 from pipelines.config.validation import ConfigError
-from pipelines.evaluation.config import SystemConfig
+from pipelines.evaluation.config import EvaluateJob, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
-from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
 from pipelines.images.product_images import decode_images, fetch_images
@@ -31,33 +29,10 @@ QUERIES_AT_A_TIME = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RankingContext:
-    """What all systems of a comparison share.
-
-    Attributes:
-        catalog: The products.
-        fetch: How images are fetched.
-        decode: How images are decoded.
-        spool_uri: Folder for plain copies of compressed catalog files.
-        query_image_root: What relative paths of query images are relative to.
-        device: Where the query encoders of indexes run.
-    """
-
-    catalog: CatalogConfig
-    fetch: FetchConfig
-    decode: DecodeConfig
-    spool_uri: str
-    query_image_root: str | None = None
-    device: str = "auto"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Ranked:
-    """What one system found.
+    """What one system, of this name and about which these few words tell, found.
 
     Attributes:
-        name: Its name.
-        about: What it is, in a few words.
         runs: For each of its encoders int64 `[Q, K]`: numbers of products, best first, -1 where fewer were found.
         exact_share: For an index, float64 `[Q]`: how much of the exact results it found; else None.
         notes: What a reader of its figures should know.
@@ -115,7 +90,7 @@ def load_query_side(config: EncoderConfig) -> QueryEncoder:
 
 
 def query_vectors(
-    encoder: QueryEncoder, queries: JudgedQueries, system: SystemConfig, context: RankingContext
+    encoder: QueryEncoder, queries: JudgedQueries, system: SystemConfig, job: EvaluateJob
 ) -> QueryVectors:
     """The queries as a system asks them; images are decoded as the products' are.
 
@@ -143,7 +118,7 @@ def query_vectors(
     faults: list[PictureError] = []
     pool = None
     if encoder.preprocessing is not None and has_images:
-        pool = ImagePool(ImageFetcher(context.fetch, context.query_image_root), encoder.preprocessing, context.decode)
+        pool = ImagePool(ImageFetcher(job.fetch, job.evaluation.query_image_root), encoder.preprocessing, job.decode)
     with pool or nullcontext():
         for start in range(0, size, QUERIES_AT_A_TIME):
             block = slice(start, start + QUERIES_AT_A_TIME)

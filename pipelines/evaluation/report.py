@@ -356,11 +356,10 @@ def _draw_labels(axis: Axes, comparison: Comparison, metrics: Sequence[Metric]) 
 
     axis.set_title(f"labels of the first {comparison.k} results, %", loc="left", fontsize=9, color=_INK)
     labels = [metric.name.partition("(")[2].rpartition(")")[0] for metric in metrics]
-    # From dark (the best label) to light.
-    steps = mpl.colormaps["Blues"](np.linspace(0.95, 0.15, len(labels)))
     colours = [_LABEL_COLOURS.get(label, "") for label in labels]
     if not all(colours):
-        colours = [mpl.colors.to_hex(step) for step in steps]
+        # From dark (the best label) to light.
+        colours = [mpl.colors.to_hex(step) for step in mpl.colormaps["Blues"](np.linspace(0.95, 0.15, len(labels)))]
     for line, system in enumerate(comparison.systems):
         start = 0.0
         for metric, colour in zip(metrics, colours, strict=True):

@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from encoders import check_encoder
 from index_builder import storage
-from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import catalog_schema
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_address
@@ -28,7 +27,7 @@ from pipelines.evaluation.judged_files import (
 )
 from pipelines.evaluation.judgments import Judgments, number_judgments
 from pipelines.evaluation.measures import Comparison, parse_measures, results_needed
-from pipelines.evaluation.ranking import ProductNumbers, Ranked, RankingContext
+from pipelines.evaluation.ranking import ProductNumbers, Ranked
 from pipelines.evaluation.systems import check_system, rank_systems
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int], None]]]
@@ -83,26 +82,20 @@ def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
         check_system(system, job.catalog)
     if job.out is not None:
         storage.check_writable(job.out)
-    catalog = _drawn_catalog(job)
+    queries_config = _with_queries(job)
+    job = _with_drawn_catalog(job)
     if any(system.index is None for system in systems):
-        catalog_schema(catalog)
-    queries = read_judged_queries(_with_queries(job))
+        catalog_schema(job.catalog)
+    queries = read_judged_queries(queries_config)
     annotator = None if config.annotator is None else load_annotator(config.annotator)
     if annotator is None:
         # Before any encoding; an annotator's labels are known only after it.
         _unlabelled(config, queries)
         label_grades(queries.labels, queries.relevant, config.grades)
 
-    context = RankingContext(
-        catalog=catalog,
-        fetch=job.fetch,
-        decode=job.decode,
-        spool_uri=storage.join(job.work.uri, "spool"),
-        query_image_root=config.query_image_root,
-    )
     depth = max(config.k, results_needed(measures))
     with progress("encoding products") as advance:
-        ranked, numbers = rank_systems(systems, queries, context, depth=depth, k=config.k, on_progress=advance)
+        ranked, numbers = rank_systems(systems, queries, job, depth=depth, k=config.k, on_progress=advance)
     annotator_notes = []
     if annotator is not None:
         with progress("labelling pairs") as advance:
@@ -110,12 +103,10 @@ def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
                 queries,
                 numbers,
                 [found[:, : config.k] for system in ranked for found in system.runs],
+                config,
                 annotator=annotator,
-                name=str(config.annotator),
-                records=lambda wanted: catalog_records(catalog, context.spool_uri, wanted),
+                records=lambda wanted: catalog_records(job.catalog, job.spool_uri, wanted),
                 kept_uri=config.annotations or storage.join(job.work.uri, "annotations.parquet"),
-                batch_pairs=config.annotator_batch,
-                relevant=config.relevant,
                 on_progress=advance,
             )
         annotator_notes.append(
@@ -164,13 +155,13 @@ def _systems_of(job: EvaluateJob) -> tuple[tuple[SystemConfig, ...], str]:
     return systems, f"{description.model} encoder {description.fingerprint}"
 
 
-def _drawn_catalog(job: EvaluateJob) -> CatalogConfig:
-    """The catalog; one that is drawn (`demo://N`) with its folder instead of its address."""
+def _with_drawn_catalog(job: EvaluateJob) -> EvaluateJob:
+    """The job; a catalog that is drawn (`demo://N`) with its folder instead of its address."""
     uri = job.catalog.uri
     if not isinstance(uri, str) or not is_demo_address(uri):
-        return job.catalog
+        return job
     try:
-        return replace(job.catalog, uri=draw_named_catalog(uri, job.work.uri))
+        return replace(job, catalog=replace(job.catalog, uri=draw_named_catalog(uri, job.work.uri)))
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

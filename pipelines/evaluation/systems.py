@@ -18,10 +18,10 @@ from index_builder import EmbeddingShardError, IndexReader, StorageError
 from index_builder.embedding_shards import read_ids, read_vectors
 from pipelines.catalog.config import CatalogConfig
 from pipelines.config.validation import ConfigError
-from pipelines.evaluation.config import SystemConfig
+from pipelines.evaluation.config import EvaluateJob, SystemConfig
 from pipelines.evaluation.encoder_ranking import rank_encoders, search_exactly, share_of_exact
 from pipelines.evaluation.judged_files import JudgedQueries
-from pipelines.evaluation.ranking import ProductNumbers, Ranked, RankingContext, numbered, query_notes, query_vectors
+from pipelines.evaluation.ranking import ProductNumbers, Ranked, numbered, query_notes, query_vectors
 
 QUERIES_AT_A_TIME = 1024
 
@@ -52,7 +52,7 @@ def check_system(system: SystemConfig, catalog: CatalogConfig) -> None:
 def rank_systems(
     systems: Sequence[SystemConfig],
     queries: JudgedQueries,
-    context: RankingContext,
+    job: EvaluateJob,
     *,
     depth: int,
     k: int,
@@ -69,26 +69,20 @@ def rank_systems(
         One entry a system, in their order, and the products' numbers.
     """
     numbers = ProductNumbers()
-    ranked = rank_encoders(systems, queries, context, numbers, depth=depth, on_progress=on_progress)
+    ranked = rank_encoders(systems, queries, job, numbers, depth=depth, on_progress=on_progress)
     for system in systems:
         if system.index is not None:
-            ranked[system.name] = _rank_index(system, queries, context, numbers, depth=depth, k=k)
+            ranked[system.name] = _rank_index(system, queries, job, numbers, depth=depth, k=k)
     return [ranked[system.name] for system in systems], numbers
 
 
 def _rank_index(
-    system: SystemConfig,
-    queries: JudgedQueries,
-    context: RankingContext,
-    numbers: ProductNumbers,
-    *,
-    depth: int,
-    k: int,
+    system: SystemConfig, queries: JudgedQueries, job: EvaluateJob, numbers: ProductNumbers, *, depth: int, k: int
 ) -> Ranked:
     """A published version searched as a server would, with the parameters that were tuned for it."""
     reader = IndexReader.open(str(system.index), system.version)
-    encoder = load_query_encoder(str(reader.query_encoder_uri), device=context.device)
-    asked = query_vectors(encoder, queries, system, context)
+    encoder = load_query_encoder(str(reader.query_encoder_uri))
+    asked = query_vectors(encoder, queries, system, job)
     own_numbers = numbers.add(reader.products.column("product_id").combine_chunks().cast(pa.string()))
     blocks = [
         reader.search(asked.vectors[start : start + QUERIES_AT_A_TIME], depth).rows

@@ -44,7 +44,7 @@ from pipelines.evaluation.judged_files import (
     ordered_labels,
     relevant_labels,
 )
-from pipelines.evaluation.judgments import UNKNOWN, number_judgments
+from pipelines.evaluation.measures import UNKNOWN, keyed_pairs
 from pipelines.evaluation.ranking import ProductNumbers
 
 SAVE_EVERY_PAIRS = 10_000
@@ -234,7 +234,7 @@ class _KeptLabels:
 
 def _unlabelled_pairs(queries: JudgedQueries, numbers: ProductNumbers, rankings: Iterable[np.ndarray]) -> np.ndarray:
     """Distinct (query row, product number) without a label, int64 `[n, 2]`."""
-    judged = number_judgments(queries, numbers, unlabelled=None, grades={}).judged
+    judged = keyed_pairs(queries.judged, numbers)
     products = max(1, len(numbers))
     keys = [np.zeros(0, np.int64)]
     for found in rankings:
@@ -261,10 +261,9 @@ def _with_labels(
         )
     position = {label: labels.index(normal[label]) for label in normal}
     of_file = np.array([position[label] for label in queries.labels], np.int64)
+    of_annotator = np.array([position[label] for label in given], np.int64)
     all_rows = np.concatenate([queries.judged.queries, np.array(rows, np.int64)])
-    all_labels = np.concatenate(
-        [of_file[queries.judged.labels], np.array([position[label] for label in given], np.int64)]
-    )
+    all_labels = np.concatenate([of_file[queries.judged.labels], of_annotator])
     ids = pa.concat_arrays([queries.judged.product_ids, pa.array(product_ids, pa.string())])
     order = np.argsort(all_rows, kind="stable")
     judged = Pairs(queries=all_rows[order], product_ids=ids.take(pa.array(order)), labels=all_labels[order])

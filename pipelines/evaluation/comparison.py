@@ -12,8 +12,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.evaluation.judgments import Judgments
-from pipelines.evaluation.measures import Comparison, Figure, SystemFigures, comparison_metrics, exact_name, run_values
+from pipelines.evaluation.measures import (
+    Comparison,
+    Figure,
+    Judgments,
+    SystemFigures,
+    comparison_metrics,
+    exact_name,
+    run_values,
+)
 from pipelines.evaluation.ranking import Ranked
 
 _DRAWS_AT_A_TIME = 1 << 22
@@ -75,15 +82,11 @@ def compare_systems(
     """Measures every system; all figures stand on the same bootstrap samples.
 
     Args:
-        ranked: What each found.
-        judgments: What is known of it.
         baseline: Name of the system that overlap, net figures and differences refer to. A run is compared with the
             baseline's run of the same number; where the baseline has fewer, its runs take turns.
         k: Results that recall, labels, overlap and net figures look at.
-        measures: Names as ir-measures has them. `R@...` is computed here, of what recall counts.
-        resamples: Bootstrap samples.
-        confidence: Of the intervals.
-        seed: Of the bootstrap.
+        measures: Names as ir-measures has them.
+        resamples, confidence, seed: Of the bootstrap.
         notes: To be told with the figures.
     """
     base = next((system for system in ranked if system.name == baseline), None)

@@ -8,6 +8,7 @@ Legend: Q queries, K results, N products, B products of a batch, D dimension of 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,22 +18,21 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from encoders import EncoderConfig, ImagePreprocessing, ProductEncoder, load_product_encoder
+from encoders import (
+    EncoderConfig,
+    ImagePreprocessing,
+    ProductEncoder,
+    load_product_encoder,
+    load_query_encoder,
+    save_query_encoder,
+)
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.evaluation.config import EvaluateJob, QueryPart, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
-from pipelines.evaluation.ranking import (
-    ProductNumbers,
-    QueryVectors,
-    Ranked,
-    load_query_side,
-    numbered,
-    query_notes,
-    query_vectors,
-)
+from pipelines.evaluation.ranking import ProductNumbers, QueryVectors, Ranked, numbered, query_vectors
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool, prefetch
 from pipelines.images.product_images import decode_images, fetch_images
@@ -95,10 +95,8 @@ def share_of_exact(
 
     Args:
         found: int64 `[Q, k]`, rows of products, -1 where fewer were found.
-        queries: float32 `[Q, D]`.
-        products: float32 `[N, D]`.
-        present: bool `[N]`.
-        exact: int64 `[Q, k]`, what `search_exactly` gives.
+        queries, products, present: As `search_exactly` takes them.
+        exact: What it gives.
 
     Returns:
         float64 `[Q]`, 0 to 1; NaN where there is nothing to find.
@@ -277,7 +275,7 @@ def rank_encoders(
                 view = VIEWS[system.products] if VIEWS[system.products] in encoded.vectors else View.TEXT
                 rows = search_exactly(asked.vectors, encoded.vectors[view], encoded.present[view], depth)
                 found[system.name, config] = numbered(rows, own_numbers, asked.usable)
-                notes[system.name, config] = query_notes(system.name, asked)
+                notes[system.name, config] = [f"{system.name}: {note}" for note in asked.notes]
     ranked = {}
     for system in systems:
         if system.runs:
@@ -297,7 +295,10 @@ def _prepare(
     config: EncoderConfig, users: Sequence[SystemConfig], queries: JudgedQueries, job: EvaluateJob
 ) -> _PreparedEncoder:
     """An encoder with its queries encoded: what does not fit them fails before the catalog is read."""
-    query_side = load_query_side(config)
+    # As a version's `query_encoder/` would hold it.
+    with tempfile.TemporaryDirectory(prefix="shelfmark-query-encoder-") as folder:
+        save_query_encoder(config, folder)
+        query_side = load_query_encoder(folder, device=config.device)
     asked: dict[QueryPart, QueryVectors] = {}
     for system in users:
         if system.queries not in asked:

@@ -209,7 +209,8 @@ class Pairs:
 def _read_judgments(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> tuple[Pairs, tuple[str, ...], int]:
     """Labelled pairs of these queries, the labels (best first), and the number of pairs with more than one."""
     if config.judgments is None:
-        return _no_pairs(), (), 0
+        none = np.zeros(0, np.int64)
+        return Pairs(queries=none, product_ids=pa.array([], pa.string()), labels=none), (), 0
     table = _read_pairs(config, config.judgments, query_ids, label_field=config.label_field)
     table = table.filter(pc.is_valid(table["label"]))
     found = pc.unique(table["label"]).to_pylist()
@@ -257,22 +258,16 @@ def _read_pairs(
 
 def _unique_pairs(table: pa.Table, labels: np.ndarray) -> tuple[Pairs, np.ndarray]:
     """Each pair once, by query, with its best label; and the worst one that it is given, int64 `[J]`."""
-    if not len(table):
-        return _no_pairs(), labels
     products = table["product"].combine_chunks().dictionary_encode()
     codes = products.indices.to_numpy().astype(np.int64)
     queries = table["query"].to_numpy().astype(np.int64)
     keys = queries * len(products.dictionary) + codes
     order = np.lexsort((labels, keys))
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(keys[order]) != 0]))
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
     kept = order[starts]
     ids = products.dictionary.take(pa.array(codes[kept])).cast(pa.string())
     pairs = Pairs(queries=queries[kept], product_ids=ids, labels=labels[kept])
     return pairs, np.maximum.reduceat(labels[order], starts)
-
-
-def _no_pairs() -> Pairs:
-    return Pairs(queries=np.zeros(0, np.int64), product_ids=pa.array([], pa.string()), labels=np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,9 +275,7 @@ class JudgedQueries:
     """Queries that something is known of: a label, a purchase, or an annotator that will label what is found.
 
     Attributes:
-        ids: Q ids, in the file's order.
-        texts: Q texts, None where a query has none.
-        images: Q images, None where a query has none.
+        ids, texts, images: Of Q queries in the file's order; None for a text or image that a query has not.
         judged: Labelled pairs; their labels are positions in `labels`.
         labels: Every label, best first.
         relevant: Those that mean relevant.

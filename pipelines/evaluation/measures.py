@@ -1,23 +1,129 @@
-"""Measures rankings: one value of each metric for each query.
+"""Says what is known of results, and measures rankings by it: one value of each metric for each query.
 
 Standard measures come from ir-measures, by its names (`R@10`, `nDCG@10`, `RR@10`, `Success@1`, `AP@100`); recall, label
 shares, overlap and net figures are those of paper A ("Multimodal semantic retrieval for product search", section 4).
 Net figures look at what is left of a system's results when those that the baseline also found are dropped.
 
-Legend: Q queries, K results, L labels. Values are float64 `[Q]`, NaN where a query has none.
+Legend: Q queries, K results, L labels, J pairs. Values are float64 `[Q]`, NaN where a query has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import ir_measures
 import numpy as np
+import pyarrow as pa
 
-from pipelines.evaluation.judged_files import short_name
-from pipelines.evaluation.judgments import UNKNOWN, Judgments, KeyedPairs
+from pipelines.evaluation.judged_files import JudgedQueries, Pairs, label_grades, short_name
+from pipelines.evaluation.ranking import ProductNumbers
+
+UNKNOWN = -1
+"""The label of a pair that has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeyedPairs:
+    """Pairs of a query and a product as one number each, ascending, for search.
+
+    Attributes:
+        keys: int64 `[J]`, query * products + product. Products that no system has are numbered from `products` - their
+            count on.
+        labels: int64 `[J]`.
+        products: Number of products, unknown ones included.
+    """
+
+    keys: np.ndarray
+    labels: np.ndarray
+    products: int
+
+    def count_by_query(self, queries: int) -> np.ndarray:
+        """Pairs of each query, int64 `[Q]`."""
+        return np.bincount(self.keys // self.products, minlength=queries)
+
+    def labels_of(self, found: np.ndarray) -> np.ndarray:
+        """The label of each result, int64 `[Q, K]`; UNKNOWN where the pair is not here, or nothing was found."""
+        keys = np.arange(len(found), dtype=np.int64)[:, None] * self.products + found
+        if not len(self.keys):
+            return np.full(found.shape, UNKNOWN, np.int64)
+        nearest = np.minimum(np.searchsorted(self.keys, keys.ravel()), len(self.keys) - 1).reshape(found.shape)
+        return np.where((self.keys[nearest] == keys) & (found >= 0), self.labels[nearest], UNKNOWN)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgments:
+    """All that is known of pairs.
+
+    Attributes:
+        labels: Every label, best first.
+        judged: Labelled pairs.
+        wanted: Pairs that recall counts: purchases, or else pairs of a relevant label.
+        relevant: Pairs of a relevant label; purchases where there are no labels at all.
+        grades: Grade of each label for nDCG.
+        unlabelled: What an unlabelled result counts as: a position in `labels`, or UNKNOWN to be left out.
+        unknown_products: Judged or bought products that no system has.
+        unknown_wanted: Wanted ones among them.
+    """
+
+    labels: tuple[str, ...]
+    judged: KeyedPairs
+    wanted: KeyedPairs
+    relevant: KeyedPairs
+    grades: tuple[int, ...]
+    unlabelled: int
+    unknown_products: int
+    unknown_wanted: int
+
+    def result_labels(self, found: np.ndarray) -> np.ndarray:
+        """The label of each result, int64 `[Q, K]`, unlabelled ones as stated; UNKNOWN where nothing was found."""
+        labels = self.judged.labels_of(found)
+        return np.where((labels == UNKNOWN) & (found >= 0), self.unlabelled, labels)
+
+
+def number_judgments(
+    queries: JudgedQueries, numbers: ProductNumbers, *, unlabelled: str | None, grades: Mapping[str, int]
+) -> Judgments:
+    """Brings labels and purchases to the numbers that the rankings have.
+
+    Args:
+        unlabelled: The label that a pair without one counts as; None to leave it out.
+        grades: Label -> grade, for nDCG; empty for the labels' own.
+    """
+    labels = queries.labels
+    if unlabelled is not None and unlabelled not in labels:
+        labels = (*labels, unlabelled)
+    wanted = queries.wanted
+    relevant = queries.relevant_pairs if len(queries.judged) else wanted
+    label_grade = label_grades(labels, queries.relevant, grades) if len(queries.judged) else [1] * max(1, len(labels))
+    return Judgments(
+        labels=labels,
+        judged=keyed_pairs(queries.judged, numbers),
+        wanted=keyed_pairs(wanted, numbers),
+        relevant=keyed_pairs(relevant, numbers),
+        grades=tuple(label_grade),
+        unlabelled=UNKNOWN if unlabelled is None else labels.index(unlabelled),
+        unknown_products=_unknown(numbers, queries.judged, queries.purchases),
+        unknown_wanted=_unknown(numbers, wanted),
+    )
+
+
+def keyed_pairs(pairs: Pairs, numbers: ProductNumbers) -> KeyedPairs:
+    """Pairs under the numbers that the rankings have."""
+    found = numbers.find(pairs.product_ids)
+    strange = found < 0
+    # Each unknown product keeps a number of its own: it counts in recall, and nothing finds it.
+    codes = pairs.product_ids.dictionary_encode().indices.to_numpy().astype(np.int64)
+    products = len(numbers) + (int(codes.max()) + 1 if len(codes) else 0)
+    keys = pairs.queries * max(1, products) + np.where(strange, len(numbers) + codes, found)
+    order = np.argsort(keys, kind="stable")
+    return KeyedPairs(keys=keys[order], labels=pairs.labels[order], products=max(1, products))
+
+
+def _unknown(numbers: ProductNumbers, *pairs: Pairs | None) -> int:
+    ids = pa.concat_arrays([given.product_ids for given in pairs if given is not None]).unique()
+    return int((numbers.find(ids) < 0).sum())
 
 
 class Kind(StrEnum):
@@ -146,23 +252,29 @@ def measure_queries(names: Sequence[str], judgments: Judgments, found: np.ndarra
 
     Args:
         names: As ir-measures has them.
-        judgments: Of the queries.
         found: int64 `[Q, K]`, products best first, -1 where fewer were found.
 
     Returns:
         By name float64 `[Q]`, NaN for a query without a relevant product.
     """
-    values: dict[str, np.ndarray] = {}
-    groups: dict[tuple[bool, int], list[str]] = {}
-    for name, measure in zip(names, parse_measures(names), strict=True):
+    measures = parse_measures(names)
+    values = {measure: np.full(len(found), np.nan) for measure in measures}
+    groups: dict[tuple[bool, int], list[ir_measures.Measure]] = {}
+    for measure in measures:
         graded = measure.NAME in _GRADED or "rel" in measure.params
         cutoff: int = measure.params.get("cutoff") or found.shape[1]
-        groups.setdefault((graded, cutoff), []).append(name)
+        groups.setdefault((graded, cutoff), []).append(measure)
     grades = {graded: _grades_by_query(judgments, len(found), graded=graded) for graded in {key[0] for key in groups}}
     for (graded, cutoff), group in groups.items():
+        rows = np.array([int(row) for row in grades[graded]], np.int64)
         # What stands behind the cutoff cannot matter, and costs time.
-        values |= _calculate(group, grades[graded], found[:, :cutoff])
-    return {name: values[name] for name in names}
+        run = _run(found[:, :cutoff], rows)
+        for result in ir_measures.iter_calc(group, grades[graded], run) if len(rows) else ():
+            values[result.measure][int(result.query_id)] = result.value
+        for measure in group:
+            # A query that found nothing is in no run; it found none of what it should.
+            values[measure][rows[np.isnan(values[measure][rows])]] = 0.0
+    return {name: values[measure] for name, measure in zip(names, measures, strict=True)}
 
 
 def _grades_by_query(judgments: Judgments, queries: int, *, graded: bool) -> dict[str, dict[str, int]]:
@@ -179,19 +291,6 @@ def _grades_by_query(judgments: Judgments, queries: int, *, graded: bool) -> dic
         str(row): dict(zip(names[ends[row] : ends[row + 1]], levels[ends[row] : ends[row + 1]], strict=True))
         for row in np.unique(rows[grades > 0]).tolist()
     }
-
-
-def _calculate(names: Sequence[str], grades: dict[str, dict[str, int]], found: np.ndarray) -> dict[str, np.ndarray]:
-    parsed = parse_measures(names)
-    values = {measure: np.full(len(found), np.nan) for measure in parsed}
-    rows = np.array([int(row) for row in grades], np.int64)
-    if grades:
-        for result in ir_measures.iter_calc(parsed, grades, _run(found, rows)):
-            values[result.measure][int(result.query_id)] = result.value
-    for of_measure in values.values():
-        # A query that found nothing is in no run; it found none of what it should.
-        of_measure[rows[np.isnan(of_measure[rows])]] = 0.0
-    return {name: values[measure] for name, measure in zip(names, parsed, strict=True)}
 
 
 def _run(found: np.ndarray, rows: np.ndarray) -> dict[str, dict[str, float]]:
@@ -302,18 +401,14 @@ def run_values(
 
     Args:
         found: Product numbers of the run, int64 `[Q, K]`.
-        judgments: What is known of them.
         measures: Names as ir-measures has them; recall among them is computed here, of what recall counts.
         k: Results that recall, labels, overlap and net figures look at.
         baseline: What the run is compared with, int64 `[Q, K]`; None leaves overlap and net figures out.
     """
     top = found[:, :k]
-    values = {f"R@{k}": recall(judgments.wanted, top)}
-    cutoffs = {name: recall_cutoff(name) for name in measures}
-    values |= {
-        name: recall(judgments.wanted, found[:, :cutoff]) for name, cutoff in cutoffs.items() if cutoff is not None
-    }
-    values |= measure_queries([name for name, cutoff in cutoffs.items() if cutoff is None], judgments, found)
+    cutoffs = {f"R@{k}": k, **{name: recall_cutoff(name) for name in measures}}
+    values = {name: recall(judgments.wanted, found[:, :cutoff]) for name, cutoff in cutoffs.items() if cutoff}
+    values |= measure_queries([name for name, cutoff in cutoffs.items() if not cutoff], judgments, found)
     values |= _by_label("P", judgments, top, k)
     values[f"labelled@{k}"] = labelled_share(judgments.result_labels(top), top)
     if baseline is not None:

@@ -5,7 +5,6 @@ Legend: Q queries, K results, P products of all systems together, D dimension of
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from encoders import EncoderConfig, QueryEncoder, load_query_encoder, save_query_encoder
+from encoders import QueryEncoder
 from pipelines.catalog.dead_letters import PictureError
 from pipelines.catalog.products import PictureRef
 from pipelines.config.validation import ConfigError
@@ -67,26 +66,14 @@ class ProductNumbers:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryVectors:
-    """Q encoded queries.
+    """Encoded queries, float32 `[Q, D]`; zeros where not `usable`, bool `[Q]`: one that could not be encoded.
 
-    Attributes:
-        vectors: float32 `[Q, D]`; zeros for a query that could not be encoded.
-        usable: bool `[Q]`: which could be.
-        broken_images: Images that could not be read.
-        first_fault: Why not, of the first one; empty where all could.
+    `notes` are what a reader of a system's figures should know of its queries.
     """
 
     vectors: np.ndarray
     usable: np.ndarray
-    broken_images: int
-    first_fault: str
-
-
-def load_query_side(config: EncoderConfig) -> QueryEncoder:
-    """The query side of a whole encoder, as a version's `query_encoder/` would hold it."""
-    with tempfile.TemporaryDirectory(prefix="shelfmark-query-encoder-") as folder:
-        save_query_encoder(config, folder)
-        return load_query_encoder(folder, device=config.device)
+    notes: tuple[str, ...]
 
 
 def query_vectors(
@@ -132,8 +119,10 @@ def query_vectors(
                 )
     if not usable.any():
         raise ConfigError(f"system {name!r}: no query could be encoded; the first picture: {faults[0]}")
-    first_fault = str(faults[0]) if faults else ""
-    return QueryVectors(vectors=vectors, usable=usable, broken_images=len(faults), first_fault=first_fault)
+    notes = [f"{len(faults):,} query pictures could not be used; the first: {faults[0]}"] if faults else []
+    if not usable.all():
+        notes.append(f"{int((~usable).sum()):,} queries have nothing that it reads, and found nothing")
+    return QueryVectors(vectors=vectors, usable=usable, notes=tuple(notes))
 
 
 def _read_images(
@@ -156,16 +145,3 @@ def _read_images(
 def numbered(rows: np.ndarray, numbers: np.ndarray, usable: np.ndarray) -> np.ndarray:
     """Rows of one system as common numbers; a query that could not be encoded found nothing."""
     return np.where((rows >= 0) & usable[:, None], numbers[np.maximum(rows, 0)], -1)
-
-
-def query_notes(name: str, asked: QueryVectors) -> list[str]:
-    """What a reader of a system's figures should know of its queries."""
-    notes = []
-    if asked.broken_images:
-        notes.append(
-            f"{name}: {asked.broken_images:,} query pictures could not be used; the first: {asked.first_fault}"
-        )
-    unusable = int((~asked.usable).sum())
-    if unusable:
-        notes.append(f"{name}: {unusable:,} queries have nothing that it reads, and found nothing")
-    return notes

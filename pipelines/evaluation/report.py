@@ -84,17 +84,7 @@ def print_comparison(comparison: Comparison, *, title: str, console: Console | N
 
 
 def write_report(comparison: Comparison, folder: str, *, title: str, command: str) -> list[str]:
-    """Writes the files; each appears complete, in place of an earlier one.
-
-    Args:
-        comparison: What is told.
-        folder: Local folder or fsspec URI.
-        title: Heading of the Markdown file and the plot.
-        command: What printed it.
-
-    Returns:
-        The files' addresses.
-    """
+    """Writes the files into a local folder or fsspec URI, each complete in place of an earlier one; gives addresses."""
     files = {
         "md": markdown(comparison, title=title, command=command).encode(),
         "csv": csv_text(comparison).encode(),
@@ -162,17 +152,48 @@ def _markdown_table(table: TextTable) -> str:
     return "\n".join([f"**{table.title}**", "", line(table.header), rule, *map(line, table.rows)])
 
 
+Column = tuple[str, Metric, Callable[[Figure, Metric], str]]
+"""Its heading, and what it shows of a figure."""
+
+
 def _comparison_tables(comparison: Comparison) -> list[TextTable]:
     """The tables, in order: what is found, labels of what is found, and what is left beside the baseline's results."""
-    # Measures; the first one with its interval and its difference to the baseline.
-    measures = comparison.of_kind(Kind.MEASURE, Kind.INDEX) or comparison.of_kind(Kind.LABEL)[:1]
-    tables = [_table(comparison, "what is found, %", measures, lead=True)]
     labels = comparison.of_kind(Kind.LABEL, Kind.COVERAGE)
+    measures = comparison.of_kind(Kind.MEASURE, Kind.INDEX) or comparison.of_kind(Kind.LABEL)[:1]
+    columns: list[Column] = [(metric.title, metric, _value) for metric in measures]
+    if measures:
+        # The first one stands with its interval and its difference to the baseline.
+        lead: list[Column] = [(f"{comparison.confidence:.0%} interval", measures[0], _interval)]
+        lead += [(f"minus {comparison.baseline}", measures[0], _difference)] if comparison.baseline else []
+        if any(len(figure.runs) > 1 for figure in _figures(comparison, measures[0])):
+            lead.append(("seeds", measures[0], _runs))
+        columns[1:1] = lead
+    tables = [_table("what is found, %", comparison.systems, columns)]
     if labels:
-        tables.append(_table(comparison, f"labels of the first {comparison.k} results, %", labels))
-    if comparison.of_kind(Kind.OVERLAP):
-        tables.append(_net_table(comparison))
+        columns = [(metric.title, metric, _value) for metric in labels]
+        tables.append(_table(f"labels of the first {comparison.k} results, %", comparison.systems, columns))
+    overlap, recall = comparison.of_kind(Kind.OVERLAP), comparison.of_kind(Kind.NET_RECALL)
+    if overlap:
+        title = (
+            f"beside {comparison.baseline}: results shared with its first {comparison.k}, those left, and what is "
+            "among them, %"
+        )
+        # Net recall stands on the queries of which the baseline missed something.
+        columns = [(f"{metric.title} (sd)", metric, _with_deviation) for metric in overlap]
+        columns += [(f"{metric.title} (queries)", metric, _with_queries) for metric in recall]
+        columns += [(metric.title, metric, _value) for metric in comparison.of_kind(Kind.NET, Kind.NET_LABEL)]
+        others = [system for system in comparison.systems if system.name != comparison.baseline]
+        tables.append(_table(title, others, columns))
     return tables
+
+
+def _table(title: str, systems: Sequence[SystemFigures], columns: Sequence[Column]) -> TextTable:
+    def cell(system: SystemFigures, metric: Metric, show: Callable[[Figure, Metric], str]) -> str:
+        figure = system.figures.get(metric.name)
+        return _NOTHING if figure is None else show(figure, metric)
+
+    rows = [[system.name, *(cell(system, metric, show) for _, metric, show in columns)] for system in systems]
+    return TextTable(title, ["system", *(heading for heading, _, _ in columns)], rows)
 
 
 def _interval_table(comparison: Comparison) -> TextTable:
@@ -181,10 +202,8 @@ def _interval_table(comparison: Comparison) -> TextTable:
         (
             system.name,
             metric.name,
-            _number(figure.value, metric),
-            _interval(figure.low, figure.high, metric),
-            _difference(figure, metric),
-            " ".join(_number(run, metric) for run in figure.runs) if len(figure.runs) > 1 else _NOTHING,
+            *(show(figure, metric) for show in (_value, _interval, _difference)),
+            _runs(figure, metric) if len(figure.runs) > 1 else _NOTHING,
             f"{figure.queries:,}",
         )
         for system, metric, figure in _all_figures(comparison)
@@ -194,74 +213,35 @@ def _interval_table(comparison: Comparison) -> TextTable:
     return TextTable("every figure with its interval", header, rows)
 
 
-def _net_table(comparison: Comparison) -> TextTable:
-    """Numbers with their deviations, and net recall with the queries it stands on: where the baseline missed some."""
-    overlap = comparison.of_kind(Kind.OVERLAP)
-    recall, net = comparison.of_kind(Kind.NET_RECALL), comparison.of_kind(Kind.NET, Kind.NET_LABEL)
-    header = ["system", *(f"{metric.title} (sd)" for metric in overlap)]
-    header += [*(f"{metric.title} (queries)" for metric in recall), *(metric.title for metric in net)]
-    rows = []
-    for system in comparison.systems:
-        if system.name == comparison.baseline:
-            continue
-        cells = [system.name]
-        for metric in [*overlap, *recall, *net]:
-            figure = system.figures.get(metric.name)
-            cell = _NOTHING if figure is None else _number(figure.value, metric)
-            if figure is not None and metric in overlap:
-                cell += f" ({figure.deviation:.1f})"
-            if figure is not None and metric in recall:
-                cell += f" ({figure.queries:,})"
-            cells.append(cell)
-        rows.append(cells)
-    title = (
-        f"beside {comparison.baseline}: results shared with its first {comparison.k}, those left, and what is "
-        "among them, %"
-    )
-    return TextTable(title, header, rows)
+def _value(figure: Figure, metric: Metric) -> str:
+    return _number(figure.value, metric)
 
 
-def _table(comparison: Comparison, title: str, metrics: Sequence[Metric], *, lead: bool = False) -> TextTable:
-    first = metrics[0] if lead and metrics else None
-    has_seeds = first is not None and any(len(figure.runs) > 1 for figure in _figures(comparison, first))
-    header = ["system"]
-    for metric in metrics:
-        header.append(metric.title)
-        if metric is first:
-            header.append(f"{comparison.confidence:.0%} interval")
-            header += [f"minus {comparison.baseline}"] if comparison.baseline else []
-            header += ["seeds"] if has_seeds else []
-    rows = []
-    for system in comparison.systems:
-        cells = [system.name]
-        for metric in metrics:
-            figure = system.figures.get(metric.name)
-            cells.append(_NOTHING if figure is None else _number(figure.value, metric))
-            if metric is first:
-                cells.append(_NOTHING if figure is None else _interval(figure.low, figure.high, metric))
-                if comparison.baseline:
-                    cells.append(_NOTHING if figure is None else _difference(figure, metric))
-                if has_seeds:
-                    runs = () if figure is None else figure.runs
-                    cells.append(" ".join(_number(run, metric) for run in runs) or _NOTHING)
-        rows.append(cells)
-    return TextTable(title, header, rows)
+def _with_deviation(figure: Figure, metric: Metric) -> str:
+    return f"{_number(figure.value, metric)} ({figure.deviation:.1f})"
+
+
+def _with_queries(figure: Figure, metric: Metric) -> str:
+    return f"{_number(figure.value, metric)} ({figure.queries:,})"
+
+
+def _runs(figure: Figure, metric: Metric) -> str:
+    return " ".join(_number(run, metric) for run in figure.runs)
+
+
+def _interval(figure: Figure, metric: Metric) -> str:
+    return f"[{_number(figure.low, metric)}, {_number(figure.high, metric)}]"
 
 
 def _difference(figure: Figure, metric: Metric) -> str:
     if figure.difference is None:
         return _NOTHING
-    value, low, high = figure.difference
-    return f"{_number(value, metric, sign=True)} {_interval(low, high, metric, sign=True)}"
+    value, low, high = (_number(number, metric, sign="+") for number in figure.difference)
+    return f"{value} [{low}, {high}]"
 
 
-def _interval(low: float, high: float, metric: Metric, *, sign: bool = False) -> str:
-    return f"[{_number(low, metric, sign=sign)}, {_number(high, metric, sign=sign)}]"
-
-
-def _number(value: float, metric: Metric, *, sign: bool = False) -> str:
-    shown = value * 100.0 if metric.is_share else value
-    return f"{shown:+.1f}" if sign else f"{shown:.1f}"
+def _number(value: float, metric: Metric, sign: str = "") -> str:
+    return f"{value * 100.0 if metric.is_share else value:{sign}.1f}"
 
 
 def plot_comparison(comparison: Comparison, title: str, kind: Literal["png", "svg"]) -> bytes:
@@ -372,16 +352,7 @@ def _draw_labels(axis: Axes, comparison: Comparison, metrics: Sequence[Metric]) 
                 axis.text(start + share / 2, line, f"{share:.0f}", ha="center", va="center", fontsize=8, color=ink)
             start += share
     handles = [mpl.patches.Patch(color=colour) for colour in colours]
-    axis.legend(
-        handles,
-        labels,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.08 - 0.25 / len(comparison.systems)),
-        ncols=min(4, len(metrics)),
-        frameon=False,
-        fontsize=8,
-        handlelength=1.0,
-        columnspacing=1.0,
-        labelcolor=_INK,
-    )
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08 - 0.25 / len(comparison.systems))}
+    small: dict[str, Any] = {"fontsize": 8, "handlelength": 1.0, "columnspacing": 1.0, "labelcolor": _INK}
+    axis.legend(handles, labels, ncols=min(4, len(metrics)), frameon=False, **below, **small)
     axis.set_xlim(0, 100)

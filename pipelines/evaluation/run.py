@@ -25,8 +25,14 @@ from pipelines.evaluation.judged_files import (
     normal_labels,
     read_judged_queries,
 )
-from pipelines.evaluation.judgments import Judgments, number_judgments
-from pipelines.evaluation.measures import Comparison, parse_measures, results_needed
+from pipelines.evaluation.measures import (
+    UNKNOWN,
+    Comparison,
+    Judgments,
+    number_judgments,
+    parse_measures,
+    results_needed,
+)
 from pipelines.evaluation.ranking import ProductNumbers, Ranked
 from pipelines.evaluation.systems import check_system, rank_systems
 
@@ -47,10 +53,8 @@ class Evaluated:
     Attributes:
         title: Heading of its tables.
         measures: Names of the standard measures, as ir-measures has them.
-        comparison: Its figures.
-        products: Products of all systems together.
-        queries: Queries that have something relevant.
-        without_relevant: Queries that have not.
+        products: Of all systems together.
+        queries, without_relevant: How many have something relevant, and how many have not.
         unknown_wanted: Relevant (or bought) products that no system has.
     """
 
@@ -113,11 +117,10 @@ def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
             f"labels by {config.annotator} for results that no file labels: {len(queries.judged):,} labelled pairs in "
             f"all, {asked:,} pairs labelled now"
         )
-    unlabelled = _unlabelled(config, queries)
-    judgments = number_judgments(queries, numbers, unlabelled=unlabelled, grades=config.grades)
+    judgments = number_judgments(queries, numbers, unlabelled=_unlabelled(config, queries), grades=config.grades)
     _check_together(queries, judgments, numbers)
     with_relevant = int((judgments.wanted.count_by_query(len(queries.ids)) > 0).sum())
-    notes = _notes(config, queries, judgments, numbers, ranked, with_relevant, unlabelled)
+    notes = _notes(config, queries, judgments, numbers, ranked, with_relevant)
     comparison = compare_systems(
         ranked,
         judgments,
@@ -215,7 +218,6 @@ def _notes(
     numbers: ProductNumbers,
     ranked: Sequence[Ranked],
     with_relevant: int,
-    unlabelled: str | None,
 ) -> list[str]:
     """What the figures stand on."""
     notes = [
@@ -230,7 +232,8 @@ def _notes(
     elif relevant:
         notes.append(f"recall: of {len(queries.relevant_pairs):,} products labelled {relevant}")
     if len(judgments.labels) > 1:
-        counted = "left out" if unlabelled is None else f"counted as {unlabelled}"
+        is_left_out = judgments.unlabelled == UNKNOWN
+        counted = "left out" if is_left_out else f"counted as {judgments.labels[judgments.unlabelled]}"
         notes.append(f"results without a label: {counted}")
     if queries.two_labels:
         settled = {"best": "the best one counts"}.get(config.two_labels, "left out")

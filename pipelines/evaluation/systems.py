@@ -21,7 +21,7 @@ from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import EvaluateJob, SystemConfig
 from pipelines.evaluation.encoder_ranking import rank_encoders, search_exactly, share_of_exact
 from pipelines.evaluation.judged_files import JudgedQueries
-from pipelines.evaluation.ranking import ProductNumbers, Ranked, numbered, query_notes, query_vectors
+from pipelines.evaluation.ranking import ProductNumbers, Ranked, numbered, query_vectors
 
 QUERIES_AT_A_TIME = 1024
 
@@ -89,7 +89,7 @@ def _rank_index(
         for start in range(0, len(asked.vectors), QUERIES_AT_A_TIME)
     ]
     rows = np.concatenate(blocks)
-    notes = query_notes(system.name, asked)
+    notes = [f"{system.name}: {note}" for note in asked.notes]
     share = None
     vectors = _stored_vectors(reader)
     if vectors is None:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.evaluation.judged_files import JudgedQueries, Pairs
-from pipelines.evaluation.judgments import Judgments, number_judgments
+from pipelines.evaluation.measures import Judgments, number_judgments
 from pipelines.evaluation.ranking import ProductNumbers
 
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")

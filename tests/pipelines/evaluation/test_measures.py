@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from ir_measures import Qrel, ScoredDoc
 
-from pipelines.evaluation.judgments import KeyedPairs, number_judgments
 from pipelines.evaluation.measures import (
+    KeyedPairs,
     label_precision,
     labelled_share,
     measure_queries,
     net_recall,
     net_results,
+    number_judgments,
     parse_measures,
     recall,
     recall_cutoff,

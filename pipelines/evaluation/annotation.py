@@ -142,12 +142,10 @@ def annotate_results(
     """Labels every result of every ranking, int64 `[Q, K]` each, that has no label yet.
 
     Args:
-        queries: With the labels of the judgments file.
         config: Its `annotator` is part of the fingerprint, so that another annotator starts anew.
         annotator: Labels `annotator_batch` pairs at a time.
         records: Gives the records of products by id.
         kept_uri: File of the labels of earlier runs; written as labels come.
-        on_progress: Told the number of pairs labelled.
 
     Returns:
         The queries with these labels too, and the number of pairs that the annotator was asked about now.

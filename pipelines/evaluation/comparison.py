@@ -12,30 +12,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.evaluation.measures import (
-    Comparison,
-    Figure,
-    Judgments,
-    SystemFigures,
-    comparison_metrics,
-    exact_name,
-    run_values,
-)
+from pipelines.evaluation.measures import Comparison, Figure, Judgments, SystemFigures, comparison_metrics, run_values
 from pipelines.evaluation.ranking import Ranked
 
 _DRAWS_AT_A_TIME = 1 << 22
 
 
 def resampled_means(values: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
-    """Means of every column over R resamples of the queries.
+    """Means of every column of `[Q, C]` over R resamples of the queries: float64 `[R, C]`.
 
-    Args:
-        values: float64 `[Q, C]`; NaN where a query has no value, which then counts in no mean.
-        resamples: R.
-        seed: The same seed draws the same queries.
-
-    Returns:
-        float64 `[R, C]`; NaN where a resample holds no query with a value.
+    NaN is a query without a value, which counts in no mean, and a resample that holds no query with a value.
     """
     queries = len(values)
     means = np.full((resamples, values.shape[1]), np.nan)
@@ -138,9 +124,7 @@ def _system_values(
     runs = []
     for run, found in enumerate(system.runs):
         beside = None if base is None or base is system else base.runs[run % len(base.runs)]
-        runs.append(run_values(found, judgments, measures, k, beside))
-    if system.exact_share is not None:
-        runs[0][exact_name(k)] = system.exact_share
+        runs.append(run_values(found, judgments, measures, k, beside, system.exact_share))
     return runs
 
 

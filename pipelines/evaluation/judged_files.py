@@ -23,7 +23,7 @@ from index_builder import storage
 from pipelines.catalog.config import nearest
 from pipelines.catalog.products import PictureRef, picture_refs
 from pipelines.config.validation import ConfigError
-from pipelines.evaluation.config import EvaluationConfig
+from pipelines.evaluation.config import LEAVE_OUT, EvaluationConfig
 
 ESCI = ("Exact", "Substitute", "Complement", "Irrelevant")
 """The labels of paper A and of the ESCI data, best first."""
@@ -95,6 +95,24 @@ def label_grades(labels: Sequence[str], relevant: Collection[str], asked: Mappin
     if len(whole) < len(labels):
         return [int(label in relevant) for label in labels]
     return [max(0, number) for number in whole]
+
+
+def unlabelled_label(config: EvaluationConfig, labels: Collection[str]) -> str | None:
+    """The label that a pair without one counts as; None to leave it out, or where nothing is labelled at all.
+
+    Raises:
+        ConfigError: It is of another kind than the labels of the judgments.
+    """
+    if config.unlabelled == LEAVE_OUT or not labels:
+        return None
+    (label,) = normal_labels([config.unlabelled]).values()
+    of_a_kind = {*labels, *(ESCI if set(labels) <= set(ESCI) else ())}
+    if label not in of_a_kind and None in map(label_number, [label, *labels]):
+        raise ConfigError(
+            f"--unlabelled {config.unlabelled}: expected {LEAVE_OUT} or a label such as those of the judgments, which "
+            f"are {list(labels)}"
+        )
+    return label
 
 
 def label_number(label: str) -> float | None:

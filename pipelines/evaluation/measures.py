@@ -87,9 +87,7 @@ def number_judgments(
 ) -> Judgments:
     """Brings labels and purchases to the numbers that the rankings have.
 
-    Args:
-        unlabelled: The label that a pair without one counts as; None to leave it out.
-        grades: Label -> grade, for nDCG; empty for the labels' own.
+    A pair without a label counts as `unlabelled`; None leaves it out. No `grades` stand for the labels' own.
     """
     labels = queries.labels
     if unlabelled is not None and unlabelled not in labels:
@@ -370,7 +368,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def comparison_metrics(judgments: Judgments, measures: Sequence[str], k: int, *, has_baseline: bool) -> list[Metric]:
     """Every metric that a comparison may have, in the order of the tables; overlap and net ones need a baseline."""
     metrics = [Metric(name=name, title=name, kind=Kind.MEASURE) for name in dict.fromkeys([f"R@{k}", *measures])]
-    metrics.append(Metric(name=exact_name(k), title=f"of exact@{k}", kind=Kind.INDEX))
+    metrics.append(Metric(name=f"of exact@{k}", title=f"of exact@{k}", kind=Kind.INDEX))
     # One label alone has a share of 100 %, whatever is found.
     labels = judgments.labels if len(judgments.labels) > 1 else ()
     metrics += [Metric(name=f"P({label})@{k}", title=short_name(label), kind=Kind.LABEL) for label in labels]
@@ -389,13 +387,13 @@ def comparison_metrics(judgments: Judgments, measures: Sequence[str], k: int, *,
     ]
 
 
-def exact_name(k: int) -> str:
-    """Name of the share of the exact results that an index found."""
-    return f"of exact@{k}"
-
-
 def run_values(
-    found: np.ndarray, judgments: Judgments, measures: Sequence[str], k: int, baseline: np.ndarray | None
+    found: np.ndarray,
+    judgments: Judgments,
+    measures: Sequence[str],
+    k: int,
+    baseline: np.ndarray | None,
+    exact_share: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """One run's metrics by name, float64 `[Q]` each; NaN where a query has no value.
 
@@ -404,6 +402,7 @@ def run_values(
         measures: Names as ir-measures has them; recall among them is computed here, of what recall counts.
         k: Results that recall, labels, overlap and net figures look at.
         baseline: What the run is compared with, int64 `[Q, K]`; None leaves overlap and net figures out.
+        exact_share: Of an index, how much of the exact results it found.
     """
     top = found[:, :k]
     cutoffs = {f"R@{k}": k, **{name: recall_cutoff(name) for name in measures}}
@@ -411,6 +410,8 @@ def run_values(
     values |= measure_queries([name for name, cutoff in cutoffs.items() if not cutoff], judgments, found)
     values |= _by_label("P", judgments, top, k)
     values[f"labelled@{k}"] = labelled_share(judgments.result_labels(top), top)
+    if exact_share is not None:
+        values[f"of exact@{k}"] = exact_share
     if baseline is not None:
         base_top = baseline[:, :k]
         net = net_results(top, base_top)

@@ -15,16 +15,9 @@ from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_address
 from pipelines.evaluation.annotation import annotate_results, catalog_records, load_annotator
 from pipelines.evaluation.comparison import compare_systems
-from pipelines.evaluation.config import LEAVE_OUT, EvaluateJob, EvaluationConfig, ProductPart, SystemConfig
+from pipelines.evaluation.config import EvaluateJob, EvaluationConfig, ProductPart, SystemConfig
 from pipelines.evaluation.encoder_ranking import VIEWS
-from pipelines.evaluation.judged_files import (
-    ESCI,
-    JudgedQueries,
-    label_grades,
-    label_number,
-    normal_labels,
-    read_judged_queries,
-)
+from pipelines.evaluation.judged_files import JudgedQueries, label_grades, read_judged_queries, unlabelled_label
 from pipelines.evaluation.measures import (
     UNKNOWN,
     Comparison,
@@ -94,7 +87,7 @@ def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
     annotator = None if config.annotator is None else load_annotator(config.annotator)
     if annotator is None:
         # Before any encoding; an annotator's labels are known only after it.
-        _unlabelled(config, queries)
+        unlabelled_label(config, queries.labels)
         label_grades(queries.labels, queries.relevant, config.grades)
 
     depth = max(config.k, results_needed(measures))
@@ -117,7 +110,9 @@ def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
             f"labels by {config.annotator} for results that no file labels: {len(queries.judged):,} labelled pairs in "
             f"all, {asked:,} pairs labelled now"
         )
-    judgments = number_judgments(queries, numbers, unlabelled=_unlabelled(config, queries), grades=config.grades)
+    judgments = number_judgments(
+        queries, numbers, unlabelled=unlabelled_label(config, queries.labels), grades=config.grades
+    )
     _check_together(queries, judgments, numbers)
     with_relevant = int((judgments.wanted.count_by_query(len(queries.ids)) > 0).sum())
     notes = _notes(config, queries, judgments, numbers, ranked, with_relevant)
@@ -186,20 +181,6 @@ def _with_queries(job: EvaluateJob) -> EvaluationConfig:
     return replace(
         config, queries=storage.join(folder, "queries.parquet"), judgments=storage.join(folder, "judgments.parquet")
     )
-
-
-def _unlabelled(config: EvaluationConfig, queries: JudgedQueries) -> str | None:
-    """The label that a pair without one counts as; None to leave it out, or where nothing is labelled at all."""
-    if config.unlabelled == LEAVE_OUT or not queries.labels:
-        return None
-    (label,) = normal_labels([config.unlabelled]).values()
-    of_a_kind = {*queries.labels, *(ESCI if set(queries.labels) <= set(ESCI) else ())}
-    if label not in of_a_kind and None in map(label_number, [label, *queries.labels]):
-        raise ConfigError(
-            f"--unlabelled {config.unlabelled}: expected {LEAVE_OUT} or a label such as those of the judgments, which "
-            f"are {list(queries.labels)}"
-        )
-    return label
 
 
 def _check_together(queries: JudgedQueries, judgments: Judgments, numbers: ProductNumbers) -> None:

@@ -58,15 +58,12 @@ def rank_systems(
     k: int,
     on_progress: Callable[[int], None] = lambda products: None,
 ) -> tuple[list[Ranked], ProductNumbers]:
-    """Answers every query with every system.
+    """What every system finds, in their order, and the products' numbers.
 
     Args:
         depth: Results of a query.
         k: How many of an index's are compared with exact search.
         on_progress: Told the number of products encoded, batch by batch.
-
-    Returns:
-        One entry a system, in their order, and the products' numbers.
     """
     numbers = ProductNumbers()
     ranked = rank_encoders(systems, queries, job, numbers, depth=depth, on_progress=on_progress)

@@ -158,8 +158,9 @@ def encode_catalog(
         for encoder, views in encoders
     ]
     product_ids: dict[str, None] = {}
-    vectors: list[dict[View, list[np.ndarray]]] = [{view: [] for view in views} for _, views in encoders]
-    present: list[dict[View, list[np.ndarray]]] = [{view: [] for view in views} for _, views in encoders]
+    # Each with an empty block, for a catalog without products.
+    vectors = [{view: [np.zeros((0, encoder.dim), np.float32)] for view in views} for encoder, views in encoders]
+    present = [{view: [np.zeros(0, bool)] for view in views} for _, views in encoders]
     for batch in prefetch(_read_batches(catalog, pool, spool_uri), name="catalog-reader"):
         new = []
         for row, product_id in enumerate(batch.product_ids):
@@ -174,13 +175,10 @@ def encode_catalog(
     return [
         EncodedCatalog(
             product_ids=list(product_ids),
-            vectors={
-                view: np.concatenate([np.zeros((0, encoder.dim), np.float32), *blocks])
-                for view, blocks in own_vectors.items()
-            },
-            present={view: np.concatenate([np.zeros(0, bool), *blocks]) for view, blocks in own_present.items()},
+            vectors={view: np.concatenate(blocks) for view, blocks in own_vectors.items()},
+            present={view: np.concatenate(blocks) for view, blocks in own_present.items()},
         )
-        for (encoder, _), own_vectors, own_present in zip(encoders, vectors, present, strict=True)
+        for own_vectors, own_present in zip(vectors, present, strict=True)
     ]
 
 
@@ -261,8 +259,8 @@ def rank_encoders(
     for system in systems:
         for config in system.runs:
             users.setdefault(config, []).append(system)
-    found: dict[tuple[str, EncoderConfig], np.ndarray] = {}
     about: dict[EncoderConfig, str] = {}
+    found: dict[tuple[str, EncoderConfig], np.ndarray] = {}
     notes: dict[tuple[str, EncoderConfig], list[str]] = {}
     configs = iter(users)
     while group := list(islice(configs, ENCODERS_AT_A_TIME)):

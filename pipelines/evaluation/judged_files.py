@@ -124,11 +124,7 @@ def label_number(label: str) -> float | None:
 
 
 def read_columns(uri: str, columns: Sequence[str], *, as_they_are: Sequence[str] = ()) -> pa.Table:
-    """Columns of a table, as strings.
-
-    Args:
-        columns: Their names; each is in the result once.
-        as_they_are: Those of them that keep their type.
+    """Columns of a table, each once, as strings; those `as_they_are` keep their type.
 
     Raises:
         ConfigError: The file is missing, cannot be read, or lacks a column.

@@ -29,8 +29,7 @@ class KeyedPairs:
     """Pairs of a query and a product as one number each, ascending, for search.
 
     Attributes:
-        keys: int64 `[J]`, query * products + product. Products that no system has are numbered from `products` - their
-            count on.
+        keys: int64 `[J]`, query * products + product; products that no system has stand behind the others.
         labels: int64 `[J]`.
         products: Number of products, unknown ones included.
     """

@@ -44,7 +44,6 @@ class Evaluated:
     """What came of an evaluation.
 
     Attributes:
-        title: Heading of its tables.
         measures: Names of the standard measures, as ir-measures has them.
         products: Of all systems together.
         queries, without_relevant: How many have something relevant, and how many have not.
@@ -110,9 +109,8 @@ def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
             f"labels by {config.annotator} for results that no file labels: {len(queries.judged):,} labelled pairs in "
             f"all, {asked:,} pairs labelled now"
         )
-    judgments = number_judgments(
-        queries, numbers, unlabelled=unlabelled_label(config, queries.labels), grades=config.grades
-    )
+    unlabelled = unlabelled_label(config, queries.labels)
+    judgments = number_judgments(queries, numbers, unlabelled=unlabelled, grades=config.grades)
     _check_together(queries, judgments, numbers)
     with_relevant = int((judgments.wanted.count_by_query(len(queries.ids)) > 0).sum())
     notes = _notes(config, queries, judgments, numbers, ranked, with_relevant)

@@ -17,7 +17,7 @@ from tests.benchmarks.paper_tables import TABLES
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.indexing.job import arguments, product, run_job, write_catalog
 
-PRODUCTS = 400
+PRODUCTS = 160
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
 
 

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders import EncoderConfig, TowerSpec
-from encoders.encoder import _to_device
-from encoders.running import ImageRunner, Lanes, TextRunner
+from encoders.encoder import move_towers
+from encoders.running import ImageRunner, Lanes, Placement, TextRunner
 from encoders.saved_encoder import resolve_encoder
 from tests.benchmarks.machine import command_line, machine_line
 from tests.encoders.test_batch_invariance import cpu_flags
@@ -44,7 +44,7 @@ def titles(count: int) -> list[str]:
 
 def towers(texts: int, images: int, precision: str) -> dict[str, tuple[Callable, Callable, int]]:
     """For each tower the plain run, the run in lanes, and the number of items."""
-    lanes, ways = Lanes(), {}
+    placements, ways = (Placement(CPU, 64), Placement(CPU, 64, Lanes())), {}
     for name, config, reads in (
         ("ViT-B-32 images", CLIP, "image"),
         ("MiniLM texts", MINILM, "text"),
@@ -52,19 +52,14 @@ def towers(texts: int, images: int, precision: str) -> dict[str, tuple[Callable,
         ("demo texts", DEMO, "text"),
     ):
         parts = resolve_encoder(replace(config, precision=precision)).load()
-        model = _to_device(parts.model, CPU, precision)
+        model = move_towers(parts.model, CPU, precision)
         if reads == "text":
-            runners = [
-                TextRunner(model.document_text, parts.tokenizer, device=CPU, batch_size=64, lanes=own)
-                for own in (None, lanes)
-            ]
+            runners = [TextRunner(model.document_text, parts.tokenizer, placement) for placement in placements]
             items: object = runners[0].tokenize(titles(texts))
             count = texts
         else:
             preprocessing = model.architecture.clip.preprocessing
-            runners = [
-                ImageRunner(model.image, preprocessing, device=CPU, batch_size=64, lanes=own) for own in (None, lanes)
-            ]
+            runners = [ImageRunner(model.image, preprocessing, placement) for placement in placements]
             count = images if name.startswith("ViT") else 16 * images
             shape = (count, 3, preprocessing.size, preprocessing.size)
             items = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

@@ -1,11 +1,12 @@
-"""FAISS index files: writing, memory-mapped opening, and what is in them."""
+"""FAISS index files: what describes one, writing, memory-mapped opening, and what is in them."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import faiss
@@ -15,6 +16,37 @@ from index_builder import storage
 from index_builder.errors import VerificationError
 
 _LISTS_TAG = b"ilar"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexShard:
+    """A FAISS index file with the products of a range of rows; it travels between steps, and is kept beside the file.
+
+    Attributes:
+        rows: products in it.
+        first_row: global row of the first; the others follow without a gap.
+        codec_fingerprint: of the codec that made it.
+        sha256: of the file, 64 hex digits.
+        nprobe_offset: byte at which a merged file holds `nprobe`, a little-endian int64; None before merging. The
+            number that is chosen by measuring is written there while the file is copied to be published.
+    """
+
+    uri: str
+    rows: int
+    first_row: int
+    codec_fingerprint: str
+    sha256: str
+    nprobe_offset: int | None = None
+
+    @property
+    def stop_row(self) -> int:
+        """The row after the last."""
+        return self.first_row + self.rows
+
+
+def make_index_shard(uri: str, inputs: Any, make: Callable[[str], dict[str, Any]]) -> IndexShard:
+    """The `storage.artifact` of one index file: `make` writes it to a local path and returns the other attributes."""
+    return IndexShard(uri=uri, **storage.artifact(uri, inputs, make).facts)
 
 
 def read_index(path: str, *, memory_mapped: bool = True) -> faiss.Index:
@@ -41,10 +73,6 @@ def write_merged(paths: Sequence[str], path: str) -> str:
     The bytes are those of `faiss.write_index` on the merged index (format of faiss/impl/index_write.cpp: after the
     index's own part the tag "ilar", the number of lists, the code size, the lists' sizes, and for each list its codes
     and its ids), without the merged index ever being in memory.
-
-    Args:
-        paths: index files of one codec, at least one; they are memory-mapped.
-        path: the local file to write.
 
     Returns:
         The file's sha256.
@@ -90,15 +118,8 @@ def read_merged(paths: Sequence[str]) -> faiss.Index:
 
 
 def nprobe_offset(index: faiss.Index) -> int:
-    """The byte at which the file of an index holds `nprobe`.
-
-    Args:
-        index: without vectors: it is written twice, with two numbers.
-
-    Raises:
-        VerificationError: there is no such byte; the layout is that of another FAISS.
-    """
-    # Two numbers that differ in their lowest byte only.
+    """The byte at which the file of an index holds `nprobe`; VerificationError where FAISS has another layout."""
+    # Written twice, with two numbers that differ in their lowest byte only.
     ivf = ivf_of(index)
     ivf.nprobe = 1
     ones = faiss.serialize_index(index)

@@ -21,8 +21,16 @@ import faiss
 
 from index_builder import storage
 from index_builder.errors import CodecMismatchError, VerificationError
-from index_builder.faiss_files import emptied, ivf_of, nprobe_offset, read_index, read_merged, write_merged
-from index_builder.index_shards import IndexShard, make_index_shard
+from index_builder.faiss_files import (
+    IndexShard,
+    emptied,
+    ivf_of,
+    make_index_shard,
+    nprobe_offset,
+    read_index,
+    read_merged,
+    write_merged,
+)
 
 
 def merge_index_shards(shards: Sequence[IndexShard], out_uri: str, *, fast_scan: bool = False) -> IndexShard:

@@ -21,7 +21,7 @@ from typing import IO
 
 from index_builder import storage
 from index_builder.errors import StorageError, VersionNotFoundError
-from index_builder.index_shards import IndexShard
+from index_builder.faiss_files import IndexShard
 from index_builder.manifest import FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
 from index_builder.spec import IndexSpec
 

@@ -23,7 +23,7 @@ from index_builder import storage
 from index_builder.add import kept_vectors
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import EmbeddingShardError, TrainingError, VerificationError
-from index_builder.index_shards import IndexShard, make_index_shard
+from index_builder.faiss_files import IndexShard, make_index_shard
 from index_builder.sampling import ShardSample, read_training
 
 StoredKind = Literal["sq8", "fp16"]

@@ -22,8 +22,7 @@ import pyarrow as pa
 
 from index_builder import storage
 from index_builder.errors import VerificationError
-from index_builder.faiss_files import ivf_of, list_ids, read_index
-from index_builder.index_shards import IndexShard
+from index_builder.faiss_files import IndexShard, ivf_of, list_ids, read_index
 from index_builder.open_version import ProductRows
 from index_builder.shard_search import RefineCodes, ShardSearch, search_refined
 

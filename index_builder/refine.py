@@ -37,17 +37,8 @@ def write_refine_codes(
 ) -> IndexShard:
     """Writes the vectors of some embedding shards as a refine file; does nothing if it stands already.
 
-    The shards are streamed, so memory is the sample and one batch. The same shards and sample give the same bytes.
-
-    Args:
-        shards: embedding shards whose rows follow each other without a gap.
-        samples: the training sample, for the ranges of `sq8`.
-        kind: how vectors are kept.
-        dim: D.
-        out_uri: the file.
-
-    Returns:
-        The file; its `codec_fingerprint` is that of the quantizer.
+    The shards are streamed, so memory is the sample (for the ranges of `sq8`) and one batch. The same shards and sample
+    give the same bytes. The `codec_fingerprint` of the file is that of the quantizer.
 
     Raises:
         EmbeddingShardError: the rows have a gap, or a shard's dimension or row count is not the expected one.

@@ -27,15 +27,7 @@ _HASHES = 2.0**64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardSample:
-    """The sampled rows of one embedding shard, in a Parquet file: row, hash, is_query, vector (as in the shard).
-
-    Attributes:
-        uri: the sample.
-        dim: D.
-        training_rows: rows to train on.
-        query_rows: held-out rows.
-        sha256: of the file.
-    """
+    """The sampled rows of one embedding shard, in a Parquet file: row, hash, is_query, vector (as in the shard)."""
 
     uri: str
     dim: int
@@ -59,13 +51,7 @@ def hash_ids(product_ids: pa.Array) -> np.ndarray:
 
 
 def write_sample(shard: NumberedShard, out_uri: str, *, training_share: float, query_share: float) -> ShardSample:
-    """Draws the sample of one shard.
-
-    Args:
-        shard: an embedding shard with its global rows.
-        out_uri: where it goes.
-        training_share: share of all products to train on, 0 to 1.
-        query_share: share of all products to hold out; the two shares together are at most 1.
+    """Draws the sample of one shard: shares of all products, to train on and to hold out.
 
     Raises:
         SpecError: the shares overlap.
@@ -158,8 +144,6 @@ def read_query_vectors(uri: str, dim: int, *, limit: int | None = None) -> Query
 
     Args:
         uri: a `.npy` file of float16 or float32 [Q, D], or a Parquet file with a column `vector` of lists.
-        dim: D that they must have.
-        limit: take the first this many.
 
     Raises:
         SpecError: the file is missing, cannot be read, or holds no finite vectors of D dimensions.

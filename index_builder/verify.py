@@ -37,12 +37,6 @@ def verify_index(shards: Sequence[IndexShard], *, rows: int, dim: int, codec_fin
     dimension, and was made with the codec; together they hold every row 0..rows-1 exactly once, each shard
     those of its range. Memory is one byte a row.
 
-    Args:
-        shards: the serving shards.
-        rows: products of the version, N.
-        dim: D.
-        codec_fingerprint: of the codec they must have been made with.
-
     Raises:
         VerificationError: names the file, what was expected and what was found.
     """
@@ -65,12 +59,6 @@ def verify_refine_codes(shards: Sequence[IndexShard], *, rows: int, dim: int, co
 
     Each is the one described (sha256) and opens memory-mapped; together, in their order, they hold rows 0..rows-1, all
     made with one quantizer.
-
-    Args:
-        shards: the refine files, in the order of their rows.
-        rows: products of the version, N.
-        dim: D.
-        code_bytes: of a vector.
 
     Raises:
         VerificationError: names the file, what was expected and what was found.
@@ -104,20 +92,10 @@ def measure_resident_bytes(
     nprobe: int,
     refine_factor: int,
 ) -> int:
-    """How much a process grows that opens a version's files and answers queries with them.
+    """Bytes that a process grows by that opens a version's files and answers float32 [Q, D] with them, ids included.
 
-    Pages of the files that the answers touched count as the process's own, as they do on a server.
-
-    Args:
-        index_uris: the serving shards.
-        refine_uris: the refine files.
-        products_uri: `products.arrow`.
-        queries: float32 [Q, D].
-        k: neighbours of each query, whose ids are looked up too.
-        nprobe, refine_factor: the chosen setting.
-
-    Returns:
-        Bytes; 0 on a system that does not tell (without /proc).
+    Pages of the files that the answers touched count as the process's own, as they do on a server. 0 on a system that
+    does not tell (without /proc).
 
     Raises:
         VerificationError: the files cannot be opened in a process of their own.

@@ -96,9 +96,9 @@ def on_gpu(device: Device) -> bool:
     """Whether k-means runs on a GPU; TrainingError where one is asked for and FAISS sees none."""
     found = faiss.get_num_gpus()
     if device == "gpu" and not found:
+        expected = "faiss-gpu and a driver that it works with, or index.device: cpu"
         raise TrainingError(
-            f"index.device is 'gpu', but this FAISS ({faiss.__version__}) sees no GPU: expected faiss-gpu and a driver "
-            "that it works with, or index.device: cpu"
+            f"index.device is 'gpu', but this FAISS ({faiss.__version__}) sees no GPU: expected {expected}"
         )
     return device != "cpu" and found > 0
 

@@ -134,10 +134,8 @@ class EmbeddingShardWriter:
         found = (np.shape(vectors), np.shape(fingerprints), np.shape(modalities))
         expected = ((n, self.dim), (n, FINGERPRINT_BYTES), (n,))
         if found != expected:
-            raise EmbeddingShardError(
-                f"batch for {self.uri}: expected vectors, fingerprints and modalities of shapes {expected}, "
-                f"found {found}"
-            )
+            what = f"vectors, fingerprints and modalities of shapes {expected}"
+            raise EmbeddingShardError(f"batch for {self.uri}: expected {what}, found {found}")
         if product_ids.null_count:
             raise EmbeddingShardError(f"batch for {self.uri}: {product_ids.null_count} product ids are null")
         halves = np.ascontiguousarray(vectors, dtype="<f2")
@@ -314,18 +312,13 @@ def _info(file: pq.ParquetFile, uri: str) -> EmbeddingShardInfo:
     metadata = schema.metadata or {}
     version = metadata.get(_VERSION_KEY)
     if version is None:
-        raise EmbeddingShardError(
-            f"{uri} is a Parquet file, but not an embedding shard: it has no Shelfmark schema version"
-        )
+        fault = "it has no Shelfmark schema version"
+        raise EmbeddingShardError(f"{uri} is a Parquet file, but not an embedding shard: {fault}")
     if int(version) > SCHEMA_VERSION:
-        raise EmbeddingShardError(
-            f"{uri}: expected schema version {SCHEMA_VERSION} or older, found {int(version)}; "
-            "update Shelfmark to read it"
-        )
-    dim = schema.field("vector").type.byte_width // 2
-    return EmbeddingShardInfo(
-        rows=file.metadata.num_rows, dim=dim, encoder_fingerprint=metadata.get(_ENCODER_KEY, b"").decode()
-    )
+        fault = f"expected schema version {SCHEMA_VERSION} or older, found {int(version)}; update Shelfmark to read it"
+        raise EmbeddingShardError(f"{uri}: {fault}")
+    dim, encoder = schema.field("vector").type.byte_width // 2, metadata.get(_ENCODER_KEY, b"").decode()
+    return EmbeddingShardInfo(rows=file.metadata.num_rows, dim=dim, encoder_fingerprint=encoder)
 
 
 def fixed_binary(values: np.ndarray) -> pa.Array:

@@ -128,10 +128,8 @@ class Manifest:
         if not isinstance(version, int):
             raise ManifestError(f"{where}: expected a manifest with a schema_version, found none")
         if version > SCHEMA_VERSION:
-            raise ManifestError(
-                f"{where}: expected schema version {SCHEMA_VERSION} or older, found {version}; "
-                "update Shelfmark to open it"
-            )
+            fault = f"expected schema version {SCHEMA_VERSION} or older, found {version}; update Shelfmark to open it"
+            raise ManifestError(f"{where}: {fault}")
         try:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:

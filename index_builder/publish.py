@@ -98,12 +98,10 @@ def publish_version(
         source = sources[entry.path]
         with storage.atomic_file(storage.join(folder, entry.path)) as path:
             with open(path, "wb") as copy:
-                found = _described(entry.path, source, copy)
-            if found != entry:
-                raise StorageError(
-                    f"{source.uri}: expected sha256 {entry.sha256}, found {found.sha256}; "
-                    "the file was changed or is damaged"
-                )
+                found = _described(entry.path, source, copy).sha256
+            if found != entry.sha256:
+                fault = f"expected sha256 {entry.sha256}, found {found}; the file was changed or is damaged"
+                raise StorageError(f"{source.uri}: {fault}")
     storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_json().encode())
     if make_current:
         set_current(index_uri, version, before_current)
@@ -200,9 +198,8 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
         except FileNotFoundError:
             raise VersionNotFoundError(f"{version} cannot be published: its file {uri} is missing") from None
         if found != entry.bytes:
-            raise VersionNotFoundError(
-                f"{version} cannot be published: {uri}: expected {entry.bytes} bytes, found {found}"
-            )
+            fault = f"expected {entry.bytes} bytes, found {found}"
+            raise VersionNotFoundError(f"{version} cannot be published: {uri}: {fault}")
     before = _current(index_uri)
     if before_current is not None:
         before_current()

@@ -119,10 +119,8 @@ def _read(samples: Sequence[ShardSample], *, queries: bool, limit: int | None) -
         data = table.column("vector").chunk(0).buffers()[1]
         vectors.append(np.frombuffer(data, dtype="<f2").reshape(-1, sample.dim)[wanted])
     all_rows, all_hashes = np.concatenate(rows), np.concatenate(hashes)
-    order = np.argsort(all_rows, kind="stable")
-    if limit is not None and limit < len(order):
-        lowest = np.lexsort((all_rows, all_hashes))[:limit]
-        order = lowest[np.argsort(all_rows[lowest], kind="stable")]
+    lowest = np.lexsort((all_rows, all_hashes))[:limit]
+    order = lowest[np.argsort(all_rows[lowest], kind="stable")]
     # Where each file's vectors go in the answer; those left out go nowhere.
     positions = np.full(len(all_rows), -1)
     positions[order] = np.arange(len(order))

@@ -9,13 +9,11 @@ Legend: `B` queries, `D` dimension, `m` candidates of a query, `k` neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 
 import faiss
 import numpy as np
 
-from index_builder import storage
 from index_builder.errors import IndexBuilderError, VerificationError
 from index_builder.faiss_files import faiss_threads, ivf_of, top_by_score
 
@@ -140,14 +138,6 @@ class RefineCodes:
             here = files == file
             gathered[here] = self._codes[file][rows[here] - self._starts[file]]
         return gathered
-
-
-@contextmanager
-def opened_refine_codes(uris: Sequence[str]) -> Iterator[RefineCodes | None]:
-    """Refine files, memory-mapped, None for none; remote ones are downloaded for as long as the block runs."""
-    with ExitStack() as stack:
-        paths = [stack.enter_context(storage.localized(uri)) for uri in uris]
-        yield RefineCodes(paths) if paths else None
 
 
 def search_refined(

@@ -141,9 +141,8 @@ def copy_file(source: str, target: str, *, expected_sha256: str | None = None) -
                 writer.write(chunk)
         found = copied.hexdigest()
         if expected_sha256 not in (None, found):
-            raise StorageError(
-                f"{source}: expected sha256 {expected_sha256}, found {found}; the file was changed or is damaged"
-            )
+            fault = f"expected sha256 {expected_sha256}, found {found}; the file was changed or is damaged"
+            raise StorageError(f"{source}: {fault}")
     return found
 
 
@@ -316,9 +315,8 @@ def _check_plain(value: Any, name: str) -> None:
     elif kind is float and not math.isfinite(value):
         raise ValueError(f"{name} is {value}: expected a finite number")
     elif kind not in (str, bool, int, float, type(None)):
-        raise TypeError(
-            f"{name} is a {kind.__qualname__}: expected plain JSON values (dict, list, str, int, float, bool, None)"
-        )
+        expected = "plain JSON values (dict, list, str, int, float, bool, None)"
+        raise TypeError(f"{name} is a {kind.__qualname__}: expected {expected}")
 
 
 def _read_description(uri: str) -> dict[str, Any] | None:

@@ -11,16 +11,18 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from index_builder import storage
 from index_builder.embedding_shards import NumberedShard
 from index_builder.exact_search import GroundTruth, exact_neighbours
 from index_builder.faiss_files import faiss_threads, opened_indexes
 from index_builder.planner import plan_refinement, plan_sample, probes_per_factor
 from index_builder.sampling import QuerySet, ShardSample, read_queries, read_query_vectors
-from index_builder.shard_search import RefineCodes, ShardSearch, opened_refine_codes, search_refined
+from index_builder.shard_search import RefineCodes, ShardSearch, search_refined
 from index_builder.spec import IndexConfig, IndexSpec
 
 TIMED_QUERIES = 100
@@ -112,7 +114,9 @@ def measure_search(
 
     A search that is timed and held against the target is one for k neighbours, by default those of the truth.
     """
-    with opened_indexes(index_uris) as indexes, opened_refine_codes(refine_uris) as codes:
+    with opened_indexes(index_uris) as indexes, ExitStack() as stack:
+        paths = [stack.enter_context(storage.localized(uri)) for uri in refine_uris]
+        codes = RefineCodes(paths) if paths else None
         search = _Search(ShardSearch(indexes), codes, truth.k if k is None else k, queries, truth)
         measured: list[SearchMeasurement] = []
         for nprobe in _steps(search.shards.lists):

@@ -31,11 +31,9 @@ STATM = Path("/proc/self/statm")
 
 
 def verify_index(shards: Sequence[IndexShard], *, rows: int, dim: int, codec_fingerprint: str) -> None:
-    """Checks the serving shards of a version.
-
-    Each file is the one described (sha256), opens memory-mapped (FastScan's lists cannot be), has the metric and
-    dimension, and was made with the codec; together they hold every row 0..rows-1 exactly once, each shard
-    those of its range. Memory is one byte a row.
+    """Checks the serving shards of a version: each file is the one described (sha256), opens memory-mapped (FastScan's
+    lists cannot be), has the metric and dimension, and was made with the codec; together they hold every row 0..rows-1
+    exactly once, each shard those of its range. Memory is one byte a row.
 
     Raises:
         VerificationError: names the file, what was expected and what was found.
@@ -55,10 +53,8 @@ def verify_index(shards: Sequence[IndexShard], *, rows: int, dim: int, codec_fin
 
 
 def verify_refine_codes(shards: Sequence[IndexShard], *, rows: int, dim: int, code_bytes: int) -> None:
-    """Checks the refine files of a version.
-
-    Each is the one described (sha256) and opens memory-mapped; together, in their order, they hold rows 0..rows-1, all
-    made with one quantizer.
+    """Checks the refine files of a version: each is the one described (sha256) and opens memory-mapped; together, in
+    their order, they hold rows 0..rows-1, all made with one quantizer.
 
     Raises:
         VerificationError: names the file, what was expected and what was found.
@@ -111,8 +107,7 @@ def measure_resident_bytes(
             "products": stack.enter_context(storage.localized(products_uri)),
             "queries": path,
             "k": k,
-            "nprobe": nprobe,
-            "refine_factor": refine_factor,
+            "setting": {"nprobe": nprobe, "refine_factor": refine_factor},
         }
         # The package may be importable only because of where this process was started.
         importable = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -181,23 +176,16 @@ def _serve(described: dict[str, Any]) -> int:
     search = ShardSearch([read_index(path) for path in described["indexes"]])
     codes = RefineCodes(described["refine"]) if described["refine"] else None
     products = ProductRows(pa.ipc.open_file(pa.memory_map(described["products"])).read_all())
+    k = min(described["k"], max(1, search.rows))
     for query in queries:
-        rows = search_refined(
-            search,
-            codes,
-            query[None],
-            min(described["k"], max(1, search.rows)),
-            nprobe=described["nprobe"],
-            refine_factor=described["refine_factor"],
-        )[1]
+        rows = search_refined(search, codes, query[None], k, **described["setting"])[1]
         products.take(rows[rows >= 0], "product_id")
     return _resident_bytes() - before
 
 
 def _resident_bytes() -> int:
     """Memory of this process that is in use, its own pages and those of mapped files."""
-    pages = int(STATM.read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

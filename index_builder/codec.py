@@ -184,10 +184,7 @@ def train_product_quantizer(residuals: np.ndarray, pq: faiss.ProductQuantizer, *
 
     Lloyd's algorithm as in FAISS, but all sub-quantizers take each step together: FAISS's own encoder assigns (its
     kernels for small subspaces are many times faster than the general search that `ProductQuantizer.train` assigns
-    with), `bincount` averages.
-
-    Args:
-        residuals: float32 [n, d]: what the coarse quantizer leaves over. At most `MAX_CODE_ROWS` of them are used.
+    with), `bincount` averages. Of what the coarse quantizer leaves over, float32 [n, d], `MAX_CODE_ROWS` are used.
 
     Raises:
         TrainingError: fewer rows than centroids.

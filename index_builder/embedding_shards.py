@@ -220,13 +220,9 @@ def iter_vectors(uri: str, batch_rows: int = 65_536) -> Iterator[np.ndarray]:
 
 
 def read_rows(uri: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Some rows of a shard, reading only the row groups that hold them.
+    """Some local rows int64 [n], ascending, of a shard: vectors float16 [n, D] exactly as stored, modalities uint8 [n].
 
-    Args:
-        rows: int64 [n], local rows, ascending.
-
-    Returns:
-        vectors float16 [n, D] exactly as stored, and modalities uint8 [n].
+    Only the row groups that hold them are read.
 
     Raises:
         EmbeddingShardError: a row is out of range, or they are not ascending.

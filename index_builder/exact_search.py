@@ -60,11 +60,9 @@ class GroundTruth:
 def exact_neighbours(
     queries: np.ndarray, query_rows: np.ndarray, shards: Sequence[NumberedShard], k: int
 ) -> GroundTruth:
-    """The k best products of each query by inner product on the stored float16 vectors; the query itself is dropped.
+    """The k best products of queries float32 [Q, D] by inner product on the stored float16 vectors.
 
-    Args:
-        queries: float32 [Q, D].
-        query_rows: int64 [Q], global rows of the queries; -1 for one that is not in the catalog.
+    The query itself is dropped: `query_rows`, int64 [Q], are global rows, -1 for one that is not in the catalog.
     """
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     best = _Best(queries, np.asarray(query_rows), k + TIES_KEPT)

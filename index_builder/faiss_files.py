@@ -23,9 +23,7 @@ class IndexShard:
     """A FAISS index file with the products of a range of rows; it travels between steps, and is kept beside the file.
 
     Attributes:
-        rows: products in it.
-        first_row: global row of the first; the others follow without a gap.
-        codec_fingerprint: of the codec that made it.
+        first_row: global row of its first product; the others follow without a gap.
         sha256: of the file, 64 hex digits.
         nprobe_offset: byte at which a merged file holds `nprobe`, a little-endian int64; None before merging. The
             number that is chosen by measuring is written there while the file is copied to be published.
@@ -72,10 +70,7 @@ def write_merged(paths: Sequence[str], path: str) -> str:
 
     The bytes are those of `faiss.write_index` on the merged index (format of faiss/impl/index_write.cpp: after the
     index's own part the tag "ilar", the number of lists, the code size, the lists' sizes, and for each list its codes
-    and its ids), without the merged index ever being in memory.
-
-    Returns:
-        The file's sha256.
+    and its ids), without the merged index ever being in memory. Gives the file's sha256.
 
     Raises:
         VerificationError: a file cannot be read, or this FAISS lays index files out in another way.

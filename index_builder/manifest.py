@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +18,7 @@ from index_builder.spec import IndexSpec, RefineKind
 from index_builder.tuning import SearchMeasurement
 
 SCHEMA_VERSION = 2
+_adapter = cache(TypeAdapter)  # making one takes as long as reading a hundred manifests
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +133,7 @@ class Manifest:
             fault = f"expected schema version {SCHEMA_VERSION} or older, found {version}; update Shelfmark to open it"
             raise ManifestError(f"{where}: {fault}")
         try:
-            return TypeAdapter(cls).validate_python(values)
+            return _adapter(cls).validate_python(values)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])

@@ -87,11 +87,7 @@ def columns_of(transform: faiss.LinearTransform) -> np.ndarray:
 def allocate_eigenvalues(eigenvalues: np.ndarray, buckets: int) -> np.ndarray:
     """Deals axes out to M buckets: each, from the largest, to the one whose product is smallest and that has room.
 
-    Args:
-        eigenvalues: float64 [d], descending; M divides d.
-
-    Returns:
-        int64 [d]: the axes in their new order, d / M of one bucket after another.
+    Of eigenvalues float64 [d], descending: int64 [d], the axes in their new order, d / M of one bucket after another.
     """
     capacity = len(eigenvalues) // buckets
     # Shifted so that the smallest logarithm is 0: a bucket's sum must grow with each axis it gets.

@@ -135,13 +135,11 @@ def _read(samples: Sequence[ShardSample], *, queries: bool, limit: int | None) -
 
 
 def read_query_vectors(uri: str, dim: int, *, limit: int | None = None) -> QuerySet:
-    """Reads vectors of real queries (`index.queries_uri`); they are no products, so their rows are -1.
+    """Reads vectors of real queries (`index.queries_uri`), float16 or float32 [Q, D] in a `.npy` file, or lists in a
+    Parquet file's column `vector`; they are no products, so their rows are -1.
 
     Held-out products ask for products like themselves; what people type lies elsewhere in the space, and may need more
     probes for the same recall.
-
-    Args:
-        uri: a `.npy` file of float16 or float32 [Q, D], or a Parquet file with a column `vector` of lists.
 
     Raises:
         SpecError: the file is missing, cannot be read, or holds no finite vectors of D dimensions.

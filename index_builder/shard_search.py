@@ -46,8 +46,7 @@ class ShardSearch:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best rows for float32 [B, D], of those that the selector lets pass: by score, ties by row.
 
-        Returns:
-            scores float32 [B, k], descending, and rows int64 [B, k]; -inf and -1 where fewer were found.
+        As scores float32 [B, k], descending, and rows int64 [B, k]; -inf and -1 where fewer were found.
         """
         parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists), sel=selector)
         if isinstance(self._indexes[0], faiss.IndexPreTransform):

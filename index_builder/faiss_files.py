@@ -85,8 +85,10 @@ def write_merged(paths: Sequence[str], path: str) -> str:
             file.write(data)
             digest.update(data)
 
-        write(_header(emptied(paths[0], rows=int(sizes.sum()))))
-        write(_LISTS_TAG + struct.pack("<QQ", lists, code_size) + _packed_sizes(sizes))
+        before = _LISTS_TAG + struct.pack("<QQ", lists, code_size)
+        none = before + _packed_sizes(np.zeros(lists))
+        write(bytes_before(none, emptied(paths[0], rows=int(sizes.sum())), "inverted lists"))
+        write(before + _packed_sizes(sizes))
         for number in np.flatnonzero(sizes).tolist():
             filled = [(ivf.invlists, rows) for ivf in ivfs if (rows := ivf.invlists.list_size(number))]
             for invlists, rows in filled:
@@ -136,16 +138,12 @@ def emptied(path: str, *, rows: int = 0) -> faiss.Index:
     return index
 
 
-def _header(index: faiss.Index) -> bytes:
-    """What stands before the inverted lists in the file of an index; the one given has none."""
-    ivf = ivf_of(index)
+def bytes_before(tail: bytes, index: faiss.Index, what: str) -> bytes:
+    """What stands before `tail` in the file of an index; VerificationError where this FAISS ends it in another way."""
     data = faiss.serialize_index(index).tobytes()
-    tail = _LISTS_TAG + struct.pack("<QQ", ivf.nlist, ivf.code_size) + _packed_sizes(np.zeros(ivf.nlist))
     if not data.endswith(tail):
-        raise VerificationError(
-            f"FAISS {faiss.__version__} lays out inverted lists in another way than expected; install the version of "
-            "constraints.txt"
-        )
+        fault = f"lays out {what} in another way than expected; install the version of constraints.txt"
+        raise VerificationError(f"FAISS {faiss.__version__} {fault}")
     return data[: -len(tail)]
 
 

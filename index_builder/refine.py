@@ -23,7 +23,7 @@ from index_builder import storage
 from index_builder.add import kept_vectors
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import EmbeddingShardError, TrainingError, VerificationError
-from index_builder.faiss_files import IndexShard, make_index_shard
+from index_builder.faiss_files import IndexShard, bytes_before, make_index_shard
 from index_builder.sampling import ShardSample, read_training
 
 StoredKind = Literal["sq8", "fp16"]
@@ -87,12 +87,6 @@ def _trained(samples: Sequence[ShardSample], kind: StoredKind, dim: int) -> fais
 def _header(quantizer: faiss.IndexScalarQuantizer, rows: int) -> bytes:
     """What stands before the codes in the file of `rows` vectors; the last of it is the bytes of the codes."""
     quantizer.ntotal = rows
-    data = faiss.serialize_index(quantizer).tobytes()
+    before = bytes_before(struct.pack("<Q", 0), quantizer, "scalar quantizers")
     quantizer.ntotal = 0
-    none = struct.pack("<Q", 0)
-    if not data.endswith(none):
-        raise VerificationError(
-            f"FAISS {faiss.__version__} lays out scalar quantizers in another way than expected; install the version "
-            "of constraints.txt"
-        )
-    return data[: -len(none)] + struct.pack("<Q", rows * quantizer.code_size)
+    return before + struct.pack("<Q", rows * quantizer.code_size)

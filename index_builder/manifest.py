@@ -18,7 +18,6 @@ from index_builder.spec import IndexSpec, RefineKind
 from index_builder.tuning import SearchMeasurement
 
 SCHEMA_VERSION = 2
-_adapter = cache(TypeAdapter)  # making one takes as long as reading a hundred manifests
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +132,7 @@ class Manifest:
             fault = f"expected schema version {SCHEMA_VERSION} or older, found {version}; update Shelfmark to open it"
             raise ManifestError(f"{where}: {fault}")
         try:
-            return _adapter(cls).validate_python(values)
+            return _adapter().validate_python(values)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
@@ -146,6 +145,11 @@ class Manifest:
     def refine_files(self) -> tuple[FileEntry, ...]:
         """The files that candidates are re-ranked from, in the order of their rows; empty without refinement."""
         return tuple(entry for entry in self.files if is_refine_file(entry.path))
+
+
+@cache
+def _adapter() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)  # making one takes as long as reading hundreds of manifests
 
 
 def index_file_name(number: int, count: int) -> str:

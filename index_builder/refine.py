@@ -53,7 +53,11 @@ def write_refine_codes(
         quantizer = _trained(samples, kind, dim)
         fingerprint = hashlib.sha256(faiss.serialize_index(quantizer).tobytes()).hexdigest()[:32]
         with open(path, "wb") as file:
-            file.write(_header(quantizer, rows))
+            # The last of what stands before the codes is their bytes.
+            quantizer.ntotal = rows
+            file.write(bytes_before(struct.pack("<Q", 0), quantizer, "scalar quantizers"))
+            file.write(struct.pack("<Q", rows * quantizer.code_size))
+            quantizer.ntotal = 0
             stop_row = first_row
             for shard in shards:
                 for numbers, vectors in kept_vectors(shard, dim):
@@ -82,11 +86,3 @@ def _trained(samples: Sequence[ShardSample], kind: StoredKind, dim: int) -> fais
         index.train(sample.astype(np.float32, copy=False))
     index.is_trained = True
     return index
-
-
-def _header(quantizer: faiss.IndexScalarQuantizer, rows: int) -> bytes:
-    """What stands before the codes in the file of `rows` vectors; the last of it is the bytes of the codes."""
-    quantizer.ntotal = rows
-    before = bytes_before(struct.pack("<Q", 0), quantizer, "scalar quantizers")
-    quantizer.ntotal = 0
-    return before + struct.pack("<Q", rows * quantizer.code_size)

@@ -258,9 +258,10 @@ def artifact(uri: str, inputs: Any, make: Callable[[str], Mapping[str, Any] | No
             if file == f"{name}.json" or not (file == name or file.startswith((f"{name}.", f"{name}/"))):
                 raise ValueError(f"{uri} was made with a file {file}: expected {name}, {name}.(not json) or {name}/...")
         with _one_at_a_time(uri) if is_local(uri) else contextlib.nullcontext():
+            before = _read_description(uri)  # not later: without a lock, what another maker has just completed stays
             if standing := find_artifact(uri, inputs):
                 return standing
-            remove_artifact(uri)
+            _remove(uri, before)
             for file in sizes:
                 _move_in(os.path.join(space, file), _file_uri(uri, file))
             write_json_atomic(f"{uri}.json", {"inputs": digest(inputs), "files": sizes, "facts": facts})
@@ -285,10 +286,14 @@ def find_artifact(uri: str, inputs: Any = None) -> Artifact | None:
 
 def remove_artifact(uri: str) -> None:
     """Removes an output; its description goes first, so that it never seems to stand without its files."""
-    known = _read_description(uri)
-    remove_file(f"{uri}.json")
-    for file in known["files"] if known else ():
-        remove_file(_file_uri(uri, file))
+    _remove(uri, _read_description(uri) or {"files": ()})  # a damaged description goes too
+
+
+def _remove(uri: str, known: dict[str, Any] | None) -> None:
+    if known is not None:
+        remove_file(f"{uri}.json")
+        for file in known["files"]:
+            remove_file(_file_uri(uri, file))
 
 
 def digest(inputs: Any) -> str:
@@ -432,8 +437,7 @@ def _storage(uri: str, deed: str) -> Iterator[tuple[fsspec.AbstractFileSystem, s
     """The filesystem of a URI and the path there; turns its errors into ours, with the URI in the message."""
     try:
         # A cached listing would hide what another process has just written.
-        local = is_local(uri)
-        yield (LocalFileSystem(), local_path(uri)) if local else url_to_fs(uri, use_listings_cache=False)
+        yield url_to_fs(uri, use_listings_cache=False) if not is_local(uri) else (LocalFileSystem(), local_path(uri))
     except FileNotFoundError as error:
         raise MissingFileError(f"cannot {deed} {uri}: no such file or folder") from error
     except ImportError as error:

@@ -24,7 +24,7 @@ from index_builder.drift import (
     save_fit,
 )
 from index_builder.embedding_shards import NumberedShard
-from index_builder.index_shards import IndexShard
+from index_builder.faiss_files import IndexShard
 from index_builder.manifest import EncoderSummary
 from index_builder.merge import merge_index_shards
 from index_builder.planner import (

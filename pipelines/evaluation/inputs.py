@@ -54,9 +54,9 @@ def with_queries(job: EvaluateJob) -> EvaluationConfig:
         )
     if config.queries is not None:
         return config
-    if not is_demo_address(job.catalog.uri):
+    if not isinstance(job.catalog.uri, str) or not is_demo_address(job.catalog.uri):
         raise ConfigError(f"catalog {job.catalog.uri}: expected --queries FILE and --judgments FILE to measure with")
-    folder = demo_folder(job.work.uri)
+    folder = demo_folder(job.catalog.uri, job.work.uri)
     return replace(
         config, queries=storage.join(folder, "queries.parquet"), judgments=storage.join(folder, "judgments.parquet")
     )

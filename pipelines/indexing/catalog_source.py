@@ -69,7 +69,7 @@ class CatalogSource:
     def check(self) -> None:
         """Checks addresses, encoder, index section and catalog, in the order of how cheap they are to check.
 
-        A `demo://N` catalog is drawn into `<work uri>/demo_catalog` the first time it is asked for.
+        A `demo://N` catalog is drawn below the work address the first time it is asked for.
 
         Raises:
             StorageError: The work or index address cannot be written.

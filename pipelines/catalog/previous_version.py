@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -189,24 +190,25 @@ def _build_lookup(
     keys_of: Callable[[str], tuple[np.ndarray, np.ndarray]],
     rows_of: Callable[[str], int],
 ) -> LookupSource:
-    """Writes a lookup of the files that stand, unless one stands already.
+    """Writes a lookup of the files that stand, unless one stands already: it is never replaced by another's.
 
     Args:
         file_uris: The files.
-        lookup_uri: Folder of the lookup.
+        lookup_uri: Folder of the lookup, named by the version that has the files.
         keys_of: Gives the keys of a file, uint8 `[n, 16]`, and the rows in which they stand, int `[n]`.
         rows_of: About how many keys a file has.
     """
-    summary_uri = storage.join(lookup_uri, "summary.json")
-    if not storage.exists(summary_uri):
+
+    def make(path: str) -> dict[str, Any]:
         files = [uri for uri in file_uris if storage.exists(uri)]
         records = (
             keyed_records(keys, number, rows) for number, uri in enumerate(files) for keys, rows in [keys_of(uri)]
         )
-        written = write_key_lookup(lookup_uri, records, expected=sum(map(rows_of, files)))
-        storage.write_json_atomic(summary_uri, {"files": files, "records": written})
-    summary = storage.read_json(summary_uri)
-    return LookupSource(uri=lookup_uri, files=tuple(summary["files"]), records=summary["records"])
+        return {"files": files, "records": write_key_lookup(path, records, expected=sum(map(rows_of, files)))}
+
+    # A forecast comes here without the lease: what a running job reads must stand, whichever files are gone by now.
+    lookup = storage.artifact(lookup_uri, "the lookup of a version", make)
+    return LookupSource(uri=lookup_uri, files=tuple(lookup.facts["files"]), records=lookup.facts["records"])
 
 
 def write_key_lookup(folder: str, records: Iterable[np.ndarray], *, expected: int) -> int:

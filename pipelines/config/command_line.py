@@ -38,6 +38,7 @@ from pipelines.config.validation import (
     list_keys,
     union_options,
 )
+from pipelines.images.config import hide_login
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -189,7 +190,11 @@ def parse_arguments(
     unknown, problems = _set_given(data, given, {key.name: key.type for key in keys})
     if not with_beam:
         unknown += option_names_in(rest)
-        problems += [f"command line: expected options only, found {' '.join(rest)!r}"] if rest and not unknown else []
+        problems += (
+            [f"command line: expected options only, found {hide_login(' '.join(rest))!r}"]
+            if rest and not unknown
+            else []
+        )
     problems += [_unknown_option(option, option_names) for option in unknown]
     pipeline_options: Any = None
     if with_beam:
@@ -444,11 +449,11 @@ def to_pipeline_options(
         except argparse.ArgumentError as error:
             raise ConfigError(f"Beam option {error}") from error
         except (ValueError, AssertionError) as error:  # Beam's own checks of JSON values
-            raise ConfigError(f"Beam options {' '.join(merged)}: {error}") from error
+            raise ConfigError(f"Beam options {hide_login(' '.join(merged))}: {error}") from error
         runner = _full_runner_name(known.runner or beam.StandardOptions.DEFAULT_RUNNER, beam.StandardOptions)
         unknown = option_names_in(rest)
         if rest and not unknown:
-            raise ConfigError(f"command line: expected options only, found {' '.join(rest)!r}")
+            raise ConfigError(f"command line: expected options only, found {hide_login(' '.join(rest))!r}")
         if unknown and runner in beam.StandardOptions.LOCAL_RUNNERS:
             beam_names = [name[2:] for name in actions]
             raise ConfigError(

@@ -121,6 +121,8 @@ def _describe(root: type, data: Any, item: Any, origins: Mapping[str, str]) -> s
         return _describe_refusal(name, declared, str(item["ctx"]["error"]), origins)
     if item["type"] == "missing":
         return f"{name}: missing; expected {expected}; set it in the YAML or with --{name}"
+    if any(key.name == name and key.secret for key in list_keys(root)):
+        return f"{_where(name, origins)}{name}: expected {expected}, found something else (it is not shown)"
     text = json.dumps(found, ensure_ascii=False)
     text = text if len(text) <= 80 else f"{text[:77]}..."
     text += f" ({_VALUE_WORDS[type(found)]})" if type(found) in _VALUE_WORDS else ""
@@ -180,12 +182,14 @@ class ConfigKey(NamedTuple):
         type: Declared type, resolved.
         default: Default value; `dataclasses.MISSING` for a key that must be given.
         help: First sentence of the key's entry under `Attributes:` in the docstring of its dataclass.
+        secret: Whether the value may hold a password (its dataclass keeps it out of its `repr` too).
     """
 
     name: str
     type: Any
     default: Any
     help: str
+    secret: bool
 
 
 def list_keys(config_type: type, *, prefix: str = "") -> Iterator[ConfigKey]:
@@ -202,7 +206,7 @@ def list_keys(config_type: type, *, prefix: str = "") -> Iterator[ConfigKey]:
         if nested is None or type(None) in union_options(declared):
             text = " ".join(texts.get(field.name, "").split()).replace("`", "")
             first_sentence = re.split(r"(?<=[a-z)\]0-9][.])\s+(?=[A-Z])", text, maxsplit=1)[0]
-            yield ConfigKey(name, declared, _default_of(field), first_sentence)
+            yield ConfigKey(name, declared, _default_of(field), first_sentence, not field.repr)
         if nested is not None:
             yield from list_keys(nested, prefix=f"{name}.")
 

@@ -26,7 +26,7 @@ from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
 from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
 from pipelines.indexing.build_steps import embeddings_folder
-from pipelines.indexing.embed_shard import LastNight, ProductPreparer, ShardEmbedder
+from pipelines.indexing.embed_shard import PreviousVersion, ProductPreparer, embed_shard
 from pipelines.indexing.job import checked_addresses
 from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord
@@ -60,7 +60,7 @@ class CatalogSource:
     """
 
     encoder: EncoderDescription
-    previous: LastNight | None
+    previous: PreviousVersion | None
 
     def __init__(self, config: JobConfig, *, full: bool = False):
         self.config = config
@@ -150,7 +150,7 @@ class CatalogSource:
             nothing_carried_over=reason,
         )
 
-    def _previous_version(self) -> tuple[LastNight | None, str]:
+    def _previous_version(self) -> tuple[PreviousVersion | None, str]:
         """What the previous version left, or None and the reason why nothing is carried over, in words."""
         published = published_manifest(self.config.index.uri)
         if published is None:
@@ -160,10 +160,10 @@ class CatalogSource:
         if published.encoder.fingerprint != self.encoder.fingerprint:
             return None, f"the encoder changed (from {published.encoder.fingerprint} to {self.encoder.fingerprint})"
         lookup_uri = storage.join(self.config.work.uri, "carry_over", published.version)
-        pictures = [ShardFiles.of_embeddings(uri).images for uri in published.embedding_shards]
-        return LastNight(
+        images = [ShardFiles.of_embeddings(uri).images for uri in published.embedding_shards]
+        return PreviousVersion(
             vectors=build_carry_over(published.embedding_shards, storage.join(lookup_uri, "vectors")),
-            pictures=build_known_pictures(pictures, storage.join(lookup_uri, "pictures")),
+            images=build_known_pictures(images, storage.join(lookup_uri, "pictures")),
         ), ""
 
 
@@ -209,7 +209,7 @@ def embedding(
     fetch: FetchConfig,
     decode: DecodeConfig,
     encoder: EncoderConfig,
-    previous: LastNight | None,
+    previous: PreviousVersion | None,
     load_encoder: Callable[[EncoderConfig], ProductEncoder] = load_product_encoder,
 ) -> Iterator[MakeShard]:
     """Makes shards of catalog rows; loads the encoder, and starts the threads that read products up to it.
@@ -221,6 +221,5 @@ def embedding(
         load_encoder: Makes the product encoder; tests give their own.
     """
     towers: ProductEncoder = once(lambda: load_encoder(encoder))
-    with closing(ProductPreparer.open(catalog, fetch, decode, inputs=towers, last_night=previous)) as preparer:
-        embedder = ShardEmbedder(encoder=towers, preparer=preparer)
-        yield lambda task, on_progress: embedder.embed(task.rows, task.files, on_progress=on_progress)
+    with closing(ProductPreparer.open(catalog, fetch, decode, inputs=towers, previous=previous)) as preparer:
+        yield lambda task, on_progress: embed_shard(towers, preparer, task.rows, task.files, on_progress=on_progress)

@@ -69,7 +69,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
     config = source.config
     previous = published_manifest(config.index.uri)
     preparer = ProductPreparer.open(
-        config.catalog, config.fetch, config.decode, inputs=source.encoder, last_night=source.previous
+        config.catalog, config.fetch, config.decode, inputs=source.encoder, previous=source.previous
     )
     complete = carried = to_embed = rejected = shards_complete = 0
     expected = (shards.rows or 0) + (previous.catalog.products if previous else 0)
@@ -84,9 +84,9 @@ def forecast_run(source: CatalogSource) -> Forecast:
                     _note_ids(ids, embedding_shards.read_ids(task.files.embeddings), _CATALOG)
                     continue
                 for batch in preparer.prepare(task.rows, StepTimer("read", "fetch")):
-                    found = int((batch.places >= 0).sum())
+                    found = int((batch.lookup_rows >= 0).sum())
                     carried += found
-                    to_embed += len(batch.places) - found
+                    to_embed += len(batch.lookup_rows) - found
                     rejected += len(batch.products.dead_letters)
                     _note_ids(ids, batch.products.product_ids, _CATALOG)
             deleted = 0

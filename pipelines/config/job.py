@@ -104,13 +104,6 @@ class JobConfig:
     """Everything that decides what a nightly run makes.
 
     Attributes:
-        catalog: Where the products come from and which fields mean what.
-        fetch: How pictures are fetched.
-        decode: How pictures are decoded.
-        encoder: What turns products into vectors.
-        work: Where a run keeps what the next one uses again.
-        index: What is built, and where it is published.
-        gates: What stops a version from being published.
         beam: Apache Beam's own options by name, such as {direct_num_workers: 4}; the command line wins over them.
     """
 
@@ -129,10 +122,6 @@ class IndexJobConfig:
     """Everything that decides what `pipelines.build_index` makes.
 
     Attributes:
-        embeddings: Which vectors.
-        work: Where a run keeps what the next one uses again.
-        index: What is built, and where it is published.
-        gates: What stops a version from being published.
         beam: Apache Beam's own options by name; the command line wins over them.
     """
 

@@ -333,10 +333,12 @@ def test_the_login_of_a_proxy_is_for_the_workers_only(capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     assert yaml.safe_load(printed)["fetch"]["proxy"] == "http://***@proxy.shop.test:3128"
     Path("list.yaml").write_text(f"fetch: {{proxy: [{proxy[1]}]}}")
+    Path("section.yaml").write_text(f"fetch: {proxy[1]}")
     wrong = [
         *job_problems("--fetch.proxy", "user:S3cret@proxy.shop.test:3128"),
         *job_problems("--fetch.proxy=", proxy[1]),
         *job_problems("--config", "list.yaml"),
+        *job_problems("--config", "section.yaml"),
     ]
     assert "command line: fetch.proxy: expected an address such as" in wrong[0]
     assert not [problem for problem in wrong if "S3cret" in problem]

@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from encoders import ImagePreprocessing, ProductEncoder
+from encoders import EncoderDescription, ProductEncoder
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import DeadLetter, Outcome, PictureError, Reason, Stage, write_dead_letters
@@ -43,7 +42,7 @@ from pipelines.images.product_images import (
     decode_images,
     fetch_images,
 )
-from pipelines.indexing.product_table import ColumnsWriter
+from pipelines.indexing.product_table import WriteColumns, columns_writer
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary
 
 TEXT_ONLY_BATCH_ROWS = 2048
@@ -96,29 +95,14 @@ class PreparedBatch:
     pixels: dict[bytes, np.ndarray] = field(default_factory=dict)
 
 
-class TowerInputs(Protocol):
-    """What an encoder wants to be fed with; an encoder, or a description of one."""
-
-    @property
-    def uses_text(self) -> bool: ...
-
-    @property
-    def uses_images(self) -> bool: ...
-
-    @property
-    def preprocessing(self) -> ImagePreprocessing | None: ...
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProductPreparer:
     """Reads shards up to the towers.
 
     Attributes:
-        catalog: How rows become products.
         uses_text: Whether the encoder reads texts.
         pool: Fetches and decodes images; None where the encoder or the catalog has none.
-        carry_over: The previous version's vectors, or None.
-        known_images: Its images, or None.
+        carry_over, known_images: The previous version's vectors and images.
     """
 
     catalog: CatalogConfig
@@ -134,7 +118,7 @@ class ProductPreparer:
         fetch: FetchConfig,
         decode: DecodeConfig,
         *,
-        inputs: TowerInputs,
+        inputs: EncoderDescription | ProductEncoder,
         previous: PreviousVersion | None,
     ) -> ProductPreparer:
         """Starts the threads and maps the lookups; `close` ends them."""
@@ -239,7 +223,7 @@ class _ShardWork:
         self._encoder, self._preparer, self._shard, self._files = encoder, preparer, shard, files
         self._letters: list[DeadLetter] = []
         self._known_images: list[KnownPicture] = []
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()  # by the names of a `ShardSummary`
         self._timer = StepTimer("read", "fetch", "decode", "embed", "write")
         self._revisable = False
         self._image_rows: dict[bytes, int] = {}  # digest -> row of _image_vectors
@@ -253,10 +237,10 @@ class _ShardWork:
             batches = prefetch(self._decode(pool, prefetch(batches, name="image-fetcher")), name="image-decoder")
         with (
             EmbeddingShardWriter(files.embeddings, dim=encoder.dim, encoder_fingerprint=encoder.fingerprint) as vectors,
-            ColumnsWriter(files.columns) as columns,
+            columns_writer(files.columns) as write_columns,
         ):
             for batch in batches:
-                self._embed(batch, vectors, columns)
+                self._embed(batch, vectors, write_columns)
                 on_progress(self._counts["products"])
         write_dead_letters(files.rejected, self._letters)
         if self._known_images:
@@ -265,19 +249,14 @@ class _ShardWork:
         return ShardSummary(
             position=self._shard.position,
             key=files.key,
-            rows_in=counts["rows_in"],
-            products=counts["products"],
             embedded=counts["products"] - counts["carried_over"],
-            carried_over=counts["carried_over"],
             degraded=len({letter.product_id for letter in letters if letter.outcome == "degraded"}),
-            without_image=counts["without_image"],
-            images_unchanged=counts["images_unchanged"],
-            texts_cut=counts["texts_cut"],
             rejected=sum(letter.outcome == "rejected" for letter in letters),
             by_reason=dict(Counter(f"{letter.outcome}: {letter.reason}" for letter in letters)),
             revisable=self._revisable,
             seconds={step: round(seconds, 4) for step, seconds in self._timer.seconds.items()}
             | {"wall": perf_counter() - started},
+            **counts,
         )
 
     def _decode(self, pool: ImagePool, batches: Iterator[PreparedBatch]) -> Iterator[PreparedBatch]:
@@ -299,7 +278,7 @@ class _ShardWork:
                 batch.data = {}
             yield batch
 
-    def _embed(self, batch: PreparedBatch, shard: EmbeddingShardWriter, columns: ColumnsWriter) -> None:
+    def _embed(self, batch: PreparedBatch, shard: EmbeddingShardWriter, write_columns: WriteColumns) -> None:
         """Decides which products are accepted, runs the towers, and writes the rows of those."""
         counts, products = self._counts, batch.products
         self._letters += products.dead_letters + products.notes
@@ -309,7 +288,7 @@ class _ShardWork:
         with self._timer.timed("write"):
             rows, modalities = pa.array(accepted), _modalities(batch, accepted)
             shard.write(products.product_ids.take(rows), vectors, batch.fingerprints[accepted], modalities)
-            columns.write(products.columns.take(rows))
+            write_columns(products.columns.take(rows))
         counts["rows_in"] += len(batch.images) + len(products.dead_letters)
         counts["products"] += len(accepted)
         counts["carried_over"] += int((batch.lookup_rows[accepted] >= 0).sum())

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from index_builder import embedding_shards, storage
 from index_builder.embedding_shards import Modality
+from pipelines.catalog.products import id_digests
 
 _logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ KEYED_RECORD = np.dtype([("key", ">u8"), ("tail", ">u8"), ("shard", "<u4"), ("ro
 its shard in a list, and its row inside that shard."""
 
 RECORDS_PER_BUCKET = 1_000_000
+IDS_PER_READ = 65_536
 
 _FIRST_HALF = np.dtype("<u8")
 _IMAGE_SCHEMA = pa.schema([("reference", pa.binary(16)), ("digest", pa.binary(16)), ("etag", pa.string())])
@@ -341,3 +343,17 @@ class ExternalSort:
 def bucket_numbers(keys: np.ndarray, buckets: int) -> np.ndarray:
     """The bucket of each key, int64 `[n]`: equal shares of the range of the key's upper 32 bits."""
     return ((keys.astype(np.uint64) >> np.uint64(32)) * np.uint64(buckets) >> np.uint64(32)).astype(np.int64)
+
+
+def add_ids(sorting: ExternalSort, product_ids: pa.Array | pa.ChunkedArray, shard: int) -> None:
+    """Adds the ids of a shard, or of a table, with their rows."""
+    for start in range(0, len(product_ids), IDS_PER_READ):
+        digests = id_digests(product_ids.slice(start, IDS_PER_READ).to_pylist())
+        sorting.add(keyed_records(digests, shard, np.arange(start, start + len(digests))))
+
+
+def repeats_id(records: np.ndarray) -> np.ndarray:
+    """Which of sorted records have the id of the record before, bool `[n]`."""
+    again = np.zeros(len(records), bool)
+    again[1:] = (records["key"][1:] == records["key"][:-1]) & (records["tail"][1:] == records["tail"][:-1])
+    return again

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from index_builder import IndexReader, embedding_shards, storage
-from pipelines.catalog.previous_version import ExternalSort
+from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
 from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.embed_shard import ProductPreparer, StepTimer
 from pipelines.indexing.job import plan_run
-from pipelines.indexing.product_table import add_ids, repeats_id
 from pipelines.indexing.progress import index_lines, print_lines
 from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord

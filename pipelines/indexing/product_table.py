@@ -19,11 +19,9 @@ import pyarrow.parquet as pq
 from index_builder import embedding_shards, storage
 from index_builder.embedding_shards import NumberedShard
 from pipelines.catalog.dead_letters import REJECTED_SCHEMA, DeadLetter, Reason, letters_to_table
-from pipelines.catalog.previous_version import ExternalSort, keyed_records
-from pipelines.catalog.products import id_digests
+from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
 from pipelines.indexing.shard_files import ShardFiles
 
-IDS_PER_READ = 65_536
 WriteColumns = Callable[[pa.RecordBatch], None]
 
 
@@ -96,20 +94,6 @@ def find_duplicates(shard_uris: Sequence[str], *, expected: int) -> list[np.ndar
             for number in np.unique(again["shard"]):
                 dropped[number].append(again["row"][again["shard"] == number].astype(np.int64))
     return [np.sort(np.concatenate(rows)) if rows else np.empty(0, np.int64) for rows in dropped]
-
-
-def add_ids(sorting: ExternalSort, product_ids: pa.Array | pa.ChunkedArray, shard: int) -> None:
-    """Adds the ids of a shard, or of a table, with their rows."""
-    for start in range(0, len(product_ids), IDS_PER_READ):
-        digests = id_digests(product_ids.slice(start, IDS_PER_READ).to_pylist())
-        sorting.add(keyed_records(digests, shard, np.arange(start, start + len(digests))))
-
-
-def repeats_id(records: np.ndarray) -> np.ndarray:
-    """Which of sorted records have the id of the record before, bool `[n]`."""
-    again = np.zeros(len(records), bool)
-    again[1:] = (records["key"][1:] == records["key"][:-1]) & (records["tail"][1:] == records["tail"][:-1])
-    return again
 
 
 @contextmanager

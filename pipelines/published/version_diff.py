@@ -12,11 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from index_builder import IndexReader, Manifest, VersionNotFoundError, publish
-from pipelines.catalog.previous_version import ExternalSort, keyed_records
-from pipelines.catalog.products import id_digests
+from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
 
 EXAMPLES = 5
-IDS_PER_READ = 65_536
 _OLD, _NEW = 0, 1
 
 
@@ -54,7 +52,7 @@ def compare_versions(index_uri: str, old: str, new: str) -> VersionDiff:
     singles: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     with ExternalSort(sum(table.num_rows for table in tables)) as sorting:
         for side, table in enumerate(tables):
-            _note_ids(sorting, table.column("product_id"), side)
+            add_ids(sorting, table.column("product_id"), side)
         for records in sorting.sorted_buckets():
             pairs, alone = _paired(records)
             kept += len(pairs[_OLD])
@@ -95,20 +93,12 @@ def current_version(index_uri: str) -> str:
         return ""
 
 
-def _note_ids(sorting: ExternalSort, ids: pa.ChunkedArray, side: int) -> None:
-    for start in range(0, len(ids), IDS_PER_READ):
-        digests = id_digests(ids.slice(start, IDS_PER_READ).to_pylist())
-        sorting.add(keyed_records(digests, side, np.arange(start, start + len(digests))))
-
-
 def _paired(records: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Rows (old, new) of products that both versions have, and the rows of those that one alone has, int64.
 
     An id occurs once in a version, and old sorts before new, so a product of both is two records side by side.
     """
-    same = np.zeros(len(records), bool)
-    same[:-1] = (records["key"][1:] == records["key"][:-1]) & (records["tail"][1:] == records["tail"][:-1])
-    first = np.flatnonzero(same)
+    first = np.flatnonzero(repeats_id(records)) - 1
     alone = np.ones(len(records), bool)
     alone[first] = alone[first + 1] = False
     rows = records["row"].astype(np.int64)

@@ -235,7 +235,6 @@ def _write_test_queries(folder: str, products: int, seed: int, queries: int) -> 
 
 
 DEMO_SCHEME = "demo://"
-FOLDER = "demo_catalog"
 
 
 def is_demo_address(uri: object) -> bool:
@@ -243,9 +242,16 @@ def is_demo_address(uri: object) -> bool:
     return isinstance(uri, str) and uri.startswith(DEMO_SCHEME)
 
 
-def demo_folder(work_uri: str) -> str:
-    """Where a job's drawn catalog lies: queries, judgments and `catalog/` with the products."""
-    return storage.join(work_uri, FOLDER)
+def demo_folder(uri: str, work_uri: str) -> str:
+    """Where the catalog that `demo://N` asks for lies: queries, judgments and `catalog/` with the products.
+
+    Each N has a folder of its own, so that drawing one removes nothing that a run over another reads.
+
+    Raises:
+        ValueError: `uri` is not `demo://` and a number of products.
+    """
+    products = _products_of(uri)
+    return storage.join(work_uri, "demo_catalog" if products == DEFAULT_PRODUCTS else f"demo_catalog_{products}")
 
 
 def draw_named_catalog(uri: str, work_uri: str) -> str:
@@ -255,13 +261,18 @@ def draw_named_catalog(uri: str, work_uri: str) -> str:
         The folder of its Parquet files, for `catalog.uri`.
 
     Raises:
-        ValueError: `uri` is not `demo://` and a number of products.
+        ValueError: As `demo_folder`.
         StorageError: `work_uri` cannot be written.
     """
+    folder = demo_folder(uri, work_uri)
+    write_demo_catalog(folder, products=_products_of(uri))
+    return storage.join(folder, "catalog")
+
+
+def _products_of(uri: str) -> int:
     products = uri.removeprefix(DEMO_SCHEME)
     if not is_demo_address(uri) or not (products.isascii() and products.isdecimal()) or int(products) < 1:
         raise ValueError(
             f"catalog.uri is {uri!r}: expected {DEMO_SCHEME}N with N products to draw, such as demo://3000"
         )
-    write_demo_catalog(demo_folder(work_uri), products=int(products))
-    return storage.join(demo_folder(work_uri), "catalog")
+    return int(products)

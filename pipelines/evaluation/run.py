@@ -175,7 +175,7 @@ def _with_queries(job: EvaluateJob) -> EvaluationConfig:
         return config
     if not is_demo_address(job.catalog.uri):
         raise ConfigError(f"catalog {job.catalog.uri}: expected --queries FILE and --judgments FILE to measure with")
-    folder = demo_folder(job.work.uri)
+    folder = demo_folder(str(job.catalog.uri), job.work.uri)
     return replace(
         config, queries=storage.join(folder, "queries.parquet"), judgments=storage.join(folder, "judgments.parquet")
     )

@@ -66,7 +66,7 @@ def test_the_demo_catalog_brings_its_own_queries(command, capsys, tmp_path):
     assert command("--catalog.uri", "demo://400", "--catalog.text_fields", "[title]", own_files=False) == 0
     told = capsys.readouterr().out
     assert re.search(r"\d+ queries over 400 products", told)
-    assert (tmp_path / "work" / "demo_catalog" / "queries.parquet").exists()
+    assert (tmp_path / "work" / "demo_catalog_400" / "queries.parquet").exists()
 
 
 def test_print_config_does_no_work(command, capsys, tmp_path):

@@ -42,26 +42,11 @@ _LOADED_ON_FIRST_USE = {
 }
 
 __all__ = [
-    "CheckpointError",
-    "EncoderConfig",
-    "EncoderConfigError",
-    "EncoderDescription",
-    "EncoderError",
-    "FusionSpec",
-    "ImagePreprocessing",
-    "OnnxQueryEncoder",
-    "ProductEncoder",
-    "QueryEncoder",
-    "TowerSpec",
-    "check_encoder",
-    "export_onnx",
-    "load_onnx_query_encoder",
-    "load_product_encoder",
-    "load_query_encoder",
-    "resize_picture",
-    "save_encoder",
-    "save_query_encoder",
-]
+    "CheckpointError", "EncoderConfig", "EncoderConfigError", "EncoderDescription", "EncoderError", "FusionSpec",
+    "ImagePreprocessing", "OnnxQueryEncoder", "ProductEncoder", "QueryEncoder", "TowerSpec", "check_encoder",
+    "export_onnx", "load_onnx_query_encoder", "load_product_encoder", "load_query_encoder", "resize_picture",
+    "save_encoder", "save_query_encoder",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,7 @@ _TEXT_SETTINGS = ("pooling", "max_tokens", "projection_dim")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextArchitecture:
-    """A BERT tower: the backbone's transformers config, pooling, token limit, width of the projection (None: none)."""
+    """A BERT tower: the backbone's transformers config, pooling, token limit, width of its projection, if any."""
 
     config: dict[str, Any]
     pooling: Pooling
@@ -46,7 +46,7 @@ class TextArchitecture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipArchitecture:
-    """An open_clip model: its own `model_cfg` and what its image tower wants to see."""
+    """An open_clip model: its own `model_cfg`, and what its image tower wants to see."""
 
     model_config: dict[str, Any]
     preprocessing: ImagePreprocessing
@@ -55,11 +55,6 @@ class ClipArchitecture:
     def dim(self) -> int:
         """Width of the joint space of images and texts."""
         return int(self.model_config["embed_dim"])
-
-    @property
-    def context_length(self) -> int:
-        """Token limit of its text tower."""
-        return int(self.model_config.get("text_cfg", {}).get("context_length", 77))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,10 +68,8 @@ class EncoderArchitecture:
     image_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, part, users in (
-            ("BERT tower", self.text, NEEDS_TEXT_TOWER),
-            ("CLIP towers", self.clip, NEEDS_CLIP_TOWER),
-        ):
+        towers = ("BERT tower", self.text, NEEDS_TEXT_TOWER), ("CLIP towers", self.clip, NEEDS_CLIP_TOWER)
+        for name, part, users in towers:
             if (part is not None) != (self.model in users):
                 found = "none" if part is None else "one"
                 raise EncoderConfigError(
@@ -117,11 +110,6 @@ class EncoderArchitecture:
         return self.model != "match3"
 
     @property
-    def uses_text(self) -> bool:
-        """Whether the product side reads texts (see `text_is_fallback`)."""
-        return True
-
-    @property
     def text_is_fallback(self) -> bool:
         """Whether the product side needs the text only of products without an image."""
         return self.model == "clip" or (self.is_match and self.fusion.product_text_weight == 0)
@@ -141,26 +129,22 @@ class EncoderArchitecture:
         """Token limit of the product side's texts."""
         if self.text is not None:
             return self.text.max_tokens
-        return self.clip.context_length if self.clip is not None else 0
+        return int(self.clip.model_config.get("text_cfg", {}).get("context_length", 77)) if self.clip else 0
 
     @property
     def missing_rule(self) -> str:
         """What happens to a product without text or image, in words."""
-        if self.is_match:
-            return MISSING_RULES["match"]
-        return MISSING_RULES[self.model if self.fusion.method == "none" else self.fusion.method]
+        method = self.model if self.fusion.method == "none" else self.fusion.method
+        return MISSING_RULES["match" if self.is_match else method]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the backbone's config is left out, it stands in `text_tower/config.json`."""
+        text = {key: getattr(self.text, key) for key in _TEXT_SETTINGS} if self.text else {}
         values: dict[str, Any] = {"model": self.model, "dim": self.dim, "image_weight": self.image_weight}
-        values |= {"text_tower": None, "clip_tower": None, "preprocessing": None, "missing": self.missing_rule}
-        if self.text is not None:
-            settings = {key: getattr(self.text, key) for key in _TEXT_SETTINGS}
-            values["text_tower"] = {"library": "transformers", **settings}
-        if self.clip is not None:
-            values["clip_tower"] = {"library": "open_clip", "model_config": self.clip.model_config}
-            values["preprocessing"] = asdict(self.clip.preprocessing)
-        values["fusion"] = asdict(self.fusion)
+        values |= {"missing": self.missing_rule, "fusion": asdict(self.fusion)}
+        values["text_tower"] = {"library": "transformers", **text} if self.text else None
+        values["clip_tower"] = {"library": "open_clip", "model_config": self.clip.model_config} if self.clip else None
+        values["preprocessing"] = asdict(self.clip.preprocessing) if self.clip else None
         # Left out of the models that have no such settings: their folders, and so their fingerprints, are older.
         for key in () if self.is_match else ("dim", "product_text_weight"):
             del values["fusion"][key]
@@ -169,8 +153,7 @@ class EncoderArchitecture:
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, text_config: dict[str, Any] | None) -> EncoderArchitecture:
         """The inverse of `to_dict`; raises KeyError or TypeError on values of another shape."""
-        text: TextArchitecture | None = None
-        clip: ClipArchitecture | None = None
+        text = clip = None
         if values["text_tower"] is not None:
             settings = {key: values["text_tower"][key] for key in _TEXT_SETTINGS}
             text = TextArchitecture(config=text_config or {}, **settings)

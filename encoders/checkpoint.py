@@ -37,14 +37,9 @@ _CONNECT_SECONDS = 10.0
 
 
 def local_folder(address: str, *, hub: bool = False) -> Path:
-    """Finds or fetches the folder at `address`.
+    """Finds or fetches the folder at `address`; raises CheckpointError where nothing is there or can be reached.
 
-    Args:
-        address: Local path, `package://` or fsspec URI, or (with `hub`) a hub name `org/name` or `hf-hub:org/name`.
-        hub: Whether hub names are meant too; a local folder of the same name goes first.
-
-    Raises:
-        CheckpointError: Nothing is there, or it cannot be reached.
+    With `hub`, hub names `org/name` and `hf-hub:org/name` are meant too; a local folder of the same name goes first.
     """
     if address.startswith("package://"):
         return _package_folder(address)
@@ -55,10 +50,8 @@ def local_folder(address: str, *, hub: bool = False) -> Path:
         return path
     if path.is_file():
         if path.suffix in _PICKLES:
-            raise CheckpointError(
-                f"{address} is a pickle, which can run code when it is loaded: expected a folder with *.safetensors. "
-                + CONVERT_PICKLE
-            )
+            wanted = f"expected a folder with *.safetensors. {CONVERT_PICKLE}"
+            raise CheckpointError(f"{address} is a pickle, which can run code when it is loaded: {wanted}")
         raise CheckpointError(f"{address} is a file: expected the folder that holds the checkpoint")
     name = address.removeprefix("hf-hub:")
     if hub and _HUB_NAME.fullmatch(name):
@@ -70,9 +63,8 @@ def hub_folder(name: str, files: Sequence[str] = _HUB_FILES) -> Path:
     """Fetches a hub repository's files of the given patterns (never pickles) and returns the local snapshot."""
     others = ["onnx/*", "openvino/*"]
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=[*files], ignore_patterns=others, etag_timeout=_CONNECT_SECONDS)
-        )
+        found = snapshot_download(name, allow_patterns=[*files], ignore_patterns=others, etag_timeout=_CONNECT_SECONDS)
+        return Path(found)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"hub checkpoint {name!r} cannot be fetched and is not in the local cache: {_first_line(error)}; "
@@ -83,8 +75,7 @@ def hub_folder(name: str, files: Sequence[str] = _HUB_FILES) -> Path:
 def safetensors_files(folder: Path, preferred: Sequence[str] = ()) -> list[Path]:
     """The weight files of a folder, sorted by name: the first of `preferred` that exists, else all `*.safetensors`.
 
-    Raises:
-        CheckpointError: There are none; the message says how to convert where only pickles are there.
+    Raises CheckpointError where there are none, which says how to convert where only pickles are there.
     """
     for name in preferred:
         if (folder / name).is_file():
@@ -94,10 +85,8 @@ def safetensors_files(folder: Path, preferred: Sequence[str] = ()) -> list[Path]
         return found
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
     if pickles:
-        raise CheckpointError(
-            f"{folder} holds {pickles[0]}, a pickle, which can run code when it is loaded: expected *.safetensors. "
-            + CONVERT_PICKLE
-        )
+        wanted = f"expected *.safetensors. {CONVERT_PICKLE}"
+        raise CheckpointError(f"{folder} holds {pickles[0]}, a pickle, which can run code when it is loaded: {wanted}")
     raise CheckpointError(f"no *.safetensors in {folder}: the checkpoint has no weights")
 
 
@@ -114,6 +103,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
+def write_config(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON object that `read_config` reads; equal values give equal bytes."""
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
@@ -124,13 +118,7 @@ def file_sha256(path: Path) -> str:
 def replaced_folder(target: Path, *, marker: str, kind: str) -> Iterator[Path]:
     """Gives a new folder to write into, which takes the place of `target` once the block has ended without an error.
 
-    Args:
-        target: Where it goes; it may be new, empty or of the same kind.
-        marker: Name of a file that every folder of the kind has.
-        kind: In words.
-
-    Raises:
-        CheckpointError: Something else is at `target`.
+    `target` may be new, empty, or of the same kind, of which every folder has the file `marker`; else CheckpointError.
     """
     if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / marker).is_file())):
         raise CheckpointError(f"{target} exists and holds no {kind}: expected a new folder, or an earlier {kind}")
@@ -152,7 +140,7 @@ def _package_folder(address: str) -> Path:
         root = importlib.resources.files(name)
     except (ModuleNotFoundError, ValueError, TypeError) as error:
         raise CheckpointError(f"{address}: the Python package {name!r} is not installed here; install it") from error
-    folder = Path(str(root.joinpath(inside))) if inside else Path(str(root))
+    folder = Path(str(root.joinpath(inside) if inside else root))
     if not folder.is_dir():
         raise CheckpointError(
             f"{address}: the package {name!r} is installed and has no folder {inside!r} (looked in {root})"
@@ -169,13 +157,11 @@ def _remote_folder(uri: str) -> Path:
         listing = file_system.find(root, detail=True)
     except (ImportError, ValueError, OSError) as error:
         raise CheckpointError(f"{uri} cannot be listed: {_first_line(error)}") from error
-    files = {path: details for path, details in sorted(listing.items()) if details.get("type") == "file"}
+    files = {path: found for path, found in sorted(listing.items()) if found.get("type") == "file"}
     if not files:
         raise CheckpointError(f"no files under {uri}: expected a checkpoint folder")
-    stamp_keys = ("ETag", "etag", "mtime", "LastModified", "created")
-    stamps = [
-        [path, details.get("size"), *(str(details.get(key)) for key in stamp_keys)] for path, details in files.items()
-    ]
+    keys = ("ETag", "etag", "mtime", "LastModified", "created")
+    stamps = [[path, found.get("size"), *(str(found.get(key)) for key in keys)] for path, found in files.items()]
     key = hashlib.sha256(json.dumps([uri, stamps]).encode()).hexdigest()[:32]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shelfmark" / "checkpoints"
     target = cache / key
@@ -188,13 +174,10 @@ def _remote_folder(uri: str) -> Path:
             local = staged / path.removeprefix(root).lstrip("/")
             local.parent.mkdir(parents=True, exist_ok=True)
             file_system.get_file(path, str(local))
-        try:
-            staged.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was first, with the same bytes
-                raise
+        staged.rename(target)
     except OSError as error:
-        raise CheckpointError(f"{uri} cannot be copied to {cache}: {_first_line(error)}") from error
+        if not target.is_dir():  # else another process was first, with the same bytes
+            raise CheckpointError(f"{uri} cannot be copied to {cache}: {_first_line(error)}") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return target

@@ -108,7 +108,8 @@ class EncoderConfig:
             mlp).
         image_weight: Query of image and text: weight of the image's vector, 0 to 1. None: what the saved encoder says,
             else 0.5.
-        batch_size: Texts or images per forward pass: memory of the device against speed.
+        batch_size: Texts or images per forward pass on a GPU, and of queries: memory of the device against speed. On a
+            CPU products run in batches of a fixed shape.
         device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
         precision: Number format of the towers' weights and activations; vectors are float32 whatever it is.
         compile: Run the product side's towers through torch.compile: a minute more at the start of each process, faster

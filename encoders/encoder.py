@@ -1,7 +1,7 @@
 """The two sides of an encoder, ready to run: products to vectors, queries to vectors.
 
 Legend: B products or queries, T texts, P images, I image slots of a product, S side of an image in pixels, D fused
-dimension, Dt and Di widths of the text and picture towers' vectors.
+dimension, Dt and Di widths of the text and image towers' vectors.
 
 On a CPU a product's vector depends on the product alone: the same bits in whatever batch, order, shard, thread or
 process, on one kind of CPU and one version of torch. On a GPU, and for queries, which run as they come, companions may
@@ -11,7 +11,7 @@ change the last digits. Vectors are L2-normalised, so that cosine is the inner p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from PIL import Image
 from torch.nn import functional
 
 from encoders.config import ModelName, Precision
+from encoders.image_tower import ClipTextTower
 from encoders.model import EncoderModel, EncoderParts
 from encoders.preprocessing import ImagePreprocessing
-from encoders.query_batches import encode_queries
-from encoders.running import ImageRunner, Lanes, TextRunner, fixed_rows, run_batches
+from encoders.query_batches import BaseQueryEncoder
+from encoders.running import ImageRunner, Lanes, Placement, TextRunner, fixed_rows, run_batches
+from encoders.text_tower import TextTower
 from encoders.tokenizers import TokenizedTexts
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,18 +35,9 @@ _ROWS_FUSED_AT_A_TIME = 64
 class ProductEncoder:
     """The product side; load it once a process (`load_product_encoder`). Encoding is read-only: threads may share it.
 
-    Towers and fusion are called apart, so that a text or picture shared by several products goes through its tower
-    once: `encode_texts`, `encode_images`, then `fuse` with the rows that each product uses.
-
-    Attributes:
-        model: Name of the architecture.
-        dim: D.
-        fingerprint: 16 hex digits over weights, config, tokenizer and precision.
-        uses_text: Whether texts are read.
-        text_is_fallback: Whether a text matters only where the picture is missing (clip).
-        uses_images: Whether pictures are read.
-        preprocessing: What pictures must be resized to; None where none are read.
-        max_tokens: Longer texts are cut to this many tokens.
+    Towers and fusion are called apart, so that a text or image shared by several products goes through its tower
+    once: `encode_texts`, `encode_images`, then `fuse` with the rows that each product uses. Attributes are those of
+    `EncoderDescription`.
     """
 
     def __init__(
@@ -57,33 +50,31 @@ class ProductEncoder:
         batch_size: int,
         compiled: bool = False,
     ) -> None:
-        architecture = parts.model.architecture
+        model, architecture = parts.model, parts.model.architecture
         self.model: ModelName = architecture.model
         self.dim = architecture.dim
         self.fingerprint = fingerprint
-        self.uses_text = architecture.uses_text
+        self.uses_text = True
         self.text_is_fallback = architecture.text_is_fallback
         self.uses_images = architecture.uses_images
-        self._model = _to_device(parts.model, device, precision)
+        self._model = move_towers(model, device, precision)
         self._device = device
         self._lanes = Lanes() if device.type == "cpu" else None
-        shared = (device, batch_size, self._lanes)
-        text = _text_runner(parts, "product", *shared) or _clip_text_runner(parts, *shared)
-        if text is None:
+        placement = Placement(device, batch_size, self._lanes)
+        texts = _text_runners(model.document_text, model.clip_text, parts, placement)
+        if not texts:
             raise ValueError(f"a {self.model} encoder without a text tower and its tokenizer cannot encode products")
-        self._text = text
-        self._images = _image_runner(parts, *shared)
+        self._text = texts[0]
+        self._images = _image_runner(model, placement)
         if compiled:
-            for runner in (self._text, self._images):
-                if runner is not None:
-                    runner.compile()
+            self._text.compile()
+            if self._images is not None:
+                self._images.compile()
         self.preprocessing: ImagePreprocessing | None = self._images.preprocessing if self._images else None
-        self.max_tokens = text.max_tokens
+        self.max_tokens = self._text.max_tokens
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        """Tokenizes texts for `encode_texts`; `.truncated` of the result counts those that were cut. Needs no
-        device.
-        """
+        """Tokenizes texts for `encode_texts`, without a device; `.truncated` of the result counts those cut."""
         return self._text.tokenize(texts)
 
     def encode_texts(self, texts: Sequence[str] | TokenizedTexts) -> torch.Tensor:
@@ -91,14 +82,10 @@ class ProductEncoder:
         return self._text.run(texts)
 
     def encode_images(self, pixels: np.ndarray) -> torch.Tensor:
-        """Runs the picture tower over uint8 `[P, 3, S, S]`; returns float32 `[P, Di]` on the device."""
+        """Runs the image tower over uint8 `[P, 3, S, S]`; returns float32 `[P, Di]` on the device."""
         if self._images is None:
             raise ValueError(f"a {self.model} encoder reads no pictures: expected encode_images not to be called")
         return self._images.run(pixels)
-
-    def count_truncated(self, texts: Sequence[str]) -> int:
-        """How many texts are longer than `max_tokens` and would be cut."""
-        return self.tokenize(texts).truncated
 
     def fuse(
         self,
@@ -107,23 +94,19 @@ class ProductEncoder:
         image: torch.Tensor | np.ndarray | None,
         image_rows: np.ndarray,
     ) -> np.ndarray:
-        """Makes one vector of each product's text and pictures.
+        """Makes one vector of each product's text and images.
 
         Args:
             text: What `encode_texts` returned (or the same as NumPy), or None when no product has a text.
             text_rows: int64 `[B]`: row of `text`, -1 for a product without text.
-            image: What `encode_images` returned, or None when no product has a picture.
-            image_rows: int64 `[B, I]`: rows of `image`, -1 in slots that are empty. Of several pictures the mean of the
+            image: What `encode_images` returned, or None when no product has an image.
+            image_rows: int64 `[B, I]`: rows of `image`, -1 in slots that are empty. Of several images the mean of the
                 normalised vectors counts.
 
-        Returns:
-            float32 `[B, D]`, L2-normalised. A missing half follows the rule of the fusion (see `encoders/README.md`).
-
-        Raises:
-            ValueError: A product has nothing that this encoder can read, or a row is out of range.
+        Returns float32 `[B, D]`, L2-normalised; a missing half follows the rule of the fusion (`encoders/README.md`).
+        Raises ValueError where a product has nothing that this encoder can read, or a row is out of range.
         """
-        text_rows = np.asarray(text_rows, np.int64)
-        image_rows = np.asarray(image_rows, np.int64)
+        text_rows, image_rows = np.asarray(text_rows, np.int64), np.asarray(image_rows, np.int64)
         image_rows = image_rows[:, None] if image_rows.ndim == 1 else image_rows
         if not self.uses_images:
             image, image_rows = None, image_rows[:, :0]
@@ -143,22 +126,17 @@ class ProductEncoder:
 
         def fuse_rows(batch: tuple[np.ndarray, np.ndarray]) -> None:
             rows, filled = batch
-            text_there, image_there = (
-                torch.from_numpy(there[filled]).to(self._device) for there in (has_text, has_image)
-            )
-            vectors = self._model.fuse_product(
-                _gather(text, text_rows[filled, None], self._text.dim, self._device),
-                text_there,
-                _gather(image, image_rows[filled], image_dim, self._device),
-                image_there,
-            )
+            text_there, image_there = (torch.from_numpy(has[filled]).to(self._device) for has in (has_text, has_image))
+            texts = _gather(text, text_rows[filled, None], self._text.dim, self._device)
+            images = _gather(image, image_rows[filled], image_dim, self._device)
+            vectors = self._model.fuse_product(texts, text_there, images, image_there)
             fused[torch.from_numpy(rows).to(self._device)] = vectors[: len(rows)].float()
 
         run_batches(self._lanes, fuse_rows, fixed_rows(np.arange(len(text_rows)), _ROWS_FUSED_AT_A_TIME))
         return fused.cpu().numpy()
 
     def encode(self, texts: Sequence[str | None], images: Sequence[Image.Image | None] | None = None) -> np.ndarray:
-        """Encodes B products from texts and PIL pictures (None: missing); float32 `[B, D]`, L2-normalised."""
+        """Encodes B products from texts and PIL images (None: missing); float32 `[B, D]`, L2-normalised."""
         text, text_rows = _encode_present(texts, self.encode_texts)
         image, image_rows = None, np.full(len(texts), -1)
         if images is not None and self._images is not None:
@@ -166,73 +144,29 @@ class ProductEncoder:
         return self.fuse(text, text_rows, image, image_rows)
 
 
-class QueryEncoder:
-    """The query side, in float32, as a server loads it (`load_query_encoder`).
-
-    A picture alone is encoded by the model's rule: the picture tower (clip, match3, match4), or the product side with
-    its text missing (3tmm, 4tmm). Picture and text together: the two normalised vectors, weighted `image_weight` and
-    1 - `image_weight`, summed and normalised; match4 with fusion `mlp` adds to the sum what it has learned.
-
-    Attributes:
-        model: Name of the architecture.
-        dim: D.
-        fingerprint: That of the encoder that made the products' vectors.
-        accepts_text: Whether texts can be queries.
-        accepts_images: Whether pictures can be queries.
-        image_weight: Weight of the picture in a query of both.
-    """
+class QueryEncoder(BaseQueryEncoder):
+    """The query side in torch, in float32, as a server loads it (`load_query_encoder`)."""
 
     def __init__(self, parts: EncoderParts, *, fingerprint: str, device: torch.device, batch_size: int = 64) -> None:
-        architecture = parts.model.architecture
-        self.model: ModelName = architecture.model
-        self.dim = architecture.dim
-        self.fingerprint = fingerprint
-        self.accepts_text = architecture.query_takes_text
-        self.accepts_images = architecture.uses_images
+        model, architecture = parts.model, parts.model.architecture
+        self.model, self.dim, self.fingerprint = architecture.model, architecture.dim, fingerprint
+        self.accepts_text, self.accepts_images = architecture.query_takes_text, architecture.uses_images
         self.image_weight = architecture.image_weight
-        self._model = _to_device(parts.model, device, "float32")
+        self._model = move_towers(model, device, "float32")
         self._device = device
-        self._text = _text_runner(parts, "query", device, batch_size)
-        self._clip_text = _clip_text_runner(parts, device, batch_size)
-        self._images = _image_runner(parts, device, batch_size)
-        self.preprocessing: ImagePreprocessing | None = self._images.preprocessing if self._images else None
-
-    def encode(
-        self, texts: Sequence[str | None] | None = None, images: Sequence[Image.Image | None] | None = None
-    ) -> np.ndarray:
-        """Encodes B queries.
-
-        Args:
-            texts: B texts, None where a query has no text; None when no query has one.
-            images: B PIL pictures in the same way.
-
-        Returns:
-            float32 `[B, D]`, L2-normalised.
-
-        Raises:
-            ValueError: Lengths differ, a query is empty, or a picture is given to an encoder that reads none.
-        """
-        return encode_queries(
-            texts,
-            images,
-            dim=self.dim,
-            encode_texts=self._encode_texts,
-            encode_images=self._encode_images,
-            fuse_both=self._fuse_both,
-        )
+        placement = Placement(device, batch_size)
+        self._texts = _text_runners(model.query_text, model.clip_text, parts, placement)
+        self._images = _image_runner(model, placement)
+        self.preprocessing = self._images.preprocessing if self._images else None
 
     @torch.inference_mode()
     def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        if not self.accepts_text:
-            raise ValueError(f"a {self.model} encoder takes no texts as queries: expected pictures only")
-        vectors = [runner.run(texts) for runner in (self._text, self._clip_text) if runner is not None]
-        return self._model.fuse_query(*vectors).cpu().numpy()
+        return self._model.fuse_query(*(runner.run(texts) for runner in self._texts)).cpu().numpy()
 
     @torch.inference_mode()
     def _encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        if self._images is None:
-            raise ValueError(f"a {self.model} encoder takes no pictures as queries: expected texts only")
-        return self._model.fuse_photo(self._images.run_images(images)).cpu().numpy()
+        runner = cast(ImageRunner, self._images)  # `encode` asks only where images are accepted
+        return self._model.fuse_photo(runner.run_images(images)).cpu().numpy()
 
     @torch.inference_mode()
     def _fuse_both(self, text: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -240,7 +174,7 @@ class QueryEncoder:
         return self._model.fuse_photo_text(*vectors, image_weight=self.image_weight).cpu().numpy()
 
 
-def _to_device(model: EncoderModel, device: torch.device, precision: Precision) -> EncoderModel:
+def move_towers(model: EncoderModel, device: torch.device, precision: Precision) -> EncoderModel:
     """Towers take the precision; fusions stay in float32, they cost nothing beside the towers."""
     model.to(device)
     for tower in (model.document_text, model.query_text, model.image, model.clip_text):
@@ -249,30 +183,16 @@ def _to_device(model: EncoderModel, device: torch.device, precision: Precision) 
     return model.eval()
 
 
-def _text_runner(
-    parts: EncoderParts, side: str, device: torch.device, batch_size: int, lanes: Lanes | None = None
-) -> TextRunner | None:
-    tower = parts.model.document_text if side == "product" else parts.model.query_text
-    if tower is None or parts.tokenizer is None:
-        return None
-    return TextRunner(tower, parts.tokenizer, device=device, batch_size=batch_size, lanes=lanes)
+def _text_runners(
+    bert: TextTower | None, clip: ClipTextTower | None, parts: EncoderParts, placement: Placement
+) -> list[TextRunner]:
+    pairs = (bert, parts.tokenizer), (clip, parts.clip_tokenizer)
+    return [TextRunner(tower, tokenizer, placement) for tower, tokenizer in pairs if tower and tokenizer]
 
 
-def _clip_text_runner(
-    parts: EncoderParts, device: torch.device, batch_size: int, lanes: Lanes | None = None
-) -> TextRunner | None:
-    if parts.model.clip_text is None or parts.clip_tokenizer is None:
-        return None
-    return TextRunner(parts.model.clip_text, parts.clip_tokenizer, device=device, batch_size=batch_size, lanes=lanes)
-
-
-def _image_runner(
-    parts: EncoderParts, device: torch.device, batch_size: int, lanes: Lanes | None = None
-) -> ImageRunner | None:
-    clip = parts.model.architecture.clip
-    if parts.model.image is None or clip is None:
-        return None
-    return ImageRunner(parts.model.image, clip.preprocessing, device=device, batch_size=batch_size, lanes=lanes)
+def _image_runner(model: EncoderModel, placement: Placement) -> ImageRunner | None:
+    clip = model.architecture.clip
+    return None if model.image is None or clip is None else ImageRunner(model.image, clip.preprocessing, placement)
 
 
 def _gather(
@@ -281,13 +201,13 @@ def _gather(
     """Mean of the normalised vectors of each product's rows `[B, I]`, zeros where all are -1; `[B, dim]`."""
     if vectors is None or rows.shape[1] == 0 or len(vectors) == 0:
         return torch.zeros(len(rows), dim, device=device)
-    places = torch.from_numpy(rows).to(device)
+    picked_rows = torch.from_numpy(rows).to(device)
     total = torch.zeros(len(rows), dim, device=device)
     vectors = torch.as_tensor(vectors, device=device)
-    for slot in places.T:  # one by one, so that empty slots at the end change nothing
+    for slot in picked_rows.T:  # one by one, so that empty slots at the end change nothing
         picked = functional.normalize(vectors[slot.clamp(min=0)].float(), dim=-1)
         total += picked * (slot >= 0).unsqueeze(-1)
-    return total / (places >= 0).sum(1, keepdim=True).clamp(min=1)
+    return total / (picked_rows >= 0).sum(1, keepdim=True).clamp(min=1)
 
 
 def _check_rows(name: str, rows: np.ndarray, available: int) -> None:

@@ -1,11 +1,9 @@
-"""Exceptions of this room.
+"""Exceptions of this room; messages say what was expected, what was found, where, and what to do.
 
-    EncoderError
-    ├── CheckpointError        weights or folders that are missing, unsafe, incomplete or do not fit
-    ├── EncoderConfigError     a setting with a value that cannot work (also a ValueError)
-    └── TrainingError          a training run that cannot go on; what it had learned stands in its last checkpoint
-
-Every message says what was expected, what was found, where, and what to do.
+EncoderError
+├── CheckpointError        weights or folders that are missing, unsafe, incomplete or do not fit
+├── EncoderConfigError     a setting with a value that cannot work (also a ValueError)
+└── TrainingError          a training run that cannot go on; what it had learned stands in its last checkpoint
 """
 
 from __future__ import annotations

@@ -14,31 +14,21 @@ from typing import Any
 
 import torch
 from open_clip import CustomTextCLIP
-from open_clip.transformer import (
-    ResidualAttentionBlock,
-    TextTransformer,
-    Transformer,
-    VisionTransformer,
-    text_global_pool,
-)
+from open_clip.transformer import ResidualAttentionBlock as Block
+from open_clip.transformer import TextTransformer, Transformer, VisionTransformer, text_global_pool
 from torch import Tensor, nn
 from torch.nn import functional
 
 from encoders.errors import CheckpointError
 from encoders.preprocessing import ImagePreprocessing
 
-# Builds in no time; stands in for the text tower where only the image tower is wanted.
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "layers": 1}
 
 
 class ImageTower(nn.Module):
     """An open_clip image tower that takes uint8 pixels and normalises them on its own device.
 
-    Args:
-        visual: The tower.
-        preprocessing: What its pixels are scaled with.
-        dim: Width of the tower's own vectors.
-        projection_dim: Width D of a linear projection after it; None leaves the tower's vectors as they are.
+    Its vectors have width `dim`, or D = `projection_dim` after a linear projection.
     """
 
     visual: Any
@@ -53,9 +43,8 @@ class ImageTower(nn.Module):
         self._pools_one_token = pools_one_token(visual)
         self.projection = nn.Linear(dim, projection_dim, bias=False) if projection_dim else nn.Identity()
         self.dim = projection_dim or dim
-        shape = (1, 3, 1, 1)
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).reshape(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(preprocessing.std).reshape(shape), persistent=False)
+        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+            self.register_buffer(name, torch.tensor(values).reshape(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encodes pixels uint8 `[P, 3, S, S]` to `[P, D]`, not normalised."""
@@ -71,10 +60,8 @@ class ImageTower(nn.Module):
 
 
 class ClipTextTower(nn.Module):
-    """An open_clip text tower. A batch is cut to its longest text where that changes nothing.
-
-    Cutting is exact for towers that are causal and pool at the end-of-text token: no position sees a later one. Others
-    run their full context.
+    """An open_clip text tower. A causal one that pools at the end-of-text token, where no position sees a later one,
+    runs a batch cut to its longest text; others run their full context.
     """
 
     def __init__(self, text: nn.Module, *, dim: int) -> None:
@@ -88,12 +75,8 @@ class ClipTextTower(nn.Module):
         self.dim = dim
         self.context_length = int(text.context_length)
         self._has_plain_blocks = has_plain_blocks(text.transformer)
-        self.cuts_batches = (
-            text.attn_mask is not None
-            and text.cls_emb is None
-            and not text.use_pad_mask
-            and text.pool_type in ("argmax", "eos")
-        )
+        is_causal = text.attn_mask is not None and text.cls_emb is None and not text.use_pad_mask
+        self.cuts_batches = is_causal and text.pool_type in ("argmax", "eos")
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Encodes token ids int64 `[T, L]`, which carry their padding, to `[T, D]`, not normalised."""
@@ -109,22 +92,16 @@ class ClipTextTower(nn.Module):
         else:
             states = text.ln_final(text.transformer(states, attn_mask=causal_mask))
             pooled = text_global_pool(states, ids, pool_type=text.pool_type, eos_token_id=text.eos_id)
-        if text.text_projection is None:
-            return pooled
-        if isinstance(text.text_projection, nn.Linear):
-            return text.text_projection(pooled)
-        return pooled @ text.text_projection
+        projection = text.text_projection
+        if isinstance(projection, nn.Linear):
+            return projection(pooled)
+        return pooled if projection is None else pooled @ projection
 
 
 def build_clip(model_config: dict[str, Any], *, with_text: bool) -> CustomTextCLIP:
-    """Builds an open_clip model with random weights.
+    """Builds an open_clip model of a `model_cfg` with random weights; CheckpointError unless it is a two-tower CLIP.
 
-    Args:
-        model_config: What open_clip calls `model_cfg`: `embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`, ...
-        with_text: False builds a placeholder for the text tower, for encoders that use the image tower only.
-
-    Raises:
-        CheckpointError: The config is not one of a two-tower CLIP.
+    Without text, a placeholder that builds in no time stands for the text tower.
     """
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model_config]
     if missing and (with_text or missing != ["text_cfg"]):
@@ -164,7 +141,7 @@ def has_plain_blocks(transformer: Any) -> bool:
     return (
         type(transformer) is Transformer
         and transformer.batch_first
-        and all(type(block) is ResidualAttentionBlock for block in transformer.resblocks)
+        and all(type(block) is Block for block in transformer.resblocks)
         and not hasattr(transformer.resblocks[-1], "ln_1_kv")
         and transformer.resblocks[-1].attn.in_proj_bias is not None
     )
@@ -178,16 +155,9 @@ def encode_images(visual: Any, pixels: Tensor) -> Tensor:
 
 
 def run_for_token(transformer: Any, states: Tensor, token: Tensor | None, *, mask: Tensor | None = None) -> Tensor:
-    """Runs all blocks; returns the last one's output at one token of each item.
+    """Runs all blocks over `[B, L, W]`; returns the last one's output at one token of each item, `[B, W]`.
 
-    Args:
-        transformer: One that `has_plain_blocks`.
-        states: `[B, L, W]`.
-        token: int64 `[B]`; None: the first.
-        mask: `[L, L]`, added to the scores: causal, or None.
-
-    Returns:
-        `[B, W]`.
+    It `has_plain_blocks`; `token` is int64 `[B]`, None for the first; `mask` `[L, L]` is added to the scores.
     """
     *blocks, last = transformer.resblocks
     for block in blocks:

@@ -1,9 +1,7 @@
 """Losses that train an encoder.
 
-Legend: B pairs of a batch, P products of a batch (P < B where products repeat, more where seen negatives join), D width
-of the vectors.
-
-The batch may be that of several devices together: `distinct_products` then makes one of a product that came on two.
+Legend: B pairs of a batch, which may be that of several devices, P products of it (fewer than B where products repeat,
+more where seen negatives join), D width of the vectors.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ def nt_xent(
     not_negative: Tensor | None = None,
     symmetric: bool = False,
 ) -> Tensor:
-    """Temperature-scaled cross entropy of each query's own product against the other products of the batch.
+    """Temperature-scaled cross entropy of each query's own product against the other products; a scalar, the mean.
 
     "Multimodal semantic retrieval for product search", eq. 1. Each product stands once, however many pairs it has, so
     that it is never a negative of its own query. The *Seen Negative* variant adds products that no `positives` names.
@@ -32,16 +30,12 @@ def nt_xent(
         products: `[P, D]`, L2-normalised.
         positives: int64 `[B]`: row of `products` that belongs to each query.
         temperature: Divides the cosines; smaller weighs the hardest negatives more. A tensor (scalar) learns.
-        not_negative: bool `[B, P]`: True where a product must not count as a negative of a query. The positives count
-            whatever it says. `shared_queries` makes one.
+        not_negative: bool `[B, P]`: True where a product must not count as a negative of a query (`shared_queries`).
+            The positives count whatever it says.
         symmetric: Also the cross entropy of each product's own query against the queries of other products, averaged
             with the first.
 
-    Returns:
-        The mean over the batch, a scalar.
-
-    Raises:
-        ValueError: Shapes that do not belong together, or a temperature that is not positive.
+    Raises ValueError on shapes that do not belong together, or a temperature that is not positive.
     """
     fits = queries.ndim == products.ndim == 2 and queries.shape[1] == products.shape[1]
     if not fits or len(positives) != len(queries):
@@ -67,15 +61,9 @@ def nt_xent(
 
 
 def shared_queries(query_keys: Tensor, positives: Tensor, product_count: int) -> Tensor:
-    """Which products another pair of the batch chose for the same query text, so that none is a negative of it.
+    """Which products another pair of the batch chose for the same query text: no negatives of it; bool `[B, P]`.
 
-    Args:
-        query_keys: int64 `[B]`; equal for equal query texts.
-        positives: int64 `[B]`: row of each pair's product.
-        product_count: P.
-
-    Returns:
-        bool `[B, P]`.
+    `query_keys` int64 `[B]` are equal for equal query texts; `positives` int64 `[B]` are rows of the pairs' products.
     """
     same = (query_keys[:, None] == query_keys[None, :]).float()
     own = functional.one_hot(positives, product_count).float()
@@ -92,10 +80,10 @@ def alignment(
     temperature: float | Tensor,
     not_negative: Tensor,
 ) -> Tensor:
-    """Symmetric contrastive term between two kinds of vectors, over the pairs that have both.
+    """Symmetric contrastive term, a scalar, between two kinds of vectors over the pairs that have both, zero of none.
 
-    One of the terms of "Bringing Multimodality to Amazon Visual Search System" (which are weighed against each other,
-    see `encoders/README.md`): `nt_xent` in both directions, as CLIP's own loss.
+    One of the terms of "Bringing Multimodality to Amazon Visual Search System" (see `encoders/README.md`): `nt_xent` in
+    both directions, as CLIP's own loss.
 
     Args:
         rows: `[B, D]`, L2-normalised: photos, say.
@@ -103,36 +91,23 @@ def alignment(
         positives: int64 `[B]`: row of `columns` that belongs to each row.
         has_row: bool `[B]`: which rows are there at all; the others count neither as positives nor as negatives.
         has_column: bool `[P]`: the same of the columns.
-        temperature: As in `nt_xent`.
-        not_negative: bool `[B, P]`, as in `nt_xent`.
-
-    Returns:
-        A scalar; zero where no pair has both.
+        temperature: As in `nt_xent`, and so `not_negative`.
     """
     kept = has_row & has_column[positives]
     if not kept.any():
         return (rows.sum() + columns.sum()) * 0.0  # a loss that the gradient goes through, on every device alike
     kept_column = torch.cumsum(has_column.long(), 0) - 1
-    return nt_xent(
-        rows[kept],
-        columns[has_column],
-        kept_column[positives[kept]],
-        temperature=temperature,
-        not_negative=not_negative[kept][:, has_column],
-        symmetric=True,
-    )
+    not_negative = not_negative[kept][:, has_column]
+    rows, columns, positives = rows[kept], columns[has_column], kept_column[positives[kept]]
+    return nt_xent(rows, columns, positives, temperature=temperature, not_negative=not_negative, symmetric=True)
 
 
 def distinct_products(product_keys: Tensor, own_keys: Tensor) -> tuple[Tensor, Tensor]:
     """Each product once, where several devices' batches hold the same.
 
-    Args:
-        product_keys: int64 `[P]`; equal for rows of one product.
-        own_keys: int64 `[B]`: key of each pair's product, all among `product_keys`.
-
-    Returns:
-        Rows that stand for one product each, int64 `[distinct]`, by ascending key, and the place among them of each
-        pair's product, int64 `[B]`.
+    `product_keys` int64 `[P]` are equal for rows of one product; `own_keys` int64 `[B]`, of the pairs' products, are
+    all among them. Returns rows that stand for one product each, int64 `[distinct]`, by ascending key, and the place
+    among them of each pair's product, int64 `[B]`.
     """
     keys, order = torch.sort(product_keys, stable=True)
     first = torch.ones_like(keys, dtype=torch.bool)

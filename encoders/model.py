@@ -13,6 +13,9 @@ Legend: B products or queries, D fused dimension, Dt and Di widths of text and i
 
 In match3 and match4 query and product side share the image tower, and in match4 `query_text` is `document_text`
 itself: towers, projections and LayerNorms ("Bringing Multimodality to Amazon Visual Search System").
+
+Fusions take `[B, Dt]` and `[B, Di]`, and bool `[B]` masks of what is there, to `[B, D]`. They normalise both first, so
+that neither half outweighs the other by its scale. A product without both halves is an error of the caller.
 """
 
 from __future__ import annotations
@@ -27,14 +30,88 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from encoders.architecture import EncoderArchitecture
-from encoders.errors import CheckpointError
-from encoders.fusion import ConcatFusion, MlpFusion, PhotoTextFusion, SumFusion, build_fusion
+from encoders.config import FusionSpec
+from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.image_tower import ClipTextTower, ImageTower, build_clip
 from encoders.text_tower import TextTower, build_backbone, tie_document_and_query
 from encoders.tokenizers import TextTokenizer
 
 Side = Literal["both", "query", "product"]
 _Tower = TypeVar("_Tower", bound=nn.Module)
+
+
+class ConcatFusion(nn.Module):
+    """α-weighted concatenation `[α·text, (1 - α)·image]` (plain: α = 0.5); D = Dt + Di, no weights of its own."""
+
+    def __init__(self, text_dim: int, image_dim: int, *, alpha: float = 0.5) -> None:
+        super().__init__()
+        self.text_dim, self.image_dim, self.dim = text_dim, image_dim, text_dim + image_dim
+        self.alpha = alpha
+
+    def forward(self, text: Tensor, has_text: Tensor, image: Tensor, has_image: Tensor) -> Tensor:
+        """Fuses; rows where `has_*` is False are taken as zeros."""
+        text_half = self.alpha * functional.normalize(text, dim=-1) * has_text.unsqueeze(-1)
+        image_half = (1.0 - self.alpha) * functional.normalize(image, dim=-1) * has_image.unsqueeze(-1)
+        return torch.cat([text_half, image_half], dim=-1)
+
+
+class MlpFusion(nn.Module):
+    """A perceptron of one hidden layer over both vectors; in 3tmm it also aligns the image into the BERT space."""
+
+    def __init__(self, text_dim: int, image_dim: int, *, hidden: int, dim: int) -> None:
+        super().__init__()
+        self.text_dim, self.image_dim, self.dim = text_dim, image_dim, dim
+        self.missing_text = nn.Parameter(torch.randn(text_dim) * 0.1)
+        self.missing_image = nn.Parameter(torch.randn(image_dim) * 0.1)
+        self.layers = nn.Sequential(nn.Linear(text_dim + image_dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(self, text: Tensor, has_text: Tensor, image: Tensor, has_image: Tensor) -> Tensor:
+        """Fuses; rows where `has_*` is False take a learned vector."""
+        # Unit vectors have tiny entries; times sqrt(width) they have the scale that linear layers are initialised for.
+        text = functional.normalize(text, dim=-1) * self.text_dim**0.5
+        image = functional.normalize(image, dim=-1) * self.image_dim**0.5
+        text = torch.where(has_text.unsqueeze(-1), text, self.missing_text)
+        image = torch.where(has_image.unsqueeze(-1), image, self.missing_image)
+        return self.layers(torch.cat([text, image], dim=-1))
+
+
+class SumFusion(nn.Module):
+    """The weighted sum `w·text + (1 - w)·image` of two vectors of one space; D = Dt = Di, no weights of its own."""
+
+    def __init__(self, dim: int, *, text_weight: float) -> None:
+        super().__init__()
+        self.text_dim, self.image_dim, self.dim = dim, dim, dim
+        self.text_weight = text_weight
+
+    def forward(self, text: Tensor, has_text: Tensor, image: Tensor, has_image: Tensor) -> Tensor:
+        """Fuses; rows where only one `has_*` is True are that vector alone."""
+        text_weight = torch.where(has_text & has_image, self.text_weight, has_text.float()).unsqueeze(-1)
+        image_weight = torch.where(has_text & has_image, 1.0 - self.text_weight, has_image.float()).unsqueeze(-1)
+        return text_weight * functional.normalize(text, dim=-1) + image_weight * functional.normalize(image, dim=-1)
+
+
+class PhotoTextFusion(nn.Module):
+    """What a perceptron of one hidden layer adds to the weighted sum of photo and text; nothing before training."""
+
+    def __init__(self, dim: int, *, hidden: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layers = nn.Sequential(nn.Linear(2 * dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        for weight in self.layers[2].parameters():
+            nn.init.zeros_(weight)
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        """`[B, D]` for normalised text and photo vectors `[B, D]`."""
+        return self.layers(torch.cat([text, image], dim=-1) * self.dim**0.5)
+
+
+def build_fusion(spec: FusionSpec, *, text_dim: int, image_dim: int, dim: int) -> ConcatFusion | MlpFusion:
+    """Builds the fusion that `spec` names. `dim` is the output width of an `mlp`; concatenations bring their own."""
+    if spec.method in ("concat", "alpha"):
+        return ConcatFusion(text_dim, image_dim, alpha=spec.alpha if spec.method == "alpha" else 0.5)
+    if spec.method == "mlp":
+        return MlpFusion(text_dim, image_dim, hidden=spec.hidden, dim=dim)
+    raise EncoderConfigError(f"fusion.method is {spec.method!r}: nothing to build, expected concat, alpha or mlp")
 
 
 class EncoderModel(nn.Module):
@@ -44,10 +121,8 @@ class EncoderModel(nn.Module):
     token ids int64 `[B, L]` and mask bool `[B, L]`, each `[B, D]`, normalised, with gradients; ValueError for other
     models and towers that are not there. `fuse_*` give those that search compares, normalised again.
 
-    Args:
-        architecture: The shape.
-        backbone: A loaded transformers model for the text towers; None builds one with random weights.
-        clip: A loaded open_clip model; None builds one with random weights where the architecture has one.
+    `backbone` is a loaded transformers model for the text towers and `clip` a loaded open_clip model; what the
+    architecture has and is not given is built with random weights.
     """
 
     def __init__(
@@ -77,11 +152,8 @@ class EncoderModel(nn.Module):
         if architecture.clip is not None:
             if clip is None:
                 clip = build_clip(architecture.clip.model_config, with_text=architecture.uses_clip_text)
-            dim = architecture.clip.dim
-            projection_dim = architecture.image_projection_dim
-            self.image = ImageTower(
-                clip.visual, architecture.clip.preprocessing, dim=dim, projection_dim=projection_dim
-            )
+            dim, projected = architecture.clip.dim, architecture.image_projection_dim
+            self.image = ImageTower(clip.visual, architecture.clip.preprocessing, dim=dim, projection_dim=projected)
             if architecture.uses_clip_text:
                 self.clip_text = ClipTextTower(clip.text, dim=dim)
         if architecture.is_match:
@@ -104,9 +176,7 @@ class EncoderModel(nn.Module):
         """Query text vectors (match4)."""
         return functional.normalize(self._match_tower(self.query_text)(ids, mask), dim=-1)
 
-    def encode_product_image(self, pixels: Tensor) -> Tensor:
-        """Product image vectors: `encode_query_image` by another name, the tower is shared."""
-        return self.encode_query_image(pixels)
+    encode_product_image = encode_query_image  # the tower is shared
 
     def encode_product_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Product text vectors."""
@@ -121,14 +191,10 @@ class EncoderModel(nn.Module):
         return self.fuse_product(text, ~there, image, there)
 
     def fuse_photo_text(self, text: Tensor, image: Tensor, *, image_weight: float | None = None) -> Tensor:
-        """Vectors `[B, D]`, normalised, of queries that are photo and text, of any model.
+        """Vectors `[B, D]`, normalised, of queries that are photo and text, of any model, from those of each alone.
 
-        The weighted sum of both vectors; a model with `photo_text_fusion` adds what that has learned.
-
-        Args:
-            text: `[B, D]`, normalised: the queries' vectors by their text alone.
-            image: `[B, D]`, normalised: the same by their photo alone.
-            image_weight: 0 to 1; None: that of the architecture.
+        They are the weighted sum (`image_weight` 0 to 1; None: that of the architecture), and what `photo_text_fusion`
+        adds.
         """
         weight = self.architecture.image_weight if image_weight is None else image_weight
         fused = (1.0 - weight) * text + weight * image
@@ -139,20 +205,13 @@ class EncoderModel(nn.Module):
     def fuse_product(self, text: Tensor, has_text: Tensor, image: Tensor, has_image: Tensor) -> Tensor:
         """Product vectors `[B, D]`, normalised, from `[B, Dt]`, `[B, Di]` and bool `[B]` masks of what is there."""
         if self.product_fusion is not None:
-            fused = self.product_fusion(text, has_text, image, has_image)
+            text = self.product_fusion(text, has_text, image, has_image)
         elif self.image is not None:
-            fused = torch.where(has_image.unsqueeze(-1), image, text)
-        else:
-            fused = text
-        return functional.normalize(fused, dim=-1)
+            text = torch.where(has_image.unsqueeze(-1), image, text)
+        return functional.normalize(text, dim=-1)
 
     def fuse_query(self, text: Tensor, clip_text: Tensor | None = None) -> Tensor:
-        """Query vectors `[B, D]`, normalised, of texts.
-
-        Args:
-            text: `[B, Dt]` of the BERT tower; of CLIP's in a model without one.
-            clip_text: `[B, Di]` of CLIP's text tower, in a model with both (4tmm).
-        """
+        """Query vectors `[B, D]`, normalised, of texts: of the only text tower's vectors, or BERT's and CLIP's."""
         if self.query_fusion is not None and clip_text is not None:
             there = torch.ones(len(text), dtype=torch.bool, device=text.device)
             text = self.query_fusion(text, there, clip_text, there)
@@ -171,11 +230,9 @@ class EncoderModel(nn.Module):
     def weights(self, side: Side = "both") -> dict[str, Tensor]:
         """Named tensors of one side or both, each tensor once: of both, shared ones under `document_text`."""
         state = self.state_dict()
-        if side == "query":
-            return {name: tensor for name, tensor in state.items() if not name.startswith("document_text.")}
-        if side == "product":
-            query_only = ("query_text.", "query_fusion.", "photo_text_fusion.")
-            return {name: tensor for name, tensor in state.items() if not name.startswith(query_only)}
+        if side != "both":
+            others = ("document_text.",) if side == "query" else ("query_text.", "query_fusion.", "photo_text_fusion.")
+            return {name: tensor for name, tensor in state.items() if not name.startswith(others)}
         own: dict[str, Tensor] = {}
         for name, tensor in state.items():
             kind, _, rest = name.partition(".")

@@ -16,7 +16,6 @@ Graphs that the model has no use for are left out. Needs the extra `onnx`; `onnx
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from encoders.checkpoint import local_folder, replaced_folder
+from encoders.checkpoint import local_folder, replaced_folder, write_config
 from encoders.errors import CheckpointError
 from encoders.model import EncoderModel, EncoderParts
 from encoders.onnx_query import CONFIG, SCHEMA_VERSION
@@ -58,27 +57,21 @@ class _Call(nn.Module):
 def export_onnx(uri: str, out: str, *, image_weight: float | None = None) -> dict[str, Any]:
     """Writes the query side of a saved encoder, or of a published version's `query_encoder/`, as ONNX graphs.
 
-    Each graph is run once and compared with the tower it was made of.
+    Each graph is run and compared with the tower it was made of.
 
-    Args:
-        uri: The saved encoder: local path, `package://` or fsspec URI.
-        out: Local folder; graphs that were exported there earlier are replaced.
-        image_weight: Weight of the image in a query of both, 0 to 1; None: what the encoder says.
+    `uri` is a local path, `package://` or fsspec URI; `out` a local folder, in which an earlier export is replaced;
+    `image_weight` that of the image in a query of both, 0 to 1 (None: what the encoder says).
 
-    Returns:
-        What `onnx.json` holds.
-
-    Raises:
-        CheckpointError: No saved encoder at `uri`, something else at `out`, or a graph that differs from its tower.
+    Returns what `onnx.json` holds. Raises CheckpointError where no saved encoder is at `uri`, something else is at
+    `out`, or a graph differs from its tower.
     """
     parts, fingerprint = load_query_parts(local_folder(uri))
     with replaced_folder(Path(out), marker=CONFIG, kind="exported encoder") as staged:
         for name, (module, inputs, shapes) in _graphs(parts.model).items():
             _export(module, inputs, shapes, staged / f"{name}.onnx")
         values = {**_description(parts, fingerprint), "clip_text": _save_tokenizers(parts, staged)}
-        if image_weight is not None:
-            values["image_weight"] = image_weight
-        (staged / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        values |= {"image_weight": image_weight} if image_weight is not None else {}
+        write_config(staged / CONFIG, values)
     return values
 
 
@@ -111,31 +104,19 @@ def _graphs(model: EncoderModel) -> dict[str, _Graph]:
 
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple[dict[int, Any], ...], to: Path) -> None:
-    names = [f"input_{number}" for number in range(len(inputs))]
-    weight_bytes = sum(weight.nbytes for weight in module.parameters())
+    options: dict[str, Any] = {
+        "input_names": [f"input_{number}" for number in range(len(inputs))],
+        "output_names": ["vectors"],
+        "dynamic_shapes": (shapes,) if isinstance(module, _Call) else shapes,
+        "external_data": sum(weight.nbytes for weight in module.parameters()) > _LARGEST_FILE,
+    }
     with _quiet_export(), torch.no_grad():
-        torch.onnx.export(
-            module.eval(),
-            inputs,
-            str(to),
-            input_names=names,
-            output_names=["vectors"],
-            dynamic_shapes=(shapes,) if isinstance(module, _Call) else shapes,
-            external_data=weight_bytes > _LARGEST_FILE,
-            dynamo=True,
-            verbose=False,
-        )
+        torch.onnx.export(module.eval(), inputs, str(to), dynamo=True, verbose=False, **options)
     onnx.checker.check_model(str(to))
-    _compare(module, inputs, shapes, to, names)
+    _compare(module, inputs, shapes, to)
 
 
-def _compare(
-    module: nn.Module,
-    inputs: tuple[Tensor, ...],
-    shapes: tuple[dict[int, Any], ...],
-    graph: Path,
-    names: list[str],
-) -> None:
+def _compare(module: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple[dict[int, Any], ...], graph: Path) -> None:
     """Runs graph and tower on inputs of another size than the graph was traced with; raises where they differ."""
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     for grow in (1, 2):
@@ -146,7 +127,7 @@ def _compare(
             tried.append(tensor.repeat(1, grow) if 1 in dimensions else tensor)
         with torch.inference_mode():
             expected = module(*tried)
-        (found,) = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, tried, strict=True)})
+        (found,) = session.run(None, {f"input_{number}": tensor.numpy() for number, tensor in enumerate(tried)})
         difference = float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max())
         if not difference < _LARGEST_DIFFERENCE:
             raise CheckpointError(
@@ -193,14 +174,10 @@ def _save_tokenizers(parts: EncoderParts, folder: Path) -> dict[str, Any] | None
 @contextmanager
 def _quiet_export() -> Iterator[None]:
     """Keeps the exporter's advice off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

@@ -1,13 +1,11 @@
-"""Query encoders on ONNX Runtime: what `onnx_export` wrote, run on CPUs. Imports no torch.
-
-Legend: B queries, D fused dimension.
-"""
+"""Query encoders on ONNX Runtime: what `onnx_export` wrote, run on CPUs. Imports no torch."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnxruntime
@@ -16,21 +14,15 @@ from PIL import Image
 from encoders.checkpoint import local_folder, read_config
 from encoders.errors import CheckpointError
 from encoders.preprocessing import ImagePreprocessing, resize_picture
-from encoders.query_batches import encode_queries
+from encoders.query_batches import BaseQueryEncoder
 from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 
 SCHEMA_VERSION = 1
 CONFIG = "onnx.json"
 
 
-class OnnxQueryEncoder:
-    """The query side, as `QueryEncoder` gives it, with its attributes, in float32. Threads may share it.
-
-    Args:
-        folder: Of exported graphs.
-        threads: Threads of one graph's run; None lets ONNX Runtime take one a core.
-        batch_size: Texts or images a run.
-    """
+class OnnxQueryEncoder(BaseQueryEncoder):
+    """The query side of exported graphs, in float32, `batch_size` texts or images a run. Threads may share it."""
 
     def __init__(self, folder: Path, *, threads: int | None = None, batch_size: int = 64) -> None:
         values = read_config(folder / CONFIG)
@@ -40,15 +32,11 @@ class OnnxQueryEncoder:
                 f"{SCHEMA_VERSION}; export the encoder again"
             )
         self.folder = folder
-        self.model: str = values["model"]
-        self.dim: int = values["dim"]
-        self.fingerprint: str = values["fingerprint"]
-        self.accepts_text: bool = values["accepts_text"]
-        self.accepts_images: bool = values["accepts_images"]
-        self.image_weight: float = values["image_weight"]
-        self.preprocessing: ImagePreprocessing | None = None
-        if values["preprocessing"] is not None:
-            self.preprocessing = ImagePreprocessing.from_dict(values["preprocessing"])
+        self.model, self.dim, self.fingerprint = values["model"], values["dim"], values["fingerprint"]
+        self.accepts_text, self.accepts_images = values["accepts_text"], values["accepts_images"]
+        self.image_weight = values["image_weight"]
+        preprocessing = values["preprocessing"]
+        self.preprocessing = None if preprocessing is None else ImagePreprocessing.from_dict(preprocessing)
         self._batch_size = batch_size
         self._graphs = {path.stem: _session(path, threads) for path in sorted(folder.glob("*.onnx"))}
         wanted = {"fuse_text": self.accepts_text, "image": self.accepts_images, "fuse_photo": self.accepts_images}
@@ -57,45 +45,21 @@ class OnnxQueryEncoder:
             raise CheckpointError(f"no {missing[0]}.onnx in {folder}: the export is incomplete, export it again")
         self._tokenizers: dict[str, TextTokenizer] = {}
         if "query_text" in self._graphs:
-            tokenizer = FastTokenizer.load(folder / "text_tower", max_tokens=values["text_max_tokens"])
-            self._tokenizers["query_text"] = tokenizer
+            max_tokens = values["text_max_tokens"]
+            self._tokenizers["query_text"] = FastTokenizer.load(folder / "text_tower", max_tokens=max_tokens)
         if "clip_text" in self._graphs:
             self._tokenizers["clip_text"] = _clip_tokenizer(folder / "clip_tokenizer", **values["clip_text"])
 
-    def encode(
-        self, texts: Sequence[str | None] | None = None, images: Sequence[Image.Image | None] | None = None
-    ) -> np.ndarray:
-        """Encodes B queries, as `QueryEncoder.encode` does: float32 `[B, D]`, L2-normalised.
-
-        Raises:
-            ValueError: Lengths differ, a query is empty, or it is of a kind that this encoder does not take.
-        """
-        return encode_queries(
-            texts,
-            images,
-            dim=self.dim,
-            encode_texts=self._encode_texts,
-            encode_images=self._encode_images,
-            fuse_both=self._fuse_both,
-        )
-
     def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        if not self.accepts_text:
-            raise ValueError(f"a {self.model} encoder takes no texts as queries: expected pictures only")
         return self._run("fuse_text", *(self._run_texts(name, texts) for name in self._tokenizers))
 
     def _run_texts(self, name: str, texts: Sequence[str]) -> np.ndarray:
-        batches = [
-            (rows, self._run(name, ids, mask))
-            for rows, ids, mask in self._tokenizers[name].tokenize(texts).batches(self._batch_size)
-        ]
-        order = np.concatenate([rows for rows, _ in batches])
-        return np.concatenate([vectors for _, vectors in batches])[np.argsort(order)]
+        batches = list(self._tokenizers[name].tokenize(texts).batches(self._batch_size))
+        vectors = np.concatenate([self._run(name, ids, mask) for _, ids, mask in batches])
+        return vectors[np.argsort(np.concatenate([rows for rows, _, _ in batches]))]
 
     def _encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        preprocessing = self.preprocessing
-        if not self.accepts_images or preprocessing is None:
-            raise ValueError(f"a {self.model} encoder takes no pictures as queries: expected texts only")
+        preprocessing = cast(ImagePreprocessing, self.preprocessing)  # `encode` asks only where images are accepted
         vectors = []
         for start in range(0, len(images), self._batch_size):
             batch = images[start : start + self._batch_size]
@@ -114,14 +78,9 @@ class OnnxQueryEncoder:
 
 
 def load_onnx_query_encoder(uri: str, *, threads: int | None = None) -> OnnxQueryEncoder:
-    """Loads what `export_onnx` wrote.
+    """Loads what `export_onnx` wrote at a local path, `package://` or fsspec URI; CheckpointError where it cannot.
 
-    Args:
-        uri: The folder: local path, `package://` or fsspec URI.
-        threads: Threads of one graph's run; None: one a core.
-
-    Raises:
-        CheckpointError: No export there, an incomplete one, or one of another schema version.
+    `threads` are those of one graph's run; None lets ONNX Runtime take one a core.
     """
     return OnnxQueryEncoder(local_folder(uri), threads=threads)
 
@@ -138,8 +97,7 @@ def _session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
 def _clip_tokenizer(
     folder: Path, *, tokenizer: str, text_cfg: dict, cleaning: str = "lower", dropped_id: int | None = None
 ) -> TextTokenizer:
-    if tokenizer == "bpe":
-        return FastTokenizer.load(folder, max_tokens=int(text_cfg.get("context_length", 77)), cleaning=cleaning)
-    if tokenizer == "padded":
-        return FastTokenizer.load(folder, max_tokens=None, cleaning=cleaning, dropped_id=dropped_id)
-    return clip_tokenizer(text_cfg, folder)
+    if tokenizer == "open_clip":
+        return clip_tokenizer(text_cfg, folder)
+    max_tokens = int(text_cfg.get("context_length", 77)) if tokenizer == "bpe" else None
+    return FastTokenizer.load(folder, max_tokens=max_tokens, cleaning=cleaning, dropped_id=dropped_id)

@@ -22,22 +22,16 @@ _LONGEST_ASPECT = 8
 class ImagePreprocessing:
     """What an image tower wants to see; fields mean what open_clip's `PreprocessCfg` means by them.
 
-    Attributes:
-        size: Side S of the square input, in pixels.
-        mean: Mean of each channel (RGB) on the scale 0 to 1, subtracted by the tower.
-        std: Standard deviation of each channel, divided by in the tower.
-        interpolation: Filter of the resize.
-        resize_mode: `shortest` scales the shorter side to S and crops the centre; `longest` scales the longer side to S
-            and pads with `fill_color`; `squash` ignores the aspect ratio.
-        fill_color: Grey level of the padding, 0 to 255.
+    `shortest` scales the shorter side to S and crops the centre; `longest` scales the longer side to S and pads;
+    `squash` ignores the aspect ratio.
     """
 
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size: int  # side S of the square input, in pixels
+    mean: tuple[float, float, float]  # of each channel (RGB) on the scale 0 to 1, subtracted by the tower
+    std: tuple[float, float, float]  # divided by in the tower
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    fill_color: int = 0
+    fill_color: int = 0  # grey level of the padding, 0 to 255
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -61,15 +55,10 @@ class ImagePreprocessing:
 
 
 def resize_picture(image: Image.Image, preprocessing: ImagePreprocessing) -> np.ndarray:
-    """Resizes and crops one image.
+    """Resizes and crops any PIL image; uint8 `[3, S, S]`, contiguous.
 
-    Args:
-        image: Any PIL image; other modes than RGB are converted after the resize, as open_clip does. (Callers that
-            decode palette or alpha images should convert them to RGB first, against a ground of their choice.)
-        preprocessing: What the tower wants.
-
-    Returns:
-        uint8 `[3, S, S]`, contiguous.
+    Other modes than RGB are converted after the resize, as open_clip does; callers that decode palette or alpha images
+    should convert them to RGB first, against a ground of their choice.
     """
     new_size = _resized_size(image.width, image.height, preprocessing)
     if image.size != new_size:
@@ -138,12 +127,9 @@ def _resized_size(width: int, height: int, preprocessing: ImagePreprocessing) ->
 def _centre_crop_or_pad(pixels: np.ndarray, preprocessing: ImagePreprocessing) -> np.ndarray:
     """`[3, H, W]` to `[3, S, S]`, with torchvision's offsets."""
     size = preprocessing.size
-    _, height, width = pixels.shape
-    if height < size or width < size:
-        canvas = np.full((3, max(height, size), max(width, size)), preprocessing.fill_color, np.uint8)
-        top, left = max(0, size - height) // 2, max(0, size - width) // 2
-        canvas[:, top : top + height, left : left + width] = pixels
-        pixels = canvas
-        _, height, width = pixels.shape
-    top, left = round((height - size) / 2.0), round((width - size) / 2.0)
+    missing = [max(0, size - side) for side in pixels.shape[1:]]
+    if any(missing):
+        around = [(0, 0), *((side // 2, side - side // 2) for side in missing)]
+        pixels = np.pad(pixels, around, constant_values=preprocessing.fill_color)
+    top, left = (round((side - size) / 2.0) for side in pixels.shape[1:])
     return np.ascontiguousarray(pixels[:, top : top + size, left : left + size])

@@ -1,60 +1,75 @@
-"""A batch of queries, each a text, a picture or both, to vectors: what is the same however the towers run.
-
-Legend: B queries, D fused dimension.
-"""
+"""What is the same of every query encoder, however its towers run: queries that are a text, an image or both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
+from encoders.preprocessing import ImagePreprocessing
 
-def encode_queries(
-    texts: Sequence[str | None] | None,
-    images: Sequence[Image.Image | None] | None,
-    *,
-    dim: int,
-    encode_texts: Callable[[Sequence[str]], np.ndarray],
-    encode_images: Callable[[Sequence[Image.Image]], np.ndarray],
-    fuse_both: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> np.ndarray:
-    """Encodes what is there of each query, and fuses where both are.
 
-    Args:
-        texts: B texts, None where a query has no text; None when no query has one.
-        images: B PIL pictures in the same way.
-        dim: D.
-        encode_texts: Texts to query vectors, float32 `[., D]`, normalised.
-        encode_images: Pictures to query vectors in the same way.
-        fuse_both: Text vectors and picture vectors of the same queries to the vectors of those queries.
+class BaseQueryEncoder(ABC):
+    """A query side. Legend: B queries, D fused dimension.
 
-    Returns:
-        float32 `[B, D]`.
-
-    Raises:
-        ValueError: Lengths differ, or a query is empty.
+    An image alone is encoded by the model's rule: the image tower (clip, match3, match4), or the product side with its
+    text missing (3tmm, 4tmm). Image and text together: the two normalised vectors, weighted `image_weight` and
+    1 - `image_weight`, summed and normalised; match4 with fusion `mlp` adds to the sum what it has learned.
     """
-    count = len(texts if texts is not None else images if images is not None else ())
-    texts = [None] * count if texts is None else texts
-    images = [None] * count if images is None else images
-    if len(texts) != len(images):
-        raise ValueError(
-            f"{len(texts)} texts and {len(images)} images: expected one of each per query, None where missing"
-        )
-    has_text = np.fromiter((text is not None for text in texts), bool, count)
-    has_image = np.fromiter((image is not None for image in images), bool, count)
-    empty = np.flatnonzero(~(has_text | has_image))
-    if len(empty):
-        raise ValueError(f"query {empty[0]} has neither text nor picture: expected at least one of the two")
-    vectors = np.zeros((count, dim), np.float32)
-    both = has_text & has_image
-    if has_text.any():
-        vectors[has_text] = encode_texts([text for text in texts if text is not None])
-    by_text = vectors[both]
-    if has_image.any():
-        vectors[has_image] = encode_images([image for image in images if image is not None])
-    if both.any():
-        vectors[both] = fuse_both(by_text, vectors[both])
-    return vectors
+
+    model: str
+    dim: int
+    fingerprint: str  # of the encoder that made the products' vectors
+    accepts_text: bool
+    accepts_images: bool
+    image_weight: float
+    preprocessing: ImagePreprocessing | None  # what the image tower wants to see; None without one
+
+    def encode(
+        self, texts: Sequence[str | None] | None = None, images: Sequence[Image.Image | None] | None = None
+    ) -> np.ndarray:
+        """Encodes B queries to float32 `[B, D]`, L2-normalised.
+
+        Both hold B items, None where a query has none; None when no query has one. ValueError where lengths differ, a
+        query is empty, or it is of a kind that this encoder does not take.
+        """
+        count = len(texts if texts is not None else images if images is not None else ())
+        texts = [None] * count if texts is None else texts
+        images = [None] * count if images is None else images
+        if len(texts) != len(images):
+            raise ValueError(
+                f"{len(texts)} texts and {len(images)} images: expected one of each per query, None where missing"
+            )
+        has_text = np.fromiter((text is not None for text in texts), bool, count)
+        has_image = np.fromiter((image is not None for image in images), bool, count)
+        empty = np.flatnonzero(~(has_text | has_image))
+        if len(empty):
+            raise ValueError(f"query {empty[0]} has neither text nor picture: expected at least one of the two")
+        if has_text.any() and not self.accepts_text:
+            raise ValueError(f"a {self.model} encoder takes no texts as queries: expected pictures only")
+        if has_image.any() and not self.accepts_images:
+            raise ValueError(f"a {self.model} encoder takes no pictures as queries: expected texts only")
+        vectors = np.zeros((count, self.dim), np.float32)
+        both = has_text & has_image
+        if has_text.any():
+            vectors[has_text] = self._encode_texts([text for text in texts if text is not None])
+        by_text = vectors[both]
+        if has_image.any():
+            vectors[has_image] = self._encode_images([image for image in images if image is not None])
+        if both.any():
+            vectors[both] = self._fuse_both(by_text, vectors[both])
+        return vectors
+
+    @abstractmethod
+    def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Query vectors of texts, float32 `[., D]`, normalised."""
+
+    @abstractmethod
+    def _encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Query vectors of images in the same way."""
+
+    @abstractmethod
+    def _fuse_both(self, text: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """Query vectors of the same queries by their text and by their image, fused."""

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -83,17 +83,10 @@ def fixed_rows(rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.nda
 
 
 def compile_tower(tower: _Tower, *example: torch.Tensor) -> _Tower:
-    """Compiles a tower for batches of any size and texts of any length, and runs it once.
+    """Compiles a tower for batches of any size and texts of any length; only a batch of one item is compiled again.
 
-    Shapes are dynamic: a batch of another length runs the same code; only a batch of one item is compiled again. The
-    run happens here, so that what cannot be compiled is known when the encoder is loaded.
-
-    Args:
-        tower: On its device, in its precision.
-        example: What it is called with, at least two items a batch.
-
-    Raises:
-        EncoderConfigError: There is no compiler that works, or torch cannot compile this tower.
+    It runs once, on an example of at least two items, so that what cannot be compiled is known when the encoder is
+    loaded: EncoderConfigError where no compiler works, or torch cannot compile this tower.
     """
     compiled = torch.compile(tower, dynamic=True)
     try:
@@ -110,22 +103,29 @@ def compile_tower(tower: _Tower, *example: torch.Tensor) -> _Tower:
     return compiled  # type: ignore[return-value]  # behaves as the tower, attributes included
 
 
-class _Runner:
-    """A tower with its device. With lanes its batches have fixed shapes; without, up to `batch_size` items each."""
+class Placement(NamedTuple):
+    """Where and how towers run: in lanes by batches of fixed shape, without by batches of up to `batch_size`."""
 
-    def __init__(self, tower: nn.Module, *, device: torch.device, batch_size: int, lanes: Lanes | None) -> None:
+    device: torch.device
+    batch_size: int
+    lanes: Lanes | None = None
+
+
+class _Runner:
+    """A tower, on its device already, with its placement."""
+
+    def __init__(self, tower: TextTower | ClipTextTower | ImageTower, placement: Placement) -> None:
+        self.dim = tower.dim
         self._tower = tower
-        self._device = device
-        self._batch_size = batch_size
-        self._lanes = lanes
+        self._device, self._batch_size, self._lanes = placement
 
     def _compile(self, *example: torch.Tensor) -> None:
         # In a lane, where the generated code is made for one thread.
         (self._tower,) = run_batches(self._lanes, lambda tower: compile_tower(tower, *example), [self._tower])
 
-    def _run(self, count: int, dim: int, batches: Iterable[tuple[np.ndarray, tuple[np.ndarray, ...]]]) -> torch.Tensor:
-        """Runs (rows, inputs) batches; inputs may have more rows than there are. Float32 `[count, dim]`."""
-        vectors = torch.empty((count, dim), dtype=torch.float32, device=self._device)
+    def _run(self, count: int, batches: Iterable[tuple[np.ndarray, tuple[np.ndarray, ...]]]) -> torch.Tensor:
+        """Runs (rows, inputs) batches; inputs may have more rows than there are. Float32 `[count, D]`."""
+        vectors = torch.empty((count, self.dim), dtype=torch.float32, device=self._device)
 
         def run_batch(batch: tuple[np.ndarray, tuple[np.ndarray, ...]]) -> None:
             rows, inputs = batch
@@ -137,27 +137,10 @@ class _Runner:
 
 
 class TextRunner(_Runner):
-    """A text tower with its tokenizer.
+    """A text tower with its own tokenizer."""
 
-    Args:
-        tower: On the device already.
-        tokenizer: Its own.
-        device: Where it is.
-        batch_size: Texts per forward pass, without lanes.
-        lanes: What runs the batches; None: the calling thread.
-    """
-
-    def __init__(
-        self,
-        tower: TextTower | ClipTextTower,
-        tokenizer: TextTokenizer,
-        *,
-        device: torch.device,
-        batch_size: int,
-        lanes: Lanes | None = None,
-    ) -> None:
-        super().__init__(tower, device=device, batch_size=batch_size, lanes=lanes)
-        self.dim = tower.dim
+    def __init__(self, tower: TextTower | ClipTextTower, tokenizer: TextTokenizer, placement: Placement) -> None:
+        super().__init__(tower, placement)
         self.max_tokens = tokenizer.max_tokens
         self.tokenize = tokenizer.tokenize
         self._tokens_per_batch = TOKENS_PER_BATCH[next(tower.parameters()).dtype]
@@ -171,14 +154,13 @@ class TextRunner(_Runner):
         """Encodes T texts in batches of like length; float32 `[T, D]` on the device, in the order given."""
         tokens = texts if isinstance(texts, TokenizedTexts) else self.tokenize(texts)
         if self._lanes is not None:
-            return self._run(len(tokens), self.dim, self._fixed_batches(tokens))
+            return self._run(len(tokens), self._fixed_batches(tokens))
         batches = ((rows, (ids, mask)) for rows, ids, mask in tokens.batches(self._batch_size))
-        return self._run(len(tokens), self.dim, batches)
+        return self._run(len(tokens), batches)
 
     def _fixed_batches(self, tokens: TokenizedTexts) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
-        """Texts of exactly one length share a batch, the longest first: no padding, and so no mask that a library skips
-        or applies depending on the neighbours.
-        """
+        # Texts of exactly one length share a batch, the longest first: no padding, and so no mask that a library skips
+        # or applies depending on the neighbours.
         lengths = np.diff(tokens.offsets)
         for length in np.unique(lengths)[::-1]:
             size = max(1, self._tokens_per_batch // max(1, int(length)))
@@ -187,27 +169,10 @@ class TextRunner(_Runner):
 
 
 class ImageRunner(_Runner):
-    """An image tower with its preprocessing.
+    """An image tower with its preprocessing."""
 
-    Args:
-        tower: On the device already.
-        preprocessing: What it wants to see.
-        device: Where it is.
-        batch_size: Images per forward pass, without lanes.
-        lanes: What runs the batches; None: the calling thread.
-    """
-
-    def __init__(
-        self,
-        tower: ImageTower,
-        preprocessing: ImagePreprocessing,
-        *,
-        device: torch.device,
-        batch_size: int,
-        lanes: Lanes | None = None,
-    ) -> None:
-        super().__init__(tower, device=device, batch_size=batch_size, lanes=lanes)
-        self.dim = tower.dim
+    def __init__(self, tower: ImageTower, preprocessing: ImagePreprocessing, placement: Placement) -> None:
+        super().__init__(tower, placement)
         self.preprocessing = preprocessing
 
     def compile(self) -> None:
@@ -226,10 +191,9 @@ class ImageRunner(_Runner):
         if self._lanes is not None:
             batches = ((own, (pixels[filled],)) for own, filled in fixed_rows(rows, IMAGES_PER_BATCH))
         else:
-            starts = range(0, len(pixels), self._batch_size)
-            parts = (slice(start, start + self._batch_size) for start in starts)
+            parts = (slice(start, start + self._batch_size) for start in range(0, len(pixels), self._batch_size))
             batches = ((rows[part], (np.ascontiguousarray(pixels[part]),)) for part in parts)
-        return self._run(len(pixels), self.dim, batches)
+        return self._run(len(pixels), batches)
 
     def run_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Resizes and encodes P PIL images, at least one."""

@@ -8,8 +8,7 @@ encoder is a folder, written whole and read back with checks:
     text_tower/             config.json and tokenizer.json of the BERT tower, where there is one
     clip_tokenizer/         tokenizer files of a CLIP text tower that does not use open_clip's own byte-pair table
 
-A folder of side `query` holds what a server needs to embed queries, and the fingerprint of the encoder that made the
-products' vectors.
+A folder of side `query` holds what a server needs, and the fingerprint of the encoder of the products' vectors.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from encoders.architecture import EncoderArchitecture
-from encoders.checkpoint import file_sha256, local_folder, read_config, replaced_folder
+from encoders.checkpoint import file_sha256, local_folder, read_config, replaced_folder, write_config
 from encoders.config import MATCH_MODELS, USES_CLIP_TEXT, EncoderConfig, ModelName, Precision
 from encoders.encoder import ProductEncoder, QueryEncoder
 from encoders.errors import CheckpointError, EncoderConfigError
@@ -46,7 +45,6 @@ class SavedEncoder:
     architecture: EncoderArchitecture
     side: Side
     fingerprint: str | None
-    training: dict[str, Any] | None
 
     def identity(self) -> dict[str, str]:
         """Hash of every file that decides the vectors, by role."""
@@ -55,7 +53,7 @@ class SavedEncoder:
         return {str(path.relative_to(self.folder)): file_sha256(path) for path in paths if path.is_file()}
 
     def load(self) -> EncoderParts:
-        """Builds the modules and takes the weights over."""
+        """Builds the modules with the saved weights."""
         architecture, weights = self.architecture, self.folder / _WEIGHTS
         model = EncoderModel(architecture)
         try:
@@ -65,15 +63,12 @@ class SavedEncoder:
         model.load_weights(tensors, side=self.side, where=str(weights))
         if self.side == "query":
             model.keep_side("query")
-        tokenizer: TextTokenizer | None = None
-        clip_text_tokenizer: TextTokenizer | None = None
-        if architecture.text is not None:
-            tokenizer = FastTokenizer.load(self.folder / _TEXT, max_tokens=architecture.text.max_tokens)
-        if architecture.clip is not None and architecture.uses_clip_text:
-            folder = self.folder / _CLIP_TOKENIZER
-            text_config = architecture.clip.model_config["text_cfg"]
-            clip_text_tokenizer = clip_tokenizer(text_config, folder if folder.is_dir() else None)
-        return EncoderParts(model=model, tokenizer=tokenizer, clip_tokenizer=clip_text_tokenizer)
+        text, clip, folder = architecture.text, architecture.clip, self.folder / _CLIP_TOKENIZER
+        tokenizer = FastTokenizer.load(self.folder / _TEXT, max_tokens=text.max_tokens) if text else None
+        of_clip: TextTokenizer | None = None
+        if clip is not None and architecture.uses_clip_text:
+            of_clip = clip_tokenizer(clip.model_config["text_cfg"], folder if folder.is_dir() else None)
+        return EncoderParts(model=model, tokenizer=tokenizer, clip_tokenizer=of_clip)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,13 +86,10 @@ class TowerSources:
     def load(self) -> EncoderParts:
         """Loads the towers; the fusion, where it has weights, is random."""
         uses_clip_text = self.architecture.uses_clip_text
-        model = EncoderModel(
-            self.architecture,
-            backbone=self.text.load() if self.text else None,
-            clip=self.clip.load(with_text=uses_clip_text) if self.clip else None,
-        )
+        backbone = self.text.load() if self.text else None
+        clip = self.clip.load(with_text=uses_clip_text) if self.clip else None
         return EncoderParts(
-            model=model,
+            model=EncoderModel(self.architecture, backbone=backbone, clip=clip),
             tokenizer=self.text.tokenizer() if self.text else None,
             clip_tokenizer=self.clip.tokenizer() if self.clip and uses_clip_text else None,
         )
@@ -105,29 +97,22 @@ class TowerSources:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderDescription:
-    """What a job needs to know of its encoder before it does any work.
+    """What a job needs to know of its encoder, and of its product side, before it does any work.
 
-    Attributes:
-        model: Name of the architecture.
-        dim: Width D of the vectors.
-        fingerprint: 16 hex digits over weights, config, tokenizer and precision.
-        uses_text: Whether the product side reads texts.
-        text_is_fallback: Whether it needs the text only of products without an image (clip).
-        uses_images: Whether the product side reads images.
-        preprocessing: What the image tower wants; None without one.
-        max_tokens: Longer texts are cut to this many tokens.
-        missing_rule: What happens to a product without text or image.
+    The fingerprint is 16 hex digits over weights, config, tokenizer and precision. Vectors of one fingerprint may stand
+    side by side whatever device or release made them: they agree up to the rounding of their sums.
     """
 
     model: ModelName
     dim: int
     fingerprint: str
     uses_text: bool
-    text_is_fallback: bool
+    text_is_fallback: bool  # the text is needed only of products without an image (clip)
     uses_images: bool
-    preprocessing: ImagePreprocessing | None
-    max_tokens: int
-    missing_rule: str
+    preprocessing: ImagePreprocessing | None  # what the image tower wants; None without one
+    max_tokens: int  # longer texts are cut
+    missing_rule: str  # what happens to a product without text or image, in words
+    batch_invariant: bool  # the bits of a product's vector depend on the product alone: on a CPU, not on a GPU
 
 
 def check_encoder(config: EncoderConfig) -> EncoderDescription:
@@ -139,30 +124,24 @@ def check_encoder(config: EncoderConfig) -> EncoderDescription:
     """
     source = _trained_source(config)
     architecture = source.architecture
+    shared = ("model", "dim", "text_is_fallback", "uses_images", "max_tokens", "missing_rule")
     return EncoderDescription(
-        model=architecture.model,
-        dim=architecture.dim,
+        **{name: getattr(architecture, name) for name in shared},
         fingerprint=_fingerprint(source, config.precision),
-        uses_text=architecture.uses_text,
-        text_is_fallback=architecture.text_is_fallback,
-        uses_images=architecture.uses_images,
+        uses_text=True,
         preprocessing=architecture.clip.preprocessing if architecture.clip else None,
-        max_tokens=architecture.max_tokens,
-        missing_rule=architecture.missing_rule,
+        batch_invariant=config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()),
     )
 
 
 def load_product_encoder(config: EncoderConfig) -> ProductEncoder:
-    """Loads the product side onto its device. Raises as `check_encoder` does, and EncoderConfigError where
-    `config.compile` is set and nothing can be compiled.
-    """
+    """Loads the product side onto its device. Raises as `check_encoder` does, and where nothing can be compiled."""
     source = _trained_source(config)
-    fingerprint = _fingerprint(source, config.precision)
     parts = _load(source)
     parts.model.keep_side("product")
     return ProductEncoder(
         parts,
-        fingerprint=fingerprint,
+        fingerprint=_fingerprint(source, config.precision),
         device=resolve_device(config.device),
         precision=config.precision,
         batch_size=config.batch_size,
@@ -171,10 +150,9 @@ def load_product_encoder(config: EncoderConfig) -> ProductEncoder:
 
 
 def load_query_encoder(uri: str, *, device: str = "auto") -> QueryEncoder:
-    """Loads the query side from a published version's `query_encoder/` or from a saved encoder folder, in float32.
+    """Loads the query side of a published version's `query_encoder/`, or of a saved encoder, in float32.
 
-    Raises:
-        CheckpointError: No saved encoder at `uri`, or an incomplete one.
+    Raises CheckpointError where there is none, or an incomplete one.
     """
     parts, fingerprint = load_query_parts(local_folder(uri))
     return QueryEncoder(parts, fingerprint=fingerprint, device=resolve_device(device))
@@ -207,13 +185,9 @@ def save_encoder(
 ) -> None:
     """Writes an encoder, in place only when it is whole; equal parts give equal bytes.
 
-    `load_product_encoder(EncoderConfig(uri=folder))` is the inverse.
-
     Args:
-        parts: The encoder.
         folder: Local folder; an earlier saved encoder there is replaced, anything else is left alone (CheckpointError).
         training: What made the weights, for people to read.
-        side: `both`, or `query` for what a server needs.
         fingerprint: Recorded with a query side: that of the encoder of the products' vectors.
     """
     architecture = parts.model.architecture
@@ -221,12 +195,12 @@ def save_encoder(
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.model.weights(side).items()}
         save_file(weights, str(staged / _WEIGHTS), metadata={"format": "pt"})
         (staged / _WEIGHTS).chmod(0o644)  # safetensors writes files that only their owner may read
-        noted = {"fingerprint": fingerprint, "training": training}
         values = {"schema_version": SCHEMA_VERSION, "side": side, **architecture.to_dict()}
-        _write_json(staged / _CONFIG, values | {key: value for key, value in noted.items() if value is not None})
+        values |= {"fingerprint": fingerprint} if fingerprint is not None else {}
+        write_config(staged / _CONFIG, values | ({"training": training} if training is not None else {}))
         if architecture.text is not None and parts.tokenizer is not None:
             (staged / _TEXT).mkdir()
-            _write_json(staged / _TEXT / "config.json", architecture.text.config)
+            write_config(staged / _TEXT / "config.json", architecture.text.config)
             parts.tokenizer.save(staged / _TEXT)
         if parts.clip_tokenizer is not None and parts.clip_tokenizer.source is not None:
             parts.clip_tokenizer.source.save_pretrained(str(staged / _CLIP_TOKENIZER))
@@ -234,6 +208,7 @@ def save_encoder(
 
 def resolve_encoder(config: EncoderConfig) -> SavedEncoder | TowerSources:
     """Finds the files behind `config`; a fusion that still wants training is let through (training starts there)."""
+    source: SavedEncoder | TowerSources
     if config.uri is not None:
         folder = local_folder(config.uri)
         if not (folder / _CONFIG).is_file():
@@ -241,26 +216,25 @@ def resolve_encoder(config: EncoderConfig) -> SavedEncoder | TowerSources:
                 f"encoder.uri is {config.uri!r}: no encoder.json in {folder}. A saved Shelfmark encoder has one; "
                 "towers of other libraries are named by encoder.model with text_tower and clip_tower"
             )
-        saved = read_saved(folder)
-        if config.image_weight is not None:
-            saved = replace(saved, architecture=replace(saved.architecture, image_weight=config.image_weight))
-        return saved
-    if config.model is None:
-        raise EncoderConfigError("encoder.uri and encoder.model: found neither, expected exactly one of the two")
-    with_text = config.model in USES_CLIP_TEXT
-    text = find_text_checkpoint(config.text_tower) if config.text_tower else None
-    clip = find_clip_checkpoint(config.clip_tower, with_text=with_text) if config.clip_tower else None
-    if text is not None and clip is not None and config.model in MATCH_MODELS:
-        projected = replace(text.architecture, projection_dim=config.fusion.dim or clip.architecture.dim)
-        text = replace(text, architecture=projected)
-    architecture = EncoderArchitecture(
-        model=config.model,
-        text=text.architecture if text else None,
-        clip=clip.architecture if clip else None,
-        fusion=config.fusion,
-        image_weight=0.5 if config.image_weight is None else config.image_weight,
-    )
-    return TowerSources(architecture=architecture, text=text, clip=clip)
+        source = read_saved(folder)
+    else:
+        model = cast(ModelName, config.model)  # one of the two is given
+        text = find_text_checkpoint(config.text_tower) if config.text_tower else None
+        clip_text = model in USES_CLIP_TEXT
+        clip = find_clip_checkpoint(config.clip_tower, with_text=clip_text) if config.clip_tower else None
+        if text is not None and clip is not None and model in MATCH_MODELS:
+            projected = replace(text.architecture, projection_dim=config.fusion.dim or clip.architecture.dim)
+            text = replace(text, architecture=projected)
+        architecture = EncoderArchitecture(
+            model=model,
+            text=text.architecture if text else None,
+            clip=clip.architecture if clip else None,
+            fusion=config.fusion,
+        )
+        source = TowerSources(architecture=architecture, text=text, clip=clip)
+    if config.image_weight is not None:
+        source = replace(source, architecture=replace(source.architecture, image_weight=config.image_weight))
+    return source
 
 
 def resolve_device(name: str) -> torch.device:
@@ -277,11 +251,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def read_saved(folder: Path) -> SavedEncoder:
-    """Reads and checks a saved folder without loading its weights.
-
-    Raises:
-        CheckpointError: Not a saved encoder, of a newer schema, or without readable weights.
-    """
+    """Reads and checks a saved folder without its weights; CheckpointError on an incomplete or newer one."""
     values = read_config(folder / _CONFIG)
     version = values.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -303,21 +273,11 @@ def read_saved(folder: Path) -> SavedEncoder:
             pass
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{weights} is not a complete safetensors file: {error}") from error
-    return SavedEncoder(
-        folder=folder,
-        architecture=architecture,
-        side=side,
-        fingerprint=values.get("fingerprint"),
-        training=values.get("training"),
-    )
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return SavedEncoder(folder=folder, architecture=architecture, side=side, fingerprint=values.get("fingerprint"))
 
 
 def _load(source: SavedEncoder | TowerSources) -> EncoderParts:
-    """Modules are built with random weights before the saved ones arrive; the caller's generator must not notice."""
+    # Modules are built with random weights before the saved ones arrive; the caller's generator must not notice.
     with torch.random.fork_rng(devices=[]):
         return source.load()
 
@@ -343,10 +303,6 @@ def _fingerprint(source: SavedEncoder | TowerSources, precision: Precision) -> s
     shape = source.architecture.to_dict()
     del shape["image_weight"], shape["missing"]  # they do not change a product's vector
     text = source.architecture.text
-    identity = {
-        "shape": shape,
-        "text_config": text.config if text else None,
-        "files": source.identity(),
-        "precision": precision,
-    }
+    identity: dict[str, Any] = {"shape": shape, "text_config": text.config if text else None}
+    identity |= {"files": source.identity(), "precision": precision}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

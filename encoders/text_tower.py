@@ -2,9 +2,8 @@
 
 Legend: T texts, L tokens of the longest text of the batch, H width of the backbone, D width of the tower's vectors.
 
-The two towers of a pair share all weights except LayerNorms and the projection ("Multimodal semantic retrieval for
-product search", BiBERT): `tie_document_and_query` makes them one set of parameters, so an update of one side is an
-update of both.
+The two towers of a pair share all parameters except LayerNorms and the projection ("Multimodal semantic retrieval for
+product search", BiBERT), so an update of one side is an update of both.
 """
 
 from __future__ import annotations
@@ -14,19 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from encoders.config import Pooling
 from encoders.errors import EncoderConfigError
 
 
 class TextTower(nn.Module):
-    """A transformers encoder, pooled to one vector a text, with an optional linear projection.
+    """A BERT-like transformers encoder without its pooler, pooled to one vector a text, with an optional projection.
 
     Args:
-        backbone: A BERT-like model; its own pooler, where it has one, is dropped.
         pooling: `mean` over the text's tokens, `cls`: the first token, `eos`: the last.
-        projection_dim: Width D of the projection; None leaves the pooled vector as it is (D = H).
+        projection_dim: Width D of the linear projection; None leaves the pooled vector as it is (D = H).
     """
 
     def __init__(self, backbone: PreTrainedModel, *, pooling: Pooling, projection_dim: int | None = None) -> None:
@@ -56,8 +54,7 @@ class TextTower(nn.Module):
 def build_backbone(config: dict[str, Any]) -> PreTrainedModel:
     """Builds a transformers encoder with random weights from its `config.json` values."""
     values = {key: value for key, value in config.items() if key != "model_type"}
-    loaded: PretrainedConfig = AutoConfig.for_model(config["model_type"], **values)
-    return AutoModel.from_config(loaded)
+    return AutoModel.from_config(AutoConfig.for_model(config["model_type"], **values))
 
 
 def check_max_tokens(max_tokens: int, config: dict[str, Any]) -> None:

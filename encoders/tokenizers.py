@@ -43,9 +43,7 @@ _PROBES = (
 def clean_text(text: str, cleaning: str) -> str:
     """Cleans a text as open_clip does: mends broken encodings, resolves HTML entities, joins white space.
 
-    Args:
-        text: A text.
-        cleaning: One of `CLEANINGS`: `lower` lower-cases too, `canonicalize` also drops ASCII punctuation.
+    Of the `CLEANINGS` `lower` lower-cases too, and `canonicalize` also drops ASCII punctuation.
     """
     if not (text.isascii() and text.isprintable() and "&" not in text):  # else there is nothing to mend
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -57,19 +55,12 @@ def clean_text(text: str, cleaning: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizedTexts:
-    """Token ids of T texts, end to end.
+    """Token ids of T texts, end to end: text t owns `ids[offsets[t]:offsets[t + 1]]`."""
 
-    Attributes:
-        ids: int64 `[sum of lengths]`.
-        offsets: int64 `[T + 1]`; text t owns `ids[offsets[t]:offsets[t + 1]]`.
-        truncated: How many texts were cut to the token limit.
-        pad_id: Id that fills up a batch.
-    """
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    truncated: int
-    pad_id: int
+    ids: np.ndarray  # int64 [sum of lengths]
+    offsets: np.ndarray  # int64 [T + 1]
+    truncated: int  # how many texts were cut to the token limit
+    pad_id: int  # fills up a batch
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -77,11 +68,9 @@ class TokenizedTexts:
     def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yields (rows int64 `[B]`, ids int64 `[B, L]`, mask bool `[B, L]`), texts of like length together.
 
-        The longest batch comes first, so that a device too small for it fails at once. The order is stable: equal
-        inputs give equal batches.
+        The longest batch comes first, so that a device too small for it fails at once; equal inputs give equal batches.
         """
-        lengths = np.diff(self.offsets)
-        order = np.argsort(-lengths, kind="stable")
+        order = np.argsort(-np.diff(self.offsets), kind="stable")
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             yield rows, *self.padded(rows)
@@ -104,7 +93,7 @@ class FastTokenizer:
         max_tokens: Longer texts are cut to this many tokens, special tokens included; these stay. None: the tokenizer
             cuts and pads every text to one length by itself, for towers that look at the padding too.
         cleaning: How texts are cleaned first, one of `CLEANINGS`; None: not at all.
-        dropped_id: Id of a token that becomes 0; None for no such token.
+        dropped_id: Id of a token that becomes 0, if any.
         source: The transformers tokenizer it was made of, which writes its own files into a saved encoder.
     """
 
@@ -151,7 +140,7 @@ class FastTokenizer:
         if self.cleaning is not None:
             texts = [clean_text(text, self.cleaning) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(list(texts))
-        cut = sum(1 for encoding in encodings if encoding.overflowing)
+        cut = sum(bool(encoding.overflowing) for encoding in encodings)
         tokens = _packed([encoding.ids for encoding in encodings], truncated=cut, pad_id=self.pad_id)
         if self.dropped_id is not None:
             tokens.ids[tokens.ids == self.dropped_id] = 0
@@ -192,12 +181,7 @@ TextTokenizer = FastTokenizer | OpenClipTokenizer
 def clip_tokenizer(text_config: dict[str, Any], folder: Path | None = None) -> TextTokenizer:
     """Makes the tokenizer that an open_clip `text_cfg` asks for; needs torch.
 
-    Args:
-        text_config: `text_cfg` of the open_clip model config.
-        folder: Where the files of a Hugging Face tokenizer lie; open_clip's own byte-pair table comes with it.
-
-    Raises:
-        CheckpointError: It needs a folder and has none, or transformers cannot load what is there.
+    A Hugging Face tokenizer's files lie in `folder`: CheckpointError where that is missing or cannot be loaded.
     """
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 

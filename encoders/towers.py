@@ -32,15 +32,7 @@ from encoders.text_tower import check_max_tokens
 from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 
 _CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
-# By sentence-transformers' names, of now and of its older releases.
-_POOLINGS: dict[str, Pooling] = {
-    "mean": "mean",
-    "pooling_mode_mean_tokens": "mean",
-    "cls": "cls",
-    "pooling_mode_cls_token": "cls",
-    "lasttoken": "eos",
-    "pooling_mode_lasttoken": "eos",
-}
+_POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "eos"}  # sentence-transformers' names
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json")
 
 
@@ -59,15 +51,10 @@ class TextCheckpoint:
 
     def load(self) -> PreTrainedModel:
         """Loads the backbone in float32."""
+        options = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
         try:
             with _quiet_transformers():
-                model, info = AutoModel.from_pretrained(
-                    str(self.folder),
-                    use_safetensors=True,
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                    local_files_only=True,
-                )
+                model, info = AutoModel.from_pretrained(str(self.folder), output_loading_info=True, **options)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{self.folder} cannot be loaded by transformers: {error}") from error
         missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
@@ -127,10 +114,8 @@ class ClipCheckpoint:
             if plain_text:
                 open_clip.load_checkpoint(model, str(self.weights))
             else:
-                weights = load_file(str(self.weights))
-                start = "visual."
-                own = {name.removeprefix(start): weights[name] for name in weights if name.startswith(start)}
-                model.visual.load_state_dict(own)
+                named = ((name.partition("."), tensor) for name, tensor in load_file(str(self.weights)).items())
+                model.visual.load_state_dict({rest: tensor for (kind, _, rest), tensor in named if kind == "visual"})
         except (OSError, RuntimeError, ValueError, KeyError, AssertionError, SafetensorError) as error:
             raise CheckpointError(f"{self.weights} does not fit the open_clip model {self.name}: {error}") from error
         return model
@@ -147,11 +132,8 @@ def find_text_checkpoint(spec: TowerSpec) -> TextCheckpoint:
     if "model_type" not in config or "hidden_size" not in config:
         raise CheckpointError(f"{folder}/config.json names no model_type and hidden_size: expected a BERT-like encoder")
     check_max_tokens(spec.max_tokens, config)
-    return TextCheckpoint(
-        folder=folder,
-        architecture=TextArchitecture(config=config, pooling=_pooling(folder, spec), max_tokens=spec.max_tokens),
-        weight_files=tuple(safetensors_files(folder)),
-    )
+    architecture = TextArchitecture(config=config, pooling=_pooling(folder, spec), max_tokens=spec.max_tokens)
+    return TextCheckpoint(folder=folder, architecture=architecture, weight_files=tuple(safetensors_files(folder)))
 
 
 def find_clip_checkpoint(spec: TowerSpec, *, with_text: bool) -> ClipCheckpoint:
@@ -218,7 +200,7 @@ def _builtin_checkpoint(name: str, tag: str, *, with_text: bool) -> ClipCheckpoi
 
 
 def _clip_architecture(model_config: dict[str, Any], preprocess: dict[str, Any]) -> ClipArchitecture:
-    """Joins the model config with the preprocessing that its checkpoint names, on top of open_clip's defaults."""
+    # The preprocessing that the checkpoint names, on top of open_clip's defaults.
     try:
         known = {field.name for field in fields(PreprocessCfg)} & preprocess.keys()
         wanted = PreprocessCfg(**{key: preprocess[key] for key in known if preprocess[key] is not None})
@@ -226,12 +208,11 @@ def _clip_architecture(model_config: dict[str, Any], preprocess: dict[str, Any])
     except (KeyError, TypeError, AttributeError) as error:
         message = f"open_clip config cannot be read: {error!r}; expected model_cfg with a vision_cfg"
         raise CheckpointError(message) from error
-    if isinstance(size, (list, tuple)):
-        if len(set(size)) != 1:
-            raise CheckpointError(f"open_clip model of input size {list(size)}: expected a square picture tower")
-        size = size[0]
+    sides = set(size) if isinstance(size, (list, tuple)) else {size}
+    if len(sides) != 1:
+        raise CheckpointError(f"open_clip model of input size {list(size)}: expected a square picture tower")
     preprocessing = ImagePreprocessing(
-        size=int(size),
+        size=int(sides.pop()),
         mean=tuple(wanted.mean),
         std=tuple(wanted.std),
         interpolation="bilinear" if wanted.interpolation == "bilinear" else "bicubic",
@@ -252,7 +233,8 @@ def _pooling(folder: Path, spec: TowerSpec) -> Pooling:
     # One key names the mode, or a switch for each mode stands on or off, in folders of older releases.
     modes = values.get("pooling_mode") or [key for key, on in values.items() if key.startswith("pooling_mode_") and on]
     modes = [modes] if isinstance(modes, str) else modes
-    stated = _POOLINGS.get(modes[0]) if len(modes) == 1 else None
+    names = [mode.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for mode in modes]
+    stated = _POOLINGS.get(names[0]) if len(names) == 1 else None
     if stated is None:
         raise CheckpointError(
             f"{folder} pools its tokens by {' and '.join(modes) or 'nothing'}: expected one of mean, cls and "

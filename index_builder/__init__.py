@@ -49,16 +49,11 @@ __all__ = [
     "VersionNotFoundError",
 ]
 
-_HOMES = {
-    "IndexConfig": "spec",
-    "IndexSpec": "spec",
-    "Manifest": "manifest",
-    "IndexReader": "reader",
-    "SearchResult": "reader",
-}
+_HOMES = {"spec": ("IndexConfig", "IndexSpec"), "manifest": ("Manifest",), "reader": ("IndexReader", "SearchResult")}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'index_builder' has no attribute {name!r}")
-    return getattr(import_module(f"index_builder.{_HOMES.get(name, 'errors')}"), name)
+    home = next((home for home, names in _HOMES.items() if name in names), "errors")
+    return getattr(import_module(f"index_builder.{home}"), name)

@@ -21,19 +21,13 @@ from index_builder.blocks import BLOCK_ROWS, map_blocks
 from index_builder.codec import CodecInfo, open_codec
 from index_builder.embedding_shards import NumberedShard, iter_vectors, read_info, widened
 from index_builder.errors import EmbeddingShardError
-from index_builder.faiss_files import ivf_of
-from index_builder.index_shards import IndexShard, make_index_shard
+from index_builder.faiss_files import IndexShard, ivf_of, make_index_shard
 from index_builder.kmeans import shared_assigner
 from index_builder.rotation import columns_of
 
 
 def add_shards(codec: CodecInfo, shards: Sequence[NumberedShard], out_uri: str) -> IndexShard:
     """Encodes the kept products of `shards` into the index file `out_uri`; does nothing if it stands already.
-
-    Args:
-        codec: encodes the vectors.
-        shards: embedding shards whose rows follow each other without a gap.
-        out_uri: the index file.
 
     Raises:
         EmbeddingShardError: the rows have a gap, or a shard's dimension or row count is not the expected one.
@@ -67,18 +61,14 @@ class BlockEncoder:
     """Encodes and appends blocks of vectors. `encode` may run on several threads at a time, `append` on one.
 
     Legend: `n` vectors of a block, `D` dimension, `S` bytes of a code with the number of its list in front.
-
-    Args:
-        index: the trained index; `append` adds to it.
     """
 
     def __init__(self, index: faiss.Index) -> None:
         self._index = index
         self._ivf = ivf_of(index)
         self._assigner = shared_assigner(self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist))
-        self._map: np.ndarray | None = None
-        if isinstance(index, faiss.IndexPreTransform):
-            self._map = columns_of(faiss.downcast_VectorTransform(index.chain.at(0)))
+        turned = isinstance(index, faiss.IndexPreTransform)
+        self._map = columns_of(faiss.downcast_VectorTransform(index.chain.at(0))) if turned else None
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """List numbers and codes of float16 or float32 [n, D]: uint8 [n, S]."""
@@ -106,12 +96,7 @@ class BlockEncoder:
 def kept_vectors(
     shard: NumberedShard, dim: int, batch_rows: int = BLOCK_ROWS
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The indexed products of a shard in batches: global rows int64 [n] and vectors float16 [n, D].
-
-    Args:
-        shard: the shard; its dropped rows are left out.
-        dim: D.
-        batch_rows: n at most.
+    """The indexed products of a shard in batches of n <= `batch_rows`: global rows int64 [n], vectors float16 [n, D].
 
     Raises:
         EmbeddingShardError: the file has another dimension or another number of rows than the plan says.

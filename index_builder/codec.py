@@ -19,14 +19,16 @@ from index_builder import storage
 from index_builder.errors import CodecMismatchError, TrainingError
 from index_builder.faiss_files import read_index
 from index_builder.kmeans import build_quantizer, shared_assigner, train_centroids
-from index_builder.product_quantizer import code_training_rows, train_product_quantizer
 from index_builder.rotation import rotated, train_rotation
 from index_builder.sampling import ShardSample, read_training
 from index_builder.spec import Device, IndexSpec
 
 log = logging.getLogger(__name__)
 
+CODE_ITERATIONS = 8
+MAX_CODE_ROWS = 16_384
 FINGERPRINT_DIGITS = 32
+_SPLIT = 1.0 / 1024
 TRAINING_REVISION = 3
 """Raised when a change of the code makes another codec from the same sample."""
 
@@ -38,8 +40,6 @@ class CodecInfo:
     Attributes:
         uri: its folder, with `codec.faiss` and `codec.json`.
         fingerprint: 32 hex digits of the sha256 of `codec.faiss`.
-        spec: what it was trained to be.
-        training_rows: vectors it was trained on.
     """
 
     uri: str
@@ -64,15 +64,8 @@ def train_codec(
 ) -> CodecInfo:
     """Trains a codec, or finds the one that was trained here from the same sample, spec and seed.
 
-    The same sample gives the same bytes, whatever the order of the samples and the number of threads.
-
-    Args:
-        samples: the sample.
-        spec: the index to train.
-        out_uri: folder for `codec.faiss` and `codec.json`.
-        seed: of all that is random.
-        training_rows: use at most this many of the sampled vectors.
-        device: where k-means runs: `cpu`, `gpu`, or `auto`, a GPU where FAISS sees one.
+    The same sample gives the same bytes, whatever the order of the samples and the number of threads. At most
+    `training_rows` of it are used.
 
     Raises:
         TrainingError: the sample is too small for the spec, or of another dimension; or there is no GPU to train on.
@@ -103,44 +96,39 @@ def on_gpu(device: Device) -> bool:
     """Whether k-means runs on a GPU; TrainingError where one is asked for and FAISS sees none."""
     found = faiss.get_num_gpus()
     if device == "gpu" and not found:
+        expected = "faiss-gpu and a driver that it works with, or index.device: cpu"
         raise TrainingError(
-            f"index.device is 'gpu', but this FAISS ({faiss.__version__}) sees no GPU: expected faiss-gpu and a driver "
-            "that it works with, or index.device: cpu"
+            f"index.device is 'gpu', but this FAISS ({faiss.__version__}) sees no GPU: expected {expected}"
         )
     return device != "cpu" and found > 0
 
 
 def load_codec(uri: str) -> CodecInfo:
     """The codec in a folder; StorageError where there is none."""
+    known = _read_facts(uri)
+    spec = IndexSpec.from_dict(known["spec"])
+    return CodecInfo(uri=uri, fingerprint=known["fingerprint"], spec=spec, training_rows=known["training_rows"])
+
+
+def _read_facts(uri: str) -> dict[str, Any]:
     known = storage.read_json(storage.join(uri, "codec.json"))
-    known = known.get("facts", known)  # earlier builds wrote the facts alone
-    return CodecInfo(
-        uri=uri,
-        fingerprint=known["fingerprint"],
-        spec=IndexSpec.from_dict(known["spec"]),
-        training_rows=known["training_rows"],
-    )
+    return known.get("facts", known)  # earlier builds wrote the facts alone
 
 
 def copy_codec(codec: CodecInfo, out_uri: str) -> CodecInfo:
     """Copies a codec into another folder; gives it as it is known there."""
+
+    def make(path: str) -> dict[str, Any]:
+        storage.copy_file(codec.index_uri, f"{path}.faiss")
+        return _read_facts(codec.uri)
+
     if codec.uri != out_uri:
-        known = storage.read_json(storage.join(codec.uri, "codec.json"))
-
-        def make(path: str) -> dict[str, Any]:
-            storage.copy_file(codec.index_uri, f"{path}.faiss")
-            return known.get("facts", known)
-
         storage.artifact(storage.join(out_uri, "codec"), ["copied", codec.fingerprint], make)
     return replace(codec, uri=out_uri)
 
 
 def open_codec(codec: CodecInfo) -> faiss.Index:
-    """The trained, empty index, in memory.
-
-    Raises:
-        CodecMismatchError: `codec.faiss` is not the file that the fingerprint was made of.
-    """
+    """The trained, empty index, in memory; CodecMismatchError where it is not the one the fingerprint was made of."""
     with storage.localized(codec.index_uri) as path:
         found = storage.sha256_file(path)[:FINGERPRINT_DIGITS]
         if found != codec.fingerprint:
@@ -152,14 +140,7 @@ def open_codec(codec: CodecInfo) -> faiss.Index:
 
 
 def build_codec(vectors: np.ndarray, spec: IndexSpec, *, seed: int, gpu: bool = False) -> faiss.Index:
-    """Trains the FAISS index of a spec, without adding vectors.
-
-    Args:
-        vectors: float16 or float32 [n, D], the training sample; may be empty where nothing is trained (exact search).
-        spec: what to train.
-        seed: of all that is random.
-        gpu: run k-means on FAISS's GPUs.
-    """
+    """Trains the FAISS index of a spec on float16 or float32 [n, D]; n may be 0 where nothing is trained."""
     transform = train_rotation(vectors, spec, seed=seed)
     turned = rotated(vectors, transform)
     centroids = train_centroids(turned, spec.lists, seed=seed, gpu=gpu)
@@ -191,6 +172,60 @@ def _empty_ivf(quantizer: faiss.Index, spec: IndexSpec) -> faiss.IndexIVF:
     # Polysemous training costs many times the rest, and serves a search that is not used here.
     ivf.do_polysemous_training = False
     return ivf
+
+
+def code_training_rows(rows: int, *, seed: int) -> np.ndarray:
+    """Which of the sampled vectors the code is trained on, in random order: int64, at most `MAX_CODE_ROWS`."""
+    return np.random.default_rng(seed).permutation(rows)[:MAX_CODE_ROWS]
+
+
+def train_product_quantizer(residuals: np.ndarray, pq: faiss.ProductQuantizer, *, seed: int) -> None:
+    """Sets the centroids of `pq`, by k-means in every subspace at once.
+
+    Lloyd's algorithm as in FAISS, but all sub-quantizers take each step together: FAISS's own encoder assigns (its
+    kernels for small subspaces are many times faster than the general search that `ProductQuantizer.train` assigns
+    with), `bincount` averages. Of what the coarse quantizer leaves over, float32 [n, d], `MAX_CODE_ROWS` are used.
+
+    Raises:
+        TrainingError: fewer rows than centroids.
+    """
+    if len(residuals) < pq.ksub:
+        raise TrainingError(
+            f"expected at least {pq.ksub} training vectors for PQ with {pq.nbits} bits, found {len(residuals)}; "
+            "ask for fewer bits or Flat in index.factory, or for a larger index.training_rows"
+        )
+    rows = np.ascontiguousarray(residuals[code_training_rows(len(residuals), seed=seed)])
+    if pq.nbits != 8:
+        pq.cp.seed, pq.cp.niter = seed, CODE_ITERATIONS
+        pq.cp.min_points_per_centroid, pq.cp.max_points_per_centroid = 1, MAX_CODE_ROWS
+        pq.train(rows)
+        return
+    # The rows are in random order: the first of them are random starting points.
+    centroids = rows[: pq.ksub].reshape(pq.ksub, pq.M, pq.dsub).transpose(1, 0, 2).copy()
+    for _ in range(CODE_ITERATIONS):
+        faiss.copy_array_to_vector(centroids.ravel(), pq.centroids)
+        centroids = _averages(rows, pq.compute_codes(rows), centroids.shape)
+    faiss.copy_array_to_vector(centroids.ravel(), pq.centroids)
+
+
+def _averages(rows: np.ndarray, codes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """New centroids float32 [M, K, d / M] = `shape`: the averages of the rows assigned by uint8 `codes` [n, M]."""
+    subspaces, ksub, dsub = shape
+    cells = (codes.astype(np.int64) + np.arange(subspaces) * ksub).ravel()
+    counts = np.bincount(cells, minlength=subspaces * ksub)
+    values = rows.reshape(-1, dsub)
+    sums = np.stack([np.bincount(cells, weights=values[:, j], minlength=len(counts)) for j in range(dsub)], axis=1)
+    averages = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32).reshape(shape)
+    counts = counts.reshape(subspaces, ksub)
+    # The fullest centroid of a subspace is split for each one without rows, as FAISS does.
+    for subspace, empty in np.argwhere(counts == 0):
+        fullest = counts[subspace].argmax()
+        half = averages[subspace, fullest] * _SPLIT
+        averages[subspace, empty] = averages[subspace, fullest] + half
+        averages[subspace, fullest] -= half
+        counts[subspace, empty] = counts[subspace, fullest] // 2
+        counts[subspace, fullest] -= counts[subspace, empty]
+    return averages
 
 
 def _training_vectors(samples: Sequence[ShardSample], spec: IndexSpec, limit: int | None) -> np.ndarray:

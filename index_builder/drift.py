@@ -45,7 +45,7 @@ class CodecFit:
     Attributes:
         products: of the catalog.
         quantization_error: mean squared distance of held-out vectors to what their codes stand for, over their mean
-            squared length: 0 for vectors kept as they are. None for a code that FAISS cannot turn back.
+            squared length. None for a code that FAISS cannot turn back.
         list_imbalance: L times the sum of squares of the lists' shares of the products: 1 is even.
         recall: as measured with the index; None before it is.
     """
@@ -67,13 +67,7 @@ class ReusableCodec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodecChoice:
-    """The codec of a build, and why it is that one.
-
-    Attributes:
-        codec: in the build's folder.
-        kept: whether it is that of the last build.
-        reason: why it was kept or trained, in words, for the manifest.
-    """
+    """The codec of a build, whether it is that of the last one, and why, in words."""
 
     codec: CodecInfo
     kept: bool
@@ -89,45 +83,20 @@ def choose_codec(
     products: int,
     reusable: ReusableCodec | None,
 ) -> CodecChoice:
-    """The codec of the last build while it fits, else one trained on the sample.
-
-    Args:
-        samples: the catalog's sample.
-        spec: the index to train.
-        out_uri: folder of the codec.
-        config: the `index:` section.
-        products: of the catalog.
-        reusable: the codec of the last build, where this one may keep it.
-
-    Raises:
-        TrainingError: as `train_codec`.
-    """
+    """The codec of the last build while it fits, else one trained on the sample; TrainingError as `train_codec`."""
     why = "there is no earlier one for this config" if config.reuse_codec else "index.reuse_codec is false"
     if reusable is not None:
         why = why_not(reusable, estimate_fit(reusable.codec, samples, products))
         if not why:
             reason = "kept from the last run: it fits today's products"
             return CodecChoice(codec=copy_codec(reusable.codec, out_uri), kept=True, reason=reason)
-    codec = train_codec(
-        samples,
-        spec,
-        out_uri,
-        seed=config.seed,
-        training_rows=plan_sample(config, spec, products).training_rows,
-        device=config.device,
-    )
+    rows = plan_sample(config, spec, products).training_rows
+    codec = train_codec(samples, spec, out_uri, seed=config.seed, training_rows=rows, device=config.device)
     return CodecChoice(codec=codec, kept=False, reason=f"trained: {why}")
 
 
 def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[ShardSample], recall: float) -> CodecFit:
-    """The fit of a codec to the catalog that an index was built of.
-
-    Args:
-        codec: the codec.
-        index_uris: the serving shards of the index.
-        samples: the catalog's sample.
-        recall: as measured with the index.
-    """
+    """The fit of a codec to the catalog that an index was built of."""
     with opened_indexes(index_uris) as indexes:
         sizes = list_sizes([ivf_of(index) for index in indexes]).sum(axis=0)
     return CodecFit(
@@ -139,13 +108,7 @@ def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[S
 
 
 def estimate_fit(codec: CodecInfo, samples: Sequence[ShardSample], products: int) -> CodecFit:
-    """The fit that a codec would have to a catalog, before the index is built.
-
-    Args:
-        codec: the codec.
-        samples: the catalog's sample.
-        products: of the catalog.
-    """
+    """The fit that a codec would have to a catalog of so many products, before the index is built."""
     index = open_codec(codec)
     encoder = BlockEncoder(index)
     sample = read_training(samples, limit=MEASURED_ROWS)
@@ -162,7 +125,6 @@ def estimate_fit(codec: CodecInfo, samples: Sequence[ShardSample], products: int
 
 
 def _quantization_error(index: faiss.Index, samples: Sequence[ShardSample]) -> float | None:
-    """The mean squared error of the codes of held-out products, relative to the vectors' mean squared length."""
     vectors = read_queries(samples, limit=MEASURED_QUERIES).vectors
     if not len(vectors):
         return None
@@ -218,6 +180,5 @@ def find_reusable(codec_uri: str, asked: dict[str, Any]) -> ReusableCodec | None
     uri = storage.join(codec_uri, "fit.json")
     if not storage.exists(uri) or (known := storage.read_json(uri))["asked"] != asked:
         return None
-    return ReusableCodec(
-        codec=load_codec(codec_uri), trained=CodecFit(**known["trained"]), latest=CodecFit(**known["latest"])
-    )
+    trained, latest = CodecFit(**known["trained"]), CodecFit(**known["latest"])
+    return ReusableCodec(codec=load_codec(codec_uri), trained=trained, latest=latest)

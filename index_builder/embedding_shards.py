@@ -3,10 +3,9 @@
 Legend: `n` rows of a call, `D` dimension. Columns, in this order, uncompressed and without dictionaries:
 
 - `product_id`: string
-- `vector`: fixed_size_binary[2 * D], D little-endian float16, L2-normalised before rounding; field metadata `dtype`,
-  `dim`. (Read back 40 times faster than a fixed-size list of float16.)
-- `content_fingerprint`: fixed_size_binary[16], of what was embedded; a product whose fingerprint is unchanged is
-  carried over
+- `vector`: fixed_size_binary[2 * D], D little-endian float16, L2-normalised before rounding (read back 40 times faster
+  than a fixed-size list of float16)
+- `content_fingerprint`: fixed_size_binary[16], of what was embedded: a product is carried over while it stays the same
 - `modalities`: uint8 bit mask, see `Modality`
 
 Row groups hold `ROW_GROUP_ROWS` rows, so a few rows of a big shard are read without the rest. The bytes of a shard
@@ -54,7 +53,6 @@ class NumberedShard:
     """An embedding shard and the global rows of its products.
 
     Attributes:
-        uri: the embedding shard.
         rows: rows in the file, dropped ones included.
         first_row: global row of the first kept product; the kept ones follow one by one.
         dropped: local rows that are not indexed (later duplicates of an id), ascending.
@@ -77,7 +75,7 @@ class NumberedShard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingShardInfo:
-    """What a shard's footer says, read without its rows."""
+    """What a shard's footer says."""
 
     rows: int
     dim: int
@@ -99,13 +97,7 @@ def shard_schema(dim: int, encoder_fingerprint: str) -> pa.Schema:
 
 
 class EmbeddingShardWriter:
-    """Writes one shard. A context manager: the file appears at `uri` on clean exit only, and complete.
-
-    Args:
-        uri: where the shard goes.
-        dim: D.
-        encoder_fingerprint: of the encoder that made the vectors; kept in the file.
-    """
+    """Writes one shard. A context manager: the file appears at `uri` on clean exit only, and complete."""
 
     def __init__(self, uri: str, *, dim: int, encoder_fingerprint: str) -> None:
         self.uri = uri
@@ -113,7 +105,6 @@ class EmbeddingShardWriter:
         self.rows = 0
         self._schema = shard_schema(dim, encoder_fingerprint)
         self._waiting: list[pa.RecordBatch] = []
-        self._waiting_rows = 0
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -143,10 +134,8 @@ class EmbeddingShardWriter:
         found = (np.shape(vectors), np.shape(fingerprints), np.shape(modalities))
         expected = ((n, self.dim), (n, FINGERPRINT_BYTES), (n,))
         if found != expected:
-            raise EmbeddingShardError(
-                f"batch for {self.uri}: expected vectors, fingerprints and modalities of shapes {expected}, "
-                f"found {found}"
-            )
+            what = f"vectors, fingerprints and modalities of shapes {expected}"
+            raise EmbeddingShardError(f"batch for {self.uri}: expected {what}, found {found}")
         if product_ids.null_count:
             raise EmbeddingShardError(f"batch for {self.uri}: {product_ids.null_count} product ids are null")
         halves = np.ascontiguousarray(vectors, dtype="<f2")
@@ -163,9 +152,8 @@ class EmbeddingShardWriter:
             pa.array(np.ascontiguousarray(modalities, dtype=np.uint8)),
         ]
         self._waiting.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
-        self._waiting_rows += n
         self.rows += n
-        if self._waiting_rows >= ROW_GROUP_ROWS:
+        if sum(map(len, self._waiting)) >= ROW_GROUP_ROWS:
             self._flush(whole_groups_only=True)
 
     def __exit__(
@@ -183,9 +171,7 @@ class EmbeddingShardWriter:
         take = table.num_rows // ROW_GROUP_ROWS * ROW_GROUP_ROWS if whole_groups_only else table.num_rows
         if take:
             self._writer.write_table(table.slice(0, take), row_group_size=ROW_GROUP_ROWS)
-        rest = table.slice(take)
-        self._waiting = rest.to_batches() if rest.num_rows else []
-        self._waiting_rows = rest.num_rows
+        self._waiting = table.slice(take).to_batches() if take < table.num_rows else []
 
 
 def read_info(uri: str) -> EmbeddingShardInfo:
@@ -207,8 +193,7 @@ def read_columns(uri: str, names: Sequence[str]) -> pa.Table:
 
 def read_ids(uri: str) -> pa.Array:
     """The product ids of a shard in row order: string [n]."""
-    combined = read_columns(uri, ["product_id"]).column(0).combine_chunks()
-    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+    return pa.concat_arrays(read_columns(uri, ["product_id"]).column(0).chunks or [pa.array([], pa.string())])
 
 
 def read_fingerprints(uri: str) -> np.ndarray:
@@ -235,17 +220,12 @@ def iter_vectors(uri: str, batch_rows: int = 65_536) -> Iterator[np.ndarray]:
 
 
 def read_rows(uri: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Some rows of a shard, reading only the row groups that hold them.
+    """Some local rows int64 [n], ascending, of a shard: vectors float16 [n, D] exactly as stored, modalities uint8 [n].
 
-    Args:
-        uri: the shard.
-        rows: int64 [n], local rows, ascending.
-
-    Returns:
-        vectors float16 [n, D] exactly as stored, and modalities uint8 [n].
+    Only the row groups that hold them are read.
 
     Raises:
-        EmbeddingShardError: a row is out of range, or the rows are not ascending.
+        EmbeddingShardError: a row is out of range, or they are not ascending.
     """
     rows = np.asarray(rows, dtype=np.int64)
     with _open(uri) as file:
@@ -270,11 +250,7 @@ def widened(halves: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """float16 [n, D] as float32 [n, D], exactly as `astype` makes it; an array of another type too.
 
     NumPy widens halves one by one in software. Integer operations on whole arrays, sixteen at a time, give the same
-    bits in a fifth of the time (200,000 x 384: 0.02 s instead of 0.11), which reading and adding feel.
-
-    Args:
-        halves: finite, as embedding shards hold them.
-        out: float32 [n, D] to write to; a new array by default.
+    bits of finite values in a fifth of the time (200,000 x 384: 0.02 s instead of 0.11), which reading and adding feel.
     """
     wide = np.empty(halves.shape, dtype=np.float32) if out is None else out
     if halves.dtype != _HALF:
@@ -301,9 +277,7 @@ def divided_halves(values: np.ndarray, divisors: np.ndarray) -> np.ndarray:
 
 
 def has_infinite(halves: np.ndarray) -> bool:
-    """Whether float16 values hold an infinity or NaN: all bits of the exponent set. Many times faster than `isfinite`,
-    which NumPy does one by one for float16.
-    """
+    """Whether float16 [n, D] hold an infinity or NaN: all bits of the exponent set. Many times faster than NumPy."""
     bits = halves.view(np.uint16)
     return any(bool(((bits[rows] & 0x7C00) == 0x7C00).any()) for rows in cached_rows(bits))
 
@@ -334,18 +308,13 @@ def _info(file: pq.ParquetFile, uri: str) -> EmbeddingShardInfo:
     metadata = schema.metadata or {}
     version = metadata.get(_VERSION_KEY)
     if version is None:
-        raise EmbeddingShardError(
-            f"{uri} is a Parquet file, but not an embedding shard: it has no Shelfmark schema version"
-        )
+        fault = "it has no Shelfmark schema version"
+        raise EmbeddingShardError(f"{uri} is a Parquet file, but not an embedding shard: {fault}")
     if int(version) > SCHEMA_VERSION:
-        raise EmbeddingShardError(
-            f"{uri}: expected schema version {SCHEMA_VERSION} or older, found {int(version)}; "
-            "update Shelfmark to read it"
-        )
-    dim = schema.field("vector").type.byte_width // 2
-    return EmbeddingShardInfo(
-        rows=file.metadata.num_rows, dim=dim, encoder_fingerprint=metadata.get(_ENCODER_KEY, b"").decode()
-    )
+        fault = f"expected schema version {SCHEMA_VERSION} or older, found {int(version)}; update Shelfmark to read it"
+        raise EmbeddingShardError(f"{uri}: {fault}")
+    dim, encoder = schema.field("vector").type.byte_width // 2, metadata.get(_ENCODER_KEY, b"").decode()
+    return EmbeddingShardInfo(rows=file.metadata.num_rows, dim=dim, encoder_fingerprint=encoder)
 
 
 def fixed_binary(values: np.ndarray) -> pa.Array:
@@ -362,6 +331,4 @@ def _matrix(column: pa.ChunkedArray | pa.Array, dtype: np.dtype, width: int) -> 
         for chunk in chunks
         if len(chunk)
     ]
-    if len(arrays) == 1:
-        return arrays[0]
-    return np.concatenate(arrays) if arrays else np.empty((0, width), dtype=dtype)
+    return arrays[0] if len(arrays) == 1 else np.concatenate([np.empty((0, width), dtype=dtype), *arrays])

@@ -1,19 +1,4 @@
-"""What can go wrong in the index room, as one tree.
-
-    IndexBuilderError
-    ├── SpecError (also ValueError)            a config value or a factory string that cannot be built
-    ├── StorageError                           a folder or file that cannot be read or written
-    │   └── MissingFileError (also FileNotFoundError)
-    ├── EmbeddingShardError                    an embedding shard that does not hold what its schema promises
-    ├── TrainingError                          a sample from which the codec cannot be trained
-    ├── CodecMismatchError                     index shards made with different codecs, or ranges that overlap
-    ├── VerificationError                      an index that is not what it should be
-    ├── ManifestError                          a manifest that cannot be read
-    ├── VersionNotFoundError                   no such published version, or none at all
-    └── FilterError (also ValueError)          a search filter that does not fit the products table
-
-A message says what was expected, what was found, where, and what to do.
-"""
+"""What can go wrong in the index room, as one tree. A message says what was expected, found, where, and what to do."""
 
 from __future__ import annotations
 

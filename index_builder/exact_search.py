@@ -45,10 +45,6 @@ class GroundTruth:
         """Recall k@k: the share of true neighbours among `found`, int64 [Q, k], the mean over the queries.
 
         A product that scores as high as the k-th true neighbour is as true as it. 1.0 where there is nothing to find.
-
-        Args:
-            found: what search found.
-            k: neighbours that count; this truth's own by default.
         """
         k = self.k if k is None else k
         kth = self.scores[:, k - 1 : k] if self.rows.shape[1] >= k else -np.inf
@@ -64,13 +60,9 @@ class GroundTruth:
 def exact_neighbours(
     queries: np.ndarray, query_rows: np.ndarray, shards: Sequence[NumberedShard], k: int
 ) -> GroundTruth:
-    """The k best products of each query by inner product on the stored float16 vectors; the query itself is dropped.
+    """The k best products of queries float32 [Q, D] by inner product on the stored float16 vectors.
 
-    Args:
-        queries: float32 [Q, D].
-        query_rows: int64 [Q], global rows of the queries; -1 for one that is not in the catalog.
-        shards: the embedding shards of the catalog.
-        k: neighbours.
+    The query itself is dropped: `query_rows`, int64 [Q], are global rows, -1 for one that is not in the catalog.
     """
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     best = _Best(queries, np.asarray(query_rows), k + TIES_KEPT)
@@ -94,8 +86,7 @@ class _Best:
     """The best products of each query so far: scores float32 [Q, K] and rows int64 [Q, K], best first.
 
     Blocks must be added in the order of their rows: of equal scores the lower row is kept, so a product of a later
-    block counts only if it beats the worst that is kept. That makes the answer independent of how far the threads that
-    compare are ahead.
+    block counts only if it beats the worst that is kept, however far the threads that compare are ahead.
     """
 
     def __init__(self, queries: np.ndarray, query_rows: np.ndarray, width: int) -> None:
@@ -147,8 +138,5 @@ class _Best:
         scores = np.full((len(self.rows), counts.max(initial=0)), -np.inf, dtype=np.float32)
         rows = np.full(scores.shape, -1, dtype=np.int64)
         scores[query, column], rows[query, column] = score, row
-        self.scores, self.rows = top_by_score(
-            np.concatenate([self.scores, scores], axis=1),
-            np.concatenate([self.rows, rows], axis=1),
-            self.scores.shape[1],
-        )
+        scores, rows = np.concatenate([self.scores, scores], axis=1), np.concatenate([self.rows, rows], axis=1)
+        self.scores, self.rows = top_by_score(scores, rows, self.scores.shape[1])

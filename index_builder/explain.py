@@ -8,21 +8,12 @@ from index_builder.spec import IndexConfig, IndexSpec
 
 
 def explain_index(config: IndexConfig, spec: IndexSpec, rows: int) -> tuple[str, ...]:
-    """One line for each choice, in the order of the factory string.
-
-    Args:
-        config: the `index:` section.
-        spec: what was planned from it.
-        rows: products, N.
-    """
-    automatic = config.factory == "auto"
+    """One line for each choice that `spec` was planned by for so many rows, in the order of the factory string."""
     lines = [_whole(config, spec, rows)]
     if not spec.exact:
         if spec.rotation != "none":
             lines.append(_rotation(spec))
-        lines.append(_lists(spec, rows, automatic=automatic))
-        lines.append(_quantizer(spec))
-        lines.append(_code(config, spec, automatic=automatic))
+        lines += [_lists(config, spec, rows), _quantizer(spec), _code(config, spec)]
     if (kind := plan_refinement(config, spec)) != "none":
         lines.append(
             f"refined: {BYTES_PER_DIM[kind] * spec.dim:,} bytes a product more ({kind}) to re-rank candidates from; "
@@ -56,9 +47,7 @@ def _whole(config: IndexConfig, spec: IndexSpec, rows: int) -> str:
 
 
 def _rotation(spec: IndexSpec) -> str:
-    kept = (
-        f"{spec.dim} dimensions" if spec.rotation_dim == spec.dim else f"{spec.dim} to {spec.rotation_dim} dimensions"
-    )
+    kept = f"{spec.dim}{'' if spec.rotation_dim == spec.dim else f' to {spec.rotation_dim}'} dimensions"
     return {
         "opq": f"rotation of {kept}: principal axes, dealt out so that each sub-quantizer gets an even share of "
         f"variance, {spec.dims_per_code} dimensions each",
@@ -68,10 +57,10 @@ def _rotation(spec: IndexSpec) -> str:
     }[spec.rotation]
 
 
-def _lists(spec: IndexSpec, rows: int, *, automatic: bool) -> str:
+def _lists(config: IndexConfig, spec: IndexSpec, rows: int) -> str:
     if spec.lists == 1:
         return "1 inverted list: every search compares with all codes"
-    why = "about 4 * sqrt(products), a power of two" if automatic else "as asked"
+    why = "about 4 * sqrt(products), a power of two" if config.factory == "auto" else "as asked"
     return f"{spec.lists:,} inverted lists, {rows / spec.lists:,.0f} products each on average: {why}"
 
 
@@ -84,8 +73,8 @@ def _quantizer(spec: IndexSpec) -> str:
     return "a query finds its lists by comparing with all centroids"
 
 
-def _code(config: IndexConfig, spec: IndexSpec, *, automatic: bool) -> str:
-    why = f"index.bytes_per_vector is {config.bytes_per_vector}" if automatic else "as asked"
+def _code(config: IndexConfig, spec: IndexSpec) -> str:
+    why = f"index.bytes_per_vector is {config.bytes_per_vector}" if config.factory == "auto" else "as asked"
     name = {
         "flat": "vectors as they are, float32",
         "sq8": "one byte a dimension",

@@ -1,11 +1,12 @@
-"""FAISS index files: writing, memory-mapped opening, and what is in them."""
+"""FAISS index files: what describes one, writing, memory-mapped opening, and what is in them."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import faiss
@@ -15,6 +16,35 @@ from index_builder import storage
 from index_builder.errors import VerificationError
 
 _LISTS_TAG = b"ilar"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexShard:
+    """A FAISS index file with the products of a range of rows; it travels between steps, and is kept beside the file.
+
+    Attributes:
+        first_row: global row of its first product; the others follow without a gap.
+        sha256: of the file, 64 hex digits.
+        nprobe_offset: byte at which a merged file holds `nprobe`, a little-endian int64; None before merging. The
+            number that is chosen by measuring is written there while the file is copied to be published.
+    """
+
+    uri: str
+    rows: int
+    first_row: int
+    codec_fingerprint: str
+    sha256: str
+    nprobe_offset: int | None = None
+
+    @property
+    def stop_row(self) -> int:
+        """The row after the last."""
+        return self.first_row + self.rows
+
+
+def make_index_shard(uri: str, inputs: Any, make: Callable[[str], dict[str, Any]]) -> IndexShard:
+    """The `storage.artifact` of one index file: `make` writes it to a local path and returns the other attributes."""
+    return IndexShard(uri=uri, **storage.artifact(uri, inputs, make).facts)
 
 
 def read_index(path: str, *, memory_mapped: bool = True) -> faiss.Index:
@@ -40,14 +70,7 @@ def write_merged(paths: Sequence[str], path: str) -> str:
 
     The bytes are those of `faiss.write_index` on the merged index (format of faiss/impl/index_write.cpp: after the
     index's own part the tag "ilar", the number of lists, the code size, the lists' sizes, and for each list its codes
-    and its ids), without the merged index ever being in memory.
-
-    Args:
-        paths: index files of one codec, at least one; they are memory-mapped.
-        path: the local file to write.
-
-    Returns:
-        The file's sha256.
+    and its ids), without the merged index ever being in memory. Gives the file's sha256.
 
     Raises:
         VerificationError: a file cannot be read, or this FAISS lays index files out in another way.
@@ -62,8 +85,10 @@ def write_merged(paths: Sequence[str], path: str) -> str:
             file.write(data)
             digest.update(data)
 
-        write(_header(emptied(paths[0], rows=int(sizes.sum()))))
-        write(_LISTS_TAG + struct.pack("<QQ", lists, code_size) + _packed_sizes(sizes))
+        before = _LISTS_TAG + struct.pack("<QQ", lists, code_size)
+        none = before + _packed_sizes(np.zeros(lists))
+        write(bytes_before(none, emptied(paths[0], rows=int(sizes.sum())), "inverted lists"))
+        write(before + _packed_sizes(sizes))
         for number in np.flatnonzero(sizes).tolist():
             filled = [(ivf.invlists, rows) for ivf in ivfs if (rows := ivf.invlists.list_size(number))]
             for invlists, rows in filled:
@@ -90,15 +115,8 @@ def read_merged(paths: Sequence[str]) -> faiss.Index:
 
 
 def nprobe_offset(index: faiss.Index) -> int:
-    """The byte at which the file of an index holds `nprobe`.
-
-    Args:
-        index: without vectors: it is written twice, with two numbers.
-
-    Raises:
-        VerificationError: there is no such byte; the layout is that of another FAISS.
-    """
-    # Two numbers that differ in their lowest byte only.
+    """The byte at which the file of an index holds `nprobe`; VerificationError where FAISS has another layout."""
+    # Written twice, with two numbers that differ in their lowest byte only.
     ivf = ivf_of(index)
     ivf.nprobe = 1
     ones = faiss.serialize_index(index)
@@ -120,16 +138,12 @@ def emptied(path: str, *, rows: int = 0) -> faiss.Index:
     return index
 
 
-def _header(index: faiss.Index) -> bytes:
-    """What stands before the inverted lists in the file of an index; the one given has none."""
-    ivf = ivf_of(index)
+def bytes_before(tail: bytes, index: faiss.Index, what: str) -> bytes:
+    """What stands before `tail` in the file of an index; VerificationError where this FAISS ends it in another way."""
     data = faiss.serialize_index(index).tobytes()
-    tail = _LISTS_TAG + struct.pack("<QQ", ivf.nlist, ivf.code_size) + _packed_sizes(np.zeros(ivf.nlist))
     if not data.endswith(tail):
-        raise VerificationError(
-            f"FAISS {faiss.__version__} lays out inverted lists in another way than expected; install the version of "
-            "constraints.txt"
-        )
+        fault = f"lays out {what} in another way than expected; install the version of constraints.txt"
+        raise VerificationError(f"FAISS {faiss.__version__} {fault}")
     return data[: -len(tail)]
 
 

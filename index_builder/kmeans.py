@@ -43,13 +43,9 @@ _HNSW_EF_SEARCH = 64
 
 
 def train_centroids(vectors: np.ndarray, lists: int, *, seed: int, gpu: bool = False) -> np.ndarray:
-    """The centroids of the inverted lists: float32 [L, d], of unit length.
+    """The centroids of the inverted lists, trained on float32 [n, d]: float32 [L, d], of unit length.
 
-    Args:
-        vectors: float32 [n, d]; n is at least L.
-        lists: L. One list needs no centroid and gets the origin.
-        seed: of the starting points.
-        gpu: run k-means on FAISS's GPUs; the result is then another one than on a CPU.
+    One list needs no centroid and gets the origin. FAISS's GPUs come to other centroids than a CPU.
 
     Raises:
         TrainingError: fewer vectors than lists.
@@ -88,13 +84,9 @@ def train_centroids(vectors: np.ndarray, lists: int, *, seed: int, gpu: bool = F
 
 
 def share_lists(members: np.ndarray, lists: int) -> np.ndarray:
-    """Shares `lists` out in proportion to `members`: int64 [C].
+    """Shares `lists` out in proportion to the members of each super cluster, int64 [C]: int64 [C].
 
     A cluster gets at least one list where it has members, and never more lists than members.
-
-    Args:
-        members: int64 [C], vectors of each super cluster; their sum is at least `lists`.
-        lists: L, at least the number of clusters that are not empty.
     """
     exact = members * (lists / members.sum())
     shares = np.minimum(np.maximum(np.floor(exact).astype(np.int64), members > 0), members)
@@ -126,14 +118,9 @@ def build_quantizer(centroids: np.ndarray, spec: IndexSpec) -> faiss.Index:
 def spherical_kmeans(
     vectors: np.ndarray, clusters: int, *, iterations: int, seed: int, gpu: bool = False
 ) -> np.ndarray:
-    """Centroids of unit length: float32 [clusters, d].
+    """Centroids of unit length, float32 [clusters, d], of at least as many vectors float32 [n, d].
 
-    Args:
-        vectors: float32 [n, d]; n is at least `clusters`. At most 256 a cluster are used, drawn by FAISS.
-        clusters: how many.
-        iterations: of Lloyd's algorithm.
-        seed: of the starting points, and of what is drawn.
-        gpu: run on FAISS's GPUs; the result is then another one than on a CPU.
+    At most 256 vectors a cluster are used, drawn by FAISS.
     """
     if clusters == len(vectors):
         centroids = vectors.copy()
@@ -155,12 +142,7 @@ def spherical_kmeans(
 
 
 class ListAssigner:
-    """Finds the list of each vector.
-
-    Args:
-        centroids: float32 [L, d].
-        groups_probed: groups whose centroids a vector is compared with.
-    """
+    """Finds the list of each vector: of the centroids float32 [L, d], those of the nearest groups are compared with."""
 
     def __init__(self, centroids: np.ndarray, *, groups_probed: int = GROUPS_PROBED) -> None:
         self._groups_probed = groups_probed
@@ -177,11 +159,7 @@ class ListAssigner:
         self._means = np.stack([self._centroids[members].mean(axis=0) for members in self._members])
 
     def assign(self, vectors: np.ndarray) -> np.ndarray:
-        """The list of the largest inner product: int64 [n].
-
-        Args:
-            vectors: float32 [n, d].
-        """
+        """The list of the largest inner product for each of float32 [n, d]: int64 [n]."""
         if len(self._centroids) == 1:
             return np.zeros(len(vectors), dtype=np.int64)
         if not len(self._means):
@@ -211,8 +189,7 @@ class ListAssigner:
 def shared_assigner(centroids: np.ndarray) -> ListAssigner:
     """The assigner to these centroids, float32 [L, d]; the last one that was asked for here is kept.
 
-    Training ends and each task of adding starts with the same one, and grouping takes as long as adding a few thousand
-    vectors.
+    Training ends and each task of adding starts with the same one, and grouping takes a while.
     """
     return _assigner(np.ascontiguousarray(centroids, dtype=np.float32).tobytes(), centroids.shape[1])
 

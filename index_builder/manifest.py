@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -42,25 +43,21 @@ class CatalogSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderSummary:
-    """The encoder of products and queries; `model` is empty for vectors that were made elsewhere."""
+    """The encoder of products and queries; `model` is empty for vectors that were made elsewhere.
+
+    `batch_invariant`: whether a vector's bits depend on its product alone, as they do on a CPU; on a GPU the batch may
+    change the last digits. None: not said (vectors made elsewhere, versions written before this was kept).
+    """
 
     model: str
     fingerprint: str
     dim: int
+    batch_invariant: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodecSummary:
-    """The codec of all serving shards.
-
-    Attributes:
-        fingerprint: 32 hex digits.
-        training_rows: vectors it was trained on.
-        reason: why it was trained, or kept from the last run.
-        quantization_error: mean squared error of the codes of held-out products, relative to the vectors' mean squared
-            length; None where FAISS cannot turn codes back.
-        list_imbalance: L times the sum of squares of the lists' shares of the products; 1 is even.
-    """
+    """The codec of all serving shards, why it was trained or kept, and its fit (see `drift.CodecFit`)."""
 
     fingerprint: str
     training_rows: int = 0
@@ -71,12 +68,7 @@ class CodecSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSettings:
-    """The chosen search parameters.
-
-    Attributes:
-        nprobe: inverted lists probed.
-        refine_factor: candidates re-ranked for each neighbour wanted; 0: none are.
-    """
+    """The chosen inverted lists to probe, and candidates to re-rank for each neighbour wanted (0: none)."""
 
     nprobe: int
     refine_factor: int = 0
@@ -84,9 +76,7 @@ class SearchSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexSummary:
-    """The index: its spec, the same as a FAISS factory string, how to search it, what candidates are re-ranked from,
-    and a line on each choice.
-    """
+    """The index: its spec, the same as a FAISS factory string, how to search it, and a line on each choice."""
 
     spec: IndexSpec
     factory: str
@@ -108,22 +98,9 @@ class RecallSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """One version.
+    """One version; README.md says what each key holds.
 
-    Attributes:
-        version: its id; set by `publish_version`, like `created_utc`, `content_fingerprint`, `loaded_bytes` and
-            `files`.
-        created_utc: ISO 8601, seconds.
-        content_fingerprint: equal for versions that answer every query alike (see `publish.content_fingerprint`).
-        catalog, encoder, codec, index, recall: see their classes.
-        loaded_bytes: memory a server needs at most: the mapped files, once all their pages have been touched.
-        resident_bytes: what a fresh process took to open them and to answer the held-out queries (see
-            verify.py); 0: not measured.
-        embedding_shards: URIs, in row order, from which the next run carries over.
-        gates: which gates were asked, and which failed (a version with failed gates is kept but not published).
-        files: all files but the manifest itself, sorted by path.
-        software: versions of the libraries that made it.
-        schema_version: of this file.
+    `version`, `created_utc`, `content_fingerprint`, `loaded_bytes` and `files` are set by `publish_version`.
     """
 
     catalog: CatalogSummary
@@ -148,15 +125,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str = "manifest") -> Manifest:
-        """The inverse of `to_json`.
-
-        Args:
-            text: the file's content.
-            where: named in errors.
-
-        Raises:
-            ManifestError: not JSON, a field is missing or of another type, or written by a newer Shelfmark.
-        """
+        """The inverse of `to_json`; ManifestError for what no manifest is, or a newer Shelfmark wrote."""
         try:
             values = json.loads(text)
         except ValueError as error:
@@ -165,12 +134,10 @@ class Manifest:
         if not isinstance(version, int):
             raise ManifestError(f"{where}: expected a manifest with a schema_version, found none")
         if version > SCHEMA_VERSION:
-            raise ManifestError(
-                f"{where}: expected schema version {SCHEMA_VERSION} or older, found {version}; "
-                "update Shelfmark to open it"
-            )
+            fault = f"expected schema version {SCHEMA_VERSION} or older, found {version}; update Shelfmark to open it"
+            raise ManifestError(f"{where}: {fault}")
         try:
-            return TypeAdapter(cls).validate_python(values)
+            return _adapter().validate_python(values)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
@@ -185,8 +152,13 @@ class Manifest:
         return tuple(entry for entry in self.files if is_refine_file(entry.path))
 
 
+@cache
+def _adapter() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)  # making one takes as long as reading hundreds of manifests
+
+
 def index_file_name(number: int, count: int) -> str:
-    """The name of a serving shard in a version: `index-00000-of-00002.faiss`."""
+    """The name of a serving shard in a version."""
     return f"index-{number:05d}-of-{count:05d}.faiss"
 
 
@@ -196,7 +168,7 @@ def is_index_file(path: str) -> bool:
 
 
 def refine_file_name(number: int, count: int) -> str:
-    """The name of a refine file in a version: `refine-00000-of-00002.faiss`."""
+    """The name of a refine file in a version."""
     return f"refine-{number:05d}-of-{count:05d}.faiss"
 
 

@@ -1,8 +1,7 @@
 """Merges index shards into one serving shard, laid out as it is served.
 
 FAISS would merge shards with different codecs without a word and spoil the index, and could take the same ids twice:
-both are checked first. Shards are taken in the order of their rows, so the result does not depend on the order in
-which they arrive or on how the rows were cut.
+both are checked first. The result does not depend on the order in which shards arrive or on how the rows were cut.
 
 The file is written once, list by list from the memory-mapped shards, as FAISS itself would lay it out: memory is the
 codec and one inverted list, whatever the size of the index. FastScan, PQ codes of 4 bits in the order in which SIMD
@@ -21,17 +20,20 @@ import faiss
 
 from index_builder import storage
 from index_builder.errors import CodecMismatchError, VerificationError
-from index_builder.faiss_files import emptied, ivf_of, nprobe_offset, read_index, read_merged, write_merged
-from index_builder.index_shards import IndexShard, make_index_shard
+from index_builder.faiss_files import (
+    IndexShard,
+    emptied,
+    ivf_of,
+    make_index_shard,
+    nprobe_offset,
+    read_index,
+    read_merged,
+    write_merged,
+)
 
 
 def merge_index_shards(shards: Sequence[IndexShard], out_uri: str, *, fast_scan: bool = False) -> IndexShard:
     """Merges index shards into the index file `out_uri`; does nothing if it stands already.
-
-    Args:
-        shards: of one codec, with rows that follow each other; at least one.
-        out_uri: the index file.
-        fast_scan: whether the lists are laid out for SIMD.
 
     Raises:
         CodecMismatchError: the shards have different codecs, share rows, leave a gap, or there are none.

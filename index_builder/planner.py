@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from index_builder.codec import on_gpu
+from index_builder.codec import MAX_CODE_ROWS, on_gpu
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import SpecError
 from index_builder.sampling import read_query_vectors
@@ -32,7 +32,6 @@ TRAINING_ROWS_PER_LIST = 40
 MIN_TRAINING_ROWS_PER_LIST = 16
 MIN_TRAINING_ROWS_PER_CODE = 4
 """Training rows that a PQ centroid needs at least; with fewer, vectors are kept as they are."""
-PQ_TRAINING_ROWS = 16_384
 FAST_DIMS_PER_CODE = (2, 4, 8)
 """FAISS has kernels for sub-quantizers of these sizes: about 1 ns a distance, 10 ns with others."""
 SMALL_DIMS_PER_CODE = 16
@@ -55,12 +54,7 @@ _MB = 1_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplePlan:
-    """How much of the catalog is drawn.
-
-    Attributes:
-        training_share, query_share: shares of all products, for `write_sample`.
-        training_rows, queries: how many of those drawn are used at most.
-    """
+    """How much of the catalog is drawn: shares of all products, and how many of those drawn are used at most."""
 
     training_share: float
     query_share: float
@@ -125,20 +119,13 @@ def check_rows(config: IndexConfig, rows: int, dim: int) -> None:
 
 
 def check_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_rows: int) -> None:
-    """Refuses a build that cannot stay within `index.memory_budget_mb`.
-
-    Raises:
-        SpecError: names the step, what it needs, and what to change.
-    """
+    """Refuses a build that cannot stay within `index.memory_budget_mb`, with a SpecError that names the step."""
     memory = estimate_memory(config, spec, rows=rows, training_rows=training_rows)
+    more_shards = f"raise index.serving_shards, which is {config.serving_shards}"
     for size, name, remedy in (
         (memory.training, "training", f"ask for fewer lists than {spec.lists} or a smaller index.training_rows"),
         (memory.adding, "an add task", f"lower index.rows_per_add, which is {config.rows_per_add}"),
-        (
-            memory.laying_out,
-            "laying a serving shard out for FastScan",
-            f"raise index.serving_shards, which is {config.serving_shards}",
-        ),
+        (memory.laying_out, "laying a serving shard out for FastScan", more_shards),
     ):
         needed = -(-size // _MB)
         if needed > config.memory_budget_mb:
@@ -164,7 +151,6 @@ def plan_sample(config: IndexConfig, spec: IndexSpec, rows: int) -> SamplePlan:
     """How many products to train on and to hold out.
 
     Exact search trains nothing and may be asked with any product; else at most a tenth of the catalog is held out.
-    Trained is on 40 vectors a list, or what the memory budget allows, but enough to train with.
     """
     if spec.exact:
         queries = min(config.verify_queries, rows)
@@ -172,12 +158,10 @@ def plan_sample(config: IndexConfig, spec: IndexSpec, rows: int) -> SamplePlan:
         return SamplePlan(training_share=0.0, query_share=query_share, training_rows=0, queries=queries)
     queries = min(config.verify_queries, max(1, rows // 10))
     query_share = min(0.1, _QUERY_MARGIN * queries / rows)
-    wanted = min(max(TRAINING_ROWS_PER_LIST * spec.lists, PQ_TRAINING_ROWS), _trainable_rows(config, spec))
+    wanted = min(max(TRAINING_ROWS_PER_LIST * spec.lists, MAX_CODE_ROWS), _trainable_rows(config, spec))
     training_rows = config.training_rows or max(wanted, MIN_TRAINING_ROWS_PER_LIST * spec.lists)
-    training_share = min(1.0 - query_share, _QUERY_MARGIN * training_rows / rows)
-    return SamplePlan(
-        training_share=training_share, query_share=query_share, training_rows=training_rows, queries=queries
-    )
+    share = min(1.0 - query_share, _QUERY_MARGIN * training_rows / rows)
+    return SamplePlan(training_share=share, query_share=query_share, training_rows=training_rows, queries=queries)
 
 
 def plan_refinement(config: IndexConfig, spec: IndexSpec) -> RefineKind:
@@ -237,10 +221,8 @@ def plan_adds(
     """Cuts the shards, in row order, into serving shards, and those into add tasks.
 
     Cuts fall between embedding shards. Serving shards get about the same number of products; there are fewer of them
-    than asked for where there are not enough embedding shards with products.
-
-    Returns:
-        For each serving shard its add tasks, for each task its embedding shards.
+    than asked for where there are not enough embedding shards with products. Returned are, for each serving shard, its
+    add tasks, and for each task its embedding shards.
     """
     full = [shard for shard in shards if shard.kept_rows]
     rows = sum(shard.kept_rows for shard in full)
@@ -257,15 +239,15 @@ def plan_adds(
     return tuple(tuple(_tasks(group, rows_per_add(config, spec))) for group in groups)
 
 
-def _tasks(shards: Iterable[NumberedShard], most_rows: int) -> Iterable[tuple[NumberedShard, ...]]:
-    task: list[NumberedShard] = []
-    for shard in shards:
-        if task and sum(other.kept_rows for other in task) + shard.kept_rows > most_rows:
-            yield tuple(task)
-            task = []
-        task.append(shard)
-    if task:
-        yield tuple(task)
+def _tasks(shards: Sequence[NumberedShard], most_rows: int) -> Iterable[tuple[NumberedShard, ...]]:
+    start = rows = 0
+    for position, shard in enumerate(shards):
+        if position > start and rows + shard.kept_rows > most_rows:
+            yield tuple(shards[start:position])
+            start, rows = position, 0
+        rows += shard.kept_rows
+    if shards:
+        yield tuple(shards[start:])
 
 
 def _planned(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
@@ -273,19 +255,11 @@ def _planned(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
         asked = IndexSpec.parse(config.factory, dim)
         spec = _shrunk(asked, config, rows)
         if spec != asked:
-            log.warning(
-                "index.factory %s needs more than the %d products of this catalog to be trained: building %s instead",
-                asked.factory,
-                rows,
-                spec.factory,
-            )
-        if 0 < spec.dims_per_code < SMALL_DIMS_PER_CODE and spec.dims_per_code not in FAST_DIMS_PER_CODE:
-            log.warning(
-                "index.factory %s has sub-quantizers of %d dimensions, which FAISS encodes many times slower than %s",
-                spec.factory,
-                spec.dims_per_code,
-                ", ".join(map(str, FAST_DIMS_PER_CODE)),
-            )
+            text = "index.factory %s needs more than the %d products of this catalog to be trained: building %s instead"
+            log.warning(text, asked.factory, rows, spec.factory)
+        if 0 < (dims := spec.dims_per_code) < SMALL_DIMS_PER_CODE and dims not in FAST_DIMS_PER_CODE:
+            text = "index.factory %s has sub-quantizers of %d dimensions, which FAISS encodes many times slower than %s"
+            log.warning(text, spec.factory, dims, ", ".join(map(str, FAST_DIMS_PER_CODE)))
         return spec
     if rows < EXACT_BELOW_ROWS:
         return _exact(dim)
@@ -319,16 +293,12 @@ def _affordable_refinement(bytes_per_vector: int, dim: int) -> RefineKind:
 def _shrunk(spec: IndexSpec, config: IndexConfig, rows: int) -> IndexSpec:
     """The spec, or the nearest one that a catalog of `rows` products can train."""
     training_rows = min(_most_training_rows(rows), config.training_rows or rows)
-    fitting = spec
-    if training_rows < _needed_by_code(spec):
-        fitting = replace(_exact(spec.dim), lists=spec.lists)
+    fitting = spec if training_rows >= _needed_by_code(spec) else replace(_exact(spec.dim), lists=spec.lists)
     lists = min(fitting.lists, max(1, training_rows // MIN_TRAINING_ROWS_PER_LIST))
     if lists < fitting.lists:
         fitting = replace(fitting, lists=lists, hnsw_links=fitting.hnsw_links if lists >= HNSW_FROM_LISTS else 0)
-    if fitting.code != spec.code and rows < EXACT_BELOW_ROWS:
-        # Without codes, lists save nothing on so few products.
-        fitting = replace(fitting, lists=1)
-    return fitting
+    # Without codes, lists save nothing on so few products.
+    return replace(fitting, lists=1) if fitting.code != spec.code and rows < EXACT_BELOW_ROWS else fitting
 
 
 def _exact(dim: int) -> IndexSpec:

@@ -21,7 +21,7 @@ from typing import IO
 
 from index_builder import storage
 from index_builder.errors import StorageError, VersionNotFoundError
-from index_builder.index_shards import IndexShard
+from index_builder.faiss_files import IndexShard
 from index_builder.manifest import FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
 from index_builder.spec import IndexSpec
 
@@ -37,18 +37,9 @@ _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 
 
-CHUNK_BYTES = 4 << 20
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StagedFile:
-    """A file to publish, with some of its bytes replaced on the way.
-
-    Attributes:
-        uri: where it lies; it stays as it is.
-        offset: the first byte that is replaced.
-        data: what is written there.
-    """
+    """A file to publish, with `data` in place of its bytes from `offset` on; the file itself stays as it is."""
 
     uri: str
     offset: int = 0
@@ -78,13 +69,10 @@ def publish_version(
     """Copies staged files into a new version and, by default, makes it the current one.
 
     Args:
-        index_uri: the index address.
         staged: index files (see `with_nprobe`), `products.arrow`, `query_encoder/...`, and whatever else belongs to
             the version. Files are copied and their bytes checked on the way.
-        manifest: all but `version`, `created_utc`, `content_fingerprint`, `loaded_bytes` and `files`, which are set
-            here.
+        manifest: all but what is set here (see its class).
         make_current: False keeps the version without publishing it (a gate failed).
-        now: UTC; None: the clock.
         before_current: called right before the pointer flips; what it raises stops that.
 
     Returns:
@@ -110,12 +98,10 @@ def publish_version(
         source = sources[entry.path]
         with storage.atomic_file(storage.join(folder, entry.path)) as path:
             with open(path, "wb") as copy:
-                found = _described(entry.path, source, copy)
-            if found != entry:
-                raise StorageError(
-                    f"{source.uri}: expected sha256 {entry.sha256}, found {found.sha256}; "
-                    "the file was changed or is damaged"
-                )
+                found = _described(entry.path, source, copy).sha256
+            if found != entry.sha256:
+                fault = f"expected sha256 {entry.sha256}, found {found}; the file was changed or is damaged"
+                raise StorageError(f"{source.uri}: {fault}")
     storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_json().encode())
     if make_current:
         set_current(index_uri, version, before_current)
@@ -149,9 +135,7 @@ def content_fingerprint(
     files: Sequence[FileEntry], encoder_fingerprint: str, spec: IndexSpec, search: SearchSettings | None = None
 ) -> str:
     """64 hex digits over all that decides what a search answers: index and refine files, products, query encoder,
-    encoder, spec, and how many candidates are re-ranked (`nprobe` is in the index files).
-
-    Reports and dead letters do not count: two runs over the same catalog have the same fingerprint.
+    encoder, spec, and how many candidates are re-ranked (`nprobe` is in the index files). Reports do not count.
     """
     counted = sorted(
         (entry.path, entry.sha256)
@@ -165,11 +149,7 @@ def content_fingerprint(
 
 
 def read_current(index_uri: str) -> str:
-    """The id of the published version.
-
-    Raises:
-        VersionNotFoundError: nothing has been published at this address.
-    """
+    """The id of the published version; VersionNotFoundError where nothing has been published."""
     try:
         version = storage.read_bytes(storage.join(index_uri, "CURRENT")).decode().strip()
     except FileNotFoundError:
@@ -218,9 +198,8 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
         except FileNotFoundError:
             raise VersionNotFoundError(f"{version} cannot be published: its file {uri} is missing") from None
         if found != entry.bytes:
-            raise VersionNotFoundError(
-                f"{version} cannot be published: {uri}: expected {entry.bytes} bytes, found {found}"
-            )
+            fault = f"expected {entry.bytes} bytes, found {found}"
+            raise VersionNotFoundError(f"{version} cannot be published: {uri}: {fault}")
     before = _current(index_uri)
     if before_current is not None:
         before_current()
@@ -234,12 +213,7 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
 
 
 def damaged_files(index_uri: str, version: str) -> list[str]:
-    """Reads every file of a version again.
-
-    Returns:
-        A line for each file that is missing or has another size or sha256 than the manifest says; empty for a version
-        that is whole.
-    """
+    """Reads every file of a version again: a line for each that is missing or is not what the manifest says."""
     folder = version_uri(index_uri, version)
     damaged = []
     for entry in read_manifest(index_uri, version).files:
@@ -250,17 +224,14 @@ def damaged_files(index_uri: str, version: str) -> list[str]:
             damaged.append(f"{uri}: expected {entry.bytes} bytes, found no file")
             continue
         if (size, sha256) != (entry.bytes, entry.sha256):
-            damaged.append(
-                f"{uri}: expected {entry.bytes} bytes with sha256 {entry.sha256}, found {size} with {sha256}"
-            )
+            expected = f"{entry.bytes} bytes with sha256 {entry.sha256}"
+            damaged.append(f"{uri}: expected {expected}, found {size} with {sha256}")
     return damaged
 
 
 def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[str, ...]:
-    """Removes all but the `keep` newest complete versions, never the published one, and what killed runs left behind.
-
-    Returns:
-        Ids of the complete versions removed.
+    """Removes all but the `keep` newest complete versions, never the published one, and what killed runs left behind;
+    gives the ids of the complete versions removed.
     """
     if keep < 1:
         raise StorageError(f"expected to keep at least 1 version, found {keep}")
@@ -312,9 +283,7 @@ def _point_to(index_uri: str, version: str) -> None:
 
 
 def _folders(index_uri: str) -> list[str]:
-    return [
-        name for name in storage.list_folders(storage.join(index_uri, "versions")) if _VERSION_PATTERN.fullmatch(name)
-    ]
+    return list(filter(_VERSION_PATTERN.fullmatch, storage.list_folders(storage.join(index_uri, "versions"))))
 
 
 def _sources(staged: Staged) -> dict[str, StagedFile]:
@@ -341,8 +310,7 @@ def _free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[date
     if newest >= now.strftime(_TIME_FORMAT):
         after = datetime.strptime(newest, _TIME_FORMAT).replace(tzinfo=UTC) + timedelta(seconds=1)
         if after - now > AHEAD_WARNED:
-            log.warning(
-                "%s: the newest version is named %s, but it is %s now: some clock is wrong", index_uri, newest, now
-            )
+            message = "%s: the newest version is named %s, but it is %s now: some clock is wrong"
+            log.warning(message, index_uri, newest, now)
         now = after
     return now, f"{now.strftime(_TIME_FORMAT)}-{fingerprint[:12]}"

@@ -23,7 +23,7 @@ from index_builder.publish import QUERY_ENCODER_FOLDER, read_current
 from index_builder.shard_search import search_refined
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class SearchResult:
     """What was found.
 
@@ -31,8 +31,7 @@ class SearchResult:
         scores: float32 [B, k], descending; -inf where fewer were found.
         rows: int64 [B, k], rows of `products`; -1 where fewer were found.
         product_ids: B lists of at most k ids, in the order of `rows`; shorter where fewer were found.
-        version: the version that answered; the reader may be on another one by now.
-        lookup: the products of that version.
+        version: that answered; the reader may be on another one by now.
     """
 
     scores: np.ndarray
@@ -47,11 +46,7 @@ class SearchResult:
         return self.lookup.table
 
     def columns(self, names: Sequence[str], query: int = 0) -> pa.Table:
-        """Display columns of the products that one query found, best first. Much faster than `products.take(rows)`.
-
-        Args:
-            names: columns of `products`.
-            query: 0 to B - 1.
+        """Columns of the products that one query found, best first. Much faster than `products.take(rows)`.
 
         Raises:
             KeyError: there is no such column.
@@ -99,10 +94,7 @@ class IndexReader:
         """Opens the version that is published now, if it is another one; whether it was. A pinned version stays.
 
         Searches that are under way finish on the version of before, and new ones go on there until the new version is
-        open. After an error the reader stays on the version that it has.
-
-        Raises:
-            VersionNotFoundError, VerificationError, StorageError: as `open`.
+        open. After an error, one that `open` raises, the reader stays on the version that it has.
         """
         if self._pinned is not None:
             return False
@@ -127,7 +119,6 @@ class IndexReader:
 
         Args:
             vectors: float32 [B, D] (or [D]), L2-normalised, as the query encoder gives them.
-            k: neighbours wanted.
             filter: products that may be found: an expression over the columns of `products`, or bool [N].
             nprobe: inverted lists probed; None: what was chosen for the target recall, and under a filter as many
                 more as the filter leaves fewer products.
@@ -145,42 +136,25 @@ class IndexReader:
             raise IndexBuilderError(f"expected query vectors of shape [B, {dim}], found {list(np.shape(vectors))}")
         if k < 1:
             raise IndexBuilderError(f"expected k of at least 1, found {k}")
-        products = state.search.rows
-        selector = None
+        products, selector = state.search.rows, None
         settings = state.manifest.index.search
         probes = nprobe or settings.nprobe
+        factor = settings.refine_factor if refine_factor is None else refine_factor
         if filter is not None:
-            selected = state.filters.select(filter)
-            selector = selected.selector
+            selector, selected = state.filters.select(filter)
             if nprobe is None:
-                probes = math.ceil(probes * products / max(1, selected.rows))
+                probes = math.ceil(probes * products / max(1, selected))
         # More than N cannot be found, and FAISS reserves memory for k.
         asked = min(k, max(1, products))
         scores, rows = search_refined(
-            state.search,
-            state.refine,
-            queries,
-            asked,
-            nprobe=probes,
-            refine_factor=settings.refine_factor if refine_factor is None else refine_factor,
-            selector=selector,
+            state.search, state.refine, queries, asked, nprobe=probes, refine_factor=factor, selector=selector
         )
         if asked < k:
             missing = ((0, 0), (0, k - asked))
             scores = np.pad(scores, missing, constant_values=-np.inf)
             rows = np.pad(rows, missing, constant_values=-1)
-        return SearchResult(
-            scores=scores,
-            rows=rows,
-            product_ids=_ids(rows, state.products),
-            version=state.manifest.version,
-            lookup=state.products,
-        )
-
-
-def _ids(rows: np.ndarray, products: ProductRows) -> list[list[str]]:
-    """Product ids of the rows found: one lookup for the batch."""
-    found = rows >= 0
-    ids = products.take(rows[found], "product_id").to_pylist()
-    ends = np.cumsum(found.sum(axis=1)).tolist()
-    return [ids[start:end] for start, end in pairwise([0, *ends])]
+        found = rows >= 0
+        ids = state.products.take(rows[found], "product_id").to_pylist()
+        ends = np.cumsum(found.sum(axis=1)).tolist()
+        product_ids = [ids[start:end] for start, end in pairwise([0, *ends])]
+        return SearchResult(scores, rows, product_ids, state.manifest.version, state.products)

@@ -23,7 +23,7 @@ from index_builder import storage
 from index_builder.add import kept_vectors
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import EmbeddingShardError, TrainingError, VerificationError
-from index_builder.index_shards import IndexShard, make_index_shard
+from index_builder.faiss_files import IndexShard, bytes_before, make_index_shard
 from index_builder.sampling import ShardSample, read_training
 
 StoredKind = Literal["sq8", "fp16"]
@@ -37,17 +37,8 @@ def write_refine_codes(
 ) -> IndexShard:
     """Writes the vectors of some embedding shards as a refine file; does nothing if it stands already.
 
-    The shards are streamed, so memory is the sample and one batch. The same shards and sample give the same bytes.
-
-    Args:
-        shards: embedding shards whose rows follow each other without a gap.
-        samples: the training sample, for the ranges of `sq8`.
-        kind: how vectors are kept.
-        dim: D.
-        out_uri: the file.
-
-    Returns:
-        The file; its `codec_fingerprint` is that of the quantizer.
+    The shards are streamed, so memory is the sample (for the ranges of `sq8`) and one batch. The same shards and sample
+    give the same bytes. The `codec_fingerprint` of the file is that of the quantizer.
 
     Raises:
         EmbeddingShardError: the rows have a gap, or a shard's dimension or row count is not the expected one.
@@ -62,7 +53,11 @@ def write_refine_codes(
         quantizer = _trained(samples, kind, dim)
         fingerprint = hashlib.sha256(faiss.serialize_index(quantizer).tobytes()).hexdigest()[:32]
         with open(path, "wb") as file:
-            file.write(_header(quantizer, rows))
+            # The last of what stands before the codes is their bytes.
+            quantizer.ntotal = rows
+            file.write(bytes_before(struct.pack("<Q", 0), quantizer, "scalar quantizers"))
+            file.write(struct.pack("<Q", rows * quantizer.code_size))
+            quantizer.ntotal = 0
             stop_row = first_row
             for shard in shards:
                 for numbers, vectors in kept_vectors(shard, dim):
@@ -91,17 +86,3 @@ def _trained(samples: Sequence[ShardSample], kind: StoredKind, dim: int) -> fais
         index.train(sample.astype(np.float32, copy=False))
     index.is_trained = True
     return index
-
-
-def _header(quantizer: faiss.IndexScalarQuantizer, rows: int) -> bytes:
-    """What stands before the codes in the file of `rows` vectors; the last of it is the bytes of the codes."""
-    quantizer.ntotal = rows
-    data = faiss.serialize_index(quantizer).tobytes()
-    quantizer.ntotal = 0
-    none = struct.pack("<Q", 0)
-    if not data.endswith(none):
-        raise VerificationError(
-            f"FAISS {faiss.__version__} lays out scalar quantizers in another way than expected; install the version "
-            "of constraints.txt"
-        )
-    return data[: -len(none)] + struct.pack("<Q", rows * quantizer.code_size)

@@ -24,13 +24,7 @@ _SMALLEST_SHARE = 1e-9
 
 
 def train_rotation(vectors: np.ndarray, spec: IndexSpec, *, seed: int) -> faiss.LinearTransform | None:
-    """The trained map, or None where the spec has none.
-
-    Args:
-        vectors: float16 or float32 [n, D], the training sample.
-        spec: says which map, and how many dimensions it keeps.
-        seed: of the random rotation.
-    """
+    """The map that a spec asks for, trained on float16 or float32 [n, D]; None where it has none."""
     if spec.rotation == "none":
         return None
     if spec.rotation == "rr":
@@ -55,8 +49,14 @@ def _random_rotation(dim: int, seed: int) -> np.ndarray:
 def principal_axes(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The largest eigenvalues of the second moments, float64 [count] descending, and their axes, float64 [count, D]."""
     moments = np.zeros((vectors.shape[1], vectors.shape[1]))
-    for part in map_blocks(lambda block: _moments(vectors[block]), row_blocks(len(vectors))):
-        moments += part
+
+    def moments_of(block: slice) -> np.ndarray:
+        # A block's sums lose a few units of float32's last place, which the axes of thousands of vectors do not show.
+        values = widened(vectors[block])
+        return values.T @ values
+
+    for moments_there in map_blocks(moments_of, row_blocks(len(vectors))):
+        moments += moments_there
     eigenvalues, columns = np.linalg.eigh(moments / max(1, len(vectors)))
     axes = columns.T[::-1][:count]
     # An eigenvector's sign is free: fixed here, so that it does not hang on the linear algebra library.
@@ -65,12 +65,7 @@ def principal_axes(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndar
 
 
 def rotated(vectors: np.ndarray, transform: faiss.LinearTransform | None) -> np.ndarray:
-    """Vectors behind the map, block by block: float32 [n, d].
-
-    Args:
-        vectors: float16 or float32 [n, D].
-        transform: the map; None for none.
-    """
+    """Vectors float16 or float32 [n, D] behind the map, block by block: float32 [n, d]."""
     if transform is None:
         return np.ascontiguousarray(vectors, dtype=np.float32)
     axes = columns_of(transform)
@@ -89,22 +84,10 @@ def columns_of(transform: faiss.LinearTransform) -> np.ndarray:
     return np.ascontiguousarray(faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).T)
 
 
-def _moments(block: np.ndarray) -> np.ndarray:
-    # A block's sums lose a few units of float32's last place, which the axes of thousands of vectors do not show.
-    values = widened(block)
-    return values.T @ values
-
-
 def allocate_eigenvalues(eigenvalues: np.ndarray, buckets: int) -> np.ndarray:
-    """Deals axes out to sub-quantizers: each, from the largest, to the bucket whose product is smallest and that has
-    room.
+    """Deals axes out to M buckets: each, from the largest, to the one whose product is smallest and that has room.
 
-    Args:
-        eigenvalues: float64 [d], descending; `buckets` divides d.
-        buckets: M.
-
-    Returns:
-        int64 [d]: the axes in their new order, d / M of one bucket after another.
+    Of eigenvalues float64 [d], descending: int64 [d], the axes in their new order, d / M of one bucket after another.
     """
     capacity = len(eigenvalues) // buckets
     # Shifted so that the smallest logarithm is 0: a bucket's sum must grow with each axis it gets.

@@ -27,15 +27,7 @@ _HASHES = 2.0**64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardSample:
-    """The sampled rows of one embedding shard, in a Parquet file: row, hash, is_query, vector (as in the shard).
-
-    Attributes:
-        uri: the sample.
-        dim: D.
-        training_rows: rows to train on.
-        query_rows: held-out rows.
-        sha256: of the file.
-    """
+    """The sampled rows of one embedding shard, in a Parquet file: row, hash, is_query, vector (as in the shard)."""
 
     uri: str
     dim: int
@@ -59,13 +51,7 @@ def hash_ids(product_ids: pa.Array) -> np.ndarray:
 
 
 def write_sample(shard: NumberedShard, out_uri: str, *, training_share: float, query_share: float) -> ShardSample:
-    """Draws the sample of one shard.
-
-    Args:
-        shard: an embedding shard with its global rows.
-        out_uri: where it goes.
-        training_share: share of all products to train on, 0 to 1.
-        query_share: share of all products to hold out; the two shares together are at most 1.
+    """Draws the sample of one shard: shares of all products, to train on and to hold out.
 
     Raises:
         SpecError: the shares overlap.
@@ -133,10 +119,8 @@ def _read(samples: Sequence[ShardSample], *, queries: bool, limit: int | None) -
         data = table.column("vector").chunk(0).buffers()[1]
         vectors.append(np.frombuffer(data, dtype="<f2").reshape(-1, sample.dim)[wanted])
     all_rows, all_hashes = np.concatenate(rows), np.concatenate(hashes)
-    order = np.argsort(all_rows, kind="stable")
-    if limit is not None and limit < len(order):
-        lowest = np.lexsort((all_rows, all_hashes))[:limit]
-        order = lowest[np.argsort(all_rows[lowest], kind="stable")]
+    lowest = np.lexsort((all_rows, all_hashes))[:limit]
+    order = lowest[np.argsort(all_rows[lowest], kind="stable")]
     # Where each file's vectors go in the answer; those left out go nowhere.
     positions = np.full(len(all_rows), -1)
     positions[order] = np.arange(len(order))
@@ -151,15 +135,11 @@ def _read(samples: Sequence[ShardSample], *, queries: bool, limit: int | None) -
 
 
 def read_query_vectors(uri: str, dim: int, *, limit: int | None = None) -> QuerySet:
-    """Reads vectors of real queries (`index.queries_uri`); they are no products, so their rows are -1.
+    """Reads vectors of real queries (`index.queries_uri`), float16 or float32 [Q, D] in a `.npy` file, or lists in a
+    Parquet file's column `vector`; they are no products, so their rows are -1.
 
     Held-out products ask for products like themselves; what people type lies elsewhere in the space, and may need more
     probes for the same recall.
-
-    Args:
-        uri: a `.npy` file of float16 or float32 [Q, D], or a Parquet file with a column `vector` of lists.
-        dim: D that they must have.
-        limit: take the first this many.
 
     Raises:
         SpecError: the file is missing, cannot be read, or holds no finite vectors of D dimensions.

@@ -9,13 +9,11 @@ Legend: `B` queries, `D` dimension, `m` candidates of a query, `k` neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 
 import faiss
 import numpy as np
 
-from index_builder import storage
 from index_builder.errors import IndexBuilderError, VerificationError
 from index_builder.faiss_files import faiss_threads, ivf_of, top_by_score
 
@@ -30,39 +28,29 @@ class ShardSearch:
     Their inverted lists are stacked behind one coarse quantizer: a query is rotated, assigned and given tables once,
     however many shards there are (100,000 products in 4 shards, 8 lists probed: 0.05 ms instead of 0.17). The lists
     themselves stay where they are, in their mapped files. FastScan's lists cannot be stacked; such shards are searched
-    one after the other.
-
-    Args:
-        indexes: the serving shards, as `faiss_files.read_index` opens them. The first one is changed: it gets to see
-            the lists of all, so open the files again to use it alone.
+    one after the other. The first index given is changed: it gets to see the lists of all.
     """
 
     def __init__(self, indexes: Sequence[faiss.Index]) -> None:
         if not indexes:
             raise IndexBuilderError("expected at least one serving shard to search, found none")
-        self._opened = tuple(indexes)
         ivfs = [ivf_of(index) for index in indexes]
         self.lists = max(ivf.nlist for ivf in ivfs)
         self.rows = sum(index.ntotal for index in indexes)
-        self._indexes = self._opened
+        self._indexes = tuple(indexes)
         if len(indexes) > 1 and all(_stackable(ivf) for ivf in ivfs):
-            self._indexes = (_stacked(self._opened, ivfs),)
+            self._indexes = (_stacked(indexes, ivfs),)
 
     def search(
         self, vectors: np.ndarray, k: int, *, nprobe: int, selector: faiss.IDSelector | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best rows by score, ties by row.
+        """The k best rows for float32 [B, D], of those that the selector lets pass: by score, ties by row.
 
-        Args:
-            vectors: float32 [B, D].
-            k: neighbours wanted.
-            nprobe: inverted lists probed.
-            selector: rows that may be found; None: all.
-
-        Returns:
-            scores float32 [B, k], descending, and rows int64 [B, k]; -inf and -1 where fewer were found.
+        As scores float32 [B, k], descending, and rows int64 [B, k]; -inf and -1 where fewer were found.
         """
-        parameters = self._parameters(nprobe, selector)
+        parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists), sel=selector)
+        if isinstance(self._indexes[0], faiss.IndexPreTransform):
+            parameters = faiss.SearchParametersPreTransform(index_params=parameters)
         answers = [index.search(vectors, k, params=parameters) for index in self._indexes]
         scores, rows = answers[0]
         if len(answers) > 1:
@@ -74,12 +62,6 @@ class ShardSearch:
         if len(answers) > 1 or (scores[:, 1:] == scores[:, :-1]).any():
             return top_by_score(scores, rows, k)
         return scores, rows
-
-    def _parameters(self, nprobe: int, selector: faiss.IDSelector | None) -> faiss.SearchParameters:
-        inner = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists), sel=selector)
-        if isinstance(self._indexes[0], faiss.IndexPreTransform):
-            return faiss.SearchParametersPreTransform(index_params=inner)
-        return inner
 
 
 def _stackable(ivf: faiss.IndexIVF) -> bool:
@@ -109,13 +91,9 @@ def _stacked(indexes: Sequence[faiss.Index], ivfs: Sequence[faiss.IndexIVF]) -> 
 
 
 class RefineCodes:
-    """The refine files of a version. Threads may share it.
+    """The refine files of a version, in the order of their rows. Threads may share it.
 
-    Args:
-        paths: local files, in the order of their rows.
-
-    Raises:
-        VerificationError: a file is not one that FAISS can map as a scalar quantizer, or they are of two quantizers.
+    VerificationError for a file that FAISS cannot map as a scalar quantizer, or of another quantizer than the first.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -125,37 +103,16 @@ class RefineCodes:
             for index in self._indexes
         ]
         self._decoder = self._indexes[0]
+        self.dim, self.code_size = int(self._decoder.d), int(self._decoder.code_size)
         self._starts = np.cumsum([0, *(index.ntotal for index in self._indexes)])
+        self.rows = int(self._starts[-1])
         ranges = [faiss.vector_to_array(index.sq.trained) for index in self._indexes]
         for path, index, found in zip(paths, self._indexes, ranges, strict=True):
             if index.sq.qtype != self._decoder.sq.qtype or not np.array_equal(found, ranges[0]):
                 raise VerificationError(f"{path}: expected the quantizer of {paths[0]}, found another one")
 
-    @property
-    def rows(self) -> int:
-        """Rows of all files."""
-        return int(self._starts[-1])
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        return int(self._decoder.d)
-
-    @property
-    def code_size(self) -> int:
-        """Bytes of a vector."""
-        return int(self._decoder.code_size)
-
     def scores(self, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Inner products of queries with candidates.
-
-        Args:
-            vectors: float32 [B, D].
-            rows: int64 [B, m]; -1 where there is none.
-
-        Returns:
-            float32 [B, m]; -inf for -1.
-        """
+        """Inner products of float32 [B, D] with candidate rows int64 [B, m]: float32 [B, m], -inf for row -1."""
         found = np.empty(rows.shape, dtype=np.float32)
         per_block = max(1, min(len(rows), BLOCK_BYTES // max(1, 4 * self.dim * rows.shape[1])))
         buffer = np.empty((per_block * rows.shape[1], self.dim), dtype=np.float32)
@@ -182,14 +139,6 @@ class RefineCodes:
         return gathered
 
 
-@contextmanager
-def opened_refine_codes(uris: Sequence[str]) -> Iterator[RefineCodes | None]:
-    """Refine files, memory-mapped, None for none; remote ones are downloaded for as long as the block runs."""
-    with ExitStack() as stack:
-        paths = [stack.enter_context(storage.localized(uri)) for uri in uris]
-        yield RefineCodes(paths) if paths else None
-
-
 def search_refined(
     search: ShardSearch,
     codes: RefineCodes | None,
@@ -200,19 +149,8 @@ def search_refined(
     refine_factor: int,
     selector: faiss.IDSelector | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best rows: of `refine_factor` times k candidates by their codes, the best by the refine codes.
-
-    Args:
-        search: the serving shards.
-        codes: the refine files; None: there are none.
-        vectors: float32 [B, D].
-        k: neighbours wanted.
-        nprobe: inverted lists probed.
-        refine_factor: candidates for each neighbour; 0: no re-ranking.
-        selector: rows that may be found; None: all.
-
-    Returns:
-        scores float32 [B, k], descending, and rows int64 [B, k]; -inf and -1 where fewer were found.
+    """The k best rows for float32 [B, D]: of `refine_factor` times k candidates by their codes, the best by the refine
+    codes. Without those, or with a factor of 0, as `ShardSearch.search`, whose answer has the same form.
     """
     if codes is None or not refine_factor:
         return search.search(vectors, k, nprobe=nprobe, selector=selector)
@@ -227,8 +165,8 @@ def best_by_score(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndar
         # What scores as the k-th does stays, so that equal scores end up in the order of their rows.
         kth = np.partition(scores, -k, axis=1)[:, -k, None]
         width = int((scores >= kth).sum(axis=1).max(initial=k))
-        chosen = np.argpartition(scores, -width, axis=1)[:, -width:] if width < scores.shape[1] else None
-        if chosen is not None:
+        if width < scores.shape[1]:
+            chosen = np.argpartition(scores, -width, axis=1)[:, -width:]
             scores, rows = np.take_along_axis(scores, chosen, 1), np.take_along_axis(rows, chosen, 1)
     return top_by_score(scores, rows, k)
 

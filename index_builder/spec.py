@@ -48,19 +48,17 @@ class IndexConfig:
         refine: a second file to re-rank from: `sq8` (a byte a dimension), `fp16` (two), `none`; `auto`: the one for
             which `bytes_per_vector` has room. One that is named comes on top of `bytes_per_vector`.
         serving_shards: files the index is split into, for servers that share the load.
-        rows_per_add: products an add task takes; its memory is this times the code size. None: as many as the memory
-            budget allows, at most 200,000.
+        rows_per_add: products an add task takes; None: as many as the memory budget allows, at most 200,000.
         memory_budget_mb: megabytes that the vectors and codes of one step of the build may take (training, adding,
             laying out); a build that needs more is refused before it begins.
         queries_uri: vectors of real queries, to measure recall with and to choose `nprobe` by: a `.npy` file [Q, D] or
             a Parquet file with a column `vector`. None: products held out of the catalog.
-        reuse_codec: keep the codec of the last run while it fits the catalog (see `drift.py`); false trains each time.
+        reuse_codec: keep the codec of the last run while it fits the catalog (see drift.py); false trains each time.
         device: where k-means of the training runs: `cpu`; `gpu` (other bytes); or `auto`, a GPU where FAISS sees one.
         training_rows: vectors the codec is trained on; None: as many as the lists need.
         verify_queries: held-out products that recall is measured with. The standard error of recall falls with its
             root: on a million titles 0.0027 with 500, 0.0019 with 1000.
         k: recall is measured as recall k@k.
-        seed: of all that is random in training.
         keep_versions: published versions to keep; None keeps all.
     """
 
@@ -85,18 +83,12 @@ class IndexConfig:
         _require(bool(self.uri.strip()), "index.uri", self.uri, "a folder, local or an fsspec URI")
         _require(bool(self.factory.strip()), "index.factory", self.factory, FACTORY_HELP)
         _require(1 <= self.bytes_per_vector <= 4096, "index.bytes_per_vector", self.bytes_per_vector, "1 to 4096")
-        _require(
-            0.0 < self.target_recall <= 1.0, "index.target_recall", self.target_recall, "a share above 0, at most 1"
-        )
+        share = self.target_recall
+        _require(0.0 < share <= 1.0, "index.target_recall", share, "a share above 0, at most 1")
         _require(self.device in get_args(Device), "index.device", self.device, "cpu, gpu or auto")
         _require(self.refine in ("auto", "none", "sq8", "fp16"), "index.refine", self.refine, "auto, none, sq8 or fp16")
-        for key, least in (
-            ("serving_shards", 1),
-            ("memory_budget_mb", 16),
-            ("verify_queries", 1),
-            ("k", 1),
-            ("seed", 0),
-        ):
+        least_values = {"serving_shards": 1, "memory_budget_mb": 16, "verify_queries": 1, "k": 1, "seed": 0}
+        for key, least in least_values.items():
             _require(getattr(self, key) >= least, f"index.{key}", getattr(self, key), f"{least} or more")
         for key in ("training_rows", "keep_versions", "rows_per_add"):
             value = getattr(self, key)
@@ -105,17 +97,16 @@ class IndexConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexSpec:
-    """A fully resolved index: nothing in it is left to choose.
+    """A fully resolved index.
 
     Attributes:
         dim: D of the embeddings.
-        rotation: linear map in front: `none`, `pca`, `pcar`, `rr` (see the module) or `opq`.
+        rotation: linear map in front (see the module).
         rotation_dim: dimensions behind the map (D without one).
         lists: inverted lists, L; 1 is exact search where the code is `flat`.
         hnsw_links: links a node of the HNSW graph that finds lists; 0: lists are found by comparing with all centroids.
-        code: how a vector is kept: `flat` (float32), `sq8` (a byte a dimension), `rabitq` or `pq`.
-        pq_m: sub-quantizers of `pq`, else 0.
-        pq_bits: bits a sub-quantizer, else 0.
+        code: how a vector is kept.
+        pq_m, pq_bits: sub-quantizers of `pq` and bits of each, else 0.
         fast_scan: layout of a `pq` of 4 bits that is searched with SIMD, and wholly in memory: `fs` codes the vectors,
             `fsr` what the coarse quantizer leaves over; `none`: lists that are mapped from disk.
         rabitq_bits: bits a dimension of `rabitq`, else 0.
@@ -134,47 +125,29 @@ class IndexSpec:
 
     def __post_init__(self) -> None:
         _require(self.dim >= 1, "index spec: dim", self.dim, "1 or more")
+        kept = self.rotation_dim
         if self.rotation in ("none", "rr"):
-            _require(
-                self.rotation_dim == self.dim,
-                "index spec: rotation_dim" if self.rotation == "none" else "index.factory: dimensions of RR",
-                self.rotation_dim,
-                f"{self.dim} without a rotation that keeps fewer",
-            )
-        _require(
-            1 <= self.rotation_dim <= self.dim,
-            "index.factory: dimensions after the rotation",
-            self.rotation_dim,
-            f"1 to {self.dim}, the encoder's dimension",
-        )
+            key = "index spec: rotation_dim" if self.rotation == "none" else "index.factory: dimensions of RR"
+            _require(kept == self.dim, key, kept, f"{self.dim} without a rotation that keeps fewer")
+        fits, expected = 1 <= kept <= self.dim, f"1 to {self.dim}, the encoder's dimension"
+        _require(fits, "index.factory: dimensions after the rotation", kept, expected)
         _require(1 <= self.lists <= MAX_LISTS, "index.factory: inverted lists", self.lists, f"1 to {MAX_LISTS}")
         _require(self.hnsw_links in (0, *range(4, 129)), "index.factory: HNSW links", self.hnsw_links, "4 to 128")
         if self.code == "pq":
-            divisors = ", ".join(str(d) for d in range(1, self.rotation_dim + 1) if self.rotation_dim % d == 0)
-            _require(
-                self.pq_m >= 1 and self.rotation_dim % self.pq_m == 0,
-                "index.factory: sub-quantizers of PQ",
-                self.pq_m,
-                f"a divisor of {self.rotation_dim}, the dimensions it codes ({divisors})",
-            )
+            divisors = [d for d in range(1, kept + 1) if kept % d == 0]
+            expected = f"a divisor of {kept}, the dimensions it codes ({', '.join(map(str, divisors))})"
+            _require(self.pq_m in divisors, "index.factory: sub-quantizers of PQ", self.pq_m, expected)
             _require(4 <= self.pq_bits <= 12, "index.factory: bits of PQ", self.pq_bits, "4 to 12 (8 is usual)")
         elif self.pq_m or self.pq_bits:
             raise SpecError(
                 f"index spec: pq_m and pq_bits are {self.pq_m} and {self.pq_bits}, expected 0 for code {self.code}"
             )
         if self.fast_scan != "none":
-            _require(
-                self.code == "pq" and self.pq_bits == 4 and self.pq_m % 2 == 0,
-                "index.factory: fast scan of",
-                f"PQ{self.pq_m}x{self.pq_bits}",
-                "a PQ of 4 bits and an even number of sub-quantizers",
-            )
-        _require(
-            1 <= self.rabitq_bits <= 9 if self.code == "rabitq" else self.rabitq_bits == 0,
-            "index.factory: bits of RaBitQ",
-            self.rabitq_bits,
-            "1 to 9, and 0 for other codes",
-        )
+            fits = self.code == "pq" and self.pq_bits == 4 and self.pq_m % 2 == 0
+            found, expected = f"PQ{self.pq_m}x{self.pq_bits}", "a PQ of 4 bits and an even number of sub-quantizers"
+            _require(fits, "index.factory: fast scan of", found, expected)
+        fits = 1 <= self.rabitq_bits <= 9 if self.code == "rabitq" else self.rabitq_bits == 0
+        _require(fits, "index.factory: bits of RaBitQ", self.rabitq_bits, "1 to 9, and 0 for other codes")
 
     @classmethod
     def parse(cls, factory: str, dim: int) -> IndexSpec:
@@ -188,13 +161,12 @@ class IndexSpec:
         opq_m = 0
         if found := re.fullmatch(r"(PCAR?)(\d+)", components[0]):
             values |= {"rotation": found[1].lower(), "rotation_dim": int(found[2])}
-            components = components[1:]
         elif found := re.fullmatch(r"OPQ(\d+)(?:_(\d+))?", components[0]):
             opq_m = int(found[1])
             values |= {"rotation": "opq", "rotation_dim": int(found[2] or dim)}
-            components = components[1:]
         elif found := re.fullmatch(r"RR(\d+)?", components[0]):
             values |= {"rotation": "rr", "rotation_dim": int(found[1] or dim)}
+        if "rotation" in values:
             components = components[1:]
         if components and (found := re.fullmatch(r"IVF(\d+)(?:_HNSW(\d+))?", components[0])):
             values |= {"lists": int(found[1]), "hnsw_links": int(found[2] or 0)}
@@ -248,25 +220,18 @@ class IndexSpec:
         """The factory string that `parse` turns into this spec again."""
         if self.exact:
             return "Flat"
-        rotation = {
-            "none": [],
-            "pca": [f"PCA{self.rotation_dim}"],
-            "pcar": [f"PCAR{self.rotation_dim}"],
-            "rr": ["RR"],
-            "opq": [f"OPQ{self.pq_m}_{self.rotation_dim}"],
-        }[self.rotation]
+        dims = self.rotation_dim
+        rotation = {"pca": f"PCA{dims}", "pcar": f"PCAR{dims}", "rr": "RR", "opq": f"OPQ{self.pq_m}_{dims}"}
         coarse = f"IVF{self.lists}" + (f"_HNSW{self.hnsw_links}" if self.hnsw_links else "")
-        layout = "" if self.fast_scan == "none" else self.fast_scan
         code = {
             "flat": "Flat",
             "sq8": "SQ8",
             "rabitq": f"RaBitQ{self.rabitq_bits}" if self.rabitq_bits > 1 else "RaBitQ",
-            "pq": f"PQ{self.pq_m}x{self.pq_bits}{layout}",
-        }[self.code]
-        return ",".join([*rotation, coarse, code])
+            "pq": f"PQ{self.pq_m}x{self.pq_bits}{'' if self.memory_mapped else self.fast_scan}",
+        }
+        return ",".join(filter(None, [rotation.get(self.rotation), coarse, code[self.code]]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod

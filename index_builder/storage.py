@@ -3,10 +3,8 @@
 **A file that exists under its final name is complete.** Every writer here writes elsewhere first and moves the result
 in place: a temporary name in the same folder, fsync, rename (local disk); one finished upload (object stores); upload
 under a temporary name and a move (other remote systems). A process killed at any moment leaves at most a file or folder
-whose name starts with a dot and ends with `.tmp`, which no listing here shows.
-
-**An output whose description stands is complete** (`artifact`): the description says what the output was made of and is
-written last, so a rerun takes what stands and makes only the rest.
+whose name starts with a dot and ends with `.tmp`, which no listing here shows. **An output whose description stands is
+complete** (`artifact`): the description is written last, so a rerun takes what stands and makes only the rest.
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ from typing import Any
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from index_builder.errors import MissingFileError, StorageError
 
@@ -61,34 +60,26 @@ def join(uri: str, *parts: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder stands at `uri`."""
-    with _storage_errors(uri, "look up"):
-        filesystem, path = _filesystem(uri)
+    with _storage(uri, "look up") as (filesystem, path):
         return bool(filesystem.exists(path))
 
 
 def size(uri: str) -> int:
     """Bytes of the file at `uri`."""
-    with _storage_errors(uri, "look up"):
-        filesystem, path = _filesystem(uri)
+    with _storage(uri, "look up") as (filesystem, path):
         return int(filesystem.info(path)["size"])
 
 
 def open_read(uri: str) -> io.BufferedIOBase:
     """A seekable binary file open for reading."""
-    with _storage_errors(uri, "read"):
-        if is_local(uri):
-            return open(local_path(uri), "rb")
-        filesystem, path = _filesystem(uri)
-        return filesystem.open(path, "rb")
+    with _storage(uri, "read") as (filesystem, path):
+        return open(path, "rb") if is_local(uri) else filesystem.open(path, "rb")
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole file; MissingFileError where there is none."""
-    with _storage_errors(uri, "read"):
-        if is_local(uri):
-            return Path(local_path(uri)).read_bytes()
-        filesystem, path = _filesystem(uri)
-        return filesystem.cat_file(path)
+    with _storage(uri, "read") as (filesystem, path):
+        return Path(path).read_bytes() if is_local(uri) else filesystem.cat_file(path)
 
 
 def read_json(uri: str) -> Any:
@@ -111,13 +102,12 @@ def create_file(uri: str, data: bytes) -> bool:
     So do the local disk and stores with a conditional write (S3, Google, Azure). Other remote systems may let several
     succeed and keep the last: read it back where that matters.
     """
-    with _storage_errors(uri, "write"), contextlib.suppress(FileExistsError):
+    with _storage(uri, "write") as (filesystem, path), contextlib.suppress(FileExistsError):
         if is_local(uri):
-            _make_folders(Path(local_path(uri)).parent)
-            with open(local_path(uri), "xb") as file:
+            _make_folders(Path(path).parent)
+            with open(path, "xb") as file:
                 file.write(data)
         else:
-            filesystem, path = _filesystem(uri)
             filesystem.pipe_file(path, data, mode="create")
         return True
     return False
@@ -131,10 +121,7 @@ def write_json_atomic(uri: str, value: Any) -> None:
 
 @contextlib.contextmanager
 def atomic_file(uri: str) -> Iterator[str]:
-    """Yields a local path to write; the file appears at `uri` on clean exit only, and complete.
-
-    After an exception nothing is left behind. After a kill, only a hidden `.tmp` file is.
-    """
+    """Yields a local path to write; the file appears at `uri` on clean exit only, and complete."""
     with _beside(uri) as path:
         yield path
         _move_in(path, uri)
@@ -154,9 +141,8 @@ def copy_file(source: str, target: str, *, expected_sha256: str | None = None) -
                 writer.write(chunk)
         found = copied.hexdigest()
         if expected_sha256 not in (None, found):
-            raise StorageError(
-                f"{source}: expected sha256 {expected_sha256}, found {found}; the file was changed or is damaged"
-            )
+            fault = f"expected sha256 {expected_sha256}, found {found}; the file was changed or is damaged"
+            raise StorageError(f"{source}: {fault}")
     return found
 
 
@@ -172,10 +158,7 @@ def list_files(uri: str) -> list[str]:
 
 
 def list_names(uri: str) -> list[str]:
-    """All files below the folder `uri`, as sorted names relative to it; none where there is no folder.
-
-    Temporary files are hidden.
-    """
+    """All files below the folder `uri` but temporary ones, as sorted names relative to it; none without a folder."""
     if is_local(uri):
         names, root = [], local_path(uri)
         for folder, folders, files in os.walk(root):
@@ -183,12 +166,10 @@ def list_names(uri: str) -> list[str]:
             below = PurePosixPath(os.path.relpath(folder, root))
             names += [str(below / name) for name in files]
     else:
-        found: Sequence[str] = ()
-        with _storage_errors(uri, "list"), contextlib.suppress(FileNotFoundError):
-            filesystem, path = _filesystem(uri)
-            found = filesystem.find(path)
-        prefix = path.rstrip("/") + "/"
-        names = [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
+        names = []
+        with _storage(uri, "list") as (filesystem, path), contextlib.suppress(FileNotFoundError):
+            prefix = path.rstrip("/") + "/"
+            names = [name.removeprefix(prefix) for name in filesystem.find(path) if name.startswith(prefix)]
     return sorted(name for name in names if not is_temporary(name))
 
 
@@ -198,25 +179,22 @@ def list_folders(uri: str) -> list[str]:
         root = local_path(uri)
         names = [entry.name for entry in os.scandir(root) if entry.is_dir()] if os.path.isdir(root) else []
     else:
-        entries: Sequence[dict[str, Any]] = ()
-        with _storage_errors(uri, "list"), contextlib.suppress(FileNotFoundError):
-            filesystem, path = _filesystem(uri)
+        names = []
+        with _storage(uri, "list") as (filesystem, path), contextlib.suppress(FileNotFoundError):
             entries = filesystem.ls(path, detail=True)
-        names = [PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "directory"]
+            names = [PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "directory"]
     return sorted(name for name in names if not is_temporary(name))
 
 
 def remove_file(uri: str) -> None:
     """Removes one file; nothing happens where there is none."""
-    with _storage_errors(uri, "remove"), contextlib.suppress(FileNotFoundError):
-        filesystem, path = _filesystem(uri)
+    with _storage(uri, "remove") as (filesystem, path), contextlib.suppress(FileNotFoundError):
         filesystem.rm_file(path)
 
 
 def remove_tree(uri: str) -> None:
     """Removes a folder and all below it; nothing happens where there is none."""
-    with _storage_errors(uri, "remove"), contextlib.suppress(FileNotFoundError):
-        filesystem, path = _filesystem(uri)
+    with _storage(uri, "remove") as (filesystem, path), contextlib.suppress(FileNotFoundError):
         filesystem.rm(path, recursive=True)
 
 
@@ -242,13 +220,7 @@ def localized(uri: str) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A kept output that stands, complete.
-
-    Attributes:
-        uri: as it was asked for.
-        files: URIs of its files, sorted; what else lies beside them is not of it.
-        facts: what `make` had to say about it, as JSON gives it back.
-    """
+    """A kept output that stands: the URIs of its files, sorted, and what its maker said, as JSON gives it back."""
 
     uri: str
     files: tuple[str, ...]
@@ -264,8 +236,7 @@ def artifact(uri: str, inputs: Any, make: Callable[[str], Mapping[str, Any] | No
     of others may mix, which is seen by their sizes.
 
     Args:
-        uri: names the output, without an ending. Another output made at the same `uri` replaces the one that stands;
-            where it should not, let `digest(inputs)` be part of the name.
+        uri: names the output, without an ending. Another output made at the same `uri` replaces the one that stands.
         inputs: all that shapes the output's bytes, as plain JSON values; see `digest`.
         make: gets a local path that stands for `uri`, and writes no file, a file of that name, or files whose names go
             on with `.` or `/` (`path + ".parquet"`, `path + "/codec.faiss"`; not `path + ".json"`). Returns plain JSON
@@ -277,7 +248,7 @@ def artifact(uri: str, inputs: Any, make: Callable[[str], Mapping[str, Any] | No
     """
     if standing := find_artifact(uri, inputs):
         return standing
-    made_of, name = digest(inputs), PurePosixPath(uri).name
+    name = PurePosixPath(uri).name
     with _beside(uri) as space:
         os.makedirs(space)
         facts = make(os.path.join(space, name)) or {}
@@ -287,39 +258,49 @@ def artifact(uri: str, inputs: Any, make: Callable[[str], Mapping[str, Any] | No
             if file == f"{name}.json" or not (file == name or file.startswith((f"{name}.", f"{name}/"))):
                 raise ValueError(f"{uri} was made with a file {file}: expected {name}, {name}.(not json) or {name}/...")
         with _one_at_a_time(uri) if is_local(uri) else contextlib.nullcontext():
-            known = _read_description(uri)
-            if standing := _whole(uri, known, made_of):
+            before = _read_description(uri)  # not later: without a lock, what another maker has just completed stays
+            if standing := find_artifact(uri, inputs):
                 return standing
-            _remove(uri, known)
+            _remove(uri, before)
             for file in sizes:
                 _move_in(os.path.join(space, file), _file_uri(uri, file))
-            write_json_atomic(f"{uri}.json", {"inputs": made_of, "files": sizes, "facts": facts})
-    standing = find_artifact(uri, inputs)
-    if standing is None:
-        raise StorageError(f"{uri}: another process wrote other files there at the same time; run again to continue")
-    return standing
+            write_json_atomic(f"{uri}.json", {"inputs": digest(inputs), "files": sizes, "facts": facts})
+    if standing := find_artifact(uri, inputs):
+        return standing
+    raise StorageError(f"{uri}: another process wrote other files there at the same time; run again to continue")
 
 
 def find_artifact(uri: str, inputs: Any = None) -> Artifact | None:
     """The output at `uri` if it stands, made of `inputs`, or of whatever where they are None."""
-    return _whole(uri, _read_description(uri), None if inputs is None else digest(inputs))
+    made_of = None if inputs is None else digest(inputs)
+    known = _read_description(uri)
+    if known is None or made_of not in (None, known["inputs"]):
+        return None
+    files = tuple(_file_uri(uri, file) for file in sorted(known["files"]))
+    expected = [known["files"][file] for file in sorted(known["files"])]
+    if (found := _sizes(files)) != expected:
+        log.warning("%s: expected files of %s bytes, found %s; it is made again", uri, expected, found)
+        return None
+    return Artifact(uri=uri, files=files, facts=known["facts"])
 
 
 def remove_artifact(uri: str) -> None:
     """Removes an output; its description goes first, so that it never seems to stand without its files."""
-    _remove(uri, _read_description(uri))
-    remove_file(f"{uri}.json")  # a damaged one
+    _remove(uri, _read_description(uri) or {"files": ()})  # a damaged description goes too
+
+
+def _remove(uri: str, known: dict[str, Any] | None) -> None:
+    if known is not None:
+        remove_file(f"{uri}.json")
+        for file in known["files"]:
+            remove_file(_file_uri(uri, file))
 
 
 def digest(inputs: Any) -> str:
     """32 hex digits that name what an output is made of: sha256 over canonical JSON.
 
     The order of a dict's keys does not matter, that of a list does; a tuple counts as a list; 1, 1.0, "1" and True are
-    four values.
-
-    Raises:
-        TypeError, ValueError: there is something else than dicts with str keys, lists, tuples, str, bool, int, None and
-            finite floats; the message says where.
+    four values. TypeError or ValueError where there is something else than plain JSON values; the message says where.
     """
     _check_plain(inputs, "inputs")
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
@@ -339,28 +320,8 @@ def _check_plain(value: Any, name: str) -> None:
     elif kind is float and not math.isfinite(value):
         raise ValueError(f"{name} is {value}: expected a finite number")
     elif kind not in (str, bool, int, float, type(None)):
-        raise TypeError(
-            f"{name} is a {kind.__qualname__}: expected plain JSON values (dict, list, str, int, float, bool, None)"
-        )
-
-
-def _whole(uri: str, known: dict[str, Any] | None, made_of: str | None) -> Artifact | None:
-    """The output, if it is made of the inputs with this digest (None: whatever inputs) and its files are all there."""
-    if known is None or made_of not in (None, known["inputs"]):
-        return None
-    files = tuple(_file_uri(uri, file) for file in sorted(known["files"]))
-    expected = [known["files"][file] for file in sorted(known["files"])]
-    if (found := _sizes(files)) != expected:
-        log.warning("%s: expected files of %s bytes, found %s; it is made again", uri, expected, found)
-        return None
-    return Artifact(uri=uri, files=files, facts=known["facts"])
-
-
-def _remove(uri: str, known: dict[str, Any] | None) -> None:
-    if known is not None:
-        remove_file(f"{uri}.json")
-        for file in known["files"]:
-            remove_file(_file_uri(uri, file))
+        expected = "plain JSON values (dict, list, str, int, float, bool, None)"
+        raise TypeError(f"{name} is a {kind.__qualname__}: expected {expected}")
 
 
 def _read_description(uri: str) -> dict[str, Any] | None:
@@ -383,10 +344,9 @@ def _sizes(uris: Sequence[str]) -> list[int | None]:
     """Bytes of each file, None for one that is not there; a store is asked for all of them at once."""
     if not uris:
         return []
-    with _storage_errors(uris[0], "look up"):
-        filesystem, _ = _filesystem(uris[0])
+    with _storage(uris[0], "look up") as (filesystem, _):
         try:
-            return list(filesystem.sizes([_filesystem(uri)[1] for uri in uris]))
+            return list(filesystem.sizes([url_to_fs(uri)[1] for uri in uris]))
         except FileNotFoundError:
             return [size(uri) if exists(uri) else None for uri in uris]
 
@@ -428,10 +388,9 @@ def _beside(uri: str) -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="shelfmark-") as folder:
             yield os.path.join(folder, name)
         return
-    parent = Path(local_path(uri)).parent
-    with _storage_errors(uri, "write"):
-        _make_folders(parent)
-    temporary = parent / temporary_name(name)
+    temporary = Path(local_path(uri)).parent / temporary_name(name)
+    with _storage(uri, "write"):
+        _make_folders(temporary.parent)
     try:
         yield str(temporary)
     finally:
@@ -440,15 +399,21 @@ def _beside(uri: str) -> Iterator[str]:
 
 def _move_in(path: str, uri: str) -> None:
     """Moves a finished local file to `uri`, where it appears whole."""
-    with _storage_errors(uri, "write"):
-        if not is_local(uri):
-            _upload(path, uri)
-        else:
-            target = Path(local_path(uri))
-            _make_folders(target.parent)
+    with _storage(uri, "write") as (filesystem, target):
+        if is_local(uri):
+            _make_folders(Path(target).parent)
             _sync(Path(path))
             os.replace(path, target)
-            _sync(target.parent)
+            _sync(Path(target).parent)
+        elif uri.split("://", 1)[0] in _UPLOAD_IS_ATOMIC:
+            filesystem.put_file(path, target)
+        else:
+            folder, _, name = target.rpartition("/")
+            if folder:
+                filesystem.makedirs(folder, exist_ok=True)
+            temporary = f"{folder}/{temporary_name(name)}"
+            filesystem.put_file(path, temporary)
+            filesystem.mv(temporary, target)
 
 
 def _make_folders(folder: Path) -> None:
@@ -457,25 +422,6 @@ def _make_folders(folder: Path) -> None:
     # A folder's name is safe on disk only once the folder above is synced.
     for made in missing:
         _sync(made.parent)
-
-
-def _upload(path: str, uri: str) -> None:
-    filesystem, target = _filesystem(uri)
-    if uri.split("://", 1)[0] in _UPLOAD_IS_ATOMIC:
-        filesystem.put_file(path, target)
-        return
-    folder = target.rsplit("/", 1)[0]
-    if folder:
-        filesystem.makedirs(folder, exist_ok=True)
-    temporary = f"{folder}/{temporary_name(PurePosixPath(target).name)}"
-    filesystem.put_file(path, temporary)
-    filesystem.mv(temporary, target)
-
-
-def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    # A cached listing would hide what another process has just written.
-    filesystem, path = url_to_fs(uri, use_listings_cache=False)
-    return filesystem, path
 
 
 def _sync(path: Path) -> None:
@@ -487,10 +433,11 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _storage_errors(uri: str, deed: str) -> Iterator[None]:
-    """Turns the many errors of many filesystems into ours, with the URI in the message."""
+def _storage(uri: str, deed: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+    """The filesystem of a URI and the path there; turns its errors into ours, with the URI in the message."""
     try:
-        yield
+        # A cached listing would hide what another process has just written.
+        yield url_to_fs(uri, use_listings_cache=False) if not is_local(uri) else (LocalFileSystem(), local_path(uri))
     except FileNotFoundError as error:
         raise MissingFileError(f"cannot {deed} {uri}: no such file or folder") from error
     except ImportError as error:

@@ -11,16 +11,18 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from index_builder import storage
 from index_builder.embedding_shards import NumberedShard
 from index_builder.exact_search import GroundTruth, exact_neighbours
 from index_builder.faiss_files import faiss_threads, opened_indexes
 from index_builder.planner import plan_refinement, plan_sample, probes_per_factor
 from index_builder.sampling import QuerySet, ShardSample, read_queries, read_query_vectors
-from index_builder.shard_search import RefineCodes, ShardSearch, opened_refine_codes, search_refined
+from index_builder.shard_search import RefineCodes, ShardSearch, search_refined
 from index_builder.spec import IndexConfig, IndexSpec
 
 TIMED_QUERIES = 100
@@ -37,7 +39,6 @@ class SearchMeasurement:
     """What search gives at one setting.
 
     Attributes:
-        nprobe: lists probed.
         recall: recall k@k over the held-out products, against exact search.
         latency_ms: median time of one query, asked alone, on one thread.
         refine_factor: candidates re-ranked for each neighbour; 0: none.
@@ -51,17 +52,9 @@ class SearchMeasurement:
     recalls: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class SearchChoice:
-    """The chosen setting.
-
-    Attributes:
-        nprobe: lists to probe.
-        recall: measured with it.
-        latency_ms: measured with it.
-        reached: whether recall is at least the target.
-        refine_factor: candidates to re-rank for each neighbour; 0: none.
-    """
+    """The chosen setting, what was measured with it, and whether its recall reaches the target."""
 
     nprobe: int
     recall: float
@@ -72,14 +65,7 @@ class SearchChoice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexMeasurement:
-    """What an index was measured to give.
-
-    Attributes:
-        queries: what it was asked.
-        truth: their true neighbours.
-        table: recall and latency at each setting that was tried.
-        chosen: the setting to publish it with.
-    """
+    """What an index was asked, and was measured to give at each setting that was tried."""
 
     queries: QuerySet
     truth: GroundTruth
@@ -95,15 +81,7 @@ def measure_index(
     index_uris: Sequence[str],
     refine_uris: Sequence[str] = (),
 ) -> IndexMeasurement:
-    """Measures an index against exact search and chooses how it is to be searched.
-
-    Args:
-        config: the `index:` section: says what is asked, and what is wanted.
-        spec: the index.
-        shards: the embedding shards of the catalog.
-        samples: the catalog's sample, with the held-out products.
-        index_uris: the serving shards.
-        refine_uris: files to re-rank from.
+    """Measures serving shards against exact search and chooses how they are to be searched.
 
     Raises:
         SpecError: `index.queries_uri` holds no queries of D dimensions.
@@ -132,17 +110,13 @@ def measure_search(
     k: int | None = None,
 ) -> tuple[SearchMeasurement, ...]:
     """Measures search at growing `nprobe` (1, 2, 3, 4, 6, 8, 12, ...), until one step past the target or until it
-    gains no more.
+    gains no more. With refine files, each `nprobe` is measured at growing `refine_factor` too.
 
-    Args:
-        index_uris: the serving shards.
-        queries: the held-out products.
-        truth: their true neighbours.
-        target_recall: where it may stop.
-        refine_uris: files to re-rank from; with them, each `nprobe` is measured at growing `refine_factor` too.
-        k: neighbours of a search that is timed and held against the target; those of the truth by default.
+    A search that is timed and held against the target is one for k neighbours, by default those of the truth.
     """
-    with opened_indexes(index_uris) as indexes, opened_refine_codes(refine_uris) as codes:
+    with opened_indexes(index_uris) as indexes, ExitStack() as stack:
+        paths = [stack.enter_context(storage.localized(uri)) for uri in refine_uris]
+        codes = RefineCodes(paths) if paths else None
         search = _Search(ShardSearch(indexes), codes, truth.k if k is None else k, queries, truth)
         measured: list[SearchMeasurement] = []
         for nprobe in _steps(search.shards.lists):
@@ -161,10 +135,7 @@ def choose_search(
 ) -> SearchChoice:
     """The cheapest setting that reaches the target; where none does, the cheapest within 0.005 of the best recall.
 
-    Args:
-        measured: the settings.
-        target_recall: the recall wanted.
-        probes_per_factor: lists that could be probed for what a `refine_factor` of 1 costs (see planner.py).
+    `probes_per_factor` is the number of lists that could be probed for what a `refine_factor` of 1 costs.
     """
 
     def cost(row: SearchMeasurement) -> tuple[float, int]:
@@ -173,19 +144,12 @@ def choose_search(
     best = max(row.recall for row in measured)
     enough = target_recall if best >= target_recall else best - RECALL_GIVEN_UP
     row = next(row for row in sorted(measured, key=cost) if row.recall >= enough)
-    return SearchChoice(
-        nprobe=row.nprobe,
-        recall=row.recall,
-        latency_ms=row.latency_ms,
-        reached=row.recall >= target_recall,
-        refine_factor=row.refine_factor,
-    )
+    reached = row.recall >= target_recall
+    return SearchChoice(row.nprobe, row.recall, row.latency_ms, reached, row.refine_factor)
 
 
 @dataclass(frozen=True)
 class _Search:
-    """Open serving shards, refine codes where there are some, what they are asked and what is true."""
-
     shards: ShardSearch
     codes: RefineCodes | None
     k: int

@@ -22,8 +22,7 @@ import pyarrow as pa
 
 from index_builder import storage
 from index_builder.errors import VerificationError
-from index_builder.faiss_files import ivf_of, list_ids, read_index
-from index_builder.index_shards import IndexShard
+from index_builder.faiss_files import IndexShard, ivf_of, list_ids, read_index
 from index_builder.open_version import ProductRows
 from index_builder.shard_search import RefineCodes, ShardSearch, search_refined
 
@@ -32,17 +31,9 @@ STATM = Path("/proc/self/statm")
 
 
 def verify_index(shards: Sequence[IndexShard], *, rows: int, dim: int, codec_fingerprint: str) -> None:
-    """Checks the serving shards of a version.
-
-    Each file is the one described (sha256), opens memory-mapped (FastScan's lists cannot be), has the metric and
-    dimension, and was made with the codec; together they hold every row 0..rows-1 exactly once, each shard
-    those of its range. Memory is one byte a row.
-
-    Args:
-        shards: the serving shards.
-        rows: products of the version, N.
-        dim: D.
-        codec_fingerprint: of the codec they must have been made with.
+    """Checks the serving shards of a version: each file is the one described (sha256), opens memory-mapped (FastScan's
+    lists cannot be), has the metric and dimension, and was made with the codec; together they hold every row 0..rows-1
+    exactly once, each shard those of its range. Memory is one byte a row.
 
     Raises:
         VerificationError: names the file, what was expected and what was found.
@@ -62,16 +53,8 @@ def verify_index(shards: Sequence[IndexShard], *, rows: int, dim: int, codec_fin
 
 
 def verify_refine_codes(shards: Sequence[IndexShard], *, rows: int, dim: int, code_bytes: int) -> None:
-    """Checks the refine files of a version.
-
-    Each is the one described (sha256) and opens memory-mapped; together, in their order, they hold rows 0..rows-1, all
-    made with one quantizer.
-
-    Args:
-        shards: the refine files, in the order of their rows.
-        rows: products of the version, N.
-        dim: D.
-        code_bytes: of a vector.
+    """Checks the refine files of a version: each is the one described (sha256) and opens memory-mapped; together, in
+    their order, they hold rows 0..rows-1, all made with one quantizer.
 
     Raises:
         VerificationError: names the file, what was expected and what was found.
@@ -105,20 +88,10 @@ def measure_resident_bytes(
     nprobe: int,
     refine_factor: int,
 ) -> int:
-    """How much a process grows that opens a version's files and answers queries with them.
+    """Bytes that a process grows by that opens a version's files and answers float32 [Q, D] with them, ids included.
 
-    Pages of the files that the answers touched count as the process's own, as they do on a server.
-
-    Args:
-        index_uris: the serving shards.
-        refine_uris: the refine files.
-        products_uri: `products.arrow`.
-        queries: float32 [Q, D].
-        k: neighbours of each query, whose ids are looked up too.
-        nprobe, refine_factor: the chosen setting.
-
-    Returns:
-        Bytes; 0 on a system that does not tell (without /proc).
+    Pages of the files that the answers touched count as the process's own, as they do on a server. 0 on a system that
+    does not tell (without /proc).
 
     Raises:
         VerificationError: the files cannot be opened in a process of their own.
@@ -134,8 +107,7 @@ def measure_resident_bytes(
             "products": stack.enter_context(storage.localized(products_uri)),
             "queries": path,
             "k": k,
-            "nprobe": nprobe,
-            "refine_factor": refine_factor,
+            "setting": {"nprobe": nprobe, "refine_factor": refine_factor},
         }
         # The package may be importable only because of where this process was started.
         importable = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -204,23 +176,16 @@ def _serve(described: dict[str, Any]) -> int:
     search = ShardSearch([read_index(path) for path in described["indexes"]])
     codes = RefineCodes(described["refine"]) if described["refine"] else None
     products = ProductRows(pa.ipc.open_file(pa.memory_map(described["products"])).read_all())
+    k = min(described["k"], max(1, search.rows))
     for query in queries:
-        rows = search_refined(
-            search,
-            codes,
-            query[None],
-            min(described["k"], max(1, search.rows)),
-            nprobe=described["nprobe"],
-            refine_factor=described["refine_factor"],
-        )[1]
+        rows = search_refined(search, codes, query[None], k, **described["setting"])[1]
         products.take(rows[rows >= 0], "product_id")
     return _resident_bytes() - before
 
 
 def _resident_bytes() -> int:
     """Memory of this process that is in use, its own pages and those of mapped files."""
-    pages = int(STATM.read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

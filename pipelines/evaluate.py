@@ -52,19 +52,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the short names of keys of the evaluation section."""
-    for name, metavar, text in (
-        ("queries", "FILE", "short for --evaluation.queries: query_id, query"),
-        ("judgments", "FILE", "the same of judgments: query_id, product_id, label"),
-        ("purchases", "FILE", "the same of purchases: query_id, product_id"),
-        ("split", "NAME", "only the queries of this split (column split)"),
-        ("unlabelled", "LABEL", "what counts for a pair without a label (or leave-out)"),
+    for name, metavar, nargs, text in (
+        ("queries", "FILE", None, "short for --evaluation.queries: query_id, query"),
+        ("judgments", "FILE", None, "the same of judgments: query_id, product_id, label"),
+        ("purchases", "FILE", None, "the same of purchases: query_id, product_id"),
+        ("split", "NAME", None, "only the queries of this split (column split)"),
+        ("unlabelled", "LABEL", None, "what counts for a pair without a label (or leave-out)"),
+        ("relevant", "LABEL", "+", "labels that mean relevant (default: numbers above 0, or Exact)"),
+        ("measures", "NAME", "+", "as ir-measures names them (default: R@10 nDCG@10 RR@10, of systems also AP@100)"),
     ):
-        parser.add_argument(f"--{name}", dest=f"key.evaluation.{name}", metavar=metavar, help=text)
-    for name, metavar, text in (
-        ("relevant", "LABEL", "labels that mean relevant (default: numbers above 0, or Exact)"),
-        ("measures", "NAME", "as ir-measures names them (default: R@10 nDCG@10 RR@10, of systems also AP@100)"),
-    ):
-        parser.add_argument(f"--{name}", dest=f"key.evaluation.{name}", metavar=metavar, nargs="+", help=text)
+        parser.add_argument(f"--{name}", dest=f"key.evaluation.{name}", metavar=metavar, nargs=nargs, help=text)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     if reader.query_encoder_uri is None:
         raise ConfigError(f"--index {arguments.index}: version {reader.manifest.version} has no query encoder")
     encoder = load_query_encoder(reader.query_encoder_uri, device=arguments.device)
-    images = None if arguments.image is None else [_open_picture(arguments.image)]
+    images = None if arguments.image is None else [_open_image(arguments.image)]
     if images is not None and not encoder.accepts_images:
         raise ConfigError(
             f"--image {arguments.image}: the {encoder.model} encoder of {reader.manifest.version} reads only text"
@@ -48,21 +48,21 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _title(arguments: argparse.Namespace) -> str:
-    parts = [f'"{arguments.text}"'] if arguments.text is not None else []
-    parts += [f"picture {arguments.image.rsplit('/', 1)[-1]}"] if arguments.image is not None else []
-    return " + ".join(parts)
+    asked = [f'"{arguments.text}"'] if arguments.text is not None else []
+    asked += [f"picture {arguments.image.rsplit('/', 1)[-1]}"] if arguments.image is not None else []
+    return " + ".join(asked)
 
 
-def _open_picture(uri: str) -> Image.Image:
+def _open_image(uri: str) -> Image.Image:
     try:
         with fsspec.open(uri, "rb") as file:
-            picture = Image.open(file)
-            picture.load()
+            image = Image.open(file)
+            image.load()
     except FileNotFoundError as error:
         raise ConfigError(f"--image {uri}: no such file") from error
     except (UnidentifiedImageError, OSError) as error:
         raise ConfigError(f"--image {uri}: expected a picture (JPEG, PNG, WebP ...), found none: {error}") from error
-    return picture
+    return image
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@
         --encoder.uri package://encoders/pretrained/demo --out my_encoder
 
 Without `--encoder.*` one is put together (`small:`), from nothing, as the demo encoder was, or from parts of others.
-The result is a saved encoder folder, for `encoder.uri` of the nightly job.
+The result is a saved encoder folder, for `encoder.uri` of the indexing job.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Batches of training pairs for one step, and of products or queries for validation.
+"""Batches of training pairs for one step, in which order they come, and batches of products or queries for validation.
 
 Legend: B pairs of a batch, P products of the batch (those of the pairs, and the seen negatives).
 
-Pictures are decoded batch by batch. A product without text or picture, or with a picture that cannot be decoded, trains
-what stands for the missing half. A pair whose query is left with nothing (its picture cannot be read) is left out.
+The order is a function of seed and epoch alone, so a resumed run sees what it would have seen, and devices share it.
+A product without text or image, or with an image that cannot be decoded, trains what stands for the missing half. A
+pair whose query is left with nothing (its image cannot be read) is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,15 +18,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from encoders.errors import TrainingError
 from encoders.model import EncoderParts
-from encoders.training.frozen_towers import FrozenVectors
+from encoders.training.images import Decoder, decode_with_pillow
 from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs, moved
 from encoders.training.pairs import TrainingPairs
-from encoders.training.pictures import Decoder, decode_with_pillow
-
-# ---- encoders/training/order.py ----
-# In which order pairs come, and which of them share a batch: a function of seed and epoch alone.
-#
-# So a run that is taken up again in the middle sees what it would have seen, and several devices share one order.
 
 
 class ProductOrder(Sampler[list[int]]):
@@ -78,8 +72,8 @@ class ProductOrder(Sampler[list[int]]):
         for epoch in range(first_epoch, self._epochs):
             order = self.epoch_order(epoch)
             for batch in range(first_batch, self.batches_per_epoch):
-                place = (batch * self._devices + self._device) * self.batch_size
-                yield order[place : place + self.batch_size].tolist()
+                start = (batch * self._devices + self._device) * self.batch_size
+                yield order[start : start + self.batch_size].tolist()
             first_batch = 0
 
     def epoch_order(self, epoch: int) -> np.ndarray:
@@ -99,8 +93,8 @@ def _cut(groups: np.ndarray, most: int) -> np.ndarray:
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.r_[True, groups[order][1:] != groups[order][:-1]])
     sizes = np.diff(np.r_[starts, len(groups)])
-    place = np.arange(len(groups)) - np.repeat(starts, sizes)
-    _, numbers = np.unique(np.stack([groups[order], place // most]), axis=1, return_inverse=True)
+    member = np.arange(len(groups)) - np.repeat(starts, sizes)
+    _, numbers = np.unique(np.stack([groups[order], member // most]), axis=1, return_inverse=True)
     cut = np.empty(len(groups), np.int64)
     cut[order] = numbers.reshape(-1)
     return cut
@@ -128,19 +122,17 @@ class PairBatch:
     product_keys: torch.Tensor
     text_keys: torch.Tensor
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> PairBatch:
-        """The batch on another device; Lightning calls this."""
-        return moved(self, device, non_blocking)
+    to = moved  # Lightning calls it
 
 
 class PairDataset(Dataset):
-    """Batches of pairs, made from lists of places among its rows.
+    """Batches of pairs, made from lists of indices into its rows.
 
     Args:
         pairs: All pairs.
         rows: int64: the pairs of this dataset.
         parts: The encoder that is trained.
-        decode: Decodes pictures.
+        decode: Decodes images.
     """
 
     def __init__(
@@ -148,12 +140,6 @@ class PairDataset(Dataset):
     ) -> None:
         self._pairs, self._rows = pairs, rows
         self.make = InputMaker(parts, decode)
-        self._frozen = FrozenVectors()
-
-    def use(self, frozen: FrozenVectors) -> None:
-        """From now on batches hold these vectors in place of what their towers read."""
-        self._frozen = frozen
-        self.make = self.make.without(frozen.names)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -163,21 +149,21 @@ class PairDataset(Dataset):
         """int64: the product of each pair of the dataset."""
         return self._pairs.product_rows[self._rows]
 
-    def __getitem__(self, places: Sequence[int]) -> PairBatch:
-        """Makes the batch of these places.
+    def __getitem__(self, indices: Sequence[int]) -> PairBatch:
+        """Makes the batch of these pairs.
 
         Raises:
             TrainingError: Not one of their queries can be read.
         """
-        pairs, rows = self._pairs, self._rows[np.asarray(places)]
+        pairs, rows = self._pairs, self._rows[np.asarray(indices)]
         queries = self._queries_of(rows)
         readable = (queries.has_text | queries.has_image).numpy()
         if not readable.all():
             rows = rows[readable]
             if not len(rows):
                 raise TrainingError(
-                    f"none of the {len(places)} queries of a batch can be read: expected a text, or a picture that can "
-                    "be decoded; check data.query_field, query_image_field and image_root"
+                    f"none of the {len(indices)} queries of a batch can be read: expected a text, or a picture "
+                    "that can be decoded; check data.query_field, query_image_field and image_root"
                 )
             queries = self._queries_of(rows)
         negatives = pairs.negative_rows[rows].reshape(-1)
@@ -193,46 +179,20 @@ class PairDataset(Dataset):
             text_keys=torch.from_numpy(pairs.text_keys[products]),
         )
 
-    def queries(self, places: np.ndarray) -> QueryInputs:
-        """The inputs of the queries of pairs by their places."""
-        return self._queries_of(self._rows[places])
+    def queries(self, indices: np.ndarray) -> QueryInputs:
+        """The inputs of the queries of these pairs, by index."""
+        return self._queries_of(self._rows[indices])
 
     def products(self, rows: np.ndarray) -> ProductInputs:
         """The inputs of products by their rows."""
-        store, frozen = self._pairs.products, self._frozen
-        known: dict[str, Any] = {}
-        texts = [None if self._pairs.hides_texts else store.texts[row] for row in rows]
-        if frozen.product_text is not None:
-            known["text_vectors"], _ = frozen.product_text.take(self._pairs.text_keys[rows])
-        if frozen.product_image is not None:
-            known["image_vectors"], known["has_image"] = frozen.product_image.take(rows)
-        return replace(self.make.products(texts, store.pictures, rows), **known)
+        pairs, store = self._pairs, self._pairs.products
+        texts = [None if pairs.hides_texts else store.texts[row] for row in rows]
+        return self.make.products(texts, pairs.text_keys[rows], store.images, rows)
 
     def _queries_of(self, rows: np.ndarray) -> QueryInputs:
-        frozen, pictures = self._frozen, self._pairs.query_pictures
-        known: dict[str, Any] = {}
-        text_keys = self._pairs.query_text_keys[rows]
-        if frozen.query_text is not None:
-            known["text_vectors"], _ = frozen.query_text.take(text_keys)
-        if frozen.query_clip_text is not None:
-            known["clip_text_vectors"], _ = frozen.query_clip_text.take(text_keys)
-        if frozen.query_image is not None:
-            known["image_vectors"], known["has_image"] = frozen.query_image.take(rows)
-        texts = [self._pairs.queries[row] for row in rows]
-        return replace(self.make.queries(texts, pictures, rows), **known)
-
-
-class ProductDataset(Dataset):
-    """Batches of products, made from lists of places among `rows` of the products of `pairs`."""
-
-    def __init__(self, pairs: PairDataset, rows: np.ndarray) -> None:
-        self._pairs, self._rows = pairs, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, places: Sequence[int]) -> ProductInputs:
-        return self._pairs.products(self._rows[np.asarray(places)])
+        pairs = self._pairs
+        texts = [pairs.queries[row] for row in rows]
+        return self.make.queries(texts, pairs.query_text_keys[rows], pairs.query_images, rows)
 
 
 def load(dataset: Dataset, order: Iterable[list[int]], *, workers: int) -> DataLoader:
@@ -249,5 +209,5 @@ def load(dataset: Dataset, order: Iterable[list[int]], *, workers: int) -> DataL
 
 
 def in_order(size: int, batch_size: int) -> BatchSampler:
-    """Places from 0 to `size` as they stand, the last batch short."""
+    """Indices from 0 to `size` as they stand, the last batch short."""
     return BatchSampler(range(size), batch_size, drop_last=False)

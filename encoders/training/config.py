@@ -1,15 +1,17 @@
-"""The `training:` section: how an encoder is trained."""
+"""The sections of a training run: `data:` (which pairs), `small:` (an encoder put together), `training:` (how)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from typing import Literal, get_args, get_type_hints
 
 from encoders.config import FUSIONS_OF_MODEL, FusionMethod, ModelName
 from encoders.errors import EncoderConfigError
 
-# ---- encoders/training/pairs_config.py ----
-# The `data:` section of a training run: which pairs of query and product.
+Part = Literal["bert", "projection", "clip_image", "clip_text", "fusion"]
+TunedPart = Literal["bert", "projection", "clip_image", "clip_text", "fusion", "text", "image"]
+
+PART_GROUPS: dict[str, tuple[Part, ...]] = {"text": ("bert", "projection"), "image": ("clip_image", "clip_text")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,9 +65,7 @@ class PairsConfig:
             raise EncoderConfigError(
                 "data.query_field and query_image_field are both null: expected at least one of the two"
             )
-        for key, choices in (("queries", ("pairs", "titles")), ("unknown_products", ("error", "drop"))):
-            if getattr(self, key) not in choices:
-                raise EncoderConfigError(f"data.{key} is {getattr(self, key)!r}: expected {' or '.join(choices)}")
+        _check_choices("data", self, "queries", "unknown_products")
         for key in ("negatives_field", "validation_uri"):
             if self.queries == "titles" and getattr(self, key) is not None:
                 raise EncoderConfigError(
@@ -77,10 +77,6 @@ class PairsConfig:
             raise EncoderConfigError(
                 f"data.validation_share is {self.validation_share}: expected a number from 0 up to 1"
             )
-
-
-# ---- encoders/training/small_config.py ----
-# The `small:` section of a training run: an encoder put together, from nothing or from parts of others.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,12 +181,6 @@ class SmallEncoderConfig:
     def fusion_method(self) -> FusionMethod:
         """`fusion`, or the model's first."""
         return self.fusion or FUSIONS_OF_MODEL[self.model][0]
-
-
-Part = Literal["bert", "projection", "clip_image", "clip_text", "fusion"]
-TunedPart = Literal["bert", "projection", "clip_image", "clip_text", "fusion", "text", "image"]
-
-PART_GROUPS: dict[str, tuple[Part, ...]] = {"text": ("bert", "projection"), "image": ("clip_image", "clip_text")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -343,9 +333,7 @@ class TrainingConfig:
                 f"training.temperature_range is {list(self.temperature_range)}, temperature {self.temperature}: "
                 "expected two positive numbers, the smaller first, and a learned temperature between them"
             )
-        for key, choices in _CHOICES.items():
-            if getattr(self, key) not in choices:
-                raise EncoderConfigError(f"training.{key} is {getattr(self, key)!r}: expected {' or '.join(choices)}")
+        _check_choices("training", self, "precision", "validation_candidates", "best_by")
         if not self.tuned or set(self.tuned) - set(get_args(TunedPart)):
             raise EncoderConfigError(
                 f"training.tuned is {list(self.tuned)}: expected some of {', '.join(get_args(TunedPart))}"
@@ -368,11 +356,6 @@ class TrainingConfig:
         return self.learning_rate if own is None else own
 
 
-_CHOICES = {
-    "precision": ("float32", "bfloat16"),
-    "validation_candidates": ("validation", "all"),
-    "best_by": ("recall@100", "recall@10", "recall@1"),
-}
 _LEAST = {
     "epochs": 0,
     "batch_size": 2,
@@ -386,3 +369,12 @@ _LEAST = {
     "checkpoint_steps": 1,
 }
 _WHY = {"batch_size": ": one pair has no negatives to be told apart from"}
+
+
+def _check_choices(section: str, config: object, *keys: str) -> None:
+    """Raises EncoderConfigError for a value that is none of its key's literals."""
+    hints = get_type_hints(type(config))
+    for key in keys:
+        value, choices = getattr(config, key), get_args(hints[key])
+        if value not in choices:
+            raise EncoderConfigError(f"{section}.{key} is {value!r}: expected {' or '.join(choices)}")

@@ -1,19 +1,25 @@
-"""Vectors of the towers that do not learn: computed once before training, read in place of tokens and pixels.
+"""A batch through the towers, and the vectors of those that do not learn: computed once, read in place of inputs.
 
-Such a tower runs without dropout and sees no augmentation, so it would give the same vectors in every epoch and at
+A frozen tower runs without dropout and sees no augmentation, so it would give the same vectors in every epoch and at
 every validation. What is left of a step that trains the fusion alone is then the fusion.
 
     OUT.checkpoints/frozen/NAME-DIGEST.npy    float32 [rows, width], NaN where there is nothing to encode
 
-The digest is that of the tower's weights and of the data: a run that is taken up again reads what it finds.
+The digest is that of the tower's weights and of the data: a resumed run reads what it finds.
+
+Legend: B queries, P products, D fused dimension, Dt and Di widths of text and image vectors.
+
+With `chunk_rows` a tower runs over so many texts or images at a time and keeps no activations; they are made anew when
+the gradient comes back, chunk by chunk (torch's activation checkpoints, with the same dropout). The loss sees all
+vectors of the batch: what is known as cached gradients (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size
+under Memory Limited Setup").
 """
 
 from __future__ import annotations
 
-import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +28,18 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from encoders.errors import EncoderConfigError, TrainingError
 from encoders.image_tower import ClipTextTower, ImageTower
 from encoders.model import EncoderModel
 from encoders.text_tower import TextTower
-from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs, Tokens
+from encoders.training.images import EncodedImages
+from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs, StoredVectors
 from encoders.training.pairs import TrainingPairs
-from encoders.training.pictures import EncodedPictures
 from encoders.training.tuned_parts import learns
 
-# ---- encoders/training/vectors.py ----
-# A batch through the towers: the vectors that its losses compare.
-#
-# Legend: B queries, P products, D fused dimension, Dt and Di widths of text and picture vectors.
-#
-# With `chunk_rows` a tower runs over so many texts or pictures at a time and keeps no activations; they are made anew
-# when the gradient comes back, chunk by chunk (torch's activation checkpoints, with the same dropout). The loss sees all
-# vectors of the batch: what is known as cached gradients (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size
-# under Memory Limited Setup").
+_Tower = TextTower | ImageTower | ClipTextTower
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +49,7 @@ class QueryVectors:
     Attributes:
         fused: `[B, D]`, normalised: the query as it is served.
         text: `[B, D]`, normalised: by its text alone; zeros where no query of the batch has one.
-        image: `[B, D]`, normalised: by its picture alone; zeros likewise.
+        image: `[B, D]`, normalised: by its image alone; zeros likewise.
     """
 
     fused: torch.Tensor
@@ -76,21 +73,21 @@ class ProductVectors:
 def encode_pairs(
     model: EncoderModel, queries: QueryInputs, products: ProductInputs, *, chunk_rows: int | None = None
 ) -> tuple[QueryVectors, ProductVectors]:
-    """Queries and products of a batch; all pictures go through the tower together.
+    """Queries and products of a batch; all images go through the tower together.
 
     Batch norms of a ResNet then see photos and packshots as one distribution, as they will when they are frozen.
     """
-    photos, pictures = _encode_pictures(model, [queries, products], chunk_rows)
+    photos, images = _encode_images(model, [queries, products], chunk_rows)
     return (
         encode_queries(model, queries, chunk_rows=chunk_rows, alone=photos),
-        encode_products(model, products, chunk_rows=chunk_rows, image=pictures),
+        encode_products(model, products, chunk_rows=chunk_rows, image=images),
     )
 
 
 def encode_queries(
     model: EncoderModel, queries: QueryInputs, *, chunk_rows: int | None = None, alone: torch.Tensor | None = None
 ) -> QueryVectors:
-    """Queries as `QueryEncoder` encodes them, with gradients; `alone`: vectors of their pictures, where known."""
+    """Queries as `QueryEncoder` encodes them, with gradients; `alone`: vectors of their images, where known."""
     text, image = None, None
     towers = (
         (model.query_text, queries.tokens, queries.text_vectors),
@@ -106,10 +103,10 @@ def encode_queries(
         with float32(queries.has_text.device):
             text = model.fuse_query(*(vectors.float() for vectors in by_text))
     if alone is None:
-        (alone,) = _encode_pictures(model, [queries], chunk_rows)
+        (alone,) = _encode_images(model, [queries], chunk_rows)
     if alone is not None:
         there = torch.ones_like(queries.has_image)
-        no_text = alone.new_zeros(len(alone), _text_dim(model))
+        no_text = alone.new_zeros(len(alone), _document_tower(model).dim)
         with float32(queries.has_text.device):
             image = model.fuse_product(no_text, ~there, alone, there)
     if text is None and image is None:
@@ -131,26 +128,24 @@ def encode_queries(
 def encode_products(
     model: EncoderModel, products: ProductInputs, *, chunk_rows: int | None = None, image: torch.Tensor | None = None
 ) -> ProductVectors:
-    """Both halves of products, with gradients; `image`: their pictures' vectors, where they are known."""
-    document = model.document_text if model.document_text is not None else model.clip_text
-    if document is None:
-        raise EncoderConfigError("an encoder without a text tower cannot be trained")
-    is_fallback = model.architecture.model == "clip"  # the text matters only where the picture is missing
+    """Both halves of products, with gradients; `image`: their images' vectors, where they are known."""
+    document = _document_tower(model)
+    is_fallback = model.architecture.model == "clip"  # the text matters only where the image is missing
     if products.text_vectors is not None:
         text = products.text_vectors
     elif products.tokens is None or (is_fallback and bool(products.has_image.all())):
-        text = torch.zeros(len(products.has_text), _text_dim(model), device=products.has_text.device)
+        text = torch.zeros(len(products.has_text), document.dim, device=products.has_text.device)
     else:
         text = run_tower(document, chunk_rows, *products.tokens).float()
     if image is None:
-        (image,) = _encode_pictures(model, [products], chunk_rows)
+        (image,) = _encode_images(model, [products], chunk_rows)
     return ProductVectors(text=text, image=torch.zeros_like(text) if image is None else image)
 
 
-def _encode_pictures(
+def _encode_images(
     model: EncoderModel, inputs: Sequence[QueryInputs | ProductInputs], chunk_rows: int | None
 ) -> list[torch.Tensor | None]:
-    """For each of the inputs `[., Di]`, zeros where a picture is missing; None where there is none at all."""
+    """For each of the inputs `[., Di]`, zeros where an image is missing; None where there is none at all."""
     tower = model.image
     rows = [torch.nonzero(each.has_image).squeeze(1) for each in inputs]
     there = [each.pixels[row] for each, row in zip(inputs, rows, strict=True) if each.pixels is not None]
@@ -184,65 +179,11 @@ def float32(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def normalised(vectors: torch.Tensor) -> torch.Tensor:
-    """`[., D]` of length one."""
-    return functional.normalize(vectors, dim=-1)
-
-
-def _text_dim(model: EncoderModel) -> int:
+def _document_tower(model: EncoderModel) -> TextTower | ClipTextTower:
     tower = model.document_text if model.document_text is not None else model.clip_text
-    if tower is not None:
-        return tower.dim
-    return model.architecture.dim
-
-
-_Tower = TextTower | ImageTower | ClipTextTower
-
-
-class StoredVectors:
-    """Vectors by row in a memory-mapped file; loader processes open it anew."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._vectors = np.load(path, mmap_mode="r")
-
-    def __reduce__(self) -> Any:
-        return StoredVectors, (self._path,)
-
-    def take(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 `[len(rows), width]`, zeros where there is nothing, and bool `[len(rows)]`: where there is something.
-
-        Args:
-            rows: int64; below 0: nothing.
-        """
-        vectors = np.asarray(self._vectors[np.maximum(rows, 0)])
-        there = (rows >= 0) & ~np.isnan(vectors[:, 0])
-        vectors[~there] = 0.0
-        return torch.from_numpy(vectors), torch.from_numpy(there)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FrozenVectors:
-    """What the towers that do not learn give; None for a tower that learns, or that there is not.
-
-    Attributes:
-        product_text: By the products' `text_keys`.
-        product_image: By product row.
-        query_text: Of the BERT tower, by the pairs' `query_text_keys`.
-        query_clip_text: Of CLIP's text tower, likewise.
-        query_image: By pair.
-    """
-
-    product_text: StoredVectors | None = None
-    product_image: StoredVectors | None = None
-    query_text: StoredVectors | None = None
-    query_clip_text: StoredVectors | None = None
-    query_image: StoredVectors | None = None
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Fields that are there: inputs that nobody needs to make."""
-        return frozenset(item.name for item in fields(self) if getattr(self, item.name) is not None)
+    if tower is None:
+        raise EncoderConfigError("an encoder without a text tower cannot be trained")
+    return tower
 
 
 def store_frozen(
@@ -256,7 +197,7 @@ def store_frozen(
     mixed: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = print,
-) -> FrozenVectors:
+) -> dict[str, StoredVectors]:
     """Runs the towers of `model` of which no weight learns over what they will be asked for.
 
     Args:
@@ -270,116 +211,91 @@ def store_frozen(
         progress: Show a progress bar on a terminal.
         say: Takes a line for each tower that runs.
 
+    Returns:
+        `product_text` by the products' `text_keys`, `product_image` by product row, `query_text` and `query_clip_text`
+        by the pairs' `query_text_keys`, `query_image` by pair: what towers that do not learn give.
+
     Raises:
         TrainingError: A tower gives a vector that is not finite.
     """
     stored, data = {}, f"{pairs.digest()}, {mixed}"
-    for name, tower, inputs in _work(model, pairs, make, batch_size):
+    for name, tower, rows, count, batches in _work(model, pairs, make, batch_size):
         path = folder / f"{name}-{_digest(tower, data):08x}.npy"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            shown = Console(file=sys.stderr)
-            batches = track(
-                inputs.batches,
-                description=f"{name.replace('_', ' ')}: vectors of a tower that does not learn",
-                total=-(-inputs.asked // batch_size),
+            title, shown = name.replace("_", " "), Console(stderr=True)
+            shown_batches = track(
+                batches,
+                description=f"{title}: vectors of a tower that does not learn",
+                total=-(-count // batch_size),
                 console=shown,
                 transient=True,
                 disable=not (progress and shown.is_terminal),
             )
             model.to(device)
-            _write(path, inputs.rows, tower, batches, device, mixed)
-            say(f"{name.replace('_', ' ')}: {inputs.asked:,} vectors computed once, their tower does not learn")
+            _write(path, tower, rows, shown_batches, device, mixed)
+            say(f"{title}: {count:,} vectors computed once, their tower does not learn")
         stored[name] = StoredVectors(path)
-    return FrozenVectors(**stored)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Inputs:
-    """What a tower is asked for.
-
-    Attributes:
-        rows: Rows of the file.
-        asked: How many of them are computed.
-        batches: Rows, and the tower's inputs for them.
-    """
-
-    rows: int
-    asked: int
-    batches: Iterator[tuple[np.ndarray, Tokens | torch.Tensor]]
+    return stored
 
 
 def _work(
     model: EncoderModel, pairs: TrainingPairs, make: InputMaker, batch_size: int
-) -> Iterator[tuple[str, _Tower, _Inputs]]:
+) -> Iterator[tuple[str, _Tower, int, int, Iterator[Any]]]:
+    """Of each tower that does not learn: its vectors' name, itself, rows of the file, how many are computed, and
+    batches of these rows with the tower's inputs for them.
+    """
+
+    def of_texts(name: str, texts: list[str | None], distinct: np.ndarray, first: np.ndarray) -> Iterator[Any]:
+        for start in range(0, len(distinct), batch_size):
+            chosen = slice(start, start + batch_size)
+            yield distinct[chosen], make.tokens(name, [texts[row] for row in first[chosen]])
+
+    def of_images(encoded: EncodedImages, present: np.ndarray) -> Iterator[Any]:
+        for start in range(0, len(present), batch_size):
+            rows = present[start : start + batch_size]
+            pixels, readable = make.pixels(encoded, rows, keep=False)  # nobody asks again
+            yield rows[readable.numpy()], (pixels[readable],)
+
     products = pairs.products
-    texts = [
-        ("product_text", model.document_text, make.document_tokens, products.texts, pairs.text_keys),
-        ("query_text", model.query_text, make.query_tokens, pairs.queries, pairs.query_text_keys),
-        ("query_clip_text", model.clip_text, make.clip_tokens, pairs.queries, pairs.query_text_keys),
-    ]
-    for name, tower, tokenize, values, keys in texts:
-        if (
-            tower is not None
-            and not learns(tower)
-            and (keys >= 0).any()
-            and not (name == "product_text" and pairs.hides_texts)
-        ):
-            yield name, tower, _of_texts(tokenize, values, keys, batch_size)  # type: ignore[arg-type]
+    document = None if pairs.hides_texts else model.document_text
+    for name, tower, texts, keys in (
+        ("product_text", document, products.texts, pairs.text_keys),
+        ("query_text", model.query_text, pairs.queries, pairs.query_text_keys),
+        ("query_clip_text", model.clip_text, pairs.queries, pairs.query_text_keys),
+    ):
+        distinct, first = np.unique(keys, return_index=True)  # each text once, at the row of its key
+        first, distinct = first[distinct >= 0], distinct[distinct >= 0]
+        if tower is not None and not learns(tower) and len(distinct):
+            batches = of_texts(name, texts, distinct, first)
+            yield name, tower, int(distinct[-1]) + 1, len(distinct), batches
     if model.image is None or learns(model.image):
         return
-    for name, encoded in (("product_image", products.pictures), ("query_image", pairs.query_pictures)):
+    for name, encoded in (("product_image", products.images), ("query_image", pairs.query_images)):
         if encoded is not None and (present := np.flatnonzero(encoded.present())).size:
-            yield name, model.image, _of_pictures(encoded, present, make, batch_size)
+            batches = of_images(encoded, present)
+            yield name, model.image, len(encoded), len(present), batches
 
 
-def _of_pictures(encoded: EncodedPictures, present: np.ndarray, make: InputMaker, batch_size: int) -> _Inputs:
-    def batches() -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        for rows in _cut(present, batch_size):
-            pixels, readable = make.pixels(encoded, rows, keep=False)  # nobody asks again
-            yield rows[readable.numpy()], pixels[readable]
-
-    return _Inputs(rows=len(encoded), asked=len(present), batches=batches())
-
-
-def _of_texts(
-    tokenize: Callable[[list[str]], Tokens], texts: list[str | None], keys: np.ndarray, batch_size: int
-) -> _Inputs:
-    """Each text once, at the row of its key."""
-    distinct, first = np.unique(keys, return_index=True)
-    first, distinct = first[distinct >= 0], distinct[distinct >= 0]
-
-    def batches() -> Iterator[tuple[np.ndarray, Tokens]]:
-        for chosen in _cut(np.arange(len(distinct)), batch_size):
-            yield distinct[chosen], tokenize([texts[row] or "" for row in first[chosen]])
-
-    return _Inputs(rows=int(distinct.max(initial=-1)) + 1, asked=len(distinct), batches=batches())
-
-
-def _write(path: Path, rows: int, tower: _Tower, batches: Any, device: torch.device, mixed: bool) -> None:
+def _write(path: Path, tower: _Tower, rows: int, batches: Iterable[Any], device: torch.device, mixed: bool) -> None:
     """Writes under another name and moves into place."""
     staged = path.with_suffix(".part")
     vectors = np.lib.format.open_memmap(staged, mode="w+", dtype=np.float32, shape=(rows, tower.dim))
     vectors[:] = np.nan
     tower.eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-        for places, inputs in batches:
-            if not len(places):
+        for chosen, inputs in batches:
+            if not len(chosen):
                 continue
-            parts = inputs if isinstance(inputs, tuple) else (inputs,)
-            found = run_tower(tower, None, *(part.to(device) for part in parts)).float().cpu().numpy()
+            found = tower(*(tensor.to(device) for tensor in inputs)).float().cpu().numpy()
             if not np.isfinite(found).all():
                 raise TrainingError(
                     f"the tower of {path.name} gives vectors that are not finite: expected numbers; look at the "
                     "encoder that training started from"
                 )
-            vectors[places] = found
+            vectors[chosen] = found
     vectors.flush()
     staged.replace(path)
-
-
-def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _digest(tower: _Tower, data: str) -> int:

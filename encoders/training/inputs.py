@@ -1,14 +1,14 @@
 """What the towers take: tokens and pixels of queries and of products; or, of a tower that does not learn, its vectors.
 
-Legend: B queries, P products, L tokens, S side of a picture in pixels, Dt, Dc and Di widths of the vectors of BERT,
-CLIP's text tower and the picture tower.
+Legend: B queries, P products, L tokens, S side of an image in pixels, Dt, Dc and Di widths of the vectors of BERT,
+CLIP's text tower and the image tower.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,64 +17,10 @@ import torch
 from encoders.errors import EncoderConfigError
 from encoders.model import EncoderParts
 from encoders.tokenizers import TextTokenizer
-from encoders.training.pictures import DecodedPictures, Decoder, EncodedPictures
+from encoders.training.images import DecodedImages, Decoder, EncodedImages
 
 Tokens = tuple[torch.Tensor, torch.Tensor]  # ids int64 [., L], mask bool [., L]
 _Inputs = TypeVar("_Inputs")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QueryInputs:
-    """B queries.
-
-    Attributes:
-        tokens: For the BERT tower; None where the model has no such query tower, or no query has a text.
-        clip_tokens: For CLIP's text tower; None likewise.
-        has_text: bool `[B]`.
-        pixels: uint8 `[B, 3, S, S]`, zeros where missing; None where no query has a picture.
-        has_image: bool `[B]`.
-        text_vectors: float32 `[B, Dt]` in place of `tokens`.
-        clip_text_vectors: float32 `[B, Dc]` in place of `clip_tokens`.
-        image_vectors: float32 `[B, Di]` in place of `pixels`, zeros where missing.
-    """
-
-    tokens: Tokens | None
-    clip_tokens: Tokens | None
-    has_text: torch.Tensor
-    pixels: torch.Tensor | None
-    has_image: torch.Tensor
-    text_vectors: torch.Tensor | None = None
-    clip_text_vectors: torch.Tensor | None = None
-    image_vectors: torch.Tensor | None = None
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> QueryInputs:
-        """The same on another device."""
-        return moved(self, device, non_blocking)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProductInputs:
-    """P products.
-
-    Attributes:
-        tokens: For the tower of the product side's texts.
-        has_text: bool `[P]`.
-        pixels: uint8 `[P, 3, S, S]`, zeros where missing; None for a model without pictures.
-        has_image: bool `[P]`.
-        text_vectors: float32 `[P, Dt]` in place of `tokens`.
-        image_vectors: float32 `[P, Di]` in place of `pixels`, zeros where missing.
-    """
-
-    tokens: Tokens | None
-    has_text: torch.Tensor
-    pixels: torch.Tensor | None
-    has_image: torch.Tensor
-    text_vectors: torch.Tensor | None = None
-    image_vectors: torch.Tensor | None = None
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> ProductInputs:
-        """The same on another device."""
-        return moved(self, device, non_blocking)
 
 
 def moved(inputs: _Inputs, device: torch.device, non_blocking: bool = False) -> _Inputs:
@@ -88,107 +34,172 @@ def moved(inputs: _Inputs, device: torch.device, non_blocking: bool = False) -> 
     return replace(inputs, **{item.name: move(getattr(inputs, item.name)) for item in fields(inputs)})  # type: ignore
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProductInputs:
+    """P products.
+
+    Attributes:
+        tokens: For the tower of the product side's texts.
+        has_text: bool `[P]`.
+        pixels: uint8 `[P, 3, S, S]`, zeros where missing; None for a model without images.
+        has_image: bool `[P]`.
+        text_vectors: float32 `[P, Dt]` in place of `tokens`.
+        image_vectors: float32 `[P, Di]` in place of `pixels`, zeros where missing.
+    """
+
+    tokens: Tokens | None
+    has_text: torch.Tensor
+    pixels: torch.Tensor | None
+    has_image: torch.Tensor
+    text_vectors: torch.Tensor | None = None
+    image_vectors: torch.Tensor | None = None
+
+    to = moved
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryInputs(ProductInputs):
+    """B queries; as products, but `tokens` is None where no query has a text, and `pixels` where none has an image.
+
+    Attributes:
+        clip_tokens: For CLIP's text tower; None as `tokens`, which are for the BERT tower.
+        clip_text_vectors: float32 `[B, Dc]` in place of `clip_tokens`.
+    """
+
+    clip_tokens: Tokens | None
+    clip_text_vectors: torch.Tensor | None = None
+
+
+class StoredVectors:
+    """A frozen tower's vectors by row in a memory-mapped file (`frozen_towers.py`); loader processes open it anew."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._vectors = np.load(path, mmap_mode="r")
+
+    def __reduce__(self) -> Any:
+        return StoredVectors, (self._path,)
+
+    def take(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 `[len(rows), width]`, zeros where there is nothing, and bool `[len(rows)]`: where there is something.
+
+        Args:
+            rows: int64; below 0: nothing.
+        """
+        vectors = np.asarray(self._vectors[np.maximum(rows, 0)])
+        there = (rows >= 0) & ~np.isnan(vectors[:, 0])
+        vectors[~there] = 0.0
+        return torch.from_numpy(vectors), torch.from_numpy(there)
+
+
 class InputMaker:
-    """Makes a model's inputs of texts and encoded pictures.
+    """Makes a model's inputs of texts and encoded images.
 
     Args:
-        parts: The encoder; its tokenizers and the picture tower's preprocessing are used.
-        decode: Decodes pictures. A product's picture that cannot be decoded is a missing one.
+        parts: The encoder; its tokenizers and the image tower's preprocessing are used.
+        decode: Decodes images. A product's image that cannot be decoded is a missing one.
     """
 
     def __init__(self, parts: EncoderParts, decode: Decoder) -> None:
         architecture = parts.model.architecture
-        document_tokenizer: TextTokenizer | None = parts.tokenizer or parts.clip_tokenizer
-        if document_tokenizer is None:
+        self._tokenizers: dict[str, TextTokenizer | None] = {
+            "product_text": parts.tokenizer or parts.clip_tokenizer,
+            "query_text": parts.tokenizer if parts.model.query_text is not None else None,
+            "query_clip_text": parts.clip_tokenizer,
+        }
+        if self._tokenizers["product_text"] is None:
             raise EncoderConfigError(
                 f"an encoder of model {architecture.model!r} without a tokenizer cannot be trained"
             )
-        self._document_tokenizer = document_tokenizer
-        self._query_tokenizer = parts.tokenizer if parts.model.query_text is not None else None
-        self._clip_tokenizer = parts.clip_tokenizer
-        self._pictures = DecodedPictures(decode, architecture.clip.preprocessing) if architecture.clip else None
-        self._without: frozenset[str] = frozenset()
+        self._images = DecodedImages(decode, architecture.clip.preprocessing) if architecture.clip else None
+        self._frozen: dict[str, StoredVectors] = {}
 
-    def without(self, names: frozenset[str]) -> InputMaker:
-        """One that leaves out inputs whose towers' vectors are known, by the names of `FrozenVectors`."""
-        other = copy.copy(self)
-        other._without = names
-        return other
+    def use(self, frozen: dict[str, StoredVectors]) -> None:
+        """From now on inputs hold these vectors (of `store_frozen`) in place of what their towers read."""
+        self._frozen = frozen
 
     @property
     def reads_query_texts(self) -> bool:
         """Whether a text can be a query."""
-        return self._query_tokenizer is not None or self._clip_tokenizer is not None
+        return self._tokenizers["query_text"] is not None or self._tokenizers["query_clip_text"] is not None
 
     @property
-    def reads_pictures(self) -> bool:
-        """Whether the model has a picture tower."""
-        return self._pictures is not None
+    def reads_images(self) -> bool:
+        """Whether the model has an image tower."""
+        return self._images is not None
 
-    def queries(self, texts: Sequence[str | None], pictures: EncodedPictures | None, rows: np.ndarray) -> QueryInputs:
-        """The inputs of B queries; those that are left with neither text nor picture show it by `has_*`.
+    def queries(
+        self, texts: Sequence[str | None], text_keys: np.ndarray, images: EncodedImages | None, rows: np.ndarray
+    ) -> QueryInputs:
+        """The inputs of B queries; those that are left with neither text nor image show it by `has_*`.
 
         Args:
             texts: Their texts.
-            pictures: Of all queries; None where they are not wanted.
-            rows: int64 `[B]`: which of these pictures.
+            text_keys: int64 `[B]`; equal for equal texts.
+            images: Of all queries; None where they are not wanted.
+            rows: int64 `[B]`: which of these images.
         """
-        has_text = torch.tensor([text is not None for text in texts])
-        if not self.reads_query_texts:
-            has_text[:] = False
-        pixels, has_image = None, torch.zeros(len(texts), dtype=torch.bool)
-        if pictures is not None and self.reads_pictures and "query_image" not in self._without:
-            decoded, has_image = self.pixels(pictures, rows)
-            pixels = decoded if has_image.any() else None
-        there = bool(has_text.any())
+        has_text = torch.tensor([text is not None and self.reads_query_texts for text in texts])
+        any_text = bool(has_text.any())
+        pixels, image_vectors, has_image = self._image_inputs("query_image", images, rows)
         return QueryInputs(
-            tokens=self.query_tokens(texts) if there and "query_text" not in self._without else None,
-            clip_tokens=self.clip_tokens(texts) if there and "query_clip_text" not in self._without else None,
+            tokens=self.tokens("query_text", texts) if any_text else None,
+            clip_tokens=self.tokens("query_clip_text", texts) if any_text else None,
             has_text=has_text,
-            pixels=pixels,
+            pixels=pixels if has_image.any() else None,
             has_image=has_image,
+            text_vectors=self._vectors("query_text", text_keys),
+            clip_text_vectors=self._vectors("query_clip_text", text_keys),
+            image_vectors=image_vectors,
         )
 
-    def products(self, texts: Sequence[str | None], pictures: EncodedPictures, rows: np.ndarray) -> ProductInputs:
-        """The inputs of P products, at `rows` of the pictures of all."""
-        pixels, has_image = None, torch.zeros(len(texts), dtype=torch.bool)
-        if self.reads_pictures and "product_image" not in self._without:
-            pixels, has_image = self.pixels(pictures, rows)
+    def products(
+        self, texts: Sequence[str | None], text_keys: np.ndarray, images: EncodedImages, rows: np.ndarray
+    ) -> ProductInputs:
+        """The inputs of P products, at `rows` of the images of all."""
+        pixels, image_vectors, has_image = self._image_inputs("product_image", images, rows)
         return ProductInputs(
-            tokens=self.document_tokens(texts) if "product_text" not in self._without else None,
+            tokens=self.tokens("product_text", texts),
             has_text=torch.tensor([text is not None for text in texts]),
             pixels=pixels,
             has_image=has_image,
+            text_vectors=self._vectors("product_text", text_keys),
+            image_vectors=image_vectors,
         )
 
-    def document_tokens(self, texts: Sequence[str | None]) -> Tokens:
-        """Of products' texts."""
-        return _tokens(self._document_tokenizer, texts)
-
-    def query_tokens(self, texts: Sequence[str | None]) -> Tokens | None:
-        """Of queries' texts for the BERT tower; None for a model without one on the query side."""
-        return None if self._query_tokenizer is None else _tokens(self._query_tokenizer, texts)
-
-    def clip_tokens(self, texts: Sequence[str | None]) -> Tokens | None:
-        """Of queries' texts for CLIP's text tower; None for a model without one."""
-        return None if self._clip_tokenizer is None else _tokens(self._clip_tokenizer, texts)
+    def tokens(self, name: str, texts: Sequence[str | None]) -> Tokens | None:
+        """For the tower whose vectors `store_frozen` calls `name`; None without one, and where they are stored."""
+        tokenizer = self._tokenizers[name]
+        if tokenizer is None or name in self._frozen:
+            return None
+        ids, mask = tokenizer.tokenize([text or "" for text in texts]).padded()
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def pixels(
-        self, pictures: EncodedPictures, rows: np.ndarray, *, keep: bool = True
+        self, images: EncodedImages, rows: np.ndarray, *, keep: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 `[B, 3, S, S]`, zeros where missing, and bool `[B]`: which pictures could be decoded.
+        """uint8 `[B, 3, S, S]`, zeros where missing, and bool `[B]`: which images could be decoded.
 
         Args:
-            pictures: Pictures of all.
+            images: Images of all.
             rows: int64 `[B]`: which of them.
             keep: Whether they will be asked for again.
         """
-        if self._pictures is None:
+        if self._images is None:
             raise EncoderConfigError("an encoder without a picture tower reads no pictures")
-        pixels, there = self._pictures.take(pictures, rows, keep=keep)
+        pixels, there = self._images.take(images, rows, keep=keep)
         return torch.from_numpy(pixels), torch.from_numpy(there)
 
+    def _vectors(self, name: str, rows: np.ndarray) -> torch.Tensor | None:
+        return self._frozen[name].take(rows)[0] if name in self._frozen else None
 
-def _tokens(tokenizer: TextTokenizer, texts: Sequence[str | None]) -> Tokens:
-    ids, mask = tokenizer.tokenize([text or "" for text in texts]).padded()
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+    def _image_inputs(
+        self, name: str, images: EncodedImages | None, rows: np.ndarray
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+        """Pixels, or the vectors in place of them, and which rows have one."""
+        if name in self._frozen:
+            return None, *self._frozen[name].take(rows)
+        if images is None or self._images is None:
+            return None, None, torch.zeros(len(rows), dtype=torch.bool)
+        pixels, has_image = self.pixels(images, rows)
+        return pixels, None, has_image

@@ -1,13 +1,20 @@
-"""One training step, as a Lightning module.
+"""One training step, as a Lightning module: the loss of a batch, term by term, over the products of all devices.
 
-Legend: B pairs of a batch, P products of the batch.
+Legend: B pairs and P products of a batch, D fused dimension.
+
+`bibert`, `clip`, `3tmm` and `4tmm` have one term, the query against the product (and its second view, see
+`dropped_weight`). `match3` and `match4` have image-text alignment terms on their towers' single vectors besides:
+"Bringing Multimodality to Amazon Visual Search System"; which ones, and their weights, stand in `encoders/README.md`.
+
+Every device computes the loss of the whole batch. The gradient of a gathered row is summed over the devices on its way
+back, and data-parallel training takes the mean of the devices' gradients: what each weight gets is the gradient of the
+whole batch's loss, as one device with the whole batch would compute it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,15 +30,12 @@ from encoders.losses import alignment, distinct_products, nt_xent, shared_querie
 from encoders.model import EncoderModel
 from encoders.training.batches import PairBatch
 from encoders.training.config import TrainingConfig
-from encoders.training.frozen_towers import ProductVectors, QueryVectors, encode_pairs, float32, normalised
+from encoders.training.frozen_towers import ProductVectors, QueryVectors, encode_pairs, float32
 from encoders.training.tuned_parts import freeze_all_but, parameter_groups
 
-# ---- encoders/training/gather.py ----
-# Rows of all devices side by side, so that each device's products are negatives for all.
-#
-# Every device computes the loss of the whole batch. The gradient of a gathered row is summed over the devices on its way
-# back, and data-parallel training takes the mean of the devices' gradients: what each weight gets is the gradient of the
-# whole batch's loss, as one device with the whole batch would compute it.
+Drop = tuple[torch.Tensor, torch.Tensor]  # products that lose their text, and their image: bool [P] each
+MATCH_TERMS = ("photo_picture", "picture_text", "photo_text", "query_text_picture", "query_text_text")
+CLIP_GRADIENT_NORM = 1.0
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -66,20 +70,6 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)]).to(rows.dtype)
 
 
-# ---- encoders/training/objective.py ----
-# What a batch is trained on: its loss, term by term, over the products of all devices.
-#
-# Legend: B pairs and P products of this device's batch, D fused dimension.
-#
-# `bibert`, `clip`, `3tmm` and `4tmm` have one term, the query against the product (and its second view, see
-# `dropped_weight`). `match3` and `match4` have image-text alignment terms on their towers' single vectors besides:
-# "Bringing Multimodality to Amazon Visual Search System"; which ones, and their weights, stand in `encoders/README.md`.
-
-
-Drop = tuple[torch.Tensor, torch.Tensor]  # products that lose their text, and their picture: bool [P] each
-MATCH_TERMS = ("photo_picture", "picture_text", "photo_text", "query_text_picture", "query_text_text")
-
-
 def term_weights(model: EncoderModel, config: TrainingConfig) -> dict[str, float]:
     """Weight of each term of the loss that counts for this model."""
     weights, architecture = config.losses, model.architecture
@@ -97,160 +87,58 @@ def term_weights(model: EncoderModel, config: TrainingConfig) -> dict[str, float
     return {name: weight for name, weight in found.items() if weight}
 
 
-def batch_losses(
-    model: EncoderModel,
-    batch: PairBatch,
-    config: TrainingConfig,
-    *,
-    temperature: float | torch.Tensor,
-    drop: Drop | None = None,
-) -> dict[str, torch.Tensor]:
-    """The terms of a batch's loss, unweighted, by name.
-
-    Args:
-        model: Both sides.
-        batch: This device's pairs.
-        config: Which terms, and how.
-        temperature: Of all terms.
-        drop: The products that lose text or picture in the second view; None without one.
-    """
-    queries, products = encode_pairs(model, batch.queries, batch.products, chunk_rows=config.chunk_rows)
-    wanted = term_weights(model, config)
-    with float32(batch.positives.device):
-        # All towers first, then all that is gathered: each device meets the others in the same order, back as forth.
-        views: dict[str, torch.Tensor] = {}
-        if "query_product" in wanted:
-            views["query_product"] = _fuse(model, batch, products, None)
-            if drop is not None and "dropped" in wanted:
-                views["dropped"] = _fuse(model, batch, products, drop)
-        pool = _Pool.gather(batch)
-        losses = {}
-        if views:
-            fused_queries = gather_rows(queries.fused)
-            for name, view in views.items():
-                losses[name] = nt_xent(
-                    fused_queries,
-                    gather_rows(view)[pool.columns],
-                    pool.positives,
-                    temperature=temperature,
-                    not_negative=pool.not_negative,
-                    symmetric=config.symmetric,
-                )
-        if set(wanted) & set(MATCH_TERMS):
-            losses |= _match_losses(pool, queries, products, wanted.keys(), temperature)
-    return losses
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Pool:
-    """What is known of the pairs of all devices; B and P count those of all.
-
-    Attributes:
-        columns: int64 `[P]`: gathered product rows that stand for one product each.
-        positives: int64 `[B]`: among `columns`.
-        query_keys, query_text_keys: int64 `[B]`.
-        text_keys: int64 `[P]`.
-        has_text, has_image: bool `[P]`.
-        query_has_text, query_has_image: bool `[B]`.
-        not_negative: bool `[B, P]`: products chosen for the same query by another pair.
-    """
-
-    columns: torch.Tensor
-    positives: torch.Tensor
-    query_keys: torch.Tensor
-    query_text_keys: torch.Tensor
-    text_keys: torch.Tensor
-    has_text: torch.Tensor
-    has_image: torch.Tensor
-    query_has_text: torch.Tensor
-    query_has_image: torch.Tensor
-    not_negative: torch.Tensor
-
-    @classmethod
-    def gather(cls, batch: PairBatch) -> _Pool:
-        keys = gather_rows(batch.product_keys)
-        columns, positives = distinct_products(keys, gather_rows(batch.product_keys[batch.positives]))
-        query_keys = gather_rows(batch.query_keys)
-        return cls(
-            columns=columns,
-            positives=positives,
-            query_keys=query_keys,
-            query_text_keys=gather_rows(batch.query_text_keys),
-            text_keys=gather_rows(batch.text_keys)[columns],
-            has_text=gather_rows(batch.products.has_text)[columns],
-            has_image=gather_rows(batch.products.has_image)[columns],
-            query_has_text=gather_rows(batch.queries.has_text),
-            query_has_image=gather_rows(batch.queries.has_image),
-            not_negative=shared_queries(query_keys, positives, len(columns)),
-        )
-
-
-def _fuse(model: EncoderModel, batch: PairBatch, products: ProductVectors, drop: Drop | None) -> torch.Tensor:
-    has_text, has_image = batch.products.has_text, batch.products.has_image
-    if drop is not None:
-        has_text, has_image = has_text & ~drop[0], has_image & ~drop[1]
-    return model.fuse_product(products.text, has_text, products.image, has_image)
-
-
 def _match_losses(
-    pool: _Pool,
+    batch: PairBatch,
     queries: QueryVectors,
     products: ProductVectors,
+    pool: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     wanted: Collection[str],
     temperature: float | torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """The alignment terms; every vector lies in one space."""
-    photo, query_text = gather_rows(queries.image), gather_rows(queries.text)
-    picture = gather_rows(normalised(products.image))[pool.columns]
-    text = gather_rows(normalised(products.text))[pool.columns]
-    each = torch.arange(len(pool.columns), device=photo.device)
-    same_text = pool.text_keys[:, None] == pool.text_keys[None, :]
-    of_same_words = shared_queries(pool.query_text_keys, pool.positives, len(pool.columns))
-    own_text = same_text[pool.positives]  # products whose text is that of the pair's own
+    columns, own, not_negative = pool
+    photos = gather_rows(queries.image), gather_rows(batch.queries.has_image)
+    words = gather_rows(queries.text), gather_rows(batch.queries.has_text)
+    images = (
+        gather_rows(functional.normalize(products.image, dim=-1))[columns],
+        gather_rows(batch.products.has_image)[columns],
+    )
+    texts = (
+        gather_rows(functional.normalize(products.text, dim=-1))[columns],
+        gather_rows(batch.products.has_text)[columns],
+    )
+    text_keys = gather_rows(batch.text_keys)[columns]
+    same_text = text_keys[:, None] == text_keys[None, :]
+    own_text = same_text[own]  # products whose text is that of the pair's own
+    same_words = shared_queries(gather_rows(batch.query_text_keys), own, len(columns))
+    each = torch.arange(len(columns), device=columns.device)
     terms = {
-        "photo_picture": (photo, pool.query_has_image, picture, pool.has_image, pool.positives, pool.not_negative),
-        "picture_text": (picture, pool.has_image, text, pool.has_text, each, same_text),
-        "photo_text": (photo, pool.query_has_image, text, pool.has_text, pool.positives, pool.not_negative | own_text),
-        "query_text_picture": (
-            query_text,
-            pool.query_has_text,
-            picture,
-            pool.has_image,
-            pool.positives,
-            of_same_words,
-        ),
-        "query_text_text": (
-            query_text,
-            pool.query_has_text,
-            text,
-            pool.has_text,
-            pool.positives,
-            of_same_words | own_text,
-        ),
+        "photo_picture": (photos, images, own, not_negative),
+        "picture_text": (images, texts, each, same_text),
+        "photo_text": (photos, texts, own, not_negative | own_text),
+        "query_text_picture": (words, images, own, same_words),
+        "query_text_text": (words, texts, own, same_words | own_text),
     }
     return {
         name: alignment(
             rows,
-            columns,
+            others,
             positives,
             has_row=has_row,
-            has_column=has_column,
+            has_column=has_other,
             temperature=temperature,
-            not_negative=not_negative,
+            not_negative=excluded,
         )
-        for name, (rows, has_row, columns, has_column, positives, not_negative) in terms.items()
+        for name, ((rows, has_row), (others, has_other), positives, excluded) in terms.items()
         if name in wanted
     }
-
-
-CLIP_GRADIENT_NORM = 1.0
 
 
 class EncoderTraining(LightningModule):
     """Trains an `EncoderModel` on batches of pairs.
 
-    Dropout of a step is seeded by the run's seed, the step's number and the device: a run that is taken up again in the
-    middle draws what it would have drawn.
+    Dropout of a step is seeded by the run's seed, the step's number and the device: a run that is resumed in the middle
+    draws what it would have drawn.
 
     Args:
         model: Both sides.
@@ -285,16 +173,16 @@ class EncoderTraining(LightningModule):
         torch.manual_seed(int(words[0] >> 1))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> torch.Tensor:
-        """Loss of the batch as it is, plus that of the view in which each product loses its text or its picture.
+        """Loss of the batch as it is, plus that of the view in which each product loses its text or its image.
 
         Raises:
             TrainingError: The loss is not a finite number.
         """
         terms = self.terms(batch, drop=self._drops(batch))
-        loss = self.weighted(terms)
+        loss = self._weighted(terms)
         self._check_finite("the loss", loss, batch_idx, terms)
         count = len(batch.query_keys)
-        self.log("loss", loss, batch_size=count)
+        self.log("loss", loss, batch_size=count, prog_bar=True)
         if len(terms) > 1:
             self.log_dict({f"loss_{name}": term for name, term in terms.items()}, batch_size=count)
         if self.log_temperature is not None:
@@ -302,15 +190,45 @@ class EncoderTraining(LightningModule):
         return loss
 
     def losses(self, batch: PairBatch, *, drop: Drop | None) -> torch.Tensor:
-        """The loss of a batch; `drop` gives the products that lose text and picture in the second view (bool `[P]`)."""
-        return self.weighted(self.terms(batch, drop=drop))
+        """The loss of a batch; `drop` gives the products that lose text and image in the second view (bool `[P]`)."""
+        return self._weighted(self.terms(batch, drop=drop))
 
     def terms(self, batch: PairBatch, *, drop: Drop | None) -> dict[str, torch.Tensor]:
-        """The terms of a batch's loss, unweighted."""
-        return batch_losses(self.model, batch, self._config, temperature=self.temperature, drop=drop)
+        """The terms of the loss of this device's pairs against the products of all, unweighted."""
+        queries, products = encode_pairs(self.model, batch.queries, batch.products, chunk_rows=self._config.chunk_rows)
+        has_text, has_image, temperature = batch.products.has_text, batch.products.has_image, self.temperature
+        with float32(batch.positives.device):
+            # All towers first, then all that is gathered: devices meet each other in the same order, back as forth.
+            views: dict[str, torch.Tensor] = {}
+            if "query_product" in self._weights:
+                views["query_product"] = self.model.fuse_product(products.text, has_text, products.image, has_image)
+            if drop is not None and "dropped" in self._weights:
+                views["dropped"] = self.model.fuse_product(
+                    products.text, has_text & ~drop[0], products.image, has_image & ~drop[1]
+                )
+            # Rows among those gathered that stand for one product each, the pairs' products among them, and what is no
+            # negative: products chosen for the same query by another pair.
+            keys = gather_rows(batch.product_keys)
+            columns, positives = distinct_products(keys, gather_rows(batch.product_keys[batch.positives]))
+            not_negative = shared_queries(gather_rows(batch.query_keys), positives, len(columns))
+            losses = {}
+            if views:
+                fused_queries = gather_rows(queries.fused)
+                for name, view in views.items():
+                    losses[name] = nt_xent(
+                        fused_queries,
+                        gather_rows(view)[columns],
+                        positives,
+                        temperature=temperature,
+                        not_negative=not_negative,
+                        symmetric=self._config.symmetric,
+                    )
+            if self._weights.keys() & set(MATCH_TERMS):
+                pool = (columns, positives, not_negative)
+                losses |= _match_losses(batch, queries, products, pool, self._weights.keys(), temperature)
+        return losses
 
-    def weighted(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The weighted sum of terms."""
+    def _weighted(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.stack([self._weights[name] * term for name, term in terms.items()]).sum()
 
     def configure_optimizers(self) -> Any:
@@ -350,7 +268,7 @@ class EncoderTraining(LightningModule):
         return self
 
     def _drops(self, batch: PairBatch) -> Drop | None:
-        """Which products lose text and picture: of those that have both, half the one and half the other."""
+        """Which products lose text and image: of those that have both, half the one and half the other."""
         if "dropped" not in self._weights:
             return None
         products = batch.products
@@ -360,9 +278,9 @@ class EncoderTraining(LightningModule):
 
     def _check_finite(self, what: str, value: torch.Tensor, batch_idx: int, terms: dict[str, torch.Tensor]) -> None:
         if not torch.isfinite(value):
-            told = "".join(f", {name} {float(term.detach()):.4g}" for name, term in terms.items())
+            figures = "".join(f", {name} {float(term.detach()):.4g}" for name, term in terms.items())
             raise TrainingError(
-                f"{what} of batch {batch_idx + 1} is {float(value.detach())}{told}: expected a finite number. The last "
-                "checkpoint is from before; try a lower training.learning_rate, a higher temperature, or precision "
-                "float32, and look for vectors of zeros in the encoder that training started from"
+                f"{what} of batch {batch_idx + 1} is {float(value.detach())}{figures}: expected a finite number. The "
+                "last checkpoint is from before; try a lower training.learning_rate, a higher temperature, or "
+                "precision float32, and look for vectors of zeros in the encoder that training started from"
             )

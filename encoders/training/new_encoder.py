@@ -1,7 +1,7 @@
-"""An encoder put together to start training from.
+"""An encoder to start training from: a saved one, or one put together.
 
-It takes its BERT towers from a saved encoder or a transformers checkpoint, its picture tower (and CLIP text tower) from
-a saved encoder or an open_clip checkpoint, and makes small ones of what it takes from nowhere.
+One that is put together takes its BERT towers from a saved encoder or a transformers checkpoint, its image tower (and
+CLIP text tower) from a saved encoder or an open_clip checkpoint, and small ones made from nothing where none is named.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from torch import nn
 
 from encoders.architecture import ClipArchitecture, EncoderArchitecture, TextArchitecture
 from encoders.checkpoint import local_folder
@@ -26,85 +25,20 @@ from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 from encoders.towers import ClipCheckpoint, TextCheckpoint, find_clip_checkpoint, find_text_checkpoint
 from encoders.training.config import SmallEncoderConfig
 
-# ---- encoders/training/starting_point.py ----
-# The encoder that training starts from: a saved one, or towers of other checkpoints.
+_CLIP_VOCABULARY = 49408  # of open_clip's own byte-pair table
+_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def find_starting_point(config: EncoderConfig) -> SavedEncoder | TowerSources:
-    """Finds the files of both sides of the encoder that `config` names.
+    """Finds the files of both sides of the encoder that `config` names; a fusion without weights starts at random.
 
     Raises:
         CheckpointError: As `check_encoder`, and for a folder that holds the query side only.
     """
     source = resolve_encoder(config)
     if isinstance(source, SavedEncoder):
-        check_whole(source)
+        _check_whole(source)
     return source
-
-
-def load_starting_point(config: EncoderConfig) -> EncoderParts:
-    """Loads both sides of the encoder that `config` names; a fusion without trained weights starts at random.
-
-    Raises:
-        CheckpointError: As `check_encoder`, and for a folder that holds the query side only.
-    """
-    return find_starting_point(config).load()
-
-
-def check_whole(source: SavedEncoder) -> None:
-    """Raises CheckpointError for a folder that holds one side only."""
-    if source.side != "both":
-        raise CheckpointError(f"{source.folder} holds the {source.side} side only: training needs the whole encoder")
-
-
-# ---- encoders/training/vocabulary.py ----
-# A WordPiece vocabulary learned from the training texts.
-
-
-_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
-def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> Tokenizer:
-    """Learns a lower-casing WordPiece vocabulary, laid out as BERT's; equal texts give equal vocabularies."""
-    pieces = _learn_pieces(texts, vocabulary=vocabulary)
-    tokenizer = Tokenizer(models.WordPiece({piece: row for row, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
-    )
-    return tokenizer
-
-
-def _learn_pieces(texts: Iterable[str], *, vocabulary: int) -> list[str]:
-    """Special tokens, letters, then the pieces that byte-pair merges make, most frequent first.
-
-    The library's own WordPiece trainer numbers its `##` letters in the order of a hash map, and breaks ties by those
-    numbers: two runs give two vocabularies. Its byte-pair trainer sorts its letters, so it is trained instead, with a
-    mark before each word; pieces without the mark are those that go on in a word.
-    """
-    start = "\u2581"
-    learner = Tokenizer(models.BPE())
-    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Metaspace(replacement=start, prepend_scheme="always")]
-    )
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, min_frequency=2, limit_alphabet=200, show_progress=False)
-    learner.train_from_iterator(texts, trainer)
-    learned = [piece for piece, _ in sorted(learner.get_vocab().items(), key=lambda item: item[1]) if piece != start]
-    # Shoppers type what no training text holds: every ASCII character has a piece, seen or not.
-    letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
-    letters += [piece for piece in learned if len(piece) == 1 and piece not in letters]
-    longer = [
-        piece.removeprefix(start) if piece.startswith(start) else f"##{piece}" for piece in learned if len(piece) > 1
-    ]
-    pieces = dict.fromkeys([*_SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *longer])
-    return list(pieces)[:vocabulary]
-
-
-_CLIP_VOCABULARY = 49408  # of open_clip's own byte-pair table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,13 +50,9 @@ class PartSources:
 
     def identity(self) -> dict[str, str]:
         """Hash of every file that decides the towers, by role."""
-        found = {"text_from": self.text, "clip_from": self.clip}
-        return {
-            f"{key}/{name}": digest
-            for key, source in found.items()
-            if source is not None
-            for name, digest in source.identity().items()
-        }
+        sources = [("text_from", self.text), ("clip_from", self.clip)]
+        found = [(key, source.identity()) for key, source in sources if source is not None]
+        return {f"{key}/{name}": digest for key, files in found for name, digest in files.items()}
 
 
 def find_parts(config: SmallEncoderConfig) -> PartSources:
@@ -136,8 +66,9 @@ def find_parts(config: SmallEncoderConfig) -> PartSources:
     if config.text_from is not None:
         text = _saved(config.text_from)
         if text is None:
-            spec = TowerSpec(library="transformers", checkpoint=config.text_from, max_tokens=config.max_tokens)
-            text = find_text_checkpoint(spec)
+            text = find_text_checkpoint(
+                TowerSpec(library="transformers", checkpoint=config.text_from, max_tokens=config.max_tokens)
+            )
         elif text.architecture.text is None:
             raise CheckpointError(f"small.text_from: the {text.architecture.model} in {text.folder} has no BERT towers")
     if config.clip_from is not None:
@@ -166,21 +97,17 @@ def new_small_encoder(
         sources: `find_parts(config)`, where that was called before.
     """
     sources = sources or find_parts(config)
-    tokenizer, text = _text_part(config, sources.text, texts)
-    clip, clip_text_tokenizer = _clip_part(config, sources.clip)
+    tokenizer, text = _text_side(config, sources.text, texts)
+    clip, clip_text_tokenizer = _clip_side(config, sources.clip)
     if text is not None and clip is not None and config.model in MATCH_MODELS:
         text = replace(text, projection_dim=clip.dim)
-    architecture = EncoderArchitecture(
-        model=config.model,
-        text=text,
-        clip=clip,
-        fusion=FusionSpec(
-            method=config.fusion_method,
-            alpha=config.alpha,
-            hidden=config.fusion_hidden,
-            product_text_weight=config.product_text_weight,
-        ),
+    fusion = FusionSpec(
+        method=config.fusion_method,
+        alpha=config.alpha,
+        hidden=config.fusion_hidden,
+        product_text_weight=config.product_text_weight,
     )
+    architecture = EncoderArchitecture(model=config.model, text=text, clip=clip, fusion=fusion)
     model = EncoderModel(
         architecture,
         backbone=sources.text.load() if isinstance(sources.text, TextCheckpoint) else None,
@@ -189,13 +116,51 @@ def new_small_encoder(
         else None,
     )
     if isinstance(sources.text, SavedEncoder):
-        _take_over(model, sources.text, ("document_text", "query_text"))
+        _copy_towers(model, sources.text, ("document_text", "query_text"))
     if isinstance(sources.clip, SavedEncoder):
-        _take_over(model, sources.clip, ("image", "clip_text"))
+        _copy_towers(model, sources.clip, ("image", "clip_text"))
     return EncoderParts(model=model, tokenizer=tokenizer, clip_tokenizer=clip_text_tokenizer)
 
 
-def _text_part(
+def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> Tokenizer:
+    """Learns a lower-casing WordPiece vocabulary, laid out as BERT's; equal texts give equal vocabularies."""
+    words = _learn_vocabulary(texts, vocabulary=vocabulary)
+    tokenizer = Tokenizer(models.WordPiece({word: row for row, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return tokenizer
+
+
+def _learn_vocabulary(texts: Iterable[str], *, vocabulary: int) -> list[str]:
+    """Special tokens, letters, then the word pieces that byte-pair merges make, most frequent first.
+
+    The library's own WordPiece trainer numbers its `##` letters in the order of a hash map, and breaks ties by those
+    numbers: two runs give two vocabularies. Its byte-pair trainer sorts its letters, so it is trained instead, with a
+    mark before each word; word pieces without the mark are those that go on in a word.
+    """
+    start = "\u2581"
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Metaspace(replacement=start, prepend_scheme="always")]
+    )
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, min_frequency=2, limit_alphabet=200, show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    learned = [word for word, _ in sorted(learner.get_vocab().items(), key=lambda item: item[1]) if word != start]
+    # Shoppers type what no training text holds: every ASCII character has an entry, seen or not.
+    letters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    letters += [word for word in learned if len(word) == 1 and word not in letters]
+    longer = [word.removeprefix(start) if word.startswith(start) else f"##{word}" for word in learned if len(word) > 1]
+    entries = dict.fromkeys([*_SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *longer])
+    return list(entries)[:vocabulary]
+
+
+def _text_side(
     config: SmallEncoderConfig, source: SavedEncoder | TextCheckpoint | None, texts: Iterable[str]
 ) -> tuple[TextTokenizer | None, TextArchitecture | None]:
     if config.model not in NEEDS_TEXT_TOWER:
@@ -221,7 +186,7 @@ def _text_part(
     return FastTokenizer(tokenizer, max_tokens=config.max_tokens), architecture
 
 
-def _clip_part(
+def _clip_side(
     config: SmallEncoderConfig, source: SavedEncoder | ClipCheckpoint | None
 ) -> tuple[ClipArchitecture | None, TextTokenizer | None]:
     if config.model not in NEEDS_CLIP_TOWER:
@@ -231,9 +196,8 @@ def _clip_part(
         return source.architecture, source.tokenizer() if with_text else None
     if source is not None and source.architecture.clip is not None:
         return source.architecture.clip, source.load().clip_tokenizer if with_text else None
-    is_vit = len(config.image_layers) == 1
     vision: dict[str, Any] = {"image_size": config.image_size, "width": config.image_width, "head_width": 32}
-    if is_vit:
+    if len(config.image_layers) == 1:
         vision |= {"layers": config.image_layers[0], "patch_size": config.patch_size}
     else:
         vision["layers"] = list(config.image_layers)
@@ -251,27 +215,21 @@ def _clip_part(
     return architecture, clip_tokenizer(values["text_cfg"]) if with_text else None
 
 
-def _take_over(model: EncoderModel, source: SavedEncoder, names: tuple[str, ...]) -> None:
+def _copy_towers(model: EncoderModel, source: SavedEncoder, names: tuple[str, ...]) -> None:
     """Copies the weights of towers; a projection to another width stays as it is, new."""
     saved = source.load().model
     for name in names:
         target, origin = getattr(model, name), getattr(saved, name)
         if target is None or origin is None:
             continue
-        weights = origin.state_dict()
-        _load(target, {key: value for key, value in weights.items() if _fits(target, key, value)}, str(source.folder))
-
-
-def _fits(target: nn.Module, key: str, value: Any) -> bool:
-    own = target.state_dict().get(key)
-    return not key.startswith("projection.") or (own is not None and own.shape == value.shape)
-
-
-def _load(target: nn.Module, weights: dict[str, Any], where: str) -> None:
-    found = target.load_state_dict(weights, strict=False)
-    missing = [key for key in found.missing_keys if not key.startswith("projection.")]
-    if missing or found.unexpected_keys:
-        raise CheckpointError(f"{where}: its tower does not fit: {[*missing, *found.unexpected_keys][:3]}")
+        own, weights = target.state_dict(), origin.state_dict()
+        for key in [key for key in weights if key.startswith("projection.")]:
+            if key not in own or own[key].shape != weights[key].shape:
+                del weights[key]
+        found = target.load_state_dict(weights, strict=False)
+        misfits = [key for key in found.missing_keys if not key.startswith("projection.")] + found.unexpected_keys
+        if misfits:
+            raise CheckpointError(f"{source.folder}: its tower does not fit: {misfits[:3]}")
 
 
 def _saved(address: str) -> SavedEncoder | None:
@@ -282,5 +240,10 @@ def _saved(address: str) -> SavedEncoder | None:
     if not (folder / "encoder.json").is_file():
         return None
     saved = read_saved(folder)
-    check_whole(saved)
+    _check_whole(saved)
     return saved
+
+
+def _check_whole(source: SavedEncoder) -> None:
+    if source.side != "both":
+        raise CheckpointError(f"{source.folder} holds the {source.side} side only: training needs the whole encoder")

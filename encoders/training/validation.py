@@ -5,18 +5,16 @@ Legend: N candidate products, Q distinct queries, D fused dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
 from encoders.model import EncoderModel
-from encoders.training.batches import PairDataset, ProductDataset, in_order, load
+from encoders.training.batches import PairDataset, in_order
 from encoders.training.frozen_towers import encode_products, encode_queries, float32
-from encoders.training.inputs import ProductInputs
 from encoders.training.module import gather_rows
 from encoders.training.pairs import TrainingPairs
 
@@ -24,34 +22,28 @@ RECALL_AT = (1, 10, 100)
 _SCORES_AT_A_TIME = 1 << 24
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOut:
     """Held-out pairs, and what is searched for them.
 
+    Args:
+        pairs: All pairs.
+        rows: int64: those that are held out.
+        dataset: Of those rows.
+        all_products: Whether all products that were read are searched, or those of the held-out pairs.
+
     Attributes:
-        pairs: The dataset of the held-out pairs.
+        dataset: As given.
         candidates: int64 `[N]`: products that are searched.
         query_of_pair: int64: which of the Q distinct queries each pair has.
-        product_of_pair: int64: place of each pair's product among the candidates.
+        product_of_pair: int64: index of each pair's product among the candidates.
     """
 
-    pairs: PairDataset
-    candidates: np.ndarray
-    query_of_pair: np.ndarray
-    product_of_pair: np.ndarray
-
-    @classmethod
-    def of(cls, pairs: TrainingPairs, rows: np.ndarray, dataset: PairDataset, *, all_products: bool) -> HeldOut:
-        """Held-out `rows` of the pairs; searched are their products, or all that were read."""
+    def __init__(self, pairs: TrainingPairs, rows: np.ndarray, dataset: PairDataset, *, all_products: bool) -> None:
         own = pairs.product_rows[rows]
-        candidates = np.arange(len(pairs.products)) if all_products else np.unique(own)
-        _, query_of_pair = np.unique(pairs.query_keys[rows], return_inverse=True)
-        return cls(
-            pairs=dataset,
-            candidates=candidates,
-            query_of_pair=query_of_pair.reshape(-1),
-            product_of_pair=np.searchsorted(candidates, own),
-        )
+        self.dataset = dataset
+        self.candidates = np.arange(len(pairs.products)) if all_products else np.unique(own)
+        self.query_of_pair = np.unique(pairs.query_keys[rows], return_inverse=True)[1].reshape(-1)
+        self.product_of_pair = np.searchsorted(self.candidates, own)
 
 
 @torch.no_grad()
@@ -110,8 +102,8 @@ def recall(
     wanted = np.unique(np.stack([query_of_pair, product_of_pair]), axis=1)
     per_query = np.bincount(wanted[0], minlength=len(queries))
     rank = np.full(wanted.shape[1], np.iinfo(np.int64).max)
-    pair, place = np.nonzero(found[wanted[0]] == wanted[1][:, None])
-    rank[pair] = place
+    pair, position = np.nonzero(found[wanted[0]] == wanted[1][:, None])
+    rank[pair] = position
     measured = {}
     for k in at:
         hits = np.bincount(wanted[0], weights=rank < k, minlength=len(queries))
@@ -120,19 +112,16 @@ def recall(
 
 
 def _encode_products(model: EncoderModel, held_out: HeldOut, batch_size: int, device: torch.device) -> torch.Tensor:
-    rank, world = _place()
-    mine = np.array_split(held_out.candidates, world)[rank]
-    parts = []
-    batches: Iterable[ProductInputs] = load(
-        ProductDataset(held_out.pairs, mine), in_order(len(mine), batch_size), workers=0
-    )
-    for batch in batches:
-        inputs = batch.to(device)
+    mine = held_out.candidates
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        mine = np.array_split(mine, torch.distributed.get_world_size())[torch.distributed.get_rank()]
+    vectors = [torch.zeros(0, model.architecture.dim, device=device)]
+    for indices in in_order(len(mine), batch_size):
+        inputs = held_out.dataset.products(mine[indices]).to(device)
         halves = encode_products(model, inputs)
         with float32(device):
-            parts.append(model.fuse_product(halves.text, inputs.has_text, halves.image, inputs.has_image))
-    empty = torch.zeros(0, model.architecture.dim, device=device)
-    return gather_rows(torch.cat([empty, *parts]))
+            vectors.append(model.fuse_product(halves.text, inputs.has_text, halves.image, inputs.has_image))
+    return gather_rows(torch.cat(vectors))
 
 
 def _encode_queries(
@@ -141,19 +130,12 @@ def _encode_queries(
     """Every device encodes them all: they are few beside the products."""
     _, first_pairs = np.unique(held_out.query_of_pair, return_index=True)
     vectors, readable = [], []
-    for places in in_order(len(first_pairs), batch_size):
-        inputs = held_out.pairs.queries(first_pairs[places]).to(device)
+    for indices in in_order(len(first_pairs), batch_size):
+        inputs = held_out.dataset.queries(first_pairs[indices]).to(device)
         there = inputs.has_text | inputs.has_image
-        encoded = torch.zeros(len(places), model.architecture.dim, device=device)
+        encoded = torch.zeros(len(indices), model.architecture.dim, device=device)
         if there.any():
             encoded = encode_queries(model, inputs).fused
         vectors.append(encoded)
         readable.append(there.cpu().numpy())
     return torch.cat(vectors), np.concatenate(readable)
-
-
-def _place() -> tuple[int, int]:
-    """Rank of this device, and how many there are."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

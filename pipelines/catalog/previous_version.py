@@ -13,12 +13,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from index_builder import embedding_shards, storage
 from index_builder.embedding_shards import Modality
+from pipelines.catalog.products import id_digests
 
 _logger = logging.getLogger(__name__)
 
@@ -27,6 +29,7 @@ KEYED_RECORD = np.dtype([("key", ">u8"), ("tail", ">u8"), ("shard", "<u4"), ("ro
 its shard in a list, and its row inside that shard."""
 
 RECORDS_PER_BUCKET = 1_000_000
+IDS_PER_READ = 65_536
 
 _FIRST_HALF = np.dtype("<u8")
 _IMAGE_SCHEMA = pa.schema([("reference", pa.binary(16)), ("digest", pa.binary(16)), ("etag", pa.string())])
@@ -128,22 +131,23 @@ def _build_lookup(
     keys_of: Callable[[str], tuple[np.ndarray, np.ndarray]],
     rows_of: Callable[[str], int],
 ) -> LookupSource:
-    """Writes a lookup of the files that stand, unless one stands already.
+    """Writes a lookup of the files that stand, unless one stands already: it is never replaced by another's.
 
     Args:
         keys_of: Gives the keys of a file, uint8 `[n, 16]`, and the rows in which they stand, int `[n]`.
         rows_of: About how many keys a file has.
     """
-    summary_uri = storage.join(lookup_uri, "summary.json")
-    if not storage.exists(summary_uri):
+
+    def make(path: str) -> dict[str, Any]:
         files = [uri for uri in file_uris if storage.exists(uri)]
         records = (
             keyed_records(keys, number, rows) for number, uri in enumerate(files) for keys, rows in [keys_of(uri)]
         )
-        written = write_key_lookup(lookup_uri, records, expected=sum(map(rows_of, files)))
-        storage.write_json_atomic(summary_uri, {"files": files, "records": written})
-    summary = storage.read_json(summary_uri)
-    return LookupSource(uri=lookup_uri, files=tuple(summary["files"]), records=summary["records"])
+        return {"files": files, "records": write_key_lookup(path, records, expected=sum(map(rows_of, files)))}
+
+    # A forecast comes here without the lease: what a running job reads must stand, whichever files are gone by now.
+    lookup = storage.artifact(lookup_uri, "the lookup of a version", make)
+    return LookupSource(uri=lookup_uri, files=tuple(lookup.facts["files"]), records=lookup.facts["records"])
 
 
 def write_key_lookup(folder: str, records: Iterable[np.ndarray], *, expected: int) -> int:
@@ -271,3 +275,17 @@ class ExternalSort:
 def bucket_numbers(keys: np.ndarray, buckets: int) -> np.ndarray:
     """The bucket of each key, int64 `[n]`: equal shares of the range of the key's upper 32 bits."""
     return ((keys.astype(np.uint64) >> np.uint64(32)) * np.uint64(buckets) >> np.uint64(32)).astype(np.int64)
+
+
+def add_ids(sorting: ExternalSort, product_ids: pa.Array | pa.ChunkedArray, shard: int) -> None:
+    """Adds the ids of a shard, or of a table, with their rows."""
+    for start in range(0, len(product_ids), IDS_PER_READ):
+        digests = id_digests(product_ids.slice(start, IDS_PER_READ).to_pylist())
+        sorting.add(keyed_records(digests, shard, np.arange(start, start + len(digests))))
+
+
+def repeats_id(records: np.ndarray) -> np.ndarray:
+    """Which of sorted records have the id of the record before, bool `[n]`."""
+    again = np.zeros(len(records), bool)
+    again[1:] = (records["key"][1:] == records["key"][:-1]) & (records["tail"][1:] == records["tail"][:-1])
+    return again

@@ -38,6 +38,7 @@ from pipelines.config.validation import (
     list_keys,
     union_options,
 )
+from pipelines.images.config import hide_login
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -45,11 +46,10 @@ if TYPE_CHECKING:
 # With this option the direct runner works in process. Without it, it first looks for Prism, a runner that it downloads.
 DIRECT_RUNNER_COMPATIBILITY = "2.77.0"
 
-_LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _KEY = "key."  # before a key's name in argparse's namespace: apart from a command's own options
 
-# The errors that our rooms raise on purpose, with messages written for people. Anything else is a bug or a machine's
-# failure, and keeps its traceback.
+# What our rooms raise on purpose, with messages written for people. Anything else keeps its traceback.
 EXPECTED_ERRORS = (ConfigError, CatalogError, EncoderError, IndexBuilderError)
 
 
@@ -61,14 +61,9 @@ def show_log_lines() -> None:
 
 
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Run a command's main function and turn its errors into one message and an exit code.
+    """Run a command's main function over arguments, by default those of the process, and give the exit code.
 
-    Args:
-        main: Takes the arguments without the program's name; gives the exit code, None for 0.
-        argv: The arguments; those of the process by default.
-
-    Returns:
-        What `main` gave; 2 after an error that our rooms raise on purpose, its message on stderr; 130 after Ctrl-C.
+    It is what `main` gave; 2 after an error that our rooms raise on purpose, its message on stderr; 130 after Ctrl-C.
     """
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
@@ -89,7 +84,7 @@ class ParsedCommand(Generic[Config]):
     Attributes:
         config: The whole configuration.
         flags: The values of the command's own options, such as `--plan`.
-        pipeline_options: Beam's options, of the `beam:` section and the command line; none for a command without Beam.
+        pipeline_options: Those of the `beam:` section and the command line; None for a command without Beam.
     """
 
     config: Config
@@ -152,8 +147,7 @@ def parse_arguments(
         argv: Arguments without the program's name.
         config_type: A frozen dataclass of sections.
         default_config: File or shipped name that is read where no `--config` is given.
-        description: What the command does, for `--help`.
-        prog: How the command is called, for `--help`.
+        description, prog: For `--help`.
         add_options: Adds options that are no config keys, such as `--full`; one with a `dest` of `key.index.k` is a
             second name of `--index.k`.
         other_sections: Sections of the file that this command has no use for.
@@ -189,7 +183,7 @@ def parse_arguments(
     unknown, problems = _set_given(data, given, {key.name: key.type for key in keys})
     if not with_beam:
         unknown += option_names_in(rest)
-        problems += [f"command line: expected options only, found {' '.join(rest)!r}"] if rest and not unknown else []
+        problems += [_no_option(rest)] if rest and not unknown else []
     problems += [_unknown_option(option, option_names) for option in unknown]
     pipeline_options: Any = None
     if with_beam:
@@ -234,9 +228,8 @@ class _Parser(argparse.ArgumentParser):
 def _add_key_options(parser: argparse.ArgumentParser, keys: Iterable[ConfigKey]) -> None:
     groups: dict[str, Any] = {}
     for key in keys:
-        section = key.name.partition(".")[0]
+        section, text = key.name.partition(".")[0], key.help
         group = groups.get(section) or groups.setdefault(section, parser.add_argument_group(f"{section} (YAML values)"))
-        text = key.help
         if key.default is not dataclasses.MISSING:
             # JSON is YAML: what stands here can be given back on the command line.
             default = key.default if isinstance(key.default, str) else json.dumps(key.default, default=str)
@@ -247,11 +240,7 @@ def _add_key_options(parser: argparse.ArgumentParser, keys: Iterable[ConfigKey])
 def _set_given(
     data: dict[str, Any], given: Mapping[str, str | list[str]], types: Mapping[str, Any]
 ) -> tuple[list[str], list[str]]:
-    """Set what the command line gave: keys by their types, and entries of mappings, whose values are YAML or text.
-
-    Returns:
-        The options that are neither, and what is wrong with the others' values.
-    """
+    """Set keys, and entries of mappings; gives the options that are neither, and what is wrong with others' values."""
     mappings = tuple(f"{name}." for name, declared in types.items() if get_origin(declared) is dict)
     unknown: list[str] = []
     problems: list[str] = []
@@ -276,13 +265,10 @@ def _set_given(
 
 
 def _command_line_value(text: str, declared: Any) -> Any:
-    """The value that a key's text stands for.
+    """The value that a key's text stands for: YAML, but a bare value as it stands where text or a list of it is taken.
 
-    Text is YAML, but for keys that take text or a list of it: there a bare value is taken as it stands, because globs,
-    templates and names such as `*.parquet`, `{title}` or `2026` mean something else in YAML.
-
-    Raises:
-        yaml.YAMLError: The text is no YAML, for a key that does not take text.
+    Globs, templates and names such as `*.parquet`, `{title}` or `2026` mean something else in YAML. A text that is none
+    raises YAMLError for a key that does not take text.
     """
     accepted = union_options(declared)
     takes_list = tuple[str, ...] in accepted
@@ -303,6 +289,10 @@ def _command_line_value(text: str, declared: Any) -> Any:
 def option_names_in(arguments: Iterable[str]) -> list[str]:
     """The option names among command-line arguments, without their values."""
     return [argument.partition("=")[0] for argument in arguments if argument.startswith("-") and len(argument) > 1]
+
+
+def _no_option(arguments: Iterable[str]) -> str:
+    return f"command line: expected options only, found {hide_login(' '.join(arguments))!r}"
 
 
 def _unknown_option(option: str, known: Iterable[str]) -> str:
@@ -351,12 +341,9 @@ def _shipped_configs() -> dict[str, Any]:
 
 
 def parse_config(text: str, name: str) -> ConfigFile:
-    """Parse the text of a config file; an empty one is an empty mapping.
+    """Parse the text of a config file; raises as `read_config_file`.
 
     Beyond `yaml.safe_load` every key has its line, and a key that occurs twice is an error: YAML would keep the last.
-
-    Raises:
-        ConfigError: As `read_config_file`.
     """
     loader = _ConfigLoader(text)
     try:
@@ -381,10 +368,6 @@ def parse_config(text: str, name: str) -> ConfigFile:
         loader.dispose()
 
 
-def _parse_value(text: str) -> Any:
-    return yaml.load(text, Loader=_ConfigLoader)  # noqa: S506 - it builds plain data only
-
-
 class _ConfigLoader(yaml.SafeLoader):
     """The safe loader with dates left as text: no key is a date."""
 
@@ -392,6 +375,10 @@ class _ConfigLoader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+
+def _parse_value(text: str) -> Any:
+    return yaml.load(text, Loader=_ConfigLoader)  # noqa: S506 - it builds plain data only
 
 
 def _keys_with_lines(
@@ -444,11 +431,11 @@ def to_pipeline_options(
         except argparse.ArgumentError as error:
             raise ConfigError(f"Beam option {error}") from error
         except (ValueError, AssertionError) as error:  # Beam's own checks of JSON values
-            raise ConfigError(f"Beam options {' '.join(merged)}: {error}") from error
+            raise ConfigError(f"Beam options {hide_login(' '.join(merged))}: {error}") from error
         runner = _full_runner_name(known.runner or beam.StandardOptions.DEFAULT_RUNNER, beam.StandardOptions)
         unknown = option_names_in(rest)
         if rest and not unknown:
-            raise ConfigError(f"command line: expected options only, found {' '.join(rest)!r}")
+            raise ConfigError(_no_option(rest))
         if unknown and runner in beam.StandardOptions.LOCAL_RUNNERS:
             beam_names = [name[2:] for name in actions]
             raise ConfigError(
@@ -468,7 +455,7 @@ def to_pipeline_options(
             options.view_as(beam.SetupOptions).save_main_session = False
     if unknown:
         message = "handed to %s as they are, because Beam's package does not know them: %s"
-        _LOGGER.warning(message, runner, " ".join(unknown))
+        log.warning(message, runner, " ".join(unknown))
     return options
 
 

@@ -6,6 +6,7 @@ A key belongs to the component that it configures; here stand the sections of th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,7 +16,8 @@ import yaml
 from encoders.config import EncoderConfig
 from index_builder.spec import IndexConfig
 from pipelines.catalog.config import CatalogConfig
-from pipelines.images.config import DecodeConfig, FetchConfig
+from pipelines.config.validation import list_keys
+from pipelines.images.config import DecodeConfig, FetchConfig, hide_login
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,13 +104,6 @@ class JobConfig:
     """Everything that decides what a nightly run makes.
 
     Attributes:
-        catalog: Where the products come from and which fields mean what.
-        fetch: How pictures are fetched.
-        decode: How pictures are decoded.
-        encoder: What turns products into vectors.
-        work: Where a run keeps what the next one uses again.
-        index: What is built, and where it is published.
-        gates: What stops a version from being published.
         beam: Apache Beam's own options by name, such as {direct_num_workers: 4}; the command line wins over them.
     """
 
@@ -127,10 +122,6 @@ class IndexJobConfig:
     """Everything that decides what `pipelines.build_index` makes.
 
     Attributes:
-        embeddings: Which vectors.
-        work: Where a run keeps what the next one uses again.
-        index: What is built, and where it is published.
-        gates: What stops a version from being published.
         beam: Apache Beam's own options by name; the command line wins over them.
     """
 
@@ -142,6 +133,11 @@ class IndexJobConfig:
 
 
 def to_yaml(config: Any) -> str:
-    """A config object in full as YAML, defaults included; read again it gives an equal object."""
+    """A config object in full as YAML, defaults included; read again it gives an equal object, but for logins."""
     data = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
+    for key in list_keys(type(config)):
+        if key.secret:
+            *sections, leaf = key.name.split(".")
+            inner = functools.reduce(lambda values, section: values[section] or {}, sections, data)
+            inner |= {leaf: hide_login(inner[leaf])} if inner.get(leaf) else {}
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)

@@ -28,14 +28,9 @@ def table_console(width: int = PIPE_WIDTH) -> Console:
 
 @contextmanager
 def shown_progress(description: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Counts on standard error where that is a terminal, and says nothing elsewhere.
+    """Counts on standard error where that is a terminal; yields what is called with how many more are done.
 
-    Args:
-        description: What is counted.
-        total: How many there are; without it a spinner and the time stand beside the count, no bar.
-
-    Yields:
-        What is told how many more are done.
+    Without a total a spinner and the time stand beside the count, no bar.
     """
     console = Console(file=sys.stderr)
     shown = (SpinnerColumn(), TimeElapsedColumn()) if total is None else (BarColumn(), TimeRemainingColumn())

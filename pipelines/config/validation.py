@@ -121,6 +121,8 @@ def _describe(root: type, data: Any, item: Any, origins: Mapping[str, str]) -> s
         return _describe_refusal(name, declared, str(item["ctx"]["error"]), origins)
     if item["type"] == "missing":
         return f"{name}: missing; expected {expected}; set it in the YAML or with --{name}"
+    if any(key.secret and f"{key.name}.".startswith(f"{name}.") for key in list_keys(root)):
+        return f"{_where(name, origins)}{name}: expected {expected}, found something else (it is not shown)"
     text = json.dumps(found, ensure_ascii=False)
     text = text if len(text) <= 80 else f"{text[:77]}..."
     text += f" ({_VALUE_WORDS[type(found)]})" if type(found) in _VALUE_WORDS else ""
@@ -144,7 +146,7 @@ def _locate(declared: Any, value: Any, location: tuple[int | str, ...]) -> tuple
 
 
 def _describe_refusal(section: str, declared: Any, message: str, origins: Mapping[str, str]) -> str:
-    """A section's own refusal, under the full name of the key that it speaks of, with that key's place.
+    """A section's own refusal, under the full name of the key that it speaks of, with where that key was given.
 
     A section may call its keys by their bare name (`hidden`), or with some of the names above (`fusion.hidden`).
     """
@@ -176,23 +178,23 @@ class ConfigKey(NamedTuple):
     """One leaf of a config tree.
 
     Attributes:
-        name: Dotted name, such as `index.serving_shards`.
-        type: Declared type, resolved.
-        default: Default value; `dataclasses.MISSING` for a key that must be given.
+        name: Dotted, such as `index.serving_shards`.
+        default: `dataclasses.MISSING` for a key that must be given.
         help: First sentence of the key's entry under `Attributes:` in the docstring of its dataclass.
+        secret: Whether the value may hold a password (its dataclass keeps it out of its `repr` too).
     """
 
     name: str
     type: Any
     default: Any
     help: str
+    secret: bool
 
 
 def list_keys(config_type: type, *, prefix: str = "") -> Iterator[ConfigKey]:
     """List every leaf key below a config dataclass, in declaration order.
 
-    A nested dataclass contributes its own keys; an optional one (`TowerSpec | None`) also stands for itself, because
-    it can be set to null as a whole.
+    An optional nested one (`TowerSpec | None`) also stands for itself, because it can be set to null as a whole.
     """
     hints = get_type_hints(config_type)
     texts = dict(_ATTRIBUTE.findall(inspect.getdoc(config_type) or ""))
@@ -202,7 +204,7 @@ def list_keys(config_type: type, *, prefix: str = "") -> Iterator[ConfigKey]:
         if nested is None or type(None) in union_options(declared):
             text = " ".join(texts.get(field.name, "").split()).replace("`", "")
             first_sentence = re.split(r"(?<=[a-z)\]0-9][.])\s+(?=[A-Z])", text, maxsplit=1)[0]
-            yield ConfigKey(name, declared, _default_of(field), first_sentence)
+            yield ConfigKey(name, declared, _default_of(field), first_sentence, not field.repr)
         if nested is not None:
             yield from list_keys(nested, prefix=f"{name}.")
 

@@ -21,7 +21,6 @@ from pipelines.demo_catalog import drawn_worn as worn
 from pipelines.demo_catalog.shapes import (
     BACKGROUNDS,
     FIXED,
-    Paint,
     Part,
     Points,
     Rgb,
@@ -82,23 +81,10 @@ DRAWINGS: dict[str, Drawing] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FilledPart:
-    """A part as it is painted: its outline float64 `[P, 2]`, filled; the rest as in `Part`."""
-
-    outline: Points
-    paint: Paint
-    darken: float
-    has_edge: bool
-
-
 @cache
-def parts_of(kind: str, shape: str) -> tuple[FilledPart, ...]:
+def parts_of(kind: str, shape: str) -> tuple[Part, ...]:
     """The parts of a kind in one of its shapes, back to front."""
-    return tuple(
-        FilledPart(outline=part.outline, paint=part.paint, darken=part.darken, has_edge=part.has_edge)
-        for part in DRAWINGS[kind].parts(shape)
-    )
+    return tuple(DRAWINGS[kind].parts(shape))
 
 
 def draw_picture(attributes: Attributes, generator: random.Random) -> Image.Image:
@@ -132,7 +118,9 @@ def draw_picture(attributes: Attributes, generator: random.Random) -> Image.Imag
             mask_draw.line([*outline, *outline[:4]], fill=255, width=EDGE_WIDTH)
     silhouette = outside.reduce(OVERSAMPLING)
     product = canvas.reduce(OVERSAMPLING)
-    _light(product)
+    lighten, darken = _side_light()
+    product.paste((255, 255, 255), (0, 0), lighten)
+    product.paste(SHADOW, (0, 0), darken)
 
     picture = _background(generator)
     _cast_shadow(picture, silhouette, stands=drawing.stands, generator=generator)
@@ -175,7 +163,7 @@ def _choose_pose(turn_degrees: float, generator: random.Random) -> tuple[float, 
 def _paint(
     canvas: Image.Image,
     draw: ImageDraw.ImageDraw,
-    part: FilledPart,
+    part: Part,
     outline: list[float],
     *,
     fabric: Image.Image,
@@ -225,13 +213,6 @@ def _side_light() -> tuple[Image.Image, Image.Image]:
     return Image.fromarray(first), Image.fromarray(second)
 
 
-def _light(product: Image.Image) -> None:
-    """Lights a product from the left."""
-    lighten, darken = _side_light()
-    product.paste((255, 255, 255), (0, 0), lighten)
-    product.paste(SHADOW, (0, 0), darken)
-
-
 def _background(generator: random.Random) -> Image.Image:
     tint = generator.choice(BACKGROUNDS)
     light = mixed(tint, (255, 255, 255), 0.45)
@@ -274,16 +255,12 @@ def _cast_shadow(picture: Image.Image, silhouette: Image.Image, *, stands: bool,
 def fill_pattern(
     canvas: Image.Image, pattern: str, *, base: Rgb, accent: Rgb, place: Place, scale: float, generator: random.Random
 ) -> None:
-    """Paints the canvas with a pattern.
+    """Paints an RGB canvas with a pattern of `words.PATTERNS`; the generator chooses size, direction and phase.
 
     Args:
-        canvas: RGB; painted over.
-        pattern: A key of `words.PATTERNS`.
-        base: The product's colour.
-        accent: The pattern's second colour.
+        base, accent: The product's colour, and the pattern's second one.
         place: Where product coordinates lie on the canvas.
         scale: Canvas pixels per unit of product coordinates.
-        generator: Chooses size, direction and phase.
     """
     canvas.paste(base, (0, 0, *canvas.size))
     draw = ImageDraw.Draw(canvas)

@@ -44,14 +44,9 @@ TRAINING_SUBSETS: dict[tuple[str, ...], int] = {
 # fmt: on
 """What training queries ask for besides the kind, and how often."""
 TEST_SUBSETS: tuple[tuple[str, ...], ...] = (
-    ("colour", "pattern"),
-    ("colour", "material"),
-    ("colour", "use"),
-    ("pattern", "material"),
-    ("pattern", "use"),
-    ("colour", "shape"),
-    ("material", "use"),
-)
+    ("colour", "pattern"), ("colour", "material"), ("colour", "use"), ("pattern", "material"), ("pattern", "use"),
+    ("colour", "shape"), ("material", "use"),
+)  # fmt: skip
 """What test queries ask for besides the kind, in turns."""
 
 
@@ -79,13 +74,7 @@ def is_held_out(kind: str, first: tuple[str, str], second: tuple[str, str]) -> b
 
 
 def training_queries(attributes: Attributes, count: int, generator: random.Random) -> list[str]:
-    """Different queries that a training product answers, none with a held-out combination.
-
-    Args:
-        attributes: The product's.
-        count: How many; a handful.
-        generator: Chooses what is asked for, and the words.
-    """
+    """A handful of different queries that a training product answers, none with a held-out combination."""
     queries: list[str] = []
     while len(queries) < count:
         fields = generator.choices(list(TRAINING_SUBSETS), weights=list(TRAINING_SUBSETS.values()))[0]
@@ -99,16 +88,7 @@ def training_queries(attributes: Attributes, count: int, generator: random.Rando
 
 
 def held_out_queries(products: Sequence[Attributes], count: int, seed: int) -> list[HeldOutQuery]:
-    """Test queries over a catalog.
-
-    Args:
-        products: The attributes of all its products, in order.
-        count: How many queries at most; a small catalog gives fewer.
-        seed: Chooses among the combinations that fit.
-
-    Returns:
-        Queries of each of `TEST_SUBSETS` in turns.
-    """
+    """At most `count` test queries over a catalog of these products, of each of `TEST_SUBSETS` in turns."""
     generator = product_random("test-queries", seed, 0, "choice")
     candidates = [_fitting(products, fields) for fields in TEST_SUBSETS]
     for fitting in candidates:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -17,25 +18,13 @@ from pipelines.demo_catalog.words import COLOURS
 Rgb = tuple[int, int, int]
 
 FIXED: dict[str, Rgb] = {
-    "dark": (58, 54, 58),
-    "light": (250, 249, 245),
-    "metal": (176, 181, 188),
-    "wood": (178, 132, 86),
-    "leaf": (104, 132, 92),
-    "glow": (255, 240, 190),
-}
+    "dark": (58, 54, 58), "light": (250, 249, 245), "metal": (176, 181, 188),
+    "wood": (178, 132, 86), "leaf": (104, 132, 92), "glow": (255, 240, 190),
+}  # fmt: skip
 BACKGROUNDS: tuple[Rgb, ...] = (
-    (229, 231, 235),
-    (222, 230, 238),
-    (232, 226, 217),
-    (224, 233, 224),
-    (236, 224, 226),
-    (230, 226, 237),
-    (219, 222, 226),
-    (238, 232, 214),
-    (214, 226, 229),
-    (226, 216, 206),
-)
+    (229, 231, 235), (222, 230, 238), (232, 226, 217), (224, 233, 224), (236, 224, 226),
+    (230, 226, 237), (219, 222, 226), (238, 232, 214), (214, 226, 229), (226, 216, 206),
+)  # fmt: skip
 
 
 def mixed(first: Rgb, second: Rgb, share: float) -> Rgb:
@@ -76,9 +65,9 @@ Paint = Literal["body", "plain", "inside", "dark", "light", "metal", "wood", "le
 """body: the product's colour and pattern; plain: its colour alone; inside: its colour in shadow; the rest are fixed."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True)
 class Part:
-    """One piece of a product: a filled outline, or a line of some width; drawn in order, later ones in front.
+    """A part of a product: a filled outline, or a line of some width; drawn in order, later ones in front.
 
     Attributes:
         points: The outline, or the line, float64 `[P, 2]`.
@@ -88,11 +77,12 @@ class Part:
     """
 
     points: Points
+    _: KW_ONLY
     paint: Paint = "body"
     width: float = 0.0
     darken: float = 0.0
 
-    @property
+    @cached_property
     def outline(self) -> Points:
         """The outline to fill, of a line too."""
         return stroke(self.points, self.width) if self.width else self.points

@@ -44,13 +44,9 @@ class Pattern:
     weight: int
 
 
-def _kinds(*kinds: Kind) -> dict[str, Kind]:
-    return {kind.name: kind for kind in kinds}
-
-
 # Tables are easier to compare in columns of their own.
 # fmt: off
-KINDS: dict[str, Kind] = _kinds(
+_KINDS = (
     Kind(name="mug", nouns=("mug", "cup", "coffee mug"), shapes=("tall", "wide", "tapered"),
          materials=("ceramic", "stoneware", "porcelain", "enamel"), uses=("office", "camping", "breakfast", "travel"),
          price_range=(8, 26)),
@@ -109,6 +105,7 @@ KINDS: dict[str, Kind] = _kinds(
          materials=("maple", "mahogany", "spruce", "walnut"), uses=("studio", "stage", "school", "travel"),
          price_range=(120, 1500)),
 )
+KINDS: dict[str, Kind] = {kind.name: kind for kind in _KINDS}
 
 USE_PHRASES: dict[str, str] = {
     "office": "the office", "gift": "a gift", "living room": "the living room", "windowsill": "the windowsill",
@@ -238,15 +235,15 @@ def held_out_wording(kind: str, wanted: dict[str, str], generator: random.Random
 
 
 def _noun(kind: str, generator: random.Random) -> str:
-    return _query_word_first(KINDS[kind].nouns, 0.75, generator)
+    return _usually_first(KINDS[kind].nouns, 0.75, generator)
 
 
 def _adjective(field: str, value: str, generator: random.Random) -> str:
     """An attribute as it stands before the noun."""
     if field == "colour":
-        return _query_word_first(COLOURS[value].words, 0.7, generator)
+        return _usually_first(COLOURS[value].words, 0.7, generator)
     if field == "pattern":
-        return _query_word_first(PATTERNS[value].adjectives, 0.7, generator)
+        return _usually_first(PATTERNS[value].adjectives, 0.7, generator)
     return value
 
 
@@ -263,7 +260,7 @@ def _phrase(field: str, value: str, generator: random.Random) -> str:
     return f"by {value}"
 
 
-def _query_word_first(options: tuple[str, ...], share: float, generator: random.Random) -> str:
+def _usually_first(options: tuple[str, ...], share: float, generator: random.Random) -> str:
     return options[0] if generator.random() < share else generator.choice(options)
 
 
@@ -302,7 +299,8 @@ def write_texts(attributes: Attributes, generator: random.Random) -> tuple[str, 
     What is told at all is drawn first (`TOLD_SHARE`), and then whether the title or the description tells it: an
     attribute that is not drawn stands in neither.
     """
-    told = [field for field, share in TOLD_SHARE.items() if generator.random() < _share(field, attributes, share)]
+    shares = TOLD_SHARE | ({"pattern": PLAIN_TOLD_SHARE} if attributes.pattern == "plain" else {})
+    told = [field for field, share in shares.items() if generator.random() < share]
     words = _words(attributes, generator)
     in_title = {field for field in told if generator.random() < (0.8 if field == "brand" else 0.5)}
     title = _title(words, in_title, generator)
@@ -310,16 +308,12 @@ def write_texts(attributes: Attributes, generator: random.Random) -> tuple[str, 
     return title, description
 
 
-def _share(field: str, attributes: Attributes, share: float) -> float:
-    return PLAIN_TOLD_SHARE if field == "pattern" and attributes.pattern == "plain" else share
-
-
 def _words(attributes: Attributes, generator: random.Random) -> dict[str, str]:
     pattern = PATTERNS[attributes.pattern]
     words = {
-        "noun": _usually_first(KINDS[attributes.kind].nouns, generator),
-        "colour": _usually_first(COLOURS[attributes.colour].words, generator),
-        "pattern": _usually_first(pattern.adjectives, generator),
+        "noun": _usually_first(KINDS[attributes.kind].nouns, 0.65, generator),
+        "colour": _usually_first(COLOURS[attributes.colour].words, 0.65, generator),
+        "pattern": _usually_first(pattern.adjectives, 0.65, generator),
         "pattern_noun": generator.choice(pattern.nouns),
         "shape": attributes.shape,
         "material": attributes.material,
@@ -328,10 +322,6 @@ def _words(attributes: Attributes, generator: random.Random) -> dict[str, str]:
         "brand": attributes.brand,
     }
     return words | {name.capitalize(): _capitalised(words[name]) for name in ("shape", "material", "noun")}
-
-
-def _usually_first(options: tuple[str, ...], generator: random.Random) -> str:
-    return options[0] if generator.random() < 0.65 else generator.choice(options)
 
 
 def _title(words: dict[str, str], fields: set[str], generator: random.Random) -> str:

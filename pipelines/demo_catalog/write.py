@@ -46,12 +46,9 @@ IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 @contextmanager
 def drawn_once(folder: str, marker: str, arguments: dict[str, Any]) -> Iterator[bool]:
-    """Yields whether there is anything to draw; after a clean exit the folder is marked as holding these arguments.
+    """Yields whether there is anything to draw; after a clean exit `marker` says that the folder holds these arguments.
 
-    Args:
-        folder: Local folder or fsspec URI.
-        marker: Name of the JSON file that says what the folder holds; removed before other arguments are drawn.
-        arguments: What decides the files' bytes.
+    It is removed before other arguments are drawn.
     """
     wanted = {"drawing_version": DRAWING_VERSION, **arguments}
     uri = storage.join(folder, marker)
@@ -65,7 +62,7 @@ def drawn_once(folder: str, marker: str, arguments: dict[str, Any]) -> Iterator[
 
 
 def remove_others(folder: str, pattern: str, kept: Sequence[str]) -> None:
-    """Removes the parts that an earlier drawing of more files left; other files in the folder are not ours."""
+    """Removes the files that an earlier drawing of more files left; others in the folder are not ours."""
     for name in storage.list_names(folder):
         if re.fullmatch(pattern, name) and name not in kept:
             storage.remove_file(storage.join(folder, name))
@@ -84,14 +81,13 @@ def batches(numbers: range) -> Iterator[range]:
         yield range(start, min(start + PRODUCTS_PER_BATCH, numbers.stop))
 
 
-def shared_columns(products: Sequence[Product]) -> dict[str, pa.Array]:
-    """The columns that a catalog and training pairs both have."""
-    pictures = [{"bytes": product.picture, "path": f"{product.product_id}.jpg"} for product in products]
+def _shared_fields(product: Product) -> dict[str, Any]:
+    """What a row of a catalog and one of training pairs both have."""
     return {
-        "product_id": pa.array([product.product_id for product in products], pa.string()),
-        "title": pa.array([product.title for product in products], pa.string()),
-        "description": pa.array([product.description for product in products], pa.string()),
-        "image": pa.array(pictures, IMAGE_TYPE),
+        "product_id": product.product_id,
+        "title": product.title,
+        "description": product.description,
+        "image": {"bytes": product.picture, "path": f"{product.product_id}.jpg"},
     }
 
 
@@ -99,13 +95,7 @@ QUERIES_PER_PRODUCT = 3
 PRODUCTS_PER_FILE = 2000
 PAIRS_MARKER = "_complete.json"
 PAIRS_SCHEMA = pa.schema(
-    [
-        ("query", pa.string()),
-        ("product_id", pa.string()),
-        ("title", pa.string()),
-        ("description", pa.string()),
-        ("image", IMAGE_TYPE),
-    ]
+    [*((name, pa.string()) for name in ("query", "product_id", "title", "description")), ("image", IMAGE_TYPE)]
 )
 
 
@@ -115,10 +105,7 @@ def write_training_pairs(folder: str, *, pairs: int, seed: int = DEFAULT_SEED) -
     No query asks for a combination that the demo catalog's test queries ask for. A folder that already holds the result
     of the same arguments is left as it is.
 
-    Args:
-        folder: Local folder or fsspec URI.
-        pairs: Rows; those of one product stand next to each other.
-        seed: Another seed gives other products.
+    The rows of one product stand next to each other.
 
     Raises:
         StorageError: The folder cannot be written.
@@ -144,15 +131,14 @@ def _write_pairs_part(path: str, numbers: range, seed: int, pairs: int, advance:
     # The same picture stands in neighbouring rows: a dictionary page that holds a whole row group's stores it once.
     with pq.ParquetWriter(path, PAIRS_SCHEMA, dictionary_pagesize_limit=64 * 2**20) as writer:
         for batch in batches(numbers):
-            rows: list[Product] = []
-            queries: list[str] = []
+            rows: list[dict[str, Any]] = []
             for number in batch:
                 product = make_product("training", seed, number)
                 generator = product_random("training", seed, number, "queries")
-                queries += training_queries(product.attributes, QUERIES_PER_PRODUCT, generator)
-                rows += [product] * QUERIES_PER_PRODUCT
-            table = pa.table({"query": pa.array(queries), **shared_columns(rows)}).select(PAIRS_SCHEMA.names)
-            writer.write_table(table.slice(0, pairs - batch.start * QUERIES_PER_PRODUCT))
+                queries = training_queries(product.attributes, QUERIES_PER_PRODUCT, generator)
+                rows += [{"query": query, **_shared_fields(product)} for query in queries]
+            wanted = rows[: pairs - batch.start * QUERIES_PER_PRODUCT]
+            writer.write_table(pa.Table.from_pylist(wanted, PAIRS_SCHEMA))
             advance(len(batch))
 
 
@@ -161,15 +147,13 @@ DEFAULT_QUERIES = 350
 MARKER = "demo_catalog.json"
 CATALOG_SCHEMA = pa.schema(
     [
-        ("product_id", pa.string()),
-        ("title", pa.string()),
-        ("description", pa.string()),
-        ("brand", pa.string()),
-        ("kind", pa.string()),
+        *((name, pa.string()) for name in ("product_id", "title", "description", "brand", "kind")),
         ("price", pa.float64()),
         ("image", IMAGE_TYPE),
     ]
 )
+QUERIES_SCHEMA = pa.schema([(name, pa.string()) for name in ("query_id", "query", "split")])
+JUDGMENTS_SCHEMA = pa.schema([("query_id", pa.string()), ("product_id", pa.string()), ("label", pa.int32())])
 QUERY_PICTURES: dict[str, Attributes] = {
     "striped_red_mug": Attributes(
         kind="mug", colour="red", pattern="striped", shape="tall", material="ceramic", use="office", brand="Norvik"
@@ -195,8 +179,6 @@ def write_demo_catalog(
 
     Args:
         folder: Local folder or fsspec URI.
-        products: How many products.
-        seed: Another seed gives other products.
         files: Parquet files that the catalog is cut into.
         queries: Test queries at most; a small catalog has fewer that fit.
 
@@ -225,14 +207,11 @@ def write_demo_catalog(
 def _write_part(path: str, numbers: range, seed: int, advance: Callable[[int], None]) -> None:
     with pq.ParquetWriter(path, CATALOG_SCHEMA) as writer:
         for batch in batches(numbers):
-            products = [make_product("demo", seed, number) for number in batch]
-            columns = {
-                **shared_columns(products),
-                "brand": pa.array([product.attributes.brand for product in products], pa.string()),
-                "kind": pa.array([product.attributes.kind for product in products], pa.string()),
-                "price": pa.array([product.price for product in products], pa.float64()),
-            }
-            writer.write_table(pa.table(columns).select(CATALOG_SCHEMA.names))
+            rows = []
+            for product in (make_product("demo", seed, number) for number in batch):
+                own = {"brand": product.attributes.brand, "kind": product.attributes.kind, "price": product.price}
+                rows.append(_shared_fields(product) | own)
+            writer.write_table(pa.Table.from_pylist(rows, CATALOG_SCHEMA))
             advance(len(batch))
 
 
@@ -240,32 +219,22 @@ def _write_test_queries(folder: str, products: int, seed: int, queries: int) -> 
     """The held-out queries, and which products are what each asks for (label 1)."""
     catalog = [choose_attributes("demo", seed, number) for number in range(products)]
     chosen = {f"query-{n:04d}": query for n, query in enumerate(held_out_queries(catalog, queries, seed))}
-    judged = [(query_id, number) for query_id, query in chosen.items() for number in query.products]
-    _write_table(
-        storage.join(folder, "queries.parquet"),
-        {
-            "query_id": pa.array(chosen, pa.string()),
-            "query": pa.array([query.query for query in chosen.values()], pa.string()),
-            "split": pa.array(["test"] * len(chosen), pa.string()),
-        },
-    )
-    _write_table(
-        storage.join(folder, "judgments.parquet"),
-        {
-            "query_id": pa.array([query_id for query_id, _ in judged], pa.string()),
-            "product_id": pa.array([product_id_of("demo", number) for _, number in judged], pa.string()),
-            "label": pa.array([1] * len(judged), pa.int32()),
-        },
-    )
-
-
-def _write_table(uri: str, columns: dict[str, pa.Array]) -> None:
-    with storage.atomic_file(uri) as path:
-        pq.write_table(pa.table(columns), path)
+    judged = [
+        {"query_id": query_id, "product_id": product_id_of("demo", number), "label": 1}
+        for query_id, query in chosen.items()
+        for number in query.products
+    ]
+    asked = [{"query_id": query_id, "query": query.query, "split": "test"} for query_id, query in chosen.items()]
+    tables = {
+        "queries": pa.Table.from_pylist(asked, QUERIES_SCHEMA),
+        "judgments": pa.Table.from_pylist(judged, JUDGMENTS_SCHEMA),
+    }
+    for name, table in tables.items():
+        with storage.atomic_file(storage.join(folder, f"{name}.parquet")) as path:
+            pq.write_table(table, path)
 
 
 DEMO_SCHEME = "demo://"
-FOLDER = "demo_catalog"
 
 
 def is_demo_address(uri: object) -> bool:
@@ -273,9 +242,16 @@ def is_demo_address(uri: object) -> bool:
     return isinstance(uri, str) and uri.startswith(DEMO_SCHEME)
 
 
-def demo_folder(work_uri: str) -> str:
-    """Where a job's drawn catalog lies: queries, judgments and `catalog/` with the products."""
-    return storage.join(work_uri, FOLDER)
+def demo_folder(uri: str, work_uri: str) -> str:
+    """Where the catalog that `demo://N` asks for lies: queries, judgments and `catalog/` with the products.
+
+    Each N has a folder of its own, so that drawing one removes nothing that a run over another reads.
+
+    Raises:
+        ValueError: `uri` is not `demo://` and a number of products.
+    """
+    products = _products_of(uri)
+    return storage.join(work_uri, "demo_catalog" if products == DEFAULT_PRODUCTS else f"demo_catalog_{products}")
 
 
 def draw_named_catalog(uri: str, work_uri: str) -> str:
@@ -285,13 +261,18 @@ def draw_named_catalog(uri: str, work_uri: str) -> str:
         The folder of its Parquet files, for `catalog.uri`.
 
     Raises:
-        ValueError: `uri` is not `demo://` and a number of products.
+        ValueError: As `demo_folder`.
         StorageError: `work_uri` cannot be written.
     """
+    folder = demo_folder(uri, work_uri)
+    write_demo_catalog(folder, products=_products_of(uri))
+    return storage.join(folder, "catalog")
+
+
+def _products_of(uri: str) -> int:
     products = uri.removeprefix(DEMO_SCHEME)
     if not is_demo_address(uri) or not (products.isascii() and products.isdecimal()) or int(products) < 1:
         raise ValueError(
             f"catalog.uri is {uri!r}: expected {DEMO_SCHEME}N with N products to draw, such as demo://3000"
         )
-    write_demo_catalog(demo_folder(work_uri), products=int(products))
-    return storage.join(demo_folder(work_uri), "catalog")
+    return int(products)

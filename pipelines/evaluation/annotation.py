@@ -35,6 +35,7 @@ from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.config.validation import ConfigError
+from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.judged_files import (
     MOST_LABELS,
     JudgedQueries,
@@ -43,8 +44,14 @@ from pipelines.evaluation.judged_files import (
     ordered_labels,
     relevant_labels,
 )
-from pipelines.evaluation.judgments import UNKNOWN, number_judgments
+from pipelines.evaluation.measures import UNKNOWN, keyed_pairs
 from pipelines.evaluation.ranking import ProductNumbers
+
+SAVE_EVERY_PAIRS = 10_000
+ROWS_AT_A_TIME = 1024
+_SCHEMA = pa.schema(
+    [("query_id", pa.string()), ("product_id", pa.string()), ("label", pa.string()), ("fingerprint", pa.binary(16))]
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,39 +128,24 @@ def _label_text(label: Any, name: str) -> str | None:
     raise ConfigError(f"evaluation.annotator {name}: expected a label that is text, a number or None, found {label!r}")
 
 
-SAVE_EVERY_PAIRS = 10_000
-ROWS_AT_A_TIME = 1024
-_SCHEMA = pa.schema(
-    [("query_id", pa.string()), ("product_id", pa.string()), ("label", pa.string()), ("fingerprint", pa.binary(16))]
-)
-
-
 def annotate_results(
     queries: JudgedQueries,
     numbers: ProductNumbers,
     rankings: Iterable[np.ndarray],
+    config: EvaluationConfig,
     *,
     annotator: Annotator,
-    name: str,
     records: Callable[[set[str]], dict[str, ProductRecord]],
     kept_uri: str,
-    batch_pairs: int,
-    relevant: Sequence[str] = (),
     on_progress: Callable[[int], None] = lambda pairs: None,
 ) -> tuple[JudgedQueries, int]:
-    """Labels every result of every ranking that has no label yet.
+    """Labels every result of every ranking, int64 `[Q, K]` each, that has no label yet.
 
     Args:
-        queries: With the labels of the judgments file.
-        numbers: Of the products.
-        rankings: int64 `[Q, K]` each: what is labelled.
-        annotator: Labels a batch.
-        name: Its `module:function`; part of the fingerprint, so that another annotator starts anew.
+        config: Its `annotator` is part of the fingerprint, so that another annotator starts anew.
+        annotator: Labels `annotator_batch` pairs at a time.
         records: Gives the records of products by id.
         kept_uri: File of the labels of earlier runs; written as labels come.
-        batch_pairs: Pairs the annotator gets at a time.
-        relevant: Labels that mean relevant, as asked.
-        on_progress: Told the number of pairs labelled.
 
     Returns:
         The queries with these labels too, and the number of pairs that the annotator was asked about now.
@@ -161,33 +153,31 @@ def annotate_results(
     Raises:
         ConfigError: The annotator returned something else than one label a pair.
     """
-    asked = _unlabelled_pairs(queries, numbers, rankings)
-    products = records(set(numbers.ids.take(pa.array(np.unique(asked[:, 1]))).to_pylist()))
+    name = str(config.annotator)
+    unlabelled = _unlabelled_pairs(queries, numbers, rankings)
+    products = records(set(numbers.ids.take(pa.array(np.unique(unlabelled[:, 1]))).to_pylist()))
     ids = numbers.ids.to_pylist()
-    pairs = [
-        (row, _annotated(queries, row), products[ids[product]])
-        for row, product in asked.tolist()
-        if ids[product] in products
-    ]
-    labels = _KeptLabels(kept_uri)
-    keys = [_fingerprint(name, query, product) for _, query, product in pairs]
-    open_places = [place for place, key in enumerate(keys) if key not in labels.by_key]
+    pairs: dict[bytes, tuple[int, AnnotatedQuery, ProductRecord]] = {}
+    for row, number in unlabelled.tolist():
+        if ids[number] in products:
+            image = queries.images[row]
+            query = AnnotatedQuery(query_id=queries.ids[row], text=queries.texts[row], picture=image)
+            product = products[ids[number]]
+            pairs[_fingerprint(name, query, product)] = (row, query, product)
+    kept = _KeptLabels(kept_uri)
+    asked = [key for key in pairs if key not in kept.rows]
     try:
-        for start in range(0, len(open_places), batch_pairs):
-            places = open_places[start : start + batch_pairs]
-            batch = [pairs[place][1:] for place in places]
-            given = annotate_batch(annotator, name, batch)
-            for place, (query, product), label in zip(places, batch, given, strict=True):
-                labels.add(keys[place], query.query_id, product["product_id"], label)
-            on_progress(len(places))
+        for start in range(0, len(asked), config.annotator_batch):
+            keys = asked[start : start + config.annotator_batch]
+            batch = [pairs[key][1:] for key in keys]
+            for key, (query, product), label in zip(keys, batch, annotate_batch(annotator, name, batch), strict=True):
+                kept.add(key, query.query_id, product["product_id"], label)
+            on_progress(len(keys))
     finally:
-        labels.save()
-    known = [
-        (row, product["product_id"], label)
-        for (row, _, product), key in zip(pairs, keys, strict=True)
-        if (label := labels.by_key[key]) is not None
-    ]
-    return _with_labels(queries, known, name, relevant), len(open_places)
+        kept.save()
+    known = [(row, product["product_id"], kept.rows[key][2]) for key, (row, _, product) in pairs.items()]
+    labelled = [(row, product_id, label) for row, product_id, label in known if label is not None]
+    return _with_labels(queries, labelled, config), len(asked)
 
 
 def catalog_records(catalog: CatalogConfig, spool_uri: str, wanted: set[str]) -> dict[str, ProductRecord]:
@@ -200,19 +190,19 @@ def catalog_records(catalog: CatalogConfig, spool_uri: str, wanted: set[str]) ->
             columns = products.columns.to_pylist()
             for row, product_id in enumerate(products.product_ids.to_pylist()):
                 if product_id in wanted and product_id not in records:
-                    picture = next(iter(products.images[row]), None)
-                    own = {"product_id": product_id, "text": texts[row], "picture": picture}
+                    image = next(iter(products.images[row]), None)
+                    own = {"product_id": product_id, "text": texts[row], "picture": image}
                     records[product_id] = {**columns[row], **own}
     return records
 
 
 class _KeptLabels:
-    """Labels by fingerprint, read from a file and written back to it."""
+    """Query id, product id and label by fingerprint, read from a file and written back to it."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        self._rows: list[tuple[str, str, str | None, bytes]] = []
         self._unsaved = 0
+        self.rows: dict[bytes, tuple[str, str, str | None]] = {}
         if storage.exists(uri):
             try:
                 with storage.localized(uri) as path:
@@ -221,12 +211,11 @@ class _KeptLabels:
                 raise ConfigError(
                     f"evaluation.annotations is {uri!r}: expected a file of kept labels, found {error}; name another"
                 ) from error
-            self._rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
-        self.by_key: dict[bytes, str | None] = {row[3]: row[2] for row in self._rows}
+            *columns, keys = (column.to_pylist() for column in table.columns)
+            self.rows = dict(zip(keys, zip(*columns, strict=True), strict=True))
 
     def add(self, key: bytes, query_id: str, product_id: str, label: str | None) -> None:
-        self.by_key[key] = label
-        self._rows.append((query_id, product_id, label, key))
+        self.rows[key] = (query_id, product_id, label)
         self._unsaved += 1
         if self._unsaved >= SAVE_EVERY_PAIRS:
             self.save()
@@ -234,7 +223,7 @@ class _KeptLabels:
     def save(self) -> None:
         if not self._unsaved:
             return
-        columns = zip(*self._rows, strict=True)
+        columns = [*zip(*self.rows.values(), strict=True), list(self.rows)]
         table = pa.table([pa.array(column, kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)], _SCHEMA)
         with storage.atomic_file(self._uri) as path:
             pq.write_table(table, path)
@@ -243,7 +232,7 @@ class _KeptLabels:
 
 def _unlabelled_pairs(queries: JudgedQueries, numbers: ProductNumbers, rankings: Iterable[np.ndarray]) -> np.ndarray:
     """Distinct (query row, product number) without a label, int64 `[n, 2]`."""
-    judged = number_judgments(queries, numbers, unlabelled=None, grades={}).judged
+    judged = keyed_pairs(queries.judged, numbers)
     products = max(1, len(numbers))
     keys = [np.zeros(0, np.int64)]
     for found in rankings:
@@ -255,7 +244,7 @@ def _unlabelled_pairs(queries: JudgedQueries, numbers: ProductNumbers, rankings:
 
 
 def _with_labels(
-    queries: JudgedQueries, known: Sequence[tuple[int, str, str]], name: str, relevant: Sequence[str]
+    queries: JudgedQueries, known: Sequence[tuple[int, str, str]], config: EvaluationConfig
 ) -> JudgedQueries:
     """The labels of the file and those of the annotator, in one list of labels."""
     if not known:
@@ -265,26 +254,18 @@ def _with_labels(
     labels = ordered_labels(normal.values())
     if len(labels) > MOST_LABELS:
         raise ConfigError(
-            f"evaluation.annotator {name}: found {len(labels)} different labels, such as "
+            f"evaluation.annotator {config.annotator}: found {len(labels)} different labels, such as "
             f"{list(islice(labels, 3))}; expected at most {MOST_LABELS}"
         )
-    places = {label: labels.index(normal[label]) for label in normal}
-    old = np.array([places[label] for label in queries.labels], np.int64)
+    position = {label: labels.index(normal[label]) for label in normal}
+    of_file = np.array([position[label] for label in queries.labels], np.int64)
+    of_annotator = np.array([position[label] for label in given], np.int64)
     all_rows = np.concatenate([queries.judged.queries, np.array(rows, np.int64)])
-    all_labels = np.concatenate(
-        [
-            old[queries.judged.labels] if len(queries.judged) else queries.judged.labels,
-            np.array([places[label] for label in given], np.int64),
-        ]
-    )
+    all_labels = np.concatenate([of_file[queries.judged.labels], of_annotator])
     ids = pa.concat_arrays([queries.judged.product_ids, pa.array(product_ids, pa.string())])
     order = np.argsort(all_rows, kind="stable")
     judged = Pairs(queries=all_rows[order], product_ids=ids.take(pa.array(order)), labels=all_labels[order])
-    return replace(queries, judged=judged, labels=labels, relevant=relevant_labels(labels, relevant))
-
-
-def _annotated(queries: JudgedQueries, row: int) -> AnnotatedQuery:
-    return AnnotatedQuery(query_id=queries.ids[row], text=queries.texts[row], picture=queries.pictures[row])
+    return replace(queries, judged=judged, labels=labels, relevant=relevant_labels(labels, config.relevant))
 
 
 def _fingerprint(name: str, query: AnnotatedQuery, product: ProductRecord) -> bytes:

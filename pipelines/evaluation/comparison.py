@@ -12,23 +12,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipelines.evaluation.judgments import Judgments
-from pipelines.evaluation.measures import Comparison, Figure, SystemFigures, comparison_metrics, exact_name, run_values
+from pipelines.evaluation.measures import Comparison, Figure, Judgments, SystemFigures, comparison_metrics, run_values
 from pipelines.evaluation.ranking import Ranked
 
 _DRAWS_AT_A_TIME = 1 << 22
 
 
 def resampled_means(values: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
-    """Means of every column over R resamples of the queries.
+    """Means of every column of `[Q, C]` over R resamples of the queries: float64 `[R, C]`.
 
-    Args:
-        values: float64 `[Q, C]`; NaN where a query has no value, which then counts in no mean.
-        resamples: R.
-        seed: The same seed draws the same queries.
-
-    Returns:
-        float64 `[R, C]`; NaN where a resample holds no query with a value.
+    NaN is a query without a value, which counts in no mean, and a resample that holds no query with a value.
     """
     queries = len(values)
     means = np.full((resamples, values.shape[1]), np.nan)
@@ -72,37 +65,50 @@ def compare_systems(
     seed: int,
     notes: Sequence[str] = (),
 ) -> Comparison:
-    """Measures every system.
+    """Measures every system; all figures stand on the same bootstrap samples.
 
     Args:
-        ranked: What each found.
-        judgments: What is known of it.
         baseline: Name of the system that overlap, net figures and differences refer to. A run is compared with the
             baseline's run of the same number; where the baseline has fewer, its runs take turns.
         k: Results that recall, labels, overlap and net figures look at.
-        measures: Names as ir-measures has them. `R@...` is computed here, of what recall counts.
-        resamples: Bootstrap samples.
-        confidence: Of the intervals.
-        seed: Of the bootstrap.
+        measures: Names as ir-measures has them.
+        resamples, confidence, seed: Of the bootstrap.
         notes: To be told with the figures.
     """
     base = next((system for system in ranked if system.name == baseline), None)
     metrics = comparison_metrics(judgments, measures, k, has_baseline=base is not None)
-    values = [_system_values(system, base, judgments, measures, k) for system in ranked]
-    figures = _figures(
-        values,
-        [metric.name for metric in metrics],
-        None if base is None else list(ranked).index(base),
-        resamples=resamples,
-        confidence=confidence,
-        seed=seed,
-    )
+    columns: dict[tuple[str, str], list[np.ndarray]] = {}
+    for system in ranked:
+        runs = _system_values(system, base, judgments, measures, k)
+        for metric in metrics:
+            values = [run[metric.name] for run in runs if metric.name in run and np.isfinite(run[metric.name]).any()]
+            if values:
+                columns[system.name, metric.name] = values
+    all_values = [values for group in columns.values() for values in group]
+    table = np.stack(all_values, axis=1) if all_values else np.zeros((0, 0))
+    means = resampled_means(table, resamples=resamples, seed=seed)
+    # A system's mean over its seeds, resample by resample.
+    ends = np.cumsum([len(group) for group in columns.values()])
+    seed_means = {
+        key: means[:, end - len(group) : end].mean(axis=1)
+        for (key, group), end in zip(columns.items(), ends.tolist(), strict=True)
+    }
+    figures: dict[str, dict[str, Figure]] = {system.name: {} for system in ranked}
+    for (system_name, metric_name), group in columns.items():
+        reference = (str(baseline), metric_name)
+        has_reference = base is not None and system_name != baseline and reference in columns
+        figures[system_name][metric_name] = _figure(
+            np.stack(group, axis=1),
+            seed_means[system_name, metric_name],
+            confidence,
+            np.stack(columns[reference], axis=1) if has_reference else None,
+            seed_means[reference] if has_reference else None,
+        )
     return Comparison(
         systems=tuple(
-            SystemFigures(name=system.name, about=system.about, figures=own)
-            for system, own in zip(ranked, figures, strict=True)
+            SystemFigures(name=system.name, about=system.about, figures=figures[system.name]) for system in ranked
         ),
-        metrics=tuple(metric for metric in metrics if any(metric.name in own for own in figures)),
+        metrics=tuple(metric for metric in metrics if any(metric.name in own for own in figures.values())),
         baseline=baseline,
         k=k,
         confidence=confidence,
@@ -118,75 +124,20 @@ def _system_values(
     runs = []
     for run, found in enumerate(system.runs):
         beside = None if base is None or base is system else base.runs[run % len(base.runs)]
-        runs.append(run_values(found, judgments, measures, k, beside))
-    if system.exact_share is not None:
-        runs[0][exact_name(k)] = system.exact_share
+        runs.append(run_values(found, judgments, measures, k, beside, system.exact_share))
     return runs
 
 
-def _figures(
-    values: Sequence[Sequence[dict[str, np.ndarray]]],
-    names: Sequence[str],
-    base_place: int | None,
-    *,
-    resamples: int,
-    confidence: float,
-    seed: int,
-) -> list[dict[str, Figure]]:
-    """Each system's figures by metric name, all on the same bootstrap samples.
-
-    Args:
-        values: Of each system, of each of its runs: metrics by name, float64 `[Q]` each.
-        names: Of the metrics, in the order of the tables.
-        base_place: Which system is the baseline.
-        resamples, confidence, seed: Of the bootstrap.
-    """
-    columns = [
-        (place, name, run)
-        for place, runs in enumerate(values)
-        for name in names
-        for run in range(len(runs))
-        if name in runs[run] and np.isfinite(runs[run][name]).any()
-    ]
-    figures: list[dict[str, Figure]] = [{} for _ in values]
-    if not columns:
-        return figures
-    table = np.stack([values[place][run][name] for place, name, run in columns], axis=1)
-    means = resampled_means(table, resamples=resamples, seed=seed)
-    # A system's mean over its seeds, resample by resample.
-    groups: dict[tuple[int, str], list[int]] = {}
-    for column, (place, name, _) in enumerate(columns):
-        groups.setdefault((place, name), []).append(column)
-    seed_means = {group: means[:, members].mean(axis=1) for group, members in groups.items()}
-    for (place, name), members in groups.items():
-        reference = None if base_place is None or base_place == place else (base_place, name)
-        difference = None
-        if reference in groups:
-            difference = seed_means[place, name] - seed_means[reference]
-        figures[place][name] = _figure(
-            table[:, members],
-            seed_means[place, name],
-            confidence,
-            None if reference not in groups else table[:, groups[reference]],
-            difference,
-        )
-    return figures
-
-
 def _figure(
-    values: np.ndarray,
-    means: np.ndarray,
-    confidence: float,
-    base_values: np.ndarray | None,
-    differences: np.ndarray | None,
+    values: np.ndarray, means: np.ndarray, confidence: float, base: np.ndarray | None, base_means: np.ndarray | None
 ) -> Figure:
-    """A figure of the values `[Q, S]` of a system's seeds, and its resampled means `[R]`."""
+    """A figure of the values `[Q, S]` of a system's seeds and its resampled means `[R]`, beside the baseline's."""
     runs = np.nanmean(values, axis=0)
     (low,), (high,) = percentile_interval(means[:, None], confidence)
     difference = None
-    if base_values is not None and differences is not None:
-        (least,), (most,) = percentile_interval(differences[:, None], confidence)
-        difference = (float(runs.mean() - np.nanmean(base_values, axis=0).mean()), float(least), float(most))
+    if base is not None and base_means is not None:
+        (least,), (most,) = percentile_interval((means - base_means)[:, None], confidence)
+        difference = (float(runs.mean() - np.nanmean(base, axis=0).mean()), float(least), float(most))
     return Figure(
         value=float(runs.mean()),
         low=float(low),

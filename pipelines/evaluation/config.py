@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -38,17 +39,15 @@ def expand_systems(argv: Sequence[str]) -> list[str]:
         ConfigError: A system has no name, or what it names is neither a config, a saved encoder nor an index.
     """
     expanded: list[str] = []
-    position = 0
-    while position < len(argv):
-        argument = argv[position]
-        position += 1
+    rest = deque(argv)
+    while rest:
+        argument = rest.popleft()
         if argument != OPTION and not argument.startswith(f"{OPTION}="):
             expanded.append(argument)
             continue
         given = [argument.partition("=")[2]] if "=" in argument else []
-        while position < len(argv) and not argv[position].startswith("--"):
-            given.append(argv[position])
-            position += 1
+        while rest and not rest[0].startswith("--"):
+            given.append(rest.popleft())
         is_yaml = len(given) == 1 and given[0].lstrip().startswith("[")
         expanded += [OPTION, given[0] if is_yaml else json.dumps([_system(text) for text in given])]
     return expanded
@@ -75,7 +74,8 @@ def _encoder(name: str, what: str) -> dict[str, Any] | None:
     """The `encoder:` section that a name stands for; None for an index."""
     if what.endswith((".yaml", ".yml")):
         return _section(name, what)
-    if _is_saved_encoder(what):
+    # What lies in a package is looked for with the other encoders' files, before any work.
+    if what.startswith("package://") or _exists(storage.join(what, "encoder.json")):
         return {"uri": what}
     if _exists(storage.join(what, "CURRENT")):
         return None
@@ -93,11 +93,6 @@ def _section(name: str, config: str) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise ConfigError(f"{OPTION} {name}={config}: the config has no section encoder")
     return section
-
-
-def _is_saved_encoder(what: str) -> bool:
-    # What lies in a package is looked for with the other encoders' files, before any work.
-    return what.startswith("package://") or _exists(storage.join(what, "encoder.json"))
 
 
 def _exists(uri: str) -> bool:
@@ -225,19 +220,6 @@ class EvaluationConfig:
             raise ValueError(f"annotator is {self.annotator!r}: expected module:function")
 
 
-def check_systems(systems: tuple[SystemConfig, ...], baseline: str | None) -> list[str]:
-    """What is wrong with the systems together, one sentence each."""
-    names = [system.name for system in systems]
-    problems = [
-        f"systems: the name {name!r} stands more than once; expected each once"
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
-    if baseline is not None and baseline not in names:
-        known = ", ".join(repr(name) for name in names) or "none"
-        problems.append(f"baseline is {baseline!r}: expected the name of one of the systems, which are {known}")
-    return problems
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateJob:
     """The sections of a job's configuration that decide what an encoder finds, and how it is measured.
@@ -266,6 +248,20 @@ class EvaluateJob:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        problems = check_systems(self.systems, self.baseline)
+        names = [system.name for system in self.systems]
+        problems = [
+            f"systems: the name {name!r} stands more than once; expected each once"
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        if self.baseline is not None and self.baseline not in names:
+            known = ", ".join(map(repr, names)) or "none"
+            problems.append(
+                f"baseline is {self.baseline!r}: expected the name of one of the systems, which are {known}"
+            )
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def spool_uri(self) -> str:
+        """Folder for plain copies of compressed catalog files."""
+        return storage.join(self.work.uri, "spool")

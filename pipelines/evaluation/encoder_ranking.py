@@ -8,36 +8,39 @@ Legend: Q queries, K results, N products, B products of a batch, D dimension of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
-from encoders import EncoderConfig, ImagePreprocessing, ProductEncoder, load_product_encoder
+from encoders import (
+    EncoderConfig,
+    ImagePreprocessing,
+    ProductEncoder,
+    load_product_encoder,
+    load_query_encoder,
+    save_query_encoder,
+)
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
-from pipelines.evaluation.config import SystemConfig
+from pipelines.evaluation.config import EvaluateJob, QueryPart, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
-from pipelines.evaluation.ranking import (
-    ProductNumbers,
-    QueryVectors,
-    RankingContext,
-    load_query_side,
-    numbered,
-    query_notes,
-    query_vectors,
-)
+from pipelines.evaluation.ranking import ProductNumbers, QueryVectors, Ranked, numbered, query_vectors
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool, prefetch
 from pipelines.images.product_images import decode_images, fetch_images
 
 SCORES_AT_A_TIME = 1 << 24
+BATCH_ROWS = 256
+ENCODERS_AT_A_TIME = 4
+"""Encoders that share a reading of the catalog, and the fetching and decoding of its images: all are in memory."""
 
 
 def search_exactly(queries: np.ndarray, products: np.ndarray, present: np.ndarray, k: int) -> np.ndarray:
@@ -92,10 +95,8 @@ def share_of_exact(
 
     Args:
         found: int64 `[Q, k]`, rows of products, -1 where fewer were found.
-        queries: float32 `[Q, D]`.
-        products: float32 `[N, D]`.
-        present: bool `[N]`.
-        exact: int64 `[Q, k]`, what `search_exactly` gives.
+        queries, products, present: As `search_exactly` takes them.
+        exact: What it gives.
 
     Returns:
         float64 `[Q]`, 0 to 1; NaN where there is nothing to find.
@@ -114,26 +115,21 @@ def share_of_exact(
     return shares
 
 
-BATCH_ROWS = 256
-
-
 class View(StrEnum):
     """What of a product its vector is made of."""
 
     TEXT = "text only"
-    PICTURE = "picture only"
+    IMAGE = "picture only"
     FUSED = "fused"
+
+
+VIEWS = {"fused": View.FUSED, "text": View.TEXT, "picture": View.IMAGE}
+"""By `products` of a system."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedCatalog:
-    """Every product's vectors.
-
-    Attributes:
-        product_ids: N ids, each once.
-        vectors: For each view float32 `[N, D]`; zeros where the product lacks what the view is made of.
-        present: For each view bool `[N]`: whether the product has a vector.
-    """
+    """Every product's vectors: N ids, each once; for each view float32 `[N, D]`, and bool `[N]`: which have one."""
 
     product_ids: list[str]
     vectors: dict[View, np.ndarray]
@@ -141,24 +137,6 @@ class EncodedCatalog:
 
 
 def encode_catalog(
-    encoder: ProductEncoder,
-    catalog: CatalogConfig,
-    pool: ImagePool | None,
-    *,
-    spool_uri: str,
-    on_progress: Callable[[int], None] = lambda products: None,
-) -> EncodedCatalog:
-    """Runs every product through the towers once, and fuses in up to three ways.
-
-    A picture that cannot be used is a missing one. A product id that occurs again keeps its first row. An encoder that
-    reads no pictures, or a catalog without them, gives `View.TEXT` alone.
-    """
-    views = [View.TEXT] if pool is None else list(View)
-    (encoded,) = encode_catalog_with([(encoder, views)], catalog, pool, spool_uri=spool_uri, on_progress=on_progress)
-    return encoded
-
-
-def encode_catalog_with(
     encoders: Sequence[tuple[ProductEncoder, Sequence[View]]],
     catalog: CatalogConfig,
     pool: ImagePool | None,
@@ -166,44 +144,47 @@ def encode_catalog_with(
     spool_uri: str,
     on_progress: Callable[[int], None] = lambda products: None,
 ) -> list[EncodedCatalog]:
-    """Several encoders at once, each with the views that it gives: products and pictures are read and decoded once.
+    """Runs every product through each encoder's towers once, and fuses in the views asked of it.
 
-    Encoders that read pictures must want them as the pool prepares them.
+    Products and images are read and decoded once. An image that cannot be used is a missing one. A product id that
+    occurs again keeps its first row.
+
+    Args:
+        encoders: Each with its views; `View.TEXT` alone comes of one that reads no images, and of all without a pool.
+            Those that read images must want them as the pool prepares them.
     """
+    encoders = [
+        (encoder, views if pool is not None and encoder.preprocessing is not None else (View.TEXT,))
+        for encoder, views in encoders
+    ]
     product_ids: dict[str, None] = {}
-    vectors: list[dict[View, list[np.ndarray]]] = [{view: [] for view in views} for _, views in encoders]
-    present: list[dict[View, list[np.ndarray]]] = [{view: [] for view in views} for _, views in encoders]
+    # Each with an empty block, for a catalog without products.
+    vectors = [{view: [np.zeros((0, encoder.dim), np.float32)] for view in views} for encoder, views in encoders]
+    present = [{view: [np.zeros(0, bool)] for view in views} for _, views in encoders]
     for batch in prefetch(_read_batches(catalog, pool, spool_uri), name="catalog-reader"):
         new = []
         for row, product_id in enumerate(batch.product_ids):
             if product_id not in product_ids:
                 product_ids[product_id] = None
                 new.append(row)
-        for place, (encoder, views) in enumerate(encoders):
+        for (encoder, views), own_vectors, own_present in zip(encoders, vectors, present, strict=True):
             for view, (fused, there) in _encode_batch(encoder, batch, views).items():
-                vectors[place][view].append(fused[new])
-                present[place][view].append(there[new])
+                own_vectors[view].append(fused[new])
+                own_present[view].append(there[new])
         on_progress(len(new))
     return [
         EncodedCatalog(
             product_ids=list(product_ids),
-            vectors={view: _joined(parts, encoder.dim) for view, parts in vectors[place].items()},
-            present={view: np.concatenate([np.zeros(0, bool), *parts]) for view, parts in present[place].items()},
+            vectors={view: np.concatenate(blocks) for view, blocks in own_vectors.items()},
+            present={view: np.concatenate(blocks) for view, blocks in own_present.items()},
         )
-        for place, (encoder, _) in enumerate(encoders)
+        for own_vectors, own_present in zip(vectors, present, strict=True)
     ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Batch:
-    """Products as the towers take them.
-
-    Attributes:
-        product_ids: Ids.
-        texts: Texts, None where missing.
-        pixels: Distinct pictures by digest, uint8 `[3, S, S]`.
-        digests: For each product the digests of its usable pictures.
-    """
+    """B products: `pixels` are their distinct images by digest, uint8 `[3, S, S]`, `digests` each one's usable ones."""
 
     product_ids: list[str]
     texts: list[str | None]
@@ -221,12 +202,8 @@ def _read_batches(catalog: CatalogConfig, pool: ImagePool | None, spool_uri: str
                 fetched = fetch_images(pool, products.images)
                 pixels, _ = decode_images(pool, fetched.data)
                 digests = [[digest for digest in product.digests if digest in pixels] for product in fetched.products]
-            yield _Batch(
-                product_ids=products.product_ids.to_pylist(),
-                texts=products.texts.to_pylist(),
-                pixels=pixels,
-                digests=digests,
-            )
+            ids, texts = products.product_ids.to_pylist(), products.texts.to_pylist()
+            yield _Batch(product_ids=ids, texts=texts, pixels=pixels, digests=digests)
 
 
 def _encode_batch(
@@ -238,159 +215,118 @@ def _encode_batch(
     has_text = np.array([text is not None for text in batch.texts], bool)
     text_rows = np.where(has_text, np.cumsum(has_text) - 1, -1)
     text = encoder.encode_texts(texts) if texts else None
-    wants_pictures = bool(batch.pixels) and set(views) != {View.TEXT}
-    image = encoder.encode_images(np.stack(list(batch.pixels.values()))) if wants_pictures else None
-    places = {digest: place for place, digest in enumerate(batch.pixels)}
+    wants_images = bool(batch.pixels) and set(views) != {View.TEXT}
+    image = encoder.encode_images(np.stack(list(batch.pixels.values()))) if wants_images else None
+    row_of = {digest: row for row, digest in enumerate(batch.pixels)}
     image_rows = np.full((size, max([1, *map(len, batch.digests)])), -1, np.int64)
     for row, digests in enumerate(batch.digests):
-        image_rows[row, : len(digests)] = [places[digest] for digest in digests]
+        image_rows[row, : len(digests)] = [row_of[digest] for digest in digests]
     has_image = np.array([bool(digests) for digests in batch.digests], bool)
-    present = {View.TEXT: has_text, View.PICTURE: has_image, View.FUSED: has_text | has_image}
+    present = {View.TEXT: has_text, View.IMAGE: has_image, View.FUSED: has_text | has_image}
     encoded = {}
     for view in views:
         there = present[view]
         vectors = np.zeros((size, encoder.dim), np.float32)
         if there.any():
-            of_text = np.full_like(text_rows, -1) if view is View.PICTURE else text_rows
-            of_image = np.full_like(image_rows, -1) if view is View.TEXT else image_rows
-            vectors[there] = encoder.fuse(
-                None if view is View.PICTURE else text,
-                of_text[there],
-                None if view is View.TEXT else image,
-                of_image[there],
-            )
+            own_text, of_text = (None, np.full_like(text_rows, -1)) if view is View.IMAGE else (text, text_rows)
+            own_image, of_image = (None, np.full_like(image_rows, -1)) if view is View.TEXT else (image, image_rows)
+            vectors[there] = encoder.fuse(own_text, of_text[there], own_image, of_image[there])
         encoded[view] = (vectors, there)
     return encoded
 
 
-def _joined(parts: list[np.ndarray], dim: int) -> np.ndarray:
-    return np.concatenate([np.zeros((0, dim), np.float32), *parts])
-
-
-VIEWS = {"fused": View.FUSED, "text": View.TEXT, "picture": View.PICTURE}
-ENCODERS_AT_A_TIME = 4
-"""Encoders that share a reading of the catalog, and the fetching and decoding of its pictures: all are in memory."""
-
-Place = tuple[int, int]
-"""A system's place in the list, and the run of it."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
-    """What one run found.
+class _PreparedEncoder:
+    """An encoder with the views asked of it, how it wants images (None: not at all), and the queries by their part."""
 
-    Attributes:
-        rows: int64 `[Q, K]`, products' common numbers, -1 where fewer were found.
-        encoder: What found it, in words.
-        notes: What a reader should know.
-    """
-
-    rows: np.ndarray
-    encoder: str
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _User:
-    """An encoder with the runs that use it, and the queries as they ask them."""
-
-    config: EncoderConfig
     encoder: ProductEncoder
     views: tuple[View, ...]
-    asked: dict[Place, QueryVectors]
+    preprocessing: ImagePreprocessing | None
+    queries: dict[QueryPart, QueryVectors]
 
 
 def rank_encoders(
     systems: Sequence[SystemConfig],
     queries: JudgedQueries,
-    context: RankingContext,
+    job: EvaluateJob,
     numbers: ProductNumbers,
     *,
     depth: int,
     on_progress: Callable[[int], None],
-) -> dict[Place, Found]:
-    """Every run of every system that is an encoder; an encoder that several use runs over the catalog once."""
-    places: dict[EncoderConfig, list[Place]] = {}
-    for place, system in enumerate(systems):
-        for run, config in enumerate(system.runs):
-            places.setdefault(config, []).append((place, run))
-    found: dict[Place, Found] = {}
-    for group in _groups(places):
-        users = [_prepared(config, places[config], systems, queries, context) for config in group]
-        for user, encoded in zip(users, _encode(users, context, on_progress), strict=True):
+) -> dict[str, Ranked]:
+    """What every system that is an encoder finds, by name; an encoder that several use runs over the catalog once."""
+    users: dict[EncoderConfig, list[SystemConfig]] = {}
+    for system in systems:
+        for config in system.runs:
+            users.setdefault(config, []).append(system)
+    about: dict[EncoderConfig, str] = {}
+    found: dict[tuple[str, EncoderConfig], np.ndarray] = {}
+    notes: dict[tuple[str, EncoderConfig], list[str]] = {}
+    configs = iter(users)
+    while group := list(islice(configs, ENCODERS_AT_A_TIME)):
+        prepared = [_prepare(config, users[config], queries, job) for config in group]
+        for config, one, encoded in zip(group, prepared, _encode(prepared, job, on_progress), strict=True):
+            about[config] = f"{one.encoder.model} encoder {one.encoder.fingerprint}"
             own_numbers = numbers.add(pa.array(encoded.product_ids, pa.string()))
-            for (place, run), asked in user.asked.items():
-                system = systems[place]
+            for system in users[config]:
+                asked = one.queries[system.queries]
                 view = VIEWS[system.products] if VIEWS[system.products] in encoded.vectors else View.TEXT
                 rows = search_exactly(asked.vectors, encoded.vectors[view], encoded.present[view], depth)
-                found[place, run] = Found(
-                    rows=numbered(rows, own_numbers, asked.usable),
-                    encoder=f"{user.encoder.model} encoder {user.encoder.fingerprint}",
-                    notes=query_notes(system.name, asked),
-                )
-    return found
+                found[system.name, config] = numbered(rows, own_numbers, asked.usable)
+                notes[system.name, config] = [f"{system.name}: {note}" for note in asked.notes]
+    ranked = {}
+    for system in systems:
+        if system.runs:
+            words = [", ".join(about[config] for config in system.runs)]
+            words += [] if system.products == "fused" else [f"products by {system.products} only"]
+            words += [] if system.queries == "all" else [f"queries by {system.queries} only"]
+            ranked[system.name] = Ranked(
+                name=system.name,
+                about="; ".join([*words, "exact search"]),
+                runs=tuple(found[system.name, config] for config in system.runs),
+                notes=tuple(dict.fromkeys(note for config in system.runs for note in notes[system.name, config])),
+            )
+    return ranked
 
 
-def _groups(configs: Iterable[EncoderConfig]) -> Iterator[list[EncoderConfig]]:
-    rest = iter(configs)
-    while group := list(islice(rest, ENCODERS_AT_A_TIME)):
-        yield group
-
-
-def _prepared(
-    config: EncoderConfig,
-    places: Sequence[Place],
-    systems: Sequence[SystemConfig],
-    queries: JudgedQueries,
-    context: RankingContext,
-) -> _User:
+def _prepare(
+    config: EncoderConfig, users: Sequence[SystemConfig], queries: JudgedQueries, job: EvaluateJob
+) -> _PreparedEncoder:
     """An encoder with its queries encoded: what does not fit them fails before the catalog is read."""
-    query_side = load_query_side(config)
-    by_part: dict[str, QueryVectors] = {}
-    asked = {}
-    for place in places:
-        system = systems[place[0]]
-        if system.queries not in by_part:
-            by_part[system.queries] = query_vectors(query_side, queries, system, context)
-        asked[place] = by_part[system.queries]
-    views = tuple(dict.fromkeys(VIEWS[systems[place].products] for place, _ in places))
-    return _User(config=config, encoder=load_product_encoder(config), views=views, asked=asked)
+    # As a version's `query_encoder/` would hold it.
+    with tempfile.TemporaryDirectory(prefix="shelfmark-query-encoder-") as folder:
+        save_query_encoder(config, folder)
+        query_side = load_query_encoder(folder, device=config.device)
+    asked: dict[QueryPart, QueryVectors] = {}
+    for system in users:
+        if system.queries not in asked:
+            asked[system.queries] = query_vectors(query_side, queries, system, job)
+    encoder = load_product_encoder(config)
+    views = tuple(dict.fromkeys(VIEWS[system.products] for system in users))
+    needs_images = job.catalog.image_field is not None and set(views) != {View.TEXT}
+    preprocessing = encoder.preprocessing if needs_images else None
+    return _PreparedEncoder(encoder=encoder, views=views, preprocessing=preprocessing, queries=asked)
 
 
 def _encode(
-    users: Sequence[_User], context: RankingContext, on_progress: Callable[[int], None]
+    prepared: Sequence[_PreparedEncoder], job: EvaluateJob, on_progress: Callable[[int], None]
 ) -> list[EncodedCatalog]:
-    """The catalog through every encoder: one reading for each way of preparing pictures."""
-    by_pictures: dict[ImagePreprocessing | None, list[int]] = {}
-    for place, user in enumerate(users):
-        by_pictures.setdefault(_pictures_of(user, context), []).append(place)
-    # Encoders that read no pictures go along with others.
-    without = by_pictures.pop(None, [])
+    """The catalog through every encoder: one reading for each way of preparing images."""
+    readings: dict[ImagePreprocessing | None, list[int]] = {}
+    for index, one in enumerate(prepared):
+        readings.setdefault(one.preprocessing, []).append(index)
+    # Encoders that read no images go along with others.
+    without = readings.pop(None, [])
     if without:
-        by_pictures.setdefault(next(iter(by_pictures), None), []).extend(without)
+        readings.setdefault(next(iter(readings), None), []).extend(without)
     encoded: dict[int, EncodedCatalog] = {}
-    for preprocessing, places in by_pictures.items():
+    for preprocessing, indices in readings.items():
         pool = None
         if preprocessing is not None:
-            fetcher = ImageFetcher(context.fetch, context.catalog.image_root)
-            pool = ImagePool(fetcher, preprocessing, context.decode)
+            fetcher = ImageFetcher(job.fetch, job.catalog.image_root)
+            pool = ImagePool(fetcher, preprocessing, job.decode)
+        encoders = [(prepared[index].encoder, prepared[index].views) for index in indices]
         with pool or nullcontext():
-            catalogs = encode_catalog_with(
-                [(users[place].encoder, _views_of(users[place], context)) for place in places],
-                context.catalog,
-                pool,
-                spool_uri=context.spool_uri,
-                on_progress=on_progress,
-            )
-        encoded |= dict(zip(places, catalogs, strict=True))
-    return [encoded[place] for place in range(len(users))]
-
-
-def _pictures_of(user: _User, context: RankingContext) -> ImagePreprocessing | None:
-    """How pictures are prepared for it; None where it needs none."""
-    needs_pictures = context.catalog.image_field is not None and set(user.views) != {View.TEXT}
-    return user.encoder.preprocessing if needs_pictures else None
-
-
-def _views_of(user: _User, context: RankingContext) -> tuple[View, ...]:
-    return user.views if _pictures_of(user, context) is not None else (View.TEXT,)
+            catalogs = encode_catalog(encoders, job.catalog, pool, spool_uri=job.spool_uri, on_progress=on_progress)
+        encoded |= dict(zip(indices, catalogs, strict=True))
+    return [encoded[index] for index in range(len(prepared))]

@@ -10,7 +10,7 @@ Legend: J pairs of a query and a product, each once; Q queries.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from index_builder import storage
 from pipelines.catalog.config import nearest
 from pipelines.catalog.products import ImageRef, image_refs
 from pipelines.config.validation import ConfigError
-from pipelines.evaluation.config import EvaluationConfig
+from pipelines.evaluation.config import LEAVE_OUT, EvaluationConfig
 
 ESCI = ("Exact", "Substitute", "Complement", "Irrelevant")
 """The labels of paper A and of the ESCI data, best first."""
@@ -39,9 +39,10 @@ def normal_labels(found: Sequence[str]) -> dict[str, str]:
     E, S, C, I and the four words in any case become the words, if no other label is among them; whole numbers lose
     their decimal point (1.0 is 1). Others stay as they are.
     """
-    if all(label in _BY_LETTER or label.lower() in _BY_LOWER for label in found):
-        return {label: _BY_LETTER.get(label) or _BY_LOWER[label.lower()] for label in found}
-    if all(_number(label) is not None for label in found):
+    words = {label: _BY_LETTER.get(label) or _BY_LOWER.get(label.lower()) for label in found}
+    if all(words.values()):
+        return {label: str(word) for label, word in words.items()}
+    if all(label_number(label) is not None for label in found):
         return {label: f"{float(label):g}" for label in found}
     return {label: label for label in found}
 
@@ -49,13 +50,13 @@ def normal_labels(found: Sequence[str]) -> dict[str, str]:
 def ordered_labels(labels: Collection[str]) -> tuple[str, ...]:
     """Best first: Exact to Irrelevant, numbers from high to low, then other words by name."""
 
-    def place(label: str) -> tuple[int, float, str]:
+    def rank(label: str) -> tuple[int, float, str]:
         if label in ESCI:
             return 0, ESCI.index(label), label
-        number = _number(label)
+        number = label_number(label)
         return (1, -number, label) if number is not None else (2, 0.0, label)
 
-    return tuple(sorted(set(labels), key=place))
+    return tuple(sorted(set(labels), key=rank))
 
 
 def short_name(label: str) -> str:
@@ -68,8 +69,8 @@ def relevant_labels(labels: Collection[str], asked: Collection[str]) -> frozense
     if asked:
         wanted = set(asked) | set(normal_labels(list(asked)).values())
         return frozenset(wanted & set(labels))
-    numbers = {label: _number(label) for label in labels}
-    if labels and all(number is not None for number in numbers.values()):
+    numbers = {label: label_number(label) for label in labels}
+    if None not in numbers.values():
         return frozenset(label for label, number in numbers.items() if number is not None and number > 0)
     return frozenset({ESCI[0]} & set(labels))
 
@@ -89,21 +90,33 @@ def label_grades(labels: Sequence[str], relevant: Collection[str], asked: Mappin
                 f"evaluation.grades: {unknown[0]!r} is no label of the judgments, which are {list(labels)}"
             )
         return [grades.get(label, 0) for label in labels]
-    numbers = [_number(label) for label in labels]
-    if any(number is None for number in numbers):
-        return [int(label in relevant) for label in labels]
+    numbers = [label_number(label) for label in labels]
     whole = [int(number) for number in numbers if number is not None and number == int(number)]
-    if len(whole) < len(numbers):
+    if len(whole) < len(labels):
         return [int(label in relevant) for label in labels]
     return [max(0, number) for number in whole]
 
 
-def is_number(label: str) -> bool:
-    """Whether a label is a number."""
-    return _number(label) is not None
+def unlabelled_label(config: EvaluationConfig, labels: Collection[str]) -> str | None:
+    """The label that a pair without one counts as; None to leave it out, or where nothing is labelled at all.
+
+    Raises:
+        ConfigError: It is of another kind than the labels of the judgments.
+    """
+    if config.unlabelled == LEAVE_OUT or not labels:
+        return None
+    (label,) = normal_labels([config.unlabelled]).values()
+    of_a_kind = {*labels, *(ESCI if set(labels) <= set(ESCI) else ())}
+    if label not in of_a_kind and None in map(label_number, [label, *labels]):
+        raise ConfigError(
+            f"--unlabelled {config.unlabelled}: expected {LEAVE_OUT} or a label such as those of the judgments, which "
+            f"are {list(labels)}"
+        )
+    return label
 
 
-def _number(label: str) -> float | None:
+def label_number(label: str) -> float | None:
+    """The number that a label is; None for a word."""
     try:
         return float(label)
     except ValueError:
@@ -111,12 +124,7 @@ def _number(label: str) -> float | None:
 
 
 def read_columns(uri: str, columns: Sequence[str], *, as_they_are: Sequence[str] = ()) -> pa.Table:
-    """Columns of a table, as strings.
-
-    Args:
-        uri: The file.
-        columns: Their names; each is in the result once.
-        as_they_are: Those of them that keep their type.
+    """Columns of a table, each once, as strings; those `as_they_are` keep their type.
 
     Raises:
         ConfigError: The file is missing, cannot be read, or lacks a column.
@@ -141,33 +149,25 @@ def read_columns(uri: str, columns: Sequence[str], *, as_they_are: Sequence[str]
 def _read_table(path: str, columns: Sequence[str]) -> pa.Table:
     name = path.lower()
     if name.endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
-        separator = "\t" if ".tsv" in name else ","
-        return pyarrow.csv.read_csv(
-            path,
-            parse_options=pyarrow.csv.ParseOptions(delimiter=separator),
-            # As text from the start: an id such as 00042 is no number.
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()), null_values=[""], strings_can_be_null=True
-            ),
+        separated = pyarrow.csv.ParseOptions(delimiter="\t" if ".tsv" in name else ",")
+        # As text from the start: an id such as 00042 is no number.
+        as_text = pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.string()), null_values=[""], strings_can_be_null=True
         )
+        return pyarrow.csv.read_csv(path, parse_options=separated, convert_options=as_text)
     if name.endswith((".jsonl", ".ndjson", ".jsonl.gz")):
         return pyarrow.json.read_json(path)
     return pq.read_table(path)
 
 
-def read_queries(config: EvaluationConfig) -> pa.Table:
-    """Columns id, text and picture, each query once; of the split that is asked for.
-
-    Raises:
-        ConfigError: The file is missing, cannot be read or lacks a column, has no query (of the split), or gives a
-            query twice and differently.
-    """
+def _read_queries(config: EvaluationConfig) -> pa.Table:
+    """Columns id, text and image, each query once; of the split that is asked for."""
     fields = [config.query_id_field, config.query_field, config.query_image_field]
     columns = [name for name in fields if name is not None] + ([] if config.split is None else ["split"])
-    # A picture that is also the id is a path.
-    picture_only = [name for name in columns if name == config.query_image_field and name != config.query_id_field]
+    # An image that is also the id is a path.
+    image_only = [name for name in columns if name == config.query_image_field and name != config.query_id_field]
     uri = str(config.queries)
-    table = read_columns(uri, columns, as_they_are=picture_only)
+    table = read_columns(uri, columns, as_they_are=image_only)
     if config.split is not None:
         known = pc.unique(table["split"]).to_pylist()
         table = table.filter(pc.equal(table["split"], config.split))
@@ -176,22 +176,18 @@ def read_queries(config: EvaluationConfig) -> pa.Table:
                 f"--split {config.split}: {uri} has no such query. {nearest(config.split, filter(None, known))}"
             )
     nothing = pa.nulls(len(table), pa.string())
-    texts = nothing if config.query_field is None else _without_empty(table[config.query_field])
-    pictures = nothing if config.query_image_field is None else table[config.query_image_field]
-    queries = pa.table({"id": table[config.query_id_field], "text": texts, "picture": pictures})
-    has_content = pc.or_(pc.is_valid(queries["text"]), pc.is_valid(queries["picture"]))
+    texts = nothing if config.query_field is None else table[config.query_field]
+    texts = pc.if_else(pc.equal(pc.utf8_trim_whitespace(texts), ""), None, texts)
+    images = nothing if config.query_image_field is None else table[config.query_image_field]
+    queries = pa.table({"id": table[config.query_id_field], "text": texts, "image": images})
+    has_content = pc.or_(pc.is_valid(queries["text"]), pc.is_valid(queries["image"]))
     queries = queries.filter(pc.and_(pc.is_valid(queries["id"]), has_content))
     if not len(queries):
         raise ConfigError(f"{uri}: has no query with an id and a text or picture")
-    return _each_once(queries, uri)
-
-
-def _each_once(queries: pa.Table, uri: str) -> pa.Table:
-    first = pc.index_in(queries["id"], value_set=pc.unique(queries["id"])).to_numpy()
-    _, places = np.unique(first, return_index=True)
-    once = queries.take(pa.array(places))
+    numbers = pc.index_in(queries["id"], value_set=pc.unique(queries["id"])).to_numpy()
+    once = queries.take(pa.array(np.unique(numbers, return_index=True)[1]))
     if len(once) < len(queries) and queries["text"].null_count < len(queries):
-        same = pc.equal(pc.fill_null(queries["text"], ""), pc.fill_null(once["text"].take(pa.array(first)), ""))
+        same = pc.equal(pc.fill_null(queries["text"], ""), pc.fill_null(once["text"].take(pa.array(numbers)), ""))
         if not pc.all(same).as_py():
             row = int(np.flatnonzero(~same.to_numpy())[0])
             raise ConfigError(
@@ -201,17 +197,6 @@ def _each_once(queries: pa.Table, uri: str) -> pa.Table:
     return once
 
 
-def _without_empty(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(texts), ""), None, texts)
-
-
-def query_pictures(column: pa.ChunkedArray, count: int) -> list[ImageRef | None]:
-    """The first picture of each of `count` queries, None where it has none."""
-    if column.null_count == count:
-        return [None] * count
-    return [refs[0] if refs else None for refs in image_refs(column.combine_chunks(), 1)]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pairs:
     """Pairs of a query and a product, each once.
@@ -219,7 +204,7 @@ class Pairs:
     Attributes:
         queries: int64 `[J]`, rows of the queries, ascending.
         product_ids: string `[J]`.
-        labels: int64 `[J]`, places in a list of labels; zeros where pairs have none.
+        labels: int64 `[J]`, positions in a list of labels; zeros where pairs have none.
     """
 
     queries: np.ndarray
@@ -229,28 +214,17 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.queries)
 
-    def take(self, kept: np.ndarray) -> Pairs:
-        """The pairs of these places, int64 or bool `[J]`."""
-        places = np.flatnonzero(kept) if kept.dtype == bool else kept
-        return Pairs(
-            queries=self.queries[places],
-            product_ids=self.product_ids.take(pa.array(places)),
-            labels=self.labels[places],
-        )
+    def filter(self, kept: np.ndarray) -> Pairs:
+        """The pairs where `kept`, bool `[J]`."""
+        ids = self.product_ids.filter(pa.array(kept))
+        return Pairs(queries=self.queries[kept], product_ids=ids, labels=self.labels[kept])
 
 
-def read_judgments(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> tuple[Pairs, tuple[str, ...], int]:
-    """Reads what the judgments file says of these queries.
-
-    Returns:
-        Labelled pairs, the labels (best first), and the number of pairs with more than one.
-
-    Raises:
-        ConfigError: The file is missing, cannot be read or lacks a column, has too many labels, or gives a pair two
-            labels where that is refused.
-    """
+def _read_judgments(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> tuple[Pairs, tuple[str, ...], int]:
+    """Labelled pairs of these queries, the labels (best first), and the number of pairs with more than one."""
     if config.judgments is None:
-        return _no_pairs(), (), 0
+        none = np.zeros(0, np.int64)
+        return Pairs(queries=none, product_ids=pa.array([], pa.string()), labels=none), (), 0
     table = _read_pairs(config, config.judgments, query_ids, label_field=config.label_field)
     table = table.filter(pc.is_valid(table["label"]))
     found = pc.unique(table["label"]).to_pylist()
@@ -261,9 +235,9 @@ def read_judgments(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> tupl
         )
     normal = normal_labels(found)
     labels = ordered_labels(normal.values())
-    places = np.array([labels.index(normal[label]) for label in found], np.int64)
+    positions = np.array([labels.index(normal[label]) for label in found], np.int64)
     codes = pc.index_in(table["label"], value_set=pa.array(found, pa.string())).to_numpy()
-    pairs, worst = _unique_pairs(table, places[codes])
+    pairs, worst = _unique_pairs(table, positions[codes])
     two_labels = np.flatnonzero(pairs.labels != worst)
     if len(two_labels) and config.two_labels == "refuse":
         one = int(two_labels[0])
@@ -274,16 +248,11 @@ def read_judgments(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> tupl
             "--evaluation.two_labels best takes the better one, leave-out takes none"
         )
     if len(two_labels) and config.two_labels == "leave-out":
-        pairs = pairs.take(pairs.labels == worst)
+        pairs = pairs.filter(pairs.labels == worst)
     return pairs, labels, len(two_labels)
 
 
-def read_purchases(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> Pairs | None:
-    """Reads what was bought for these queries; None where no file says so.
-
-    Raises:
-        ConfigError: The file is missing, cannot be read or lacks a column.
-    """
+def _read_purchases(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> Pairs | None:
     if config.purchases is None:
         return None
     table = _read_pairs(config, config.purchases, query_ids)
@@ -303,22 +272,16 @@ def _read_pairs(
 
 def _unique_pairs(table: pa.Table, labels: np.ndarray) -> tuple[Pairs, np.ndarray]:
     """Each pair once, by query, with its best label; and the worst one that it is given, int64 `[J]`."""
-    if not len(table):
-        return _no_pairs(), labels
     products = table["product"].combine_chunks().dictionary_encode()
     codes = products.indices.to_numpy().astype(np.int64)
     queries = table["query"].to_numpy().astype(np.int64)
     keys = queries * len(products.dictionary) + codes
     order = np.lexsort((labels, keys))
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(keys[order]) != 0]))
+    starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
     kept = order[starts]
     ids = products.dictionary.take(pa.array(codes[kept])).cast(pa.string())
     pairs = Pairs(queries=queries[kept], product_ids=ids, labels=labels[kept])
     return pairs, np.maximum.reduceat(labels[order], starts)
-
-
-def _no_pairs() -> Pairs:
-    return Pairs(queries=np.zeros(0, np.int64), product_ids=pa.array([], pa.string()), labels=np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -326,10 +289,8 @@ class JudgedQueries:
     """Queries that something is known of: a label, a purchase, or an annotator that will label what is found.
 
     Attributes:
-        ids: Q ids, in the file's order.
-        texts: Q texts, None where a query has none.
-        pictures: Q pictures, None where a query has none.
-        judged: Labelled pairs; `labels` are places in the list of labels.
+        ids, texts, images: Of Q queries in the file's order; None for a text or image that a query has not.
+        judged: Labelled pairs; their labels are positions in `labels`.
         labels: Every label, best first.
         relevant: Those that mean relevant.
         purchases: Bought pairs; None where no file of purchases was given.
@@ -339,7 +300,7 @@ class JudgedQueries:
 
     ids: list[str]
     texts: list[str | None]
-    pictures: list[ImageRef | None]
+    images: list[ImageRef | None]
     judged: Pairs
     labels: tuple[str, ...]
     relevant: frozenset[str]
@@ -350,8 +311,8 @@ class JudgedQueries:
     @property
     def relevant_pairs(self) -> Pairs:
         """The labelled pairs whose label means relevant."""
-        wanted = np.array([label in self.relevant for label in self.labels], bool)
-        return self.judged.take(wanted[self.judged.labels] if len(self.judged) else np.zeros(0, bool))
+        is_relevant = np.array([*(label in self.relevant for label in self.labels), False])
+        return self.judged.filter(is_relevant[self.judged.labels])
 
     @property
     def wanted(self) -> Pairs:
@@ -372,38 +333,35 @@ def read_judged_queries(config: EvaluationConfig) -> JudgedQueries:
         raise ConfigError(
             "nothing to measure with: expected --judgments FILE, --purchases FILE or evaluation.annotator"
         )
-    queries = read_queries(config)
-    judged, labels, two_labels = read_judgments(config, queries["id"])
-    purchases = read_purchases(config, queries["id"])
+    queries = _read_queries(config)
+    judged, labels, two_labels = _read_judgments(config, queries["id"])
+    purchases = _read_purchases(config, queries["id"])
     relevant = relevant_labels(labels, config.relevant)
     if purchases is None and config.annotator is None and not relevant:
         raise ConfigError(
             f"{config.judgments}: no product is relevant to any query of {config.queries}; its labels are "
             f"{list(labels)}, expected labels above 0, {ESCI[0]!r}, or those named by --relevant"
         )
-    known = np.zeros(len(queries), bool)
+    known = np.full(len(queries), config.annotator is not None)
     known[judged.queries] = True
     if purchases is not None:
         known[purchases.queries] = True
-    if config.annotator is not None:
-        known[:] = True
     if not known.any():
         files = " and ".join(filter(None, (config.judgments, config.purchases)))
         raise ConfigError(f"no query of {config.queries} is judged in {files}: do they belong together?")
     kept = queries.filter(pa.array(known))
     new_rows = np.cumsum(known) - 1
+    images: list[ImageRef | None] = [None] * len(kept)
+    if kept["image"].null_count < len(kept):
+        images = [refs[0] if refs else None for refs in image_refs(kept["image"].combine_chunks(), 1)]
     return JudgedQueries(
         ids=kept["id"].to_pylist(),
         texts=kept["text"].to_pylist(),
-        pictures=query_pictures(kept["picture"], len(kept)),
-        judged=_renumbered(judged, new_rows),
+        images=images,
+        judged=replace(judged, queries=new_rows[judged.queries]),
         labels=labels,
         relevant=relevant,
-        purchases=None if purchases is None else _renumbered(purchases, new_rows),
+        purchases=None if purchases is None else replace(purchases, queries=new_rows[purchases.queries]),
         left_out=int((~known).sum()),
         two_labels=two_labels,
     )
-
-
-def _renumbered(pairs: Pairs, new_rows: np.ndarray) -> Pairs:
-    return Pairs(queries=new_rows[pairs.queries], product_ids=pairs.product_ids, labels=pairs.labels)

@@ -1,23 +1,126 @@
-"""Measures rankings: one value of each metric for each query.
+"""Says what is known of results, and measures rankings by it: one value of each metric for each query.
 
 Standard measures come from ir-measures, by its names (`R@10`, `nDCG@10`, `RR@10`, `Success@1`, `AP@100`); recall, label
 shares, overlap and net figures are those of paper A ("Multimodal semantic retrieval for product search", section 4).
 Net figures look at what is left of a system's results when those that the baseline also found are dropped.
 
-Legend: Q queries, K results, L labels. Values are float64 `[Q]`, NaN where a query has none.
+Legend: Q queries, K results, L labels, J pairs. Values are float64 `[Q]`, NaN where a query has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import ir_measures
 import numpy as np
+import pyarrow as pa
 
-from pipelines.evaluation.judged_files import short_name
-from pipelines.evaluation.judgments import UNKNOWN, Judgments, KeyedPairs
+from pipelines.evaluation.judged_files import JudgedQueries, Pairs, label_grades, short_name
+from pipelines.evaluation.ranking import ProductNumbers
+
+UNKNOWN = -1
+"""The label of a pair that has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeyedPairs:
+    """Pairs of a query and a product as one number each, ascending, for search.
+
+    Attributes:
+        keys: int64 `[J]`, query * products + product; products that no system has stand behind the others.
+        labels: int64 `[J]`.
+        products: Number of products, unknown ones included.
+    """
+
+    keys: np.ndarray
+    labels: np.ndarray
+    products: int
+
+    def count_by_query(self, queries: int) -> np.ndarray:
+        """Pairs of each query, int64 `[Q]`."""
+        return np.bincount(self.keys // self.products, minlength=queries)
+
+    def labels_of(self, found: np.ndarray) -> np.ndarray:
+        """The label of each result, int64 `[Q, K]`; UNKNOWN where the pair is not here, or nothing was found."""
+        keys = np.arange(len(found), dtype=np.int64)[:, None] * self.products + found
+        if not len(self.keys):
+            return np.full(found.shape, UNKNOWN, np.int64)
+        nearest = np.minimum(np.searchsorted(self.keys, keys.ravel()), len(self.keys) - 1).reshape(found.shape)
+        return np.where((self.keys[nearest] == keys) & (found >= 0), self.labels[nearest], UNKNOWN)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgments:
+    """All that is known of pairs.
+
+    Attributes:
+        labels: Every label, best first.
+        judged: Labelled pairs.
+        wanted: Pairs that recall counts: purchases, or else pairs of a relevant label.
+        relevant: Pairs of a relevant label; purchases where there are no labels at all.
+        grades: Grade of each label for nDCG.
+        unlabelled: What an unlabelled result counts as: a position in `labels`, or UNKNOWN to be left out.
+        unknown_products: Judged or bought products that no system has.
+        unknown_wanted: Wanted ones among them.
+    """
+
+    labels: tuple[str, ...]
+    judged: KeyedPairs
+    wanted: KeyedPairs
+    relevant: KeyedPairs
+    grades: tuple[int, ...]
+    unlabelled: int
+    unknown_products: int
+    unknown_wanted: int
+
+    def result_labels(self, found: np.ndarray) -> np.ndarray:
+        """The label of each result, int64 `[Q, K]`, unlabelled ones as stated; UNKNOWN where nothing was found."""
+        labels = self.judged.labels_of(found)
+        return np.where((labels == UNKNOWN) & (found >= 0), self.unlabelled, labels)
+
+
+def number_judgments(
+    queries: JudgedQueries, numbers: ProductNumbers, *, unlabelled: str | None, grades: Mapping[str, int]
+) -> Judgments:
+    """Brings labels and purchases to the numbers that the rankings have.
+
+    A pair without a label counts as `unlabelled`; None leaves it out. No `grades` stand for the labels' own.
+    """
+    labels = queries.labels
+    if unlabelled is not None and unlabelled not in labels:
+        labels = (*labels, unlabelled)
+    wanted = queries.wanted
+    relevant = queries.relevant_pairs if len(queries.judged) else wanted
+    label_grade = label_grades(labels, queries.relevant, grades) if len(queries.judged) else [1] * max(1, len(labels))
+    return Judgments(
+        labels=labels,
+        judged=keyed_pairs(queries.judged, numbers),
+        wanted=keyed_pairs(wanted, numbers),
+        relevant=keyed_pairs(relevant, numbers),
+        grades=tuple(label_grade),
+        unlabelled=UNKNOWN if unlabelled is None else labels.index(unlabelled),
+        unknown_products=_unknown(numbers, queries.judged, queries.purchases),
+        unknown_wanted=_unknown(numbers, wanted),
+    )
+
+
+def keyed_pairs(pairs: Pairs, numbers: ProductNumbers) -> KeyedPairs:
+    """Pairs under the numbers that the rankings have."""
+    found = numbers.find(pairs.product_ids)
+    strange = found < 0
+    # Each unknown product keeps a number of its own: it counts in recall, and nothing finds it.
+    codes = pairs.product_ids.dictionary_encode().indices.to_numpy().astype(np.int64)
+    products = len(numbers) + (int(codes.max()) + 1 if len(codes) else 0)
+    keys = pairs.queries * max(1, products) + np.where(strange, len(numbers) + codes, found)
+    order = np.argsort(keys, kind="stable")
+    return KeyedPairs(keys=keys[order], labels=pairs.labels[order], products=max(1, products))
+
+
+def _unknown(numbers: ProductNumbers, *pairs: Pairs | None) -> int:
+    ids = pa.concat_arrays([given.product_ids for given in pairs if given is not None]).unique()
+    return int((numbers.find(ids) < 0).sum())
 
 
 class Kind(StrEnum):
@@ -35,13 +138,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """A column of the tables.
+    """A column of the tables: its name in files, such as `R@100` or `net P(Exact)@100`, and its heading.
 
-    Attributes:
-        name: Its name in files, such as `R@100`, `P(Exact)@100` or `net P(Exact)@100`.
-        title: Its heading.
-        kind: Which table it stands in.
-        is_share: A share of 0 to 1, shown in percent; else a number of products.
+    `is_share` is a share of 0 to 1, shown in percent; else it is a number of products.
     """
 
     name: str
@@ -92,12 +191,9 @@ class Comparison:
     """All figures of all systems.
 
     Attributes:
-        systems: In the order given.
         metrics: Those that at least one system has, in the order of the tables.
         baseline: Name of the system that others are compared with; None without one.
         k: Results that recall, labels, overlap and net figures look at.
-        confidence: Of the intervals.
-        resamples: Bootstrap samples.
         notes: What the figures stand on, one sentence each.
     """
 
@@ -153,85 +249,62 @@ def measure_queries(names: Sequence[str], judgments: Judgments, found: np.ndarra
 
     Args:
         names: As ir-measures has them.
-        judgments: Of the queries.
         found: int64 `[Q, K]`, products best first, -1 where fewer were found.
 
     Returns:
         By name float64 `[Q]`, NaN for a query without a relevant product.
     """
-    values: dict[str, np.ndarray] = {}
-    pools: dict[bool, _Pool] = {}
-    groups: dict[tuple[bool, int], list[str]] = {}
-    for name, measure in zip(names, parse_measures(names), strict=True):
+    measures = parse_measures(names)
+    values = {measure: np.full(len(found), np.nan) for measure in measures}
+    groups: dict[tuple[bool, int], list[ir_measures.Measure]] = {}
+    for measure in measures:
         graded = measure.NAME in _GRADED or "rel" in measure.params
         cutoff: int = measure.params.get("cutoff") or found.shape[1]
-        groups.setdefault((graded, cutoff), []).append(name)
+        groups.setdefault((graded, cutoff), []).append(measure)
+    grades = {graded: _grades_by_query(judgments, len(found), graded=graded) for graded in {key[0] for key in groups}}
     for (graded, cutoff), group in groups.items():
-        if graded not in pools:
-            pools[graded] = _Pool(judgments, len(found), graded=graded)
+        rows = np.array([int(row) for row in grades[graded]], np.int64)
         # What stands behind the cutoff cannot matter, and costs time.
-        values |= _calculate(group, pools[graded], found[:, :cutoff])
-    return {name: values[name] for name in names}
-
-
-class _Pool:
-    """Judgments as ir-measures reads them: query -> product -> grade, of queries with a relevant product."""
-
-    def __init__(self, judgments: Judgments, queries: int, *, graded: bool) -> None:
-        pairs, grades = _graded_pairs(judgments) if graded else _relevant_pairs(judgments)
-        rows, products = pairs.keys // pairs.products, pairs.keys % pairs.products
-        self.has_relevant = np.bincount(rows[grades > 0], minlength=queries) > 0
-        names = products.astype(str).tolist()
-        ends = np.searchsorted(rows, np.arange(queries + 1)).tolist()
-        levels = grades.tolist()
-        self.grades = {
-            str(row): dict(zip(names[ends[row] : ends[row + 1]], levels[ends[row] : ends[row + 1]], strict=True))
-            for row in np.flatnonzero(self.has_relevant).tolist()
-        }
-
-
-def _relevant_pairs(judgments: Judgments) -> tuple[KeyedPairs, np.ndarray]:
-    return judgments.relevant, np.ones(len(judgments.relevant.keys), np.int64)
-
-
-def _graded_pairs(judgments: Judgments) -> tuple[KeyedPairs, np.ndarray]:
-    if not len(judgments.judged.keys):
-        return _relevant_pairs(judgments)
-    return judgments.judged, np.array(judgments.grades, np.int64)[judgments.judged.labels]
-
-
-def _calculate(names: Sequence[str], pool: _Pool, found: np.ndarray) -> dict[str, np.ndarray]:
-    parsed = parse_measures(names)
-    values = {measure: np.full(len(found), np.nan) for measure in parsed}
-    if pool.grades:
-        for result in ir_measures.iter_calc(parsed, pool.grades, _run(found, pool.has_relevant)):
+        run = _run(found[:, :cutoff], rows)
+        for result in ir_measures.iter_calc(group, grades[graded], run) if len(rows) else ():
             values[result.measure][int(result.query_id)] = result.value
-    for of_measure in values.values():
-        # A query that found nothing is in no run; it found none of what it should.
-        of_measure[pool.has_relevant & np.isnan(of_measure)] = 0.0
-    return {name: values[measure] for name, measure in zip(names, parsed, strict=True)}
+        for measure in group:
+            # A query that found nothing is in no run; it found none of what it should.
+            values[measure][rows[np.isnan(values[measure][rows])]] = 0.0
+    return {name: values[measure] for name, measure in zip(names, measures, strict=True)}
 
 
-def _run(found: np.ndarray, asked: np.ndarray) -> dict[str, dict[str, float]]:
+def _grades_by_query(judgments: Judgments, queries: int, *, graded: bool) -> dict[str, dict[str, int]]:
+    """Judgments as ir-measures reads them: query -> product -> grade, of queries with a relevant product."""
+    if graded and len(judgments.judged.keys):
+        pairs, grades = judgments.judged, np.array(judgments.grades, np.int64)[judgments.judged.labels]
+    else:
+        pairs, grades = judgments.relevant, np.ones(len(judgments.relevant.keys), np.int64)
+    rows, products = pairs.keys // pairs.products, pairs.keys % pairs.products
+    names = products.astype(str).tolist()
+    ends = np.searchsorted(rows, np.arange(queries + 1)).tolist()
+    levels = grades.tolist()
+    return {
+        str(row): dict(zip(names[ends[row] : ends[row + 1]], levels[ends[row] : ends[row + 1]], strict=True))
+        for row in np.unique(rows[grades > 0]).tolist()
+    }
+
+
+def _run(found: np.ndarray, rows: np.ndarray) -> dict[str, dict[str, float]]:
     """Results as ir-measures reads them: query -> product -> score."""
-    # Places instead of scores: measures sort by score, and would settle ties in an order of their own.
+    # Ranks instead of scores: measures sort by score, and would settle ties in an order of their own.
     scores = (-np.arange(found.shape[1], dtype=np.float64)).tolist()
-    distinct, places = np.unique(found, return_inverse=True)
-    names = np.array(distinct.astype(str).tolist(), object)[places.reshape(found.shape)]
+    distinct, inverse = np.unique(found, return_inverse=True)
+    names = np.array(distinct.astype(str).tolist(), object)[inverse.reshape(found.shape)]
     run = {}
-    for row in np.flatnonzero(asked).tolist():
+    for row in rows.tolist():
         run[str(row)] = dict(zip(names[row].tolist(), scores, strict=True))
         run[str(row)].pop("-1", None)
     return run
 
 
 def recall(wanted: KeyedPairs, found: np.ndarray) -> np.ndarray:
-    """Share of the wanted products that were found; NaN for a query that wants none.
-
-    Args:
-        wanted: Pairs of query and wanted product.
-        found: int64 `[Q, K]`, -1 where fewer were found.
-    """
+    """Share of the wanted products among those found, int64 `[Q, K]`; NaN for a query that wants none."""
     hits = (wanted.labels_of(found) != UNKNOWN).sum(axis=1)
     return _share(hits, wanted.count_by_query(len(found)))
 
@@ -240,15 +313,14 @@ def label_precision(result_labels: np.ndarray, labels: int) -> np.ndarray:
     """Share of each label among the labelled results, `[L, Q]`; NaN for a query none of whose results is labelled.
 
     Args:
-        result_labels: int64 `[Q, K]`, places of labels; UNKNOWN for results that are left out.
+        result_labels: int64 `[Q, K]`, positions of labels; UNKNOWN for results that are left out.
         labels: L.
     """
     rows = np.arange(len(result_labels), dtype=np.int64)[:, None]
     # One more column for what is left out.
-    places = rows * (labels + 1) + np.where(result_labels == UNKNOWN, labels, result_labels)
-    counts = np.bincount(places.ravel(), minlength=len(result_labels) * (labels + 1)).reshape(-1, labels + 1)[
-        :, :labels
-    ]
+    cells = rows * (labels + 1) + np.where(result_labels == UNKNOWN, labels, result_labels)
+    counts = np.bincount(cells.ravel(), minlength=len(result_labels) * (labels + 1))
+    counts = counts.reshape(-1, labels + 1)[:, :labels]
     return np.stack([_share(counts[:, label], counts.sum(axis=1)) for label in range(labels)]).reshape(labels, -1)
 
 
@@ -258,25 +330,20 @@ def labelled_share(result_labels: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def shared_results(found: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """Which results the baseline found too, for the same query: bool `[Q, K]`.
-
-    Args:
-        found: int64 `[Q, K]`, -1 where fewer were found.
-        baseline: int64 `[Q, K]`, of the baseline.
-    """
+    """Which results, int64 `[Q, K]`, the baseline found too, for the same query: bool `[Q, K]`."""
     products = int(max(found.max(initial=-1), baseline.max(initial=-1))) + 2
     starts = np.arange(len(found), dtype=np.int64)[:, None] * products
-    # -1 becomes place 0 of each query's range, so the keys of all queries together ascend.
+    # -1 becomes the start of each query's range, so the keys of all queries together ascend.
     keys = (starts + np.sort(baseline, axis=1) + 1).ravel()
     asked = (starts + found + 1).ravel()
     if not len(keys):
         return np.zeros(found.shape, bool)
-    places = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-    return (keys[places] == asked).reshape(found.shape) & (found >= 0)
+    nearest = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    return (keys[nearest] == asked).reshape(found.shape) & (found >= 0)
 
 
 def net_results(found: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """A system's results without those that the baseline found too: int64 `[Q, K]`, -1 in the places that fall out."""
+    """A system's results without those that the baseline found too: int64 `[Q, K]`, -1 instead of these."""
     return np.where(shared_results(found, baseline), -1, found)
 
 
@@ -298,16 +365,9 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def comparison_metrics(judgments: Judgments, measures: Sequence[str], k: int, *, has_baseline: bool) -> list[Metric]:
-    """Every metric that a comparison may have, in the order of the tables.
-
-    Args:
-        judgments: Whose labels get shares.
-        measures: Names as ir-measures has them, beside recall at k.
-        k: Results that recall, labels, overlap and net figures look at.
-        has_baseline: Whether overlap and net figures have something to refer to.
-    """
+    """Every metric that a comparison may have, in the order of the tables; overlap and net ones need a baseline."""
     metrics = [Metric(name=name, title=name, kind=Kind.MEASURE) for name in dict.fromkeys([f"R@{k}", *measures])]
-    metrics.append(Metric(name=exact_name(k), title=f"of exact@{k}", kind=Kind.INDEX))
+    metrics.append(Metric(name=f"of exact@{k}", title=f"of exact@{k}", kind=Kind.INDEX))
     # One label alone has a share of 100 %, whatever is found.
     labels = judgments.labels if len(judgments.labels) > 1 else ()
     metrics += [Metric(name=f"P({label})@{k}", title=short_name(label), kind=Kind.LABEL) for label in labels]
@@ -326,32 +386,31 @@ def comparison_metrics(judgments: Judgments, measures: Sequence[str], k: int, *,
     ]
 
 
-def exact_name(k: int) -> str:
-    """Name of the share of the exact results that an index found."""
-    return f"of exact@{k}"
-
-
 def run_values(
-    found: np.ndarray, judgments: Judgments, measures: Sequence[str], k: int, baseline: np.ndarray | None
+    found: np.ndarray,
+    judgments: Judgments,
+    measures: Sequence[str],
+    k: int,
+    baseline: np.ndarray | None,
+    exact_share: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """One run's metrics by name, float64 `[Q]` each; NaN where a query has no value.
 
     Args:
         found: Product numbers of the run, int64 `[Q, K]`.
-        judgments: What is known of them.
         measures: Names as ir-measures has them; recall among them is computed here, of what recall counts.
         k: Results that recall, labels, overlap and net figures look at.
         baseline: What the run is compared with, int64 `[Q, K]`; None leaves overlap and net figures out.
+        exact_share: Of an index, how much of the exact results it found.
     """
     top = found[:, :k]
-    values = {f"R@{k}": recall(judgments.wanted, top)}
-    cutoffs = {name: recall_cutoff(name) for name in measures}
-    values |= {
-        name: recall(judgments.wanted, found[:, :cutoff]) for name, cutoff in cutoffs.items() if cutoff is not None
-    }
-    values |= measure_queries([name for name, cutoff in cutoffs.items() if cutoff is None], judgments, found)
+    cutoffs = {f"R@{k}": k, **{name: recall_cutoff(name) for name in measures}}
+    values = {name: recall(judgments.wanted, found[:, :cutoff]) for name, cutoff in cutoffs.items() if cutoff}
+    values |= measure_queries([name for name, cutoff in cutoffs.items() if not cutoff], judgments, found)
     values |= _by_label("P", judgments, top, k)
     values[f"labelled@{k}"] = labelled_share(judgments.result_labels(top), top)
+    if exact_share is not None:
+        values[f"of exact@{k}"] = exact_share
     if baseline is not None:
         base_top = baseline[:, :k]
         net = net_results(top, base_top)

@@ -5,9 +5,8 @@ Legend: Q queries, K results, P products of all systems together, D dimension of
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from encoders import EncoderConfig, QueryEncoder, load_query_encoder, save_query_encoder
-from pipelines.catalog.config import CatalogConfig
+from encoders import QueryEncoder
 from pipelines.catalog.dead_letters import ImageError
 from pipelines.catalog.products import ImageRef
 from pipelines.config.validation import ConfigError
-from pipelines.evaluation.config import QueryPart, SystemConfig
+from pipelines.evaluation.config import EvaluateJob, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
-from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
 from pipelines.images.product_images import decode_images, fetch_images
@@ -31,143 +28,10 @@ QUERIES_AT_A_TIME = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QueryVectors:
-    """Q encoded queries.
-
-    Attributes:
-        vectors: float32 `[Q, D]`; zeros for a query that could not be encoded.
-        usable: bool `[Q]`: which could be.
-        broken_pictures: Pictures that could not be read.
-        first_fault: Why not, of the first one; empty where all could.
-    """
-
-    vectors: np.ndarray
-    usable: np.ndarray
-    broken_pictures: int
-    first_fault: str
-
-
-def load_query_side(config: EncoderConfig) -> QueryEncoder:
-    """The query side of a whole encoder, as a version's `query_encoder/` would hold it."""
-    with tempfile.TemporaryDirectory(prefix="shelfmark-query-encoder-") as folder:
-        save_query_encoder(config, folder)
-        return load_query_encoder(folder, device=config.device)
-
-
-def encode_queries(
-    encoder: QueryEncoder,
-    texts: Sequence[str | None],
-    pictures: Sequence[ImageRef | None],
-    *,
-    part: QueryPart,
-    fetch: FetchConfig,
-    decode: DecodeConfig,
-    image_root: str | None,
-    name: str,
-) -> QueryVectors:
-    """Encodes Q queries.
-
-    Args:
-        encoder: Their side.
-        texts: Q texts, None where missing.
-        pictures: Q pictures, None where missing.
-        part: What of a query is used; `all` is what the encoder reads.
-        fetch: How pictures are fetched.
-        decode: How they are decoded: as the products' are.
-        image_root: What relative paths are relative to.
-        name: The system's, for messages.
-
-    Raises:
-        ConfigError: The encoder does not read what is asked for, or no query has it.
-    """
-    if part == "picture" and not encoder.accepts_images:
-        raise ConfigError(f"system {name!r}: queries is 'picture', but its {encoder.model} encoder reads only texts")
-    if part == "text" and not encoder.accepts_text:
-        raise ConfigError(f"system {name!r}: queries is 'text', but its {encoder.model} encoder reads only pictures")
-    texts = [None] * len(texts) if part == "picture" or not encoder.accepts_text else texts
-    pictures = [None] * len(pictures) if part == "text" or not encoder.accepts_images else pictures
-    if not any(text is not None for text in texts) and not any(picture is not None for picture in pictures):
-        reads = " and ".join(
-            word for word, reads in (("texts", encoder.accepts_text), ("pictures", encoder.accepts_images)) if reads
-        )
-        raise ConfigError(
-            f"system {name!r}: no query has what it is asked with (queries is {part!r}, the {encoder.model} encoder "
-            f"reads {reads})"
-        )
-    vectors, usable = np.zeros((len(texts), encoder.dim), np.float32), np.zeros(len(texts), bool)
-    faults: list[ImageError] = []
-    with ExitStack() as stack:
-        pool = None
-        if encoder.preprocessing is not None and any(picture is not None for picture in pictures):
-            fetcher = ImageFetcher(fetch, image_root)
-            pool = stack.enter_context(ImagePool(fetcher, encoder.preprocessing, decode))
-        for start in range(0, len(texts), QUERIES_AT_A_TIME):
-            block = slice(start, start + QUERIES_AT_A_TIME)
-            images = _read_pictures(pool, pictures[block], faults)
-            there = np.array(
-                [text is not None or image is not None for text, image in zip(texts[block], images, strict=True)], bool
-            )
-            if there.any():
-                rows = np.flatnonzero(there)
-                vectors[start + rows] = encoder.encode(
-                    [texts[start + row] for row in rows.tolist()], [images[row] for row in rows.tolist()]
-                )
-                usable[start + rows] = True
-    if not usable.any():
-        raise ConfigError(f"system {name!r}: no query could be encoded; the first picture: {faults[0]}")
-    return QueryVectors(
-        vectors=vectors,
-        usable=usable,
-        broken_pictures=len(faults),
-        first_fault=str(faults[0]) if faults else "",
-    )
-
-
-def _read_pictures(
-    pool: ImagePool | None, pictures: Sequence[ImageRef | None], faults: list[ImageError]
-) -> list[Image.Image | None]:
-    """Pictures in the encoder's own size, decoded as the products' are; None where there is none."""
-    if pool is None:
-        return [None] * len(pictures)
-    fetched = fetch_images(pool, [[] if picture is None else [picture] for picture in pictures])
-    pixels, broken = decode_images(pool, fetched.data)
-    images: list[Image.Image | None] = []
-    for product in fetched.products:
-        faults += product.faults + [broken[digest] for digest in product.digests if digest in broken]
-        usable = [digest for digest in product.digests if digest in pixels]
-        # The encoder's own resize leaves a picture of this size as it is.
-        images.append(Image.fromarray(pixels[usable[0]].transpose(1, 2, 0)) if usable else None)
-    return images
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RankingContext:
-    """What all systems of a comparison share.
-
-    Attributes:
-        catalog: The products.
-        fetch: How pictures are fetched.
-        decode: How pictures are decoded.
-        spool_uri: Folder for plain copies of compressed catalog files.
-        query_image_root: What relative paths of query pictures are relative to.
-        device: Where the query encoders of indexes run.
-    """
-
-    catalog: CatalogConfig
-    fetch: FetchConfig
-    decode: DecodeConfig
-    spool_uri: str
-    query_image_root: str | None = None
-    device: str = "auto"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Ranked:
-    """What one system found.
+    """What one system, of this name and about which these few words tell, found.
 
     Attributes:
-        name: Its name.
-        about: What it is, in a few words.
         runs: For each of its encoders int64 `[Q, K]`: numbers of products, best first, -1 where fewer were found.
         exact_share: For an index, float64 `[Q]`: how much of the exact results it found; else None.
         notes: What a reader of its figures should know.
@@ -200,35 +64,84 @@ class ProductNumbers:
         return pc.fill_null(pc.index_in(ids, value_set=self.ids), -1).to_numpy().astype(np.int64)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryVectors:
+    """Encoded queries, float32 `[Q, D]`; zeros where not `usable`, bool `[Q]`: one that could not be encoded.
+
+    `notes` are what a reader of a system's figures should know of its queries.
+    """
+
+    vectors: np.ndarray
+    usable: np.ndarray
+    notes: tuple[str, ...]
+
+
 def query_vectors(
-    encoder: QueryEncoder, queries: JudgedQueries, system: SystemConfig, context: RankingContext
+    encoder: QueryEncoder, queries: JudgedQueries, system: SystemConfig, job: EvaluateJob
 ) -> QueryVectors:
-    """The queries as a system asks them."""
-    return encode_queries(
-        encoder,
-        queries.texts,
-        queries.pictures,
-        part=system.queries,
-        fetch=context.fetch,
-        decode=context.decode,
-        image_root=context.query_image_root,
-        name=system.name,
-    )
+    """The queries as a system asks them; images are decoded as the products' are.
+
+    Raises:
+        ConfigError: The encoder does not read what is asked for, or no query has it.
+    """
+    part, name = system.queries, system.name
+    if part == "picture" and not encoder.accepts_images:
+        raise ConfigError(f"system {name!r}: queries is 'picture', but its {encoder.model} encoder reads only texts")
+    if part == "text" and not encoder.accepts_text:
+        raise ConfigError(f"system {name!r}: queries is 'text', but its {encoder.model} encoder reads only pictures")
+    size = len(queries.ids)
+    texts = [None] * size if part == "picture" or not encoder.accepts_text else queries.texts
+    references = [None] * size if part == "text" or not encoder.accepts_images else queries.images
+    has_images = any(reference is not None for reference in references)
+    if not has_images and not any(text is not None for text in texts):
+        reads = " and ".join(
+            word for word, reads in (("texts", encoder.accepts_text), ("pictures", encoder.accepts_images)) if reads
+        )
+        raise ConfigError(
+            f"system {name!r}: no query has what it is asked with (queries is {part!r}, the {encoder.model} encoder "
+            f"reads {reads})"
+        )
+    vectors, usable = np.zeros((size, encoder.dim), np.float32), np.zeros(size, bool)
+    faults: list[ImageError] = []
+    pool = None
+    if encoder.preprocessing is not None and has_images:
+        pool = ImagePool(ImageFetcher(job.fetch, job.evaluation.query_image_root), encoder.preprocessing, job.decode)
+    with pool or nullcontext():
+        for start in range(0, size, QUERIES_AT_A_TIME):
+            block = slice(start, start + QUERIES_AT_A_TIME)
+            images = _read_images(pool, references[block], faults)
+            pairs = list(zip(texts[block], images, strict=True))
+            rows = [row for row, (text, image) in enumerate(pairs) if text is not None or image is not None]
+            if rows:
+                usable[start + np.array(rows)] = True
+                vectors[start + np.array(rows)] = encoder.encode(
+                    [pairs[row][0] for row in rows], [pairs[row][1] for row in rows]
+                )
+    if not usable.any():
+        raise ConfigError(f"system {name!r}: no query could be encoded; the first picture: {faults[0]}")
+    notes = [f"{len(faults):,} query pictures could not be used; the first: {faults[0]}"] if faults else []
+    if not usable.all():
+        notes.append(f"{int((~usable).sum()):,} queries have nothing that it reads, and found nothing")
+    return QueryVectors(vectors=vectors, usable=usable, notes=tuple(notes))
+
+
+def _read_images(
+    pool: ImagePool | None, references: Sequence[ImageRef | None], faults: list[ImageError]
+) -> list[Image.Image | None]:
+    """Images in the encoder's own size; None where there is none."""
+    if pool is None:
+        return [None] * len(references)
+    fetched = fetch_images(pool, [[] if reference is None else [reference] for reference in references])
+    pixels, broken = decode_images(pool, fetched.data)
+    images: list[Image.Image | None] = []
+    for product in fetched.products:
+        faults += product.faults + [broken[digest] for digest in product.digests if digest in broken]
+        usable = [digest for digest in product.digests if digest in pixels]
+        # The encoder's own resize leaves an image of this size as it is.
+        images.append(Image.fromarray(pixels[usable[0]].transpose(1, 2, 0)) if usable else None)
+    return images
 
 
 def numbered(rows: np.ndarray, numbers: np.ndarray, usable: np.ndarray) -> np.ndarray:
     """Rows of one system as common numbers; a query that could not be encoded found nothing."""
     return np.where((rows >= 0) & usable[:, None], numbers[np.maximum(rows, 0)], -1)
-
-
-def query_notes(name: str, asked: QueryVectors) -> list[str]:
-    """What a reader of a system's figures should know of its queries."""
-    notes = []
-    if asked.broken_pictures:
-        notes.append(
-            f"{name}: {asked.broken_pictures:,} query pictures could not be used; the first: {asked.first_fault}"
-        )
-    unusable = int((~asked.usable).sum())
-    if unusable:
-        notes.append(f"{name}: {unusable:,} queries have nothing that it reads, and found nothing")
-    return notes

@@ -8,24 +8,25 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from encoders import check_encoder
 from index_builder import storage
 from pipelines.catalog.plan import catalog_schema
 from pipelines.config.validation import ConfigError
+from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_address
 from pipelines.evaluation.annotation import annotate_results, catalog_records, load_annotator
 from pipelines.evaluation.comparison import compare_systems
-from pipelines.evaluation.config import LEAVE_OUT, EvaluateJob, EvaluationConfig, SystemConfig
-from pipelines.evaluation.inputs import systems_of, with_drawn_catalog, with_queries
-from pipelines.evaluation.judged_files import (
-    ESCI,
-    JudgedQueries,
-    is_number,
-    label_grades,
-    normal_labels,
-    read_judged_queries,
+from pipelines.evaluation.config import EvaluateJob, EvaluationConfig, ProductPart, SystemConfig
+from pipelines.evaluation.encoder_ranking import VIEWS
+from pipelines.evaluation.judged_files import JudgedQueries, label_grades, read_judged_queries, unlabelled_label
+from pipelines.evaluation.measures import (
+    UNKNOWN,
+    Comparison,
+    Judgments,
+    number_judgments,
+    parse_measures,
+    results_needed,
 )
-from pipelines.evaluation.judgments import Judgments, number_judgments
-from pipelines.evaluation.measures import Comparison, parse_measures, results_needed
-from pipelines.evaluation.ranking import ProductNumbers, Ranked, RankingContext
+from pipelines.evaluation.ranking import ProductNumbers, Ranked
 from pipelines.evaluation.systems import check_system, rank_systems
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int], None]]]
@@ -43,12 +44,9 @@ class Evaluated:
     """What came of an evaluation.
 
     Attributes:
-        title: Heading of its tables.
         measures: Names of the standard measures, as ir-measures has them.
-        comparison: Its figures.
-        products: Products of all systems together.
-        queries: Queries that have something relevant.
-        without_relevant: Queries that have not.
+        products: Of all systems together.
+        queries, without_relevant: How many have something relevant, and how many have not.
         unknown_wanted: Relevant (or bought) products that no system has.
     """
 
@@ -62,119 +60,73 @@ class Evaluated:
 
 
 def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
-    """Checks everything that can be checked before any work, then evaluates.
+    """Checks everything that can be checked before any work, then ranks, labels and measures.
 
     Raises:
-        ConfigError: a measure, a system or an address is not what it should be.
-        CatalogError: the catalog cannot be read.
+        ConfigError: A measure, a system or an address is not what it should be, the judgments belong to another
+            catalog, or an annotator does not do its part.
+        CatalogError: The catalog cannot be read.
     """
-    measures = job.evaluation.measures or (COMPARED_MEASURES if job.systems else DEFAULT_MEASURES)
+    config = job.evaluation
+    measures = config.measures or (COMPARED_MEASURES if job.systems else DEFAULT_MEASURES)
     try:
         parse_measures(measures)
     except ValueError as error:
         raise ConfigError(f"--measures: {error}") from error
-    systems, title = systems_of(job)
+    systems, title = _systems_of(job)
     for system in systems:
         check_system(system, job.catalog)
     if job.out is not None:
         storage.check_writable(job.out)
-    drawn = with_drawn_catalog(job)
+    queries_config = _with_queries(job)
+    job = _with_drawn_catalog(job)
     if any(system.index is None for system in systems):
-        catalog_schema(drawn.catalog)
-    evaluated = evaluate_systems(
-        systems,
-        read_judged_queries(with_queries(job)),
-        job.evaluation,
-        RankingContext(
-            catalog=drawn.catalog,
-            fetch=job.fetch,
-            decode=job.decode,
-            spool_uri=storage.join(job.work.uri, "spool"),
-            query_image_root=job.evaluation.query_image_root,
-        ),
-        baseline=job.baseline,
-        measures=measures,
-        work_uri=job.work.uri,
-        progress=progress,
-        title=title,
-    )
-    if not job.systems:
-        return evaluated
-    return replace(evaluated, title=f"{title} over {evaluated.products:,} products")
-
-
-def evaluate_systems(
-    systems: Sequence[SystemConfig],
-    queries: JudgedQueries,
-    config: EvaluationConfig,
-    context: RankingContext,
-    *,
-    baseline: str | None,
-    measures: Sequence[str],
-    work_uri: str,
-    progress: Progress,
-    title: str,
-) -> Evaluated:
-    """Ranks, labels and measures.
-
-    Args:
-        systems: What is compared; checked already.
-        queries: What is asked, and what is known.
-        config: How it is counted.
-        context: The catalog, and how pictures are read.
-        baseline: Name of the system that others are compared with.
-        measures: Names as ir-measures has them.
-        work_uri: Where labels of an annotator are kept.
-        progress: Shows what is counted.
-        title: Heading of the tables.
-
-    Raises:
-        ConfigError: The judgments belong to another catalog, or an annotator does not do its part.
-    """
+        catalog_schema(job.catalog)
+    queries = read_judged_queries(queries_config)
     annotator = None if config.annotator is None else load_annotator(config.annotator)
     if annotator is None:
         # Before any encoding; an annotator's labels are known only after it.
-        _unlabelled(config, queries)
+        unlabelled_label(config, queries.labels)
         label_grades(queries.labels, queries.relevant, config.grades)
-    depth = max(config.k, results_needed(measures) if measures else 1)
+
+    depth = max(config.k, results_needed(measures))
     with progress("encoding products") as advance:
-        ranked, numbers = rank_systems(systems, queries, context, depth=depth, k=config.k, on_progress=advance)
-    notes = []
+        ranked, numbers = rank_systems(systems, queries, job, depth=depth, k=config.k, on_progress=advance)
+    annotator_notes = []
     if annotator is not None:
         with progress("labelling pairs") as advance:
             queries, asked = annotate_results(
                 queries,
                 numbers,
                 [found[:, : config.k] for system in ranked for found in system.runs],
+                config,
                 annotator=annotator,
-                name=str(config.annotator),
-                records=lambda wanted: catalog_records(context.catalog, context.spool_uri, wanted),
-                kept_uri=config.annotations or storage.join(work_uri, "annotations.parquet"),
-                batch_pairs=config.annotator_batch,
-                relevant=config.relevant,
+                records=lambda wanted: catalog_records(job.catalog, job.spool_uri, wanted),
+                kept_uri=config.annotations or storage.join(job.work.uri, "annotations.parquet"),
                 on_progress=advance,
             )
-        notes.append(
+        annotator_notes.append(
             f"labels by {config.annotator} for results that no file labels: {len(queries.judged):,} labelled pairs in "
             f"all, {asked:,} pairs labelled now"
         )
-    unlabelled = _unlabelled(config, queries)
+    unlabelled = unlabelled_label(config, queries.labels)
     judgments = number_judgments(queries, numbers, unlabelled=unlabelled, grades=config.grades)
     _check_together(queries, judgments, numbers)
     with_relevant = int((judgments.wanted.count_by_query(len(queries.ids)) > 0).sum())
+    notes = _notes(config, queries, judgments, numbers, ranked, with_relevant)
     comparison = compare_systems(
         ranked,
         judgments,
-        baseline=baseline,
+        baseline=job.baseline,
         k=config.k,
         measures=measures,
         resamples=config.resamples,
         confidence=config.confidence,
         seed=config.seed,
-        notes=[*_notes(config, queries, judgments, numbers, ranked, with_relevant, unlabelled), *notes],
+        notes=[*notes, *annotator_notes],
     )
     return Evaluated(
-        title=title,
+        title=f"{title} over {len(numbers):,} products" if job.systems else title,
         measures=tuple(measures),
         comparison=comparison,
         products=len(numbers),
@@ -184,27 +136,58 @@ def evaluate_systems(
     )
 
 
-def _unlabelled(config: EvaluationConfig, queries: JudgedQueries) -> str | None:
-    """The label that a pair without one counts as; None to leave it out, or where nothing is labelled at all."""
-    if config.unlabelled == LEAVE_OUT or not queries.labels:
-        return None
-    (label,) = normal_labels([config.unlabelled]).values()
-    of_a_kind = {*queries.labels, *(ESCI if set(queries.labels) <= set(ESCI) else ())}
-    if label not in of_a_kind and not all(map(is_number, [label, *queries.labels])):
+def _systems_of(job: EvaluateJob) -> tuple[tuple[SystemConfig, ...], str]:
+    """What is compared, and the heading: the systems named, or the views of the one encoder."""
+    if job.systems:
+        names = ", ".join(system.name for system in job.systems)
+        return job.systems, names if len(job.systems) < 4 else f"{len(job.systems)} systems"
+    if job.encoder is None:
+        raise ConfigError("nothing to evaluate: expected an encoder (encoder.uri, encoder.model) or --systems")
+    description = check_encoder(job.encoder)
+    parts: tuple[ProductPart, ...] = ("text",)
+    if description.uses_images and job.catalog.image_field is not None:
+        parts = ("text", "picture", "fused")
+    systems = tuple(SystemConfig(name=VIEWS[part].value, encoder=job.encoder, products=part) for part in parts)
+    return systems, f"{description.model} encoder {description.fingerprint}"
+
+
+def _with_drawn_catalog(job: EvaluateJob) -> EvaluateJob:
+    """The job; a catalog that is drawn (`demo://N`) with its folder instead of its address."""
+    uri = job.catalog.uri
+    if not isinstance(uri, str) or not is_demo_address(uri):
+        return job
+    try:
+        return replace(job, catalog=replace(job.catalog, uri=draw_named_catalog(uri, job.work.uri)))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _with_queries(job: EvaluateJob) -> EvaluationConfig:
+    """The evaluation section; without queries, with those that were drawn with the demo catalog."""
+    config = job.evaluation
+    known = [config.judgments, config.purchases, config.annotator]
+    if (config.queries is None) == any(known):
         raise ConfigError(
-            f"--unlabelled {config.unlabelled}: expected {LEAVE_OUT} or a label such as those of the judgments, which "
-            f"are {list(queries.labels)}"
+            "--queries and --judgments (or --purchases) belong together: expected both, or none for the demo catalog's "
+            "own"
         )
-    return label
+    if config.queries is not None:
+        return config
+    if not is_demo_address(job.catalog.uri):
+        raise ConfigError(f"catalog {job.catalog.uri}: expected --queries FILE and --judgments FILE to measure with")
+    folder = demo_folder(str(job.catalog.uri), job.work.uri)
+    return replace(
+        config, queries=storage.join(folder, "queries.parquet"), judgments=storage.join(folder, "judgments.parquet")
+    )
 
 
 def _check_together(queries: JudgedQueries, judgments: Judgments, numbers: ProductNumbers) -> None:
-    parts = [pairs.product_ids for pairs in (queries.judged, queries.purchases) if pairs is not None]
-    named = pa.concat_arrays(parts).unique() if parts else []
+    given = [pairs.product_ids for pairs in (queries.judged, queries.purchases) if pairs is not None]
+    named = pa.concat_arrays(given).unique()
     if len(named) and judgments.unknown_products == len(named):
-        told = "no relevant product of the judgments is in the catalog: do they belong together?"
+        message = "no relevant product of the judgments is in the catalog: do they belong together?"
         example = f"The judgments name {named[0].as_py()!r}"
-        raise ConfigError(f"{told} {example}, the catalog {numbers.ids[0].as_py()!r}." if len(numbers) else told)
+        raise ConfigError(f"{message} {example}, the catalog {numbers.ids[0].as_py()!r}." if len(numbers) else message)
 
 
 def _notes(
@@ -214,7 +197,6 @@ def _notes(
     numbers: ProductNumbers,
     ranked: Sequence[Ranked],
     with_relevant: int,
-    unlabelled: str | None,
 ) -> list[str]:
     """What the figures stand on."""
     notes = [
@@ -229,7 +211,8 @@ def _notes(
     elif relevant:
         notes.append(f"recall: of {len(queries.relevant_pairs):,} products labelled {relevant}")
     if len(judgments.labels) > 1:
-        counted = "left out" if unlabelled is None else f"counted as {unlabelled}"
+        is_left_out = judgments.unlabelled == UNKNOWN
+        counted = "left out" if is_left_out else f"counted as {judgments.labels[judgments.unlabelled]}"
         notes.append(f"results without a label: {counted}")
     if queries.two_labels:
         settled = {"best": "the best one counts"}.get(config.two_labels, "left out")

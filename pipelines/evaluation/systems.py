@@ -1,18 +1,29 @@
-"""Ranks every query by every system."""
+"""Ranks every query by every system: encoders by exact search, published indexes as a server searches them.
+
+Beside what an index finds stands what exact search over its vectors finds.
+
+Legend: Q queries, N products of the index, D dimension.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from encoders import check_encoder
-from index_builder import IndexReader
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from encoders import check_encoder, load_query_encoder
+from index_builder import EmbeddingShardError, IndexReader, StorageError
+from index_builder.embedding_shards import read_ids, read_vectors
 from pipelines.catalog.config import CatalogConfig
 from pipelines.config.validation import ConfigError
-from pipelines.evaluation.config import SystemConfig
-from pipelines.evaluation.encoder_ranking import Found, rank_encoders
-from pipelines.evaluation.index_ranking import rank_index
+from pipelines.evaluation.config import EvaluateJob, SystemConfig
+from pipelines.evaluation.encoder_ranking import rank_encoders, search_exactly, share_of_exact
 from pipelines.evaluation.judged_files import JudgedQueries
-from pipelines.evaluation.ranking import ProductNumbers, Ranked, RankingContext
+from pipelines.evaluation.ranking import ProductNumbers, Ranked, numbered, query_vectors
+
+QUERIES_AT_A_TIME = 1024
 
 
 def check_system(system: SystemConfig, catalog: CatalogConfig) -> None:
@@ -41,41 +52,70 @@ def check_system(system: SystemConfig, catalog: CatalogConfig) -> None:
 def rank_systems(
     systems: Sequence[SystemConfig],
     queries: JudgedQueries,
-    context: RankingContext,
+    job: EvaluateJob,
     *,
     depth: int,
     k: int,
     on_progress: Callable[[int], None] = lambda products: None,
 ) -> tuple[list[Ranked], ProductNumbers]:
-    """Answers every query with every system.
+    """What every system finds, in their order, and the products' numbers.
 
     Args:
-        systems: What is compared.
-        queries: What is asked.
-        context: The catalog, and how pictures are read.
         depth: Results of a query.
         k: How many of an index's are compared with exact search.
         on_progress: Told the number of products encoded, batch by batch.
-
-    Returns:
-        One entry a system, in their order, and the products' numbers.
     """
     numbers = ProductNumbers()
-    found = rank_encoders(systems, queries, context, numbers, depth=depth, on_progress=on_progress)
-    ranked = []
-    for place, system in enumerate(systems):
+    ranked = rank_encoders(systems, queries, job, numbers, depth=depth, on_progress=on_progress)
+    for system in systems:
         if system.index is not None:
-            ranked.append(rank_index(system, queries, context, numbers, depth=depth, k=k))
-            continue
-        runs = [found[place, run] for run in range(len(system.runs))]
-        notes = tuple(dict.fromkeys(note for run in runs for note in run.notes))
-        rows = tuple(run.rows for run in runs)
-        ranked.append(Ranked(name=system.name, about=_about(system, runs), runs=rows, notes=notes))
-    return ranked, numbers
+            ranked[system.name] = _rank_index(system, queries, job, numbers, depth=depth, k=k)
+    return [ranked[system.name] for system in systems], numbers
 
 
-def _about(system: SystemConfig, runs: Sequence[Found]) -> str:
-    parts = [", ".join(run.encoder for run in runs)]
-    parts += [] if system.products == "fused" else [f"products by {system.products} only"]
-    parts += [] if system.queries == "all" else [f"queries by {system.queries} only"]
-    return "; ".join([*parts, "exact search"])
+def _rank_index(
+    system: SystemConfig, queries: JudgedQueries, job: EvaluateJob, numbers: ProductNumbers, *, depth: int, k: int
+) -> Ranked:
+    """A published version searched as a server would, with the parameters that were tuned for it."""
+    reader = IndexReader.open(str(system.index), system.version)
+    encoder = load_query_encoder(str(reader.query_encoder_uri))
+    asked = query_vectors(encoder, queries, system, job)
+    own_numbers = numbers.add(reader.products.column("product_id").combine_chunks().cast(pa.string()))
+    blocks = [
+        reader.search(asked.vectors[start : start + QUERIES_AT_A_TIME], depth).rows
+        for start in range(0, len(asked.vectors), QUERIES_AT_A_TIME)
+    ]
+    rows = np.concatenate(blocks)
+    notes = [f"{system.name}: {note}" for note in asked.notes]
+    share = None
+    vectors = _stored_vectors(reader)
+    if vectors is None:
+        notes.append(
+            f"{system.name}: its embedding shards are not there any more, so it is not compared with exact search"
+        )
+    else:
+        present = np.ones(len(vectors), bool)
+        exact = search_exactly(asked.vectors, vectors, present, k)
+        share = np.where(asked.usable, share_of_exact(rows[:, :k], asked.vectors, vectors, present, exact), np.nan)
+    manifest = reader.manifest
+    about = (
+        f"index version {manifest.version}, {manifest.encoder.model} encoder {manifest.encoder.fingerprint}, "
+        f"nprobe {manifest.index.search.nprobe}"
+    )
+    found = numbered(rows, own_numbers, asked.usable)
+    return Ranked(name=system.name, about=about, runs=(found,), exact_share=share, notes=tuple(notes))
+
+
+def _stored_vectors(reader: IndexReader) -> np.ndarray | None:
+    """The vectors that the index was made of, float32 `[N, D]` by row; None where they are gone."""
+    try:
+        shards = [(read_ids(uri), read_vectors(uri)) for uri in reader.manifest.embedding_shards]
+    except (StorageError, EmbeddingShardError, OSError):
+        return None
+    if not shards:
+        return None
+    ids = pa.concat_arrays([ids.cast(pa.string()) for ids, _ in shards])
+    order = pc.index_in(reader.products.column("product_id").combine_chunks().cast(pa.string()), value_set=ids)
+    if order.null_count:
+        return None
+    return np.concatenate([vectors for _, vectors in shards])[order.to_numpy()]

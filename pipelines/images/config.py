@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.catalog.config import CatalogConfigError
@@ -57,9 +57,10 @@ class FetchConfig:
             Empty: any host with a public address.
         allow_private_hosts: Host names or addresses, exact or `*.example.com`, whose address may be private, loopback,
             link-local or reserved. All others are refused there.
-        proxy: `http://[user:password@]host[:port]` that web requests go through; its own address may be private. A host
-            is looked up and checked before the proxy is asked for it; then the proxy looks it up again, so it should
-            refuse private addresses too. None: no proxy, whatever the environment names.
+        proxy: `http://[user:password@]host[:port]` that web requests go through; its own address may be private, and
+            its login is never printed. A host is looked up and checked before the proxy is asked for it; then the proxy
+            looks it up again, so it should refuse private addresses too. None: no proxy, whatever the environment
+            names.
         connections_per_host: Requests that run at one host at a time.
         threads: Images fetched at a time.
         timeout_seconds: Limit of one attempt, from connecting to the last byte.
@@ -77,7 +78,7 @@ class FetchConfig:
     allowed_schemes: tuple[str, ...] = ("file", "memory", "s3", "gs", "http", "https")
     allowed_hosts: tuple[str, ...] = ()
     allow_private_hosts: tuple[str, ...] = ()
-    proxy: str | None = None
+    proxy: str | None = field(default=None, repr=False)
     connections_per_host: int = 8
     threads: int = 16
     timeout_seconds: float = 10.0
@@ -104,11 +105,20 @@ class FetchConfig:
             for host in getattr(self, key):
                 expected = "host names or addresses, such as cdn.example.com, *.example.com or 10.0.0.7"
                 _require(_HOST_PATTERN.fullmatch(host) is not None, f"fetch.{key}", host, expected)
-        good = self.proxy is None or _PROXY_PATTERN.fullmatch(self.proxy) is not None
-        self._check(good, "proxy", "an address such as http://proxy.example.com:3128")
+        if self.proxy is not None:
+            good = _PROXY_PATTERN.fullmatch(self.proxy) is not None and not self.proxy.startswith("http://***@")
+            expected = "an address such as http://proxy.example.com:3128, with its login where it wants one"
+            _require(good, "fetch.proxy", hide_login(self.proxy), expected)
 
     def _check(self, holds: bool, key: str, expected: str) -> None:
         _require(holds, f"fetch.{key}", getattr(self, key), expected)
+
+
+def hide_login(address: str) -> str:
+    """An address as it may be printed: `***` for all that stands before an `@`, but the scheme."""
+    login, at, host = address.rpartition("@")
+    scheme = login[: login.find("://") + 3] if "://" in login else ""
+    return f"{scheme}***@{host}" if at else address
 
 
 def _require(holds: bool, key: str, value: Any, expected: str) -> None:

@@ -1,7 +1,7 @@
 """The steps of an index build, in their order: number, sample, train, refine, add, merge, verify.
 
-Each is a plain function that takes descriptors, does its work through `index_builder`, leaves files under the build's
-folder and returns descriptors. What is finished is not done again: the folder is named by everything that shapes it.
+Each is a plain function from descriptors to descriptors that leaves files under the build's folder, which is named by
+all that shapes them: what is finished is not done again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from index_builder.drift import (
     save_fit,
 )
 from index_builder.embedding_shards import NumberedShard
-from index_builder.index_shards import IndexShard
+from index_builder.faiss_files import IndexShard
 from index_builder.manifest import EncoderSummary
 from index_builder.merge import merge_index_shards
 from index_builder.planner import (
@@ -54,16 +54,10 @@ class EmptyCatalogError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunContext:
-    """What the steps of a run share. It travels to the workers with each of them: what grows with the catalog is read
-    where it is needed, from the work and index addresses.
+    """What the steps of a run share. It travels to the workers: nothing in it grows with the catalog.
 
     Attributes:
-        work_uri: Where the run keeps what the next one uses again.
-        build: Name of its folder in `builds`, by all that shapes the index.
-        record: Where finished steps are reported.
-        lease: The lease on the work URI, asked for before the pointer flips.
-        index, gates: Sections of the config.
-        encoder: What made the vectors.
+        build: Name of the run's folder in `builds`, by all that shapes the index.
         query_encoder_uri: Folder of the query encoder's files; None for vectors that none is known for.
         catalog_uri: What the vectors are of, for people.
         reusable: The codec of the last finished run, where this one may keep it.
@@ -80,9 +74,9 @@ class RunContext:
     catalog_uri: str
     reusable: ReusableCodec | None = None
 
-    def path(self, *parts: str) -> str:
+    def path(self, *names: str) -> str:
         """The address of a file in the build's folder."""
-        return storage.join(self.work_uri, "builds", self.build, *parts)
+        return storage.join(self.work_uri, "builds", self.build, *names)
 
 
 def embeddings_folder(work_uri: str, fingerprint: str) -> str:
@@ -97,7 +91,6 @@ def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint
 
 
 def _codec_config(index: IndexConfig) -> dict[str, Any]:
-    """The part of the index section that shapes a codec."""
     names = ("factory", "bytes_per_vector", "refine", "training_rows", "memory_budget_mb", "seed", "device")
     return {name: getattr(index, name) for name in names}
 
@@ -112,10 +105,8 @@ def reusable_codec(
 
 
 def check_size(index: IndexConfig, rows: int, dim: int, reusable: ReusableCodec | None) -> None:
-    """Refuses what so many products, or an estimate of them, cannot train, unless a trained codec is there for them.
-
-    Raises:
-        SpecError: They are too few for `index.factory`, or the build would not fit into `index.memory_budget_mb`.
+    """SpecError where so many products, or an estimate of them, are too few for `index.factory` and no trained codec is
+    there for them, or the build would not fit into `index.memory_budget_mb`.
     """
     if reusable is None or outgrown(reusable, rows):
         check_rows(index, rows, dim)
@@ -124,11 +115,7 @@ def check_size(index: IndexConfig, rows: int, dim: int, reusable: ReusableCodec 
 
 
 def spec_to_build(index: IndexConfig, rows: int, dim: int, reusable: ReusableCodec | None) -> IndexSpec:
-    """What the codec at hand was trained to be, as long as the catalog has not outgrown it; else what is planned.
-
-    Raises:
-        SpecError: As `plan_index`.
-    """
+    """What the codec at hand was trained to be, unless the catalog has outgrown it; else what `plan_index` plans."""
     if reusable is None or outgrown(reusable, rows):
         return plan_index(index, rows, dim)
     return reusable.codec.spec
@@ -136,15 +123,7 @@ def spec_to_build(index: IndexConfig, rows: int, dim: int, reusable: ReusableCod
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildPlan:
-    """What the numbering decides for the steps after it.
-
-    Attributes:
-        numbering: The products and their rows.
-        spec: The index to build.
-        refine: What its candidates are re-ranked from.
-        totals: The run's products in numbers.
-        shard_keys: The embedding shards' keys, in plan order.
-    """
+    """What the numbering decides for the steps after it; `shard_keys` are in plan order."""
 
     numbering: Numbering
     spec: IndexSpec
@@ -167,11 +146,8 @@ class FinishedBuild:
     """A verified index, not published yet.
 
     Attributes:
-        plan: What was built.
-        choice: The codec, and why it was trained or kept.
-        fit: How well it fits the catalog.
-        serving_shards: The index files, by their rows.
-        refine_shards: The refine files, by their rows; none without refinement.
+        choice, fit: The codec, why it was trained or kept, and how well it fits the catalog.
+        serving_shards, refine_shards: The index and refine files, by their rows; no refine files without refinement.
         table: Recall and latency for each search setting that was tried.
         chosen: The setting that the index is published with.
         queries: How many queries recall was measured with.
@@ -190,25 +166,19 @@ class FinishedBuild:
 
 
 def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
-    """Gives the products of all shards their rows, and settles the index.
-
-    Raises:
-        EmptyCatalogError: Nothing is left to index.
-    """
+    """Gives the products of all shards their rows, and settles the index; EmptyCatalogError where none is left."""
     with run.record.timed("number") as facts:
-        summaries = sorted(summaries, key=lambda summary: summary.position)
-        keys = tuple(summary.key for summary in summaries)
+        keys = tuple(summary.key for summary in sorted(summaries, key=lambda summary: summary.position))
         folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
         numbering = number_products([ShardFiles(folder=folder, key=key) for key in keys], run.path())
         finished = read_finished_run(run.work_uri)
         earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
-        totals = total(
-            summaries, products=numbering.products, duplicates=numbering.duplicates, earlier=frozenset(earlier)
-        )
+        totals = total(summaries, numbering.products, numbering.duplicates, frozenset(earlier))
         if not numbering.products:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in totals.by_reason.items())
             raise EmptyCatalogError(
                 f"none of the {totals.rows_in:,} rows of the catalog could be embedded "
-                f"({totals.reasons() or 'it is empty'}); the dead letters are in {numbering.rejected_uri}"
+                f"({reasons or 'it is empty'}); the dead letters are in {numbering.rejected_uri}"
             )
         spec = spec_to_build(run.index, numbering.products, run.encoder.dim, run.reusable)
         facts |= {"products": numbering.products, "duplicates": numbering.duplicates}
@@ -221,38 +191,31 @@ def sample(run: RunContext, plan: BuildPlan, number: int) -> ShardSample:
     name, shard = f"{number:06d}", plan.numbering.shards[number]
     shares = plan_sample(run.index, plan.spec, plan.numbering.products)
 
+    training, queries = shares.training_share, shares.query_share
+
     def make(path: str) -> dict[str, Any]:
-        drawn = write_sample(
-            shard, f"{path}.parquet", training_share=shares.training_share, query_share=shares.query_share
-        )
-        return asdict(drawn)
+        return asdict(write_sample(shard, f"{path}.parquet", training_share=training, query_share=queries))
 
     with run.record.timed("sample", name):
-        inputs = [asdict(shard), shares.training_share, shares.query_share]
-        drawn = storage.artifact(run.path("sample", name), inputs, make)
+        drawn = storage.artifact(run.path("sample", name), [asdict(shard), training, queries], make)
         return ShardSample(**(drawn.facts | {"uri": f"{drawn.uri}.parquet"}))
 
 
 def train(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> CodecChoice:
     """The codec: that of the last run while it fits, else one trained on the sample; and why."""
     with run.record.timed("train") as facts:
-        choice = choose_codec(
-            samples,
-            plan.spec,
-            run.path("codec"),
-            config=run.index,
-            products=plan.numbering.products,
-            reusable=run.reusable,
-        )
+        products, uri = plan.numbering.products, run.path("codec")
+        choice = choose_codec(samples, plan.spec, uri, config=run.index, products=products, reusable=run.reusable)
         facts |= {"codec": choice.reason}
     return choice
 
 
 def add_tasks(run: RunContext, plan: BuildPlan) -> list[AddTask]:
     """Cuts the embedding shards into serving shards, and those into the tasks of the add step."""
+    cut = plan_adds(run.index, plan.spec, plan.numbering.shards)
     return [
         AddTask(serving_shard=serving_shard, number=number, shards=shards)
-        for serving_shard, tasks in enumerate(plan_adds(run.index, plan.spec, plan.numbering.shards))
+        for serving_shard, tasks in enumerate(cut)
         for number, shards in enumerate(tasks)
     ]
 
@@ -277,16 +240,16 @@ def refine_tasks(run: RunContext, plan: BuildPlan) -> list[AddTask]:
 def refine(run: RunContext, plan: BuildPlan, task: AddTask, samples: Sequence[ShardSample]) -> IndexShard:
     """Writes the vectors of one serving shard into its refine file."""
     name = f"{task.serving_shard:05d}"
+    uri = run.path("refine", f"{name}.faiss")
     with run.record.timed("refine", name):
-        uri = run.path("refine", f"{name}.faiss")
         return write_refine_codes(task.shards, samples, cast(StoredKind, plan.refine), run.encoder.dim, uri)
 
 
 def merge(run: RunContext, plan: BuildPlan, serving_shard: int, index_shards: Sequence[IndexShard]) -> IndexShard:
     """Merges the index shards of one serving shard into the layout in which it is served."""
     name = f"{serving_shard:05d}"
+    uri = run.path("merged", f"{name}.faiss")
     with run.record.timed("merge", name):
-        uri = run.path("merged", f"{name}.faiss")
         return merge_index_shards(index_shards, uri, fast_scan=plan.spec.fast_scan != "none")
 
 
@@ -298,7 +261,7 @@ def verify(
     merged: Sequence[IndexShard],
     refined: Sequence[IndexShard] = (),
 ) -> FinishedBuild:
-    """Checks the index and measures it against exact search; the search parameters are chosen here.
+    """Checks the index, measures it against exact search, and chooses the search parameters.
 
     Raises:
         VerificationError: A file is not what it should be.
@@ -314,7 +277,10 @@ def verify(
         facts |= {name: measured[name] for name in ("queries", "resident_bytes")}
         facts |= {"recall": measured["chosen"]["recall"]}
         fit = CodecFit(**measured["fit"])
-        _remember_fit(run, codec, fit)
+        if not codec.spec.exact:  # left beside the codec, for the next run to decide by
+            kept = run.reusable is not None and run.reusable.codec.fingerprint == codec.fingerprint
+            first = run.reusable.trained if kept and run.reusable is not None else fit
+            save_fit(codec, _codec_config(run.index), first, fit)
     return FinishedBuild(
         plan=plan,
         choice=choice,
@@ -337,38 +303,23 @@ def _measured(
     refine_shards: Sequence[IndexShard],
 ) -> dict[str, Any]:
     """Recall and latency, the chosen setting, memory, and the fit of the codec, measured once an index."""
-    index = run.index
+    index, numbering = run.index, plan.numbering
     uris, refine_uris = [shard.uri for shard in shards], [shard.uri for shard in refine_shards]
 
     def make(path: str) -> dict[str, Any]:
-        found = measure_index(index, plan.spec, plan.numbering.shards, samples, uris, refine_uris)
-        resident_bytes = measure_resident_bytes(
-            uris,
-            refine_uris,
-            plan.numbering.products_uri,
-            found.queries.vectors,
-            index.k,
-            nprobe=found.chosen.nprobe,
-            refine_factor=found.chosen.refine_factor,
-        )
+        found = measure_index(index, plan.spec, numbering.shards, samples, uris, refine_uris)
+        chosen, queries = found.chosen, found.queries
+        setting = {"nprobe": chosen.nprobe, "refine_factor": chosen.refine_factor}
+        memory = measure_resident_bytes(uris, refine_uris, numbering.products_uri, queries.vectors, index.k, **setting)
         return {
             "table": [asdict(row) for row in found.table],
-            "chosen": asdict(found.chosen),
-            "queries": len(found.queries.rows),
-            "resident_bytes": resident_bytes,
-            "fit": asdict(measure_fit(codec, uris, samples, found.chosen.recall)),
+            "chosen": asdict(chosen),
+            "queries": len(queries.rows),
+            "resident_bytes": memory,
+            "fit": asdict(measure_fit(codec, uris, samples, chosen.recall)),
         }
 
     # The vectors and the index section are those that the folder of the build is named by; a file of queries is not.
     queries = None if index.queries_uri is None else storage.sha256_file(index.queries_uri)
     inputs = [queries, [shard.sha256 for shard in (*shards, *refine_shards)]]
     return storage.artifact(run.path("measured"), inputs, make).facts
-
-
-def _remember_fit(run: RunContext, codec: CodecInfo, fit: CodecFit) -> None:
-    """Leaves beside a codec how it fits, for the next run to decide by."""
-    if codec.spec.exact:
-        return
-    kept = run.reusable is not None and run.reusable.codec.fingerprint == codec.fingerprint
-    first = run.reusable.trained if kept and run.reusable is not None else fit
-    save_fit(codec, _codec_config(run.index), first, fit)

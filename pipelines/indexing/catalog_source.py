@@ -1,6 +1,6 @@
 """A product catalog as the source of a run: it is checked, cut into shards, and each shard is embedded.
 
-What an earlier run made is found again by name: a shard's files are named by what its vectors are made from.
+A shard's files are named by what its vectors are made from, so what an earlier run made is found again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
 from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
 from pipelines.indexing.build_steps import embeddings_folder
-from pipelines.indexing.embed_shard import LastNight, ProductPreparer, ShardEmbedder
+from pipelines.indexing.embed_shard import PreviousVersion, ProductPreparer, embed_shard
 from pipelines.indexing.job import checked_addresses
 from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord
@@ -46,30 +46,23 @@ THREADS = 16
 
 
 class CatalogSource:
-    """The catalog of a nightly job.
-
-    Args:
-        config: The job.
-        full: Embed every product again, whatever the previous version has.
+    """The catalog of a nightly job; with `full` every product is embedded again, whatever the previous version has.
 
     Attributes:
-        config: The job; once checked, with the catalog's real address in place of `demo://N`, and the work and index
-            addresses in full.
+        config: The job; once checked, with all addresses in full, and that of the drawn catalog in place of `demo://N`.
         encoder: What the encoder says of itself, once checked.
-        previous: What the previous version left for this run, once planned; None where it left nothing.
+        previous: What the previous version left for this run, once planned.
     """
 
     encoder: EncoderDescription
-    previous: LastNight | None
+    previous: PreviousVersion | None
 
     def __init__(self, config: JobConfig, *, full: bool = False):
         self.config = config
         self._full = full
 
     def check(self) -> None:
-        """Checks addresses, encoder, index section and catalog, in the order of how cheap they are to check.
-
-        A `demo://N` catalog is drawn into `<work uri>/demo_catalog` the first time it is asked for.
+        """Checks addresses, encoder, index section and catalog, the cheapest first; draws a `demo://N` catalog once.
 
         Raises:
             StorageError: The work or index address cannot be written.
@@ -81,7 +74,12 @@ class CatalogSource:
         config = checked_addresses(self.config)
         self.encoder = check_encoder(config.encoder)
         check_index(config.index, self.encoder.dim)
-        catalog = replace(config.catalog, uri=_drawn_if_demo(config.catalog.uri, self.config.work.uri))
+        catalog = config.catalog
+        if isinstance(catalog.uri, str) and is_demo_address(catalog.uri):
+            try:
+                catalog = replace(catalog, uri=draw_named_catalog(catalog.uri, self.config.work.uri))
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
         catalog_schema(catalog)
         self.config = replace(config, catalog=catalog)
 
@@ -105,11 +103,7 @@ class CatalogSource:
         return storage.join(self.config.work.uri, "spool")
 
     def plan(self) -> ShardPlan:
-        """Cuts the checked catalog into shards, and opens what the previous version left.
-
-        Raises:
-            CatalogError: The catalog cannot be read.
-        """
+        """Cuts the checked catalog into shards; CatalogError where it cannot be read."""
         config = self.config
         catalog = plan_catalog(config.catalog, spool_uri=self._intake_folder)
         self.previous, reason = self._previous_version()
@@ -122,35 +116,33 @@ class CatalogSource:
         folder = embeddings_folder(config.work.uri, self.encoder.fingerprint)
 
         def task(shard: CatalogShard) -> ShardTask:
-            files = ShardFiles(folder=folder, key=shard_key(shard.key, settings))
-            files = files_of_shard(files, shard.position, finished, full=self._full)
+            named = ShardFiles(folder=folder, key=shard_key(shard.key, settings))
+            files = files_of_shard(named, shard.position, finished, full=self._full)
             return ShardTask(position=shard.position, files=files, rows=shard)
 
         # An object store is asked for the summary of each shard of the last run.
         with ThreadPoolExecutor(THREADS, thread_name_prefix="plan-shards") as pool:
             tasks = tuple(pool.map(task, catalog.shards))
+        encoder = self.encoder
+        of_catalog = partial(embedding, catalog=config.catalog, fetch=config.fetch, decode=config.decode)
         return ShardPlan(
             stage="embed",
             tasks=tasks,
-            maker=partial(
-                embedding,
-                catalog=config.catalog,
-                fetch=config.fetch,
-                decode=config.decode,
-                encoder=config.encoder,
-                previous=self.previous,
-            ),
+            maker=partial(of_catalog, encoder=config.encoder, previous=self.previous),
             rows=catalog.rows,
             encoder=EncoderSummary(
-                model=self.encoder.model, fingerprint=self.encoder.fingerprint, dim=self.encoder.dim
+                model=encoder.model,
+                fingerprint=encoder.fingerprint,
+                dim=encoder.dim,
+                batch_invariant=encoder.batch_invariant,
             ),
             query_encoder=config.encoder,
             catalog_uri=", ".join(config.catalog.uris),
-            catalog_files=frozenset(part.path for shard in catalog.shards for part in shard.ranges),
+            catalog_files=frozenset(rows.path for shard in catalog.shards for rows in shard.ranges),
             nothing_carried_over=reason,
         )
 
-    def _previous_version(self) -> tuple[LastNight | None, str]:
+    def _previous_version(self) -> tuple[PreviousVersion | None, str]:
         """What the previous version left, or None and the reason why nothing is carried over, in words."""
         published = published_manifest(self.config.index.uri)
         if published is None:
@@ -160,33 +152,18 @@ class CatalogSource:
         if published.encoder.fingerprint != self.encoder.fingerprint:
             return None, f"the encoder changed (from {published.encoder.fingerprint} to {self.encoder.fingerprint})"
         lookup_uri = storage.join(self.config.work.uri, "carry_over", published.version)
-        pictures = [ShardFiles.of_embeddings(uri).images for uri in published.embedding_shards]
-        return LastNight(
+        images = [ShardFiles.of_embeddings(uri).images for uri in published.embedding_shards]
+        return PreviousVersion(
             vectors=build_carry_over(published.embedding_shards, storage.join(lookup_uri, "vectors")),
-            pictures=build_known_images(pictures, storage.join(lookup_uri, "pictures")),
+            images=build_known_images(images, storage.join(lookup_uri, "pictures")),
         ), ""
-
-
-def _drawn_if_demo(uri: str | tuple[str, ...], work_uri: str) -> str | tuple[str, ...]:
-    if not isinstance(uri, str) or not is_demo_address(uri):
-        return uri
-    try:
-        return draw_named_catalog(uri, work_uri)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def files_of_shard(files: ShardFiles, position: int, finished: FinishedRun | None, *, full: bool) -> ShardFiles:
     """The files of a shard in this run.
 
-    Only a shard whose images can become others without the catalog (fetched from outside, or failed last time) is named
-    anew after each finished run; after a killed one it keeps its name, and so its work.
-
-    Args:
-        files: As the content of the shard names them.
-        position: The shard's place in the plan.
-        finished: The last run that came to its end.
-        full: Embed it again, whatever that run made.
+    Only a shard whose images can become others without the catalog (fetched from outside, or failed last time), or any
+    with `full`, is named anew after each finished run; after a killed one it keeps its name, and so its work.
     """
     if finished is None:
         return files
@@ -209,18 +186,10 @@ def embedding(
     fetch: FetchConfig,
     decode: DecodeConfig,
     encoder: EncoderConfig,
-    previous: LastNight | None,
+    previous: PreviousVersion | None,
     load_encoder: Callable[[EncoderConfig], ProductEncoder] = load_product_encoder,
 ) -> Iterator[MakeShard]:
-    """Makes shards of catalog rows; loads the encoder, and starts the threads that read products up to it.
-
-    Args:
-        once: As of `transforms.ShardMaker`.
-        catalog, fetch, decode, encoder: The sections of the config that shape the work.
-        previous: Where the vectors and images of the previous version are found, or None.
-        load_encoder: Makes the product encoder; tests give their own.
-    """
+    """A `transforms.ShardMaker`: loads the encoder, and starts the threads that read products up to it."""
     towers: ProductEncoder = once(lambda: load_encoder(encoder))
-    with closing(ProductPreparer.open(catalog, fetch, decode, inputs=towers, last_night=previous)) as preparer:
-        embedder = ShardEmbedder(encoder=towers, preparer=preparer)
-        yield lambda task, on_progress: embedder.embed(task.rows, task.files, on_progress=on_progress)
+    with closing(ProductPreparer.open(catalog, fetch, decode, inputs=towers, previous=previous)) as preparer:
+        yield lambda task, on_progress: embed_shard(towers, preparer, task.rows, task.files, on_progress=on_progress)

@@ -1,10 +1,10 @@
 """One catalog shard becomes one embedding shard: read, look up, fetch, decode, embed, fuse, write.
 
-Legend of shapes: `B` products of a batch, `P` distinct pictures of a batch, `D` fused dimension, `S` picture side.
+The steps form a stream of batches, each running ahead of the next on its own thread, so that the disk, the decoder and
+the model work at the same time; memory is bounded by a few batches. A text that occurs several times in a batch, or an
+image in the shard, goes through its tower once. A dry run (`forecast`) stops before the towers.
 
-The steps form a stream of batches, each step running ahead of the next on its own thread, so that the disk, the decoder
-and the model work at the same time; memory is bounded by a few batches. Text and picture that occur several times in a
-batch (a picture: in the shard) go through their tower once.
+Legend of shapes: `B` products of a batch, `n` some of them, `D` fused dimension, `S` image side.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from encoders import ImagePreprocessing, ProductEncoder
+from encoders import EncoderDescription, ProductEncoder
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import DeadLetter, ImageError, Outcome, Reason, Stage, write_dead_letters
@@ -43,19 +42,14 @@ from pipelines.images.product_images import (
     decode_images,
     fetch_images,
 )
-from pipelines.indexing.product_table import ColumnsWriter
+from pipelines.indexing.product_table import WriteColumns, columns_writer
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary
 
-# ---- pipelines/step_timer.py ----
-# Busy seconds of named steps. Each step is timed by one thread at a time; different steps may run side by side.
+TEXT_ONLY_BATCH_ROWS = 2048
 
 
 class StepTimer:
-    """Adds up the seconds spent inside `timed` blocks.
-
-    Args:
-      steps: names, so that a step that did nothing is reported with 0.
-    """
+    """Adds up busy seconds by step. Each step is timed by one thread at a time; steps may run side by side."""
 
     def __init__(self, *steps: str):
         self.seconds: dict[str, float] = dict.fromkeys(steps, 0.0)
@@ -68,59 +62,37 @@ class StepTimer:
         self.seconds[step] += perf_counter() - started
 
 
-# ---- pipelines/prepared_products.py ----
-# A catalog shard as batches of products whose fingerprints are known and looked up: all that comes before the towers.
-#
-# Embedding goes on from here with decoding and the towers; a dry run only counts.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreviousVersion:
+    """What the previous version left for this run, in a form that travels to the workers."""
 
-
-TEXT_ONLY_BATCH_ROWS = 2048
+    vectors: LookupSource
+    images: LookupSource
 
 
 @dataclass(slots=True)
 class PreparedBatch:
-    """A batch of `B` products on its way to the towers; each step fills in its part.
+    """A batch of `B` products on its way to the towers; each step fills in its share.
 
     Attributes:
-      products: as the catalog has them.
-      texts: as the text tower gets them; None for a product, or an encoder, without text.
-      pictures: which pictures each product has, and what was wrong with the others.
-      data: encoded bytes of each distinct picture by digest, until they are decoded.
-      fingerprints: uint8 `[B, 16]`.
-      places: int64 `[B]`, place in the carry-over lookup, -1 for a product that last night does not have.
-      images_unchanged: how many pictures were not read again.
-      pixels: digest -> uint8 `[3, S, S]`, of the pictures that the shard met first in this batch.
+        products: As the catalog has them.
+        texts: As the text tower gets them; None for a product, or an encoder, without text.
+        images: Which images each product has, and what was wrong with the others.
+        data: Encoded bytes of each distinct image by digest, until they are decoded.
+        fingerprints: uint8 `[B, 16]`.
+        lookup_rows: int64 `[B]`, rows of the carry-over lookup; -1 for a product that the previous version lacks.
+        images_unchanged: How many images were not read again.
+        pixels: digest -> uint8 `[3, S, S]`, of the images that the shard met first in this batch.
     """
 
     products: ProductBatch
     texts: list[str | None]
-    pictures: list[ProductImages]
+    images: list[ProductImages]
     data: dict[bytes, bytes]
     fingerprints: np.ndarray
-    places: np.ndarray
+    lookup_rows: np.ndarray
     images_unchanged: int = 0
     pixels: dict[bytes, np.ndarray] = field(default_factory=dict)
-
-
-class TowerInputs(Protocol):
-    """What an encoder wants to be fed with; an encoder, or a description of one."""
-
-    @property
-    def uses_text(self) -> bool: ...
-
-    @property
-    def uses_images(self) -> bool: ...
-
-    @property
-    def preprocessing(self) -> ImagePreprocessing | None: ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LastNight:
-    """What the published version's night left for this one, in a form that travels to the workers."""
-
-    vectors: LookupSource
-    pictures: LookupSource
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,18 +100,16 @@ class ProductPreparer:
     """Reads shards up to the towers.
 
     Attributes:
-      catalog: how rows become products.
-      uses_text: whether the encoder reads texts.
-      pool: fetches and decodes pictures; None where the encoder or the catalog has none.
-      carry_over: last night's vectors, or None.
-      known_pictures: last night's pictures, or None.
+        uses_text: Whether the encoder reads texts.
+        pool: Fetches and decodes images; None where the encoder or the catalog has none.
+        carry_over, known_images: The previous version's vectors and images.
     """
 
     catalog: CatalogConfig
     uses_text: bool
     pool: ImagePool | None
     carry_over: CarryOver | None
-    known_pictures: KnownImages | None = None
+    known_images: KnownImages | None = None
 
     @classmethod
     def open(
@@ -148,8 +118,8 @@ class ProductPreparer:
         fetch: FetchConfig,
         decode: DecodeConfig,
         *,
-        inputs: TowerInputs,
-        last_night: LastNight | None,
+        inputs: EncoderDescription | ProductEncoder,
+        previous: PreviousVersion | None,
     ) -> ProductPreparer:
         """Starts the threads and maps the lookups; `close` ends them."""
         pool = None
@@ -159,35 +129,27 @@ class ProductPreparer:
             catalog=catalog,
             uses_text=inputs.uses_text,
             pool=pool,
-            carry_over=None if last_night is None else CarryOver(last_night.vectors),
-            known_pictures=None if last_night is None else KnownImages(last_night.pictures),
+            carry_over=None if previous is None else CarryOver(previous.vectors),
+            known_images=None if previous is None else KnownImages(previous.images),
         )
 
     def close(self) -> None:
-        """Ends the picture threads."""
+        """Ends the image threads."""
         if self.pool is not None:
             self.pool.close()
 
     def prepare(self, shard: CatalogShard, timer: StepTimer) -> Iterator[PreparedBatch]:
-        """Reads a shard; the reader runs ahead on a thread of its own.
-
-        Args:
-          shard: which rows.
-          timer: gets the seconds of the steps `read` and `fetch`.
-        """
+        """Reads a shard on a thread that runs ahead; `timer` gets the seconds of the steps `read` and `fetch`."""
         for products in prefetch(self._read(shard, timer), name="catalog-reader"):
             with timer.timed("fetch"):
                 batch = self._look_up(products)
             yield batch
 
-    def _batch_rows(self) -> int:
-        """Three batches of decoded pictures are alive at a time: in the decoder, waiting, in the model."""
-        if self.pool is None:
-            return TEXT_ONLY_BATCH_ROWS
-        return max(1, self.pool.pending_images // (3 * self.catalog.images_per_product))
-
     def _read(self, shard: CatalogShard, timer: StepTimer) -> Iterator[ProductBatch]:
-        rows_by_batch = iter(read_shard(shard, self.catalog, batch_rows=self._batch_rows()))
+        batch_rows = TEXT_ONLY_BATCH_ROWS
+        if self.pool is not None:  # three batches of decoded images are alive: in the decoder, waiting, in the model
+            batch_rows = max(1, self.pool.pending_images // (3 * self.catalog.images_per_product))
+        rows_by_batch = iter(read_shard(shard, self.catalog, batch_rows=batch_rows))
         while True:
             with timer.timed("read"):
                 rows = next(rows_by_batch, None)
@@ -197,187 +159,158 @@ class ProductPreparer:
             yield products
 
     def _look_up(self, products: ProductBatch) -> PreparedBatch:
-        """Fetches the pictures, takes the fingerprints, and finds what last night already made."""
+        """Fetches the images, takes the fingerprints, and finds what the previous version has."""
         size = len(products.product_ids)
-        texts = products.texts.to_pylist() if self.uses_text else [None] * size
         batch = PreparedBatch(
             products=products,
-            texts=texts,
-            pictures=[ProductImages() for _ in range(size)],
+            texts=products.texts.to_pylist() if self.uses_text else [None] * size,
+            images=[ProductImages() for _ in range(size)],
             data={},
             fingerprints=np.empty((size, FINGERPRINT_BYTES), np.uint8),
-            places=np.full(size, -1, np.int64),
+            lookup_rows=np.full(size, -1, np.int64),
         )
-        rows = np.arange(size)
-        self._fetch(batch, rows, self.known_pictures)
-        # A product that changed beside its picture needs the bytes after all.
-        unread = [
-            row
-            for row in rows[batch.places < 0]
-            if any(digest not in batch.data for digest in batch.pictures[row].digests)
-        ]
+        self._fetch(batch, np.arange(size), self.known_images)
+        # A product that changed beside its image needs the bytes after all.
+        new = np.flatnonzero(batch.lookup_rows < 0)
+        unread = [row for row in new if any(digest not in batch.data for digest in batch.images[row].digests)]
         if unread:
             self._fetch(batch, np.array(unread), None)
-        batch.images_unchanged = sum(
-            digest not in batch.data for picture in batch.pictures for digest in picture.digests
-        )
+        batch.images_unchanged = sum(digest not in batch.data for images in batch.images for digest in images.digests)
         return batch
 
-    def _fetch(self, batch: PreparedBatch, rows: np.ndarray, known_pictures: KnownImages | None) -> None:
-        """Fills in pictures, fingerprints and places of the products at `rows`."""
+    def _fetch(self, batch: PreparedBatch, rows: np.ndarray, known_images: KnownImages | None) -> None:
+        """Fills in images, fingerprints and lookup rows of the products at `rows`."""
         found = [ProductImages() for _ in rows]
         if self.pool is not None:
-            fetched = fetch_images(self.pool, [batch.products.images[row] for row in rows], known_pictures)
+            fetched = fetch_images(self.pool, [batch.products.images[row] for row in rows], known_images)
             batch.data |= fetched.data
             found = fetched.products
-        for row, pictures in zip(rows, found, strict=True):
-            batch.pictures[row] = pictures
+        for row, images in zip(rows, found, strict=True):
+            batch.images[row] = images
         batch.fingerprints[rows] = content_fingerprints(
-            [batch.texts[row] for row in rows], [pictures.digests for pictures in found]
+            [batch.texts[row] for row in rows], [images.digests for images in found]
         )
         if self.carry_over is not None and len(rows):
-            places = self.carry_over.find(batch.fingerprints[rows])
-            places[[bool(pictures.faults) for pictures in found]] = -1
-            batch.places[rows] = places
+            lookup_rows = self.carry_over.find(batch.fingerprints[rows])
+            lookup_rows[[bool(images.faults) for images in found]] = -1
+            batch.lookup_rows[rows] = lookup_rows
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardEmbedder:
-    """Embeds shards with one loaded encoder; one a worker process.
+def embed_shard(
+    encoder: ProductEncoder,
+    preparer: ProductPreparer,
+    shard: CatalogShard,
+    files: ShardFiles,
+    *,
+    on_progress: Callable[[int], None] = lambda products: None,
+) -> ShardSummary:
+    """Embeds one shard and declares it complete.
 
-    Attributes:
-      encoder: the product side.
-      preparer: reads products up to the towers.
+    Args:
+        encoder: The product side, loaded.
+        preparer: Reads products up to its towers.
+        shard: Which rows to read.
+        files: Where the outputs go.
+        on_progress: Gets the number of products written so far, after each batch.
     """
-
-    encoder: ProductEncoder
-    preparer: ProductPreparer
-
-    def embed(
-        self, shard: CatalogShard, files: ShardFiles, *, on_progress: Callable[[int], None] = lambda products: None
-    ) -> ShardSummary:
-        """Embeds one shard and declares it complete.
-
-        Args:
-          shard: which rows to read.
-          files: where the outputs go.
-          on_progress: told the products written so far, after each batch.
-
-        Returns:
-          The summary, as it was written.
-        """
-        return files.complete(shard.position, lambda made: _ShardWork(self, shard, made).run(on_progress))
+    return files.complete(shard.position, lambda made: _ShardWork(encoder, preparer, shard, made).run(on_progress))
 
 
 class _ShardWork:
     """The state of one shard while it is being embedded."""
 
-    def __init__(self, tools: ShardEmbedder, shard: CatalogShard, files: ShardFiles):
-        self._encoder = tools.encoder
-        self._preparer = tools.preparer
-        self._shard = shard
-        self._files = files
+    def __init__(self, encoder: ProductEncoder, preparer: ProductPreparer, shard: CatalogShard, files: ShardFiles):
+        self._encoder, self._preparer, self._shard, self._files = encoder, preparer, shard, files
         self._letters: list[DeadLetter] = []
-        self._known_pictures: list[KnownImage] = []
-        self._counts: Counter[str] = Counter()
+        self._known_images: list[KnownImage] = []
+        self._counts: Counter[str] = Counter()  # by the names of a `ShardSummary`
         self._timer = StepTimer("read", "fetch", "decode", "embed", "write")
         self._revisable = False
         self._image_rows: dict[bytes, int] = {}  # digest -> row of _image_vectors
-        self._image_vectors = np.empty((0, 0), np.float32)  # [pictures of this shard, image tower's dimension]
+        self._image_vectors = np.empty((0, 0), np.float32)  # [images of this shard, image tower's dimension]
 
     def run(self, on_progress: Callable[[int], None]) -> ShardSummary:
         started = perf_counter()
-        encoder, pool = self._encoder, self._preparer.pool
+        encoder, pool, files = self._encoder, self._preparer.pool, self._files
         batches = self._preparer.prepare(self._shard, self._timer)
         if pool is not None:
-            batches = prefetch(self._decode(pool, prefetch(batches, name="picture-fetcher")), name="picture-decoder")
+            batches = prefetch(self._decode(pool, prefetch(batches, name="image-fetcher")), name="image-decoder")
         with (
-            EmbeddingShardWriter(
-                self._files.embeddings, dim=encoder.dim, encoder_fingerprint=encoder.fingerprint
-            ) as vectors,
-            ColumnsWriter(self._files.columns) as columns,
+            EmbeddingShardWriter(files.embeddings, dim=encoder.dim, encoder_fingerprint=encoder.fingerprint) as vectors,
+            columns_writer(files.columns) as write_columns,
         ):
             for batch in batches:
-                self._embed(batch, vectors, columns)
+                self._embed(batch, vectors, write_columns)
                 on_progress(self._counts["products"])
-        write_dead_letters(self._files.rejected, self._letters)
-        if self._known_pictures:
-            write_known_images(self._files.images, self._known_pictures)
-        return self._summary(perf_counter() - started)
-
-    def _summary(self, wall_seconds: float) -> ShardSummary:
-        counts = self._counts
+        write_dead_letters(files.rejected, self._letters)
+        if self._known_images:
+            write_known_images(files.images, self._known_images)
+        counts, letters = self._counts, self._letters
         return ShardSummary(
             position=self._shard.position,
-            key=self._files.key,
-            rows_in=counts["rows_in"],
-            products=counts["products"],
+            key=files.key,
             embedded=counts["products"] - counts["carried_over"],
-            carried_over=counts["carried_over"],
-            degraded=len({letter.product_id for letter in self._letters if letter.outcome == "degraded"}),
-            without_image=counts["without_image"],
-            images_unchanged=counts["images_unchanged"],
-            texts_cut=counts["texts_cut"],
-            rejected=sum(letter.outcome == "rejected" for letter in self._letters),
-            by_reason=dict(Counter(f"{letter.outcome}: {letter.reason}" for letter in self._letters)),
+            degraded=len({letter.product_id for letter in letters if letter.outcome == "degraded"}),
+            rejected=sum(letter.outcome == "rejected" for letter in letters),
+            by_reason=dict(Counter(f"{letter.outcome}: {letter.reason}" for letter in letters)),
             revisable=self._revisable,
-            seconds={step: round(seconds, 4) for step, seconds in self._timer.seconds.items()} | {"wall": wall_seconds},
+            seconds={step: round(seconds, 4) for step, seconds in self._timer.seconds.items()}
+            | {"wall": perf_counter() - started},
+            **counts,
         )
 
     def _decode(self, pool: ImagePool, batches: Iterator[PreparedBatch]) -> Iterator[PreparedBatch]:
-        """Decodes the pictures that this shard has not met before, and hands each product its faults."""
+        """Decodes the images that this shard has not met before, and hands each product its faults."""
         met: set[bytes] = set()
         faults: dict[bytes, ImageError] = {}
         for batch in batches:
             with self._timer.timed("decode"):
-                new = [picture for picture, place in zip(batch.pictures, batch.places, strict=True) if place < 0]
+                new = [images for images, row in zip(batch.images, batch.lookup_rows, strict=True) if row < 0]
                 wanted = {
-                    digest: batch.data[digest] for picture in new for digest in picture.digests if digest not in met
+                    digest: batch.data[digest] for images in new for digest in images.digests if digest not in met
                 }
                 met |= wanted.keys()
                 batch.pixels, new_faults = decode_images(pool, wanted)
                 faults |= new_faults
-                for picture in new:
-                    picture.faults += [faults[digest] for digest in picture.digests if digest in faults]
-                    picture.digests = [digest for digest in picture.digests if digest not in faults]
+                for images in new:
+                    images.faults += [faults[digest] for digest in images.digests if digest in faults]
+                    images.digests = [digest for digest in images.digests if digest not in faults]
                 batch.data = {}
             yield batch
 
-    def _embed(self, batch: PreparedBatch, shard: EmbeddingShardWriter, columns: ColumnsWriter) -> None:
-        """Decides each product's outcome, runs the towers, and writes the rows of the accepted ones."""
-        self._letters += batch.products.dead_letters + batch.products.notes
-        self._counts["rows_in"] += len(batch.pictures) + len(batch.products.dead_letters)
+    def _embed(self, batch: PreparedBatch, shard: EmbeddingShardWriter, write_columns: WriteColumns) -> None:
+        """Decides which products are accepted, runs the towers, and writes the rows of those."""
+        counts, products = self._counts, batch.products
+        self._letters += products.dead_letters + products.notes
         accepted = self._accept(batch)
         with self._timer.timed("embed"):
             vectors = self._vectors(batch, accepted)
         with self._timer.timed("write"):
-            modalities = self._modalities(batch, accepted)
-            rows = pa.array(accepted)
-            shard.write(
-                batch.products.product_ids.take(rows), vectors, batch.fingerprints[accepted], modalities[accepted]
-            )
-            columns.write(batch.products.columns.take(rows))
-        self._counts["products"] += len(accepted)
-        self._counts["carried_over"] += int((batch.places[accepted] >= 0).sum())
-        self._counts["images_unchanged"] += batch.images_unchanged
-        self._known_pictures += [
-            known for picture in batch.pictures for known in picture.known if known.digest in picture.digests
+            rows, modalities = pa.array(accepted), _modalities(batch, accepted)
+            shard.write(products.product_ids.take(rows), vectors, batch.fingerprints[accepted], modalities)
+            write_columns(products.columns.take(rows))
+        counts["rows_in"] += len(batch.images) + len(products.dead_letters)
+        counts["products"] += len(accepted)
+        counts["carried_over"] += int((batch.lookup_rows[accepted] >= 0).sum())
+        counts["images_unchanged"] += batch.images_unchanged
+        counts["without_image"] += int((modalities & Modality.IMAGE == 0).sum())
+        self._known_images += [
+            known for images in batch.images for known in images.known if known.digest in images.digests
         ]
-        self._counts["without_image"] += int((modalities[accepted] & Modality.IMAGE == 0).sum())
 
     def _accept(self, batch: PreparedBatch) -> np.ndarray:
         """Rows of the products that are indexed, int64; the others, and the degraded ones, leave a dead letter."""
-        encoder, must_have_pictures = self._encoder, self._preparer.catalog.on_bad_image == "reject"
+        encoder, must_have_images = self._encoder, self._preparer.catalog.on_bad_image == "reject"
         accepted = []
-        for row, (text, picture) in enumerate(zip(batch.texts, batch.pictures, strict=True)):
-            self._revisable |= picture.by_reference or bool(picture.faults)
-            usable = bool(picture.digests) or (text is not None and encoder.uses_text)
-            rejected = not usable or (bool(picture.faults) and must_have_pictures)
+        for row, (text, images) in enumerate(zip(batch.texts, batch.images, strict=True)):
+            self._revisable |= images.by_reference or bool(images.faults)
+            usable = bool(images.digests) or (text is not None and encoder.uses_text)
+            rejected = not usable or (bool(images.faults) and must_have_images)
             if not rejected:
                 accepted.append(row)
-            elif not picture.faults:
+            elif not images.faults:
                 self._letter(batch, row, "rejected", "validate", Reason.empty_product, _nothing_to_embed(encoder))
-            for fault in picture.faults:
+            for fault in images.faults:
                 outcome: Outcome = "rejected" if rejected else "degraded"
                 self._letter(batch, row, outcome, fault.stage, fault.reason, fault.detail)
                 if rejected:
@@ -388,68 +321,57 @@ class _ShardWork:
         self, batch: PreparedBatch, row: int, outcome: Outcome, stage: Stage, reason: Reason, detail: str
     ) -> None:
         product_id = batch.products.product_ids[row].as_py()
-        self._letters.append(
-            DeadLetter(product_id=product_id, outcome=outcome, stage=stage, reason=reason, detail=detail)
-        )
-
-    def _modalities(self, batch: PreparedBatch, accepted: np.ndarray) -> np.ndarray:
-        """What each product's vector was made from, uint8 `[B]` bit mask."""
-        masks = np.zeros(len(batch.pictures), np.uint8)
-        for row in accepted:
-            picture = batch.pictures[row]
-            masks[row] = (
-                (Modality.TEXT if batch.texts[row] is not None else 0)
-                | (Modality.IMAGE if picture.digests else 0)
-                | (Modality.DEGRADED if picture.faults else 0)
-            )
-        return masks
+        letter = DeadLetter(product_id=product_id, outcome=outcome, stage=stage, reason=reason, detail=detail)
+        self._letters.append(letter)
 
     def _vectors(self, batch: PreparedBatch, accepted: np.ndarray) -> np.ndarray:
-        """The accepted products' vectors, float16 `[n, D]`: last night's where there is one, else new ones."""
-        encoder, carry_over = self._encoder, self._preparer.carry_over
-        vectors = np.empty((len(accepted), encoder.dim), np.float16)
-        places = batch.places[accepted]
-        carried = np.flatnonzero(places >= 0)
-        if carry_over is not None and len(carried):
-            vectors[carried] = carry_over.vectors(places[carried])
-        new = np.flatnonzero(places < 0)
+        """The accepted products' vectors, float16 `[n, D]`: carried over where there is one, else new ones."""
+        vectors = np.empty((len(accepted), self._encoder.dim), np.float16)
+        lookup_rows = batch.lookup_rows[accepted]
+        carried, new = np.flatnonzero(lookup_rows >= 0), np.flatnonzero(lookup_rows < 0)
+        if self._preparer.carry_over is not None and len(carried):
+            vectors[carried] = self._preparer.carry_over.vectors(lookup_rows[carried])
         if len(new):
             vectors[new] = self._run_towers(batch, accepted[new])
         return vectors
 
     def _run_towers(self, batch: PreparedBatch, rows: np.ndarray) -> np.ndarray:
-        """Vectors of the products at `rows` of the batch, float32 `[n, D]`; equal texts and pictures are run once."""
+        """Vectors of the products at `rows` of the batch, float32 `[n, D]`; equal texts and images are run once."""
         encoder = self._encoder
         texts: dict[str, int] = {}
         text_rows = np.full(len(rows), -1, np.int64)
-        for place, row in enumerate(rows):
-            text = batch.texts[row]
-            if text is not None and not (encoder.text_is_fallback and batch.pictures[row].digests):
-                text_rows[place] = texts.setdefault(text, len(texts))
+        image_rows = np.full((len(rows), max(1, self._preparer.catalog.images_per_product)), -1, np.int64)
+        if batch.pixels:
+            new_vectors = encoder.encode_images(np.stack(list(batch.pixels.values()))).cpu().numpy()
+            self._image_rows |= {digest: len(self._image_rows) + i for i, digest in enumerate(batch.pixels)}
+            known = [self._image_vectors] if len(self._image_vectors) else []
+            self._image_vectors = np.concatenate([*known, new_vectors])
+        for i, row in enumerate(rows):
+            text, digests = batch.texts[row], batch.images[row].digests
+            if text is not None and not (encoder.text_is_fallback and digests):
+                text_rows[i] = texts.setdefault(text, len(texts))
+            image_rows[i, : len(digests)] = [self._image_rows[digest] for digest in digests]
         text_vectors = None
         if texts:
             tokens = encoder.tokenize(list(texts))
             self._counts["texts_cut"] += tokens.truncated
             text_vectors = encoder.encode_texts(tokens)
-        if batch.pixels:
-            new_vectors = encoder.encode_images(np.stack(list(batch.pixels.values()))).cpu().numpy()
-            self._image_rows |= {digest: len(self._image_rows) + i for i, digest in enumerate(batch.pixels)}
-            parts = [self._image_vectors, new_vectors] if len(self._image_vectors) else [new_vectors]
-            self._image_vectors = np.concatenate(parts)
-        image_rows = np.full((len(rows), max(1, self._preparer.catalog.images_per_product)), -1, np.int64)
-        for place, row in enumerate(rows):
-            digests = batch.pictures[row].digests
-            image_rows[place, : len(digests)] = [self._image_rows[digest] for digest in digests]
         image_vectors = self._image_vectors if len(self._image_vectors) else None
         return encoder.fuse(text_vectors, text_rows, image_vectors, image_rows)
 
 
+def _modalities(batch: PreparedBatch, rows: np.ndarray) -> np.ndarray:
+    """What the vectors of the products at `rows` are made from, uint8 `[n]` bit mask."""
+    masks = [
+        (Modality.TEXT if batch.texts[row] is not None else 0)
+        | (Modality.IMAGE if batch.images[row].digests else 0)
+        | (Modality.DEGRADED if batch.images[row].faults else 0)
+        for row in rows
+    ]
+    return np.array(masks, np.uint8)
+
+
 def _nothing_to_embed(encoder: ProductEncoder) -> str:
-    reads = " and ".join(
-        name for name, used in (("text", encoder.uses_text), ("pictures", encoder.uses_images)) if used
-    )
-    return (
-        f"the encoder reads {reads}, and the product has neither"
-        if " and " in reads
-        else (f"the encoder reads only {reads}, and the product has none")
-    )
+    if encoder.uses_text and encoder.uses_images:
+        return "the encoder reads text and pictures, and the product has neither"
+    return f"the encoder reads only {'text' if encoder.uses_text else 'pictures'}, and the product has none"

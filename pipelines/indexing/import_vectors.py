@@ -1,7 +1,6 @@
 """Vectors made elsewhere, or by the last run, as the source of a run: planned, and imported as embedding shards.
 
-An imported shard has the same files as an embedded one; its content fingerprints stay zero, since there is nothing to
-carry over.
+An imported shard has the same files as an embedded one; its content fingerprints are zero: nothing is carried over.
 
 Legend: `n` rows of a batch, `D` dimension.
 """
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +33,8 @@ from pipelines.config.job import EmbeddingsConfig, IndexJobConfig
 from pipelines.config.validation import ConfigError
 from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.job import checked_addresses
-from pipelines.indexing.product_table import ColumnsWriter
-from pipelines.indexing.publish_step import staged_query_encoder
+from pipelines.indexing.product_table import columns_writer
+from pipelines.indexing.publish_step import stage_query_encoder
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary, ShardTask, read_finished_run, shard_key
 from pipelines.indexing.transforms import BeamOptions, MakeShard, Once, ShardPlan
@@ -44,14 +44,7 @@ THREADS = 16
 
 
 class VectorSource:
-    """The vectors of a build: files at `embeddings.uri`, or the embedding shards of the last run on `work.uri`.
-
-    Args:
-        config: The job.
-
-    Attributes:
-        config: The job; once checked, with the work and index addresses in full.
-    """
+    """The vectors of a build: files at `embeddings.uri`, or the embedding shards of the last run on `work.uri`."""
 
     def __init__(self, config: IndexJobConfig):
         self.config = config
@@ -78,16 +71,15 @@ class VectorSource:
 
 
 def imported_shards(config: EmbeddingsConfig, work_uri: str) -> ShardPlan:
-    """Plans the import of vectors that were made elsewhere; the errors are those of `VectorSource.plan`."""
+    """Plans the import of vectors that were made elsewhere; raises as `VectorSource.plan`."""
     shards, dim = plan_vectors(config)
     uris = (config.uri,) if isinstance(config.uri, str) else config.uri or ()
     # Stands for the encoder that nobody named: where its vectors lie and how they are taken.
     described = [[absolute(uri) for uri in uris], config.vector_field, config.normalize, dim]
     fingerprint = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
     encoder = EncoderSummary(model="", fingerprint=fingerprint, dim=dim)
-    query_encoder = None
-    if config.encoder is not None:
-        query_encoder = encoders.EncoderConfig(uri=config.encoder)
+    query_encoder = None if config.encoder is None else encoders.EncoderConfig(uri=config.encoder)
+    if query_encoder is not None:
         found = encoders.check_encoder(query_encoder)
         if found.dim != dim:
             raise ConfigError(
@@ -115,11 +107,7 @@ def imported_shards(config: EmbeddingsConfig, work_uri: str) -> ShardPlan:
 
 
 def standing_shards(work_uri: str) -> ShardPlan:
-    """The embedding shards of the last finished run on a work URI; nothing is left to make.
-
-    Raises:
-        ConfigError: No run has finished there, or its shards are gone.
-    """
+    """The embedding shards of the last finished run; ConfigError where none has finished, or its shards are gone."""
     finished = read_finished_run(work_uri)
     if finished is None:
         raise ConfigError(
@@ -134,16 +122,19 @@ def standing_shards(work_uri: str) -> ShardPlan:
     if len(summaries) < len(files):
         gone = files[found.index(None)].embeddings
         raise ConfigError(f"work.uri {work_uri}: the embedding shard {gone} of its last run is gone")
-    query_encoder_uri = staged_query_encoder(finished.encoder, work_uri)
-    model = ""
-    if query_encoder_uri is not None:
-        model = str(storage.read_json(storage.join(query_encoder_uri, "encoder.json"))["model"])
-    dim = embedding_shards.read_info(files[0].embeddings).dim
+    encoder_uri = stage_query_encoder(None, finished.encoder, work_uri)
+    model = storage.read_json(storage.join(encoder_uri, "encoder.json"))["model"] if encoder_uri else ""
+    encoder = EncoderSummary(
+        model=model,
+        fingerprint=finished.encoder,
+        dim=embedding_shards.read_info(files[0].embeddings).dim,
+        batch_invariant=finished.batch_invariant,
+    )
     return ShardPlan(
         stage="import",
         standing=summaries,
         rows=sum(summary.rows_in for summary in summaries),
-        encoder=EncoderSummary(model=model, fingerprint=finished.encoder, dim=dim),
+        encoder=encoder,
         query_encoder=None,
         catalog_uri=finished.catalog_uri,
     )
@@ -151,55 +142,38 @@ def standing_shards(work_uri: str) -> ShardPlan:
 
 @contextmanager
 def _importing(once: Once, config: EmbeddingsConfig, dim: int, fingerprint: str) -> Iterator[MakeShard]:
-    """Makes shards by `import_shard`; there is nothing to load."""
-    yield lambda task, on_progress: import_shard(task, config, dim=dim, fingerprint=fingerprint)
-
-
-def import_shard(task: ShardTask, config: EmbeddingsConfig, *, dim: int, fingerprint: str) -> ShardSummary:
-    """Writes rows of vectors as an embedding shard and declares it complete.
-
-    Rows without an id or a usable vector become dead letters.
-
-    Args:
-        task: Which `VectorRows`, and where the outputs go.
-        config: How they are read.
-        dim: D.
-        fingerprint: Stands for the encoder's, in the shard.
-
-    Returns:
-        The summary, as it was written.
-    """
-    return task.files.complete(
-        task.position, lambda files: _write_shard(task.rows, task.position, files, config, dim, fingerprint)
+    """A `transforms.ShardMaker`; there is nothing to load. The fingerprint stands for the encoder's in the shards."""
+    yield lambda task, on_progress: task.files.complete(
+        task.position, lambda files: _write_shard(task, files, config, dim, fingerprint)
     )
 
 
 def _write_shard(
-    rows: VectorRows, position: int, files: ShardFiles, config: EmbeddingsConfig, dim: int, fingerprint: str
+    task: ShardTask, files: ShardFiles, config: EmbeddingsConfig, dim: int, fingerprint: str
 ) -> ShardSummary:
+    """Writes rows of vectors as an embedding shard; those without an id or a usable vector become dead letters."""
     started = perf_counter()
+    rows: VectorRows = task.rows
     letters: list[DeadLetter] = []
     rows_in = products = 0
     with (
         EmbeddingShardWriter(files.embeddings, dim=dim, encoder_fingerprint=fingerprint) as shard,
-        ColumnsWriter(files.columns) as columns,
+        columns_writer(files.columns) as write_columns,
     ):
-        batches = map_blocks(
-            lambda batch: (batch, _stored(batch, normalize=config.normalize)), read_vectors(rows, config, dim)
-        )
-        for batch, vectors in batches:
+        read = read_vectors(rows, config, dim)
+        for batch, vectors in map_blocks(lambda batch: (batch, _stored(batch, normalize=config.normalize)), read):
             usable = _usable_rows(batch, rows, rows.first_row + rows_in, letters)
             ids, shown = batch.ids, batch.columns
             if len(usable) < len(batch.ids):
                 ids, shown, vectors = ids.take(pa.array(usable)), shown.take(pa.array(usable)), vectors[usable]
             blank = np.zeros((len(usable), FINGERPRINT_BYTES), np.uint8)
             shard.write(ids, vectors, blank, np.zeros(len(usable), np.uint8))
-            columns.write(shown)
+            write_columns(shown)
             rows_in += len(batch.ids)
             products += len(usable)
     write_dead_letters(files.rejected, letters)
     return ShardSummary(
-        position=position,
+        position=task.position,
         key=files.key,
         rows_in=rows_in,
         products=products,
@@ -259,9 +233,7 @@ def _usable_rows(batch: VectorBatch, rows: VectorRows, first_row: int, letters: 
         if not product_id:
             reason = Reason.malformed_record if row in batch.wrong_ids else Reason.missing_id
             why = batch.wrong_ids.get(row, "no id")
-        detail = f"{rows.uri}, row {first_row + row}: {why}"
-        letters.append(
-            DeadLetter(product_id=product_id, outcome="rejected", stage="import", reason=reason, detail=detail)
-        )
+        facts: Any = {"reason": reason, "detail": f"{rows.uri}, row {first_row + row}: {why}"}
+        letters.append(DeadLetter(product_id=product_id, outcome="rejected", stage="import", **facts))
     bad = np.union1d(missing, np.fromiter(batch.problems, np.int64, len(batch.problems)))
     return np.setdiff1d(np.arange(len(batch.ids), dtype=np.int64), bad)

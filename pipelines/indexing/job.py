@@ -38,10 +38,9 @@ Config = TypeVar("Config", JobConfig, IndexJobConfig)
 
 
 class Source(Protocol):
-    """Where the embedding shards of a run come from.
+    """Where the embedding shards of a run come from: `catalog_source.CatalogSource` or `import_vectors.VectorSource`.
 
-    Two stand: `catalog_source.CatalogSource` and `import_vectors.VectorSource`. A command hands its own in, so that a
-    build from vectors loads no towers.
+    A command hands its own in, so that a build from vectors loads no towers.
     """
 
     @property
@@ -52,7 +51,7 @@ class Source(Protocol):
         """Raises, before the lease is taken, what can be known to fail before any work."""
 
     def prepare(self, record: RunRecord, beam_options: BeamOptions) -> None:
-        """Makes, by all workers, what the plan needs and would otherwise make alone; called under the lease."""
+        """Makes, by all workers and under the lease, what the plan needs and would otherwise make alone."""
 
     def plan(self) -> ShardPlan:
         """Names the shards and what is to be made; called under the lease, or for a forecast."""
@@ -67,25 +66,15 @@ def run_and_report(source: Source, beam_options: BeamOptions) -> int:
     """
     try:
         result, record = run_job(source, beam_options)
-    except (RunFailedError, LeaseHeldError) as error:
+    except (RunFailedError, LeaseHeldError, LeaseLostError) as error:
         sys.stderr.write(f"error: {error}\n")
-        return EXIT_FAILED
-    except LeaseLostError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_LEASE_LOST
+        return EXIT_LEASE_LOST if isinstance(error, LeaseLostError) else EXIT_FAILED
     print_summary(result, record)
     return EXIT_FAILED if result.status == "held" else 0
 
 
 def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRecord]:
     """Runs the job and publishes a version, unless a gate holds it back.
-
-    Args:
-        source: Where the embedding shards come from.
-        beam_options: The runner and its options.
-
-    Returns:
-        What came of it, and the record of the run.
 
     Raises:
         StorageError, CatalogError, EncoderError, ConfigError, SpecError: Something that the config names is not
@@ -122,23 +111,13 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
         )
         with show_progress(record, shards=len(shards.tasks), rows=shards.rows, first_stage=shards.stage):
             run_pipeline(shards, run, beam_options)
-        clean_work(
-            work_uri,
-            held=lease,
-            encoder=shards.encoder.fingerprint,
-            shard_keys=shards.keys,
-            build=run.build,
-            catalog_files=shards.catalog_files,
-        )
+        encoder, files = shards.encoder.fingerprint, shards.catalog_files
+        clean_work(work_uri, held=lease, encoder=encoder, shard_keys=shards.keys, build=run.build, catalog_files=files)
         return read_result(record), record
 
 
 def checked_addresses(config: Config) -> Config:
-    """The config with its work and index addresses in full, as they are written down for workers and later runs.
-
-    Raises:
-        StorageError: One of them cannot be written.
-    """
+    """The config with its work and index addresses in full; StorageError where one of them cannot be written."""
     storage.check_writable(config.work.uri)
     storage.check_writable(config.index.uri)
     return replace(
@@ -149,11 +128,7 @@ def checked_addresses(config: Config) -> Config:
 
 
 def plan_run(source: Source) -> tuple[ShardPlan, ReusableCodec | None]:
-    """The embedding shards, and the codec of the last finished run where this one may keep it.
-
-    Raises:
-        SpecError: So many products cannot train the index, or it would not fit into the memory budget.
-    """
+    """The embedding shards, and the last run's codec where this one may keep it; raises as `check_size`."""
     shards, config = source.plan(), source.config
     finished = read_finished_run(config.work.uri)
     reusable = reusable_codec(config.work.uri, finished, config.index, shards.encoder.fingerprint)
@@ -163,11 +138,7 @@ def plan_run(source: Source) -> tuple[ShardPlan, ReusableCodec | None]:
 
 
 def forecast_index(source: Source) -> list[tuple[str, str]]:
-    """What a build from vectors would make, and why, as (what, how) pairs; nothing is written.
-
-    Raises:
-        As `run_job`: what would stop the build stops its forecast.
-    """
+    """What a build from vectors would make, and why, as (what, how) pairs; what would stop the build stops this too."""
     shards, reusable = plan_run(source)
     index, rows, dim = source.config.index, shards.rows or 0, shards.encoder.dim
     lines = [("vectors", f"{rows:,} of {dim} dimensions, in {len(shards.keys):,} shards")]

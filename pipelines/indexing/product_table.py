@@ -1,16 +1,15 @@
-"""Every product gets its row: its place in the plan, without the rejected and the duplicates.
+"""Every product gets its row: its number in the plan, without the rejected and the duplicates.
 
-Runs once all catalog shards are embedded. It finds the ids that occur twice (the first row stays, the others become
-dead letters), gives the kept products their global rows, and writes what a version says about its products:
-`products.arrow` (row -> id and columns) and the dead letters. Memory is bounded by one bucket of ids and one batch.
+Runs once all catalog shards are embedded, and writes what a version says of its products: `products.arrow` (row -> id
+and columns) and the dead letters. Of an id that occurs twice the first row stays. Memory is bounded by one bucket of
+ids and one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,10 @@ import pyarrow.parquet as pq
 from index_builder import embedding_shards, storage
 from index_builder.embedding_shards import NumberedShard
 from pipelines.catalog.dead_letters import REJECTED_SCHEMA, DeadLetter, Reason, letters_to_table
-from pipelines.catalog.previous_version import ExternalSort, keyed_records
-from pipelines.catalog.products import id_digests
+from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
 from pipelines.indexing.shard_files import ShardFiles
+
+WriteColumns = Callable[[pa.RecordBatch], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,11 +30,10 @@ class Numbering:
     """The products of a version.
 
     Attributes:
-        shards: the embedding shards in plan order, each with the global rows of its products.
-        products: rows of the index, N.
-        duplicates: products dropped because their id had occurred before.
-        products_uri: the version's `products.arrow`.
-        rejected_uri: its `rejected.parquet`.
+        shards: The embedding shards in plan order, each with the global rows of its products.
+        products: Rows of the index, N.
+        duplicates: Products dropped because their id had occurred before.
+        products_uri, rejected_uri: The version's `products.arrow` and `rejected.parquet`.
     """
 
     shards: tuple[NumberedShard, ...]
@@ -45,18 +44,12 @@ class Numbering:
 
 
 def number_products(shards: Sequence[ShardFiles], out_uri: str) -> Numbering:
-    """Numbers the products of complete shards.
-
-    Args:
-        shards: files of every shard, in plan order.
-        out_uri: folder for the products and the dead letters.
-    """
+    """Numbers the products of complete shards, given in plan order; the two files go to the folder `out_uri`."""
 
     def write(path: str) -> dict[str, Any]:
         rows = [embedding_shards.read_info(files.embeddings).rows for files in shards]
-        dropped = [
-            found.tolist() for found in find_duplicates([files.embeddings for files in shards], expected=sum(rows))
-        ]
+        again = find_duplicates([files.embeddings for files in shards], expected=sum(rows))
+        dropped = [found.tolist() for found in again]
         numbered = _numbered(shards, rows, dropped)
         _write_products(shards, numbered, f"{path}.arrow")
         _write_rejected(shards, numbered, f"{path}.rejected.parquet")
@@ -85,62 +78,46 @@ def _numbered(
 
 
 def find_duplicates(shard_uris: Sequence[str], *, expected: int) -> list[np.ndarray]:
-    """Rows whose product id occurred earlier in the plan.
+    """For each shard in plan order the local rows whose product id occurred earlier, int64, ascending.
 
     Args:
-        shard_uris: embedding shards in plan order.
-        expected: their rows in all.
-
-    Returns:
-        For each shard the local rows to drop, int64, ascending.
+        shard_uris: Embedding shards in plan order.
+        expected: Their rows in all.
     """
     dropped: list[list[np.ndarray]] = [[] for _ in shard_uris]
-    with ExternalSort(expected) as spilled:
+    with ExternalSort(expected) as sorting:
         for number, uri in enumerate(shard_uris):
-            ids = embedding_shards.read_ids(uri)
-            spilled.add(keyed_records(id_digests(ids.to_pylist()), number, np.arange(len(ids))))
-        for records in spilled.sorted_buckets():
-            # Sorted by id, then by place: whatever equals its predecessor came later in the plan.
-            again = records[1:][
-                (records["key"][1:] == records["key"][:-1]) & (records["tail"][1:] == records["tail"][:-1])
-            ]
+            add_ids(sorting, embedding_shards.read_ids(uri), number)
+        for records in sorting.sorted_buckets():
+            # Sorted by id, then by row: what repeats an id came later in the plan.
+            again = records[repeats_id(records)]
             for number in np.unique(again["shard"]):
                 dropped[number].append(again["row"][again["shard"] == number].astype(np.int64))
     return [np.sort(np.concatenate(rows)) if rows else np.empty(0, np.int64) for rows in dropped]
 
 
-class ColumnsWriter:
-    """Writes a shard's display and filter columns into an Arrow file; in place only when the block ends well."""
+@contextmanager
+def columns_writer(uri: str) -> Iterator[WriteColumns]:
+    """Yields what appends a batch to an Arrow file of columns, which appears when the block ends well.
 
-    def __init__(self, uri: str):
-        self._uri = uri
-        self._stack = ExitStack()
-        self._path = ""
-        self._writer: pa.ipc.RecordBatchFileWriter | None = None
+    The first batch sets the schema, even when it is empty.
+    """
+    with storage.atomic_file(uri) as path, ExitStack() as stack:
+        opened: list[pa.ipc.RecordBatchFileWriter] = []
 
-    def __enter__(self) -> ColumnsWriter:
-        self._path = self._stack.enter_context(storage.atomic_file(self._uri))
-        return self
+        def write(batch: pa.RecordBatch) -> None:
+            if not opened:
+                opened.append(stack.enter_context(pa.ipc.new_file(path, batch.schema)))
+            if batch.num_rows:
+                opened[0].write_batch(batch)
 
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Appends a batch; the first one sets the schema, even when it is empty."""
-        if self._writer is None:
-            self._writer = pa.ipc.new_file(self._path, batch.schema)
-        if batch.num_rows:
-            self._writer.write_batch(batch)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._writer is None and kind is None:
-            self._writer = pa.ipc.new_file(self._path, pa.schema([]))
-        if self._writer is not None:
-            self._writer.close()
-        self._stack.__exit__(kind, error, trace)
+        yield write
+        if not opened:
+            stack.enter_context(pa.ipc.new_file(path, pa.schema([])))
 
 
 def read_columns(uri: str) -> pa.Table:
-    """What a `ColumnsWriter` wrote, mapped into memory; a downloaded copy is removed, the mapping keeps it alive."""
+    """What a `columns_writer` wrote, mapped into memory; a downloaded copy is removed, the mapping keeps it alive."""
     with storage.localized(uri) as path, pa.memory_map(path) as source, pa.ipc.open_file(source) as reader:
         return reader.read_all()
 
@@ -148,8 +125,7 @@ def read_columns(uri: str) -> pa.Table:
 def _columns_schema(shards: Sequence[ShardFiles]) -> pa.Schema:
     """One schema for all shards: text formats infer types a file at a time, so an integer may meet a float.
 
-    Raises:
-        pa.ArrowTypeError: two shards hold types of one column that have no common type.
+    Types of one column that have no common type raise ArrowTypeError.
     """
     distinct: list[pa.Schema] = []
     for files in shards:
@@ -164,14 +140,14 @@ def _write_products(shards: Sequence[ShardFiles], numbered: Sequence[NumberedSha
     # A display column may well be the id field itself; the id comes first and only once.
     shown = [field for field in _columns_schema(shards) if field.name != "product_id"]
     schema = pa.schema([pa.field("product_id", pa.string(), nullable=False), *shown])
-    with ColumnsWriter(uri) as writer:
-        writer.write(pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema))
+    with columns_writer(uri) as write:
+        write(pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema))
         for files, shard in zip(shards, numbered, strict=True):
             kept = pa.array(shard.kept())
             if len(kept):
                 ids, columns = embedding_shards.read_ids(files.embeddings), read_columns(files.columns)
                 arrays = [ids, *(_column(columns, field, len(ids)) for field in shown)]
-                writer.write(pa.RecordBatch.from_arrays(arrays, schema=schema).take(kept))
+                write(pa.RecordBatch.from_arrays(arrays, schema=schema).take(kept))
 
 
 def _column(columns: pa.Table, field: pa.Field, rows: int) -> pa.Array:
@@ -189,15 +165,7 @@ def _write_rejected(shards: Sequence[ShardFiles], numbered: Sequence[NumberedSha
             with storage.localized(files.rejected) as rejected:
                 writer.write_table(pq.read_table(rejected, schema=REJECTED_SCHEMA))
             if shard.dropped:
-                writer.write_table(letters_to_table(_duplicate_letters(shard)))
-
-
-def _duplicate_letters(shard: NumberedShard) -> Iterator[DeadLetter]:
-    for product_id in embedding_shards.read_ids(shard.uri).take(pa.array(shard.dropped)).to_pylist():
-        yield DeadLetter(
-            product_id=product_id,
-            outcome="rejected",
-            stage="number",
-            reason=Reason.duplicate_id,
-            detail="an earlier row of the catalog has the same id; that one is indexed",
-        )
+                ids = embedding_shards.read_ids(shard.uri).take(pa.array(shard.dropped)).to_pylist()
+                detail = "an earlier row of the catalog has the same id; that one is indexed"
+                facts: Any = {"outcome": "rejected", "stage": "number", "reason": Reason.duplicate_id, "detail": detail}
+                writer.write_table(letters_to_table(DeadLetter(product_id=product_id, **facts) for product_id in ids))

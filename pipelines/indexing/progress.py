@@ -22,9 +22,9 @@ from rich.table import Table
 from index_builder import storage
 from index_builder.explain import explain_index, serving_shards
 from index_builder.spec import IndexConfig, IndexSpec
+from pipelines.config.terminal import table_console
 from pipelines.indexing.publish_step import RunResult
 from pipelines.indexing.run_record import INDEX_STAGES, STAGES, RunRecord
-from pipelines.indexing.shard_files import Totals
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +34,7 @@ REMOTE_POLL_SECONDS = 5.0
 LOG_SECONDS = 15.0
 FirstStage = Literal["embed", "import"]
 
-_STATUS = {
-    "published": "published",
-    "unchanged": "nothing changed: stays published",
-    "held": "NOT published: a gate failed",
-}
+_STATUS = {"unchanged": "nothing changed: stays published", "held": "NOT published: a gate failed"}
 
 
 def print_summary(result: RunResult, record: RunRecord, *, console: Console | None = None) -> None:
@@ -48,13 +44,12 @@ def print_summary(result: RunResult, record: RunRecord, *, console: Console | No
 
 def print_lines(lines: Sequence[tuple[str, str]], *, title: str, console: Console | None = None) -> None:
     """Prints (what, how much) pairs to standard output."""
-    console = console or Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     table = Table(show_header=False, box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     for name, value in lines:
         table.add_row(name, value)
-    console.print(table)
+    (console or table_console(110)).print(table)
 
 
 def index_lines(config: IndexConfig, spec: IndexSpec, rows: int) -> list[tuple[str, str]]:
@@ -66,10 +61,13 @@ def index_lines(config: IndexConfig, spec: IndexSpec, rows: int) -> list[tuple[s
 def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]:
     """The summary as (what, how much) pairs, in the order in which they are read."""
     totals = result.totals
+    why = record.reports("plan").get("all", {}).get("nothing_carried_over", "")
+    if totals.images_unchanged:
+        why = f"{totals.images_unchanged:,} pictures not read again: they have not changed"
     lines = [
         ("products in", f"{totals.rows_in:,}"),
         ("embedded", f"{totals.embedded:,}"),
-        ("carried over", _carried_over(totals, record)),
+        ("carried over", f"{totals.carried_over:,}" + (f" ({why})" if why else "")),
         ("rejected", f"{totals.rejected:,}"),
     ]
     if totals.degraded:
@@ -82,39 +80,23 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
     lines += [("seconds", _seconds_by_stage(record))]
     lines += [("codec", report["codec"]) for report in record.reports("train").values() if "codec" in report]
     re_ranked = f", {result.refine_factor} candidates re-ranked for each" if result.refine_factor else ""
+    files = f"{serving_shards(result.serving_shards)}, {decimal(result.index_bytes)}"
+    measured = f"{result.recall_queries:,} {result.recall_over}, nprobe {result.nprobe}{re_ranked}"
+    recall = f"{result.recall:.4f} against exact search ({measured}, {result.latency_ms:.2f} ms a query)"
     lines += [
-        (
-            "index",
-            f"{totals.products:,} products, {result.factory}, {serving_shards(result.serving_shards)}, "
-            f"{decimal(result.index_bytes)}",
-        ),
-        (
-            f"recall {result.recall_k}@{result.recall_k}",
-            f"{result.recall:.4f} against exact search ({result.recall_queries:,} {result.recall_over}, "
-            f"nprobe {result.nprobe}{re_ranked}, {result.latency_ms:.2f} ms a query)",
-        ),
-        ("version", f"{result.version} ({_STATUS[result.status]})"),
+        ("index", f"{totals.products:,} products, {result.factory}, {files}"),
+        (f"recall {result.recall_k}@{result.recall_k}", recall),
+        ("version", f"{result.version} ({_STATUS.get(result.status, result.status)})"),
         ("at", result.uri),
     ]
     lines += [("gate failed", failed) for failed in result.failed_gates]
     return lines
 
 
-def _carried_over(totals: Totals, record: RunRecord) -> str:
-    why = record.reports("plan").get("all", {}).get("nothing_carried_over", "")
-    if totals.images_unchanged:
-        why = f"{totals.images_unchanged:,} pictures not read again: they have not changed"
-    return f"{totals.carried_over:,}" + (f" ({why})" if why else "")
-
-
 def _seconds_by_stage(record: RunRecord) -> str:
-    """Busy seconds of each stage; those of units that ran side by side add up."""
-    stages = {stage: record.reports(stage).values() for stage in STAGES}
-    return ", ".join(
-        f"{stage} {sum(report.get('seconds', 0.0) for report in reports):.1f}"
-        for stage, reports in stages.items()
-        if reports
-    )
+    """Busy seconds of each stage; those of tasks that ran side by side add up."""
+    seconds = {stage: [report.get("seconds", 0.0) for report in record.reports(stage).values()] for stage in STAGES}
+    return ", ".join(f"{stage} {sum(each):.1f}" for stage, each in seconds.items() if each)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,35 +104,26 @@ class Snapshot:
     """A moment of a run.
 
     Attributes:
-        stage: the stage at work.
-        shards: catalog shards that are finished.
-        products: products read so far, those of unfinished shards included.
-        products_per_second: of this run's own work; shards found complete do not count.
-        finished_units: finished units of the stage at work.
+        stage: At work; `finished_tasks` of it are done.
+        shards: Catalog shards that are finished.
+        products: Read so far, those of unfinished shards included.
+        products_per_second: Of this run's own work; shards found complete do not count.
     """
 
     stage: str
     shards: int
     products: int
     products_per_second: float
-    finished_units: int
+    finished_tasks: int
 
 
 class ProgressReader:
-    """Takes snapshots from a run record.
-
-    Args:
-        record: the run.
-        shards: catalog shards of the plan.
-        first_stage: what makes embedding shards of them.
-    """
+    """Takes snapshots from the record of a run over so many catalog shards, which `first_stage` makes to vectors."""
 
     def __init__(self, record: RunRecord, shards: int, first_stage: FirstStage = "embed"):
-        self._record = record
-        self._shards = shards
-        self.first_stage = first_stage
+        self._record, self._shards, self.first_stage = record, shards, first_stage
         self._started = time.monotonic()
-        self._reports: dict[str, dict[str, dict[str, Any]]] = {}  # stage -> unit -> report
+        self._reports: dict[str, dict[str, dict[str, Any]]] = {}  # stage -> task -> report
 
     @property
     def poll_seconds(self) -> float:
@@ -165,15 +138,15 @@ class ProgressReader:
         unfinished = self._record.partial_reports(self.first_stage, finished)
         under_way = sum(report["products"] for report in unfinished.values())
         elapsed = time.monotonic() - self._started
-        stage, units = str(self.first_stage), len(finished)
-        if units >= self._shards:
-            stage, units = self._index_stage()
+        stage, tasks = str(self.first_stage), len(finished)
+        if tasks >= self._shards:
+            stage, tasks = self._index_stage()
         return Snapshot(
             stage=stage,
             shards=len(finished),
             products=done + under_way,
             products_per_second=(own + under_way) / elapsed if elapsed else 0.0,
-            finished_units=units,
+            finished_tasks=tasks,
         )
 
     def _finished(self, stage: str) -> dict[str, dict[str, Any]]:
@@ -182,17 +155,16 @@ class ProgressReader:
         return self._reports[stage]
 
     def _index_stage(self) -> tuple[str, int]:
-        """The stage at work after the embedding, and its finished units.
+        """The stage at work after the embedding, and its finished tasks.
 
-        It is the last one with a report; a stage of one unit ("all") is over with its report, so the next is at work.
+        It is the last one with a report; a stage of one task ("all") is over with its report, so the next is at work.
         """
-        stage, units = INDEX_STAGES[0], 0
-        for place, later in enumerate(INDEX_STAGES):
-            reports = self._finished(later)
-            if reports:
-                over = "all" in reports and place + 1 < len(INDEX_STAGES)
-                stage, units = (INDEX_STAGES[place + 1], 0) if over else (later, len(reports))
-        return stage, units
+        stage, tasks = INDEX_STAGES[0], 0
+        for number, later in enumerate(INDEX_STAGES):
+            if reports := self._finished(later):
+                over = "all" in reports and number + 1 < len(INDEX_STAGES)
+                stage, tasks = (INDEX_STAGES[number + 1], 0) if over else (later, len(reports))
+        return stage, tasks
 
 
 @contextmanager
@@ -204,14 +176,13 @@ def show_progress(
     first_stage: FirstStage = "embed",
     console: Console | None = None,
 ) -> Iterator[None]:
-    """Shows a run's progress for the length of the block.
+    """Shows a run's progress for the length of the block, by default on standard error, live only in a terminal.
 
     Args:
-        record: the run.
-        shards: catalog shards of the plan.
-        rows: catalog rows, None where the format does not tell before reading.
-        first_stage: what makes embedding shards of them.
-        console: where to draw; by default standard error, live only if that is a terminal.
+        record: The run.
+        shards, rows: Catalog shards and rows of the plan; None where the format does not say before reading.
+        first_stage: What makes embedding shards of them.
+        console: Where to draw.
     """
     console = console or Console(file=sys.stderr)
     reader = ProgressReader(record, shards, first_stage)
@@ -227,14 +198,8 @@ def show_progress(
 
 
 def _draw(reader: ProgressReader, shards: int, rows: int | None, console: Console, stop: threading.Event) -> None:
-    columns = (
-        SpinnerColumn(finished_text="[green]done[/]"),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
-        TimeElapsedColumn(),
-    )
+    counted = (SpinnerColumn(finished_text="[green]done[/]"), TextColumn("{task.description}"), BarColumn(bar_width=28))
+    columns = (*counted, MofNCompleteColumn(), TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         embedding = progress.add_task(f"{reader.first_stage} products", total=rows, detail="")
         building = progress.add_task("build index", total=len(INDEX_STAGES), detail="waiting")
@@ -246,7 +211,7 @@ def _draw(reader: ProgressReader, shards: int, rows: int | None, console: Consol
             progress.update(embedding, completed=now.products, detail=speed)
             if now.shards >= shards:
                 progress.stop_task(embedding)
-                stage = f"{now.stage} ({now.finished_units} done)"
+                stage = f"{now.stage} ({now.finished_tasks} done)"
                 progress.update(building, completed=INDEX_STAGES.index(now.stage), detail=stage)
 
 

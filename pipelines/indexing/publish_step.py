@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
@@ -25,9 +26,10 @@ from pipelines.indexing.build_steps import FinishedBuild, RunContext
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_run
 
+RESULT_FILE = "result.json"
 Status = Literal["published", "unchanged", "held"]
 
-_SOFTWARE = (
+_LISTED = (
     "shelfmark",
     "faiss-cpu",
     "faiss-gpu",
@@ -45,19 +47,11 @@ class RunResult:
 
     Attributes:
         status: `published`; `unchanged`: the published version is this very one; `held`: written, but a gate failed.
-        version: The version's id.
-        uri: Where it lies.
-        totals: The run's products.
         failed_gates: Why it is held, in words.
-        index_bytes: Bytes of the index files.
-        recall: Measured recall k@k against exact search, over `recall_queries` of `recall_over`.
-        recall_k, recall_queries, recall_over: See there.
-        nprobe: Inverted lists that a search probes.
+        recall: Measured recall k@k (`recall_k`) against exact search, over `recall_queries` of `recall_over`.
         refine_factor: Candidates re-ranked for each neighbour; 0: none.
-        latency_ms: Median time of one query with it, asked alone.
+        latency_ms: Median time of one query with `nprobe`, asked alone.
         factory: The index as a FAISS factory string.
-        serving_shards: Files it is split into.
-        previous_version: What was published before, or "".
     """
 
     status: Status
@@ -80,12 +74,8 @@ class RunResult:
 
 def read_result(record: RunRecord) -> RunResult:
     """What the publishing step left in the run's folder, for the process that submitted the run."""
-    values = storage.read_json(_result_uri(record))
+    values = storage.read_json(storage.join(record.uri, RESULT_FILE))
     return RunResult(**(values | {"totals": Totals(**values["totals"])}))
-
-
-def _result_uri(record: RunRecord) -> str:
-    return storage.join(record.uri, "result.json")
 
 
 def publish_build(run: RunContext, build: FinishedBuild) -> RunResult:
@@ -101,9 +91,10 @@ def publish_build(run: RunContext, build: FinishedBuild) -> RunResult:
             encoder=run.encoder.fingerprint,
             catalog_uri=run.catalog_uri,
             build=run.build,
+            batch_invariant=run.encoder.batch_invariant,
         )
         write_finished_run(run.work_uri, finished)
-        storage.write_json_atomic(_result_uri(run.record), asdict(result))
+        storage.write_json_atomic(storage.join(run.record.uri, RESULT_FILE), asdict(result))
     return result
 
 
@@ -125,6 +116,7 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         )
         if run.index.keep_versions is not None:
             publish.prune(index_uri, run.index.keep_versions)
+    measured = {name: getattr(chosen, name) for name in ("recall", "nprobe", "refine_factor", "latency_ms")}
     return RunResult(
         status=status,
         version=version_id,
@@ -132,16 +124,13 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         totals=totals,
         failed_gates=failed,
         index_bytes=sum(entry.bytes for entry in files if entry.path.endswith(".faiss")),
-        recall=chosen.recall,
         recall_k=run.index.k,
         recall_queries=build.queries,
         recall_over="held-out products" if run.index.queries_uri is None else "queries of index.queries_uri",
-        refine_factor=chosen.refine_factor,
-        nprobe=chosen.nprobe,
-        latency_ms=chosen.latency_ms,
         factory=spec.factory,
         serving_shards=len(build.serving_shards),
         previous_version=previous.version if previous is not None else "",
+        **measured,
     )
 
 
@@ -204,44 +193,28 @@ def published_manifest(index_uri: str) -> Manifest | None:
         return None
 
 
-def staged_query_encoder(fingerprint: str, work_uri: str) -> str | None:
-    """The folder of a query encoder's files below the work URI, None where it was not written, or not to its end."""
-    uri = _query_encoder_uri(fingerprint, work_uri)
-    return uri if storage.find_artifact(uri, fingerprint) else None
-
-
-def _query_encoder_uri(fingerprint: str, work_uri: str) -> str:
-    return storage.join(work_uri, "query_encoders", fingerprint, "files")
-
-
 def stage_query_encoder(config: encoders.EncoderConfig | None, fingerprint: str, work_uri: str) -> str | None:
-    """Writes the query encoder below the work URI, once an encoder.
+    """Writes the query encoder below the work URI, once an encoder, and gives the folder of its files.
 
     Args:
-        config: The encoder; None takes what stands under its fingerprint, if anything.
+        config: The encoder; None takes what stands under its fingerprint, if that was written to its end.
         fingerprint: Of the encoder.
         work_uri: The work URI.
-
-    Returns:
-        The folder of its files.
     """
+    uri = storage.join(work_uri, "query_encoders", fingerprint, "files")
     if config is None:
-        return staged_query_encoder(fingerprint, work_uri)
+        return uri if storage.find_artifact(uri, fingerprint) else None
 
     def make(path: str) -> None:
         encoders.save_query_encoder(config, path)
 
-    return storage.artifact(_query_encoder_uri(fingerprint, work_uri), fingerprint, make).uri
+    return storage.artifact(uri, fingerprint, make).uri
 
 
 def failed_gates(gates: GatesConfig, totals: Totals, recall: float, previous: Manifest | None) -> list[str]:
     """The gates that a version does not pass, each in words with the limit and what was found.
 
-    Args:
-        gates: The limits.
-        totals: The run's products.
-        recall: Measured recall of the index.
-        previous: The version that is published now; without one, the change of rows is no gate.
+    Without a `previous` version, the one that is published now, the change of rows is no gate.
     """
     failed = []
     if gates.min_recall is not None and recall < gates.min_recall:
@@ -268,9 +241,7 @@ def failed_gates(gates: GatesConfig, totals: Totals, recall: float, previous: Ma
 
 def _software() -> dict[str, str]:
     found = {}
-    for name in _SOFTWARE:
-        try:
+    for name in _LISTED:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found

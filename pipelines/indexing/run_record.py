@@ -1,6 +1,6 @@
 """A run's record: small files that any worker on any machine adds to, and that can be read while Beam blocks.
 
-Each finished unit of work (a catalog shard, an index shard, a merge) writes one JSON file under
+Each finished task (a catalog shard, an index shard, a merge) writes one JSON file under
 `<work uri>/runs/<run id>/<stage>/`. They are reports for people: no result depends on them.
 """
 
@@ -28,11 +28,7 @@ class RunFailedError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """Names a run's folder; travels to the workers.
-
-    Attributes:
-        uri: `<work uri>/runs/<run id>`.
-    """
+    """Names a run's folder, `<work uri>/runs/<run id>`; travels to the workers."""
 
     uri: str
 
@@ -48,19 +44,18 @@ class RunRecord:
         return self.uri.rstrip("/").rsplit("/", 1)[-1]
 
     def report(self, stage: str, unit: str, **facts: Any) -> None:
-        """Notes that a unit of a stage is finished, with facts about it."""
+        """Notes that a task of a stage is finished, with facts about it."""
         storage.write_json_atomic(storage.join(self.uri, stage, f"{unit}.json"), facts)
 
     def report_partial(self, stage: str, unit: str, **facts: Any) -> None:
-        """Notes how far an unfinished unit is; the next report of the same unit replaces it."""
+        """Notes how far an unfinished task is; its next report replaces this one."""
         storage.write_json_atomic(storage.join(self.uri, f"{stage}-partial", f"{unit}.json"), facts)
 
     @contextmanager
     def timed(self, stage: str, unit: str = "all") -> Iterator[dict[str, Any]]:
-        """Times a unit of a stage and reports it; facts put into the yielded dict are reported with it.
+        """Times a task of a stage and reports it; facts put into the yielded dict are reported with it.
 
-        An exception is written down as the run's failure, in words, before it goes on: a distributed runner hands the
-        submitting process only a string.
+        An exception is written down before it goes on: a distributed runner hands the submitting process only a string.
         """
         facts: dict[str, Any] = {}
         started = perf_counter()
@@ -73,28 +68,16 @@ class RunRecord:
 
     def report_failure(self, stage: str, unit: str, error: Exception) -> None:
         """Writes an error down for the summary: its kind, its message, its traceback."""
-        storage.write_json_atomic(
-            storage.join(self.uri, "failures", f"{stage}-{unit}.json"),
-            {
-                "stage": stage,
-                "unit": unit,
-                "kind": type(error).__name__,
-                "message": str(error),
-                "traceback": "".join(traceback.format_exception(error)),
-            },
-        )
+        facts = {"stage": stage, "unit": unit, "kind": type(error).__name__, "message": str(error)}
+        facts |= {"traceback": "".join(traceback.format_exception(error))}
+        storage.write_json_atomic(storage.join(self.uri, "failures", f"{stage}-{unit}.json"), facts)
 
     def reports(self, stage: str, known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
-        """The reports of a stage by unit.
-
-        Args:
-            stage: one of `STAGES`.
-            known: reports read before; a report never changes, so these are not read again.
-        """
+        """The reports of a stage by task; those read before never change, and are not read again."""
         return self._read_all(stage, known or {})
 
     def partial_reports(self, stage: str, finished: Collection[str]) -> dict[str, dict[str, Any]]:
-        """How far the units of a stage are that are not finished yet, by unit."""
+        """How far those tasks of a stage are that are not finished yet."""
         return self._read_all(f"{stage}-partial", without=finished)
 
     def failures(self) -> list[dict[str, Any]]:

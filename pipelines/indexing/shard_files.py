@@ -30,20 +30,18 @@ class ShardSummary:
     """What became of one catalog shard.
 
     Attributes:
-        position: the shard's place in the plan.
-        key: names its files.
-        rows_in: rows read from the catalog.
-        products: rows of the embedding shard.
-        embedded, carried_over: how those got their vectors.
-        degraded: products among them whose image could not be used.
-        without_image: products among them that have no image (and never named one, or lost it).
-        images_unchanged: images that were not read again, since where they lie says that they are the same.
-        texts_cut: distinct texts that were longer than the text tower's limit, and cut.
-        rejected: products that are in the dead letters and not in the index.
-        by_reason: dead letters by outcome and reason, as "rejected: empty_product".
-        revisable: whether another run could find other images for the same catalog rows: images fetched from outside
+        position: In the plan.
+        rows_in: Rows read from the catalog.
+        products: Rows of the embedding shard; `embedded` and `carried_over` say how they got their vectors.
+        degraded: Products whose image could not be used.
+        without_image: Products that have no image (and never named one, or lost it).
+        images_unchanged: Images that were not read again, since where they lie says that they are the same.
+        texts_cut: Distinct texts that were longer than the text tower's limit.
+        rejected: Rows that are in the dead letters and not in the index.
+        by_reason: Dead letters by kind and reason, as "rejected: empty_product".
+        revisable: Whether another run could find other images for the same catalog rows: images fetched from outside
             the catalog file, or ones that failed.
-        seconds: busy seconds by step; steps overlap, so their sum exceeds `wall`.
+        seconds: Busy seconds by step; steps overlap, so their sum exceeds `wall`.
     """
 
     position: int
@@ -74,25 +72,10 @@ class ShardFiles:
         """All of them, as `storage.artifact` names an output."""
         return storage.join(self.folder, self.key)
 
-    @property
-    def embeddings(self) -> str:
-        """The embedding shard."""
-        return f"{self.uri}.parquet"
-
-    @property
-    def columns(self) -> str:
-        """Display and filter columns."""
-        return f"{self.uri}.columns.arrow"
-
-    @property
-    def rejected(self) -> str:
-        """Dead letters."""
-        return f"{self.uri}.rejected.parquet"
-
-    @property
-    def images(self) -> str:
-        """Versions of the fetched images."""
-        return f"{self.uri}.pictures.arrow"
+    embeddings = property(lambda self: f"{self.uri}.parquet")
+    columns = property(lambda self: f"{self.uri}.columns.arrow")
+    rejected = property(lambda self: f"{self.uri}.rejected.parquet")
+    images = property(lambda self: f"{self.uri}.pictures.arrow")
 
     @classmethod
     def of_embeddings(cls, uri: str) -> ShardFiles:
@@ -101,20 +84,14 @@ class ShardFiles:
         return cls(folder=folder, key=name.removesuffix(".parquet"))
 
     def read_summary(self, position: int) -> ShardSummary | None:
-        """The summary of a complete shard, None where it is not complete.
-
-        Args:
-            position: the shard's place in today's plan, which need not be the one it was made at.
-        """
+        """The summary of a complete shard, at its position in today's plan; None where it is not complete."""
         found = storage.find_artifact(self.uri, self.key)
         return None if found is None else ShardSummary(**(found.facts | {"position": position}))
 
     def complete(self, position: int, make: Callable[[ShardFiles], ShardSummary]) -> ShardSummary:
         """The summary of the shard, which is made and declared complete unless it stands.
 
-        Args:
-            position: the shard's place in today's plan.
-            make: writes the files where the `ShardFiles` that it gets say; they move here when all are whole.
+        `make` writes the files where the `ShardFiles` that it gets say; they move here when all are whole.
         """
         made = storage.artifact(
             self.uri, self.key, lambda path: asdict(make(ShardFiles.of_embeddings(f"{path}.parquet")))
@@ -129,13 +106,7 @@ def standing_keys(folder: str) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardTask:
-    """One shard to make, unless it is complete.
-
-    Attributes:
-      position: the shard's place in the plan.
-      files: where its outputs go.
-      rows: what it is made from, as its maker reads it.
-    """
+    """One shard to make, unless it is complete; `rows` is what it is made from, as its maker reads it."""
 
     position: int
     files: ShardFiles
@@ -143,12 +114,7 @@ class ShardTask:
 
 
 def shard_key(content_key: str, settings: Mapping[str, Any]) -> str:
-    """The name of a shard's files: 32 hex digits over what it reads and the settings that shape its outputs.
-
-    Args:
-        content_key: identity of the catalog rows (`CatalogShard.key`).
-        settings: plain values of the settings that the reading of a row depends on.
-    """
+    """The name of a shard's files: 32 hex digits over the identity of its rows and the settings that shape them."""
     return storage.digest([SHARD_FORMAT, content_key, dict(settings)])
 
 
@@ -167,11 +133,12 @@ class FinishedRun:
     """The last run that came to its end on a work URI, whether a gate held its version back or not.
 
     Attributes:
-        name: the run's name.
-        shards: keys of its shards, in plan order.
-        encoder: fingerprint of its encoder, which names the folder that those shards lie in.
-        catalog_uri: what they were made from, for people.
-        build: name of its folder in `builds`, with the codec that the next run may keep.
+        name: Of its record.
+        shards: Keys of its shards, in plan order.
+        encoder: Fingerprint of its encoder, which names the folder that those shards lie in.
+        catalog_uri: What they were made from, for people.
+        build: Name of its folder in `builds`, with the codec that the next run may keep.
+        batch_invariant: See `EncoderSummary`.
     """
 
     name: str
@@ -179,6 +146,7 @@ class FinishedRun:
     encoder: str
     catalog_uri: str = ""
     build: str = ""
+    batch_invariant: bool | None = None
 
     def key_of(self, base: str) -> str | None:
         """The key under which this run made the shard, None if it had none of this base key."""
@@ -208,12 +176,10 @@ class Totals:
     """A run's products in numbers, over all shards; what else is named as in `ShardSummary` is the sum of that.
 
     Attributes:
-        products: rows of the index.
-        embedded, carried_over: how the shards' vectors came to be (duplicates included: they are found later). What an
-            earlier, finished run embedded in a shard that stands is carried over.
-        degraded: products indexed without an image or column that could not be used.
-        rejected: rows that are not in the index, duplicates included.
-        shards: catalog shards.
+        products: Rows of the index.
+        embedded, carried_over: Duplicates included: they are found later. What an earlier, finished run embedded in a
+            shard that stands is carried over.
+        rejected: Rows that are not in the index, duplicates included.
     """
 
     rows_in: int
@@ -237,36 +203,28 @@ class Totals:
         """Degraded products over all products, 0 for an empty index."""
         return self.degraded / self.products if self.products else 0.0
 
-    def reasons(self) -> str:
-        """Dead letters by outcome and reason, in one line; empty where there are none."""
-        return ", ".join(f"{reason} {count}" for reason, count in self.by_reason.items())
 
-
-def total(
-    summaries: Sequence[ShardSummary], *, products: int, duplicates: int, earlier: Collection[str] = ()
-) -> Totals:
-    """Adds up the shards' summaries.
+def total(summaries: Sequence[ShardSummary], products: int, duplicates: int, earlier: Collection[str] = ()) -> Totals:
+    """Adds up the shards' summaries, after numbering gave `products` rows to them and dropped `duplicates`.
 
     Args:
-        summaries: one a shard.
-        products: rows of the index after numbering.
-        duplicates: rows that numbering dropped.
-        earlier: keys of shards that an earlier, finished run made.
+        earlier: Keys of shards that an earlier, finished run made.
     """
     own = [summary for summary in summaries if summary.key not in earlier]
     embedded = sum(summary.embedded for summary in own)
+    names = ("rows_in", "products", "degraded", "rejected", "texts_cut")
+    sums = {name: sum(getattr(summary, name) for summary in summaries) for name in names}
+    sums["rejected"] += duplicates
+    carried_over = sums.pop("products") - embedded
     by_reason = Counter({"rejected: duplicate_id": duplicates} if duplicates else {})
     for summary in summaries:
         by_reason.update(summary.by_reason)
     return Totals(
-        rows_in=sum(summary.rows_in for summary in summaries),
         products=products,
         embedded=embedded,
-        carried_over=sum(summary.products for summary in summaries) - embedded,
-        degraded=sum(summary.degraded for summary in summaries),
-        rejected=sum(summary.rejected for summary in summaries) + duplicates,
+        carried_over=carried_over,
         images_unchanged=sum(summary.images_unchanged for summary in own),
-        texts_cut=sum(summary.texts_cut for summary in summaries),
         by_reason=dict(sorted(by_reason.items())),
         shards=len(summaries),
+        **sums,
     )

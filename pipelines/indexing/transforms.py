@@ -31,8 +31,6 @@ PROGRESS_SECONDS = 1.0
 Stage = Literal["embed", "import"]
 MakeShard = Callable[[ShardTask, Callable[[int], None]], ShardSummary]
 """Writes a task's embedding shard, reports the products written so far after each batch, and gives its summary."""
-
-
 Once = Callable[[Callable[[], Any]], Any]
 """Gives what its argument makes, made once a worker process."""
 ShardMaker = Callable[[Once], AbstractContextManager[MakeShard]]
@@ -44,11 +42,9 @@ class ShardPlan:
     """The embedding shards of a run.
 
     Attributes:
-        stage: What makes them.
-        tasks: Shards to make where they are not complete, in plan order.
-        maker: Makes them; None where there are none to make.
+        tasks: Shards that `maker` makes where they are not complete, in plan order.
         standing: The shards of a source that has nothing to make, in plan order.
-        rows: Rows to read; None where the catalog does not tell before reading.
+        rows: Rows to read; None where the catalog does not say before reading.
         encoder: What makes the vectors, or made them.
         query_encoder: Whose query side is published with the index; None for what stands on the work URI, if anything.
         catalog_uri: What the vectors are of, for people.
@@ -98,11 +94,7 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
 def run_on_workers(
     stage: str, elements: Sequence[Any], deed: Callable[[Any], None], record: RunRecord, options: BeamOptions
 ) -> None:
-    """A pipeline of its own that does something with each element, spread over the workers; timed as a stage.
-
-    Raises:
-        RunFailedError: As `beam_run`.
-    """
+    """A pipeline of its own that does something with each element, spread over the workers; raises as `beam_run`."""
 
     def timed(numbered: tuple[int, Any]) -> None:
         number, element = numbered
@@ -114,11 +106,7 @@ def run_on_workers(
 
 
 def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> None:
-    """Makes the embedding shards of a run, builds its index and publishes it.
-
-    Raises:
-        RunFailedError: As `beam_run`.
-    """
+    """Makes the embedding shards of a run, builds its index and publishes it; raises as `beam_run`."""
     with beam_run(options, run.record) as root:
         if shards.maker is None:
             summaries = root | "StandingShards" >> beam.Create(shards.standing, reshuffle=False)
@@ -136,7 +124,7 @@ def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> No
 class MakeShards(beam.DoFn):
     """Makes embedding shards that are not complete yet: `ShardTask` in, `ShardSummary` out.
 
-    It holds what the maker opened, an encoder and its threads; a rerun over complete shards opens nothing.
+    The maker is opened on the first of them: a rerun over complete shards loads no encoder.
     """
 
     def __init__(self, stage: Stage, maker: ShardMaker, record: RunRecord):
@@ -187,33 +175,31 @@ def build_and_publish(summaries: beam.PCollection[ShardSummary], run: RunContext
         | "GatherSummaries" >> beam.combiners.ToList()
         | "NumberProducts" >> beam.Map(lambda summaries: steps.number(run, summaries))
     )
+    the_plan = AsSingleton(plan)
     samples = (
         plan
         | "CutSampleTasks" >> beam.FlatMap(lambda plan: range(len(plan.numbering.shards)))
         | "SpreadSampling" >> beam.Reshuffle()
-        | "SampleShard" >> beam.Map(lambda number, plan: steps.sample(run, plan, number), AsSingleton(plan))
+        | "SampleShard" >> beam.Map(lambda number, plan: steps.sample(run, plan, number), the_plan)
     )
-    choice = plan | "TrainCodec" >> beam.Map(
-        lambda plan, samples: steps.train(run, plan, list(samples)), AsIter(samples)
-    )
+    all_samples = AsIter(samples)
+    choice = plan | "TrainCodec" >> beam.Map(lambda plan, samples: steps.train(run, plan, list(samples)), all_samples)
+    the_choice = AsSingleton(choice)
     refined = (
         plan
         | "CutRefineTasks" >> beam.FlatMap(lambda plan: steps.refine_tasks(run, plan))
         | "SpreadRefining" >> beam.Reshuffle()
         | "WriteRefineCodes"
-        >> beam.Map(
-            lambda task, plan, samples: steps.refine(run, plan, task, list(samples)), AsSingleton(plan), AsIter(samples)
-        )
+        >> beam.Map(lambda task, plan, samples: steps.refine(run, plan, task, list(samples)), the_plan, all_samples)
     )
     merged = (
         plan
         | "CutAddTasks" >> beam.FlatMap(lambda plan: steps.add_tasks(run, plan))
         | "SpreadAdding" >> beam.Reshuffle()
         | "AddToIndexShard"
-        >> beam.Map(lambda task, choice: (task.serving_shard, steps.add(run, choice.codec, task)), AsSingleton(choice))
+        >> beam.Map(lambda task, choice: (task.serving_shard, steps.add(run, choice.codec, task)), the_choice)
         | "IndexShardsOfServingShard" >> beam.GroupByKey()
-        | "MergeIndexShards"
-        >> beam.Map(lambda group, plan: steps.merge(run, plan, group[0], list(group[1])), AsSingleton(plan))
+        | "MergeIndexShards" >> beam.Map(lambda group, plan: steps.merge(run, plan, group[0], list(group[1])), the_plan)
     )
     return (
         merged
@@ -223,10 +209,7 @@ def build_and_publish(summaries: beam.PCollection[ShardSummary], run: RunContext
             lambda merged, plan, choice, samples, refined: steps.verify(
                 run, plan, choice, list(samples), merged, list(refined)
             ),
-            AsSingleton(plan),
-            AsSingleton(choice),
-            AsIter(samples),
-            AsIter(refined),
+            *(the_plan, the_choice, all_samples, AsIter(refined)),
         )
         | "PublishVersion" >> beam.Map(lambda build: publish_build(run, build))
     )

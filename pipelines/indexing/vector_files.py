@@ -7,10 +7,11 @@ Legend: `n` rows of a batch, `D` dimension.
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +34,7 @@ class VectorRows:
     """Rows of one file that become one embedding shard.
 
     Attributes:
-        uri: The file.
-        version: Of the file, so that a changed one is read again.
-        format: parquet or npy.
+        uri, version: The file; a changed one is read again.
         first_row, rows: Which rows of the file.
         row_groups: Those that hold the rows, of a Parquet file.
         rows_before: Rows of all files before this file, for ids that are row numbers.
@@ -57,9 +56,8 @@ class VectorBatch:
     Attributes:
         ids: string `[n]`; null where a row has none.
         vectors: float32 `[n, D]`; zeros where `problems` names the row.
-        columns: The display fields, `n` rows.
-        problems: Row of the batch -> why its vector cannot be used.
-        wrong_ids: Row of the batch -> why its id cannot be used.
+        columns: The display fields.
+        problems, wrong_ids: Row of the batch -> why its vector, or its id, cannot be used.
     """
 
     ids: pa.StringArray
@@ -70,10 +68,7 @@ class VectorBatch:
 
 
 def plan_vectors(config: EmbeddingsConfig) -> tuple[list[VectorRows], int]:
-    """Lists the files and cuts them into about `shard_rows` rows each.
-
-    Returns:
-        The rows of each shard, and the dimension D.
+    """Lists the files and cuts them into about `shard_rows` rows each; gives those of each shard, and the dimension D.
 
     Raises:
         CatalogError: No such files, a file of another kind, a column that is not there, or two dimensions.
@@ -83,15 +78,16 @@ def plan_vectors(config: EmbeddingsConfig) -> tuple[list[VectorRows], int]:
     file_of_dim: dict[int, str] = {}
     for file in _files(config):
         npy = config.format == "npy" or (config.format == "auto" and file.uri.endswith(_SUFFIXES["npy"]))
-        whole = VectorRows(
+        kind: Literal["npy", "parquet"] = "npy" if npy else "parquet"
+        named = VectorRows(
             uri=file.uri,
             version=f"{file.size} {file.version}",
-            format="npy" if npy else "parquet",
+            format=kind,
             first_row=0,
             rows=0,
             rows_before=rows_before,
         )
-        cut, dim = (_cut_npy if npy else _cut_parquet)(whole, file.size, config)
+        cut, dim = _cut_npy(named, file.size, config) if npy else _cut_parquet(named, config)
         shards += cut
         rows_before += sum(shard.rows for shard in cut)
         if dim:
@@ -105,12 +101,8 @@ def plan_vectors(config: EmbeddingsConfig) -> tuple[list[VectorRows], int]:
 
 
 def read_vectors(shard: VectorRows, config: EmbeddingsConfig, dim: int) -> Iterator[VectorBatch]:
-    """The rows of a shard, `BATCH_ROWS` at a time; nothing else of the file is read.
-
-    Raises:
-        CatalogError: The file cannot be read, or an id file has another number of lines.
-    """
-    yield from _read_parquet(shard, config, dim) if shard.format == "parquet" else _read_npy(shard, config)
+    """The rows of a shard, `BATCH_ROWS` at a time; CatalogError where a file cannot be read, or its ids do not fit."""
+    return _read_parquet(shard, config, dim) if shard.format == "parquet" else _read_npy(shard, config)
 
 
 def _files(config: EmbeddingsConfig) -> list[stores.StoredFile]:
@@ -123,15 +115,14 @@ def _files(config: EmbeddingsConfig) -> list[stores.StoredFile]:
         for folder in folders:
             one = stores.describe(folder)
             files += [one] if one is not None else stores.list_folder(folder)
-        named = {file.uri: file for file in files if _is_vector_file(file.uri, suffixes)}
+        named = {file.uri: file for file in files if _is_vector_file(file.uri.rsplit("/", 1)[-1], suffixes)}
         if not named:
             raise CatalogError(f"embeddings.uri: expected .parquet or .npy files at {uri}, found none")
         found |= named
     return [found[uri] for uri in sorted(found)]
 
 
-def _is_vector_file(uri: str, suffixes: tuple[str, ...]) -> bool:
-    name = uri.rsplit("/", 1)[-1]
+def _is_vector_file(name: str, suffixes: tuple[str, ...]) -> bool:
     return name.endswith(suffixes) and not name.startswith((".", "_")) and not name.endswith(f"{IDS_SUFFIX}.npy")
 
 
@@ -153,16 +144,12 @@ def _batch(
 # NumPy: `NAME.npy` of shape [n, D], with the ids in `NAME.ids.txt` (one a line) or `NAME.ids.npy`.
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
+class _Header(NamedTuple):
     rows: int
     dim: int
     dtype: np.dtype
     data_start: int
-
-    @property
-    def row_bytes(self) -> int:
-        return self.dim * self.dtype.itemsize
+    row_bytes: int
 
 
 def _cut_npy(whole: VectorRows, size: int, config: EmbeddingsConfig) -> tuple[list[VectorRows], int]:
@@ -191,18 +178,16 @@ def _npy_header(uri: str) -> _Header:
     if len(shape) != 2 or dtype.kind != "f" or fortran_order:
         order = "column by column" if fortran_order else "row by row"
         raise CatalogError(f"{uri}: expected floats [n, D] row by row, found {dtype} {list(shape)} {order}")
-    return _Header(rows=shape[0], dim=shape[1], dtype=dtype, data_start=head.tell())
+    return _Header(*shape, dtype, data_start=head.tell(), row_bytes=shape[1] * dtype.itemsize)
 
 
 def _ids_uri(uri: str) -> str:
     """The file that holds the ids of a NumPy file; CatalogError where there is none."""
     stem = uri.removesuffix(".npy") + IDS_SUFFIX
     for name in (f"{stem}.txt", f"{stem}.npy"):
-        try:
+        with contextlib.suppress(CatalogError):
             if stores.describe(name) is not None:
                 return name
-        except CatalogError:
-            continue
     raise CatalogError(
         f"embeddings.uri: expected the ids of {uri} in {stem}.txt (one a line) or {stem}.npy, "
         "found neither; --embeddings.id_field null numbers the vectors instead"
@@ -213,12 +198,9 @@ def _npy_ids(uri: str, rows: int) -> pa.Array:
     ids_uri = _ids_uri(uri)
     with stores.open_input(ids_uri, from_start_to_end=True) as source:
         data = source.read()
+    npy = ids_uri.endswith(".npy")
     try:
-        found: Sequence[object]
-        if ids_uri.endswith(".npy"):
-            found = np.load(io.BytesIO(data), allow_pickle=False).tolist()
-        else:
-            found = data.decode().splitlines()
+        found = np.load(io.BytesIO(data), allow_pickle=False).tolist() if npy else data.decode().splitlines()
     except ValueError as error:  # UnicodeDecodeError among them
         raise CatalogError(f"{ids_uri}: expected ids, cannot read them: {error}") from error
     if len(found) != rows:
@@ -244,7 +226,7 @@ def _read_npy(shard: VectorRows, config: EmbeddingsConfig) -> Iterator[VectorBat
 # Parquet: fixed-size or plain lists of floats, or the fixed-width binary of embedding shards.
 
 
-def _cut_parquet(whole: VectorRows, size: int, config: EmbeddingsConfig) -> tuple[list[VectorRows], int]:
+def _cut_parquet(whole: VectorRows, config: EmbeddingsConfig) -> tuple[list[VectorRows], int]:
     """Whole row groups of about `shard_rows` rows, and the dimension (0 for a file without rows)."""
     with _parquet(whole.uri) as parquet:
         names = parquet.schema_arrow.names
@@ -253,7 +235,7 @@ def _cut_parquet(whole: VectorRows, size: int, config: EmbeddingsConfig) -> tupl
                 raise CatalogError(f"embeddings.{key}: expected a column {name!r} in {whole.uri}, found {names}")
         sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
         dim = _dim_of(parquet, config.vector_field, whole.uri) if sum(sizes) else 0
-    cut = [replace(whole)]
+    cut = [whole]
     for group, rows in enumerate(sizes):
         last = cut[-1]
         if last.rows and last.rows + rows > config.shard_rows:

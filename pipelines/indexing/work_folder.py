@@ -24,7 +24,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -60,15 +60,14 @@ class LeaseRecord:
     """What a lease file says. No clock of one machine is compared with that of another.
 
     Attributes:
-        token: names this one acquisition.
-        host, pid, user: the holder, for people.
-        machine: names the running system of the host, until it is started again; empty where it has no name.
-        namespace: names the space that `pid` is counted in.
-        process_started: tells the process from an earlier one of the same pid.
-        beats: grows while the holder lives.
-        running_seconds: how long it has held the lease, by its own clock.
-        uptime_seconds: of `machine`, when this was written.
-        released: the run has ended.
+        token: Names this one acquisition.
+        host, pid, user: The holder, for people.
+        machine: Names the running system of the host, until it is started again; empty where it has no name.
+        namespace: Names the space that `pid` is counted in.
+        process_started: Tells the process from an earlier one of the same pid.
+        beats: Grows while the holder lives.
+        running_seconds: How long it has held the lease, by its own clock.
+        uptime_seconds: Of `machine`, when this was written.
     """
 
     token: str
@@ -86,13 +85,7 @@ class LeaseRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldLease:
-    """A lease that was acquired, in a form that travels to the workers.
-
-    Attributes:
-        folder: where the lease files lie.
-        number: of the file that is its own.
-        token: of its record.
-    """
+    """A lease that was acquired, in a form that travels to the workers; its own file in `folder` has `number`."""
 
     folder: str
     number: int
@@ -117,12 +110,9 @@ class WorkLease:
     says who holds the lease, also when several take over a dead one at once. A holder is dead if it was a process of
     this machine that is gone, or if its record does not change while this process watches it by its own clock.
 
-    Args:
-        work_uri: the folder that only one run may write to.
-
     Raises:
-        LeaseHeldError: on entry, when a live run holds the lease.
-        LeaseLostError: on exit with an exception, when the lease was lost meanwhile; the exception is its cause.
+        LeaseHeldError: On entry, when a live run holds the lease.
+        LeaseLostError: On exit with an exception, when the lease was lost meanwhile; the exception is its cause.
     """
 
     def __init__(self, work_uri: str):
@@ -181,12 +171,9 @@ class WorkLease:
 
     def _write(self, *, released: bool = False) -> None:
         now = time.monotonic()
+        beats, running = self._record.beats + 1, now - self._acquired
         self._record = replace(
-            self._record,
-            beats=self._record.beats + 1,
-            running_seconds=now - self._acquired,
-            uptime_seconds=now,
-            released=released,
+            self._record, beats=beats, running_seconds=running, uptime_seconds=now, released=released
         )
         storage.write_json_atomic(self._uri, asdict(self._record))
 
@@ -208,11 +195,10 @@ class WorkLease:
                 log.warning("taking over the lease of %s, last seen %.0f s ago", _name(holder), silent)
                 return number
             if found != watched or in_view:
-                seen = 0.0 if found != watched else silent
+                seen, running = 0.0 if found != watched else silent, holder.running_seconds if holder else 0.0
                 raise LeaseHeldError(
-                    f"work.uri {self._work_uri} is in use: {_name(holder)}, running for "
-                    f"{holder.running_seconds if holder else 0.0:.0f} s, last seen {seen:.0f} s ago. Wait for it to "
-                    f"end, or give this run a work.uri of its own."
+                    f"work.uri {self._work_uri} is in use: {_name(holder)}, running for {running:.0f} s, last seen "
+                    f"{seen:.0f} s ago. Wait for it to end, or give this run a work.uri of its own."
                 )
             if is_new:
                 log.info("the lease is held by %s: watching whether that run is alive", _name(holder))
@@ -282,10 +268,9 @@ def _is_gone(holder: LeaseRecord) -> bool:
 def _machine() -> str:
     """The running system, whose processes share a clock; empty where it has no name (it is not Linux)."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {_namespace('time')}"
     except OSError:
         return ""
-    return f"{boot} {_namespace('time')}"
 
 
 def _namespace(kind: str = "pid") -> str:
@@ -331,18 +316,21 @@ def clean_work(
     lease.
 
     Args:
-        work_uri: the work URI.
-        held: its lease; nothing is removed once it is lost.
-        encoder: fingerprint of this run's encoder.
-        shard_keys: keys of this run's embedding shards.
-        build: name of this run's folder in `builds`.
-        catalog_files: what this run's plan reads, intake copies among it; None keeps all copies.
+        work_uri: The work URI.
+        held: Its lease; nothing is removed once it is lost.
+        encoder, shard_keys, build: Names of what this run leaves: fingerprint, embedding shards, folder in `builds`.
+        catalog_files: What this run's plan reads, intake copies among it; None keeps all copies.
     """
     try:
         held.check()
-        indexes = noted_indexes(work_uri)
-        shards = {f"{encoder}/{key}" for key in shard_keys} | {shard for uri in indexes for shard in _shards_of(uri)}
-        current = {version for uri in indexes for version in _current_of(uri)}
+        current: set[str] = set()
+        shards = {f"{encoder}/{key}" for key in shard_keys}
+        for index_uri in noted_indexes(work_uri):
+            for version in publish.list_versions(index_uri):
+                uris = publish.read_manifest(index_uri, version).embedding_shards
+                shards |= {"/".join(uri.split("/")[-2:]).removesuffix(".parquet") for uri in uris}
+            with suppress(VersionNotFoundError):
+                current.add(publish.read_current(index_uri))
         newest = set(storage.list_folders(storage.join(work_uri, "runs"))[-RUNS_KEPT:])
         folders = {"builds": {build}, "carry_over": current, "query_encoders": {encoder}, "runs": newest}
         removed = _remove_outputs(storage.join(work_uri, "embeddings"), 2, held, lambda name: name not in shards)
@@ -360,18 +348,6 @@ def clean_work(
         return
     if removed:
         log.info("removed %d embedding shards that no version needs any more", removed)
-
-
-def _shards_of(index_uri: str) -> Iterator[str]:
-    """<encoder fingerprint>/<key> of each embedding shard that a version of the index was built from."""
-    for version in publish.list_versions(index_uri):
-        for uri in publish.read_manifest(index_uri, version).embedding_shards:
-            yield "/".join(PurePosixPath(uri).parts[-2:]).removesuffix(".parquet")
-
-
-def _current_of(index_uri: str) -> Iterator[str]:
-    with suppress(VersionNotFoundError):
-        yield publish.read_current(index_uri)
 
 
 def _remove_copies(work_uri: str, held: HeldLease, catalog_files: Collection[str]) -> None:

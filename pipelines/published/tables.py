@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -40,6 +42,10 @@ def print_versions(manifests: Sequence[Manifest], index_uri: str, current: str, 
 def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
     """Prints what a version is, how it was made and measured, and its files."""
     catalog, recall, spec = manifest.catalog, manifest.recall, manifest.index
+    re_ranked = f"{spec.refine}, {spec.search.refine_factor} candidates re-ranked for each neighbour"
+    refinement = [("refinement", re_ranked)] if spec.refine != "none" else []
+    resident = f"; {decimal(manifest.resident_bytes)} in a fresh process that answered the held-out queries"
+    measured_memory = resident if manifest.resident_bytes else ""
     rows = [
         ("version", f"{manifest.version} ({state})"),
         ("created", manifest.created_utc),
@@ -49,9 +55,9 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
         ("encoder", f"{manifest.encoder.model or 'made elsewhere'} {manifest.encoder.fingerprint}"),
         ("codec", f"{manifest.codec.fingerprint}, trained on {manifest.codec.training_rows:,} vectors"),
         ("index", f"{spec.factory}, {serving_shards(spec.serving_shards)}, nprobe {spec.search.nprobe}"),
-        *_refinement(manifest),
+        *refinement,
         (f"recall {recall.k}@{recall.k}", f"{recall.value:.4f} over {recall.queries:,} held-out products"),
-        ("memory", f"{decimal(manifest.loaded_bytes)} at most{_measured_memory(manifest)}"),
+        ("memory", f"{decimal(manifest.loaded_bytes)} at most{measured_memory}"),
     ]
     summary = Table(show_header=False, box=None, pad_edge=False)
     summary.add_column(style="dim", no_wrap=True)
@@ -95,10 +101,8 @@ def print_diff(diff: VersionDiff, console: Console) -> None:
     ):
         table.add_row(name, old, "same" if old == new else f"[bold]{escape(new)}[/bold]")
     console.print(table)
-    for said, count, examples in (
-        ("added", diff.added, diff.added_examples),
-        ("removed", diff.removed, diff.removed_examples),
-    ):
+    came, went = (diff.added, diff.added_examples), (diff.removed, diff.removed_examples)
+    for said, (count, examples) in (("added", came), ("removed", went)):
         shown = f": {', '.join(examples)}{' …' if count > len(examples) else ''}" if count else ""
         console.print(f"{count:,} products {said}{shown}", markup=False)
     changed = ", ".join(f"{name} of {count:,}" for name, count in diff.changed.items())
@@ -129,6 +133,11 @@ def print_result(reader: IndexReader, result: SearchResult, *, title: str, conso
         console.print("no product found")
 
 
+def print_json(value: object) -> None:
+    """Prints plain values to standard output, for scripts."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
 def described(manifest: Manifest) -> dict[str, object]:
     """What scripts want to know of a version."""
     return {
@@ -157,16 +166,3 @@ def state_of(manifest: Manifest, current: str) -> str:
 def total_bytes(manifest: Manifest) -> int:
     """Bytes of all files of a version."""
     return sum(entry.bytes for entry in manifest.files)
-
-
-def _refinement(manifest: Manifest) -> list[tuple[str, str]]:
-    if manifest.index.refine == "none":
-        return []
-    factor = manifest.index.search.refine_factor
-    return [("refinement", f"{manifest.index.refine}, {factor} candidates re-ranked for each neighbour")]
-
-
-def _measured_memory(manifest: Manifest) -> str:
-    if not manifest.resident_bytes:
-        return ""
-    return f"; {decimal(manifest.resident_bytes)} in a fresh process that answered the held-out queries"

@@ -12,11 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from index_builder import IndexReader, Manifest, VersionNotFoundError, publish
-from pipelines.catalog.previous_version import ExternalSort, keyed_records
-from pipelines.catalog.products import id_digests
+from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
 
 EXAMPLES = 5
-IDS_PER_READ = 65_536
 _OLD, _NEW = 0, 1
 
 
@@ -25,12 +23,11 @@ class VersionDiff:
     """Two versions compared.
 
     Attributes:
-        old, new: their manifests.
-        added, removed: products that only the new, only the old version has.
-        kept: products of both.
-        changed: kept products by display or filter column whose value differs; columns without a change are left out.
-        columns_added, columns_removed: columns that only one of the versions has, or that changed their type.
-        added_examples, removed_examples: the first few ids, in the order of their version.
+        added, removed: Products that only the new, only the old version has.
+        kept: Products of both.
+        changed: Kept products by display or filter column whose value differs; columns without a change are left out.
+        columns_added, columns_removed: Columns that only one of the versions has, or that changed their type.
+        added_examples, removed_examples: The first few ids, in the order of their version.
     """
 
     old: Manifest
@@ -46,32 +43,24 @@ class VersionDiff:
 
 
 def compare_versions(index_uri: str, old: str, new: str) -> VersionDiff:
-    """Compares two versions of an index.
-
-    Args:
-        index_uri: where both are published.
-        old, new: their ids.
-
-    Raises:
-        VersionNotFoundError: there is no such version.
-    """
+    """Compares two versions of an index; raises VersionNotFoundError where there is no such version."""
     readers = [IndexReader.open(index_uri, version) for version in (old, new)]
     tables = [reader.products for reader in readers]
     fields = [{(field.name, field.type) for field in table.schema if field.name != "product_id"} for table in tables]
     shared = sorted(name for name, _ in fields[_OLD] & fields[_NEW])
     kept, changed = 0, dict.fromkeys(shared, 0)
     singles: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    with ExternalSort(sum(table.num_rows for table in tables)) as spilled:
+    with ExternalSort(sum(table.num_rows for table in tables)) as sorting:
         for side, table in enumerate(tables):
-            _note_ids(spilled, table.column("product_id"), side)
-        for records in spilled.sorted_buckets():
+            add_ids(sorting, table.column("product_id"), side)
+        for records in sorting.sorted_buckets():
             pairs, alone = _paired(records)
             kept += len(pairs[_OLD])
             for name in shared:
                 changed[name] += _count_changed(tables, pairs, name)
             for side in (_OLD, _NEW):
                 singles[side].append(alone[side])
-    rows = [np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64) for parts in singles]
+    rows = [np.sort(np.concatenate([np.empty(0, np.int64), *found])) for found in singles]
     examples = [_ids_at(table, found[:EXAMPLES]) for table, found in zip(tables, rows, strict=True)]
     return VersionDiff(
         old=readers[_OLD].manifest,
@@ -104,20 +93,12 @@ def current_version(index_uri: str) -> str:
         return ""
 
 
-def _note_ids(spilled: ExternalSort, ids: pa.ChunkedArray, side: int) -> None:
-    for start in range(0, len(ids), IDS_PER_READ):
-        digests = id_digests(ids.slice(start, IDS_PER_READ).to_pylist())
-        spilled.add(keyed_records(digests, side, np.arange(start, start + len(digests))))
-
-
 def _paired(records: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Rows (old, new) of products that both versions have, and the rows of those that one alone has, int64.
 
     An id occurs once in a version, and old sorts before new, so a product of both is two records side by side.
     """
-    same = np.zeros(len(records), bool)
-    same[:-1] = (records["key"][1:] == records["key"][:-1]) & (records["tail"][1:] == records["tail"][:-1])
-    first = np.flatnonzero(same)
+    first = np.flatnonzero(repeats_id(records)) - 1
     alone = np.ones(len(records), bool)
     alone[first] = alone[first + 1] = False
     rows = records["row"].astype(np.int64)

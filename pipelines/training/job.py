@@ -25,8 +25,8 @@ class TrainEncoderJob:
         data: The pairs.
         out: Local folder for the trained encoder; written when the training is done.
         catalog: The products, as the nightly job reads them; null takes those in the pairs' own files.
-        fetch: How pictures of the catalog are fetched.
-        decode: How large a picture may be.
+        fetch: How images of the catalog are fetched.
+        decode: How large an image may be.
         encoder: The encoder to start from; null puts one together.
         small: Shape of the one that is put together.
         training: How it is trained.
@@ -71,7 +71,7 @@ def product_reader(
                 decode=job.decode,
                 path=str(folder / "products.arrow"),
                 spool_uri=str(folder / "spool"),
-                with_pictures=model != "bibert",
+                with_images=model != "bibert",
                 on_progress=on_progress,
             )
 

@@ -1,6 +1,6 @@
-"""The catalog's products as an encoder is trained on them, read and decoded by the code of the nightly job.
+"""The catalog's products as an encoder is trained on them, read and decoded by the code of the indexing job.
 
-Pictures are fetched once and kept as they come, encoded, in one file beside the run; each batch decodes its own.
+Images are fetched once and kept as they come, encoded, in one file beside the run; each batch decodes its own.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ def read_training_products(
     decode: DecodeConfig,
     path: str,
     spool_uri: str,
-    with_pictures: bool = True,
+    with_images: bool = True,
     on_progress: Callable[[int], None] = lambda products: None,
 ) -> TrainingProducts:
     """Reads the products of these ids, all without any.
 
-    Of several pictures the first that can be had counts. A product id that occurs again keeps its first row; rows that
-    become no product are left out, as at night.
+    Of several images the first that can be had counts. A product id that occurs again keeps its first row; rows that
+    become no product are left out, as in that job.
 
     Args:
         wanted: Product ids.
         catalog: The `catalog:` section.
-        fetch: How pictures are fetched.
+        fetch: How images are fetched.
         decode: How many at a time.
         path: Where the file with the products is written; it must stay while they are used.
         spool_uri: Folder for plain copies of compressed catalog files.
-        with_pictures: False leaves the pictures alone, for an encoder that reads none.
+        with_images: False leaves the images alone, for an encoder that reads none.
         on_progress: Told the number of catalog rows read, batch by batch.
     """
     pool = None
-    if with_pictures and catalog.image_field is not None:
+    if with_images and catalog.image_field is not None:
         pool = ImagePool(ImageFetcher(fetch, catalog.image_root), _NOT_DECODED, decode)
     with pool or nullcontext():
         write_products(path, _read(wanted, catalog, pool, spool_uri, on_progress))
@@ -65,7 +65,7 @@ def read_training_products(
 
 
 def decode_for_training(data: bytes, preprocessing: ImagePreprocessing, *, config: DecodeConfig) -> np.ndarray | None:
-    """As the nightly job decodes a picture, uint8 `[3, S, S]`; None where it cannot be decoded."""
+    """As the indexing job decodes an image, uint8 `[3, S, S]`; None where it cannot be decoded."""
     try:
         return decode_image(data, preprocessing, config.max_pixels)
     except ImageError:
@@ -103,14 +103,14 @@ def _batches(catalog: CatalogConfig, spool_uri: str) -> Iterator[ProductBatch]:
 
 
 def _record_batch(batch: ProductBatch, rows: list[int], pool: ImagePool | None) -> pa.RecordBatch:
-    pictures: list[bytes | None] = [None] * len(rows)
+    images: list[bytes | None] = [None] * len(rows)
     if pool is not None:
         fetched = fetch_images(pool, [batch.images[row] for row in rows])
-        pictures = [fetched.data[product.digests[0]] if product.digests else None for product in fetched.products]
+        images = [fetched.data[product.digests[0]] if product.digests else None for product in fetched.products]
     kept = pa.array(rows, pa.int64())
     columns = [
         batch.product_ids.take(kept),
         batch.texts.take(kept).cast(pa.large_string()),
-        pa.array(pictures, pa.large_binary()),
+        pa.array(images, pa.large_binary()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=PRODUCTS_SCHEMA)

@@ -14,8 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.evaluation.comparison import resampled_means
-from pipelines.evaluation.judgments import UNKNOWN, Judgments, KeyedPairs
-from pipelines.evaluation.measures import label_precision, measure_queries, net_recall, recall, shared_results
+from pipelines.evaluation.measures import (
+    UNKNOWN,
+    Judgments,
+    KeyedPairs,
+    label_precision,
+    measure_queries,
+    net_recall,
+    recall,
+    shared_results,
+)
 from tests.benchmarks.machine import command_line, machine_line
 
 PRODUCTS, LABELS, BOUGHT = 200_000, 40, 4

@@ -14,7 +14,7 @@ from index_builder.add import add_shards
 from index_builder.codec import CodecInfo, train_codec
 from index_builder.embedding_shards import EmbeddingShardWriter, NumberedShard
 from index_builder.exact_search import GroundTruth, exact_neighbours
-from index_builder.index_shards import IndexShard
+from index_builder.faiss_files import IndexShard
 from index_builder.manifest import (
     CatalogSummary,
     CodecSummary,

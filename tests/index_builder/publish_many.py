@@ -8,6 +8,7 @@ usage: python -m tests.index_builder.publish_many INDEX BUILDS FIRST STOP
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,6 +64,7 @@ def publish_one(index: str, builds: Path, number: int, scratch: Path) -> str:
 
 def main(index: str, builds: str, first: int, stop: int) -> None:
     scratch = Path(builds)
+    os.fsync = lambda descriptor: None  # as in conftest.py
     for number in range(first, stop):
         publish_one(index, Path(builds), number, scratch)
 

@@ -10,8 +10,7 @@ from index_builder import storage
 from index_builder.add import add_shards
 from index_builder.codec import CodecInfo, train_codec
 from index_builder.embedding_shards import NumberedShard
-from index_builder.faiss_files import ivf_of, list_ids, opened_indexes
-from index_builder.index_shards import IndexShard
+from index_builder.faiss_files import IndexShard, ivf_of, list_ids, opened_indexes
 from index_builder.sampling import write_sample
 from index_builder.spec import IndexSpec
 from tests.index_builder.builds import clustered, write_shards

@@ -83,7 +83,7 @@ def test_no_query_is_dropped_while_the_reader_refreshes(place: str, cache: Path)
     stop = threading.Event()
 
     def ask(number: int) -> None:
-        while not stop.is_set():
+        while not stop.wait(0.001):  # else the server of the bucket, in this process too, hardly gets to run
             asked[number] += 1
             try:
                 result = reader.search(VECTORS[:4], 60)
@@ -99,7 +99,7 @@ def test_no_query_is_dropped_while_the_reader_refreshes(place: str, cache: Path)
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
-    for turn in range(20):
+    for turn in range(20 if place.startswith("/") else 8):  # on a store, a turn is many requests
         set_current(index, versions[turn % 2])
         assert reader.refresh()
         assert reader.manifest.version == versions[turn % 2]

@@ -191,7 +191,7 @@ def test_threads_may_search_while_another_refreshes(tmp_path: Path) -> None:
     stop = threading.Event()
 
     def ask() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.001):
             result = reader.search(VECTORS[:4], 60)
             found = (result.rows >= 0).sum(axis=1)
             if set(found) - {50, 60} or [len(ids) for ids in result.product_ids] != found.tolist():

@@ -425,6 +425,26 @@ def test_makers_at_once_on_an_object_store(bucket: str) -> None:
     assert storage.artifact(uri, 1, refuse) == made[0]
 
 
+def test_what_another_maker_completes_meanwhile_is_not_removed(
+    remote_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last look and the first file in place, where there is no lock."""
+    real, looks = storage.find_artifact, []
+
+    def find(uri: str, inputs: Any = None) -> storage.Artifact | None:
+        looks.append(real(uri, inputs))
+        if len(looks) == 2:
+            monkeypatch.setattr(storage, "find_artifact", real)
+            storage.artifact(uri, inputs, make_two_files)
+        return looks[-1]
+
+    monkeypatch.setattr(storage, "find_artifact", find)
+    monkeypatch.setattr(storage, "remove_file", lambda uri: pytest.fail(f"removed {uri}"))
+    uri = storage.join(remote_root, "x")
+    assert storage.artifact(uri, 1, make_two_files) == real(uri, 1)
+    assert looks == [None, None]
+
+
 def test_an_output_that_is_being_made_is_hidden(tmp_path: Path) -> None:
     def make(path: str) -> None:
         make_two_files(path)

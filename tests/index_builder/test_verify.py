@@ -8,7 +8,7 @@ import pytest
 
 from index_builder import storage
 from index_builder.errors import VerificationError
-from index_builder.index_shards import IndexShard
+from index_builder.faiss_files import IndexShard
 from index_builder.verify import verify_index
 from tests.index_builder.builds import write_index
 

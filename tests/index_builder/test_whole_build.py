@@ -26,20 +26,18 @@ from tests.index_builder.builds import build_index, clustered, stage, write_inde
 @pytest.mark.parametrize("factory", ["OPQ8_32,IVF64_HNSW8,PQ8", "PCAR16,IVF20,SQ8"])
 def test_a_rebuild_is_byte_identical_whatever_the_threads_the_order_and_the_cut(tmp_path: Path, factory: str) -> None:
     write_shards(str(tmp_path), clustered(3000, 40), 300)
-    found = []
+    builds = []
     for threads, rows_per_add, order in (("1", "100000", "forwards"), ("2", "700", "backwards")):
         command = [sys.executable, "-m", "tests.index_builder.build_once", str(tmp_path / "embeddings")]
         command += [str(tmp_path / f"out-{threads}"), factory, rows_per_add, order]
-        finished = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parents[2],
-            env=os.environ | {"OMP_NUM_THREADS": threads},
-        )
-        assert finished.stderr == ""
-        found.append(finished.stdout.split())
+        environment, pipe = os.environ | {"OMP_NUM_THREADS": threads}, subprocess.PIPE
+        root = Path(__file__).parents[2]
+        builds.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=root, env=environment))
+    found = []
+    for build in builds:
+        output, errors = build.communicate(timeout=300)
+        assert (build.returncode, errors) == (0, "")
+        found.append(output.split())
     assert found[0] == found[1]
     assert len(set(found[0])) == 2
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,24 +13,31 @@ from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.indexing.job import product, write_catalog
 
 
-@pytest.fixture
-def command(tmp_path):
-    """Runs the command over a small catalog; gives its exit code."""
-    write_catalog(tmp_path / "catalog", [product(number) for number in range(12)])
-    encoder = save_tiny_encoder(tmp_path / "encoder", model="3tmm")
-    config = tmp_path / "job.yaml"
-    config.write_text(
-        f"catalog:\n  uri: {tmp_path / 'catalog'}\n  image_field: image\nencoder:\n  uri: {encoder.uri}\n"
-        f"work:\n  uri: {tmp_path / 'work'}\nindex:\n  uri: {tmp_path / 'index'}\n"
-    )
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    """A small catalog, an encoder, queries and judgments."""
+    folder = tmp_path_factory.mktemp("shop")
+    write_catalog(folder / "catalog", [product(number) for number in range(12)])
+    save_tiny_encoder(folder / "encoder", model="3tmm")
     queries = [{"query_id": "a", "query": "red mug"}, {"query_id": "b", "query": "lamp"}]
     judgments = [
         {"query_id": "a", "product_id": "p00001", "label": 1},
         {"query_id": "a", "product_id": "p99999", "label": 1},
     ]
-    pq.write_table(pa.Table.from_pylist(queries), tmp_path / "queries.parquet")
-    pq.write_table(pa.Table.from_pylist(judgments), tmp_path / "judgments.parquet")
-    files = ["--queries", str(tmp_path / "queries.parquet"), "--judgments", str(tmp_path / "judgments.parquet")]
+    pq.write_table(pa.Table.from_pylist(queries), folder / "queries.parquet")
+    pq.write_table(pa.Table.from_pylist(judgments), folder / "judgments.parquet")
+    return folder
+
+
+@pytest.fixture
+def command(shop, tmp_path):
+    """Runs the command over the small catalog, with a working folder of its own; gives its exit code."""
+    config = tmp_path / "job.yaml"
+    config.write_text(
+        f"catalog:\n  uri: {shop / 'catalog'}\n  image_field: image\nencoder:\n  uri: {shop / 'encoder'}\n"
+        f"work:\n  uri: {tmp_path / 'work'}\nindex:\n  uri: {tmp_path / 'index'}\n"
+    )
+    files = ["--queries", str(shop / "queries.parquet"), "--judgments", str(shop / "judgments.parquet")]
 
     def run(*arguments: str, own_files: bool = True) -> int:
         return run_command(evaluate.main, ["--config", str(config), *(files if own_files else []), *arguments])
@@ -58,7 +66,7 @@ def test_the_demo_catalog_brings_its_own_queries(command, capsys, tmp_path):
     assert command("--catalog.uri", "demo://400", "--catalog.text_fields", "[title]", own_files=False) == 0
     told = capsys.readouterr().out
     assert re.search(r"\d+ queries over 400 products", told)
-    assert (tmp_path / "work" / "demo_catalog" / "queries.parquet").exists()
+    assert (tmp_path / "work" / "demo_catalog_400" / "queries.parquet").exists()
 
 
 def test_print_config_does_no_work(command, capsys, tmp_path):

@@ -17,7 +17,7 @@ from tests.benchmarks.paper_tables import TABLES
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.indexing.job import arguments, product, run_job, write_catalog
 
-PRODUCTS = 400
+PRODUCTS = 160
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
 
 
@@ -182,15 +182,14 @@ def test_an_annotator_labels_what_no_file_labels(shop, tmp_path, monkeypatch, ca
     assert code == 0
     asked = sum(map(int, log.read_text().split()))
     assert f"{asked:,} pairs labelled now" in " ".join(capsys.readouterr().out.split())
-    shares = [
-        float(rows["clip", f"P({label})@10"]["mean"]) for label in ("Exact", "Substitute", "Complement", "Irrelevant")
-    ]
+    shares = [float(rows["clip", f"P({label})@10"]["mean"]) for label in LABELS]
     assert sum(shares) == pytest.approx(1.0, abs=1e-4)
     # Again: everything is known, and the figures are the same.
     code, again = evaluated(shop, tmp_path / "out", *annotated)
     assert (code, again) == (0, rows)
     assert sum(map(int, log.read_text().split())) == asked
-    wrong = [*options[:-1], str(tmp_path / "other.parquet"), "--evaluation.annotator", "relevance_for_this_test:short"]
+    wrong = ["--systems", f"clip={shop}/clip", "--evaluation.annotations", str(tmp_path / "other.parquet")]
+    wrong += ["--evaluation.annotator", "relevance_for_this_test:short"]
     assert evaluated(shop, tmp_path / "out", *wrong)[0] == 2
     assert "expected 64 labels for a batch of 64 pairs, found 1" in capsys.readouterr().err
 
@@ -213,14 +212,8 @@ def test_an_annotator_is_enough(shop, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "relevance_alone.py").write_text("def annotate(pairs):\n    return ['E' for _ in pairs]\n")
     command = [*arguments(shop), "--queries", f"{shop}/queries.parquet", "--systems", f"clip={shop}/clip"]
-    command += [
-        "--evaluation.annotator",
-        "relevance_alone:annotate",
-        "--work.uri",
-        str(tmp_path),
-        "--evaluation.k",
-        "5",
-    ]
+    command += ["--evaluation.annotator", "relevance_alone:annotate", "--work.uri", str(tmp_path)]
+    command += ["--evaluation.k", "5"]
     assert run_command(evaluate.main, command) == 0
     assert "60 labelled pairs" in capsys.readouterr().out
     assert pq.read_table(tmp_path / "annotations.parquet").num_rows == 60

@@ -81,17 +81,11 @@ def test_prints_its_config(capsys):
     assert "temperature: 0.07" in capsys.readouterr().out
 
 
-def test_without_lightning_it_says_what_to_install(pairs):
-    code = (
-        "import sys; sys.modules['lightning'] = None\n"
-        "from pipelines.config.command_line import run_command; from pipelines.train_encoder import main\n"
-        "sys.exit(run_command(main))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--out", "x", "--data.uri", pairs], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "shelfmark[train]" in done.stderr
+def test_without_lightning_it_says_what_to_install(pairs, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    monkeypatch.delitem(sys.modules, "encoders.training.run", raising=False)
+    assert run_command(main, ["--out", "x", "--data.uri", pairs]) == 2
+    assert "shelfmark[train]" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -228,15 +222,24 @@ def test_the_shipped_configs_are_whole(name, capsys):
                 assert printed[section][key] == value
 
 
-@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_stopped_goes_on_with_the_same_command(shop, tmp_path, by):
-    def arguments(out):
-        return of_catalog(shop, out, "--training.epochs", "20", "--training.checkpoint_steps", "1",
-                          "--training.patience", "null", "--training.validate_steps", "50",
-                          "--training.batch_size", "6", "--data.validation_share", "0.1")  # fmt: skip
+def of_a_long_run(shop: Path, out: Path) -> list[str]:
+    return of_catalog(shop, out, "--training.epochs", "20", "--training.checkpoint_steps", "1",
+                      "--training.patience", "null", "--training.validate_steps", "50",
+                      "--training.batch_size", "6", "--data.validation_share", "0.1")  # fmt: skip
 
+
+@pytest.fixture(scope="module")
+def whole_run(shop, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """Weights of a run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run_command(main, of_a_long_run(shop, folder / "out")) == 0
+    return load_file(folder / "out" / "weights.safetensors")
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_goes_on_with_the_same_command(shop, whole_run, tmp_path, by):
     last = tmp_path / "out.checkpoints" / "last.ckpt"
-    command = [sys.executable, "-m", "pipelines.train_encoder", *arguments(tmp_path / "out")]
+    command = [sys.executable, "-m", "pipelines.train_encoder", *of_a_long_run(shop, tmp_path / "out")]
     # A shell that runs the tests in the background has them ignore Ctrl-C, and what they start with them.
     heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=heeding) as process:
@@ -244,11 +247,10 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(shop, tmp_path, by)
         while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(by)
-        _, told = process.communicate()
-    assert process.returncode == (130 if by == signal.SIGINT else -by), told
-    assert last.is_file(), told
+        _, printed = process.communicate()
+    assert process.returncode == (130 if by == signal.SIGINT else -by), printed
+    assert last.is_file(), printed
     assert not (tmp_path / "out").exists(), "killed before its end"
-    assert run_command(main, arguments(tmp_path / "out")) == 0
-    assert run_command(main, arguments(tmp_path / "whole")) == 0
-    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("out", "whole"))
-    assert all(one[name].numpy().tobytes() == weight.numpy().tobytes() for name, weight in two.items())
+    assert run_command(main, of_a_long_run(shop, tmp_path / "out")) == 0
+    resumed = load_file(tmp_path / "out" / "weights.safetensors")
+    assert all(resumed[name].numpy().tobytes() == weight.numpy().tobytes() for name, weight in whole_run.items())

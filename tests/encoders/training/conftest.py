@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from encoders.training import pictures
+from encoders.training import images
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -22,4 +22,4 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """For runs that are stopped after so many pictures: each is decoded whenever it is asked for."""
-    monkeypatch.setattr(pictures, "KEPT_BYTES", 0)
+    monkeypatch.setattr(images, "KEPT_BYTES", 0)

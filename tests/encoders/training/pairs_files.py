@@ -20,7 +20,7 @@ def picture_bytes(colour: str, size: int = 20) -> bytes:
 
 
 def coloured_rows(count: int) -> list[dict]:
-    """Products whose colour stands in the query and shows in the picture, and is not told in the text."""
+    """Products whose colour stands in the query and shows in the picture, and not in the text."""
     things, rows = ("dress", "mug", "lamp", "shoe"), []
     for number in range(count):
         colour, thing = list(COLOURS)[number % 3], things[number // 3 % 4]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 
 from encoders.preprocessing import ImagePreprocessing
 from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
-from encoders.training.pictures import decode_with_pillow
+from encoders.training.images import decode_with_pillow
 from encoders.training.run import train_encoder
 from tests.encoders.training.pairs_files import coloured_rows, write_pairs
 
@@ -69,9 +71,12 @@ def train(
     small: SmallEncoderConfig = SMALL,
     decode: Callable[[bytes, ImagePreprocessing], np.ndarray | None] = decode_with_pillow,
     say: Callable[[str], None] = lambda line: None,
+    plot: bool = False,
     **changes: object,
 ) -> dict:
-    return train_encoder(data, replace(SHORT, **changes), str(out), small=small, decode=decode, say=say)
+    """A run; the plot takes as long as ten steps, so it is drawn where it is looked at."""
+    with nullcontext() if plot else mock.patch("encoders.training.checkpoints.plot_metrics"):
+        return train_encoder(data, replace(SHORT, **changes), str(out), small=small, decode=decode, say=say)
 
 
 def last_weights(out: Path) -> dict[str, torch.Tensor]:

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from encoders.training import pictures
 from encoders.training.batches import PairDataset, ProductOrder, in_order, load
 from encoders.training.config import PairsConfig
 from encoders.training.pairs import read_pairs
-from tests.encoders.tiny import IMAGE_SIZE, tiny_parts
+from tests.encoders.tiny import tiny_parts
 from tests.encoders.training.pairs_files import coloured_rows, rows_of, write_pairs
 
 
@@ -42,10 +41,10 @@ def test_order_of_products():
     assert len(order) == len(both) == 4
     assert first != second, "each epoch has its own"
     assert both == list(order) == list(ProductOrder(product_rows, batch_size=3, seed=0, epochs=2))
-    flat = [place for batch in first for place in batch]
+    flat = [index for batch in first for index in batch]
     assert len(set(flat)) == 6
     changes = sum(product_rows[one] != product_rows[two] for one, two in itertools.pairwise(flat))
-    assert changes == len({product_rows[place] for place in flat}) - 1, "pairs of a product are neighbours"
+    assert changes == len({product_rows[index] for index in flat}) - 1, "pairs of a product are neighbours"
 
 
 def test_few_pairs_make_one_batch(tmp_path):
@@ -85,20 +84,3 @@ def test_devices_share_one_order():
     whole = list(ProductOrder(product_rows, batch_size=8, seed=3, epochs=2))
     shares = [list(ProductOrder(product_rows, batch_size=4, seed=3, epochs=2, device=n, devices=2)) for n in (0, 1)]
     assert [one + other for one, other in zip(*shares, strict=True)] == whole
-
-
-@pytest.mark.parametrize(("fits", "decoded"), [(4, 4), (1, 7), (0, 8)])
-def test_pictures_are_decoded_again_only_where_they_do_not_fit(tmp_path, monkeypatch, fits, decoded):
-    monkeypatch.setattr(pictures, "KEPT_BYTES", fits * 3 * IMAGE_SIZE * IMAGE_SIZE)
-    pairs = read_pairs(PairsConfig(uri=write_pairs(tmp_path, coloured_rows(4))))
-    asked = []
-
-    def decode(data, preprocessing):
-        asked.append(data)
-        return pictures.decode_with_pillow(data, preprocessing)
-
-    dataset = PairDataset(pairs, np.arange(4), tiny_parts("3tmm"), decode=decode)
-    first, again = (dataset.products(np.arange(4)).pixels for _ in range(2))
-    assert len(asked) == decoded
-    assert torch.equal(first, again)
-    assert not torch.equal(first[0], first[1]), "each its own"

@@ -1,9 +1,13 @@
-"""What a run keeps: the best state, metrics, a picture; how it ends when numbers go wrong or nothing gets better."""
+"""What a run keeps: the best state, metrics, a plot; how it ends; and a stopped run that is resumed ends with the bytes
+of one that was not.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from encoders.errors import TrainingError
+from encoders.errors import CheckpointError, EncoderConfigError, TrainingError
 from encoders.losses import nt_xent
 from encoders.training import module
-from encoders.training.run import join_metrics
-from tests.encoders.training.runs import Stopped, StopsAfter, pairs_of, train
+from encoders.training.checkpoints import join_metrics, read_checkpoint
+from tests.encoders.training.runs import SMALL, Stopped, StopsAfter, assert_same_bytes, pairs_of, train
 
 pytestmark = pytest.mark.usefixtures("nothing_is_kept")
 
@@ -29,7 +33,7 @@ def rows_of_table(path):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     said: list[str] = []
-    note = train(pairs_of(folder / "pairs"), folder / "out", epochs=6, say=said.append)
+    note = train(pairs_of(folder / "pairs"), folder / "out", epochs=6, plot=True, say=said.append)
     return folder, note, said
 
 
@@ -167,13 +171,13 @@ def test_a_gradient_that_is_no_number_is_not_stepped_on(tmp_path, monkeypatch):
     assert all(torch.isfinite(weight).all() for weight in kept["state_dict"].values())
 
 
-def test_metrics_of_a_run_that_was_taken_up_again_are_one_table(tmp_path):
-    data = pairs_of(tmp_path / "pairs")
+def test_metrics_of_a_run_that_was_resumed_are_one_table(straight, tmp_path):
+    data, whole = straight
+    changes = {"learn_temperature": True, "checkpoint_steps": 4}
     with pytest.raises(Stopped):
-        train(data, tmp_path / "out", decode=StopsAfter(70), checkpoint_steps=4)
-    train(data, tmp_path / "out", checkpoint_steps=4)
-    train(data, tmp_path / "whole", checkpoint_steps=4)
-    one, two = (rows_of_table(tmp_path / name / "metrics.csv") for name in ("out.checkpoints", "whole.checkpoints"))
+        train(data, tmp_path / "out", decode=StopsAfter(70), **changes)
+    train(data, tmp_path / "out", **changes)
+    one, two = (rows_of_table(path / "metrics.csv") for path in (tmp_path / "out.checkpoints", checkpoints_of(whole)))
     assert one == two
 
 
@@ -185,3 +189,116 @@ def test_joining_drops_what_a_later_part_did_again(tmp_path):
     assert joined["loss"][0].tolist() == [2, 3, 6, 10], "from 1"
     assert joined["loss"][1].tolist() == [0.9, 0.5, 0.4, 0.1]
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 5
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Two epochs of six steps, with dropout, modality dropout and a learned temperature, without a stop."""
+    folder = tmp_path_factory.mktemp("straight")
+    data = pairs_of(folder / "pairs")
+    train(data, folder / "out", learn_temperature=True)
+    return data, folder / "out"
+
+
+def checkpoints_of(out):
+    return out.parent / f"{out.name}.checkpoints"
+
+
+def position(out, name="last.ckpt"):
+    return read_checkpoint(checkpoints_of(out) / name)["callbacks"]["shelfmark"]["batches"]
+
+
+@pytest.mark.parametrize("decoded", [30, 70, 110])
+def test_a_run_stopped_in_an_epoch_and_taken_up_ends_with_the_same_bytes(straight, tmp_path, decoded):
+    data, whole = straight
+    out, said = tmp_path / "out", []
+    with pytest.raises(Stopped):
+        train(data, out, learn_temperature=True, decode=StopsAfter(decoded))
+    assert not out.exists()
+    done, total = position(out), position(whole)
+    assert 0 < done < total
+    assert done % (total // 2), "in the middle of an epoch"
+    train(data, out, learn_temperature=True, say=said.append)
+    assert any("unfinished run" in line for line in said)
+    assert position(out) == total
+    assert_same_bytes(out, whole)
+    one, two = (json.loads((folder / "encoder.json").read_text())["training"] for folder in (out, whole))
+    assert one == two, "what was measured too"
+
+
+def test_a_run_can_go_on_from_its_best_checkpoint(straight, tmp_path):
+    data, whole = straight
+    out, folder = tmp_path / "out", tmp_path / "out.checkpoints"
+    shutil.copytree(checkpoints_of(whole), folder)
+    (folder / "last.ckpt").unlink()
+    train(data, out, learn_temperature=True, resume="best")
+    if position(whole, "best.ckpt") == position(whole):
+        assert (folder / "best.ckpt").is_file()
+    else:
+        assert_same_bytes(out, whole)
+    assert (out / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
+
+
+def test_with_accumulated_gradients_and_chunks_too(tmp_path):
+    data = pairs_of(tmp_path / "pairs")
+    changes = {"accumulate_batches": 2, "chunk_rows": 3, "batch_size": 6}
+    train(data, tmp_path / "whole", **changes)
+    with pytest.raises(Stopped):
+        train(data, tmp_path / "out", decode=StopsAfter(50), **changes)
+    assert position(tmp_path / "out") % 2 == 0, "never between the batches of one step"
+    train(data, tmp_path / "out", **changes)
+    assert_same_bytes(tmp_path / "out", tmp_path / "whole")
+
+
+def test_a_finished_run_starts_anew_and_so_does_one_that_is_asked_to(straight, tmp_path):
+    data, whole = straight
+    out, said = tmp_path / "out", []
+    shutil.copytree(checkpoints_of(whole), tmp_path / "out.checkpoints")
+    for resume in ("auto", "never"):
+        train(data, out, learn_temperature=True, resume=resume, say=said.append)
+        assert_same_bytes(out, whole)
+    assert not any("going on" in line for line in said)
+
+
+def test_an_unfinished_run_of_other_settings_is_kept(straight, tmp_path):
+    data, _ = straight
+    out, said = tmp_path / "out", []
+    with pytest.raises(Stopped):
+        train(data, out, decode=StopsAfter(40))
+    before = position(out)
+    with pytest.raises(EncoderConfigError, match=r"training.learning_rate was 0.005, is 0.001.*--training.resume last"):
+        train(data, out, learning_rate=1e-3)
+    with pytest.raises(EncoderConfigError, match=r"pairs was '"):
+        train(pairs_of(tmp_path / "pairs", 63).__class__(**{**_values(data), "max_pairs": 55}), out)
+    with pytest.raises(EncoderConfigError, match=r"small.dim was 16, is 8"):
+        train(data, out, small=replace(SMALL, dim=8))
+    assert position(out) == before
+    train(data, out, epochs=3, resume="last", say=said.append)
+    assert any("training.epochs was 2, is 3" in line for line in said)
+    assert position(out) > before
+
+
+def test_checkpoints_that_are_not_there_or_are_none(straight, tmp_path):
+    data, _ = straight
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*last\.ckpt"):
+        train(data, tmp_path / "out", resume="last")
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match=r"broken.ckpt is not a checkpoint"):
+        train(data, tmp_path / "out", resume=str(broken))
+    torch.save({"weights": torch.zeros(1)}, broken)
+    with pytest.raises(CheckpointError, match=r"broken.ckpt is not a checkpoint"):
+        train(data, tmp_path / "other", resume=str(broken))
+
+
+def test_a_folder_of_someone_elses_is_left_alone(straight, tmp_path):
+    data, _ = straight
+    (tmp_path / "out.checkpoints").mkdir()
+    (tmp_path / "out.checkpoints" / "thesis.txt").write_text("mine")
+    with pytest.raises(EncoderConfigError, match="no folder of checkpoints"):
+        train(data, tmp_path / "out")
+    assert (tmp_path / "out.checkpoints" / "thesis.txt").read_text() == "mine"
+
+
+def _values(data):
+    return {name: getattr(data, name) for name in type(data).__dataclass_fields__}

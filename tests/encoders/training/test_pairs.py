@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import replace
 
 import fsspec
@@ -13,8 +12,8 @@ import pytest
 from encoders.errors import CheckpointError, EncoderConfigError, TrainingError
 from encoders.training.batches import PairDataset
 from encoders.training.config import PairsConfig
-from encoders.training.pairs import PRODUCTS_SCHEMA, TrainingProducts, map_products, read_pairs, write_products
-from encoders.training.pictures import EncodedPictures
+from encoders.training.images import EncodedImages
+from encoders.training.pairs import TrainingProducts, read_pairs
 from tests.encoders.tiny import tiny_parts
 from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, rows_of, write_pairs
 
@@ -26,7 +25,7 @@ def test_pairs_share_their_products(tmp_path):
     assert pairs.product_rows.tolist() == [0, 1, 0, 2]
     assert pairs.query_keys[0] == pairs.query_keys[3] != pairs.query_keys[1]
     assert pairs.products.texts == ["dress large", "dress small", "mug small"]
-    assert pairs.products.pictures.take([1])[0] == picture_bytes("blue")
+    assert pairs.products.images.take([1])[0] == picture_bytes("blue")
 
 
 def test_files_are_read_in_the_order_of_their_names_and_cut(tmp_path):
@@ -49,7 +48,7 @@ def test_rows_without_query_or_id_are_left_out_and_empty_texts_are_missing(tmp_p
     rows[3].update(title=None, description=" ", image=None)
     pairs = read_pairs(PairsConfig(uri=write_pairs(tmp_path, rows)))
     assert pairs.products.texts == ["red mug", None]
-    assert pairs.products.pictures.take([1])[0] is None
+    assert pairs.products.images.take([1])[0] is None
 
 
 def test_missing_columns_and_files(tmp_path):
@@ -103,7 +102,7 @@ def catalog_reader(products, asked=None):
         return TrainingProducts(
             product_ids=list(chosen),
             texts=[text for text, _ in chosen.values()],
-            pictures=EncodedPictures(pa.chunked_array([pa.array([data for _, data in chosen.values()], pa.binary())])),
+            images=EncodedImages(pa.chunked_array([pa.array([data for _, data in chosen.values()], pa.binary())])),
         )
 
     return read
@@ -122,7 +121,7 @@ def test_products_of_a_catalog(tmp_path):
     names = pairs.products.product_ids
     assert [names[row] for row in pairs.product_rows] == ["p7", "p3", "p7"]
     assert [names[row] for row in pairs.negative_rows[0]] == ["p9"]
-    assert pairs.products.pictures.take([names.index("p3")]) == [b"picture 3"]
+    assert pairs.products.images.take([names.index("p3")]) == [b"picture 3"]
 
 
 def test_products_that_the_catalog_does_not_hold(tmp_path):
@@ -183,7 +182,7 @@ def test_queries_that_are_pictures(tmp_path):
     pairs = read_pairs(PairsConfig(uri=write_pairs(tmp_path, rows), query_image_field="photo"))
     assert len(pairs) == 4
     assert len(set(pairs.query_keys.tolist())) == 4, "other texts, or another picture"
-    assert pairs.query_pictures.present().tolist() == [True, True, True, False]
+    assert pairs.query_images.present().tolist() == [True, True, True, False]
     batch = PairDataset(pairs, np.arange(4), tiny_parts("match4"))[[0, 1, 2, 3]]
     assert batch.queries.has_image.tolist() == [True, True, True, False]
     assert batch.queries.has_text.tolist() == [True, True, False, True]
@@ -195,7 +194,7 @@ def test_queries_that_are_pictures(tmp_path):
     assert photos_alone.queries == [None] * 3
 
 
-def test_query_pictures_by_path(tmp_path):
+def test_query_images_by_path(tmp_path):
     (tmp_path / "photos").mkdir()
     for colour in ("red", "blue"):
         (tmp_path / "photos" / f"{colour}.png").write_bytes(picture_bytes(colour))
@@ -211,43 +210,11 @@ def test_query_pictures_by_path(tmp_path):
     )
     pairs = read_pairs(data, catalog_reader(CATALOG))
     assert pairs.query_keys[0] == pairs.query_keys[2] != pairs.query_keys[1]
-    assert pairs.query_pictures.take([1, 3]) == [picture_bytes("blue"), None]
+    assert pairs.query_images.take([1, 3]) == [picture_bytes("blue"), None]
     with pytest.raises(
         EncoderConfigError, match=r"none of \d paths .*photos/red.png, below .*elsewhere.*data.image_root"
     ):
         read_pairs(replace(data, image_root=str(tmp_path / "elsewhere")), catalog_reader(CATALOG))
-
-
-def test_products_on_the_disk_travel_to_other_processes_by_their_path(tmp_path):
-    rows = pa.record_batch(
-        [["a", "b"], pa.array(["x", None], pa.large_string()), pa.array([None, b"2" * 9999], pa.large_binary())],
-        schema=PRODUCTS_SCHEMA,
-    )
-    write_products(str(tmp_path / "products.arrow"), [rows, rows.slice(0, 1)])
-    products = map_products(str(tmp_path / "products.arrow"))
-    assert products.texts == ["x", None, "x"]
-    sent = pickle.dumps(products.pictures)
-    assert len(sent) < 1000
-    assert pickle.loads(sent).take([1, 2, 0]) == [b"2" * 9999, None, None]
-    in_memory = EncodedPictures(pa.chunked_array([pa.array([b"1", None])]))
-    assert pickle.loads(pickle.dumps(in_memory)).take([0, 1]) == [b"1", None]
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({}, "data.uri is None"),
-        ({"uri": ""}, "data.uri is ''"),
-        ({"uri": "x", "query_field": None}, "both null"),
-        ({"queries": "titles", "negatives_field": "seen"}, "data.negatives_field is 'seen'"),
-        ({"uri": "x", "queries": "words"}, "expected pairs or titles"),
-        ({"uri": "x", "max_pairs": 1}, "expected 2 or more"),
-        ({"uri": "x", "text_fields": (), "image_field": None}, "text_fields is empty"),
-    ],
-)
-def test_impossible_data(values, words):
-    with pytest.raises(EncoderConfigError, match=words):
-        PairsConfig(**values)
 
 
 def test_json_lines(tmp_path):

@@ -58,9 +58,7 @@ def test_it_measures_what_the_encoders_find(tmp_path, model, all_products):
     pairs, parts = read_pairs(data), tiny_parts(model)
     held = np.arange(12, 30)
     dataset = PairDataset(pairs, held, parts)
-    measured = validate(
-        parts.model, HeldOut.of(pairs, held, dataset, all_products=all_products), batch_size=7, device=CPU
-    )
+    measured = validate(parts.model, HeldOut(pairs, held, dataset, all_products=all_products), batch_size=7, device=CPU)
 
     products = ProductEncoder(parts, fingerprint="", device=CPU, precision="float32", batch_size=5)
     queries = QueryEncoder(parts, fingerprint="", device=CPU)
@@ -87,7 +85,7 @@ def test_modes_return(tmp_path):
     pairs, parts = read_pairs(PairsConfig(uri=write_pairs(tmp_path, coloured_rows(6)))), tiny_parts("bibert")
     parts.model.train()
     parts.model.query_text.eval()
-    held = HeldOut.of(pairs, np.arange(6), PairDataset(pairs, np.arange(6), parts), all_products=False)
+    held = HeldOut(pairs, np.arange(6), PairDataset(pairs, np.arange(6), parts), all_products=False)
     validate(parts.model, held, batch_size=4, device=CPU)
     assert parts.model.document_text.training
     assert not parts.model.query_text.training

@@ -151,6 +151,24 @@ def test_a_shard_that_is_gone_costs_only_its_products(tmp_path, caplog):
     assert CarryOver(source).find(fingerprints(["here"]))[0] >= 0
 
 
+def test_a_lookup_that_another_completed_meanwhile_stays(tmp_path, monkeypatch):
+    shards, lookup = [f"{tmp_path}/a.parquet", f"{tmp_path}/b.parquet"], f"{tmp_path}/lookup"
+    write_shard(shards[0], ["first"])
+    write, finished = previous_version.write_key_lookup, []
+
+    def write_after_another(folder, records, *, expected):
+        monkeypatch.setattr(previous_version, "write_key_lookup", write)
+        write_shard(shards[1], ["second"])
+        finished.append(build_carry_over(shards, lookup))
+        finished.append([(path.name, path.stat().st_ino) for path in sorted((tmp_path / "lookup").iterdir())])
+        return write(folder, records, expected=expected)
+
+    monkeypatch.setattr(previous_version, "write_key_lookup", write_after_another)
+    assert build_carry_over(shards, lookup) == finished[0]
+    assert [(path.name, path.stat().st_ino) for path in sorted((tmp_path / "lookup").iterdir())] == finished[1]
+    assert (CarryOver(finished[0]).find(fingerprints(["first", "second"])) >= 0).all()
+
+
 def test_nothing_to_carry_over(tmp_path):
     carry_over = CarryOver(build_carry_over([], f"{tmp_path}/lookup"))
     assert carry_over.find(fingerprints(["a", "b"])).tolist() == [-1, -1]

@@ -325,6 +325,25 @@ def test_another_encoder_in_place_of_the_demos() -> None:
     assert parsed.config.encoder.text_tower.checkpoint == "somewhere"
 
 
+def test_the_login_of_a_proxy_is_for_the_workers_only(capsys: pytest.CaptureFixture[str]) -> None:
+    proxy = ["--fetch.proxy", "http://user:S3cret@proxy.shop.test:3128"]
+    assert load_job_config(proxy).config.fetch.proxy == proxy[1]
+    with pytest.raises(SystemExit):
+        load_job_config([*proxy, "--print-config"])
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["fetch"]["proxy"] == "http://***@proxy.shop.test:3128"
+    Path("list.yaml").write_text(f"fetch: {{proxy: [{proxy[1]}]}}")
+    Path("section.yaml").write_text(f"fetch: {proxy[1]}")
+    wrong = [
+        *job_problems("--fetch.proxy", "user:S3cret@proxy.shop.test:3128"),
+        *job_problems("--fetch.proxy=", proxy[1]),
+        *job_problems("--config", "list.yaml"),
+        *job_problems("--config", "section.yaml"),
+    ]
+    assert "command line: fetch.proxy: expected an address such as" in wrong[0]
+    assert not [problem for problem in wrong if "S3cret" in problem]
+
+
 def test_print_config_prints_all_of_it_and_stops(capsys: pytest.CaptureFixture[str], work_dir: Path) -> None:
     with pytest.raises(SystemExit) as caught:
         load_job_config(["--print-config", "--index.k", "20"])

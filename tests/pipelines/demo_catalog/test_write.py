@@ -141,9 +141,16 @@ def test_a_demo_address_draws_below_the_work_folder(tmp_path):
     assert not is_demo_address("/demo")
     assert not is_demo_address(("demo://7",))
     uri = draw_named_catalog("demo://7", str(tmp_path))
-    assert uri == str(tmp_path / "demo_catalog" / "catalog")
-    assert demo_folder(str(tmp_path)) == str(tmp_path / "demo_catalog")
+    assert uri == str(tmp_path / "demo_catalog_7" / "catalog")
+    assert demo_folder("demo://3000", str(tmp_path)) == str(tmp_path / "demo_catalog")
     assert pq.read_table(uri).num_rows == 7
+
+
+def test_another_demo_catalog_takes_nothing_from_the_first(tmp_path):
+    first = draw_named_catalog("demo://7", str(tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert draw_named_catalog("demo://5", str(tmp_path)) != first
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize("uri", ["demo://", "demo://many", "demo://0", "demo://-1", "demo://٣", "/somewhere"])

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.evaluation.judged_files import JudgedQueries, Pairs
-from pipelines.evaluation.judgments import Judgments, number_judgments
+from pipelines.evaluation.measures import Judgments, number_judgments
 from pipelines.evaluation.ranking import ProductNumbers
 
 LABELS = ("Exact", "Substitute", "Complement", "Irrelevant")
@@ -39,7 +39,7 @@ def queries_of(
     return JudgedQueries(
         ids=[f"q{row}" for row in range(len(labels))],
         texts=[f"query {row}" for row in range(len(labels))],
-        pictures=[None] * len(labels),
+        images=[None] * len(labels),
         judged=pairs_of(labels),
         labels=names if any(labels) else (),
         relevant=frozenset(relevant) if any(labels) else frozenset(),

@@ -36,11 +36,10 @@ def annotated(tmp_path, judge, labels=({}, {}), *, rankings=(FOUND,), batch=2, n
         queries_of([dict(one) for one in labels], relevant=("Exact",)),
         numbers_of(5),
         rankings,
+        EvaluationConfig(annotator=name, annotator_batch=batch),
         annotator=judge,
-        name=name,
         records=records,
         kept_uri=str(tmp_path / "kept" / "labels.parquet"),
-        batch_pairs=batch,
     )
 
 

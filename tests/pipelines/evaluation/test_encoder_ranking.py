@@ -13,7 +13,6 @@ from pipelines.evaluation import encoder_ranking
 from pipelines.evaluation.encoder_ranking import (
     View,
     encode_catalog,
-    encode_catalog_with,
     search_exactly,
     share_of_exact,
 )
@@ -76,9 +75,9 @@ def encoded(tmp_path: Path, rows: list[dict], *, model: str = "3tmm", pictures: 
     encoder = load_product_encoder(save_tiny_encoder(tmp_path / model, model=model))
     spool = str(tmp_path / "spool")
     if encoder.preprocessing is None or not pictures:
-        return encode_catalog(encoder, catalog, None, spool_uri=spool)
+        return encode_catalog([(encoder, list(View))], catalog, None, spool_uri=spool)[0]
     with ImagePool(ImageFetcher(FetchConfig()), encoder.preprocessing, DecodeConfig(threads=1)) as pool:
-        return encode_catalog(encoder, catalog, pool, spool_uri=spool)
+        return encode_catalog([(encoder, list(View))], catalog, pool, spool_uri=spool)[0]
 
 
 def test_each_view_sees_what_it_says(tmp_path):
@@ -86,7 +85,7 @@ def test_each_view_sees_what_it_says(tmp_path):
     rows[1] |= {"title": rows[0]["title"]}
     rows[3] |= {"image": rows[2]["image"]}
     found = encoded(tmp_path, rows)
-    text, picture, fused = (found.vectors[view] for view in (View.TEXT, View.PICTURE, View.FUSED))
+    text, picture, fused = (found.vectors[view] for view in (View.TEXT, View.IMAGE, View.FUSED))
     assert np.allclose(text[0], text[1])
     assert not np.allclose(text[2], text[3])
     assert np.allclose(picture[2], picture[3])
@@ -105,16 +104,16 @@ def test_the_fused_view_is_what_the_encoder_makes_of_both(tmp_path):
     titles = [row["title"] for row in rows]
     assert np.allclose(found.vectors[View.FUSED], encoder.encode(titles, pictures), atol=1e-5)
     assert np.allclose(found.vectors[View.TEXT], encoder.encode(titles), atol=1e-5)
-    assert np.allclose(found.vectors[View.PICTURE], encoder.encode([None] * 5, pictures), atol=1e-5)
+    assert np.allclose(found.vectors[View.IMAGE], encoder.encode([None] * 5, pictures), atol=1e-5)
 
 
 def test_a_product_that_lacks_a_half_is_absent_from_that_view(tmp_path):
     rows = [product(0), product(1, image=None), product(2, title=None), product(3, image=BROKEN)]
     found = encoded(tmp_path, rows)
     assert found.present[View.TEXT].tolist() == [True, True, False, True]
-    assert found.present[View.PICTURE].tolist() == [True, False, True, False]
+    assert found.present[View.IMAGE].tolist() == [True, False, True, False]
     assert found.present[View.FUSED].tolist() == [True, True, True, True]
-    assert not found.vectors[View.PICTURE][1].any()
+    assert not found.vectors[View.IMAGE][1].any()
 
 
 def test_a_product_id_keeps_its_first_row(tmp_path, monkeypatch):
@@ -145,20 +144,16 @@ def test_several_encoders_share_one_reading(tmp_path):
         load_product_encoder(save_tiny_encoder(tmp_path / f"{model}{seed}", model=model, seed=seed))
         for model, seed in (("3tmm", 0), ("clip", 1), ("bibert", 2))
     ]
-    views = [(View.FUSED, View.TEXT), (View.PICTURE,), (View.TEXT,)]
+    views = [(View.FUSED, View.TEXT), (View.IMAGE,), (View.TEXT,)]
     told: list[int] = []
     spool = str(tmp_path / "spool")
     with ImagePool(ImageFetcher(FetchConfig()), encoders[0].preprocessing, DecodeConfig(threads=1)) as pool:
-        together = encode_catalog_with(
-            list(zip(encoders, views, strict=True)),
-            catalog,
-            pool,
-            spool_uri=spool,
-            on_progress=told.append,
-        )
+        pairs = list(zip(encoders, views, strict=True))
+        together = encode_catalog(pairs, catalog, pool, spool_uri=spool, on_progress=told.append)
         for encoder, wanted, found in zip(encoders, views, together, strict=True):
             reads_pictures = encoder.preprocessing is not None
-            alone = encode_catalog(encoder, catalog, pool if reads_pictures else None, spool_uri=spool)
+            own_pool = pool if reads_pictures else None
+            (alone,) = encode_catalog([(encoder, list(View))], catalog, own_pool, spool_uri=spool)
             assert found.product_ids == alone.product_ids
             assert tuple(found.vectors) == wanted
             for view in wanted:

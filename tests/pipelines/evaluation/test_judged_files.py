@@ -161,7 +161,7 @@ def test_queries_that_are_pictures(tmp_path):
     file = write(tmp_path / "photos.jsonl", photos)
     found = read(file, purchases=file, query_id_field="image", query_field=None, query_image_field="image")
     assert found.texts == [None, None]
-    assert [picture for picture in found.pictures if picture] == ["val/apple_1.jpg", "val/pear_1.jpg"]
+    assert [picture for picture in found.images if picture] == ["val/apple_1.jpg", "val/pear_1.jpg"]
     assert by_query(found, found.wanted) == {"val/apple_1.jpg": {"apple"}, "val/pear_1.jpg": {"pear"}}
 
 
@@ -171,7 +171,7 @@ def test_pictures_may_be_bytes(tmp_path):
     bought = write(tmp_path / "p.csv", [{"query_id": "a", "product_id": "p1"}, {"query_id": "b", "product_id": "p1"}])
     found = read(queries, purchases=bought, query_field=None, query_image_field="photo")
     assert found.ids == ["a"]
-    assert found.pictures[0] == b"picture"
+    assert found.images[0] == b"picture"
 
 
 @pytest.mark.parametrize(("rule", "relevant", "judged"), [("best", {"p1"}, 2), ("leave-out", set(), 1)])

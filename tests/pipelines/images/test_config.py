@@ -39,6 +39,22 @@ def test_proxies(proxy: str | None) -> None:
     assert FetchConfig(proxy=proxy).proxy == proxy
 
 
+@pytest.mark.parametrize(
+    "proxy",
+    ["user:S3cret@proxy.shop.test", "http://user:S3cret@proxy/path", "http://u:S3c@S3cret@h", "https://u:a S3cret@h"],
+)
+def test_the_login_of_a_proxy_is_in_no_message(proxy: str) -> None:
+    with pytest.raises(CatalogConfigError, match=r"fetch\.proxy.*\*\*\*@") as caught:
+        FetchConfig(proxy=proxy)
+    assert "S3c" not in str(caught.value)
+    assert "S3cret" not in repr(FetchConfig(proxy="http://user:S3cret@proxy.shop.test"))
+
+
+def test_a_hidden_login_is_not_taken_for_one() -> None:
+    with pytest.raises(CatalogConfigError, match="with its login"):
+        FetchConfig(proxy="http://***@proxy.shop.test:3128")
+
+
 @pytest.mark.parametrize(("key", "value"), [("threads", -1), ("max_pixels", 0), ("pending_images", 1)])
 def test_a_wrong_value_of_decoding_is_named(key: str, value: int) -> None:
     with pytest.raises(CatalogConfigError, match=rf"decode\.{key}.*at least.*{value}"):

@@ -209,7 +209,7 @@ def server_waits(request: Request) -> None:
 
 
 @dataclass(frozen=True)
-class Night:
+class IndexedCatalog:
     """What the job made of the dirty catalog."""
 
     outcome: RunResult
@@ -218,7 +218,7 @@ class Night:
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
+def made(tmp_path_factory: pytest.TempPathFactory) -> IndexedCatalog:
     folder = tmp_path_factory.mktemp("dirty")
     write_pictures(folder / "pictures")
     with image_server() as server:
@@ -238,7 +238,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
     letters = list(read_dead_letters(f"{outcome.uri}/rejected.parquet"))
     indexed = IndexReader.open(str(folder / "index")).products["product_id"].to_pylist()
     assert len(indexed) == len(set(indexed))
-    return Night(outcome, letters, set(indexed))
+    return IndexedCatalog(outcome, letters, set(indexed))
 
 
 def good_line(number: int) -> bytes:
@@ -251,21 +251,21 @@ def test_there_are_many_kinds():
 
 
 @pytest.mark.parametrize("number", range(len(KINDS)), ids=[kind.name for kind in KINDS])
-def test_a_dirty_row_has_its_letter_and_its_neighbours_are_indexed(night: Night, number: int):
+def test_a_dirty_row_has_its_letter_and_its_neighbours_are_indexed(made: IndexedCatalog, number: int):
     kind = KINDS[number]
-    assert {f"good-{number}", f"good-{number + 1}"} <= night.indexed
-    mine = [letter for letter in night.letters if letter.product_id == kind.product_id]
-    assert (kind.product_id in night.indexed) == (kind.outcome != "rejected")
+    assert {f"good-{number}", f"good-{number + 1}"} <= made.indexed
+    mine = [letter for letter in made.letters if letter.product_id == kind.product_id]
+    assert (kind.product_id in made.indexed) == (kind.outcome != "rejected")
     if mine or kind.outcome == "degraded":
         assert [(letter.outcome, letter.reason.value) for letter in mine] == [(kind.outcome, kind.reason)]
         assert mine[0].detail
 
 
-def test_every_row_is_accounted_for(night: Night):
+def test_every_row_is_accounted_for(made: IndexedCatalog):
     """Letters of rows without a usable id cannot be told apart by it, so they are counted."""
     expected = Counter(f"{kind.outcome}: {kind.reason}" for kind in KINDS if kind.outcome)
-    assert Counter(f"{letter.outcome}: {letter.reason.value}" for letter in night.letters) == expected
-    totals = night.outcome.totals
+    assert Counter(f"{letter.outcome}: {letter.reason.value}" for letter in made.letters) == expected
+    totals = made.outcome.totals
     assert totals.by_reason == dict(expected)
     assert totals.rows_in == 2 * len(KINDS) + 1 == totals.products + totals.rejected
     assert totals.texts_cut == 1

@@ -17,7 +17,7 @@ def forecast(folder: Path, *overrides: str) -> Forecast:
     return forecast_run(CatalogSource(command.config, full=command.flags.full))
 
 
-def test_the_forecast_is_what_the_night_then_does(tmp_path):
+def test_the_forecast_is_what_the_run_then_does(tmp_path, caplog):
     rows = [product(number) for number in range(200)]
     write_catalog(tmp_path / "catalog", rows)
     first = forecast(tmp_path)
@@ -37,9 +37,11 @@ def test_the_forecast_is_what_the_night_then_does(tmp_path):
     assert second.products == 199
     assert second.seconds is not None
     assert second.seconds > 0
-    outcome, _ = run_job(tmp_path)
-    assert outcome.totals.embedded == second.to_embed
-    assert outcome.totals.carried_over == second.carried_over + second.complete
+    result, _ = run_job(tmp_path, "--fetch.proxy", "http://user:S3cret@127.0.0.1:9")
+    assert result.totals.embedded == second.to_embed
+    assert result.totals.carried_over == second.carried_over + second.complete
+    assert "S3cret" not in caplog.text
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"S3cret" in path.read_bytes()]
     full = forecast(tmp_path, "--full")
     assert (full.to_embed, full.reason) == (199, "--full was given")
 

@@ -219,7 +219,7 @@ def test_a_rerun_skips_what_stands_and_a_changed_file_is_read_again(tmp_path):
     assert [report["skipped"] for report in record.reports("import").values()] == [True, False, True]
 
 
-def test_another_index_of_the_last_nights_products(tmp_path, capsys):
+def test_another_index_of_the_last_runs_products(tmp_path, capsys):
     """Without `embeddings.uri` nothing is embedded again, and the query encoder comes along."""
     write_catalog(tmp_path / "catalog", [product(number) for number in range(300)])
     nightly, _ = run_job(tmp_path)
@@ -233,8 +233,8 @@ def test_another_index_of_the_last_nights_products(tmp_path, capsys):
     assert (Path(outcome.uri) / "products.arrow").read_bytes() == (Path(nightly.uri) / "products.arrow").read_bytes()
     assert run_command(search.main, ["--index", str(tmp_path / "other"), "red chair"]) == 0
     assert "p00" in capsys.readouterr().out
-    night, record = run_job(tmp_path)
-    assert night.status == "unchanged"
+    earlier, record = run_job(tmp_path)
+    assert earlier.status == "unchanged"
     assert all(report["skipped"] for report in record.reports("embed").values())
 
 

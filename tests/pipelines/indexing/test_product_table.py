@@ -9,7 +9,7 @@ from index_builder.embedding_shards import EmbeddingShardWriter
 from pipelines.catalog import previous_version
 from pipelines.catalog.dead_letters import DeadLetter, Reason, write_dead_letters
 from pipelines.indexing import product_table
-from pipelines.indexing.product_table import ColumnsWriter, find_duplicates, number_products
+from pipelines.indexing.product_table import columns_writer, find_duplicates, number_products
 from pipelines.indexing.shard_files import ShardFiles
 
 
@@ -18,8 +18,8 @@ def write_shard(folder: str, key: str, ids: list[str], columns: dict[str, pa.Arr
     with EmbeddingShardWriter(files.embeddings, dim=4, encoder_fingerprint="e") as writer:
         n = len(ids)
         writer.write(pa.array(ids, pa.string()), np.ones((n, 4)), np.zeros((n, 16), np.uint8), np.ones(n, np.uint8))
-    with ColumnsWriter(files.columns) as writer:
-        writer.write(pa.record_batch(columns))
+    with columns_writer(files.columns) as write:
+        write(pa.record_batch(columns))
     write_dead_letters(files.rejected, letters)
     return files
 

@@ -22,7 +22,7 @@ def outcome(status: str, failed: list[str]) -> RunResult:
     return RunResult(
         status=status, version="20261121T000000Z-0123456789ab", uri="index/versions/x", totals=totals,
         failed_gates=failed, index_bytes=2_500_000, recall=0.9512, recall_k=10, recall_queries=110, nprobe=4,
-        latency_ms=0.213, factory="OPQ8_32,IVF16,PQ8x8", serving_shards=2, previous_version="",
+        latency_ms=0.213, factory="OPQ8_32,IVF16,PQ8x8", serving_shards=2,
     )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_the_stage_at_work_is_the_first_that_has_not_ended(record):
     assert reader.snapshot().stage == "sample"
     record.report("train", "all")
     record.report("add", "00000-00000")
-    assert (reader.snapshot().stage, reader.snapshot().finished_units) == ("add", 1)
+    assert (reader.snapshot().stage, reader.snapshot().finished_tasks) == ("add", 1)
 
 
 def test_a_log_gets_plain_lines(record, caplog):

@@ -93,7 +93,7 @@ def test_totals_add_up_and_count_duplicates_as_rejected():
 
 
 def test_what_an_earlier_run_embedded_is_carried_over():
-    last_night = ShardSummary(position=0, key="a", rows_in=10, products=10, embedded=9, carried_over=1)
-    tonight = ShardSummary(position=1, key="b", rows_in=5, products=5, embedded=2, carried_over=3, images_unchanged=3)
-    found = total([last_night, tonight], products=15, duplicates=0, earlier={"a"})
+    last_run = ShardSummary(position=0, key="a", rows_in=10, products=10, embedded=9, carried_over=1)
+    this_run = ShardSummary(position=1, key="b", rows_in=5, products=5, embedded=2, carried_over=3, images_unchanged=3)
+    found = total([last_run, this_run], products=15, duplicates=0, earlier={"a"})
     assert (found.embedded, found.carried_over, found.images_unchanged) == (2, 13, 3)

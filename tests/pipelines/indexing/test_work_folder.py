@@ -36,7 +36,7 @@ from pipelines.indexing.work_folder import (
 from tests.pipelines.indexing.job import product, run_job, write_catalog
 
 ELSEWHERE = LeaseRecord(
-    token="t", host="elsewhere", pid=1, user="night", machine="m", namespace="n", process_started="5", beats=7
+    token="t", host="elsewhere", pid=1, user="someone", machine="m", namespace="n", process_started="5", beats=7
 )
 """What a run on another machine writes."""
 
@@ -184,7 +184,7 @@ def test_liveness_is_what_changes_and_no_clock_of_another_machine(tmp_path, monk
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + skew_seconds)
     write_lease(tmp_path, replace(ELSEWHERE, uptime_seconds=time.monotonic() + skew_seconds))
-    held = pytest.raises(LeaseHeldError, match="process 1 of night on elsewhere")
+    held = pytest.raises(LeaseHeldError, match="process 1 of someone on elsewhere")
     with beating(tmp_path, ELSEWHERE), held, WorkLease(str(tmp_path)):
         pass
     started = time.monotonic()
@@ -354,7 +354,7 @@ def test_a_run_whose_lease_was_taken_over_does_not_publish(tmp_path, monkeypatch
         return real(run, summaries)
 
     monkeypatch.setattr(build_steps, "number", number)
-    with pytest.raises(LeaseLostError, match="process 1 of night on elsewhere"):
+    with pytest.raises(LeaseLostError, match="process 1 of someone on elsewhere"):
         run_job(tmp_path)
     assert not (tmp_path / "index" / "CURRENT").exists()
     assert not (tmp_path / "work" / "finished_run.json").exists()
@@ -415,7 +415,7 @@ def shards_of(index: Path) -> set[str]:
     return {Path(uri).stem for manifest in manifests for uri in manifest.embedding_shards}
 
 
-def test_only_what_a_version_or_the_next_night_needs_stays(tmp_path):
+def test_only_what_a_version_or_the_next_run_needs_stays(tmp_path):
     rows = [product(number) for number in range(200)]
     write_catalog(tmp_path / "catalog", rows)
     work, keep_one = tmp_path / "work", ["--index.keep_versions", "1"]

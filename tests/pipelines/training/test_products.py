@@ -60,7 +60,7 @@ def test_all_products(catalog, tmp_path):
     assert products.product_ids == ["1", "2", "3", "4"], "the first row of an id; nothing of a product with nothing"
     assert products.texts == ["red mug", "lamp", None, "no picture"]
     red, blue = picture_bytes("red"), picture_bytes("blue")
-    assert products.pictures.take(range(4)) == [red, blue, blue, None], "the first picture that can be had"
+    assert products.images.take(range(4)) == [red, blue, blue, None], "the first picture that can be had"
     assert sum(counted) == 5
 
 
@@ -70,11 +70,11 @@ def test_the_products_asked_for(catalog, tmp_path):
 
 
 def test_an_encoder_of_texts_fetches_no_picture(catalog, tmp_path):
-    products = read(catalog, tmp_path, with_pictures=False)
-    assert products.pictures.take(range(4)) == [None] * 4
+    products = read(catalog, tmp_path, with_images=False)
+    assert products.images.take(range(4)) == [None] * 4
 
 
-def test_pictures_are_decoded_as_at_night():
+def test_pictures_are_decoded_as_in_the_indexing_job():
     decode = pickle.loads(pickle.dumps(partial(decode_for_training, config=DecodeConfig())))
     data = picture_bytes("green", 40)
     assert np.array_equal(decode(data, SMALL), decode_image(data, SMALL, DecodeConfig().max_pixels))

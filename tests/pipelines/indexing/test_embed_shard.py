@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipelines.catalog.previous_version import CarryOver, build_carry_over
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
-from pipelines.indexing.embed_shard import ProductPreparer, ShardEmbedder
+from pipelines.indexing.embed_shard import ProductPreparer, embed_shard
 from pipelines.indexing.product_table import read_columns
 from pipelines.indexing.shard_files import ShardFiles
 from tests.fakes import FakeProductEncoder
@@ -41,10 +42,10 @@ def write_catalog(folder, rows: list[dict]) -> CatalogConfig:
     return CatalogConfig(uri=str(folder), image_field="image", display_fields=("price",))
 
 
-class Night:
+class Embedded:
     """Embeds a one-shard catalog with a fake encoder and keeps what came of it."""
 
-    def __init__(self, folder, catalog: CatalogConfig, *, encoder=None, previous: Night | None = None, name="shard"):
+    def __init__(self, folder, catalog: CatalogConfig, *, encoder=None, previous: Embedded | None = None, name="shard"):
         self.encoder = encoder or FakeProductEncoder()
         (shard,) = plan_catalog(catalog, spool_uri=str(folder / "spool")).shards
         self.files = ShardFiles(folder=str(folder / name), key="k" * 32)
@@ -59,7 +60,7 @@ class Night:
             preparer = ProductPreparer(
                 catalog=catalog, uses_text=self.encoder.uses_text, pool=pool, carry_over=carry_over
             )
-            self.summary = ShardEmbedder(encoder=self.encoder, preparer=preparer).embed(shard, self.files)
+            self.summary = embed_shard(self.encoder, preparer, shard, self.files)
         finally:
             if pool is not None:
                 pool.close()
@@ -96,90 +97,88 @@ def test_every_row_is_a_product_or_a_dead_letter(tmp_path):
         row("only a bad picture", title=None, image=RED[:40]),
         row(None),
     ]
-    night = Night(tmp_path, write_catalog(tmp_path / "catalog", rows))
-    assert night.ids == ["both", "text only", "picture only", "bad picture"]
+    made = Embedded(tmp_path, write_catalog(tmp_path / "catalog", rows))
+    assert made.ids == ["both", "text only", "picture only", "bad picture"]
     text, image, degraded = Modality.TEXT, Modality.IMAGE, Modality.DEGRADED
-    assert night.modalities == [text | image, text, image, text | degraded]
-    assert sorted((name, outcome) for name, outcome, _ in night.letters) == [
+    assert made.modalities == [text | image, text, image, text | degraded]
+    assert sorted((name, outcome) for name, outcome, _ in made.letters) == [
         ("", "rejected"),
         ("bad picture", "degraded"),
         ("nothing", "rejected"),
         ("only a bad picture", "rejected"),
     ]
-    summary = night.summary
+    summary = made.summary
     assert (summary.rows_in, summary.products, summary.rejected, summary.degraded) == (7, 4, 3, 1)
     assert summary.rows_in == summary.products + summary.rejected
     assert summary.revisable
-    assert ShardFiles.read_summary(night.files, 0) == summary
-    prices = read_columns(night.files.columns).column(0).to_pylist()
+    assert ShardFiles.read_summary(made.files, 0) == summary
+    prices = read_columns(made.files.columns).column(0).to_pylist()
     assert prices == [1.0] * 4
 
 
 def test_a_degraded_product_has_the_vector_of_its_text(tmp_path):
     rows = [row("text only", image=None), row("bad", image=b"broken")]
-    night = Night(tmp_path, write_catalog(tmp_path / "catalog", rows))
-    assert np.array_equal(*night.vectors)
+    made = Embedded(tmp_path, write_catalog(tmp_path / "catalog", rows))
+    assert np.array_equal(*made.vectors)
 
 
 def test_bad_pictures_reject_where_the_shop_wants_that(tmp_path):
-    import dataclasses
-
     catalog = write_catalog(tmp_path / "catalog", [row("good"), row("bad", image=b"broken")])
-    night = Night(tmp_path, dataclasses.replace(catalog, on_bad_image="reject"))
-    assert night.ids == ["good"]
-    assert [letter[:2] for letter in night.letters] == [("bad", "rejected")]
-    assert night.summary.rejected == 1
-    assert night.summary.degraded == 0
+    made = Embedded(tmp_path, dataclasses.replace(catalog, on_bad_image="reject"))
+    assert made.ids == ["good"]
+    assert [letter[:2] for letter in made.letters] == [("bad", "rejected")]
+    assert made.summary.rejected == 1
+    assert made.summary.degraded == 0
 
 
 def test_equal_texts_and_pictures_go_through_the_towers_once(tmp_path):
     # 40 rows are several batches of four: pictures are told apart over the whole shard.
     rows = [row(f"p{number}", image=RED if number % 2 else BLUE) for number in range(40)]
-    night = Night(tmp_path, write_catalog(tmp_path / "catalog", rows))
-    assert night.encoder.image_calls == 2
-    assert night.encoder.text_calls == 10
-    assert len(night.ids) == 40
-    assert len(np.unique(night.vectors, axis=0)) == 2
+    made = Embedded(tmp_path, write_catalog(tmp_path / "catalog", rows))
+    assert made.encoder.image_calls == 2
+    assert made.encoder.text_calls == 10
+    assert len(made.ids) == 40
+    assert len(np.unique(made.vectors, axis=0)) == 2
 
 
-def test_the_second_night_embeds_only_what_changed(tmp_path):
+def test_a_second_run_embeds_only_what_changed(tmp_path):
     rows = [row(f"p{number}", title=f"mug number {number}", image=picture((number, 9, 9))) for number in range(30)]
-    first = Night(tmp_path, write_catalog(tmp_path / "catalog", rows), name="first")
+    first = Embedded(tmp_path, write_catalog(tmp_path / "catalog", rows), name="first")
     rows[3]["title"] = "another text"
     rows[7]["image"] = BLUE
     rows[8]["price"] = 99.0
     rows[9]["product_id"] = "renamed"
     del rows[20]
     rows.append(row("new", title="brand new"))
-    second = Night(tmp_path, write_catalog(tmp_path / "catalog", rows), name="second", previous=first)
+    second = Embedded(tmp_path, write_catalog(tmp_path / "catalog", rows), name="second", previous=first)
     assert (second.summary.embedded, second.summary.carried_over) == (3, 27)
     assert second.encoder.image_calls == 3
     assert second.encoder.text_calls == 3
-    whole = Night(tmp_path, write_catalog(tmp_path / "catalog", rows), name="whole")
+    whole = Embedded(tmp_path, write_catalog(tmp_path / "catalog", rows), name="whole")
     assert second.ids == whole.ids
     assert np.array_equal(second.vectors, whole.vectors)
 
 
 def test_a_degraded_product_is_tried_again(tmp_path):
     catalog = write_catalog(tmp_path / "catalog", [row("p", image=b"broken")])
-    first = Night(tmp_path, catalog, name="first")
-    second = Night(tmp_path, catalog, name="second", previous=first)
+    first = Embedded(tmp_path, catalog, name="first")
+    second = Embedded(tmp_path, catalog, name="second", previous=first)
     assert second.summary.embedded == 1
 
 
 def test_a_text_encoder_does_not_look_at_pictures(tmp_path):
     catalog = write_catalog(tmp_path / "catalog", [row("p", image=b"broken"), row("no text", title=None)])
-    night = Night(tmp_path, catalog, encoder=FakeProductEncoder(uses_images=False))
-    assert night.ids == ["p"]
-    assert night.letters == [("no text", "rejected", Reason.empty_product)]
-    assert not night.summary.revisable
+    made = Embedded(tmp_path, catalog, encoder=FakeProductEncoder(uses_images=False))
+    assert made.ids == ["p"]
+    assert made.letters == [("no text", "rejected", Reason.empty_product)]
+    assert not made.summary.revisable
 
 
 @pytest.mark.parametrize("size", [0, 1])
 def test_tiny_shards(tmp_path, size):
     rows = [row("p")][:size]
     catalog = write_catalog(tmp_path / "catalog", [*rows, row(None)])
-    assert len(Night(tmp_path, catalog).ids) == size
+    assert len(Embedded(tmp_path, catalog).ids) == size
 
 
 def test_a_failing_model_leaves_no_complete_shard(tmp_path):
@@ -189,6 +188,6 @@ def test_a_failing_model_leaves_no_complete_shard(tmp_path):
 
     catalog = write_catalog(tmp_path / "catalog", [row(f"p{number}") for number in range(50)])
     with pytest.raises(RuntimeError, match="out of memory"):
-        Night(tmp_path, catalog, encoder=Broken())
+        Embedded(tmp_path, catalog, encoder=Broken())
     assert not (tmp_path / "shard" / f"{'k' * 32}.json").exists()
     assert not (tmp_path / "shard" / f"{'k' * 32}.parquet").exists()

@@ -8,9 +8,9 @@ from encoders.errors import TrainingError
 from encoders.training.batches import PairDataset
 from encoders.training.config import PairsConfig, TrainingConfig
 from encoders.training.frozen_towers import store_frozen
+from encoders.training.images import decode_with_pillow
 from encoders.training.module import EncoderTraining
 from encoders.training.pairs import read_pairs
-from encoders.training.pictures import decode_with_pillow
 from tests.encoders.tiny import tiny_parts
 from tests.encoders.training.pairs_files import photographed_rows, write_pairs
 from tests.encoders.training.runs import SMALL, Stopped, StopsAfter, assert_same_bytes, pairs_of, train
@@ -54,13 +54,13 @@ def module_and_data(pairs, folder, model, fusion, tuned, **changes):
 def test_stored_vectors_give_the_losses_that_the_towers_give(pairs, tmp_path, model, fusion, tuned, known):
     module, dataset, store = module_and_data(pairs, tmp_path, model, fusion, tuned)
     module.eval()
-    places = [11, 2, 7, 3, 4, 8, 0]
+    indices = [11, 2, 7, 3, 4, 8, 0]
     with torch.no_grad():
-        expected = module.terms(dataset[places], drop=None)
-        dataset.use(frozen := store())
-        batch = dataset[places]
+        expected = module.terms(dataset[indices], drop=None)
+        dataset.make.use(frozen := store())
+        batch = dataset[indices]
         found = module.terms(batch, drop=None)
-    assert frozen.names == known
+    assert frozen.keys() == known
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
@@ -116,7 +116,7 @@ def test_vectors_of_other_weights_are_not_taken(pairs, tmp_path):
     assert {name.split("-")[0] for name in added} == {"product_image", "query_image"}
 
 
-def test_vectors_that_are_not_finite_are_told(pairs, tmp_path):
+def test_vectors_that_are_not_finite_are_refused(pairs, tmp_path):
     module, _, store = module_and_data(pairs, tmp_path, "3tmm", None, ("fusion",))
     with torch.no_grad():
         next(iter(module.model.image.parameters())).fill_(float("nan"))

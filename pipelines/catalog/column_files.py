@@ -19,15 +19,9 @@ from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ColumnFile:
-    """A Parquet or Arrow file by its footer. `G` chunks: row groups or record batches.
-
-    Attributes:
-        schema: All columns.
-        chunk_rows: `[G]` int64, rows of each chunk.
-        chunk_bytes: `[G]` int64, stored bytes of each chunk as far as they are read.
-    """
+    """A Parquet or Arrow file by its footer: its columns, int64 rows and stored bytes of each group or batch."""
 
     schema: pa.Schema
     chunk_rows: np.ndarray
@@ -48,8 +42,7 @@ def read_arrow_footer(uri: str, columns: Sequence[str]) -> ColumnFile:
     """Schema, and rows and bytes of each record batch; the bytes are those of all columns together."""
     with stores.open_input(uri) as source, pa.ipc.open_file(source) as reader:
         schema = reader.schema
-    rows, body_bytes = _read_batches(uri)
-    return ColumnFile(schema=schema, chunk_rows=rows, chunk_bytes=body_bytes)
+    return ColumnFile(schema, *_read_batches(uri))
 
 
 def iter_arrow_rows(
@@ -139,7 +132,7 @@ def read_parquet_footer(uri: str, columns: Sequence[str]) -> ColumnFile:
     groups = range(metadata.num_row_groups)
     rows = [metadata.row_group(group).num_rows for group in groups]
     stored = [sum(metadata.row_group(group).column(leaf).total_compressed_size for leaf in leaves) for group in groups]
-    return ColumnFile(schema=schema, chunk_rows=np.array(rows, np.int64), chunk_bytes=np.array(stored, np.int64))
+    return ColumnFile(schema, np.array(rows, np.int64), np.array(stored, np.int64))
 
 
 def iter_parquet_rows(

@@ -131,15 +131,17 @@ class CatalogConfig:
     @property
     def fields(self) -> dict[str, str]:
         """Every column the catalog must have, with the config key that asks for it."""
-        text_key = "text_fields" if self.text_template is None else "text_template"
-        wanted = [("id_field", self.id_field)]
-        wanted += [(text_key, name) for name in self.texts]
-        wanted += [] if self.image_field is None else [("image_field", self.image_field)]
-        wanted += [("display_fields", name) for name in self.display_fields]
-        wanted += [("filter_fields", name) for name in self.filter_fields]
+        wanted = {
+            "id_field": (self.id_field,),
+            "text_fields" if self.text_template is None else "text_template": self.texts,
+            "image_field": () if self.image_field is None else (self.image_field,),
+            "display_fields": self.display_fields,
+            "filter_fields": self.filter_fields,
+        }
         keys: dict[str, str] = {}
-        for key, name in wanted:
-            keys.setdefault(name, f"catalog.{key}")
+        for key, names in wanted.items():
+            for name in names:
+                keys.setdefault(name, f"catalog.{key}")
         return keys
 
 
@@ -152,24 +154,20 @@ def template_parts(template: str) -> list[tuple[str, str | None]]:
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as error:
-        raise _unusable(
-            "text_template", template, f"fields in braces, such as '{{title}}. {{brand}}' ({error})"
-        ) from error
+        expected = f"fields in braces, such as '{{title}}. {{brand}}' ({error})"
+        raise _unusable("text_template", template, expected) from error
     # Formatter gives literals around an escaped brace apart, without a field: join them to the next one.
     parts: list[tuple[str, str | None]] = []
     pending = ""
     for literal, name, spec, conversion in parsed:
         pending += literal
-        if name is None:
-            continue
-        plain = bool(name) and not spec and conversion is None
-        _require(plain, "text_template", template, "plain field names in braces, without a format or '!'")
-        parts.append((pending, name))
-        pending = ""
+        if name is not None:
+            plain = bool(name) and not spec and conversion is None
+            _require(plain, "text_template", template, "plain field names in braces, without a format or '!'")
+            parts.append((pending, name))
+            pending = ""
     _require(bool(parts), "text_template", template, "at least one field, such as '{title}'")
-    if pending:
-        parts.append((pending, None))
-    return parts
+    return [*parts, (pending, None)] if pending else parts
 
 
 def _require(holds: bool, key: str, value: Any, expected: str) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.config import CatalogError
 from pipelines.catalog.schemas import Records, SeenColumns, unknown_field
 
 THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
@@ -27,19 +27,30 @@ class CsvReader:
     """Reads one file, block by block.
 
     Args:
-        config: Names the columns, delimiter and whether values may hold line breaks.
+        fields: The columns to read.
+        id_field: The one among them that the file must have.
+        voted: Those whose type goes by their values.
         name: The file, for messages; `.tsv` in it means tabs.
+        delimiter: None: by the name.
+        newlines_in_values: Whether quoted values may hold line breaks.
         max_record_bytes: A record whose quote does not close within so many bytes is none.
-
-    Attributes:
-        seen: All names and the votes for the types of the carried columns.
     """
 
-    def __init__(self, config: CatalogConfig, name: str, max_record_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        fields: Collection[str],
+        id_field: str,
+        voted: Collection[str],
+        name: str,
+        delimiter: str | None,
+        newlines_in_values: bool,
+        max_record_bytes: int,
+    ) -> None:
         self.seen = SeenColumns()
-        self._config, self._name = config, name
-        by_suffix = "\t" if ".tsv" in name.lower().rsplit("/", 1)[-1] else ","
-        self._delimiter = config.csv_delimiter or by_suffix
+        self._fields, self._id_field, self._voted, self._name = fields, id_field, voted, name
+        self._delimiter = delimiter or ("\t" if ".tsv" in name.lower().rsplit("/", 1)[-1] else ",")
+        self._spans_lines = newlines_in_values
         self._header: list[str] = []
         self._wanted: list[str] = []
         self._max_record_bytes = max_record_bytes
@@ -67,18 +78,18 @@ class CsvReader:
         self.seen.records += records.rows.num_rows
         if records.bad and not self.seen.first_problem:
             self.seen.first_problem = records.bad[0][1]
-        for name in self._config.carried_fields:
+        for name in self._voted:
             if name in self._wanted:
                 self.seen.votes_of(name).add_texts(records.rows.column(name))
         return records, used + skipped
 
     def _read_header(self, data: bytes, is_last: bool) -> int:
         """Takes the column names from the first record; gives the bytes up to its end, 0 where it is not whole yet."""
-        text = data.decode("utf-8", "surrogateescape")
-        lines = _LineFeed(text)
+        lines = _LineFeed(data)
+        wanted = f"{self._name}: expected a first line with column names"
         try:
             names = next((row for row in csv.reader(lines, delimiter=self._delimiter, strict=True) if row), [])
-            end = len(_encoded("".join(lines.lines[: lines.position])))
+            end = lines.bytes_read()
             data[:end].decode("utf-8")
         except UnicodeDecodeError as error:
             raise CatalogError(
@@ -87,19 +98,18 @@ class CsvReader:
         except csv.Error as error:
             if not is_last:
                 return 0
-            raise CatalogError(f"{self._name}: expected a first line with column names, found: {error}") from error
+            raise CatalogError(f"{wanted}, found: {error}") from error
         if not names:
-            raise CatalogError(f"{self._name}: expected a first line with column names, found none")
+            raise CatalogError(f"{wanted}, found none")
         self._header = [name.strip() for name in names]
-        self._wanted = [name for name in self._config.fields if name in self._header]
+        self._wanted = [name for name in self._fields if name in self._header]
         self.seen.names |= dict.fromkeys(self._header)
-        for name in self._config.fields:
-            if self._header.count(name) > 1:
-                raise CatalogError(
-                    f"{self._name}: expected one column {name!r}, found {self._header.count(name)}; rename one"
-                )
-        if self._config.id_field not in self._header:
-            raise unknown_field("catalog.id_field", self._config.id_field, self._header, self._name)
+        for name in self._fields:
+            count = self._header.count(name)
+            if count > 1:
+                raise CatalogError(f"{self._name}: expected one column {name!r}, found {count}; rename one")
+        if self._id_field not in self._header:
+            raise unknown_field("catalog.id_field", self._id_field, self._header, self._name)
         return end
 
     def _parse_plain(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int] | None:
@@ -118,7 +128,7 @@ class CsvReader:
             closed = newlines[np.searchsorted(quotes, newlines) % 2 == 0] + 1
             if not (np.isin(before, edges).all() and np.isin(after, edges).all()):
                 return None
-            if not self._config.csv_newlines_in_values and len(closed) < len(ends):
+            if not self._spans_lines and len(closed) < len(ends):
                 return None
             ends = closed
         used = int(ends[-1]) if len(ends) else 0
@@ -154,19 +164,18 @@ class CsvReader:
         if table.num_rows != len(starts):
             return None
         rows = table.rename_columns(self._wanted).combine_chunks().to_batches()[0]
-        return Records(rows=rows, lines=line + np.searchsorted(newlines, starts), bad=[]), used
+        return Records(rows, line + np.searchsorted(newlines, starts), []), used
 
     def _parse_any(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int]:
         """By Python's `csv`. A record that is none costs its first line: reading goes on behind that."""
-        feed = _LineFeed(data.decode("utf-8", "surrogateescape"))
-        spans_lines = self._config.csv_newlines_in_values
+        feed = _LineFeed(data)
         chosen = [self._header.index(name) for name in self._wanted]
         rows: list[list[str]] = []
         lines: list[int] = []
         bad: list[tuple[int, str]] = []
         while feed.position < len(feed.lines):
             start = feed.position
-            feed.stop = len(feed.lines) if spans_lines else start + 1
+            feed.stop = len(feed.lines) if self._spans_lines else start + 1
             try:
                 for row in csv.reader(feed, delimiter=self._delimiter, strict=True):
                     self._check(row)
@@ -178,7 +187,7 @@ class CsvReader:
                 why = str(error)
                 is_open = "unexpected end" in why
                 too_long = is_open and start == 0 and len(data) > self._max_record_bytes
-                if is_open and spans_lines and not is_last and not too_long:
+                if is_open and self._spans_lines and not is_last and not too_long:
                     feed.position = start
                     break
                 if is_open:
@@ -189,8 +198,7 @@ class CsvReader:
                 feed.position = start + 1
                 if too_long:
                     break  # the rest may go the fast way
-        used = len(_encoded("".join(feed.lines[: feed.position])))
-        return self._records(rows, lines, bad), used
+        return self._records(rows, lines, bad), feed.bytes_read()
 
     def _check(self, row: list[str]) -> None:
         if row and len(row) != len(self._header):
@@ -208,16 +216,14 @@ class CsvReader:
     def _records(self, rows: list[list[str]], lines: list[int], bad: list[tuple[int, str]]) -> Records:
         columns = list(zip(*rows, strict=True)) or [()] * len(self._wanted)
         arrays = [pa.array(column, pa.string()) for column in columns]
-        return Records(
-            rows=pa.RecordBatch.from_arrays(arrays, names=self._wanted), lines=np.array(lines, np.int64), bad=bad
-        )
+        return Records(pa.RecordBatch.from_arrays(arrays, names=self._wanted), np.array(lines, np.int64), bad)
 
 
 class _LineFeed(Iterator[str]):
     """Lines for `csv.reader` that can be set back; `\\n`, `\\r` and `\\r\\n` all end one."""
 
-    def __init__(self, text: str) -> None:
-        self.lines = list(io.StringIO(text, newline=""))
+    def __init__(self, data: bytes) -> None:
+        self.lines = list(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
         self.position, self.stop = 0, len(self.lines)
 
     def __next__(self) -> str:
@@ -226,6 +232,5 @@ class _LineFeed(Iterator[str]):
         self.position += 1
         return self.lines[self.position - 1]
 
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+    def bytes_read(self) -> int:
+        return len("".join(self.lines[: self.position]).encode("utf-8", "surrogateescape"))

@@ -1,7 +1,7 @@
-"""Dead letters: the products, rows and pictures that could not be taken as they are, and why.
+"""Dead letters: the products, rows and images that could not be taken as they are, and why.
 
 A letter's outcome is either `rejected` (the row became no product) or `degraded` (the product was indexed without the
-part that was broken). Letters are written as one Parquet file with the columns of `REJECTED_SCHEMA`.
+part that was broken).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REJECTED_SCHEMA = pa.schema([(name, pa.string()) for name in ("product_id", "out
 
 
 class Reason(StrEnum):
-    """Why a row, a value or a picture was not taken. The values are part of the artifact contract."""
+    """Why a row, a value or an image was not taken. The values are part of the artifact contract."""
 
     missing_id = "missing_id"
     duplicate_id = "duplicate_id"
@@ -49,16 +49,12 @@ class Reason(StrEnum):
     fetch_timeout = "fetch_timeout"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
     """One row of `rejected.parquet`.
 
-    Attributes:
-        product_id: The trimmed id, or "" where the row has none (the detail then says where the row is).
-        outcome: `rejected` or `degraded`.
-        stage: The step that noticed.
-        reason: A stable code; counts in the summary are by reason.
-        detail: One line for people; cut at `MAX_DETAIL_CHARACTERS`.
+    `product_id` is trimmed, or "" where the row has none (the detail then says where the row is). `stage` is the step
+    that noticed, `reason` a stable code, `detail` one line for people, cut at `MAX_DETAIL_CHARACTERS`.
     """
 
     product_id: str
@@ -68,29 +64,19 @@ class DeadLetter:
     detail: str = ""
 
 
-class PictureError(Exception):
-    """A picture could not be fetched or decoded. Costs its product the picture, never its batch.
-
-    Attributes:
-        stage: `fetch` or `decode`.
-        reason: The code that the dead letter will carry.
-        detail: What was expected and found, for people.
-    """
+class ImageError(Exception):
+    """An image could not be fetched or decoded. Costs its product the image, never its batch."""
 
     def __init__(self, stage: Literal["fetch", "decode"], reason: Reason, detail: str = "") -> None:
         super().__init__(stage, reason, detail)
-        self.stage: Literal["fetch", "decode"] = stage
-        self.reason = reason
-        self.detail = detail
+        self.stage, self.reason, self.detail = stage, reason, detail
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
 
     def to_letter(self, product_id: str, outcome: Outcome) -> DeadLetter:
-        """The dead letter of the product that this picture belongs to."""
-        return DeadLetter(
-            product_id=product_id, outcome=outcome, stage=self.stage, reason=self.reason, detail=self.detail
-        )
+        """The dead letter of the product that this image belongs to."""
+        return DeadLetter(product_id, outcome, self.stage, self.reason, self.detail)
 
 
 def letters_to_table(letters: Iterable[DeadLetter]) -> pa.Table:
@@ -115,13 +101,10 @@ def read_dead_letters(uri: str) -> list[DeadLetter]:
 
 
 def _printable(detail: str) -> str:
-    """One line of valid UTF-8, at most `MAX_DETAIL_CHARACTERS` long."""
     line = " ".join(detail.split()).encode("utf-8", "replace").decode("utf-8")
     return line if len(line) <= MAX_DETAIL_CHARACTERS else line[: MAX_DETAIL_CHARACTERS - 3] + "..."
 
 
 def malformed(where: str, why: str) -> DeadLetter:
     """The letter of a record that could not be read; it has no id that could be trusted."""
-    return DeadLetter(
-        product_id="", outcome="rejected", stage="read", reason=Reason.malformed_record, detail=f"{where}: {why}"
-    )
+    return DeadLetter("", "rejected", "read", Reason.malformed_record, f"{where}: {why}")

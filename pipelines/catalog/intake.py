@@ -1,9 +1,8 @@
 """Intake: a catalog file that is no Parquet or Arrow file becomes one, once for each version of it.
 
 So everything behind reads one unit, the row. Of a text file each record becomes a row of Parquet, the bad ones too: a
-row names the line on which its record began, and what is wrong with it. So no record is lost on the way, and memory
-holds one block. A file inside gzip and the like, and an Arrow stream, gets a plain copy. The result is named by the
-file's version and by what the config reads of it; a finished one is taken as it stands.
+row names the line on which its record began, and what is wrong with it. Memory holds one block. A file inside gzip and
+the like, and an Arrow stream, gets a plain copy.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -24,9 +23,9 @@ from index_builder import storage
 from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.csv_records import CsvReader
-from pipelines.catalog.files import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
 from pipelines.catalog.json_lines import JsonLinesReader
 from pipelines.catalog.schemas import Records, SeenColumns
+from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
 
 LINE, PROBLEM = "__line__", "__problem__"
 """Columns of a taken-in text file: the record's line (int64, from 1), and what is wrong with it (text), else null."""
@@ -39,8 +38,6 @@ HEAD_BYTES = 128 << 10
 
 _RULES = 1  # goes up when the same text gives other rows
 _THREADS = 4
-_BOM = b"\xef\xbb\xbf"
-_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 _logger = logging.getLogger(__name__)
 
@@ -50,7 +47,6 @@ class TakenIn:
     """A catalog file in a form that can be read from any row.
 
     Attributes:
-        file: As listed.
         format: `parquet` or `arrow`: that of `uris`.
         uris: The files that hold its rows, one after the other: itself where it was in this form already. Of a text
             file a new one begins where a column's type gets wider.
@@ -76,7 +72,6 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         CatalogError: the file does not decompress, is no Arrow stream, no UTF-8, or has no usable header.
         StorageError: `folder` cannot be written.
     """
-    is_text = file.format in ("csv", "jsonl")
     inputs = _inputs(file, config)
     if inputs is None:
         return TakenIn(file=file, format=file.format, uris=(file.uri,))
@@ -84,7 +79,7 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
     def make(path: str) -> dict[str, Any]:
         _logger.info("catalog: taking in %s", file.uri)
         os.makedirs(path)
-        if not is_text:
+        if not file.is_text:
             _write_copy(file, f"{path}/rows.{file.format}")
             return {}
         reader = text_reader(file, config)
@@ -92,12 +87,9 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         return reader.seen.to_dict()
 
     made = storage.artifact(_target(folder, inputs), inputs, make)
-    return TakenIn(
-        file=file,
-        format="parquet" if is_text else file.format,
-        uris=made.files,
-        seen=SeenColumns.from_dict(made.facts) if is_text else None,
-    )
+    if file.is_text:
+        return TakenIn(file=file, format="parquet", uris=made.files, seen=SeenColumns.from_dict(made.facts))
+    return TakenIn(file=file, format=file.format, uris=made.files)
 
 
 def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[CatalogFile]:
@@ -113,12 +105,11 @@ def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: st
 
 def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
     """All that shapes what is made of a file; None where it can be read from any row as it is."""
-    is_text = file.format in ("csv", "jsonl")
     is_stream = file.format == "arrow" and file.compression is None and not _is_arrow_file(file.uri)
-    if not is_text and not is_stream and file.compression is None:
+    if not file.is_text and not is_stream and file.compression is None:
         return None
     inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
-    if is_text:
+    if file.is_text:
         inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
     return inputs
@@ -129,11 +120,7 @@ def _target(folder: str, inputs: list[Any]) -> str:
 
 
 def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
-    """What the first records of a text file show; as much of it is read as the first record takes.
-
-    Raises:
-        CatalogError: as `take_in`.
-    """
+    """What the first records of a text file show, as many as `HEAD_BYTES` hold, one at least; raises as `take_in`."""
     size = HEAD_BYTES
     while True:
         head = read_head(file.uri, file.compression, size)
@@ -148,7 +135,17 @@ def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
 
 def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLinesReader:
     """What turns blocks of this file into rows."""
-    return CsvReader(config, file.name, MAX_RECORD_BYTES) if file.format == "csv" else JsonLinesReader(config)
+    if file.format == "jsonl":
+        return JsonLinesReader(config)
+    return CsvReader(
+        fields=config.fields,
+        id_field=config.id_field,
+        voted=config.carried_fields,
+        name=file.name,
+        delimiter=config.csv_delimiter,
+        newlines_in_values=config.csv_newlines_in_values,
+        max_record_bytes=MAX_RECORD_BYTES,
+    )
 
 
 def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterator[pa.RecordBatch]:
@@ -167,7 +164,7 @@ def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterat
                 continue
             why = f"expected a record of a size that fits memory, found one of {skipped:,} bytes"
             empty, _ = reader.parse(b"", line, False)
-            yield _as_rows(replace(empty, bad=[(line, why)]))
+            yield _as_rows(Records(empty.rows, empty.lines, [(line, why)]))
             line, skipped = line + 1, 0
         whole = held if is_last else held[: _last_line_end(held)]
         used = len(whole)
@@ -188,16 +185,12 @@ def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _start_of_text(head: bytes, file: CatalogFile) -> bytes:
-    """The first bytes of a text file without the byte order mark.
-
-    Raises:
-        CatalogError: UTF-16, or a JSON array.
-    """
-    if head.startswith(_UTF16_BOMS):
+    """The first bytes of a text file without the byte order mark, if it can be UTF-8 and is no JSON array."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise CatalogError(
             f"{file.name}: expected UTF-8, found UTF-16; convert it, for example with iconv -f UTF-16 -t UTF-8"
         )
-    head = head.removeprefix(_BOM)
+    head = head.removeprefix(b"\xef\xbb\xbf")
     if file.format == "jsonl" and head.lstrip().startswith(b"["):
         raise CatalogError(
             f"{file.name}: expected one JSON object a line, found a JSON array; "
@@ -238,7 +231,7 @@ def _write_rows(batches: Iterable[pa.RecordBatch], folder: str) -> None:
         path = f"{folder}/rows-{number:05d}.parquet"
         with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False, write_statistics=False) as writer:
             for batch in group:
-                writer.write_table(pa.Table.from_batches([batch]), ROWS_PER_GROUP)
+                writer.write_batch(batch, ROWS_PER_GROUP)
 
 
 def _is_arrow_file(uri: str) -> bool:
@@ -262,18 +255,12 @@ def _write_copy(file: CatalogFile, path: str) -> None:
 
 
 def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str) -> None:
-    """Copies an Arrow stream into an Arrow file, batch by batch.
-
-    Dictionaries are written out: a stream may replace them on the way, a file may not.
-    """
+    """Copies a stream batch by batch. Dictionaries are written out: a stream may replace them, a file may not."""
     try:
         with pa.ipc.open_stream(source) as stream:
-            schema = pa.schema(
-                [
-                    pa.field(field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type)
-                    for field in stream.schema
-                ]
-            )
+            types = [field.type for field in stream.schema]
+            types = [each.value_type if pa.types.is_dictionary(each) else each for each in types]
+            schema = pa.schema(list(zip(stream.schema.names, types, strict=True)))
             with pa.ipc.new_file(path, schema) as sink:
                 for batch in stream:
                     sink.write_batch(batch.cast(schema))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.schemas import PICTURE_KEYS, Records, SeenColumns, common_type, settled_type
+from pipelines.catalog.schemas import IMAGE_KEYS, Records, SeenColumns, common_type, settled_type
 
 THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
 
@@ -30,16 +31,10 @@ _IMAGES = pa.list_(pa.string())
 
 
 class JsonLinesReader:
-    """Reads one file, block by block.
+    """Reads one file, block by block, and notes in `seen` what it shows of its columns.
 
     A column keeps its type from block to block as long as its values fit. Where they do not, it is widened for good, to
     text at last (images: to lists of text), so a file's rows have few schemas.
-
-    Args:
-        config: Names the columns.
-
-    Attributes:
-        seen: Names of columns and the votes for their types.
     """
 
     def __init__(self, config: CatalogConfig) -> None:
@@ -49,13 +44,7 @@ class JsonLinesReader:
         self._types = dict(self._block_types)
 
     def parse(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int]:
-        """The records of a block of whole lines, and how many of its bytes they take: all.
-
-        Args:
-            data: The block.
-            line: Number of its first line in the file, from 1.
-            is_last: Makes no difference to lines.
-        """
+        """The records of a block of whole lines, of which `line` is the first, and how many bytes they take: all."""
         self._look_at(data)
         records = self.parse_fast(data, line) or self.parse_by_line(data, line)
         if records.bad and not self.seen.first_problem:
@@ -65,7 +54,7 @@ class JsonLinesReader:
             self._types[name] = self._common(name, self._types[name], column.type)
             columns.append(self._as_type(name, column, self._types[name]))
         rows = pa.RecordBatch.from_arrays(columns, names=records.rows.schema.names)
-        return Records(rows=rows, lines=records.lines, bad=records.bad), len(data)
+        return Records(rows, records.lines, records.bad), len(data)
 
     def parse_fast(self, data: bytes, line: int = 1) -> Records | None:
         """The rows of a block by pyarrow's reader; None where that may fail or read something else than lines."""
@@ -96,7 +85,7 @@ class JsonLinesReader:
                 self.seen.votes_of(name).add(column.type, len(column) - column.null_count)
                 self.seen.names[name] = None
         self.seen.records += len(lines)
-        return Records(rows=rows, lines=lines + line, bad=[])
+        return Records(rows, lines + line, [])
 
     def parse_by_line(self, data: bytes, line: int = 1) -> Records:
         """The same, slowly: good lines give rows, each bad line a reason."""
@@ -112,7 +101,7 @@ class JsonLinesReader:
             # Without them the others may go the fast way.
             records = self.parse_fast(b"\n".join(text for _, text, _ in objects))
             if records is not None:
-                return replace(records, lines=np.array([number for number, _, _ in objects], np.int64), bad=bad)
+                return Records(records.rows, np.array([number for number, _, _ in objects], np.int64), bad)
         self.seen.records += len(objects)
         values: dict[str, list[Any]] = {name: [] for name in self._config.fields}
         lines: list[int] = []
@@ -136,7 +125,7 @@ class JsonLinesReader:
             self._block_types[name] = found if lines else self._block_types[name]
             arrays.append(self._converted(name, column, settled_type(found) if pa.types.is_nested(found) else found))
         rows = pa.RecordBatch.from_arrays(arrays, names=list(values))
-        return Records(rows=rows, lines=np.array(lines, np.int64), bad=sorted(bad))
+        return Records(rows, np.array(lines, np.int64), sorted(bad))
 
     def _look_at(self, data: bytes) -> None:
         """Widens the types by some lines of the block: new fields of an object, which the fast way would ignore."""
@@ -160,8 +149,8 @@ class JsonLinesReader:
         if name == self._config.id_field and not pa.types.is_integer(data_type):
             return pa.string()
         is_object = name == self._config.image_field and pa.types.is_struct(data_type)
-        if is_object and any(data_type.get_field_index(key) >= 0 for key in PICTURE_KEYS):
-            return settled_type(common_type(data_type, pa.struct([(key, pa.null()) for key in PICTURE_KEYS])))
+        if is_object and any(data_type.get_field_index(key) >= 0 for key in IMAGE_KEYS):
+            return settled_type(common_type(data_type, pa.struct([(key, pa.null()) for key in IMAGE_KEYS])))
         return data_type
 
     def _common(self, name: str, one: pa.DataType, other: pa.DataType) -> pa.DataType:
@@ -182,24 +171,20 @@ class JsonLinesReader:
         """Values of many types as one that all of them have in common."""
         if data_type.equals(_IMAGES) and name == self._config.image_field:
             return pa.array([_image_texts(value) for value in values], _IMAGES)
-        if pa.types.is_string(data_type):
-            text_of = _joined_text if name in self._config.texts else as_text
-            return pa.array([text_of(value) for value in values], pa.string())
+        if pa.types.is_string(data_type) and name in self._config.texts:
+            values = [
+                " ".join(filter(None, map(as_text, value))) if isinstance(value, list) else value for value in values
+            ]
         return pa.array([_fit(value, data_type) for value in values], data_type)
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """One line as a JSON object.
-
-    Raises:
-        ValueError: it is none; the message says why, for people.
-    """
+    """One line as a JSON object; ValueError where it is none, with the reason for people."""
     try:
         value = json.loads(line.decode("utf-8"), object_pairs_hook=_Object)
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"expected UTF-8, found the byte 0x{line[error.start]:02x} at {error.start} of the line"
-        ) from None
+        found = f"the byte 0x{line[error.start]:02x} at {error.start} of the line"
+        raise ValueError(f"expected UTF-8, found {found}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"expected one JSON object a line: {error.msg} at character {error.pos}") from None
     except RecursionError:
@@ -214,11 +199,8 @@ class _Object(dict[str, Any]):
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
-        self.repeated: set[str] = set()
-        if len(self) < len(pairs):
-            seen: set[str] = set()
-            for name, _ in pairs:
-                (self.repeated if name in seen else seen).add(name)
+        counts = Counter(name for name, _ in pairs) if len(self) < len(pairs) else Counter[str]()
+        self.repeated = [name for name, count in counts.items() if count > 1]
 
 
 def _plain_lines(data: bytes) -> tuple[np.ndarray, int]:
@@ -227,9 +209,8 @@ def _plain_lines(data: bytes) -> tuple[np.ndarray, int]:
     Within an object no line can end in `}` before a line that begins with `{`, so such lines are one object each.
     """
     codes = np.frombuffer(data, np.uint8)
-    stops = np.flatnonzero(codes == _NEWLINE)
-    starts = np.concatenate([[0], stops + 1])
-    stops = np.append(stops, len(data))
+    stops = np.append(np.flatnonzero(codes == _NEWLINE), len(data))
+    starts = np.concatenate([[0], stops[:-1] + 1])
     stops = stops - ((stops > starts) & (codes[stops - 1] == _RETURN))
     filled = np.flatnonzero(stops > starts)
     plain = (codes[starts[filled]] == _OPEN) & (codes[stops[filled] - 1] == _CLOSE)
@@ -244,12 +225,12 @@ def _checked(record: dict[str, Any], config: CatalogConfig) -> dict[str, Any]:
     for name in config.fields:
         _check_text(name, record.get(name))
     identity = record.get(config.id_field)
-    if isinstance(identity, float) and identity.is_integer() and abs(identity) < 2**53:
-        record = {**record, config.id_field: int(identity)}
-    elif isinstance(identity, float) and identity == identity:
-        raise ValueError(f"expected text or a whole number in the id field {config.id_field!r}, found {identity}")
-    elif isinstance(identity, bool | list | dict):
+    if isinstance(identity, bool | list | dict):
         raise ValueError(f"expected text or a whole number in {config.id_field!r}, found {kind_of(identity)}")
+    if isinstance(identity, float) and not math.isnan(identity):
+        if not identity.is_integer() or abs(identity) >= 2**53:
+            raise ValueError(f"expected text or a whole number in the id field {config.id_field!r}, found {identity}")
+        record = {**record, config.id_field: int(identity)}
     for name in config.texts:
         value = record.get(name)
         for item in value if isinstance(value, list) else [value]:
@@ -282,7 +263,7 @@ def _same_shape(one: pa.DataType, other: pa.DataType) -> bool:
 
 
 def _fit(value: Any, data_type: pa.DataType) -> Any:
-    """The value as pyarrow takes it for a column of a type that has it in common with others.
+    """The value as pyarrow takes it for a column of a type that it has in common with others.
 
     NaN, which Python writes and JSON does not know, is a number in a column of numbers and null elsewhere.
     """
@@ -301,19 +282,9 @@ def as_text(value: Any) -> str | None:
     """A value as text, numbers as Arrow's cast writes them, lists and objects as JSON; None for null and NaN."""
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
     if isinstance(value, float):
         return None if math.isnan(value) else pa.scalar(value, pa.float64()).cast(pa.string()).as_py()
     return json.dumps(value, ensure_ascii=False)
-
-
-def _joined_text(value: Any) -> str | None:
-    if isinstance(value, list):
-        return " ".join(text for text in map(as_text, value) if text)
-    return as_text(value)
 
 
 def _image_texts(value: Any) -> list[str]:
@@ -321,21 +292,21 @@ def _image_texts(value: Any) -> list[str]:
     if isinstance(value, list):
         return [text for item in value for text in _image_texts(item)]
     if isinstance(value, dict):
-        return next((_image_texts(value[key]) for key in PICTURE_KEYS if value.get(key)), [])
+        return next((_image_texts(value[key]) for key in IMAGE_KEYS if value.get(key)), [])
     text = as_text(value)
     return [] if text is None else [text]
 
 
 def kind_of(value: Any) -> str:
     """What JSON calls this value, for messages."""
-    if isinstance(value, dict):
-        return "an object"
-    names = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return "null" if value is None else names[type(value)]
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "null" if value is None else next(name for kind, name in names.items() if isinstance(value, kind))
 
 
 def type_of(value: Any) -> pa.DataType:
     """The type of one value; `null` for null and NaN."""
+    if isinstance(value, str):
+        return pa.string()
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return pa.null()
     if isinstance(value, bool):
@@ -344,11 +315,6 @@ def type_of(value: Any) -> pa.DataType:
         return pa.int64() if value in _INT64 else pa.string()
     if isinstance(value, float):
         return pa.float64()
-    if isinstance(value, list):
-        found = pa.null()
-        for item in value:
-            found = common_type(found, type_of(item))
-        return pa.list_(found)
     if isinstance(value, dict):
         return pa.struct([(name, type_of(item)) for name, item in value.items()])
-    return pa.string()
+    return pa.list_(reduce(common_type, map(type_of, value), pa.null()))

@@ -1,31 +1,42 @@
-"""Which files make the catalog, in an order that is the same everywhere: a file, a folder, a glob, a list, a table."""
+"""Which files make the catalog, in an order that is the same everywhere: a file, a folder, a glob, a list, a table.
+
+Of a Delta Lake or Iceberg table (extras `delta`, `iceberg`) these are the Parquet files of the newest version. What
+reading them alone would get wrong is refused: deleted rows, columns stored under other names, other file formats.
+"""
 
 from __future__ import annotations
 
 import logging
 import posixpath
-from collections import defaultdict
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
-from pipelines.catalog import stores, tables
-from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.files import CatalogFile, format_by_name, has_foreign_suffix, hive_partitions, sniff_format
+import pyarrow as pa
+
+from pipelines.catalog import stores
+from pipelines.catalog.config import CatalogError
+from pipelines.catalog.stores import CatalogFile, format_by_name, has_foreign_suffix, hive_partitions, sniff_format
+
+if TYPE_CHECKING:
+    import deltalake
+    import pyiceberg.manifest
+    import pyiceberg.table
 
 _logger = logging.getLogger(__name__)
+
+_PARTITION = "partition."
+_SCHEME = "iceberg://"
+_METADATA_SUFFIX = ".metadata.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogListing:
-    """The files of the catalog, all of one format.
-
-    Attributes:
-        files: In reading order; at least one.
-        format: Theirs.
-        skipped: (URI, why) of what was found and not taken.
-    """
+    """The files of the catalog (at least one, all of one format) in reading order, and (URI, why) of those skipped."""
 
     files: tuple[CatalogFile, ...]
-    format: str
     skipped: tuple[tuple[str, str], ...] = ()
 
 
@@ -36,7 +47,7 @@ class _Found:
     in_folder: bool  # found by walking, not named by the config
 
 
-def list_catalog(config: CatalogConfig) -> CatalogListing:
+def list_catalog(uris: Sequence[str], format: str) -> CatalogListing:
     """Finds the files that `catalog.uri` names.
 
     A folder is read with its subfolders. What is hidden there (a name that starts with a dot or an underscore), has no
@@ -45,61 +56,60 @@ def list_catalog(config: CatalogConfig) -> CatalogListing:
     Raises:
         CatalogError: nothing there, nothing usable there, files of several formats, or a format that cannot be told.
     """
-    if config.format in ("delta", "iceberg"):
-        return CatalogListing(files=_list_table(config), format="parquet")
+    if format in ("delta", "iceberg"):
+        return CatalogListing(files=_list_table(uris, format))
     by_uri: dict[str, _Found] = {}
-    for item in (item for uri in config.uris for item in _expand(uri)):
+    for item in (item for uri in uris for item in _expand(uri)):
         # A file counts once; being named outright counts more than being in a folder.
         if item.file.uri not in by_uri or not item.in_folder:
             by_uri[item.file.uri] = item
-    _refuse_table_folders(by_uri, config)
+    _refuse_table_folders(by_uri, uris)
     names = _relative_names(list(by_uri.values()))
     files: list[CatalogFile] = []
     skipped: list[tuple[str, str]] = []
-    for item in sorted(by_uri.values(), key=lambda item: names[item.file.uri]):
-        why = _reason_to_skip(item, config)
-        if why is not None:
-            skipped.append((item.file.uri, why))
-            continue
-        format, compression = format_by_name(item.file.uri)
-        if format is None:
-            format, compression = sniff_format(item.file.uri)
-        format = format if config.format == "auto" else config.format
-        if format is None and item.in_folder:
-            skipped.append((item.file.uri, "neither name nor first bytes tell the format: set catalog.format"))
-            continue
-        if format is None:
-            raise CatalogError(
-                f"{item.file.uri}: neither its name nor its first bytes tell the format; "
-                "set catalog.format to parquet, csv, jsonl or arrow"
-            )
-        files.append(
-            CatalogFile(
-                uri=item.file.uri,
-                name=names[item.file.uri],
-                size=item.file.size,
-                version=item.file.version,
-                format=format,
-                compression=compression,
-                partitions=hive_partitions(names[item.file.uri]),
-            )
-        )
-    _check_formats(files, skipped, config)
+    for uri, name in sorted(names.items(), key=lambda each: each[1]):
+        item = by_uri[uri]
+        why = _reason_to_skip(item, format)
+        if why is None:
+            found, compression = format_by_name(uri)
+            if found is None:
+                found, compression = sniff_format(uri)
+            found = found if format == "auto" else format
+            if found is not None:
+                file = CatalogFile(
+                    uri=uri,
+                    name=name,
+                    size=item.file.size,
+                    version=item.file.version,
+                    format=found,
+                    compression=compression,
+                    partitions=hive_partitions(name),
+                )
+                files.append(file)
+                continue
+            if not item.in_folder:
+                raise CatalogError(
+                    f"{uri}: neither its name nor its first bytes tell the format; "
+                    "set catalog.format to parquet, csv, jsonl or arrow"
+                )
+            why = "neither name nor first bytes tell the format: set catalog.format"
+        skipped.append((uri, why))
+    _check_formats(files, skipped, uris)
     if skipped:
         shown = "; ".join(f"{uri} ({why})" for uri, why in skipped[:5])
         _logger.info("catalog: skipped %d of the files found: %s%s", len(skipped), shown, " ..." * (len(skipped) > 5))
-    return CatalogListing(files=tuple(files), format=files[0].format, skipped=tuple(skipped))
+    return CatalogListing(files=tuple(files), skipped=tuple(skipped))
 
 
-def _list_table(config: CatalogConfig) -> tuple[CatalogFile, ...]:
-    if len(config.uris) != 1:
-        raise CatalogError(f"catalog.uri: expected one table for catalog.format {config.format}, found {config.uris}")
-    files_of = tables.delta_files if config.format == "delta" else tables.iceberg_files
+def _list_table(uris: Sequence[str], format: str) -> tuple[CatalogFile, ...]:
+    if len(uris) != 1:
+        raise CatalogError(f"catalog.uri: expected one table for catalog.format {format}, found {uris}")
+    files_of = delta_files if format == "delta" else iceberg_files
     try:
-        return tuple(sorted(files_of(config.uris[0]), key=lambda file: file.name))
+        return tuple(sorted(files_of(uris[0]), key=lambda file: file.name))
     except ImportError as error:
         raise CatalogError(
-            f"catalog.format: {config.format} needs its extra: pip install 'shelfmark[{config.format}]' ({error})"
+            f"catalog.format: {format} needs its extra: pip install 'shelfmark[{format}]' ({error})"
         ) from error
 
 
@@ -125,7 +135,6 @@ def _relative_names(found: list[_Found]) -> dict[str, str]:
     """By URI: the name relative to the folder that all roots share, or the URI itself where they share none."""
 
     def split(uri: str) -> tuple[str, str]:
-        """Scheme ("" for a local path) and path without the leading slash."""
         scheme, _, path = uri.rpartition("://")
         return scheme, path.strip("/")
 
@@ -136,7 +145,7 @@ def _relative_names(found: list[_Found]) -> dict[str, str]:
     return {item.file.uri: split(item.file.uri)[1][len(common) :].lstrip("/") for item in found}
 
 
-def _reason_to_skip(item: _Found, config: CatalogConfig) -> str | None:
+def _reason_to_skip(item: _Found, format: str) -> str | None:
     """Why a file found in a folder is not part of the catalog; None if it is."""
     if item.in_folder:
         # Names that begin with a dot or an underscore, as Spark and pyarrow have it; `_kind=shoes` is a partition.
@@ -148,37 +157,179 @@ def _reason_to_skip(item: _Found, config: CatalogConfig) -> str | None:
     named, _ = format_by_name(item.file.uri)
     if item.in_folder and named is None and has_foreign_suffix(item.file.uri):
         return "not a catalog file by its suffix"
-    if item.in_folder and config.format not in ("auto", named) and named is not None:
-        return f"{named}, but catalog.format is {config.format}"
+    if item.in_folder and format not in ("auto", named) and named is not None:
+        return f"{named}, but catalog.format is {format}"
     return None
 
 
-def _check_formats(files: list[CatalogFile], skipped: list[tuple[str, str]], config: CatalogConfig) -> None:
-    where = ", ".join(config.uris)
+def _check_formats(files: list[CatalogFile], skipped: list[tuple[str, str]], uris: Sequence[str]) -> None:
+    where = ", ".join(uris)
     if not files:
         reasons = "; ".join(f"{uri}: {why}" for uri, why in skipped[:5]) or "the folder is empty"
         raise CatalogError(f"catalog.uri: expected catalog files at {where}, found none to read ({reasons})")
-    by_format: dict[str, list[str]] = defaultdict(list)
-    for file in files:
-        by_format[file.format].append(file.name)
-    if len(by_format) > 1:
-        listed = "; ".join(
-            f"{form}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-            for form, names in sorted(by_format.items())
-        )
+    listed = []
+    for format in sorted({file.format for file in files}):
+        names = [file.name for file in files if file.format == format]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        listed.append(f"{format}: {', '.join(names[:4])}{more}")
+    if len(listed) > 1:
         raise CatalogError(
-            f"catalog.uri: expected files of one format at {where}, found several ({listed}); "
+            f"catalog.uri: expected files of one format at {where}, found several ({'; '.join(listed)}); "
             "name the files you mean, with a glob such as 'products-*.parquet', or set catalog.format"
         )
 
 
-def _refuse_table_folders(uris: dict[str, _Found], config: CatalogConfig) -> None:
+def _refuse_table_folders(found: Iterable[str], uris: Sequence[str]) -> None:
     """A table's folder also holds files that were deleted or replaced: they must not be read as the catalog."""
-    for uri in uris:
+    for uri in found:
         is_delta = "/_delta_log/" in uri
         if is_delta or ("/metadata/" in uri and uri.endswith(".metadata.json")):
             title, name = ("a Delta Lake", "delta") if is_delta else ("an Iceberg", "iceberg")
             raise CatalogError(
-                f"catalog.uri: {', '.join(config.uris)} is {title} table; set catalog.format: {name} "
+                f"catalog.uri: {', '.join(uris)} is {title} table; set catalog.format: {name} "
                 f"(and install the extra: pip install 'shelfmark[{name}]')"
+            )
+
+
+def delta_files(uri: str) -> list[CatalogFile]:
+    """The data files of the newest version; CatalogError for no table, an empty one, or one that is not readable."""
+    import deltalake
+
+    try:
+        table = deltalake.DeltaTable(uri)
+        _refuse_unreadable(table, uri)
+        actions = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+    except (deltalake.exceptions.DeltaError, OSError) as error:
+        raise CatalogError(f"catalog.uri: expected a Delta Lake table at {uri}, cannot read it ({error})") from error
+    if not actions:
+        raise CatalogError(f"catalog.uri: expected products at {uri}, found an empty Delta Lake table")
+    root = table.table_uri.removeprefix("file://").rstrip("/")
+    return [_delta_file(action, root) for action in actions]
+
+
+def _delta_file(action: dict[str, object], root: str) -> CatalogFile:
+    # The log holds paths as URLs: relative to the table, or absolute for files that another table owns.
+    path = unquote(str(action["path"]))
+    is_absolute = "://" in path or path.startswith("/")
+    placed = {key.removeprefix(_PARTITION): value for key, value in action.items() if key.startswith(_PARTITION)}
+    return CatalogFile(
+        uri=path.removeprefix("file://") if is_absolute else f"{root}/{path}",
+        name=path,
+        size=int(str(action["size_bytes"])),
+        version=f"delta={action['modification_time']}",
+        format="parquet",
+        compression=None,
+        partitions=tuple((key, None if value is None else str(value)) for key, value in placed.items()),
+    )
+
+
+def _refuse_unreadable(table: deltalake.DeltaTable, uri: str) -> None:
+    mode = table.metadata().configuration.get("delta.columnMapping.mode", "none")
+    if mode != "none":
+        raise CatalogError(
+            f"catalog.uri: the Delta Lake table at {uri} stores columns under other names (column mapping {mode!r}), "
+            "which is not read; write it again without column mapping, or export it to Parquet"
+        )
+    if "deletionVectors" in (table.protocol().reader_features or []) and _has_deleted_rows(table):
+        raise CatalogError(
+            f"catalog.uri: the Delta Lake table at {uri} has deletion vectors, which are not read: deleted products "
+            "would come back; apply them first (REORG TABLE ... APPLY (PURGE), or OPTIMIZE)"
+        )
+
+
+def _has_deleted_rows(table: deltalake.DeltaTable) -> bool:
+    import deltalake
+
+    try:
+        return any(len(batch) for batch in pa.RecordBatchReader.from_stream(table.deletion_vectors()))
+    except deltalake.exceptions.DeltaError:
+        return True  # one that cannot be read is one
+
+
+def iceberg_files(uri: str) -> list[CatalogFile]:
+    """The data files of the current snapshot; CatalogError as for Delta Lake.
+
+    Args:
+        uri: The table's folder, a `...metadata.json` file, or `iceberg://CATALOG/NAMESPACE.TABLE` through a catalog
+            that pyiceberg is configured for (`~/.pyiceberg.yaml`, or its environment variables).
+    """
+    import pyiceberg.exceptions
+
+    try:
+        table = _open(uri)
+        _refuse_renamed_columns(table, uri)
+        tasks = list(table.scan().plan_files())
+    except (OSError, ValueError, pyiceberg.exceptions.NoSuchTableError, pyiceberg.exceptions.RESTError) as error:
+        raise CatalogError(f"catalog.uri: expected an Iceberg table at {uri}, cannot read it ({error})") from error
+    if not tasks:
+        raise CatalogError(f"catalog.uri: expected products at {uri}, found an empty Iceberg table")
+    for task in tasks:
+        if task.delete_files:
+            raise CatalogError(
+                f"catalog.uri: the Iceberg table at {uri} has delete files, which are not read: deleted products would "
+                "come back; compact it first (rewrite_data_files)"
+            )
+        if task.file.file_format.value != "PARQUET":
+            raise CatalogError(
+                f"catalog.uri: expected Parquet files in the Iceberg table at {uri}, "
+                f"found {task.file.file_path}; write them again as Parquet"
+            )
+    return [_iceberg_file(task.file, table) for task in tasks]
+
+
+def _open(uri: str) -> pyiceberg.table.Table:
+    import pyiceberg.catalog
+    import pyiceberg.table
+
+    if uri.startswith(_SCHEME):
+        catalog, _, name = uri.removeprefix(_SCHEME).partition("/")
+        return pyiceberg.catalog.load_catalog(catalog).load_table(name)
+    return pyiceberg.table.StaticTable.from_metadata(uri if uri.endswith(_METADATA_SUFFIX) else _newest_metadata(uri))
+
+
+def _newest_metadata(uri: str) -> str:
+    """The metadata file with the highest number: `v3.metadata.json`, `00003-<uuid>.metadata.json`."""
+    found = [file.uri for file in stores.list_folder(f"{uri.rstrip('/')}/metadata")]
+    found = [path for path in found if path.endswith(_METADATA_SUFFIX)]
+    if not found:
+        raise CatalogError(f"catalog.uri: expected an Iceberg table at {uri}, found no metadata/*{_METADATA_SUFFIX}")
+
+    def number(path: str) -> int:
+        digits = re.match(r"v?(\d+)", posixpath.basename(path))
+        return int(digits.group(1)) if digits else -1
+
+    return max(found, key=lambda path: (number(path), path))
+
+
+def _iceberg_file(file: pyiceberg.manifest.DataFile, table: pyiceberg.table.Table) -> CatalogFile:
+    from pyiceberg.transforms import IdentityTransform
+
+    schema = table.schema()
+    partitions = []
+    for number, field in enumerate(table.specs()[file.spec_id].fields):
+        value = file.partition[number]
+        name = schema.find_column_name(field.source_id) if isinstance(field.transform, IdentityTransform) else None
+        if name is not None:  # None also where the column was dropped since
+            partitions.append((name, None if value is None else str(value)))
+    return CatalogFile(
+        uri=file.file_path.removeprefix("file://"),
+        name=file.file_path.removeprefix(table.location()).lstrip("/"),
+        size=file.file_size_in_bytes,
+        version="iceberg",  # a data file is never written again under its name
+        format="parquet",
+        compression=None,
+        partitions=tuple(partitions),
+    )
+
+
+def _refuse_renamed_columns(table: pyiceberg.table.Table, uri: str) -> None:
+    """Files are read by column names, Iceberg goes by ids: a name must have meant one column ever since."""
+    names: dict[int, str] = {}
+    ids: dict[str, int] = {}
+    for field in (field for schema in table.metadata.schemas for field in schema.fields):
+        before = names.setdefault(field.field_id, field.name), ids.setdefault(field.name, field.field_id)
+        if before != (field.name, field.field_id):
+            raise CatalogError(
+                f"catalog.uri: in the Iceberg table at {uri} the column {field.name!r} was renamed, or replaced "
+                "another of that name, which its older files do not show; write the table again"
             )

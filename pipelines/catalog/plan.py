@@ -16,16 +16,10 @@ import pyarrow as pa
 from pipelines.catalog import column_files, stores
 from pipelines.catalog.column_files import ColumnFile
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.files import (
-    ARROW_FILE_MAGIC,
-    CatalogFile,
-    append_missing,
-    partition_schema,
-    read_head,
-)
 from pipelines.catalog.intake import TakenIn, look_at_head, take_in_all
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.schemas import CatalogSchema, SeenColumns, merged_schema, schema_text, voted_schema
+from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, append_missing, partition_schema, read_head
 
 MAX_SHARDS_OF_CHUNK = 16
 """A shard of a row group can only be read by decoding the rows before it, so a group in n shards is decoded about n/2
@@ -38,15 +32,13 @@ _FILES_LOOKED_AT = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowRange:
-    """Some rows of one column file.
+    """Rows [start, stop) of one column file.
 
     Attributes:
-        file: The catalog's file that they come from.
-        path: Local path or URI of the Parquet or Arrow file that holds them: the file, or what intake made of it.
+        path: Local path or URI of the Parquet or Arrow file that holds them: the catalog's file, or what intake made of
+            it.
         part: Which of the file's column files that is, from 0.
-        start: First row there.
-        stop: One past the last.
-        bytes: About how many bytes are read.
+        bytes: About how many are read.
     """
 
     file: CatalogFile
@@ -65,8 +57,7 @@ class CatalogShard:
         position: Place in the plan, from 0.
         key: 32 hex digits that identify what is read (files with size and version, ranges, reading options); the same
             on every machine, and independent of the position.
-        format: `parquet` or `arrow`: what the ranges are read as.
-        ranges: Read one after the other.
+        format: `parquet` or `arrow`: what the ranges are read as, one after the other.
         schema: The columns that the reader gives, with the types that hold for the whole catalog.
     """
 
@@ -89,12 +80,7 @@ class CatalogShard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogPlan:
-    """All shards in order.
-
-    Attributes:
-        shards: Files by relative name (codepoint order), then rows; a product's place follows from this order alone.
-        schema: The columns of every shard.
-    """
+    """All shards in order: files by relative name (codepoint order), then rows; products follow this order alone."""
 
     shards: tuple[CatalogShard, ...]
     schema: pa.Schema
@@ -102,8 +88,7 @@ class CatalogPlan:
     @property
     def rows(self) -> int | None:
         """Rows of the whole catalog; None for text files, of which a row may be a record that is none."""
-        is_text = self.shards[0].ranges[0].file.format in ("csv", "jsonl")
-        return None if is_text else sum(shard.rows for shard in self.shards)
+        return None if self.shards[0].ranges[0].file.is_text else sum(shard.rows for shard in self.shards)
 
     @property
     def bytes(self) -> int:
@@ -122,50 +107,35 @@ def catalog_schema(config: CatalogConfig) -> CatalogSchema:
             column that does not exist (the message names key, value and the nearest column) or cannot be what it is
             for.
     """
-    listing = list_catalog(config)
+    listing = list_catalog(config.uris, config.format)
     count = len(listing.files)
-    chosen = [listing.files[number * count // _FILES_LOOKED_AT] for number in range(_FILES_LOOKED_AT)]
-    chosen = chosen if count > _FILES_LOOKED_AT else list(listing.files)
-    if listing.format in ("csv", "jsonl"):
+    looked_at = min(count, _FILES_LOOKED_AT)
+    chosen = [listing.files[number * count // looked_at] for number in range(looked_at)]
+    if chosen[0].is_text:
         schema, names = _text_schema(chosen, [look_at_head(file, config) for file in chosen], config)
     else:
-        placed = partition_schema(listing.files)
-        stated = [
-            (file.name, append_missing(found, placed, file.partitions))
-            for file in chosen
-            if (found := _stated_schema(file)) is not None
-        ]
+        stated = [(file, found) for file in chosen if (found := _schema_of(file)) is not None]
         # A Parquet file inside a compressed one says nothing before it is unpacked; the plan will do that.
-        schema, names = merged_schema(stated, config) if stated else (pa.schema([]), ())
-    return CatalogSchema(
-        format=listing.format,
-        schema=schema,
-        columns=names,
-        files=count,
-        bytes=sum(file.size for file in listing.files),
-    )
+        schema, names = _stated_schema(listing.files, stated, config) if stated else (pa.schema([]), ())
+    size = sum(file.size for file in listing.files)
+    return CatalogSchema(format=chosen[0].format, schema=schema, columns=names, files=count, bytes=size)
 
 
 def plan_catalog(config: CatalogConfig, *, spool_uri: str) -> CatalogPlan:
     """Takes in the files that need it, and decides which rows each shard reads.
 
     Args:
-        config: The `catalog:` section.
         spool_uri: Folder of what was taken in; kept between runs, and used for nothing else.
 
     Raises:
         CatalogError: the catalog cannot be read as the config asks, or holds no rows.
         StorageError: `spool_uri` cannot be written.
     """
-    return plan_taken_in(take_in_all(list_catalog(config).files, config, spool_uri), config)
+    return plan_taken_in(take_in_all(list_catalog(config.uris, config.format).files, config, spool_uri), config)
 
 
 def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPlan:
-    """The plan of a catalog whose files are all taken in. Only footers are read.
-
-    Args:
-        files: All of `list_catalog`, in its order.
-        config: The section that they were taken in for.
+    """The plan of a catalog whose files (all of `list_catalog`, in its order) are taken in. Only footers are read.
 
     Raises:
         CatalogError: as `plan_catalog`.
@@ -178,12 +148,8 @@ def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPla
     if seen:
         schema, _ = _text_schema([taken.file for taken in files], seen, config)
     else:
-        placed = partition_schema(taken.file for taken in files)
-        schemas = [
-            (taken.file.name, append_missing(footer.schema, placed, taken.file.partitions))
-            for (taken, _, _), footer in zip(stored, footers, strict=True)
-        ]
-        schema, _ = merged_schema(schemas, config)
+        stated = [(taken.file, footer.schema) for (taken, _, _), footer in zip(stored, footers, strict=True)]
+        schema, _ = _stated_schema([taken.file for taken in files], stated, config)
     ranges = [
         part
         for (taken, number, uri), footer in zip(stored, footers, strict=True)
@@ -191,20 +157,15 @@ def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPla
     ]
     if not ranges:
         raise CatalogError(f"catalog.uri: expected products at {', '.join(config.uris)}, found files without rows")
-    shaping = {
-        name: value
-        for name, value in asdict(config).items()
-        if name not in ("uri", "format", "shard_rows", "shard_bytes")
-    }
     # What else decides which products come out of the same bytes.
-    reading = [files[0].file.format, schema_text(schema), sorted(shaping.items())]
-    shards = tuple(
-        CatalogShard(
-            position=position, key=_key(reading, packed), format=files[0].format, ranges=tuple(packed), schema=schema
-        )
-        for position, packed in enumerate(_pack(ranges, config))
+    others = ("uri", "format", "shard_rows", "shard_bytes")
+    shaping = sorted((name, value) for name, value in asdict(config).items() if name not in others)
+    reading = [files[0].file.format, schema_text(schema), shaping]
+    shards = (
+        CatalogShard(position=number, key=_key(reading, packed), format=files[0].format, ranges=packed, schema=schema)
+        for number, packed in enumerate(_pack(ranges, config))
     )
-    return CatalogPlan(shards=shards, schema=schema)
+    return CatalogPlan(shards=tuple(shards), schema=schema)
 
 
 def _text_schema(
@@ -219,6 +180,14 @@ def _text_schema(
     return voted_schema(whole, config, files[0].format)
 
 
+def _stated_schema(
+    files: Iterable[CatalogFile], stated: Iterable[tuple[CatalogFile, pa.Schema]], config: CatalogConfig
+) -> tuple[pa.Schema, tuple[str, ...]]:
+    placed = partition_schema(files)
+    schemas = ((file.name, append_missing(schema, placed, file.partitions)) for file, schema in stated)
+    return merged_schema(schemas, config)
+
+
 def _read_footer(file: CatalogFile, format: str, uri: str, columns: Sequence[str]) -> ColumnFile:
     read = column_files.read_parquet_footer if format == "parquet" else column_files.read_arrow_footer
     try:
@@ -229,7 +198,7 @@ def _read_footer(file: CatalogFile, format: str, uri: str, columns: Sequence[str
         ) from error
 
 
-def _stated_schema(file: CatalogFile) -> pa.Schema | None:
+def _schema_of(file: CatalogFile) -> pa.Schema | None:
     """The schema that a Parquet or Arrow file states; None for a Parquet file in a compressed one."""
     is_stream = file.format == "arrow" and not read_head(file.uri, file.compression, 8).startswith(ARROW_FILE_MAGIC)
     if file.compression is None and not is_stream:
@@ -239,9 +208,8 @@ def _stated_schema(file: CatalogFile) -> pa.Schema | None:
     try:
         with stores.open_input(file.uri) as source:
             plain = pa.CompressedInputStream(source, file.compression) if file.compression is not None else source
-            # An Arrow file is a stream behind eight bytes of magic.
             if not is_stream:
-                plain.read(8)
+                plain.read(8)  # an Arrow file is a stream behind eight bytes of magic
             return pa.ipc.open_stream(plain).schema
     except (pa.ArrowException, OSError) as error:
         raise CatalogError(f"{file.uri}: expected an Arrow IPC file or stream, found neither ({error})") from error
@@ -255,23 +223,21 @@ def _row_ranges(
     for rows, size in zip(footer.chunk_rows.tolist(), footer.chunk_bytes.tolist(), strict=True):
         shards = math.ceil(max(rows / config.shard_rows, size / config.shard_bytes))
         shards = max(1, min(rows, MAX_SHARDS_OF_CHUNK, shards))
-        bounds = [start + rows * number // shards for number in range(shards + 1)]
-        for lower, upper in pairwise(bounds):
+        for lower, upper in pairwise(start + rows * number // shards for number in range(shards + 1)):
             if upper > lower:
-                yield RowRange(
-                    file=file, path=path, part=part, start=lower, stop=upper, bytes=size * (upper - lower) // rows
-                )
+                share = size * (upper - lower) // rows
+                yield RowRange(file=file, path=path, part=part, start=lower, stop=upper, bytes=share)
         start += rows
 
 
-def _pack(ranges: Iterable[RowRange], config: CatalogConfig) -> Iterator[list[RowRange]]:
+def _pack(ranges: Iterable[RowRange], config: CatalogConfig) -> Iterator[tuple[RowRange, ...]]:
     """Neighbours together, as long as they stay within a shard's size; ranges that touch become one."""
     packed: list[RowRange] = []
     rows = size = 0
     for part in ranges:
         count = part.stop - part.start
         if packed and (rows + count > config.shard_rows or size + part.bytes > config.shard_bytes):
-            yield packed
+            yield tuple(packed)
             packed, rows, size = [], 0, 0
         rows, size = rows + count, size + part.bytes
         last = packed[-1] if packed else None
@@ -280,7 +246,7 @@ def _pack(ranges: Iterable[RowRange], config: CatalogConfig) -> Iterator[list[Ro
         else:
             packed.append(part)
     if packed:
-        yield packed
+        yield tuple(packed)
 
 
 def _key(reading: list[Any], ranges: Sequence[RowRange]) -> str:

@@ -1,9 +1,8 @@
 """What the previous version already made: vectors by content fingerprint, images by where they stand.
 
 Both are joins of 16-byte keys, too many to hold. Before a run one pass over the previous version's files writes a
-lookup: fixed-width records sorted by key (an external sort), in files that workers map into memory. A worker finds a
-batch's keys by bisection and reads only what they point to. So neither side of the join is ever held whole, and a
-product keeps its vector even where its place or its id has changed.
+lookup: fixed-width records sorted by key (an external sort), in files that workers map into memory and search by
+bisection. A product keeps its vector even where its place or its id has changed.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -40,13 +38,7 @@ _SHARDS_OPEN = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LookupSource:
-    """A lookup that stands, in a form that travels to the workers.
-
-    Attributes:
-        uri: Folder of the `KeyLookup`.
-        files: The shards' files that the records point into.
-        records: How many there are.
-    """
+    """A lookup as it travels to the workers: its folder, the files that its records point into, and their number."""
 
     uri: str
     files: tuple[str, ...]
@@ -54,13 +46,9 @@ class LookupSource:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownPicture:
-    """An image as it was fetched.
-
-    Attributes:
-        reference: 16 bytes, the digest of where it stands (`ImageFetcher.reference_digest`).
-        digest: 16 bytes, of its encoded bytes (`image_digest`).
-        etag: Its version there (`FetchedImage.etag`).
+class KnownImage:
+    """An image as it was fetched: 16 bytes of where it stands (`ImageFetcher.reference_digest`), 16 of its encoded
+    bytes (`image_digest`), and its version there (`FetchedImage.etag`).
     """
 
     reference: bytes
@@ -81,74 +69,25 @@ def build_carry_over(shard_uris: Sequence[str], lookup_uri: str) -> LookupSource
         return embedding_shards.read_fingerprints(uri)[usable], usable
 
     source = _build_lookup(shard_uris, lookup_uri, fingerprints, lambda uri: embedding_shards.read_info(uri).rows)
-    if len(source.files) < len(shard_uris):
-        _logger.warning(
-            "%d of the previous version's %d embedding shards are gone; their products are embedded again",
-            len(shard_uris) - len(source.files),
-            len(shard_uris),
-        )
+    gone = len(shard_uris) - len(source.files)
+    if gone:
+        message = "%d of the previous version's %d embedding shards are gone; their products are embedded again"
+        _logger.warning(message, gone, len(shard_uris))
     return source
 
 
-class CarryOver:
-    """Answers which vectors are there already. One per worker process; the records stay on disk."""
-
-    def __init__(self, source: LookupSource) -> None:
-        self._shards = source.files
-        self._lookup = KeyLookup(source.uri, source.records)
-
-    def find(self, fingerprints: np.ndarray) -> np.ndarray:
-        """The record of each fingerprint.
-
-        Args:
-            fingerprints: uint8 `[B, 16]`.
-
-        Returns:
-            int64 `[B]`: number of the record, -1 where the previous version has no such product.
-        """
-        return self._lookup.find(fingerprints)
-
-    def vectors(self, numbers: np.ndarray) -> np.ndarray:
-        """The stored vectors of records, at least one of them.
-
-        Args:
-            numbers: int `[n]`, as `find` gives them, none of them -1.
-
-        Returns:
-            float16 `[n, D]`, bit for bit as they were stored.
-        """
-        records = self._lookup.records[numbers]
-        vectors: np.ndarray | None = None
-        for shard in np.unique(records["shard"]):
-            mine = np.flatnonzero(records["shard"] == shard)
-            rows, back = np.unique(records["row"][mine].astype(np.int64), return_inverse=True)
-            stored, _ = embedding_shards.read_rows(self._shards[shard], rows)
-            if vectors is None:
-                vectors = np.empty((len(numbers), stored.shape[1]), np.float16)
-            vectors[mine] = stored[back]
-        if vectors is None:
-            raise ValueError("vectors() was asked for no record at all")
-        return vectors
-
-
-def write_known_pictures(uri: str, pictures: Sequence[KnownPicture]) -> None:
-    """Writes the images of one shard, each reference once.
-
-    With an image's version a web server, a store or a disk is asked whether it is still the same; where it is, its
-    digest stands for bytes that are not read again.
+def write_known_images(uri: str, images: Sequence[KnownImage]) -> None:
+    """Writes the images of one shard, each reference once. By its version it can be asked whether an image is still the
+    same; where it is, its digest stands for bytes that are not read again.
     """
-    distinct = {picture.reference: picture for picture in pictures}
-    columns = [[getattr(picture, field.name) for picture in distinct.values()] for field in _IMAGE_SCHEMA]
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, _IMAGE_SCHEMA, strict=True)]
+    distinct = {image.reference: asdict(image) for image in images}
+    table = pa.Table.from_pylist(list(distinct.values()), schema=_IMAGE_SCHEMA).combine_chunks()
     with storage.atomic_file(uri) as path, pa.ipc.new_file(path, _IMAGE_SCHEMA) as writer:
-        writer.write_table(pa.Table.from_arrays(arrays, schema=_IMAGE_SCHEMA).combine_chunks())
+        writer.write_table(table)
 
 
-def build_known_pictures(file_uris: Sequence[str], lookup_uri: str) -> LookupSource:
-    """Writes the lookup of a version's images, by reference; a finished one is taken as it stands.
-
-    A file that is gone is left out: its images are fetched again.
-    """
+def build_known_images(file_uris: Sequence[str], lookup_uri: str) -> LookupSource:
+    """Writes the lookup of a version's images, by reference; those of a file that is gone are fetched again."""
 
     def references(uri: str) -> tuple[np.ndarray, np.ndarray]:
         keys = np.frombuffer(b"".join(_read_images(uri).column("reference").to_pylist()), np.uint8).reshape(-1, 16)
@@ -157,7 +96,7 @@ def build_known_pictures(file_uris: Sequence[str], lookup_uri: str) -> LookupSou
     return _build_lookup(file_uris, lookup_uri, references, lambda uri: len(_read_images(uri)))
 
 
-class KnownPictures:
+class KnownImages:
     """Answers which images are known. One per worker process; the shards' files are opened as they are needed."""
 
     def __init__(self, source: LookupSource) -> None:
@@ -165,9 +104,9 @@ class KnownPictures:
         self._lookup = KeyLookup(source.uri, source.records)
         self._open = lru_cache(_SHARDS_OPEN)(_read_images)
 
-    def find(self, references: Sequence[bytes | None]) -> list[KnownPicture | None]:
+    def find(self, references: Sequence[bytes | None]) -> list[KnownImage | None]:
         """What is known of each reference, None for one that is not known, or is None itself."""
-        found: list[KnownPicture | None] = [None] * len(references)
+        found: list[KnownImage | None] = [None] * len(references)
         asked = np.array([number for number, reference in enumerate(references) if reference is not None], np.int64)
         joined = b"".join(reference for reference in references if reference is not None)
         numbers = self._lookup.find(np.frombuffer(joined, np.uint8).reshape(-1, 16))
@@ -176,7 +115,7 @@ class KnownPictures:
             mine = np.flatnonzero(records["shard"] == shard)
             rows = self._open(self._files[shard]).take(pa.array(records["row"][mine]))
             for number, row in zip(asked[mine], rows.to_pylist(), strict=True):
-                found[number] = KnownPicture(**row)
+                found[number] = KnownImage(**row)
         return found
 
 
@@ -214,15 +153,10 @@ def _build_lookup(
 
 
 def write_key_lookup(folder: str, records: Iterable[np.ndarray], *, expected: int) -> int:
-    """Sorts records into a lookup, and gives their number.
+    """Sorts batches of `KEYED_RECORD`, `expected` of them about, into a lookup, and gives their number.
 
     `records.bin` holds them; `keys.bin` holds the keys' first halves once more, side by side as numbers of the machine:
     bisection reads them where they lie, where it would copy the records.
-
-    Args:
-        folder: Gets the two files.
-        records: Batches of `KEYED_RECORD`, in any order.
-        expected: Records to come, about.
     """
     written = 0
     with ExternalSort(expected) as sorting:
@@ -242,15 +176,7 @@ def write_key_lookup(folder: str, records: Iterable[np.ndarray], *, expected: in
 
 
 class KeyLookup:
-    """Answers from a lookup. One per worker process; the files stay on disk.
-
-    Args:
-        folder: Where `write_key_lookup` wrote.
-        size: How many records it holds.
-
-    Attributes:
-        records: `KEYED_RECORD`, sorted by key.
-    """
+    """Answers from a lookup of `size` `records` (`KEYED_RECORD`, sorted by key), which stay on disk."""
 
     def __init__(self, folder: str, size: int) -> None:
         self._keys = _mapped(storage.join(folder, "keys.bin"), _FIRST_HALF, size)
@@ -274,6 +200,28 @@ class KeyLookup:
         return np.where((found["key"] == wanted["key"]) & (found["tail"] == wanted["tail"]), numbers, -1)
 
 
+class CarryOver(KeyLookup):
+    """Answers which vectors are there already, by fingerprint. One per worker process."""
+
+    def __init__(self, source: LookupSource) -> None:
+        super().__init__(source.uri, source.records)
+        self._shards = source.files
+
+    def vectors(self, numbers: np.ndarray) -> np.ndarray:
+        """The stored vectors of records (int `[n]`, n >= 1, as `find` gives them): float16 `[n, D]`, bit for bit."""
+        if not len(numbers):
+            raise ValueError("vectors() was asked for no record at all")
+        records = self.records[numbers]
+        found: list[np.ndarray] = []
+        order: list[np.ndarray] = []
+        for shard in np.unique(records["shard"]):
+            mine = np.flatnonzero(records["shard"] == shard)
+            rows, back = np.unique(records["row"][mine].astype(np.int64), return_inverse=True)
+            found.append(embedding_shards.read_rows(self._shards[shard], rows)[0][back])
+            order.append(mine)
+        return np.concatenate(found)[np.argsort(np.concatenate(order))]
+
+
 def _mapped(uri: str, dtype: np.dtype, size: int) -> np.ndarray:
     if not size:
         return np.empty(0, dtype)  # an empty file cannot be mapped
@@ -283,16 +231,9 @@ def _mapped(uri: str, dtype: np.dtype, size: int) -> np.ndarray:
 
 
 def keyed_records(keys: np.ndarray, shard: int, rows: np.ndarray) -> np.ndarray:
-    """Records for the products of one shard.
-
-    Args:
-        keys: uint8 `[n, 16]`.
-        shard: The shard's place in its list.
-        rows: int `[n]`, each key's row inside the shard.
-    """
-    halves = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2)
+    """Records for keys (uint8 `[n, 16]`) that stand in these rows (int `[n]`) of the shard with this number."""
     records = np.empty(len(keys), KEYED_RECORD)
-    records["key"], records["tail"] = halves[:, 0], halves[:, 1]
+    records["key"], records["tail"] = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2).T
     records["shard"], records["row"] = shard, rows
     return records
 
@@ -301,20 +242,15 @@ class ExternalSort:
     """Sorts more records than memory holds: dealt into bucket files by key, then sorted bucket by bucket.
 
     Records with the same key land in the same bucket. Memory is one bucket, disk is 24 bytes a record, in a temporary
-    folder that leaving the context removes.
-
-    Args:
-        expected: Records to come, about; it sets the number of buckets, not a limit.
+    folder that leaving the context removes. `expected` sets the number of buckets, not a limit.
     """
 
     def __init__(self, expected: int) -> None:
         self.buckets = max(1, -(-expected // RECORDS_PER_BUCKET))
         self._folder = tempfile.TemporaryDirectory(prefix="shelfmark-sort-")
+        paths = (os.path.join(self._folder.name, f"{bucket:05d}.records") for bucket in range(self.buckets))
         # Open until the block ends: records arrive for all buckets at once.
-        self._files = [open(self._path(bucket), "wb") for bucket in range(self.buckets)]  # noqa: SIM115
-
-    def _path(self, bucket: int) -> str:
-        return os.path.join(self._folder.name, f"{bucket:05d}.records")
+        self._files = [open(path, "wb") for path in paths]  # noqa: SIM115
 
     def add(self, records: np.ndarray) -> None:
         """Deals records (`KEYED_RECORD`) out to the buckets."""
@@ -324,17 +260,15 @@ class ExternalSort:
 
     def sorted_buckets(self) -> Iterator[np.ndarray]:
         """Each bucket's records, sorted by key, then shard, then row. The bucket's order follows the key's."""
-        for bucket, file in enumerate(self._files):
+        for file in self._files:
             file.close()
-            records = np.fromfile(self._path(bucket), KEYED_RECORD)
+            records = np.fromfile(file.name, KEYED_RECORD)
             yield records[np.lexsort((records["row"], records["shard"], records["tail"], records["key"]))]
 
     def __enter__(self) -> ExternalSort:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for file in self._files:
             file.close()
         self._folder.cleanup()

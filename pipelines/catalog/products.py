@@ -1,7 +1,7 @@
 """Products from rows: ids, texts, images and display values out of dirty columns, and a letter where that fails.
 
-Each function works on a whole column. Legend: `B` products of a batch, `R` rows of a raw batch (R >= B: some rows
-become no product).
+Each function works on a whole column. `B` products of a batch, `R` rows of a raw batch (R >= B: some rows become no
+product).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import islice
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -21,38 +22,28 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipelines.catalog.config import CatalogConfig, template_parts
-from pipelines.catalog.dead_letters import DeadLetter, Outcome, Reason, malformed
+from pipelines.catalog.dead_letters import DeadLetter, Reason, malformed
 from pipelines.catalog.reading import RawBatch
-from pipelines.catalog.schemas import NULL_WORDS, PICTURE_KEYS, is_list, is_text, plain
+from pipelines.catalog.schemas import IMAGE_KEYS, NULL_WORDS, is_list, is_text, plain
 
 # Space, control characters (a tab, a NUL) and Unicode's separators, as one class.
 _SPACE = r"[\p{Z}\p{Cc}]+"
 # What is not a single space between words. Looking for it costs a tenth of replacing, and most texts are clean.
 _UNCLEAN = r"  |^ | $|[\p{Cc}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}]"
 _EXACT_FLOAT = 2**53
-# Text counts as a base64 picture only if it has a picture's first bytes, is long, and has no sign that base64 has not:
+# Text counts as a base64 image only if it has an image's first bytes, is long, and has no sign that base64 has not:
 # no path and no URI meets all three.
-_BASE64_STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
+_NO_PATH = r"^((?i:data:)|/9j/|_9j_|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkqA|TU0AK)"
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*")
-_PICTURE_MAGIC = re.compile(
+_IMAGE_MAGIC = re.compile(
     rb"\xff\xd8\xff[\xc0-\xfe]|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*", re.DOTALL
 )
 _SEPARATORS = " .,;:|/-\u2013\u2014"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PictureRef:
-    """A picture that is either here already or stands somewhere.
-
-    Attributes:
-        kind: `bytes` (encoded picture in `data`) or `uri` (path or URI in `uri`, as the catalog has it).
-        data: The encoded picture.
-        uri: A relative path (to be read under `catalog.image_root`), an absolute path, or any URI.
-    """
-
-    kind: Literal["bytes", "uri"]
-    data: bytes | None = None
-    uri: str | None = None
+ImageRef = str | bytes
+"""An image of a product: its encoded bytes, or where it stands, as the catalog has it: a path (a relative one is read
+under `catalog.image_root`) or any URI."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,7 +53,7 @@ class ProductBatch:
     Attributes:
         product_ids: `[B]` string, trimmed, never null or empty. May still repeat: numbering drops later ones.
         texts: `[B]` string; white space collapsed; null where there is no text.
-        pictures: For each of the B products up to `catalog.images_per_product` pictures, primary first.
+        images: For each product up to `catalog.images_per_product` images, primary first.
         columns: Display and filter fields, `B` rows, of the plan's types.
         dead_letters: One letter for each row that became no product (outcome `rejected`).
         notes: Letters of products that stay, but lost a display or filter value (outcome `degraded`).
@@ -70,7 +61,7 @@ class ProductBatch:
 
     product_ids: pa.StringArray
     texts: pa.StringArray
-    pictures: list[tuple[PictureRef, ...]]
+    images: list[tuple[ImageRef, ...]]
     columns: pa.RecordBatch
     dead_letters: list[DeadLetter]
     notes: list[DeadLetter] = field(default_factory=list)
@@ -79,57 +70,58 @@ class ProductBatch:
 def to_products(batch: RawBatch, config: CatalogConfig) -> ProductBatch:
     """The products of a raw batch.
 
-    A row without an id, or with neither text nor picture, becomes a dead letter. A display or filter value that is not
-    of its column's type becomes null, and a note.
+    A row without an id, or with neither text nor image, becomes a dead letter. A display or filter value that is not of
+    its column's type becomes null, and a note.
     """
     ids, wrong_ids = id_column(_column(batch, config.id_field, pa.string()))
     fields = {name: text_column(_column(batch, name, pa.string())) for name in config.texts}
     texts = product_texts(fields, batch.rows.num_rows, config)
-    pictures: list[tuple[PictureRef, ...]] = [()] * batch.rows.num_rows
+    images: list[tuple[ImageRef, ...]] = [()] * batch.rows.num_rows
     if config.image_field is not None:
-        pictures = picture_refs(_column(batch, config.image_field, pa.string()), config.images_per_product)
+        images = image_refs(_column(batch, config.image_field, pa.string()), config.images_per_product)
     has_id = ids.is_valid().to_numpy(zero_copy_only=False)
-    has_content = texts.is_valid().to_numpy(zero_copy_only=False) | np.fromiter(map(bool, pictures), bool)
+    has_content = texts.is_valid().to_numpy(zero_copy_only=False) | np.fromiter(map(bool, images), bool)
     letters = list(batch.malformed)
     for row in np.flatnonzero(~(has_id & has_content)).tolist():
         where = batch.where(row)
         if row in wrong_ids:
             letters.append(malformed(where, wrong_ids[row]))
         elif not has_id[row]:
-            letters.append(_letter("", "rejected", Reason.missing_id, f"{where}: no id"))
+            letters.append(DeadLetter("", "rejected", "validate", Reason.missing_id, f"{where}: no id"))
         else:
             why = f"{where}: neither text nor picture"
-            letters.append(_letter(ids[row].as_py(), "rejected", Reason.empty_product, why))
+            letters.append(DeadLetter(ids[row].as_py(), "rejected", "validate", Reason.empty_product, why))
     usable = np.flatnonzero(has_id & has_content)
     ids = ids.take(pa.array(usable))
-    notes: list[DeadLetter] = []
+    columns, notes = _carried_columns(batch, usable, ids, config)
     return ProductBatch(
         product_ids=ids,
         texts=texts.take(pa.array(usable)),
-        pictures=[pictures[row] for row in usable],
-        columns=_carried_columns(batch, usable, ids, config, notes),
+        images=[images[row] for row in usable],
+        columns=columns,
         dead_letters=letters,
         notes=notes,
     )
 
 
 def _carried_columns(
-    batch: RawBatch, rows: np.ndarray, ids: pa.StringArray, config: CatalogConfig, notes: list[DeadLetter]
-) -> pa.RecordBatch:
-    """Display and filter columns of the products, in the types of the plan."""
+    batch: RawBatch, rows: np.ndarray, ids: pa.StringArray, config: CatalogConfig
+) -> tuple[pa.RecordBatch, list[DeadLetter]]:
+    """Display and filter columns of the products, in the types of the plan, and letters of values that were lost."""
     fields = [batch.schema.field(name) for name in config.carried_fields]
     columns = []
+    notes: list[DeadLetter] = []
     for carried in fields:
         values = _column(batch, carried.name, carried.type).take(pa.array(rows, pa.int64()))
         column, lost = conform(values, carried.type)
         columns.append(column)
         for row, why in lost.items():
             detail = f"{batch.where(int(rows[row]))}: {carried.name}: {why}"
-            notes.append(_letter(ids[row].as_py(), "degraded", Reason.field_type_mismatch, detail))
+            notes.append(DeadLetter(ids[row].as_py(), "degraded", "validate", Reason.field_type_mismatch, detail))
     if not fields:
         # A record batch without columns cannot say how many rows it has, unless it is made of a struct.
-        return pa.RecordBatch.from_struct_array(pa.array([{}] * len(rows), pa.struct([])))
-    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+        return pa.RecordBatch.from_struct_array(pa.array([{}] * len(rows), pa.struct([]))), notes
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields)), notes
 
 
 def _column(batch: RawBatch, name: str, data_type: pa.DataType) -> pa.Array:
@@ -137,10 +129,6 @@ def _column(batch: RawBatch, name: str, data_type: pa.DataType) -> pa.Array:
     if name in batch.rows.schema.names:
         return batch.rows.column(name)
     return pa.nulls(batch.rows.num_rows, data_type)
-
-
-def _letter(product_id: str, outcome: Outcome, reason: Reason, detail: str) -> DeadLetter:
-    return DeadLetter(product_id=product_id, outcome=outcome, stage="validate", reason=reason, detail=detail)
 
 
 def clean_text(column: pa.Array) -> pa.StringArray:
@@ -214,83 +202,63 @@ def conform(column: pa.Array, data_type: pa.DataType) -> tuple[pa.Array, dict[in
 
 
 def _conform_each(column: pa.Array, data_type: pa.DataType) -> tuple[pa.Array, dict[int, str]]:
-    """Value by value, each distinct one once."""
+    """Value by value, each distinct one once. Lists and objects that their reader kept as JSON text are parsed."""
+
+    def convert(value: pa.Scalar) -> Any:
+        try:
+            if pa.types.is_nested(data_type):
+                return pa.scalar(json.loads(value.as_py()), data_type).as_py()
+            return value.cast(data_type).as_py()
+        except (ValueError, TypeError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            return None
+
     try:
         encoded = column.dictionary_encode()
     except pa.ArrowNotImplementedError:
         given = np.flatnonzero(column.is_valid()).tolist()
         return pa.nulls(len(column), data_type), dict.fromkeys(given, f"expected {data_type}, found {column.type}")
-    convert: Callable[[pa.Scalar, pa.DataType], pa.Scalar | None]
-    convert = _parse_json if pa.types.is_nested(data_type) else _cast
-    values = [convert(value, data_type) for value in encoded.dictionary]
-    converted = pa.array([None if value is None else value.as_py() for value in values], data_type)
-    result = converted.take(encoded.indices)
+    result = pa.array(map(convert, encoded.dictionary), data_type).take(encoded.indices)
     lost = np.flatnonzero(pc.and_not(column.is_valid(), result.is_valid()))
     return result, {int(row): f"expected {data_type}, found {column[int(row)].as_py()!r}" for row in lost}
 
 
-def _cast(value: pa.Scalar, data_type: pa.DataType) -> pa.Scalar | None:
-    try:
-        return value.cast(data_type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return None
-
-
-def _parse_json(value: pa.Scalar, data_type: pa.DataType) -> pa.Scalar | None:
-    """A list or object that its reader kept as JSON text, because another row's value was none."""
-    try:
-        return pa.scalar(json.loads(value.as_py()), data_type)
-    except (ValueError, TypeError, pa.ArrowInvalid, pa.ArrowTypeError):
-        return None
-
-
-def picture_refs(column: pa.Array, limit: int) -> list[tuple[PictureRef, ...]]:
-    """The pictures of each row, in the order given, at most `limit`; empty values do not count.
-
-    Args:
-        column: Binary, text, `struct<bytes, path>`, or lists of these.
-        limit: Pictures a row.
-    """
+def image_refs(column: pa.Array, limit: int) -> list[tuple[ImageRef, ...]]:
+    """The images of each row (bytes, text, `struct<bytes, path>`, lists of these), at most `limit`, no empty ones."""
     column = plain(column)
     if not is_list(column.type):
         return [() if ref is None else (ref,) for ref in _refs(column)]
-    items = _refs(column.flatten())
+    items = iter(_refs(column.flatten()))
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_pylist()
-    refs: list[tuple[PictureRef, ...]] = []
-    start = 0
-    for length in lengths:
-        given = [ref for ref in items[start : start + length] if ref is not None]
-        refs.append(tuple(given[:limit]))
-        start += length
-    return refs
+    given = ([ref for ref in islice(items, length) if ref is not None] for length in lengths)
+    return [tuple(refs[:limit]) for refs in given]
 
 
-def _refs(column: pa.Array) -> Sequence[PictureRef | None]:
+def _refs(column: pa.Array) -> Sequence[ImageRef | None]:
     """One reference a value."""
     column = plain(column)
     if pa.types.is_struct(column.type):
-        keys = [key for key in PICTURE_KEYS if column.type.get_field_index(key) >= 0]
+        keys = [key for key in IMAGE_KEYS if column.type.get_field_index(key) >= 0]
         # flatten(), unlike field(), knows that a null struct has no fields.
         fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
         by_key = [_refs(fields[key]) for key in keys]
         return [next((ref for ref in row if ref is not None), None) for row in zip(*by_key, strict=True)]
     if pa.types.is_null(column.type):
         return [None] * len(column)
-    if pa.types.is_string(column.type):
-        return [_from_text(text) for text in pc.utf8_trim_whitespace(column).to_pylist()]
-    return [PictureRef(kind="bytes", data=data) if data else None for data in column.to_pylist()]
+    if not pa.types.is_string(column.type):
+        return [data or None for data in column.to_pylist()]
+    column = pc.utf8_trim_whitespace(column)
+    refs: list[ImageRef | None] = [text or None for text in column.to_pylist()]
+    for row in pc.indices_nonzero(pc.fill_null(pc.match_substring_regex(column, _NO_PATH), False)).to_pylist():
+        refs[row] = _from_text(str(refs[row]))
+    return refs
 
 
-def _from_text(text: str | None) -> PictureRef | None:
-    if not text:
-        return None
+def _from_text(text: str) -> ImageRef:
+    """A text that looks like the image itself, as its bytes if it is."""
     if text[:5].lower() == "data:":
-        return PictureRef(kind="bytes", data=_from_data_uri(text))
-    if text.startswith(_BASE64_STARTS) and _BASE64.fullmatch(text):
-        data = _from_base64(text)
-        if data is not None and _PICTURE_MAGIC.match(data):
-            return PictureRef(kind="bytes", data=data)
-    return PictureRef(kind="uri", uri=text)
+        return _from_data_uri(text)
+    data = _from_base64(text) if _BASE64.fullmatch(text) else None
+    return text if data is None or not _IMAGE_MAGIC.match(data) else data
 
 
 def _from_data_uri(text: str) -> bytes:
@@ -317,7 +285,6 @@ def product_texts(fields: Mapping[str, pa.StringArray], rows: int, config: Catal
     Args:
         fields: Clean text columns, `[R]` each, null where a product has none; a field that is absent counts as null.
         rows: R.
-        config: Names the fields.
 
     Returns:
         `[R]`, null where no field has text.
@@ -328,7 +295,9 @@ def product_texts(fields: Mapping[str, pa.StringArray], rows: int, config: Catal
     columns = [fields.get(name, nothing) for name in config.text_fields]
     if not columns:
         return nothing
-    return clean_text(_joined(columns, " "))
+    texts = _joined(columns, " ")
+    # Only an empty field leaves a space too many between clean ones.
+    return clean_text(texts) if any(column.null_count for column in columns) else texts
 
 
 def _fill(
@@ -339,21 +308,16 @@ def _fill(
     Where the first fields are missing, the separators that would then open the text leave too.
     """
     filled: list[pa.Array] = []
-    seen: pa.Array | None = None
-    values = nothing
+    values, seen = nothing, nothing.is_valid()
     for literal, name in parts:
         if name is None:
             filled.append(pc.if_else(values.is_valid(), pa.scalar(literal), pa.scalar(None, pa.string())))
             break
         values = fields.get(name, nothing)
-        before = pa.scalar(literal) if seen is None else pc.if_else(seen, literal, literal.lstrip(_SEPARATORS))
+        before = pc.if_else(seen, literal, literal.lstrip(_SEPARATORS) if filled else literal)
         filled.append(pc.binary_join_element_wise(before, values, ""))
-        present = values.is_valid()
-        seen = present if seen is None else pc.or_(seen, present)
-    texts = _joined(filled, "")
-    if seen is None:
-        return nothing
-    return clean_text(pc.if_else(seen, texts, pa.scalar(None, pa.string())))
+        seen = pc.or_(seen, values.is_valid())
+    return clean_text(pc.if_else(seen, _joined(filled, ""), pa.scalar(None, pa.string())))
 
 
 def _joined(columns: Sequence[pa.Array], separator: str) -> pa.StringArray:

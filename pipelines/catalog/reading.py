@@ -15,10 +15,10 @@ import pyarrow as pa
 from pipelines.catalog import column_files
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.dead_letters import DeadLetter, malformed
-from pipelines.catalog.files import with_partitions
 from pipelines.catalog.intake import LINE, PROBLEM
 from pipelines.catalog.plan import CatalogShard, RowRange
 from pipelines.catalog.schemas import invalid_rows, plain
+from pipelines.catalog.stores import with_partitions
 
 BATCH_BYTES = 32 << 20
 
@@ -27,7 +27,7 @@ _ROW_READERS = {"parquet": column_files.iter_parquet_rows, "arrow": column_files
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawBatch:
-    """Some rows of one file, only the columns that are needed. `R` rows.
+    """`R` rows of one file, only the columns that are needed.
 
     Attributes:
         rows: `R` rows. A column that this file does not have is absent. Types are those of the file and may differ from
@@ -52,12 +52,7 @@ class RawBatch:
 
 
 def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 1024) -> Iterator[RawBatch]:
-    """The rows of a shard in plan order, only the columns that `config` names.
-
-    Args:
-        shard: What to read.
-        config: The section that the plan was made from; it may name fewer columns.
-        batch_rows: Rows of a batch, at most; fewer where rows are large (`BATCH_BYTES`) and at the ends of row groups.
+    """The rows of a shard in plan order, only the columns that `config` names, `batch_rows` or fewer at a time.
 
     Raises:
         CatalogError: a file cannot be read, or is not the one that was planned. (A bad record is no error: its batch
@@ -76,10 +71,8 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
 def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batch_rows: int) -> Iterator[RawBatch]:
     row = part.start
     texts = {config.id_field, *config.texts}
-    columns = [*config.fields, LINE, PROBLEM]
-    for rows in _ROW_READERS[shard.format](
-        part.path, part.start, part.stop, columns, batch_rows=batch_rows, batch_bytes=BATCH_BYTES
-    ):
+    read, columns = _ROW_READERS[shard.format], [*config.fields, LINE, PROBLEM]
+    for rows in read(part.path, part.start, part.stop, columns, batch_rows=batch_rows, batch_bytes=BATCH_BYTES):
         numbers = np.arange(row, row + rows.num_rows)
         row += rows.num_rows
         unit: Literal["row", "line"] = "row"
@@ -92,28 +85,22 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
         else:
             rows = _plain_columns(rows, texts)
             problems = dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
+        letters = [malformed(f"{part.file.name}, {unit} {numbers[at]}", why) for at, why in problems.items()]
         rows = with_partitions(rows, part.file.partitions, config.fields)
-        raw = RawBatch(rows=rows, schema=shard.schema, name=part.file.name, unit=unit, numbers=numbers)
         if problems:
             good = np.delete(np.arange(rows.num_rows), list(problems))
-            raw = RawBatch(
-                rows=rows.take(pa.array(good)),
-                schema=shard.schema,
-                name=raw.name,
-                unit=unit,
-                numbers=numbers[good],
-                malformed=[malformed(raw.where(at), why) for at, why in problems.items()],
-            )
-        yield raw
+            rows, numbers = rows.take(pa.array(good)), numbers[good]
+        yield RawBatch(
+            rows=rows, schema=shard.schema, name=part.file.name, unit=unit, numbers=numbers, malformed=letters
+        )
     if row != part.stop:
         raise EOFError(f"the file ends at row {row}")
 
 
 def _plain_columns(rows: pa.RecordBatch, texts: set[str]) -> pa.RecordBatch:
     """The rows in types that every function knows; texts that a writer stored as bytes as text, still to be checked."""
-    columns = [column if pa.types.is_dictionary(column.type) else plain(column) for column in rows.columns]
-    columns = [
-        column.view(pa.string()) if name in texts and pa.types.is_binary(column.type) else column
-        for name, column in zip(rows.schema.names, columns, strict=True)
-    ]
+    columns = []
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        column = column if pa.types.is_dictionary(column.type) else plain(column)
+        columns.append(column.view(pa.string()) if name in texts and pa.types.is_binary(column.type) else column)
     return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)

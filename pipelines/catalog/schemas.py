@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipelines.catalog.config import CatalogConfig, CatalogError, nearest
 
-PICTURE_KEYS = ("bytes", "path", "uri", "url")
+IMAGE_KEYS = ("bytes", "path", "uri", "url")
 """Fields of a struct that holds a picture, in the order in which they are asked."""
 
 NULL_WORDS = ("NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", "None")
@@ -37,18 +37,13 @@ _VETO = 1 << 60
 
 @dataclass(slots=True)
 class TypeVotes:
-    """The type of a column by its values.
-
-    Attributes:
-        counts: Values by kind (numbers, texts, lists, ...); nulls do not count.
-        types: The type that all values of a kind fit.
-    """
+    """The type of a column by its values: how many are of each kind, and the type that all of a kind fit."""
 
     counts: Counter[str] = field(default_factory=Counter)
     types: dict[str, pa.DataType] = field(default_factory=dict)
 
     def add(self, data_type: pa.DataType, count: int = 1) -> None:
-        """Counts so many values of a type."""
+        """Counts so many values of a type; nulls do not count."""
         if count and not pa.types.is_null(data_type):
             kind = "object" if pa.types.is_struct(data_type) else str(data_type)
             kind = "list" if pa.types.is_list(data_type) else kind
@@ -75,11 +70,6 @@ class TypeVotes:
         self.add(pa.float64(), len(numbers) - whole)
         self.add(pa.bool_(), truths)
         self.add(pa.string(), len(given) - missing - len(numbers) - truths)
-
-    def merge(self, other: TypeVotes) -> None:
-        """Adds the votes of another file."""
-        for kind, count in other.counts.items():
-            self.add(other.types[kind], count)
 
     def winner(self) -> pa.DataType:
         """The type of the most frequent kind if it has `DECISIVE_SHARE`, else `string`; also where nothing was seen."""
@@ -141,7 +131,8 @@ class SeenColumns:
     def merge(self, other: SeenColumns) -> None:
         """Adds what another file shows."""
         for name, votes in other.votes.items():
-            self.votes_of(name).merge(votes)
+            for kind, count in votes.counts.items():
+                self.votes_of(name).add(votes.types[kind], count)
         self.names |= other.names
         self.records += other.records
         self.first_problem = self.first_problem or other.first_problem
@@ -149,31 +140,23 @@ class SeenColumns:
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         votes = {name: [dict(votes.counts), schema_text(pa.schema(votes.types))] for name, votes in self.votes.items()}
-        return {
-            "votes": votes,
-            "names": list(self.names),
-            "records": self.records,
-            "first_problem": self.first_problem,
-        }
+        rest = {"records": self.records, "first_problem": self.first_problem}
+        return {"votes": votes, "names": list(self.names), **rest}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SeenColumns:
         """The inverse of `to_dict`."""
-        votes = {
-            name: TypeVotes(Counter(counts), {field.name: field.type for field in schema_from_text(types)})
-            for name, (counts, types) in values["votes"].items()
-        }
+        votes = {}
+        for name, (counts, types) in values["votes"].items():
+            schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(types)))
+            votes[name] = TypeVotes(Counter(counts), {field.name: field.type for field in schema})
         return cls(votes, dict.fromkeys(values["names"]), values["records"], values["first_problem"])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Records:
-    """What a block of a text file gave.
-
-    Attributes:
-        rows: `[R]` the good records.
-        lines: `[R]` int64, the line of the file on which each begins, from 1.
-        bad: (line, why) of the others.
+    """What a block of a text file gave: `R` good records, the line (int64, from 1) on which each begins, and (line,
+    why) of the bad ones.
     """
 
     rows: pa.RecordBatch
@@ -186,21 +169,10 @@ def schema_text(schema: pa.Schema) -> str:
     return base64.b64encode(schema.serialize().to_pybytes()).decode("ascii")
 
 
-def schema_from_text(text: str) -> pa.Schema:
-    """The inverse of `schema_text`."""
-    return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(text)))
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogSchema:
-    """What the catalog looks like.
-
-    Attributes:
-        format: `parquet`, `csv`, `jsonl` or `arrow`.
-        schema: The columns that are read, with the types that hold for all files.
-        columns: All column names that were seen.
-        files: How many files there are.
-        bytes: Their stored size.
+    """What the catalog looks like: the columns that are read, of types that hold for all files, the names of all
+    columns, how many files there are, of which format (`parquet`, `csv`, `jsonl` or `arrow`), and their stored size.
     """
 
     format: str
@@ -222,7 +194,6 @@ def merged_schema(files: Iterable[tuple[str, pa.Schema]], config: CatalogConfig)
     """
     found: dict[str, tuple[pa.DataType, str]] = {}
     names: dict[str, None] = {}
-    carried = set(config.carried_fields)
     for file, schema in files:
         names |= dict.fromkeys(schema.names)
         if config.id_field not in schema.names:
@@ -235,15 +206,14 @@ def merged_schema(files: Iterable[tuple[str, pa.Schema]], config: CatalogConfig)
                 raise CatalogError(f"{file}: expected one column {name!r}, found {count}; rename all but one")
             found_type = schema.field(name).type
             check_role(name, found_type, config, file)
-            if name in carried:
+            if name in config.carried_fields:
                 plain = plain_type(found_type)
                 before, before_file = found.get(name, (plain, file))
                 found[name] = (_common(name, before, before_file, plain, file), file)
             else:
                 found.setdefault(name, (found_type, file))
-    _check_known(config, names, "the catalog")
     types = {name: found_type for name, (found_type, _) in found.items()}
-    return _in_order(types, config), tuple(names)
+    return _in_order(types, config, names, "the catalog"), tuple(names)
 
 
 def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple[pa.Schema, tuple[str, ...]]:
@@ -257,29 +227,32 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
             f"catalog.uri: expected {'CSV' if format == 'csv' else 'JSON Lines'}, found no readable record "
             f"at the start of any file; the first one: {seen.first_problem}"
         )
-    known = dict.fromkeys((*seen.names, *config.column_types))
-    _check_known(config, known, "the catalog" if format == "csv" else "the part of the catalog that was looked at")
     types: dict[str, pa.DataType] = {}
     for name in config.fields:
         read_as_text = format == "csv" and name in (config.id_field, config.image_field, *config.texts)
         types[name] = pa.string() if read_as_text or name not in seen.votes else seen.votes[name].winner()
-        check_role(name, types[name], config, "the catalog")
-    return _in_order(types, config), tuple(seen.names)
+    known = dict.fromkeys((*seen.names, *config.column_types))
+    where = "the catalog" if format == "csv" else "the part of the catalog that was looked at"
+    schema = _in_order(types, config, known, where)
+    for name, data_type in types.items():
+        check_role(name, data_type, config, "the catalog")
+    return schema, tuple(seen.names)
 
 
 def check_role(name: str, data_type: pa.DataType, config: CatalogConfig, file: str) -> None:
-    """Whether a column of this type can be an id, a text or a picture, if it is to be one."""
+    """Raises CatalogError unless a column of this type can be an id, a text or an image, if it is to be one."""
     plain = plain_type(data_type)
+    item = plain_type(plain.value_type) if is_list(plain) else plain
+    wrong = None
     if name == config.id_field and not (is_text(plain) or _is_number(plain)):
-        raise _wrong_type("id_field", name, "text or whole numbers", data_type, file)
-    if name in config.texts:
-        item = plain.value_type if is_list(plain) else plain
-        if pa.types.is_nested(item) or pa.types.is_fixed_size_binary(item):
-            key = "text_fields" if config.text_template is None else "text_template"
-            raise _wrong_type(key, name, "text, numbers, or a list of them", data_type, file)
-    if name == config.image_field and not _is_picture(plain):
-        expected = "bytes, text, struct<bytes, path>, or a list of them"
-        raise _wrong_type("image_field", name, expected, data_type, file)
+        wrong = "id_field", "text or whole numbers"
+    elif name in config.texts and (pa.types.is_nested(item) or pa.types.is_fixed_size_binary(item)):
+        wrong = "text_fields" if config.text_template is None else "text_template", "text, numbers, or a list of them"
+    elif name == config.image_field and not _is_image(item):
+        wrong = "image_field", "bytes, text, struct<bytes, path>, or a list of them"
+    if wrong is not None:
+        key, expected = wrong
+        raise CatalogError(f"catalog.{key}: expected a column of {expected}; {name!r} is {data_type} in {file}")
 
 
 def unknown_field(key: str, name: str, names: Collection[str], where: str) -> CatalogError:
@@ -320,42 +293,30 @@ def is_list(data_type: pa.DataType) -> bool:
     return pa.types.is_list(data_type) or pa.types.is_large_list(data_type) or pa.types.is_fixed_size_list(data_type)
 
 
-def _is_picture(data_type: pa.DataType) -> bool:
-    item = plain_type(data_type.value_type) if is_list(data_type) else data_type
+def _is_image(item: pa.DataType) -> bool:
     if pa.types.is_struct(item):
-        return any(field.name in PICTURE_KEYS for field in item)
+        return any(field.name in IMAGE_KEYS for field in item)
     return is_text(item) or pa.types.is_null(item) or pa.types.is_fixed_size_binary(item)
 
 
 def _common(name: str, one: pa.DataType, one_file: str, other: pa.DataType, other_file: str) -> pa.DataType:
-    """The type that holds both files' values of a display or filter column."""
     try:
-        unified = pa.unify_schemas([pa.schema([(name, one)]), pa.schema([(name, other)])], promote_options="permissive")
+        both = [pa.schema([(name, one)]), pa.schema([(name, other)])]
+        return pa.unify_schemas(both, promote_options="permissive").field(0).type
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
         raise CatalogError(
             f"column {name!r}: expected one type in all files, found {one} in {one_file} and {other} in {other_file}; "
             "write one of them again, or leave the column out of catalog.display_fields and catalog.filter_fields"
         ) from error
-    return unified.field(0).type
 
 
-def _in_order(types: dict[str, pa.DataType], config: CatalogConfig) -> pa.Schema:
+def _in_order(types: dict[str, pa.DataType], config: CatalogConfig, known: Collection[str], where: str) -> pa.Schema:
     """The schema in the config's order, with the types that the config itself states."""
-    stated = {name: pa.type_for_alias(alias) for name, alias in config.column_types.items()}
-    carried = set(config.carried_fields)
-    return pa.schema(
-        [(name, stated.get(name, types[name]) if name in carried else types[name]) for name in config.fields]
-    )
-
-
-def _check_known(config: CatalogConfig, names: Collection[str], where: str) -> None:
     for name, key in config.fields.items():
-        if name not in names:
-            raise unknown_field(key, name, names, where)
-
-
-def _wrong_type(key: str, name: str, expected: str, found: pa.DataType, file: str) -> CatalogError:
-    return CatalogError(f"catalog.{key}: expected a column of {expected}; {name!r} is {found} in {file}")
+        if name not in known:
+            raise unknown_field(key, name, known, where)
+    stated = {name: pa.type_for_alias(alias) for name, alias in config.column_types.items()}
+    return pa.schema([(name, stated.get(name, types[name])) for name in config.fields])
 
 
 def plain(column: pa.Array) -> pa.Array:
@@ -372,13 +333,11 @@ def plain(column: pa.Array) -> pa.Array:
 
 def invalid_rows(batch: pa.RecordBatch) -> list[int]:
     """Rows of which some text is no UTF-8: Parquet and Arrow files do not make sure, and most functions rely on it."""
-    if _is_valid(batch):
-        return []
-    return [row for row in range(batch.num_rows) if not _is_valid(batch.slice(row, 1))]
 
+    def is_valid(rows: pa.RecordBatch) -> bool:
+        return all(_is_valid_text(column) for column in rows.columns)
 
-def _is_valid(batch: pa.RecordBatch) -> bool:
-    return all(_is_valid_text(column) for column in batch.columns)
+    return [] if is_valid(batch) else [row for row in range(batch.num_rows) if not is_valid(batch.slice(row, 1))]
 
 
 def _is_valid_text(column: pa.Array) -> bool:

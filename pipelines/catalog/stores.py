@@ -1,13 +1,19 @@
-"""Where catalog files stand: any local path or fsspec URI, listed by fsspec, opened for pyarrow."""
+"""Files of the catalog on any local path or fsspec URI: found, opened, told apart, and the columns in their names.
+
+A file's kind goes by its name, else by its first bytes. Columns can stand in the names of folders, as Hive, Spark and
+Delta Lake have them: `kind=shoe/day=1/a.parquet`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -15,6 +21,25 @@ from fsspec.core import url_to_fs
 from pyarrow.fs import LocalFileSystem
 
 from pipelines.catalog.config import CatalogError
+from pipelines.catalog.schemas import TypeVotes
+
+SNIFF_BYTES = 64 << 10
+CHUNK_BYTES = 4 << 20
+ARROW_FILE_MAGIC = b"ARROW1"
+
+_FORMAT_BY_SUFFIX = {
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    **dict.fromkeys((".arrow", ".arrows", ".ipc", ".feather"), "arrow"),
+}
+# Suffix -> the name under which pyarrow knows the codec.
+_COMPRESSION_BY_SUFFIX = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd", ".lz4": "lz4"}
+_COMPRESSION_BY_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+Partitions = tuple[tuple[str, str | None], ...]
+"""Columns that are the same for a whole file, and stand in its name or its table's log: (column, value)."""
 
 _READ_AHEAD_BYTES = 8 << 20
 
@@ -23,19 +48,13 @@ _READ_AHEAD_BYTES = 8 << 20
 _VERSION_KEYS = (
     *("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest", "checksum", "crc32c"),
     *("generation", "version_id"),
+    *("mtime", "LastModified", "last_modified", "modified", "updated", "Last-Modified", "created"),
 )
-_TIME_KEYS = ("mtime", "LastModified", "last_modified", "modified", "updated", "Last-Modified", "created")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
-    """One file as its store describes it.
-
-    Attributes:
-        uri: Plain absolute path (local) or full URI.
-        size: Bytes; -1 where the store does not say.
-        version: Changes when the content does: checksum, version or time of change; "" where the store says nothing.
-    """
+    """A file: absolute path or full URI, bytes (-1: unknown), and what changes with its content ("": unknown)."""
 
     uri: str
     size: int
@@ -57,16 +76,11 @@ def has_wildcard(uri: str) -> bool:
 
 def absolute(uri: str) -> str:
     """The URI without a relative part, so that it means the same in every process."""
-    filesystem, path = _resolve(uri)
-    return _full_uri(filesystem, path)
+    return _full_uri(*_resolve(uri))
 
 
 def describe(uri: str) -> StoredFile | None:
-    """The file at `uri`; None where a folder stands there.
-
-    Raises:
-        CatalogError: nothing stands there, or the store refuses.
-    """
+    """The file at `uri`; None where a folder stands there. CatalogError where nothing does, or the store refuses."""
     with catalog_errors(uri):
         filesystem, path = _resolve(uri)
         info = filesystem.info(path)
@@ -77,27 +91,22 @@ def list_folder(uri: str) -> list[StoredFile]:
     """All files below the folder, subfolders included, in no particular order."""
     with catalog_errors(uri):
         filesystem, path = _resolve(uri)
-        found = filesystem.find(path, detail=True)
-        return [_stored(filesystem, name, info) for name, info in found.items() if info["type"] == "file"]
+        return _split(filesystem, filesystem.find(path, detail=True))[0]
 
 
 def match(uri: str) -> tuple[list[StoredFile], list[str]]:
     """The files and the folders that a pattern names."""
     with catalog_errors(uri):
         filesystem, path = _resolve(uri)
-        found: dict[str, dict[str, Any]] = filesystem.glob(path, detail=True)
-        files = [_stored(filesystem, name, info) for name, info in found.items() if info["type"] == "file"]
-        folders = [_full_uri(filesystem, name) for name, info in found.items() if info["type"] == "directory"]
-        return files, folders
+        return _split(filesystem, filesystem.glob(path, detail=True))
 
 
 def open_input(uri: str, *, from_start_to_end: bool = False, mapped: bool = False) -> pa.NativeFile:
     """A seekable file open for reading, local or remote, for pyarrow's readers and for plain `seek` and `read`.
 
     Args:
-        uri: The file.
-        from_start_to_end: Read ahead. Else each read of a remote file is one request for just these bytes: fsspec would
-            by default fetch megabytes around every place that is touched.
+        from_start_to_end: Read ahead. Else each read of a remote file is one request for just these bytes: fsspec
+            would by default fetch megabytes around every place that is touched.
         mapped: Map a local file into memory, so that `read_buffer` copies nothing. For files that nobody cuts short.
     """
     with catalog_errors(uri):
@@ -144,6 +153,14 @@ def _resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return filesystem, path
 
 
+def _split(
+    filesystem: fsspec.AbstractFileSystem, found: dict[str, dict[str, Any]]
+) -> tuple[list[StoredFile], list[str]]:
+    """The files and the folders of a listing."""
+    files = [_stored(filesystem, name, info) for name, info in found.items() if info["type"] == "file"]
+    return files, [_full_uri(filesystem, name) for name, info in found.items() if info["type"] == "directory"]
+
+
 def _full_uri(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
     protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
     return path if "file" in protocols else str(filesystem.unstrip_protocol(path))
@@ -159,9 +176,129 @@ def _stored(filesystem: fsspec.AbstractFileSystem, path: str, info: dict[str, An
 
 
 def _version(info: dict[str, Any]) -> str:
-    for key in (*_VERSION_KEYS, *_TIME_KEYS):
-        value = info.get(key)
-        if value is not None:
-            # One store gives a time as a date in one answer and as seconds in the next.
-            return f"{key}={value.timestamp() if isinstance(value, datetime) else value}"
-    return ""
+    key = next((key for key in _VERSION_KEYS if info.get(key) is not None), None)
+    value = None if key is None else info[key]
+    # One store gives a time as a date in one answer and as seconds in the next.
+    return "" if key is None else f"{key}={value.timestamp() if isinstance(value, datetime) else value}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogFile:
+    """A file of the catalog.
+
+    Attributes:
+        name: What it is called in the catalog, relative to what the config lists; unique. Files are read in the
+            codepoint order of their names.
+        version: Changes when the content does.
+        format: `parquet`, `csv`, `jsonl` or `arrow`.
+        compression: Around the whole file, or None.
+        partitions: Columns by the file's place (`kind=shoe/part-0.parquet`), used where the file itself lacks them.
+    """
+
+    uri: str
+    name: str
+    size: int
+    version: str
+    format: str
+    compression: str | None
+    partitions: Partitions = ()
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its rows are records of text, of which some may be none."""
+        return self.format in ("csv", "jsonl")
+
+
+def format_by_name(name: str) -> tuple[str | None, str | None]:
+    """Format and compression by the file's suffixes: `items.jsonl.gz` is JSON Lines in gzip. None: they do not tell."""
+    path = PurePosixPath(name.split("?")[0] if name.startswith(("http://", "https://")) else name)
+    compression = _COMPRESSION_BY_SUFFIX.get(path.suffix.lower())
+    if compression is not None:
+        path = path.with_suffix("")
+    return _FORMAT_BY_SUFFIX.get(path.suffix.lower()), compression
+
+
+def has_foreign_suffix(name: str) -> bool:
+    """Whether the name ends in a suffix that no catalog file has (`README.md`, `cup.jpg`), unlike `part-00000`."""
+    suffix = PurePosixPath(name).suffix
+    return bool(suffix) and suffix.lower() not in _FORMAT_BY_SUFFIX | _COMPRESSION_BY_SUFFIX
+
+
+def sniff_format(uri: str) -> tuple[str | None, str | None]:
+    """Format and compression by the file's first bytes; what the name says stands where the bytes say nothing."""
+    format, compression = format_by_name(uri)
+    head = read_head(uri, None)
+    by_magic = (name for magic, name in _COMPRESSION_BY_MAGIC.items() if head.startswith(magic))
+    compression = compression or next(by_magic, None)
+    if compression is not None:
+        head = read_head(uri, compression)
+    if head.startswith(b"PAR1"):
+        format = "parquet"
+    # An Arrow file begins with its magic, a stream with the mark that stands before each message.
+    elif head.startswith((ARROW_FILE_MAGIC, b"\xff\xff\xff\xff")):
+        format = "arrow"
+    elif head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"{", b"[")):
+        format = "jsonl"
+    return format, compression
+
+
+def read_head(uri: str, compression: str | None, size: int = SNIFF_BYTES) -> bytes:
+    """The first bytes of a file, decompressed; raises as `iter_bytes`."""
+    if compression is not None:
+        return next(iter_bytes(uri, compression, size), b"")
+    with open_input(uri) as source:
+        return source.read(size)
+
+
+def iter_bytes(uri: str, compression: str | None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """The decompressed content of a file, in chunks; several gzip members or zstd frames in a row count as one file.
+
+    Raises:
+        CatalogError: the file is not compressed in this way, or is cut off.
+    """
+    with open_input(uri, from_start_to_end=True) as source:
+        stream = source if compression is None else pa.CompressedInputStream(source, compression)
+        while True:
+            try:
+                chunk = stream.read(chunk_bytes)
+            except (OSError, pa.ArrowInvalid) as error:
+                if compression is None:
+                    raise
+                raise CatalogError(
+                    f"{uri}: expected a whole {compression} file, found one that does not decompress ({error}); "
+                    "write it again, or give it the suffix that belongs to its content"
+                ) from error
+            if not chunk:
+                return
+            yield chunk
+
+
+def hive_partitions(name: str) -> Partitions:
+    """The columns in a file's relative name."""
+    pairs = [folder.partition("=") for folder in name.split("/")[:-1] if "=" in folder]
+    return tuple((unquote(key), None if value == _NULL else unquote(value)) for key, _, value in pairs if key)
+
+
+def partition_schema(files: Iterable[CatalogFile]) -> pa.Schema:
+    """Types of these columns by their values in all files, as for CSV: numbers, true and false, or text."""
+    votes: dict[str, TypeVotes] = {}
+    for partitions in {file.partitions for file in files}:
+        for column, value in partitions:
+            votes.setdefault(column, TypeVotes()).add_texts(pa.array([value], pa.string()))
+    return pa.schema([(column, vote.winner()) for column, vote in sorted(votes.items())])
+
+
+def with_partitions(rows: pa.RecordBatch, partitions: Partitions, wanted: Collection[str]) -> pa.RecordBatch:
+    """The rows with those of the wanted columns that only the file's place tells, as text."""
+    columns = dict(zip(rows.schema.names, rows.columns, strict=True))
+    for column, value in partitions:
+        # JSON Lines give a column that is asked for and that no record has as nulls.
+        if column in wanted and (column not in columns or columns[column].null_count == rows.num_rows):
+            columns[column] = pa.repeat(pa.scalar(value, pa.string()), rows.num_rows)
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)) if partitions else rows
+
+
+def append_missing(schema: pa.Schema, more: pa.Schema, partitions: Partitions) -> pa.Schema:
+    """A file's schema with its partition columns, typed as in `more`, where it lacks them."""
+    missing = [column for column, _ in partitions if column not in schema.names]
+    return pa.schema([*schema, *map(more.field, dict.fromkeys(missing))], schema.metadata)

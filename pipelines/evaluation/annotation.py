@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from index_builder import storage
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
-from pipelines.catalog.products import PictureRef, to_products
+from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import EvaluationConfig
@@ -160,7 +160,7 @@ def annotate_results(
     pairs: dict[bytes, tuple[int, AnnotatedQuery, ProductRecord]] = {}
     for row, number in unlabelled.tolist():
         if ids[number] in products:
-            image = _plain_image(queries.images[row])
+            image = queries.images[row]
             query = AnnotatedQuery(query_id=queries.ids[row], text=queries.texts[row], picture=image)
             product = products[ids[number]]
             pairs[_fingerprint(name, query, product)] = (row, query, product)
@@ -190,8 +190,8 @@ def catalog_records(catalog: CatalogConfig, spool_uri: str, wanted: set[str]) ->
             columns = products.columns.to_pylist()
             for row, product_id in enumerate(products.product_ids.to_pylist()):
                 if product_id in wanted and product_id not in records:
-                    image = next(iter(products.pictures[row]), None)
-                    own = {"product_id": product_id, "text": texts[row], "picture": _plain_image(image)}
+                    image = next(iter(products.images[row]), None)
+                    own = {"product_id": product_id, "text": texts[row], "picture": image}
                     records[product_id] = {**columns[row], **own}
     return records
 
@@ -266,12 +266,6 @@ def _with_labels(
     order = np.argsort(all_rows, kind="stable")
     judged = Pairs(queries=all_rows[order], product_ids=ids.take(pa.array(order)), labels=all_labels[order])
     return replace(queries, judged=judged, labels=labels, relevant=relevant_labels(labels, config.relevant))
-
-
-def _plain_image(image: PictureRef | None) -> str | bytes | None:
-    if image is None:
-        return None
-    return image.data if image.kind == "bytes" else image.uri
 
 
 def _fingerprint(name: str, query: AnnotatedQuery, product: ProductRecord) -> bytes:

@@ -196,10 +196,10 @@ def _read_batches(catalog: CatalogConfig, pool: ImagePool | None, spool_uri: str
     for shard in plan_catalog(catalog, spool_uri=spool_uri).shards:
         for rows in read_shard(shard, catalog, batch_rows=BATCH_ROWS):
             products = to_products(rows, catalog)
-            digests: list[list[bytes]] = [[] for _ in products.pictures]
+            digests: list[list[bytes]] = [[] for _ in products.images]
             pixels: dict[bytes, np.ndarray] = {}
             if pool is not None:
-                fetched = fetch_images(pool, products.pictures)
+                fetched = fetch_images(pool, products.images)
                 pixels, _ = decode_images(pool, fetched.data)
                 digests = [[digest for digest in product.digests if digest in pixels] for product in fetched.products]
             ids, texts = products.product_ids.to_pylist(), products.texts.to_pylist()

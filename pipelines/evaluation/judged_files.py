@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from index_builder import storage
 from pipelines.catalog.config import nearest
-from pipelines.catalog.products import PictureRef, picture_refs
+from pipelines.catalog.products import ImageRef, image_refs
 from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import LEAVE_OUT, EvaluationConfig
 
@@ -300,7 +300,7 @@ class JudgedQueries:
 
     ids: list[str]
     texts: list[str | None]
-    images: list[PictureRef | None]
+    images: list[ImageRef | None]
     judged: Pairs
     labels: tuple[str, ...]
     relevant: frozenset[str]
@@ -351,9 +351,9 @@ def read_judged_queries(config: EvaluationConfig) -> JudgedQueries:
         raise ConfigError(f"no query of {config.queries} is judged in {files}: do they belong together?")
     kept = queries.filter(pa.array(known))
     new_rows = np.cumsum(known) - 1
-    images: list[PictureRef | None] = [None] * len(kept)
+    images: list[ImageRef | None] = [None] * len(kept)
     if kept["image"].null_count < len(kept):
-        images = [refs[0] if refs else None for refs in picture_refs(kept["image"].combine_chunks(), 1)]
+        images = [refs[0] if refs else None for refs in image_refs(kept["image"].combine_chunks(), 1)]
     return JudgedQueries(
         ids=kept["id"].to_pylist(),
         texts=kept["text"].to_pylist(),

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from encoders import QueryEncoder
-from pipelines.catalog.dead_letters import PictureError
-from pipelines.catalog.products import PictureRef
+from pipelines.catalog.dead_letters import ImageError
+from pipelines.catalog.products import ImageRef
 from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import EvaluateJob, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
@@ -102,7 +102,7 @@ def query_vectors(
             f"reads {reads})"
         )
     vectors, usable = np.zeros((size, encoder.dim), np.float32), np.zeros(size, bool)
-    faults: list[PictureError] = []
+    faults: list[ImageError] = []
     pool = None
     if encoder.preprocessing is not None and has_images:
         pool = ImagePool(ImageFetcher(job.fetch, job.evaluation.query_image_root), encoder.preprocessing, job.decode)
@@ -126,7 +126,7 @@ def query_vectors(
 
 
 def _read_images(
-    pool: ImagePool | None, references: Sequence[PictureRef | None], faults: list[PictureError]
+    pool: ImagePool | None, references: Sequence[ImageRef | None], faults: list[ImageError]
 ) -> list[Image.Image | None]:
     """Images in the encoder's own size; None where there is none."""
     if pool is None:

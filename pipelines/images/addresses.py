@@ -19,8 +19,7 @@ from typing import Any
 import httpcore2
 import httpx2
 
-from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.images.config import FetchConfig
+from pipelines.catalog.dead_letters import ImageError, Reason
 
 Resolver = Callable[[str, int], Sequence[str]]
 """Host and port to IP addresses, best first. Raises OSError (`socket.gaierror`) where the name has none."""
@@ -40,7 +39,6 @@ class WebAddress:
     """A URL as it will be asked for: its path percent-encoded, its host in lower case and ASCII.
 
     Attributes:
-        url: All of it.
         origin: Scheme, host (an IPv6 address without brackets) and port.
         shown: For a dead letter: without password and query, which may hold signatures.
     """
@@ -51,14 +49,10 @@ class WebAddress:
 
     @classmethod
     def parse(cls, text: str, base: WebAddress | None = None) -> WebAddress:
-        """Reads a URL as the catalog, or a redirect, has it.
-
-        Args:
-            text: http or https.
-            base: What a relative URL is relative to.
+        """Reads an http(s) URL as the catalog has it, or a redirect, relative to `base`.
 
         Raises:
-            PictureError: it is none that could be asked for.
+            ImageError: it is none that could be asked for.
         """
         try:
             encoded = _CONTROL_CHARACTERS.sub(lambda found: f"%{ord(found[0]):02X}", text)
@@ -68,15 +62,15 @@ class WebAddress:
                 host = host.rstrip(".")
                 url = url.copy_with(host=host)
         except (httpx2.InvalidURL, ValueError) as error:
-            raise PictureError("fetch", Reason.fetch_failed, f"not a URL: {text[:200]!r}") from error
+            raise ImageError("fetch", Reason.fetch_failed, f"not a URL: {text[:200]!r}") from error
         path, query, _ = url.raw_path.partition(b"?")
         shown = f"{url.scheme}://{url.netloc.decode()}{path.decode()}{'?...' if query else ''}"
         if url.scheme not in ("http", "https"):
             detail = f"expected an http or https address, found {shown}"
-            raise PictureError("fetch", Reason.scheme_not_allowed, detail)
+            raise ImageError("fetch", Reason.scheme_not_allowed, detail)
         port = (443 if url.scheme == "https" else 80) if url.port is None else url.port
         if not host or not 0 <= port < 1 << 16:
-            raise PictureError("fetch", Reason.fetch_failed, f"no host, or no such port, in {shown!r}")
+            raise ImageError("fetch", Reason.fetch_failed, f"no host, or no such port, in {shown!r}")
         return cls(url, (url.scheme, host, port), shown)
 
 
@@ -89,76 +83,67 @@ def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-def is_public(address: str) -> bool:
+def is_public(address: str | ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Whether an IP address belongs to the open internet.
 
     False for private, shared, loopback, link-local (with the clouds' metadata addresses), multicast, reserved and
     unspecified ones, also where such an IPv4 address is wrapped in an IPv6 one (mapped, NAT64, 6to4, Teredo).
     """
-    return _is_public(ipaddress.ip_address(address.partition("%")[0]))
-
-
-def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(address, str):
+        address = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return _is_public(address.ipv4_mapped)
-        if address in _NAT64:
-            return _is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if address.sixtofour is not None:
-            return _is_public(address.sixtofour)
+        nat64 = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
+        for wrapped in (address.ipv4_mapped, nat64, address.sixtofour):
+            if wrapped is not None:
+                return is_public(wrapped)
         if address.teredo is not None or address.is_site_local:
             return False
-    return (
-        address.is_global
-        and not address.is_multicast
-        and not address.is_reserved
-        and not address.is_unspecified
-        and not any(address in network for network in _ALSO_PRIVATE)
-    )
+    private = address.is_multicast or address.is_reserved or address.is_unspecified
+    return address.is_global and not private and not any(address in network for network in _ALSO_PRIVATE)
 
 
+@dataclass(frozen=True, slots=True)
 class AddressRules:
-    """The allow-lists of a `FetchConfig`, applied."""
+    """The allow-lists of the `fetch:` section, applied."""
 
-    def __init__(self, config: FetchConfig, resolver: Resolver = resolve):
-        self._config = config
-        self._resolver = resolver
+    allowed_schemes: Sequence[str]
+    allowed_hosts: Sequence[str]
+    allow_private_hosts: Sequence[str]
+    resolver: Resolver = resolve
 
     def check_scheme(self, scheme: str, shown: str) -> None:
-        """Raises PictureError (`scheme_not_allowed`) unless `scheme` is on the list."""
-        allowed = self._config.allowed_schemes
-        if scheme not in allowed:
-            detail = f"{shown}: fetch.allowed_schemes has {', '.join(allowed)}, not {scheme}"
-            raise PictureError("fetch", Reason.scheme_not_allowed, detail)
+        """Raises ImageError (`scheme_not_allowed`) unless `scheme` is on the list."""
+        if scheme not in self.allowed_schemes:
+            detail = f"{shown}: fetch.allowed_schemes has {', '.join(self.allowed_schemes)}, not {scheme}"
+            raise ImageError("fetch", Reason.scheme_not_allowed, detail)
 
     def check_host(self, host: str, shown: str) -> None:
-        """Raises PictureError (`host_not_allowed`) unless `host` is on the list, or there is none."""
-        allowed = self._config.allowed_hosts
-        if allowed and not _is_listed(host, allowed):
+        """Raises ImageError (`host_not_allowed`) unless `host` is on the list, or there is none."""
+        if self.allowed_hosts and not _is_listed(host, self.allowed_hosts):
             detail = f"{shown}: host {host} is not among fetch.allowed_hosts"
-            raise PictureError("fetch", Reason.host_not_allowed, detail)
+            raise ImageError("fetch", Reason.host_not_allowed, detail)
 
     def addresses(self, host: str, port: int) -> list[str]:
         """The addresses that an image of `host` may come from.
 
         Raises:
-            PictureError: `host_not_allowed`, where any of them is not public and the host is not listed as private.
+            ImageError: `host_not_allowed`, where any of them is not public and the host is not listed as private.
             OSError: the name does not resolve.
         """
         addresses = self.unchecked_addresses(host, port)
-        if not _is_listed(host, self._config.allow_private_hosts):
+        if not _is_listed(host, self.allow_private_hosts):
             for address in addresses:
                 if not is_public(address):
                     detail = (
                         f"host {host} has the address {address}, which is not public; list the host in"
                         " fetch.allow_private_hosts if pictures are meant to come from there"
                     )
-                    raise PictureError("fetch", Reason.host_not_allowed, detail)
+                    raise ImageError("fetch", Reason.host_not_allowed, detail)
         return addresses
 
     def unchecked_addresses(self, host: str, port: int) -> list[str]:
         """The addresses of a host that the operator named: the proxy."""
-        addresses = list(self._resolver(host, port))
+        addresses = list(self.resolver(host, port))
         if not addresses:
             raise socket.gaierror(socket.EAI_NONAME, f"{host} has no address")
         return addresses
@@ -166,11 +151,8 @@ class AddressRules:
 
 def _is_listed(host: str, patterns: Sequence[str]) -> bool:
     host = host.lower().rstrip(".")
-    for pattern in patterns:
-        pattern = pattern.lower().rstrip(".")
-        if host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:])):
-            return True
-    return False
+    listed = [pattern.lower().rstrip(".") for pattern in patterns]
+    return any(host == each or (each.startswith("*.") and host.endswith(each[1:])) for each in listed)
 
 
 class Exchange:
@@ -187,17 +169,16 @@ class Exchange:
         answered: Whether anything was read for it.
     """
 
-    def __init__(self, config: FetchConfig):
-        self._config = config
-        self.total_deadline = time.monotonic() + config.total_timeout_seconds
+    def __init__(self, attempt_seconds: float, total_seconds: float):
+        self._attempt_seconds, self._total_seconds = attempt_seconds, total_seconds
+        self.total_deadline = time.monotonic() + total_seconds
         self.begin_attempt()
         self.begin_request()
 
     def begin_attempt(self) -> None:
-        attempt_deadline = time.monotonic() + self._config.timeout_seconds
-        within = attempt_deadline <= self.total_deadline
-        self.deadline = attempt_deadline if within else self.total_deadline
-        self.limit_seconds = self._config.timeout_seconds if within else self._config.total_timeout_seconds
+        ends = time.monotonic() + self._attempt_seconds
+        self.deadline = min(ends, self.total_deadline)
+        self.limit_seconds = self._attempt_seconds if ends <= self.total_deadline else self._total_seconds
 
     def begin_request(self) -> None:
         self.dialled = self.answered = False
@@ -208,11 +189,7 @@ class Exchange:
         self.total_deadline += seconds
 
     def seconds_left(self) -> float:
-        """Seconds until the deadline.
-
-        Raises:
-            TimeoutError: it has passed.
-        """
+        """Seconds until the deadline; TimeoutError where it has passed."""
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the deadline has passed")
@@ -232,9 +209,8 @@ class CheckedBackend(httpcore2.NetworkBackend):
         """A connection; the addresses share the time that is left.
 
         Raises:
-            PictureError: the host is not allowed.
-            httpcore2.ConnectError: it has no address, or none answers.
-            httpcore2.ConnectTimeout: none answers in time.
+            ImageError: the host is not allowed.
+            httpcore2.ConnectError, httpcore2.ConnectTimeout: it has no address, or none answers (in time).
         """
         exchange: Exchange = timeout
         exchange.dialled = True

@@ -3,14 +3,13 @@
     bytes ─► type by first bytes ─► size by header (limit) ─► decode, JPEG at a fraction of its size ─► upright RGB on
              white ─► resize and crop to S x S
 
-simplejpeg, Pillow's decoders and the resize run without the interpreter's lock, so threads decode in parallel, and an
-image's pixels depend on nothing but its bytes. The result is that of open_clip's own evaluation transform but for the
-scaled JPEG decode (`decode_scaled_jpeg`) and the rules where files leave a choice:
+simplejpeg, Pillow's decoders and the resize run without the interpreter's lock, so threads decode in parallel. The
+result is that of open_clip's own evaluation transform but for the scaled JPEG decode (`decode_scaled_jpeg`) and the
+rules where files leave a choice:
 
 - What is transparent is shown on **white**, as shop pages do. (open_clip drops the alpha channel, which turns the
   hidden pixels into whatever the drawing program left there, mostly black.)
-- The **EXIF orientation** is applied, as browsers and phones do: the tower sees what the shopper sees. (open_clip
-  ignores it; nearly all product images have no such tag.)
+- The **EXIF orientation** is applied, as browsers and phones do. (open_clip ignores it.)
 - Of 16 bits a channel the upper 8 are kept. Colour profiles are not applied (as in open_clip).
 - Of an animation the first frame is taken.
 - Neither a server's content type nor a file's ending is believed. Formats that hold drawings or programs (SVG, PDF,
@@ -39,39 +38,27 @@ from PIL import (
 )
 
 from encoders.preprocessing import ImagePreprocessing, resize_pixels
-from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.images.config import DecodeConfig
+from pipelines.catalog.dead_letters import ImageError, Reason
 
 SPARE_RESOLUTION = 1.75
-"""A scaled decode keeps at least so many times the resolution that the tower's input has.
-
-The filter of the resize needs something to average. At 1.75 the cosine of tower outputs to those of the whole decode is
-above the stated 0.999 (`tests/benchmarks/decode_agreement.py`), and the common 800 pixels come down to 400 for a tower
-of 224.
-"""
+"""A scaled decode keeps at least so many times the resolution of the tower's input: the filter of the resize needs
+something to average. At 1.75 the cosine of tower outputs to those of the whole decode is above the stated 0.999
+(`tests/benchmarks/decode_agreement.py`)."""
 
 _ImageType = Literal["jpeg", "png", "gif", "webp", "bmp", "tiff", "avif"]
-
 _BEGINNINGS: tuple[tuple[bytes, _ImageType], ...] = (
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"GIF87a", "gif"),
-    (b"GIF89a", "gif"),
-    (b"BM", "bmp"),
-    (b"II*\x00", "tiff"),
-    (b"MM\x00*", "tiff"),
+    *((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF87a", "gif"), (b"GIF89a", "gif")),
+    *((b"BM", "bmp"), (b"II*\x00", "tiff"), (b"MM\x00*", "tiff")),
 )
 _OTHER_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
-    (b"%PDF", "a PDF"),
-    (b"%!PS", "PostScript"),
-    (b"8BPS", "a Photoshop file"),
-    (b"\x00\x00\x01\x00", "an icon file"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
-    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "gzip"),
-    (b"{", "JSON"),
+    *(
+        (b"%PDF", "a PDF"),
+        (b"%!PS", "PostScript"),
+        (b"8BPS", "a Photoshop file"),
+        (b"\x00\x00\x01\x00", "an icon file"),
+    ),
+    *((b"\xff\x0a", "JPEG XL"), (b"\x00\x00\x00\x0cJXL ", "JPEG XL"), (b"\x00\x00\x00\x0cjP  ", "JPEG 2000")),
+    *((b"PK\x03\x04", "a ZIP archive"), (b"\x1f\x8b", "gzip"), (b"{", "JSON")),
 )
 # Opened by name, not by `Image.open`: no plugin is guessed, and Pillow's process-wide pixel limit, a warning, stays
 # out of it; the limit here is `decode.max_pixels`, an error, checked before any pixel is decoded.
@@ -88,29 +75,28 @@ _ORIENTATION_TAG = 0x0112
 _HEADER_BYTES = 1 << 16
 
 
-def decode_image(data: bytes, preprocessing: ImagePreprocessing, config: DecodeConfig) -> np.ndarray:
-    """Decodes one image.
+def decode_image(data: bytes, preprocessing: ImagePreprocessing, max_pixels: int) -> np.ndarray:
+    """Decodes a JPEG, PNG, GIF (first frame), WebP, BMP, TIFF or AVIF.
 
     Args:
-        data: JPEG, PNG, GIF (first frame), WebP, BMP, TIFF or AVIF.
         preprocessing: Size and resize rule of the tower's input.
-        config: For `max_pixels`.
+        max_pixels: Limit of the image's full size.
 
     Returns:
         uint8 `[3, S, S]`, contiguous.
 
     Raises:
-        PictureError: `picture_unsupported_type`, `picture_too_large`, `picture_truncated` or `picture_unreadable`.
+        ImageError: `picture_unsupported_type`, `picture_too_large`, `picture_truncated` or `picture_unreadable`.
     """
     kind = _image_type(data)
     if kind == "jpeg":
         size = preprocessing.size
         needed = (0, size) if preprocessing.resize_mode == "longest" else (size, size)
-        scaled = decode_scaled_jpeg(data, needed=needed, max_pixels=config.max_pixels)
+        scaled = decode_scaled_jpeg(data, needed=needed, max_pixels=max_pixels)
         if scaled is not None:
             pixels, full_size = scaled
             return resize_pixels(pixels, preprocessing, full_size=full_size)
-    return resize_pixels(_decode_with_pillow(data, kind, config.max_pixels), preprocessing)
+    return resize_pixels(_decode_with_pillow(data, kind, max_pixels), preprocessing)
 
 
 def image_digest(data: bytes) -> bytes:
@@ -128,7 +114,6 @@ def decode_scaled_jpeg(
     hands its pixels over twice as slowly; torchvision cannot scale (`tests/benchmarks/decode_throughput.py`).
 
     Args:
-        data: The encoded image.
         needed: Width and height (in either order) below which neither side should fall, times `SPARE_RESOLUTION`; 0
             where a side does not matter.
         max_pixels: Limit of the image's full size.
@@ -138,7 +123,7 @@ def decode_scaled_jpeg(
         damage, rare variants) and Pillow should try.
 
     Raises:
-        PictureError: `picture_too_large`.
+        ImageError: `picture_too_large`.
     """
     try:
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
@@ -179,7 +164,7 @@ def _decode_with_pillow(data: bytes, kind: _ImageType, max_pixels: int) -> np.nd
             image.load()
             _check_pixels(*image.size, max_pixels)  # a GIF's first frame may be larger than its header says
             return _turn_upright(_rgb(image), _orientation(image))
-    except PictureError:
+    except ImageError:
         raise
     except Image.DecompressionBombError as error:
         raise _error(Reason.picture_too_large, str(error)) from error
@@ -241,12 +226,7 @@ def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _image_type(data: bytes) -> _ImageType:
-    """The format of an encoded image.
-
-    Raises:
-        PictureError: `picture_unreadable` for no bytes at all, `picture_truncated` for fewer than any format needs to
-            be known by, `picture_unsupported_type` for everything else.
-    """
+    """The format of an encoded image; ImageError for no bytes, for fewer than any format is known by, for all else."""
     if not data:
         raise _error(Reason.picture_unreadable, "the picture has 0 bytes")
     for beginning, name in _BEGINNINGS:
@@ -302,5 +282,5 @@ def _is_cut_short(data: bytes, kind: _ImageType) -> bool:
     return False  # a TIFF may put its parts in any order, and has no end
 
 
-def _error(reason: Reason, detail: str) -> PictureError:
-    return PictureError("decode", reason, detail)
+def _error(reason: Reason, detail: str) -> ImageError:
+    return ImageError("decode", reason, detail)

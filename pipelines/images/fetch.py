@@ -14,19 +14,17 @@ Object stores are read by their own clients, which bring their own time-outs and
 
 from __future__ import annotations
 
-import base64
-import binascii
 import errno
 import os
 import stat
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote
 
 import xxhash
 from fsspec.core import url_to_fs
 
 from pipelines.catalog.config import CatalogError
-from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.catalog.products import PictureRef
+from pipelines.catalog.dead_letters import ImageError, Reason
+from pipelines.catalog.products import ImageRef
 from pipelines.catalog.stores import describe
 from pipelines.images.addresses import AddressRules, Resolver, resolve
 from pipelines.images.config import FetchConfig
@@ -34,49 +32,41 @@ from pipelines.images.http import FetchedImage, HTTPImages
 
 
 class ImageFetcher:
-    """Fetches images under the rules of a `FetchConfig`. Thread-safe; one a worker process.
+    """Fetches images under the rules of the `fetch:` section. Thread-safe; one a worker process.
 
     Args:
-        config: The `fetch:` section.
         image_root: What relative paths are relative to, a local folder or a URI. None: they are read as they stand.
-        resolver: Looks up host names; tests give their own.
     """
 
     def __init__(self, config: FetchConfig, image_root: str | None = None, *, resolver: Resolver = resolve):
         self.config = config
         self._root = None if image_root is None else _plain_path(image_root)
-        self._rules = AddressRules(config, resolver)
+        self._rules = AddressRules(config.allowed_schemes, config.allowed_hosts, config.allow_private_hosts, resolver)
         self._http = HTTPImages(config, self._rules)
 
-    def reference_digest(self, reference: PictureRef) -> bytes | None:
+    def reference_digest(self, reference: ImageRef) -> bytes | None:
         """Names the place a reference leads to, 16 bytes; None for an image that stands in the catalog itself."""
-        uri = (reference.uri or "").strip()
-        if reference.kind == "bytes" or not uri or uri[:5].lower() == "data:":
+        uri = "" if isinstance(reference, bytes) else reference.strip()
+        if not uri:
             return None
         return xxhash.xxh3_128_digest("\0".join((self._root or "", uri)).encode(errors="surrogatepass"))
 
-    def fetch(self, reference: PictureRef, known_etag: str | None = None) -> FetchedImage:
+    def fetch(self, reference: ImageRef, known_etag: str | None = None) -> FetchedImage:
         """The image that `reference` names.
 
         Args:
-            reference: From the catalog.
             known_etag: The `etag` of an earlier fetch. If it still holds the image is not read again: web servers are
                 asked with `If-None-Match`, stores and disks for the version alone.
 
         Raises:
-            PictureError: the image cannot be had; `reason` says why.
+            ImageError: the image cannot be had; `reason` says why.
         """
-        if reference.kind == "bytes":
-            data = reference.data or b""
-            self._check_bytes("the picture in the catalog", len(data))
-            return FetchedImage(data)
-        uri = (reference.uri or "").strip()
+        if isinstance(reference, bytes):
+            self._check_bytes("the picture in the catalog", len(reference))
+            return FetchedImage(reference)
+        uri = reference.strip()
         if not uri:
             raise _error(Reason.picture_missing, "the reference is empty")
-        if uri[:5].lower() == "data:":
-            data = _data_uri(uri)
-            self._check_bytes("the data: URI in the catalog", len(data))
-            return FetchedImage(data)
         if "::" in uri.partition("://")[0]:
             raise _error(Reason.scheme_not_allowed, f"{uri}: chained URIs are not allowed for pictures")
         uri = _plain_path(uri)
@@ -149,7 +139,7 @@ class ImageFetcher:
             self._check_bytes(uri, described.size)
             filesystem, path = url_to_fs(uri)
             data: bytes = filesystem.cat_file(path, start=0, end=self.config.max_bytes + 1)
-        except PictureError:
+        except ImageError:
             raise
         except Exception as error:  # each store has exceptions of its own (botocore, aiohttp, gcsfs, ...)
             cause = error.__cause__ if isinstance(error, CatalogError) and error.__cause__ is not None else error
@@ -175,23 +165,9 @@ def _plain_path(uri: str) -> str:
     return unquote(path.removeprefix("localhost") if path.startswith("localhost/") else path)
 
 
-def _data_uri(uri: str) -> bytes:
-    """The payload of a `data:` URI (RFC 2397)."""
-    head, comma, payload = uri[5:].partition(",")
-    if not comma:
-        raise _error(Reason.picture_unreadable, "a data: URI without a comma")
-    content = unquote_to_bytes(payload)
-    if not head.lower().endswith(";base64"):
-        return content
-    try:
-        return base64.b64decode(b"".join(content.split()), validate=True)
-    except binascii.Error as error:
-        raise _error(Reason.picture_unreadable, f"a data: URI that is not base64: {error}") from error
-
-
-def _outside(path: str, root: str) -> PictureError:
+def _outside(path: str, root: str) -> ImageError:
     return _error(Reason.host_not_allowed, f"{path} leads outside catalog.image_root {root}")
 
 
-def _error(reason: Reason, detail: str) -> PictureError:
-    return PictureError("fetch", reason, detail)
+def _error(reason: Reason, detail: str) -> ImageError:
+    return ImageError("fetch", reason, detail)

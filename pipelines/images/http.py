@@ -29,7 +29,7 @@ import httpcore2
 import httpx2
 import tenacity
 
-from pipelines.catalog.dead_letters import PictureError, Reason
+from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.images.addresses import AddressRules, CheckedBackend, Exchange, WebAddress
 from pipelines.images.config import FetchConfig
 
@@ -50,11 +50,9 @@ class FetchedImage:
     """An encoded image and its version, or the word that the known version stands.
 
     Attributes:
-        data: The encoded image; empty where `not_modified`.
         etag: The version, to be given as `known_etag` the next time: a web server's ETag or settled date of change, an
-            object store's checksum, version or date, a local file's size and time of change. None where there is none,
-            and for images that stand in the catalog itself.
-        not_modified: The version is the one that was known already, and nothing was read.
+            object store's checksum, version or date, a local file's size and time of change. None where there is none.
+        not_modified: The version is the one that was known already, and nothing was read: `data` is empty.
     """
 
     data: bytes
@@ -80,17 +78,13 @@ class HTTPImages:
         self._lock = threading.Lock()
 
     def fetch(self, url: str, known_etag: str | None = None) -> FetchedImage:
-        """The image at `url`.
-
-        Args:
-            url: http or https.
-            known_etag: What an earlier fetch gave as `etag`; if it still holds, no body is read.
+        """The image at an http(s) URL; no body is read where `known_etag`, of an earlier fetch, still holds.
 
         Raises:
-            PictureError: with the reason; temporary failures only after all attempts.
+            ImageError: with the reason; temporary failures only after all attempts.
         """
         start = WebAddress.parse(url)
-        exchange = Exchange(self._config)
+        exchange = Exchange(self._config.timeout_seconds, self._config.total_timeout_seconds)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_TransientError),
             wait=_seconds_to_wait,
@@ -106,8 +100,8 @@ class HTTPImages:
             host.failed(failure.detail)
             attempts = retrying.statistics["attempt_number"]
             detail = failure.detail if attempts == 1 else f"{failure.detail} ({attempts} attempts)"
-            raise PictureError("fetch", failure.reason, detail) from failure
-        except PictureError:
+            raise ImageError("fetch", failure.reason, detail) from failure
+        except ImageError:
             host.answered()
             raise
         host.answered()
@@ -155,7 +149,7 @@ class HTTPImages:
                 return answer
             address = WebAddress.parse(answer, address)
         detail = f"more than {self._config.max_redirects} redirects, the next one to {address.shown}"
-        raise PictureError("fetch", Reason.fetch_failed, f"{start.shown}: {detail}")
+        raise ImageError("fetch", Reason.fetch_failed, f"{start.shown}: {detail}")
 
     def _hop(
         self, address: WebAddress, headers: list[tuple[bytes, bytes]], known_etag: str | None, exchange: Exchange
@@ -165,7 +159,7 @@ class HTTPImages:
         waiting_since = time.monotonic()
         with host.turns:
             if self._closed.is_set():
-                raise PictureError("fetch", Reason.fetch_failed, f"{address.shown}: fetching was ended")
+                raise ImageError("fetch", Reason.fetch_failed, f"{address.shown}: fetching was ended")
             exchange.extend(time.monotonic() - waiting_since)
             response: httpcore2.Response | None = None
             try:
@@ -199,10 +193,10 @@ class HTTPImages:
         phrase = response.extensions["reason_phrase"].decode("latin-1")
         answer = f"{shown}: the server answered {status} {phrase}".rstrip()
         if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-            raise PictureError("fetch", Reason.picture_missing, answer)
+            raise ImageError("fetch", Reason.picture_missing, answer)
         if status in _WORTH_ANOTHER_ATTEMPT:
             raise _TransientError(Reason.fetch_failed, answer, _retry_after_seconds(headers))
-        raise PictureError("fetch", Reason.fetch_failed, answer)
+        raise ImageError("fetch", Reason.fetch_failed, answer)
 
     def _read(self, response: httpcore2.Response, headers: dict[str, str], shown: str) -> bytes:
         """The body. The length that the server promised serves only to refuse early; what comes is counted."""
@@ -238,17 +232,14 @@ class _Host:
         self.pool = pool
         self.turns = threading.BoundedSemaphore(config.connections_per_host)
         self._lock = threading.Lock()
-        self._failures_in_a_row = 0
-        self._paused_until = 0.0
-        self._last_failure = ""
-        self._limit = config.host_failures_before_pause
-        self._pause_seconds = config.host_pause_seconds
+        self._failures_in_a_row, self._paused_until, self._last_failure = 0, 0.0, ""
+        self._limit, self._pause_seconds = config.host_failures_before_pause, config.host_pause_seconds
 
     def __del__(self) -> None:
         self.pool.close()
 
     def check_not_paused(self) -> None:
-        """Lets an image through, or raises PictureError (`fetch_failed`) while the host is paused.
+        """Lets an image through, or raises ImageError (`fetch_failed`) while the host is paused.
 
         When a pause is over one image is let through to try; the others go on failing until it has succeeded.
         """
@@ -263,7 +254,7 @@ class _Host:
                 f"host {self.name} is paused for {self._paused_until - now:.0f} s more:"
                 f" {self._failures_in_a_row} pictures in a row could not be fetched; the last one: {self._last_failure}"
             )
-        raise PictureError("fetch", Reason.fetch_failed, detail)
+        raise ImageError("fetch", Reason.fetch_failed, detail)
 
     def answered(self) -> None:
         """An image of this host came, or a clear answer that there is none."""
@@ -279,7 +270,7 @@ class _Host:
                 self._paused_until = time.monotonic() + self._pause_seconds
 
 
-class _TransientError(PictureError):
+class _TransientError(ImageError):
     """A failure that another attempt may mend."""
 
     def __init__(self, reason: Reason, detail: str, wait_seconds: float = 0.0):
@@ -332,19 +323,15 @@ def _drain(response: httpcore2.Response, headers: dict[str, str]) -> None:
 
 def _request_headers(url: httpx2.URL, login: httpx2.URL | None, known_etag: str | None) -> list[tuple[bytes, bytes]]:
     """The headers to ask with: for the image as it is, unless it still has the known version."""
-    headers = [
-        (b"Host", url.netloc),
-        (b"User-Agent", b"shelfmark"),
-        (b"Accept", b"image/*"),
-        (b"Accept-Encoding", b"identity"),
-    ]
+    headers = [(b"Host", url.netloc), (b"User-Agent", b"shelfmark")]
+    headers += [(b"Accept", b"image/*"), (b"Accept-Encoding", b"identity")]
     if login is not None and login.userinfo:
         credentials = base64.b64encode(f"{login.username}:{login.password}".encode())
         headers.append((b"Authorization", b"Basic " + credentials))
-    if known_etag is not None and known_etag.startswith(_DATE_VERSION):
-        headers.append((b"If-Modified-Since", known_etag.removeprefix(_DATE_VERSION).encode("latin-1", "replace")))
-    elif known_etag is not None:
-        headers.append((b"If-None-Match", known_etag.encode("latin-1", "replace")))
+    if known_etag is not None:
+        is_date = known_etag.startswith(_DATE_VERSION)
+        asked = known_etag.removeprefix(_DATE_VERSION).encode("latin-1", "replace")
+        headers.append((b"If-Modified-Since" if is_date else b"If-None-Match", asked))
     return headers
 
 
@@ -373,5 +360,5 @@ def _retry_after_seconds(headers: dict[str, str]) -> float:
         return 0.0
 
 
-def _too_many_bytes(found: str, limit: int) -> PictureError:
-    return PictureError("fetch", Reason.picture_too_many_bytes, f"{found}; fetch.max_bytes is {limit}")
+def _too_many_bytes(found: str, limit: int) -> ImageError:
+    return ImageError("fetch", Reason.picture_too_many_bytes, f"{found}; fetch.max_bytes is {limit}")

@@ -5,11 +5,10 @@
 Both calls return at once with one future an image, in order; the images are begun as there is room. An image has room
 from its beginning until its result is taken, so a slow consumer holds the pool back and a fast one waits in `result`.
 
-**Memory.** At most `decode.pending_images` images have room, half of them in each step. The fetched half holds encoded
-bytes (each at most `fetch.max_bytes`, in practice some 100 kB), the decoded half `3 * S * S` bytes each (150 kB at 224
-pixels). Besides, each decode thread works on one image: at full size 3 bytes a pixel for JPEG without a scale to use
-and up to 11 for PNG with alpha, so at most 11 times `decode.max_pixels`; 2 MB for a common 800 x 800 pixels. What
-`decode_all` was given and has not begun is the caller's own, as are the results taken.
+**Memory.** At most `decode.pending_images` images have room: half of them as encoded bytes (at most `fetch.max_bytes`
+each), half as `3 * S * S` bytes. Besides, each decode thread works on one image: at full size 3 bytes a pixel for JPEG
+without a scale to use and up to 11 for PNG with alpha, so at most 11 times `decode.max_pixels`. What `decode_all` was
+given and has not begun is the caller's own, as are the results taken.
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from encoders.preprocessing import ImagePreprocessing
-from pipelines.catalog.products import PictureRef
+from pipelines.catalog.products import ImageRef
 from pipelines.images.config import DecodeConfig
 from pipelines.images.decode import decode_image
 from pipelines.images.fetch import ImageFetcher
@@ -40,9 +38,9 @@ _END: Any = object()
 def prefetch(items: Iterable[T], *, depth: int = 1, name: str = "prefetch") -> Iterator[T]:
     """Yields `items` in order while a thread already produces the next ones.
 
-    The steps of a shard (read, fetch, decode, towers) each spend their time elsewhere: in Arrow, on the network, in the
-    JPEG decoder, in the model. All of them release the interpreter's lock there, so a thread a step and a short queue
-    between two steps let them overlap, and a full queue holds the faster step back.
+    The steps of a shard (read, fetch, decode, towers) each spend their time where the interpreter's lock is released,
+    so a thread a step and a short queue between two steps let them overlap, and a full queue holds the faster step
+    back.
 
     Args:
         items: The step to run ahead; it is iterated on the thread, and closed there when the consumer stops early.
@@ -70,34 +68,25 @@ class ImagePool:
     """Fetches and decodes images ahead of whoever takes them. Its methods may be called from several threads.
 
     Leaving it as a context manager, also on an exception, drops what has not begun and waits for what has: no longer
-    than one attempt of a fetch may take (`fetch.timeout_seconds`).
-
-    Args:
-        fetcher: Where the images come from; closed with the pool.
-        preprocessing: What they are decoded to.
-        config: The `decode:` section.
+    than one attempt of a fetch may take (`fetch.timeout_seconds`). The fetcher is closed with the pool.
     """
 
     def __init__(self, fetcher: ImageFetcher, preprocessing: ImagePreprocessing, config: DecodeConfig):
         self.pending_images = config.pending_images
         self.reference_digest = fetcher.reference_digest
         self._fetcher = fetcher
-        self._decode = partial(decode_image, preprocessing=preprocessing, config=config)
+        self._decode = partial(decode_image, preprocessing=preprocessing, max_pixels=config.max_pixels)
         room = config.pending_images // 2
         self._fetching = _Lane("fetch-image", threads=fetcher.config.threads, room=room)
         self._decoding = _Lane("decode-image", threads=config.thread_count, room=config.pending_images - room)
 
     def fetch_all(
-        self, references: Sequence[PictureRef], known_etags: Sequence[str | None] | None = None
+        self, references: Sequence[ImageRef], known_etags: Sequence[str | None] | None = None
     ) -> list[ImageFuture[FetchedImage]]:
-        """Starts fetching.
-
-        Args:
-            references: Images as the catalog names them.
-            known_etags: For each, the version an earlier fetch gave, or None.
+        """Starts fetching images, with the versions (`known_etags`) that earlier fetches gave, or None.
 
         Returns:
-            One future a reference, in order. Its `result()` raises PictureError where the image cannot be had.
+            One future a reference, in order. Its `result()` raises ImageError where the image cannot be had.
         """
         etags = [None] * len(references) if known_etags is None else known_etags
         fetch = self._fetcher.fetch
@@ -110,7 +99,7 @@ class ImagePool:
         """Starts decoding.
 
         Returns:
-            One future an image, in order: uint8 `[3, S, S]`. Its `result()` raises PictureError where it cannot be
+            One future an image, in order: uint8 `[3, S, S]`. Its `result()` raises ImageError where it cannot be
             decoded.
         """
         return [self._decoding.submit(partial(self._decode, data)) for data in images]
@@ -124,9 +113,7 @@ class ImagePool:
     def __enter__(self) -> ImagePool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -145,16 +132,13 @@ class ImageFuture(Generic[T]):
         return self.running.done() if self.running is not None else self.work is None
 
     def result(self, timeout: float | None = None) -> T:
-        """Waits for the result and hands it over; the future forgets it.
+        """Waits (at most `timeout` seconds) for the result and hands it over; the future forgets it.
 
-        An image that has not begun begins now, room or not: whoever waits for it will take it, so taking results in
-        any order can never lock up.
-
-        Args:
-            timeout: Seconds to wait. None: as long as it takes.
+        An image that has not begun begins now, room or not: whoever waits for it will take it, so taking results in any
+        order can never lock up.
 
         Raises:
-            PictureError: the image's own failure.
+            ImageError: the image's own failure.
             TimeoutError: not there in time; the result can still be taken later.
             CancelledError: the pool was closed before the image began.
             RuntimeError: it was taken before.

@@ -13,9 +13,9 @@ import numpy as np
 import xxhash
 
 from index_builder.embedding_shards import FINGERPRINT_BYTES
-from pipelines.catalog.dead_letters import PictureError
-from pipelines.catalog.previous_version import KnownPicture, KnownPictures
-from pipelines.catalog.products import PictureRef
+from pipelines.catalog.dead_letters import ImageError
+from pipelines.catalog.previous_version import KnownImage, KnownImages
+from pipelines.catalog.products import ImageRef
 from pipelines.images.config import DECODING_RULES
 from pipelines.images.decode import image_digest
 from pipelines.images.pool import ImagePool
@@ -28,37 +28,30 @@ class ProductImages:
     Attributes:
         digests: 16-byte digests of the usable images' bytes, primary first.
         known: Those of them that have a version by which they can be asked for again.
-        faults: Why an image of this product cannot be used.
         by_reference: Whether any image is fetched from outside the catalog file, so that it can change on its own.
     """
 
     digests: list[bytes] = field(default_factory=list)
-    known: list[KnownPicture] = field(default_factory=list)
-    faults: list[PictureError] = field(default_factory=list)
+    known: list[KnownImage] = field(default_factory=list)
+    faults: list[ImageError] = field(default_factory=list)
     by_reference: bool = False
 
 
 @dataclass(slots=True)
 class FetchedBatch:
-    """Images of a batch of products.
-
-    Attributes:
-        products: One entry a product.
-        data: The encoded bytes of each distinct image, by digest; without those that were not read again.
-    """
+    """Images of a batch of products, and the bytes of each distinct one that was read, by digest."""
 
     products: list[ProductImages]
     data: dict[bytes, bytes]
 
 
 def fetch_images(
-    pool: ImagePool, references: Sequence[Sequence[PictureRef]], known_images: KnownPictures | None = None
+    pool: ImagePool, references: Sequence[Sequence[ImageRef]], known_images: KnownImages | None = None
 ) -> FetchedBatch:
     """Fetches the images of a batch of products.
 
     Args:
-        pool: Fetches with bounded concurrency.
-        references: For each product the references of its images, primary first.
+        references: For each product its images, primary first.
         known_images: Those of the previous version; one that is still the same is not read again.
     """
     flat = [reference for images in references for reference in images]
@@ -68,12 +61,12 @@ def fetch_images(
     answers = zip(futures, digests, known, strict=True)
     batch = FetchedBatch(products=[], data={})
     for images in references:
-        product = ProductImages(by_reference=any(reference.kind == "uri" for reference in images))
+        product = ProductImages(by_reference=any(isinstance(reference, str) for reference in images))
         for _ in images:
             future, reference_digest, previous = next(answers)
             try:
                 fetched = future.result()
-            except PictureError as fault:
+            except ImageError as fault:
                 product.faults.append(fault)
                 continue
             if fetched.not_modified and previous is not None:
@@ -83,29 +76,23 @@ def fetch_images(
                 batch.data.setdefault(digest, fetched.data)
             product.digests.append(digest)
             if reference_digest is not None and fetched.etag is not None:
-                product.known.append(KnownPicture(reference_digest, digest, fetched.etag))
+                product.known.append(KnownImage(reference_digest, digest, fetched.etag))
         batch.products.append(product)
     return batch
 
 
-def decode_images(
-    pool: ImagePool, data: dict[bytes, bytes]
-) -> tuple[dict[bytes, np.ndarray], dict[bytes, PictureError]]:
-    """Decodes distinct images to the tower's input size.
-
-    Args:
-        pool: Decodes on its threads, order preserved.
-        data: Encoded bytes by digest.
+def decode_images(pool: ImagePool, data: dict[bytes, bytes]) -> tuple[dict[bytes, np.ndarray], dict[bytes, ImageError]]:
+    """Decodes distinct images, given by digest, to the tower's input size.
 
     Returns:
         Pixels by digest (uint8 `[3, S, S]`), and the faults of those that cannot be decoded.
     """
     pixels: dict[bytes, np.ndarray] = {}
-    faults: dict[bytes, PictureError] = {}
+    faults: dict[bytes, ImageError] = {}
     for digest, future in zip(data, pool.decode_all(list(data.values())), strict=True):
         try:
             pixels[digest] = future.result()
-        except PictureError as fault:
+        except ImageError as fault:
             faults[digest] = fault
     return pixels, faults
 
@@ -117,17 +104,16 @@ def content_fingerprints(texts: Sequence[str | None], image_digests: Sequence[Se
 
     Args:
         texts: `B` texts as the text tower gets them, None where there is none.
-        image_digests: For each of the `B` products the digests of its usable images, primary first.
+        image_digests: For each product the digests of its usable images, primary first.
 
     Returns:
         uint8 `[B, 16]`: xxh3-128 over the text's length and bytes, and where there are images the decoder's rules and
         their digests. The lengths keep two different products from running together into the same bytes.
     """
-    rules = b"decoded by rules %d:" % DECODING_RULES
     digests = bytearray()
     for text, images in zip(texts, image_digests, strict=True):
         encoded = b"" if text is None else text.encode()
         head = b"-" if text is None else b"%d:" % len(encoded)
-        decoded = rules + b"".join(images) if images else b""
+        decoded = b"decoded by rules %d:" % DECODING_RULES + b"".join(images) if images else b""
         digests += xxhash.xxh3_128_digest(head + encoded + decoded)
     return np.frombuffer(bytes(digests), np.uint8).reshape(-1, FINGERPRINT_BYTES)

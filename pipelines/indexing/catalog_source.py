@@ -16,11 +16,11 @@ from index_builder import storage
 from index_builder.manifest import EncoderSummary
 from index_builder.planner import check_index
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.files import CatalogFile
 from pipelines.catalog.intake import not_taken_in, take_in_all
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.plan import CatalogShard, catalog_schema, plan_catalog
-from pipelines.catalog.previous_version import build_carry_over, build_known_pictures
+from pipelines.catalog.previous_version import build_carry_over, build_known_images
+from pipelines.catalog.stores import CatalogFile
 from pipelines.config.job import JobConfig
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
@@ -86,7 +86,7 @@ class CatalogSource:
     def prepare(self, record: RunRecord, beam_options: BeamOptions) -> None:
         """Takes text files and the like in, by all workers; a few are left to the plan, which does the same alone."""
         catalog, folder = self.config.catalog, self._intake_folder
-        missing = not_taken_in(list_catalog(catalog).files, catalog, folder)
+        missing = not_taken_in(list_catalog(catalog.uris, catalog.format).files, catalog, folder)
         if len(missing) <= FILES_AT_ONCE:
             return
 
@@ -155,7 +155,7 @@ class CatalogSource:
         images = [ShardFiles.of_embeddings(uri).images for uri in published.embedding_shards]
         return PreviousVersion(
             vectors=build_carry_over(published.embedding_shards, storage.join(lookup_uri, "vectors")),
-            images=build_known_pictures(images, storage.join(lookup_uri, "pictures")),
+            images=build_known_images(images, storage.join(lookup_uri, "pictures")),
         ), ""
 
 

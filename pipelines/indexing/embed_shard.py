@@ -21,14 +21,14 @@ import pyarrow as pa
 from encoders import EncoderDescription, ProductEncoder
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.dead_letters import DeadLetter, Outcome, PictureError, Reason, Stage, write_dead_letters
+from pipelines.catalog.dead_letters import DeadLetter, ImageError, Outcome, Reason, Stage, write_dead_letters
 from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import (
     CarryOver,
-    KnownPicture,
-    KnownPictures,
+    KnownImage,
+    KnownImages,
     LookupSource,
-    write_known_pictures,
+    write_known_images,
 )
 from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
@@ -109,7 +109,7 @@ class ProductPreparer:
     uses_text: bool
     pool: ImagePool | None
     carry_over: CarryOver | None
-    known_images: KnownPictures | None = None
+    known_images: KnownImages | None = None
 
     @classmethod
     def open(
@@ -130,7 +130,7 @@ class ProductPreparer:
             uses_text=inputs.uses_text,
             pool=pool,
             carry_over=None if previous is None else CarryOver(previous.vectors),
-            known_images=None if previous is None else KnownPictures(previous.images),
+            known_images=None if previous is None else KnownImages(previous.images),
         )
 
     def close(self) -> None:
@@ -178,11 +178,11 @@ class ProductPreparer:
         batch.images_unchanged = sum(digest not in batch.data for images in batch.images for digest in images.digests)
         return batch
 
-    def _fetch(self, batch: PreparedBatch, rows: np.ndarray, known_images: KnownPictures | None) -> None:
+    def _fetch(self, batch: PreparedBatch, rows: np.ndarray, known_images: KnownImages | None) -> None:
         """Fills in images, fingerprints and lookup rows of the products at `rows`."""
         found = [ProductImages() for _ in rows]
         if self.pool is not None:
-            fetched = fetch_images(self.pool, [batch.products.pictures[row] for row in rows], known_images)
+            fetched = fetch_images(self.pool, [batch.products.images[row] for row in rows], known_images)
             batch.data |= fetched.data
             found = fetched.products
         for row, images in zip(rows, found, strict=True):
@@ -222,7 +222,7 @@ class _ShardWork:
     def __init__(self, encoder: ProductEncoder, preparer: ProductPreparer, shard: CatalogShard, files: ShardFiles):
         self._encoder, self._preparer, self._shard, self._files = encoder, preparer, shard, files
         self._letters: list[DeadLetter] = []
-        self._known_images: list[KnownPicture] = []
+        self._known_images: list[KnownImage] = []
         self._counts: Counter[str] = Counter()  # by the names of a `ShardSummary`
         self._timer = StepTimer("read", "fetch", "decode", "embed", "write")
         self._revisable = False
@@ -244,7 +244,7 @@ class _ShardWork:
                 on_progress(self._counts["products"])
         write_dead_letters(files.rejected, self._letters)
         if self._known_images:
-            write_known_pictures(files.images, self._known_images)
+            write_known_images(files.images, self._known_images)
         counts, letters = self._counts, self._letters
         return ShardSummary(
             position=self._shard.position,
@@ -262,7 +262,7 @@ class _ShardWork:
     def _decode(self, pool: ImagePool, batches: Iterator[PreparedBatch]) -> Iterator[PreparedBatch]:
         """Decodes the images that this shard has not met before, and hands each product its faults."""
         met: set[bytes] = set()
-        faults: dict[bytes, PictureError] = {}
+        faults: dict[bytes, ImageError] = {}
         for batch in batches:
             with self._timer.timed("decode"):
                 new = [images for images, row in zip(batch.images, batch.lookup_rows, strict=True) if row < 0]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from encoders import ImagePreprocessing
 from encoders.training.pairs import PRODUCTS_SCHEMA, TrainingProducts, map_products, write_products
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.dead_letters import PictureError
+from pipelines.catalog.dead_letters import ImageError
 from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
@@ -67,8 +67,8 @@ def read_training_products(
 def decode_for_training(data: bytes, preprocessing: ImagePreprocessing, *, config: DecodeConfig) -> np.ndarray | None:
     """As the indexing job decodes an image, uint8 `[3, S, S]`; None where it cannot be decoded."""
     try:
-        return decode_image(data, preprocessing, config)
-    except PictureError:
+        return decode_image(data, preprocessing, config.max_pixels)
+    except ImageError:
         return None
 
 
@@ -105,7 +105,7 @@ def _batches(catalog: CatalogConfig, spool_uri: str) -> Iterator[ProductBatch]:
 def _record_batch(batch: ProductBatch, rows: list[int], pool: ImagePool | None) -> pa.RecordBatch:
     images: list[bytes | None] = [None] * len(rows)
     if pool is not None:
-        fetched = fetch_images(pool, [batch.pictures[row] for row in rows])
+        fetched = fetch_images(pool, [batch.images[row] for row in rows])
         images = [fetched.data[product.digests[0]] if product.digests else None for product in fetched.products]
     kept = pa.array(rows, pa.int64())
     columns = [

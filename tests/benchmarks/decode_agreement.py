@@ -83,7 +83,7 @@ def compare(tower: Tower, transform: Transform, preprocessing: ImagePreprocessin
     reference, ours = [], []
     for data in photos:
         reference.append(tower(transform(Image.open(io.BytesIO(data)))[None]))
-        pixels = torch.from_numpy(decode_image(data, preprocessing, DecodeConfig()))
+        pixels = torch.from_numpy(decode_image(data, preprocessing, DecodeConfig().max_pixels))
         ours.append(tower(((pixels / 255 - mean) / std)[None]))
     expected, found = torch.cat(reference).float(), torch.cat(ours).float()
     plain = torch.cosine_similarity(expected, found)

@@ -62,7 +62,7 @@ def ways(preprocessing: ImagePreprocessing) -> dict[str, Way]:
     if (decode := _torchvision_decode()) is not None:
         found["torchvision, torch resize"] = lambda data: resize_pixels(decode(data), preprocessing)
     found["decode_image: simplejpeg scaled, torch resize"] = lambda data: decode_image(
-        data, preprocessing, DecodeConfig()
+        data, preprocessing, DecodeConfig().max_pixels
     )
     return found
 

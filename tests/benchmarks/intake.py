@@ -27,7 +27,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.catalog import CatalogConfig, CatalogShard, plan_catalog, read_shard, to_products
+from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.plan import CatalogShard, plan_catalog
+from pipelines.catalog.products import to_products
+from pipelines.catalog.reading import read_shard
 from tests.benchmarks.machine import command_line, machine_line
 
 WORDS = ["red", "shoe", "leather", "small", "chair", "of", "oak", "with", "brass", "lamp", "grün", "dress", "blue"]

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders.preprocessing import ImagePreprocessing
-from pipelines.catalog.products import PictureRef
+from pipelines.catalog.products import ImageRef
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.decode import decode_image
 from pipelines.images.fetch import ImageFetcher
@@ -46,20 +46,20 @@ class FarFetcher(ImageFetcher):
         super().__init__(config, image_root)
         self._wait_seconds = wait_seconds
 
-    def fetch(self, reference: PictureRef, known_etag: str | None = None) -> FetchedImage:
+    def fetch(self, reference: ImageRef, known_etag: str | None = None) -> FetchedImage:
         time.sleep(self._wait_seconds)
         return super().fetch(reference, known_etag)
 
 
-def serial(fetcher: ImageFetcher, batches: list[list[PictureRef]]) -> Iterator[list[np.ndarray]]:
+def serial(fetcher: ImageFetcher, batches: list[list[ImageRef]]) -> Iterator[list[np.ndarray]]:
     """One thing after another."""
     for batch in batches:
-        yield [decode_image(fetcher.fetch(reference).data, CLIP_INPUT, CONFIG) for reference in batch]
+        yield [decode_image(fetcher.fetch(reference).data, CLIP_INPUT, CONFIG.max_pixels) for reference in batch]
 
 
-def ahead(fetcher: ImageFetcher, batches: list[list[PictureRef]]) -> Iterator[list[np.ndarray]]:
+def ahead(fetcher: ImageFetcher, batches: list[list[ImageRef]]) -> Iterator[list[np.ndarray]]:
     """As the job does it."""
-    with ImagePool(fetcher, CLIP_INPUT, CONFIG) as pool:
+    with ImagePool(fetcher, CLIP_INPUT, CONFIG.max_pixels) as pool:
         fetched = prefetch(fetch_images(pool, [[reference] for reference in batch]) for batch in batches)
         yield from prefetch(list(decode_images(pool, batch.data)[0].values()) for batch in fetched)
 
@@ -90,7 +90,7 @@ def main() -> None:
         jpegs = [jpeg_of_size(photo, 800) for photo in photos or (drawn_photo(seed, 800) for seed in range(32))]
         for number in range(arguments.pictures):  # trailing bytes: each file differs, so none is taken for a copy
             (Path(folder) / f"{number}.jpg").write_bytes(jpegs[number % len(jpegs)] + b"%d" % number)
-        names = [PictureRef(kind="uri", uri=f"{number}.jpg") for number in range(arguments.pictures)]
+        names = [f"{number}.jpg" for number in range(arguments.pictures)]
         batches = [names[start : start + arguments.batch] for start in range(0, len(names), arguments.batch)]
         table = Table(title=f"{arguments.pictures} JPEGs of 800x800, a model of {arguments.model_ms:g} ms a picture")
         for column in ("fetch waits", "serial, pictures/s", "ahead, pictures/s", "gain", "limit"):

@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.catalog import CatalogConfig, catalog_schema, plan_catalog, read_shard
+from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.plan import catalog_schema, plan_catalog
+from pipelines.catalog.reading import read_shard
 from tests.benchmarks.machine import command_line, machine_line
 
 PICTURE_BYTES = 20_000

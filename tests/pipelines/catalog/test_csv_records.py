@@ -20,17 +20,29 @@ HEADER = b"id,title,price\n"
 values = st.text(alphabet=st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"), max_size=10)
 
 
+def csv_reader(config: CatalogConfig, name: str, max_record_bytes: int) -> CsvReader:
+    return CsvReader(
+        fields=config.fields,
+        id_field=config.id_field,
+        voted=config.carried_fields,
+        name=name,
+        delimiter=config.csv_delimiter,
+        newlines_in_values=config.csv_newlines_in_values,
+        max_record_bytes=max_record_bytes,
+    )
+
+
 def read(
     data: bytes, *, config: CatalogConfig = CONFIG, name: str = "a.csv", max_record_bytes: int = 1 << 20
 ) -> Records:
-    records, used = CsvReader(config, name, max_record_bytes).parse(data, 1, True)
+    records, used = csv_reader(config, name, max_record_bytes).parse(data, 1, True)
     assert used == len(data)
     return records
 
 
 def both_ways(body: bytes, *, is_last: bool = True, **options: Any) -> tuple[Any, Any]:
     """What the fast and the slow way make of the same records: rows, lines, bad ones, bytes taken."""
-    reader = CsvReader(replace(CONFIG, **options), "a.csv", 1 << 20)
+    reader = csv_reader(replace(CONFIG, **options), "a.csv", 1 << 20)
     reader.parse(HEADER, 1, False)
     found = [way(body, 2, is_last) for way in (reader._parse_plain, reader._parse_any)]
     fast, slow = (
@@ -70,7 +82,7 @@ def test_records_are_the_same_however_the_text_is_cut(rows: list[tuple[str, ...]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     data = HEADER + text.getvalue().encode()
-    reader = CsvReader(CONFIG, "a.csv", 1 << 20)
+    reader = csv_reader(CONFIG, "a.csv", 1 << 20)
     held, found, lines, line = b"", [], [], 1
     for start in range(0, len(data), block):
         held += data[start : start + block]
@@ -147,7 +159,7 @@ def test_a_quote_that_never_closes_costs_its_first_line_only() -> None:
 
 
 def test_a_quote_that_does_not_close_for_too_long_costs_its_first_line_only() -> None:
-    reader = CsvReader(CONFIG, "a.csv", 20)
+    reader = csv_reader(CONFIG, "a.csv", 20)
     reader.parse(HEADER, 1, False)
     data = b'2,"b,2\n' + b"3,c,3\n" * 10
     records, used = reader.parse(data, 2, False)
@@ -159,7 +171,7 @@ def test_a_quote_that_does_not_close_for_too_long_costs_its_first_line_only() ->
 
 
 def test_an_open_quote_waits_for_what_follows() -> None:
-    reader = CsvReader(CONFIG, "a.csv", 1 << 20)
+    reader = csv_reader(CONFIG, "a.csv", 1 << 20)
     records, used = reader.parse(HEADER + b'1,a,1\n2,"b\n', 1, False)
     assert (records.rows.num_rows, used) == (1, len(HEADER) + 6)
 

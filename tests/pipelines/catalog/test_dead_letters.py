@@ -11,7 +11,7 @@ from pipelines.catalog.dead_letters import (
     MAX_DETAIL_CHARACTERS,
     REJECTED_SCHEMA,
     DeadLetter,
-    PictureError,
+    ImageError,
     Reason,
     read_dead_letters,
     write_dead_letters,
@@ -45,7 +45,7 @@ def test_a_detail_is_one_printable_line_of_bounded_length(tmp_path: Path) -> Non
 
 
 def test_a_picture_error_becomes_a_letter_and_survives_pickling() -> None:
-    error = pickle.loads(pickle.dumps(PictureError("fetch", Reason.fetch_timeout, "10 s")))
+    error = pickle.loads(pickle.dumps(ImageError("fetch", Reason.fetch_timeout, "10 s")))
     assert str(error) == "fetch_timeout: 10 s"
     assert error.to_letter("7", "degraded") == DeadLetter(
         product_id="7", outcome="degraded", stage="fetch", reason=Reason.fetch_timeout, detail="10 s"

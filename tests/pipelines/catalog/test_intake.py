@@ -24,7 +24,7 @@ ROWS = [{"product_id": str(number), "title": f"title {number}"} for number in ra
 
 def taken_in(catalog: Path, folder: Path | str, **options: Any) -> list[TakenIn]:
     config = CatalogConfig(uri=str(catalog), **options)
-    return [take_in(file, config, str(folder)) for file in list_catalog(config).files]
+    return [take_in(file, config, str(folder)) for file in list_catalog(config.uris, config.format).files]
 
 
 def test_a_file_is_taken_in_once_and_again_when_it_changes(tmp_path: Path) -> None:

@@ -130,11 +130,7 @@ def test_bad_lines_leave_the_others_to_the_fast_way(monkeypatch: pytest.MonkeyPa
 
 def test_a_line_that_would_crash_the_fast_reader_never_reaches_it() -> None:
     # pyarrow 25 takes the process down with it at a bare null.
-    for data in (
-        b'{"id": "a"}\nnull\n',
-        b'{"id":\n"a"}\n',
-        b'{"id": "a"}{"id": "b"}\n{"id":\n"c"}\n',
-    ):
+    for data in (b'{"id": "a"}\nnull\n', b'{"id":\n"a"}\n', b'{"id": "a"}{"id": "b"}\n{"id":\n"c"}\n'):
         assert JsonLinesReader(CONFIG).parse_fast(data) is None
 
 

@@ -17,14 +17,14 @@ from pipelines.catalog.previous_version import (
     CarryOver,
     ExternalSort,
     KeyLookup,
-    KnownPicture,
-    KnownPictures,
+    KnownImage,
+    KnownImages,
     bucket_numbers,
     build_carry_over,
-    build_known_pictures,
+    build_known_images,
     keyed_records,
     write_key_lookup,
-    write_known_pictures,
+    write_known_images,
 )
 from pipelines.images.product_images import content_fingerprints
 
@@ -190,16 +190,16 @@ def test_fingerprints_tell_text_and_pictures_apart():
     assert len(found) == len(products)
 
 
-def picture(number: int) -> KnownPicture:
+def picture(number: int) -> KnownImage:
     reference, digest = (xxhash.xxh3_128_digest(f"{name} {number}".encode()) for name in ("reference", "digest"))
-    return KnownPicture(reference=reference, digest=digest, etag=f'"v{number}"')
+    return KnownImage(reference=reference, digest=digest, etag=f'"v{number}"')
 
 
 def test_each_reference_finds_its_picture_in_any_order(folder):
     first, second = [picture(number) for number in range(300)], [picture(number) for number in range(300, 340)]
-    write_known_pictures(f"{folder}/a.arrow", first)
-    write_known_pictures(f"{folder}/b.arrow", second)
-    known = KnownPictures(build_known_pictures([f"{folder}/a.arrow", f"{folder}/b.arrow"], f"{folder}/lookup"))
+    write_known_images(f"{folder}/a.arrow", first)
+    write_known_images(f"{folder}/b.arrow", second)
+    known = KnownImages(build_known_images([f"{folder}/a.arrow", f"{folder}/b.arrow"], f"{folder}/lookup"))
     wanted = [*second[::-7], picture(9999), *first[::11]]
     found = known.find([each.reference for each in wanted])
     assert found == [None if each == picture(9999) else each for each in wanted]
@@ -208,20 +208,20 @@ def test_each_reference_finds_its_picture_in_any_order(folder):
 
 
 def test_a_reference_that_several_products_share_is_kept_once(tmp_path):
-    write_known_pictures(f"{tmp_path}/a.arrow", [picture(1), picture(2), picture(1)])
-    source = build_known_pictures([f"{tmp_path}/a.arrow"], f"{tmp_path}/lookup")
+    write_known_images(f"{tmp_path}/a.arrow", [picture(1), picture(2), picture(1)])
+    source = build_known_images([f"{tmp_path}/a.arrow"], f"{tmp_path}/lookup")
     assert source.records == 2
-    assert KnownPictures(source).find([picture(1).reference]) == [picture(1)]
+    assert KnownImages(source).find([picture(1).reference]) == [picture(1)]
 
 
 def test_a_file_that_is_gone_costs_only_its_pictures(tmp_path):
-    write_known_pictures(f"{tmp_path}/a.arrow", [picture(1)])
-    source = build_known_pictures([f"{tmp_path}/gone.arrow", f"{tmp_path}/a.arrow"], f"{tmp_path}/lookup")
-    assert KnownPictures(source).find([picture(1).reference, picture(2).reference]) == [picture(1), None]
-    again = build_known_pictures([], f"{tmp_path}/lookup")
+    write_known_images(f"{tmp_path}/a.arrow", [picture(1)])
+    source = build_known_images([f"{tmp_path}/gone.arrow", f"{tmp_path}/a.arrow"], f"{tmp_path}/lookup")
+    assert KnownImages(source).find([picture(1).reference, picture(2).reference]) == [picture(1), None]
+    again = build_known_images([], f"{tmp_path}/lookup")
     assert again == source, "a lookup that stands is taken as it is"
 
 
 def test_nothing_is_known_without_files(tmp_path):
-    source = build_known_pictures([], f"{tmp_path}/lookup")
-    assert KnownPictures(source).find([picture(1).reference]) == [None]
+    source = build_known_images([], f"{tmp_path}/lookup")
+    assert KnownImages(source).find([picture(1).reference]) == [None]

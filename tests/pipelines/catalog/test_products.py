@@ -16,12 +16,11 @@ from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import Reason
 from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.products import (
-    PictureRef,
     ProductBatch,
     clean_text,
     conform,
     id_column,
-    picture_refs,
+    image_refs,
     product_texts,
     text_column,
     to_products,
@@ -54,7 +53,7 @@ def test_rows_without_id_or_content_become_letters_that_say_where() -> None:
         image_field="image",
     )
     assert pairs(batch) == [("1", "a"), ("5", None)]
-    assert batch.pictures == [(), (PictureRef(kind="uri", uri="p.jpg"),)]
+    assert batch.images == [(), ("p.jpg",)]
     assert [(letter.product_id, letter.reason, letter.detail) for letter in batch.dead_letters] == [
         ("", Reason.missing_id, "a.parquet, row 101: no id"),
         ("", Reason.missing_id, "a.parquet, row 102: no id"),
@@ -98,7 +97,7 @@ def test_without_carried_fields_the_columns_still_count_rows(tmp_path: Path) -> 
 def test_an_empty_batch() -> None:
     empty = pa.array([], pa.string())
     batch = products(raw(product_id=empty, title=empty, image=empty), image_field="image", display_fields=("title",))
-    assert (len(batch.product_ids), len(batch.texts), batch.pictures, batch.columns.num_rows) == (0, 0, [], 0)
+    assert (len(batch.product_ids), len(batch.texts), batch.images, batch.columns.num_rows) == (0, 0, [], 0)
 
 
 def test_a_text_field_that_a_file_lacks_counts_as_empty() -> None:
@@ -117,7 +116,7 @@ def test_every_column_may_serve_several_purposes(tmp_path: Path) -> None:
     )
     (batch,) = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config)
     assert pairs(batch) == [("7", "7 a.jpg"), ("8", "8 b.jpg c.jpg"), ("x9", "x9 5")]
-    assert [[ref.uri for ref in refs] for refs in batch.pictures] == [["a.jpg"], ["b.jpg", "c.jpg"], ["5"]]
+    assert [list(refs) for refs in batch.images] == [["a.jpg"], ["b.jpg", "c.jpg"], ["5"]]
     assert batch.columns.column("id").to_pylist() == ["7", "8", "x9"]
 
 
@@ -162,10 +161,7 @@ def test_several_pictures_in_structs_of_bytes(format: str, tmp_path: Path) -> No
         uri=write(tmp_path / f"a.{format}", encode(table, format)), image_field="images", images_per_product=2
     )
     (batch,) = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config)
-    assert batch.pictures == [
-        (PictureRef(kind="bytes", data=b"\xff\xd8\xff1"), PictureRef(kind="uri", uri="b.jpg")),
-        (),
-    ]
+    assert batch.images == [(b"\xff\xd8\xff1", "b.jpg"), ()]
     assert not letters_of([batch])
 
 
@@ -324,7 +320,7 @@ JPEG = picture("JPEG")
 
 
 def refs_of(column: pa.Array, limit: int = 1) -> list[tuple[bytes | str | None, ...]]:
-    return [tuple(ref.data if ref.kind == "bytes" else ref.uri for ref in refs) for refs in picture_refs(column, limit)]
+    return [tuple(refs) for refs in image_refs(column, limit)]
 
 
 @pytest.mark.parametrize("data_type", [pa.binary(), pa.large_binary(), pa.binary_view()])
@@ -371,7 +367,7 @@ def test_base64_is_told_from_paths_by_its_first_bytes(form: str) -> None:
     ],
 )
 def test_paths_and_uris_stay_what_they_are(text: str) -> None:
-    assert picture_refs(pa.array([f" {text} "]), 1) == [(PictureRef(kind="uri", uri=text),)]
+    assert image_refs(pa.array([f" {text} "]), 1) == [(text,)]
 
 
 def test_data_uris_that_are_not_base64() -> None:
@@ -394,5 +390,5 @@ def test_lists_give_the_primary_picture_first_and_are_cut(column: pa.Array) -> N
 
 
 def test_a_column_of_nothing() -> None:
-    assert picture_refs(pa.nulls(3), 1) == [(), (), ()]
-    assert picture_refs(pa.array([None, "a"]).dictionary_encode(), 1) == [(), (PictureRef(kind="uri", uri="a"),)]
+    assert image_refs(pa.nulls(3), 1) == [(), (), ()]
+    assert image_refs(pa.array([None, "a"]).dictionary_encode(), 1) == [(), ("a",)]

@@ -61,7 +61,7 @@ def test_all_formats_and_compressions_give_the_same_products(
     batches = read_plan(plan, config, batch_rows=10)
     found = [pair for batch in batches for pair in pairs(batch)]
     assert found == [(row["product_id"], " ".join(row["title"].split())) for row in ROWS]
-    assert [refs[0].uri for batch in batches for refs in batch.pictures] == [row["image"] for row in ROWS]
+    assert [refs[0] for batch in batches for refs in batch.images] == [row["image"] for row in ROWS]
     columns = pa.Table.from_batches([batch.columns for batch in batches])
     assert columns.schema.types == [pa.string(), pa.float64(), pa.int64(), pa.bool_()]
     assert columns.to_pylist() == [{name: row[name] for name in columns.schema.names} for row in ROWS]

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from pipelines.catalog.dead_letters import PictureError, Reason
+from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.images.addresses import AddressRules, WebAddress, is_public, resolve
 from pipelines.images.config import FetchConfig
 
@@ -47,7 +47,8 @@ def test_the_neighbours_of_private_ranges_are_public() -> None:
 
 
 def rules(resolver=lambda host, port: ["10.0.0.7"], **values) -> AddressRules:
-    return AddressRules(FetchConfig(**values), resolver)
+    config = FetchConfig(**values)
+    return AddressRules(config.allowed_schemes, config.allowed_hosts, config.allow_private_hosts, resolver)
 
 
 @pytest.mark.parametrize("listed", ["db.shop.test", "DB.Shop.test.", "*.shop.test", "*.test"])
@@ -57,7 +58,7 @@ def test_a_listed_host_may_be_private(listed: str) -> None:
 
 @pytest.mark.parametrize("listed", ["shop.test", "*.db.shop.test", "10.0.0.7", "*.hop.test"])
 def test_other_hosts_may_not(listed: str) -> None:
-    with pytest.raises(PictureError, match=r"10\.0\.0\.7") as caught:
+    with pytest.raises(ImageError, match=r"10\.0\.0\.7") as caught:
         rules(allow_private_hosts=(listed,)).addresses("db.shop.test", 80)
     assert caught.value.reason == Reason.host_not_allowed
 
@@ -95,6 +96,6 @@ def test_what_is_checked_is_what_is_asked_for(text: str, origin: tuple[str, str,
     "text", ["http://", "http:///a", "http://a:99999/", "http://a:-1/", "http://[::1", "http://.", "\ud800://a"]
 )
 def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         WebAddress.parse(text)
     assert caught.value.stage == "fetch"

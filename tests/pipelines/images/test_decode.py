@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from encoders.preprocessing import ImagePreprocessing, resize_picture
-from pipelines.catalog.dead_letters import PictureError, Reason
+from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.images.config import DecodeConfig
 from pipelines.images.decode import decode_image, decode_scaled_jpeg, image_digest
 
@@ -43,15 +43,15 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def decode(data: bytes, wishes: ImagePreprocessing = WISHES, **config: int) -> np.ndarray:
-    pixels = decode_image(data, wishes, DecodeConfig(**config))
+    pixels = decode_image(data, wishes, DecodeConfig(**config).max_pixels)
     assert (pixels.dtype, pixels.shape) == (np.uint8, (3, wishes.size, wishes.size))
     assert pixels.flags.c_contiguous
     return pixels
 
 
-def failure(data: bytes, **config: int) -> PictureError:
-    with pytest.raises(PictureError) as caught:
-        decode_image(data, WISHES, DecodeConfig(**config))
+def failure(data: bytes, **config: int) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        decode_image(data, WISHES, DecodeConfig(**config).max_pixels)
     assert caught.value.stage == "decode"
     return caught.value
 
@@ -374,7 +374,7 @@ def test_whatever_comes_is_a_picture_or_a_picture_error(
         data[int(place * len(data))] = value
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-        with contextlib.suppress(PictureError):  # any other exception fails the test
+        with contextlib.suppress(ImageError):  # any other exception fails the test
             decode(bytes(data[: int(len(data) * max(keep, 0.05))]), max_pixels=10**6)
 
 

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 import tenacity
 
-from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.catalog.products import PictureRef
+from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.images import http
 from pipelines.images.config import FetchConfig
 from pipelines.images.fetch import ImageFetcher
@@ -80,11 +79,11 @@ def fetcher(names: Names | None = None, **changes: Any) -> ImageFetcher:
 
 
 def fetch(url: str, known_etag: str | None = None, names: Names | None = None, **changes: Any) -> FetchedImage:
-    return fetcher(names, **changes).fetch(PictureRef(kind="uri", uri=url), known_etag)
+    return fetcher(names, **changes).fetch(url, known_etag)
 
 
-def failure(url: str, names: Names | None = None, **changes: Any) -> PictureError:
-    with pytest.raises(PictureError) as caught:
+def failure(url: str, names: Names | None = None, **changes: Any) -> ImageError:
+    with pytest.raises(ImageError) as caught:
         fetch(url, names=names, **changes)
     assert caught.value.stage == "fetch"
     return caught.value
@@ -105,11 +104,11 @@ def test_connections_are_kept(server: ImageServer) -> None:
         request.raw(b"4\r\nABCD\r\n3\r\nEFG\r\n0\r\n\r\n"),
     )
     for _ in range(3):
-        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/moved"))).data == PICTURE
-        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/chunked"))).data == b"ABCDEFG"
-        with pytest.raises(PictureError):
-            pictures.fetch(PictureRef(kind="uri", uri=server.url("/no-such-picture")))
-        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/etag")), '"v1"').not_modified
+        assert pictures.fetch(server.url("/moved")).data == PICTURE
+        assert pictures.fetch(server.url("/chunked")).data == b"ABCDEFG"
+        with pytest.raises(ImageError):
+            pictures.fetch(server.url("/no-such-picture"))
+        assert pictures.fetch(server.url("/etag"), '"v1"').not_modified
     assert len(server.requests) == 15
     assert server.connections == 1
 
@@ -122,7 +121,7 @@ def test_a_kept_connection_that_the_server_has_left_costs_no_attempt(server: Ima
     server.answers["/leaves"] = answer
     pictures = fetcher(max_attempts=1)
     for number in range(1, 4):
-        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/leaves"))).data == PICTURE
+        assert pictures.fetch(server.url("/leaves")).data == PICTURE
         assert server.connections == number
 
 
@@ -130,7 +129,7 @@ def test_a_kept_connection_that_breaks_under_the_request_costs_no_attempt(server
     server.answers["/breaks"] = lambda request: request.reset() if request.number == 2 else request.send(body=PICTURE)
     pictures = fetcher(max_attempts=1)
     for _ in range(3):
-        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/breaks"))).data == PICTURE
+        assert pictures.fetch(server.url("/breaks")).data == PICTURE
     assert (server.connections, server.count("/breaks")) == (2, 4)
 
 
@@ -140,7 +139,7 @@ def test_hosts_unused_longest_are_forgotten(server: ImageServer, monkeypatch: py
 
     def visit(host: str) -> int:
         before = server.connections
-        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/picture.jpg", host=host))).data == PICTURE
+        assert pictures.fetch(server.url("/picture.jpg", host=host)).data == PICTURE
         return server.connections - before
 
     assert [visit(f"{name}.shop.test") for name in "aabacab"] == [1, 0, 1, 0, 1, 0, 1]
@@ -428,8 +427,8 @@ def test_what_comes_after_the_promised_length_spoils_nothing(server: ImageServer
     server.answers["/long"] = answer
     pictures = fetcher()
     for _ in range(3):
-        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/long"))).data == PICTURE[:10]
-        assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/picture.jpg"))).data == PICTURE
+        assert pictures.fetch(server.url("/long")).data == PICTURE[:10]
+        assert pictures.fetch(server.url("/picture.jpg")).data == PICTURE
 
 
 def endless(request: Request) -> None:
@@ -502,8 +501,8 @@ def test_private_addresses_are_refused(server: ImageServer, host: str) -> None:
     """Through the system's resolver for literals, as an attacker would write them."""
     config = FetchConfig(max_attempts=1)
     pictures = ImageFetcher(config, resolver=Names()) if host.endswith(".test") else ImageFetcher(config)
-    with pytest.raises(PictureError) as caught:
-        pictures.fetch(PictureRef(kind="uri", uri=server.url("/picture.jpg", host=host)))
+    with pytest.raises(ImageError) as caught:
+        pictures.fetch(server.url("/picture.jpg", host=host))
     assert caught.value.reason in (Reason.host_not_allowed, Reason.fetch_failed)
     if host not in ("2130706433", "0x7f.1", "0"):  # whether these resolve at all is the system's affair
         assert caught.value.reason == Reason.host_not_allowed
@@ -528,12 +527,12 @@ def test_the_connection_goes_to_the_address_that_was_checked(server: ImageServer
     names = Rebinding()
     server.answers["/closes"] = lambda request: request.send(body=PICTURE, Connection="close")
     pictures = fetcher(names, allow_private_hosts=("once.shop.test",))
-    assert pictures.fetch(PictureRef(kind="uri", uri=server.url("/closes", host="once.shop.test"))).data == PICTURE
+    assert pictures.fetch(server.url("/closes", host="once.shop.test")).data == PICTURE
     assert names.asked == ["once.shop.test"]
 
     strict = fetcher(Rebinding(), allow_private_hosts=())
-    with pytest.raises(PictureError) as caught:
-        strict.fetch(PictureRef(kind="uri", uri=server.url("/closes", host="once.shop.test")))
+    with pytest.raises(ImageError) as caught:
+        strict.fetch(server.url("/closes", host="once.shop.test"))
     assert caught.value.reason == Reason.host_not_allowed
 
 
@@ -686,10 +685,10 @@ def test_a_name_that_turns_private_behind_a_proxy_is_refused_on_the_next_request
     names = Names(**WORLD)
     proxy.answers["http://cdn.example:80/a.jpg"] = lambda request: request.send(body=PICTURE)
     pictures = fetcher(names, **proxied(proxy))
-    assert pictures.fetch(PictureRef(kind="uri", uri="http://cdn.example/a.jpg")).data == PICTURE
+    assert pictures.fetch("http://cdn.example/a.jpg").data == PICTURE
     names.addresses = WORLD | {"cdn.example": ["10.0.0.7"]}
-    with pytest.raises(PictureError) as caught:
-        pictures.fetch(PictureRef(kind="uri", uri="http://cdn.example/a.jpg"))
+    with pytest.raises(ImageError) as caught:
+        pictures.fetch("http://cdn.example/a.jpg")
     assert caught.value.reason == Reason.host_not_allowed
     assert len(proxy.requests) == 1
 
@@ -702,7 +701,7 @@ def test_tls_goes_through_a_proxy_and_verifies_the_name(
     pictures = fetcher(names, **proxied(proxy, max_attempts=1))
     for _ in range(2):
         url = tls_server.url("/picture.jpg", host="cdn.shop.test", scheme="https")
-        assert pictures.fetch(PictureRef(kind="uri", uri=url)).data == PICTURE
+        assert pictures.fetch(url).data == PICTURE
     assert [request.path for request in proxy.requests] == [f"cdn.shop.test:{tls_server.port}"]
     other = tls_server.url("/picture.jpg", host="other.shop.test", scheme="https")
     assert "ertificate" in failure(other, names=names, **proxied(proxy, max_attempts=1)).detail
@@ -739,7 +738,7 @@ def test_no_more_than_the_allowed_connections_at_a_host(server: ImageServer) -> 
     for number in range(12):
         server.answers[f"/{number}"] = answer
     with ThreadPoolExecutor(12) as threads:
-        found = list(threads.map(lambda n: pictures.fetch(PictureRef(kind="uri", uri=server.url(f"/{n}"))), range(12)))
+        found = list(threads.map(lambda n: pictures.fetch(server.url(f"/{n}")), range(12)))
     assert all(picture.data == PICTURE for picture in found)
     assert most == 2
     assert server.connections <= 2
@@ -753,7 +752,7 @@ def test_time_in_line_is_not_held_against_a_picture(server: ImageServer) -> None
     server.answers["/slow"] = answer
     pictures = fetcher(connections_per_host=1, timeout_seconds=0.6, total_timeout_seconds=0.6)
     with ThreadPoolExecutor(6) as threads:  # the last of them waits 0.75 s
-        found = list(threads.map(lambda _: pictures.fetch(PictureRef(kind="uri", uri=server.url("/slow"))), range(6)))
+        found = list(threads.map(lambda _: pictures.fetch(server.url("/slow")), range(6)))
     assert all(picture.data == PICTURE for picture in found)
 
 
@@ -763,10 +762,10 @@ def test_a_dead_host_is_paused_and_tried_again(server: ImageServer) -> None:
         request.send(body=PICTURE) if alive.is_set() else request.send(500, b"no")
     )
     pictures = fetcher(max_attempts=1, host_failures_before_pause=3, host_pause_seconds=0.4)
-    reference = PictureRef(kind="uri", uri=server.url("/a.jpg"))
+    reference = server.url("/a.jpg")
     details = []
     for _ in range(6):
-        with pytest.raises(PictureError) as caught:
+        with pytest.raises(ImageError) as caught:
             pictures.fetch(reference)
         assert caught.value.reason == Reason.fetch_failed
         details.append(caught.value.detail)
@@ -782,8 +781,8 @@ def test_a_dead_host_is_paused_and_tried_again(server: ImageServer) -> None:
 def test_missing_pictures_pause_no_host(server: ImageServer) -> None:
     pictures = fetcher(host_failures_before_pause=2)
     for _ in range(5):
-        with pytest.raises(PictureError) as caught:
-            pictures.fetch(PictureRef(kind="uri", uri=server.url("/missing")))
+        with pytest.raises(ImageError) as caught:
+            pictures.fetch(server.url("/missing"))
         assert caught.value.reason == Reason.picture_missing
 
 
@@ -791,13 +790,13 @@ def test_closing_ends_the_wait_between_attempts(server: ImageServer) -> None:
     server.answers["/busy"] = lambda request: request.send(503, b"later", Retry_After=30)
     pictures = fetcher(total_timeout_seconds=60.0)
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(pictures.fetch, PictureRef(kind="uri", uri=server.url("/busy")))
+        waiting = threads.submit(pictures.fetch, server.url("/busy"))
         while server.count("/busy") == 0:
             time.sleep(0.01)
         time.sleep(0.1)
         started = time.monotonic()
         pictures.close()
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             waiting.result(timeout=10)
     assert time.monotonic() - started < 5
 
@@ -807,7 +806,7 @@ def test_closing_ends_the_line_for_a_host(server: ImageServer) -> None:
     pictures = fetcher(connections_per_host=1, timeout_seconds=0.5, max_attempts=1)
     with ThreadPoolExecutor(8) as threads:
         for _ in range(8):
-            threads.submit(pictures.fetch, PictureRef(kind="uri", uri=server.url("/slow")))
+            threads.submit(pictures.fetch, server.url("/slow"))
         while server.count("/slow") == 0:
             time.sleep(0.01)
         started = time.monotonic()

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from encoders.preprocessing import ImagePreprocessing
-from pipelines.catalog.dead_letters import PictureError, Reason
-from pipelines.catalog.products import PictureRef
+from pipelines.catalog.dead_letters import ImageError, Reason
+from pipelines.catalog.products import ImageRef
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.http import FetchedImage
@@ -36,8 +36,8 @@ class WatchedFetcher(ImageFetcher):
         self.closed = False
         self._count_lock = threading.Lock()
 
-    def fetch(self, reference: PictureRef, known_etag: str | None = None) -> FetchedImage:
-        number = int(reference.uri or 0)
+    def fetch(self, reference: ImageRef, known_etag: str | None = None) -> FetchedImage:
+        number = int(reference)
         with self._count_lock:
             self.begun.append(number)
             self.running += 1
@@ -53,8 +53,8 @@ class WatchedFetcher(ImageFetcher):
         super().close()
 
 
-def references(count: int) -> list[PictureRef]:
-    return [PictureRef(kind="uri", uri=str(number)) for number in range(count)]
+def references(count: int) -> list[ImageRef]:
+    return [str(number) for number in range(count)]
 
 
 def pool(fetcher: ImageFetcher, *, pending_images: int = 64, threads: int = 2) -> ImagePool:
@@ -165,7 +165,7 @@ def test_threads_that_share_the_pool_get_their_own_pictures() -> None:
 def test_a_failure_stays_with_its_picture() -> None:
     def work(number: int) -> bytes:
         if number % 3 == 1:
-            raise PictureError("fetch", Reason.picture_missing, f"no {number}")
+            raise ImageError("fetch", Reason.picture_missing, f"no {number}")
         return b"<html>" if number % 3 == 2 else grey(9)
 
     with pool(WatchedFetcher(work), pending_images=4) as pictures:
@@ -174,7 +174,7 @@ def test_a_failure_stays_with_its_picture() -> None:
             try:
                 (decoded,) = pictures.decode_all([future.result().data])
                 outcomes.append(str(decoded.result().shape))
-            except PictureError as error:
+            except ImageError as error:
                 outcomes.append(error.reason)
     assert outcomes == ["(3, 8, 8)", Reason.picture_missing, Reason.picture_unsupported_type] * 10
 

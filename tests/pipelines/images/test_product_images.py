@@ -12,8 +12,8 @@ from PIL import Image
 
 from encoders.preprocessing import ImagePreprocessing
 from pipelines.catalog.dead_letters import Reason
-from pipelines.catalog.previous_version import KnownPicture
-from pipelines.catalog.products import PictureRef
+from pipelines.catalog.previous_version import KnownImage
+from pipelines.catalog.products import ImageRef
 from pipelines.images import product_images
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.decode import image_digest
@@ -28,8 +28,8 @@ def grey(level: int) -> bytes:
     return stream.getvalue()
 
 
-def named(name: str) -> PictureRef:
-    return PictureRef(kind="uri", uri=name)
+def named(name: str) -> ImageRef:
+    return name
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def pool(tmp_path: Path):
 
 
 def test_each_product_has_its_own_images_and_failures(pool: ImagePool) -> None:
-    row = PictureRef(kind="bytes", data=grey(40))
+    row = grey(40)
     batch = fetch_images(pool, [[named("a.png"), named("gone.png"), named("b.png")], [], [row], [named("same.png")]])
     first, empty, from_row, copy = batch.products
     a, b = image_digest(grey(10)), image_digest(grey(20))
@@ -61,7 +61,7 @@ def test_what_is_still_the_same_is_not_read_again(pool: ImagePool, tmp_path: Pat
     before = {image.reference: image for image in fetch_images(pool, references).products[0].known}
 
     class Known:
-        def find(self, digests: Sequence[bytes | None]) -> list[KnownPicture | None]:
+        def find(self, digests: Sequence[bytes | None]) -> list[KnownImage | None]:
             return [None if digest is None else before.get(digest) for digest in digests]
 
     (tmp_path / "b.png").write_bytes(grey(21) + b"longer")

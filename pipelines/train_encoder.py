@@ -18,8 +18,7 @@ from pathlib import Path
 
 from pipelines.config.command_line import parse_arguments, run_command
 from pipelines.config.validation import ConfigError
-from pipelines.training.job import TrainEncoderJob, product_reader
-from pipelines.training.products import decode_for_training
+from pipelines.training.job import TrainEncoderJob, decode_for_training, product_reader
 
 _PROG = "python -m pipelines.train_encoder"
 _OF_THE_EXTRA = ("lightning", "matplotlib", "tensorboard")

@@ -30,8 +30,14 @@ from encoders.losses import alignment, distinct_products, nt_xent, shared_querie
 from encoders.model import EncoderModel
 from encoders.training.batches import PairBatch
 from encoders.training.config import TrainingConfig
-from encoders.training.frozen_towers import ProductVectors, QueryVectors, encode_pairs, float32
-from encoders.training.tuned_parts import freeze_all_but, parameter_groups
+from encoders.training.frozen_towers import (
+    ProductVectors,
+    QueryVectors,
+    encode_pairs,
+    float32,
+    freeze_all_but,
+    parameter_groups,
+)
 
 Drop = tuple[torch.Tensor, torch.Tensor]  # products that lose their text, and their image: bool [P] each
 MATCH_TERMS = ("photo_picture", "picture_text", "photo_text", "query_text_picture", "query_text_text")

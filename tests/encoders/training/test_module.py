@@ -17,9 +17,9 @@ from torch import multiprocessing
 from encoders.errors import EncoderConfigError, TrainingError
 from encoders.training.batches import PairDataset
 from encoders.training.config import LossWeights, PairsConfig, PartRates, TrainingConfig
+from encoders.training.frozen_towers import part_of
 from encoders.training.module import EncoderTraining, gather_rows
 from encoders.training.pairs import read_pairs
-from encoders.training.tuned_parts import part_of
 from tests.encoders.test_losses import reference
 from tests.encoders.tiny import tiny_parts
 from tests.encoders.training.pairs_files import coloured_rows, photographed_rows, picture_bytes, write_pairs

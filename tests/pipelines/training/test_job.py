@@ -12,7 +12,7 @@ from encoders import ImagePreprocessing
 from pipelines.catalog.config import CatalogConfig
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.decode import decode_image
-from pipelines.training.products import decode_for_training, read_training_products
+from pipelines.training.job import decode_for_training, read_training_products
 from tests.encoders.training.pairs_files import picture_bytes
 
 SMALL = ImagePreprocessing(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -49,6 +49,7 @@ class IndexConfig:
             which `bytes_per_vector` has room. One that is named comes on top of `bytes_per_vector`.
         serving_shards: files the index is split into, for servers that share the load.
         rows_per_add: products an add task takes; None: as many as the memory budget allows, at most 200,000.
+        seed: of all that is random in training.
         memory_budget_mb: megabytes that the vectors and codes of one step of the build may take (training, adding,
             laying out); a build that needs more is refused before it begins.
         queries_uri: vectors of real queries, to measure recall with and to choose `nprobe` by: a `.npy` file [Q, D] or

@@ -34,9 +34,9 @@ from encoders.errors import EncoderConfigError, TrainingError
 from encoders.image_tower import ClipTextTower, ImageTower
 from encoders.model import EncoderModel
 from encoders.text_tower import TextTower
+from encoders.training.batches import InputMaker, ProductInputs, QueryInputs, StoredVectors
 from encoders.training.config import Part, TrainingConfig
 from encoders.training.images import EncodedImages
-from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs, StoredVectors
 from encoders.training.pairs import TrainingPairs
 
 _Tower = TextTower | ImageTower | ClipTextTower

@@ -54,9 +54,7 @@ def map_products(path: str) -> TrainingProducts:
     """The products of a file of `write_products`; its images stay on the disk until they are asked for."""
     table = pa.ipc.open_file(pa.memory_map(path)).read_all()
     return TrainingProducts(
-        product_ids=table["product_id"].to_pylist(),
-        texts=table["text"].to_pylist(),
-        images=EncodedImages.mapped(path),
+        product_ids=table["product_id"].to_pylist(), texts=table["text"].to_pylist(), images=EncodedImages.mapped(path)
     )
 
 

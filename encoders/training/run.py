@@ -199,7 +199,7 @@ class TrainingRun:
                 say=say,
             )
             for dataset in self._datasets:
-                dataset.make.use(frozen)
+                dataset.make.frozen = frozen
             with _quiet_lightning():
                 try:
                     self._trainer(device, folder, keep).fit(

@@ -53,16 +53,12 @@ class CheckpointFolder:
     def start(
         self, settings: dict[str, Any], *, resume: str, say: Callable[[str], None], writes: bool = True
     ) -> Path | None:
-        """Makes the folder ready for a run.
+        """Makes the folder ready for a run; gives the checkpoint to go on from, None to start anew in an empty folder.
 
         Args:
             settings: What decides the run's result, flat.
             resume: `training.resume`.
-            say: Takes lines for people.
             writes: Whether this is the process that keeps the folder; the others of a run only look.
-
-        Returns:
-            The checkpoint to go on from; None starts anew, in an empty folder.
 
         Raises:
             EncoderConfigError: An unfinished run of other settings stands there, or the folder is someone else's.
@@ -88,10 +84,8 @@ class CheckpointFolder:
         plot_metrics(join_metrics(self.logs, self._table), self._plot, title=title)
 
     def _checkpoint(self, settings: dict[str, Any], resume: str, say: Callable[[str], None]) -> Path | None:
-        previous = None
         try:
-            if self._run.exists():
-                previous = json.loads(self._run.read_text(encoding="utf-8"))
+            previous = json.loads(self._run.read_text(encoding="utf-8")) if self._run.exists() else None
         except ValueError as error:
             raise CheckpointError(f"{self._run} cannot be read: {error}; remove {self.path}") from error
         differences = _differences(previous["settings"], settings) if previous else ""
@@ -139,11 +133,9 @@ class KeepCheckpoints(Callback):
     """Validates, keeps `last.ckpt` and `best.ckpt`, and stops a run that gets no better.
 
     Args:
-        folder: Where they are kept.
         training: How often, what makes a validation the best, and when to give up.
         validate: Measures the model: `loss`, and `recall@k` for some k; None where nothing is held out.
         validate_steps: Steps from one validation to the next.
-        say: Takes lines for people.
 
     Attributes:
         batches: Batches of the run that are done.
@@ -178,11 +170,9 @@ class KeepCheckpoints(Callback):
         return self._training.patience is not None and self.without_better >= self._training.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
         for name in _STATE:
             setattr(self, name, state_dict[name])
 
@@ -210,8 +200,7 @@ class KeepCheckpoints(Callback):
             self._say(line)
             return False
         measured = self._validate()
-        for logger in trainer.loggers:
-            # Lightning numbers steps from 0.
+        for logger in trainer.loggers:  # they number steps from 0
             logger.log_metrics({f"validation_{name}": value for name, value in measured.items()}, step=step - 1)
         score, best = self._score(measured), () if self.best is None else self._score(self.best)
         self.without_better = 0 if score > best else self.without_better + 1
@@ -252,19 +241,15 @@ def open_loggers(folder: Path) -> list[Logger]:
 
 
 def join_metrics(folder: Path, path: Path) -> Metrics:
-    """Joins what the CSV loggers of a run wrote into one table, and writes it.
+    """Joins what the CSV loggers of a run wrote below `folder` into one table, and writes it to `path`.
 
-    Where a run was resumed, the rows that its earlier files have past that point do not count.
-
-    Args:
-        folder: That of `open_loggers`.
-        path: Of the table: `step` (the first is 1) and one column a metric, a row for each step measured.
+    It has `step` (the first is 1), a column a metric, and a row for each step measured. Where a run was resumed, the
+    rows that its earlier files have past that point do not count.
     """
     rows: dict[int, dict[str, str]] = {}
     files = {int(path.parent.name.removeprefix("version_")): path for path in folder.glob("csv/version_*/metrics.csv")}
     for _, logged in sorted(files.items()):
-        with logged.open(newline="", encoding="utf-8") as file:
-            # The loggers number steps from 0.
+        with logged.open(newline="", encoding="utf-8") as file:  # the loggers number steps from 0
             read = [(int(row["step"]) + 1, row) for row in csv.DictReader(file) if row.get("step")]
         first = min((step for step, _ in read), default=0)
         rows = {step: row for step, row in rows.items() if step < first}

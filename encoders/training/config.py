@@ -62,21 +62,18 @@ class PairsConfig:
         if not self.text_fields and self.image_field is None:
             raise EncoderConfigError("data.text_fields is empty: expected at least one column, or an image_field")
         if self.queries == "pairs" and self.query_field is None and self.query_image_field is None:
-            raise EncoderConfigError(
-                "data.query_field and query_image_field are both null: expected at least one of the two"
-            )
+            message = "data.query_field and query_image_field are both null: expected at least one of the two"
+            raise EncoderConfigError(message)
         _check_choices("data", self, "queries", "unknown_products")
         for key in ("negatives_field", "validation_uri"):
-            if self.queries == "titles" and getattr(self, key) is not None:
-                raise EncoderConfigError(
-                    f"data.{key} is {getattr(self, key)!r}: data.queries titles makes its own pairs, remove it"
-                )
+            if self.queries == "titles" and (value := getattr(self, key)) is not None:
+                message = f"data.{key} is {value!r}: data.queries titles makes its own pairs, remove it"
+                raise EncoderConfigError(message)
         if self.max_pairs is not None and self.max_pairs < 2:
             raise EncoderConfigError(f"data.max_pairs is {self.max_pairs}: expected 2 or more")
         if not 0.0 <= self.validation_share < 1.0:
-            raise EncoderConfigError(
-                f"data.validation_share is {self.validation_share}: expected a number from 0 up to 1"
-            )
+            message = f"data.validation_share is {self.validation_share}: expected a number from 0 up to 1"
+            raise EncoderConfigError(message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,10 +139,8 @@ class SmallEncoderConfig:
         if self.model not in get_args(ModelName):
             raise EncoderConfigError(f"small.model is {self.model!r}: expected one of {', '.join(get_args(ModelName))}")
         if self.fusion is not None and self.fusion not in FUSIONS_OF_MODEL[self.model]:
-            raise EncoderConfigError(
-                f"small.fusion is {self.fusion!r}: small.model {self.model} expects "
-                f"{' or '.join(FUSIONS_OF_MODEL[self.model])}"
-            )
+            expected = " or ".join(FUSIONS_OF_MODEL[self.model])
+            raise EncoderConfigError(f"small.fusion is {self.fusion!r}: small.model {self.model} expects {expected}")
         if not 0.0 < self.alpha < 1.0 or not 0.0 <= self.product_text_weight < 1.0:
             raise EncoderConfigError(
                 f"small.alpha is {self.alpha}, small.product_text_weight {self.product_text_weight}: expected numbers "
@@ -156,14 +151,12 @@ class SmallEncoderConfig:
         if self.clip_from is not None and self.model == "bibert":
             raise EncoderConfigError(f"small.clip_from is {self.clip_from!r}: a bibert has no CLIP towers, remove it")
         if self.vocabulary < 256:
-            raise EncoderConfigError(
-                f"small.vocabulary is {self.vocabulary}: expected 256 or more, letters take their share"
-            )
+            message = f"small.vocabulary is {self.vocabulary}: expected 256 or more, letters take their share"
+            raise EncoderConfigError(message)
         for width, heads in (("text_width", "text_heads"), ("clip_text_width", "clip_text_heads")):
-            if getattr(self, width) % getattr(self, heads):
-                raise EncoderConfigError(
-                    f"small.{width} is {getattr(self, width)}: expected a multiple of {heads} {getattr(self, heads)}"
-                )
+            value, divisor = getattr(self, width), getattr(self, heads)
+            if value % divisor:
+                raise EncoderConfigError(f"small.{width} is {value}: expected a multiple of {heads} {divisor}")
         if len(self.image_layers) not in (1, 4) or min(self.image_layers) < 1:
             raise EncoderConfigError(
                 f"small.image_layers is {list(self.image_layers)}: expected four numbers (ResNet) or one (ViT), each 1 "
@@ -318,7 +311,8 @@ class TrainingConfig:
         for key, least in _LEAST.items():
             value = getattr(self, key)
             if value is not None and value < least:
-                raise EncoderConfigError(f"training.{key} is {value}: expected {least} or more{_WHY.get(key, '')}")
+                why = ": one pair has no negatives to be told apart from" if key == "batch_size" else ""
+                raise EncoderConfigError(f"training.{key} is {value}: expected {least} or more{why}")
         for key in ("learning_rate", "temperature"):
             if not getattr(self, key) > 0:
                 raise EncoderConfigError(f"training.{key} is {getattr(self, key)}: expected a positive number")
@@ -335,9 +329,8 @@ class TrainingConfig:
             )
         _check_choices("training", self, "precision", "validation_candidates", "best_by")
         if not self.tuned or set(self.tuned) - set(get_args(TunedPart)):
-            raise EncoderConfigError(
-                f"training.tuned is {list(self.tuned)}: expected some of {', '.join(get_args(TunedPart))}"
-            )
+            message = f"training.tuned is {list(self.tuned)}: expected some of {', '.join(get_args(TunedPart))}"
+            raise EncoderConfigError(message)
         for part in get_args(Part):
             if getattr(self.rates, part) is not None and part not in self.tuned_parts:
                 raise EncoderConfigError(
@@ -356,19 +349,9 @@ class TrainingConfig:
         return self.learning_rate if own is None else own
 
 
-_LEAST = {
-    "epochs": 0,
-    "batch_size": 2,
-    "group_pairs": 1,
-    "accumulate_batches": 1,
-    "chunk_rows": 1,
-    "devices": 1,
-    "workers": 0,
-    "validate_steps": 1,
-    "patience": 1,
-    "checkpoint_steps": 1,
-}
-_WHY = {"batch_size": ": one pair has no negatives to be told apart from"}
+_LEAST = {"epochs": 0, "workers": 0, "batch_size": 2}
+_LEAST |= dict.fromkeys(("group_pairs", "accumulate_batches", "chunk_rows", "devices", "validate_steps"), 1)
+_LEAST |= dict.fromkeys(("patience", "checkpoint_steps"), 1)
 
 
 def _check_choices(section: str, config: object, *keys: str) -> None:

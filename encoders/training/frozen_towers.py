@@ -34,9 +34,9 @@ from encoders.errors import EncoderConfigError, TrainingError
 from encoders.image_tower import ClipTextTower, ImageTower
 from encoders.model import EncoderModel
 from encoders.text_tower import TextTower
+from encoders.training.batches import InputMaker, ProductInputs, QueryInputs, StoredVectors
 from encoders.training.config import Part, TrainingConfig
 from encoders.training.images import EncodedImages
-from encoders.training.inputs import InputMaker, ProductInputs, QueryInputs, StoredVectors
 from encoders.training.pairs import TrainingPairs
 
 _Tower = TextTower | ImageTower | ClipTextTower
@@ -59,15 +59,10 @@ class QueryVectors:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProductVectors:
-    """Of P products, before fusion; float32.
+    """Of P products, before fusion; float32."""
 
-    Attributes:
-        text: `[P, Dt]`.
-        image: `[P, Di]`.
-    """
-
-    text: torch.Tensor
-    image: torch.Tensor
+    text: torch.Tensor  # [P, Dt]
+    image: torch.Tensor  # [P, Di]
 
 
 def encode_pairs(
@@ -88,13 +83,11 @@ def encode_queries(
     model: EncoderModel, queries: QueryInputs, *, chunk_rows: int | None = None, alone: torch.Tensor | None = None
 ) -> QueryVectors:
     """Queries as `QueryEncoder` encodes them, with gradients; `alone`: vectors of their images, where known."""
-    text, image = None, None
-    towers = (
+    text, image, by_text = None, None, []
+    for tower, tokens, known in (
         (model.query_text, queries.tokens, queries.text_vectors),
         (model.clip_text, queries.clip_tokens, queries.clip_text_vectors),
-    )
-    by_text = []
-    for tower, tokens, known in towers:
+    ):
         if known is not None:
             by_text.append(known)
         elif tower is not None and tokens is not None:
@@ -105,24 +98,20 @@ def encode_queries(
     if alone is None:
         (alone,) = _encode_images(model, [queries], chunk_rows)
     if alone is not None:
-        there = torch.ones_like(queries.has_image)
-        no_text = alone.new_zeros(len(alone), _document_tower(model).dim)
+        there, no_text = torch.ones_like(queries.has_image), alone.new_zeros(len(alone), _document_tower(model).dim)
         with float32(queries.has_text.device):
             image = model.fuse_product(no_text, ~there, alone, there)
     if text is None and image is None:
-        raise EncoderConfigError(
-            f"a {model.architecture.model} encoder reads neither the text nor the picture of these queries"
-        )
-    empty = torch.zeros_like(text if text is not None else image)  # type: ignore[arg-type]
-    text_or_zeros, image_or_zeros = empty if text is None else text, empty if image is None else image
-    has_text = queries.has_text.unsqueeze(-1)
-    fused = torch.where(has_text, text_or_zeros, image_or_zeros)
+        neither = f"a {model.architecture.model} encoder reads neither the text nor the picture of these queries"
+        raise EncoderConfigError(neither)
+    text = torch.zeros_like(image) if text is None else text  # type: ignore[arg-type]
+    image = torch.zeros_like(text) if image is None else image
+    fused = torch.where(queries.has_text.unsqueeze(-1), text, image)
     both = queries.has_text & queries.has_image
     if both.any():
         with float32(queries.has_text.device):
-            of_both = model.fuse_photo_text(text_or_zeros, image_or_zeros)
-        fused = torch.where(both.unsqueeze(-1), of_both, fused)
-    return QueryVectors(fused=fused, text=text_or_zeros, image=image_or_zeros)
+            fused = torch.where(both.unsqueeze(-1), model.fuse_photo_text(text, image), fused)
+    return QueryVectors(fused=fused, text=text, image=image)
 
 
 def encode_products(
@@ -198,18 +187,11 @@ def store_frozen(
     progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, StoredVectors]:
-    """Runs the towers of `model` of which no weight learns over what they will be asked for.
+    """Runs the towers of `model` of which no weight learns over what they will be asked for, into files of `folder`.
 
     Args:
-        folder: Where the vectors are kept.
-        model: With the gradients of what does not learn switched off.
-        pairs: Pairs and products.
-        make: Makes the towers' inputs.
-        batch_size: Rows at a time.
-        device: Where the towers run; the model stays there.
+        model: With the gradients of what does not learn switched off; it stays on `device`.
         mixed: In bfloat16, as the training.
-        progress: Show a progress bar on a terminal.
-        say: Takes a line for each tower that runs.
 
     Returns:
         `product_text` by the products' `text_keys`, `product_image` by product row, `query_text` and `query_clip_text`
@@ -223,17 +205,12 @@ def store_frozen(
         path = folder / f"{name}-{_digest(tower, data):08x}.npy"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            title, shown = name.replace("_", " "), Console(stderr=True)
-            shown_batches = track(
-                batches,
-                description=f"{title}: vectors of a tower that does not learn",
-                total=-(-count // batch_size),
-                console=shown,
-                transient=True,
-                disable=not (progress and shown.is_terminal),
-            )
+            title, console = name.replace("_", " "), Console(stderr=True)
+            what, total = f"{title}: vectors of a tower that does not learn", -(-count // batch_size)
+            hidden = not (progress and console.is_terminal)
+            shown = track(batches, what, total=total, console=console, transient=True, disable=hidden)
             model.to(device)
-            _write(path, tower, rows, shown_batches, device, mixed)
+            _write(path, tower, rows, shown, device, mixed)
             say(f"{title}: {count:,} vectors computed once, their tower does not learn")
         stored[name] = StoredVectors(path)
     return stored
@@ -242,9 +219,7 @@ def store_frozen(
 def _work(
     model: EncoderModel, pairs: TrainingPairs, make: InputMaker, batch_size: int
 ) -> Iterator[tuple[str, _Tower, int, int, Iterator[Any]]]:
-    """Of each tower that does not learn: its vectors' name, itself, rows of the file, how many are computed, and
-    batches of these rows with the tower's inputs for them.
-    """
+    """Of each tower that does not learn: name, itself, rows of its file, how many are computed, and their batches."""
 
     def of_texts(name: str, texts: list[str | None], distinct: np.ndarray, first: np.ndarray) -> Iterator[Any]:
         for start in range(0, len(distinct), batch_size):
@@ -267,14 +242,12 @@ def _work(
         distinct, first = np.unique(keys, return_index=True)  # each text once, at the row of its key
         first, distinct = first[distinct >= 0], distinct[distinct >= 0]
         if tower is not None and not learns(tower) and len(distinct):
-            batches = of_texts(name, texts, distinct, first)
-            yield name, tower, int(distinct[-1]) + 1, len(distinct), batches
+            yield name, tower, int(distinct[-1]) + 1, len(distinct), of_texts(name, texts, distinct, first)
     if model.image is None or learns(model.image):
         return
     for name, encoded in (("product_image", products.images), ("query_image", pairs.query_images)):
         if encoded is not None and (present := np.flatnonzero(encoded.present())).size:
-            batches = of_images(encoded, present)
-            yield name, model.image, len(encoded), len(present), batches
+            yield name, model.image, len(encoded), len(present), of_images(encoded, present)
 
 
 def _write(path: Path, tower: _Tower, rows: int, batches: Iterable[Any], device: torch.device, mixed: bool) -> None:
@@ -318,13 +291,9 @@ def part_of(name: str) -> Part:
 
 
 def freeze_all_but(model: EncoderModel, config: TrainingConfig) -> list[nn.Module]:
-    """Takes the gradient from all parts that are not tuned.
+    """Takes the gradient from all parts that are not tuned; raises EncoderConfigError where the model has none that is.
 
-    Returns:
-        The modules of which nothing is tuned: they stay in evaluation mode, without dropout.
-
-    Raises:
-        EncoderConfigError: The model has none of the tuned parts.
+    Returns the modules of which nothing is tuned: they stay in evaluation mode, without dropout.
     """
     there = set()
     for name, weight in model.named_parameters():

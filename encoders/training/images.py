@@ -32,8 +32,7 @@ class EncodedImages:
 
     Args:
         data: Encoded bytes, binary; None where all are paths.
-        paths: Where an image is read from that `data` has not.
-        root: What relative paths are relative to.
+        paths: Where an image is read from that `data` has not; relative ones are so to `root`.
         mapped_file: The Arrow IPC file whose column `image` `data` maps: what pickling takes in place of the bytes.
     """
 
@@ -131,12 +130,7 @@ class EncodedImages:
 
 
 class DecodedImages:
-    """Decodes images for one tower, and keeps those that it has decoded while they fit: epochs ask for them again.
-
-    Args:
-        decode: Decodes one image.
-        preprocessing: What the tower reads.
-    """
+    """Decodes images for one tower, and keeps those that it has decoded while they fit: epochs ask for them again."""
 
     def __init__(self, decode: Decoder, preprocessing: ImagePreprocessing) -> None:
         self._decode, self._preprocessing = decode, preprocessing

@@ -45,20 +45,13 @@ CLIP_GRADIENT_NORM = 1.0
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """The rows of every device, one device after the other; on a single device the rows themselves.
+    """`[N, ...]` of this device to `[N of all devices, ...]`, one device after the other.
 
     Floating-point rows carry gradients back to the device that they came from. All devices must call it in the same
     order; their numbers of rows may differ.
-
-    Args:
-        rows: `[N, ...]` of this device.
-
-    Returns:
-        `[N of all devices, ...]`.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return rows
-    world = torch.distributed.get_world_size()
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    world = torch.distributed.get_world_size() if is_distributed else 1
     if world == 1:
         return rows
     sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world)]
@@ -103,53 +96,37 @@ def _match_losses(
 ) -> dict[str, torch.Tensor]:
     """The alignment terms; every vector lies in one space."""
     columns, own, not_negative = pool
-    photos = gather_rows(queries.image), gather_rows(batch.queries.has_image)
-    words = gather_rows(queries.text), gather_rows(batch.queries.has_text)
-    images = (
-        gather_rows(functional.normalize(products.image, dim=-1))[columns],
-        gather_rows(batch.products.has_image)[columns],
-    )
-    texts = (
-        gather_rows(functional.normalize(products.text, dim=-1))[columns],
-        gather_rows(batch.products.has_text)[columns],
-    )
+    photos, has_photo = gather_rows(queries.image), gather_rows(batch.queries.has_image)
+    words, has_words = gather_rows(queries.text), gather_rows(batch.queries.has_text)
+    images = gather_rows(functional.normalize(products.image, dim=-1))[columns]
+    has_image = gather_rows(batch.products.has_image)[columns]
+    texts = gather_rows(functional.normalize(products.text, dim=-1))[columns]
+    has_text = gather_rows(batch.products.has_text)[columns]
     text_keys = gather_rows(batch.text_keys)[columns]
     same_text = text_keys[:, None] == text_keys[None, :]
     own_text = same_text[own]  # products whose text is that of the pair's own
     same_words = shared_queries(gather_rows(batch.query_text_keys), own, len(columns))
     each = torch.arange(len(columns), device=columns.device)
     terms = {
-        "photo_picture": (photos, images, own, not_negative),
-        "picture_text": (images, texts, each, same_text),
-        "photo_text": (photos, texts, own, not_negative | own_text),
-        "query_text_picture": (words, images, own, same_words),
-        "query_text_text": (words, texts, own, same_words | own_text),
+        "photo_picture": (photos, images, own, has_photo, has_image, not_negative),
+        "picture_text": (images, texts, each, has_image, has_text, same_text),
+        "photo_text": (photos, texts, own, has_photo, has_text, not_negative | own_text),
+        "query_text_picture": (words, images, own, has_words, has_image, same_words),
+        "query_text_text": (words, texts, own, has_words, has_text, same_words | own_text),
     }
+    names = ("rows", "columns", "positives", "has_row", "has_column", "not_negative")
     return {
-        name: alignment(
-            rows,
-            others,
-            positives,
-            has_row=has_row,
-            has_column=has_other,
-            temperature=temperature,
-            not_negative=excluded,
-        )
-        for name, ((rows, has_row), (others, has_other), positives, excluded) in terms.items()
+        name: alignment(**dict(zip(names, inputs, strict=True)), temperature=temperature)
+        for name, inputs in terms.items()
         if name in wanted
     }
 
 
 class EncoderTraining(LightningModule):
-    """Trains an `EncoderModel` on batches of pairs.
+    """Trains an `EncoderModel` on batches of pairs; `steps`, those of the whole run, are for the rate's schedule.
 
     Dropout of a step is seeded by the run's seed, the step's number and the device: a run that is resumed in the middle
     draws what it would have drawn.
-
-    Args:
-        model: Both sides.
-        config: How.
-        steps: Number of steps of the whole run, for the learning rate's schedule.
     """
 
     def __init__(self, model: EncoderModel, config: TrainingConfig, *, steps: int) -> None:
@@ -158,8 +135,7 @@ class EncoderTraining(LightningModule):
         self.log_temperature: nn.Parameter | None = None
         if config.learn_temperature:
             self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
-        self._config = config
-        self._steps = steps
+        self._config, self._steps = config, steps
         self._frozen = freeze_all_but(model, config)
         self._weights = term_weights(model, config)
         if not self._weights:
@@ -219,16 +195,11 @@ class EncoderTraining(LightningModule):
             not_negative = shared_queries(gather_rows(batch.query_keys), positives, len(columns))
             losses = {}
             if views:
-                fused_queries = gather_rows(queries.fused)
+                settings: dict[str, Any] = {"temperature": temperature, "symmetric": self._config.symmetric}
+                fused = gather_rows(queries.fused)
                 for name, view in views.items():
-                    losses[name] = nt_xent(
-                        fused_queries,
-                        gather_rows(view)[columns],
-                        positives,
-                        temperature=temperature,
-                        not_negative=not_negative,
-                        symmetric=self._config.symmetric,
-                    )
+                    found = gather_rows(view)[columns]
+                    losses[name] = nt_xent(fused, found, positives, not_negative=not_negative, **settings)
             if self._weights.keys() & set(MATCH_TERMS):
                 pool = (columns, positives, not_negative)
                 losses |= _match_losses(batch, queries, products, pool, self._weights.keys(), temperature)

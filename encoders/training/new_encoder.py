@@ -66,9 +66,8 @@ def find_parts(config: SmallEncoderConfig) -> PartSources:
     if config.text_from is not None:
         text = _saved(config.text_from)
         if text is None:
-            text = find_text_checkpoint(
-                TowerSpec(library="transformers", checkpoint=config.text_from, max_tokens=config.max_tokens)
-            )
+            spec = TowerSpec(library="transformers", checkpoint=config.text_from, max_tokens=config.max_tokens)
+            text = find_text_checkpoint(spec)
         elif text.architecture.text is None:
             raise CheckpointError(f"small.text_from: the {text.architecture.model} in {text.folder} has no BERT towers")
     if config.clip_from is not None:
@@ -91,10 +90,7 @@ def new_small_encoder(
 ) -> EncoderParts:
     """Puts an encoder together; what is made from nothing has random weights (torch's generator).
 
-    Args:
-        config: Its shape.
-        texts: A vocabulary is learned from them, unless the BERT towers bring one.
-        sources: `find_parts(config)`, where that was called before.
+    A vocabulary is learned from `texts` unless the BERT towers bring one; `sources`: `find_parts(config)`, where known.
     """
     sources = sources or find_parts(config)
     tokenizer, text = _text_side(config, sources.text, texts)
@@ -108,12 +104,11 @@ def new_small_encoder(
         product_text_weight=config.product_text_weight,
     )
     architecture = EncoderArchitecture(model=config.model, text=text, clip=clip, fusion=fusion)
+    with_text, from_clip = architecture.uses_clip_text, sources.clip
     model = EncoderModel(
         architecture,
         backbone=sources.text.load() if isinstance(sources.text, TextCheckpoint) else None,
-        clip=sources.clip.load(with_text=architecture.uses_clip_text)
-        if isinstance(sources.clip, ClipCheckpoint)
-        else None,
+        clip=from_clip.load(with_text=with_text) if isinstance(from_clip, ClipCheckpoint) else None,
     )
     if isinstance(sources.text, SavedEncoder):
         _copy_towers(model, sources.text, ("document_text", "query_text"))
@@ -180,10 +175,9 @@ def _text_side(
         "max_position_embeddings": config.max_tokens,
         "pad_token_id": 0,
     }
-    architecture = TextArchitecture(
-        config=values, pooling="mean", max_tokens=config.max_tokens, projection_dim=config.dim
-    )
-    return FastTokenizer(tokenizer, max_tokens=config.max_tokens), architecture
+    most = config.max_tokens
+    architecture = TextArchitecture(config=values, pooling="mean", max_tokens=most, projection_dim=config.dim)
+    return FastTokenizer(tokenizer, max_tokens=most), architecture
 
 
 def _clip_side(
@@ -197,10 +191,9 @@ def _clip_side(
     if source is not None and source.architecture.clip is not None:
         return source.architecture.clip, source.load().clip_tokenizer if with_text else None
     vision: dict[str, Any] = {"image_size": config.image_size, "width": config.image_width, "head_width": 32}
-    if len(config.image_layers) == 1:
-        vision |= {"layers": config.image_layers[0], "patch_size": config.patch_size}
-    else:
-        vision["layers"] = list(config.image_layers)
+    is_vit = len(config.image_layers) == 1
+    vision["layers"] = config.image_layers[0] if is_vit else list(config.image_layers)
+    vision |= {"patch_size": config.patch_size} if is_vit else {}
     values: dict[str, Any] = {"embed_dim": config.image_dim, "vision_cfg": vision}
     if with_text:
         values["text_cfg"] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,16 +24,10 @@ _JSON_LINES = (".jsonl", ".ndjson")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingProducts:
-    """Products, each once.
-
-    Attributes:
-        product_ids: Ids.
-        texts: Text of each product, None where it has none.
-        images: Encoded image of each product.
-    """
+    """Products, each once."""
 
     product_ids: list[str]
-    texts: list[str | None]
+    texts: list[str | None]  # None where a product has none
     images: EncodedImages
 
     def __len__(self) -> int:
@@ -54,9 +49,7 @@ def map_products(path: str) -> TrainingProducts:
     """The products of a file of `write_products`; its images stay on the disk until they are asked for."""
     table = pa.ipc.open_file(pa.memory_map(path)).read_all()
     return TrainingProducts(
-        product_ids=table["product_id"].to_pylist(),
-        texts=table["text"].to_pylist(),
-        images=EncodedImages.mapped(path),
+        product_ids=table["product_id"].to_pylist(), texts=table["text"].to_pylist(), images=EncodedImages.mapped(path)
     )
 
 
@@ -66,12 +59,11 @@ class TrainingPairs:
 
     Attributes:
         queries: Query texts, None where a query has none.
-        query_images: Query images; None where no query has one.
+        query_images: None where no query has one.
         query_keys: int64; equal for equal queries.
         query_text_keys: int64; equal for equal query texts.
         product_rows: int64; the product of each pair.
         negative_rows: For each pair the products of its seen negatives, -1 padded: int64 `[pairs, most]`.
-        products: The products.
         text_keys: int64; equal for products of equal text.
         hides_texts: Whether the products are to be found by their images alone, because their texts are the queries.
         validation_start: First of the pairs that came as validation pairs; None where some are to be chosen.
@@ -112,11 +104,7 @@ class TrainingPairs:
 
 
 def read_pairs(config: PairsConfig, read_products: ProductReader | None = None) -> TrainingPairs:
-    """Reads the pairs and their products.
-
-    Args:
-        config: The `data:` section.
-        read_products: Reads the catalog; None takes the products from the pairs' own files.
+    """Reads the pairs and their products; `read_products` None takes these from the pairs' own files.
 
     Raises:
         EncoderConfigError: No pairs, a column is missing or of the wrong kind, or a product is not known.
@@ -143,9 +131,8 @@ def read_pairs(config: PairsConfig, read_products: ProductReader | None = None) 
     product_rows = pc.index_in(_column(table, config.id_field), value_set=known).to_numpy().astype(np.int64)
     if config.queries == "titles":
         return _titles(products, np.unique(product_rows))
-    texts = pa.nulls(len(table), pa.string())
-    if config.query_field is not None:
-        texts = _column(table, config.query_field)
+    no_texts = pa.nulls(len(table), pa.string())
+    texts = no_texts if config.query_field is None else _column(table, config.query_field)
     text_keys = _codes(texts)
     images, query_keys = None, text_keys
     if config.query_image_field is not None:
@@ -212,9 +199,7 @@ def _read_table(uri: str, key: str, config: PairsConfig, with_products: bool) ->
     usable = pc.is_valid(table[config.id_field])
     if config.queries == "pairs":
         names = [name for name in (config.query_field, config.query_image_field) if name is not None]
-        has_query = pc.is_valid(table[names[0]])
-        for name in names[1:]:
-            has_query = pc.or_(has_query, pc.is_valid(table[name]))
+        has_query = functools.reduce(pc.or_, [pc.is_valid(table[name]) for name in names])
         usable = pc.and_(usable, has_query)
     return table.filter(usable)
 
@@ -285,10 +270,9 @@ def _negative_rows(table: pa.Table, config: PairsConfig, known: pa.Array) -> np.
     names = pc.list_flatten(lists).cast(pa.string())
     rows = pc.index_in(names, value_set=known)
     if rows.null_count and config.unknown_products == "error":
-        name = names.filter(pc.is_null(rows))[0].as_py()
-        raise EncoderConfigError(
-            f"data.negatives_field: {rows.null_count} ids are no product of the data (first: {name!r})"
-        )
+        first = names.filter(pc.is_null(rows))[0].as_py()
+        message = f"data.negatives_field: {rows.null_count} ids are no product of the data (first: {first!r})"
+        raise EncoderConfigError(message)
     padded = np.full((len(table), int(lengths.max(initial=0))), -1, np.int64)
     padded[np.arange(padded.shape[1]) < lengths[:, None]] = pc.fill_null(rows, -1).to_numpy()
     return padded

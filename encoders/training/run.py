@@ -53,18 +53,10 @@ def train_encoder(
     """Trains an encoder and saves it whole; what a run keeps meanwhile stands in `OUT.checkpoints` (`checkpoints.py`).
 
     Args:
-        data: The pairs.
-        training: How.
         out: Local folder of the saved encoder; an earlier saved encoder there is replaced at the end.
-        start: The encoder to start from; None puts one together.
-        small: Shape of the one that is put together.
+        start: The encoder to start from; None puts one of shape `small` together.
         read_products: Reads the catalog; None takes the products from the pairs' own files.
-        decode: Decodes images.
-        command: What the training note records as the way to repeat the run.
-        say: Takes lines for people.
-
-    Returns:
-        The training note, as it stands in `encoder.json`.
+        command: What the training note, which is returned and stands in `encoder.json`, has as the way to repeat it.
 
     Raises:
         EncoderConfigError, CheckpointError: As the parts of it do.
@@ -90,21 +82,15 @@ def train_encoder(
         note["settings"] = {key: list(value) if isinstance(value, tuple) else value for key, value in decisive.items()}
         if training.epochs:
             sources = (saved_start or parts_from).identity()  # type: ignore[union-attr]
-            settings = {
-                **_flat(
-                    {"data": asdict(data), "training": decisive, "small": asdict(small) if start is None else None}
-                ),
-                **{f"encoder.{key}": value for key, value in sources.items()},
-                "pairs": pairs.digest(),
-            }
+            shape = asdict(small) if start is None else None
+            settings = _flat({"data": asdict(data), "training": decisive, "small": shape, "pairs": pairs.digest()})
+            settings |= {f"encoder.{key}": value for key, value in sources.items()}
             folder = CheckpointFolder(out)
             checkpoint = folder.start(settings, resume=training.resume, say=say, writes=rank == 0)
             note |= run.fit(folder, checkpoint, device, say)
     if rank == 0:
-        trained = EncoderParts(
-            model=parts.model.cpu().eval(), tokenizer=parts.tokenizer, clip_tokenizer=parts.clip_tokenizer
-        )
-        save_encoder(trained, out, training=note)
+        parts.model.cpu().eval()
+        save_encoder(parts, out, training=note)
         if training.epochs:
             folder.finish(settings)
     say(f"saved {out} after {time.monotonic() - began:.0f} s")
@@ -112,11 +98,7 @@ def train_encoder(
 
 
 class TrainingRun:
-    """Pairs and an encoder, made ready before anything is trained.
-
-    Raises:
-        EncoderConfigError: Too few pairs, or pairs that the encoder cannot read.
-    """
+    """Pairs and an encoder, made ready; raises EncoderConfigError for too few pairs, or some that it cannot read."""
 
     def __init__(
         self,
@@ -149,9 +131,8 @@ class TrainingRun:
         self.held_out: HeldOut | None = None
         if len(self.validation_rows):
             self._datasets.append(held_out := make_dataset(self.validation_rows))
-            self.held_out = HeldOut(
-                pairs, self.validation_rows, held_out, all_products=training.validation_candidates == "all"
-            )
+            all_products = training.validation_candidates == "all"
+            self.held_out = HeldOut(pairs, self.validation_rows, held_out, all_products=all_products)
             # In an order of its own, the same at each validation.
             self._held_out_batches: DataLoader = load(held_out, in_batches(held_out.product_rows), workers=0)
         self.steps = -(-len(self.order) // training.accumulate_batches)
@@ -187,24 +168,17 @@ class TrainingRun:
             self.order.start = keep.batches
             say(f"going on after batch {self.order.start:,} of {len(self.order):,}")
         if self.order.start < len(self.order) and not keep.gave_up:
+            make, size = self._datasets[0].make, training.chunk_rows or training.batch_size
+            shown = {"mixed": training.precision == "bfloat16", "progress": training.progress}
             frozen = store_frozen(
-                folder.frozen,
-                model,
-                self._pairs,
-                self._datasets[0].make,
-                batch_size=training.chunk_rows or training.batch_size,
-                device=device,
-                mixed=training.precision == "bfloat16",
-                progress=training.progress,
-                say=say,
+                folder.frozen, model, self._pairs, make, batch_size=size, device=device, say=say, **shown
             )
             for dataset in self._datasets:
-                dataset.make.use(frozen)
+                dataset.make.frozen = frozen
             with _quiet_lightning():
+                trainer = self._trainer(device, folder, keep)
                 try:
-                    self._trainer(device, folder, keep).fit(
-                        module, self.batches, ckpt_path=checkpoint, weights_only=True
-                    )
+                    trainer.fit(module, self.batches, ckpt_path=checkpoint, weights_only=True)
                 except SystemExit as error:  # what Lightning makes of Ctrl-C
                     say(f"stopped; the same command goes on from {folder.last}, where it is")
                     raise KeyboardInterrupt from error
@@ -309,16 +283,15 @@ def _readable(pairs: TrainingPairs, rows: np.ndarray, dataset: PairDataset) -> n
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keeps the library's greetings and its advice on loader processes off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric"))}
+    for logger in levels:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 

@@ -23,16 +23,9 @@ _SCORES_AT_A_TIME = 1 << 24
 
 
 class HeldOut:
-    """Held-out pairs, and what is searched for them.
-
-    Args:
-        pairs: All pairs.
-        rows: int64: those that are held out.
-        dataset: Of those rows.
-        all_products: Whether all products that were read are searched, or those of the held-out pairs.
+    """The pairs at `rows`, held out, and what is searched for them: all products that were read, or those pairs'.
 
     Attributes:
-        dataset: As given.
         candidates: int64 `[N]`: products that are searched.
         query_of_pair: int64: which of the Q distinct queries each pair has.
         product_of_pair: int64: index of each pair's product among the candidates.
@@ -79,24 +72,15 @@ def recall(
     readable: np.ndarray | None = None,
     at: Sequence[int] = RECALL_AT,
 ) -> dict[str, float]:
-    """Share of each query's products among its first k of exact search, averaged over the queries.
+    """Share of each query's products among its first k of exact search, for the ks of `at`, averaged over the queries.
 
-    Args:
-        queries: `[Q, D]`.
-        products: `[N, D]`.
-        query_of_pair: int64: query of each pair.
-        product_of_pair: int64: product of each pair.
-        readable: bool `[Q]`: queries that have a vector; the others find nothing.
-        at: The ks.
+    Queries are `[Q, D]`, products `[N, D]`; a pair's two are given by row (int64). `readable`, bool `[Q]`: which
+    queries have a vector; the others find nothing.
     """
     most = min(max(at), len(products))
     block = max(1, _SCORES_AT_A_TIME // max(1, len(products)))
-    found = np.concatenate(
-        [
-            (queries[start : start + block] @ products.T).topk(most, dim=1).indices.cpu().numpy()
-            for start in range(0, len(queries), block)
-        ]
-    )
+    ranked = [(chunk @ products.T).topk(most, dim=1).indices.cpu().numpy() for chunk in queries.split(block)]
+    found = np.concatenate(ranked)
     if readable is not None:
         found[~readable] = -1
     wanted = np.unique(np.stack([query_of_pair, product_of_pair]), axis=1)
@@ -133,9 +117,7 @@ def _encode_queries(
     for indices in in_order(len(first_pairs), batch_size):
         inputs = held_out.dataset.queries(first_pairs[indices]).to(device)
         there = inputs.has_text | inputs.has_image
-        encoded = torch.zeros(len(indices), model.architecture.dim, device=device)
-        if there.any():
-            encoded = encode_queries(model, inputs).fused
-        vectors.append(encoded)
+        nothing = torch.zeros(len(indices), model.architecture.dim, device=device)
+        vectors.append(encode_queries(model, inputs).fused if there.any() else nothing)
         readable.append(there.cpu().numpy())
     return torch.cat(vectors), np.concatenate(readable)

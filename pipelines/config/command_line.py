@@ -16,7 +16,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -82,7 +82,6 @@ class ParsedCommand(Generic[Config]):
     """A command line, read and checked.
 
     Attributes:
-        config: The whole configuration.
         flags: The values of the command's own options, such as `--plan`.
         pipeline_options: Those of the `beam:` section and the command line; None for a command without Beam.
     """
@@ -112,17 +111,14 @@ def load_job_config(argv: Sequence[str]) -> ParsedCommand[JobConfig]:
 
 def load_index_job_config(argv: Sequence[str]) -> ParsedCommand[IndexJobConfig]:
     """Read the command line of `pipelines.build_index`; as `parse_arguments`."""
-
-    def add_options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--plan", action="store_true", help="print what index would be built, and why, and stop")
-
+    text = "print what index would be built, and why, and stop"
     return parse_arguments(
         argv,
         IndexJobConfig,
         default_config="build_index.yaml",
         prog="python -m pipelines.build_index",
         description="Build an index from vectors that stand, and publish a version of it.",
-        add_options=add_options,
+        add_options=lambda parser: parser.add_argument("--plan", action="store_true", help=text),
         other_sections=("catalog", "fetch", "decode", "encoder"),
         with_beam=True,
     )
@@ -135,7 +131,7 @@ def parse_arguments(
     default_config: str,
     description: str,
     prog: str | None = None,
-    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
+    add_options: Callable[[argparse.ArgumentParser], object] | None = None,
     other_sections: Collection[str] = (),
     with_beam: bool = False,
 ) -> ParsedCommand[Config]:
@@ -145,9 +141,6 @@ def parse_arguments(
 
     Args:
         argv: Arguments without the program's name.
-        config_type: A frozen dataclass of sections.
-        default_config: File or shipped name that is read where no `--config` is given.
-        description, prog: For `--help`.
         add_options: Adds options that are no config keys, such as `--full`; one with a `dest` of `key.index.k` is a
             second name of `--index.k`.
         other_sections: Sections of the file that this command has no use for.
@@ -170,11 +163,8 @@ def parse_arguments(
         if option.startswith("--") and "." in option and option not in parser._option_string_actions:
             parser.add_argument(option, dest=_KEY + option[2:], nargs="?", const="true", help=argparse.SUPPRESS)
     flags, rest = parser.parse_known_args(list(argv))
-    given = {
-        name.removeprefix(_KEY): text
-        for name, text in vars(flags).items()
-        if name.startswith(_KEY) and text is not None
-    }
+    set_flags = {name: text for name, text in vars(flags).items() if text is not None}
+    given = {name.removeprefix(_KEY): text for name, text in set_flags.items() if name.startswith(_KEY)}
 
     file = read_config_file(flags.config)
     data = file.data
@@ -408,13 +398,15 @@ def to_pipeline_options(
 
     Args:
         section: Option name -> value; false and null mean that the option is not given.
-        arguments: Command-line arguments that are no config keys.
         option_names: Our own options, so that a mistyped one of these is recognised.
 
     Raises:
         ConfigError: An option that Beam does not know, a value that it refuses, a runner that cannot run this job.
     """
-    with _root_logger_untouched():
+    with ExitStack() as stack:
+        # Keeps Beam from setting up the root logger, which is the command's: one that has a handler it leaves alone.
+        logging.getLogger().addHandler(handler := logging.NullHandler())
+        stack.callback(logging.getLogger().removeHandler, handler)
         from apache_beam.options import pipeline_options as beam
 
         found: list[argparse.ArgumentParser] = []  # the parser with the options of every class that Beam knows
@@ -468,14 +460,3 @@ def _full_runner_name(name: str, standard_options: Any) -> str:
     if found is None and "." not in name:
         raise ConfigError(f"unknown runner {name}. {did_you_mean(name, by_lower.values())}")
     return found or name
-
-
-@contextmanager
-def _root_logger_untouched() -> Iterator[None]:
-    """Keep Beam from setting up the root logger, which is the command's: Beam leaves one that has a handler alone."""
-    handler = logging.NullHandler()
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)

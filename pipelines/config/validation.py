@@ -47,7 +47,6 @@ def build_config(
     """Build a config object from nested mappings.
 
     Args:
-        config_type: A frozen dataclass of sections.
         data: What files and command line gave, nested.
         origins: Dotted key -> where it was given, for messages.
         leave_out: Top-level sections that belong to other commands.

@@ -57,7 +57,7 @@ def test_stored_vectors_give_the_losses_that_the_towers_give(pairs, tmp_path, mo
     indices = [11, 2, 7, 3, 4, 8, 0]
     with torch.no_grad():
         expected = module.terms(dataset[indices], drop=None)
-        dataset.make.use(frozen := store())
+        dataset.make.frozen = frozen = store()
         batch = dataset[indices]
         found = module.terms(batch, drop=None)
     assert frozen.keys() == known

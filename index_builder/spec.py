@@ -60,7 +60,6 @@ class IndexConfig:
         verify_queries: held-out products that recall is measured with. The standard error of recall falls with its
             root: on a million titles 0.0027 with 500, 0.0019 with 1000.
         k: recall is measured as recall k@k.
-        seed: of all that is random in training.
         keep_versions: published versions to keep; None keeps all.
     """
 

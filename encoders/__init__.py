@@ -1,4 +1,4 @@
-"""Towers, fusion, and the product and query encoders made of them.
+"""Towers and fusion, and the product and query encoders made of them, turn texts and images into vectors.
 
     config = EncoderConfig(uri="package://encoders/pretrained/demo")
     description = check_encoder(config)              # before any work: dim, fingerprint, what it reads

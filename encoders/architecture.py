@@ -1,4 +1,4 @@
-"""An encoder's shape without its weights: what `encoder.json` holds."""
+"""The architecture is an encoder's shape without its weights: what `encoder.json` holds."""
 
 from __future__ import annotations
 

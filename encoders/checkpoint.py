@@ -1,4 +1,4 @@
-"""Checkpoint addresses to folders on this machine: the only place that reaches a hub or a remote store.
+"""Checkpoint addresses become folders on this machine: the only place that reaches a hub or a remote store.
 
 An address is a local folder, `package://NAME/path` (data inside an installed Python package), any fsspec URI (fetched
 once into a cache), or a hub name (fetched by huggingface_hub into its own cache; HF_HUB_OFFLINE=1 keeps to that cache).

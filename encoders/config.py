@@ -1,4 +1,4 @@
-"""The `encoder:` section of a job: which encoder, on which device, in which precision.
+"""The `encoder:` section of a job says which encoder runs, on which device, in which precision.
 
 An encoder is named by `uri`, the address of a saved one (a folder with an `encoder.json`), or by `model` and its
 towers, each by library and checkpoint. It is plain data: it pickles, compares by value, is checked when it is built.

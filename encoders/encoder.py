@@ -1,4 +1,4 @@
-"""The two sides of an encoder, ready to run: products to vectors, queries to vectors.
+"""The two sides of an encoder run here: products become vectors, queries become vectors.
 
 Legend: B products or queries, T texts, P images, I image slots of a product, S side of an image in pixels, D fused
 dimension, Dt and Di widths of the text and image towers' vectors.

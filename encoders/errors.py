@@ -1,4 +1,4 @@
-"""Exceptions of this room; messages say what was expected, what was found, where, and what to do.
+"""The exceptions of this room say what was expected, what was found, where, and what to do.
 
 EncoderError
 ├── CheckpointError        weights or folders that are missing, unsafe, incomplete or do not fit

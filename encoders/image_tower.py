@@ -1,4 +1,4 @@
-"""The two towers of an open_clip model: images, and CLIP's own texts.
+"""The two towers of an open_clip model read images, and CLIP's own texts.
 
 Both are pooled at one token, and where their blocks are known here the last block runs for that token alone: its keys
 and values come from all tokens, all else of it is wanted where the vector is taken and nowhere else. That is the same

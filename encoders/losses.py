@@ -1,4 +1,4 @@
-"""Losses that train an encoder.
+"""The losses train an encoder.
 
 Legend: B pairs of a batch, which may be that of several devices, P products of it (fewer than B where products repeat,
 more where seen negatives join), D width of the vectors.

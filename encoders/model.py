@@ -1,4 +1,4 @@
-"""An encoder's module tree: towers and fusions of both sides, and which weights each side needs.
+"""The model is an encoder's module tree: towers and fusions of both sides, and which weights each side needs.
 
 Legend: B products or queries, D fused dimension, Dt and Di widths of text and image vectors.
 

@@ -1,4 +1,4 @@
-"""Query encoders as ONNX graphs, for servers that search on CPUs without torch.
+"""Query encoders are written as ONNX graphs, for servers that search on CPUs without torch.
 
 A folder of them (schema version 1):
 

@@ -1,4 +1,4 @@
-"""Query encoders on ONNX Runtime: what `onnx_export` wrote, run on CPUs. Imports no torch."""
+"""Query encoders run on ONNX Runtime: what `onnx_export` wrote, on CPUs. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images to the pixels a tower expects: colour mode, resize, crop.
+"""Images become the pixels a tower expects: colour mode, resize, crop.
 
 Pixels stay uint8, `[3, S, S]`, four times smaller than float32 on their way to the device; the image tower scales and
 normalises them there. The rules are those of open_clip's own evaluation transform up to its `ToTensor`.

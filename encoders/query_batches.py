@@ -1,4 +1,4 @@
-"""What is the same of every query encoder, however its towers run: queries that are a text, an image or both."""
+"""Queries are a text, an image or both: what is the same of every query encoder, however its towers run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Towers on their device: batches in, float32 vectors out, a product's bits the same in whatever company it comes.
+"""Towers run on their device: batches in, float32 vectors out, a product's bits the same in whatever company it comes.
 
 A matrix product chooses its kernels, and so the order of its sums, by the shape of the whole batch and by how many
 threads share it. On a CPU every batch of the product side therefore has a shape that depends on the item alone, is run

@@ -1,4 +1,4 @@
-"""Encoders from the `encoder:` section and from saved folders: find, check, load, save.
+"""Encoders are found, checked, loaded and saved: from the `encoder:` section, and as saved folders.
 
 `resolve_encoder` looks at files and reads no weights into memory; everything that could fail early fails there. A saved
 encoder is a folder, written whole and read back with checks:

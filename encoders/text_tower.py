@@ -1,4 +1,4 @@
-"""BERT text towers, alone and as the query and document pair of a bi-encoder.
+"""BERT text towers read texts, alone and as the query and document pair of a bi-encoder.
 
 Legend: T texts, L tokens of the longest text of the batch, H width of the backbone, D width of the tower's vectors.
 

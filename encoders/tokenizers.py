@@ -1,8 +1,9 @@
-"""Texts to token ids by the `tokenizers` library, one way for every text tower, in torch and in ONNX. Needs no torch.
+"""Texts become token ids by the `tokenizers` library, one way for every text tower, in torch and in ONNX.
 
 A tokenizer is a `tokenizer.json` and what open_clip does around it: it cleans texts before, and may drop a token after.
 open_clip's own byte-pair table and its Hugging Face tokenizers (SigLIP and others) are rewritten as one when they are
-loaded. The library runs a batch on all cores, or on one with `TOKENIZERS_PARALLELISM=false`, as open_clip sets it.
+loaded. The library runs a batch on all cores, or on one with `TOKENIZERS_PARALLELISM=false`, as open_clip sets it. No torch
+is needed.
 
 Legend: T texts, B texts of a batch, L tokens of the longest of them.
 """

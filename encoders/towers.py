@@ -1,4 +1,4 @@
-"""Other people's checkpoints of towers: what their folders say, checked before any weight is loaded, and the loading.
+"""Other people's checkpoints of towers are read: what their folders say is checked before any weight is loaded.
 
 transformers folders hold `config.json`, `*.safetensors` and a tokenizer; open_clip folders hold `open_clip_config.json`
 and `open_clip_model.safetensors`, as open_clip's push to a hub writes them.

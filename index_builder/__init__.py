@@ -1,4 +1,4 @@
-"""From embeddings to a published, searchable index: the room that knows FAISS.
+"""Embeddings become a published, searchable index: the room that knows FAISS.
 
     embedding shards -> sample -> codec -> index shards -> merged serving shards -> published version -> reader
 

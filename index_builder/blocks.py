@@ -1,4 +1,4 @@
-"""Work on blocks of rows, several at a time, each on one core.
+"""Blocks of rows are worked on several at a time, each on one core.
 
 Libraries that split one matrix product over all cores leave the steps between to one of them, and may add up in another
 order for another number of cores. Whole blocks side by side keep every core busy, and make the same numbers on any.

@@ -1,4 +1,4 @@
-"""The codec: rotation, coarse quantizer and product quantizer as one object with one fingerprint.
+"""The codec is rotation, coarse quantizer and product quantizer, trained as one object with one fingerprint.
 
 It is a trained FAISS index without vectors (`codec.faiss`) and what is known about it (`codec.json`). Every index
 shard is made with one codec and names its fingerprint; shards of different codecs must never be merged, and FAISS

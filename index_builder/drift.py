@@ -1,4 +1,4 @@
-"""Whether a codec that was trained for an earlier catalog still fits today's.
+"""A codec that was trained for an earlier catalog is kept while it fits today's, and why is said.
 
 Training anew each run costs little, but moves every code; a codec that stays keeps the answers to the same query
 stable from run to run, and lets two versions be compared list by list. It is kept while all of these hold:

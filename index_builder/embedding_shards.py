@@ -1,4 +1,4 @@
-"""Embedding shards: one Parquet file per catalog shard, with what the index and the next run need.
+"""Embedding shards hold, in one Parquet file per catalog shard, what the index and the next run need.
 
 Legend: `n` rows of a call, `D` dimension. Columns, in this order, uncompressed and without dictionaries:
 

@@ -1,4 +1,4 @@
-"""Why an index is built as it is: one line for each choice, for the manifest and for `--plan`."""
+"""The explanation says why an index is built as it is: a line for each choice, for the manifest and `--plan`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FAISS index files: what describes one, writing, memory-mapped opening, and what is in them."""
+"""FAISS index files are described, written, and opened memory-mapped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The coarse quantizer: trains the centroids of the inverted lists, and finds the list of each vector.
+"""The coarse quantizer trains the centroids of the inverted lists, and finds the list of each vector.
 
 Centroids lie on the unit sphere and are trained by k-means. Many lists are trained in two levels: a few super clusters,
 then within each a share of the lists in proportion to its vectors. That alone is tens of times faster than flat

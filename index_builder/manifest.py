@@ -1,4 +1,4 @@
-"""The manifest: what a version is, how it was made and measured, and every file of it with size and sha256.
+"""The manifest says what a version is, how it was made and measured, with size and sha256 of every file.
 
 Written last of a version's files, so a version with a manifest is complete. Fields are only ever added, with
 defaults, under the same schema version; a reader ignores fields that it does not know.

@@ -1,4 +1,4 @@
-"""Publishing: files in place, then the manifest, then the pointer.
+"""Publishing puts files in place, then the manifest, then the pointer.
 
     <index uri>/CURRENT                  the id of the published version; flipped last, atomically
     <index uri>/versions/<id>/...        a version is complete if and only if it has a manifest.json

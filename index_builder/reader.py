@@ -1,4 +1,4 @@
-"""The reader: opens a published version and searches it. What a server needs, and nothing of how it was built.
+"""The reader opens a published version and searches it. What a server needs, and nothing of how it was built.
 
 Legend: `B` queries, `D` dimension, `N` products, `k` neighbours.
 """

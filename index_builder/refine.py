@@ -1,4 +1,4 @@
-"""Refinement: a second file with every vector in 8 bits or 16 a dimension, to re-rank what the PQ codes found.
+"""Refinement writes every vector once more in 8 or 16 bits a dimension, to re-rank what the PQ codes found.
 
 Search takes `refine_factor` times as many candidates from the index as are wanted, and orders them by inner products
 with these vectors (shard_search.py). A file is a FAISS `IndexScalarQuantizer`, so that plain `faiss.read_index` opens

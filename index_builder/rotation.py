@@ -1,4 +1,4 @@
-"""The linear map in front of the index, in closed form.
+"""The rotation is the linear map in front of the index, in closed form.
 
 All maps here are orthonormal and without a bias: they keep inner products within the kept subspace, which centring
 would not. The subspace is that of the largest eigenvalues of the second moments. How its axes are turned:

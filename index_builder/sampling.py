@@ -1,4 +1,4 @@
-"""The sample: vectors to train the codec on, and held-out products to measure recall with.
+"""The sample draws vectors to train the codec on, and held-out products to measure recall with.
 
 A hash of its id alone decides what a product is drawn for, so the sample is spread over the whole catalog (the first
 rows of a catalog sorted by category make a far worse codec), does not depend on the order of shards, and no query is

@@ -1,4 +1,4 @@
-"""What index is asked for (`IndexConfig`, the `index:` section) and what index is built (`IndexSpec`).
+"""The spec says what index is asked for (`IndexConfig`, the `index:` section) and what is built (`IndexSpec`).
 
 `IndexSpec.parse` understands the usual FAISS factory components, separated by commas:
 

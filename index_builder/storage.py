@@ -1,4 +1,4 @@
-"""Files, folders and kept outputs by URI: a plain local path, or anything fsspec knows (`memory://`, `s3://`, `gs://`).
+"""Storage keeps files, folders and outputs by URI: a local path, or anything fsspec knows (`s3://`, `gs://`).
 
 **A file that exists under its final name is complete.** Every writer here writes elsewhere first and moves the result
 in place: a temporary name in the same folder, fsync, rename (local disk); one finished upload (object stores); upload

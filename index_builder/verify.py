@@ -1,4 +1,4 @@
-"""Checks an index before it is published: is each file the one described, and what does a process need to serve them?
+"""Verification checks an index before it is published: each file is the one described, and serving it is measured.
 
 Memory is measured by being a server: a fresh process, `python -m index_builder.verify` with a JSON description on its
 standard input, opens the files, answers queries, and looks at itself.

@@ -1,1 +1,1 @@
-"""What runs: the commands, the reading of catalogs, and the wiring of the nightly job."""
+"""Everything that runs: the commands, the reading of catalogs, and the indexing job."""

@@ -1,4 +1,4 @@
-"""The index stages alone: `python -m pipelines.build_index --embeddings.uri VECTORS --index.uri INDEX`.
+"""Builds an index from vectors: `python -m pipelines.build_index --embeddings.uri VECTORS --index.uri INDEX`.
 
 Vectors are Parquet files with an id and a vector column, or NumPy files (`pipelines.indexing.vector_files`). Without
 `--embeddings.uri` the embedding shards of the last run on `--work.uri` are taken: another index of the same products,

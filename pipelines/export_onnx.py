@@ -1,4 +1,4 @@
-"""The query encoder as ONNX graphs: `python -m pipelines.export_onnx (--index URI | --encoder FOLDER) --out FOLDER`.
+"""Exports a query encoder: `python -m pipelines.export_onnx (--index URI | --encoder FOLDER) --out FOLDER`.
 
 What a server on CPUs loads with `encoders.load_onnx_query_encoder(FOLDER)`, without torch.
 """

@@ -1,4 +1,4 @@
-"""Batches of training pairs: the order they come in, and what the towers take of them.
+"""Batches of training pairs are drawn in an order, and made into what the towers take.
 
 Legend: B pairs of a batch, P products of the batch (those of the pairs, and the seen negatives), L tokens, S side of an
 image in pixels, Dt, Dc and Di widths of the vectors of BERT, CLIP's text tower and the image tower.

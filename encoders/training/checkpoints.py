@@ -1,4 +1,4 @@
-"""What a training run keeps in `OUT.checkpoints`, and what it does between steps: validation, checkpoints, early stop.
+"""A training run keeps itself in `OUT.checkpoints`: validation, checkpoints and early stop between its steps.
 
     last.ckpt        the newest state: after each validation, and every `training.checkpoint_steps` steps
     best.ckpt        the state of the best validation: highest recall (`training.best_by`), among equals the newest

@@ -1,4 +1,4 @@
-"""Images of many rows for training: encoded as Arrow has them, decoded batch by batch, and kept while they fit.
+"""Images of many rows are held for training: encoded as Arrow has them, decoded batch by batch, kept while they fit.
 
 Encoded they are bytes in memory, in a memory-mapped file, or paths to read.
 """

@@ -1,4 +1,4 @@
-"""One training step, as a Lightning module: the loss of a batch, term by term, over the products of all devices.
+"""One training step, as a Lightning module, computes the loss of a batch over the products of all devices.
 
 Legend: B pairs and P products of a batch, D fused dimension.
 

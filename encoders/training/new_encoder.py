@@ -1,4 +1,4 @@
-"""An encoder to start training from: a saved one, or one put together.
+"""An encoder to start training from is loaded, or put together.
 
 One that is put together takes its BERT towers from a saved encoder or a transformers checkpoint, its image tower (and
 CLIP text tower) from a saved encoder or an open_clip checkpoint, and small ones made from nothing where none is named.

@@ -1,4 +1,4 @@
-"""Training pairs, read from Parquet or JSON Lines: queries, and the products that belong to them, as Arrow has them."""
+"""Training pairs are read from Parquet or JSON Lines: queries, and the products that belong to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training run: reads the pairs, makes or loads the encoder, trains it with Lightning, and saves it."""
+"""The training run reads the pairs, makes or loads the encoder, trains it with Lightning, and saves it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validation: what held-out queries find by exact search, and the loss of held-out pairs.
+"""Validation measures what held-out queries find by exact search, and the loss of held-out pairs.
 
 Legend: N candidate products, Q distinct queries, D fused dimension.
 """

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files: the footer for the plan, row ranges for the reader. No column is read that is not needed.
+"""Parquet and Arrow files give their footer to the plan and row ranges to the reader, only the columns needed.
 
 pyarrow tells the rows of an Arrow record batch only by reading the batch. The plan must not read 100 GB to count rows,
 so the footer and the head of each batch are taken apart here: two small flatbuffers, laid out as `File.fbs` and

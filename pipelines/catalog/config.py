@@ -1,4 +1,4 @@
-"""The `catalog:` section of a job: where the products are, and which fields make an id, a text and an image.
+"""The `catalog:` section of a job says where the products are, and which fields make an id, a text and an image.
 
     CatalogError                    something about the catalog that stops the run before any work
     └── CatalogConfigError          a key of the section has a value that cannot be used (also a ValueError)

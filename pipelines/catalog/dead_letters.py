@@ -1,4 +1,4 @@
-"""Dead letters: the products, rows and images that could not be taken as they are, and why.
+"""Dead letters name the products, rows and images that could not be taken as they are, and why.
 
 A letter's outcome is either `rejected` (the row became no product) or `degraded` (the product was indexed without the
 part that was broken).

@@ -1,4 +1,4 @@
-"""Intake: a catalog file that is no Parquet or Arrow file becomes one, once for each version of it.
+"""The intake turns a catalog file that is no Parquet or Arrow file into one, once for each version of it.
 
 So everything behind reads one unit, the row. Of a text file each record becomes a row of Parquet, the bad ones too: a
 row names the line on which its record began, and what is wrong with it. Memory holds one block. A file inside gzip and

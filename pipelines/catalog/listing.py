@@ -1,4 +1,4 @@
-"""Which files make the catalog, in an order that is the same everywhere: a file, a folder, a glob, a list, a table.
+"""The listing finds the files that make the catalog, in one order everywhere: file, folder, glob, list, table.
 
 Of a Delta Lake or Iceberg table (extras `delta`, `iceberg`) these are the Parquet files of the newest version. What
 reading them alone would get wrong is refused: deleted rows, columns stored under other names, other file formats.

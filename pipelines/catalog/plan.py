@@ -1,4 +1,4 @@
-"""The plan: which rows each worker reads. Made from footers before any work, the same everywhere."""
+"""The plan says which rows each worker reads. Made from footers before any work, the same everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the previous version already made: vectors by content fingerprint, images by where they stand.
+"""The previous version gives what it made already: vectors by content fingerprint, images by where they stand.
 
 Both are joins of 16-byte keys, too many to hold. Before a run one pass over the previous version's files writes a
 lookup: fixed-width records sorted by key (an external sort), in files that workers map into memory and search by

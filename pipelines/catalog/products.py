@@ -1,4 +1,4 @@
-"""Products from rows: ids, texts, images and display values out of dirty columns, and a letter where that fails.
+"""Rows become products: ids, texts, images and display values out of dirty columns, and a letter where that fails.
 
 Each function works on a whole column. `B` products of a batch, `R` rows of a raw batch (R >= B: some rows become no
 product).

@@ -1,4 +1,4 @@
-"""Reading a shard: batches of rows that know where they stand, and the letters of bad records, in bounded memory.
+"""The reader gives a shard's rows in batches that know where they stand, and the letters of bad records.
 
 In memory are at most a batch, and one Arrow record batch of the file; Parquet is streamed page by page.
 """

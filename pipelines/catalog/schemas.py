@@ -1,4 +1,4 @@
-"""Which columns the catalog has, of which types over all files, and whether they can be what the config says.
+"""The schema says which columns the catalog has, of which types over all files, and checks them against the config.
 
 Parquet, Arrow and table files state their types. In text files the values vote: a column has the type that nearly all
 of them fit (`bool`, `int64`, `float64`, `string`, or lists and structs of those), so no dirty value decides.

@@ -1,4 +1,4 @@
-"""Files of the catalog on any local path or fsspec URI: found, opened, told apart, and the columns in their names.
+"""Files of the catalog are found, opened and told apart, on any local path or fsspec URI.
 
 A file's kind goes by its name, else by its first bytes. Columns can stand in the names of folders, as Hive, Spark and
 Delta Lake have them: `kind=shoe/day=1/a.parquet`.

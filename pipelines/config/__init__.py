@@ -1,4 +1,4 @@
-"""Configuration: the sections of a job, the YAML files and command lines that they are read from, exit codes."""
+"""Configuration is read from YAML and command lines into the sections of a job."""
 
 from pipelines.config.command_line import run_command
 from pipelines.config.validation import ConfigError

@@ -1,4 +1,4 @@
-"""The command line of every command: a YAML file, dotted options over it, Beam's options, errors and exit codes.
+"""The command line reads a YAML file, dotted options over it and Beam's options, and gives errors and exit codes.
 
     --config FILE             the YAML file, or the name of a shipped one
     --index.serving_shards 2  one key; the value is YAML

@@ -1,4 +1,4 @@
-"""The whole configuration of a job: one frozen dataclass for each section, owned by the room that uses it.
+"""The job's configuration joins one frozen dataclass for each section, owned by the room that uses it.
 
 A key belongs to the component that it configures; here stand the sections of the job itself, and what joins them.
 """

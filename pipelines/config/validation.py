@@ -1,4 +1,4 @@
-"""From plain data to a checked config: the keys of a tree of dataclasses, and every mistake in one sentence each.
+"""Plain data becomes a checked config, or every mistake in it in one sentence each.
 
 pydantic checks the standard-library dataclasses, strictly: text is no number, though a whole number is a number. What a
 section demands of its values is checked by its own `__post_init__`.

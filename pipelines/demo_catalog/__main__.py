@@ -1,4 +1,4 @@
-"""`python -m pipelines.demo_catalog --out DIR [--products N | --pairs N]`: draws products into a folder."""
+"""Draws products into a folder: `python -m pipelines.demo_catalog --out DIR [--products N | --pairs N]`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation: what encoders and published indexes find, measured as the papers measure it.
+"""Evaluation measures what encoders and published indexes find, as the papers measure it.
 
     judged_files                               systems
     queries, judgments, purchases              catalog ─► encoder_ranking (exact search) ┐

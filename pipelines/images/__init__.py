@@ -1,1 +1,1 @@
-"""Images of products: fetched, decoded, handed on in batches."""
+"""Images of products are fetched, decoded and handed on in batches."""

@@ -1,4 +1,4 @@
-"""Which schemes, hosts and network addresses an image may come from, and connections that go nowhere else.
+"""The address rules say which schemes, hosts and network addresses an image may come from, and connect to no other.
 
 A catalog is other people's data: a URL in it must not become a way to read what only this machine can reach
 (server-side request forgery). So a host is looked up once for each connection, every address found is checked, and the

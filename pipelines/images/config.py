@@ -1,4 +1,4 @@
-"""The `fetch:` and `decode:` sections of a job: where images may come from, and how much they may cost.
+"""The `fetch:` and `decode:` sections of a job say where images may come from, and how much they may cost.
 
 They stand apart from the code that they limit because commands read them before anything heavy is loaded.
 """

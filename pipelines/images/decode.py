@@ -1,4 +1,4 @@
-"""An image's encoded bytes to the pixels that its tower wants.
+"""An image's encoded bytes become the pixels that its tower wants.
 
     bytes ─► type by first bytes ─► size by header (limit) ─► decode, JPEG at a fraction of its size ─► upright RGB on
              white ─► resize and crop to S x S

@@ -1,4 +1,4 @@
-"""An image's encoded bytes, from wherever its reference points: the row itself, a file, an object store, a web server.
+"""An image's encoded bytes are fetched from wherever it stands: the row itself, a file, a store, a web server.
 
 Where a path may lead:
 

@@ -1,4 +1,4 @@
-"""Images over http(s): bounded in time, bytes, attempts, redirects and connections.
+"""Images are fetched over http(s), bounded in time, bytes, attempts, redirects and connections.
 
     fetch ─► attempts, with backoff (tenacity) ─► hops of one attempt: check scheme and host, take one of the host's
                                                   connections, ask, follow a redirect by hand or read the body

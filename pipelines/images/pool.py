@@ -1,4 +1,4 @@
-"""Fetching and decoding ahead of the model, on bounded pools of threads, and any step ahead of the next.
+"""The pool fetches and decodes ahead of the model on bounded threads, and runs any step ahead of the next.
 
     fetch_all ─► [fetch threads, fetch.threads] ─► encoded bytes ─► decode_all ─► [decode threads, cores] ─► pixels
 

@@ -1,4 +1,4 @@
-"""From a batch of products to the images their vectors are made of: fetched, told apart, decoded.
+"""A batch of products gets the images that its vectors are made of: fetched, told apart, decoded.
 
 Each step works on a whole batch through the bounded `ImagePool`, and an image that fails costs only itself: the failure
 stands beside its product. A product is embedded again only if its fingerprint, or the encoder, changed.

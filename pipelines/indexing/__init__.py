@@ -1,1 +1,1 @@
-"""The job, in the order in which it runs: plan, embed, number, build, publish."""
+"""The indexing job, in the order in which it runs: plan, embed, number, build, publish."""

@@ -1,4 +1,4 @@
-"""The steps of an index build, in their order: number, sample, train, refine, add, merge, verify.
+"""The steps of an index build run in their order: number, sample, train, refine, add, merge, verify.
 
 Each is a plain function from descriptors to descriptors that leaves files under the build's folder, which is named by
 all that shapes them: what is finished is not done again.

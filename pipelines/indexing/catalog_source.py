@@ -1,4 +1,4 @@
-"""A product catalog as the source of a run: it is checked, cut into shards, and each shard is embedded.
+"""The catalog source checks a product catalog, cuts it into shards, and embeds each of them.
 
 A shard's files are named by what its vectors are made from, so what an earlier run made is found again.
 """

@@ -1,4 +1,4 @@
-"""The forecast of a run, without doing it: `python -m pipelines.embed_catalog --plan`.
+"""The forecast says what a run would do, without doing it: `python -m pipelines.embed_catalog --plan`.
 
 It reads the catalog and its images' bytes, as far as fingerprints need them, and looks them up in the previous version.
 No model is loaded, no version is written and nothing is removed: a job may be at work here, and has the lease.

@@ -1,4 +1,4 @@
-"""Vectors made elsewhere, or by the last run, as the source of a run: planned, and imported as embedding shards.
+"""The vector source plans and imports vectors made elsewhere, or by the last run, as embedding shards.
 
 An imported shard has the same files as an embedded one; its content fingerprints are zero: nothing is carried over.
 

@@ -1,4 +1,4 @@
-"""A run of the job, in the order in which it goes: check, lease, plan, run, clean, report.
+"""The job runs in this order: check, lease, plan, run, clean, report.
 
 The nightly run and the build from vectors are this one run, with another source of embedding shards.
 """

@@ -1,4 +1,4 @@
-"""Every product gets its row: its number in the plan, without the rejected and the duplicates.
+"""The product table gives every product its row: its number in the plan, without rejected ones and duplicates.
 
 Runs once all catalog shards are embedded, and writes what a version says of its products: `products.arrow` (row -> id
 and columns) and the dead letters. Of an id that occurs twice the first row stays. Memory is bounded by one bucket of

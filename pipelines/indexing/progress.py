@@ -1,4 +1,4 @@
-"""What a run shows of itself: how far it is while it runs, and what it did at its end.
+"""Progress shows how far a run is, and at its end what it did.
 
 All of it is read from the run record, so it is the same on every runner.
 """

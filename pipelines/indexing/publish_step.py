@@ -1,4 +1,4 @@
-"""The last step: a verified build passes the gates and is published, or is kept without being published."""
+"""The publish step judges the gates, writes the version, and publishes it or holds it back."""
 
 from __future__ import annotations
 

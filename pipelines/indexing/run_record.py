@@ -1,4 +1,4 @@
-"""A run's record: small files that any worker on any machine adds to, and that can be read while Beam blocks.
+"""A run's record holds small files that any worker on any machine adds to, and that are read while Beam blocks.
 
 Each finished task (a catalog shard, an index shard, a merge) writes one JSON file under
 `<work uri>/runs/<run id>/<stage>/`. They are reports for people: no result depends on them.

@@ -1,4 +1,4 @@
-"""The files of an embedded catalog shard, its summary, and the last run's shards.
+"""Shard files name what an embedded catalog shard consists of, its summary, and the last run's shards.
 
 Under `<work uri>/embeddings/<encoder fingerprint>/` a shard named by its key leaves
 

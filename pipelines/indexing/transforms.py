@@ -1,4 +1,4 @@
-"""All the Beam there is: thin DoFns over the plain functions of the steps, and the pipeline that they form.
+"""The transforms are all the Beam there is: thin DoFns over the steps' functions, and the pipeline they form.
 
 Elements are descriptors: no image and no vector crosses the boundary of a stage.
 """

@@ -1,4 +1,4 @@
-"""Vectors that Shelfmark did not make, in Parquet and NumPy files: listed, cut into shards of rows, and read.
+"""Vector files that Shelfmark did not make, Parquet and NumPy, are listed, cut into shards of rows, and read.
 
 Only headers and footers are read for the plan. Files come in the order of their names, and so do the rows of the index.
 

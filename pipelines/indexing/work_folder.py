@@ -1,4 +1,4 @@
-"""The work folder: the lease that one run holds on it, and what a finished run removes from it.
+"""The work folder is leased to one run at a time, and cleaned by it when it has finished.
 
     lease/           the holder's record, one file for each run so far; the highest number counts
     spool/           kept: intake copies that this run or another since the last one read

@@ -2,8 +2,8 @@
 
 A tokenizer is a `tokenizer.json` and what open_clip does around it: it cleans texts before, and may drop a token after.
 open_clip's own byte-pair table and its Hugging Face tokenizers (SigLIP and others) are rewritten as one when they are
-loaded. The library runs a batch on all cores, or on one with `TOKENIZERS_PARALLELISM=false`, as open_clip sets it. No torch
-is needed.
+loaded. The library runs a batch on all cores, or on one with `TOKENIZERS_PARALLELISM=false`, as open_clip sets it.
+No torch is needed.
 
 Legend: T texts, B texts of a batch, L tokens of the longest of them.
 """

@@ -20,7 +20,7 @@ demo: $(VENV)/.installed  ## index the drawn catalog of 3,000 products, search i
 	$(PY) -m pipelines.search --index $(DEMO)/index -k 5 --image $(PICTURES)/floral_purple_dress.png "dress for summer"
 	$(PY) -m pipelines.evaluate
 
-test: $(VENV)/.installed-test  ## the whole test suite; one file: make test TESTS=tests/encoders/test_fusion.py
+test: $(VENV)/.installed-test  ## the whole test suite; one file: make test TESTS=tests/encoders/test_model.py
 	$(PY) -m pytest -q $(TESTS)
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy

@@ -16,6 +16,7 @@ import pytest
 
 from index_builder import storage
 from index_builder.errors import MissingFileError, StorageError
+from tests.conftest import PROJECT_ROOT
 
 
 @pytest.mark.parametrize(
@@ -369,7 +370,10 @@ def test_a_kill_between_any_two_requests_to_an_object_store(bucket: str, tmp_pat
         "        print(number)\n"
         "        break\n"
     )
-    done = subprocess.run([sys.executable, script, bucket], stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, script, bucket]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}, stdout=subprocess.PIPE, text=True, check=True
+    )
     kills = int(done.stdout)
     uris = [storage.join(bucket, str(number), "x") for number in range(kills + 1)]
     stands = [storage.find_artifact(uri) is not None for uri in uris]

@@ -108,7 +108,7 @@ class CatalogConfig:
             except ValueError:
                 raise _unusable(f"column_types.{name}", alias, "an Arrow type such as 'float64' or 'date32'") from None
         if self.csv_delimiter is not None:
-            good = len(self.csv_delimiter.encode()) == 1 and self.csv_delimiter not in '"\r\n'
+            good = len(self.csv_delimiter.encode()) == 1 and self.csv_delimiter not in '"\r\n\0'
             _require(good, "csv_delimiter", self.csv_delimiter, "one ASCII character, such as ';' or a tab")
 
     @property

@@ -335,8 +335,8 @@ def parse_config(text: str, name: str) -> ConfigFile:
 
     Beyond `yaml.safe_load` every key has its line, and a key that occurs twice is an error: YAML would keep the last.
     """
-    loader = _ConfigLoader(text)
     try:
+        loader = _ConfigLoader(text)
         node = loader.get_single_node()
         if node is None:
             return ConfigFile(name=name, data={}, lines={})
@@ -354,8 +354,6 @@ def parse_config(text: str, name: str) -> ConfigFile:
         return ConfigFile(name=name, data=loader.construct_document(node), lines=lines)
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: is not valid YAML: {_describe_yaml_error(error)}") from error
-    finally:
-        loader.dispose()
 
 
 class _ConfigLoader(yaml.SafeLoader):

@@ -107,8 +107,11 @@ class FetchConfig:
                 _require(_HOST_PATTERN.fullmatch(host) is not None, f"fetch.{key}", host, expected)
         if self.proxy is not None:
             good = _PROXY_PATTERN.fullmatch(self.proxy) is not None and not self.proxy.startswith("http://***@")
-            expected = "an address such as http://proxy.example.com:3128, with its login where it wants one"
-            _require(good, "fetch.proxy", hide_login(self.proxy), expected)
+            if not good:
+                raise CatalogConfigError(
+                    "fetch.proxy: expected an address such as http://proxy.example.com:3128, with its login where it "
+                    "wants one; found another text, which is not shown"
+                )
 
     def _check(self, holds: bool, key: str, expected: str) -> None:
         _require(holds, f"fetch.{key}", getattr(self, key), expected)

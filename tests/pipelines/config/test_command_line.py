@@ -453,3 +453,8 @@ def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> Non
 
     assert run_command(main, []) == 130
     assert capsys.readouterr().err.startswith("interrupted")
+
+
+def test_a_character_that_yaml_does_not_know_is_one_clear_error():
+    with pytest.raises(ConfigError, match=r"job.yaml: is not valid YAML: .*#x0000"):
+        parse_config("a: \0\n", "job.yaml")

@@ -36,7 +36,7 @@ ROWS_PER_FILE = 1_000_000
 ROWS_PER_GROUP = 4096
 HEAD_BYTES = 128 << 10
 
-_RULES = 1  # goes up when the same text gives other rows
+_RULES = 2  # goes up when the same text gives other rows
 _THREADS = 4
 
 _logger = logging.getLogger(__name__)

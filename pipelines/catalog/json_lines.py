@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import reduce
@@ -28,6 +29,7 @@ _NEWLINE, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
 _INT64 = range(-(2**63), 2**63)
 _SAMPLED_LINES, _SAMPLED_LINES_LATER = 64, 16
 _IMAGES = pa.list_(pa.string())
+_EMPTY_OBJECT = re.compile(rb"\{\s*\}")
 
 
 class JsonLinesReader:
@@ -80,6 +82,8 @@ class JsonLinesReader:
         if table.num_rows != len(lines):
             return None
         rows = table.select(schema.names).combine_chunks().to_batches()[0]
+        if any(map(_has_bare_object, rows.columns)) and _EMPTY_OBJECT.search(data):
+            return None
         for name, column in zip(schema.names, rows.columns, strict=True):
             if len(column) > column.null_count:
                 self.seen.votes_of(name).add(column.type, len(column) - column.null_count)
@@ -179,9 +183,12 @@ class JsonLinesReader:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """One line as a JSON object; ValueError where it is none, with the reason for people."""
+    """One line as a JSON object; ValueError where it is none, with the reason for people.
+
+    An object without fields inside it counts as null: no Parquet file can hold one.
+    """
     try:
-        value = json.loads(line.decode("utf-8"), object_pairs_hook=_Object)
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=lambda pairs: _Object(pairs) if pairs else None)
     except UnicodeDecodeError as error:
         found = f"the byte 0x{line[error.start]:02x} at {error.start} of the line"
         raise ValueError(f"expected UTF-8, found {found}") from None
@@ -189,6 +196,8 @@ def parse_line(line: bytes) -> dict[str, Any]:
         raise ValueError(f"expected one JSON object a line: {error.msg} at character {error.pos}") from None
     except RecursionError:
         raise ValueError("expected one JSON object a line, found one that is nested too deeply") from None
+    if value is None and line.lstrip().startswith(b"{"):
+        return {}
     if not isinstance(value, dict):
         raise ValueError(f"expected one JSON object a line, found {kind_of(value)}")
     return value
@@ -215,6 +224,17 @@ def _plain_lines(data: bytes) -> tuple[np.ndarray, int]:
     filled = np.flatnonzero(stops > starts)
     plain = (codes[starts[filled]] == _OPEN) & (codes[stops[filled] - 1] == _CLOSE)
     return (filled if plain.all() else filled[:0]), int((stops - starts).max()) + 2
+
+
+def _has_bare_object(column: pa.Array) -> bool:
+    """Whether an object in a column has no value in any field: pyarrow reads an empty one as such, not as null."""
+    if pa.types.is_list(column.type):
+        return _has_bare_object(column.flatten())
+    if not pa.types.is_struct(column.type):
+        return False
+    fields = column.flatten()
+    is_bare = reduce(pc.and_, [field.is_null() for field in fields], column.is_valid())
+    return bool(pc.any(is_bare).as_py()) or any(map(_has_bare_object, fields))
 
 
 def _checked(record: dict[str, Any], config: CatalogConfig) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -207,3 +209,37 @@ def test_a_field_that_an_object_has_only_later_is_seen() -> None:
     records, _ = reader.parse(b'{"id": "2", "tags": {"a": 1, "b": ["x"]}}\n' * 200, 2, False)
     assert records.rows.column("tags").to_pylist()[0] == {"a": 1, "b": ["x"]}
     assert reader.seen.votes["tags"].winner() == pa.struct([("a", pa.int64()), ("b", pa.list_(pa.string()))])
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+@pytest.mark.parametrize("empty", [b"{}", b"{ }"])
+def test_an_object_without_fields_is_no_value_wherever_it_stands(is_fast: bool, empty: bytes) -> None:
+    config = CatalogConfig(uri="a.jsonl", id_field="id", text_fields=("id",), display_fields=("tags", "more", "none"))
+    reader = JsonLinesReader(config)
+    if not is_fast:
+        reader.parse_fast = lambda data, line=1: None  # type: ignore[method-assign]
+    first, _ = reader.parse(b'{"id": "0", "tags": @, "none": [@]}\n'.replace(b"@", empty), 1, False)
+    assert first.rows.to_pylist() == [{"id": "0", "tags": None, "more": None, "none": [None]}]
+    lines = [
+        b'{"id": "1", "tags": {"a": 1, "b": @}, "more": [{"a": @}, @], "none": [@]}\n',
+        b'{"id": "2", "tags": {"a": null, "b": {"c": 1}}, "more": [@, {"a": {"d": 2}}]}\n',
+        b'{"id": "3", "tags": @}\n{"id": "4", "tags": {"a": null}, "more": []}\n@\n',
+    ]
+    records, _ = reader.parse(b"".join(lines).replace(b"@", empty), 2, True)
+    assert not records.bad
+    assert records.rows.column("tags").to_pylist() == [
+        {"a": 1, "b": None},
+        {"a": None, "b": {"c": 1}},
+        None,
+        {"a": None, "b": None},
+        None,
+    ]
+    assert records.rows.column("more").to_pylist()[:4] == [
+        [{"a": None}, None],
+        [None, {"a": {"d": 2}}],
+        None,
+        [],
+    ]
+    pq.write_table(pa.Table.from_batches([first.rows]), io.BytesIO())
+    pq.write_table(pa.Table.from_batches([records.rows]), io.BytesIO())
+    assert reader.parse(b'{"id": "5", "tags": {"a": 3}}\n', 7, True)[0].rows.column("tags")[0].as_py()["a"] == 3

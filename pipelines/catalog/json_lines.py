@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from functools import reduce
@@ -23,6 +24,7 @@ import pyarrow.json
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.schemas import IMAGE_KEYS, Records, SeenColumns, common_type, settled_type
 
+MAX_DEPTH = 60  # of lists and objects in a value
 THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
 
 _NEWLINE, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
@@ -98,7 +100,7 @@ class JsonLinesReader:
         for number, text in enumerate(data.split(b"\n"), line):
             if text := text.strip():
                 try:
-                    objects.append((number, text, parse_line(text)))
+                    objects.append((number, text, self._record(text)))
                 except ValueError as error:
                     bad.append((number, str(error)))
         if bad:
@@ -110,7 +112,7 @@ class JsonLinesReader:
         values: dict[str, list[Any]] = {name: [] for name in self._config.fields}
         lines: list[int] = []
         for number, _, record in objects:
-            self.seen.names |= dict.fromkeys(record)
+            self._note_names(record)
             for name in values:
                 self.seen.votes_of(name).add(type_of(record.get(name)))
             try:
@@ -131,6 +133,17 @@ class JsonLinesReader:
         rows = pa.RecordBatch.from_arrays(arrays, names=list(values))
         return Records(rows, np.array(lines, np.int64), sorted(bad))
 
+    def _record(self, text: bytes) -> dict[str, Any]:
+        """A line as an object of which a column can hold the values that are asked for; ValueError as `parse_line`."""
+        record = parse_line(text)
+        for name in self._config.fields:
+            _check_value(name, record.get(name), MAX_DEPTH)
+        return record
+
+    def _note_names(self, record: dict[str, Any]) -> None:
+        """Notes its columns; a name with half of a surrogate pair, which no UTF-8 file can hold, as JSON spells it."""
+        self.seen.names |= dict.fromkeys(name.encode("utf-8", "backslashreplace").decode() for name in record)
+
     def _look_at(self, data: bytes) -> None:
         """Widens the types by some lines of the block: new fields of an object, which the fast way would ignore."""
         sample = data.split(b"\n", _SAMPLED_LINES)[:_SAMPLED_LINES] if self.seen.records == 0 else []
@@ -140,10 +153,10 @@ class JsonLinesReader:
             sample.append(data[begin : data.find(b"\n", begin)] if begin else b"")
         for text in sample:
             try:
-                record = parse_line(text)
+                record = self._record(text)
             except ValueError:
                 continue
-            self.seen.names |= dict.fromkeys(record)
+            self._note_names(record)
             for name, before in self._block_types.items():
                 self._block_types[name] = self._common(name, before, type_of(record.get(name)))
 
@@ -194,6 +207,9 @@ def parse_line(line: bytes) -> dict[str, Any]:
         raise ValueError(f"expected UTF-8, found {found}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"expected one JSON object a line: {error.msg} at character {error.pos}") from None
+    except ValueError:
+        digits = sys.get_int_max_str_digits()
+        raise ValueError(f"expected one JSON object a line, found a number of more than {digits:,} digits") from None
     except RecursionError:
         raise ValueError("expected one JSON object a line, found one that is nested too deeply") from None
     if value is None and line.lstrip().startswith(b"{"):
@@ -242,8 +258,6 @@ def _checked(record: dict[str, Any], config: CatalogConfig) -> dict[str, Any]:
     for name in getattr(record, "repeated", ()):
         if name in config.fields:
             raise ValueError(f"expected each name once, found {name!r} twice")
-    for name in config.fields:
-        _check_text(name, record.get(name))
     identity = record.get(config.id_field)
     if isinstance(identity, bool | list | dict):
         raise ValueError(f"expected text or a whole number in {config.id_field!r}, found {kind_of(identity)}")
@@ -259,16 +273,20 @@ def _checked(record: dict[str, Any], config: CatalogConfig) -> dict[str, Any]:
     return record
 
 
-def _check_text(name: str, value: Any) -> None:
-    """JSON can spell half of a surrogate pair, which no UTF-8 text can hold."""
+def _check_value(name: str, value: Any, depth: int) -> None:
+    """Refuses values that JSON can spell and a column cannot hold: half of a surrogate pair, lists without end."""
     if isinstance(value, str):
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
             raise ValueError(f"expected text in {name!r}, found half of a surrogate pair") from None
     elif isinstance(value, list | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            _check_text(name, item)
+        if not depth:
+            raise ValueError(
+                f"expected at most {MAX_DEPTH} lists and objects inside one another in {name!r}, found more"
+            )
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            _check_value(name, item, depth - 1)
 
 
 def _same_shape(one: pa.DataType, other: pa.DataType) -> bool:

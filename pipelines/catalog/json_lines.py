@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from functools import reduce
@@ -112,7 +111,6 @@ class JsonLinesReader:
         values: dict[str, list[Any]] = {name: [] for name in self._config.fields}
         lines: list[int] = []
         for number, _, record in objects:
-            self._note_names(record)
             for name in values:
                 self.seen.votes_of(name).add(type_of(record.get(name)))
             try:
@@ -134,15 +132,13 @@ class JsonLinesReader:
         return Records(rows, np.array(lines, np.int64), sorted(bad))
 
     def _record(self, text: bytes) -> dict[str, Any]:
-        """A line as an object of which a column can hold the values that are asked for; ValueError as `parse_line`."""
+        """A line as an object whose values the columns can hold; notes its names. ValueError as `parse_line`."""
         record = parse_line(text)
         for name in self._config.fields:
             _check_value(name, record.get(name), MAX_DEPTH)
-        return record
-
-    def _note_names(self, record: dict[str, Any]) -> None:
-        """Notes its columns; a name with half of a surrogate pair, which no UTF-8 file can hold, as JSON spells it."""
+        # Half of a surrogate pair in a name, which no UTF-8 file can hold, is noted as JSON spells it.
         self.seen.names |= dict.fromkeys(name.encode("utf-8", "backslashreplace").decode() for name in record)
+        return record
 
     def _look_at(self, data: bytes) -> None:
         """Widens the types by some lines of the block: new fields of an object, which the fast way would ignore."""
@@ -156,7 +152,6 @@ class JsonLinesReader:
                 record = self._record(text)
             except ValueError:
                 continue
-            self._note_names(record)
             for name, before in self._block_types.items():
                 self._block_types[name] = self._common(name, before, type_of(record.get(name)))
 
@@ -196,10 +191,7 @@ class JsonLinesReader:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """One line as a JSON object; ValueError where it is none, with the reason for people.
-
-    An object without fields inside it counts as null: no Parquet file can hold one.
-    """
+    """One line as a JSON object, with null for each empty one in it; ValueError for people where it is none."""
     try:
         value = json.loads(line.decode("utf-8"), object_pairs_hook=lambda pairs: _Object(pairs) if pairs else None)
     except UnicodeDecodeError as error:
@@ -208,8 +200,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"expected one JSON object a line: {error.msg} at character {error.pos}") from None
     except ValueError:
-        digits = sys.get_int_max_str_digits()
-        raise ValueError(f"expected one JSON object a line, found a number of more than {digits:,} digits") from None
+        raise ValueError("expected one JSON object a line, found a number of more digits than are read") from None
     except RecursionError:
         raise ValueError("expected one JSON object a line, found one that is nested too deeply") from None
     if value is None and line.lstrip().startswith(b"{"):

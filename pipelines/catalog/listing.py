@@ -94,15 +94,12 @@ def list_catalog(uris: Sequence[str], format: str) -> CatalogListing:
                 )
             why = "neither name nor first bytes tell the format: set catalog.format"
         skipped.append((uri, why))
-
-    def is_lost(item: tuple[str, str]) -> bool:
-        return item[1] == stores.unread_compression(item[0])
-
-    skipped.sort(key=is_lost, reverse=True)
+    lost = {uri for uri, why in skipped if why == stores.unread_compression(uri)}
+    skipped.sort(key=lambda each: each[0] not in lost)
     _check_formats(files, skipped, uris)
     if skipped:
         shown = "; ".join(f"{uri} ({why})" for uri, why in skipped[:5]) + " ..." * (len(skipped) > 5)
-        level = logging.WARNING if is_lost(skipped[0]) else logging.INFO
+        level = logging.WARNING if lost else logging.INFO
         _logger.log(level, "catalog: skipped %d of the files found: %s", len(skipped), shown)
     return CatalogListing(files=tuple(files), skipped=tuple(skipped))
 

@@ -105,7 +105,7 @@ def test_whatever_the_fast_way_accepts_the_slow_way_reads_alike(data: bytes) -> 
         (b'{"id": "1", "title": {"en": "a"}}', "expected text in 'title', found an object"),
         (b'{"id": "1", "title": [["a"]]}', "expected text in 'title', found a list"),
         (b'{"id": "1", "ignored": ' + b"[" * 100_000 + b"}", "nested too deeply"),
-        (b'{"id": 1' + b"0" * 5000 + b"}", "more than 4,300 digits"),
+        (b'{"id": 1' + b"0" * 5000 + b"}", "more digits than are read"),
         (b'{"id": "1", "tags": {"\\udfff": 1}}', "half of a surrogate pair"),
         (b'{"id": "1", "tags": [{"a": {"\\ud800": 1}}]}', "half of a surrogate pair"),
         (b'{"id": "1", "title": ' + b"[" * 61 + b"]" * 61 + b"}", "at most 60 lists and objects"),

@@ -27,7 +27,7 @@ from pipelines.catalog.json_lines import JsonLinesReader
 from pipelines.catalog.schemas import Records, SeenColumns
 from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
 
-LINE, PROBLEM = "__line__", "__problem__"
+LINE, PROBLEM = "shelfmark:line", "shelfmark:problem"
 """Columns of a taken-in text file: the record's line (int64, from 1), and what is wrong with it (text), else null."""
 
 MAX_RECORD_BYTES = 64 << 20
@@ -36,7 +36,7 @@ ROWS_PER_FILE = 1_000_000
 ROWS_PER_GROUP = 4096
 HEAD_BYTES = 128 << 10
 
-_RULES = 1  # goes up when the same text gives other rows
+_RULES = 2  # goes up when the same text gives other rows
 _THREADS = 4
 
 _logger = logging.getLogger(__name__)
@@ -134,7 +134,9 @@ def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
 
 
 def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLinesReader:
-    """What turns blocks of this file into rows."""
+    """What turns blocks of this file into rows; CatalogError where a column that is asked for has one of our names."""
+    for name in {LINE, PROBLEM} & set(config.fields):
+        raise CatalogError(f"{config.fields[name]}: {name!r} is a name that only the intake gives; rename the column")
     if file.format == "jsonl":
         return JsonLinesReader(config)
     return CsvReader(

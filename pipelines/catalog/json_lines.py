@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import reduce
@@ -22,12 +23,14 @@ import pyarrow.json
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.schemas import IMAGE_KEYS, Records, SeenColumns, common_type, settled_type
 
+MAX_DEPTH = 60  # of lists and objects in a value
 THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
 
 _NEWLINE, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
 _INT64 = range(-(2**63), 2**63)
 _SAMPLED_LINES, _SAMPLED_LINES_LATER = 64, 16
 _IMAGES = pa.list_(pa.string())
+_EMPTY_OBJECT = re.compile(rb"\{\s*\}")
 
 
 class JsonLinesReader:
@@ -80,6 +83,8 @@ class JsonLinesReader:
         if table.num_rows != len(lines):
             return None
         rows = table.select(schema.names).combine_chunks().to_batches()[0]
+        if any(map(_has_bare_object, rows.columns)) and _EMPTY_OBJECT.search(data):
+            return None
         for name, column in zip(schema.names, rows.columns, strict=True):
             if len(column) > column.null_count:
                 self.seen.votes_of(name).add(column.type, len(column) - column.null_count)
@@ -94,7 +99,7 @@ class JsonLinesReader:
         for number, text in enumerate(data.split(b"\n"), line):
             if text := text.strip():
                 try:
-                    objects.append((number, text, parse_line(text)))
+                    objects.append((number, text, self._record(text)))
                 except ValueError as error:
                     bad.append((number, str(error)))
         if bad:
@@ -106,7 +111,6 @@ class JsonLinesReader:
         values: dict[str, list[Any]] = {name: [] for name in self._config.fields}
         lines: list[int] = []
         for number, _, record in objects:
-            self.seen.names |= dict.fromkeys(record)
             for name in values:
                 self.seen.votes_of(name).add(type_of(record.get(name)))
             try:
@@ -127,6 +131,15 @@ class JsonLinesReader:
         rows = pa.RecordBatch.from_arrays(arrays, names=list(values))
         return Records(rows, np.array(lines, np.int64), sorted(bad))
 
+    def _record(self, text: bytes) -> dict[str, Any]:
+        """A line as an object whose values the columns can hold; notes its names. ValueError as `parse_line`."""
+        record = parse_line(text)
+        for name in self._config.fields:
+            _check_value(name, record.get(name), MAX_DEPTH)
+        # Half of a surrogate pair in a name, which no UTF-8 file can hold, is noted as JSON spells it.
+        self.seen.names |= dict.fromkeys(name.encode("utf-8", "backslashreplace").decode() for name in record)
+        return record
+
     def _look_at(self, data: bytes) -> None:
         """Widens the types by some lines of the block: new fields of an object, which the fast way would ignore."""
         sample = data.split(b"\n", _SAMPLED_LINES)[:_SAMPLED_LINES] if self.seen.records == 0 else []
@@ -136,10 +149,9 @@ class JsonLinesReader:
             sample.append(data[begin : data.find(b"\n", begin)] if begin else b"")
         for text in sample:
             try:
-                record = parse_line(text)
+                record = self._record(text)
             except ValueError:
                 continue
-            self.seen.names |= dict.fromkeys(record)
             for name, before in self._block_types.items():
                 self._block_types[name] = self._common(name, before, type_of(record.get(name)))
 
@@ -179,16 +191,20 @@ class JsonLinesReader:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """One line as a JSON object; ValueError where it is none, with the reason for people."""
+    """One line as a JSON object, with null for each empty one in it; ValueError for people where it is none."""
     try:
-        value = json.loads(line.decode("utf-8"), object_pairs_hook=_Object)
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=lambda pairs: _Object(pairs) if pairs else None)
     except UnicodeDecodeError as error:
         found = f"the byte 0x{line[error.start]:02x} at {error.start} of the line"
         raise ValueError(f"expected UTF-8, found {found}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"expected one JSON object a line: {error.msg} at character {error.pos}") from None
+    except ValueError:
+        raise ValueError("expected one JSON object a line, found a number of more digits than are read") from None
     except RecursionError:
         raise ValueError("expected one JSON object a line, found one that is nested too deeply") from None
+    if value is None and line.lstrip().startswith(b"{"):
+        return {}
     if not isinstance(value, dict):
         raise ValueError(f"expected one JSON object a line, found {kind_of(value)}")
     return value
@@ -217,13 +233,22 @@ def _plain_lines(data: bytes) -> tuple[np.ndarray, int]:
     return (filled if plain.all() else filled[:0]), int((stops - starts).max()) + 2
 
 
+def _has_bare_object(column: pa.Array) -> bool:
+    """Whether an object in a column has no value in any field: pyarrow reads an empty one as such, not as null."""
+    if pa.types.is_list(column.type):
+        return _has_bare_object(column.flatten())
+    if not pa.types.is_struct(column.type):
+        return False
+    fields = column.flatten()
+    is_bare = reduce(pc.and_, [field.is_null() for field in fields], column.is_valid())
+    return bool(pc.any(is_bare).as_py()) or any(map(_has_bare_object, fields))
+
+
 def _checked(record: dict[str, Any], config: CatalogConfig) -> dict[str, Any]:
     """The record, if its values can be what their columns are for; whole ids that came as 12.0 become 12."""
     for name in getattr(record, "repeated", ()):
         if name in config.fields:
             raise ValueError(f"expected each name once, found {name!r} twice")
-    for name in config.fields:
-        _check_text(name, record.get(name))
     identity = record.get(config.id_field)
     if isinstance(identity, bool | list | dict):
         raise ValueError(f"expected text or a whole number in {config.id_field!r}, found {kind_of(identity)}")
@@ -239,16 +264,20 @@ def _checked(record: dict[str, Any], config: CatalogConfig) -> dict[str, Any]:
     return record
 
 
-def _check_text(name: str, value: Any) -> None:
-    """JSON can spell half of a surrogate pair, which no UTF-8 text can hold."""
+def _check_value(name: str, value: Any, depth: int) -> None:
+    """Refuses values that JSON can spell and a column cannot hold: half of a surrogate pair, lists without end."""
     if isinstance(value, str):
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
             raise ValueError(f"expected text in {name!r}, found half of a surrogate pair") from None
     elif isinstance(value, list | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            _check_text(name, item)
+        if not depth:
+            raise ValueError(
+                f"expected at most {MAX_DEPTH} lists and objects inside one another in {name!r}, found more"
+            )
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            _check_value(name, item, depth - 1)
 
 
 def _same_shape(one: pa.DataType, other: pa.DataType) -> bool:

@@ -94,10 +94,13 @@ def list_catalog(uris: Sequence[str], format: str) -> CatalogListing:
                 )
             why = "neither name nor first bytes tell the format: set catalog.format"
         skipped.append((uri, why))
+    lost = {uri for uri, why in skipped if why == stores.unread_compression(uri)}
+    skipped.sort(key=lambda each: each[0] not in lost)
     _check_formats(files, skipped, uris)
     if skipped:
-        shown = "; ".join(f"{uri} ({why})" for uri, why in skipped[:5])
-        _logger.info("catalog: skipped %d of the files found: %s%s", len(skipped), shown, " ..." * (len(skipped) > 5))
+        shown = "; ".join(f"{uri} ({why})" for uri, why in skipped[:5]) + " ..." * (len(skipped) > 5)
+        level = logging.WARNING if lost else logging.INFO
+        _logger.log(level, "catalog: skipped %d of the files found: %s", len(skipped), shown)
     return CatalogListing(files=tuple(files), skipped=tuple(skipped))
 
 
@@ -154,6 +157,10 @@ def _reason_to_skip(item: _Found, format: str) -> str | None:
             return "hidden"
     if item.file.size == 0:
         return "no bytes"
+    if (unread := stores.unread_compression(item.file.uri)) is not None:
+        if not item.in_folder:
+            raise CatalogError(f"{item.file.uri}: {unread}; unpack it, or pack it again")
+        return unread
     named, _ = format_by_name(item.file.uri)
     if item.in_folder and named is None and has_foreign_suffix(item.file.uri):
         return "not a catalog file by its suffix"

@@ -71,13 +71,14 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
 def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batch_rows: int) -> Iterator[RawBatch]:
     row = part.start
     texts = {config.id_field, *config.texts}
-    read, columns = _ROW_READERS[shard.format], [*config.fields, LINE, PROBLEM]
+    read, is_text = _ROW_READERS[shard.format], part.file.is_text
+    columns = [*config.fields, LINE, PROBLEM] if is_text else list(config.fields)
     for rows in read(part.path, part.start, part.stop, columns, batch_rows=batch_rows, batch_bytes=BATCH_BYTES):
         numbers = np.arange(row, row + rows.num_rows)
         row += rows.num_rows
         unit: Literal["row", "line"] = "row"
         problems: dict[int, str] = {}
-        if PROBLEM in rows.schema.names:
+        if is_text:
             numbers, unit = rows.column(LINE).to_numpy(), "line"
             if rows.column(PROBLEM).null_count < rows.num_rows:
                 problems = {at: why for at, why in enumerate(rows.column(PROBLEM).to_pylist()) if why is not None}

@@ -35,6 +35,7 @@ _FORMAT_BY_SUFFIX = {
 }
 # Suffix -> the name under which pyarrow knows the codec.
 _COMPRESSION_BY_SUFFIX = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd", ".lz4": "lz4"}
+_UNREAD_COMPRESSIONS = (".xz", ".lzma", ".zip", ".7z", ".rar", ".br", ".lzo", ".snappy", ".sz", ".z")
 _COMPRESSION_BY_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -216,6 +217,14 @@ def format_by_name(name: str) -> tuple[str | None, str | None]:
     if compression is not None:
         path = path.with_suffix("")
     return _FORMAT_BY_SUFFIX.get(path.suffix.lower()), compression
+
+
+def unread_compression(name: str) -> str | None:
+    """Why a catalog file inside a compression that is not read (`items.jsonl.xz`) is none; None where it is not."""
+    stem, suffix = os.path.splitext(name)
+    if suffix.lower() not in _UNREAD_COMPRESSIONS or format_by_name(stem)[0] is None:
+        return None
+    return f"{suffix} is no compression that is read; those are {', '.join(_COMPRESSION_BY_SUFFIX)}"
 
 
 def has_foreign_suffix(name: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,7 +105,12 @@ def test_whatever_the_fast_way_accepts_the_slow_way_reads_alike(data: bytes) -> 
         (b'{"id": "1", "title": {"en": "a"}}', "expected text in 'title', found an object"),
         (b'{"id": "1", "title": [["a"]]}', "expected text in 'title', found a list"),
         (b'{"id": "1", "ignored": ' + b"[" * 100_000 + b"}", "nested too deeply"),
-        (b'{"id": 1' + b"0" * 5000 + b"}", "digits"),
+        (b'{"id": 1' + b"0" * 5000 + b"}", "more digits than are read"),
+        (b'{"id": "1", "tags": {"\\udfff": 1}}', "half of a surrogate pair"),
+        (b'{"id": "1", "tags": [{"a": {"\\ud800": 1}}]}', "half of a surrogate pair"),
+        (b'{"id": "1", "title": ' + b"[" * 61 + b"]" * 61 + b"}", "at most 60 lists and objects"),
+        (b'{"id": "1", "tags": ' + b"[" * 900 + b"]" * 900 + b"}", "at most 60 lists and objects"),
+        (b'{"id": "1", "rare": ' + b'{"a": ' * 150 + b"1" + b"}" * 151, "at most 60 lists and objects"),
         (b"\x00", "expected one JSON object a line"),
         (b"// note", "expected one JSON object a line"),
     ],
@@ -207,3 +214,57 @@ def test_a_field_that_an_object_has_only_later_is_seen() -> None:
     records, _ = reader.parse(b'{"id": "2", "tags": {"a": 1, "b": ["x"]}}\n' * 200, 2, False)
     assert records.rows.column("tags").to_pylist()[0] == {"a": 1, "b": ["x"]}
     assert reader.seen.votes["tags"].winner() == pa.struct([("a", pa.int64()), ("b", pa.list_(pa.string()))])
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+@pytest.mark.parametrize("empty", [b"{}", b"{ }"])
+def test_an_object_without_fields_is_no_value_wherever_it_stands(is_fast: bool, empty: bytes) -> None:
+    config = CatalogConfig(uri="a.jsonl", id_field="id", text_fields=("id",), display_fields=("tags", "more", "none"))
+    reader = JsonLinesReader(config)
+    if not is_fast:
+        reader.parse_fast = lambda data, line=1: None  # type: ignore[method-assign]
+    first, _ = reader.parse(b'{"id": "0", "tags": @, "none": [@]}\n'.replace(b"@", empty), 1, False)
+    assert first.rows.to_pylist() == [{"id": "0", "tags": None, "more": None, "none": [None]}]
+    lines = [
+        b'{"id": "1", "tags": {"a": 1, "b": @}, "more": [{"a": @}, @], "none": [@]}\n',
+        b'{"id": "2", "tags": {"a": null, "b": {"c": 1}}, "more": [@, {"a": {"d": 2}}]}\n',
+        b'{"id": "3", "tags": @}\n{"id": "4", "tags": {"a": null}, "more": []}\n@\n',
+    ]
+    records, _ = reader.parse(b"".join(lines).replace(b"@", empty), 2, True)
+    assert not records.bad
+    assert records.rows.column("tags").to_pylist() == [
+        {"a": 1, "b": None},
+        {"a": None, "b": {"c": 1}},
+        None,
+        {"a": None, "b": None},
+        None,
+    ]
+    assert records.rows.column("more").to_pylist()[:4] == [
+        [{"a": None}, None],
+        [None, {"a": {"d": 2}}],
+        None,
+        [],
+    ]
+    pq.write_table(pa.Table.from_batches([first.rows]), io.BytesIO())
+    pq.write_table(pa.Table.from_batches([records.rows]), io.BytesIO())
+    assert reader.parse(b'{"id": "5", "tags": {"a": 3}}\n', 7, True)[0].rows.column("tags")[0].as_py()["a"] == 3
+
+
+@pytest.mark.parametrize("value", [b'"\\ud800"', b"[" * 200 + b"]" * 200, b'{"\\ud800": {}}'])
+@pytest.mark.parametrize("is_slow", [True, False])
+def test_what_nobody_asked_for_does_not_matter(value: bytes, is_slow: bool) -> None:
+    price = b"{}" if is_slow else b"1"
+    data = b'{"id": "1", "price": @, "\\ud800": 1, "ignored": %s}\n'.replace(b"@", price) % value
+    reader = JsonLinesReader(CONFIG)
+    records, _ = reader.parse(data * 3, 1, True)
+    assert not records.bad
+    assert records.rows.column("id").to_pylist() == ["1"] * 3
+    assert "\\ud800" in json.loads(json.dumps(reader.seen.to_dict(), ensure_ascii=False).encode())["names"]
+
+
+def test_the_deepest_value_that_is_read_can_be_written() -> None:
+    for begin, end in ((b"[", b"]"), (b'{"a": ', b"}"), (b'[{"a": ', b"}]")):
+        count = 30 if begin.startswith(b"[{") else 60
+        rows = read(b'{"id": "1", "tags": ' + begin * count + b"1" + end * count + b"}\n").rows
+        pq.write_table(pa.Table.from_batches([rows]), sink := io.BytesIO())
+        assert pq.read_table(sink).to_pylist() == rows.to_pylist()

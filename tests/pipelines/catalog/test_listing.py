@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import logging
+import lzma
 import os
 import struct
 from pathlib import Path
@@ -55,6 +56,28 @@ def test_hidden_empty_and_foreign_files_are_skipped_with_a_word(
     assert why["README.md"] == why["cup.jpg"] == "not a catalog file by its suffix"
     assert "set catalog.format" in why["LICENSE"]
     assert "skipped 8 of the files" in caplog.text
+
+
+def test_a_catalog_file_inside_a_compression_that_is_not_read_is_never_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = write(tmp_path / "b.jsonl.xz", lzma.compress(LINE))
+    write(tmp_path / "README.md", b"text")
+    for place in (uri, tmp_path, tmp_path / "*.xz"):
+        for format in ("auto", "jsonl"):
+            with pytest.raises(
+                CatalogError, match=r"b\.jsonl\.xz: \.xz is no compression that is read; those are \.gz"
+            ):
+                listed(place, format=format)
+    for number in range(6):
+        write(tmp_path / f"a{number}.md", b"text")
+    write(tmp_path / "_old" / "c.csv.zip", b"hidden")
+    write(tmp_path / "a.jsonl", LINE)
+    caplog.clear()
+    assert names(listed(tmp_path)) == ["a.jsonl"]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "b.jsonl.xz (.xz is no compression" in record.message
 
 
 def test_files_of_several_formats_are_an_error_that_lists_them(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.intake import LINE, PROBLEM
 from pipelines.catalog.plan import catalog_schema, plan_catalog
 from pipelines.catalog.reading import read_shard
 from tests.pipelines.catalog.catalogs import (
@@ -148,3 +150,22 @@ def test_tab_separated_and_windows_files(newlines_in_values: bool, tmp_path: Pat
     write(tmp_path / "a.tsv", text.encode())
     config = CatalogConfig(uri=str(tmp_path), shard_rows=7, csv_newlines_in_values=newlines_in_values)
     assert products_of(config, tmp_path / "spool") == [(f"00{n}", f"name, {n}") for n in range(50)]
+
+
+@pytest.mark.parametrize("names", [("__line__", "__problem__"), (LINE, PROBLEM)])
+@pytest.mark.parametrize("format", list(SUFFIXES))
+def test_no_column_of_a_catalog_is_taken_for_one_of_the_intake(
+    format: str, names: tuple[str, str], tmp_path: Path
+) -> None:
+    rows = [{"product_id": str(n), "title": "t", names[0]: "a", names[1]: "b"} for n in range(9)]
+    uri = write(tmp_path / f"items{SUFFIXES[format]}", encode(rows, format))
+    assert len(products_of(CatalogConfig(uri=uri), tmp_path / "spool")) == len(rows)
+    config = CatalogConfig(uri=uri, display_fields=names)
+    if names == (LINE, PROBLEM) and format in ("csv", "jsonl"):
+        for look in (catalog_schema, partial(plan_catalog, spool_uri=str(tmp_path / "spool"))):
+            with pytest.raises(CatalogError, match=r"display_fields: .*rename the column"):
+                look(config)
+        return
+    batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config)
+    assert not letters_of(batches)
+    assert [row for batch in batches for row in batch.columns.to_pylist()] == [dict(zip(names, "ab", strict=True))] * 9

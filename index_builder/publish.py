@@ -15,12 +15,14 @@ import logging
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import IO
 
 from index_builder import storage
-from index_builder.errors import StorageError, VersionNotFoundError
+from index_builder.errors import IndexBuilderError, StorageError, VersionNotFoundError
 from index_builder.faiss_files import IndexShard
 from index_builder.manifest import FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
 from index_builder.spec import IndexSpec
@@ -73,7 +75,7 @@ def publish_version(
             the version. Files are copied and their bytes checked on the way.
         manifest: all but what is set here (see its class).
         make_current: False keeps the version without publishing it (a gate failed).
-        before_current: called right before the pointer flips; what it raises stops that.
+        before_current: called right before the pointer flips, and again after; what it raises stops or undoes that.
 
     Returns:
         The version's id, `<yyyymmddThhmmssZ>-<12 hex digits of the content fingerprint>`.
@@ -200,16 +202,18 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
         if found != entry.bytes:
             fault = f"expected {entry.bytes} bytes, found {found}"
             raise VersionNotFoundError(f"{version} cannot be published: {uri}: {fault}")
-    before = _current(index_uri)
-    if before_current is not None:
-        before_current()
-    _point_to(index_uri, version)
-    # A prune that looked at CURRENT before this took the version for an old one. It looks again once it has removed the
-    # manifest: either it sees the new pointer, or its removal is seen here.
-    if not storage.exists(manifest_uri(index_uri, version)):
-        if before:
-            _point_to(index_uri, before)
-        raise VersionNotFoundError(f"{version} cannot be published: it is being pruned; publish a newer one")
+    before, known = _current(index_uri), list_versions(index_uri)
+    _point_to(index_uri, version, before_current)
+    try:
+        if before_current is not None:  # between the first call and the flip, this process may have been paused
+            before_current()
+        # A prune that looked at CURRENT before this took the version for an old one. It looks again once it has removed
+        # the manifest: either it sees the new pointer, or its removal is seen here.
+        if not storage.exists(manifest_uri(index_uri, version)):
+            raise VersionNotFoundError(f"{version} cannot be published: it is being pruned; publish a newer one")
+    except Exception:
+        _put_back(index_uri, version, before, known)
+        raise
 
 
 def damaged_files(index_uri: str, version: str) -> list[str]:
@@ -278,8 +282,27 @@ def _current(index_uri: str) -> str:
         return ""
 
 
-def _point_to(index_uri: str, version: str) -> None:
-    storage.write_bytes_atomic(storage.join(index_uri, "CURRENT"), f"{version}\n".encode())
+def _point_to(index_uri: str, version: str, check: Callable[[], None] | None = None) -> None:
+    with storage.atomic_file(storage.join(index_uri, "CURRENT")) as path:
+        Path(path).write_text(f"{version}\n")
+        if check is not None:
+            check()
+
+
+def _put_back(index_uri: str, version: str, before: str, known: Sequence[str]) -> None:
+    """Points to the newest version not `known`, else to `before`, else to the newest; to none that a gate holds back."""
+    newest_first = reversed(list_versions(index_uri))
+    for name in sorted(newest_first, key=lambda name: (name not in known, name == before), reverse=True):
+        with suppress(IndexBuilderError):  # pruned meanwhile
+            if name != version and (name == before or not read_manifest(index_uri, name).gates.get("failed")):
+                break
+    else:
+        name = ""
+    if _current(index_uri) == version:
+        if name:
+            _point_to(index_uri, name)
+        elif not storage.exists(manifest_uri(index_uri, version)):  # a whole one stays: there is no other to answer
+            storage.remove_file(storage.join(index_uri, "CURRENT"))
 
 
 def _folders(index_uri: str) -> list[str]:

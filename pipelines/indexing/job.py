@@ -62,7 +62,7 @@ def run_and_report(source: Source, beam_options: BeamOptions) -> int:
 
     Returns:
         0: a version is published, or nothing changed. 1: the run failed or found another at work (the message on
-        stderr), or a gate held the version back. 6: another run took over the work folder; nothing was published.
+        stderr), or a gate held the version back. 6: another run took over the work folder; this one stopped there.
     """
     try:
         result, record = run_job(source, beam_options)
@@ -81,7 +81,7 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
             usable; nothing was done.
         RunFailedError: A worker failed; what is complete stands, and a rerun continues from there.
         LeaseHeldError: Another run works on the same work.uri.
-        LeaseLostError: Another run took it over meanwhile; this one published nothing.
+        LeaseLostError: Another run took it over meanwhile; this one stopped there.
     """
     source.check()
     work_uri, config = source.config.work.uri, source.config

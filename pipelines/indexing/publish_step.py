@@ -93,6 +93,7 @@ def publish_build(run: RunContext, build: FinishedBuild) -> RunResult:
             build=run.build,
             batch_invariant=run.encoder.batch_invariant,
         )
+        run.lease.check()
         write_finished_run(run.work_uri, finished)
         storage.write_json_atomic(storage.join(run.record.uri, RESULT_FILE), asdict(result))
     return result

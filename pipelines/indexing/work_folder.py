@@ -99,7 +99,7 @@ class HeldLease:
             by = f"it is held by {_name(holder)}" if number else "its file was removed"
             raise LeaseLostError(
                 f"the lease in {self.folder} was lost: {by}. This run was silent for too long (paused, or cut off from "
-                f"its storage) and has stopped without publishing; what it completed stands."
+                f"its storage) and has stopped; what it completed before stands."
             )
 
 
@@ -112,7 +112,7 @@ class WorkLease:
 
     Raises:
         LeaseHeldError: On entry, when a live run holds the lease.
-        LeaseLostError: On exit with an exception, when the lease was lost meanwhile; the exception is its cause.
+        LeaseLostError: On exit, when the lease was lost meanwhile; an exception that was on its way is its cause.
     """
 
     def __init__(self, work_uri: str):
@@ -152,7 +152,7 @@ class WorkLease:
             self._held.check()
             self._write(released=True)
         except LeaseLostError as lost:
-            if isinstance(error, Exception):
+            if error is None or isinstance(error, Exception):
                 raise lost from error
             log.error("%s", lost)
         except IndexBuilderError as failure:
@@ -317,7 +317,7 @@ def clean_work(
 
     Args:
         work_uri: The work URI.
-        held: Its lease; nothing is removed once it is lost.
+        held: Its lease; LeaseLostError once it is lost, and nothing more is removed.
         encoder, shard_keys, build: Names of what this run leaves: fingerprint, embedding shards, folder in `builds`.
         catalog_files: What this run's plan reads, intake copies among it; None keeps all copies.
     """
@@ -343,7 +343,7 @@ def clean_work(
             _remove_copies(work_uri, held, catalog_files)
         for folder in ("embeddings", "builds"):
             storage.remove_leftovers(storage.join(work_uri, folder))
-    except (IndexBuilderError, LeaseLostError) as error:
+    except IndexBuilderError as error:
         log.warning("%s was not cleaned: %s", work_uri, error)
         return
     if removed:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from index_builder import IndexReader, VersionNotFoundError, open_version, publish, storage
-from index_builder.publish import list_versions, prune, read_current, set_current
+from index_builder.publish import list_versions, prune, publish_version, read_current, set_current
 from tests.index_builder import publish_many
 from tests.index_builder.builds import clustered, published
 
@@ -239,7 +240,7 @@ def test_going_back_to_a_version_that_is_being_pruned(root: str, monkeypatch: py
     set_current(index, versions[1])
     point_to = publish._point_to
 
-    def point(uri: str, version: str) -> None:
+    def point(uri: str, version: str, _check: None) -> None:
         monkeypatch.setattr(publish, "_point_to", point_to)
         real(publish.manifest_uri(uri, version))
         point_to(uri, version)
@@ -248,3 +249,68 @@ def test_going_back_to_a_version_that_is_being_pruned(root: str, monkeypatch: py
     with pytest.raises(VersionNotFoundError, match="being pruned"):
         set_current(index, versions[0])
     assert read_current(index) == versions[1]
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "removed", "pointer"),
+    [
+        ("nothing", [], "before"),
+        ("published", [], "winner"),
+        ("published", ["older", "before", "own"], "winner"),
+        ("held", [], "before"),
+        ("held", ["before"], "older"),
+        ("held", ["older", "before"], "own"),  # whole, and there is nothing else to answer from
+        ("held", ["older", "before", "own"], "none"),
+        ("flipped", [], "older"),
+    ],
+)
+def test_a_run_paused_between_its_check_and_the_flip_does_not_keep_the_pointer(
+    root: str, monkeypatch: pytest.MonkeyPatch, meanwhile: str, removed: list[str], pointer: str
+) -> None:
+    index, versions = two_versions(root)
+    names = dict(zip(("older", "before"), versions, strict=True)) | {"none": ""}
+    manifest = publish.read_manifest(index, names["before"])
+    staged = {
+        entry.path: storage.join(publish.version_uri(index, names["before"]), entry.path) for entry in manifest.files
+    }
+    calls: list[str] = []
+    move_in = storage._move_in
+
+    def check() -> None:
+        calls.append(read_current(index))
+        if len(calls) == 2:
+            raise RuntimeError("the lease was lost")
+
+    def move_after_a_pause(path: str, uri: str) -> None:
+        if not calls or not uri.endswith("CURRENT"):
+            move_in(path, uri)
+            return
+        monkeypatch.setattr(storage, "_move_in", move_in)
+        names["own"] = list_versions(index)[-1]
+        if meanwhile in ("published", "held"):
+            held = replace(manifest, gates={"failed": ["recall"] if meanwhile == "held" else []})
+            names["winner"] = publish_version(index, staged, held, make_current=meanwhile == "published")
+        for name in removed:
+            storage.remove_tree(publish.version_uri(index, names[name]))
+        move_in(path, uri)
+        if meanwhile == "flipped":
+            publish._point_to(index, names["older"])
+
+    monkeypatch.setattr(storage, "_move_in", move_after_a_pause)
+    with pytest.raises(RuntimeError, match="the lease was lost"):
+        publish_version(index, staged, manifest, before_current=check)
+    assert calls == [names["before"], names["older" if meanwhile == "flipped" else "own"]]
+    assert publish._current(index) == names[pointer]
+
+
+def test_a_run_that_lost_its_lease_does_not_flip_the_pointer(root: str) -> None:
+    index, versions = two_versions(root)
+
+    def check() -> None:
+        raise RuntimeError("the lease was lost")
+
+    with pytest.raises(RuntimeError, match="the lease was lost"):
+        set_current(index, versions[0], check)
+    assert read_current(index) == versions[1]
+    assert storage.list_names(index).count("CURRENT") == 1
+    assert not [name for name in storage.list_names(index) if name.startswith(".")]

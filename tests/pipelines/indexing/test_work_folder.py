@@ -20,7 +20,9 @@ import pytest
 from index_builder import publish, storage
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
-from pipelines.indexing import build_steps, work_folder
+from pipelines.config.command_line import load_job_config
+from pipelines.indexing import build_steps, job, publish_step, work_folder
+from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.work_folder import (
     RUNS_KEPT,
@@ -33,7 +35,7 @@ from pipelines.indexing.work_folder import (
     note_index,
     noted_indexes,
 )
-from tests.pipelines.indexing.job import product, run_job, write_catalog
+from tests.pipelines.indexing.job import arguments, product, run_job, write_catalog
 
 ELSEWHERE = LeaseRecord(
     token="t", host="elsewhere", pid=1, user="someone", machine="m", namespace="n", process_started="5", beats=7
@@ -329,6 +331,13 @@ def test_a_lease_that_somebody_removed_is_lost(tmp_path):
     assert isinstance(lost.value.__cause__, RuntimeError)
 
 
+def test_a_run_that_ends_well_without_its_lease_does_not_end_well(tmp_path):
+    with pytest.raises(LeaseLostError, match="and has stopped; what it completed before stands"):
+        with WorkLease(str(tmp_path)):
+            write_lease(tmp_path, ELSEWHERE, 2)
+    assert read_leases(tmp_path)["00000002.json"] == ELSEWHERE
+
+
 def test_the_failure_of_a_run_that_holds_its_lease_stays_what_it_is(tmp_path):
     with pytest.raises(RuntimeError, match="broken"), WorkLease(str(tmp_path)):
         raise RuntimeError("broken")
@@ -358,6 +367,27 @@ def test_a_run_whose_lease_was_taken_over_does_not_publish(tmp_path, monkeypatch
         run_job(tmp_path)
     assert not (tmp_path / "index" / "CURRENT").exists()
     assert not (tmp_path / "work" / "finished_run.json").exists()
+
+
+@pytest.mark.parametrize(("room", "step"), [(publish_step, "_publish"), (job, "run_pipeline"), (job, "clean_work")])
+def test_a_run_that_is_taken_over_after_it_published_leaves_the_rest_to_the_winner(
+    tmp_path, monkeypatch, capsys, room, step
+):
+    write_catalog(tmp_path / "catalog", [product(number) for number in range(120)])
+    finished, real = tmp_path / "work" / "finished_run.json", getattr(room, step)
+
+    def then_taken_over(*args, **kwargs):
+        result = real(*args, **kwargs)
+        write_lease(tmp_path / "work", ELSEWHERE, 2)
+        finished.write_text("the winner's")
+        return result
+
+    monkeypatch.setattr(room, step, then_taken_over)
+    command = load_job_config(arguments(tmp_path))
+    assert job.run_and_report(CatalogSource(command.config), command.pipeline_options) == 6
+    assert "held by process 1 of someone on elsewhere" in capsys.readouterr().err
+    assert finished.read_text() == "the winner's"
+    assert (tmp_path / "index" / "CURRENT").exists()
 
 
 @pytest.mark.parametrize("store", ["memory", "bucket"])
@@ -478,15 +508,15 @@ def test_planning_removes_nothing_and_a_run_then_finds_its_copies(tmp_path):
     assert [part.path for shard in planned.shards for part in shard.ranges if not os.path.exists(part.path)] == []
 
 
-def test_a_run_that_lost_its_lease_cleans_nothing(tmp_path, caplog):
+def test_a_run_that_lost_its_lease_cleans_nothing(tmp_path):
     for name in ("builds/a/x", "embeddings/e/k.parquet", "query_encoders/q/x", "spool/a.jsonl"):
         storage.write_bytes_atomic(str(tmp_path / name), b"")
     before = storage.list_names(str(tmp_path))
     with WorkLease(str(tmp_path)) as held:
         pass
     write_lease(tmp_path, ELSEWHERE, 2)
-    clean_work(str(tmp_path), held=held, encoder="e", shard_keys=[], build="b", catalog_files=[])
-    assert "was not cleaned" in caplog.text
+    with pytest.raises(LeaseLostError):
+        clean_work(str(tmp_path), held=held, encoder="e", shard_keys=[], build="b", catalog_files=[])
     assert set(before) <= set(storage.list_names(str(tmp_path)))
 
 

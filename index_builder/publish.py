@@ -290,7 +290,7 @@ def _point_to(index_uri: str, version: str, check: Callable[[], None] | None = N
 
 
 def _put_back(index_uri: str, version: str, before: str, known: Sequence[str]) -> None:
-    """Points to the newest version not `known`, else to `before`, else to the newest; to none that a gate holds back."""
+    """Points to the newest version not `known`, else to `before`, else to the newest; to none that a gate holds."""
     newest_first = reversed(list_versions(index_uri))
     for name in sorted(newest_first, key=lambda name: (name not in known, name == before), reverse=True):
         with suppress(IndexBuilderError):  # pruned meanwhile

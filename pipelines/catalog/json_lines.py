@@ -78,12 +78,17 @@ class JsonLinesReader:
                     explicit_schema=schema, unexpected_field_behavior="ignore", newlines_in_values=False
                 ),
             )
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            return None
-        if table.num_rows != len(lines):
-            return None
-        rows = table.select(schema.names).combine_chunks().to_batches()[0]
-        if any(map(_has_bare_object, rows.columns)) and _EMPTY_OBJECT.search(data):
+            if table.num_rows != len(lines):
+                return None
+            rows = table.select(schema.names).combine_chunks().to_batches()[0]
+            if _EMPTY_OBJECT.search(data) and any(map(_has_bare_object, rows.columns)):
+                texts = data.split(b"\n")
+                texts = [
+                    json.dumps(parse_line(each)).encode() if _EMPTY_OBJECT.search(each) else each for each in texts
+                ]
+                if (nulled := b"\n".join(texts)) != data:  # the same where only a text holds {}
+                    return self.parse_fast(nulled, line)
+        except (ValueError, pa.ArrowNotImplementedError):  # pa.ArrowInvalid is a ValueError
             return None
         for name, column in zip(schema.names, rows.columns, strict=True):
             if len(column) > column.null_count:
@@ -235,10 +240,8 @@ def _plain_lines(data: bytes) -> tuple[np.ndarray, int]:
 
 def _has_bare_object(column: pa.Array) -> bool:
     """Whether an object in a column has no value in any field: pyarrow reads an empty one as such, not as null."""
-    if pa.types.is_list(column.type):
-        return _has_bare_object(column.flatten())
     if not pa.types.is_struct(column.type):
-        return False
+        return pa.types.is_list(column.type) and _has_bare_object(column.flatten())
     fields = column.flatten()
     is_bare = reduce(pc.and_, [field.is_null() for field in fields], column.is_valid())
     return bool(pc.any(is_bare).as_py()) or any(map(_has_bare_object, fields))

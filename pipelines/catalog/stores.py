@@ -222,9 +222,8 @@ def format_by_name(name: str) -> tuple[str | None, str | None]:
 def unread_compression(name: str) -> str | None:
     """Why a catalog file inside a compression that is not read (`items.jsonl.xz`) is none; None where it is not."""
     stem, suffix = os.path.splitext(name)
-    if suffix.lower() not in _UNREAD_COMPRESSIONS or format_by_name(stem)[0] is None:
-        return None
-    return f"{suffix} is no compression that is read; those are {', '.join(_COMPRESSION_BY_SUFFIX)}"
+    why = f"{suffix} is no compression that is read; those are {', '.join(_COMPRESSION_BY_SUFFIX)}"
+    return why if suffix.lower() in _UNREAD_COMPRESSIONS and format_by_name(stem)[0] is not None else None
 
 
 def has_foreign_suffix(name: str) -> bool:

@@ -268,3 +268,15 @@ def test_the_deepest_value_that_is_read_can_be_written() -> None:
         rows = read(b'{"id": "1", "tags": ' + begin * count + b"1" + end * count + b"}\n").rows
         pq.write_table(pa.Table.from_batches([rows]), sink := io.BytesIO())
         assert pq.read_table(sink).to_pylist() == rows.to_pylist()
+
+
+def test_empty_objects_leave_their_block_to_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = JsonLinesReader(CONFIG)
+    reader.parse(b'{"id": "0", "tags": {"a": 1.5}, "title": "x"}\n' * 2, 1, False)
+    monkeypatch.setattr(reader, "parse_by_line", None)
+    empty = b'{"id": "1", "tags": {}, "title": "\\ud83d\\ude00 {}", "ignored": [{}]}\r\n\n'
+    null = b'{"id": "2", "tags": {"a": null}, "title": "{}"}\n{}\n'
+    records, _ = reader.parse(empty + null + b'{"id": "3", "tags": {"a": 0.1}}', 3, True)
+    assert records.lines.tolist() == [3, 5, 6, 7]
+    assert records.rows.column("tags").to_pylist() == [None, {"a": None}, None, {"a": 0.1}]
+    assert records.rows.column("title").to_pylist() == ["\U0001f600 {}", "{}", None, None]

@@ -28,7 +28,7 @@ from encoders.text_tower import TextTower
 from encoders.tokenizers import TextTokenizer, TokenizedTexts
 
 # Large enough that one thread computes as fast as it can, small enough that padding the last batch costs little
-# (tests/benchmarks/encoder_throughput.py). Half precision lays its weights out anew for every batch, so it wants more.
+# (tests/benchmarks/batch_shapes.py). Half precision lays its weights out anew for every batch, so it wants more.
 IMAGES_PER_BATCH = 8
 TOKENS_PER_BATCH = {torch.float32: 128, torch.bfloat16: 256, torch.float16: 256}
 

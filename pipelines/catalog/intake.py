@@ -24,6 +24,7 @@ from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.csv_records import CsvReader
 from pipelines.catalog.json_lines import JsonLinesReader
+from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.schemas import Records, SeenColumns
 from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
 
@@ -83,7 +84,7 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
             _write_copy(file, f"{path}/rows.{file.format}")
             return {}
         reader = text_reader(file, config)
-        _write_rows(_ahead(_iter_rows(file, reader)), path)
+        _write_rows(prefetch(_iter_rows(file, reader), depth=0, name="intake"), path)
         return reader.seen.to_dict()
 
     made = storage.artifact(_target(folder, inputs), inputs, make)
@@ -175,15 +176,6 @@ def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterat
             yield _as_rows(records)
             line += whole.count(b"\n", 0, used) or whole.count(b"\r", 0, used)
             whole, held = whole[used:], held[used:]
-
-
-def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same batches, each made while the one before it is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="intake") as pool:
-        upcoming = pool.submit(next, batches, None)
-        while (batch := upcoming.result()) is not None:
-            upcoming = pool.submit(next, batches, None)
-            yield batch
 
 
 def _start_of_text(head: bytes, file: CatalogFile) -> bytes:

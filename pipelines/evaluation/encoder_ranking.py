@@ -28,13 +28,14 @@ from encoders import (
 )
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
+from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.evaluation.config import EvaluateJob, QueryPart, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
 from pipelines.evaluation.ranking import ProductNumbers, QueryVectors, Ranked, numbered, query_vectors
 from pipelines.images.fetch import ImageFetcher
-from pipelines.images.pool import ImagePool, prefetch
+from pipelines.images.pool import ImagePool
 from pipelines.images.product_images import decode_images, fetch_images
 
 SCORES_AT_A_TIME = 1 << 24

@@ -23,6 +23,7 @@ from index_builder.embedding_shards import EmbeddingShardWriter, Modality
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import DeadLetter, ImageError, Outcome, Reason, Stage, write_dead_letters
 from pipelines.catalog.plan import CatalogShard
+from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.previous_version import (
     CarryOver,
     KnownImage,
@@ -34,7 +35,7 @@ from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
-from pipelines.images.pool import ImagePool, prefetch
+from pipelines.images.pool import ImagePool
 from pipelines.images.product_images import (
     FINGERPRINT_BYTES,
     ProductImages,

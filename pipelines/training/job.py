@@ -22,13 +22,14 @@ from encoders.training.pairs import PRODUCTS_SCHEMA, TrainingProducts, map_produ
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import ImageError
 from pipelines.catalog.plan import catalog_schema, plan_catalog
+from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.config.terminal import shown_progress
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.decode import decode_image
 from pipelines.images.fetch import ImageFetcher
-from pipelines.images.pool import ImagePool, prefetch
+from pipelines.images.pool import ImagePool
 from pipelines.images.product_images import fetch_images
 
 

@@ -25,12 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders.preprocessing import ImagePreprocessing
+from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.products import ImageRef
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.decode import decode_image
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.http import FetchedImage
-from pipelines.images.pool import ImagePool, prefetch
+from pipelines.images.pool import ImagePool
 from pipelines.images.product_images import decode_images, fetch_images
 from tests.benchmarks.machine import command_line, machine_line
 from tests.benchmarks.photos import drawn_photo, grocery_photos, jpeg_of_size

@@ -20,7 +20,8 @@ from pipelines.catalog.products import ImageRef
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.http import FetchedImage
-from pipelines.images.pool import ImagePool, prefetch
+from pipelines.images.pool import ImagePool
+from tests.pipelines.catalog.test_prefetch import stops_at
 
 WISHES = ImagePreprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -59,15 +60,6 @@ def references(count: int) -> list[ImageRef]:
 
 def pool(fetcher: ImageFetcher, *, pending_images: int = 64, threads: int = 2) -> ImagePool:
     return ImagePool(fetcher, WISHES, DecodeConfig(pending_images=pending_images, threads=threads))
-
-
-def stops_at(expected: int, count: Callable[[], int]) -> int:
-    """The number once it has had time to be `expected`, and to grow beyond."""
-    deadline = time.monotonic() + 5
-    while count() < expected and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(0.03)
-    return count()
 
 
 def grey(level: int, size: int = 12) -> bytes:
@@ -326,63 +318,3 @@ def test_fetching_decoding_and_the_model_overlap() -> None:
             return time.perf_counter() - started
 
     assert seconds(in_turn) / seconds(ahead) > 1.5
-
-
-# Prefetching
-
-
-def test_prefetching_keeps_the_order_and_ends() -> None:
-    assert list(prefetch(range(100), depth=3)) == list(range(100))
-
-
-def test_prefetching_works_ahead_but_not_further_than_its_depth() -> None:
-    made = []
-
-    def produce():
-        for number in range(50):
-            made.append(number)
-            yield number
-
-    ahead = prefetch(produce(), depth=2)
-    assert next(ahead) == 0
-    assert stops_at(4, lambda: len(made)) == 4  # one consumed, two waiting, one in the maker's hand
-    assert list(ahead) == list(range(1, 50))
-
-
-def test_an_error_arrives_at_its_place() -> None:
-    def produce():
-        yield 1
-        raise RuntimeError("the disk is gone")
-
-    ahead = prefetch(produce())
-    assert next(ahead) == 1
-    with pytest.raises(RuntimeError, match="the disk is gone"):
-        next(ahead)
-
-
-def test_a_consumer_that_stops_early_ends_the_thread_and_closes_the_step() -> None:
-    closed = threading.Event()
-
-    def produce():
-        try:
-            yield from range(1000)
-        finally:
-            closed.set()
-
-    ahead = prefetch(produce(), name="stops-early")
-    next(ahead)
-    ahead.close()
-    assert closed.is_set()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stops-early")]
-
-
-def test_two_steps_overlap() -> None:
-    def slow(items):
-        for item in items:
-            time.sleep(0.02)
-            yield item
-
-    started = time.perf_counter()
-    for _ in prefetch(slow(range(20))):
-        time.sleep(0.02)
-    assert time.perf_counter() - started < 0.75 * 20 * 0.04

@@ -64,6 +64,7 @@ def publish_version(
     staged: Staged,
     manifest: Manifest,
     *,
+    files: tuple[FileEntry, ...] | None = None,
     make_current: bool = True,
     now: datetime | None = None,
     before_current: Callable[[], None] | None = None,
@@ -74,6 +75,7 @@ def publish_version(
         staged: index files (see `with_nprobe`), `products.arrow`, `query_encoder/...`, and whatever else belongs to
             the version. Files are copied and their bytes checked on the way.
         manifest: all but what is set here (see its class).
+        files: what `describe_files` says of them, if it was asked already: it reads every byte.
         make_current: False keeps the version without publishing it (a gate failed).
         before_current: called right before the pointer flips, and again after; what it raises stops or undoes that.
 
@@ -84,7 +86,7 @@ def publish_version(
         StorageError: a staged file changed while it was copied, or the address cannot be written.
     """
     sources = _sources(staged)
-    files = describe_files(sources)
+    files = files or describe_files(sources)
     fingerprint = content_fingerprint(files, manifest.encoder.fingerprint, manifest.index.spec, manifest.index.search)
     created, version = _free_version(index_uri, fingerprint, now or datetime.now(UTC))
     folder = version_uri(index_uri, version)

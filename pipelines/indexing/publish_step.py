@@ -113,7 +113,7 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         status, version_id = "unchanged", previous.version
     else:
         version_id = publish.publish_version(
-            index_uri, staged, manifest, make_current=not failed, before_current=run.lease.check
+            index_uri, staged, manifest, files=files, make_current=not failed, before_current=run.lease.check
         )
         if run.index.keep_versions is not None:
             publish.prune(index_uri, run.index.keep_versions)

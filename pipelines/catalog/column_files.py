@@ -143,8 +143,8 @@ def iter_parquet_rows(
 ) -> Iterator[pa.RecordBatch]:
     """Rows [start, stop) of a file, in batches of at most `batch_rows` rows and about `batch_bytes`.
 
-    Of a struct only those parts are read that hold a named field (see `paths`). Only the row groups that hold these rows are opened; rows before `start` in the first of them are decoded and
-    dropped.
+    Of a struct only those parts are read that hold a named field (see `paths`). Only the row groups that hold these
+    rows are opened; rows before `start` in the first of them are decoded and dropped.
     """
     buffer_bytes = _LOCAL_BUFFER_BYTES if stores.is_local(uri) else _REMOTE_BUFFER_BYTES
     with stores.open_input(uri) as source, pq.ParquetFile(source, buffer_size=buffer_bytes, pre_buffer=False) as file:

@@ -170,7 +170,7 @@ class JsonLinesReader:
         return Records(rows, np.array(lines, np.int64), sorted(bad))
 
     def _part_of(self, record: dict[str, Any]) -> dict[str, Any]:
-        """What is wanted of a record, of values that the columns can hold; notes its names. ValueError as `parse_line`."""
+        """What is wanted of a record, of values that the columns can hold; notes its names. ValueError if it is bad."""
         try:
             part = self._wanted.part_of(record) or {}
         except RecursionError:

@@ -68,7 +68,7 @@ def needed_fields(schema: pa.Schema, name: str) -> list[tuple[str, ...]] | None:
 def _needed(
     types: Mapping[str, pa.DataType], head: tuple[str, ...], lasts: Sequence[str]
 ) -> list[tuple[str, ...]] | None:
-    found = [(key,) for last in lasts if (key := ".".join((*head, last))) in types]
+    found: list[tuple[str, ...]] = [(key,) for last in lasts if (key := ".".join((*head, last))) in types]
     if found:
         return found
     for size in range(len(head), 0, -1):

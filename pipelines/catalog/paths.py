@@ -199,7 +199,7 @@ def _in_one_list(lists: pa.Array, items: pa.Array) -> pa.ListArray:
 def first_of(columns: Sequence[pa.Array], missing: pa.Array, same_types: bool = False) -> pa.Array:
     """The first value of each row that is there, in lists item by item; ArrowTypeError where types do not meet."""
     columns = [without(plain(column), missing) for column in columns]
-    given = [column for column in columns if column.null_count < len(column)] if len(columns[0]) else columns
+    given = _with_values(columns) if same_types else columns
     if len(given) < 2:
         return (given or columns)[0]
     if not any(is_list(column.type) for column in given):
@@ -232,9 +232,14 @@ def _variable(column: pa.Array) -> pa.Array:
     return list_of(column, column.flatten()) if pa.types.is_fixed_size_list(column.type) else column
 
 
+def _with_values(columns: Sequence[pa.Array]) -> list[pa.Array]:
+    """Those that say something of their type: others were asked for in vain."""
+    return [column for column in columns if column.null_count < len(column)]
+
+
 def _coalesced(columns: Sequence[pa.Array], same_types: bool) -> pa.Array:
     """The first value of each row that is not null."""
-    given = [column for column in columns if column.null_count < len(column)] if len(columns[0]) else list(columns)
+    given = _with_values(columns) if same_types else list(columns)
     if len(given) < 2:
         return (given or columns)[0]
     types = [column.type for column in given]

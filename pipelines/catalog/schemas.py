@@ -366,7 +366,10 @@ def _is_valid_text(column: pa.Array) -> bool:
     # A slice of a nested array validates all of what it was cut from; flatten() gives the part that belongs to it.
     if isinstance(column, pa.StructArray):
         return all(_is_valid_text(child) for child in column.flatten())
-    if isinstance(column, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+    if isinstance(column, pa.MapArray):
+        start, stop = (column.offsets[place].as_py() for place in (0, -1))
+        return all(_is_valid_text(each.slice(start, stop - start)) for each in (column.keys, column.items))
+    if is_list(column.type):
         return _is_valid_text(column.flatten())
     if pa.types.is_dictionary(column.type):
         return _is_valid_text(column.dictionary) or _is_valid_text(column.dictionary_decode())

@@ -24,6 +24,7 @@ from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.csv_records import CsvReader
 from pipelines.catalog.json_lines import JsonLinesReader
+from pipelines.catalog.paths import flat_columns
 from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.schemas import Records, SeenColumns
 from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
@@ -37,7 +38,7 @@ ROWS_PER_FILE = 1_000_000
 ROWS_PER_GROUP = 4096
 HEAD_BYTES = 128 << 10
 
-_RULES = 2  # goes up when the same text gives other rows
+_RULES = 3  # goes up when the same text gives other rows
 _THREADS = 4
 
 _logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
         return None
     inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
     if file.is_text:
-        inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
+        inputs += [file.name, list(config.fields), config.id_fields, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
     return inputs
 
@@ -141,9 +142,9 @@ def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLin
     if file.format == "jsonl":
         return JsonLinesReader(config)
     return CsvReader(
-        fields=config.fields,
-        id_field=config.id_field,
-        voted=config.carried_fields,
+        fields=flat_columns(config.fields),
+        id_fields=config.id_fields,
+        voted=flat_columns(config.carried_fields),
         name=file.name,
         delimiter=config.csv_delimiter,
         newlines_in_values=config.csv_newlines_in_values,

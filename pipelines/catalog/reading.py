@@ -70,7 +70,7 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
 
 def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batch_rows: int) -> Iterator[RawBatch]:
     row = part.start
-    texts = {config.id_field, *config.texts}
+    texts = {config.id_field, *config.image_template_fields, *config.texts}
     read, is_text = _ROW_READERS[shard.format], part.file.is_text
     columns = [*config.fields, LINE, PROBLEM] if is_text else list(config.fields)
     for rows in read(part.path, part.start, part.stop, columns, batch_rows=batch_rows, batch_bytes=BATCH_BYTES):

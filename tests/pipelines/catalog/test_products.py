@@ -14,19 +14,12 @@ from PIL import Image
 
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import Reason
+from pipelines.catalog.image_values import image_refs
 from pipelines.catalog.plan import plan_catalog
-from pipelines.catalog.products import (
-    ProductBatch,
-    clean_text,
-    conform,
-    id_column,
-    image_refs,
-    product_texts,
-    text_column,
-    to_products,
-)
+from pipelines.catalog.products import ProductBatch, product_texts, to_products
 from pipelines.catalog.reading import RawBatch
 from pipelines.catalog.schemas import invalid_rows
+from pipelines.catalog.values import clean_text, conform, id_column, text_column
 from tests.pipelines.catalog.catalogs import encode, letters_of, pairs, read_plan, write
 
 

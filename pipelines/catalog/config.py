@@ -73,7 +73,7 @@ class CatalogConfig:
             blank, of all their images, and of `group_lists`. Rows without a value stand alone.
         group_lists: Display and filter columns that keep the values of all rows of a product, as lists.
         null_values: Values that mean nothing, beside the empty one, in every column: a value is one of them as a whole,
-            between blanks, in just these letters. May be empty.
+            between blanks, in just these letters. YAML takes NULL without quotes for nothing. May be empty.
         strip_html: Takes tags, scripts, styles, entities and shortcodes out of texts; display columns stay as they are.
             `auto`: where HTML's own tags and entities stand, so that `a < b`, `<3` and `[NEW]` stay; `always`: every
             text is HTML, as a browser reads it.

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import html
 import re
+from html.entities import html5
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from selectolax.lexbor import LexborHTMLParser
+
+from pipelines.catalog.text_scan import ByteSet, mask_of
 
 # Tags that a browser shows as a break between words.
 _BLOCKS = (
@@ -26,11 +29,10 @@ _TAGS = (
     "param progress q rp rt ruby s samp script search slot small source span strike strong style sub sup svg template "
     "textarea time track tt u var wbr xml"
 ).replace(" ", "|")
-# Behind `<`: a tag of HTML or of a namespace (Word's <o:p>) that closes, or has an attribute where the text is cut off.
+# Behind `<`: a tag of HTML or of a namespace (Word's <o:p>) that closes, or has an attribute where a text is cut off.
 _NAME = rf"(?:{_BLOCKS}|{_TAGS}|[a-z][a-z0-9]*[:-][a-z][a-z0-9:-]*)"
-_BEHIND_OPEN = (
-    rf"(?:/?{_NAME}(?:\s[^<>]*)?/?>|{_NAME}\s+[a-z_:][\w:.-]*\s*=|!--|!\[(?:CDATA\[|if|endif)|!doctype|\?xml)"
-)
+_OTHER = r"!--|!\[(?:CDATA\[|if|endif)|!doctype|\?xml"
+_BEHIND_OPEN = rf"(?:/?{_NAME}(?:\s[^<>]*)?/?>|{_NAME}\s+[a-z_:][\w:.-]*\s*=|{_OTHER})"
 _TAG = re.compile(f"<{_BEHIND_OPEN}", re.IGNORECASE)
 _NO_TAG = re.compile(rf"<(?!{_BEHIND_OPEN}|/?[a-z]*$)", re.IGNORECASE)
 _BLOCK = re.compile(rf"</?(?:{_BLOCKS})(?=[\s/>])", re.IGNORECASE)
@@ -48,6 +50,7 @@ _SHORTCODE = re.compile(
 )
 _CLOSING_SHORTCODE = re.compile(r"\[/([a-zA-Z][a-zA-Z0-9_-]*)\]")
 # Finds every value that any of the above may change, and few others; RE2.
+_SIGNS = ByteSet(b"<&[{")
 _SUSPICIOUS = r"<[A-Za-z/!?]|&[#A-Za-z][0-9A-Za-z]+;|\[/?[a-z]|\{\{"
 _ANY_SIGN = r"[<&]|\[/?[a-z]|\{\{"
 # A feed escapes what an editor escaped before: HTML within HTML, hardly ever deeper.
@@ -64,14 +67,16 @@ def without_markup(texts: pa.StringArray, strip_html: Literal["auto", "always", 
     if strip_html == "never":
         return texts
     always = strip_html == "always"
-    suspicious = pc.fill_null(pc.match_substring_regex(texts, _ANY_SIGN if always else _SUSPICIOUS), False)
-    if not pc.any(suspicious).as_py():
+    signed = _SIGNS.rows_with(texts)
+    if not len(signed):
         return texts
-    marked = texts.filter(suspicious).to_pylist()
+    suspicious = pc.match_substring_regex(texts.take(pa.array(signed)), _ANY_SIGN if always else _SUSPICIOUS)
+    rows = signed[pc.fill_null(suspicious, False).to_numpy(zero_copy_only=False)]
+    marked = texts.take(pa.array(rows)).to_pylist()
     plain = [plain_text(text, always) for text in marked]
     if plain == marked:
         return texts
-    return pc.replace_with_mask(texts, suspicious, pa.array(plain, pa.string()))
+    return pc.replace_with_mask(texts, mask_of(rows, len(texts)), pa.array(plain, pa.string()))
 
 
 def plain_text(text: str, always: bool = False) -> str:
@@ -111,4 +116,4 @@ def _without_tags(text: str, always: bool) -> str:
 
 def _decoded(entity: re.Match[str]) -> str:
     name = f"{entity[1]};"
-    return entity[0] if name[0] != "#" and name not in html.entities.html5 else html.unescape(f"&{name}")
+    return entity[0] if name[0] != "#" and name not in html5 else html.unescape(f"&{name}")

@@ -18,6 +18,7 @@ from pipelines.catalog.config import NULL_VALUES, is_number
 from pipelines.catalog.markup import without_markup
 from pipelines.catalog.numbers import DecimalMark, plain_numbers
 from pipelines.catalog.schemas import is_list, is_text, plain
+from pipelines.catalog.text_scan import ByteSet, has_nul, mask_of, rows_like_words, rows_with_loose_spaces
 
 # Unicode's Default_Ignorable_Code_Point (https://www.unicode.org/reports/tr44/#Default_Ignorable_Code_Point) and the
 # marks of interlinear annotation, in three parts. Nobody sees these at all: zero width spaces, soft hyphens, marks of
@@ -38,11 +39,13 @@ _JOINED = (
 _BLANK = r"\x{115F}\x{1160}\x{2800}\x{3164}\x{FFA0}\x{FFFC}"
 # Space, control characters (a tab, a NUL), Unicode's separators and blanks, as one class.
 _SPACE = rf"[\p{{Z}}\p{{Cc}}{_BLANK}]+"
-# What is not a single space between words. Looking for it costs a tenth of replacing, and most texts are clean.
+# What is not a single space between words.
 _UNCLEAN = (
     r"  |^ | $|[\p{Cc}\x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}\x{202F}\x{205F}\x{3000}"
     rf"{_BLANK}{_UNSEEN}{_JOINERS}]"
 )
+# With which bytes the UTF-8 of any sign above begins, but for a space, and that of few letters.
+_UNSEEN_BYTES = ByteSet([*range(0x20), 0x7F, 0xC2, 0xCD, 0xD8, 0xE1, 0xE2, 0xE3, 0xEF, 0xF0, 0xF3])
 _HAS_UNSEEN, _HAS_JOINER = f"[{_UNSEEN}{_JOINERS}]", f"[{_JOINERS}]"
 # The flags of Wales and the like are spelled with tags.
 _UNSEEN_OR_FLAG = rf"(\x{{1F3F4}}[\x{{E0020}}-\x{{E007E}}]+\x{{E007F}})|[{_UNSEEN}]"
@@ -57,15 +60,18 @@ StripHtml = Literal["auto", "always", "never"]
 
 def clean_text(column: pa.StringArray) -> pa.StringArray:
     """A text column with runs of blanks as one space, none at the ends, no unseen signs; null where nothing is left."""
-    unclean = pc.fill_null(pc.match_substring_regex(column, _UNCLEAN), False)
-    if pc.any(unclean).as_py():
-        texts = column.filter(unclean)
+    rows = np.union1d(_UNSEEN_BYTES.rows_with(column), rows_with_loose_spaces(column))
+    if len(rows):
+        unclean = pc.fill_null(pc.match_substring_regex(column.take(pa.array(rows)), _UNCLEAN), False)
+        rows = rows[unclean.to_numpy(zero_copy_only=False)]
+    if len(rows):
+        texts = column.take(pa.array(rows))
         if pc.any(pc.match_substring_regex(texts, _HAS_UNSEEN)).as_py():
             texts = pc.replace_substring_regex(texts, _UNSEEN_OR_FLAG, r"\1")
             if pc.any(pc.match_substring_regex(texts, _HAS_JOINER)).as_py():
                 texts = pc.replace_substring_regex(texts, _JOINER_OR_JOINED, r"\1")
         texts = pc.utf8_trim(pc.replace_substring_regex(texts, _SPACE, " "), " ")
-        column = pc.replace_with_mask(column, unclean, texts)
+        column = pc.replace_with_mask(column, mask_of(rows, len(column)), texts)
     return _with_nulls(column, pc.equal(pc.binary_length(column), 0))
 
 
@@ -106,17 +112,22 @@ def _number_texts(column: pa.Array) -> pa.StringArray:
 def trim_unseen(texts: pa.StringArray) -> pa.StringArray:
     """Without white space, control characters and signs that nobody sees at both ends."""
     texts = pc.utf8_trim_whitespace(texts)
-    edged = pc.fill_null(pc.match_substring_regex(texts, _UNSEEN_EDGE), False)
-    if not pc.any(edged).as_py():
+    rows = _UNSEEN_BYTES.rows_with(texts)
+    if not len(rows):
         return texts
-    trimmed = pc.replace_substring_regex(texts.filter(edged), _UNSEEN_EDGE, "")
-    return pc.replace_with_mask(texts, edged, trimmed)
+    trimmed = pc.replace_substring_regex(texts.take(pa.array(rows)), _UNSEEN_EDGE, "")
+    return pc.replace_with_mask(texts, mask_of(rows, len(texts)), trimmed)
 
 
-def without_words(texts: pa.StringArray, words: Sequence[str], trimmed: pa.StringArray | None = None) -> pa.StringArray:
-    """Null where a text (or the same one, trimmed) is one of the words."""
+def without_words(texts: pa.StringArray, words: Sequence[str]) -> pa.StringArray:
+    """Null where a text is one of the words, between blanks."""
+    rows = rows_like_words(texts, words)
+    if not len(rows):
+        return texts
     wanted = pa.array([" ".join(word.split()) for word in words], pa.string())
-    return _with_nulls(texts, pc.is_in(texts if trimmed is None else trimmed, value_set=wanted))
+    found = pc.is_in(pc.utf8_trim_whitespace(texts.take(pa.array(rows))), value_set=wanted)
+    rows = rows[found.to_numpy(zero_copy_only=False)]
+    return _with_nulls(texts, mask_of(rows, len(texts))) if len(rows) else texts
 
 
 def _with_nulls(column: pa.Array, where: pa.BooleanArray) -> pa.Array:
@@ -148,10 +159,15 @@ def id_column(column: pa.Array, null_values: Sequence[str] = NULL_VALUES) -> tup
     if not is_text(column.type):
         return column.cast(pa.string()), wrong
     ids = pc.utf8_trim_whitespace(column.cast(pa.string()))
-    controlled = pc.fill_null(pc.match_substring_regex(ids, r"\p{Cc}"), False)
-    for row in pc.indices_nonzero(controlled).to_pylist():
-        wrong[row] = f"expected an id without control characters, found {ids[row].as_py()!r}"
-    ids = _with_nulls(ids, pc.or_(controlled, pc.match_substring_regex(ids, _NOTHING_SEEN)))
+    ids = _with_nulls(ids, pc.equal(pc.binary_length(ids), 0))
+    rows = _UNSEEN_BYTES.rows_with(ids)
+    if len(rows):
+        some = ids.take(pa.array(rows))
+        controlled = pc.fill_null(pc.match_substring_regex(some, r"\p{Cc}"), False)
+        for place in pc.indices_nonzero(controlled).to_pylist():
+            wrong[int(rows[place])] = f"expected an id without control characters, found {some[place].as_py()!r}"
+        no_id = pc.or_(controlled, pc.fill_null(pc.match_substring_regex(some, _NOTHING_SEEN), False))
+        ids = _with_nulls(ids, mask_of(rows[no_id.to_numpy(zero_copy_only=False)], len(ids)))
     return without_words(ids, null_values), wrong
 
 
@@ -175,9 +191,9 @@ def conform(
     """
 
     def tidy(texts: pa.StringArray, nullable: bool) -> pa.StringArray:
-        if pc.any(pc.match_substring(texts, "\0")).as_py():
+        if has_nul(texts):
             texts = pc.replace_substring(texts, "\0", "")
-        return without_words(texts, null_values, pc.utf8_trim_whitespace(texts)) if nullable else texts
+        return without_words(texts, null_values) if nullable else texts
 
     column = map_texts(plain(column), tidy)
     if column.type.equals(data_type):

@@ -49,6 +49,7 @@ _SHORTCODE = re.compile(
     r"|\{\{\s*[a-z]+\s[^{}]*\}\}"
 )
 _CLOSING_SHORTCODE = re.compile(r"\[/([a-zA-Z][a-zA-Z0-9_-]*)\]")
+_ANY_SHORTCODE = re.compile(r"\[/?([a-zA-Z][a-zA-Z0-9_-]*)(?:[\s=][^\[\]]*)?\]")
 # Finds every value that any of the above may change, and few others; RE2.
 _SIGNS = ByteSet(b"<&[{")
 _SUSPICIOUS = r"<[A-Za-z/!?]|&[#A-Za-z][0-9A-Za-z]+;|\[/?[a-z]|\{\{"
@@ -96,8 +97,10 @@ def _without_shortcodes(text: str) -> str:
     if "[" not in text and "{{" not in text:
         return text
     text = _SHORTCODE.sub(" ", text)
-    closed = {re.escape(name) for name in _CLOSING_SHORTCODE.findall(text)}
-    return re.sub(rf"\[/?(?:{'|'.join(closed)})(?:[\s=][^\[\]]*)?\]", " ", text) if closed else text
+    closed = set(_CLOSING_SHORTCODE.findall(text))
+    if not closed:
+        return text
+    return _ANY_SHORTCODE.sub(lambda found: " " if found[1] in closed else found[0], text)
 
 
 def _without_tags(text: str, always: bool) -> str:

@@ -24,12 +24,12 @@ from pipelines.catalog.text_scan import ByteSet, has_nul, mask_of, rows_like_wor
 # marks of interlinear annotation, in three parts. Nobody sees these at all: zero width spaces, soft hyphens, marks of
 # direction, variation selectors, tags. They go, so that a word is the same with and without them.
 _UNSEEN = (
-    r"\x{AD}\x{34F}\x{61C}\x{17B4}\x{17B5}\x{200B}\x{200E}\x{200F}\x{202A}-\x{202E}\x{2060}-\x{206F}\x{FE00}-\x{FE0F}"
-    r"\x{FEFF}\x{FFF0}-\x{FFFB}\x{1BCA0}-\x{1BCA3}\x{1D173}-\x{1D17A}\x{E0000}-\x{E0FFF}"
+    r"\x{AD}\x{34F}\x{61C}\x{17B4}\x{17B5}\x{180B}-\x{180F}\x{200B}\x{200E}\x{200F}\x{202A}-\x{202E}\x{2060}-\x{206F}"
+    r"\x{FE00}-\x{FE0F}\x{FEFF}\x{FFF0}-\x{FFFB}\x{1BCA0}-\x{1BCA3}\x{1D173}-\x{1D17A}\x{E0000}-\x{E0FFF}"
 )
 # These are not seen either, but decide how their neighbours look: between letters of scripts that join or stack (a
 # Persian plural, an Indic half form), and between emoji (a family), they stay. Anywhere else they go.
-_JOINERS = r"\x{180B}-\x{180F}\x{200C}\x{200D}"
+_JOINERS = r"\x{200C}\x{200D}"
 _JOINED = (
     r"\p{Arabic}\p{Syriac}\p{Nko}\p{Mongolian}\p{Devanagari}\p{Bengali}\p{Gurmukhi}\p{Gujarati}\p{Oriya}\p{Tamil}"
     r"\p{Telugu}\p{Kannada}\p{Malayalam}\p{Sinhala}\p{Thai}\p{Lao}\p{Tibetan}\p{Myanmar}\p{Khmer}\p{Balinese}"

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from pipelines.catalog.config import CatalogError
+from pipelines.catalog.config import NULL_VALUES, CatalogError
 from pipelines.catalog.schemas import Records, SeenColumns, unknown_field
 
 THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
@@ -48,7 +48,7 @@ class CsvReader:
         delimiter: str | None,
         newlines_in_values: bool,
         max_record_bytes: int,
-        null_values: Sequence[str] = (),
+        null_values: Sequence[str] = NULL_VALUES,
         number_fields: Collection[str] = (),
     ) -> None:
         self.seen = SeenColumns()

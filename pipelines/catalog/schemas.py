@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.catalog.config import CatalogConfig, CatalogError, arrow_type, nearest
+from pipelines.catalog.config import NULL_VALUES, CatalogConfig, CatalogError, arrow_type, nearest
 from pipelines.catalog.numbers import DecimalMark, column_mark, shown_marks
 
 IMAGE_KEYS = ("bytes", "path", "uri", "url")
@@ -55,7 +55,7 @@ class TypeVotes:
             self.counts[kind] += count
             self.types[kind] = common_type(self.types.get(kind, pa.null()), data_type)
 
-    def add_texts(self, values: pa.Array, null_values: Sequence[str] = ()) -> None:
+    def add_texts(self, values: pa.Array, null_values: Sequence[str] = NULL_VALUES) -> None:
         """Counts the values of a text column as whole numbers, numbers, true and false, or text; null values not.
 
         A number with a leading zero is a code, and would lose its zeros: a column that has one is text.

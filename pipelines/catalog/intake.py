@@ -114,6 +114,7 @@ def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
     if file.is_text:
         inputs += [file.name, list(config.fields), config.id_fields, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
+        inputs += [config.null_values, config.number_fields]
     return inputs
 
 
@@ -149,6 +150,8 @@ def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLin
         delimiter=config.csv_delimiter,
         newlines_in_values=config.csv_newlines_in_values,
         max_record_bytes=MAX_RECORD_BYTES,
+        null_values=config.null_values,
+        number_fields=config.number_fields,
     )
 
 

@@ -114,11 +114,12 @@ def _at_paths(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
 
 def _plain_columns(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
     """The rows in types that every function knows; texts that a writer stored as bytes as text, still to be checked."""
+    texts = (*config.id_fields, *config.image_template_fields, *config.texts)
     columns = []
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
         column = column if pa.types.is_dictionary(column.type) else plain(column)
         if name in config.id_fields and pa.types.is_fixed_size_binary(column.type):
             column = uuid_texts(column)
-        is_bytes = name in (*config.id_fields, *config.texts) and pa.types.is_binary(column.type)
+        is_bytes = name in texts and pa.types.is_binary(column.type)
         columns.append(column.view(pa.string()) if is_bytes else column)
     return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from index_builder import IndexReader, embedding_shards, storage
+from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
 from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
+from pipelines.indexing.catalog_view import CatalogView, first_products, gate_lines, print_config_to_keep, print_view
 from pipelines.indexing.embed_shard import ProductPreparer, StepTimer
 from pipelines.indexing.job import plan_run
 from pipelines.indexing.progress import index_lines, print_lines
@@ -38,6 +40,8 @@ class Forecast:
         seconds: Of the embedding, estimated from the last run's rate; None where no run gives one.
         reason: Why nothing is carried over, in words; empty where something is.
         index: The index that would be built, and why, as (what, how) pairs.
+        gates: The limits that the version must keep, as such pairs.
+        catalog: What the catalog was taken for; None where the config names its fields.
     """
 
     shards: int
@@ -51,6 +55,8 @@ class Forecast:
     seconds: float | None
     reason: str
     index: tuple[tuple[str, str], ...] = ()
+    gates: tuple[tuple[str, str], ...] = ()
+    catalog: CatalogView | None = None
 
 
 def forecast_run(source: CatalogSource) -> Forecast:
@@ -102,6 +108,20 @@ def forecast_run(source: CatalogSource) -> Forecast:
         seconds=None if rate is None else to_embed / rate,
         reason=shards.nothing_carried_over,
         index=tuple(index_lines(config.index, spec, products)) if spec is not None else (),
+        gates=tuple(gate_lines(config.gates)),
+        catalog=_view_of(source, [task.rows for task in shards.tasks]),
+    )
+
+
+def _view_of(source: CatalogSource, shards: list[CatalogShard]) -> CatalogView | None:
+    if source.recognised is None:
+        return None
+    return CatalogView(
+        recognised=source.recognised,
+        rows=sum(shard.rows for shard in shards),
+        samples=first_products(shards, source.config),
+        encoder=source.encoder_note,
+        config=source.given,
     )
 
 
@@ -119,7 +139,9 @@ def measured_rate(work_uri: str) -> float | None:
 
 
 def print_forecast(forecast: Forecast, *, console: Console | None = None) -> None:
-    """Prints the forecast to standard output."""
+    """Prints the forecast to standard output; of a catalog that was recognised also what it was taken for."""
+    if forecast.catalog is not None:
+        print_view(forecast.catalog, forecast.products, console=console)
     estimate = "unknown: no run has been measured on this work.uri"
     if forecast.seconds is not None:
         estimate = f"about {forecast.seconds:,.0f} s at the last run's rate, on one worker"
@@ -132,6 +154,9 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
         ("deleted", f"{forecast.deleted:,}"),
         ("rejected rows", f"{forecast.rejected:,}"),
         ("embedding time", estimate),
+        *forecast.gates,
         *forecast.index,
     ]
     print_lines(lines, title="Plan (nothing was done)", console=console)
+    if forecast.catalog is not None:
+        print_config_to_keep(forecast.catalog)

@@ -1,0 +1,114 @@
+"""The view shows what a catalog was taken for, so that a person sees it before any product is embedded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.catalog.layouts import Recognised
+from pipelines.catalog.plan import CatalogShard
+from pipelines.catalog.products import ImageRef, to_products
+from pipelines.catalog.reading import read_shard
+from pipelines.config.job import GatesConfig, JobConfig, to_short_yaml
+from pipelines.config.terminal import table_console
+from pipelines.indexing.progress import print_lines
+
+PRODUCTS_SHOWN = 3
+_TEXT_SHOWN = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogView:
+    """A recognised catalog, for people.
+
+    Attributes:
+        rows: Rows or records of all files.
+        samples: (id, text, pictures) of the first products, as they would be embedded.
+        encoder: Which encoder will do that, in one line.
+        config: The job to keep: with every field named, and addresses as they were given.
+    """
+
+    recognised: Recognised
+    rows: int
+    samples: tuple[tuple[str, str | None, tuple[ImageRef, ...]], ...]
+    encoder: str
+    config: JobConfig
+
+
+def first_products(
+    shards: Iterable[CatalogShard], config: JobConfig
+) -> tuple[tuple[str, str | None, tuple[ImageRef, ...]], ...]:
+    """The first products of the catalog as (id, text, pictures); CatalogError where it cannot be read."""
+    found: list[tuple[str, str | None, tuple[ImageRef, ...]]] = []
+    for shard in shards:
+        for batch in read_shard(shard, config.catalog, batch_rows=64):
+            products = to_products(batch, config.catalog)
+            texts = products.texts.to_pylist()
+            found += zip(products.product_ids.to_pylist(), texts, products.images, strict=True)
+            if len(found) >= PRODUCTS_SHOWN:
+                return tuple(found[:PRODUCTS_SHOWN])
+    return tuple(found)
+
+
+def print_view(view: CatalogView, products: int, *, console: Console | None = None) -> None:
+    """Prints what the catalog was taken for, which column is what and why, and the first products."""
+    console = console or table_console(110)
+    recognised = view.recognised
+    lines = [
+        ("taken for", f"{recognised.title}: {products:,} products in {view.rows:,} rows"),
+        ("read as", recognised.read_as),
+    ]
+    lines += [("note", recognised.note)] if recognised.note else []
+    lines += [("with", view.encoder)]
+    lines += [("folders", f"work.uri {view.config.work.uri}, index.uri {view.config.index.uri}")]
+    print_lines(lines, title="Catalog", console=console)
+    columns = Table(title="Columns", title_justify="left", title_style="bold")
+    for heading in ("column", "used as (catalog. ...)", "why"):
+        columns.add_column(heading, overflow="fold")
+    for row in recognised.reasons:
+        columns.add_row(*map(escape, row))
+    console.print(columns)
+    shown = Table(title="The first products, as they would be embedded", title_justify="left", title_style="bold")
+    for heading in ("id", "text", "pictures"):
+        shown.add_column(heading, overflow="fold")
+    for product_id, text, images in view.samples:
+        pictures = "\n".join(map(_shown_image, images))
+        shown.add_row(escape(product_id), escape(_cut(text or "(none)")), escape(pictures or "(none)"))
+    console.print(shown)
+
+
+def print_config_to_keep(view: CatalogView) -> None:
+    """Prints the job as YAML, as it stands: it is copied into a file."""
+    name = view.config.index.uri.rstrip("/").rsplit("/", 2)[-2:][0].removeprefix("shelfmark-")
+    sys.stdout.write(
+        f"\n# Keep this as {name}.yaml, change what is not as you mean it, and run it every night:\n"
+        f"#   python -m pipelines.embed_catalog --config {name}.yaml\n"
+        f"{to_short_yaml(view.config)}"
+    )
+
+
+def gate_lines(gates: GatesConfig) -> list[tuple[str, str]]:
+    """The limits past which a version is not published, as (what, how much) pairs."""
+
+    def limit(value: float | None, words: str) -> str:
+        return "none" if value is None else words.format(value)
+
+    return [
+        ("gates", f"rejected {limit(gates.max_rejected_share, 'at most {:.0%} of the rows')}"),
+        ("", f"degraded {limit(gates.max_degraded_share, 'at most {:.0%} of the products')}"),
+        ("", f"change of size {limit(gates.max_row_change, 'at most {:.0%} from the published version')}"),
+        ("", f"recall {limit(gates.min_recall, 'at least {:.2f}')}"),
+    ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]}... ({len(text):,} characters)"
+
+
+def _shown_image(image: ImageRef) -> str:
+    return f"{len(image):,} bytes" if isinstance(image, bytes) else _cut(image)

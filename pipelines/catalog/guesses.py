@@ -136,10 +136,9 @@ def _by_values(role: str, values: dict[str, list[Any]], rows: int, taken: set[st
         lengths = {name: mean(len(str(value)) for value in given) for name, given in texts.items()}
         of_role = [name for name in texts if (lengths[name] > _LONG) == (role == "description")]
         if of_role:
-            longest = max(
-                of_role, key=lambda name: lengths[name] if role == "description" else len(set(map(str, texts[name])))
-            )
-            return Guess((longest,), f"words, {lengths[longest]:.0f} characters on average, mostly different")
+            distinct = {name: len(set(map(str, texts[name]))) for name in of_role}
+            best = max(of_role, key=lambda name: lengths[name] if role == "description" else distinct[name])
+            return Guess((best,), f"words, {lengths[best]:.0f} characters on average, mostly different")
     return None
 
 

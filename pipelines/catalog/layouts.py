@@ -300,8 +300,8 @@ def recognise_sample(sample: Sample, config: CatalogConfig, named: Collection[st
     columns = _Columns(sample)
     if columns.has(_VECTORS):
         raise CatalogError(
-            f"catalog.uri: {', '.join(config.uris)} is {_VECTORS.title}, which belongs to vectors; give the folder that "
-            "holds it to python -m pipelines.build_index --embeddings.uri FOLDER"
+            f"catalog.uri: {', '.join(config.uris)} is {_VECTORS.title}, which belongs to vectors; give the folder "
+            "that holds it to python -m pipelines.build_index --embeddings.uri FOLDER"
         )
     name = config.layout if config.layout in LAYOUTS else next((n for n, e in LAYOUTS.items() if columns.has(e)), None)
     layout = LAYOUTS.get(name or "")
@@ -389,19 +389,19 @@ class _Columns:
                 keys[key] = tuple(found for name in value if (found := self.find(name, layout)))
             elif (column := self.find(value, layout)) is not None:
                 keys[key] = column
-        conditions = []
-        for name, condition in layout.where.items():
-            if (column := self.find(name, layout)) is not None:
-                plain = (
-                    f'"{column}"'
-                    if f'"{name}"' in condition or not re.fullmatch(r"[a-z_][a-z0-9_]*", column)
-                    else column
-                )
-                conditions.append(re.sub(rf'"{re.escape(name)}"|\b{re.escape(name)}\b', lambda _: plain, condition))
+        found_where = {name: found for name in layout.where if (found := self.find(name, layout))}
+        conditions = [_renamed(layout.where[name], name, found) for name, found in found_where.items()]
         if conditions:
             conditions = [f"({each})" if " or " in each and len(conditions) > 1 else each for each in conditions]
             keys["where"] = " and ".join(conditions)
         return {key: value for key, value in keys.items() if value}
+
+
+def _renamed(condition: str, name: str, found: str) -> str:
+    """A layout's condition about a column, with the name that the file has for it."""
+    is_plain = name == found and f'"{name}"' not in condition
+    written = found if is_plain else f'"{found}"'
+    return re.sub(rf'"{re.escape(name)}"|\b{re.escape(name)}\b', lambda _: written, condition)
 
 
 def _guessed_keys(sample: Sample, below: str) -> tuple[dict[str, Any], dict[str, str]]:

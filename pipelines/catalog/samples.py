@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -171,7 +171,7 @@ def _is_tsv(name: str) -> bool:
 
 def _csv_rows(text: str, delimiter: str, quoted: bool, escape: str | None) -> Iterator[list[str]]:
     csv.field_size_limit(2**31 - 1)
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, escapechar=escape, doublequote=escape is None)
     return (row for row in reader if row)
@@ -197,7 +197,7 @@ def _stored_rows(file: CatalogFile) -> Iterator[Mapping[str, Any]]:
 
 
 def _json_records(text: str) -> Iterator[Mapping[str, Any]]:
-    """The objects of JSON Lines, of an array, or of the first list of objects in a document; one that is cut is left."""
+    """The objects of JSON Lines, of an array, or of a document's first list of objects; one that is cut is left."""
     if text.lstrip()[:1] == "[":
         yield from _array_items(text, text.index("[") + 1)
         return

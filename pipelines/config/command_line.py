@@ -99,9 +99,8 @@ def load_job_config(argv: Sequence[str]) -> ParsedCommand[JobConfig]:
 
     def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--full", action="store_true", help="embed every product again, carry nothing over")
-        parser.add_argument(
-            "--plan", action="store_true", help="print what the catalog is taken for and what a run would do, and stop"
-        )
+        text = "print what the catalog is taken for and what a run would embed and carry over, and stop"
+        parser.add_argument("--plan", action="store_true", help=text)
 
     return parse_arguments(
         argv,

@@ -14,7 +14,7 @@ from pipelines.catalog.layouts import Recognised
 from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.products import ImageRef, to_products
 from pipelines.catalog.reading import read_shard
-from pipelines.config.job import GatesConfig, JobConfig, to_short_yaml
+from pipelines.config.job import JobConfig, to_short_yaml
 from pipelines.config.terminal import table_console
 from pipelines.indexing.progress import print_lines
 
@@ -90,20 +90,6 @@ def print_config_to_keep(view: CatalogView) -> None:
         f"#   python -m pipelines.embed_catalog --config {name}.yaml\n"
         f"{to_short_yaml(view.config)}"
     )
-
-
-def gate_lines(gates: GatesConfig) -> list[tuple[str, str]]:
-    """The limits past which a version is not published, as (what, how much) pairs."""
-
-    def limit(value: float | None, words: str) -> str:
-        return "none" if value is None else words.format(value)
-
-    return [
-        ("gates", f"rejected {limit(gates.max_rejected_share, 'at most {:.0%} of the rows')}"),
-        ("", f"degraded {limit(gates.max_degraded_share, 'at most {:.0%} of the products')}"),
-        ("", f"change of size {limit(gates.max_row_change, 'at most {:.0%} from the published version')}"),
-        ("", f"recall {limit(gates.min_recall, 'at least {:.2f}')}"),
-    ]
 
 
 def _cut(text: str) -> str:

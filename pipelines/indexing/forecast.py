@@ -16,7 +16,7 @@ from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
 from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
-from pipelines.indexing.catalog_view import CatalogView, first_products, gate_lines, print_config_to_keep, print_view
+from pipelines.indexing.catalog_view import CatalogView, first_products, print_config_to_keep, print_view
 from pipelines.indexing.embed_shard import ProductPreparer, StepTimer
 from pipelines.indexing.job import plan_run
 from pipelines.indexing.progress import index_lines, print_lines
@@ -40,7 +40,6 @@ class Forecast:
         seconds: Of the embedding, estimated from the last run's rate; None where no run gives one.
         reason: Why nothing is carried over, in words; empty where something is.
         index: The index that would be built, and why, as (what, how) pairs.
-        gates: The limits that the version must keep, as such pairs.
         catalog: What the catalog was taken for; None where the config names its fields.
     """
 
@@ -55,7 +54,6 @@ class Forecast:
     seconds: float | None
     reason: str
     index: tuple[tuple[str, str], ...] = ()
-    gates: tuple[tuple[str, str], ...] = ()
     catalog: CatalogView | None = None
 
 
@@ -108,7 +106,6 @@ def forecast_run(source: CatalogSource) -> Forecast:
         seconds=None if rate is None else to_embed / rate,
         reason=shards.nothing_carried_over,
         index=tuple(index_lines(config.index, spec, products)) if spec is not None else (),
-        gates=tuple(gate_lines(config.gates)),
         catalog=_view_of(source, [task.rows for task in shards.tasks]),
     )
 
@@ -154,7 +151,6 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
         ("deleted", f"{forecast.deleted:,}"),
         ("rejected rows", f"{forecast.rejected:,}"),
         ("embedding time", estimate),
-        *forecast.gates,
         *forecast.index,
     ]
     print_lines(lines, title="Plan (nothing was done)", console=console)

@@ -1,8 +1,8 @@
 """Runs the indexing job: `python -m pipelines.embed_catalog [--config FILE] [overrides] [Beam options]`.
 
-With no arguments it indexes the embedded demo catalog; with `--catalog.uri X` alone it recognises what X is. Exit codes:
-0 a version is published (or nothing changed), 1 the run failed or a gate held the version back, 2 the config or what it
-names is not usable; nothing was done.
+With no arguments it indexes the embedded demo catalog; with `--catalog.uri X` alone it recognises what X is.
+Exit codes: 0 a version is published (or nothing changed), 1 the run failed or a gate held the version back, 2 the
+config or what it names is not usable; nothing was done.
 """
 
 from __future__ import annotations

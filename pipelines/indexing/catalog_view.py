@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -11,15 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.catalog.layouts import Recognised
-from pipelines.catalog.plan import CatalogShard
-from pipelines.catalog.products import ImageRef, to_products
-from pipelines.catalog.reading import read_shard
-from pipelines.config.job import JobConfig, to_short_yaml
+from pipelines.catalog.products import ImageRef
 from pipelines.config.terminal import table_console
 from pipelines.indexing.progress import print_lines
 
-PRODUCTS_SHOWN = 3
 _TEXT_SHOWN = 200
+
+
+ShownProduct = tuple[str, str | None, tuple[ImageRef, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,29 +28,16 @@ class CatalogView:
         rows: Rows or records of all files.
         samples: (id, text, pictures) of the first products, as they would be embedded.
         encoder: Which encoder will do that, in one line.
-        config: The job to keep: with every field named, and addresses as they were given.
+        folders: `work.uri` and `index.uri`, as they were given.
+        yaml: The job to keep, with every field named.
     """
 
     recognised: Recognised
     rows: int
-    samples: tuple[tuple[str, str | None, tuple[ImageRef, ...]], ...]
+    samples: tuple[ShownProduct, ...]
     encoder: str
-    config: JobConfig
-
-
-def first_products(
-    shards: Iterable[CatalogShard], config: JobConfig
-) -> tuple[tuple[str, str | None, tuple[ImageRef, ...]], ...]:
-    """The first products of the catalog as (id, text, pictures); CatalogError where it cannot be read."""
-    found: list[tuple[str, str | None, tuple[ImageRef, ...]]] = []
-    for shard in shards:
-        for batch in read_shard(shard, config.catalog, batch_rows=64):
-            products = to_products(batch, config.catalog)
-            texts = products.texts.to_pylist()
-            found += zip(products.product_ids.to_pylist(), texts, products.images, strict=True)
-            if len(found) >= PRODUCTS_SHOWN:
-                return tuple(found[:PRODUCTS_SHOWN])
-    return tuple(found)
+    folders: tuple[str, str]
+    yaml: str
 
 
 def print_view(view: CatalogView, products: int, *, console: Console | None = None) -> None:
@@ -65,7 +50,7 @@ def print_view(view: CatalogView, products: int, *, console: Console | None = No
     ]
     lines += [("note", recognised.note)] if recognised.note else []
     lines += [("with", view.encoder)]
-    lines += [("folders", f"work.uri {view.config.work.uri}, index.uri {view.config.index.uri}")]
+    lines += [("folders", "work.uri {}, index.uri {}".format(*view.folders))]
     print_lines(lines, title="Catalog", console=console)
     columns = Table(title="Columns", title_justify="left", title_style="bold")
     for heading in ("column", "used as (catalog. ...)", "why"):
@@ -84,11 +69,11 @@ def print_view(view: CatalogView, products: int, *, console: Console | None = No
 
 def print_config_to_keep(view: CatalogView) -> None:
     """Prints the job as YAML, as it stands: it is copied into a file."""
-    name = view.config.index.uri.rstrip("/").rsplit("/", 2)[-2:][0].removeprefix("shelfmark-")
+    name = view.folders[1].rstrip("/").rsplit("/", 2)[-2:][0].removeprefix("shelfmark-")
     sys.stdout.write(
         f"\n# Keep this as {name}.yaml, change what is not as you mean it, and run it every night:\n"
         f"#   python -m pipelines.embed_catalog --config {name}.yaml\n"
-        f"{to_short_yaml(view.config)}"
+        f"{view.yaml}"
     )
 
 

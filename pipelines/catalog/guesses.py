@@ -69,23 +69,24 @@ def canonical(name: str) -> str:
     return re.sub(r"[^\w.$]|_", "", "".join(sign for sign in plain if not unicodedata.combining(sign))) or plain
 
 
-def guess_columns(sample: Sample, below: str = "") -> dict[str, Guess]:
-    """The columns by role (see `ROLES`); a role for which no column is fit is absent.
+def guess_columns(sample: Sample, below: str = "", roles: Sequence[str] = ROLES) -> dict[str, Guess]:
+    """The columns by role; a role for which no column is fit is absent.
 
     Args:
         below: Only columns whose path begins so (`_source.`) are looked at.
+        roles: Those of `ROLES` that are wanted.
     """
     values = {name: sample.values(name) for name in sample.columns if name.startswith(below)}
     names = {name: _name_of(name.removeprefix(below)) for name in values}
     rows = len(sample.rows)
     found: dict[str, Guess] = {}
-    taken: set[str] = set()
-    for role in ROLES:
-        guess = _by_name(role, names, values, rows, taken) or _by_values(role, values, rows, taken)
-        if guess is not None:
-            found[role] = guess
-            taken.update(guess.columns)
-    return found
+    for by_name in (True, False):  # what a name says of any column comes before what values say
+        for role in roles:
+            taken = {column for guess in found.values() for column in guess.columns}
+            if role not in found:
+                guess = _by_name(role, names, values, rows, taken) if by_name else _by_values(role, values, rows, taken)
+                found |= {} if guess is None else {role: guess}
+    return {role: found[role] for role in roles if role in found}
 
 
 def _name_of(path: str) -> str:

@@ -7,12 +7,12 @@ an explicit `CatalogConfig`, in which nothing is left to recognise.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pipelines.catalog.config import CatalogConfig, CatalogConfigError, CatalogError, nearest
-from pipelines.catalog.guesses import canonical, guess_columns, image_separator, is_price_text
+from pipelines.catalog.guesses import ROLES, canonical, guess_columns, image_separator, is_price_text
 from pipelines.catalog.samples import Sample, read_sample
 
 AUTO = "auto"
@@ -47,6 +47,19 @@ class Layout:
 
 
 LAYOUTS: dict[str, Layout] = {
+    "shopify_api": Layout(
+        title="Shopify API page",
+        tells=("id", "title", "body_html"),
+        one_of=("variants.id", "variants.sku", "variants.price", "images.src", "image.src", "variants"),
+        keys={
+            "id_field": "id",
+            "text_fields": ("title", "vendor", "product_type", "body_html"),
+            "image_field": "images.src",
+            "display_fields": ("title", "vendor", "product_type", "handle", "variants.price"),
+        },
+        where={"status": "status is null or status = 'active'"},
+        note="drafts and archived products stay out",
+    ),
     "shopify": Layout(
         title="Shopify product export",
         tells=("Handle", "Title"),
@@ -69,19 +82,6 @@ LAYOUTS: dict[str, Layout] = {
             "Option1 Value": ("Option1 value",),
         },
         note="rows of one handle are one product; drafts and archived products stay out",
-    ),
-    "shopify_api": Layout(
-        title="Shopify API page",
-        tells=("id", "title", "body_html"),
-        one_of=("variants.id", "variants.sku", "variants.price", "images.src", "image.src", "variants"),
-        keys={
-            "id_field": "id",
-            "text_fields": ("title", "vendor", "product_type", "body_html"),
-            "image_field": "images.src",
-            "display_fields": ("title", "vendor", "product_type", "handle", "variants.price"),
-        },
-        where={"status": "status is null or status = 'active'"},
-        note="drafts and archived products stay out",
     ),
     "woocommerce": Layout(
         title="WooCommerce product export",
@@ -123,7 +123,7 @@ LAYOUTS: dict[str, Layout] = {
         where={
             "store_view_code": "store_view_code is null or store_view_code in ('', 'default')",
             "product_online": "product_online = 1",
-            "visibility": "visibility <> 'Not Visible Individually'",
+            "visibility": "visibility is null or visibility <> 'Not Visible Individually'",
         },
         note="other store views, disabled products and those not visible on their own stay out; "
         "set catalog.image_root to .../media/catalog/product",
@@ -314,7 +314,8 @@ def recognise_sample(sample: Sample, config: CatalogConfig, named: Collection[st
     keys: dict[str, Any] = {} if layout is None else columns.keys_of(layout)
     reasons: dict[str, str] = {}
     if layout is None or layout.guessed_below is not None:
-        guessed, reasons = _guessed_keys(sample, "" if layout is None else layout.guessed_below or "")
+        roles = [role for role in ROLES if role != "id" or "id_field" not in keys]
+        guessed, reasons = _guessed_keys(sample, "" if layout is None else layout.guessed_below or "", roles)
         keys = guessed | keys
     if sample.header_lines:
         keys["csv_skip_lines"] = sample.header_lines
@@ -404,8 +405,8 @@ def _renamed(condition: str, name: str, found: str) -> str:
     return re.sub(rf'"{re.escape(name)}"|\b{re.escape(name)}\b', lambda _: written, condition)
 
 
-def _guessed_keys(sample: Sample, below: str) -> tuple[dict[str, Any], dict[str, str]]:
-    guesses = guess_columns(sample, below)
+def _guessed_keys(sample: Sample, below: str, roles: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    guesses = guess_columns(sample, below, roles)
     keys: dict[str, Any] = {}
     for key, role in (("id_field", "id"), ("image_field", "image")):
         if role in guesses:
@@ -413,11 +414,11 @@ def _guessed_keys(sample: Sample, below: str) -> tuple[dict[str, Any], dict[str,
             keys[key] = columns if len(columns) > 1 else columns[0]
     if "image" in guesses and (separator := image_separator(sample.values(guesses["image"].columns[0]))):
         keys["image_separator"] = separator
-    for key, roles in (
+    for key, shown in (
         ("text_fields", ("title", "brand", "category", "description")),
         ("display_fields", ("title", "brand", "category", "price")),
     ):
-        keys[key] = tuple(guesses[role].columns[0] for role in roles if role in guesses)
+        keys[key] = tuple(guesses[role].columns[0] for role in shown if role in guesses)
     reasons = {name: f"{role}: {guess.why}" for role, guess in guesses.items() for name in guess.columns}
     if "price" in guesses:
         price = guesses["price"].columns[0]

@@ -335,7 +335,7 @@ def read_config_file(name: str) -> ConfigFile:
             return parse_config(path.read_text(encoding="utf-8"), name)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"config {name}: cannot be read as UTF-8 text: {error}") from error
-    shipped = _shipped_configs()
+    shipped = shipped_configs()
     stem = name.removeprefix("run_configs/").removesuffix(".yaml")
     if stem not in shipped:
         hint = did_you_mean(stem, shipped, otherwise=f"Shipped are {', '.join(sorted(shipped))}.")
@@ -343,7 +343,7 @@ def read_config_file(name: str) -> ConfigFile:
     return parse_config(shipped[stem].read_text(encoding="utf-8"), f"run_configs/{stem}.yaml")
 
 
-def _shipped_configs() -> dict[str, Any]:
+def shipped_configs() -> dict[str, Any]:
     """The shipped files by name; one in a folder has the folder's before it (`papers/grocery`)."""
     entries = {entry.name: entry for entry in resources.files("run_configs").iterdir()}
     for name, folder in list(entries.items()):

@@ -13,7 +13,8 @@ from typing import Any
 
 from pipelines.catalog.config import CatalogConfig, CatalogConfigError, CatalogError, nearest
 from pipelines.catalog.guesses import ROLES, canonical, guess_columns, image_separator, is_price_text
-from pipelines.catalog.samples import Sample, read_sample
+from pipelines.catalog.listing import list_catalog
+from pipelines.catalog.samples import Sample, TextOptions, read_sample
 
 AUTO = "auto"
 _NOT_OF_LAYOUTS = ("uri", "layout", "shard_rows", "shard_bytes")
@@ -292,7 +293,9 @@ def recognise(config: CatalogConfig, named: Collection[str] | None = None) -> Re
         expected = f"auto or a known layout; found {config.layout!r}"
         raise CatalogConfigError(f"catalog.layout: expected {expected}. {nearest(str(config.layout), LAYOUTS)}")
     named = set_keys(config) if named is None else named
-    return recognise_sample(read_sample(config), config, named)
+    file = list_catalog(config.uris, config.format).files[0]
+    options = TextOptions(**{each.name: getattr(config, each.name) for each in fields(TextOptions)})
+    return recognise_sample(read_sample(file, options), config, named)
 
 
 def recognise_sample(sample: Sample, config: CatalogConfig, named: Collection[str]) -> Recognised:

@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
-from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.listing import list_catalog
+from pipelines.catalog.config import CatalogError
 from pipelines.catalog.schemas import IMAGE_KEYS
 from pipelines.catalog.stores import CatalogFile, read_head
 
@@ -65,18 +64,28 @@ class Sample:
         return [value for value in found if value is not None and value != [] and str(value).strip()]
 
 
-def read_sample(config: CatalogConfig) -> Sample:
-    """The first rows of the catalog, read without knowing its fields.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextOptions:
+    """What is known of a text file before it is looked at: the keys of the same names in the `catalog:` section."""
+
+    encoding: str = "auto"
+    csv_delimiter: str | None = None
+    csv_quote: str | None = None
+    csv_escape: str | None = None
+    csv_skip_lines: int = 0
+
+
+def read_sample(file: CatalogFile, options: TextOptions) -> Sample:
+    """The first rows of a file, read without knowing its fields.
 
     Raises:
-        CatalogError: nothing there, or nothing that can be read as rows.
+        CatalogError: nothing that can be read as rows.
     """
-    file = list_catalog(config.uris, config.format).files[0]
     if file.format == "csv":
-        return _csv_sample(file, config)
+        return _csv_sample(file, options)
     if file.format in ("parquet", "arrow"):
         return _sample(file, file.format.capitalize(), _stored_rows(file))
-    text, encoding = _decoded(read_head(file.uri, file.compression, SAMPLE_BYTES), config)
+    text, encoding = _decoded(read_head(file.uri, file.compression, SAMPLE_BYTES), options)
     return _sample(file, f"JSON, {encoding}", _json_records(text))
 
 
@@ -119,29 +128,29 @@ def flattened(record: Mapping[str, Any], prefix: str = "", depth: int = 1) -> di
     return flat
 
 
-def _decoded(data: bytes, config: CatalogConfig) -> tuple[str, str]:
+def _decoded(data: bytes, options: TextOptions) -> tuple[str, str]:
     """The text of a file's first bytes, and its encoding in words; a character that is cut off at the end is left."""
     by_mark = next((name for mark, name in _MARKS if data.startswith(mark)), None)
     names = [by_mark] if by_mark else ["utf-8", "cp1252", "latin-1"]
-    for name in names if config.encoding == "auto" else [config.encoding]:
+    for name in names if options.encoding == "auto" else [options.encoding]:
         try:
             text = codecs.getincrementaldecoder(name)().decode(data)
         except (UnicodeDecodeError, LookupError):
             continue
         return text, name.upper().removesuffix("-SIG")
-    raise CatalogError(f"catalog.encoding: expected text in {config.encoding}, found bytes that are none")
+    raise CatalogError(f"catalog.encoding: expected text in {options.encoding}, found bytes that are none")
 
 
-def _csv_sample(file: CatalogFile, config: CatalogConfig) -> Sample:
+def _csv_sample(file: CatalogFile, options: TextOptions) -> Sample:
     data = read_head(file.uri, file.compression, SAMPLE_BYTES)
-    text, encoding = _decoded(data, config)
+    text, encoding = _decoded(data, options)
     if len(data) >= SAMPLE_BYTES:
         text = text[: text.rfind("\n") + 1]
-    skipped = config.csv_skip_lines or (2 if text.startswith(AMAZON_MARK) else 0)
+    skipped = options.csv_skip_lines or (2 if text.startswith(AMAZON_MARK) else 0)
     for _ in range(skipped):
         text = text.partition("\n")[2]
-    delimiter, quoted = _dialect(text, file.name, config)
-    rows = _csv_rows(text, delimiter, quoted, config.csv_escape)
+    delimiter, quoted = _dialect(text, file.name, options)
+    rows = _csv_rows(text, delimiter, quoted, options.csv_escape)
     header = [name.strip() for name in next(rows, [])]
     records = (dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header))
     words = f"CSV, {encoding}, {_DELIMITERS.get(delimiter, repr(delimiter))} between values"
@@ -150,14 +159,14 @@ def _csv_sample(file: CatalogFile, config: CatalogConfig) -> Sample:
     return _sample(file, words + ("" if quoted else ", no quotes"), records, skipped, told)
 
 
-def _dialect(text: str, name: str, config: CatalogConfig) -> tuple[str, bool]:
+def _dialect(text: str, name: str, options: TextOptions) -> tuple[str, bool]:
     """The delimiter and whether values are quoted: those that give most rows as many values as the header has."""
-    delimiters = [config.csv_delimiter] if config.csv_delimiter else (["\t"] if _is_tsv(name) else list(_DELIMITERS))
-    quoting = [True, False] if config.csv_quote is None else [bool(config.csv_quote)]
+    delimiters = [options.csv_delimiter] if options.csv_delimiter else (["\t"] if _is_tsv(name) else list(_DELIMITERS))
+    quoting = [True, False] if options.csv_quote is None else [bool(options.csv_quote)]
     scores: dict[tuple[str, bool], tuple[float, int]] = {}
     for delimiter in delimiters:
         for quoted in quoting:  # the first of equal ones wins
-            rows = list(islice(_csv_rows(text, delimiter, quoted, config.csv_escape), 200))
+            rows = list(islice(_csv_rows(text, delimiter, quoted, options.csv_escape), 200))
             width = len(rows[0]) if rows else 0
             share = sum(len(row) == width for row in rows) / max(1, len(rows))
             # One column fits every text: a delimiter must show at least two.

@@ -6,7 +6,7 @@ A shard's files are named by what its vectors are made from, so what an earlier 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
@@ -22,6 +22,8 @@ from pipelines.catalog.layouts import Recognised, recognise
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.plan import CatalogShard, catalog_schema, plan_catalog
 from pipelines.catalog.previous_version import build_carry_over, build_known_images
+from pipelines.catalog.products import to_products
+from pipelines.catalog.reading import read_shard
 from pipelines.catalog.stores import CatalogFile
 from pipelines.config.job import JobConfig
 from pipelines.config.own_catalog import DEMO_ENCODER
@@ -29,6 +31,7 @@ from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
 from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
 from pipelines.indexing.build_steps import embeddings_folder
+from pipelines.indexing.catalog_view import ShownProduct
 from pipelines.indexing.embed_shard import PreviousVersion, ProductPreparer, embed_shard
 from pipelines.indexing.job import checked_addresses
 from pipelines.indexing.publish_step import published_manifest
@@ -117,6 +120,16 @@ class CatalogSource:
         if not self.encoder.uses_images and (catalog.image_field or catalog.image_template):
             note += ", which reads texts only (with pictures: --config clip_vit_b32 --catalog.layout auto)"
         return note
+
+    def first_products(self, shards: Iterable[CatalogShard], count: int) -> tuple[ShownProduct, ...]:
+        """The first products of the planned catalog; CatalogError where it cannot be read."""
+        found: list[ShownProduct] = []
+        for batch in (batch for shard in shards for batch in read_shard(shard, self.config.catalog, batch_rows=64)):
+            products = to_products(batch, self.config.catalog)
+            found += zip(products.product_ids.to_pylist(), products.texts.to_pylist(), products.images, strict=True)
+            if len(found) >= count:
+                break
+        return tuple(found[:count])
 
     def prepare(self, record: RunRecord, beam_options: BeamOptions) -> None:
         """Takes text files and the like in, by all workers; a few are left to the plan, which does the same alone."""

@@ -6,22 +6,18 @@ No model is loaded, no version is written and nothing is removed: a job may be a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 
 from rich.console import Console
 
 from index_builder import IndexReader, embedding_shards, storage
-from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
-from pipelines.catalog.products import to_products
-from pipelines.catalog.reading import read_shard
 from pipelines.config.job import to_short_yaml
 from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
-from pipelines.indexing.catalog_view import CatalogView, ShownProduct, print_config_to_keep, print_view
+from pipelines.indexing.catalog_view import CatalogView, print_config_to_keep, print_view
 from pipelines.indexing.embed_shard import ProductPreparer, StepTimer
 from pipelines.indexing.job import plan_run
 from pipelines.indexing.progress import index_lines, print_lines
@@ -122,22 +118,11 @@ def _view_of(source: CatalogSource, shards: list[CatalogShard]) -> CatalogView |
     return CatalogView(
         recognised=source.recognised,
         rows=sum(shard.rows for shard in shards),
-        samples=first_products(shards, source.config.catalog),
+        samples=source.first_products(shards, PRODUCTS_SHOWN),
         encoder=source.encoder_note,
         folders=(source.given.work.uri, source.given.index.uri),
         yaml=to_short_yaml(source.given),
     )
-
-
-def first_products(shards: Iterable[CatalogShard], catalog: CatalogConfig) -> tuple[ShownProduct, ...]:
-    """The first products of the catalog; CatalogError where it cannot be read."""
-    found: list[ShownProduct] = []
-    for batch in (batch for shard in shards for batch in read_shard(shard, catalog, batch_rows=64)):
-        products = to_products(batch, catalog)
-        found += zip(products.product_ids.to_pylist(), products.texts.to_pylist(), products.images, strict=True)
-        if len(found) >= PRODUCTS_SHOWN:
-            break
-    return tuple(found[:PRODUCTS_SHOWN])
 
 
 def measured_rate(work_uri: str) -> float | None:

@@ -10,22 +10,22 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import date, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 
-from pipelines.catalog.config import CatalogConfig, CatalogError, without_login
+from pipelines.catalog.config import CatalogError, without_login
 
 if TYPE_CHECKING:
     import sqlalchemy
 
 ROWS_AT_ONCE = 1000
 
-_PACKAGES = {
-    **{"MySQLdb": "mysqlclient", "pyodbc": "pyodbc", "cx_Oracle": "cx_Oracle", "psycopg2": "psycopg2-binary"},
-    **{"psycopg": "psycopg"},
+_PACKAGES = {  # of modules that are called otherwise
+    "MySQLdb": "mysqlclient",
+    "psycopg2": "psycopg2-binary",
 }
 _OTHER_DRIVERS = {
     "postgres": "postgresql+psycopg://",
@@ -35,29 +35,34 @@ _OTHER_DRIVERS = {
 }
 
 
-def iter_query(config: CatalogConfig) -> Iterator[bytes]:
-    """Each row of `catalog.query` as a line of JSON.
+def iter_query(url: str, query: str, *, wanted: Collection[str], image_field: str | None) -> Iterator[bytes]:
+    """Each row of a query as a line of JSON.
 
     Whole numbers stay whole, decimals become numbers, days, times and UUIDs text, JSON and arrays lists and objects,
     and bytes base64 text in the image column, text elsewhere.
+
+    Args:
+        url: SQLAlchemy's, such as `postgresql+psycopg://USER:PASSWORD@HOST/DATABASE`.
+        query: SQL in the database's own words.
+        wanted: Columns that must not be there twice.
+        image_field: Column of pictures, if there is one.
 
     Raises:
         CatalogError: no such database, driver, table or column, a query without rows, or a wanted column twice. No
             message holds the password.
     """
-    url = config.uris[0]
     with _one_line_errors(url), _connect(url) as connection:
         # The driver's own SQL as it stands: no `:name` or `%` in it is a parameter.
-        result = connection.exec_driver_sql(config.query or "")
+        result = connection.exec_driver_sql(query)
         if not result.returns_rows:
             raise CatalogError("catalog.query: expected SQL that gives rows, such as SELECT; found one that gives none")
         names = [str(name) for name in result.keys()]  # noqa: SIM118 - no dict
-        for wanted in config.fields:
-            if names.count(wanted) > 1:
+        for each in wanted:
+            if names.count(each) > 1:
                 raise CatalogError(
-                    f"catalog.query: expected one column {wanted!r}, found {names.count(wanted)}; name one AS another"
+                    f"catalog.query: expected one column {each!r}, found {names.count(each)}; name one AS another"
                 )
-        images = [name == config.image_field for name in names]
+        images = [name == image_field for name in names]
         for rows in result.partitions(ROWS_AT_ONCE):
             for row in rows:
                 values = map(_as_json, row, images)
@@ -72,15 +77,13 @@ def _connect(url: str) -> Iterator[sqlalchemy.Connection]:
 
     address = sqlalchemy.make_url(url)
     file = address.database
-    if address.get_backend_name() == "sqlite" and file and not file.startswith((":memory:", "file:")):
-        if not os.path.isfile(file):  # SQLite would make it
-            raise CatalogError(f"catalog.uri: expected a SQLite database at {file}, found nothing there")
+    is_file = address.get_backend_name() == "sqlite" and file and not file.startswith((":memory:", "file:"))
+    if is_file and not os.path.isfile(str(file)):  # SQLite would make it
+        raise CatalogError(f"catalog.uri: expected a SQLite database at {file}, found nothing there")
     engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
     try:
         with engine.connect() as connection:
-            yield connection.execution_options(
-                stream_results=True, max_row_buffer=ROWS_AT_ONCE, no_parameters=True
-            )
+            yield connection.execution_options(stream_results=True, max_row_buffer=ROWS_AT_ONCE, no_parameters=True)
     finally:
         engine.dispose()
 

@@ -11,10 +11,10 @@ import codecs
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from pipelines.catalog.config import CatalogConfig, CatalogError, nearest
+from pipelines.catalog.config import CatalogError, nearest
 from pipelines.catalog.json_lines import kind_of
 
 # Not strict: a bare tab in a value makes that product a bad one, not the document. Numbers are not looked at.
@@ -31,13 +31,13 @@ _MAX_LEVELS = 8  # of objects inside one another, among which the list of produc
 _DECISIVE_LENGTH = 1000  # no product has a list of so many objects
 
 
-def is_document(head: bytes, is_whole: bool, config: CatalogConfig) -> bool | None:
+def is_document(head: bytes, is_whole: bool, *, encoding: str, id_names: Collection[str]) -> bool | None:
     """Whether a JSON file is a document, not JSON Lines, by its first bytes; None where these are too few to tell.
 
     A line that is an object makes JSON Lines; but a file of one line that is no product, and has a list of objects in
     it, is a document.
     """
-    text = "".join(decoded([head], config.encoding)).lstrip()
+    text = "".join(decoded([head], encoding)).lstrip()
     if not text.startswith(("{", "[")):
         return False
     lines = [line for line in text.split("\n", _LINES_LOOKED_AT) if line.strip()]
@@ -52,33 +52,43 @@ def is_document(head: bytes, is_whole: bool, config: CatalogConfig) -> bool | No
             _, end = _scan(text, 0)
         except (StopIteration, ValueError, RecursionError):
             end = 0
-        return bool(text[end:].strip() and end) or _survey(_Text([text], "", len(text)), config) != ()
+        return bool(text[end:].strip() and end) or _survey(_Text([text], "", len(text)), id_names) != ()
     if _is_json(lines[0], dict) or (lines[1].startswith("{") and not lines[0].rstrip().endswith("[")):
         return False
     return 2 * sum(_is_json(line, dict) for line in lines) < len(lines)
 
 
 def iter_documents(
-    chunks: Iterable[bytes], again: Iterable[bytes], name: str, config: CatalogConfig, max_record_bytes: int
+    chunks: Iterable[bytes],
+    again: Iterable[bytes],
+    name: str,
+    *,
+    encoding: str,
+    records: str | None,
+    id_names: Collection[str],
+    max_record_bytes: int,
 ) -> Iterator[bytes | str]:
     """Each product as a line of JSON, or why the element is none.
 
     Args:
         chunks: The file.
-        again: The file once more, to look where its products are; not read where `catalog.records` says it.
-        name: The file, for messages.
+        again: The file once more, to look where its products are; not read where `records` says it.
+        name: What it is called, for messages.
+        encoding: As `catalog.encoding`; a byte order mark counts more.
+        records: As `catalog.records`.
+        id_names: What ids may be called: an object that has one of these is a product itself.
         max_record_bytes: A larger product is refused.
 
     Raises:
         CatalogError: the document is damaged, cut off, or does not have what `catalog.records` names.
     """
-    if config.records is not None:
-        steps = tuple(config.records.split("."))
+    if records is not None:
+        steps = tuple(records.split("."))
     else:
         # What is no longer than a product may be one itself; so much is looked at, and no more.
-        first = _limited(decoded(again, config.encoding), max_record_bytes)
-        steps = _survey(_Text(first, name, max_record_bytes), config)
-    text = _Text(decoded(chunks, config.encoding), name, max_record_bytes)
+        first = _limited(decoded(again, encoding), max_record_bytes)
+        steps = _survey(_Text(first, name, max_record_bytes), id_names)
+    text = _Text(decoded(chunks, encoding), name, max_record_bytes)
     try:
         while text.peek():
             yield from _records(text, steps)
@@ -259,7 +269,7 @@ def _record(text: _Text) -> bytes | str:
     return _BREAK.sub(" ", raw).encode("utf-8", "surrogateescape")
 
 
-def _survey(text: _Text, config: CatalogConfig) -> tuple[str, ...]:
+def _survey(text: _Text, id_names: Collection[str]) -> tuple[str, ...]:
     """Where the products of a document are: () for the value itself or its elements, else the steps to a list.
 
     That is the first list of objects, of those at the fewest steps; without any, the first empty one.
@@ -270,9 +280,7 @@ def _survey(text: _Text, config: CatalogConfig) -> tuple[str, ...]:
     lists: list[tuple[bool, int, tuple[str, ...]]] = []
     with contextlib.suppress(CatalogError, RecursionError):  # the reading itself will say what is wrong
         _look_for_lists(text, (), names, lists)
-    ids = (config.id_field,) if isinstance(config.id_field, str) else config.id_field
-    known = {re.split(r"[.\[]", path)[0] for each in ids for path in each.split("|")}
-    if not known.isdisjoint(names) or not set(_ID_NAMES).isdisjoint(names) or not lists:
+    if not lists or not {*id_names, *_ID_NAMES}.isdisjoint(names):
         return ()
     return min(lists, key=lambda each: each[:2])[2]
 

@@ -27,17 +27,19 @@ from typing import Any
 
 from lxml import etree
 
-from pipelines.catalog.config import CatalogConfig, CatalogError, nearest
+from pipelines.catalog.config import CatalogError, nearest
 
 HEAD_BYTES = 1 << 20  # in which the element that repeats is looked for
 
 _GOOGLE = "http://base.google.com/ns/1.0"
 _USUAL_NAMES = ("item", "entry", "product", "offer", "article", "listing", "record", "row", "shopitem")
-_HTML = frozenset(
-    "a abbr b big blockquote br center code dd div dl dt em font h1 h2 h3 h4 h5 h6 hr i img li ol p pre s small span "
-    "strong strike sub sup table tbody td th thead tr tt u ul".split()
+_HTML = re.compile(
+    "a|abbr|b|big|blockquote|br|center|code|d[dlt]|div|em|font|h[1-6]|hr|i|img|li|[ou]l|p|pre|s|small|span|strong|strike|"
+    "su[bp]|table|tbody|t[dhrt]|thead|u",
+    re.IGNORECASE,
 )
 _DECLARATION = re.compile(r' xmlns(:\w+)?="[^"]*"')
+
 
 @dataclass(slots=True)
 class _Shape:
@@ -55,6 +57,8 @@ class Feed:
     Args:
         chunks: Gives the bytes of the file, each time from the start.
         name: What it is called, for messages.
+        encoding: As `catalog.encoding`; `auto` is what XML itself says.
+        records: As `catalog.records`.
         max_record_bytes: A product of more bytes is refused.
 
     Attributes:
@@ -66,13 +70,19 @@ class Feed:
     """
 
     def __init__(
-        self, chunks: Callable[[], Iterable[bytes]], name: str, config: CatalogConfig, max_record_bytes: int
+        self,
+        chunks: Callable[[], Iterable[bytes]],
+        name: str,
+        *,
+        encoding: str,
+        records: str | None,
+        max_record_bytes: int,
     ) -> None:
         self._chunks, self._name, self._max_record = chunks, name, max_record_bytes
-        self._encoding = None if config.encoding == "auto" else codecs.lookup(config.encoding).name
+        self._encoding = None if encoding == "auto" else codecs.lookup(encoding).name
         self.has_new_shapes = False
         self._shape = _Shape()
-        self._look_at_head(config.records)
+        self._look_at_head(records)
 
     def __iter__(self) -> Iterator[bytes]:
         """Each product as a line of JSON; CatalogError where the file is damaged or cut off."""
@@ -131,7 +141,11 @@ class Feed:
             since += len(chunk)
             for event, element in parser.read_events():
                 root = element if root is None else root
-                if event == "end" and _local(element) == self._record and next(element.iterancestors(tag), None) is None:
+                if (
+                    event == "end"
+                    and _local(element) == self._record
+                    and next(element.iterancestors(tag), None) is None
+                ):
                     since = 0
                     yield element
                     element.clear()
@@ -233,9 +247,10 @@ def _shown(tag: str, element: etree._Element) -> str:
     if tag is element.tag or tag == element.tag:
         prefix = element.prefix
     else:
-        prefix = {"http://www.w3.org/XML/1998/namespace": "xml", **{uri: key for key, uri in element.nsmap.items()}}.get(
-            namespace[1:]
-        )
+        prefix = {
+            "http://www.w3.org/XML/1998/namespace": "xml",
+            **{uri: key for key, uri in element.nsmap.items()},
+        }.get(namespace[1:])
     return f"{prefix}:{name}" if prefix else name
 
 
@@ -248,7 +263,7 @@ def _is_markup(element: etree._Element) -> bool:
     if not len(element):
         return False
     children = list(element.iterchildren(etree.Element))
-    return all(_local(child).lower() in _HTML for child in children) or any(
+    return all(_HTML.fullmatch(_local(child)) for child in children) or any(
         text and not text.isspace() for text in (element.text, *(child.tail for child in children))
     )
 

@@ -8,10 +8,10 @@ like, and an Arrow stream, gets a plain copy.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,10 +42,9 @@ LINE, PROBLEM = "shelfmark:line", "shelfmark:problem"
 """Columns of a taken-in text file: the record's line (int64, from 1; see `CatalogFile.unit`), and what is wrong with it
 (text), else null."""
 
-_OBJECT_FORMATS = ("json", "xml", "xlsx", "sql")
-
 MAX_RECORD_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
+XML_CHUNK_BYTES = 1 << 20  # its tree takes ten times as much
 ROWS_PER_FILE = 1_000_000
 ROWS_PER_GROUP = 4096
 HEAD_BYTES = 128 << 10
@@ -125,7 +124,7 @@ def _take_in_query(file: CatalogFile, config: CatalogConfig, folder: str) -> Tak
 
     def noted() -> Iterator[bytes]:
         nonlocal size
-        for line in iter_query(config):
+        for line in _ask(config):
             shown.update(line + b"\n")
             size += len(line)
             yield line
@@ -185,8 +184,7 @@ def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
     file = replace(file, format=text_format(file, config))
     if (objects := _objects_of(file, config)) is not None:
         reader = text_reader(file, config)
-        with contextlib.closing(_iter_object_rows(objects, reader, file, config, block_bytes=size)) as batches:
-            next(batches, None)
+        next(_iter_object_rows(objects, reader, file, config, block_bytes=size), None)
         return reader.seen
     while True:
         head = read_head(file.uri, file.compression, size)
@@ -250,7 +248,8 @@ def text_format(file: CatalogFile, config: CatalogConfig) -> str:
     size = HEAD_BYTES
     while config.records is None:
         head = read_head(file.uri, file.compression, size)
-        found = is_document(head, len(head) < size or size > MAX_RECORD_BYTES, config)
+        is_whole = len(head) < size or size > MAX_RECORD_BYTES
+        found = is_document(head, is_whole, encoding=config.encoding, id_names=_id_names(config))
         if found is not None:
             return "json" if found else "jsonl"
         size *= 4
@@ -263,13 +262,37 @@ def _objects_of(file: CatalogFile, config: CatalogConfig) -> Iterable[bytes | st
     An empty line is none, but counts. Raises as `take_in`, at once or when iterated.
     """
     chunks = partial(iter_bytes, file.uri, file.compression, BLOCK_BYTES)
-    if file.format == "json":
-        return iter_documents(chunks(), chunks(), file.name, config, MAX_RECORD_BYTES)
-    if file.format == "xml":
-        return Feed(partial(iter_bytes, file.uri, file.compression, 1 << 20), file.name, config, MAX_RECORD_BYTES)
+    if file.format == "sql":
+        return _ask(config)
     if file.format == "xlsx":
-        return iter_sheet(b"".join(chunks()), file.name, config)
-    return iter_query(config) if file.format == "sql" else None
+        data, skip_lines = b"".join(chunks()), config.csv_skip_lines
+        return iter_sheet(data, file.name, sheet=config.sheet, skip_lines=skip_lines, wanted=config.fields)
+    if file.format == "xml":
+        chunks = partial(iter_bytes, file.uri, file.compression, min(BLOCK_BYTES, XML_CHUNK_BYTES))
+        return Feed(
+            chunks, file.name, encoding=config.encoding, records=config.records, max_record_bytes=MAX_RECORD_BYTES
+        )
+    if file.format == "json":
+        return iter_documents(
+            chunks(),
+            chunks(),
+            file.name,
+            encoding=config.encoding,
+            records=config.records,
+            id_names=_id_names(config),
+            max_record_bytes=MAX_RECORD_BYTES,
+        )
+    return None
+
+
+def _ask(config: CatalogConfig) -> Iterator[bytes]:
+    return iter_query(config.uris[0], config.query or "", wanted=config.fields, image_field=config.image_field)
+
+
+def _id_names(config: CatalogConfig) -> list[str]:
+    """The names that a product has where its id is, by the first step of each path."""
+    paths = (config.id_field,) if isinstance(config.id_field, str) else config.id_field
+    return [re.split(r"[.\[]", path)[0] for each in paths for path in each.split("|")]
 
 
 def _iter_object_rows(
@@ -291,7 +314,9 @@ def _iter_object_rows(
             if pa.types.is_string(column.type):
                 votes[name].add_texts(column)
                 reader.seen.votes[name] = votes[name]
-        found = [(line, why.replace(" a line", "").replace("of the line", "of the record")) for line, why in records.bad]
+        found = [
+            (line, why.replace(" a line", "").replace("of the line", "of the record")) for line, why in records.bad
+        ]
         bad = sorted(bad + found)
         if bad:
             reader.seen.first_problem = reader.seen.first_problem or bad[0][1]
@@ -328,7 +353,7 @@ def _start_of_text(head: bytes, file: CatalogFile) -> bytes:
     head = head.removeprefix(b"\xef\xbb\xbf")
     if file.format == "jsonl" and head.lstrip().startswith(b"["):
         raise CatalogError(
-            f"{file.name}: expected one JSON object a line, found a JSON array; leave catalog.format out, or set it to json"
+            f"{file.name}: expected one JSON object a line, found a JSON array; set catalog.format to json, or to auto"
         )
     return head
 

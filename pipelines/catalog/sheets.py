@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
-from pipelines.catalog.config import CatalogConfig, CatalogError, nearest
+from pipelines.catalog.config import CatalogError, nearest
 
 if TYPE_CHECKING:
     import python_calamine
@@ -19,24 +19,29 @@ if TYPE_CHECKING:
 _MAX_EXACT = 2**53
 
 
-def iter_sheet(data: bytes, name: str, config: CatalogConfig) -> Iterator[bytes]:
+def iter_sheet(
+    data: bytes, name: str, *, sheet: str | None, skip_lines: int, wanted: Collection[str]
+) -> Iterator[bytes]:
     """Each row of the sheet as a line of JSON, in order from the first; empty where it holds no product.
 
-    The first row behind `csv_skip_lines` that is not empty names the columns. Whole numbers stay whole, texts keep
+    The first row behind `skip_lines` that is not empty names the columns. Whole numbers stay whole, texts keep
     their leading zeros, days and times are ISO text, errors such as `#N/A` are nothing.
 
     Args:
         data: The file.
         name: What it is called, for messages.
+        sheet: As `catalog.sheet`.
+        skip_lines: Rows before the one with the column names.
+        wanted: Columns that must not be there twice.
 
     Raises:
         CatalogError: it is no Excel file or has a password, no such sheet, no header, or a wanted column twice.
     """
     header: list[tuple[int, str]] = []
-    for number, row in enumerate(_sheet(data, name, config).iter_rows()):
+    for number, row in enumerate(_sheet(data, name, sheet).iter_rows()):
         cells = [_as_json(cell) for cell in row]
-        if not header and number >= config.csv_skip_lines:
-            header = _columns(cells, name, config)
+        if not header and number >= skip_lines:
+            header = _columns(cells, name, wanted)
             yield b""
         elif not header or all(cell is None for cell in cells):
             yield b""
@@ -48,7 +53,7 @@ def iter_sheet(data: bytes, name: str, config: CatalogConfig) -> Iterator[bytes]
         raise CatalogError(f"{name}: expected a first row with column names, found an empty sheet")
 
 
-def _sheet(data: bytes, name: str, config: CatalogConfig) -> python_calamine.CalamineSheet:
+def _sheet(data: bytes, name: str, sheet: str | None) -> python_calamine.CalamineSheet:
     try:
         import python_calamine as calamine
     except ImportError as error:
@@ -58,11 +63,11 @@ def _sheet(data: bytes, name: str, config: CatalogConfig) -> python_calamine.Cal
     try:
         book = calamine.CalamineWorkbook.from_filelike(io.BytesIO(data))
         shown = [
-            sheet.name
-            for sheet in book.sheets_metadata
-            if sheet.typ == calamine.SheetTypeEnum.WorkSheet and sheet.visible == calamine.SheetVisibleEnum.Visible
+            each.name
+            for each in book.sheets_metadata
+            if each.typ == calamine.SheetTypeEnum.WorkSheet and each.visible == calamine.SheetVisibleEnum.Visible
         ]
-        chosen = config.sheet if config.sheet is not None else next(iter(shown or book.sheet_names), "")
+        chosen = sheet if sheet is not None else next(iter(shown or book.sheet_names), "")
         if chosen not in book.sheet_names:
             raise CatalogError(
                 f"catalog.sheet: expected the name of a sheet of {name}, found {chosen!r}. "
@@ -75,12 +80,12 @@ def _sheet(data: bytes, name: str, config: CatalogConfig) -> python_calamine.Cal
         raise CatalogError(f"{name}: expected a whole Excel file, found one that cannot be read ({error})") from error
 
 
-def _columns(cells: list[Any], name: str, config: CatalogConfig) -> list[tuple[int, str]]:
+def _columns(cells: list[Any], name: str, wanted: Collection[str]) -> list[tuple[int, str]]:
     """(place, name) of each column that has a name; none for an empty row."""
     names = ["" if cell is None else str(cell).strip() for cell in cells]
-    for wanted in config.fields:
-        if names.count(wanted) > 1:
-            raise CatalogError(f"{name}: expected one column {wanted!r}, found {names.count(wanted)}; rename one")
+    for each in wanted:
+        if names.count(each) > 1:
+            raise CatalogError(f"{name}: expected one column {each!r}, found {names.count(each)}; rename one")
     return [(at, column) for at, column in enumerate(names) if column and names.index(column) == at]
 
 

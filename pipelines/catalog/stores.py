@@ -41,13 +41,21 @@ _FORMAT_BY_SUFFIX = {
 }
 # Suffix -> the name under which pyarrow knows the codec; `xz` and `zip` are the standard library's.
 _COMPRESSION_BY_SUFFIX = {
-    **{".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd", ".lz4": "lz4"},
-    **{".xz": "xz", ".lzma": "xz", ".zip": "zip"},
+    ".gz": "gzip",
+    ".bz2": "bz2",
+    ".lz4": "lz4",
+    **dict.fromkeys((".zst", ".zstd"), "zstd"),
+    **dict.fromkeys((".xz", ".lzma"), "xz"),
+    ".zip": "zip",
 }
 _UNREAD_COMPRESSIONS = (".7z", ".rar", ".br", ".lzo", ".snappy", ".sz", ".z", ".tar", ".tgz", ".tbz2", ".txz")
 _COMPRESSION_BY_MAGIC = {
-    **{b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"},
-    **{b"\xfd7zXZ\x00": "xz", b"PK\x03\x04": "zip"},
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bz2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\xfd7zXZ\x00": "xz",
+    b"PK\x03\x04": "zip",
 }
 _OLD_EXCEL_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _OTHER_MAGIC = {
@@ -210,7 +218,7 @@ class CatalogFile:
         name: What it is called in the catalog, relative to what the config lists; unique. Files are read in the
             codepoint order of their names.
         version: Changes when the content does.
-        format: `parquet`, `arrow`, `csv`, `jsonl` (JSON, of which the intake tells lines from documents), `json`, `xml`,
+        format: `parquet`, `arrow`, `csv`, `jsonl` (any JSON: the intake tells lines from documents), `json`, `xml`,
             `xlsx` or `sql`.
         compression: Around the whole file, or None.
         partitions: Columns by the file's place (`kind=shoe/part-0.parquet`), used where the file itself lacks them.

@@ -172,7 +172,7 @@ def schema_text(schema: pa.Schema) -> str:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogSchema:
     """What the catalog looks like: the columns that are read, of types that hold for all files, the names of all
-    columns, how many files there are, of which format (`parquet`, `csv`, `jsonl` or `arrow`), and their stored size.
+    columns, how many files there are, of which format (as `CatalogFile` has it), and their stored size.
     """
 
     format: str
@@ -224,12 +224,12 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
     """
     if not seen.records and seen.first_problem:
         raise CatalogError(
-            f"catalog.uri: expected {'CSV' if format == 'csv' else 'JSON Lines'}, found no readable record "
+            f"catalog.uri: expected {'CSV' if format == 'csv' else 'JSON objects'}, found no readable record "
             f"at the start of any file; the first one: {seen.first_problem}"
         )
     types: dict[str, pa.DataType] = {}
     for name in config.fields:
-        read_as_text = format == "csv" and name in (config.id_field, config.image_field, *config.texts)
+        read_as_text = format in ("csv", "xml") and name in (config.id_field, config.image_field, *config.texts)
         types[name] = pa.string() if read_as_text or name not in seen.votes else seen.votes[name].winner()
     known = dict.fromkeys((*seen.names, *config.column_types))
     where = "the catalog" if format == "csv" else "the part of the catalog that was looked at"

@@ -15,9 +15,9 @@ import yaml
 
 from encoders.config import EncoderConfig
 from index_builder.spec import IndexConfig
-from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.config import CatalogConfig, without_login
 from pipelines.config.validation import list_keys
-from pipelines.images.config import DecodeConfig, FetchConfig, hide_login
+from pipelines.images.config import DecodeConfig, FetchConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +151,9 @@ def _plain(config: Any) -> dict[str, Any]:
         if key.secret:
             *sections, leaf = key.name.split(".")
             inner = functools.reduce(lambda values, section: values[section] or {}, sections, data)
-            inner |= {leaf: hide_login(inner[leaf])} if inner.get(leaf) else {}
+            value = inner.get(leaf)
+            shown = list(map(without_login, value)) if isinstance(value, list) else without_login(value or "")
+            inner |= {leaf: shown} if value else {}
     return data
 
 

@@ -185,7 +185,7 @@ class CatalogSource:
                 batch_invariant=encoder.batch_invariant,
             ),
             query_encoder=config.encoder,
-            catalog_uri=", ".join(config.catalog.uris),
+            catalog_uri=config.catalog.shown_uri,
             catalog_files=frozenset(rows.path for shard in catalog.shards for rows in shard.ranges),
             nothing_carried_over=reason,
         )

@@ -110,7 +110,11 @@ def _by_name(
                 if locale is not None and _are_ids_together(name, locale, values, rows):
                     return Guess((name, locale), f"named so; {name} repeats, with {locale} it is different in each row")
                 if fallback is None and given and all(_is_short(value) for value in given):
-                    fallback = Guess((name,), "named so, but some values repeat: only the first row of each is indexed")
+                    fallback = Guess(
+                        (name,),
+                        f"named so, but only {len(set(map(str, given))):,} of {rows:,} rows "
+                        "looked at have one of their own: the others will be rejected",
+                    )
             elif role == "image":
                 if given and _share(given, _is_image) >= 0.5:
                     return Guess((name,), f"named so, and holds pictures or their addresses ({_shown(given[0])})")

@@ -103,7 +103,7 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         while True:
             os.makedirs(path)
             reader = text_reader(found, config)
-            objects = _objects_of(found, config)
+            objects = objects_of(found, config)
             rows = _iter_rows(found, reader) if objects is None else _iter_object_rows(objects, reader, found, config)
             _write_rows(prefetch(rows, depth=0, name="intake"), path)
             if not (isinstance(objects, Feed) and objects.has_new_shapes):
@@ -182,7 +182,7 @@ def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
     """What the first records of a text file show, as many as `HEAD_BYTES` hold, one at least; raises as `take_in`."""
     size = HEAD_BYTES
     file = replace(file, format=text_format(file, config))
-    if (objects := _objects_of(file, config)) is not None:
+    if (objects := objects_of(file, config)) is not None:
         reader = text_reader(file, config)
         next(_iter_object_rows(objects, reader, file, config, block_bytes=size), None)
         return reader.seen
@@ -256,7 +256,7 @@ def text_format(file: CatalogFile, config: CatalogConfig) -> str:
     return "json"
 
 
-def _objects_of(file: CatalogFile, config: CatalogConfig) -> Iterable[bytes | str] | None:
+def objects_of(file: CatalogFile, config: CatalogConfig) -> Iterable[bytes | str] | None:
     """The products of a file as lines of JSON, or why one is none; None where the file is text that is read by lines.
 
     An empty line is none, but counts. Raises as `take_in`, at once or when iterated.

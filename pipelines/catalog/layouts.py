@@ -13,11 +13,13 @@ from typing import Any
 
 from pipelines.catalog.config import CatalogConfig, CatalogConfigError, CatalogError, nearest
 from pipelines.catalog.guesses import ROLES, canonical, guess_columns, image_separator, is_price_text
+from pipelines.catalog.intake import objects_of, text_format
 from pipelines.catalog.listing import list_catalog
-from pipelines.catalog.samples import Sample, TextOptions, read_sample
+from pipelines.catalog.samples import Sample, TextOptions, read_sample, sample_objects
 
 AUTO = "auto"
-_NOT_OF_LAYOUTS = ("uri", "layout", "shard_rows", "shard_bytes")
+_PLAIN_TEXT = (".txt", ".tab", ".txt.gz", ".txt.zip")
+"""Names that say no format: feeds of shop systems have them, but also notes that lie beside catalogs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,9 +295,18 @@ def recognise(config: CatalogConfig, named: Collection[str] | None = None) -> Re
         expected = f"auto or a known layout; found {config.layout!r}"
         raise CatalogConfigError(f"catalog.layout: expected {expected}. {nearest(str(config.layout), LAYOUTS)}")
     named = set_keys(config) if named is None else named
+    if config.format == "auto" and all(uri.lower().endswith(_PLAIN_TEXT) for uri in config.uris):
+        config, named = replace(config, format="csv"), {*named, "format"}
+    return recognise_sample(_sample_of(config), config, named)
+
+
+def _sample_of(config: CatalogConfig) -> Sample:
     file = list_catalog(config.uris, config.format).files[0]
-    options = TextOptions(**{each.name: getattr(config, each.name) for each in fields(TextOptions)})
-    return recognise_sample(read_sample(file, options), config, named)
+    file = replace(file, format=text_format(file, config))
+    objects = objects_of(file, config)
+    if objects is not None:
+        return sample_objects(file, objects)
+    return read_sample(file, TextOptions(**{each.name: getattr(config, each.name) for each in fields(TextOptions)}))
 
 
 def recognise_sample(sample: Sample, config: CatalogConfig, named: Collection[str]) -> Recognised:
@@ -303,7 +314,7 @@ def recognise_sample(sample: Sample, config: CatalogConfig, named: Collection[st
     columns = _Columns(sample)
     if columns.has(_VECTORS):
         raise CatalogError(
-            f"catalog.uri: {', '.join(config.uris)} is {_VECTORS.title}, which belongs to vectors; give the folder "
+            f"catalog.uri: {config.shown_uri} is {_VECTORS.title}, which belongs to vectors; give the folder "
             "that holds it to python -m pipelines.build_index --embeddings.uri FOLDER"
         )
     name = config.layout if config.layout in LAYOUTS else next((n for n, e in LAYOUTS.items() if columns.has(e)), None)
@@ -439,7 +450,7 @@ def _filled(sample: Sample, config: CatalogConfig, keys: Mapping[str, Any], name
     if "id_field" not in {*named, *filled} or not (has_text or has_image):
         lacks = "product ids" if "id_field" not in {*named, *filled} else "titles or pictures"
         raise CatalogError(
-            f"catalog.layout: no column of {', '.join(config.uris)} was recognised as that of {lacks}; set "
+            f"catalog.layout: no column of {config.shown_uri} was recognised as that of {lacks}; set "
             "catalog.id_field, and catalog.text_fields or catalog.image_field. " + _shown_columns(sample)
         )
     if not has_text:

@@ -9,7 +9,7 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -34,6 +34,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+_DOCUMENTS = {"json": "JSON document", "xml": "XML", "xlsx": "Excel sheet", "sql": "query of a database"}
 AMAZON_MARK = "TemplateType="
 """What the first of the three header lines of an Amazon flat file begins with."""
 
@@ -76,7 +77,7 @@ class TextOptions:
 
 
 def read_sample(file: CatalogFile, options: TextOptions) -> Sample:
-    """The first rows of a file, read without knowing its fields.
+    """The first rows of a file of lines, or of Parquet or Arrow, read without knowing its fields.
 
     Raises:
         CatalogError: nothing that can be read as rows.
@@ -86,7 +87,13 @@ def read_sample(file: CatalogFile, options: TextOptions) -> Sample:
     if file.format in ("parquet", "arrow"):
         return _sample(file, file.format.capitalize(), _stored_rows(file))
     text, encoding = _decoded(read_head(file.uri, file.compression, SAMPLE_BYTES), options)
-    return _sample(file, f"JSON, {encoding}", _json_records(text))
+    return _sample(file, f"JSON Lines, {encoding}", _json_objects(text.split("\n")))
+
+
+def sample_objects(file: CatalogFile, objects: Iterable[bytes | str]) -> Sample:
+    """The same of a document: its products as lines of JSON, between them why another one is none (see `intake`)."""
+    lines = (each for each in objects if isinstance(each, bytes))
+    return _sample(file, _DOCUMENTS[file.format], _json_objects(lines))
 
 
 def _sample(
@@ -205,44 +212,12 @@ def _stored_rows(file: CatalogFile) -> Iterator[Mapping[str, Any]]:
     return iter(rows)
 
 
-def _json_records(text: str) -> Iterator[Mapping[str, Any]]:
-    """The objects of JSON Lines, of an array, or of a document's first list of objects; one that is cut is left."""
-    if text.lstrip()[:1] == "[":
-        yield from _array_items(text, text.index("[") + 1)
-        return
-    found = False
-    for line in text.splitlines():
+def _json_objects(lines: Iterable[str | bytes]) -> Iterator[Mapping[str, Any]]:
+    """The lines that are objects; the last one may be cut off."""
+    for line in lines:
         try:
             record = json.loads(line)
         except ValueError:
             continue
         if isinstance(record, dict):
-            inner = next((value for value in record.values() if _is_list_of_objects(value)), None)
-            if len(text) - len(line) < 2 and inner is not None:
-                yield from inner
-                return
-            found = True
             yield record
-    start = text.find("[")
-    while not found and start >= 0:
-        for item in _array_items(text, start + 1):
-            found = True
-            yield item
-        start = text.find("[", start + 1)
-
-
-def _array_items(text: str, start: int) -> Iterator[Mapping[str, Any]]:
-    decoder = json.JSONDecoder()
-    while True:
-        while start < len(text) and text[start] in " \t\r\n,":
-            start += 1
-        try:
-            item, start = decoder.raw_decode(text, start)
-        except ValueError:
-            return
-        if isinstance(item, dict):
-            yield item
-
-
-def _is_list_of_objects(value: Any) -> bool:
-    return isinstance(value, Sequence) and bool(value) and all(isinstance(item, dict) for item in value)

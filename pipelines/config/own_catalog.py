@@ -55,7 +55,7 @@ def drop_fields(catalog: dict[str, Any]) -> set[str]:
 
 def name_of(uri: str) -> str:
     """A name for folders from a catalog's address: `s3://shop/My Export.csv.gz` is `my-export`."""
-    first = uri.strip("[]").split(",")[0].strip(" '\"").split("?")[0].rstrip("/")
+    first = uri.strip("[]").split(",")[0].strip(" '\"").split("?")[0].rpartition("@")[2].rstrip("/")  # no login
     while posixpath.basename(first) and set("*[?") & set(posixpath.basename(first)):
         first = posixpath.dirname(first)
     name = _SUFFIXES.sub("", posixpath.basename(first)) or posixpath.basename(first)

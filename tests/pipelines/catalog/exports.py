@@ -29,7 +29,6 @@ class Export:
         kept_out: Rows that `where` keeps out.
         display: Of the first product, some display columns.
         recognised: Whether the shipped config is what recognition gives; its layout's name, or None.
-        overrides: Keys that a person sets beside the address.
     """
 
     write: Callable[[Path], str]
@@ -38,7 +37,6 @@ class Export:
     kept_out: int = 0
     display: dict[str, Any] = field(default_factory=dict)
     recognised: str | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)
 
 
 def table(rows: Sequence[Sequence[str]], delimiter: str = ",") -> str:
@@ -312,7 +310,6 @@ EXPORTS: dict[str, Export] = {
         ],
         display={"standard_price": 19.9},
         recognised="amazon_flat_file",
-        overrides={"format": "csv"},
     ),
     "amazon_reviews_2023": Export(
         write=in_file("meta_Home.jsonl", lines(

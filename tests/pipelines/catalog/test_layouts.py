@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import lzma
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,11 +52,11 @@ def test_a_shipped_config_reads_what_its_shop_system_writes(name: str, tmp_path:
 def test_the_shipped_config_is_what_its_example_is_taken_for(name: str, tmp_path: Path) -> None:
     export = EXPORTS[name]
     uri = export.write(tmp_path)
-    recognised = recognise(CatalogConfig(uri=uri, layout="auto", **export.overrides))
+    recognised = recognise(CatalogConfig(uri=uri, layout="auto"))
     assert recognised.layout == export.recognised
     expected = replace(shipped(name, uri), image_root=None)
     assert replace(recognised.config, image_root=None) == expected
-    named = recognise(CatalogConfig(uri=uri, layout=export.recognised, **export.overrides))
+    named = recognise(CatalogConfig(uri=uri, layout=export.recognised))
     assert named.config == recognised.config
     assert all(why for _, _, why in recognised.reasons)
 
@@ -230,3 +232,30 @@ def test_metadata_of_vectors_is_no_catalog(tmp_path: Path) -> None:
     uri = in_csv(tmp_path, [{"image_path": "0.jpg", "caption": "A cup", "NSFW": "no", "key": 1}])
     with pytest.raises(CatalogError, match=r"clip-retrieval.*pipelines\.build_index --embeddings\.uri"):
         recognise(CatalogConfig(uri=uri, layout="auto"))
+
+
+def test_documents_sheets_databases_and_archives_are_recognised_too(tmp_path: Path) -> None:
+    source = {"title": "Cup", "brand": "Tamsin", "sku": "s1"}
+    answer = {"took": 1, "hits": {"total": 1, "hits": [{"_index": "shop", "_id": "a1", "_source": source}]}}
+    (tmp_path / "answer.json").write_text(json.dumps(answer, indent=1))
+    (tmp_path / "array.json").write_text(json.dumps([source, source | {"sku": "s2"}]))
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        archive.writestr("export.csv", "Handle,Title,Variant Price\na,Cup,5\n")
+    (tmp_path / "items.jsonl.xz").write_bytes(
+        lzma.compress(b'{"article_id": "01", "prod_name": "Cup", "detail_desc": "x"}\n')
+    )
+
+    def found(uri: str, **keys: str) -> tuple[str, object, tuple[str, ...], str]:
+        recognised = recognise(CatalogConfig(uri=uri, layout="auto", **keys))
+        config = recognised.config
+        return recognised.layout, config.id_field, config.text_fields, recognised.read_as.partition(",")[0]
+
+    texts = ("_source.title", "_source.brand")
+    assert found(str(tmp_path / "answer.json")) == ("elasticsearch", "_id", texts, "JSON document")
+    assert found(str(tmp_path / "array.json")) == ("generic", "sku", ("title", "brand"), "JSON document")
+    assert found(str(tmp_path / "export.zip")) == ("shopify", "Handle", ("Title",), "CSV")
+    assert found(str(tmp_path / "items.jsonl.xz")) == ("hm", "article_id", ("prod_name", "detail_desc"), "JSON Lines")
+    names = ("name", "brand", "description")
+    assert found(EXPORTS["excel"].write(tmp_path)) == ("generic", "id", names, "Excel sheet")
+    query = "select * from products order by id"
+    assert found(EXPORTS["sql"].write(tmp_path), query=query) == ("generic", "id", names, "query of a database")

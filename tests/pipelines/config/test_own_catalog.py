@@ -91,6 +91,7 @@ def test_without_the_weights_of_minilm_the_demos_encoder_stands_in(monkeypatch: 
         ("https://shop.test/feeds/google.xml?key=S3cret", "google"),
         ("postgresql+psycopg://reader:S3cret@db/shop", "shop"),
         ("sqlite:///shop.db", "shop"),
+        ("mysql://reader:S3cret/x@db.shop.test", "db"),
         ("demo.csv", "demo-catalog"),
         ("minilm/", "minilm-catalog"),
         ("目录.csv", "own-catalog"),

@@ -415,7 +415,7 @@ class _Columns:
 def _renamed(condition: str, name: str, found: str) -> str:
     """A layout's condition about a column, with the name that the file has for it."""
     is_plain = name == found and f'"{name}"' not in condition
-    written = found if is_plain else f'"{found}"'
+    written = found if is_plain else '"{}"'.format(found.replace('"', '""'))
     return re.sub(rf'"{re.escape(name)}"|\b{re.escape(name)}\b', lambda _: written, condition)
 
 

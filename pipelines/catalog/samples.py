@@ -24,6 +24,7 @@ from pipelines.catalog.stores import CatalogFile, read_head
 
 SAMPLE_ROWS = 1000
 SAMPLE_BYTES = 2 << 20
+STORED_BYTES = 16 << 20  # of rows that may hold pictures
 MAX_DEPTH = 4  # of names in a path, such as hits._source.title.en
 
 _MARKS = (
@@ -200,16 +201,29 @@ def _stored_rows(file: CatalogFile) -> Iterator[Mapping[str, Any]]:
             plain = source if file.compression is None else pa.CompressedInputStream(source, file.compression)
             if file.format == "parquet":
                 plain = plain if file.compression is None else pa.BufferReader(plain.read())
-                batch = next(pq.ParquetFile(plain).iter_batches(SAMPLE_ROWS), None)
+                batches = _first_batches(pq.ParquetFile(plain).iter_batches(64))
             else:
                 if read_head(file.uri, file.compression, 8).startswith(stores.ARROW_FILE_MAGIC):
                     plain.read(8)  # an Arrow file is a stream behind eight bytes of magic
-                batch = next(iter(pa.ipc.open_stream(plain)), None)
-        rows = [] if batch is None else batch.slice(0, SAMPLE_ROWS).to_pylist(maps_as_pydicts="lossy")
+                batches = _first_batches(pa.ipc.open_stream(plain))
+        rows = [row for batch in batches for row in batch.to_pylist(maps_as_pydicts="lossy")]
     except (pa.ArrowException, OSError, ValueError) as error:
         expected = f"expected a whole {file.format} file, found one that cannot be read"
         raise CatalogError(f"{file.uri}: {expected} ({error})") from error
     return iter(rows)
+
+
+def _first_batches(batches: Iterable[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """As many rows as a sample has, or fewer large ones."""
+    found: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        batch = batch.slice(0, min(SAMPLE_ROWS - rows, max(1, batch.num_rows * STORED_BYTES // max(1, batch.nbytes))))
+        found.append(batch)
+        rows, size = rows + batch.num_rows, size + batch.nbytes
+        if rows >= SAMPLE_ROWS or size >= STORED_BYTES:
+            break
+    return found
 
 
 def _json_objects(lines: Iterable[str | bytes]) -> Iterator[Mapping[str, Any]]:

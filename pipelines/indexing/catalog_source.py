@@ -63,6 +63,7 @@ class CatalogSource:
         config: The job; once checked, with all addresses in full, and that of the drawn catalog in place of `demo://N`.
         given: The job as it was given; once checked, with the fields that its layout stands for.
         recognised: What the catalog was taken for, once checked; None where the config names its fields.
+        catalog_rows: Rows or records of all its files, those of a group each, once planned.
         encoder: What the encoder says of itself, once checked.
         previous: What the previous version left for this run, once planned.
     """
@@ -73,6 +74,7 @@ class CatalogSource:
     def __init__(self, config: JobConfig, *, full: bool = False, named: Collection[str] | None = None):
         self.config = self.given = config
         self.recognised: Recognised | None = None
+        self.catalog_rows = 0
         self._full = full
         self._named = named
 
@@ -154,6 +156,8 @@ class CatalogSource:
         """Cuts the checked catalog into shards; CatalogError where it cannot be read."""
         config = self.config
         catalog = plan_catalog(config.catalog, spool_uri=self._intake_folder)
+        # Rows of a group that went into another's (`group_by`).
+        self.catalog_rows = sum(shard.rows for shard in catalog.shards) + getattr(catalog, "folded", 0)
         self.previous, reason = self._previous_version()
         finished = read_finished_run(config.work.uri)
         settings = {

@@ -117,7 +117,7 @@ def _view_of(source: CatalogSource, shards: list[CatalogShard]) -> CatalogView |
         return None
     return CatalogView(
         recognised=source.recognised,
-        rows=sum(shard.rows for shard in shards),
+        rows=source.catalog_rows,
         samples=source.first_products(shards, PRODUCTS_SHOWN),
         encoder=source.encoder_note,
         folders=(source.given.work.uri, source.given.index.uri),

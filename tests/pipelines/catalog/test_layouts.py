@@ -7,11 +7,17 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.layouts import LAYOUTS, recognise, resolved, set_keys
+from pipelines.catalog.layouts import LAYOUTS, recognise, recognise_sample, resolved, set_keys
+from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.plan import catalog_schema, plan_catalog
+from pipelines.catalog.samples import Sample, TextOptions, flattened, read_sample
 from pipelines.config.command_line import load_job_config, shipped_configs
 from tests.pipelines.catalog.catalogs import read_plan
 from tests.pipelines.catalog.exports import EXPORTS, Export
@@ -44,6 +50,7 @@ def test_a_shipped_config_reads_what_its_shop_system_writes(name: str, tmp_path:
     letters = [letter for batch in batches for letter in batch.dead_letters]
     assert [letter.reason.value for letter in letters] == list(export.letters), letters
     assert not [letter for batch in batches for letter in batch.notes]
+    assert sum(batch.left_out for batch in batches) == export.kept_out
     first = next(batch for batch in batches if batch.columns.num_rows).columns.slice(0, 1).to_pylist()[0]
     assert {column: first[column] for column in export.display} == export.display
 
@@ -206,6 +213,51 @@ def test_what_is_resolved_has_nothing_left_to_recognise(tmp_path: Path) -> None:
     assert explicit.layout is None
     assert resolved(explicit) is explicit
     assert resolved(replace(explicit, layout="auto"), {"layout"}) == explicit
+
+
+KNOWN = sorted({name for layout in LAYOUTS.values() for name in (*layout.tells, *layout.one_of, *layout.where)})
+NAMES = st.sampled_from([*KNOWN, "sku", "titel", "Bild", "preis", "locale", "description"]) | st.text(
+    min_size=1, max_size=9
+)
+TEXTS = st.text(max_size=30) | st.sampled_from(
+    ["a.jpg", "https://i.test/1.png, b.png", "19,90 EUR", "de", "x y z " * 30]
+)
+VALUES = (
+    *(st.none(), TEXTS, st.integers(), st.floats(), st.binary(max_size=99), st.lists(TEXTS, max_size=2)),
+    *(st.dictionaries(TEXTS, TEXTS, max_size=2), st.lists(st.dictionaries(TEXTS, TEXTS, max_size=2), max_size=2)),
+)
+
+
+@given(
+    st.lists(NAMES, min_size=1, max_size=7, unique=True).flatmap(
+        lambda names: st.lists(st.fixed_dictionaries(dict.fromkeys(names, st.one_of(VALUES))), min_size=1, max_size=6)
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_whatever_stands_in_a_catalog_is_recognised_or_refused_with_its_columns(rows: list[dict[str, object]]) -> None:
+    flat = tuple(map(flattened, rows))
+    names = tuple(dict.fromkeys(name for row in flat for name in row))
+    sample = Sample(format="jsonl", read_as="JSON Lines", columns=names, rows=flat)
+    config = CatalogConfig(uri="x", layout="auto")
+    try:
+        found = recognise_sample(sample, config, set_keys(config))
+    except CatalogError as error:
+        said = str(error)
+        assert "catalog.id_field" in said or "build_index" in said
+        return
+    used = set(found.config.texts) | set(found.config.carried_fields) | {found.config.group_by or names[0]}
+    used |= {found.config.id_field} if isinstance(found.config.id_field, str) else set(found.config.id_field)
+    assert used <= set(names)
+    assert "taken for" in found.sentence
+
+
+def test_a_sample_of_large_pictures_stays_small(tmp_path: Path) -> None:
+    rows = [{"sku": f"s{n}", "name": f"Cup {n}", "photo": bytes(1 << 20)} for n in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "big.parquet")
+    (file,) = list_catalog([str(tmp_path / "big.parquet")], "auto").files
+    assert 10 <= len(read_sample(file, TextOptions()).rows) <= 17
+    found = recognise(CatalogConfig(uri=str(tmp_path / "big.parquet"), layout="auto")).config
+    assert (found.id_field, found.text_fields, found.image_field) == ("sku", ("name",), "photo")
 
 
 def test_columns_that_tell_nothing_are_listed_with_values(tmp_path: Path) -> None:

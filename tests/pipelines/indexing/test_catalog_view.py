@@ -13,6 +13,7 @@ import yaml
 from pipelines import embed_catalog, search
 from pipelines.config.command_line import load_job_config, run_command
 from tests.encoders.tiny import WORDS, save_tiny_encoder
+from tests.pipelines.catalog.exports import EXPORTS
 
 
 @pytest.fixture
@@ -56,6 +57,14 @@ def test_the_plan_says_what_a_catalog_is_taken_for_and_what_to_keep(shop: Path, 
     catalog = load_job_config(["--config", "tassen.yaml"]).config.catalog
     assert (catalog.uri, catalog.id_field, catalog.layout) == ("Tassen.csv", "Artikelnummer", None)
     assert yaml.safe_load(kept)["index"]["uri"] == "shelfmark-tassen/index"
+
+
+def test_rows_of_one_product_are_counted_apart_from_products(shop: Path, capsys) -> None:
+    uri = EXPORTS["shopify"].write(shop)
+    assert embed("--catalog.uri", uri, "--plan") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"taken for +Shopify product export: 2 products in 7 rows", printed)
+    assert re.search(r"Handle +│ id_field, group_by +│ as a Shopify product export has it", printed)
 
 
 def test_from_an_export_to_a_searched_index_in_two_commands(shop: Path, capsys) -> None:

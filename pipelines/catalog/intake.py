@@ -33,6 +33,7 @@ from pipelines.catalog.databases import iter_query
 from pipelines.catalog.documents import is_document, iter_documents
 from pipelines.catalog.feeds import Feed
 from pipelines.catalog.json_lines import JsonLinesReader
+from pipelines.catalog.paths import flat_columns
 from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.schemas import Records, SeenColumns, TypeVotes
 from pipelines.catalog.sheets import iter_sheet
@@ -49,7 +50,7 @@ ROWS_PER_FILE = 1_000_000
 ROWS_PER_GROUP = 4096
 HEAD_BYTES = 128 << 10
 
-_RULES = 2  # goes up when the same text gives other rows
+_RULES = 3  # goes up when the same text gives other rows
 _THREADS = 4
 
 _logger = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
         return None
     inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
     if file.is_text:
-        inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
+        inputs += [file.name, list(config.fields), config.id_fields, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
         inputs += [config.format, config.records, config.sheet, config.query]
     return inputs
@@ -204,9 +205,9 @@ def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLin
     if file.format != "csv":
         return JsonLinesReader(config)
     return CsvReader(
-        fields=config.fields,
-        id_field=config.id_field,
-        voted=config.carried_fields,
+        fields=flat_columns(config.fields),
+        id_fields=config.id_fields,
+        voted=flat_columns(config.carried_fields),
         name=file.name,
         delimiter=config.csv_delimiter,
         newlines_in_values=config.csv_newlines_in_values,

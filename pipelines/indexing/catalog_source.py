@@ -103,6 +103,12 @@ class CatalogSource:
             self.recognised = recognise(catalog, named)
             catalog = self.recognised.config
             self.given = replace(self.given, catalog=replace(catalog, uri=self.given.catalog.uri))
+            if not catalog.texts and not self.encoder.uses_images:
+                raise CatalogError(
+                    f"catalog.layout: {catalog.shown_uri} was {self.recognised.sentence}, and the encoder "
+                    f"{self.encoder.model} reads texts only; name catalog.text_fields, or take an encoder of pictures "
+                    "(--config clip_vit_b32 --catalog.layout auto)"
+                )
             log.info("catalog %s", self.recognised.sentence)
             log.info("%s; the index goes to %s", self.encoder_note, self.given.index.uri)
         catalog_schema(catalog)

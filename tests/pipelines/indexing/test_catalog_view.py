@@ -102,6 +102,14 @@ def test_an_encoder_of_texts_says_that_it_reads_no_pictures(shop: Path, capsys) 
     assert "which reads texts only (with pictures: --config clip_vit_b32 --catalog.layout auto)" in printed
 
 
+def test_pictures_alone_are_nothing_for_an_encoder_of_texts(shop: Path, capsys) -> None:
+    save_tiny_encoder(shop / "texts", model="bibert")
+    Path("photos.csv").write_text("sku,photo\n" + "".join(f"s{number},{number}.jpg\n" for number in range(9)))
+    assert run_command(embed_catalog.main, ["--catalog.uri", "photos.csv", "--encoder.uri", "texts"]) == 2
+    assert re.search(r"text none; pictures photo.*reads texts only.*--config clip_vit_b32", capsys.readouterr().err)
+    assert embed("--catalog.uri", "photos.csv", "--plan") == 0
+
+
 def test_prices_with_decimal_commas_are_shown_as_numbers(shop: Path) -> None:
     assert embed("--catalog.uri", "Tassen.csv") == 0
     (products,) = Path("shelfmark-tassen/index/versions").glob("*/products.arrow")

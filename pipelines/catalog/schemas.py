@@ -194,8 +194,8 @@ def schema_text(schema: pa.Schema) -> str:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogSchema:
     """What the catalog looks like: the columns that are read, of types that hold for all files, the names of all
-    columns and the paths to nested ones, how many files there are, of which format (`parquet`, `csv`, `jsonl` or
-    `arrow`), and their stored size.
+    columns and the paths to nested ones, how many files there are, of which format (as `CatalogFile` has it), and their
+    stored size.
     """
 
     format: str
@@ -260,7 +260,7 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
     """
     if not seen.records and seen.first_problem:
         raise CatalogError(
-            f"catalog.uri: expected {'CSV' if format == 'csv' else 'JSON Lines'}, found no readable record "
+            f"catalog.uri: expected {'CSV' if format == 'csv' else 'JSON objects'}, found no readable record "
             f"at the start of any file; the first one: {seen.first_problem}"
         )
     types: dict[str, pa.DataType] = {}
@@ -270,7 +270,7 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
         if not any(column in seen.names or column in config.column_types for column in columns):
             where = "the catalog" if format == "csv" else "the part of the catalog that was looked at"
             raise unknown_field(key, name, seen.names, where)
-        read_as_text = format == "csv" and name in as_text
+        read_as_text = format in ("csv", "xml") and name in as_text
         votes = TypeVotes()
         for column in columns:
             votes.merge(seen.votes.get(column, TypeVotes()))

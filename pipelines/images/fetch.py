@@ -157,6 +157,18 @@ class ImageFetcher:
             raise _error(Reason.picture_too_many_bytes, detail)
 
 
+def shown_reference(reference: ImageRef) -> str:
+    """An image's address as a person may see it, without login and query; "" for one that stands in the catalog."""
+    if isinstance(reference, bytes):
+        return ""
+    scheme, separator, rest = reference.strip().partition("://")
+    if not separator or scheme.lower() == "file":
+        return reference.strip()
+    address, asked, _ = rest.partition("?")
+    host, slash, path = address.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}{'?...' if asked else ''}"
+
+
 def _plain_path(uri: str) -> str:
     """A `file://` URI as the path it names; anything else as it stands."""
     if not uri.lower().startswith("file://"):

@@ -6,6 +6,7 @@ All of it is read from the run record, so it is the same on every runner.
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import threading
 import time
@@ -72,7 +73,14 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
     ]
     if totals.degraded:
         lines.append(("degraded", f"{totals.degraded:,} (indexed without the part that could not be used)"))
-    lines += [(f"  {reason}", f"{count:,}") for reason, count in totals.by_reason.items()]
+    for reason, count in totals.by_reason.items():
+        example = result.examples.get(reason)
+        lines.append((f"  {reason}", f"{count:,}" + (f", such as {example}" if example else "")))
+    if totals.by_reason:
+        lines.append(("dead letters", result.rejected_uri))
+        if result.status != "unchanged":
+            where = f"--index {shlex.quote(result.index_uri)} {result.version}"
+            lines.append(("", f"python -m pipelines.versions rejected {where}"))
     if totals.texts_cut:
         lines.append(("texts cut", f"{totals.texts_cut:,} (longer than the text tower reads)"))
     skipped = sum(report["skipped"] for stage in ("embed", "import") for report in record.reports(stage).values())

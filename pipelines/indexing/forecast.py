@@ -16,6 +16,7 @@ from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
 from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.embed_shard import ProductPreparer, StepTimer
+from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.job import plan_run
 from pipelines.indexing.progress import index_lines, print_lines
 from pipelines.indexing.publish_step import published_manifest
@@ -38,6 +39,7 @@ class Forecast:
         seconds: Of the embedding, estimated from the last run's rate; None where no run gives one.
         reason: Why nothing is carried over, in words; empty where something is.
         index: The index that would be built, and why, as (what, how) pairs.
+        gates: The limits in force, and what is known of them, as (what, how) pairs.
     """
 
     shards: int
@@ -51,6 +53,7 @@ class Forecast:
     seconds: float | None
     reason: str
     index: tuple[tuple[str, str], ...] = ()
+    gates: tuple[tuple[str, str], ...] = ()
 
 
 def forecast_run(source: CatalogSource) -> Forecast:
@@ -102,6 +105,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
         seconds=None if rate is None else to_embed / rate,
         reason=shards.nothing_carried_over,
         index=tuple(index_lines(config.index, spec, products)) if spec is not None else (),
+        gates=tuple(planned_gates(config.gates, products, rejected, previous)),
     )
 
 
@@ -133,5 +137,6 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
         ("rejected rows", f"{forecast.rejected:,}"),
         ("embedding time", estimate),
         *forecast.index,
+        *forecast.gates,
     ]
     print_lines(lines, title="Plan (nothing was done)", console=console)

@@ -22,8 +22,9 @@ from pipelines.indexing.build_steps import (
     reusable_codec,
     spec_to_build,
 )
+from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.progress import index_lines, print_summary, show_progress
-from pipelines.indexing.publish_step import RunResult, read_result, stage_query_encoder
+from pipelines.indexing.publish_step import RunResult, published_manifest, read_result, stage_query_encoder
 from pipelines.indexing.run_record import RunFailedError, RunRecord
 from pipelines.indexing.shard_files import read_finished_run, standing_keys
 from pipelines.indexing.transforms import BeamOptions, ShardPlan, run_pipeline
@@ -142,4 +143,5 @@ def forecast_index(source: Source) -> list[tuple[str, str]]:
     shards, reusable = plan_run(source)
     index, rows, dim = source.config.index, shards.rows or 0, shards.encoder.dim
     lines = [("vectors", f"{rows:,} of {dim} dimensions, in {len(shards.keys):,} shards")]
-    return lines + index_lines(index, spec_to_build(index, rows, dim, reusable), rows)
+    lines += index_lines(index, spec_to_build(index, rows, dim, reusable), rows)
+    return lines + planned_gates(source.config.gates, rows, 0, published_manifest(index.uri))

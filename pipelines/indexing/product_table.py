@@ -132,8 +132,9 @@ def columns_writer(uri: str) -> Iterator[WriteColumns]:
 
 @contextmanager
 def places_writer(uri: str) -> Iterator[WritePlaces]:
-    """Yields what appends a `places_table` to a Parquet file, which appears when the block ends well."""
-    with storage.atomic_file(uri) as path, pq.ParquetWriter(path, PLACES_SCHEMA, compression="zstd") as writer:
+    """Yields what appends a `places_table` to an Arrow file, which appears when the block ends well."""
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with storage.atomic_file(uri) as path, pa.ipc.new_file(path, PLACES_SCHEMA, options=options) as writer:
         yield writer.write_table
 
 
@@ -213,8 +214,7 @@ def _places_of_firsts(shards: Sequence[ShardFiles], dropped: Sequence[np.ndarray
 def _places_at(files: ShardFiles, rows: np.ndarray) -> list[tuple[Place, str]]:
     """Place and title of some products of a shard; one that an older Shelfmark made does not tell them."""
     try:
-        with storage.localized(files.places) as path:
-            found = pq.read_table(path, schema=PLACES_SCHEMA).take(pa.array(rows)).to_pylist()
+        found = read_columns(files.places).take(pa.array(rows)).to_pylist()
     except FileNotFoundError:
         return [(NOWHERE, "")] * len(rows)
     return [(Place.of(row), row["title"] or "") for row in found]

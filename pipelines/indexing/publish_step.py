@@ -22,8 +22,8 @@ from index_builder.manifest import (
     refine_file_name,
 )
 from pipelines.catalog.dead_letters import REJECTED_FILE, examples_by_reason
-from pipelines.config.job import GatesConfig
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
+from pipelines.indexing.gates import failed_gates
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_run
 
@@ -221,34 +221,6 @@ def stage_query_encoder(config: encoders.EncoderConfig | None, fingerprint: str,
         encoders.save_query_encoder(config, path)
 
     return storage.artifact(uri, fingerprint, make).uri
-
-
-def failed_gates(gates: GatesConfig, totals: Totals, recall: float, previous: Manifest | None) -> list[str]:
-    """The gates that a version does not pass, each in words with the limit and what was found.
-
-    Without a `previous` version, the one that is published now, the change of rows is no gate.
-    """
-    failed = []
-    if gates.min_recall is not None and recall < gates.min_recall:
-        failed.append(f"gates.min_recall: recall is {recall:.4f}, at least {gates.min_recall} is asked for")
-    if totals.rejected_share > gates.max_rejected_share:
-        failed.append(
-            f"gates.max_rejected_share: {totals.rejected:,} of {totals.rows_in:,} rows "
-            f"({totals.rejected_share:.1%}) were rejected, at most {gates.max_rejected_share:.1%} are allowed"
-        )
-    if gates.max_degraded_share is not None and totals.degraded_share > gates.max_degraded_share:
-        failed.append(
-            f"gates.max_degraded_share: {totals.degraded:,} of {totals.products:,} products "
-            f"({totals.degraded_share:.1%}) were degraded, at most {gates.max_degraded_share:.1%} are allowed"
-        )
-    if gates.max_row_change is not None and previous is not None and previous.catalog.products:
-        change = abs(totals.products - previous.catalog.products) / previous.catalog.products
-        if change > gates.max_row_change:
-            failed.append(
-                f"gates.max_row_change: {previous.catalog.products:,} products became {totals.products:,} "
-                f"({change:.1%}), at most {gates.max_row_change:.1%} are allowed"
-            )
-    return failed
 
 
 def _software() -> dict[str, str]:

@@ -14,6 +14,7 @@ from index_builder import storage
 from index_builder.drift import ReusableCodec
 from pipelines.catalog.stores import absolute
 from pipelines.config.job import IndexJobConfig, JobConfig
+from pipelines.config.stopping import at_stop
 from pipelines.indexing.build_steps import (
     RunContext,
     build_key,
@@ -86,7 +87,8 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
     """
     source.check()
     work_uri, config = source.config.work.uri, source.config
-    with WorkLease(work_uri) as lease:
+    work_lease = WorkLease(work_uri)
+    with work_lease as lease, at_stop(work_lease.release):
         record = RunRecord.begin(work_uri)
         source.prepare(record, beam_options)
         with record.timed("plan") as facts:

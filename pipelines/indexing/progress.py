@@ -23,6 +23,7 @@ from rich.table import Table
 from index_builder import storage
 from index_builder.explain import explain_index, serving_shards
 from index_builder.spec import IndexConfig, IndexSpec
+from pipelines.config.stopping import at_stop
 from pipelines.config.terminal import table_console
 from pipelines.indexing.publish_step import RunResult
 from pipelines.indexing.run_record import INDEX_STAGES, STAGES, RunRecord
@@ -198,11 +199,16 @@ def show_progress(
     show = _draw if console.is_terminal else _log_lines
     thread = threading.Thread(target=show, args=(reader, shards, rows, console, stop), name="progress", daemon=True)
     thread.start()
-    try:
-        yield
-    finally:
+
+    def end() -> None:
         stop.set()
         thread.join()
+
+    try:
+        with at_stop(end):  # else a terminal keeps the bars, and no cursor
+            yield
+    finally:
+        end()
 
 
 def _draw(reader: ProgressReader, shards: int, rows: int | None, console: Console, stop: threading.Event) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipelines.catalog import column_files
 from pipelines.catalog.arrow_types import plain, uuid_texts
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.dead_letters import DeadLetter, malformed
+from pipelines.catalog.dead_letters import DeadLetter, Place, malformed
 from pipelines.catalog.intake import LINE, PROBLEM
 from pipelines.catalog.paths import Path, at_path
 from pipelines.catalog.plan import CatalogShard, RowRange
@@ -48,9 +48,9 @@ class RawBatch:
     numbers: np.ndarray
     malformed: list[DeadLetter] = field(default_factory=list)
 
-    def where(self, row: int) -> str:
-        """Where a row stands, for people: `part-3.csv, line 1024`."""
-        return f"{self.name}, {self.unit} {self.numbers[row]}"
+    def where(self, row: int) -> Place:
+        """Where a row stands."""
+        return Place(self.name, self.unit, int(self.numbers[row]))
 
 
 def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 1024) -> Iterator[RawBatch]:
@@ -90,7 +90,7 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
         else:
             rows = _plain_columns(_at_paths(rows, config), config)
             problems = dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
-        letters = [malformed(f"{part.file.name}, {unit} {numbers[at]}", why) for at, why in problems.items()]
+        letters = [malformed(Place(part.file.name, unit, int(numbers[at])), why) for at, why in problems.items()]
         rows = with_partitions(rows, part.file.partitions, config.fields)
         if problems:
             good = np.delete(np.arange(rows.num_rows), list(problems))

@@ -100,10 +100,10 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
             _write_copy(file, f"{path}/rows.{file.format}")
             return {}
         found = replace(file, format=text_format(file, config))
+        objects = _objects_of(found, config)
         while True:
             os.makedirs(path)
             reader = text_reader(found, config)
-            objects = _objects_of(found, config)
             rows = _iter_rows(found, reader) if objects is None else _iter_object_rows(objects, reader, found, config)
             _write_rows(prefetch(rows, depth=0, name="intake"), path)
             if not (isinstance(objects, Feed) and objects.has_new_shapes):

@@ -227,6 +227,8 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
             f"catalog.uri: expected {'CSV' if format == 'csv' else 'JSON objects'}, found no readable record "
             f"at the start of any file; the first one: {seen.first_problem}"
         )
+    if not seen.names:
+        raise CatalogError(f"catalog.uri: expected products at {config.shown_uri}, found files without rows")
     types: dict[str, pa.DataType] = {}
     for name in config.fields:
         read_as_text = format in ("csv", "xml") and name in (config.id_field, config.image_field, *config.texts)

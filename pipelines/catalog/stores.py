@@ -281,9 +281,9 @@ def sniff_format(uri: str) -> tuple[str | None, str | None]:
         with open_input(uri) as source, _damage(uri, "zip"), zipfile.ZipFile(source) as archive:
             if _is_sheet(archive):
                 return "xlsx", None
-            format, _ = format_by_name(_data_file(archive, uri).filename)
-            if format is not None:
-                return format, compression
+            inner, _ = format_by_name(_data_file(archive, uri).filename)
+            if inner is not None:
+                return inner, compression
     if compression is not None:
         head = read_head(uri, compression)
     text = head.removeprefix(b"\xef\xbb\xbf").replace(b"\0", b"").lstrip(b"\xff\xfe \t\r\n").lower()

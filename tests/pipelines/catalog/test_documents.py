@@ -194,6 +194,13 @@ def test_a_file_of_json_lines_stays_one(tmp_path: Path) -> None:
     assert told('{\n "a": 1,\n "b"', is_whole=False) is True
 
 
+@pytest.mark.parametrize("text", ["[]", '{"products": []}', "[]\n[]\n"])
+def test_a_catalog_without_products_is_an_error(text: str, tmp_path: Path) -> None:
+    config = CatalogConfig(uri=write(tmp_path / "a.json", text.encode()))
+    with pytest.raises(CatalogError, match=r"expected products at .*a\.json, found files without rows"):
+        catalog_schema(config)
+
+
 def test_an_old_run_is_found_again(tmp_path: Path) -> None:
     config = CatalogConfig(uri=write(tmp_path / "a.json", json.dumps({"products": ROWS}).encode()))
     first = plan_catalog(config, spool_uri=str(tmp_path / "work"))
@@ -215,9 +222,7 @@ def test_dumps_of_databases_come_through(tmp_path: Path) -> None:
                 display_fields=tuple(key for key in rows[0] if key not in ("title", id_field)),
             )
             (batch,) = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "work")), config)
-            assert batch.columns.to_pylist() == [
-                {key: row[key] for key in config.display_fields} for row in rows
-            ]
+            assert batch.columns.to_pylist() == [{key: row[key] for key in config.display_fields} for row in rows]
 
 
 VALUES = st.recursive(

@@ -118,7 +118,9 @@ def test_records_names_the_element() -> None:
     assert objects(text) == [{"x": "1"}, {"x": "2"}]
     assert objects(text, records="c") == [{"x": "3"}]
     assert len(objects(RSS, records="item")) == 2
-    with pytest.raises(CatalogError, match=r"catalog\.records: .*found 'itme', which a\.xml does not have\. Did you mea"):
+    with pytest.raises(
+        CatalogError, match=r"catalog\.records: .*found 'itme', which a\.xml does not have\. Did you mea"
+    ):
         objects(RSS, records="itme")
 
 
@@ -181,7 +183,10 @@ LAUGHS = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 10))
         (RSS.replace("</item>", "</itm>", 1), r"tag mismatch: item line 3 and itm, line 6"),
         (RSS.replace("&amp;", "&"), "line 8"),
         (RSS.replace("&amp;", "&nbsp;"), "Entity 'nbsp' not defined, line 8"),
-        (RSS.replace(' xmlns:g="http://base.google.com/ns/1.0"', ""), "Namespace prefix g on id is not defined, line 3"),
+        (
+            RSS.replace(' xmlns:g="http://base.google.com/ns/1.0"', ""),
+            "Namespace prefix g on id is not defined, line 3",
+        ),
         ("product_id,title\n1,a\n", "Start tag expected"),
         ("", "no element found"),
         ("<a>text</a>", "an element for each product, found none that repeats"),

@@ -33,6 +33,7 @@ from pipelines.catalog.databases import iter_query
 from pipelines.catalog.documents import is_document, iter_documents
 from pipelines.catalog.feeds import Feed
 from pipelines.catalog.json_lines import JsonLinesReader
+from pipelines.catalog.paths import flat_columns
 from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.schemas import Records, SeenColumns, TypeVotes
 from pipelines.catalog.sheets import iter_sheet
@@ -49,7 +50,7 @@ ROWS_PER_FILE = 1_000_000
 ROWS_PER_GROUP = 4096
 HEAD_BYTES = 128 << 10
 
-_RULES = 2  # goes up when the same text gives other rows
+_RULES = 3  # goes up when the same text gives other rows
 _THREADS = 4
 
 _logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
             _write_copy(file, f"{path}/rows.{file.format}")
             return {}
         found = replace(file, format=text_format(file, config))
-        objects = _objects_of(found, config)
+        objects = objects_of(found, config)
         while True:
             os.makedirs(path)
             reader = text_reader(found, config)
@@ -168,8 +169,9 @@ def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
         return None
     inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
     if file.is_text:
-        inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
+        inputs += [file.name, list(config.fields), config.id_fields, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
+        inputs += [config.null_values, config.number_fields]
         inputs += [config.format, config.records, config.sheet, config.query]
     return inputs
 
@@ -182,7 +184,7 @@ def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
     """What the first records of a text file show, as many as `HEAD_BYTES` hold, one at least; raises as `take_in`."""
     size = HEAD_BYTES
     file = replace(file, format=text_format(file, config))
-    if (objects := _objects_of(file, config)) is not None:
+    if (objects := objects_of(file, config)) is not None:
         reader = text_reader(file, config)
         next(_iter_object_rows(objects, reader, file, config, block_bytes=size), None)
         return reader.seen
@@ -204,13 +206,15 @@ def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLin
     if file.format != "csv":
         return JsonLinesReader(config)
     return CsvReader(
-        fields=config.fields,
-        id_field=config.id_field,
-        voted=config.carried_fields,
+        fields=flat_columns(config.fields),
+        id_fields=config.id_fields,
+        voted=flat_columns(config.carried_fields),
         name=file.name,
         delimiter=config.csv_delimiter,
         newlines_in_values=config.csv_newlines_in_values,
         max_record_bytes=MAX_RECORD_BYTES,
+        null_values=config.null_values,
+        number_fields=config.number_fields,
     )
 
 
@@ -256,7 +260,7 @@ def text_format(file: CatalogFile, config: CatalogConfig) -> str:
     return "json"
 
 
-def _objects_of(file: CatalogFile, config: CatalogConfig) -> Iterable[bytes | str] | None:
+def objects_of(file: CatalogFile, config: CatalogConfig) -> Iterable[bytes | str] | None:
     """The products of a file as lines of JSON, or why one is none; None where the file is text that is read by lines.
 
     An empty line is none, but counts. Raises as `take_in`, at once or when iterated.

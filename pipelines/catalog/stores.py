@@ -71,6 +71,13 @@ Partitions = tuple[tuple[str, str | None], ...]
 
 _READ_AHEAD_BYTES = 8 << 20
 
+_EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("http", "https"), "http"),
+}
+"""The extra of setup.py that brings what addresses of a scheme need."""
+
 # What the stores call the thing that changes when a file's content does, best first: a checksum, then a version, then
 # the time of the last change.
 _VERSION_KEYS = (
@@ -166,7 +173,13 @@ def catalog_errors(uri: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CatalogError(f"catalog.uri: expected a file or folder at {uri}, found nothing there") from error
     except ImportError as error:
-        raise CatalogError(f"catalog.uri: {uri} needs another package to be installed: {error}") from error
+        extra = _EXTRAS.get(uri.partition("://")[0])
+        what = (
+            "another package to be installed"
+            if extra is None
+            else f"its extra; in the clone: pip install -e '.[{extra}]'"
+        )
+        raise CatalogError(f"catalog.uri: {uri} needs {what} ({error})") from error
     except PermissionError as error:
         raise CatalogError(f"catalog.uri: not allowed to read {uri}: {error}") from error
     except CatalogError:

@@ -238,6 +238,16 @@ def test_a_catalog_that_is_not_there_is_an_error(uri: str, message: str) -> None
         listed(uri)
 
 
+@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs"), ("https", "http")])
+def test_a_store_without_its_extra_says_what_to_type(scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any, **options: Any) -> Any:
+        raise ImportError("Install the library")
+
+    monkeypatch.setattr("pipelines.catalog.stores.url_to_fs", missing)
+    with pytest.raises(CatalogError, match=rf"pip install -e '\.\[{extra}\]' \(Install the library\)"):
+        listed(f"{scheme}://bucket/a.csv")
+
+
 def test_a_folder_with_nothing_to_read_is_an_error_that_says_why(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="the folder is empty"):
         listed(tmp_path)

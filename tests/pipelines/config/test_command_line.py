@@ -344,9 +344,8 @@ def test_the_login_of_a_database_is_not_printed(capsys: pytest.CaptureFixture[st
 
 
 def test_several_addresses_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("list.yaml").write_text("catalog: {uri: [/data/a@b.csv, 's3://bucket/c.csv']}")
     with pytest.raises(SystemExit):
-        load_job_config(["--config", "list.yaml", "--print-config"])
+        load_job_config(["--catalog.uri", "[/data/a@b.csv, 's3://bucket/c.csv']", "--print-config"])
     assert yaml.safe_load(capsys.readouterr().out)["catalog"]["uri"] == ["/data/a@b.csv", "s3://bucket/c.csv"]
 
 

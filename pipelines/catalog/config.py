@@ -65,9 +65,13 @@ class CatalogConfig:
             `_source.title`, `title.en`, `images.hi_res|large` (the first that is there).
         where: An expression over columns, in SQL's words; rows for which it is not true stay out, and are counted:
             `status = 'active' and price > 0`. Names that are no plain words stand in double quotes.
-        group_by: A column; the rows that have the same value there make one product of their first values that are not
-            blank, of all their images, and of `group_lists`. Rows without a value stand alone.
-        group_lists: Display and filter columns that keep the values of all rows of a product, as lists.
+        group_by: A column; the rows of a file that have the same value there make one product of their first values
+            that are not blank, of all their images (each once), and of `group_lists`. They need not stand together.
+            Rows without a value stand alone. The same value in another file makes another product, which is a dead
+            letter if its id is the same; an export in parts must keep the rows of a product in one of them.
+        group_lists: Display and filter columns that keep the values of all rows of a product, as lists of one length
+            in the order of the rows, null where a row has none. A row that has none in any of them (Shopify's rows of
+            further images) adds nothing. `column_types` then names the type of an item.
         null_values: Values that mean nothing, beside the empty one, in every column.
         strip_html: Takes tags, scripts, styles, entities and shortcodes out of texts. `auto`: of those that have some.
         text_fields: The fields that make the text, joined by one space. May be empty.
@@ -146,6 +150,12 @@ class CatalogConfig:
             names = getattr(self, key)
             _require(not isinstance(names, str) and all(names), key, names, "a list of column names")
             _require(len(set(names)) == len(names), key, names, "each name once")
+        if self.group_lists:
+            _require(self.group_by is not None, "group_lists", self.group_lists, "a group_by beside it")
+            ids = (self.id_field,) if isinstance(self.id_field, str) else self.id_field
+            plain = set(self.group_lists) <= set(self.carried_fields) - {*ids, self.group_by}
+            expected = "names of display or filter fields, not the id and not group_by"
+            _require(plain, "group_lists", self.group_lists, expected)
         for name, alias in self.column_types.items():
             _require(name in self.carried_fields, "column_types", name, "names of display or filter fields")
             try:
@@ -182,6 +192,7 @@ class CatalogConfig:
             "image_field": () if self.image_field is None else (self.image_field,),
             "display_fields": self.display_fields,
             "filter_fields": self.filter_fields,
+            "group_by": () if self.group_by is None else (self.group_by,),
         }
         keys: dict[str, str] = {}
         for key, names in wanted.items():

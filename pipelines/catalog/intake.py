@@ -20,16 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from index_builder import storage
-from pipelines.catalog import stores
+from pipelines.catalog import column_files, stores
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.csv_records import CsvReader
+from pipelines.catalog.grouping import Grouper
 from pipelines.catalog.json_lines import JsonLinesReader
 from pipelines.catalog.prefetch import prefetch
-from pipelines.catalog.schemas import Records, SeenColumns
-from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
-
-LINE, PROBLEM = "shelfmark:line", "shelfmark:problem"
-"""Columns of a taken-in text file: the record's line (int64, from 1), and what is wrong with it (text), else null."""
+from pipelines.catalog.schemas import LINE, PROBLEM, Records, SeenColumns, invalid_rows, plain
+from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head, with_partitions
 
 MAX_RECORD_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
@@ -37,7 +35,7 @@ ROWS_PER_FILE = 1_000_000
 ROWS_PER_GROUP = 4096
 HEAD_BYTES = 128 << 10
 
-_RULES = 2  # goes up when the same text gives other rows
+_RULES = 3  # goes up when the same text gives other rows
 _THREADS = 4
 
 _logger = logging.getLogger(__name__)
@@ -52,12 +50,14 @@ class TakenIn:
         uris: The files that hold its rows, one after the other: itself where it was in this form already. Of a text
             file a new one begins where a column's type gets wider.
         seen: Of a text file, what its values say about the columns; else None.
+        folded: With `group_by`, how many rows of the file went into the row of another.
     """
 
     file: CatalogFile
     format: str
     uris: tuple[str, ...]
     seen: SeenColumns | None = None
+    folded: int = 0
 
 
 def take_in_all(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[TakenIn]:
@@ -81,16 +81,21 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         _logger.info("catalog: taking in %s", file.uri)
         os.makedirs(path)
         if not file.is_text:
+            if config.group_by is not None:
+                return _write_grouped(_stated_rows(file, config, f"{path}.copy"), file, config, path)
             _write_copy(file, f"{path}/rows.{file.format}")
             return {}
         reader = text_reader(file, config)
-        _write_rows(prefetch(_iter_rows(file, reader), depth=0, name="intake"), path)
+        rows = prefetch(_iter_rows(file, reader), depth=0, name="intake")
+        if config.group_by is not None:
+            return _write_grouped(rows, file, config, path) | reader.seen.to_dict()
+        _write_rows(rows, path)
         return reader.seen.to_dict()
 
     made = storage.artifact(_target(folder, inputs), inputs, make)
-    if file.is_text:
-        return TakenIn(file=file, format="parquet", uris=made.files, seen=SeenColumns.from_dict(made.facts))
-    return TakenIn(file=file, format=file.format, uris=made.files)
+    format = "parquet" if file.is_text or config.group_by is not None else file.format
+    seen = SeenColumns.from_dict(made.facts) if file.is_text else None
+    return TakenIn(file=file, format=format, uris=made.files, seen=seen, folded=made.facts.get("folded", 0))
 
 
 def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[CatalogFile]:
@@ -107,12 +112,15 @@ def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: st
 def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
     """All that shapes what is made of a file; None where it can be read from any row as it is."""
     is_stream = file.format == "arrow" and file.compression is None and not _is_arrow_file(file.uri)
-    if not file.is_text and not is_stream and file.compression is None:
+    if not file.is_text and not is_stream and file.compression is None and config.group_by is None:
         return None
     inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
     if file.is_text:
         inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
+    if config.group_by is not None:
+        inputs += [config.group_by, config.group_lists, config.null_values, list(config.fields), config.image_field]
+        inputs += [config.id_field, config.texts, file.partitions]
     return inputs
 
 
@@ -136,8 +144,7 @@ def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
 
 def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLinesReader:
     """What turns blocks of this file into rows; CatalogError where a column that is asked for has one of our names."""
-    for name in {LINE, PROBLEM} & set(config.fields):
-        raise CatalogError(f"{config.fields[name]}: {name!r} is a name that only the intake gives; rename the column")
+    _check_names(config)
     if file.format == "jsonl":
         return JsonLinesReader(config)
     return CsvReader(
@@ -149,6 +156,11 @@ def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLin
         newlines_in_values=config.csv_newlines_in_values,
         max_record_bytes=MAX_RECORD_BYTES,
     )
+
+
+def _check_names(config: CatalogConfig) -> None:
+    for name in {LINE, PROBLEM} & set(config.fields):
+        raise CatalogError(f"{config.fields[name]}: {name!r} is a name that only the intake gives; rename the column")
 
 
 def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterator[pa.RecordBatch]:
@@ -209,6 +221,67 @@ def _as_rows(records: Records) -> pa.RecordBatch:
         columns[2:] = [pa.concat_arrays([column, pa.nulls(bad, column.type)]) for column in columns[2:]]
         columns = [column.take(order) for column in columns]
     return pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *records.rows.schema.names])
+
+
+def _stated_rows(file: CatalogFile, config: CatalogConfig, copy: str) -> Iterator[pa.RecordBatch]:
+    """All rows of a Parquet or Arrow file as rows with `LINE`, the row's number, and `PROBLEM`.
+
+    Args:
+        copy: Path of a file for what cannot be read from any row; removed again.
+    """
+    _check_names(config)
+    uri, start = file.uri, 0
+    try:
+        if file.compression is not None or (file.format == "arrow" and not _is_arrow_file(uri)):
+            _write_copy(file, uri := copy)
+        for rows in _iter_stated(file.format, uri, list(config.fields)):
+            rows = _with_texts(rows, config)
+            bad = np.zeros(len(rows), bool)
+            bad[invalid_rows(rows)] = True
+            lines = pa.array(np.arange(start, start := start + len(rows)))
+            why = pa.array(["expected UTF-8 text, found other bytes"])
+            problems = why.take(pa.array(np.zeros(len(rows), np.int64), mask=~bad))
+            kept = pa.array(np.arange(len(rows)), mask=bad)
+            values = [column.take(kept) for column in rows.columns] if bad.any() else rows.columns
+            yield pa.RecordBatch.from_arrays([lines, problems, *values], names=[LINE, PROBLEM, *rows.schema.names])
+    except (pa.ArrowException, OSError) as error:
+        raise CatalogError(
+            f"{file.uri}: expected a whole {file.format} file, found one that cannot be read ({error})"
+        ) from error
+    finally:
+        if uri != file.uri:
+            os.unlink(uri)
+
+
+def _with_texts(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
+    """The rows without dictionaries, of which each batch may have another, and with texts that were stored as bytes."""
+    ids = (config.id_field,) if isinstance(config.id_field, str) else config.id_field
+    texts = {*ids, config.group_by, *config.texts}
+    columns = []
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        column = plain(column) if name in texts or pa.types.is_dictionary(column.type) else column
+        columns.append(column.view(pa.string()) if name in texts and pa.types.is_binary(column.type) else column)
+    return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
+
+
+def _iter_stated(format: str, uri: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    parquet = format == "parquet"
+    footer = (column_files.read_parquet_footer if parquet else column_files.read_arrow_footer)(uri, columns)
+    read = column_files.iter_parquet_rows if parquet else column_files.iter_arrow_rows
+    stop = int(footer.chunk_rows.sum())
+    return read(uri, 0, stop, columns, batch_rows=ROWS_PER_GROUP, batch_bytes=BLOCK_BYTES)
+
+
+def _write_grouped(
+    batches: Iterable[pa.RecordBatch], file: CatalogFile, config: CatalogConfig, folder: str
+) -> dict[str, Any]:
+    """Writes the rows of each product as one, see `_write_rows`; gives facts to keep."""
+    grouper = Grouper(config, os.path.dirname(folder), JsonLinesReader(config).as_type)
+    # `catalog.where` belongs here: it looks at rows, before they are grouped.
+    needed = {config.group_by or "", *config.group_lists}
+    whole = (with_partitions(batch, file.partitions, needed) for batch in batches)
+    _write_rows(grouper.group(whole), folder)
+    return {"folded": grouper.folded}
 
 
 def _write_rows(batches: Iterable[pa.RecordBatch], folder: str) -> None:

@@ -55,7 +55,7 @@ class JsonLinesReader:
         columns = []
         for name, column in zip(records.rows.schema.names, records.rows.columns, strict=True):
             self._types[name] = self._common(name, self._types[name], column.type)
-            columns.append(self._as_type(name, column, self._types[name]))
+            columns.append(self.as_type(name, column, self._types[name]))
         rows = pa.RecordBatch.from_arrays(columns, names=records.rows.schema.names)
         return Records(rows, records.lines, records.bad), len(data)
 
@@ -175,7 +175,8 @@ class JsonLinesReader:
         is_image = name == self._config.image_field
         return _IMAGES if is_image and not _same_shape(one, other) else common_type(one, other)
 
-    def _as_type(self, name: str, column: pa.Array, data_type: pa.DataType) -> pa.Array:
+    def as_type(self, name: str, column: pa.Array, data_type: pa.DataType) -> pa.Array:
+        """A column of an earlier block in the type that a later one has."""
         if column.type.equals(data_type):
             return column
         if pa.types.is_nested(column.type) or pa.types.is_nested(data_type):

@@ -198,7 +198,18 @@ def conform(column: pa.Array, data_type: pa.DataType) -> tuple[pa.Array, dict[in
     try:
         return column.cast(data_type), {}
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return _conform_each(column, data_type)
+        both = pa.types.is_list(column.type) and pa.types.is_list(data_type)
+        return _conform_items(column, data_type) if both else _conform_each(column, data_type)
+
+
+def _conform_items(column: pa.Array, data_type: pa.DataType) -> tuple[pa.Array, dict[int, str]]:
+    """Lists whose items do not all fit: those that do not become null, and the list stays."""
+    items, lost = conform(column.flatten(), data_type.value_type)
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items, data_type, mask=column.is_null())
+    rows = np.searchsorted(offsets, list(lost), side="right") - 1
+    return lists, {int(row): why for row, why in zip(rows[::-1], reversed(lost.values()), strict=True)}
 
 
 def _conform_each(column: pa.Array, data_type: pa.DataType) -> tuple[pa.Array, dict[int, str]]:

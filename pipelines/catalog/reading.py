@@ -15,9 +15,8 @@ import pyarrow as pa
 from pipelines.catalog import column_files
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.dead_letters import DeadLetter, malformed
-from pipelines.catalog.intake import LINE, PROBLEM
 from pipelines.catalog.plan import CatalogShard, RowRange
-from pipelines.catalog.schemas import invalid_rows, plain
+from pipelines.catalog.schemas import LINE, PROBLEM, invalid_rows, plain
 from pipelines.catalog.stores import with_partitions
 
 BATCH_BYTES = 32 << 20
@@ -72,20 +71,21 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
     row = part.start
     texts = {config.id_field, *config.texts}
     read, is_text = _ROW_READERS[shard.format], part.file.is_text
-    columns = [*config.fields, LINE, PROBLEM] if is_text else list(config.fields)
+    has_lines = is_text or config.group_by is not None
+    columns = [*config.fields, LINE, PROBLEM] if has_lines else list(config.fields)
     for rows in read(part.path, part.start, part.stop, columns, batch_rows=batch_rows, batch_bytes=BATCH_BYTES):
         numbers = np.arange(row, row + rows.num_rows)
         row += rows.num_rows
-        unit: Literal["row", "line"] = "row"
+        unit: Literal["row", "line"] = "line" if is_text else "row"
         problems: dict[int, str] = {}
-        if is_text:
-            numbers, unit = rows.column(LINE).to_numpy(), "line"
+        if has_lines:
+            numbers = rows.column(LINE).to_numpy()
             if rows.column(PROBLEM).null_count < rows.num_rows:
                 problems = {at: why for at, why in enumerate(rows.column(PROBLEM).to_pylist()) if why is not None}
             rows = rows.drop_columns([LINE, PROBLEM])
-        else:
+        if not is_text:
             rows = _plain_columns(rows, texts)
-            problems = dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
+            problems |= dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
         letters = [malformed(f"{part.file.name}, {unit} {numbers[at]}", why) for at, why in problems.items()]
         rows = with_partitions(rows, part.file.partitions, config.fields)
         if problems:

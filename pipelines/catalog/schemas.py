@@ -18,6 +18,10 @@ import pyarrow.compute as pc
 
 from pipelines.catalog.config import CatalogConfig, CatalogError, nearest
 
+LINE, PROBLEM = "shelfmark:line", "shelfmark:problem"
+"""Columns of a file that was taken in: the record's line (int64, from 1; the row, from 0, of a Parquet or Arrow file),
+and what is wrong with it (text), else null."""
+
 IMAGE_KEYS = ("bytes", "path", "uri", "url")
 """Fields of a struct that holds a picture, in the order in which they are asked."""
 
@@ -230,13 +234,23 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
     types: dict[str, pa.DataType] = {}
     for name in config.fields:
         read_as_text = format == "csv" and name in (config.id_field, config.image_field, *config.texts)
-        types[name] = pa.string() if read_as_text or name not in seen.votes else seen.votes[name].winner()
+        voted = pa.string() if read_as_text or name not in seen.votes else seen.votes[name].winner()
+        types[name] = grouped_type(name, voted, config)
     known = dict.fromkeys((*seen.names, *config.column_types))
     where = "the catalog" if format == "csv" else "the part of the catalog that was looked at"
     schema = _in_order(types, config, known, where)
     for name, data_type in types.items():
         check_role(name, data_type, config, "the catalog")
     return schema, tuple(seen.names)
+
+
+def grouped_type(name: str, data_type: pa.DataType, config: CatalogConfig) -> pa.DataType:
+    """The type of a column when the rows of a product are one: lists for `group_lists` and for images."""
+    if config.group_by is None or not (name in config.group_lists or name == config.image_field):
+        return data_type
+    if name in config.group_lists or not is_list(plain_type(data_type)):
+        return pa.list_(data_type)
+    return pa.list_(plain_type(data_type).value_type)
 
 
 def check_role(name: str, data_type: pa.DataType, config: CatalogConfig, file: str) -> None:
@@ -250,6 +264,8 @@ def check_role(name: str, data_type: pa.DataType, config: CatalogConfig, file: s
         wrong = "text_fields" if config.text_template is None else "text_template", "text, numbers, or a list of them"
     elif name == config.image_field and not _is_image(item):
         wrong = "image_field", "bytes, text, struct<bytes, path>, or a list of them"
+    elif name == config.group_by and pa.types.is_nested(plain):
+        wrong = "group_by", "text or numbers"
     if wrong is not None:
         key, expected = wrong
         raise CatalogError(f"catalog.{key}: expected a column of {expected}; {name!r} is {data_type} in {file}")
@@ -315,7 +331,7 @@ def _in_order(types: dict[str, pa.DataType], config: CatalogConfig, known: Colle
     for name, key in config.fields.items():
         if name not in known:
             raise unknown_field(key, name, known, where)
-    stated = {name: pa.type_for_alias(alias) for name, alias in config.column_types.items()}
+    stated = {name: grouped_type(name, pa.type_for_alias(alias), config) for name, alias in config.column_types.items()}
     return pa.schema([(name, stated.get(name, types[name])) for name in config.fields])
 
 

@@ -45,6 +45,7 @@ THREADS = 16
 MAX_LOST_SHARE = 2.0**-8
 """A vector may change so much in float16, as a share of its length; ten nearest neighbours then agree to 0.995."""
 
+_RULES = 2  # goes up when the same files give other rows
 REMEDY = "multiply all vectors by one number, or normalize them"
 
 
@@ -98,7 +99,7 @@ def imported_shards(config: EmbeddingsConfig, work_uri: str) -> ShardPlan:
     tasks = []
     for position, rows in enumerate(shards):
         which = {"first_row": rows.first_row, "rows": rows.rows, "row_groups": rows.row_groups}
-        content = [rows.uri, rows.version, rows.format, which, rows.rows_before]
+        content = [_RULES, rows.uri, rows.version, rows.format, which, rows.rows_before]
         files = ShardFiles(folder=folder, key=shard_key(storage.digest(content), {"embeddings": shaping}))
         tasks.append(ShardTask(position=position, files=files, rows=rows))
     return ShardPlan(

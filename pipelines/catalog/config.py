@@ -16,12 +16,19 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from index_builder.errors import FilterError
+from index_builder.filters import Condition, parse_condition
+
 CatalogFormat = Literal["auto", "parquet", "csv", "jsonl", "json", "xml", "xlsx", "arrow", "delta", "iceberg", "sql"]
 
 FORMATS: tuple[str, ...] = get_args(CatalogFormat)
 
 NULL_VALUES = ("NULL", "Null", "null", "\\N", "NaN", "nan", "None", "none", "N/A", "n/a", "NA", "#N/A", "<NA>", "nil")
 """What exports write for nothing, beside the empty value: MySQL, pandas, Python, spreadsheets."""
+
+
+LISTED_NAMES = 12
+"""So many known names a message lists."""
 
 
 class CatalogError(Exception):
@@ -33,13 +40,24 @@ class CatalogConfigError(CatalogError, ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A closing sentence that names the known name most like `name`, if any is, and the first few known ones."""
+    """A closing sentence that names the known name most like `name`, if any is, and the first few known ones.
+
+    A path counts as like a name that is its last step, and of many names those are listed first that share a step with
+    it.
+    """
     names = sorted(known)
     by_lower = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.7)
+    if not close:
+        by_last = {candidate.rpartition(".")[2].lower(): candidate for candidate in reversed(names)}
+        found = difflib.get_close_matches(name.rpartition(".")[2].lower(), list(by_last), n=1, cutoff=0.7)
+        close = [by_last[last].lower() for last in found]
     question = f"Did you mean '{by_lower[close[0]]}'? " if close else ""
-    listed = ", ".join(f"'{candidate}'" for candidate in names[:12])
-    return f"{question}Known: {listed}{', ...' if len(names) > 12 else ''}."
+    if len(names) > LISTED_NAMES:
+        steps = set(name.lower().split("."))
+        names.sort(key=lambda candidate: (steps.isdisjoint(candidate.lower().split(".")), "." in candidate))
+    listed = ", ".join(f"'{candidate}'" for candidate in names[:LISTED_NAMES])
+    return f"{question}Known: {listed}{', ...' if len(names) > LISTED_NAMES else ''}."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +80,8 @@ class CatalogConfig:
         query: SQL that gives the products, one a row, of the database at `uri`.
         id_field: The product id: text, or whole numbers (which become decimal text). Trimmed; unique. Several columns
             are joined by a colon: `[product_id, locale]`. Any field of this section may be a path into nested values:
-            `_source.title`, `title.en`, `images.hi_res|large` (the first that is there).
+            `_source.title`, `title.en`, `images.hi_res|large` (the first that is there, in lists item by item); see
+            `paths`.
         where: An expression over columns, in SQL's words; rows for which it is not true stay out, and are counted:
             `status = 'active' and price > 0`. Names that are no plain words stand in double quotes.
         group_by: A column; the rows of a file that have the same value there make one product of their first values
@@ -88,8 +107,9 @@ class CatalogConfig:
         on_bad_image: `degrade` indexes a product with a broken picture by its text; `reject` leaves it out.
         display_fields: Columns carried to the published `products.arrow`, with their types.
         filter_fields: The same, for search filters.
-        column_types: Arrow types (`"float64"`, `"date32"`) of display and filter columns in CSV and JSON Lines, where
-            the values decide otherwise. Also makes known a column that the first records do not have.
+        column_types: Arrow types (`"float64"`, `"date32"`) of display and filter columns, and those of `where`, in CSV
+            and JSON Lines, where the values decide otherwise. Also makes known a column that the first records do not
+            have.
         csv_delimiter: One character. None: a tab for `.tsv` files, else what the first lines show.
         csv_quote: The character around values; "" where there is none and quotes belong to the values. None: what the
             file shows.
@@ -138,7 +158,14 @@ class CatalogConfig:
         uris = self.uris
         _require(bool(uris) and all(uris), "uri", self.uri, "a path or URI, or a list of them")
         _require(self.format in FORMATS, "format", self.format, f"one of {', '.join(FORMATS)}")
-        _require(bool(self.id_field), "id_field", self.id_field, "the name of a column")
+        ids = self.id_fields
+        _require(bool(ids) and all(ids), "id_field", self.id_field, "the name of a column, or a list of them")
+        _require(len(set(ids)) == len(ids), "id_field", self.id_field, "each name once")
+        if self.where is not None:
+            try:
+                parse_condition(self.where)
+            except FilterError as error:
+                raise CatalogConfigError(f"catalog.where: {error}") from error
         if self.text_template is not None:
             template_parts(self.text_template)
         has_content = bool(self.texts) or self.image_field is not None
@@ -152,12 +179,12 @@ class CatalogConfig:
             _require(len(set(names)) == len(names), key, names, "each name once")
         if self.group_lists:
             _require(self.group_by is not None, "group_lists", self.group_lists, "a group_by beside it")
-            ids = (self.id_field,) if isinstance(self.id_field, str) else self.id_field
-            plain = set(self.group_lists) <= set(self.carried_fields) - {*ids, self.group_by}
+            plain = set(self.group_lists) <= set(self.carried_fields) - {*self.id_fields, self.group_by}
             expected = "names of display or filter fields, not the id and not group_by"
             _require(plain, "group_lists", self.group_lists, expected)
         for name, alias in self.column_types.items():
-            _require(name in self.carried_fields, "column_types", name, "names of display or filter fields")
+            typed = (*self.carried_fields, *(self.condition.columns if self.condition is not None else ()))
+            _require(name in typed, "column_types", name, "names of display or filter fields, or of catalog.where")
             try:
                 pa.type_for_alias(alias)
             except ValueError:
@@ -170,6 +197,16 @@ class CatalogConfig:
     def uris(self) -> tuple[str, ...]:
         """`uri`, always as a tuple."""
         return (self.uri,) if isinstance(self.uri, str) else tuple(self.uri)
+
+    @property
+    def id_fields(self) -> tuple[str, ...]:
+        """The columns that make the id, always as a tuple."""
+        return (self.id_field,) if isinstance(self.id_field, str) else tuple(self.id_field)
+
+    @property
+    def condition(self) -> Condition | None:
+        """`where`, parsed."""
+        return None if self.where is None else parse_condition(self.where)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -187,12 +224,13 @@ class CatalogConfig:
     def fields(self) -> dict[str, str]:
         """Every column the catalog must have, with the config key that asks for it."""
         wanted = {
-            "id_field": (self.id_field,),
+            "id_field": self.id_fields,
             "text_fields" if self.text_template is None else "text_template": self.texts,
             "image_field": () if self.image_field is None else (self.image_field,),
             "display_fields": self.display_fields,
             "filter_fields": self.filter_fields,
             "group_by": () if self.group_by is None else (self.group_by,),
+            "where": () if self.condition is None else self.condition.columns,
         }
         keys: dict[str, str] = {}
         for key, names in wanted.items():

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipelines.catalog.config import CatalogError
+from pipelines.catalog.paths import Path
 from pipelines.catalog.schemas import Records, SeenColumns, unknown_field
 
 THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
@@ -28,7 +29,7 @@ class CsvReader:
 
     Args:
         fields: The columns to read.
-        id_field: The one among them that the file must have.
+        id_fields: Those among them that the file must have, or one of their alternatives.
         voted: Those whose type goes by their values.
         name: The file, for messages; `.tsv` in it means tabs.
         delimiter: None: by the name.
@@ -40,7 +41,7 @@ class CsvReader:
         self,
         *,
         fields: Collection[str],
-        id_field: str,
+        id_fields: Collection[str],
         voted: Collection[str],
         name: str,
         delimiter: str | None,
@@ -48,7 +49,7 @@ class CsvReader:
         max_record_bytes: int,
     ) -> None:
         self.seen = SeenColumns()
-        self._fields, self._id_field, self._voted, self._name = fields, id_field, voted, name
+        self._fields, self._id_fields, self._voted, self._name = fields, id_fields, voted, name
         self._delimiter = delimiter or ("\t" if ".tsv" in name.lower().rsplit("/", 1)[-1] else ",")
         self._spans_lines = newlines_in_values
         self._header: list[str] = []
@@ -108,8 +109,9 @@ class CsvReader:
             count = self._header.count(name)
             if count > 1:
                 raise CatalogError(f"{self._name}: expected one column {name!r}, found {count}; rename one")
-        if self._id_field not in self._header:
-            raise unknown_field("catalog.id_field", self._id_field, self._header, self._name)
+        for name in self._id_fields:
+            if not set(Path(name).columns) & set(self._header):
+                raise unknown_field("catalog.id_field", name, self._header, self._name)
         return end
 
     def _parse_plain(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int] | None:

@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.catalog.arrow_types import is_list, plain
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.schemas import LINE, PROBLEM, is_list, plain
+from pipelines.catalog.schemas import LINE, PROBLEM
 
 HELD_BYTES = 128 << 20
 """Rows that are grouped in memory, by their size as Arrow columns."""

@@ -21,12 +21,14 @@ import pyarrow.parquet as pq
 
 from index_builder import storage
 from pipelines.catalog import column_files, stores
+from pipelines.catalog.arrow_types import plain
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.csv_records import CsvReader
 from pipelines.catalog.grouping import Grouper
 from pipelines.catalog.json_lines import JsonLinesReader
+from pipelines.catalog.paths import flat_columns
 from pipelines.catalog.prefetch import prefetch
-from pipelines.catalog.schemas import LINE, PROBLEM, Records, SeenColumns, invalid_rows, plain
+from pipelines.catalog.schemas import LINE, PROBLEM, Records, SeenColumns, at_paths, invalid_rows, plain_columns
 from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head, with_partitions
 
 MAX_RECORD_BYTES = 64 << 20
@@ -116,11 +118,11 @@ def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
         return None
     inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
     if file.is_text:
-        inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
+        inputs += [file.name, list(config.fields), config.id_fields, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
     if config.group_by is not None:
         inputs += [config.group_by, config.group_lists, config.null_values, list(config.fields), config.image_field]
-        inputs += [config.id_field, config.texts, file.partitions]
+        inputs += [config.id_fields, config.texts, file.partitions]
     return inputs
 
 
@@ -148,9 +150,9 @@ def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLin
     if file.format == "jsonl":
         return JsonLinesReader(config)
     return CsvReader(
-        fields=config.fields,
-        id_field=config.id_field,
-        voted=config.carried_fields,
+        fields=flat_columns(config.fields),
+        id_fields=config.id_fields,
+        voted=flat_columns(config.carried_fields),
         name=file.name,
         delimiter=config.csv_delimiter,
         newlines_in_values=config.csv_newlines_in_values,
@@ -235,7 +237,10 @@ def _stated_rows(file: CatalogFile, config: CatalogConfig, copy: str) -> Iterato
         if file.compression is not None or (file.format == "arrow" and not _is_arrow_file(uri)):
             _write_copy(file, uri := copy)
         for rows in _iter_stated(file.format, uri, list(config.fields)):
-            rows = _with_texts(rows, config)
+            rows = plain_columns(at_paths(rows, config), config)
+            # Each batch may have another dictionary.
+            decoded = [plain(column) if pa.types.is_dictionary(column.type) else column for column in rows.columns]
+            rows = pa.RecordBatch.from_arrays(decoded, names=rows.schema.names)
             bad = np.zeros(len(rows), bool)
             bad[invalid_rows(rows)] = True
             lines = pa.array(np.arange(start, start := start + len(rows)))
@@ -253,17 +258,6 @@ def _stated_rows(file: CatalogFile, config: CatalogConfig, copy: str) -> Iterato
             os.unlink(uri)
 
 
-def _with_texts(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
-    """The rows without dictionaries, of which each batch may have another, and with texts that were stored as bytes."""
-    ids = (config.id_field,) if isinstance(config.id_field, str) else config.id_field
-    texts = {*ids, config.group_by, *config.texts}
-    columns = []
-    for name, column in zip(rows.schema.names, rows.columns, strict=True):
-        column = plain(column) if name in texts or pa.types.is_dictionary(column.type) else column
-        columns.append(column.view(pa.string()) if name in texts and pa.types.is_binary(column.type) else column)
-    return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
-
-
 def _iter_stated(format: str, uri: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     parquet = format == "parquet"
     footer = (column_files.read_parquet_footer if parquet else column_files.read_arrow_footer)(uri, columns)
@@ -279,9 +273,16 @@ def _write_grouped(
     grouper = Grouper(config, os.path.dirname(folder), JsonLinesReader(config).as_type)
     # `catalog.where` belongs here: it looks at rows, before they are grouped.
     needed = {config.group_by or "", *config.group_lists}
-    whole = (with_partitions(batch, file.partitions, needed) for batch in batches)
+    whole = (with_partitions(_at_paths(batch, config), file.partitions, needed) for batch in batches)
     _write_rows(grouper.group(whole), folder)
     return {"folded": grouper.folded}
+
+
+def _at_paths(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
+    """The fields of the config as columns, behind `LINE` and `PROBLEM`."""
+    fields = at_paths(rows.drop_columns([LINE, PROBLEM]), config)
+    columns = [rows.column(LINE), rows.column(PROBLEM), *fields.columns]
+    return pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *fields.schema.names])
 
 
 def _write_rows(batches: Iterable[pa.RecordBatch], folder: str) -> None:

@@ -11,7 +11,7 @@ import binascii
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -21,10 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from pipelines.catalog.arrow_types import is_list, is_text, plain
 from pipelines.catalog.config import CatalogConfig, template_parts
 from pipelines.catalog.dead_letters import DeadLetter, Reason, malformed
+from pipelines.catalog.paths import without
 from pipelines.catalog.reading import RawBatch
-from pipelines.catalog.schemas import IMAGE_KEYS, NULL_WORDS, is_list, is_text, plain
+from pipelines.catalog.schemas import IMAGE_KEYS, NULL_WORDS
 
 # Space, control characters (a tab, a NUL) and Unicode's separators, as one class.
 _SPACE = r"[\p{Z}\p{Cc}]+"
@@ -57,6 +59,7 @@ class ProductBatch:
         columns: Display and filter fields, `B` rows, of the plan's types.
         dead_letters: One letter for each row that became no product (outcome `rejected`).
         notes: Letters of products that stay, but lost a display or filter value (outcome `degraded`).
+        left_out: How many rows `catalog.where` is not true for.
     """
 
     product_ids: pa.StringArray
@@ -65,15 +68,17 @@ class ProductBatch:
     columns: pa.RecordBatch
     dead_letters: list[DeadLetter]
     notes: list[DeadLetter] = field(default_factory=list)
+    left_out: int = 0
 
 
 def to_products(batch: RawBatch, config: CatalogConfig) -> ProductBatch:
-    """The products of a raw batch.
+    """The products of a raw batch, without the rows for which `catalog.where` is not true.
 
     A row without an id, or with neither text nor image, becomes a dead letter. A display or filter value that is not of
     its column's type becomes null, and a note.
     """
-    ids, wrong_ids = id_column(_column(batch, config.id_field, pa.string()))
+    batch, left_out = _kept(batch, config)
+    ids, wrong_ids = joined_ids([_column(batch, name, pa.string()) for name in config.id_fields])
     fields = {name: text_column(_column(batch, name, pa.string())) for name in config.texts}
     texts = product_texts(fields, batch.rows.num_rows, config)
     images: list[tuple[ImageRef, ...]] = [()] * batch.rows.num_rows
@@ -101,7 +106,24 @@ def to_products(batch: RawBatch, config: CatalogConfig) -> ProductBatch:
         columns=columns,
         dead_letters=letters,
         notes=notes,
+        left_out=left_out,
     )
+
+
+def _kept(batch: RawBatch, config: CatalogConfig) -> tuple[RawBatch, int]:
+    """The rows for which `catalog.where` is true, and how many others there are."""
+    if config.condition is None:
+        return batch, 0
+    missing = pa.array(["", *config.null_values])
+    columns = []
+    for name in config.condition.columns:
+        data_type = batch.schema.field(name).type
+        column = without(plain(_column(batch, name, data_type)), missing)
+        columns.append(conform(column, data_type)[0] if name in config.column_types else column)
+    mask = config.condition.mask(pa.RecordBatch.from_arrays(columns, names=list(config.condition.columns)))
+    kept = mask.to_numpy(zero_copy_only=False)
+    numbers = batch.numbers[kept]
+    return replace(batch, rows=batch.rows.filter(mask), numbers=numbers), len(kept) - len(numbers)
 
 
 def _carried_columns(
@@ -177,6 +199,13 @@ def id_column(column: pa.Array) -> tuple[pa.StringArray, dict[int, str]]:
             wrong[row] = f"expected text or a whole number as id, found {numbers[row]}"
         column = pa.array(np.where(whole, numbers, 0).astype(np.int64), mask=~whole)
     return _without_empty(pc.utf8_trim_whitespace(column.cast(pa.string()))), wrong
+
+
+def joined_ids(columns: Sequence[pa.Array]) -> tuple[pa.StringArray, dict[int, str]]:
+    """The ids of several columns, joined by a colon; null where one of them has none. Else as `id_column`."""
+    parts, wrong = zip(*map(id_column, columns), strict=True)
+    ids = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, ":")
+    return ids, {row: why for each in reversed(wrong) for row, why in each.items()}
 
 
 def conform(column: pa.Array, data_type: pa.DataType) -> tuple[pa.Array, dict[int, str]]:

@@ -16,7 +16,7 @@ from pipelines.catalog import column_files
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.dead_letters import DeadLetter, malformed
 from pipelines.catalog.plan import CatalogShard, RowRange
-from pipelines.catalog.schemas import LINE, PROBLEM, invalid_rows, plain
+from pipelines.catalog.schemas import LINE, PROBLEM, at_paths, invalid_rows, plain_columns
 from pipelines.catalog.stores import with_partitions
 
 BATCH_BYTES = 32 << 20
@@ -69,7 +69,6 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
 
 def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batch_rows: int) -> Iterator[RawBatch]:
     row = part.start
-    texts = {config.id_field, *config.texts}
     read, is_text = _ROW_READERS[shard.format], part.file.is_text
     has_lines = is_text or config.group_by is not None
     columns = [*config.fields, LINE, PROBLEM] if has_lines else list(config.fields)
@@ -83,8 +82,9 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
             if rows.column(PROBLEM).null_count < rows.num_rows:
                 problems = {at: why for at, why in enumerate(rows.column(PROBLEM).to_pylist()) if why is not None}
             rows = rows.drop_columns([LINE, PROBLEM])
+        rows = at_paths(rows, config)
         if not is_text:
-            rows = _plain_columns(rows, texts)
+            rows = plain_columns(rows, config)
             problems |= dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
         letters = [malformed(f"{part.file.name}, {unit} {numbers[at]}", why) for at, why in problems.items()]
         rows = with_partitions(rows, part.file.partitions, config.fields)
@@ -96,12 +96,3 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
         )
     if row != part.stop:
         raise EOFError(f"the file ends at row {row}")
-
-
-def _plain_columns(rows: pa.RecordBatch, texts: set[str]) -> pa.RecordBatch:
-    """The rows in types that every function knows; texts that a writer stored as bytes as text, still to be checked."""
-    columns = []
-    for name, column in zip(rows.schema.names, rows.columns, strict=True):
-        column = column if pa.types.is_dictionary(column.type) else plain(column)
-        columns.append(column.view(pa.string()) if name in texts and pa.types.is_binary(column.type) else column)
-    return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)

@@ -10,13 +10,17 @@ import base64
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from index_builder.errors import FilterError
+from pipelines.catalog.arrow_types import UUID_BYTES, is_list, is_text, plain, plain_type, uncarried_part, uuid_texts
 from pipelines.catalog.config import CatalogConfig, CatalogError, nearest
+from pipelines.catalog.paths import NESTED_NAMES, Path, at_path, needed_fields, nested_names, type_at
 
 LINE, PROBLEM = "shelfmark:line", "shelfmark:problem"
 """Columns of a file that was taken in: the record's line (int64, from 1; the row, from 0, of a Parquet or Arrow file),
@@ -75,6 +79,11 @@ class TypeVotes:
         self.add(pa.bool_(), truths)
         self.add(pa.string(), len(given) - missing - len(numbers) - truths)
 
+    def merge(self, other: TypeVotes) -> None:
+        """Adds the votes of another column, or of the same in another file."""
+        for kind, count in list(other.counts.items()):
+            self.add(other.types[kind], count)
+
     def winner(self) -> pa.DataType:
         """The type of the most frequent kind if it has `DECISIVE_SHARE`, else `string`; also where nothing was seen."""
         if not self.counts:
@@ -118,7 +127,8 @@ class SeenColumns:
 
     Attributes:
         votes: For the type of each column that was asked for and seen, by name.
-        names: All columns, in order of first sight (of JSON, those of the records that were looked at one by one).
+        names: All columns, in order of first sight (of JSON, those of the records that were looked at one by one, with
+            the paths to what stands inside them).
         records: How many records were read.
         first_problem: Why the first unreadable one was that.
     """
@@ -135,8 +145,7 @@ class SeenColumns:
     def merge(self, other: SeenColumns) -> None:
         """Adds what another file shows."""
         for name, votes in other.votes.items():
-            for kind, count in votes.counts.items():
-                self.votes_of(name).add(votes.types[kind], count)
+            self.votes_of(name).merge(votes)
         self.names |= other.names
         self.records += other.records
         self.first_problem = self.first_problem or other.first_problem
@@ -176,7 +185,8 @@ def schema_text(schema: pa.Schema) -> str:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogSchema:
     """What the catalog looks like: the columns that are read, of types that hold for all files, the names of all
-    columns, how many files there are, of which format (`parquet`, `csv`, `jsonl` or `arrow`), and their stored size.
+    columns and the paths to nested ones, how many files there are, of which format (`parquet`, `csv`, `jsonl` or
+    `arrow`), and their stored size.
     """
 
     format: str
@@ -199,25 +209,38 @@ def merged_schema(files: Iterable[tuple[str, pa.Schema]], config: CatalogConfig)
     found: dict[str, tuple[pa.DataType, str]] = {}
     names: dict[str, None] = {}
     for file, schema in files:
-        names |= dict.fromkeys(schema.names)
-        if config.id_field not in schema.names:
-            raise unknown_field("catalog.id_field", config.id_field, schema.names, file)
-        for name in config.fields:
-            if name not in schema.names:
+        nested = nested_names(dict(zip(schema.names, schema.types, strict=True)))
+        known = dict.fromkeys((*schema.names, *islice(nested, NESTED_NAMES)))
+        names |= known
+        for name, key in config.fields.items():
+            found_type = _type_in(schema, name, key, file)
+            if found_type is None and name in config.id_fields:
+                raise unknown_field(key, name, known, file)
+            if found_type is None:
                 continue
-            count = schema.names.count(name)
-            if count > 1:
-                raise CatalogError(f"{file}: expected one column {name!r}, found {count}; rename all but one")
-            found_type = schema.field(name).type
             check_role(name, found_type, config, file)
             if name in config.carried_fields:
-                plain = plain_type(found_type)
+                plain = pa.string() if name in config.id_fields and _is_uuid(found_type) else plain_type(found_type)
                 before, before_file = found.get(name, (plain, file))
                 found[name] = (_common(name, before, before_file, plain, file), file)
             else:
                 found.setdefault(name, (found_type, file))
-    types = {name: found_type for name, (found_type, _) in found.items()}
-    return _in_order(types, config, names, "the catalog"), tuple(names)
+    for name, key in config.fields.items():
+        if name not in found:
+            raise unknown_field(key, name, names, "the catalog")
+    return _in_order({name: found_type for name, (found_type, _) in found.items()}, config), tuple(names)
+
+
+def _type_in(schema: pa.Schema, name: str, key: str, file: str) -> pa.DataType | None:
+    """The type of a field in a file of this schema; None where the file does not have it."""
+    for root in dict.fromkeys(root for root, *_ in needed_fields(schema, name) or ()):
+        count = schema.names.count(root)
+        if count > 1:
+            raise CatalogError(f"{file}: expected one column {root!r}, found {count}; rename all but one")
+    try:
+        return type_at(schema, name)
+    except pa.ArrowTypeError as error:
+        raise CatalogError(f"{key}: {name!r} names fields of types that do not meet in {file}: {error}") from error
 
 
 def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple[pa.Schema, tuple[str, ...]]:
@@ -232,13 +255,17 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
             f"at the start of any file; the first one: {seen.first_problem}"
         )
     types: dict[str, pa.DataType] = {}
-    for name in config.fields:
-        read_as_text = format == "csv" and name in (config.id_field, config.image_field, *config.texts)
-        voted = pa.string() if read_as_text or name not in seen.votes else seen.votes[name].winner()
-        types[name] = grouped_type(name, voted, config)
-    known = dict.fromkeys((*seen.names, *config.column_types))
-    where = "the catalog" if format == "csv" else "the part of the catalog that was looked at"
-    schema = _in_order(types, config, known, where)
+    for name, key in config.fields.items():
+        columns = Path(name).columns
+        if not any(column in seen.names or column in config.column_types for column in columns):
+            where = "the catalog" if format == "csv" else "the part of the catalog that was looked at"
+            raise unknown_field(key, name, seen.names, where)
+        read_as_text = format == "csv" and name in (*config.id_fields, config.image_field, *config.texts)
+        votes = TypeVotes()
+        for column in columns:
+            votes.merge(seen.votes.get(column, TypeVotes()))
+        types[name] = grouped_type(name, pa.string() if read_as_text else votes.winner(), config)
+    schema = _in_order(types, config)
     for name, data_type in types.items():
         check_role(name, data_type, config, "the catalog")
     return schema, tuple(seen.names)
@@ -254,18 +281,23 @@ def grouped_type(name: str, data_type: pa.DataType, config: CatalogConfig) -> pa
 
 
 def check_role(name: str, data_type: pa.DataType, config: CatalogConfig, file: str) -> None:
-    """Raises CatalogError unless a column of this type can be an id, a text or an image, if it is to be one."""
+    """Raises CatalogError unless a column of this type can be all that it is for: an id, a text, an image, a column of
+    products.
+    """
     plain = plain_type(data_type)
-    item = plain_type(plain.value_type) if is_list(plain) else plain
+    item = plain.value_type if is_list(plain) else plain
     wrong = None
-    if name == config.id_field and not (is_text(plain) or _is_number(plain)):
-        wrong = "id_field", "text or whole numbers"
-    elif name in config.texts and (pa.types.is_nested(item) or pa.types.is_fixed_size_binary(item)):
+    if name in config.id_fields and not (is_text(plain) or _is_number(plain) or _is_uuid(data_type)):
+        wrong = "id_field", "text or whole numbers, or of UUIDs"
+    elif name in config.texts and not _is_readable(item):
         wrong = "text_fields" if config.text_template is None else "text_template", "text, numbers, or a list of them"
     elif name == config.image_field and not _is_image(item):
         wrong = "image_field", "bytes, text, struct<bytes, path>, or a list of them"
     elif name == config.group_by and pa.types.is_nested(plain):
         wrong = "group_by", "text or numbers"
+    elif name in config.carried_fields and uncarried_part(plain) is not None:
+        key = "display_fields" if name in config.display_fields else "filter_fields"
+        wrong = key, f"a type that products.arrow can have, without {uncarried_part(plain)}"
     if wrong is not None:
         key, expected = wrong
         raise CatalogError(f"catalog.{key}: expected a column of {expected}; {name!r} is {data_type} in {file}")
@@ -278,25 +310,9 @@ def unknown_field(key: str, name: str, names: Collection[str], where: str) -> Ca
     delimiter = next((sign for sign in (";", "\t", "|") if sign in only), None)
     if delimiter is not None:
         hint = f"The first line is one column, {only!r}: is catalog.csv_delimiter {delimiter!r}?"
+    if key == "catalog.where":
+        hint += " (Text stands in single quotes.)"
     return CatalogError(f"{key}: expected the name of a column, found {name!r}, which {where} does not have. {hint}")
-
-
-def plain_type(data_type: pa.DataType) -> pa.DataType:
-    """The type without the ways of storing it: no dictionaries, views, extensions or 64-bit offsets."""
-    if isinstance(data_type, pa.BaseExtensionType):
-        return plain_type(data_type.storage_type)
-    if pa.types.is_dictionary(data_type) or pa.types.is_run_end_encoded(data_type):
-        return plain_type(data_type.value_type)
-    if pa.types.is_string_view(data_type) or pa.types.is_large_string(data_type):
-        return pa.string()
-    if pa.types.is_binary_view(data_type) or pa.types.is_large_binary(data_type):
-        return pa.binary()
-    return data_type
-
-
-def is_text(data_type: pa.DataType) -> bool:
-    """Text, also where a writer stored it as plain bytes."""
-    return pa.types.is_string(data_type) or pa.types.is_binary(data_type)
 
 
 def _is_number(data_type: pa.DataType) -> bool:
@@ -304,9 +320,19 @@ def _is_number(data_type: pa.DataType) -> bool:
     return pa.types.is_integer(data_type) or pa.types.is_floating(data_type) or whole_decimal
 
 
-def is_list(data_type: pa.DataType) -> bool:
-    """Lists of any kind: plain, with 64-bit offsets, of one size."""
-    return pa.types.is_list(data_type) or pa.types.is_large_list(data_type) or pa.types.is_fixed_size_list(data_type)
+def _is_uuid(data_type: pa.DataType) -> bool:
+    """Whether a column of ids of this type is written as UUIDs, beside those whose type says so."""
+    return pa.types.is_fixed_size_binary(data_type) and data_type.byte_width == UUID_BYTES
+
+
+def _is_readable(item: pa.DataType) -> bool:
+    """Whether a text can be made of values of this type."""
+    if pa.types.is_nested(item) or pa.types.is_fixed_size_binary(item):
+        return False
+    try:
+        return pa.nulls(0, item).cast(pa.string()) is not None
+    except pa.ArrowNotImplementedError:
+        return False
 
 
 def _is_image(item: pa.DataType) -> bool:
@@ -326,25 +352,42 @@ def _common(name: str, one: pa.DataType, one_file: str, other: pa.DataType, othe
         ) from error
 
 
-def _in_order(types: dict[str, pa.DataType], config: CatalogConfig, known: Collection[str], where: str) -> pa.Schema:
-    """The schema in the config's order, with the types that the config itself states."""
-    for name, key in config.fields.items():
-        if name not in known:
-            raise unknown_field(key, name, known, where)
+def _in_order(types: dict[str, pa.DataType], config: CatalogConfig) -> pa.Schema:
+    """The schema in the config's order, with the types that the config itself states.
+
+    Raises CatalogError where `catalog.where` compares what cannot be compared.
+    """
     stated = {name: grouped_type(name, pa.type_for_alias(alias), config) for name, alias in config.column_types.items()}
-    return pa.schema([(name, stated.get(name, types[name])) for name in config.fields])
+    schema = pa.schema([(name, stated.get(name, types[name])) for name in config.fields])
+    if config.condition is not None:
+        empty = [pa.nulls(0, plain_type(schema.field(name).type)) for name in config.condition.columns]
+        try:
+            config.condition.mask(pa.RecordBatch.from_arrays(empty, names=list(config.condition.columns)))
+        except FilterError as error:
+            raise CatalogError(f"catalog.where: {error}") from error
+    return schema
 
 
-def plain(column: pa.Array) -> pa.Array:
-    """The column without dictionaries, views, extensions or 64-bit offsets (see `plain_type`)."""
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    elif pa.types.is_run_end_encoded(column.type):
-        column = pc.run_end_decode(column)
-    wanted = plain_type(column.type)
-    return column if column.type.equals(wanted) else column.cast(wanted)
+def at_paths(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
+    """The fields of the config, those that the file has, each as a column of its own."""
+    columns = dict(zip(rows.schema.names, rows.columns, strict=True))
+    found = {name: at_path(columns, Path(name), config.null_values) for name in config.fields}
+    there = {name: column for name, column in found.items() if column is not None}
+    if not there:
+        return rows.select([])
+    return pa.RecordBatch.from_arrays(list(there.values()), names=list(there))
+
+
+def plain_columns(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
+    """The rows in types that every function knows; texts that a writer stored as bytes as text, still to be checked."""
+    columns = []
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        column = column if pa.types.is_dictionary(column.type) else plain(column)
+        if name in config.id_fields and pa.types.is_fixed_size_binary(column.type):
+            column = uuid_texts(column)
+        is_bytes = name in (*config.id_fields, *config.texts) and pa.types.is_binary(column.type)
+        columns.append(column.view(pa.string()) if is_bytes else column)
+    return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
 
 
 def invalid_rows(batch: pa.RecordBatch) -> list[int]:
@@ -360,7 +403,10 @@ def _is_valid_text(column: pa.Array) -> bool:
     # A slice of a nested array validates all of what it was cut from; flatten() gives the part that belongs to it.
     if isinstance(column, pa.StructArray):
         return all(_is_valid_text(child) for child in column.flatten())
-    if isinstance(column, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+    if isinstance(column, pa.MapArray):
+        start, stop = (column.offsets[place].as_py() for place in (0, -1))
+        return all(_is_valid_text(each.slice(start, stop - start)) for each in (column.keys, column.items))
+    if is_list(column.type):
         return _is_valid_text(column.flatten())
     if pa.types.is_dictionary(column.type):
         return _is_valid_text(column.dictionary) or _is_valid_text(column.dictionary_decode())

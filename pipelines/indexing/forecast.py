@@ -35,6 +35,7 @@ class Forecast:
             `carried_over` from the previous version, and those `to_embed`.
         deleted: Products of the published version that the catalog no longer has.
         rejected: Rows that become no product.
+        left_out: Rows for which `catalog.where` is not true.
         seconds: Of the embedding, estimated from the last run's rate; None where no run gives one.
         reason: Why nothing is carried over, in words; empty where something is.
         index: The index that would be built, and why, as (what, how) pairs.
@@ -50,6 +51,7 @@ class Forecast:
     rejected: int
     seconds: float | None
     reason: str
+    left_out: int = 0
     index: tuple[tuple[str, str], ...] = ()
 
 
@@ -63,7 +65,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
     shards, reusable = plan_run(source)
     config = source.config
     previous = published_manifest(config.index.uri)
-    complete = carried = to_embed = rejected = shards_complete = deleted = 0
+    complete = carried = to_embed = rejected = left_out = shards_complete = deleted = 0
     expected = (shards.rows or 0) + (previous.catalog.products if previous else 0)
     sections = (config.catalog, config.fetch, config.decode)
     opened = ProductPreparer.open(*sections, inputs=source.encoder, previous=source.previous)
@@ -74,6 +76,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
                 shards_complete += 1
                 complete += summary.products
                 rejected += summary.rejected
+                left_out += summary.left_out
                 add_ids(ids, embedding_shards.read_ids(task.files.embeddings), _CATALOG)
                 continue
             for batch in preparer.prepare(task.rows, StepTimer("read", "fetch")):
@@ -81,6 +84,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
                 carried += found
                 to_embed += len(batch.lookup_rows) - found
                 rejected += len(batch.products.dead_letters)
+                left_out += batch.products.left_out
                 add_ids(ids, batch.products.product_ids, _CATALOG)
         if previous is not None:
             add_ids(ids, IndexReader.open(config.index.uri).products.column("product_id"), _PUBLISHED)
@@ -101,6 +105,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
         rejected=rejected,
         seconds=None if rate is None else to_embed / rate,
         reason=shards.nothing_carried_over,
+        left_out=left_out,
         index=tuple(index_lines(config.index, spec, products)) if spec is not None else (),
     )
 
@@ -131,6 +136,7 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
         ("  to embed", f"{forecast.to_embed:,}"),
         ("deleted", f"{forecast.deleted:,}"),
         ("rejected rows", f"{forecast.rejected:,}"),
+        *([("left out by catalog.where", f"{forecast.left_out:,}")] if forecast.left_out else []),
         ("embedding time", estimate),
         *forecast.index,
     ]

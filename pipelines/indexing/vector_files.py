@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
+from pipelines.catalog.arrow_types import is_text, plain, plain_type
 from pipelines.catalog.config import CatalogError
 from pipelines.catalog.products import id_column
-from pipelines.catalog.schemas import invalid_rows, is_text, plain, plain_type
+from pipelines.catalog.schemas import invalid_rows
 from pipelines.config.job import EmbeddingsConfig
 from pipelines.indexing import npy_vectors
 from pipelines.indexing.npy_vectors import CLIP_ID, IDS_SUFFIX

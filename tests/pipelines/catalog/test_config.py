@@ -14,7 +14,7 @@ from pipelines.catalog.config import CatalogConfig, CatalogConfigError, CatalogE
     [
         ({"uri": ""}, r"catalog\.uri: expected a path or URI, or a list of them; found ''"),
         ({"uri": ()}, r"catalog\.uri"),
-        ({"format": "xml"}, r"catalog\.format: expected one of auto, parquet, csv, jsonl, arrow.*; found 'xml'"),
+        ({"format": "yaml"}, r"catalog\.format: expected one of auto, parquet, csv, jsonl, .*arrow.*; found 'yaml'"),
         ({"id_field": ""}, r"catalog\.id_field"),
         ({"text_fields": ()}, r"catalog\.text_fields: expected at least one field, or an image_field"),
         ({"text_fields": "title"}, r"catalog\.text_fields: expected a list of column names; found 'title'"),

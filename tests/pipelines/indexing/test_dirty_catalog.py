@@ -279,8 +279,10 @@ def test_rows_of_one_product_are_indexed_once_and_every_row_is_accounted_for(tmp
         (tmp_path / "catalog").mkdir(exist_ok=True)
         (tmp_path / "catalog" / name).write_text("\n".join([header, *rows]) + "\n")
     options = {
-        **{"id_field": "handle", "group_by": "handle", "display_fields": "[sku, price]"},
-        **{"group_lists": "[sku, price]"},
+        "id_field": "handle",
+        "group_by": "handle",
+        "display_fields": "[sku, price]",
+        "group_lists": "[sku, price]",
     }
     arguments = [text for key, value in options.items() for text in (f"--catalog.{key}", value)]
     outcome, _ = run_job(tmp_path, *arguments, "--gates.max_rejected_share", "0.5", "--index.factory", "Flat")

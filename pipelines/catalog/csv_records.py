@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from pipelines.catalog.config import CatalogError
+from pipelines.catalog.config import NULL_VALUES, CatalogError
 from pipelines.catalog.paths import Path
 from pipelines.catalog.schemas import Records, SeenColumns, unknown_field
 
@@ -34,6 +34,8 @@ class CsvReader:
         name: The file, for messages; `.tsv` in it means tabs.
         delimiter: None: by the name.
         newlines_in_values: Whether quoted values may hold line breaks.
+        null_values: Values that have no vote.
+        number_fields: Those of `voted` that are numbers, however spelled.
         max_record_bytes: A record whose quote does not close within so many bytes is none.
     """
 
@@ -47,11 +49,14 @@ class CsvReader:
         delimiter: str | None,
         newlines_in_values: bool,
         max_record_bytes: int,
+        null_values: Sequence[str] = NULL_VALUES,
+        number_fields: Collection[str] = (),
     ) -> None:
         self.seen = SeenColumns()
         self._fields, self._id_fields, self._voted, self._name = fields, id_fields, voted, name
         self._delimiter = delimiter or ("\t" if ".tsv" in name.lower().rsplit("/", 1)[-1] else ",")
         self._spans_lines = newlines_in_values
+        self._null_values, self._number_fields = null_values, number_fields
         self._header: list[str] = []
         self._wanted: list[str] = []
         self._max_record_bytes = max_record_bytes
@@ -81,7 +86,9 @@ class CsvReader:
             self.seen.first_problem = records.bad[0][1]
         for name in self._voted:
             if name in self._wanted:
-                self.seen.votes_of(name).add_texts(records.rows.column(name))
+                self.seen.votes_of(name).add_texts(records.rows.column(name), self._null_values)
+            if name in self._wanted and name in self._number_fields:
+                self.seen.votes_of(name).add_marks(records.rows.column(name))
         return records, used + skipped
 
     def _read_header(self, data: bytes, is_last: bool) -> int:

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import chain, groupby
 
@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.catalog.arrow_types import is_list, plain
-from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.config import CatalogError
 from pipelines.catalog.schemas import LINE, PROBLEM
+from pipelines.catalog.values import trim_unseen, without_words
 
 HELD_BYTES = 128 << 20
 """Rows that are grouped in memory, by their size as Arrow columns."""
@@ -35,19 +36,17 @@ MAX_ROWS_OF_PRODUCT = 10_000
 _DEALT_BYTES = 16 << 20
 _LEVELS = 2  # buckets, and buckets of a bucket
 _OUTPUT_ROWS = 65_536
-# White space, control characters, and characters that nobody sees: zero-width ones, soft hyphens, fillers.
-_BLANK = (
-    r"^[\p{Z}\p{Cc}\p{Cf}\x{034F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{180B}-\x{180E}\x{2800}\x{3164}\x{FE00}-\x{FE0F}"
-    r"\x{FFA0}\x{E0100}-\x{E01EF}]*$"
-)
 
 
 class Grouper:
     """Groups the rows of one file.
 
     Args:
-        config: `group_by` is given.
         folder: Local folder for the buckets; left as it was.
+        key: The column that tells products apart (`group_by`).
+        lists: Columns that keep the values of all rows (`group_lists`).
+        images: The column of images, whose values are gathered, if there is one.
+        null_values: Texts that are none, beside those without a visible character.
         as_type: Converts a column, given its name, to a type that a later batch of the file has.
 
     Attributes:
@@ -55,12 +54,18 @@ class Grouper:
     """
 
     def __init__(
-        self, config: CatalogConfig, folder: str, as_type: Callable[[str, pa.Array, pa.DataType], pa.Array]
+        self,
+        folder: str,
+        *,
+        key: str,
+        lists: Sequence[str],
+        images: str | None,
+        null_values: Sequence[str],
+        as_type: Callable[[str, pa.Array, pa.DataType], pa.Array],
     ) -> None:
         self.folded = 0
-        self._config, self._folder, self._as_type = config, folder, as_type
-        self._key = config.group_by or ""
-        self._nulls = pa.array(config.null_values, pa.string())
+        self._folder, self._as_type = folder, as_type
+        self._key, self._lists, self._images, self._null_values = key, lists, images, null_values
 
     def group(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """A row for each product, where its first row stood (in a large file: among those of its bucket).
@@ -70,8 +75,8 @@ class Grouper:
                 `group_by`. Types may become wider from batch to batch.
 
         Yields:
-            Rows of the same columns, of `grouped_type`: `LINE` of the first row, and `PROBLEM` for each row of a
-            product that has more than `MAX_ROWS_OF_PRODUCT`.
+            Rows of the same columns, of `schemas.grouped_type`: `LINE` of the first row, and `PROBLEM` for each row
+            of a product that has more than `MAX_ROWS_OF_PRODUCT`.
 
         Raises:
             CatalogError: `group_by` is a column of lists or objects.
@@ -148,14 +153,14 @@ class Grouper:
             group, first = _groups(self._keys(rows))
         self.folded += len(group) - len(first)
         blank = {name: self._blank(rows.column(name)) for name in rows.schema.names if name not in (LINE, PROBLEM)}
-        listed = [name for name in self._config.group_lists if name in blank]
+        listed = [name for name in self._lists if name in blank]
         # Where all of the lists would get nothing (Shopify's rows of further images), the row is none of theirs.
         kept = ~reduce(np.logical_and, [blank[name] for name in listed], np.ones(len(group), bool))
         columns = []
         for name, column in zip(rows.schema.names, rows.columns, strict=True):
             if name in (LINE, PROBLEM):
                 columns.append(column.take(pa.array(first)))
-            elif name == self._config.image_field:
+            elif name == self._images:
                 columns.append(self._gathered(column, group, len(first)))
             elif name in listed:
                 order = np.flatnonzero(kept)[np.argsort(group[kept], kind="stable")]
@@ -188,11 +193,8 @@ class Grouper:
         if pa.types.is_floating(column.type):
             blank = column.is_null(nan_is_null=True)
         elif pa.types.is_string(column.type):
-            said = pc.or_(
-                pc.match_substring_regex(column, _BLANK),
-                pc.is_in(pc.utf8_trim_whitespace(column), value_set=self._nulls),
-            )
-            blank = pc.or_(blank, pc.fill_null(said, False))
+            said = without_words(trim_unseen(column), self._null_values)
+            blank = pc.or_(said.is_null(), pc.fill_null(pc.equal(pc.binary_length(said), 0), False))
         elif pa.types.is_binary(column.type):
             blank = pc.or_(blank, pc.fill_null(pc.equal(pc.binary_length(column), 0), False))
         elif is_list(column.type):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from index_builder import storage
@@ -30,6 +31,7 @@ from pipelines.catalog.paths import flat_columns
 from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.schemas import LINE, PROBLEM, Records, SeenColumns, at_paths, invalid_rows, plain_columns
 from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head, with_partitions
+from pipelines.catalog.values import meets_condition
 
 MAX_RECORD_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
@@ -53,6 +55,7 @@ class TakenIn:
             file a new one begins where a column's type gets wider.
         seen: Of a text file, what its values say about the columns; else None.
         folded: With `group_by`, how many rows of the file went into the row of another.
+        left_out: With `group_by`, how many rows `catalog.where` is not true for.
     """
 
     file: CatalogFile
@@ -60,6 +63,7 @@ class TakenIn:
     uris: tuple[str, ...]
     seen: SeenColumns | None = None
     folded: int = 0
+    left_out: int = 0
 
 
 def take_in_all(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[TakenIn]:
@@ -97,7 +101,8 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
     made = storage.artifact(_target(folder, inputs), inputs, make)
     format = "parquet" if file.is_text or config.group_by is not None else file.format
     seen = SeenColumns.from_dict(made.facts) if file.is_text else None
-    return TakenIn(file=file, format=format, uris=made.files, seen=seen, folded=made.facts.get("folded", 0))
+    counts = {name: made.facts.get(name, 0) for name in ("folded", "left_out")}
+    return TakenIn(file=file, format=format, uris=made.files, seen=seen, **counts)
 
 
 def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[CatalogFile]:
@@ -120,9 +125,10 @@ def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
     if file.is_text:
         inputs += [file.name, list(config.fields), config.id_fields, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
+        inputs += [config.null_values, config.number_fields]
     if config.group_by is not None:
         inputs += [config.group_by, config.group_lists, config.null_values, list(config.fields), config.image_field]
-        inputs += [config.id_fields, config.texts, file.partitions]
+        inputs += [config.id_fields, config.texts, file.partitions, config.where, sorted(config.column_types.items())]
     return inputs
 
 
@@ -157,6 +163,8 @@ def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLin
         delimiter=config.csv_delimiter,
         newlines_in_values=config.csv_newlines_in_values,
         max_record_bytes=MAX_RECORD_BYTES,
+        null_values=config.null_values,
+        number_fields=config.number_fields,
     )
 
 
@@ -270,12 +278,31 @@ def _write_grouped(
     batches: Iterable[pa.RecordBatch], file: CatalogFile, config: CatalogConfig, folder: str
 ) -> dict[str, Any]:
     """Writes the rows of each product as one, see `_write_rows`; gives facts to keep."""
-    grouper = Grouper(config, os.path.dirname(folder), JsonLinesReader(config).as_type)
-    # `catalog.where` belongs here: it looks at rows, before they are grouped.
-    needed = {config.group_by or "", *config.group_lists}
-    whole = (with_partitions(_at_paths(batch, config), file.partitions, needed) for batch in batches)
-    _write_rows(grouper.group(whole), folder)
-    return {"folded": grouper.folded}
+    grouper = Grouper(
+        os.path.dirname(folder),
+        key=config.group_by or "",
+        lists=config.group_lists,
+        images=config.image_field,
+        null_values=config.null_values,
+        as_type=JsonLinesReader(config).as_type,
+    )
+    condition = config.condition
+    needed = {config.group_by or "", *config.group_lists, *(condition.columns if condition else ())}
+    left_out = 0
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        nonlocal left_out
+        for batch in batches:
+            batch = with_partitions(_at_paths(batch, config), file.partitions, needed)
+            if condition is not None:
+                true = meets_condition(batch, condition, config.stated_types, config.null_values)
+                kept = batch.filter(pc.or_(true, batch.column(PROBLEM).is_valid()))
+                left_out += len(batch) - len(kept)
+                batch = kept
+            yield batch
+
+    _write_rows(grouper.group(rows()), folder)
+    return {"folded": grouper.folded, "left_out": left_out}
 
 
 def _at_paths(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:

@@ -65,6 +65,8 @@ class JsonLinesReader:
         for name, column in zip(records.rows.schema.names, records.rows.columns, strict=True):
             self._types[name] = self._common(name, self._types[name], column.type)
             columns.append(self.as_type(name, column, self._types[name]))
+            if name in self._config.number_fields:
+                self.seen.votes_of(name).add_marks(column)
         rows = pa.RecordBatch.from_arrays(columns, names=records.rows.schema.names)
         return Records(rows, records.lines, records.bad), len(data)
 
@@ -144,7 +146,8 @@ class JsonLinesReader:
         for number, _, part in found:
             record = self._values(part)
             for name in values:
-                self.seen.votes_of(name).add(type_of(record.get(name)))
+                if (value := record.get(name)) not in self._config.null_values:
+                    self.seen.votes_of(name).add(type_of(value))
             try:
                 record = _checked(record, self._config)
             except ValueError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 
 from index_builder.errors import FilterError
 from pipelines.catalog.arrow_types import UUID_BYTES, is_list, is_text, plain, plain_type, uncarried_part, uuid_texts
-from pipelines.catalog.config import CatalogConfig, CatalogError, nearest
+from pipelines.catalog.config import NULL_VALUES, CatalogConfig, CatalogError, arrow_type, nearest
+from pipelines.catalog.numbers import DecimalMark, column_mark, shown_marks
 from pipelines.catalog.paths import NESTED_NAMES, Path, at_path, needed_fields, nested_names, type_at
 
 LINE, PROBLEM = "shelfmark:line", "shelfmark:problem"
@@ -28,9 +29,6 @@ and what is wrong with it (text), else null."""
 
 IMAGE_KEYS = ("bytes", "path", "uri", "url")
 """Fields of a struct that holds a picture, in the order in which they are asked."""
-
-NULL_WORDS = ("NA", "N/A", "#N/A", "n/a", "NaN", "nan", "NULL", "null", "None")
-"""Values of typed CSV columns that mean "none", beside the empty one."""
 
 DECISIVE_SHARE = 0.95
 """Of the values of a column, so many must be of one kind for the column to be of that kind."""
@@ -41,14 +39,20 @@ _LEADING_ZERO = r"^[+-]?0[0-9]"
 _TRUTH = "^(?i:true|false)$"
 _NUMBER_OR_TRUTH = r"^[+-]?[0-9.]|^(?i:true|false)$"
 _VETO = 1 << 60
+_DECIMAL_MARK = b"decimal_mark"
+_LOOKED_AT_FOR_MARKS = 1024  # values of a block
 
 
 @dataclass(slots=True)
 class TypeVotes:
-    """The type of a column by its values: how many are of each kind, and the type that all of a kind fit."""
+    """The type of a column by its values: how many are of each kind, and the type that all of a kind fit.
+
+    `marks` counts the spelled numbers among them by the decimal mark that they show.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     types: dict[str, pa.DataType] = field(default_factory=dict)
+    marks: Counter[str] = field(default_factory=Counter)
 
     def add(self, data_type: pa.DataType, count: int = 1) -> None:
         """Counts so many values of a type; nulls do not count."""
@@ -59,8 +63,8 @@ class TypeVotes:
             self.counts[kind] += count
             self.types[kind] = common_type(self.types.get(kind, pa.null()), data_type)
 
-    def add_texts(self, values: pa.Array) -> None:
-        """Counts the values of a text column as whole numbers, numbers, true and false, or text.
+    def add_texts(self, values: pa.Array, null_values: Sequence[str] = NULL_VALUES) -> None:
+        """Counts the values of a text column as whole numbers, numbers, true and false, or text; null values not.
 
         A number with a leading zero is a code, and would lose its zeros: a column that has one is text.
         """
@@ -69,7 +73,7 @@ class TypeVotes:
             return values.filter(pc.match_substring_regex(values, pattern))
 
         given = pc.utf8_trim_whitespace(values.drop_null())
-        missing = pc.sum(pc.is_in(given, value_set=pa.array(["", *NULL_WORDS]))).as_py() or 0
+        missing = pc.sum(pc.is_in(given, value_set=pa.array(["", *null_values]))).as_py() or 0
         candidates = matching(given, _NUMBER_OR_TRUTH)
         numbers = matching(candidates, _NUMBER)
         whole, truths = len(matching(numbers, _WHOLE_NUMBER)), len(matching(candidates, _TRUTH))
@@ -83,6 +87,12 @@ class TypeVotes:
         """Adds the votes of another column, or of the same in another file."""
         for kind, count in list(other.counts.items()):
             self.add(other.types[kind], count)
+        self.marks += other.marks
+
+    def add_marks(self, values: pa.Array) -> None:
+        """Counts the decimal marks that the first values of a block show, if they are texts."""
+        if pa.types.is_string(values.type):
+            self.marks += shown_marks(values.drop_null().slice(0, _LOOKED_AT_FOR_MARKS))
 
     def winner(self) -> pa.DataType:
         """The type of the most frequent kind if it has `DECISIVE_SHARE`, else `string`; also where nothing was seen."""
@@ -152,7 +162,10 @@ class SeenColumns:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        votes = {name: [dict(votes.counts), schema_text(pa.schema(votes.types))] for name, votes in self.votes.items()}
+        votes = {
+            name: [dict(votes.counts), schema_text(pa.schema(votes.types)), dict(votes.marks)]
+            for name, votes in self.votes.items()
+        }
         rest = {"records": self.records, "first_problem": self.first_problem}
         return {"votes": votes, "names": list(self.names), **rest}
 
@@ -160,9 +173,9 @@ class SeenColumns:
     def from_dict(cls, values: Mapping[str, Any]) -> SeenColumns:
         """The inverse of `to_dict`."""
         votes = {}
-        for name, (counts, types) in values["votes"].items():
+        for name, (counts, types, marks) in values["votes"].items():
             schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(types)))
-            votes[name] = TypeVotes(Counter(counts), {field.name: field.type for field in schema})
+            votes[name] = TypeVotes(Counter(counts), {field.name: field.type for field in schema}, Counter(marks))
         return cls(votes, dict.fromkeys(values["names"]), values["records"], values["first_problem"])
 
 
@@ -255,12 +268,13 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
             f"at the start of any file; the first one: {seen.first_problem}"
         )
     types: dict[str, pa.DataType] = {}
+    as_text = (*config.id_fields, config.image_field, *config.image_template_fields, *config.texts)
     for name, key in config.fields.items():
         columns = Path(name).columns
         if not any(column in seen.names or column in config.column_types for column in columns):
             where = "the catalog" if format == "csv" else "the part of the catalog that was looked at"
             raise unknown_field(key, name, seen.names, where)
-        read_as_text = format == "csv" and name in (*config.id_fields, config.image_field, *config.texts)
+        read_as_text = format == "csv" and name in as_text
         votes = TypeVotes()
         for column in columns:
             votes.merge(seen.votes.get(column, TypeVotes()))
@@ -268,6 +282,10 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
     schema = _in_order(types, config)
     for name, data_type in types.items():
         check_role(name, data_type, config, "the catalog")
+    for place, column in enumerate(schema):
+        mark = column_mark(seen.votes[column.name].marks) if column.name in seen.votes else None
+        if mark is not None:
+            schema = schema.set(place, column.with_metadata({_DECIMAL_MARK: mark.encode()}))
     return schema, tuple(seen.names)
 
 
@@ -278,6 +296,12 @@ def grouped_type(name: str, data_type: pa.DataType, config: CatalogConfig) -> pa
     if name in config.group_lists or not is_list(plain_type(data_type)):
         return pa.list_(data_type)
     return pa.list_(plain_type(data_type).value_type)
+
+
+def decimal_mark(column: pa.Field) -> DecimalMark | None:
+    """The decimal mark of a column of a catalog's schema, where its texts showed it."""
+    mark = (column.metadata or {}).get(_DECIMAL_MARK)
+    return None if mark is None else "," if mark == b"," else "."
 
 
 def check_role(name: str, data_type: pa.DataType, config: CatalogConfig, file: str) -> None:
@@ -291,6 +315,8 @@ def check_role(name: str, data_type: pa.DataType, config: CatalogConfig, file: s
         wrong = "id_field", "text or whole numbers, or of UUIDs"
     elif name in config.texts and not _is_readable(item):
         wrong = "text_fields" if config.text_template is None else "text_template", "text, numbers, or a list of them"
+    elif name in config.image_template_fields and not (is_text(plain) or _is_number(plain)):
+        wrong = "image_template", "text or whole numbers"
     elif name == config.image_field and not _is_image(item):
         wrong = "image_field", "bytes, text, struct<bytes, path>, or a list of them"
     elif name == config.group_by and pa.types.is_nested(plain):
@@ -357,15 +383,21 @@ def _in_order(types: dict[str, pa.DataType], config: CatalogConfig) -> pa.Schema
 
     Raises CatalogError where `catalog.where` compares what cannot be compared.
     """
-    stated = {name: grouped_type(name, pa.type_for_alias(alias), config) for name, alias in config.column_types.items()}
+    stated = {name: grouped_type(name, arrow_type(alias), config) for name, alias in config.column_types.items()}
     schema = pa.schema([(name, stated.get(name, types[name])) for name in config.fields])
     if config.condition is not None:
-        empty = [pa.nulls(0, plain_type(schema.field(name).type)) for name in config.condition.columns]
+        empty = [pa.nulls(0, _type_of_rows(schema.field(name), config)) for name in config.condition.columns]
         try:
             config.condition.mask(pa.RecordBatch.from_arrays(empty, names=list(config.condition.columns)))
         except FilterError as error:
             raise CatalogError(f"catalog.where: {error}") from error
     return schema
+
+
+def _type_of_rows(column: pa.Field, config: CatalogConfig) -> pa.DataType:
+    """The plain type of a column before its rows are grouped, which is when `catalog.where` looks at them."""
+    is_grouped = config.group_by is not None and column.name in config.group_lists
+    return plain_type(column.type.value_type if is_grouped else column.type)
 
 
 def at_paths(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
@@ -380,12 +412,13 @@ def at_paths(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
 
 def plain_columns(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
     """The rows in types that every function knows; texts that a writer stored as bytes as text, still to be checked."""
+    texts = (*config.id_fields, *config.image_template_fields, *config.texts, config.group_by)
     columns = []
     for name, column in zip(rows.schema.names, rows.columns, strict=True):
         column = column if pa.types.is_dictionary(column.type) else plain(column)
         if name in config.id_fields and pa.types.is_fixed_size_binary(column.type):
             column = uuid_texts(column)
-        is_bytes = name in (*config.id_fields, *config.texts) and pa.types.is_binary(column.type)
+        is_bytes = name in texts and pa.types.is_binary(column.type)
         columns.append(column.view(pa.string()) if is_bytes else column)
     return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
 

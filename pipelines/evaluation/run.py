@@ -145,7 +145,7 @@ def _systems_of(job: EvaluateJob) -> tuple[tuple[SystemConfig, ...], str]:
         raise ConfigError("nothing to evaluate: expected an encoder (encoder.uri, encoder.model) or --systems")
     description = check_encoder(job.encoder)
     parts: tuple[ProductPart, ...] = ("text",)
-    if description.uses_images and job.catalog.image_field is not None:
+    if description.uses_images and job.catalog.has_images:
         parts = ("text", "picture", "fused")
     systems = tuple(SystemConfig(name=VIEWS[part].value, encoder=job.encoder, products=part) for part in parts)
     return systems, f"{description.model} encoder {description.fingerprint}"

@@ -124,7 +124,7 @@ class ProductPreparer:
     ) -> ProductPreparer:
         """Starts the threads and maps the lookups; `close` ends them."""
         pool = None
-        if inputs.uses_images and catalog.image_field is not None and inputs.preprocessing is not None:
+        if inputs.uses_images and catalog.has_images and inputs.preprocessing is not None:
             pool = ImagePool(ImageFetcher(fetch, catalog.image_root), inputs.preprocessing, decode)
         return cls(
             catalog=catalog,

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from pipelines.catalog import stores
 from pipelines.catalog.arrow_types import is_text, plain, plain_type
 from pipelines.catalog.config import CatalogError
-from pipelines.catalog.products import id_column
 from pipelines.catalog.schemas import invalid_rows
+from pipelines.catalog.values import id_column
 from pipelines.config.job import EmbeddingsConfig
 from pipelines.indexing import npy_vectors
 from pipelines.indexing.npy_vectors import CLIP_ID, IDS_SUFFIX
@@ -180,7 +180,7 @@ def _batch(
     if bad:
         kept = pa.array(np.arange(rows), mask=np.isin(np.arange(rows), bad))
         ids, columns = ids.take(kept), columns.take(kept)
-    ids, wrong_ids = id_column(ids)
+    ids, wrong_ids = id_column(ids, null_values=())
     wrong_ids |= dict.fromkeys(bad, "expected UTF-8 text, found other bytes")
     return VectorBatch(ids=ids, vectors=vectors, columns=columns, problems=problems, wrong_ids=wrong_ids)
 

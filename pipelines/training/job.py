@@ -126,7 +126,7 @@ def read_training_products(
         on_progress: Told the number of catalog rows read, batch by batch.
     """
     pool = None
-    if with_images and catalog.image_field is not None:
+    if with_images and catalog.has_images:
         pool = ImagePool(ImageFetcher(fetch, catalog.image_root), _NOT_DECODED, decode)
     with pool or nullcontext():
         write_products(path, _read(wanted, catalog, pool, spool_uri, on_progress))

@@ -136,7 +136,9 @@ def test_grouping_is_what_a_plain_loop_does(
         for row in batch:
             row[LINE] = line = line + 1
     rows = [row for batch in batches for row in batch]
-    grouper = Grouper(config, str(folder), JsonLinesReader(config).as_type)
+    as_type = JsonLinesReader(config).as_type
+    of_config = {"key": "handle", "lists": ("sku", "size"), "images": "image", "null_values": config.null_values}
+    grouper = Grouper(str(folder), as_type=as_type, **of_config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grouping, "HELD_BYTES", held_bytes)
         patch.setattr(grouping, "BUCKETS", 3)
@@ -280,6 +282,77 @@ def test_a_product_ends_with_its_file_and_a_column_may_stand_in_folder_names(tmp
     products, _, folded = read(config, tmp_path)
     assert [(each[0], each[3]["shop"]) for each in products] == [("1", ["a", "a"]), ("1", ["b", "b"])]
     assert folded == 2
+
+
+@pytest.mark.parametrize("format", list(SUFFIXES))
+def test_where_looks_at_rows_before_they_are_grouped(format: str, tmp_path: Path) -> None:
+    rows = [
+        {"id": "1", "title": "draft", "status": "draft", "price": "1"},
+        {"id": "1", "title": "red", "status": "active", "price": "2"},
+        {"id": "2", "title": "gone", "status": "draft", "price": "3"},
+        {"id": "1", "title": "blue", "status": "active", "price": "4"},
+        {"id": "3", "title": "dear", "status": "active", "price": "500"},
+    ]
+    uri = write(tmp_path / f"a{SUFFIXES[format]}", encode(rows, format))
+    config = CatalogConfig(
+        uri=uri,
+        id_field="id",
+        where="status = 'active' and price < 100",
+        group_by="id",
+        display_fields=("price",),
+        group_lists=("price",),
+        column_types={"price": "int64"} if format in ("csv", "jsonl") else {},
+    )
+    products, letters, folded = read(config, tmp_path)
+    assert (len(products), letters, folded) == (1, [], 1)
+    assert products[0][:2] == ("1", "red")
+    assert [int(price) for price in products[0][3]["price"]] == [2, 4]
+    assert plan_catalog(config, spool_uri=str(tmp_path / "spool")).left_out == 3
+
+
+def test_fields_at_paths_are_grouped(tmp_path: Path) -> None:
+    rows = [
+        {"_source": {"sku": "a", "parent": "p", "name": {"en": "Shoe"}, "images": [{"big": "1.jpg"}]}},
+        {"_source": {"sku": "b", "parent": "p", "name": {"en": ""}, "images": [{"big": "2.jpg"}, {"big": "1.jpg"}]}},
+    ]
+    for format in ("jsonl", "parquet"):
+        config = CatalogConfig(
+            uri=write(tmp_path / format / f"a{SUFFIXES[format]}", encode(rows, format)),
+            id_field="_source.parent",
+            group_by="_source.parent",
+            text_fields=("_source.name.en",),
+            image_field="_source.images.big|small",
+            images_per_product=5,
+            display_fields=("_source.sku",),
+            group_lists=("_source.sku",),
+        )
+        products, letters, folded = read(config, tmp_path / format)
+        assert products == [("p", "Shoe", ("1.jpg", "2.jpg"), {"_source.sku": ["a", "b"]})]
+        assert (letters, folded) == ([], 1)
+
+
+def test_variations_that_name_their_parent_are_grouped_with_it(tmp_path: Path) -> None:
+    """As WooCommerce and Amazon have them: the first of two columns that has a value tells products apart."""
+    rows = [
+        {"sku": "shirt", "parent": "", "title": "Shirt", "size": ""},
+        {"sku": "shirt-s", "parent": "shirt", "title": "Shirt - S", "size": "S"},
+        {"sku": "mug", "parent": "", "title": "Mug", "size": ""},
+        {"sku": "shirt-m", "parent": "shirt", "title": "Shirt - M", "size": "M"},
+    ]
+    for format in SUFFIXES:
+        config = CatalogConfig(
+            uri=write(tmp_path / format / f"a{SUFFIXES[format]}", encode(rows, format)),
+            id_field="parent|sku",
+            group_by="parent|sku",
+            display_fields=("size",),
+            group_lists=("size",),
+        )
+        products, letters, _ = read(config, tmp_path / format)
+        assert [(each[0], each[1], each[3]["size"]) for each in products] == [
+            ("shirt", "Shirt", ["S", "M"]),
+            ("mug", "Mug", None),
+        ]
+        assert not letters
 
 
 def test_what_cannot_be_grouped_is_said_before_any_work(tmp_path: Path) -> None:

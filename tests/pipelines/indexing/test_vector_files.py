@@ -155,7 +155,12 @@ def test_only_line_feeds_separate_ids(tmp_path: Path, end: str, last: str) -> No
     ids = ["a\x0cb", "c\x0bd", "e\u2028f", "g\x85h", "i\x1cj", "k\rl", "ü", " m ", "", "\ufeffn"]
     text = "\ufeff" + end.join(ids) + (end if last == "end" else "")
     save(tmp_path / "a.npy", VECTORS, text.encode())
-    assert ids_of(read(tmp_path)) == [*ids[:7], "m", None, "\ufeffn"]
+    (batch,) = read(tmp_path)
+    # An id with a control character in it is a letter, and the ids behind it stay with their vectors.
+    controlled = [0, 1, 3, 4, 5]
+    assert list(batch.wrong_ids) == controlled
+    found = [None if number in controlled else product_id for number, product_id in enumerate(ids[:7])]
+    assert batch.ids.to_pylist() == [*found, "m", None, "\ufeffn"]
 
 
 @settings(max_examples=100, deadline=None)

@@ -19,8 +19,9 @@ from urllib.parse import unquote_to_bytes
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.catalog.arrow_types import is_list, plain
 from pipelines.catalog.config import NULL_VALUES, image_template_parts
-from pipelines.catalog.schemas import IMAGE_KEYS, is_list, plain
+from pipelines.catalog.schemas import IMAGE_KEYS
 from pipelines.catalog.values import trim_unseen, without_words
 
 # Text counts as a base64 image only if it has an image's first bytes, is long, and has no sign that base64 has not:

@@ -61,9 +61,12 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
         try:
             yield from _read_range(shard, part, config, batch_rows)
         except (pa.ArrowException, OSError, EOFError) as error:
+            hint = "was the file changed or damaged since planning?"
+            if "lists to be of size" in str(error):  # so that pyarrow says that of a null one
+                hint = "null lists of a fixed size cannot be read from Parquet: write them as plain lists"
             raise CatalogError(
                 f"{part.file.name} ({part.path}): expected rows {part.start} to {part.stop} of a {shard.format} "
-                f"file, cannot read them ({error}); was the file changed or damaged since planning?"
+                f"file, cannot read them ({error}); {hint}"
             ) from error
 
 

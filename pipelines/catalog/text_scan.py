@@ -30,21 +30,22 @@ class ByteSet:
             chunk = data[start : start + _CHUNK_BYTES].tobytes()
             if chunk.translate(None, self._others):
                 flags = np.frombuffer(chunk.translate(self._flags), np.uint8)
-                found.append(_rows_at(offsets, np.flatnonzero(flags) + start))
-        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+                found.append(np.flatnonzero(flags) + start)
+        return _rows_at(offsets, np.concatenate(found)) if found else np.empty(0, np.int64)
 
 
 def rows_with_loose_spaces(texts: pa.StringArray) -> np.ndarray:
     """The rows with two spaces side by side, or one at an end, int64."""
     offsets, data = _memory(texts)
     filled = np.flatnonzero(np.diff(offsets))
-    found = [filled[(data[offsets[filled]] == _SPACE) | (data[offsets[filled + 1] - 1] == _SPACE)]]
+    ends = filled[(data[offsets[filled]] == _SPACE) | (data[offsets[filled + 1] - 1] == _SPACE)]
+    found = []
     for start in range(0, len(data), _CHUNK_BYTES):
         spaces = data[start : start + _CHUNK_BYTES + 1] == _SPACE
         pairs = spaces[1:] & spaces[:-1]
         if pairs.any():
-            found.append(_rows_at(offsets, np.flatnonzero(pairs) + start))
-    return np.unique(np.concatenate(found)) if len(found) > 1 else found[0]
+            found.append(np.flatnonzero(pairs) + start)
+    return np.union1d(ends, _rows_at(offsets, np.concatenate(found))) if found else ends
 
 
 def has_nul(texts: pa.StringArray) -> bool:
@@ -82,5 +83,5 @@ def _memory(texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rows_at(offsets: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The rows of these places, each once."""
-    return np.unique(np.searchsorted(offsets, positions, side="right") - 1)
+    """The rows of these places, which ascend, each once."""
+    return np.flatnonzero(np.diff(np.searchsorted(positions, offsets)))

@@ -227,6 +227,14 @@ def test_a_part_of_a_column_is_plain_too(name: str) -> None:
     assert str(part.to_pylist()) == str(whole.to_pylist()[1:3])
 
 
+def test_a_null_list_of_a_fixed_size_in_parquet_says_what_to_do(tmp_path: Path) -> None:
+    table = pa.table({"product_id": ["1", "2", "3", "4"], "title": ["a"] * 4, "x": COLUMNS["fixed_list"]})
+    config = CatalogConfig(uri=write(tmp_path / "a.parquet", encode(table, "parquet")), display_fields=("x",))
+    plan = plan_catalog(config, spool_uri=str(tmp_path / "spool"))
+    with pytest.raises(CatalogError, match=r"a\.parquet.*write them as plain lists"):
+        read_plan(plan, config)
+
+
 def test_files_that_store_a_column_in_other_ways_agree(tmp_path: Path) -> None:
     for number, data_type in enumerate((pa.large_list(pa.large_string()), pa.list_view(pa.string_view()))):
         table = pa.table({"product_id": [str(number)], "title": ["a"], "x": pa.array([["a"]], data_type)})

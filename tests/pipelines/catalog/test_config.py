@@ -122,3 +122,12 @@ def test_the_nearest_name() -> None:
     assert nearest("titel", ["title", "price"]) == "Did you mean 'title'? Known: 'price', 'title'."
     assert nearest("TITLE", ["title"]) == "Did you mean 'title'? Known: 'title'."
     assert nearest("zzz", ["title", "price"]) == "Known: 'price', 'title'."
+
+
+def test_the_nearest_path() -> None:
+    assert nearest("title", ["_id", "_source.title"]).startswith("Did you mean '_source.title'?")
+    assert nearest("_source.titel", ["_source", "_source.title"]).startswith("Did you mean '_source.title'?")
+    many = [*(f"a{number:02d}" for number in range(30)), "_source", "_source.name", "hit._source"]
+    expected = "Known: '_source', '_source.name', 'hit._source', 'a00', 'a01'"
+    assert expected in nearest("_source.zzz", many)
+    assert nearest("_source.zzz", many).endswith("'a08', ....")

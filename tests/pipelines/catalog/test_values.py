@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pipelines.catalog.arrow_types import plain
 from pipelines.catalog.config import NULL_VALUES
-from pipelines.catalog.schemas import plain
 from pipelines.catalog.values import clean_text, conform, id_column, text_column
 
 

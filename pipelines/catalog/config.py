@@ -63,6 +63,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{question}Known: {listed}{', ...' if len(names) > LISTED_NAMES else ''}."
 
 
+def without_login(address: str) -> str:
+    """An address as it may be printed: `***` for its login, and nothing of what a database's has behind a `?`."""
+    scheme, mark, rest = address.partition("://")
+    if not mark:
+        return address
+    found = None if scheme in ("http", "https") else re.search(r"\?.*=", rest)
+    rest, end = (rest, "") if found is None else (rest[: found.start()], "?***")
+    authority = rest.partition("/")[0]
+    # A password may hold a slash: what follows a colon is a port only if it is a number.
+    if "@" in authority or ("@" in rest and re.search(r":(?!\d*$)", authority)):
+        rest = "***@" + rest.rpartition("@")[2]
+    return f"{scheme}://{rest}{end}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogConfig:
     """Where the catalog is and how its rows become products.
@@ -78,9 +92,10 @@ class CatalogConfig:
         encoding: Of text files: a Python codec such as cp1252, or `auto`: UTF-8, UTF-16 or UTF-32 by their marks, else
             decided on the whole file.
         records: Where a JSON document has its products (`hits.hits`), or the name of the XML element that is one.
-            None: the first list of objects, or the element that repeats.
+            None: the first list of objects, of those least deep in it, or the element that repeats.
         sheet: Name of the sheet of an Excel file. None: the first.
-        query: SQL that gives the products, one a row, of the database at `uri`.
+        query: SQL that gives the products, one a row, of the database at `uri`. With an ORDER BY, so that rows that did
+            not change are found again where they were.
         id_field: The product id: text, or whole numbers (which become decimal text). Trimmed; unique. Several columns
             are joined by a colon: `[product_id, locale]`. Any field of this section may be a path into nested values:
             `_source.title`, `title.en`, `images.hi_res|large` (the first that is there, in lists item by item); see
@@ -130,7 +145,7 @@ class CatalogConfig:
         shard_bytes: Bytes of a catalog shard, where that is the tighter limit.
     """
 
-    uri: str | tuple[str, ...]
+    uri: str | tuple[str, ...] = field(repr=False)
     format: CatalogFormat = "auto"
     layout: str | None = None
     encoding: str = "auto"
@@ -166,6 +181,11 @@ class CatalogConfig:
         uris = self.uris
         _require(bool(uris) and all(uris), "uri", self.uri, "a path or URI, or a list of them")
         _require(self.format in FORMATS, "format", self.format, f"one of {', '.join(FORMATS)}")
+        if self.query is not None:
+            _require(self.format in ("auto", "sql"), "format", self.format, "'sql', or none, beside catalog.query")
+            _require(len(uris) == 1 and "://" in uris[0], "uri", self.shown_uri, "the SQLAlchemy URL of one database")
+            object.__setattr__(self, "format", "sql")
+        _require(self.format != "sql" or self.query is not None, "query", self.query, "SQL, for catalog.format sql")
         ids = self.id_fields
         _require(bool(ids) and all(ids), "id_field", self.id_field, "the name of a column, or a list of them")
         _require(len(set(ids)) == len(ids), "id_field", self.id_field, "each name once")
@@ -213,6 +233,11 @@ class CatalogConfig:
     def uris(self) -> tuple[str, ...]:
         """`uri`, always as a tuple."""
         return (self.uri,) if isinstance(self.uri, str) else tuple(self.uri)
+
+    @property
+    def shown_uri(self) -> str:
+        """`uri` as it may be printed, without logins."""
+        return ", ".join(map(without_login, self.uris))
 
     @property
     def id_fields(self) -> tuple[str, ...]:

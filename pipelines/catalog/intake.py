@@ -1,42 +1,58 @@
 """The intake turns a catalog file that is no Parquet or Arrow file into one, once for each version of it.
 
 So everything behind reads one unit, the row. Of a text file each record becomes a row of Parquet, the bad ones too: a
-row names the line on which its record began, and what is wrong with it. Memory holds one block. A file inside gzip and
-the like, and an Arrow stream, gets a plain copy.
+row names the line on which its record began, and what is wrong with it. Memory holds one block. JSON documents, XML,
+sheets and queries give their products one by one, as objects, and go the way of JSON Lines. A file inside gzip and the
+like, and an Arrow stream, gets a plain copy.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from index_builder import storage
-from pipelines.catalog import column_files, stores
-from pipelines.catalog.arrow_types import plain
+from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.csv_records import CsvReader
+from pipelines.catalog.databases import iter_query
+from pipelines.catalog.documents import is_document, iter_documents
+from pipelines.catalog.feeds import Feed
 from pipelines.catalog.grouping import Grouper
 from pipelines.catalog.json_lines import JsonLinesReader
 from pipelines.catalog.paths import flat_columns
 from pipelines.catalog.prefetch import prefetch
-from pipelines.catalog.schemas import LINE, PROBLEM, Records, SeenColumns, at_paths, invalid_rows, plain_columns
-from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head, with_partitions
+from pipelines.catalog.row_files import has_rows, stated_rows, write_copy, write_rows
+from pipelines.catalog.schemas import (
+    LINE,
+    PROBLEM,
+    Records,
+    SeenColumns,
+    TypeVotes,
+    at_paths,
+    check_names,
+    plain_columns,
+)
+from pipelines.catalog.sheets import iter_sheet
+from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head, with_partitions
 from pipelines.catalog.values import meets_condition
 
 MAX_RECORD_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
-ROWS_PER_FILE = 1_000_000
-ROWS_PER_GROUP = 4096
+XML_CHUNK_BYTES = 1 << 20  # its tree takes ten times as much
 HEAD_BYTES = 128 << 10
 
 _RULES = 3  # goes up when the same text gives other rows
@@ -50,6 +66,8 @@ class TakenIn:
     """A catalog file in a form that can be read from any row.
 
     Attributes:
+        file: As it was listed; but a JSON file says whether it is `jsonl` or `json`, and a query has the size and the
+            version of its rows.
         format: `parquet` or `arrow`: that of `uris`.
         uris: The files that hold its rows, one after the other: itself where it was in this form already. Of a text
             file a new one begins where a column's type gets wider.
@@ -79,30 +97,77 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         CatalogError: the file does not decompress, is no Arrow stream, no UTF-8, or has no usable header.
         StorageError: `folder` cannot be written.
     """
+    if file.format == "sql":
+        return _take_in_query(file, config, folder)
     inputs = _inputs(file, config)
     if inputs is None:
         return TakenIn(file=file, format=file.format, uris=(file.uri,))
 
     def make(path: str) -> dict[str, Any]:
         _logger.info("catalog: taking in %s", file.uri)
-        os.makedirs(path)
         if not file.is_text:
+            os.makedirs(path)
             if config.group_by is not None:
-                return _write_grouped(_stated_rows(file, config, f"{path}.copy"), file, config, path)
-            _write_copy(file, f"{path}/rows.{file.format}")
+                return _write_stated(file, config, path)
+            write_copy(file, f"{path}/rows.{file.format}")
             return {}
-        reader = text_reader(file, config)
-        rows = prefetch(_iter_rows(file, reader), depth=0, name="intake")
-        if config.group_by is not None:
-            return _write_grouped(rows, file, config, path) | reader.seen.to_dict()
-        _write_rows(rows, path)
-        return reader.seen.to_dict()
+        found = replace(file, format=text_format(file, config))
+        while True:
+            os.makedirs(path)
+            reader = text_reader(found, config)
+            objects = objects_of(found, config)
+            rows = _iter_rows(found, reader) if objects is None else _iter_object_rows(objects, reader, found, config)
+            counts = _write(prefetch(rows, depth=0, name="intake"), file, config, path)
+            if not (isinstance(objects, Feed) and objects.has_new_shapes):
+                return reader.seen.to_dict() | counts | {"format": found.format}
+            shutil.rmtree(path)
 
     made = storage.artifact(_target(folder, inputs), inputs, make)
-    format = "parquet" if file.is_text or config.group_by is not None else file.format
-    seen = SeenColumns.from_dict(made.facts) if file.is_text else None
-    counts = {name: made.facts.get(name, 0) for name in ("folded", "left_out")}
-    return TakenIn(file=file, format=format, uris=made.files, seen=seen, **counts)
+    format, seen = file.format, None
+    if file.is_text:
+        file, seen = replace(file, format=made.facts["format"]), SeenColumns.from_dict(made.facts)
+    if file.is_text or config.group_by is not None:
+        format = "parquet"
+    return TakenIn(file=file, format=format, uris=made.files, seen=seen, **_counts(made.facts))
+
+
+def _take_in_query(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
+    """Asks the database once, and keeps the rows under a name by what they are: the same rows are found again."""
+    shown = hashlib.sha256()
+    size = 0
+
+    def noted() -> Iterator[bytes]:
+        nonlocal size
+        for line in _ask(config):
+            shown.update(line + b"\n")
+            size += len(line)
+            yield line
+
+    _logger.info("catalog: asking %s", file.uri)
+    is_local = storage.is_local(folder)
+    if is_local:
+        os.makedirs(storage.local_path(folder), exist_ok=True)
+    place = storage.local_path(folder) if is_local else None
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=place) as space:
+        path = f"{space}/rows"
+        os.makedirs(path)
+        reader = text_reader(file, config)
+        rows = prefetch(_iter_object_rows(noted(), reader, file, config), depth=0, name="intake")
+        counts = _write(rows, file, config, path)
+        file = replace(file, size=size, version=f"sha256={shown.hexdigest()[:32]}")
+
+        def make(target: str) -> dict[str, Any]:
+            shutil.move(path, target)
+            return reader.seen.to_dict() | counts
+
+        inputs = _inputs(file, config)
+        made = storage.artifact(_target(folder, inputs or []), inputs, make)
+    seen = SeenColumns.from_dict(made.facts)
+    return TakenIn(file=file, format="parquet", uris=made.files, seen=seen, **_counts(made.facts))
+
+
+def _counts(facts: dict[str, Any]) -> dict[str, int]:
+    return {name: facts.get(name, 0) for name in ("folded", "left_out")}
 
 
 def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[CatalogFile]:
@@ -118,14 +183,14 @@ def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: st
 
 def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
     """All that shapes what is made of a file; None where it can be read from any row as it is."""
-    is_stream = file.format == "arrow" and file.compression is None and not _is_arrow_file(file.uri)
-    if not file.is_text and not is_stream and file.compression is None and config.group_by is None:
+    if has_rows(file) and config.group_by is None:
         return None
     inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
     if file.is_text:
         inputs += [file.name, list(config.fields), config.id_fields, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
         inputs += [config.null_values, config.number_fields]
+        inputs += [config.format, config.records, config.sheet, config.query]
     if config.group_by is not None:
         inputs += [config.group_by, config.group_lists, config.null_values, list(config.fields), config.image_field]
         inputs += [config.id_fields, config.texts, file.partitions, config.where, sorted(config.column_types.items())]
@@ -139,6 +204,11 @@ def _target(folder: str, inputs: list[Any]) -> str:
 def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
     """What the first records of a text file show, as many as `HEAD_BYTES` hold, one at least; raises as `take_in`."""
     size = HEAD_BYTES
+    file = replace(file, format=text_format(file, config))
+    if (objects := objects_of(file, config)) is not None:
+        reader = text_reader(file, config)
+        next(_iter_object_rows(objects, reader, file, config, block_bytes=size), None)
+        return reader.seen
     while True:
         head = read_head(file.uri, file.compression, size)
         reader = text_reader(file, config)
@@ -152,8 +222,8 @@ def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
 
 def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLinesReader:
     """What turns blocks of this file into rows; CatalogError where a column that is asked for has one of our names."""
-    _check_names(config)
-    if file.format == "jsonl":
+    check_names(config)
+    if file.format != "csv":
         return JsonLinesReader(config)
     return CsvReader(
         fields=flat_columns(config.fields),
@@ -166,11 +236,6 @@ def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLin
         null_values=config.null_values,
         number_fields=config.number_fields,
     )
-
-
-def _check_names(config: CatalogConfig) -> None:
-    for name in {LINE, PROBLEM} & set(config.fields):
-        raise CatalogError(f"{config.fields[name]}: {name!r} is a name that only the intake gives; rename the column")
 
 
 def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterator[pa.RecordBatch]:
@@ -200,6 +265,109 @@ def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterat
             whole, held = whole[used:], held[used:]
 
 
+def text_format(file: CatalogFile, config: CatalogConfig) -> str:
+    """The file's format, where only its first bytes tell it: whether JSON is `jsonl` or `json`."""
+    if file.format != "jsonl" or config.format != "auto":
+        return file.format
+    size = HEAD_BYTES
+    while config.records is None:
+        head = read_head(file.uri, file.compression, size)
+        is_whole = len(head) < size or size > MAX_RECORD_BYTES
+        found = is_document(head, is_whole, encoding=config.encoding, id_names=_id_names(config))
+        if found is not None:
+            return "json" if found else "jsonl"
+        size *= 4
+    return "json"
+
+
+def objects_of(file: CatalogFile, config: CatalogConfig) -> Iterable[bytes | str] | None:
+    """The products of a file as lines of JSON, or why one is none; None where the file is text that is read by lines.
+
+    An empty line is none, but counts. Raises as `take_in`, at once or when iterated.
+    """
+    chunks = partial(iter_bytes, file.uri, file.compression, BLOCK_BYTES)
+    if file.format == "sql":
+        return _ask(config)
+    if file.format == "xlsx":
+        data, skip_lines = b"".join(chunks()), config.csv_skip_lines
+        return iter_sheet(data, file.name, sheet=config.sheet, skip_lines=skip_lines, wanted=config.fields)
+    if file.format == "xml":
+        chunks = partial(iter_bytes, file.uri, file.compression, min(BLOCK_BYTES, XML_CHUNK_BYTES))
+        return Feed(
+            chunks, file.name, encoding=config.encoding, records=config.records, max_record_bytes=MAX_RECORD_BYTES
+        )
+    if file.format == "json":
+        return iter_documents(
+            chunks(),
+            chunks(),
+            file.name,
+            encoding=config.encoding,
+            records=config.records,
+            id_names=_id_names(config),
+            max_record_bytes=MAX_RECORD_BYTES,
+        )
+    return None
+
+
+def _ask(config: CatalogConfig) -> Iterator[bytes]:
+    return iter_query(config.uris[0], config.query or "", wanted=config.fields, image_field=config.image_field)
+
+
+def _id_names(config: CatalogConfig) -> list[str]:
+    """The names that a product has where its id is, by the first step of each path."""
+    paths = (config.id_field,) if isinstance(config.id_field, str) else config.id_field
+    return [re.split(r"[.\[]", path)[0] for each in paths for path in each.split("|")]
+
+
+def _iter_object_rows(
+    objects: Iterable[bytes | str],
+    reader: CsvReader | JsonLinesReader,
+    file: CatalogFile,
+    config: CatalogConfig,
+    block_bytes: int | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The products of a file, as rows with `LINE` and `PROBLEM`."""
+    block_bytes = block_bytes or BLOCK_BYTES
+    votes = {name: TypeVotes() for name in config.carried_fields} if file.format == "xml" else {}
+
+    def rows_of(lines: list[bytes], first: int, bad: list[tuple[int, str]]) -> pa.RecordBatch:
+        records, _ = reader.parse(b"\n".join(lines), first, False)
+        # What XML gives is text, and may be numbers.
+        for name in votes.keys() & records.rows.schema.names:
+            column = records.rows.column(name)
+            if pa.types.is_string(column.type):
+                votes[name].add_texts(column)
+                reader.seen.votes[name] = votes[name]
+        found = [
+            (line, why.replace(" a line", "").replace("of the line", "of the record")) for line, why in records.bad
+        ]
+        bad = sorted(bad + found)
+        if bad:
+            reader.seen.first_problem = reader.seen.first_problem or bad[0][1]
+        return _as_rows(Records(records.rows, records.lines, bad))
+
+    lines: list[bytes] = []
+    bad: list[tuple[int, str]] = []
+    first, size = 1, 0
+    try:
+        for number, each in enumerate(objects, 1):
+            if isinstance(each, str):
+                bad.append((number, each))
+                each = b""
+            lines.append(each)
+            size += len(each) + 1
+            if size >= block_bytes:
+                yield rows_of(lines, first, bad)
+                lines, bad, first, size = [], [], number + 1, 0
+    except UnicodeDecodeError as error:
+        raise CatalogError(
+            f"{file.name}: expected text in {error.encoding}, found the byte 0x{error.object[error.start]:02x}; "
+            "set catalog.encoding"
+        ) from error
+    if lines:
+        yield rows_of(lines, first, bad)
+
+
 def _start_of_text(head: bytes, file: CatalogFile) -> bytes:
     """The first bytes of a text file without the byte order mark, if it can be UTF-8 and is no JSON array."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -209,8 +377,7 @@ def _start_of_text(head: bytes, file: CatalogFile) -> bytes:
     head = head.removeprefix(b"\xef\xbb\xbf")
     if file.format == "jsonl" and head.lstrip().startswith(b"["):
         raise CatalogError(
-            f"{file.name}: expected one JSON object a line, found a JSON array; "
-            "convert it, for example with jq -c '.[]'"
+            f"{file.name}: expected one JSON object a line, found a JSON array; set catalog.format to json, or to auto"
         )
     return head
 
@@ -233,133 +400,52 @@ def _as_rows(records: Records) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *records.rows.schema.names])
 
 
-def _stated_rows(file: CatalogFile, config: CatalogConfig, copy: str) -> Iterator[pa.RecordBatch]:
-    """All rows of a Parquet or Arrow file as rows with `LINE`, the row's number, and `PROBLEM`.
+def _write_stated(file: CatalogFile, config: CatalogConfig, folder: str) -> dict[str, int]:
+    """`_write` of a Parquet or Arrow file."""
+    check_names(config)
+    uri = file.uri
+    if not has_rows(file):
+        write_copy(file, uri := f"{folder}.copy")
 
-    Args:
-        copy: Path of a file for what cannot be read from any row; removed again.
-    """
-    _check_names(config)
-    uri, start = file.uri, 0
+    def prepare(rows: pa.RecordBatch) -> pa.RecordBatch:
+        return plain_columns(at_paths(rows, config), config)
+
     try:
-        if file.compression is not None or (file.format == "arrow" and not _is_arrow_file(uri)):
-            _write_copy(file, uri := copy)
-        for rows in _iter_stated(file.format, uri, list(config.fields)):
-            rows = plain_columns(at_paths(rows, config), config)
-            # Each batch may have another dictionary.
-            decoded = [plain(column) if pa.types.is_dictionary(column.type) else column for column in rows.columns]
-            rows = pa.RecordBatch.from_arrays(decoded, names=rows.schema.names)
-            bad = np.zeros(len(rows), bool)
-            bad[invalid_rows(rows)] = True
-            lines = pa.array(np.arange(start, start := start + len(rows)))
-            why = pa.array(["expected UTF-8 text, found other bytes"])
-            problems = why.take(pa.array(np.zeros(len(rows), np.int64), mask=~bad))
-            kept = pa.array(np.arange(len(rows)), mask=bad)
-            values = [column.take(kept) for column in rows.columns] if bad.any() else rows.columns
-            yield pa.RecordBatch.from_arrays([lines, problems, *values], names=[LINE, PROBLEM, *rows.schema.names])
-    except (pa.ArrowException, OSError) as error:
-        raise CatalogError(
-            f"{file.uri}: expected a whole {file.format} file, found one that cannot be read ({error})"
-        ) from error
+        return _write(stated_rows(file, uri, list(config.fields), prepare), file, config, folder)
     finally:
         if uri != file.uri:
             os.unlink(uri)
 
 
-def _iter_stated(format: str, uri: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    parquet = format == "parquet"
-    footer = (column_files.read_parquet_footer if parquet else column_files.read_arrow_footer)(uri, columns)
-    read = column_files.iter_parquet_rows if parquet else column_files.iter_arrow_rows
-    stop = int(footer.chunk_rows.sum())
-    return read(uri, 0, stop, columns, batch_rows=ROWS_PER_GROUP, batch_bytes=BLOCK_BYTES)
-
-
-def _write_grouped(
-    batches: Iterable[pa.RecordBatch], file: CatalogFile, config: CatalogConfig, folder: str
-) -> dict[str, Any]:
-    """Writes the rows of each product as one, see `_write_rows`; gives facts to keep."""
+def _write(rows: Iterable[pa.RecordBatch], file: CatalogFile, config: CatalogConfig, folder: str) -> dict[str, int]:
+    """Writes the rows, with `group_by` a row for each product; gives what happened to the others."""
+    if config.group_by is None:
+        write_rows(rows, folder)
+        return {}
     grouper = Grouper(
         os.path.dirname(folder),
-        key=config.group_by or "",
+        key=config.group_by,
         lists=config.group_lists,
         images=config.image_field,
         null_values=config.null_values,
         as_type=JsonLinesReader(config).as_type,
     )
-    condition = config.condition
-    needed = {config.group_by or "", *config.group_lists, *(condition.columns if condition else ())}
-    left_out = 0
+    condition, left_out = config.condition, 0
+    # Other columns get what their file's place tells when they are read.
+    needed = {config.group_by, *config.group_lists, *(condition.columns if condition else ())}
 
-    def rows() -> Iterator[pa.RecordBatch]:
+    def kept() -> Iterator[pa.RecordBatch]:
         nonlocal left_out
-        for batch in batches:
-            batch = with_partitions(_at_paths(batch, config), file.partitions, needed)
+        for batch in rows:
+            fields = at_paths(batch.drop_columns([LINE, PROBLEM]), config)
+            columns = [batch.column(LINE), batch.column(PROBLEM), *fields.columns]
+            found = pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *fields.schema.names])
+            found = with_partitions(found, file.partitions, needed)
             if condition is not None:
-                true = meets_condition(batch, condition, config.stated_types, config.null_values)
-                kept = batch.filter(pc.or_(true, batch.column(PROBLEM).is_valid()))
-                left_out += len(batch) - len(kept)
-                batch = kept
-            yield batch
+                is_true = meets_condition(found, condition, config.stated_types, config.null_values)
+                found = found.filter(pc.or_(is_true, found.column(PROBLEM).is_valid()))
+                left_out += len(batch) - len(found)
+            yield found
 
-    _write_rows(grouper.group(rows()), folder)
+    write_rows(grouper.group(kept()), folder)
     return {"folded": grouper.folded, "left_out": left_out}
-
-
-def _at_paths(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
-    """The fields of the config as columns, behind `LINE` and `PROBLEM`."""
-    fields = at_paths(rows.drop_columns([LINE, PROBLEM]), config)
-    columns = [rows.column(LINE), rows.column(PROBLEM), *fields.columns]
-    return pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *fields.schema.names])
-
-
-def _write_rows(batches: Iterable[pa.RecordBatch], folder: str) -> None:
-    """Writes rows as Parquet files in a local folder, a new one for each schema and after `ROWS_PER_FILE`."""
-    rows = 0
-
-    def file_of(batch: pa.RecordBatch) -> tuple[pa.Schema, int]:
-        nonlocal rows
-        rows += batch.num_rows
-        return batch.schema, rows // ROWS_PER_FILE
-
-    groups = groupby((batch for batch in batches if batch.num_rows), file_of)
-    for number, ((schema, _), group) in enumerate(groups):
-        path = f"{folder}/rows-{number:05d}.parquet"
-        with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False, write_statistics=False) as writer:
-            for batch in group:
-                writer.write_batch(batch, ROWS_PER_GROUP)
-
-
-def _is_arrow_file(uri: str) -> bool:
-    return read_head(uri, None, 8).startswith(ARROW_FILE_MAGIC)
-
-
-def _write_copy(file: CatalogFile, path: str) -> None:
-    """Writes what a compressed file holds, and an Arrow stream as an Arrow file."""
-    if file.compression is None:
-        with stores.open_input(file.uri, from_start_to_end=True) as source:
-            _write_arrow_file(file, source, path)
-        return
-    with open(path, "wb") as sink:
-        for chunk in iter_bytes(file.uri, file.compression):
-            sink.write(chunk)
-    if file.format == "arrow" and not _is_arrow_file(path):
-        # An open file keeps its content when its name is given away: the stream is read while the file takes its place.
-        with stores.open_input(path) as stream:
-            os.unlink(path)
-            _write_arrow_file(file, stream, path)
-
-
-def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str) -> None:
-    """Copies a stream batch by batch. Dictionaries are written out: a stream may replace them, a file may not."""
-    try:
-        with pa.ipc.open_stream(source) as stream:
-            types = [field.type for field in stream.schema]
-            types = [each.value_type if pa.types.is_dictionary(each) else each for each in types]
-            schema = pa.schema(list(zip(stream.schema.names, types, strict=True)))
-            with pa.ipc.new_file(path, schema) as sink:
-                for batch in stream:
-                    sink.write_batch(batch.cast(schema))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CatalogError(
-            f"{file.uri}: expected an Arrow IPC file or stream, found neither, or one that is cut off ({error})"
-        ) from error

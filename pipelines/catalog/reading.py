@@ -33,7 +33,7 @@ class RawBatch:
             `schema` (text where a CSV or JSON column is mixed): `to_products` casts.
         schema: The columns and types that hold for the whole catalog (the plan's).
         name: The file, as the catalog calls it.
-        unit: What `numbers` counts: `row` (from 0) or, in text files, `line` (from 1).
+        unit: What `numbers` counts: `row` (from 0, of a sheet from 1), or `line` or `record` (from 1).
         numbers: `[R]` int64, where each row stands in the file.
         malformed: One letter for each record that could not be read.
     """
@@ -41,7 +41,7 @@ class RawBatch:
     rows: pa.RecordBatch
     schema: pa.Schema
     name: str
-    unit: Literal["row", "line"]
+    unit: Literal["row", "line", "record"]
     numbers: np.ndarray
     malformed: list[DeadLetter] = field(default_factory=list)
 
@@ -78,7 +78,7 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
     for rows in read(part.path, part.start, part.stop, columns, batch_rows=batch_rows, batch_bytes=BATCH_BYTES):
         numbers = np.arange(row, row + rows.num_rows)
         row += rows.num_rows
-        unit: Literal["row", "line"] = "line" if is_text else "row"
+        unit: Literal["row", "line", "record"] = part.file.unit if is_text else "row"
         problems: dict[int, str] = {}
         if has_lines:
             numbers = rows.column(LINE).to_numpy()

@@ -24,8 +24,8 @@ from pipelines.catalog.numbers import DecimalMark, column_mark, shown_marks
 from pipelines.catalog.paths import NESTED_NAMES, Path, at_path, needed_fields, nested_names, type_at
 
 LINE, PROBLEM = "shelfmark:line", "shelfmark:problem"
-"""Columns of a file that was taken in: the record's line (int64, from 1; the row, from 0, of a Parquet or Arrow file),
-and what is wrong with it (text), else null."""
+"""Columns of a file that was taken in: the record's line (int64, from 1, see `CatalogFile.unit`; the row, from 0, of a
+Parquet or Arrow file), and what is wrong with it (text), else null."""
 
 IMAGE_KEYS = ("bytes", "path", "uri", "url")
 """Fields of a struct that holds a picture, in the order in which they are asked."""
@@ -198,8 +198,8 @@ def schema_text(schema: pa.Schema) -> str:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogSchema:
     """What the catalog looks like: the columns that are read, of types that hold for all files, the names of all
-    columns and the paths to nested ones, how many files there are, of which format (`parquet`, `csv`, `jsonl` or
-    `arrow`), and their stored size.
+    columns and the paths to nested ones, how many files there are, of which format (as `CatalogFile` has it), and their
+    stored size.
     """
 
     format: str
@@ -264,7 +264,7 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
     """
     if not seen.records and seen.first_problem:
         raise CatalogError(
-            f"catalog.uri: expected {'CSV' if format == 'csv' else 'JSON Lines'}, found no readable record "
+            f"catalog.uri: expected {'CSV' if format == 'csv' else 'JSON objects'}, found no readable record "
             f"at the start of any file; the first one: {seen.first_problem}"
         )
     types: dict[str, pa.DataType] = {}
@@ -274,7 +274,7 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
         if not any(column in seen.names or column in config.column_types for column in columns):
             where = "the catalog" if format == "csv" else "the part of the catalog that was looked at"
             raise unknown_field(key, name, seen.names, where)
-        read_as_text = format == "csv" and name in as_text
+        read_as_text = format in ("csv", "xml") and name in as_text
         votes = TypeVotes()
         for column in columns:
             votes.merge(seen.votes.get(column, TypeVotes()))
@@ -398,6 +398,12 @@ def _type_of_rows(column: pa.Field, config: CatalogConfig) -> pa.DataType:
     """The plain type of a column before its rows are grouped, which is when `catalog.where` looks at them."""
     is_grouped = config.group_by is not None and column.name in config.group_lists
     return plain_type(column.type.value_type if is_grouped else column.type)
+
+
+def check_names(config: CatalogConfig) -> None:
+    """Raises CatalogError where a column that is asked for has one of our names."""
+    for name in {LINE, PROBLEM} & set(config.fields):
+        raise CatalogError(f"{config.fields[name]}: {name!r} is a name that only the intake gives; rename the column")
 
 
 def at_paths(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:

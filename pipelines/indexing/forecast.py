@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from index_builder import IndexReader, embedding_shards, storage
+from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
+from pipelines.config.job import to_short_yaml
 from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
+from pipelines.indexing.catalog_view import CatalogView, print_config_to_keep, print_view
 from pipelines.indexing.embed_shard import ProductPreparer, StepTimer
 from pipelines.indexing.job import plan_run
 from pipelines.indexing.progress import index_lines, print_lines
@@ -22,6 +25,7 @@ from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import read_finished_run
 
+PRODUCTS_SHOWN = 3
 _CATALOG, _PUBLISHED = 0, 1
 
 
@@ -39,6 +43,7 @@ class Forecast:
         seconds: Of the embedding, estimated from the last run's rate; None where no run gives one.
         reason: Why nothing is carried over, in words; empty where something is.
         index: The index that would be built, and why, as (what, how) pairs.
+        catalog: What the catalog was taken for; None where the config names its fields.
     """
 
     shards: int
@@ -53,6 +58,7 @@ class Forecast:
     reason: str
     left_out: int = 0
     index: tuple[tuple[str, str], ...] = ()
+    catalog: CatalogView | None = None
 
 
 def forecast_run(source: CatalogSource) -> Forecast:
@@ -107,6 +113,20 @@ def forecast_run(source: CatalogSource) -> Forecast:
         reason=shards.nothing_carried_over,
         left_out=left_out,
         index=tuple(index_lines(config.index, spec, products)) if spec is not None else (),
+        catalog=_view_of(source, [task.rows for task in shards.tasks]),
+    )
+
+
+def _view_of(source: CatalogSource, shards: list[CatalogShard]) -> CatalogView | None:
+    if source.recognised is None:
+        return None
+    return CatalogView(
+        recognised=source.recognised,
+        rows=source.catalog_rows,
+        samples=source.first_products(shards, PRODUCTS_SHOWN),
+        encoder=source.encoder_note,
+        folders=(source.given.work.uri, source.given.index.uri),
+        yaml=to_short_yaml(source.given),
     )
 
 
@@ -124,7 +144,9 @@ def measured_rate(work_uri: str) -> float | None:
 
 
 def print_forecast(forecast: Forecast, *, console: Console | None = None) -> None:
-    """Prints the forecast to standard output."""
+    """Prints the forecast to standard output; of a catalog that was recognised also what it was taken for."""
+    if forecast.catalog is not None:
+        print_view(forecast.catalog, forecast.products, console=console)
     estimate = "unknown: no run has been measured on this work.uri"
     if forecast.seconds is not None:
         estimate = f"about {forecast.seconds:,.0f} s at the last run's rate, on one worker"
@@ -141,3 +163,5 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
         *forecast.index,
     ]
     print_lines(lines, title="Plan (nothing was done)", console=console)
+    if forecast.catalog is not None:
+        print_config_to_keep(forecast.catalog)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -353,6 +356,27 @@ def test_variations_that_name_their_parent_are_grouped_with_it(tmp_path: Path) -
             ("mug", "Mug", None),
         ]
         assert not letters
+
+
+def test_documents_feeds_and_queries_are_grouped(tmp_path: Path) -> None:
+    rows = [{name: value for name, value in row.items() if value} for row in ROWS]
+    item = "<item>{}</item>".format
+    xml = "".join(item("".join(f"<{key}>{value}</{key}>" for key, value in row.items())) for row in rows)
+    with contextlib.closing(sqlite3.connect(tmp_path / "shop.db")) as shop:
+        shop.execute("create table p (handle, title, brand, sku, size, image)")
+        shop.executemany(
+            "insert into p values (:handle, :title, :brand, :sku, :size, :image)",
+            [dict.fromkeys(ROWS[0]) | row for row in rows],
+        )
+        shop.commit()
+    for config in (
+        config_of(write(tmp_path / "a.json", json.dumps(rows, indent=1).encode())),
+        config_of(write(tmp_path / "a.xml", f"<items>{xml}</items>".encode())),
+        config_of(f"sqlite:///{tmp_path}/shop.db", query="select * from p"),
+    ):
+        products, letters, folded = read(config, tmp_path)
+        assert products == PRODUCTS
+        assert (len(letters), folded) == (2, 3)
 
 
 def test_what_cannot_be_grouped_is_said_before_any_work(tmp_path: Path) -> None:

@@ -102,9 +102,13 @@ class CatalogConfig:
             `paths`.
         where: An expression over columns, in SQL's words; rows for which it is not true stay out, and are counted:
             `status = 'active' and price > 0`. Names that are no plain words stand in double quotes.
-        group_by: A column; the rows that have the same value there make one product of their first values that are not
-            blank, of all their images, and of `group_lists`. Rows without a value stand alone.
-        group_lists: Display and filter columns that keep the values of all rows of a product, as lists.
+        group_by: A column; the rows of a file that have the same value there make one product of their first values
+            that are not blank, of all their images (each once), and of `group_lists`. They need not stand together.
+            Rows without a value stand alone. The same value in another file makes another product, which is a dead
+            letter if its id is the same; an export in parts must keep the rows of a product in one of them.
+        group_lists: Display and filter columns that keep the values of all rows of a product, as lists of one length
+            in the order of the rows, null where a row has none. A row that has none in any of them (Shopify's rows of
+            further images) adds nothing. `column_types` then names the type of an item.
         null_values: Values that mean nothing, beside the empty one, in every column: a value is one of them as a whole,
             between blanks, in just these letters. YAML takes NULL without quotes for nothing. May be empty.
         strip_html: Takes tags, scripts, styles, entities and shortcodes out of texts; display columns stay as they are.
@@ -209,6 +213,11 @@ class CatalogConfig:
             names = getattr(self, key)
             _require(not isinstance(names, str) and all(names), key, names, "a list of column names")
             _require(len(set(names)) == len(names), key, names, "each name once")
+        if self.group_lists:
+            _require(self.group_by is not None, "group_lists", self.group_lists, "a group_by beside it")
+            plain = set(self.group_lists) <= set(self.carried_fields) - {*self.id_fields, self.group_by}
+            expected = "names of display or filter fields, not the id and not group_by"
+            _require(plain, "group_lists", self.group_lists, expected)
         for name, alias in self.column_types.items():
             typed = (*self.carried_fields, *(self.condition.columns if self.condition is not None else ()))
             _require(name in typed, "column_types", name, "names of display or filter fields, or of catalog.where")
@@ -266,10 +275,14 @@ class CatalogConfig:
         return tuple(dict.fromkeys((*self.display_fields, *self.filter_fields)))
 
     @property
+    def stated_types(self) -> dict[str, pa.DataType]:
+        """`column_types` as Arrow types."""
+        return {name: arrow_type(alias) for name, alias in self.column_types.items()}
+
+    @property
     def number_fields(self) -> tuple[str, ...]:
         """The columns that `column_types` makes numbers."""
-        types = {name: arrow_type(alias) for name, alias in self.column_types.items()}
-        return tuple(name for name, data_type in types.items() if is_number(data_type))
+        return tuple(name for name, data_type in self.stated_types.items() if is_number(data_type))
 
     @property
     def fields(self) -> dict[str, str]:
@@ -281,6 +294,7 @@ class CatalogConfig:
             "image_template": self.image_template_fields,
             "display_fields": self.display_fields,
             "filter_fields": self.filter_fields,
+            "group_by": () if self.group_by is None else (self.group_by,),
             "where": () if self.condition is None else self.condition.columns,
         }
         keys: dict[str, str] = {}

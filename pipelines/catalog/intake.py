@@ -17,12 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from index_builder import storage
 from pipelines.catalog import stores
@@ -31,22 +30,28 @@ from pipelines.catalog.csv_records import CsvReader
 from pipelines.catalog.databases import iter_query
 from pipelines.catalog.documents import is_document, iter_documents
 from pipelines.catalog.feeds import Feed
+from pipelines.catalog.grouping import Grouper
 from pipelines.catalog.json_lines import JsonLinesReader
 from pipelines.catalog.paths import flat_columns
 from pipelines.catalog.prefetch import prefetch
-from pipelines.catalog.schemas import Records, SeenColumns, TypeVotes
+from pipelines.catalog.row_files import has_rows, stated_rows, write_copy, write_rows
+from pipelines.catalog.schemas import (
+    LINE,
+    PROBLEM,
+    Records,
+    SeenColumns,
+    TypeVotes,
+    at_paths,
+    check_names,
+    plain_columns,
+)
 from pipelines.catalog.sheets import iter_sheet
-from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
-
-LINE, PROBLEM = "shelfmark:line", "shelfmark:problem"
-"""Columns of a taken-in text file: the record's line (int64, from 1; see `CatalogFile.unit`), and what is wrong with it
-(text), else null."""
+from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head, with_partitions
+from pipelines.catalog.values import meets_condition
 
 MAX_RECORD_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
 XML_CHUNK_BYTES = 1 << 20  # its tree takes ten times as much
-ROWS_PER_FILE = 1_000_000
-ROWS_PER_GROUP = 4096
 HEAD_BYTES = 128 << 10
 
 _RULES = 3  # goes up when the same text gives other rows
@@ -66,12 +71,16 @@ class TakenIn:
         uris: The files that hold its rows, one after the other: itself where it was in this form already. Of a text
             file a new one begins where a column's type gets wider.
         seen: Of a text file, what its values say about the columns; else None.
+        folded: With `group_by`, how many rows of the file went into the row of another.
+        left_out: With `group_by`, how many rows `catalog.where` is not true for.
     """
 
     file: CatalogFile
     format: str
     uris: tuple[str, ...]
     seen: SeenColumns | None = None
+    folded: int = 0
+    left_out: int = 0
 
 
 def take_in_all(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[TakenIn]:
@@ -97,7 +106,9 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         _logger.info("catalog: taking in %s", file.uri)
         if not file.is_text:
             os.makedirs(path)
-            _write_copy(file, f"{path}/rows.{file.format}")
+            if config.group_by is not None:
+                return _write_stated(file, config, path)
+            write_copy(file, f"{path}/rows.{file.format}")
             return {}
         found = replace(file, format=text_format(file, config))
         objects = objects_of(found, config)
@@ -105,16 +116,18 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
             os.makedirs(path)
             reader = text_reader(found, config)
             rows = _iter_rows(found, reader) if objects is None else _iter_object_rows(objects, reader, found, config)
-            _write_rows(prefetch(rows, depth=0, name="intake"), path)
+            counts = _write(prefetch(rows, depth=0, name="intake"), file, config, path)
             if not (isinstance(objects, Feed) and objects.has_new_shapes):
-                return reader.seen.to_dict() | {"format": found.format}
+                return reader.seen.to_dict() | counts | {"format": found.format}
             shutil.rmtree(path)
 
     made = storage.artifact(_target(folder, inputs), inputs, make)
+    format, seen = file.format, None
     if file.is_text:
-        file = replace(file, format=made.facts["format"])
-        return TakenIn(file=file, format="parquet", uris=made.files, seen=SeenColumns.from_dict(made.facts))
-    return TakenIn(file=file, format=file.format, uris=made.files)
+        file, seen = replace(file, format=made.facts["format"]), SeenColumns.from_dict(made.facts)
+    if file.is_text or config.group_by is not None:
+        format = "parquet"
+    return TakenIn(file=file, format=format, uris=made.files, seen=seen, **_counts(made.facts))
 
 
 def _take_in_query(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
@@ -138,16 +151,22 @@ def _take_in_query(file: CatalogFile, config: CatalogConfig, folder: str) -> Tak
         path = f"{space}/rows"
         os.makedirs(path)
         reader = text_reader(file, config)
-        _write_rows(prefetch(_iter_object_rows(noted(), reader, file, config), depth=0, name="intake"), path)
+        rows = prefetch(_iter_object_rows(noted(), reader, file, config), depth=0, name="intake")
+        counts = _write(rows, file, config, path)
         file = replace(file, size=size, version=f"sha256={shown.hexdigest()[:32]}")
 
         def make(target: str) -> dict[str, Any]:
             shutil.move(path, target)
-            return reader.seen.to_dict()
+            return reader.seen.to_dict() | counts
 
         inputs = _inputs(file, config)
         made = storage.artifact(_target(folder, inputs or []), inputs, make)
-    return TakenIn(file=file, format="parquet", uris=made.files, seen=SeenColumns.from_dict(made.facts))
+    seen = SeenColumns.from_dict(made.facts)
+    return TakenIn(file=file, format="parquet", uris=made.files, seen=seen, **_counts(made.facts))
+
+
+def _counts(facts: dict[str, Any]) -> dict[str, int]:
+    return {name: facts.get(name, 0) for name in ("folded", "left_out")}
 
 
 def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[CatalogFile]:
@@ -163,8 +182,7 @@ def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: st
 
 def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
     """All that shapes what is made of a file; None where it can be read from any row as it is."""
-    is_stream = file.format == "arrow" and file.compression is None and not _is_arrow_file(file.uri)
-    if not file.is_text and not is_stream and file.compression is None:
+    if has_rows(file) and config.group_by is None:
         return None
     inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
     if file.is_text:
@@ -172,6 +190,9 @@ def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
         inputs += [config.null_values, config.number_fields]
         inputs += [config.format, config.records, config.sheet, config.query]
+    if config.group_by is not None:
+        inputs += [config.group_by, config.group_lists, config.null_values, list(config.fields), config.image_field]
+        inputs += [config.id_fields, config.texts, file.partitions, config.where, sorted(config.column_types.items())]
     return inputs
 
 
@@ -200,8 +221,7 @@ def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
 
 def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLinesReader:
     """What turns blocks of this file into rows; CatalogError where a column that is asked for has one of our names."""
-    for name in {LINE, PROBLEM} & set(config.fields):
-        raise CatalogError(f"{config.fields[name]}: {name!r} is a name that only the intake gives; rename the column")
+    check_names(config)
     if file.format != "csv":
         return JsonLinesReader(config)
     return CsvReader(
@@ -378,54 +398,52 @@ def _as_rows(records: Records) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *records.rows.schema.names])
 
 
-def _write_rows(batches: Iterable[pa.RecordBatch], folder: str) -> None:
-    """Writes rows as Parquet files in a local folder, a new one for each schema and after `ROWS_PER_FILE`."""
-    rows = 0
+def _write_stated(file: CatalogFile, config: CatalogConfig, folder: str) -> dict[str, int]:
+    """`_write` of a Parquet or Arrow file."""
+    check_names(config)
+    uri = file.uri
+    if not has_rows(file):
+        write_copy(file, uri := f"{folder}.copy")
 
-    def file_of(batch: pa.RecordBatch) -> tuple[pa.Schema, int]:
-        nonlocal rows
-        rows += batch.num_rows
-        return batch.schema, rows // ROWS_PER_FILE
+    def prepare(rows: pa.RecordBatch) -> pa.RecordBatch:
+        return plain_columns(at_paths(rows, config), config)
 
-    groups = groupby((batch for batch in batches if batch.num_rows), file_of)
-    for number, ((schema, _), group) in enumerate(groups):
-        path = f"{folder}/rows-{number:05d}.parquet"
-        with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False, write_statistics=False) as writer:
-            for batch in group:
-                writer.write_batch(batch, ROWS_PER_GROUP)
-
-
-def _is_arrow_file(uri: str) -> bool:
-    return read_head(uri, None, 8).startswith(ARROW_FILE_MAGIC)
-
-
-def _write_copy(file: CatalogFile, path: str) -> None:
-    """Writes what a compressed file holds, and an Arrow stream as an Arrow file."""
-    if file.compression is None:
-        with stores.open_input(file.uri, from_start_to_end=True) as source:
-            _write_arrow_file(file, source, path)
-        return
-    with open(path, "wb") as sink:
-        for chunk in iter_bytes(file.uri, file.compression):
-            sink.write(chunk)
-    if file.format == "arrow" and not _is_arrow_file(path):
-        # An open file keeps its content when its name is given away: the stream is read while the file takes its place.
-        with stores.open_input(path) as stream:
-            os.unlink(path)
-            _write_arrow_file(file, stream, path)
-
-
-def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str) -> None:
-    """Copies a stream batch by batch. Dictionaries are written out: a stream may replace them, a file may not."""
     try:
-        with pa.ipc.open_stream(source) as stream:
-            types = [field.type for field in stream.schema]
-            types = [each.value_type if pa.types.is_dictionary(each) else each for each in types]
-            schema = pa.schema(list(zip(stream.schema.names, types, strict=True)))
-            with pa.ipc.new_file(path, schema) as sink:
-                for batch in stream:
-                    sink.write_batch(batch.cast(schema))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CatalogError(
-            f"{file.uri}: expected an Arrow IPC file or stream, found neither, or one that is cut off ({error})"
-        ) from error
+        return _write(stated_rows(file, uri, list(config.fields), prepare), file, config, folder)
+    finally:
+        if uri != file.uri:
+            os.unlink(uri)
+
+
+def _write(rows: Iterable[pa.RecordBatch], file: CatalogFile, config: CatalogConfig, folder: str) -> dict[str, int]:
+    """Writes the rows, with `group_by` a row for each product; gives what happened to the others."""
+    if config.group_by is None:
+        write_rows(rows, folder)
+        return {}
+    grouper = Grouper(
+        os.path.dirname(folder),
+        key=config.group_by,
+        lists=config.group_lists,
+        images=config.image_field,
+        null_values=config.null_values,
+        as_type=JsonLinesReader(config).as_type,
+    )
+    condition, left_out = config.condition, 0
+    # Other columns get what their file's place tells when they are read.
+    needed = {config.group_by, *config.group_lists, *(condition.columns if condition else ())}
+
+    def kept() -> Iterator[pa.RecordBatch]:
+        nonlocal left_out
+        for batch in rows:
+            fields = at_paths(batch.drop_columns([LINE, PROBLEM]), config)
+            columns = [batch.column(LINE), batch.column(PROBLEM), *fields.columns]
+            found = pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *fields.schema.names])
+            found = with_partitions(found, file.partitions, needed)
+            if condition is not None:
+                is_true = meets_condition(found, condition, config.stated_types, config.null_values)
+                found = found.filter(pc.or_(is_true, found.column(PROBLEM).is_valid()))
+                left_out += len(batch) - len(found)
+            yield found
+
+    write_rows(grouper.group(kept()), folder)
+    return {"folded": grouper.folded, "left_out": left_out}

@@ -64,7 +64,7 @@ class JsonLinesReader:
         columns = []
         for name, column in zip(records.rows.schema.names, records.rows.columns, strict=True):
             self._types[name] = self._common(name, self._types[name], column.type)
-            columns.append(self._as_type(name, column, self._types[name]))
+            columns.append(self.as_type(name, column, self._types[name]))
             if name in self._config.number_fields:
                 self.seen.votes_of(name).add_marks(column)
         rows = pa.RecordBatch.from_arrays(columns, names=records.rows.schema.names)
@@ -223,7 +223,8 @@ class JsonLinesReader:
         """The type that values of both types fit, see `common_type`; images keep what they are, in lists of texts."""
         return _common_images(one, other) if name == self._config.image_field else common_type(one, other)
 
-    def _as_type(self, name: str, column: pa.Array, data_type: pa.DataType) -> pa.Array:
+    def as_type(self, name: str, column: pa.Array, data_type: pa.DataType) -> pa.Array:
+        """A column of an earlier block in the type that a later one has."""
         if column.type.equals(data_type):
             return column
         if pa.types.is_nested(column.type) or pa.types.is_nested(data_type):

@@ -14,14 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pipelines.catalog.arrow_types import plain
 from pipelines.catalog.config import CatalogConfig, template_parts
 from pipelines.catalog.dead_letters import DeadLetter, Places, Reason, malformed
 from pipelines.catalog.image_values import ImageRef, image_refs, template_refs
-from pipelines.catalog.paths import without
 from pipelines.catalog.reading import RawBatch
 from pipelines.catalog.schemas import decimal_mark
-from pipelines.catalog.values import clean_text, conform, id_column, text_column
+from pipelines.catalog.values import clean_text, conform, id_column, meets_condition, text_column
 
 _SEPARATORS = " .,;:|/-\u2013\u2014"
 
@@ -103,19 +101,12 @@ def to_products(batch: RawBatch, config: CatalogConfig) -> ProductBatch:
 
 
 def _kept(batch: RawBatch, config: CatalogConfig) -> tuple[RawBatch, int]:
-    """The rows for which `catalog.where` is true, and how many others there are."""
-    if config.condition is None:
+    """The rows for which `catalog.where` is true, and how many others there are; rows of groups have met it before."""
+    if config.condition is None or config.group_by is not None:
         return batch, 0
-    missing = pa.array(["", *config.null_values])
-    columns = []
-    for name in config.condition.columns:
-        data_type = batch.schema.field(name).type
-        column = without(plain(_column(batch, name, data_type)), missing)
-        columns.append(conform(column, data_type, config.null_values)[0] if name in config.column_types else column)
-    mask = config.condition.mask(pa.RecordBatch.from_arrays(columns, names=list(config.condition.columns)))
-    kept = mask.to_numpy(zero_copy_only=False)
-    numbers = batch.numbers[kept]
-    return replace(batch, rows=batch.rows.filter(mask), numbers=numbers), len(kept) - len(numbers)
+    mask = meets_condition(batch.rows, config.condition, config.stated_types, config.null_values, batch.schema)
+    numbers = batch.numbers[mask.to_numpy(zero_copy_only=False)]
+    return replace(batch, rows=batch.rows.filter(mask), numbers=numbers), len(mask) - len(numbers)
 
 
 def _images(batch: RawBatch, config: CatalogConfig) -> list[tuple[ImageRef, ...]]:

@@ -13,13 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.catalog import column_files
-from pipelines.catalog.arrow_types import plain, uuid_texts
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.dead_letters import DeadLetter, Place, malformed
-from pipelines.catalog.intake import LINE, PROBLEM
-from pipelines.catalog.paths import Path, at_path
 from pipelines.catalog.plan import CatalogShard, RowRange
-from pipelines.catalog.schemas import invalid_rows
+from pipelines.catalog.schemas import LINE, PROBLEM, at_paths, invalid_rows, plain_columns
 from pipelines.catalog.stores import with_partitions
 
 BATCH_BYTES = 32 << 20
@@ -76,20 +73,22 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
 def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batch_rows: int) -> Iterator[RawBatch]:
     row = part.start
     read, is_text = _ROW_READERS[shard.format], part.file.is_text
-    columns = [*config.fields, LINE, PROBLEM] if is_text else list(config.fields)
+    has_lines = is_text or config.group_by is not None
+    columns = [*config.fields, LINE, PROBLEM] if has_lines else list(config.fields)
     for rows in read(part.path, part.start, part.stop, columns, batch_rows=batch_rows, batch_bytes=BATCH_BYTES):
         numbers = np.arange(row, row + rows.num_rows)
         row += rows.num_rows
-        unit: Literal["row", "line", "record"] = "row"
+        unit: Literal["row", "line", "record"] = part.file.unit if is_text else "row"
         problems: dict[int, str] = {}
-        if is_text:
-            numbers, unit = rows.column(LINE).to_numpy(), part.file.unit
+        if has_lines:
+            numbers = rows.column(LINE).to_numpy()
             if rows.column(PROBLEM).null_count < rows.num_rows:
                 problems = {at: why for at, why in enumerate(rows.column(PROBLEM).to_pylist()) if why is not None}
-            rows = _at_paths(rows.drop_columns([LINE, PROBLEM]), config)
-        else:
-            rows = _plain_columns(_at_paths(rows, config), config)
-            problems = dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
+            rows = rows.drop_columns([LINE, PROBLEM])
+        rows = at_paths(rows, config)
+        if not is_text:
+            rows = plain_columns(rows, config)
+            problems |= dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
         letters = [malformed(Place(part.file.name, unit, int(numbers[at])), why) for at, why in problems.items()]
         rows = with_partitions(rows, part.file.partitions, config.fields)
         if problems:
@@ -100,26 +99,3 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
         )
     if row != part.stop:
         raise EOFError(f"the file ends at row {row}")
-
-
-def _at_paths(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
-    """The fields of the config, those that the file has, each as a column of its own."""
-    columns = dict(zip(rows.schema.names, rows.columns, strict=True))
-    found = {name: at_path(columns, Path(name), config.null_values) for name in config.fields}
-    there = {name: column for name, column in found.items() if column is not None}
-    if not there:
-        return rows.select([])
-    return pa.RecordBatch.from_arrays(list(there.values()), names=list(there))
-
-
-def _plain_columns(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
-    """The rows in types that every function knows; texts that a writer stored as bytes as text, still to be checked."""
-    texts = (*config.id_fields, *config.image_template_fields, *config.texts)
-    columns = []
-    for name, column in zip(rows.schema.names, rows.columns, strict=True):
-        column = column if pa.types.is_dictionary(column.type) else plain(column)
-        if name in config.id_fields and pa.types.is_fixed_size_binary(column.type):
-            column = uuid_texts(column)
-        is_bytes = name in texts and pa.types.is_binary(column.type)
-        columns.append(column.view(pa.string()) if is_bytes else column)
-    return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)

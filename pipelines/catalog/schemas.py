@@ -18,10 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from index_builder.errors import FilterError
-from pipelines.catalog.arrow_types import UUID_BYTES, is_list, is_text, plain_type, uncarried_part
+from pipelines.catalog.arrow_types import UUID_BYTES, is_list, is_text, plain, plain_type, uncarried_part, uuid_texts
 from pipelines.catalog.config import NULL_VALUES, CatalogConfig, CatalogError, arrow_type, nearest
 from pipelines.catalog.numbers import DecimalMark, column_mark, shown_marks
-from pipelines.catalog.paths import NESTED_NAMES, Path, needed_fields, nested_names, type_at
+from pipelines.catalog.paths import NESTED_NAMES, Path, at_path, needed_fields, nested_names, type_at
+
+LINE, PROBLEM = "shelfmark:line", "shelfmark:problem"
+"""Columns of a file that was taken in: the record's line (int64, from 1, see `CatalogFile.unit`; the row, from 0, of a
+Parquet or Arrow file), and what is wrong with it (text), else null."""
 
 IMAGE_KEYS = ("bytes", "path", "uri", "url")
 """Fields of a struct that holds a picture, in the order in which they are asked."""
@@ -276,7 +280,7 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
         votes = TypeVotes()
         for column in columns:
             votes.merge(seen.votes.get(column, TypeVotes()))
-        types[name] = pa.string() if read_as_text else votes.winner()
+        types[name] = grouped_type(name, pa.string() if read_as_text else votes.winner(), config)
     schema = _in_order(types, config)
     for name, data_type in types.items():
         check_role(name, data_type, config, "the catalog")
@@ -285,6 +289,15 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
         if mark is not None:
             schema = schema.set(place, column.with_metadata({_DECIMAL_MARK: mark.encode()}))
     return schema, tuple(seen.names)
+
+
+def grouped_type(name: str, data_type: pa.DataType, config: CatalogConfig) -> pa.DataType:
+    """The type of a column when the rows of a product are one: lists for `group_lists` and for images."""
+    if config.group_by is None or not (name in config.group_lists or name == config.image_field):
+        return data_type
+    if name in config.group_lists or not is_list(plain_type(data_type)):
+        return pa.list_(data_type)
+    return pa.list_(plain_type(data_type).value_type)
 
 
 def decimal_mark(column: pa.Field) -> DecimalMark | None:
@@ -308,6 +321,8 @@ def check_role(name: str, data_type: pa.DataType, config: CatalogConfig, file: s
         wrong = "image_template", "text or whole numbers"
     elif name == config.image_field and not _is_image(item):
         wrong = "image_field", "bytes, text, struct<bytes, path>, or a list of them"
+    elif name == config.group_by and pa.types.is_nested(plain):
+        wrong = "group_by", "text or numbers"
     elif name in config.carried_fields and uncarried_part(plain) is not None:
         key = "display_fields" if name in config.display_fields else "filter_fields"
         wrong = key, f"a type that products.arrow can have, without {uncarried_part(plain)}"
@@ -370,15 +385,50 @@ def _in_order(types: dict[str, pa.DataType], config: CatalogConfig) -> pa.Schema
 
     Raises CatalogError where `catalog.where` compares what cannot be compared.
     """
-    stated = {name: arrow_type(alias) for name, alias in config.column_types.items()}
+    stated = {name: grouped_type(name, arrow_type(alias), config) for name, alias in config.column_types.items()}
     schema = pa.schema([(name, stated.get(name, types[name])) for name in config.fields])
     if config.condition is not None:
-        empty = [pa.nulls(0, plain_type(schema.field(name).type)) for name in config.condition.columns]
+        empty = [pa.nulls(0, _type_of_rows(schema.field(name), config)) for name in config.condition.columns]
         try:
             config.condition.mask(pa.RecordBatch.from_arrays(empty, names=list(config.condition.columns)))
         except FilterError as error:
             raise CatalogError(f"catalog.where: {error}") from error
     return schema
+
+
+def _type_of_rows(column: pa.Field, config: CatalogConfig) -> pa.DataType:
+    """The plain type of a column before its rows are grouped, which is when `catalog.where` looks at them."""
+    is_grouped = config.group_by is not None and column.name in config.group_lists
+    return plain_type(column.type.value_type if is_grouped else column.type)
+
+
+def check_names(config: CatalogConfig) -> None:
+    """Raises CatalogError where a column that is asked for has one of our names."""
+    for name in {LINE, PROBLEM} & set(config.fields):
+        raise CatalogError(f"{config.fields[name]}: {name!r} is a name that only the intake gives; rename the column")
+
+
+def at_paths(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
+    """The fields of the config, those that the file has, each as a column of its own."""
+    columns = dict(zip(rows.schema.names, rows.columns, strict=True))
+    found = {name: at_path(columns, Path(name), config.null_values) for name in config.fields}
+    there = {name: column for name, column in found.items() if column is not None}
+    if not there:
+        return rows.select([])
+    return pa.RecordBatch.from_arrays(list(there.values()), names=list(there))
+
+
+def plain_columns(rows: pa.RecordBatch, config: CatalogConfig) -> pa.RecordBatch:
+    """The rows in types that every function knows; texts that a writer stored as bytes as text, still to be checked."""
+    texts = (*config.id_fields, *config.image_template_fields, *config.texts, config.group_by)
+    columns = []
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        column = column if pa.types.is_dictionary(column.type) else plain(column)
+        if name in config.id_fields and pa.types.is_fixed_size_binary(column.type):
+            column = uuid_texts(column)
+        is_bytes = name in texts and pa.types.is_binary(column.type)
+        columns.append(column.view(pa.string()) if is_bytes else column)
+    return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
 
 
 def invalid_rows(batch: pa.RecordBatch) -> list[int]:

@@ -7,17 +7,19 @@ Each function works on a whole column. Most columns are clean, so each first loo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from index_builder.filters import Condition
 from pipelines.catalog.arrow_types import is_list, is_text, plain
 from pipelines.catalog.config import NULL_VALUES, is_number
 from pipelines.catalog.markup import without_markup
 from pipelines.catalog.numbers import DecimalMark, plain_numbers
+from pipelines.catalog.paths import without
 from pipelines.catalog.text_scan import ByteSet, has_nul, mask_of, rows_like_words, rows_with_loose_spaces
 
 # Unicode's Default_Ignorable_Code_Point (https://www.unicode.org/reports/tr44/#Default_Ignorable_Code_Point) and the
@@ -201,6 +203,14 @@ def conform(
     if is_text(column.type) and not is_text(data_type):
         column = pc.utf8_trim_whitespace(column.cast(pa.string()))
         column = without_words(_with_nulls(column, pc.equal(column, "")), null_values)
+    both = pa.types.is_list(column.type) and pa.types.is_list(data_type)
+    if both and not column.type.value_type.equals(data_type.value_type):
+        # One item that does not fit costs its place in the list, not the list.
+        items, lost = conform(column.flatten(), data_type.value_type, null_values, decimal_mark)
+        offsets = _offsets(column)
+        rows = np.searchsorted(offsets.to_numpy(), list(lost), side="right") - 1
+        lists = pa.ListArray.from_arrays(offsets, items, data_type, mask=column.is_null())
+        return lists, {int(row): why for row, why in zip(rows[::-1], reversed(lost.values()), strict=True)}
     is_spelled = pa.types.is_string(column.type) and is_number(data_type)
     try:
         # Where commas are decimal, a text such as 1.299 is a number to Arrow, but another one.
@@ -210,6 +220,32 @@ def conform(
         pass
     result, lost = _conform_each(column, data_type, decimal_mark if is_spelled else None, is_spelled)
     return map_texts(result, tidy) if pa.types.is_nested(data_type) else result, lost
+
+
+def meets_condition(
+    rows: pa.RecordBatch,
+    condition: Condition,
+    stated: Mapping[str, pa.DataType],
+    null_values: Sequence[str],
+    types: pa.Schema | None = None,
+) -> pa.BooleanArray:
+    """Whether `catalog.where` is true, `[R]` without nulls.
+
+    Args:
+        stated: Types that the config gives to columns.
+        types: Those of other columns that these rows do not have; else they count as texts.
+    """
+    missing = pa.array(["", *null_values], pa.string())
+    columns = []
+    for name in condition.columns:
+        if name in rows.schema.names:
+            column = without(plain(rows.column(name)), missing)
+            column = conform(column, stated[name], null_values)[0] if name in stated else column
+        else:
+            absent = pa.string() if types is None else types.field(name).type
+            column = pa.nulls(len(rows), stated.get(name, absent))
+        columns.append(column)
+    return condition.mask(pa.RecordBatch.from_arrays(columns, names=list(condition.columns)))
 
 
 def _conform_each(

@@ -25,13 +25,18 @@ class EmbeddingsConfig:
     """The `embeddings:` section of `pipelines.build_index`.
 
     Attributes:
-        uri: One file, a folder, a glob, or a list of those. null: the embedding shards of the last run on `work.uri`.
+        uri: One file, a folder, a glob, or a list of those; among them the output folder of clip-retrieval. null: the
+            embedding shards of the last run on `work.uri`.
         format: auto goes by the file names.
-        id_field: Column of the ids, text or whole numbers; null numbers the vectors by row.
+        emb_folder: Which vectors of clip-retrieval's folder, `img_emb` or `text_emb`. null: the former where there are
+            some. Ids and columns are those of its `metadata`, row by row.
+        id_field: Column of the ids, text or whole numbers; null numbers the vectors by row. In clip-retrieval's folders
+            `image_path` stands for a `product_id` that is not there.
         vector_field: Column of the vectors.
-        display_fields: Columns carried to the published products.arrow (Parquet only).
+        display_fields: Columns carried to the published products.arrow (Parquet, and clip-retrieval's metadata).
         normalize: Bring every vector to length 1, so that scores are cosines. false leaves lengths as they are; scores
-            are then inner products.
+            are then inner products. Values are kept as float16: vectors of which that would lose more than one part in
+            256, or that are beyond 65,504, are refused.
         encoder: Folder of the saved encoder that made the vectors; its query side is published with the index. null:
             the version is searched by vector only.
         shard_rows: Vectors of a unit of work and of resume.
@@ -39,6 +44,7 @@ class EmbeddingsConfig:
 
     uri: str | tuple[str, ...] | None = None
     format: Literal["auto", "parquet", "npy"] = "auto"
+    emb_folder: Literal["img_emb", "text_emb"] | None = None
     id_field: str | None = "product_id"
     vector_field: str = "vector"
     display_fields: tuple[str, ...] = ()

@@ -90,7 +90,7 @@ def image_pixels(
     preprocessing: ImagePreprocessing,
     *,
     max_pixels: int = MAX_PIXELS,
-    library: Literal["torch", "pillow"] = "torch",
+    library: Literal["torch", "numpy"] = "torch",
 ) -> np.ndarray:
     """Any image as its tower wants it, by the same rules however it comes.
 
@@ -125,7 +125,7 @@ def image_pixels(
 
 
 def decode_image(
-    data: bytes, preprocessing: ImagePreprocessing, max_pixels: int, *, library: Literal["torch", "pillow"] = "torch"
+    data: bytes, preprocessing: ImagePreprocessing, max_pixels: int, *, library: Literal["torch", "numpy"] = "torch"
 ) -> np.ndarray:
     """Decodes a JPEG, PNG, GIF (first frame), WebP, BMP, TIFF or AVIF.
 

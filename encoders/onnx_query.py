@@ -63,7 +63,7 @@ class OnnxQueryEncoder(BaseQueryEncoder):
         vectors = []
         for start in range(0, len(images), self._batch_size):
             batch = images[start : start + self._batch_size]
-            pixels = [image_pixels(image, preprocessing, library="pillow") for image in batch]
+            pixels = [image_pixels(image, preprocessing, library="numpy") for image in batch]
             vectors.append(self._run("image", np.stack(pixels)))
         return self._run("fuse_photo", np.concatenate(vectors))
 

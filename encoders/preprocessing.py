@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from encoders.errors import EncoderConfigError
+from encoders.numpy_resize import resize_with_numpy
 
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _LONGEST_ASPECT = 8
 
 
@@ -40,7 +39,7 @@ class ImagePreprocessing:
             raise EncoderConfigError(
                 f"preprocessing.mean {self.mean} and std {self.std}: expected 3 numbers each, std > 0"
             )
-        if self.interpolation not in _RESAMPLING:
+        if self.interpolation not in ("bicubic", "bilinear"):
             found = self.interpolation
             raise EncoderConfigError(f"preprocessing.interpolation is {found!r}: expected bicubic or bilinear")
         if self.resize_mode not in ("shortest", "longest", "squash"):
@@ -59,12 +58,12 @@ def resize_pixels(
     preprocessing: ImagePreprocessing,
     *,
     full_size: tuple[int, int] | None = None,
-    library: Literal["torch", "pillow"] = "torch",
+    library: Literal["torch", "numpy"] = "torch",
 ) -> np.ndarray:
     """Resizes and crops one image that is an array.
 
     PyTorch's antialiased resize of uint8 is Pillow's algorithm in vectorised code, several times as fast; results
-    differ by a grey level where the two round differently. Both run on the calling thread alone, without the
+    differ by a grey level where the two round differently. It runs on the calling thread alone and releases the
     interpreter's lock.
 
     Args:
@@ -73,7 +72,7 @@ def resize_pixels(
         full_size: Width and height of the image that `pixels` is a decode of, at a whole fraction of the size. Where
             they do not divide evenly the last row and column stand for less than the others, and a resize that did not
             know would stretch the image by up to half a pixel of the result, which a tower notices.
-        library: `torch`, by which products are made, or `pillow`, for servers without torch.
+        library: What resizes; both give the same pixels. `numpy` is for servers without torch.
 
     Returns:
         uint8 `[3, S, S]`, contiguous.
@@ -91,7 +90,7 @@ def resize_pixels(
     divisor = max(1, round(full_width / width))
     shown = (full_width / divisor, full_height / divisor)  # of the array, as far as the whole image reaches
     if (width, height) != new_size or shown != (width, height):
-        resize = _resize_with_torch if library == "torch" else _resize_with_pillow
+        resize = _resize_with_torch if library == "torch" else resize_with_numpy
         pixels = resize(np.ascontiguousarray(pixels), shown, new_size, preprocessing.interpolation)
     return _centre_crop_or_pad(pixels.transpose(2, 0, 1), preprocessing)
 
@@ -115,13 +114,6 @@ def _resize_with_torch(
     else:
         image = interpolate(image, size=(new_height, new_width), mode=interpolation, antialias=True)
     return image[0].permute(1, 2, 0).numpy()
-
-
-def _resize_with_pillow(
-    pixels: np.ndarray, shown: tuple[float, float], new_size: tuple[int, int], interpolation: str
-) -> np.ndarray:
-    """As `_resize_with_torch`."""
-    return np.asarray(Image.fromarray(pixels).resize(new_size, _RESAMPLING[interpolation], box=(0, 0, *shown)))
 
 
 def _resized_size(width: int, height: int, preprocessing: ImagePreprocessing) -> tuple[int, int]:

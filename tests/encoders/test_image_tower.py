@@ -46,7 +46,7 @@ def clip_with(*, seed: int = 0, vision: dict | None = None, text: dict | None = 
 
 def test_uint8_pixels_are_normalised_as_by_open_clip(clip):
     tower = ImageTower(clip.visual, PREPROCESSING, dim=IMAGE_DIM)
-    pictures = [random_picture(seed) for seed in range(3)]
+    pictures = [random_picture(seed, (PREPROCESSING.size, PREPROCESSING.size)) for seed in range(3)]  # not resized
     theirs = image_transform_v2(
         PreprocessCfg(size=PREPROCESSING.size, mean=PREPROCESSING.mean, std=PREPROCESSING.std), is_train=False
     )

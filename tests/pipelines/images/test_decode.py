@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from encoders.image_decoding import image_pixels
 from encoders.jpeg_decoding import decode_scaled_jpeg
 from encoders.preprocessing import ImagePreprocessing
 from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.images.config import DecodeConfig
 from pipelines.images.decode import decode_image, image_digest
+from tests.encoders.tiny import pillow_pixels
 
 SIZE = 32
 WISHES = ImagePreprocessing(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="shortest")
@@ -56,10 +56,6 @@ def failure(data: bytes, **config: int) -> ImageError:
         decode_image(data, WISHES, DecodeConfig(**config).max_pixels)
     assert caught.value.stage == "decode"
     return caught.value
-
-
-def pillow_pixels(image: Image.Image, wishes: ImagePreprocessing) -> np.ndarray:
-    return image_pixels(image, wishes, library="pillow")
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:

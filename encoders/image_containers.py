@@ -64,12 +64,12 @@ def tidy_png(data: bytes) -> bytes:
     return b"".join([*parts, _chunk(b"IEND", b"")])
 
 
-def completed_png(data: bytes, max_pixels: int) -> bytes | None:
-    """A tidy PNG whose end is missing, with its last row repeated; None where more than `LOSS_ALLOWED` is lost."""
+def completed_png(data: bytes, max_pixels: int) -> list[bytes]:
+    """A tidy PNG whose end is missing, with its last row repeated; none where more than `LOSS_ALLOWED` is lost."""
     width, height, depth, colours, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colours)
     if samples is None or interlaced or width * height > max_pixels:
-        return None
+        return []
     row_bytes = 1 + (width * depth * samples + 7) // 8
     coded, head, place = [], [data[:_SIGNATURE_BYTES]], _SIGNATURE_BYTES
     while place + 8 <= len(data):
@@ -82,12 +82,12 @@ def completed_png(data: bytes, max_pixels: int) -> bytes | None:
     try:
         rows = zlib.decompressobj().decompress(b"".join(coded), height * row_bytes)
     except zlib.error:
-        return None
+        return []
     missing = height * row_bytes - len(rows)
     if missing > LOSS_ALLOWED * height * row_bytes:
-        return None
+        return []
     rows += bytes(missing % row_bytes) + (b"\x02" + bytes(row_bytes - 1)) * (missing // row_bytes)  # 2: as above
-    return b"".join([*head, _chunk(b"IDAT", zlib.compress(rows, 1)), _chunk(b"IEND", b"")])
+    return [b"".join([*head, _chunk(b"IDAT", zlib.compress(rows, 1)), _chunk(b"IEND", b"")])]
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
@@ -101,7 +101,10 @@ def avif_or_description(data: bytes) -> tuple[bytes | None, str]:
     """
     brands = _brands(data)
     if brands & _AVIF_BRANDS:
-        return data, ""
+        # libavif looks for a film wherever that brand stands.
+        film = b"avis" not in brands or any(kind == b"moov" for kind, _, _ in _boxes(data))
+        end = min(int.from_bytes(data[:4], "big"), len(data))
+        return data if film else data[:end].replace(b"avis", b"avif") + data[end:], ""
     head = data[: 1 << 16]
     if brands & _IMAGE_FILE_BRANDS and b"av01" in head and b"hvc1" not in head:
         return data[:8] + b"avif" + data[12:], ""
@@ -118,12 +121,43 @@ def said_end(data: bytes, kind: str) -> int | None:
     return max((end for _, _, end in _boxes(data)), default=0) if kind == "avif" else None
 
 
-def filled_up(data: bytes, kind: str) -> bytes | None:
-    """A WebP or AVIF that lacks at most `LOSS_ALLOWED` of its bytes at the end, with zeros for them; else None."""
+def filled_up(data: bytes, kind: str) -> Iterator[bytes]:
+    """A GIF, WebP or AVIF with other bytes for at most `LOSS_ALLOWED` of it, missing at its end; none where more is.
+
+    Not everything will do as the end of what a decoder reads, so there are several to try.
+    """
+    if kind == "gif":
+        yield from _filled_up_gif(data)
+        return
     end = said_end(data, kind)
-    if end is None or not 0 < end - len(data) <= LOSS_ALLOWED * end:
-        return None
-    return data + bytes(end - len(data))
+    if end is not None and 0 < (missing := end - len(data)) <= LOSS_ALLOWED * end:
+        for filling in (b"\x00", b"\x55", b"\xff", b"\xaa"):
+            yield data + filling * missing
+        yield data + bytes(missing - 1) + b"\x80"
+
+
+def _filled_up_gif(data: bytes) -> Iterator[bytes]:
+    """Zeros are the code of the first colour, one a pixel: of all codes that which reaches least far."""
+    place = 13 + _gif_colours(data[10])
+    while data[place] == 0x21:  # an extension: its label, and blocks
+        place = _gif_blocks(data, place + 2)
+    if data[place] != 0x2C:
+        return
+    end = _gif_blocks(data, place + 11 + _gif_colours(data[place + 9]))
+    missing, room = max(0, end - len(data)), int(LOSS_ALLOWED * len(data))
+    if end >= len(data) and missing <= room:
+        yield data + bytes(missing) + (b"\xff" + bytes(255)) * ((room - missing) // 255) + b"\x00;"
+
+
+def _gif_colours(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _gif_blocks(data: bytes, place: int) -> int:
+    """Behind the last of a row of blocks, each behind its length, which an empty one ends."""
+    while place < len(data) and data[place]:
+        place += 1 + data[place]
+    return place if place >= len(data) else place + 1
 
 
 def has_hole(data: bytes) -> bool:
@@ -147,7 +181,7 @@ def check_hole(data: bytes, kind: str, decode: Callable[[bytes], np.ndarray]) ->
         if not _HOLES.search(part):
             continue
         if kind == "webp":
-            tail = part[-16:].translate(_OTHERS)
+            tail = part[-4:].translate(_OTHERS)
             changed = part[: -len(tail)] + tail
         else:
             changed = _HOLES.sub(lambda run: run[0].translate(_OTHERS), part)
@@ -178,8 +212,8 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         place = end
 
 
-def _media_parts(data: bytes) -> list[tuple[int, int]]:
-    return [(start, min(end, len(data))) for kind, start, end in _boxes(data) if kind == b"mdat"]
+def _media_parts(data: bytes) -> Iterator[tuple[int, int]]:
+    return ((start, min(end, len(data))) for kind, start, end in _boxes(data) if kind == b"mdat")
 
 
 def _webp_parts(data: bytes, place: int = 12, stop: int | None = None) -> Iterator[tuple[int, int]]:

@@ -22,7 +22,8 @@ Nothing here needs torch, but for the faster of the two resizes (`resize_pixels`
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -165,11 +166,11 @@ def _decode_with_pillow(data: bytes, kind: _ImageType, max_pixels: int) -> np.nd
         tidy = tidy_png(data) if kind == "png" else data
         try:
             image = open_checked(tidy)
-        except (OSError, SyntaxError):
+        except (OSError, SyntaxError, RuntimeError):
             mended = completed_png(tidy, max_pixels) if kind == "png" else filled_up(tidy, kind)
-            if mended is None:
+            if (opened := _first_that_opens(mended, open_checked)) is None:
                 raise
-            image = open_checked(mended)
+            image = opened
         else:
             if kind in ("webp", "avif") and has_hole(data):
                 check_hole(data, kind, lambda data: np.asarray(open_checked(data)))
@@ -184,6 +185,13 @@ def _decode_with_pillow(data: bytes, kind: _ImageType, max_pixels: int) -> np.nd
     except Exception as error:  # damaged files make Pillow's plugins raise nearly anything
         reason: Literal["truncated", "unreadable"] = "truncated" if _is_cut_short(data, kind) else "unreadable"
         raise ImageDecodingError(reason, f"{kind}, {len(data)} bytes: {type(error).__name__}: {error}") from error
+
+
+def _first_that_opens(files: Iterable[bytes], open_checked: Callable[[bytes], Image.Image]) -> Image.Image | None:
+    for data in files:
+        with suppress(OSError, SyntaxError, RuntimeError):
+            return open_checked(data)
+    return None
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

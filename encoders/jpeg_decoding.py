@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -32,10 +33,11 @@ LOSS_ALLOWED = 0.02
 
 _ORIENTATION_TAG = 0x0112
 _END = b"\xff\xd9"
-_CLIPPED = b"Premature end of JPEG file"
+_CLIPPED = "Premature end of JPEG file"
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 # What says nothing about the coded picture.
 _HARMLESS = ("Invalid SOS parameters", "unknown JFIF revision", "Adobe color transform", "density")
+_READ_AHEAD = 16  # bytes
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 
 
@@ -61,8 +63,8 @@ def decode_scaled_jpeg(
         ImageDecodingError: `too_large`, `truncated` or `unreadable`.
     """
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):  # KeyError: of a broken header whose kind has no name
         return None
     check_pixels(width, height, max_pixels)
     orientation = _jpeg_orientation(data)
@@ -81,7 +83,10 @@ def decode_scaled_jpeg(
         whole = _survivor(data, str(complaint), colours)
         if whole is None:
             return None
-        pixels = simplejpeg.decode_jpeg(whole, strict=False, **options)
+        try:
+            pixels = simplejpeg.decode_jpeg(whole, strict=False, **options)
+        except ValueError:
+            return None
     if colours == "CMYK":  # stored inverted, as Adobe began it and all follow
         pixels = np.array(Image.fromarray(255 - pixels, "CMYK").convert("RGB"))
     full_size = (width, height) if orientation < 5 else (height, width)  # 5 to 8 are transposed
@@ -146,48 +151,46 @@ def _survivor(data: bytes, complaint: str, colours: str) -> bytes | None:
 
     Raises ImageDecodingError where too much of the picture is lost.
     """
-    place = _first_scan(data)
-    if place is None:
-        return None
-    tidy = _tidy_header(data, place)
     # libjpeg tells its first complaint only; each thing that is put right lets the next one be heard.
+    tidy = _tidy_header(data)
     if tidy != data:
         data, complaint = tidy, _complaint(tidy, colours)
-    if _CLIPPED.decode() in complaint:
-        data = data.rstrip(b"\x00").rstrip(b"\xff") + _END
+    clipped = _CLIPPED in complaint
+    if clipped:
+        data = data.rstrip(b"\xff") + _END  # half of an escape is none
         complaint = _complaint(data, colours)
-        if "premature end" in complaint:
+        if "premature end" in complaint or not _scans(data)[1]:
             lost = _share_lost(data, colours)
-            if lost > LOSS_ALLOWED:
-                detail = f"jpeg, {len(data)} bytes: its end is missing, about {100 * lost:.0f} % of the picture"
-                raise ImageDecodingError("truncated", detail)
-            return data
-    if not complaint or any(words in complaint for words in _HARMLESS):
+            if lost <= LOSS_ALLOWED:
+                return data
+            complaint = f"its end is missing, about {100 * lost:.0f} % of the picture"
+    if not complaint or any(words in complaint for words in _HARMLESS) or _is_padding(data, complaint):
         return data
-    if (found := _EXTRANEOUS.search(complaint)) and found[2] == "d9":
-        end = data.rfind(_END)
-        padding = end - len(data[:end].rstrip(data[end - 1 : end]))
-        if padding <= int(found[1]) + 16:  # all of it behind the picture, but for what libjpeg reads ahead
-            return data
     try:
         simplejpeg.decode_jpeg(data, colorspace=colours, strict=False)
     except ValueError:
         return None
-    raise ImageDecodingError("truncated" if lacks_end(data) else "unreadable", f"jpeg, {len(data)} bytes: {complaint}")
+    reason: Literal["truncated", "unreadable"] = "truncated" if clipped or lacks_end(data) else "unreadable"
+    raise ImageDecodingError(reason, f"jpeg, {len(data)} bytes: {complaint}")
+
+
+def _is_padding(data: bytes, complaint: str) -> bool:
+    """Whether what libjpeg found before the end are equal bytes of which it took none for the picture."""
+    found = _EXTRANEOUS.search(complaint)
+    if found is None or found[2] != "d9" or not _scans(data)[1]:
+        return False
+    end = data.rfind(_END)
+    padding = end - len(data[:end].rstrip(data[end - 1 : end]))
+    return int(found[1]) <= padding <= int(found[1]) + _READ_AHEAD
 
 
 def _complaint(data: bytes, colours: str) -> str:
-    """Libjpeg's first warning or error; "" where it has none."""
+    """What libjpeg first warns of or fails at; "" where it does neither."""
     try:
         simplejpeg.decode_jpeg(data, colorspace=colours)
     except ValueError as error:
         return str(error)
     return ""
-
-
-def _first_scan(data: bytes) -> int | None:
-    """Where the first scan's marker stands."""
-    return next((start for start, marker, _ in _segments(data) if marker == 0xDA), None)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -202,15 +205,14 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         place = start + 2 + max(2, length)
 
 
-def _tidy_header(data: bytes, first_scan: int) -> bytes:
+def _tidy_header(data: bytes) -> bytes:
     """The file without what stands between the segments of its header."""
-    parts, end = [data[:2]], 2
-    for start, _, content in _segments(data):
-        if start >= first_scan:
-            break
-        end = start + 4 + len(content)
-        parts.append(data[start:end])
-    return data if end == first_scan else b"".join([*parts, data[first_scan:]])
+    parts = [data[:2]]
+    for start, marker, content in _segments(data):
+        if marker == 0xDA:
+            return b"".join([*parts, data[start:]])
+        parts.append(data[start : start + 4 + len(content)])
+    return data
 
 
 def _share_lost(data: bytes, colours: str) -> float:
@@ -219,29 +221,35 @@ def _share_lost(data: bytes, colours: str) -> float:
     Two decodes, each with other bytes in place of those missing, are equal as far as the file reaches. A progressive
     file that breaks off in its last scan lacks the last bit of its detail from there on: only where there is detail.
     """
+    progressive, complete = _scans(data)
+    if not complete:
+        return 1.0
     stopped = data[: -len(_END)]
     pixels, other = (
         simplejpeg.decode_jpeg(stopped + tail + _END, colorspace=colours, fastupsample=True, strict=False)
         for tail in (b"", b"\x6d\xb6\xdb" * 40)
     )
-    progressive, complete = _scans(data)
-    rows = np.flatnonzero((pixels != other).any(axis=(1, 2)))
-    if not complete:
-        return 1.0
+    differs = (pixels != other).any(axis=2)
+    rows = np.flatnonzero(differs.any(axis=1))
     if not len(rows):
         return 0.0
-    height, width, _ = pixels.shape
-    subsampling = simplejpeg.decode_jpeg_header(data)[3]
-    block = 8 if subsampling in ("Gray", "444") else 16
+    height, width = differs.shape
+    subsampling = simplejpeg.decode_jpeg_header(data, strict=False)[3]
+    block = 8 if progressive or subsampling in ("Gray", "444") else 16
     top = int(rows[0]) // block * block
-    left = int(np.flatnonzero((pixels[top : top + block] != other[top : top + block]).any(axis=(0, 2)))[0])
-    missing = height * width - top * width - left // block * block * min(block, height - top)
+    left = int(np.flatnonzero(differs[top : top + block].any(axis=0))[0]) // block * block
+    missing = (height - top) * width - min(block, height - top) * left
     if missing <= block * block:  # the last block, cut anywhere
         return 0.0
     if progressive:
-        detail = np.abs(np.diff(pixels.astype(np.int16), axis=1)).sum(axis=(1, 2), dtype=np.float64)
-        return min(missing / (height * width), float(detail[top:].sum() / max(1.0, detail.sum())))
+        detail = _detail(pixels)
+        return float(detail[top + block :].sum() + detail[top : top + block, left:].sum()) / max(1.0, detail.sum())
     return missing / (height * width)
+
+
+def _detail(pixels: np.ndarray) -> np.ndarray:
+    """How much each pixel differs from the one before it, float32 `[H, W - 1]`, row by row to save memory."""
+    return np.stack([np.abs(np.diff(row.astype(np.int16), axis=0)).sum(axis=1, dtype=np.float32) for row in pixels])
 
 
 def _scans(data: bytes) -> tuple[bool, bool]:

@@ -91,7 +91,7 @@ def resize_pixels(
     shown = (full_width / divisor, full_height / divisor)  # of the array, as far as the whole image reaches
     if (width, height) != new_size or shown != (width, height):
         resize = _resize_with_torch if library == "torch" else resize_with_numpy
-        pixels = resize(np.ascontiguousarray(pixels), shown, new_size, preprocessing.interpolation)
+        pixels = resize(np.require(pixels, requirements=["C", "W"]), shown, new_size, preprocessing.interpolation)
     return _centre_crop_or_pad(pixels.transpose(2, 0, 1), preprocessing)
 
 

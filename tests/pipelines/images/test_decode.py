@@ -380,6 +380,17 @@ def test_whatever_comes_is_a_picture_or_a_picture_error(
             decode(bytes(data[: int(len(data) * max(keep, 0.05))]), max_pixels=10**6)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("torch"), KeyError(-1), AssertionError("odd")])
+def test_whatever_a_decoder_raises_is_the_images_own_failure(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("encoders.image_decoding.resize_pixels", broken)
+    found = failure(encoded(photo(), "JPEG"))
+    assert found.reason == Reason.picture_unreadable
+    assert type(error).__name__ in found.detail
+
+
 # Digest, threads, settings, agreement
 
 

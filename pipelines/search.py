@@ -10,9 +10,8 @@ import sys
 from collections.abc import Sequence
 
 import fsspec
-from PIL import Image, UnidentifiedImageError
 
-from encoders import load_query_encoder
+from encoders import ImageDecodingError, load_query_encoder
 from index_builder import IndexReader
 from pipelines.config.command_line import run_command
 from pipelines.config.terminal import table_console
@@ -31,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     if reader.query_encoder_uri is None:
         raise ConfigError(f"--index {arguments.index}: version {reader.manifest.version} has no query encoder")
     encoder = load_query_encoder(reader.query_encoder_uri, device=arguments.device)
-    images = None if arguments.image is None else [_open_image(arguments.image)]
+    images = None if arguments.image is None else [_read_image(arguments.image)]
     if images is not None and not encoder.accepts_images:
         raise ConfigError(
             f"--image {arguments.image}: the {encoder.model} encoder of {reader.manifest.version} reads only text"
@@ -41,7 +40,10 @@ def main(argv: Sequence[str]) -> int:
             f"{arguments.text!r}: the {encoder.model} encoder of {reader.manifest.version} reads only pictures: "
             "expected --image"
         )
-    vectors = encoder.encode(texts=None if arguments.text is None else [arguments.text], images=images)
+    try:
+        vectors = encoder.encode(texts=None if arguments.text is None else [arguments.text], images=images)
+    except ImageDecodingError as error:
+        raise ConfigError(f"--image {arguments.image}: expected a picture (JPEG, PNG, WebP ...): {error}") from error
     result = reader.search(vectors, arguments.k)
     print_result(reader, result, title=_title(arguments), console=table_console(width=110))
     return 0
@@ -53,16 +55,14 @@ def _title(arguments: argparse.Namespace) -> str:
     return " + ".join(asked)
 
 
-def _open_image(uri: str) -> Image.Image:
+def _read_image(uri: str) -> bytes:
     try:
         with fsspec.open(uri, "rb") as file:
-            image = Image.open(file)
-            image.load()
+            return file.read()
     except FileNotFoundError as error:
         raise ConfigError(f"--image {uri}: no such file") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise ConfigError(f"--image {uri}: expected a picture (JPEG, PNG, WebP ...), found none: {error}") from error
-    return image
+    except (OSError, ValueError) as error:  # ValueError: no file system of that scheme
+        raise ConfigError(f"--image {uri}: cannot be read: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

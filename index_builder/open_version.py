@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,7 +28,7 @@ from index_builder.errors import FilterError, IndexBuilderError, VerificationErr
 from index_builder.faiss_files import read_index
 from index_builder.manifest import FileEntry, Manifest
 from index_builder.publish import PRODUCTS_FILE, is_searched, manifest_uri, read_current, read_manifest, version_uri
-from index_builder.shard_search import RefineCodes, ShardSearch
+from index_builder.shard_search import RefineCodes, RowSelection, ShardSearch
 
 CACHED_VERSIONS = 2
 """Versions of a remote index kept in the cache: the one in use, and the one before for servers that still open it."""
@@ -201,13 +200,6 @@ def _taken_by_chunk(chunks: Sequence[pa.Array], starts: np.ndarray, rows: np.nda
     return pa.concat_arrays(taken).take(pa.array(back))
 
 
-class RowSelection(NamedTuple):
-    """The products that a filter lets pass, and how many they are."""
-
-    selector: faiss.IDSelector
-    rows: int
-
-
 class RowFilters:
     """The filters of one version: an expression over the columns of the products, or a mask, as a FAISS id selector.
 
@@ -231,7 +223,7 @@ class RowFilters:
         mask = np.asarray(filter)
         if mask.dtype != np.bool_ or mask.shape != (rows,):
             raise FilterError(f"filter: expected bool [{rows}], found {mask.dtype} {list(mask.shape)}")
-        return _selection(mask)
+        return RowSelection.of(mask)
 
 
 def _evaluated(products: pa.Table, key: _ExpressionKey) -> RowSelection:
@@ -244,13 +236,7 @@ def _evaluated(products: pa.Table, key: _ExpressionKey) -> RowSelection:
         raise FilterError(f"filter {filter} does not fit the products ({columns}): {error}") from error
     if kept.type != pa.bool_():
         raise FilterError(f"filter {filter}: expected a condition, found an expression of type {kept.type}")
-    return _selection(pc.fill_null(kept, False).to_numpy())
-
-
-def _selection(mask: np.ndarray) -> RowSelection:
-    # Bit i of the map is row i. The selector holds on to the array that it is made of.
-    selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-    return RowSelection(selector=selector, rows=int(mask.sum()))
+    return RowSelection.of(pc.fill_null(kept, False).to_numpy())
 
 
 class _ExpressionKey:

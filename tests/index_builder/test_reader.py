@@ -143,8 +143,29 @@ def test_vectors_of_another_shape(index: str, shape: tuple[int, ...]) -> None:
     reader = IndexReader.open(index)
     with pytest.raises(IndexBuilderError, match=rf"shape \[B, {DIM}\]"):
         reader.search(np.zeros(shape, np.float32), 3)
-    with pytest.raises(IndexBuilderError, match="k of at least 1"):
+    with pytest.raises(IndexBuilderError, match="k: expected a whole number of at least 1"):
         reader.search(VECTORS, 0)
+
+
+def test_numbers_that_make_sense_are_numpys_too(index: str) -> None:
+    reader = IndexReader.open(index)
+    for k, nprobe, factor in ((np.int64(3), np.int32(2), np.uint8(0)), (3, 10**9, 10**9)):
+        assert len(reader.search(VECTORS[0], k, nprobe=nprobe, refine_factor=factor).product_ids[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("k", 0), ("k", 2.5), ("k", "3"), ("k", True), ("k", None), ("nprobe", -1), ("nprobe", 0), ("refine_factor", -1)],
+)
+def test_numbers_that_make_no_sense(index: str, name: str, value: object) -> None:
+    with pytest.raises(IndexBuilderError, match=f"{name}: expected a whole number"):
+        IndexReader.open(index).search(VECTORS[0], **{"k": 3, name: value})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_vectors_that_are_not_finite(index: str, bad: float) -> None:
+    with pytest.raises(IndexBuilderError, match="expected finite query vectors"):
+        IndexReader.open(index).search(np.full(DIM, bad, np.float32), 3)
 
 
 def test_no_queries(index: str) -> None:

@@ -127,7 +127,7 @@ setup(
         "": ["*.md"],
         "encoders": ["pretrained/**/*"],
         "pipelines": ["**/*.html", "**/*.css", "**/*.js", "**/*.svg"],
-        "run_configs": ["*.yaml", "papers/*"],
+        "run_configs": ["*.yaml", "catalogs/*", "papers/*"],
     },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

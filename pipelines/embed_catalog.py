@@ -1,7 +1,8 @@
 """Runs the indexing job: `python -m pipelines.embed_catalog [--config FILE] [overrides] [Beam options]`.
 
-With no arguments it indexes the embedded demo catalog. Exit codes: 0 a version is published (or nothing changed), 1 the
-run failed or a gate held the version back, 2 the config or what it names is not usable; nothing was done.
+With no arguments it indexes the embedded demo catalog; with `--catalog.uri X` alone it recognises what X is.
+Exit codes: 0 a version is published (or nothing changed), 1 the run failed or a gate held the version back, 2 the
+config or what it names is not usable; nothing was done.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     from pipelines.indexing.forecast import forecast_run, print_forecast
     from pipelines.indexing.job import run_and_report
 
-    source = CatalogSource(command.config, full=command.flags.full)
+    source = CatalogSource(command.config, full=command.flags.full, named=command.given)
     if command.flags.plan:
         print_forecast(forecast_run(source))
         return 0

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from pipelines.catalog.config import CatalogError
+from pipelines.catalog.config import NULL_VALUES, CatalogError
+from pipelines.catalog.paths import Path
 from pipelines.catalog.schemas import Records, SeenColumns, unknown_field
 
 THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
@@ -28,11 +29,13 @@ class CsvReader:
 
     Args:
         fields: The columns to read.
-        id_field: The one among them that the file must have.
+        id_fields: Those among them that the file must have, or one of their alternatives.
         voted: Those whose type goes by their values.
         name: The file, for messages; `.tsv` in it means tabs.
         delimiter: None: by the name.
         newlines_in_values: Whether quoted values may hold line breaks.
+        null_values: Values that have no vote.
+        number_fields: Those of `voted` that are numbers, however spelled.
         max_record_bytes: A record whose quote does not close within so many bytes is none.
     """
 
@@ -40,17 +43,20 @@ class CsvReader:
         self,
         *,
         fields: Collection[str],
-        id_field: str,
+        id_fields: Collection[str],
         voted: Collection[str],
         name: str,
         delimiter: str | None,
         newlines_in_values: bool,
         max_record_bytes: int,
+        null_values: Sequence[str] = NULL_VALUES,
+        number_fields: Collection[str] = (),
     ) -> None:
         self.seen = SeenColumns()
-        self._fields, self._id_field, self._voted, self._name = fields, id_field, voted, name
+        self._fields, self._id_fields, self._voted, self._name = fields, id_fields, voted, name
         self._delimiter = delimiter or ("\t" if ".tsv" in name.lower().rsplit("/", 1)[-1] else ",")
         self._spans_lines = newlines_in_values
+        self._null_values, self._number_fields = null_values, number_fields
         self._header: list[str] = []
         self._wanted: list[str] = []
         self._max_record_bytes = max_record_bytes
@@ -80,7 +86,9 @@ class CsvReader:
             self.seen.first_problem = records.bad[0][1]
         for name in self._voted:
             if name in self._wanted:
-                self.seen.votes_of(name).add_texts(records.rows.column(name))
+                self.seen.votes_of(name).add_texts(records.rows.column(name), self._null_values)
+            if name in self._wanted and name in self._number_fields:
+                self.seen.votes_of(name).add_marks(records.rows.column(name))
         return records, used + skipped
 
     def _read_header(self, data: bytes, is_last: bool) -> int:
@@ -108,8 +116,9 @@ class CsvReader:
             count = self._header.count(name)
             if count > 1:
                 raise CatalogError(f"{self._name}: expected one column {name!r}, found {count}; rename one")
-        if self._id_field not in self._header:
-            raise unknown_field("catalog.id_field", self._id_field, self._header, self._name)
+        for name in self._id_fields:
+            if not set(Path(name).columns) & set(self._header):
+                raise unknown_field("catalog.id_field", name, self._header, self._name)
         return end
 
     def _parse_plain(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int] | None:

@@ -1,17 +1,23 @@
 """The intake turns a catalog file that is no Parquet or Arrow file into one, once for each version of it.
 
 So everything behind reads one unit, the row. Of a text file each record becomes a row of Parquet, the bad ones too: a
-row names the line on which its record began, and what is wrong with it. Memory holds one block. A file inside gzip and
-the like, and an Arrow stream, gets a plain copy.
+row names the line on which its record began, and what is wrong with it. Memory holds one block. JSON documents, XML,
+sheets and queries give their products one by one, as objects, and go the way of JSON Lines. A file inside gzip and the
+like, and an Arrow stream, gets a plain copy.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -23,21 +29,28 @@ from index_builder import storage
 from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.csv_records import CsvReader
+from pipelines.catalog.databases import iter_query
+from pipelines.catalog.documents import is_document, iter_documents
+from pipelines.catalog.feeds import Feed
 from pipelines.catalog.json_lines import JsonLinesReader
+from pipelines.catalog.paths import flat_columns
 from pipelines.catalog.prefetch import prefetch
-from pipelines.catalog.schemas import Records, SeenColumns
+from pipelines.catalog.schemas import Records, SeenColumns, TypeVotes
+from pipelines.catalog.sheets import iter_sheet
 from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
 
 LINE, PROBLEM = "shelfmark:line", "shelfmark:problem"
-"""Columns of a taken-in text file: the record's line (int64, from 1), and what is wrong with it (text), else null."""
+"""Columns of a taken-in text file: the record's line (int64, from 1; see `CatalogFile.unit`), and what is wrong with it
+(text), else null."""
 
 MAX_RECORD_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
+XML_CHUNK_BYTES = 1 << 20  # its tree takes ten times as much
 ROWS_PER_FILE = 1_000_000
 ROWS_PER_GROUP = 4096
 HEAD_BYTES = 128 << 10
 
-_RULES = 2  # goes up when the same text gives other rows
+_RULES = 3  # goes up when the same text gives other rows
 _THREADS = 4
 
 _logger = logging.getLogger(__name__)
@@ -48,6 +61,8 @@ class TakenIn:
     """A catalog file in a form that can be read from any row.
 
     Attributes:
+        file: As it was listed; but a JSON file says whether it is `jsonl` or `json`, and a query has the size and the
+            version of its rows.
         format: `parquet` or `arrow`: that of `uris`.
         uris: The files that hold its rows, one after the other: itself where it was in this form already. Of a text
             file a new one begins where a column's type gets wider.
@@ -73,24 +88,67 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         CatalogError: the file does not decompress, is no Arrow stream, no UTF-8, or has no usable header.
         StorageError: `folder` cannot be written.
     """
+    if file.format == "sql":
+        return _take_in_query(file, config, folder)
     inputs = _inputs(file, config)
     if inputs is None:
         return TakenIn(file=file, format=file.format, uris=(file.uri,))
 
     def make(path: str) -> dict[str, Any]:
         _logger.info("catalog: taking in %s", file.uri)
-        os.makedirs(path)
         if not file.is_text:
+            os.makedirs(path)
             _write_copy(file, f"{path}/rows.{file.format}")
             return {}
-        reader = text_reader(file, config)
-        _write_rows(prefetch(_iter_rows(file, reader), depth=0, name="intake"), path)
-        return reader.seen.to_dict()
+        found = replace(file, format=text_format(file, config))
+        while True:
+            os.makedirs(path)
+            reader = text_reader(found, config)
+            objects = objects_of(found, config)
+            rows = _iter_rows(found, reader) if objects is None else _iter_object_rows(objects, reader, found, config)
+            _write_rows(prefetch(rows, depth=0, name="intake"), path)
+            if not (isinstance(objects, Feed) and objects.has_new_shapes):
+                return reader.seen.to_dict() | {"format": found.format}
+            shutil.rmtree(path)
 
     made = storage.artifact(_target(folder, inputs), inputs, make)
     if file.is_text:
+        file = replace(file, format=made.facts["format"])
         return TakenIn(file=file, format="parquet", uris=made.files, seen=SeenColumns.from_dict(made.facts))
     return TakenIn(file=file, format=file.format, uris=made.files)
+
+
+def _take_in_query(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
+    """Asks the database once, and keeps the rows under a name by what they are: the same rows are found again."""
+    shown = hashlib.sha256()
+    size = 0
+
+    def noted() -> Iterator[bytes]:
+        nonlocal size
+        for line in _ask(config):
+            shown.update(line + b"\n")
+            size += len(line)
+            yield line
+
+    _logger.info("catalog: asking %s", file.uri)
+    is_local = storage.is_local(folder)
+    if is_local:
+        os.makedirs(storage.local_path(folder), exist_ok=True)
+    place = storage.local_path(folder) if is_local else None
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=place) as space:
+        path = f"{space}/rows"
+        os.makedirs(path)
+        reader = text_reader(file, config)
+        _write_rows(prefetch(_iter_object_rows(noted(), reader, file, config), depth=0, name="intake"), path)
+        file = replace(file, size=size, version=f"sha256={shown.hexdigest()[:32]}")
+
+        def make(target: str) -> dict[str, Any]:
+            shutil.move(path, target)
+            return reader.seen.to_dict()
+
+        inputs = _inputs(file, config)
+        made = storage.artifact(_target(folder, inputs or []), inputs, make)
+    return TakenIn(file=file, format="parquet", uris=made.files, seen=SeenColumns.from_dict(made.facts))
 
 
 def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[CatalogFile]:
@@ -111,8 +169,10 @@ def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
         return None
     inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
     if file.is_text:
-        inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
+        inputs += [file.name, list(config.fields), config.id_fields, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
+        inputs += [config.null_values, config.number_fields]
+        inputs += [config.format, config.records, config.sheet, config.query]
     return inputs
 
 
@@ -123,6 +183,11 @@ def _target(folder: str, inputs: list[Any]) -> str:
 def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
     """What the first records of a text file show, as many as `HEAD_BYTES` hold, one at least; raises as `take_in`."""
     size = HEAD_BYTES
+    file = replace(file, format=text_format(file, config))
+    if (objects := objects_of(file, config)) is not None:
+        reader = text_reader(file, config)
+        next(_iter_object_rows(objects, reader, file, config, block_bytes=size), None)
+        return reader.seen
     while True:
         head = read_head(file.uri, file.compression, size)
         reader = text_reader(file, config)
@@ -138,16 +203,18 @@ def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLin
     """What turns blocks of this file into rows; CatalogError where a column that is asked for has one of our names."""
     for name in {LINE, PROBLEM} & set(config.fields):
         raise CatalogError(f"{config.fields[name]}: {name!r} is a name that only the intake gives; rename the column")
-    if file.format == "jsonl":
+    if file.format != "csv":
         return JsonLinesReader(config)
     return CsvReader(
-        fields=config.fields,
-        id_field=config.id_field,
-        voted=config.carried_fields,
+        fields=flat_columns(config.fields),
+        id_fields=config.id_fields,
+        voted=flat_columns(config.carried_fields),
         name=file.name,
         delimiter=config.csv_delimiter,
         newlines_in_values=config.csv_newlines_in_values,
         max_record_bytes=MAX_RECORD_BYTES,
+        null_values=config.null_values,
+        number_fields=config.number_fields,
     )
 
 
@@ -178,6 +245,109 @@ def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterat
             whole, held = whole[used:], held[used:]
 
 
+def text_format(file: CatalogFile, config: CatalogConfig) -> str:
+    """The file's format, where only its first bytes tell it: whether JSON is `jsonl` or `json`."""
+    if file.format != "jsonl" or config.format != "auto":
+        return file.format
+    size = HEAD_BYTES
+    while config.records is None:
+        head = read_head(file.uri, file.compression, size)
+        is_whole = len(head) < size or size > MAX_RECORD_BYTES
+        found = is_document(head, is_whole, encoding=config.encoding, id_names=_id_names(config))
+        if found is not None:
+            return "json" if found else "jsonl"
+        size *= 4
+    return "json"
+
+
+def objects_of(file: CatalogFile, config: CatalogConfig) -> Iterable[bytes | str] | None:
+    """The products of a file as lines of JSON, or why one is none; None where the file is text that is read by lines.
+
+    An empty line is none, but counts. Raises as `take_in`, at once or when iterated.
+    """
+    chunks = partial(iter_bytes, file.uri, file.compression, BLOCK_BYTES)
+    if file.format == "sql":
+        return _ask(config)
+    if file.format == "xlsx":
+        data, skip_lines = b"".join(chunks()), config.csv_skip_lines
+        return iter_sheet(data, file.name, sheet=config.sheet, skip_lines=skip_lines, wanted=config.fields)
+    if file.format == "xml":
+        chunks = partial(iter_bytes, file.uri, file.compression, min(BLOCK_BYTES, XML_CHUNK_BYTES))
+        return Feed(
+            chunks, file.name, encoding=config.encoding, records=config.records, max_record_bytes=MAX_RECORD_BYTES
+        )
+    if file.format == "json":
+        return iter_documents(
+            chunks(),
+            chunks(),
+            file.name,
+            encoding=config.encoding,
+            records=config.records,
+            id_names=_id_names(config),
+            max_record_bytes=MAX_RECORD_BYTES,
+        )
+    return None
+
+
+def _ask(config: CatalogConfig) -> Iterator[bytes]:
+    return iter_query(config.uris[0], config.query or "", wanted=config.fields, image_field=config.image_field)
+
+
+def _id_names(config: CatalogConfig) -> list[str]:
+    """The names that a product has where its id is, by the first step of each path."""
+    paths = (config.id_field,) if isinstance(config.id_field, str) else config.id_field
+    return [re.split(r"[.\[]", path)[0] for each in paths for path in each.split("|")]
+
+
+def _iter_object_rows(
+    objects: Iterable[bytes | str],
+    reader: CsvReader | JsonLinesReader,
+    file: CatalogFile,
+    config: CatalogConfig,
+    block_bytes: int | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The products of a file, as rows with `LINE` and `PROBLEM`."""
+    block_bytes = block_bytes or BLOCK_BYTES
+    votes = {name: TypeVotes() for name in config.carried_fields} if file.format == "xml" else {}
+
+    def rows_of(lines: list[bytes], first: int, bad: list[tuple[int, str]]) -> pa.RecordBatch:
+        records, _ = reader.parse(b"\n".join(lines), first, False)
+        # What XML gives is text, and may be numbers.
+        for name in votes.keys() & records.rows.schema.names:
+            column = records.rows.column(name)
+            if pa.types.is_string(column.type):
+                votes[name].add_texts(column)
+                reader.seen.votes[name] = votes[name]
+        found = [
+            (line, why.replace(" a line", "").replace("of the line", "of the record")) for line, why in records.bad
+        ]
+        bad = sorted(bad + found)
+        if bad:
+            reader.seen.first_problem = reader.seen.first_problem or bad[0][1]
+        return _as_rows(Records(records.rows, records.lines, bad))
+
+    lines: list[bytes] = []
+    bad: list[tuple[int, str]] = []
+    first, size = 1, 0
+    try:
+        for number, each in enumerate(objects, 1):
+            if isinstance(each, str):
+                bad.append((number, each))
+                each = b""
+            lines.append(each)
+            size += len(each) + 1
+            if size >= block_bytes:
+                yield rows_of(lines, first, bad)
+                lines, bad, first, size = [], [], number + 1, 0
+    except UnicodeDecodeError as error:
+        raise CatalogError(
+            f"{file.name}: expected text in {error.encoding}, found the byte 0x{error.object[error.start]:02x}; "
+            "set catalog.encoding"
+        ) from error
+    if lines:
+        yield rows_of(lines, first, bad)
+
+
 def _start_of_text(head: bytes, file: CatalogFile) -> bytes:
     """The first bytes of a text file without the byte order mark, if it can be UTF-8 and is no JSON array."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -187,8 +357,7 @@ def _start_of_text(head: bytes, file: CatalogFile) -> bytes:
     head = head.removeprefix(b"\xef\xbb\xbf")
     if file.format == "jsonl" and head.lstrip().startswith(b"["):
         raise CatalogError(
-            f"{file.name}: expected one JSON object a line, found a JSON array; "
-            "convert it, for example with jq -c '.[]'"
+            f"{file.name}: expected one JSON object a line, found a JSON array; set catalog.format to json, or to auto"
         )
     return head
 

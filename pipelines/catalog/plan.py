@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipelines.catalog import column_files, stores
 from pipelines.catalog.column_files import ColumnFile
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.intake import TakenIn, look_at_head, take_in_all
+from pipelines.catalog.intake import TakenIn, look_at_head, take_in_all, text_format
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.schemas import CatalogSchema, SeenColumns, merged_schema, schema_text, voted_schema
 from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, append_missing, partition_schema, read_head
@@ -118,7 +118,8 @@ def catalog_schema(config: CatalogConfig) -> CatalogSchema:
         # A Parquet file inside a compressed one says nothing before it is unpacked; the plan will do that.
         schema, names = _stated_schema(listing.files, stated, config) if stated else (pa.schema([]), ())
     size = sum(file.size for file in listing.files)
-    return CatalogSchema(format=chosen[0].format, schema=schema, columns=names, files=count, bytes=size)
+    format = text_format(chosen[0], config)
+    return CatalogSchema(format=format, schema=schema, columns=names, files=count, bytes=size)
 
 
 def plan_catalog(config: CatalogConfig, *, spool_uri: str) -> CatalogPlan:
@@ -156,7 +157,7 @@ def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPla
         for part in _row_ranges(taken.file, number, uri, footer, config)
     ]
     if not ranges:
-        raise CatalogError(f"catalog.uri: expected products at {', '.join(config.uris)}, found files without rows")
+        raise CatalogError(f"catalog.uri: expected products at {config.shown_uri}, found files without rows")
     # What else decides which products come out of the same bytes.
     others = ("uri", "format", "shard_rows", "shard_bytes")
     shaping = sorted((name, value) for name, value in asdict(config).items() if name not in others)
@@ -206,8 +207,7 @@ def _schema_of(file: CatalogFile) -> pa.Schema | None:
     if file.format == "parquet":
         return None
     try:
-        with stores.open_input(file.uri) as source:
-            plain = pa.CompressedInputStream(source, file.compression) if file.compression is not None else source
+        with stores.open_plain(file.uri, file.compression) as plain:
             if not is_stream:
                 plain.read(8)  # an Arrow file is a stream behind eight bytes of magic
             return pa.ipc.open_stream(plain).schema

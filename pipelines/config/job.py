@@ -15,9 +15,9 @@ import yaml
 
 from encoders.config import EncoderConfig
 from index_builder.spec import IndexConfig
-from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.config import CatalogConfig, without_login
 from pipelines.config.validation import list_keys
-from pipelines.images.config import DecodeConfig, FetchConfig, hide_login
+from pipelines.images.config import DecodeConfig, FetchConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,10 +134,44 @@ class IndexJobConfig:
 
 def to_yaml(config: Any) -> str:
     """A config object in full as YAML, defaults included; read again it gives an equal object, but for logins."""
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def to_short_yaml(config: Any) -> str:
+    """The same with those keys only that are not at their defaults: a file for people to keep and to change."""
+    return yaml.dump(
+        _changed(_plain(config), config), Dumper=_ListsInLine, sort_keys=False, allow_unicode=True, width=120
+    )
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """As nested mappings, without logins."""
     data = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
     for key in list_keys(type(config)):
         if key.secret:
             *sections, leaf = key.name.split(".")
             inner = functools.reduce(lambda values, section: values[section] or {}, sections, data)
-            inner |= {leaf: hide_login(inner[leaf])} if inner.get(leaf) else {}
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+            value = inner.get(leaf)
+            shown = list(map(without_login, value)) if isinstance(value, list) else without_login(value or "")
+            inner |= {leaf: shown} if value else {}
+    return data
+
+
+def _changed(data: dict[str, Any], config: Any) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        if value != default:
+            inner = data[each.name]
+            changed[each.name] = _changed(inner, value) if dataclasses.is_dataclass(value) else inner
+    return changed
+
+
+class _ListsInLine(yaml.SafeDumper):
+    """Writes `[title, brand]`, not a line for each."""
+
+
+_ListsInLine.add_representer(
+    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from encoders import QueryEncoder
 from pipelines.catalog.dead_letters import ImageError
-from pipelines.catalog.products import ImageRef
+from pipelines.catalog.image_values import ImageRef
 from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import EvaluateJob, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries

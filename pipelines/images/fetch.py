@@ -24,7 +24,7 @@ from fsspec.core import url_to_fs
 
 from pipelines.catalog.config import CatalogError
 from pipelines.catalog.dead_letters import ImageError, Reason
-from pipelines.catalog.products import ImageRef
+from pipelines.catalog.image_values import ImageRef
 from pipelines.catalog.stores import describe
 from pipelines.images.addresses import AddressRules, Resolver, resolve
 from pipelines.images.config import FetchConfig

@@ -24,7 +24,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from encoders.preprocessing import ImagePreprocessing
-from pipelines.catalog.products import ImageRef
+from pipelines.catalog.image_values import ImageRef
 from pipelines.images.config import DecodeConfig
 from pipelines.images.decode import decode_image
 from pipelines.images.fetch import ImageFetcher

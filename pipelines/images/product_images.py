@@ -14,8 +14,8 @@ import xxhash
 
 from index_builder.embedding_shards import FINGERPRINT_BYTES
 from pipelines.catalog.dead_letters import ImageError
+from pipelines.catalog.image_values import ImageRef
 from pipelines.catalog.previous_version import KnownImage, KnownImages
-from pipelines.catalog.products import ImageRef
 from pipelines.images.config import DECODING_RULES
 from pipelines.images.decode import image_digest
 from pipelines.images.pool import ImagePool

@@ -124,7 +124,7 @@ class ProductPreparer:
     ) -> ProductPreparer:
         """Starts the threads and maps the lookups; `close` ends them."""
         pool = None
-        if inputs.uses_images and catalog.image_field is not None and inputs.preprocessing is not None:
+        if inputs.uses_images and catalog.has_images and inputs.preprocessing is not None:
             pool = ImagePool(ImageFetcher(fetch, catalog.image_root), inputs.preprocessing, decode)
         return cls(
             catalog=catalog,
@@ -290,7 +290,8 @@ class _ShardWork:
             rows, modalities = pa.array(accepted), _modalities(batch, accepted)
             shard.write(products.product_ids.take(rows), vectors, batch.fingerprints[accepted], modalities)
             write_columns(products.columns.take(rows))
-        counts["rows_in"] += len(batch.images) + len(products.dead_letters)
+        counts["rows_in"] += len(batch.images) + len(products.dead_letters) + products.left_out
+        counts["left_out"] += products.left_out
         counts["products"] += len(accepted)
         counts["carried_over"] += int((batch.lookup_rows[accepted] >= 0).sum())
         counts["images_unchanged"] += batch.images_unchanged

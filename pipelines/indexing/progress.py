@@ -66,6 +66,7 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
         why = f"{totals.images_unchanged:,} pictures not read again: they have not changed"
     lines = [
         ("products in", f"{totals.rows_in:,}"),
+        *([("left out by catalog.where", f"{totals.left_out:,}")] if totals.left_out else []),
         ("embedded", f"{totals.embedded:,}"),
         ("carried over", f"{totals.carried_over:,}" + (f" ({why})" if why else "")),
         ("rejected", f"{totals.rejected:,}"),

@@ -222,7 +222,7 @@ def failed_gates(gates: GatesConfig, totals: Totals, recall: float, previous: Ma
         failed.append(f"gates.min_recall: recall is {recall:.4f}, at least {gates.min_recall} is asked for")
     if totals.rejected_share > gates.max_rejected_share:
         failed.append(
-            f"gates.max_rejected_share: {totals.rejected:,} of {totals.rows_in:,} rows "
+            f"gates.max_rejected_share: {totals.rejected:,} of {totals.rows_in - totals.left_out:,} rows "
             f"({totals.rejected_share:.1%}) were rejected, at most {gates.max_rejected_share:.1%} are allowed"
         )
     if gates.max_degraded_share is not None and totals.degraded_share > gates.max_degraded_share:

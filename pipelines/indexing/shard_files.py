@@ -32,6 +32,7 @@ class ShardSummary:
     Attributes:
         position: In the plan.
         rows_in: Rows read from the catalog.
+        left_out: Those of them for which `catalog.where` is not true.
         products: Rows of the embedding shard; `embedded` and `carried_over` say how they got their vectors.
         degraded: Products whose image could not be used.
         without_image: Products that have no image (and never named one, or lost it).
@@ -47,6 +48,7 @@ class ShardSummary:
     position: int
     key: str
     rows_in: int = 0
+    left_out: int = 0
     products: int = 0
     embedded: int = 0
     carried_over: int = 0
@@ -183,6 +185,7 @@ class Totals:
     """
 
     rows_in: int
+    left_out: int = 0
     products: int
     embedded: int
     carried_over: int
@@ -195,8 +198,9 @@ class Totals:
 
     @property
     def rejected_share(self) -> float:
-        """Rejected rows over all rows, 0 for an empty catalog."""
-        return self.rejected / self.rows_in if self.rows_in else 0.0
+        """Rejected rows over all rows that `catalog.where` lets in, 0 where there are none."""
+        rows = self.rows_in - self.left_out
+        return self.rejected / rows if rows else 0.0
 
     @property
     def degraded_share(self) -> float:
@@ -212,7 +216,7 @@ def total(summaries: Sequence[ShardSummary], products: int, duplicates: int, ear
     """
     own = [summary for summary in summaries if summary.key not in earlier]
     embedded = sum(summary.embedded for summary in own)
-    names = ("rows_in", "products", "degraded", "rejected", "texts_cut")
+    names = ("rows_in", "left_out", "products", "degraded", "rejected", "texts_cut")
     sums = {name: sum(getattr(summary, name) for summary in summaries) for name in names}
     sums["rejected"] += duplicates
     carried_over = sums.pop("products") - embedded

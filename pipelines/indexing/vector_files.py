@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogError
-from pipelines.catalog.products import id_column
+from pipelines.catalog.values import id_column
 from pipelines.config.job import EmbeddingsConfig
 
 BATCH_ROWS = 4096
@@ -135,7 +135,7 @@ def _batch(
     if ids is None:
         ids = pa.array(np.arange(first_row, first_row + rows)).cast(pa.string())
     else:
-        ids, wrong_ids = id_column(ids)
+        ids, wrong_ids = id_column(ids, null_values=())
     if columns is None:  # a batch without columns can say how many rows it has only if it is made of a struct
         columns = pa.RecordBatch.from_struct_array(pa.Array.from_buffers(pa.struct([]), rows, [None]))
     return VectorBatch(ids=ids, vectors=vectors, columns=columns, problems=problems, wrong_ids=wrong_ids)

@@ -1,4 +1,4 @@
-"""Pictures a second through image towers on a GPU: from its memory, from the host's, and from JPEG as a night reads them.
+"""Pictures a second through image towers on a GPU: from its memory, from the host's, and from JPEG as a night reads.
 
     python -m tests.benchmarks.gpu_towers [--towers NAME ...] [--precisions P ...] [--batch-size B] [--seconds S]
                                           [--side PIXELS] [--decode-threads N] [--device D] [--compile]
@@ -17,6 +17,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import cycle, islice
 
 import numpy as np
@@ -130,8 +131,8 @@ def main() -> None:
             compared = np.ascontiguousarray(compared[:, :, : preprocessing.size, : preprocessing.size])
 
             def decode_all(preprocessing: ImagePreprocessing = preprocessing) -> int:
-                list(pool.map(lambda data: decode_image(data, preprocessing, 1 << 30), jpegs))
-                return len(jpegs)
+                decode = partial(decode_image, preprocessing=preprocessing, max_pixels=1 << 30)
+                return len(list(pool.map(decode, jpegs)))
 
             decoding = rate(decode_all, arguments.seconds / 2, torch.device("cpu")) / arguments.decode_threads
             exact: torch.Tensor | None = None

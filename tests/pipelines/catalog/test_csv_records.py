@@ -23,7 +23,7 @@ values = st.text(alphabet=st.characters(blacklist_categories=["Cs"], blacklist_c
 def csv_reader(config: CatalogConfig, name: str, max_record_bytes: int) -> CsvReader:
     return CsvReader(
         fields=config.fields,
-        id_field=config.id_field,
+        id_fields=config.id_fields,
         voted=config.carried_fields,
         name=name,
         delimiter=config.csv_delimiter,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from encoders.preprocessing import ImagePreprocessing
 from pipelines.catalog.dead_letters import ImageError, Reason
-from pipelines.catalog.products import ImageRef
+from pipelines.catalog.image_values import ImageRef
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.http import FetchedImage

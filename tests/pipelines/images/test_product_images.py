@@ -12,8 +12,8 @@ from PIL import Image
 
 from encoders.preprocessing import ImagePreprocessing
 from pipelines.catalog.dead_letters import Reason
+from pipelines.catalog.image_values import ImageRef
 from pipelines.catalog.previous_version import KnownImage
-from pipelines.catalog.products import ImageRef
 from pipelines.images import product_images
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.decode import image_digest

@@ -26,6 +26,7 @@ import pyarrow.dataset as ds
 from index_builder import storage
 from index_builder.errors import FilterError, IndexBuilderError, VerificationError, VersionNotFoundError
 from index_builder.faiss_files import read_index
+from index_builder.filters import Condition, parse_condition, unknown_column
 from index_builder.manifest import FileEntry, Manifest
 from index_builder.publish import PRODUCTS_FILE, is_searched, manifest_uri, read_current, read_manifest, version_uri
 from index_builder.shard_search import RefineCodes, RowSelection, ShardSearch
@@ -211,12 +212,14 @@ class RowFilters:
         self._products = products
         self._known = lru_cache(maxsize=FILTERS_KEPT)(partial(_evaluated, products))
 
-    def select(self, filter: pc.Expression | np.ndarray) -> RowSelection:
-        """The rows that a filter keeps: an expression over the columns, or bool [N].
+    def select(self, filter: str | pc.Expression | np.ndarray) -> RowSelection:
+        """The rows that a filter keeps: a condition as `filters` has them, an Arrow expression, or bool [N].
 
         Raises:
-            FilterError: the filter names a column that is not there, or has another length than N.
+            FilterError: the filter cannot be read, names a column that is not there, or has another length than N.
         """
+        if isinstance(filter, str):
+            return self._known(parse_condition(filter))
         if isinstance(filter, pc.Expression):
             return self._known(_ExpressionKey(filter))
         rows = self._products.num_rows
@@ -226,8 +229,14 @@ class RowFilters:
         return RowSelection.of(mask)
 
 
-def _evaluated(products: pa.Table, key: _ExpressionKey) -> RowSelection:
-    """The rows for which the expression is true. Where it is null, the row is not kept."""
+def _evaluated(products: pa.Table, key: _ExpressionKey | Condition) -> RowSelection:
+    """The rows for which the filter is true. Where it is null, the row is not kept."""
+    if isinstance(key, Condition):
+        for name in key.columns:
+            if name not in products.column_names:
+                raise unknown_column(name, products.column_names)
+        masks = [key.mask(batch) for batch in products.select(key.columns).to_batches()]
+        return RowSelection.of(pa.chunked_array(masks, pa.bool_()).to_numpy())
     filter = key.expression
     try:
         kept = ds.dataset(products).to_table(columns={"kept": filter}).column("kept")

@@ -111,7 +111,7 @@ class IndexReader:
         self,
         vectors: np.ndarray,
         k: int,
-        filter: pc.Expression | np.ndarray | None = None,
+        filter: str | pc.Expression | np.ndarray | None = None,
         nprobe: int | None = None,
         refine_factor: int | None = None,
     ) -> SearchResult:
@@ -119,7 +119,8 @@ class IndexReader:
 
         Args:
             vectors: float32 [B, D] (or [D]), L2-normalised, as the query encoder gives them.
-            filter: products that may be found: an expression over the columns of `products`, or bool [N].
+            filter: products that may be found: a condition over the columns of `products` in SQL's words
+                (`"kind = 'chair' and price < 50"`, see `filters`), an Arrow expression, or bool [N].
             nprobe: inverted lists probed; None: what was chosen for the target recall. More are probed where a filter
                 leaves these few rows, and wherever they hold fewer than k: min(k, products that pass) are always found.
             refine_factor: candidates re-ranked for each neighbour wanted, where the version has refine codes; 0: none;

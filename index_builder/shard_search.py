@@ -105,7 +105,8 @@ class ShardSearch:
         selector: faiss.IDSelector | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `search`, in the nearest of the lists that hold a row by `counts` int64 [L]: `nprobe` of them or more,
-        until they hold `enough` rows."""
+        until they hold `enough` rows.
+        """
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
         if isinstance(self._indexes[0], faiss.IndexPreTransform):
             for number in range(self._indexes[0].chain.size()):

@@ -47,7 +47,7 @@ REQUIREMENTS = [
 
 EXTRAS = {
     # Both faiss-cpu and faiss-gpu bring the package `faiss`, and overwrite each other's files. Two commands:
-    #   pip install 'shelfmark[gpu]'
+    #   pip install -e '.[gpu]'
     #   pip uninstall --yes faiss-cpu && pip install --force-reinstall --no-deps faiss-gpu
     "gpu": ["faiss-gpu>=1.14"],  # k-means of the inverted lists on a GPU
     "train": [

@@ -62,7 +62,7 @@ def iter_query(url: str, query: str, *, wanted: Collection[str], image_field: st
                 raise CatalogError(
                     f"catalog.query: expected one column {each!r}, found {names.count(each)}; name one AS another"
                 )
-        images = [name == image_field for name in names]
+        images = [name in (image_field or "").split("|") for name in names]
         for rows in result.partitions(ROWS_AT_ONCE):
             for row in rows:
                 values = map(_as_json, row, images)

@@ -17,8 +17,8 @@ from typing import Any
 from pipelines.catalog.config import CatalogError, nearest
 from pipelines.catalog.json_lines import kind_of
 
-# Not strict: a bare tab in a value makes that product a bad one, not the document. Numbers are not looked at.
-_scan = json.JSONDecoder(parse_int=str, strict=False).scan_once  # type: ignore[attr-defined]
+# Not strict: a bare tab in a value makes that product a bad one, not the document. What numbers are does not matter.
+_scan = json.JSONDecoder(parse_int=float, strict=False).scan_once  # type: ignore[attr-defined]
 _BLANK = re.compile(r"[ \t\r\n]*")
 _BREAK = re.compile(r"[\r\n]")
 _BOMS = (
@@ -27,6 +27,7 @@ _BOMS = (
 )
 _ID_NAMES = ("id", "_id", "product_id", "sku", "asin", "parent_asin")
 _LINES_LOOKED_AT = 100
+_LONGEST_SIGN = len(r"\ud83d\ude00")  # what is told as a whole, beside texts and numbers
 _MAX_LEVELS = 8  # of objects inside one another, among which the list of products is looked for
 _DECISIVE_LENGTH = 1000  # no product has a list of so many objects
 
@@ -143,17 +144,15 @@ class _Text:
         return sign
 
     def value(self) -> tuple[Any, str]:
-        """Takes a whole value: what it is, integers as text, and how it stands there."""
+        """Takes a whole value: what it is, numbers as floats, and how it stands there."""
         self.peek()
-        known = -1
         while True:
             try:
                 value, end = _scan(self._text, self.at)
             except (StopIteration, json.JSONDecodeError) as error:
                 at, why = (error.value, "a value") if isinstance(error, StopIteration) else (error.pos, error.msg)
-                # A fault that stays where it is when more text comes is one; else the text only ended too early.
-                is_fault = self._before + at == known and "Unterminated" not in why
-                known = self._before + at
+                # With so many signs behind it a fault is one; else the text may only end too early.
+                is_fault = len(self._text) - at > _LONGEST_SIGN and not why.startswith("Unterminated")
                 if is_fault or len(self._text) - self.at > self._max_record or not self._fill():
                     raise self.damaged(why.removeprefix("Expecting "), at) from None
                 continue

@@ -216,8 +216,9 @@ class Feed:
             for attribute, given in child.items() if not inner.is_object else ():
                 column_name = f"{name}@{_shown(attribute, child)}"
                 if inner.is_list:
-                    column = values.setdefault(column_name, [])
-                    column += [None] * (count - len(column)) + [given]
+                    before = values.get(column_name) or []
+                    before = before if isinstance(before, list) else [before]
+                    values[column_name] = before + [None] * (count - len(before)) + [given]
                 else:
                     values[column_name] = given
         if shape is not self._shape and (text := _text(element) if not len(element) or _is_markup(element) else None):

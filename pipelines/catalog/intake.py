@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -109,10 +108,10 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
             write_copy(file, f"{path}/rows.{file.format}")
             return {}
         found = replace(file, format=text_format(file, config))
+        objects = objects_of(found, config)
         while True:
             os.makedirs(path)
             reader = text_reader(found, config)
-            objects = objects_of(found, config)
             rows = _iter_rows(found, reader) if objects is None else _iter_object_rows(objects, reader, found, config)
             counts = _write(prefetch(rows, depth=0, name="intake"), file, config, path)
             if not (isinstance(objects, Feed) and objects.has_new_shapes):
@@ -308,8 +307,7 @@ def _ask(config: CatalogConfig) -> Iterator[bytes]:
 
 def _id_names(config: CatalogConfig) -> list[str]:
     """The names that a product has where its id is, by the first step of each path."""
-    paths = (config.id_field,) if isinstance(config.id_field, str) else config.id_field
-    return [re.split(r"[.\[]", path)[0] for each in paths for path in each.split("|")]
+    return [name for path in config.id_fields for name in path.split(".")[0].split("|")]
 
 
 def _iter_object_rows(

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from pipelines.catalog.config import CatalogConfig, template_parts
-from pipelines.catalog.dead_letters import DeadLetter, Reason, malformed
+from pipelines.catalog.dead_letters import DeadLetter, Places, Reason, malformed
 from pipelines.catalog.image_values import ImageRef, image_refs, template_refs
 from pipelines.catalog.reading import RawBatch
 from pipelines.catalog.schemas import decimal_mark
@@ -33,6 +33,7 @@ class ProductBatch:
         texts: `[B]` string; white space collapsed; null where there is no text.
         images: For each product up to `catalog.images_per_product` images, primary first.
         columns: Display and filter fields, `B` rows, of the plan's types.
+        places: where each product's row stands.
         dead_letters: One letter for each row that became no product (outcome `rejected`).
         notes: Letters of products that stay, but lost a display or filter value (outcome `degraded`).
         left_out: How many rows `catalog.where` is not true for.
@@ -42,6 +43,7 @@ class ProductBatch:
     texts: pa.StringArray
     images: list[tuple[ImageRef, ...]]
     columns: pa.RecordBatch
+    places: Places
     dead_letters: list[DeadLetter]
     notes: list[DeadLetter] = field(default_factory=list)
     left_out: int = 0
@@ -65,22 +67,33 @@ def to_products(batch: RawBatch, config: CatalogConfig) -> ProductBatch:
     has_content = texts.is_valid().to_numpy(zero_copy_only=False) | np.fromiter(map(bool, images), bool)
     letters = list(batch.malformed)
     for row in np.flatnonzero(~(has_id & has_content)).tolist():
-        where = batch.where(row)
+        where, title = batch.where(row), texts[row].as_py() or ""
         if row in wrong_ids:
-            letters.append(malformed(where, wrong_ids[row]))
+            letters.append(replace(malformed(where, wrong_ids[row]), title=title))
         elif not has_id[row]:
-            letters.append(DeadLetter("", "rejected", "validate", Reason.missing_id, f"{where}: no id"))
+            letters.append(DeadLetter("", "rejected", "validate", Reason.missing_id, "no id", where, title))
         else:
-            why = f"{where}: neither text nor picture"
-            letters.append(DeadLetter(ids[row].as_py(), "rejected", "validate", Reason.empty_product, why))
+            why = "neither text nor picture"
+            letters.append(DeadLetter(ids[row].as_py(), "rejected", "validate", Reason.empty_product, why, where))
     usable = np.flatnonzero(has_id & has_content)
     ids = ids.take(pa.array(usable))
-    columns, notes = _carried_columns(batch, usable, ids, config)
+    texts = texts.take(pa.array(usable))
+    columns, lost = _carried_columns(batch, usable, config)
+    places = Places(batch.name, batch.unit, batch.numbers[usable])
+    notes = [
+        DeadLetter(
+            *(ids[row].as_py(), "degraded", "validate", Reason.field_type_mismatch, why),
+            place=places[row],
+            title=texts[row].as_py() or "",
+        )
+        for row, why in lost
+    ]
     return ProductBatch(
         product_ids=ids,
-        texts=texts.take(pa.array(usable)),
+        texts=texts,
         images=[images[row] for row in usable],
         columns=columns,
+        places=places,
         dead_letters=letters,
         notes=notes,
         left_out=left_out,
@@ -114,24 +127,24 @@ def _images(batch: RawBatch, config: CatalogConfig) -> list[tuple[ImageRef, ...]
 
 
 def _carried_columns(
-    batch: RawBatch, rows: np.ndarray, ids: pa.StringArray, config: CatalogConfig
-) -> tuple[pa.RecordBatch, list[DeadLetter]]:
-    """Display and filter columns of the products, in the types of the plan, and letters of values that were lost."""
+    batch: RawBatch, rows: np.ndarray, config: CatalogConfig
+) -> tuple[pa.RecordBatch, list[tuple[int, str]]]:
+    """Display and filter columns of the products at `rows`, in the types of the plan; and (product, why) of values that
+    were lost.
+    """
     fields = [batch.schema.field(name) for name in config.carried_fields]
     columns = []
-    notes: list[DeadLetter] = []
+    lost: list[tuple[int, str]] = []
     for carried in fields:
         values = _column(batch, carried.name, carried.type).take(pa.array(rows, pa.int64()))
-        column, lost = conform(values, carried.type, config.null_values, decimal_mark(carried))
+        column, unfit = conform(values, carried.type, config.null_values, decimal_mark(carried))
         columns.append(column)
-        for row, why in lost.items():
-            detail = f"{batch.where(int(rows[row]))}: {carried.name}: {why}"
-            notes.append(DeadLetter(ids[row].as_py(), "degraded", "validate", Reason.field_type_mismatch, detail))
+        lost += [(row, f"{carried.name}: {why}") for row, why in unfit.items()]
     if not fields:
         # A record batch without columns cannot say how many rows it has, unless it is made of a struct.
-        return pa.RecordBatch.from_struct_array(pa.array([{}] * len(rows), pa.struct([]))), notes
+        return pa.RecordBatch.from_struct_array(pa.array([{}] * len(rows), pa.struct([]))), lost
     schema = pa.schema([carried.remove_metadata() for carried in fields])
-    return pa.RecordBatch.from_arrays(columns, schema=schema), notes
+    return pa.RecordBatch.from_arrays(columns, schema=schema), lost
 
 
 def _column(batch: RawBatch, name: str, data_type: pa.DataType) -> pa.Array:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipelines.catalog import column_files
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.dead_letters import DeadLetter, malformed
+from pipelines.catalog.dead_letters import DeadLetter, Place, malformed
 from pipelines.catalog.plan import CatalogShard, RowRange
 from pipelines.catalog.schemas import LEFT_OUT, LINE, PROBLEM, at_paths, invalid_rows, plain_columns
 from pipelines.catalog.stores import with_partitions
@@ -47,9 +47,9 @@ class RawBatch:
     malformed: list[DeadLetter] = field(default_factory=list)
     left_out: int = 0
 
-    def where(self, row: int) -> str:
-        """Where a row stands, for people: `part-3.csv, line 1024`."""
-        return f"{self.name}, {self.unit} {self.numbers[row]}"
+    def where(self, row: int) -> Place:
+        """Where a row stands."""
+        return Place(self.name, self.unit, int(self.numbers[row]))
 
 
 def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 1024) -> Iterator[RawBatch]:
@@ -92,7 +92,7 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
             rows = plain_columns(rows, config)
             problems |= dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
         wrong = {at: why for at, why in problems.items() if why != LEFT_OUT}
-        letters = [malformed(f"{part.file.name}, {unit} {numbers[at]}", why) for at, why in wrong.items()]
+        letters = [malformed(Place(part.file.name, unit, int(numbers[at])), why) for at, why in wrong.items()]
         rows = with_partitions(rows, part.file.partitions, config.fields)
         if problems:
             good = np.delete(np.arange(rows.num_rows), list(problems))

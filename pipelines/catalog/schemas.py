@@ -270,6 +270,8 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
             f"catalog.uri: expected {'CSV' if format == 'csv' else 'JSON objects'}, found no readable record "
             f"at the start of any file; the first one: {seen.first_problem}"
         )
+    if not seen.names:
+        raise CatalogError(f"catalog.uri: expected products at {config.shown_uri}, found files without rows")
     types: dict[str, pa.DataType] = {}
     as_text = (*config.id_fields, config.image_field, *config.image_template_fields, *config.texts)
     for name, key in config.fields.items():

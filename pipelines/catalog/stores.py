@@ -71,6 +71,13 @@ Partitions = tuple[tuple[str, str | None], ...]
 
 _READ_AHEAD_BYTES = 8 << 20
 
+_EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("http", "https"), "http"),
+}
+"""The extra of setup.py that brings what addresses of a scheme need."""
+
 # What the stores call the thing that changes when a file's content does, best first: a checksum, then a version, then
 # the time of the last change.
 _VERSION_KEYS = (
@@ -166,7 +173,13 @@ def catalog_errors(uri: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CatalogError(f"catalog.uri: expected a file or folder at {uri}, found nothing there") from error
     except ImportError as error:
-        raise CatalogError(f"catalog.uri: {uri} needs another package to be installed: {error}") from error
+        extra = _EXTRAS.get(uri.partition("://")[0])
+        what = (
+            "another package to be installed"
+            if extra is None
+            else f"its extra; in the clone: pip install -e '.[{extra}]'"
+        )
+        raise CatalogError(f"catalog.uri: {uri} needs {what} ({error})") from error
     except PermissionError as error:
         raise CatalogError(f"catalog.uri: not allowed to read {uri}: {error}") from error
     except CatalogError:
@@ -281,9 +294,9 @@ def sniff_format(uri: str) -> tuple[str | None, str | None]:
         with open_input(uri) as source, _damage(uri, "zip"), zipfile.ZipFile(source) as archive:
             if _is_sheet(archive):
                 return "xlsx", None
-            format, _ = format_by_name(_data_file(archive, uri).filename)
-            if format is not None:
-                return format, compression
+            inner, _ = format_by_name(_data_file(archive, uri).filename)
+            if inner is not None:
+                return inner, compression
     if compression is not None:
         head = read_head(uri, compression)
     text = head.removeprefix(b"\xef\xbb\xbf").replace(b"\0", b"").lstrip(b"\xff\xfe \t\r\n").lower()

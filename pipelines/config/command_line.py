@@ -29,6 +29,7 @@ from index_builder.errors import IndexBuilderError
 from pipelines.catalog.config import CatalogError
 from pipelines.config import own_catalog
 from pipelines.config.job import IndexJobConfig, JobConfig, to_yaml
+from pipelines.config.stopping import wait_if_stopping
 from pipelines.config.validation import (
     Config,
     ConfigError,
@@ -64,7 +65,8 @@ def show_log_lines() -> None:
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function over arguments, by default those of the process, and give the exit code.
 
-    It is what `main` gave; 2 after an error that our rooms raise on purpose, its message on stderr; 130 after Ctrl-C.
+    It is what `main` gave; 2 after an error that our rooms raise on purpose, its message on stderr; 130 after Ctrl-C
+    (the long jobs hear it by `stopping.end_on_signals`, and SIGTERM too: 143).
     """
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
@@ -74,8 +76,10 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from what is complete\n")
+        sys.stderr.write("interrupted: run the same command again to continue from what is complete\n")
         return 130
+    finally:
+        wait_if_stopping()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

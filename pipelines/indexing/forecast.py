@@ -19,6 +19,7 @@ from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.catalog_view import CatalogView, print_config_to_keep, print_view
 from pipelines.indexing.embed_shard import ProductPreparer, StepTimer
+from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.job import plan_run
 from pipelines.indexing.progress import index_lines, print_lines
 from pipelines.indexing.publish_step import published_manifest
@@ -44,6 +45,7 @@ class Forecast:
         reason: Why nothing is carried over, in words; empty where something is.
         index: The index that would be built, and why, as (what, how) pairs.
         catalog: What the catalog was taken for; None where the config names its fields.
+        gates: The limits in force, and what is known of them, as (what, how) pairs.
     """
 
     shards: int
@@ -59,6 +61,7 @@ class Forecast:
     left_out: int = 0
     index: tuple[tuple[str, str], ...] = ()
     catalog: CatalogView | None = None
+    gates: tuple[tuple[str, str], ...] = ()
 
 
 def forecast_run(source: CatalogSource) -> Forecast:
@@ -113,6 +116,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
         reason=shards.nothing_carried_over,
         left_out=left_out,
         index=tuple(index_lines(config.index, spec, products)) if spec is not None else (),
+        gates=tuple(planned_gates(config.gates, products, rejected, previous)),
         catalog=_view_of(source, [task.rows for task in shards.tasks]),
     )
 
@@ -161,6 +165,7 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
         *([("left out by catalog.where", f"{forecast.left_out:,}")] if forecast.left_out else []),
         ("embedding time", estimate),
         *forecast.index,
+        *forecast.gates,
     ]
     print_lines(lines, title="Plan (nothing was done)", console=console)
     if forecast.catalog is not None:

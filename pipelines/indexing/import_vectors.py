@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,13 +26,13 @@ from index_builder.blocks import map_blocks
 from index_builder.embedding_shards import FINGERPRINT_BYTES, EmbeddingShardWriter, divided_halves, has_infinite
 from index_builder.manifest import EncoderSummary
 from index_builder.planner import check_index
-from pipelines.catalog.dead_letters import DeadLetter, Reason, write_dead_letters
+from pipelines.catalog.dead_letters import DeadLetter, Place, Places, Reason, places_table, write_dead_letters
 from pipelines.catalog.stores import absolute
 from pipelines.config.job import EmbeddingsConfig, IndexJobConfig
 from pipelines.config.validation import ConfigError
 from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.job import checked_addresses
-from pipelines.indexing.product_table import columns_writer
+from pipelines.indexing.product_table import columns_writer, places_writer
 from pipelines.indexing.publish_step import stage_query_encoder
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary, ShardTask, read_finished_run, shard_key
@@ -166,6 +165,7 @@ def _write_shard(
     with (
         EmbeddingShardWriter(files.embeddings, dim=dim, encoder_fingerprint=fingerprint) as shard,
         columns_writer(files.columns) as write_columns,
+        places_writer(files.places) as write_places,
     ):
         read = read_vectors(rows, config, dim)
         for batch, vectors in map_blocks(lambda batch: (batch, _stored(batch, normalize=config.normalize)), read):
@@ -176,6 +176,7 @@ def _write_shard(
             blank = np.zeros((len(usable), FINGERPRINT_BYTES), np.uint8)
             shard.write(ids, vectors, blank, np.zeros(len(usable), np.uint8))
             write_columns(shown)
+            write_places(places_table(Places(rows.uri, "row", rows.first_row + rows_in + usable)))
             rows_in += len(batch.ids)
             products += len(usable)
     write_dead_letters(files.rejected, letters)
@@ -280,7 +281,7 @@ def _usable_rows(batch: VectorBatch, rows: VectorRows, first_row: int, letters: 
         if not product_id:
             reason = Reason.malformed_record if row in batch.wrong_ids else Reason.missing_id
             why = batch.wrong_ids.get(row, "no id")
-        facts: Any = {"reason": reason, "detail": f"{rows.uri}, row {first_row + row}: {why}"}
-        letters.append(DeadLetter(product_id=product_id, outcome="rejected", stage="import", **facts))
+        place = Place(rows.uri, "row", first_row + row)
+        letters.append(DeadLetter(product_id, "rejected", "import", reason, why, place))
     bad = np.union1d(missing, np.fromiter(batch.problems, np.int64, len(batch.problems)))
     return np.setdiff1d(np.arange(len(batch.ids), dtype=np.int64), bad)

@@ -5,6 +5,7 @@ Under `<work uri>/embeddings/<encoder fingerprint>/` a shard named by its key le
     <key>.parquet            the embedding shard: product_id, vector, content fingerprint, modalities
     <key>.columns.arrow      display and filter columns, in the same order
     <key>.rejected.parquet   dead letters
+    <key>.places.arrow       where in the catalog each product stands, for the letters of those found twice later
     <key>.pictures.arrow     versions of the images that were fetched, so that they can be asked for again
     <key>.json               its description with the summary, written last (`storage.artifact`)
 
@@ -77,6 +78,7 @@ class ShardFiles:
     embeddings = property(lambda self: f"{self.uri}.parquet")
     columns = property(lambda self: f"{self.uri}.columns.arrow")
     rejected = property(lambda self: f"{self.uri}.rejected.parquet")
+    places = property(lambda self: f"{self.uri}.places.arrow")
     images = property(lambda self: f"{self.uri}.pictures.arrow")
 
     @classmethod

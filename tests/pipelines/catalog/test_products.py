@@ -42,11 +42,15 @@ def test_rows_without_id_or_content_become_letters_that_say_where() -> None:
     )
     assert pairs(batch) == [("1", "a"), ("5", None)]
     assert batch.images == [(), ("p.jpg",)]
-    assert [(letter.product_id, letter.reason, letter.detail) for letter in batch.dead_letters] == [
-        ("", Reason.missing_id, "a.parquet, row 101: no id"),
-        ("", Reason.missing_id, "a.parquet, row 102: no id"),
-        ("4", Reason.empty_product, "a.parquet, row 103: neither text nor picture"),
+    assert [
+        (str(letter.place), letter.product_id, letter.reason, letter.title, letter.detail)
+        for letter in batch.dead_letters
+    ] == [
+        ("a.parquet, row 101", "", Reason.missing_id, "b", "no id"),
+        ("a.parquet, row 102", "", Reason.missing_id, "c", "no id"),
+        ("a.parquet, row 103", "4", Reason.empty_product, "", "neither text nor picture"),
     ]
+    assert [str(batch.places[row]) for row in range(2)] == ["a.parquet, row 100", "a.parquet, row 104"]
     assert {letter.outcome for letter in batch.dead_letters} == {"rejected"}
 
 
@@ -73,7 +77,8 @@ def test_carried_columns_keep_their_types_and_lose_what_does_not_fit() -> None:
     ]
     (note,) = batch.notes
     assert (note.product_id, note.outcome, note.reason) == ("3", "degraded", Reason.field_type_mismatch)
-    assert note.detail == "a.parquet, row 102: price: expected double, found 'dear'"
+    assert (str(note.place), note.title) == ("a.parquet, row 102", "c")
+    assert note.detail == "price: expected double, found 'dear'"
 
 
 def test_without_carried_fields_the_columns_still_count_rows(tmp_path: Path) -> None:

@@ -231,6 +231,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> IndexedCatalog:
             folder,
             *("--catalog.uri", str(folder / "catalog.jsonl"), "--catalog.image_root", str(folder / "pictures")),
             *("--catalog.display_fields", "[price]", "--gates.max_rejected_share", "0.5"),
+            *("--gates.max_degraded_share", "0.5"),
             *("--fetch.allow_private_hosts", "[127.0.0.1]", "--fetch.host_failures_before_pause", "0"),
             *(part for name, value in FETCH.items() for part in (f"--fetch.{name}", str(value))),
             *(part for name, value in DECODE.items() for part in (f"--decode.{name}", str(value))),

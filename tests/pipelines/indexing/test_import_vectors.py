@@ -167,7 +167,8 @@ def test_dirty_vectors_become_letters(tmp_path):
     for row, (_, reason, why) in dirt.items():
         letter = letters[f"item-{row}"]
         assert (letter.outcome, letter.stage, letter.reason.value) == ("rejected", "import", reason)
-        assert f"v.parquet, row {row}: " in letter.detail
+        assert letter.place[1:] == ("row", row)
+        assert letter.place.file.endswith("v.parquet")
         assert why in letter.detail
     assert outcome.totals.by_reason == {
         "rejected: duplicate_id": 1,

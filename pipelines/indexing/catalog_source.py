@@ -163,7 +163,7 @@ class CatalogSource:
         config = self.config
         catalog = plan_catalog(config.catalog, spool_uri=self._intake_folder)
         # Rows of a group that went into another's (`group_by`).
-        self.catalog_rows = sum(shard.rows for shard in catalog.shards) + getattr(catalog, "folded", 0)
+        self.catalog_rows = sum(shard.rows for shard in catalog.shards) + catalog.folded
         self.previous, reason = self._previous_version()
         finished = read_finished_run(config.work.uri)
         settings = {

@@ -53,7 +53,7 @@ def config_of(uri: str | Path, **options: Any) -> CatalogConfig:
 
 
 def read(config: CatalogConfig, folder: Path) -> tuple[list[tuple[Any, ...]], list[str], int]:
-    """(id, text, images, columns) of the products, the letters' details, and how many rows were folded."""
+    """(id, text, images, columns) of the products, the letters' places and details, and how many rows were folded."""
     plan = plan_catalog(config, spool_uri=str(folder / "spool"))
     batches = read_plan(plan, config)
     products = [
@@ -63,7 +63,7 @@ def read(config: CatalogConfig, folder: Path) -> tuple[list[tuple[Any, ...]], li
             batch.product_ids.to_pylist(), batch.texts.to_pylist(), batch.images, batch.columns.to_pylist(), strict=True
         )
     ]
-    return products, [letter.detail for letter in letters_of(batches)], plan.folded
+    return products, [f"{letter.place}: {letter.detail}" for letter in letters_of(batches)], plan.folded
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])

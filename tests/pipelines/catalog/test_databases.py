@@ -91,7 +91,7 @@ def test_letters_name_the_record_and_mixed_columns_are_text(tmp_path: Path) -> N
     change(url, "UPDATE products SET product_id = NULL, price = 'dear' WHERE product_id = 2")
     config = CatalogConfig(uri=url, query="SELECT * FROM products ORDER BY rowid", display_fields=("price",))
     batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "work")), config)
-    assert [letter.detail for letter in letters_of(batches) if "record 3" in letter.detail]
+    assert [letter.detail for letter in letters_of(batches) if "record 3" in str(letter.place)]
 
 
 def test_sql_is_given_to_the_database_as_it_stands(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_elements_that_are_no_objects_are_letters_that_name_the_record(
         monkeypatch.setattr(intake, "BLOCK_BYTES", block_bytes)
         batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / f"work-{block_bytes}")), config)
         assert [pair for batch in batches for pair in pairs(batch)] == [("1", "a"), ("4", "d")]
-        details = [letter.detail for letter in letters_of(batches)]
+        details = [f"{letter.place}: {letter.detail}" for letter in letters_of(batches)]
         assert details[:4] == [
             f"a.json, record {number}: expected an object, found {kind}"
             for number, kind in ((2, "a number"), (3, "null"), (4, "text"), (5, "a list"))

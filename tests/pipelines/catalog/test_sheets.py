@@ -79,7 +79,7 @@ def test_a_sheet_is_a_catalog_whose_letters_name_the_row_of_the_sheet(tmp_path: 
     assert pairs(batch) == [("12345", "a"), ("007", "38")]
     assert batch.columns.column("day").to_pylist() == ["2024-01-02", None]
     (letter,) = letters_of([batch])
-    assert "a.xlsx, row 6" in letter.detail
+    assert "a.xlsx, row 6" in str(letter.place)
     assert plan_catalog(config, spool_uri=str(tmp_path / "work")) == plan
 
 

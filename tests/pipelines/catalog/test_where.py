@@ -47,7 +47,7 @@ def test_rows_that_the_condition_is_not_true_for_stay_out_and_are_counted(format
     batches = read_plan(plan, config, batch_rows=3)
     assert [product_id for batch in batches for product_id, _ in pairs(batch)] == ["4"]
     assert [letter.reason for letter in letters_of(batches)] == ["missing_id", "empty_product"]
-    assert {"csv": "line 9", "jsonl": "line 8"}.get(format, "row 7") in letters_of(batches)[1].detail
+    assert {"csv": "line 9", "jsonl": "line 8"}.get(format, "row 7") in str(letters_of(batches)[1].place)
     assert sum(batch.left_out for batch in batches) == 5
     assert all(batch.columns.num_columns == 0 for batch in batches)
 

@@ -3,57 +3,61 @@
 Every column stays text, so ids keep their leading zeros. A block in which each quote opens or closes a value goes
 through pyarrow's reader; any other through Python's `csv`, record by record, several times slower. Both give the same
 rows.
+
+A quote that is part of a text and does not close costs its own line. Text behind a closing quote is none of a record,
+nor is a value that holds records (`RecordLooks.holds_records`); reading goes on at the next line.
 """
 
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from pipelines.catalog.config import CatalogError
+from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.csv_dialect import (
+    LOOKED_AT_LINES,
+    LOOKED_AT_RECORDS,
+    CsvDialect,
+    RecordLooks,
+    find_dialect,
+    read_sample,
+    split_lines,
+    unescaped,
+)
 from pipelines.catalog.schemas import Records, SeenColumns, unknown_field
 
 THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
 
-_NEWLINE, _RETURN, _QUOTE = b'\n\r"'
+_NEWLINE, _RETURN = b"\n\r"
+_BYTE_CLASSES = ("[0-9]", "[a-z]", "[A-Z]", "[^0-9a-zA-Z]")
 
 
 class CsvReader:
     """Reads one file, block by block.
 
     Args:
-        fields: The columns to read.
-        id_field: The one among them that the file must have.
-        voted: Those whose type goes by their values.
+        config: The columns to read, and what is stated of the dialect.
         name: The file, for messages; `.tsv` in it means tabs.
-        delimiter: None: by the name.
-        newlines_in_values: Whether quoted values may hold line breaks.
+        sample: Whole lines from the start of the file, which show its dialect and what its records look like.
         max_record_bytes: A record whose quote does not close within so many bytes is none.
     """
 
-    def __init__(
-        self,
-        *,
-        fields: Collection[str],
-        id_field: str,
-        voted: Collection[str],
-        name: str,
-        delimiter: str | None,
-        newlines_in_values: bool,
-        max_record_bytes: int,
-    ) -> None:
+    def __init__(self, config: CatalogConfig, *, name: str, sample: bytes, max_record_bytes: int) -> None:
         self.seen = SeenColumns()
-        self._fields, self._id_field, self._voted, self._name = fields, id_field, voted, name
-        self._delimiter = delimiter or ("\t" if ".tsv" in name.lower().rsplit("/", 1)[-1] else ",")
-        self._spans_lines = newlines_in_values
+        self.dialect: CsvDialect = find_dialect(sample, name, config)
+        self.seen.dialect = str(self.dialect)
+        self._config, self._name, self._sample = config, name, sample
+        self._ids = (config.id_field,) if isinstance(config.id_field, str) else config.id_field
+        self._spans_lines = config.csv_newlines_in_values
+        self._max_record_bytes = max_record_bytes
         self._header: list[str] = []
         self._wanted: list[str] = []
-        self._max_record_bytes = max_record_bytes
         csv.field_size_limit(2**31 - 1)
 
     def parse(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int]:
@@ -67,30 +71,37 @@ class CsvReader:
         Raises:
             CatalogError: no header, one without ids, or with a wanted column twice.
         """
-        skipped = 0
+        skipped = header_lines = 0
         if not self._header:
             skipped = self._read_header(data, is_last)
             if not skipped:
                 return self._records([], [], []), 0
-            line += data.count(b"\n", 0, skipped) or data.count(b"\r", 0, skipped)
+            header_lines = count_lines(data[:skipped])
+            line += header_lines
             data = data[skipped:]
-        records, used = self._parse_plain(data, line, is_last) or self._parse_any(data, line, is_last)
+        plain = unescaped(data, self.dialect)
+        records, used = self._parse_plain(plain, line, is_last) or self._parse_any(plain, line, is_last)
+        if plain is not data:
+            used = _end_of_lines(data, count_lines(plain[:used])) if used < len(plain) else len(data)
         self.seen.records += records.rows.num_rows
         if records.bad and not self.seen.first_problem:
             self.seen.first_problem = records.bad[0][1]
-        for name in self._voted:
+        for name in self._config.carried_fields:
             if name in self._wanted:
                 self.seen.votes_of(name).add_texts(records.rows.column(name))
-        return records, used + skipped
+        return Records(records.rows, records.lines, records.bad, records.spanned + header_lines), used + skipped
 
     def _read_header(self, data: bytes, is_last: bool) -> int:
         """Takes the column names from the first record; gives the bytes up to its end, 0 where it is not whole yet."""
-        lines = _LineFeed(data)
+        start = _end_of_lines(data, self.dialect.skip_lines)
+        lines = _LineFeed(unescaped(data[start:], self.dialect))
         wanted = f"{self._name}: expected a first line with column names"
+        if self.dialect.skip_lines:
+            wanted = f"{self._name}: expected column names behind {self.dialect.skip_lines} lines"
         try:
-            names = next((row for row in csv.reader(lines, delimiter=self._delimiter, strict=True) if row), [])
-            end = lines.bytes_read()
-            data[:end].decode("utf-8")
+            names = next((row for row in self.dialect.reader(lines) if row), [])
+            end = _end_of_lines(data, self.dialect.skip_lines + lines.position)
+            data[start:end].decode("utf-8")
         except UnicodeDecodeError as error:
             raise CatalogError(
                 f"{self._name}: expected column names in UTF-8 on the first line, found: {error}"
@@ -99,38 +110,47 @@ class CsvReader:
             if not is_last:
                 return 0
             raise CatalogError(f"{wanted}, found: {error}") from error
+        if not names and not is_last:
+            return 0
         if not names:
             raise CatalogError(f"{wanted}, found none")
         self._header = [name.strip() for name in names]
-        self._wanted = [name for name in self._fields if name in self._header]
+        extra = self.dialect.columns - len(names)
+        if abs(extra) == 1:
+            self._header = [*self._header, ""][: self.dialect.columns]
+        self._wanted = [name for name in self._config.fields if name in self._header]
         self.seen.names |= dict.fromkeys(self._header)
-        for name in self._fields:
+        for name in self._config.fields:
             count = self._header.count(name)
             if count > 1:
                 raise CatalogError(f"{self._name}: expected one column {name!r}, found {count}; rename one")
-        if self._id_field not in self._header:
-            raise unknown_field("catalog.id_field", self._id_field, self._header, self._name)
+        for name in self._ids:
+            if name not in self._header:
+                raise unknown_field("catalog.id_field", name, self._header, self._name)
         return end
 
     def _parse_plain(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int] | None:
         """By pyarrow; None where it would not read, or not certainly read, what Python's `csv` does."""
+        quote, escape = self.dialect.quote.encode(), self.dialect.escape.encode()
         if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
+            return None
+        if escape and not quote and data.count(escape) != len(self._nulls.findall(data)):
             return None
         codes = np.frombuffer(data, np.uint8)
         newlines = np.flatnonzero(codes == _NEWLINE)
         ends = newlines + 1
-        quotes = np.flatnonzero(codes == _QUOTE)
+        quotes = np.flatnonzero(codes == ord(quote)) if quote else newlines[:0]
         if len(quotes):
             # Where each quote opens or closes a value, or is one of two that stand for one, every other one opens.
-            edges = np.array([ord(self._delimiter), _NEWLINE, _RETURN, _QUOTE], np.uint8)
+            edges = np.array([ord(self.dialect.delimiter), _NEWLINE, _RETURN, ord(quote)], np.uint8)
             before = codes[quotes[::2] - 1] if quotes[0] else np.append(_NEWLINE, codes[quotes[2::2] - 1])
             after = codes[np.minimum(quotes[1::2] + 1, len(codes) - 1)]
-            closed = newlines[np.searchsorted(quotes, newlines) % 2 == 0] + 1
+            is_closed = np.searchsorted(quotes, newlines) % 2 == 0
             if not (np.isin(before, edges).all() and np.isin(after, edges).all()):
                 return None
-            if not self._spans_lines and len(closed) < len(ends):
+            if not is_closed.all() and not (self._spans_lines and self._may_span(data, codes, ends, is_closed)):
                 return None
-            ends = closed
+            ends = ends[is_closed]
         used = int(ends[-1]) if len(ends) else 0
         if not used and len(data) > self._max_record_bytes:
             return None
@@ -139,11 +159,12 @@ class CsvReader:
                 return None
             ends, used = np.append(ends, len(data)), len(data)
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)[: len(ends)]
+        blank = 0
         if used:
             filled = (codes[starts] != _NEWLINE) & ((codes[starts] != _RETURN) | (ends - starts != 2))
-            starts, ends = starts[filled], ends[filled]
+            starts, ends, blank = starts[filled], ends[filled], int(np.count_nonzero(~filled))
         if not len(starts):
-            return self._records([], [], []), used
+            return self._records([], [], [], blank), used
         positions = [f"f{number}" for number in range(len(self._header))]
         chosen = [positions[self._header.index(name)] for name in self._wanted]
         try:
@@ -152,7 +173,9 @@ class CsvReader:
                 read_options=pyarrow.csv.ReadOptions(
                     block_size=max(THREAD_BYTES, int((ends - starts).max()) + 1), column_names=positions
                 ),
-                parse_options=pyarrow.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter=self.dialect.delimiter, quote_char=self.dialect.quote or False, newlines_in_values=True
+                ),
                 convert_options=pyarrow.csv.ConvertOptions(
                     column_types=dict.fromkeys(positions, pa.string()),
                     include_columns=chosen,
@@ -164,41 +187,83 @@ class CsvReader:
         if table.num_rows != len(starts):
             return None
         rows = table.rename_columns(self._wanted).combine_chunks().to_batches()[0]
-        return Records(rows, line + np.searchsorted(newlines, starts), []), used
+        # A record takes the lines that begin in it.
+        first, behind = np.searchsorted(newlines, starts), np.searchsorted(newlines, ends)
+        behind[-1] += codes[ends[-1] - 1] != _NEWLINE
+        return Records(rows, line + first, [], int((behind - first).sum()) + blank), used
+
+    def _may_span(self, data: bytes, codes: np.ndarray, ends: np.ndarray, is_closed: np.ndarray) -> bool:
+        """Whether the records over several lines are records, as far as the block has them.
+
+        Args:
+            ends: Behind each line.
+            is_closed: Whether a record ends there.
+        """
+        # Of the lines that begin in a value, those that begin as a record may, with as many delimiters.
+        starts = ends[~is_closed]
+        starts = starts[starts < len(codes)]
+        starts = starts[self._first_bytes[codes[starts]]]
+        if len(starts):
+            delimiters = np.flatnonzero(codes == ord(self.dialect.delimiter))
+            stops = np.append(ends, len(codes))[np.searchsorted(ends, starts, side="right")]
+            count = np.searchsorted(delimiters, stops) - np.searchsorted(delimiters, starts)
+            starts = starts[count >= len(self._header) - 1]
+        begun = np.append(0, ends[is_closed])
+        for at in np.unique(np.searchsorted(begun, starts, side="right")).tolist():
+            is_open = at == len(begun)
+            lines = split_lines(data[begun[at - 1] : None if is_open else begun[at]].decode("utf-8", "surrogateescape"))
+            if (len(lines) >= LOOKED_AT_LINES or not is_open) and self._looks.holds_records(lines):
+                return False
+        return True
 
     def _parse_any(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int]:
         """By Python's `csv`. A record that is none costs its first line: reading goes on behind that."""
-        feed = _LineFeed(data)
+        feed = _LineFeed(self._escaped_nulls(data))
         chosen = [self._header.index(name) for name in self._wanted]
         rows: list[list[str]] = []
         lines: list[int] = []
         bad: list[tuple[int, str]] = []
+        spanned = 0
+        spans_lines = self._spans_lines or not self.dialect.quote
         while feed.position < len(feed.lines):
             start = feed.position
-            feed.stop = len(feed.lines) if self._spans_lines else start + 1
+            feed.stop = len(feed.lines) if spans_lines else start + 1
             try:
-                for row in csv.reader(feed, delimiter=self._delimiter, strict=True):
+                for row in self.dialect.reader(feed):
+                    if feed.position - start > 1:
+                        self._check_lines(feed.lines[start : feed.position])
                     self._check(row)
                     if row:
                         rows.append([row[column] for column in chosen])
                         lines.append(line + start)
+                    spanned += feed.position - start
                     start = feed.position
             except csv.Error as error:
                 why = str(error)
                 is_open = "unexpected end" in why
                 too_long = is_open and start == 0 and len(data) > self._max_record_bytes
-                if is_open and self._spans_lines and not is_last and not too_long:
-                    feed.position = start
-                    break
+                if is_open and spans_lines and not is_last and not too_long:
+                    seen = feed.lines[start : start + LOOKED_AT_LINES]
+                    if len(seen) < LOOKED_AT_LINES or not self._looks.holds_records(seen):
+                        feed.position = start
+                        break
                 if is_open:
                     why = "expected a quote that closes the value, found none"
                 elif "expected after" in why:
                     why = "expected a delimiter or the end of the line behind a closing quote, found text"
                 bad.append((line + start, why))
+                spanned += 1
                 feed.position = start + 1
                 if too_long:
                     break  # the rest may go the fast way
-        return self._records(rows, lines, bad), feed.bytes_read()
+        used = len(data) if feed.position == len(feed.lines) else _end_of_lines(data, feed.position)
+        return self._records(rows, lines, bad, spanned), used
+
+    def _check_lines(self, lines: list[str]) -> None:
+        if self.dialect.quote and self._looks.holds_records(lines):
+            raise csv.Error(
+                f"expected a quote that closes the value, found it {len(lines) - 1} lines on, behind other records"
+            )
 
     def _check(self, row: list[str]) -> None:
         if row and len(row) != len(self._header):
@@ -213,17 +278,69 @@ class CsvReader:
                     found = ord(value[error.start]) - 0xDC00
                     raise csv.Error(f"expected UTF-8 in {name!r}, found the byte 0x{found:02x}") from None
 
-    def _records(self, rows: list[list[str]], lines: list[int], bad: list[tuple[int, str]]) -> Records:
+    @cached_property
+    def _sample_records(self) -> list[list[str]]:
+        lines = split_lines(unescaped(self._sample, self.dialect).decode("utf-8", "surrogateescape"))
+        found = read_sample(lines[self.dialect.skip_lines :], self.dialect, LOOKED_AT_RECORDS)
+        return [row for row, _ in found if len(row) == len(self._header)][1:]
+
+    @cached_property
+    def _looks(self) -> RecordLooks:
+        ids = [self._header.index(name) for name in self._ids]
+        return RecordLooks(self.dialect, self._sample_records, columns=len(self._header), id_columns=ids)
+
+    @cached_property
+    def _first_bytes(self) -> np.ndarray:
+        """`[256]` bool, the bytes with which a record's line may begin, by the ids of the sample."""
+        signs = [chr(code) for code in range(256)]
+        texts = [record[0][:1].encode().decode("latin-1") for record in self._sample_records]
+        classes = [each for each in _BYTE_CLASSES if any(re.match(each, text) for text in texts if text)]
+        if self._header[0] not in self._ids or not classes:
+            return np.ones(256, bool)
+        return np.array([any(re.match(each, sign) for each in classes) or sign == self.dialect.quote for sign in signs])
+
+    @cached_property
+    def _nulls(self) -> re.Pattern[bytes]:
+        """MySQL's null, the one value in which an escape before a plain sign is kept."""
+        edge, escape = re.escape(self.dialect.delimiter.encode()), re.escape(self.dialect.escape.encode())
+        return re.compile(rb"(?<![^" + edge + rb"\r\n])" + escape + rb"N(?![^" + edge + rb"\r\n])")
+
+    def _escaped_nulls(self, data: bytes) -> bytes:
+        if self.dialect.quote or not self.dialect.escape:
+            return data
+        escape = self.dialect.escape.encode()
+        return self._nulls.sub(lambda _: escape * 2 + b"N", data)
+
+    def _records(
+        self, rows: list[list[str]], lines: list[int], bad: list[tuple[int, str]], spanned: int = 0
+    ) -> Records:
         columns = list(zip(*rows, strict=True)) or [()] * len(self._wanted)
         arrays = [pa.array(column, pa.string()) for column in columns]
-        return Records(pa.RecordBatch.from_arrays(arrays, names=self._wanted), np.array(lines, np.int64), bad)
+        return Records(pa.RecordBatch.from_arrays(arrays, names=self._wanted), np.array(lines, np.int64), bad, spanned)
+
+
+def count_lines(data: bytes) -> int:
+    """Lines, blank ones too; `\\n`, `\\r` and `\\r\\n` all end one."""
+    returns = data.count(b"\r")
+    breaks = data.count(b"\n") + (returns - data.count(b"\r\n") if returns else 0)
+    return breaks + (len(data) > 0 and not data.endswith((b"\n", b"\r")))
+
+
+def _end_of_lines(data: bytes, count: int) -> int:
+    """The place behind so many lines."""
+    end = 0
+    for found in re.finditer(rb"\r\n?|\n", data) if count else ():
+        end, count = found.end(), count - 1
+        if not count:
+            return end
+    return len(data) if count else 0
 
 
 class _LineFeed(Iterator[str]):
-    """Lines for `csv.reader` that can be set back; `\\n`, `\\r` and `\\r\\n` all end one."""
+    """Lines for `csv.reader` that can be set back."""
 
     def __init__(self, data: bytes) -> None:
-        self.lines = list(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""))
+        self.lines = split_lines(data.decode("utf-8", "surrogateescape"))
         self.position, self.stop = 0, len(self.lines)
 
     def __next__(self) -> str:
@@ -231,6 +348,3 @@ class _LineFeed(Iterator[str]):
             raise StopIteration
         self.position += 1
         return self.lines[self.position - 1]
-
-    def bytes_read(self) -> int:
-        return len("".join(self.lines[: self.position]).encode("utf-8", "surrogateescape"))

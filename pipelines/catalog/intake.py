@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,12 @@ import pyarrow.parquet as pq
 from index_builder import storage
 from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.csv_records import CsvReader
+from pipelines.catalog.csv_records import CsvReader, count_lines
 from pipelines.catalog.json_lines import JsonLinesReader
 from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.schemas import Records, SeenColumns
 from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
+from pipelines.catalog.text_encoding import UTF8, OtherEncodingError, as_utf8, encoding_of_head, find_encoding
 
 LINE, PROBLEM = "shelfmark:line", "shelfmark:problem"
 """Columns of a taken-in text file: the record's line (int64, from 1), and what is wrong with it (text), else null."""
@@ -35,10 +37,17 @@ MAX_RECORD_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
 ROWS_PER_FILE = 1_000_000
 ROWS_PER_GROUP = 4096
-HEAD_BYTES = 128 << 10
+HEAD_BYTES = 256 << 10
+"""What the first records show is shown by so many bytes: dozens of records of the widest exports, thousands of narrow
+ones; one request of a remote file, and some milliseconds."""
 
-_RULES = 2  # goes up when the same text gives other rows
+_RULES = 3  # goes up when the same text gives other rows
 _THREADS = 4
+
+LOOKED_AT_CHUNKS = 16
+"""So much of a file tells the encoding when only its head is looked at; when it is taken in, all of it does."""
+
+_LINE_COUNTERS = {"csv": count_lines, "jsonl": lambda data: data.count(b"\n") + (data[-1:] not in (b"", b"\n"))}
 
 _logger = logging.getLogger(__name__)
 
@@ -83,8 +92,13 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         if not file.is_text:
             _write_copy(file, f"{path}/rows.{file.format}")
             return {}
-        reader = text_reader(file, config)
-        _write_rows(prefetch(_iter_rows(file, reader), depth=0, name="intake"), path)
+        encoding, head = _look_at_text(file, config)
+        try:
+            reader = _take_in_text(file, config, head, encoding, path)
+        except OtherEncodingError as other:
+            shutil.rmtree(path)
+            os.makedirs(path)
+            reader = _take_in_text(file, config, head, other.encoding, path)
         return reader.seen.to_dict()
 
     made = storage.artifact(_target(folder, inputs), inputs, make)
@@ -113,6 +127,7 @@ def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
     if file.is_text:
         inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
+        inputs += [config.encoding, config.csv_quote, config.csv_escape, config.csv_skip_lines]
     return inputs
 
 
@@ -122,48 +137,78 @@ def _target(folder: str, inputs: list[Any]) -> str:
 
 def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
     """What the first records of a text file show, as many as `HEAD_BYTES` hold, one at least; raises as `take_in`."""
+    encoding, sample = _look_at_text(file, config)
     size = HEAD_BYTES
     while True:
         head = read_head(file.uri, file.compression, size)
-        reader = text_reader(file, config)
+        reader = text_reader(file, config, sample)
+        reader.seen.encoding = encoding or UTF8
         is_whole = len(head) < size or size > MAX_RECORD_BYTES
-        text = _start_of_text(head, file)
+        text = _utf8_of_head(head, encoding)
         _, used = reader.parse(text if is_whole else text[: _last_line_end(text)], 1, is_whole)
         if used or is_whole:
             return reader.seen
         size *= 4
 
 
-def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLinesReader:
+def _look_at_text(file: CatalogFile, config: CatalogConfig) -> tuple[str | None, bytes]:
+    """The encoding by the head, None where it is UTF-8 so far; and the head's whole lines, in UTF-8, as a sample."""
+    head = read_head(file.uri, file.compression, HEAD_BYTES)
+    encoding = encoding_of_head(head, config.encoding)
+    try:
+        text = _utf8_of_head(head, encoding)
+    except OtherEncodingError:
+        chunks = iter_bytes(file.uri, file.compression)
+        encoding = find_encoding(islice(chunks, LOOKED_AT_CHUNKS), file.name)
+        text = _utf8_of_head(head, encoding)
+    _refuse_array(text, file)
+    return encoding, text if len(head) < HEAD_BYTES else text[: _last_line_end(text)]
+
+
+def _utf8_of_head(head: bytes, encoding: str | None) -> bytes:
+    """The head as UTF-8; OtherEncodingError where it is not, and no encoding is given."""
+    return b"".join(as_utf8([head], encoding, lambda: ""))
+
+
+def _take_in_text(
+    file: CatalogFile, config: CatalogConfig, head: bytes, encoding: str | None, path: str
+) -> CsvReader | JsonLinesReader:
+    """Writes the rows of a text file below `path`; OtherEncodingError where it turns out not to be UTF-8."""
+    reader = text_reader(file, config, head)
+    reader.seen.encoding = encoding or UTF8
+    _write_rows(prefetch(_iter_rows(file, reader, encoding), depth=0, name="intake"), path)
+    return reader
+
+
+def text_reader(file: CatalogFile, config: CatalogConfig, sample: bytes) -> CsvReader | JsonLinesReader:
     """What turns blocks of this file into rows; CatalogError where a column that is asked for has one of our names."""
     for name in {LINE, PROBLEM} & set(config.fields):
         raise CatalogError(f"{config.fields[name]}: {name!r} is a name that only the intake gives; rename the column")
     if file.format == "jsonl":
         return JsonLinesReader(config)
-    return CsvReader(
-        fields=config.fields,
-        id_field=config.id_field,
-        voted=config.carried_fields,
-        name=file.name,
-        delimiter=config.csv_delimiter,
-        newlines_in_values=config.csv_newlines_in_values,
-        max_record_bytes=MAX_RECORD_BYTES,
-    )
+    return CsvReader(config, name=file.name, sample=sample, max_record_bytes=MAX_RECORD_BYTES)
 
 
-def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterator[pa.RecordBatch]:
-    """All records of a text file in order, as rows with `LINE` and `PROBLEM`."""
+def _iter_rows(
+    file: CatalogFile, reader: CsvReader | JsonLinesReader, encoding: str | None
+) -> Iterator[pa.RecordBatch]:
+    """All records of a text file in order, as rows with `LINE` and `PROBLEM`; OtherEncodingError as `as_utf8`."""
+
+    def found() -> str:
+        return find_encoding(iter_bytes(file.uri, file.compression), file.name)
+
+    count_lines = _LINE_COUNTERS[file.format]
     held, line, skipped = b"", 1, 0
-    chunks = iter_bytes(file.uri, file.compression, BLOCK_BYTES)
-    chunk: bytes | None = _start_of_text(next(chunks, b""), file)
+    chunks = as_utf8(iter_bytes(file.uri, file.compression, BLOCK_BYTES), encoding, found)
+    chunk: bytes | None = next(chunks, b"")
     while chunk is not None:
         held, chunk = held + chunk, next(chunks, None)
         is_last = chunk is None
         if skipped or (not is_last and len(held) > MAX_RECORD_BYTES and not _last_line_end(held)):
-            found = held.find(b"\n")
-            skipped += len(held) if found < 0 else found + 1
-            held = b"" if found < 0 else held[found + 1 :]
-            if found < 0 and not is_last:
+            place = held.find(b"\n")
+            skipped += len(held) if place < 0 else place + 1
+            held = b"" if place < 0 else held[place + 1 :]
+            if place < 0 and not is_last:
                 continue
             why = f"expected a record of a size that fits memory, found one of {skipped:,} bytes"
             empty, _ = reader.parse(b"", line, False)
@@ -173,29 +218,43 @@ def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterat
         used = len(whole)
         while whole and used:
             records, used = reader.parse(whole, line, is_last)
+            lines = count_lines(whole[:used])
+            if lines != records.spanned:
+                records = _with_missing(records, line, lines, file.name)
+            if reader.seen.encoding != UTF8:
+                text = f"expected {reader.seen.encoding}"
+                records = replace(records, bad=[(at, why.replace("expected UTF-8", text)) for at, why in records.bad])
             yield _as_rows(records)
-            line += whole.count(b"\n", 0, used) or whole.count(b"\r", 0, used)
+            line += lines
             whole, held = whole[used:], held[used:]
 
 
-def _start_of_text(head: bytes, file: CatalogFile) -> bytes:
-    """The first bytes of a text file without the byte order mark, if it can be UTF-8 and is no JSON array."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise CatalogError(
-            f"{file.name}: expected UTF-8, found UTF-16; convert it, for example with iconv -f UTF-16 -t UTF-8"
-        )
-    head = head.removeprefix(b"\xef\xbb\xbf")
+def _with_missing(records: Records, line: int, lines: int, name: str) -> Records:
+    """A letter for each line of a block that no record has: so many rows the catalog lacks, and the gates count them.
+
+    It would be a mistake of ours. A run that went on without a word would lose products, one that stopped would keep a
+    whole catalog out for it.
+    """
+    missing = lines - records.spanned
+    why = (
+        f"expected each of the lines {line:,} to {line + lines - 1:,} in one record, found {abs(missing):,} "
+        f"{'in none' if missing > 0 else 'in several'}; please report this"
+    )
+    _logger.error("catalog: %s: %s", name, why)
+    return replace(records, bad=[*records.bad, *[(line, why)] * max(1, missing)])
+
+
+def _refuse_array(head: bytes, file: CatalogFile) -> None:
     if file.format == "jsonl" and head.lstrip().startswith(b"["):
         raise CatalogError(
             f"{file.name}: expected one JSON object a line, found a JSON array; "
             "convert it, for example with jq -c '.[]'"
         )
-    return head
 
 
 def _last_line_end(data: bytes) -> int:
-    """The place behind the last line break, 0 where there is none."""
-    return data.rfind(b"\n") + 1 or data.rfind(b"\r") + 1
+    """The place behind the last line break, 0 where there is none. (What follows a last `\\r` may be its `\\n`.)"""
+    return data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, -1) + 1
 
 
 def _as_rows(records: Records) -> pa.RecordBatch:

@@ -57,7 +57,9 @@ class JsonLinesReader:
             self._types[name] = self._common(name, self._types[name], column.type)
             columns.append(self._as_type(name, column, self._types[name]))
         rows = pa.RecordBatch.from_arrays(columns, names=records.rows.schema.names)
-        return Records(rows, records.lines, records.bad), len(data)
+        # A line is a record or blank.
+        spanned = len(records.lines) + len(records.bad) + count_blank_lines(data)
+        return Records(rows, records.lines, records.bad, spanned), len(data)
 
     def parse_fast(self, data: bytes, line: int = 1) -> Records | None:
         """The rows of a block by pyarrow's reader; None where that may fail or read something else than lines."""
@@ -213,6 +215,14 @@ def parse_line(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected one JSON object a line, found {kind_of(value)}")
     return value
+
+
+def count_blank_lines(data: bytes) -> int:
+    """Lines with nothing but whitespace; `\\n` ends a line."""
+    ends = (b"\n\n", b"\n\r", b"\n ", b"\n\t", b"\n\v", b"\n\f")
+    if not data[:1].isspace() and not any(end in data for end in ends):
+        return 0
+    return sum(not line.strip() for line in data.removesuffix(b"\n").split(b"\n")) if data else 0
 
 
 class _Object(dict[str, Any]):

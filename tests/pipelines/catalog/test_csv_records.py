@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.csv_records import CsvReader
+from pipelines.catalog.csv_records import CsvReader, count_lines
 from pipelines.catalog.schemas import Records
 
 CONFIG = CatalogConfig(uri="a.csv", id_field="id", display_fields=("price",))
@@ -20,29 +20,22 @@ HEADER = b"id,title,price\n"
 values = st.text(alphabet=st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"), max_size=10)
 
 
-def csv_reader(config: CatalogConfig, name: str, max_record_bytes: int) -> CsvReader:
-    return CsvReader(
-        fields=config.fields,
-        id_field=config.id_field,
-        voted=config.carried_fields,
-        name=name,
-        delimiter=config.csv_delimiter,
-        newlines_in_values=config.csv_newlines_in_values,
-        max_record_bytes=max_record_bytes,
-    )
+def csv_reader(config: CatalogConfig, name: str, sample: bytes, max_record_bytes: int = 1 << 20) -> CsvReader:
+    return CsvReader(config, name=name, sample=sample, max_record_bytes=max_record_bytes)
 
 
 def read(
     data: bytes, *, config: CatalogConfig = CONFIG, name: str = "a.csv", max_record_bytes: int = 1 << 20
 ) -> Records:
-    records, used = csv_reader(config, name, max_record_bytes).parse(data, 1, True)
+    records, used = csv_reader(config, name, data, max_record_bytes).parse(data, 1, True)
     assert used == len(data)
+    assert records.spanned == count_lines(data)
     return records
 
 
 def both_ways(body: bytes, *, is_last: bool = True, **options: Any) -> tuple[Any, Any]:
     """What the fast and the slow way make of the same records: rows, lines, bad ones, bytes taken."""
-    reader = csv_reader(replace(CONFIG, **options), "a.csv", 1 << 20)
+    reader = csv_reader(replace(CONFIG, **options), "a.csv", HEADER + body)
     reader.parse(HEADER, 1, False)
     found = [way(body, 2, is_last) for way in (reader._parse_plain, reader._parse_any)]
     fast, slow = (
@@ -82,7 +75,7 @@ def test_records_are_the_same_however_the_text_is_cut(rows: list[tuple[str, ...]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     data = HEADER + text.getvalue().encode()
-    reader = csv_reader(CONFIG, "a.csv", 1 << 20)
+    reader = csv_reader(CONFIG, "a.csv", data)
     held, found, lines, line = b"", [], [], 1
     for start in range(0, len(data), block):
         held += data[start : start + block]
@@ -159,7 +152,7 @@ def test_a_quote_that_never_closes_costs_its_first_line_only() -> None:
 
 
 def test_a_quote_that_does_not_close_for_too_long_costs_its_first_line_only() -> None:
-    reader = csv_reader(CONFIG, "a.csv", 20)
+    reader = csv_reader(CONFIG, "a.csv", HEADER, 20)
     reader.parse(HEADER, 1, False)
     data = b'2,"b,2\n' + b"3,c,3\n" * 10
     records, used = reader.parse(data, 2, False)
@@ -171,7 +164,7 @@ def test_a_quote_that_does_not_close_for_too_long_costs_its_first_line_only() ->
 
 
 def test_an_open_quote_waits_for_what_follows() -> None:
-    reader = csv_reader(CONFIG, "a.csv", 1 << 20)
+    reader = csv_reader(CONFIG, "a.csv", HEADER)
     records, used = reader.parse(HEADER + b'1,a,1\n2,"b\n', 1, False)
     assert (records.rows.num_rows, used) == (1, len(HEADER) + 6)
 

@@ -52,7 +52,7 @@ class CsvDialect:
 
     delimiter: str
     quote: str
-    escape: str
+    escape: str = ""
     skip_lines: int = 0
     columns: int = 0
 

@@ -319,11 +319,12 @@ class CsvReader:
         return Records(pa.RecordBatch.from_arrays(arrays, names=self._wanted), np.array(lines, np.int64), bad, spanned)
 
 
-def count_lines(data: bytes) -> int:
-    """Lines, blank ones too; `\\n`, `\\r` and `\\r\\n` all end one."""
-    returns = data.count(b"\r")
-    breaks = data.count(b"\n") + (returns - data.count(b"\r\n") if returns else 0)
-    return breaks + (len(data) > 0 and not data.endswith((b"\n", b"\r")))
+def count_lines(data: bytes, ends: bytes = b"\r\n") -> int:
+    """Lines, blank ones too: `\\n`, and with `\\r` among `ends` also that or both together, end one."""
+    breaks = int(np.count_nonzero(np.frombuffer(data, np.uint8) == _NEWLINE))  # faster than count()
+    if b"\r" in ends and b"\r" in data:
+        breaks += data.count(b"\r") - data.count(b"\r\n")
+    return breaks + (data[-1:] not in ends)
 
 
 def _end_of_lines(data: bytes, count: int) -> int:

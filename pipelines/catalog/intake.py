@@ -47,8 +47,6 @@ _THREADS = 4
 LOOKED_AT_CHUNKS = 16
 """So much of a file tells the encoding when only its head is looked at; when it is taken in, all of it does."""
 
-_LINE_COUNTERS = {"csv": count_lines, "jsonl": lambda data: data.count(b"\n") + (data[-1:] not in (b"", b"\n"))}
-
 _logger = logging.getLogger(__name__)
 
 
@@ -197,7 +195,6 @@ def _iter_rows(
     def found() -> str:
         return find_encoding(iter_bytes(file.uri, file.compression), file.name)
 
-    count_lines = _LINE_COUNTERS[file.format]
     held, line, skipped = b"", 1, 0
     chunks = as_utf8(iter_bytes(file.uri, file.compression, BLOCK_BYTES), encoding, found)
     chunk: bytes | None = next(chunks, b"")
@@ -218,7 +215,7 @@ def _iter_rows(
         used = len(whole)
         while whole and used:
             records, used = reader.parse(whole, line, is_last)
-            lines = count_lines(whole[:used])
+            lines = count_lines(whole[:used], b"\n" if file.format == "jsonl" else b"\r\n")
             if lines != records.spanned:
                 records = _with_missing(records, line, lines, file.name)
             if reader.seen.encoding != UTF8:

@@ -219,10 +219,10 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
 def count_blank_lines(data: bytes) -> int:
     """Lines with nothing but whitespace; `\\n` ends a line."""
-    ends = (b"\n\n", b"\n\r", b"\n ", b"\n\t", b"\n\v", b"\n\f")
-    if not data[:1].isspace() and not any(end in data for end in ends):
-        return 0
-    return sum(not line.strip() for line in data.removesuffix(b"\n").split(b"\n")) if data else 0
+    codes = np.frombuffer(data, np.uint8)
+    starts = np.append(0, np.flatnonzero(codes == _NEWLINE) + 1)
+    starts = starts[starts < len(data)]
+    return sum(not data[start : data.find(b"\n", start) + 1 or None].strip() for start in starts[codes[starts] <= 32])
 
 
 class _Object(dict[str, Any]):

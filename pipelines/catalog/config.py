@@ -227,7 +227,7 @@ def template_parts(template: str) -> list[tuple[str, str | None]]:
 def _is_codec(name: str) -> bool:
     """Whether text can be decoded by this name, a piece at a time."""
     try:
-        return name == "auto" or (b"a".decode(name), codecs.getincrementaldecoder(name)) is not None
+        return name == "auto" or ("a".encode(name), codecs.getincrementaldecoder(name)) is not None
     except (LookupError, UnicodeError):
         return False
 

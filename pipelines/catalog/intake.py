@@ -224,6 +224,9 @@ def _iter_rows(
             yield _as_rows(records)
             line += lines
             whole, held = whole[used:], held[used:]
+    if held:  # the reader takes all of the last block
+        nothing, _ = reader.parse(b"", line, False)
+        yield _as_rows(_with_missing(nothing, line, count_lines(held), file.name))
 
 
 def _with_missing(records: Records, line: int, lines: int, name: str) -> Records:

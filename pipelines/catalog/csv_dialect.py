@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -78,18 +79,31 @@ class RecordLooks:
     """What the records of a sample have in common, column by column.
 
     Args:
-        records: Those of the sample, of `columns` values each.
+        sample: Its records, each with its lines; the first is the header.
+        columns: How many values a record has.
         id_columns: Columns of ids: a line whose ids look otherwise is no record.
     """
 
     def __init__(
-        self, dialect: CsvDialect, records: Sequence[Sequence[str]], *, columns: int, id_columns: Collection[int]
+        self,
+        dialect: CsvDialect,
+        sample: Sequence[tuple[Sequence[str], Sequence[str]]],
+        *,
+        columns: int,
+        id_columns: Collection[int],
     ) -> None:
+        records = [(row, lines[0].rstrip("\r\n")) for row, lines in sample[1:] if len(row) == columns]
+        # The line of each id: a text with a table of small numbers has some of them anew.
+        self._known = {tuple(row[column] for column in id_columns): line for row, line in reversed(records)}
+        # Numbers that count up have few short ones, a text that was taken for records fewer.
+        counts = [Counter(len(ids[at]) for ids in self._known) for at in range(len(id_columns))]
+        lengths = [[length for length, count in each.items() if count > 2] or [*each] for each in counts]
+        self._lengths = [range(min(each), 2 * max(each) + 1) for each in lengths if each]
         self._delimiter, self.columns = dialect.delimiter, columns
         self._ids = id_columns
         self._forms: list[list[re.Pattern[str]]] = []
         for column in range(self.columns):
-            values = [record[column] for record in records if record[column].strip()]
+            values = [row[column] for row, _ in records[:LOOKED_AT_RECORDS] if row[column].strip()]
             few = len(values) * (1 - _FORM_SHARE)
             forms = [form for form in _FORMS if sum(not form.fullmatch(value) for value in values) <= few]
             self._forms.append(forms if values else [])
@@ -103,14 +117,19 @@ class RecordLooks:
     def ids_of(self, line: str) -> tuple[str, ...]:
         """The ids of a line that is a record by itself, stray quotes taken as they stand, and looks as in the sample.
 
-        It has as many columns, ids of the same forms, and no more than one other value in four of other forms. Empty
-        where it is none.
+        It has as many columns, ids of the same forms and lengths that no other line has, and no more than one other
+        value in four of other forms. Empty where it is none.
         """
         line = line.rstrip("\r\n")
         if self.columns < 2 or line.count(self._delimiter) < self.columns - 1:
             return ()
         values = [value.strip(self._quote or None) for value in self._value.findall(f"{line}{self._delimiter}")[:-1]]
-        if len(values) != self.columns or not all(values[column].strip() for column in self._ids):
+        if len(values) != self.columns:
+            return ()
+        ids = tuple(values[column] for column in self._ids)
+        if self._known.get(ids, line) != line or not all(map(str.strip, ids)):
+            return ()
+        if not all(len(each) in lengths for each, lengths in zip(ids, self._lengths, strict=False)):
             return ()
         odd = 0
         for column, (value, forms) in enumerate(zip(values, self._forms, strict=True)):
@@ -118,7 +137,7 @@ class RecordLooks:
                 if column in self._ids:
                     return ()
                 odd += 1
-        return tuple(values[column] for column in self._ids) if odd <= self.columns // 4 else ()
+        return ids if odd <= self.columns // 4 else ()
 
     def holds_records(self, lines: Sequence[str]) -> bool:
         """Whether what seems to be one record of these lines are records, the first of them with a stray quote.

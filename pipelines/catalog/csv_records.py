@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -22,7 +22,6 @@ import pyarrow.csv
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.csv_dialect import (
     LOOKED_AT_LINES,
-    LOOKED_AT_RECORDS,
     CsvDialect,
     RecordLooks,
     find_dialect,
@@ -279,10 +278,9 @@ class CsvReader:
                     raise csv.Error(f"expected UTF-8 in {name!r}, found the byte 0x{found:02x}") from None
 
     @cached_property
-    def _sample_records(self) -> list[list[str]]:
+    def _sample_records(self) -> list[tuple[list[str], Sequence[str]]]:
         lines = split_lines(unescaped(self._sample, self.dialect).decode("utf-8", "surrogateescape"))
-        found = read_sample(lines[self.dialect.skip_lines :], self.dialect, LOOKED_AT_RECORDS)
-        return [row for row, _ in found if len(row) == len(self._header)][1:]
+        return list(read_sample(lines[self.dialect.skip_lines :], self.dialect))
 
     @cached_property
     def _looks(self) -> RecordLooks:
@@ -293,8 +291,8 @@ class CsvReader:
     def _first_bytes(self) -> np.ndarray:
         """`[256]` bool, the bytes with which a record's line may begin, by the ids of the sample."""
         signs = [chr(code) for code in range(256)]
-        texts = [record[0][:1].encode().decode("latin-1") for record in self._sample_records]
-        classes = [each for each in _BYTE_CLASSES if any(re.match(each, text) for text in texts if text)]
+        firsts = {row[0][:1] for row, _ in self._sample_records[1:] if len(row) == len(self._header)}
+        classes = [each for each in _BYTE_CLASSES if any(re.match(each, first) for first in firsts)]
         if self._header[0] not in self._ids or not classes:
             return np.ones(256, bool)
         return np.array([any(re.match(each, sign) for each in classes) or sign == self.dialect.quote for sign in signs])

@@ -26,17 +26,20 @@ LOOKED_AT_LINES = 64
 LOOKED_AT_RECORDS = 200
 """So many records of the sample tell the delimiter, and what records look like."""
 
+_BREAK = re.compile(r"[\r\n]")
 MANY_RECORDS = 8
 _SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?\s*", re.IGNORECASE)  # Excel's first line
 
-# What machines write into a column and people do not into a text; each holds for a value or not.
-_TELLING_FORMS = [re.compile(each, re.DOTALL) for each in (r"[+-]?\d[\d.,]*", r".*\d.*", r"\w+://\S+")]
+# What machines write into a column and people do not into a text; each holds for a value or not. Of ids more is asked.
+_TELLING_FORMS = [re.compile(each, re.DOTALL) for each in (r"[+-]?\d[\d.,]*", r"\w+://\S+")]
 _FORMS = [
     *_TELLING_FORMS,
-    *(re.compile(each, re.DOTALL) for each in (r"\S*", r"\d.*", r".*[^\W\d_].*", r"[^a-z]*", r"[^A-Z]*", r"[^<>]*")),
+    *(re.compile(each, re.DOTALL) for each in (r"\S*", r".*[^\W\d_].*", r"[^<>]*")),
     re.compile(r"\S(.*\S)?", re.DOTALL),  # no blank at the ends, as behind the comma of a sentence
 ]
-_FORM_SHARE = 0.98
+_HAS_DIGIT = re.compile(r".*\d.*", re.DOTALL)
+_ID_FORMS = [*_FORMS, _HAS_DIGIT, *(re.compile(each, re.DOTALL) for each in (r"\d.*", r"[^a-z]*", r"[^A-Z]*"))]
+_FORM_SHARE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,16 +101,19 @@ class RecordLooks:
         # Numbers that count up have few short ones, a text that was taken for records fewer.
         counts = [Counter(len(ids[at]) for ids in self._known) for at in range(len(id_columns))]
         lengths = [[length for length, count in each.items() if count > 2] or [*each] for each in counts]
-        self._lengths = [range(min(each), 2 * max(each) + 1) for each in lengths if each]
+        self._lengths = [range(min(each) - 1, 2 * max(each) + 1) for each in lengths if each]
         self._delimiter, self.columns = dialect.delimiter, columns
         self._ids = id_columns
         self._forms: list[list[re.Pattern[str]]] = []
         for column in range(self.columns):
-            values = [row[column] for row, _ in records[:LOOKED_AT_RECORDS] if row[column].strip()]
-            few = len(values) * (1 - _FORM_SHARE)
-            forms = [form for form in _FORMS if sum(not form.fullmatch(value) for value in values) <= few]
+            values = [row[column] for row, _ in records[:LOOKED_AT_RECORDS]]
+            values = [value for value in values if value.strip() and not _BREAK.search(value)]
+            # The sample may hold a stray quote itself, and what was read behind it.
+            few = max(len(values) >= 8, len(values) * (1 - _FORM_SHARE))
+            candidates = _ID_FORMS if column in id_columns else _FORMS
+            forms = [form for form in candidates if sum(not form.fullmatch(value) for value in values) <= few]
             self._forms.append(forms if values else [])
-        self._is_telling = any(form in forms for forms in self._forms for form in _TELLING_FORMS)
+        self._is_telling = any(form in forms for forms in self._forms for form in (*_TELLING_FORMS, _HAS_DIGIT))
         delimiter, quote = re.escape(dialect.delimiter), re.escape(dialect.quote)
         # A value in quotes that close on the line, else whatever stands up to the next delimiter.
         quoted = f"{quote}(?:[^{quote}]|{quote}{quote})*{quote}(?={delimiter}|$)|" if quote else ""

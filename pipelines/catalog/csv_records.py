@@ -13,10 +13,12 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from pipelines.catalog.config import CatalogConfig, CatalogError
@@ -34,6 +36,7 @@ from pipelines.catalog.schemas import Records, SeenColumns, unknown_field
 THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
 
 _NEWLINE, _RETURN = b"\n\r"
+_LONE_RETURN = "\U0010fffd"  # for private use, and used by nobody
 _BYTE_CLASSES = ("[0-9]", "[a-z]", "[A-Z]", "[^0-9a-zA-Z]")
 
 
@@ -49,9 +52,14 @@ class CsvReader:
 
     def __init__(self, config: CatalogConfig, *, name: str, sample: bytes, max_record_bytes: int) -> None:
         self.seen = SeenColumns()
-        self.dialect: CsvDialect = find_dialect(sample, name, config)
+        # Where the first lines end in \n, a lone \r is part of a text: Python's writers do not quote it.
+        first = re.search(rb"\r\n?|\n", sample)
+        has_newlines = first is not None and first[0] != b"\r" and sample.count(b"\n") > 1
+        self.line_ends = b"\n" if has_newlines else b"\r\n"
+        self._sample = self._without_returns(sample)
+        self.dialect: CsvDialect = find_dialect(self._sample, name, config)
         self.seen.dialect = str(self.dialect)
-        self._config, self._name, self._sample = config, name, sample
+        self._config, self._name = config, name
         self._ids = (config.id_field,) if isinstance(config.id_field, str) else config.id_field
         self._spans_lines = config.csv_newlines_in_values
         self._max_record_bytes = max_record_bytes
@@ -75,13 +83,18 @@ class CsvReader:
             skipped = self._read_header(data, is_last)
             if not skipped:
                 return self._records([], [], []), 0
-            header_lines = count_lines(data[:skipped])
+            header_lines = count_lines(data[:skipped], self.line_ends)
             line += header_lines
             data = data[skipped:]
-        plain = unescaped(data, self.dialect)
+        single = self._without_returns(data)
+        plain = unescaped(single, self.dialect)
         records, used = self._parse_plain(plain, line, is_last) or self._parse_any(plain, line, is_last)
         if plain is not data:
-            used = _end_of_lines(data, count_lines(plain[:used])) if used < len(plain) else len(data)
+            used = _end_of_lines(data, count_lines(plain[:used]), self.line_ends) if used < len(plain) else len(data)
+        if single is not data:
+            columns = [pc.replace_substring(column, _LONE_RETURN, "\r") for column in records.rows.columns]
+            rows = pa.RecordBatch.from_arrays(columns, names=records.rows.schema.names)
+            records = replace(records, rows=rows)
         self.seen.records += records.rows.num_rows
         if records.bad and not self.seen.first_problem:
             self.seen.first_problem = records.bad[0][1]
@@ -92,14 +105,14 @@ class CsvReader:
 
     def _read_header(self, data: bytes, is_last: bool) -> int:
         """Takes the column names from the first record; gives the bytes up to its end, 0 where it is not whole yet."""
-        start = _end_of_lines(data, self.dialect.skip_lines)
-        lines = _LineFeed(unescaped(data[start:], self.dialect))
+        start = _end_of_lines(data, self.dialect.skip_lines, self.line_ends)
+        lines = _LineFeed(unescaped(self._without_returns(data[start:]), self.dialect))
         wanted = f"{self._name}: expected a first line with column names"
         if self.dialect.skip_lines:
             wanted = f"{self._name}: expected column names behind {self.dialect.skip_lines} lines"
         try:
             names = next((row for row in self.dialect.reader(lines) if row), [])
-            end = _end_of_lines(data, self.dialect.skip_lines + lines.position)
+            end = _end_of_lines(data, self.dialect.skip_lines + lines.position, self.line_ends)
             data[start:end].decode("utf-8")
         except UnicodeDecodeError as error:
             raise CatalogError(
@@ -113,7 +126,7 @@ class CsvReader:
             return 0
         if not names:
             raise CatalogError(f"{wanted}, found none")
-        self._header = [name.strip() for name in names]
+        self._header = [name.replace(_LONE_RETURN, "\r").strip() for name in names]
         extra = self.dialect.columns - len(names)
         if abs(extra) == 1:
             self._header = [*self._header, ""][: self.dialect.columns]
@@ -255,7 +268,7 @@ class CsvReader:
                 feed.position = start + 1
                 if too_long:
                     break  # the rest may go the fast way
-        used = len(data) if feed.position == len(feed.lines) else _end_of_lines(data, feed.position)
+        used = len(data) if feed.position == len(feed.lines) else _end_of_lines(data, feed.position, b"\r\n")
         return self._records(rows, lines, bad, spanned), used
 
     def _check_lines(self, lines: list[str]) -> None:
@@ -303,6 +316,12 @@ class CsvReader:
         edge, escape = re.escape(self.dialect.delimiter.encode()), re.escape(self.dialect.escape.encode())
         return re.compile(rb"(?<![^" + edge + rb"\r\n])" + escape + rb"N(?![^" + edge + rb"\r\n])")
 
+    def _without_returns(self, data: bytes) -> bytes:
+        """The block with another sign for each `\\r` that ends no line."""
+        if self.line_ends != b"\n" or b"\r" not in data or data.count(b"\r") == data.count(b"\r\n"):
+            return data
+        return re.sub(rb"\r(?!\n|\Z)", _LONE_RETURN.encode(), data)
+
     def _escaped_nulls(self, data: bytes) -> bytes:
         if self.dialect.quote or not self.dialect.escape:
             return data
@@ -325,10 +344,10 @@ def count_lines(data: bytes, ends: bytes = b"\r\n") -> int:
     return breaks + (data[-1:] not in ends)
 
 
-def _end_of_lines(data: bytes, count: int) -> int:
-    """The place behind so many lines."""
+def _end_of_lines(data: bytes, count: int, ends: bytes) -> int:
+    """The place behind so many lines; `ends` as for `count_lines`."""
     end = 0
-    for found in re.finditer(rb"\r\n?|\n", data) if count else ():
+    for found in re.finditer(rb"\r\n?|\n" if b"\r" in ends else rb"\n", data) if count else ():
         end, count = found.end(), count - 1
         if not count:
             return end

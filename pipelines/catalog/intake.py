@@ -143,7 +143,7 @@ def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
         reader.seen.encoding = encoding or UTF8
         is_whole = len(head) < size or size > MAX_RECORD_BYTES
         text = _utf8_of_head(head, encoding)
-        _, used = reader.parse(text if is_whole else text[: _last_line_end(text)], 1, is_whole)
+        _, used = reader.parse(text if is_whole else text[: _last_line_end(text, reader.line_ends)], 1, is_whole)
         if used or is_whole:
             return reader.seen
         size *= 4
@@ -160,7 +160,7 @@ def _look_at_text(file: CatalogFile, config: CatalogConfig) -> tuple[str | None,
         encoding = find_encoding(islice(chunks, LOOKED_AT_CHUNKS), file.name)
         text = _utf8_of_head(head, encoding)
     _refuse_array(text, file)
-    return encoding, text if len(head) < HEAD_BYTES else text[: _last_line_end(text)]
+    return encoding, text if len(head) < HEAD_BYTES else text[: _last_line_end(text, b"\r\n")]
 
 
 def _utf8_of_head(head: bytes, encoding: str | None) -> bytes:
@@ -201,7 +201,7 @@ def _iter_rows(
     while chunk is not None:
         held, chunk = held + chunk, next(chunks, None)
         is_last = chunk is None
-        if skipped or (not is_last and len(held) > MAX_RECORD_BYTES and not _last_line_end(held)):
+        if skipped or (not is_last and len(held) > MAX_RECORD_BYTES and not _last_line_end(held, reader.line_ends)):
             place = held.find(b"\n")
             skipped += len(held) if place < 0 else place + 1
             held = b"" if place < 0 else held[place + 1 :]
@@ -211,11 +211,11 @@ def _iter_rows(
             empty, _ = reader.parse(b"", line, False)
             yield _as_rows(Records(empty.rows, empty.lines, [(line, why)]))
             line, skipped = line + 1, 0
-        whole = held if is_last else held[: _last_line_end(held)]
+        whole = held if is_last else held[: _last_line_end(held, reader.line_ends)]
         used = len(whole)
         while whole and used:
             records, used = reader.parse(whole, line, is_last)
-            lines = count_lines(whole[:used], b"\n" if file.format == "jsonl" else b"\r\n")
+            lines = count_lines(whole[:used], reader.line_ends)
             if lines != records.spanned:
                 records = _with_missing(records, line, lines, file.name)
             if reader.seen.encoding != UTF8:
@@ -226,7 +226,7 @@ def _iter_rows(
             whole, held = whole[used:], held[used:]
     if held:  # the reader takes all of the last block
         nothing, _ = reader.parse(b"", line, False)
-        yield _as_rows(_with_missing(nothing, line, count_lines(held), file.name))
+        yield _as_rows(_with_missing(nothing, line, count_lines(held, reader.line_ends), file.name))
 
 
 def _with_missing(records: Records, line: int, lines: int, name: str) -> Records:
@@ -252,9 +252,9 @@ def _refuse_array(head: bytes, file: CatalogFile) -> None:
         )
 
 
-def _last_line_end(data: bytes) -> int:
+def _last_line_end(data: bytes, ends: bytes) -> int:
     """The place behind the last line break, 0 where there is none. (What follows a last `\\r` may be its `\\n`.)"""
-    return data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, -1) + 1
+    return data.rfind(b"\n") + 1 or (data.rfind(b"\r", 0, -1) + 1 if b"\r" in ends else 0)
 
 
 def _as_rows(records: Records) -> pa.RecordBatch:

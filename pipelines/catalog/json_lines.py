@@ -40,6 +40,8 @@ class JsonLinesReader:
     text at last (images: to lists of text), so a file's rows have few schemas.
     """
 
+    line_ends = b"\n"
+
     def __init__(self, config: CatalogConfig) -> None:
         self.seen = SeenColumns()
         self._config = config

@@ -27,9 +27,10 @@ def csv_reader(config: CatalogConfig, name: str, sample: bytes, max_record_bytes
 def read(
     data: bytes, *, config: CatalogConfig = CONFIG, name: str = "a.csv", max_record_bytes: int = 1 << 20
 ) -> Records:
-    records, used = csv_reader(config, name, data, max_record_bytes).parse(data, 1, True)
+    reader = csv_reader(config, name, data, max_record_bytes)
+    records, used = reader.parse(data, 1, True)
     assert used == len(data)
-    assert records.spanned == count_lines(data)
+    assert records.spanned == count_lines(data, reader.line_ends)
     return records
 
 
@@ -212,17 +213,23 @@ def test_a_file_without_a_readable_header_is_an_error(head: bytes) -> None:
         read(head)
 
 
+PLAIN_ROWS = 40
+
+
 def shop_rows(draw: st.DrawFn, columns: int) -> list[list[str]]:
     """Rows of a shop: ids of one kind, a price, and texts that may break lines and hold any sign."""
     id_of = draw(st.sampled_from([str, "{:05d}".format, "SKU-{}".format, "B0{:06X}".format]))
     first = draw(st.integers(0, 5000))
-    # No text begins with a delimiter, as none does that a person wrote.
-    signs = st.text(alphabet="ab ,;.<>/=\n", max_size=25).map(lambda text: text.lstrip(",;"))
+    # No text begins with a delimiter, as none does that a person wrote, or ends in half of a line break.
+    signs = st.text(alphabet="ab ,;.<>/=\n\r", max_size=25).map(lambda text: text.lstrip(",;").rstrip("\r"))
     texts = st.one_of(signs, st.lists(signs, max_size=4).map("\n".join).map(lambda text: text.lstrip(",;")))
     rows = []
     for number in range(draw(st.integers(1, 12))):
         values = [id_of(first + number), *(draw(texts) for _ in range(columns - 2))]
         rows.append([*values, draw(texts) if columns == 2 else f"{number}.50"])
+    # A sample of a catalog has plain rows too.
+    for number in range(len(rows), len(rows) + PLAIN_ROWS):
+        rows.append([id_of(first + number), *["plain cup"] * (columns - 2), "plain cup" if columns == 2 else "1.50"])
     return rows
 
 
@@ -268,7 +275,7 @@ def test_a_stray_quote_never_costs_a_neighbour(
     rows, delimiter, quoting = shop
     config, names = shop_config(len(rows[0]), delimiter)
     texts = written(rows, delimiter, quoting)
-    stray = {number % len(rows) for number in stray}
+    stray = {number % (len(rows) - PLAIN_ROWS) for number in stray}
     for number in stray:
         texts[number] = (
             delimiter.join([rows[number][0], '"Best mug', *["x"] * (len(names) - 3), "1"][: len(names)]) + "\n"
@@ -291,7 +298,7 @@ def in_blocks(data: bytes, config: CatalogConfig, block: int) -> tuple[list[list
         whole, used = (held if is_last else held[: held.rfind(b"\n") + 1]), 1
         while whole and used:
             records, used = reader.parse(whole, line, is_last)
-            assert records.spanned == count_lines(whole[:used])
+            assert records.spanned == count_lines(whole[:used], reader.line_ends)
             rows += [list(row.values()) for row in records.rows.to_pylist()]
             bad += records.bad
             line, whole, held = line + records.spanned, whole[used:], held[used:]
@@ -416,3 +423,13 @@ def test_every_line_is_in_one_record_whatever_the_text(data: bytes, block: int) 
             config = replace(CONFIG, csv_newlines_in_values=newlines, csv_delimiter=",", **options)
             rows, bad = in_blocks(HEADER + data, config, block)
             assert len(rows) + len(bad) <= count_lines(data)
+
+
+def test_a_lone_return_is_text_where_lines_end_in_newlines_and_the_other_way_round() -> None:
+    data = HEADER + b"1,a\rb,2\n2,b,3\n" + b"3,c,4\n" * 9 + b'4,"d\r\r\ne",5\r'
+    records = read(data)
+    assert [row["title"] for row in records.rows.to_pylist()] == ["a\rb", "b", *["c"] * 9, "d\r\r\ne"]
+    assert records.lines.tolist() == list(range(2, 14))
+    # Excel on a Mac: lines end in \r, and breaks within a cell are \n.
+    records = read(b'id,title,price\r1,"a\nb",2\r2,"c\nd",3\r')
+    assert [row["title"] for row in records.rows.to_pylist()] == ["a\nb", "c\nd"]

@@ -48,7 +48,7 @@ REQUIREMENTS = [
 
 EXTRAS = {
     # Both faiss-cpu and faiss-gpu bring the package `faiss`, and overwrite each other's files. Two commands:
-    #   pip install 'shelfmark[gpu]'
+    #   pip install -e '.[gpu]'
     #   pip uninstall --yes faiss-cpu && pip install --force-reinstall --no-deps faiss-gpu
     "gpu": ["faiss-gpu>=1.14"],  # k-means of the inverted lists on a GPU
     "train": [
@@ -128,7 +128,7 @@ setup(
         "": ["*.md"],
         "encoders": ["pretrained/**/*"],
         "pipelines": ["**/*.html", "**/*.css", "**/*.js", "**/*.svg"],
-        "run_configs": ["*.yaml", "papers/*"],
+        "run_configs": ["*.yaml", "catalogs/*", "papers/*"],
     },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

@@ -44,4 +44,4 @@ class VersionNotFoundError(IndexBuilderError):
 
 
 class FilterError(IndexBuilderError, ValueError):
-    """A filter that names a column which the products table lacks, or a mask of the wrong length."""
+    """A filter that is no condition, names a column which is not there, or is a mask of the wrong length."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipelines.config.command_line import load_index_job_config, run_command, show_log_lines
+from pipelines.config.stopping import end_on_signals
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the build; see the module for the exit codes."""
+    from pipelines.config.command_line import load_index_job_config, show_log_lines
+
     command = load_index_job_config(argv)
     show_log_lines()
     # These import Beam: after the log is set up.
@@ -30,4 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_on_signals()  # before what takes seconds to load
+    from pipelines.config.command_line import run_command
+
     sys.exit(run_command(main))

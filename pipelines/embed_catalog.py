@@ -1,7 +1,14 @@
 """Runs the indexing job: `python -m pipelines.embed_catalog [--config FILE] [overrides] [Beam options]`.
 
-With no arguments it indexes the embedded demo catalog. Exit codes: 0 a version is published (or nothing changed), 1 the
-run failed or a gate held the version back, 2 the config or what it names is not usable; nothing was done.
+With no arguments it indexes the embedded demo catalog; with `--catalog.uri X` alone it recognises what X is.
+Exit codes:
+
+    0     a version is published, or nothing changed
+    1     the run failed, found another at work, or a gate held the version back
+    2     the config, or what it names, is not usable; nothing was done
+    6     another run took over the work folder; this one stopped there
+    130   stopped by Ctrl-C: the lease is released, and the same command goes on from what is complete
+    143   the same by SIGTERM
 """
 
 from __future__ import annotations
@@ -9,11 +16,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipelines.config.command_line import load_job_config, run_command, show_log_lines
+from pipelines.config.stopping import end_on_signals
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the job; see the module for the exit codes."""
+    from pipelines.config.command_line import load_job_config, show_log_lines
+
     command = load_job_config(argv)
     show_log_lines()
     # These import Beam: after the log is set up.
@@ -21,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     from pipelines.indexing.forecast import forecast_run, print_forecast
     from pipelines.indexing.job import run_and_report
 
-    source = CatalogSource(command.config, full=command.flags.full)
+    source = CatalogSource(command.config, full=command.flags.full, named=command.given)
     if command.flags.plan:
         print_forecast(forecast_run(source))
         return 0
@@ -29,4 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    end_on_signals()  # before what takes seconds to load
+    from pipelines.config.command_line import run_command
+
     sys.exit(run_command(main))

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("onnx", "onnxruntime", "onnxscript", "ftfy"):
             raise
-        raise ConfigError(["the export needs the extra `onnx`: pip install 'shelfmark[onnx]'"]) from error
+        raise ConfigError(["the export needs the extra `onnx`: pip install -e '.[onnx]'"]) from error
     uri = arguments.encoder
     if uri is None:
         reader = IndexReader.open(arguments.index, version=arguments.version)

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name not in _OF_THE_EXTRA:
             raise
-        raise ConfigError(["training needs the extra `train`: pip install 'shelfmark[train]'"]) from error
+        raise ConfigError(["training needs the extra `train`: pip install -e '.[train]'"]) from error
     with tempfile.TemporaryDirectory(prefix="shelfmark-training-") as folder:
         train_encoder(
             job.data,

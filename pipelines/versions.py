@@ -1,20 +1,41 @@
-"""Lists, compares and takes back published versions: `python -m pipelines.versions list|show|diff|rollback|prune`.
+"""Lists, compares and takes back published versions: `python -m pipelines.versions COMMAND --index URI`.
 
-Exit codes: 0 done, 1 `show --verify` found a damaged file, 2 there is no such version, or the address cannot be used.
+    list, show, diff     which versions there are, what one is, what changed from one to another
+    rejected             the rows and pictures that could not be used, each with its place, reason and detail
+    rollback, prune      publish an older one; remove old ones
+
+Exit codes: 0 done, 1 `show --verify` found a damaged file, 2 there is no such version or reason, or the address cannot
+be used, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import get_args
+
+import pyarrow.csv
 
 from index_builder import publish
+from pipelines.catalog.dead_letters import Outcome
 from pipelines.config.command_line import run_command
 from pipelines.config.terminal import table_console
-from pipelines.published.tables import described, print_diff, print_json, print_manifest, print_versions, state_of
+from pipelines.published.letters import read_letters, without_formulas
+from pipelines.published.tables import (
+    described,
+    print_diff,
+    print_json,
+    print_letters,
+    print_manifest,
+    print_versions,
+    state_of,
+)
 from pipelines.published.version_diff import compare_versions, current_version, version_before
+
+LETTERS_SHOWN = 20
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,6 +77,24 @@ def _diff(arguments: argparse.Namespace) -> None:
         print_diff(diff, table_console())
 
 
+def _rejected(arguments: argparse.Namespace) -> None:
+    version = arguments.version or publish.read_current(arguments.index)
+    whole = arguments.csv or arguments.json
+    limit = arguments.n if arguments.n is not None or whole else LETTERS_SHOWN
+    letters = read_letters(arguments.index, version, reason=arguments.reason, outcome=arguments.outcome, limit=limit)
+    if letters is None:
+        sys.stderr.write(f"version {version} has no rejected.parquet: it was made without dead letters\n")
+    elif arguments.csv:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(codecs.BOM_UTF8)  # without it Excel reads another encoding
+        pyarrow.csv.write_csv(without_formulas(letters.picked), sys.stdout.buffer)
+    elif arguments.json:
+        by_reason = {f"{outcome}: {reason}": count for (outcome, reason), count in letters.by_reason.items()}
+        print_json({"version": version, "by_reason": by_reason, "letters": letters.picked.to_pylist()})
+    else:
+        print_letters(letters, version, table_console(140))
+
+
 def _rollback(arguments: argparse.Namespace) -> None:
     current = publish.read_current(arguments.index)
     version = arguments.version or version_before(arguments.index, current)
@@ -70,6 +109,12 @@ def _prune(arguments: argparse.Namespace) -> None:
     table_console().print(f"removed {len(removed)} versions, {left} left" + "".join(f"\n  {name}" for name in removed))
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines.versions", description="Published versions of an index.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -77,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: object, help: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help, description=help)
         made.add_argument("--index", required=True, metavar="URI", help="where versions are published (index.uri)")
-        if run in (_list, _show, _diff):
+        if run in (_list, _show, _diff, _rejected):
             made.add_argument("--json", action="store_true", help="for scripts")
         made.set_defaults(run=run)
         return made
@@ -89,6 +134,17 @@ def _parser() -> argparse.ArgumentParser:
     diff = command("diff", _diff, "what changed between two versions")
     diff.add_argument("old", nargs="?", help="default: the one before the new one")
     diff.add_argument("new", nargs="?", help="default: the published one")
+    rejected = command("rejected", _rejected, "rows and pictures that could not be used, and why")
+    rejected.add_argument("version", nargs="?", help="default: the published one")
+    rejected.add_argument("--reason", help="only letters of this reason, such as missing_id")
+    rejected.add_argument(
+        "--outcome", choices=get_args(Outcome), help="only rows left out, or products that lost a part"
+    )
+    csv_help = "all columns for a spreadsheet; a ' stands before a text that it would run as a formula (= + - @)"
+    rejected.add_argument("--csv", action="store_true", help=csv_help)
+    rejected.add_argument(
+        "-n", type=_count, metavar="N", help=f"at most N letters (the table shows {LETTERS_SHOWN}, the others all)"
+    )
     rollback = command("rollback", _rollback, "publish an older version")
     rollback.add_argument("version", nargs="?", help="default: the one before the published one")
     prune = command("prune", _prune, "remove old versions, never the published one")

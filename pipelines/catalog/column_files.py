@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
+from pipelines.catalog.arrow_types import is_list
 from pipelines.catalog.config import CatalogError
+from pipelines.catalog.paths import needed_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,14 @@ def iter_arrow_rows(
 ) -> Iterator[pa.RecordBatch]:
     """Rows [start, stop) of a file, in batches of at most `batch_rows` rows and about `batch_bytes`.
 
-    One record batch of the file is in memory at a time, of the named columns only.
+    One record batch of the file is in memory at a time, of the columns that hold the named fields (see `paths`).
     """
     rows, _ = _read_batches(uri)
     ends = np.cumsum(rows)
     with stores.open_input(uri) as source:
         with pa.ipc.open_file(source) as whole:
-            names = [name for name in columns if name in whole.schema.names]
+            needed = (needed_fields(whole.schema, name) or () for name in columns)
+            names = list(dict.fromkeys(root for fields in needed for root, *_ in fields))
             fields = [whole.schema.get_field_index(name) for name in names]
         with pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields)) as reader:
             first = int(np.searchsorted(ends, start, side="right"))
@@ -124,11 +127,11 @@ def _u32(buffer: bytes, position: int) -> int:
 
 
 def read_parquet_footer(uri: str, columns: Sequence[str]) -> ColumnFile:
-    """Schema, and rows and stored bytes of the named columns in each row group, from the footer alone."""
+    """Schema, and rows and stored bytes of the named fields in each row group, from the footer alone."""
     with stores.open_input(uri) as source:
         metadata = pq.read_metadata(source)
     schema = metadata.schema.to_arrow_schema()
-    leaves = _leaves(metadata, [name for name in columns if name in schema.names])
+    leaves, _ = _leaves(metadata, schema, columns)
     groups = range(metadata.num_row_groups)
     rows = [metadata.row_group(group).num_rows for group in groups]
     stored = [sum(metadata.row_group(group).column(leaf).total_compressed_size for leaf in leaves) for group in groups]
@@ -140,13 +143,13 @@ def iter_parquet_rows(
 ) -> Iterator[pa.RecordBatch]:
     """Rows [start, stop) of a file, in batches of at most `batch_rows` rows and about `batch_bytes`.
 
-    Only the row groups that hold these rows are opened; rows before `start` in the first of them are decoded and
-    dropped.
+    Of a struct only those parts are read that hold a named field (see `paths`). Only the row groups that hold these
+    rows are opened; rows before `start` in the first of them are decoded and dropped.
     """
     buffer_bytes = _LOCAL_BUFFER_BYTES if stores.is_local(uri) else _REMOTE_BUFFER_BYTES
     with stores.open_input(uri) as source, pq.ParquetFile(source, buffer_size=buffer_bytes, pre_buffer=False) as file:
-        names = [name for name in columns if name in file.schema_arrow.names]
-        leaves = _leaves(file.metadata, names)
+        leaves, names = _leaves(file.metadata, file.schema_arrow, columns)
+        paths = [file.metadata.schema.column(leaf).path for leaf in leaves]
         first_row = 0
         for group in range(file.metadata.num_row_groups):
             described = file.metadata.row_group(group)
@@ -155,19 +158,39 @@ def iter_parquet_rows(
                 row_bytes = sum(described.column(leaf).total_uncompressed_size for leaf in leaves) / described.num_rows
                 size = int(min(batch_rows, max(1, batch_bytes // max(row_bytes, 1))))
                 row = first_row
-                for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=names, use_threads=False):
+                for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=paths, use_threads=False):
                     lower, upper = max(start - row, 0), min(stop - row, batch.num_rows)
                     row += batch.num_rows
                     if upper > lower:
-                        # A dotted name can also select a part of a struct.
+                        # The path of a part of a struct can also be the name of a column.
                         yield batch.select(names).slice(lower, upper - lower)
                     if row >= stop:
                         break
             first_row = last_row
 
 
-def _leaves(metadata: pq.FileMetaData, columns: Sequence[str]) -> list[int]:
-    """Numbers of the stored columns that belong to the named ones (a struct has one for each of its fields)."""
-    roots = set(columns)
-    paths = (metadata.schema.column(number).path for number in range(metadata.num_columns))
-    return [number for number, path in enumerate(paths) if path in roots or path.split(".")[0] in roots]
+def _leaves(metadata: pq.FileMetaData, schema: pa.Schema, columns: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Numbers of the stored columns that hold the named fields, and the names of the columns that they belong to."""
+    wanted = dict.fromkeys(parts for name in columns for parts in needed_fields(schema, name) or ())
+    roots = list(dict.fromkeys(root for root, *_ in wanted))
+    stored = [leaf for field in schema for leaf in _stored_parts((field.name,), field.type)]
+    if len(stored) != metadata.num_columns:  # a writer with rules of its own: whole columns
+        stored = [(metadata.schema.column(number).path.split(".")[0],) for number in range(metadata.num_columns)]
+        wanted = dict.fromkeys((root,) for root in roots)
+    chosen = [number for number, leaf in enumerate(stored) if any(leaf[: len(parts)] == parts for parts in wanted)]
+    return chosen, roots
+
+
+def _stored_parts(name: tuple[str, ...], data_type: pa.DataType) -> Iterator[tuple[str, ...]]:
+    """The stored columns that a column of this type takes, as names from the column inwards, in the file's order."""
+    if isinstance(data_type, pa.BaseExtensionType):
+        yield from _stored_parts(name, data_type.storage_type)
+    elif pa.types.is_struct(data_type):
+        for field in data_type:
+            yield from _stored_parts((*name, field.name), field.type)
+    elif pa.types.is_map(data_type):
+        yield from (name for kind in (data_type.key_type, data_type.item_type) for _ in _stored_parts((), kind))
+    elif is_list(data_type):
+        yield from _stored_parts(name, data_type.value_type)
+    else:
+        yield name

@@ -31,6 +31,7 @@ from pipelines.catalog.csv_dialect import (
     split_lines,
     unescaped,
 )
+from pipelines.catalog.paths import Path, flat_columns
 from pipelines.catalog.schemas import Records, SeenColumns, unknown_field
 
 THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
@@ -60,11 +61,12 @@ class CsvReader:
         self.dialect: CsvDialect = find_dialect(self._sample, name, config)
         self.seen.dialect = str(self.dialect)
         self._config, self._name = config, name
-        self._ids = (config.id_field,) if isinstance(config.id_field, str) else config.id_field
+        self._fields = flat_columns(config.fields)
         self._spans_lines = config.csv_newlines_in_values
         self._max_record_bytes = max_record_bytes
         self._header: list[str] = []
         self._wanted: list[str] = []
+        self._id_columns: list[int] = []
         csv.field_size_limit(2**31 - 1)
 
     def parse(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int]:
@@ -98,9 +100,11 @@ class CsvReader:
         self.seen.records += records.rows.num_rows
         if records.bad and not self.seen.first_problem:
             self.seen.first_problem = records.bad[0][1]
-        for name in self._config.carried_fields:
+        for name in flat_columns(self._config.carried_fields):
             if name in self._wanted:
-                self.seen.votes_of(name).add_texts(records.rows.column(name))
+                self.seen.votes_of(name).add_texts(records.rows.column(name), self._config.null_values)
+            if name in self._wanted and name in self._config.number_fields:
+                self.seen.votes_of(name).add_marks(records.rows.column(name))
         return Records(records.rows, records.lines, records.bad, records.spanned + header_lines), used + skipped
 
     def _read_header(self, data: bytes, is_last: bool) -> int:
@@ -130,15 +134,17 @@ class CsvReader:
         extra = self.dialect.columns - len(names)
         if abs(extra) == 1:
             self._header = [*self._header, ""][: self.dialect.columns]
-        self._wanted = [name for name in self._config.fields if name in self._header]
+        self._wanted = [name for name in self._fields if name in self._header]
         self.seen.names |= dict.fromkeys(self._header)
-        for name in self._config.fields:
+        for name in self._fields:
             count = self._header.count(name)
             if count > 1:
                 raise CatalogError(f"{self._name}: expected one column {name!r}, found {count}; rename one")
-        for name in self._ids:
-            if name not in self._header:
+        for name in self._config.id_fields:
+            found = [self._header.index(column) for column in Path(name).columns if column in self._header]
+            if not found:
                 raise unknown_field("catalog.id_field", name, self._header, self._name)
+            self._id_columns.append(found[0])
         return end
 
     def _parse_plain(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int] | None:
@@ -297,8 +303,7 @@ class CsvReader:
 
     @cached_property
     def _looks(self) -> RecordLooks:
-        ids = [self._header.index(name) for name in self._ids]
-        return RecordLooks(self.dialect, self._sample_records, columns=len(self._header), id_columns=ids)
+        return RecordLooks(self.dialect, self._sample_records, columns=len(self._header), id_columns=self._id_columns)
 
     @cached_property
     def _first_bytes(self) -> np.ndarray:
@@ -306,7 +311,7 @@ class CsvReader:
         signs = [chr(code) for code in range(256)]
         firsts = {row[0][:1] for row, _ in self._sample_records[1:] if len(row) == len(self._header)}
         classes = [each for each in _BYTE_CLASSES if any(re.match(each, first) for first in firsts)]
-        if self._header[0] not in self._ids or not classes:
+        if 0 not in self._id_columns or not classes:
             return np.ones(256, bool)
         return np.array([any(re.match(each, sign) for each in classes) or sign == self.dialect.quote for sign in signs])
 

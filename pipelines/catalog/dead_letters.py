@@ -6,12 +6,14 @@ part that was broken).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from index_builder.storage import atomic_file, localized
@@ -20,8 +22,20 @@ Outcome = Literal["rejected", "degraded"]
 Stage = Literal["read", "validate", "import", "fetch", "decode", "embed", "number"]
 
 MAX_DETAIL_CHARACTERS = 500
+MAX_TITLE_CHARACTERS = 120
 
-REJECTED_SCHEMA = pa.schema([(name, pa.string()) for name in ("product_id", "outcome", "stage", "reason", "detail")])
+REJECTED_FILE = "rejected.parquet"
+REJECTED_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("product_id", "outcome", "stage", "reason", "detail", "file", "unit")),
+        ("number", pa.int64()),
+        *((name, pa.string()) for name in ("title", "picture")),
+    ]
+)
+"""Of a version's `rejected.parquet`, part of the artifact contract (`index_builder/README.md`). Versions made before
+Shelfmark named places have only the first five columns."""
+
+PLACES_SCHEMA = pa.schema([REJECTED_SCHEMA.field(name) for name in ("file", "unit", "number", "title")])
 
 
 class Reason(StrEnum):
@@ -49,12 +63,47 @@ class Reason(StrEnum):
     fetch_timeout = "fetch_timeout"
 
 
+class Place(NamedTuple):
+    """Where a row of the catalog stands; as text `part-3.csv, line 1024`.
+
+    `unit` is what `number` counts: lines of a text file from 1, rows of any other from 0.
+    """
+
+    file: str = ""
+    unit: str = ""
+    number: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.unit} {self.number}" if self.file else ""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Place:
+        """That of a row of a table with `PLACES_SCHEMA`'s columns."""
+        return cls(row["file"] or "", row["unit"] or "", row["number"])
+
+
+NOWHERE = Place()
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where `B` rows of one file stand; `numbers` is int64 `[B]`."""
+
+    file: str
+    unit: str
+    numbers: np.ndarray
+
+    def __getitem__(self, row: int) -> Place:
+        return Place(self.file, self.unit, int(self.numbers[row]))
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """One row of `rejected.parquet`.
 
-    `product_id` is trimmed, or "" where the row has none (the detail then says where the row is). `stage` is the step
-    that noticed, `reason` a stable code, `detail` one line for people, cut at `MAX_DETAIL_CHARACTERS`.
+    `product_id` is trimmed, or "" where the row has none. `stage` is the step that noticed, `reason` a stable code,
+    `detail` one line for people, cut at `MAX_DETAIL_CHARACTERS`. `title` is the product's text, cut at
+    `MAX_TITLE_CHARACTERS`, and `picture` the address of the picture that the letter is about, without login and query.
     """
 
     product_id: str
@@ -62,6 +111,9 @@ class DeadLetter:
     stage: Stage
     reason: Reason
     detail: str = ""
+    place: Place = NOWHERE
+    title: str = ""
+    picture: str = ""
 
 
 class ImageError(Exception):
@@ -74,15 +126,22 @@ class ImageError(Exception):
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
 
-    def to_letter(self, product_id: str, outcome: Outcome) -> DeadLetter:
-        """The dead letter of the product that this image belongs to."""
-        return DeadLetter(product_id, outcome, self.stage, self.reason, self.detail)
-
 
 def letters_to_table(letters: Iterable[DeadLetter]) -> pa.Table:
     """The letters, in the given order, as a table of `REJECTED_SCHEMA`."""
-    rows = [{**asdict(letter), "detail": _printable(letter.detail)} for letter in letters]
-    return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
+    rows = [
+        (
+            *(letter.product_id, letter.outcome, letter.stage, letter.reason),
+            one_line(letter.detail, MAX_DETAIL_CHARACTERS),
+            *(letter.place.file or None, letter.place.unit or None, letter.place.number),
+            one_line(letter.title, MAX_TITLE_CHARACTERS) or None,
+            one_line(letter.picture, MAX_DETAIL_CHARACTERS) or None,
+        )
+        for letter in letters
+    ]
+    columns = zip(*rows, strict=True) if rows else [()] * len(REJECTED_SCHEMA)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, REJECTED_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=REJECTED_SCHEMA)
 
 
 def write_dead_letters(uri: str, letters: Iterable[DeadLetter]) -> int:
@@ -96,15 +155,53 @@ def write_dead_letters(uri: str, letters: Iterable[DeadLetter]) -> int:
 def read_dead_letters(uri: str) -> list[DeadLetter]:
     """The inverse of `write_dead_letters`."""
     with localized(uri) as path:
-        table = pq.read_table(path, schema=REJECTED_SCHEMA)
-    return [DeadLetter(**{**row, "reason": Reason(row["reason"])}) for row in table.to_pylist()]
+        rows = pq.read_table(path, schema=REJECTED_SCHEMA).to_pylist()
+    return [
+        DeadLetter(
+            *(row["product_id"], row["outcome"], row["stage"], Reason(row["reason"]), row["detail"]),
+            place=Place.of(row),
+            title=row["title"] or "",
+            picture=row["picture"] or "",
+        )
+        for row in rows
+    ]
 
 
-def _printable(detail: str) -> str:
-    line = " ".join(detail.split()).encode("utf-8", "replace").decode("utf-8")
-    return line if len(line) <= MAX_DETAIL_CHARACTERS else line[: MAX_DETAIL_CHARACTERS - 3] + "..."
+def examples_by_reason(uri: str, wanted: Iterable[str]) -> dict[str, str]:
+    """One letter of each kind in `wanted` (as "rejected: missing_id") in words, from a file of letters."""
+    found: dict[str, str] = {}
+    missing = set(wanted)
+    with localized(uri) as path, pq.ParquetFile(path) as file:
+        for batch in file.iter_batches() if missing else ():
+            kinds = pc.binary_join_element_wise(batch.column("outcome"), batch.column("reason"), ": ")
+            for kind in sorted(missing):
+                if (row := pc.index(kinds, kind).as_py()) >= 0:
+                    letter = batch.slice(row, 1).to_pylist()[0]
+                    named = " ".join(filter(None, (letter["product_id"], letter["title"] and repr(letter["title"]))))
+                    said = (str(Place.of(letter)), named, letter["picture"], letter["detail"])
+                    found[kind] = ": ".join(filter(None, said))
+            missing -= found.keys()
+            if not missing:
+                break
+    return found
 
 
-def malformed(where: str, why: str) -> DeadLetter:
+def one_line(text: str, limit: int) -> str:
+    """A text as one line that can be printed and stored, of at most `limit` characters."""
+    # What follows far behind the limit need not be looked at.
+    encoded = text[: 4 * limit].encode("utf-8", "replace").decode("utf-8")
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in encoded).split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def malformed(place: Place, why: str) -> DeadLetter:
     """The letter of a record that could not be read; it has no id that could be trusted."""
-    return DeadLetter("", "rejected", "read", Reason.malformed_record, f"{where}: {why}")
+    return DeadLetter("", "rejected", "read", Reason.malformed_record, why, place)
+
+
+def places_table(places: Places, texts: pa.StringArray | None = None) -> pa.Table:
+    """Where each of `B` products stands, and the beginning of its text: a table of `PLACES_SCHEMA`."""
+    rows = len(places.numbers)
+    titles = pa.nulls(rows, pa.string()) if texts is None else pc.utf8_slice_codeunits(texts, 0, MAX_TITLE_CHARACTERS)
+    arrays = [pa.repeat(places.file, rows), pa.repeat(places.unit, rows), pa.array(places.numbers, pa.int64()), titles]
+    return pa.Table.from_arrays(arrays, schema=PLACES_SCHEMA)

@@ -1,51 +1,63 @@
 """The intake turns a catalog file that is no Parquet or Arrow file into one, once for each version of it.
 
 So everything behind reads one unit, the row. Of a text file each record becomes a row of Parquet, the bad ones too: a
-row names the line on which its record began, and what is wrong with it. Memory holds one block. A file inside gzip and
-the like, and an Arrow stream, gets a plain copy.
+row names the line on which its record began, and what is wrong with it. Memory holds one block. JSON documents, XML,
+sheets and queries give their products one by one, as objects, and go the way of JSON Lines. A file inside gzip and the
+like, and an Arrow stream, gets a plain copy.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from index_builder import storage
 from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.csv_records import CsvReader, count_lines
+from pipelines.catalog.csv_records import CsvReader
+from pipelines.catalog.databases import iter_query
+from pipelines.catalog.documents import is_document, iter_documents
+from pipelines.catalog.feeds import Feed
+from pipelines.catalog.grouping import Grouper
 from pipelines.catalog.json_lines import JsonLinesReader
 from pipelines.catalog.prefetch import prefetch
-from pipelines.catalog.schemas import Records, SeenColumns
-from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
-from pipelines.catalog.text_encoding import UTF8, OtherEncodingError, as_utf8, encoding_of_head, find_encoding
-
-LINE, PROBLEM = "shelfmark:line", "shelfmark:problem"
-"""Columns of a taken-in text file: the record's line (int64, from 1), and what is wrong with it (text), else null."""
+from pipelines.catalog.row_files import has_rows, stated_rows, write_copy, write_rows
+from pipelines.catalog.schemas import (
+    LINE,
+    PROBLEM,
+    Records,
+    SeenColumns,
+    TypeVotes,
+    at_paths,
+    check_names,
+    plain_columns,
+)
+from pipelines.catalog.sheets import iter_sheet
+from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head, with_partitions
+from pipelines.catalog.text_encoding import UTF8, OtherEncodingError, as_utf8, encoding_of_head
+from pipelines.catalog.text_files import as_rows, iter_text_rows, last_line_end, look_at_text, utf8_of_head
+from pipelines.catalog.values import meets_condition
 
 MAX_RECORD_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
-ROWS_PER_FILE = 1_000_000
-ROWS_PER_GROUP = 4096
+XML_CHUNK_BYTES = 1 << 20  # its tree takes ten times as much
 HEAD_BYTES = 256 << 10
 """What the first records show is shown by so many bytes: dozens of records of the widest exports, thousands of narrow
 ones; one request of a remote file, and some milliseconds."""
 
-_RULES = 3  # goes up when the same text gives other rows
+_RULES = 4  # goes up when the same text gives other rows
 _THREADS = 4
-
-LOOKED_AT_CHUNKS = 16
-"""So much of a file tells the encoding when only its head is looked at; when it is taken in, all of it does."""
 
 _logger = logging.getLogger(__name__)
 
@@ -55,16 +67,22 @@ class TakenIn:
     """A catalog file in a form that can be read from any row.
 
     Attributes:
+        file: As it was listed; but a JSON file says whether it is `jsonl` or `json`, and a query has the size and the
+            version of its rows.
         format: `parquet` or `arrow`: that of `uris`.
         uris: The files that hold its rows, one after the other: itself where it was in this form already. Of a text
             file a new one begins where a column's type gets wider.
         seen: Of a text file, what its values say about the columns; else None.
+        folded: With `group_by`, how many rows of the file went into the row of another.
+        left_out: With `group_by`, how many rows `catalog.where` is not true for.
     """
 
     file: CatalogFile
     format: str
     uris: tuple[str, ...]
     seen: SeenColumns | None = None
+    folded: int = 0
+    left_out: int = 0
 
 
 def take_in_all(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[TakenIn]:
@@ -80,29 +98,86 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         CatalogError: the file does not decompress, is no Arrow stream, no UTF-8, or has no usable header.
         StorageError: `folder` cannot be written.
     """
+    if file.format == "sql":
+        return _take_in_query(file, config, folder)
     inputs = _inputs(file, config)
     if inputs is None:
         return TakenIn(file=file, format=file.format, uris=(file.uri,))
 
     def make(path: str) -> dict[str, Any]:
         _logger.info("catalog: taking in %s", file.uri)
-        os.makedirs(path)
         if not file.is_text:
-            _write_copy(file, f"{path}/rows.{file.format}")
-            return {}
-        encoding, head = _look_at_text(file, config)
-        try:
-            reader = _take_in_text(file, config, head, encoding, path)
-        except OtherEncodingError as other:
-            shutil.rmtree(path)
             os.makedirs(path)
-            reader = _take_in_text(file, config, head, other.encoding, path)
-        return reader.seen.to_dict()
+            if config.group_by is not None:
+                return _write_stated(file, config, path)
+            write_copy(file, f"{path}/rows.{file.format}")
+            return {}
+        found = replace(file, format=text_format(file, config))
+        objects = objects_of(found, config)
+        encoding, sample = (None, b"") if objects is not None else look_at_text(found, config.encoding, HEAD_BYTES)
+        while True:
+            os.makedirs(path)
+            reader = text_reader(found, config, sample)
+            reader.seen.encoding = encoding or UTF8
+            if objects is not None:
+                rows = _iter_object_rows(objects, reader, found, config)
+            else:
+                sizes = {"block_bytes": BLOCK_BYTES, "max_record_bytes": MAX_RECORD_BYTES}
+                rows = iter_text_rows(found, reader, encoding, **sizes)
+            try:
+                counts = _write(prefetch(rows, depth=0, name="intake"), file, config, path)
+                if not (isinstance(objects, Feed) and objects.has_new_shapes):
+                    return reader.seen.to_dict() | counts | {"format": found.format}
+            except OtherEncodingError as other:
+                encoding = other.encoding
+            shutil.rmtree(path)
 
     made = storage.artifact(_target(folder, inputs), inputs, make)
+    format, seen = file.format, None
     if file.is_text:
-        return TakenIn(file=file, format="parquet", uris=made.files, seen=SeenColumns.from_dict(made.facts))
-    return TakenIn(file=file, format=file.format, uris=made.files)
+        file, seen = replace(file, format=made.facts["format"]), SeenColumns.from_dict(made.facts)
+    if file.is_text or config.group_by is not None:
+        format = "parquet"
+    return TakenIn(file=file, format=format, uris=made.files, seen=seen, **_counts(made.facts))
+
+
+def _take_in_query(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
+    """Asks the database once, and keeps the rows under a name by what they are: the same rows are found again."""
+    shown = hashlib.sha256()
+    size = 0
+
+    def noted() -> Iterator[bytes]:
+        nonlocal size
+        for line in _ask(config):
+            shown.update(line + b"\n")
+            size += len(line)
+            yield line
+
+    _logger.info("catalog: asking %s", file.uri)
+    is_local = storage.is_local(folder)
+    if is_local:
+        os.makedirs(storage.local_path(folder), exist_ok=True)
+    place = storage.local_path(folder) if is_local else None
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=place) as space:
+        path = f"{space}/rows"
+        os.makedirs(path)
+        reader = text_reader(file, config)
+        rows = prefetch(_iter_object_rows(noted(), reader, file, config), depth=0, name="intake")
+        counts = _write(rows, file, config, path)
+        file = replace(file, size=size, version=f"sha256={shown.hexdigest()[:32]}")
+
+        def make(target: str) -> dict[str, Any]:
+            shutil.move(path, target)
+            return reader.seen.to_dict() | counts
+
+        inputs = _inputs(file, config)
+        made = storage.artifact(_target(folder, inputs or []), inputs, make)
+    seen = SeenColumns.from_dict(made.facts)
+    return TakenIn(file=file, format="parquet", uris=made.files, seen=seen, **_counts(made.facts))
+
+
+def _counts(facts: dict[str, Any]) -> dict[str, int]:
+    return {name: facts.get(name, 0) for name in ("folded", "left_out")}
 
 
 def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[CatalogFile]:
@@ -118,14 +193,18 @@ def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: st
 
 def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
     """All that shapes what is made of a file; None where it can be read from any row as it is."""
-    is_stream = file.format == "arrow" and file.compression is None and not _is_arrow_file(file.uri)
-    if not file.is_text and not is_stream and file.compression is None:
+    if has_rows(file) and config.group_by is None:
         return None
     inputs: list[Any] = [_RULES, file.uri, file.size, file.version, file.format, file.compression]
     if file.is_text:
-        inputs += [file.name, list(config.fields), config.id_field, config.texts, config.image_field]
+        inputs += [file.name, list(config.fields), config.id_fields, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
         inputs += [config.encoding, config.csv_quote, config.csv_escape, config.csv_skip_lines]
+        inputs += [config.null_values, config.number_fields]
+        inputs += [config.format, config.records, config.sheet, config.query]
+    if config.group_by is not None:
+        inputs += [config.group_by, config.group_lists, config.null_values, list(config.fields), config.image_field]
+        inputs += [config.id_fields, config.texts, file.partitions, config.where, sorted(config.column_types.items())]
     return inputs
 
 
@@ -135,189 +214,183 @@ def _target(folder: str, inputs: list[Any]) -> str:
 
 def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
     """What the first records of a text file show, as many as `HEAD_BYTES` hold, one at least; raises as `take_in`."""
-    encoding, sample = _look_at_text(file, config)
     size = HEAD_BYTES
+    file = replace(file, format=text_format(file, config))
+    if (objects := objects_of(file, config)) is not None:
+        reader = text_reader(file, config)
+        next(_iter_object_rows(objects, reader, file, config, block_bytes=size), None)
+        return reader.seen
+    encoding, sample = look_at_text(file, config.encoding, size)
     while True:
         head = read_head(file.uri, file.compression, size)
         reader = text_reader(file, config, sample)
         reader.seen.encoding = encoding or UTF8
         is_whole = len(head) < size or size > MAX_RECORD_BYTES
-        text = _utf8_of_head(head, encoding)
-        _, used = reader.parse(text if is_whole else text[: _last_line_end(text, reader.line_ends)], 1, is_whole)
+        text = utf8_of_head(head, encoding)
+        _, used = reader.parse(text if is_whole else text[: last_line_end(text, reader.line_ends)], 1, is_whole)
         if used or is_whole:
             return reader.seen
         size *= 4
 
 
-def _look_at_text(file: CatalogFile, config: CatalogConfig) -> tuple[str | None, bytes]:
-    """The encoding by the head, None where it is UTF-8 so far; and the head's whole lines, in UTF-8, as a sample."""
-    head = read_head(file.uri, file.compression, HEAD_BYTES)
-    encoding = encoding_of_head(head, config.encoding)
-    try:
-        text = _utf8_of_head(head, encoding)
-    except OtherEncodingError:
-        chunks = iter_bytes(file.uri, file.compression)
-        encoding = find_encoding(islice(chunks, LOOKED_AT_CHUNKS), file.name)
-        text = _utf8_of_head(head, encoding)
-    _refuse_array(text, file)
-    return encoding, text if len(head) < HEAD_BYTES else text[: _last_line_end(text, b"\r\n")]
-
-
-def _utf8_of_head(head: bytes, encoding: str | None) -> bytes:
-    """The head as UTF-8; OtherEncodingError where it is not, and no encoding is given."""
-    return b"".join(as_utf8([head], encoding, lambda: ""))
-
-
-def _take_in_text(
-    file: CatalogFile, config: CatalogConfig, head: bytes, encoding: str | None, path: str
-) -> CsvReader | JsonLinesReader:
-    """Writes the rows of a text file below `path`; OtherEncodingError where it turns out not to be UTF-8."""
-    reader = text_reader(file, config, head)
-    reader.seen.encoding = encoding or UTF8
-    _write_rows(prefetch(_iter_rows(file, reader, encoding), depth=0, name="intake"), path)
-    return reader
-
-
-def text_reader(file: CatalogFile, config: CatalogConfig, sample: bytes) -> CsvReader | JsonLinesReader:
+def text_reader(file: CatalogFile, config: CatalogConfig, sample: bytes = b"") -> CsvReader | JsonLinesReader:
     """What turns blocks of this file into rows; CatalogError where a column that is asked for has one of our names."""
-    for name in {LINE, PROBLEM} & set(config.fields):
-        raise CatalogError(f"{config.fields[name]}: {name!r} is a name that only the intake gives; rename the column")
-    if file.format == "jsonl":
+    check_names(config)
+    if file.format != "csv":
         return JsonLinesReader(config)
     return CsvReader(config, name=file.name, sample=sample, max_record_bytes=MAX_RECORD_BYTES)
 
 
-def _iter_rows(
-    file: CatalogFile, reader: CsvReader | JsonLinesReader, encoding: str | None
-) -> Iterator[pa.RecordBatch]:
-    """All records of a text file in order, as rows with `LINE` and `PROBLEM`; OtherEncodingError as `as_utf8`."""
-
-    def found() -> str:
-        return find_encoding(iter_bytes(file.uri, file.compression), file.name)
-
-    held, line, skipped = b"", 1, 0
-    chunks = as_utf8(iter_bytes(file.uri, file.compression, BLOCK_BYTES), encoding, found)
-    chunk: bytes | None = next(chunks, b"")
-    while chunk is not None:
-        held, chunk = held + chunk, next(chunks, None)
-        is_last = chunk is None
-        if skipped or (not is_last and len(held) > MAX_RECORD_BYTES and not _last_line_end(held, reader.line_ends)):
-            place = held.find(b"\n")
-            skipped += len(held) if place < 0 else place + 1
-            held = b"" if place < 0 else held[place + 1 :]
-            if place < 0 and not is_last:
-                continue
-            why = f"expected a record of a size that fits memory, found one of {skipped:,} bytes"
-            empty, _ = reader.parse(b"", line, False)
-            yield _as_rows(Records(empty.rows, empty.lines, [(line, why)]))
-            line, skipped = line + 1, 0
-        whole = held if is_last else held[: _last_line_end(held, reader.line_ends)]
-        used = len(whole)
-        while whole and used:
-            records, used = reader.parse(whole, line, is_last)
-            lines = count_lines(whole[:used], reader.line_ends)
-            if lines != records.spanned:
-                records = _with_missing(records, line, lines, file.name)
-            if reader.seen.encoding != UTF8:
-                text = f"expected {reader.seen.encoding}"
-                records = replace(records, bad=[(at, why.replace("expected UTF-8", text)) for at, why in records.bad])
-            yield _as_rows(records)
-            line += lines
-            whole, held = whole[used:], held[used:]
-    if held:  # the reader takes all of the last block
-        nothing, _ = reader.parse(b"", line, False)
-        yield _as_rows(_with_missing(nothing, line, count_lines(held, reader.line_ends), file.name))
+def text_format(file: CatalogFile, config: CatalogConfig) -> str:
+    """The file's format, where only its first bytes tell it: whether JSON is `jsonl` or `json`."""
+    if file.format != "jsonl" or config.format != "auto":
+        return file.format
+    size = HEAD_BYTES
+    while config.records is None:
+        head = read_head(file.uri, file.compression, size)
+        is_whole = len(head) < size or size > MAX_RECORD_BYTES
+        # What is no UTF-8 is told later: it is no part of what makes a document.
+        text = b"".join(as_utf8([head], encoding_of_head(head, config.encoding), lambda: UTF8))
+        found = is_document(text, is_whole, encoding=UTF8, id_names=_id_names(config))
+        if found is not None:
+            return "json" if found else "jsonl"
+        size *= 4
+    return "json"
 
 
-def _with_missing(records: Records, line: int, lines: int, name: str) -> Records:
-    """A letter for each line of a block that no record has: so many rows the catalog lacks, and the gates count them.
+def objects_of(file: CatalogFile, config: CatalogConfig) -> Iterable[bytes | str] | None:
+    """The products of a file as lines of JSON, or why one is none; None where the file is text that is read by lines.
 
-    It would be a mistake of ours. A run that went on without a word would lose products, one that stopped would keep a
-    whole catalog out for it.
+    An empty line is none, but counts. Raises as `take_in`, at once or when iterated.
     """
-    missing = lines - records.spanned
-    why = (
-        f"expected each of the lines {line:,} to {line + lines - 1:,} in one record, found {abs(missing):,} "
-        f"{'in none' if missing > 0 else 'in several'}; please report this"
-    )
-    _logger.error("catalog: %s: %s", name, why)
-    return replace(records, bad=[*records.bad, *[(line, why)] * max(1, missing)])
-
-
-def _refuse_array(head: bytes, file: CatalogFile) -> None:
-    if file.format == "jsonl" and head.lstrip().startswith(b"["):
-        raise CatalogError(
-            f"{file.name}: expected one JSON object a line, found a JSON array; "
-            "convert it, for example with jq -c '.[]'"
+    chunks = partial(iter_bytes, file.uri, file.compression, BLOCK_BYTES)
+    if file.format == "sql":
+        return _ask(config)
+    if file.format == "xlsx":
+        data, skip_lines = b"".join(chunks()), config.csv_skip_lines
+        return iter_sheet(data, file.name, sheet=config.sheet, skip_lines=skip_lines, wanted=config.fields)
+    if file.format == "xml":
+        chunks = partial(iter_bytes, file.uri, file.compression, min(BLOCK_BYTES, XML_CHUNK_BYTES))
+        return Feed(
+            chunks, file.name, encoding=config.encoding, records=config.records, max_record_bytes=MAX_RECORD_BYTES
         )
+    if file.format == "json":
+        return iter_documents(
+            chunks(),
+            chunks(),
+            file.name,
+            encoding=look_at_text(file, config.encoding, HEAD_BYTES)[0] or UTF8,
+            records=config.records,
+            id_names=_id_names(config),
+            max_record_bytes=MAX_RECORD_BYTES,
+        )
+    return None
 
 
-def _last_line_end(data: bytes, ends: bytes) -> int:
-    """The place behind the last line break, 0 where there is none. (What follows a last `\\r` may be its `\\n`.)"""
-    return data.rfind(b"\n") + 1 or (data.rfind(b"\r", 0, -1) + 1 if b"\r" in ends else 0)
+def _ask(config: CatalogConfig) -> Iterator[bytes]:
+    return iter_query(config.uris[0], config.query or "", wanted=config.fields, image_field=config.image_field)
 
 
-def _as_rows(records: Records) -> pa.RecordBatch:
-    """Good and bad records together, in the order of the file."""
-    good, bad = len(records.lines), len(records.bad)
-    lines = np.concatenate([records.lines, np.array([line for line, _ in records.bad], np.int64)])
-    problems = pa.concat_arrays([pa.nulls(good, pa.string()), pa.array([why for _, why in records.bad], pa.string())])
-    columns = [pa.array(lines), problems, *records.rows.columns]
-    if bad:
-        order = pa.array(np.argsort(lines, kind="stable"))
-        columns[2:] = [pa.concat_arrays([column, pa.nulls(bad, column.type)]) for column in columns[2:]]
-        columns = [column.take(order) for column in columns]
-    return pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *records.rows.schema.names])
+def _id_names(config: CatalogConfig) -> list[str]:
+    """The names that a product has where its id is, by the first step of each path."""
+    return [name for path in config.id_fields for name in path.split(".")[0].split("|")]
 
 
-def _write_rows(batches: Iterable[pa.RecordBatch], folder: str) -> None:
-    """Writes rows as Parquet files in a local folder, a new one for each schema and after `ROWS_PER_FILE`."""
-    rows = 0
+def _iter_object_rows(
+    objects: Iterable[bytes | str],
+    reader: CsvReader | JsonLinesReader,
+    file: CatalogFile,
+    config: CatalogConfig,
+    block_bytes: int | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The products of a file, as rows with `LINE` and `PROBLEM`."""
+    block_bytes = block_bytes or BLOCK_BYTES
+    votes = {name: TypeVotes() for name in config.carried_fields} if file.format == "xml" else {}
 
-    def file_of(batch: pa.RecordBatch) -> tuple[pa.Schema, int]:
-        nonlocal rows
-        rows += batch.num_rows
-        return batch.schema, rows // ROWS_PER_FILE
+    def rows_of(lines: list[bytes], first: int, bad: list[tuple[int, str]]) -> pa.RecordBatch:
+        records, _ = reader.parse(b"\n".join(lines), first, False)
+        # What XML gives is text, and may be numbers.
+        for name in votes.keys() & records.rows.schema.names:
+            column = records.rows.column(name)
+            if pa.types.is_string(column.type):
+                votes[name].add_texts(column)
+                reader.seen.votes[name] = votes[name]
+        found = [
+            (line, why.replace(" a line", "").replace("of the line", "of the record")) for line, why in records.bad
+        ]
+        bad = sorted(bad + found)
+        if bad:
+            reader.seen.first_problem = reader.seen.first_problem or bad[0][1]
+        return as_rows(Records(records.rows, records.lines, bad))
 
-    groups = groupby((batch for batch in batches if batch.num_rows), file_of)
-    for number, ((schema, _), group) in enumerate(groups):
-        path = f"{folder}/rows-{number:05d}.parquet"
-        with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False, write_statistics=False) as writer:
-            for batch in group:
-                writer.write_batch(batch, ROWS_PER_GROUP)
-
-
-def _is_arrow_file(uri: str) -> bool:
-    return read_head(uri, None, 8).startswith(ARROW_FILE_MAGIC)
-
-
-def _write_copy(file: CatalogFile, path: str) -> None:
-    """Writes what a compressed file holds, and an Arrow stream as an Arrow file."""
-    if file.compression is None:
-        with stores.open_input(file.uri, from_start_to_end=True) as source:
-            _write_arrow_file(file, source, path)
-        return
-    with open(path, "wb") as sink:
-        for chunk in iter_bytes(file.uri, file.compression):
-            sink.write(chunk)
-    if file.format == "arrow" and not _is_arrow_file(path):
-        # An open file keeps its content when its name is given away: the stream is read while the file takes its place.
-        with stores.open_input(path) as stream:
-            os.unlink(path)
-            _write_arrow_file(file, stream, path)
-
-
-def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str) -> None:
-    """Copies a stream batch by batch. Dictionaries are written out: a stream may replace them, a file may not."""
+    lines: list[bytes] = []
+    bad: list[tuple[int, str]] = []
+    first, size = 1, 0
     try:
-        with pa.ipc.open_stream(source) as stream:
-            types = [field.type for field in stream.schema]
-            types = [each.value_type if pa.types.is_dictionary(each) else each for each in types]
-            schema = pa.schema(list(zip(stream.schema.names, types, strict=True)))
-            with pa.ipc.new_file(path, schema) as sink:
-                for batch in stream:
-                    sink.write_batch(batch.cast(schema))
-    except (pa.ArrowInvalid, OSError) as error:
+        for number, each in enumerate(objects, 1):
+            if isinstance(each, str):
+                bad.append((number, each))
+                each = b""
+            lines.append(each)
+            size += len(each) + 1
+            if size >= block_bytes:
+                yield rows_of(lines, first, bad)
+                lines, bad, first, size = [], [], number + 1, 0
+    except UnicodeDecodeError as error:
         raise CatalogError(
-            f"{file.uri}: expected an Arrow IPC file or stream, found neither, or one that is cut off ({error})"
+            f"{file.name}: expected text in {error.encoding}, found the byte 0x{error.object[error.start]:02x}; "
+            "set catalog.encoding"
         ) from error
+    if lines:
+        yield rows_of(lines, first, bad)
+
+
+def _write_stated(file: CatalogFile, config: CatalogConfig, folder: str) -> dict[str, int]:
+    """`_write` of a Parquet or Arrow file."""
+    check_names(config)
+    uri = file.uri
+    if not has_rows(file):
+        write_copy(file, uri := f"{folder}.copy")
+
+    def prepare(rows: pa.RecordBatch) -> pa.RecordBatch:
+        return plain_columns(at_paths(rows, config), config)
+
+    try:
+        return _write(stated_rows(file, uri, list(config.fields), prepare), file, config, folder)
+    finally:
+        if uri != file.uri:
+            os.unlink(uri)
+
+
+def _write(rows: Iterable[pa.RecordBatch], file: CatalogFile, config: CatalogConfig, folder: str) -> dict[str, int]:
+    """Writes the rows, with `group_by` a row for each product; gives what happened to the others."""
+    if config.group_by is None:
+        write_rows(rows, folder)
+        return {}
+    grouper = Grouper(
+        os.path.dirname(folder),
+        key=config.group_by,
+        lists=config.group_lists,
+        images=config.image_field,
+        null_values=config.null_values,
+        as_type=JsonLinesReader(config).as_type,
+    )
+    condition, left_out = config.condition, 0
+    # Other columns get what their file's place tells when they are read.
+    needed = {config.group_by, *config.group_lists, *(condition.columns if condition else ())}
+
+    def kept() -> Iterator[pa.RecordBatch]:
+        nonlocal left_out
+        for batch in rows:
+            fields = at_paths(batch.drop_columns([LINE, PROBLEM]), config)
+            columns = [batch.column(LINE), batch.column(PROBLEM), *fields.columns]
+            found = pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *fields.schema.names])
+            found = with_partitions(found, file.partitions, needed)
+            if condition is not None:
+                is_true = meets_condition(found, condition, config.stated_types, config.null_values)
+                found = found.filter(pc.or_(is_true, found.column(PROBLEM).is_valid()))
+                left_out += len(batch) - len(found)
+            yield found
+
+    write_rows(grouper.group(kept()), folder)
+    return {"folded": grouper.folded, "left_out": left_out}

@@ -11,8 +11,9 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import reduce
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.paths import NESTED_NAMES, Path, Wanted, at_path, value_at
 from pipelines.catalog.schemas import IMAGE_KEYS, Records, SeenColumns, common_type, settled_type
 
 MAX_DEPTH = 60  # of lists and objects in a value
@@ -29,6 +31,7 @@ THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
 _NEWLINE, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
 _INT64 = range(-(2**63), 2**63)
 _SAMPLED_LINES, _SAMPLED_LINES_LATER = 64, 16
+_NAMED_DEPTH = 4
 _IMAGES = pa.list_(pa.string())
 _EMPTY_OBJECT = re.compile(rb"\{\s*\}")
 
@@ -45,8 +48,14 @@ class JsonLinesReader:
     def __init__(self, config: CatalogConfig) -> None:
         self.seen = SeenColumns()
         self._config = config
-        self._block_types: dict[str, pa.DataType] = dict.fromkeys(config.fields, pa.null())
-        self._types = dict(self._block_types)
+        self._missing = frozenset(("", *config.null_values))
+        self._paths = {name: Path(name) for name in config.fields}
+        self._wanted = Wanted()
+        for name, path in self._paths.items():
+            self._wanted.add(path, "id" if name in config.id_fields else "image" * (name == config.image_field))
+        # Of each key of a record what is wanted of it, as far as that was seen.
+        self._shapes: dict[str, pa.DataType] = dict.fromkeys(self._wanted.keys, pa.null())
+        self._types: dict[str, pa.DataType] = dict.fromkeys(config.fields, pa.null())
 
     def parse(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int]:
         """The records of a block of whole lines, of which `line` is the first, and how many bytes they take: all."""
@@ -57,7 +66,9 @@ class JsonLinesReader:
         columns = []
         for name, column in zip(records.rows.schema.names, records.rows.columns, strict=True):
             self._types[name] = self._common(name, self._types[name], column.type)
-            columns.append(self._as_type(name, column, self._types[name]))
+            columns.append(self.as_type(name, column, self._types[name]))
+            if name in self._config.number_fields:
+                self.seen.votes_of(name).add_marks(column)
         rows = pa.RecordBatch.from_arrays(columns, names=records.rows.schema.names)
         # A line is a record or blank.
         spanned = len(records.lines) + len(records.bad) + count_blank_lines(data)
@@ -73,7 +84,7 @@ class JsonLinesReader:
                 data.decode("utf-8")
             except UnicodeDecodeError:
                 return None
-        schema = pa.schema([(name, self._asked_type(name)) for name in self._config.fields])
+        schema = pa.schema([(key, self._asked_type(key)) for key in self._shapes])
         try:
             table = pyarrow.json.read_json(
                 pa.BufferReader(data),
@@ -84,102 +95,140 @@ class JsonLinesReader:
             )
             if table.num_rows != len(lines):
                 return None
-            rows = table.select(schema.names).combine_chunks().to_batches()[0]
-            if _EMPTY_OBJECT.search(data) and any(map(_has_bare_object, rows.columns)):
+            read = table.select(schema.names).combine_chunks().to_batches()[0]
+            columns = self._at_paths(dict(zip(schema.names, read.columns, strict=True)))
+            if _EMPTY_OBJECT.search(data) and any(map(_has_bare_object, columns.values())):
                 texts = data.split(b"\n")
                 texts = [
                     json.dumps(parse_line(each)).encode() if _EMPTY_OBJECT.search(each) else each for each in texts
                 ]
                 if (nulled := b"\n".join(texts)) != data:  # the same where only a text holds {}
                     return self.parse_fast(nulled, line)
-        except (ValueError, pa.ArrowNotImplementedError):  # pa.ArrowInvalid is a ValueError
+        # pa.ArrowInvalid is a ValueError, pa.ArrowTypeError says that a path leads to values of several types.
+        except (ValueError, pa.ArrowNotImplementedError, pa.ArrowTypeError):
             return None
-        for name, column in zip(schema.names, rows.columns, strict=True):
+        for name, column in columns.items():
             if len(column) > column.null_count:
                 self.seen.votes_of(name).add(column.type, len(column) - column.null_count)
                 self.seen.names[name] = None
         self.seen.records += len(lines)
+        rows = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
         return Records(rows, lines + line, [])
+
+    def _at_paths(self, read: dict[str, pa.Array]) -> dict[str, pa.Array]:
+        """The fields of the config, of keys of the records."""
+        columns: dict[str, pa.Array] = {}
+        for name, path in self._paths.items():
+            if path.is_plain:
+                columns[name] = read[name]
+                continue
+            column = at_path(read, path, self._config.null_values, every_way=True)
+            rows = len(next(iter(read.values())))
+            # What was asked for in vain says nothing of the type.
+            columns[name] = pa.nulls(rows) if column is None or column.null_count == rows else column
+        return columns
 
     def parse_by_line(self, data: bytes, line: int = 1) -> Records:
         """The same, slowly: good lines give rows, each bad line a reason."""
-        objects: list[tuple[int, bytes, dict[str, Any]]] = []
+        found: list[tuple[int, bytes, dict[str, Any]]] = []
         bad: list[tuple[int, str]] = []
         for number, text in enumerate(data.split(b"\n"), line):
             if text := text.strip():
                 try:
-                    objects.append((number, text, self._record(text)))
+                    found.append((number, text, self._part_of(parse_line(text))))
                 except ValueError as error:
                     bad.append((number, str(error)))
         if bad:
             # Without them the others may go the fast way.
-            records = self.parse_fast(b"\n".join(text for _, text, _ in objects))
+            records = self.parse_fast(b"\n".join(text for _, text, _ in found))
             if records is not None:
-                return Records(records.rows, np.array([number for number, _, _ in objects], np.int64), bad)
-        self.seen.records += len(objects)
+                return Records(records.rows, np.array([number for number, _, _ in found], np.int64), bad)
+        self.seen.records += len(found)
         values: dict[str, list[Any]] = {name: [] for name in self._config.fields}
         lines: list[int] = []
-        for number, _, record in objects:
+        parts: list[dict[str, Any]] = []
+        for number, _, part in found:
+            record = self._values(part)
             for name in values:
-                self.seen.votes_of(name).add(type_of(record.get(name)))
+                if (value := record.get(name)) not in self._config.null_values:
+                    self.seen.votes_of(name).add(type_of(value))
             try:
                 record = _checked(record, self._config)
             except ValueError as error:
                 bad.append((number, str(error)))
                 continue
             lines.append(number)
+            parts.append(part)
             for name, column in values.items():
                 column.append(record.get(name))
+        if lines:
+            self._shapes = self._shapes_of(parts, dict.fromkeys(self._shapes, pa.null()))
         arrays = []
         for name, column in values.items():
-            found = pa.null()
+            if not self._paths[name].is_plain and any(isinstance(value, list) for value in column):
+                column = [value if value is None or isinstance(value, list) else [value] for value in column]
+            common = pa.null()
             for value in column:
-                found = self._common(name, found, type_of(value))
-            self._block_types[name] = found if lines else self._block_types[name]
-            arrays.append(self._converted(name, column, settled_type(found) if pa.types.is_nested(found) else found))
+                common = self._common(name, common, type_of(value))
+            if not pa.types.is_null(common):
+                self.seen.names[name] = None
+            arrays.append(self._converted(name, column, settled_type(common) if pa.types.is_nested(common) else common))
         rows = pa.RecordBatch.from_arrays(arrays, names=list(values))
         return Records(rows, np.array(lines, np.int64), sorted(bad))
 
-    def _record(self, text: bytes) -> dict[str, Any]:
-        """A line as an object whose values the columns can hold; notes its names. ValueError as `parse_line`."""
-        record = parse_line(text)
-        for name in self._config.fields:
-            _check_value(name, record.get(name), MAX_DEPTH)
+    def _part_of(self, record: dict[str, Any]) -> dict[str, Any]:
+        """What is wanted of a record, of values that the columns can hold; notes its names. ValueError if it is bad."""
+        try:
+            part = self._wanted.part_of(record) or {}
+        except RecursionError:
+            raise ValueError("expected one JSON object a line, found one that is nested too deeply") from None
+        for name, value in self._values(part).items():
+            _check_value(name, value, MAX_DEPTH)
         # Half of a surrogate pair in a name, which no UTF-8 file can hold, is noted as JSON spells it.
         self.seen.names |= dict.fromkeys(name.encode("utf-8", "backslashreplace").decode() for name in record)
-        return record
+        return part
+
+    def _values(self, part: dict[str, Any]) -> dict[str, Any]:
+        """The fields of the config, of what is wanted of a record."""
+        return {name: value_at(part, path, self._missing) for name, path in self._paths.items()}
 
     def _look_at(self, data: bytes) -> None:
         """Widens the types by some lines of the block: new fields of an object, which the fast way would ignore."""
-        sample = data.split(b"\n", _SAMPLED_LINES)[:_SAMPLED_LINES] if self.seen.records == 0 else []
+        is_first = self.seen.records == 0
+        sample = data.split(b"\n", _SAMPLED_LINES)[:_SAMPLED_LINES] if is_first else []
         step = max(1, len(data) // (_SAMPLED_LINES if sample else _SAMPLED_LINES_LATER))
         for start in range(step, len(data), step):
             begin = data.find(b"\n", start) + 1
             sample.append(data[begin : data.find(b"\n", begin)] if begin else b"")
+        parts = []
         for text in sample:
             try:
-                record = self._record(text)
+                record = parse_line(text)
+                parts.append(self._part_of(record))
             except ValueError:
                 continue
-            for name, before in self._block_types.items():
-                self._block_types[name] = self._common(name, before, type_of(record.get(name)))
+            if is_first and len(self.seen.names) < NESTED_NAMES:
+                self.seen.names |= dict.fromkeys(islice(_nested_names(record), NESTED_NAMES))
+        self._shapes = self._shapes_of(parts, self._shapes)
 
-    def _asked_type(self, name: str) -> pa.DataType:
-        """The type as which the fast way reads a column."""
-        data_type = settled_type(self._block_types[name])
-        if name == self._config.id_field and not pa.types.is_integer(data_type):
-            return pa.string()
-        is_object = name == self._config.image_field and pa.types.is_struct(data_type)
-        if is_object and any(data_type.get_field_index(key) >= 0 for key in IMAGE_KEYS):
-            return settled_type(common_type(data_type, pa.struct([(key, pa.null()) for key in IMAGE_KEYS])))
-        return data_type
+    def _shapes_of(self, parts: Iterable[dict[str, Any]], before: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
+        """The types of what is wanted of records, in common with those of before."""
+        shapes = dict(before)
+        for part in parts:
+            for key, value in part.items():
+                shapes[key] = _common_shape(shapes[key], type_of(value), self._wanted.keys[key])
+        return shapes
+
+    def _asked_type(self, key: str) -> pa.DataType:
+        """The type as which the fast way reads a key of the records."""
+        return _complete(self._shapes[key], self._wanted.keys[key])
 
     def _common(self, name: str, one: pa.DataType, other: pa.DataType) -> pa.DataType:
         """The type that values of both types fit, see `common_type`; images keep what they are, in lists of texts."""
-        is_image = name == self._config.image_field
-        return _IMAGES if is_image and not _same_shape(one, other) else common_type(one, other)
+        return _common_images(one, other) if name == self._config.image_field else common_type(one, other)
 
-    def _as_type(self, name: str, column: pa.Array, data_type: pa.DataType) -> pa.Array:
+    def as_type(self, name: str, column: pa.Array, data_type: pa.DataType) -> pa.Array:
+        """A column of an earlier block in the type that a later one has."""
         if column.type.equals(data_type):
             return column
         if pa.types.is_nested(column.type) or pa.types.is_nested(data_type):
@@ -197,6 +246,58 @@ class JsonLinesReader:
                 " ".join(filter(None, map(as_text, value))) if isinstance(value, list) else value for value in values
             ]
         return pa.array([_fit(value, data_type) for value in values], data_type)
+
+
+def _common_images(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    return common_type(one, other) if _same_shape(one, other) else _IMAGES
+
+
+def _common_shape(one: pa.DataType, other: pa.DataType, wanted: Wanted) -> pa.DataType:
+    """The type that values of both types fit; where a path leads through objects and lists, the former stays."""
+    if pa.types.is_null(one) or pa.types.is_null(other):
+        return other if pa.types.is_null(one) else one
+    if wanted.roles is not None:
+        return _common_images(one, other) if "image" in wanted.roles else common_type(one, other)
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return pa.list_(_common_shape(one.value_type, other.value_type, wanted))
+    if not (pa.types.is_struct(one) and pa.types.is_struct(other)):
+        return one
+    types = {field.name: field.type for field in one}
+    for field in other:
+        known = types.get(field.name, pa.null())
+        types[field.name] = _common_shape(known, field.type, wanted.keys[field.name])
+    return pa.struct(list(types.items()))
+
+
+def _complete(shape: pa.DataType, wanted: Wanted) -> pa.DataType:
+    """The type as which the fast way reads a value of this shape, with all that is wanted of it."""
+    if pa.types.is_list(shape) and (wanted.roles is None or wanted.keys):
+        return pa.list_(_complete(shape.value_type, wanted))
+    if wanted.keys and (pa.types.is_struct(shape) or (wanted.roles is None and pa.types.is_null(shape))):
+        types = {} if pa.types.is_null(shape) else {field.name: field.type for field in shape}
+        types |= {key: _complete(types.get(key, pa.null()), below) for key, below in wanted.keys.items()}
+        shape = pa.struct(list(types.items()))
+    shape = settled_type(shape)
+    roles = wanted.roles or ()
+    if "id" in roles and not pa.types.is_integer(shape):
+        return pa.string()
+    if "image" in roles and pa.types.is_struct(shape) and any(shape.get_field_index(key) >= 0 for key in IMAGE_KEYS):
+        return settled_type(common_type(shape, pa.struct([(key, pa.null()) for key in IMAGE_KEYS])))
+    return shape
+
+
+def _nested_names(value: Any, prefix: str = "") -> Iterator[str]:
+    """The paths to all that stands inside an object."""
+    if isinstance(value, list):
+        for item in value[:1]:
+            yield from _nested_names(item, prefix)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            name = f"{prefix}{key}".encode("utf-8", "backslashreplace").decode()
+            if prefix:
+                yield name
+            if name.count(".") < _NAMED_DEPTH:
+                yield from _nested_names(inner, f"{name}.")
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
@@ -261,16 +362,14 @@ def _has_bare_object(column: pa.Array) -> bool:
 
 def _checked(record: dict[str, Any], config: CatalogConfig) -> dict[str, Any]:
     """The record, if its values can be what their columns are for; whole ids that came as 12.0 become 12."""
-    for name in getattr(record, "repeated", ()):
-        if name in config.fields:
-            raise ValueError(f"expected each name once, found {name!r} twice")
-    identity = record.get(config.id_field)
-    if isinstance(identity, bool | list | dict):
-        raise ValueError(f"expected text or a whole number in {config.id_field!r}, found {kind_of(identity)}")
-    if isinstance(identity, float) and not math.isnan(identity):
-        if not identity.is_integer() or abs(identity) >= 2**53:
-            raise ValueError(f"expected text or a whole number in the id field {config.id_field!r}, found {identity}")
-        record = {**record, config.id_field: int(identity)}
+    for name in config.id_fields:
+        identity = record.get(name)
+        if isinstance(identity, bool | list | dict):
+            raise ValueError(f"expected text or a whole number in {name!r}, found {kind_of(identity)}")
+        if isinstance(identity, float) and not math.isnan(identity):
+            if not identity.is_integer() or abs(identity) >= 2**53:
+                raise ValueError(f"expected text or a whole number in the id field {name!r}, found {identity}")
+            record = {**record, name: int(identity)}
     for name in config.texts:
         value = record.get(name)
         for item in value if isinstance(value, list) else [value]:

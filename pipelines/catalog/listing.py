@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from pipelines.catalog import stores
-from pipelines.catalog.config import CatalogError
+from pipelines.catalog.config import CatalogError, without_login
 from pipelines.catalog.stores import CatalogFile, format_by_name, has_foreign_suffix, hive_partitions, sniff_format
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _logger = logging.getLogger(__name__)
 _PARTITION = "partition."
 _SCHEME = "iceberg://"
 _METADATA_SUFFIX = ".metadata.json"
+_OFTEN_FOREIGN = ("xml", "xlsx")  # formats of which files lie beside catalogs without being a part of them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +52,16 @@ def list_catalog(uris: Sequence[str], format: str) -> CatalogListing:
     """Finds the files that `catalog.uri` names.
 
     A folder is read with its subfolders. What is hidden there (a name that starts with a dot or an underscore), has no
-    bytes, or has a suffix of another kind of file, is skipped and listed as such.
+    bytes, or has a suffix of another kind of file, is skipped and listed as such; so are XML and Excel files beside
+    files of other formats.
 
     Raises:
         CatalogError: nothing there, nothing usable there, files of several formats, or a format that cannot be told.
     """
     if format in ("delta", "iceberg"):
         return CatalogListing(files=_list_table(uris, format))
+    if format == "sql":  # its size and version are known once it is read
+        return CatalogListing(files=(_query_file(uris),))
     by_uri: dict[str, _Found] = {}
     for item in (item for uri in uris for item in _expand(uri)):
         # A file counts once; being named outright counts more than being in a folder.
@@ -71,30 +75,34 @@ def list_catalog(uris: Sequence[str], format: str) -> CatalogListing:
         item = by_uri[uri]
         why = _reason_to_skip(item, format)
         if why is None:
-            found, compression = format_by_name(uri)
-            if found is None:
-                found, compression = sniff_format(uri)
-            found = found if format == "auto" else format
-            if found is not None:
-                file = CatalogFile(
-                    uri=uri,
-                    name=name,
-                    size=item.file.size,
-                    version=item.file.version,
-                    format=found,
-                    compression=compression,
-                    partitions=hive_partitions(name),
-                )
-                files.append(file)
-                continue
-            if not item.in_folder:
-                raise CatalogError(
-                    f"{uri}: neither its name nor its first bytes tell the format; "
-                    "set catalog.format to parquet, csv, jsonl or arrow"
-                )
-            why = "neither name nor first bytes tell the format: set catalog.format"
+            try:
+                found, compression = _format_of(uri, format)
+            except CatalogError as error:
+                if not item.in_folder:
+                    raise
+                why = str(error).removeprefix(f"{uri}: ")
+            else:
+                if found is not None:
+                    file = CatalogFile(
+                        uri=uri,
+                        name=name,
+                        size=item.file.size,
+                        version=item.file.version,
+                        format=found,
+                        compression=compression,
+                        partitions=hive_partitions(name),
+                    )
+                    files.append(file)
+                    continue
+                why = stores.why_unknown(uri, compression)
+                if not item.in_folder:
+                    raise CatalogError(f"{uri}: {why}")
         skipped.append((uri, why))
-    lost = {uri for uri, why in skipped if why == stores.unread_compression(uri)}
+    if format == "auto" and any(file.format not in _OFTEN_FOREIGN for file in files):
+        beside = [file for file in files if file.format in _OFTEN_FOREIGN and by_uri[file.uri].in_folder]
+        skipped += [(file.uri, f"{file.format}, beside files of another format") for file in beside]
+        files = [file for file in files if file not in beside]
+    lost = {uri for uri, why in skipped if why == stores.unread_compression(uri) or "expected" in why}
     skipped.sort(key=lambda each: each[0] not in lost)
     _check_formats(files, skipped, uris)
     if skipped:
@@ -102,6 +110,21 @@ def list_catalog(uris: Sequence[str], format: str) -> CatalogListing:
         level = logging.WARNING if lost else logging.INFO
         _logger.log(level, "catalog: skipped %d of the files found: %s", len(skipped), shown)
     return CatalogListing(files=tuple(files), skipped=tuple(skipped))
+
+
+def _format_of(uri: str, format: str) -> tuple[str | None, str | None]:
+    """Format and compression of a file; CatalogError for an archive that cannot be read."""
+    found, compression = format_by_name(uri)
+    if found is None or compression == "zip":
+        found, compression = sniff_format(uri)
+    return found if format == "auto" else format, compression
+
+
+def _query_file(uris: Sequence[str]) -> CatalogFile:
+    if len(uris) != 1:
+        shown = ", ".join(map(without_login, uris))
+        raise CatalogError(f"catalog.uri: expected one database for catalog.query, found {shown}")
+    return CatalogFile(uri=without_login(uris[0]), name="query", size=-1, version="", format="sql", compression=None)
 
 
 def _list_table(uris: Sequence[str], format: str) -> tuple[CatalogFile, ...]:
@@ -112,7 +135,7 @@ def _list_table(uris: Sequence[str], format: str) -> tuple[CatalogFile, ...]:
         return tuple(sorted(files_of(uris[0]), key=lambda file: file.name))
     except ImportError as error:
         raise CatalogError(
-            f"catalog.format: {format} needs its extra: pip install 'shelfmark[{format}]' ({error})"
+            f"catalog.format: {format} needs its extra; in the clone: pip install -e '.[{format}]' ({error})"
         ) from error
 
 
@@ -153,18 +176,21 @@ def _reason_to_skip(item: _Found, format: str) -> str | None:
     if item.in_folder:
         # Names that begin with a dot or an underscore, as Spark and pyarrow have it; `_kind=shoes` is a partition.
         steps = item.file.uri[len(item.root) :].strip("/").split("/")
-        if any(step.startswith(".") or (step.startswith("_") and "=" not in step) for step in steps):
+        # `~$` begins what Excel leaves beside an open file.
+        if any(step.startswith((".", "~$")) or (step.startswith("_") and "=" not in step) for step in steps):
             return "hidden"
     if item.file.size == 0:
         return "no bytes"
-    if (unread := stores.unread_compression(item.file.uri)) is not None:
+    unread = stores.unread_compression(item.file.uri)
+    if unread is not None:
         if not item.in_folder:
             raise CatalogError(f"{item.file.uri}: {unread}; unpack it, or pack it again")
         return unread
     named, _ = format_by_name(item.file.uri)
     if item.in_folder and named is None and has_foreign_suffix(item.file.uri):
         return "not a catalog file by its suffix"
-    if item.in_folder and format not in ("auto", named) and named is not None:
+    is_other = named is not None and named != ("jsonl" if format == "json" else format)
+    if item.in_folder and format != "auto" and is_other:
         return f"{named}, but catalog.format is {format}"
     return None
 
@@ -194,7 +220,7 @@ def _refuse_table_folders(found: Iterable[str], uris: Sequence[str]) -> None:
             title, name = ("a Delta Lake", "delta") if is_delta else ("an Iceberg", "iceberg")
             raise CatalogError(
                 f"catalog.uri: {', '.join(uris)} is {title} table; set catalog.format: {name} "
-                f"(and install the extra: pip install 'shelfmark[{name}]')"
+                f"(it needs its extra; in the clone: pip install -e '.[{name}]')"
             )
 
 

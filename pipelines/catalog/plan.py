@@ -16,9 +16,9 @@ import pyarrow as pa
 from pipelines.catalog import column_files, stores
 from pipelines.catalog.column_files import ColumnFile
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.intake import TakenIn, look_at_head, take_in_all
+from pipelines.catalog.intake import TakenIn, look_at_head, take_in_all, text_format
 from pipelines.catalog.listing import list_catalog
-from pipelines.catalog.schemas import CatalogSchema, SeenColumns, merged_schema, schema_text, voted_schema
+from pipelines.catalog.schemas import CatalogSchema, SeenColumns, grouped_type, merged_schema, schema_text, voted_schema
 from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, append_missing, partition_schema, read_head
 
 MAX_SHARDS_OF_CHUNK = 16
@@ -80,10 +80,16 @@ class CatalogShard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogPlan:
-    """All shards in order: files by relative name (codepoint order), then rows; products follow this order alone."""
+    """All shards in order: files by relative name (codepoint order), then rows; products follow this order alone.
+
+    With `group_by`, `folded` rows of the catalog went into the row of another, and `left_out` rows do not meet
+    `catalog.where`: the catalog's rows are those of the shards and these.
+    """
 
     shards: tuple[CatalogShard, ...]
     schema: pa.Schema
+    folded: int = 0
+    left_out: int = 0
 
     @property
     def rows(self) -> int | None:
@@ -114,11 +120,12 @@ def catalog_schema(config: CatalogConfig) -> CatalogSchema:
     if chosen[0].is_text:
         schema, names = _text_schema(chosen, [look_at_head(file, config) for file in chosen], config)
     else:
-        stated = [(file, found) for file in chosen if (found := _schema_of(file)) is not None]
+        stated = [(file, _grouped(found, config)) for file in chosen if (found := _schema_of(file)) is not None]
         # A Parquet file inside a compressed one says nothing before it is unpacked; the plan will do that.
         schema, names = _stated_schema(listing.files, stated, config) if stated else (pa.schema([]), ())
     size = sum(file.size for file in listing.files)
-    return CatalogSchema(format=chosen[0].format, schema=schema, columns=names, files=count, bytes=size)
+    format = text_format(chosen[0], config)
+    return CatalogSchema(format=format, schema=schema, columns=names, files=count, bytes=size)
 
 
 def plan_catalog(config: CatalogConfig, *, spool_uri: str) -> CatalogPlan:
@@ -156,7 +163,7 @@ def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPla
         for part in _row_ranges(taken.file, number, uri, footer, config)
     ]
     if not ranges:
-        raise CatalogError(f"catalog.uri: expected products at {', '.join(config.uris)}, found files without rows")
+        raise CatalogError(f"catalog.uri: expected products at {config.shown_uri}, found files without rows")
     # What else decides which products come out of the same bytes.
     others = ("uri", "format", "shard_rows", "shard_bytes")
     shaping = sorted((name, value) for name, value in asdict(config).items() if name not in others)
@@ -165,7 +172,8 @@ def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPla
         CatalogShard(position=number, key=_key(reading, packed), format=files[0].format, ranges=packed, schema=schema)
         for number, packed in enumerate(_pack(ranges, config))
     )
-    return CatalogPlan(shards=tuple(shards), schema=schema)
+    folded, left_out = (sum(getattr(taken, name) for taken in files) for name in ("folded", "left_out"))
+    return CatalogPlan(shards=tuple(shards), schema=schema, folded=folded, left_out=left_out)
 
 
 def _text_schema(
@@ -188,6 +196,10 @@ def _stated_schema(
     return merged_schema(schemas, config)
 
 
+def _grouped(schema: pa.Schema, config: CatalogConfig) -> pa.Schema:
+    return pa.schema([field.with_type(grouped_type(field.name, field.type, config)) for field in schema])
+
+
 def _read_footer(file: CatalogFile, format: str, uri: str, columns: Sequence[str]) -> ColumnFile:
     read = column_files.read_parquet_footer if format == "parquet" else column_files.read_arrow_footer
     try:
@@ -206,8 +218,7 @@ def _schema_of(file: CatalogFile) -> pa.Schema | None:
     if file.format == "parquet":
         return None
     try:
-        with stores.open_input(file.uri) as source:
-            plain = pa.CompressedInputStream(source, file.compression) if file.compression is not None else source
+        with stores.open_plain(file.uri, file.compression) as plain:
             if not is_stream:
                 plain.read(8)  # an Arrow file is a stream behind eight bytes of magic
             return pa.ipc.open_stream(plain).schema

@@ -14,10 +14,9 @@ import pyarrow as pa
 
 from pipelines.catalog import column_files
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.dead_letters import DeadLetter, malformed
-from pipelines.catalog.intake import LINE, PROBLEM
+from pipelines.catalog.dead_letters import DeadLetter, Place, malformed
 from pipelines.catalog.plan import CatalogShard, RowRange
-from pipelines.catalog.schemas import invalid_rows, plain
+from pipelines.catalog.schemas import LINE, PROBLEM, at_paths, invalid_rows, plain_columns
 from pipelines.catalog.stores import with_partitions
 
 BATCH_BYTES = 32 << 20
@@ -34,7 +33,7 @@ class RawBatch:
             `schema` (text where a CSV or JSON column is mixed): `to_products` casts.
         schema: The columns and types that hold for the whole catalog (the plan's).
         name: The file, as the catalog calls it.
-        unit: What `numbers` counts: `row` (from 0) or, in text files, `line` (from 1).
+        unit: What `numbers` counts: `row` (from 0, of a sheet from 1), or `line` or `record` (from 1).
         numbers: `[R]` int64, where each row stands in the file.
         malformed: One letter for each record that could not be read.
     """
@@ -42,13 +41,13 @@ class RawBatch:
     rows: pa.RecordBatch
     schema: pa.Schema
     name: str
-    unit: Literal["row", "line"]
+    unit: Literal["row", "line", "record"]
     numbers: np.ndarray
     malformed: list[DeadLetter] = field(default_factory=list)
 
-    def where(self, row: int) -> str:
-        """Where a row stands, for people: `part-3.csv, line 1024`."""
-        return f"{self.name}, {self.unit} {self.numbers[row]}"
+    def where(self, row: int) -> Place:
+        """Where a row stands."""
+        return Place(self.name, self.unit, int(self.numbers[row]))
 
 
 def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 1024) -> Iterator[RawBatch]:
@@ -62,31 +61,35 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
         try:
             yield from _read_range(shard, part, config, batch_rows)
         except (pa.ArrowException, OSError, EOFError) as error:
+            hint = "was the file changed or damaged since planning?"
+            if "lists to be of size" in str(error):  # so that pyarrow says that of a null one
+                hint = "null lists of a fixed size cannot be read from Parquet: write them as plain lists"
             raise CatalogError(
                 f"{part.file.name} ({part.path}): expected rows {part.start} to {part.stop} of a {shard.format} "
-                f"file, cannot read them ({error}); was the file changed or damaged since planning?"
+                f"file, cannot read them ({error}); {hint}"
             ) from error
 
 
 def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batch_rows: int) -> Iterator[RawBatch]:
     row = part.start
-    texts = {config.id_field, *config.texts}
     read, is_text = _ROW_READERS[shard.format], part.file.is_text
-    columns = [*config.fields, LINE, PROBLEM] if is_text else list(config.fields)
+    has_lines = is_text or config.group_by is not None
+    columns = [*config.fields, LINE, PROBLEM] if has_lines else list(config.fields)
     for rows in read(part.path, part.start, part.stop, columns, batch_rows=batch_rows, batch_bytes=BATCH_BYTES):
         numbers = np.arange(row, row + rows.num_rows)
         row += rows.num_rows
-        unit: Literal["row", "line"] = "row"
+        unit: Literal["row", "line", "record"] = part.file.unit if is_text else "row"
         problems: dict[int, str] = {}
-        if is_text:
-            numbers, unit = rows.column(LINE).to_numpy(), "line"
+        if has_lines:
+            numbers = rows.column(LINE).to_numpy()
             if rows.column(PROBLEM).null_count < rows.num_rows:
                 problems = {at: why for at, why in enumerate(rows.column(PROBLEM).to_pylist()) if why is not None}
             rows = rows.drop_columns([LINE, PROBLEM])
-        else:
-            rows = _plain_columns(rows, texts)
-            problems = dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
-        letters = [malformed(f"{part.file.name}, {unit} {numbers[at]}", why) for at, why in problems.items()]
+        rows = at_paths(rows, config)
+        if not is_text:
+            rows = plain_columns(rows, config)
+            problems |= dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
+        letters = [malformed(Place(part.file.name, unit, int(numbers[at])), why) for at, why in problems.items()]
         rows = with_partitions(rows, part.file.partitions, config.fields)
         if problems:
             good = np.delete(np.arange(rows.num_rows), list(problems))
@@ -96,12 +99,3 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
         )
     if row != part.stop:
         raise EOFError(f"the file ends at row {row}")
-
-
-def _plain_columns(rows: pa.RecordBatch, texts: set[str]) -> pa.RecordBatch:
-    """The rows in types that every function knows; texts that a writer stored as bytes as text, still to be checked."""
-    columns = []
-    for name, column in zip(rows.schema.names, rows.columns, strict=True):
-        column = column if pa.types.is_dictionary(column.type) else plain(column)
-        columns.append(column.view(pa.string()) if name in texts and pa.types.is_binary(column.type) else column)
-    return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)

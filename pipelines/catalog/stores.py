@@ -7,12 +7,16 @@ Delta Lake have them: `kind=shoe/day=1/a.parquet`.
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
+import re
+import zipfile
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Any, Literal
 from urllib.parse import unquote
 
 import fsspec
@@ -31,18 +35,48 @@ _FORMAT_BY_SUFFIX = {
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
     **dict.fromkeys((".csv", ".tsv"), "csv"),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    **dict.fromkeys((".xml", ".rss", ".atom"), "xml"),
+    **dict.fromkeys((".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"), "xlsx"),
     **dict.fromkeys((".arrow", ".arrows", ".ipc", ".feather"), "arrow"),
 }
-# Suffix -> the name under which pyarrow knows the codec.
-_COMPRESSION_BY_SUFFIX = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd", ".lz4": "lz4"}
-_UNREAD_COMPRESSIONS = (".xz", ".lzma", ".zip", ".7z", ".rar", ".br", ".lzo", ".snappy", ".sz", ".z")
-_COMPRESSION_BY_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+# Suffix -> the name under which pyarrow knows the codec; `xz` and `zip` are the standard library's.
+_COMPRESSION_BY_SUFFIX = {
+    ".gz": "gzip",
+    ".bz2": "bz2",
+    ".lz4": "lz4",
+    **dict.fromkeys((".zst", ".zstd"), "zstd"),
+    **dict.fromkeys((".xz", ".lzma"), "xz"),
+    ".zip": "zip",
+}
+_UNREAD_COMPRESSIONS = (".7z", ".rar", ".br", ".lzo", ".snappy", ".sz", ".z", ".tar", ".tgz", ".tbz2", ".txz")
+_COMPRESSION_BY_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bz2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\xfd7zXZ\x00": "xz",
+    b"PK\x03\x04": "zip",
+}
+_OLD_EXCEL_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_OTHER_MAGIC = {
+    b"SQLite format 3\0": "a SQLite database: set catalog.uri to sqlite:///PATH, and catalog.query to the SQL",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it",
+    b"Rar!": "a RAR archive: unpack it",
+    b"%PDF": "a PDF file: export the products as CSV, Excel or JSON",
+}
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
 Partitions = tuple[tuple[str, str | None], ...]
 """Columns that are the same for a whole file, and stand in its name or its table's log: (column, value)."""
 
 _READ_AHEAD_BYTES = 8 << 20
+
+_EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("http", "https"), "http"),
+}
+"""The extra of setup.py that brings what addresses of a scheme need."""
 
 # What the stores call the thing that changes when a file's content does, best first: a checksum, then a version, then
 # the time of the last change.
@@ -139,7 +173,13 @@ def catalog_errors(uri: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CatalogError(f"catalog.uri: expected a file or folder at {uri}, found nothing there") from error
     except ImportError as error:
-        raise CatalogError(f"catalog.uri: {uri} needs another package to be installed: {error}") from error
+        extra = _EXTRAS.get(uri.partition("://")[0])
+        what = (
+            "another package to be installed"
+            if extra is None
+            else f"its extra; in the clone: pip install -e '.[{extra}]'"
+        )
+        raise CatalogError(f"catalog.uri: {uri} needs {what} ({error})") from error
     except PermissionError as error:
         raise CatalogError(f"catalog.uri: not allowed to read {uri}: {error}") from error
     except CatalogError:
@@ -191,7 +231,8 @@ class CatalogFile:
         name: What it is called in the catalog, relative to what the config lists; unique. Files are read in the
             codepoint order of their names.
         version: Changes when the content does.
-        format: `parquet`, `csv`, `jsonl` or `arrow`.
+        format: `parquet`, `arrow`, `csv`, `jsonl` (any JSON: the intake tells lines from documents), `json`, `xml`,
+            `xlsx` or `sql`.
         compression: Around the whole file, or None.
         partitions: Columns by the file's place (`kind=shoe/part-0.parquet`), used where the file itself lacks them.
     """
@@ -206,8 +247,15 @@ class CatalogFile:
 
     @property
     def is_text(self) -> bool:
-        """Whether its rows are records of text, of which some may be none."""
-        return self.format in ("csv", "jsonl")
+        """Whether its rows are records that do not state their types, and of which some may be none."""
+        return self.format not in ("parquet", "arrow")
+
+    @property
+    def unit(self) -> Literal["row", "line", "record"]:
+        """What its rows are numbered by: rows from 0, of a sheet from 1; lines and records from 1."""
+        if self.format in ("csv", "jsonl"):
+            return "line"
+        return "record" if self.format in ("json", "xml", "sql") else "row"
 
 
 def format_by_name(name: str) -> tuple[str | None, str | None]:
@@ -220,7 +268,7 @@ def format_by_name(name: str) -> tuple[str | None, str | None]:
 
 
 def unread_compression(name: str) -> str | None:
-    """Why a catalog file inside a compression that is not read (`items.jsonl.xz`) is none; None where it is not."""
+    """Why a catalog file inside a compression that is not read (`items.jsonl.br`) is none; None where it is not."""
     stem, suffix = os.path.splitext(name)
     why = f"{suffix} is no compression that is read; those are {', '.join(_COMPRESSION_BY_SUFFIX)}"
     return why if suffix.lower() in _UNREAD_COMPRESSIONS and format_by_name(stem)[0] is not None else None
@@ -233,21 +281,53 @@ def has_foreign_suffix(name: str) -> bool:
 
 
 def sniff_format(uri: str) -> tuple[str | None, str | None]:
-    """Format and compression by the file's first bytes; what the name says stands where the bytes say nothing."""
+    """Format and compression by the file's first bytes; what the name says stands where the bytes say nothing.
+
+    Raises:
+        CatalogError: as `iter_bytes`.
+    """
     format, compression = format_by_name(uri)
     head = read_head(uri, None)
     by_magic = (name for magic, name in _COMPRESSION_BY_MAGIC.items() if head.startswith(magic))
     compression = compression or next(by_magic, None)
+    if compression == "zip":
+        with open_input(uri) as source, _damage(uri, "zip"), zipfile.ZipFile(source) as archive:
+            if _is_sheet(archive):
+                return "xlsx", None
+            inner, _ = format_by_name(_data_file(archive, uri).filename)
+            if inner is not None:
+                return inner, compression
     if compression is not None:
         head = read_head(uri, compression)
+    text = head.removeprefix(b"\xef\xbb\xbf").replace(b"\0", b"").lstrip(b"\xff\xfe \t\r\n").lower()
     if head.startswith(b"PAR1"):
         format = "parquet"
     # An Arrow file begins with its magic, a stream with the mark that stands before each message.
     elif head.startswith((ARROW_FILE_MAGIC, b"\xff\xff\xff\xff")):
         format = "arrow"
-    elif head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"{", b"[")):
+    elif head.startswith(_OLD_EXCEL_MAGIC):
+        format = "xlsx"
+    elif text.startswith((b"{", b"[")):
         format = "jsonl"
+    elif text.startswith(b"<") and not text.startswith((b"<!doctype html", b"<html")):
+        format = "xml"
     return format, compression
+
+
+def why_unknown(uri: str, compression: str | None) -> str:
+    """What to do about a file of which neither its name nor its first bytes tell the format."""
+    head = read_head(uri, compression)
+    other = next((what for magic, what in _OTHER_MAGIC.items() if head.startswith(magic)), None)
+    if other is not None:
+        return f"it is no catalog file but {other}"
+    if head[257:262] == b"ustar":
+        return "it is a tar archive: unpack it, and name the file in it"
+    if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+        return "it is no text; export the products as CSV, JSON, Excel or Parquet"
+    return (
+        "neither its name nor its first bytes tell the format; set catalog.format to parquet, csv, jsonl or arrow "
+        "(a table as text is csv)"
+    )
 
 
 def read_head(uri: str, compression: str | None, size: int = SNIFF_BYTES) -> bytes:
@@ -262,23 +342,75 @@ def iter_bytes(uri: str, compression: str | None, chunk_bytes: int = CHUNK_BYTES
     """The decompressed content of a file, in chunks; several gzip members or zstd frames in a row count as one file.
 
     Raises:
-        CatalogError: the file is not compressed in this way, or is cut off.
+        CatalogError: the file is not compressed in this way, is cut off, or is an archive of no file or of several.
     """
-    with open_input(uri, from_start_to_end=True) as source:
-        stream = source if compression is None else pa.CompressedInputStream(source, compression)
+    with open_plain(uri, compression) as stream:
         while True:
-            try:
+            with _damage(uri, compression):
                 chunk = stream.read(chunk_bytes)
-            except (OSError, pa.ArrowInvalid) as error:
-                if compression is None:
-                    raise
-                raise CatalogError(
-                    f"{uri}: expected a whole {compression} file, found one that does not decompress ({error}); "
-                    "write it again, or give it the suffix that belongs to its content"
-                ) from error
             if not chunk:
                 return
             yield chunk
+
+
+@contextlib.contextmanager
+def open_plain(uri: str, compression: str | None) -> Iterator[IO[bytes] | pa.NativeFile]:
+    """A stream of what a file holds once it is decompressed; what reading it raises is the library's own."""
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(open_input(uri, from_start_to_end=True))
+        with _damage(uri, compression):
+            if compression == "zip":
+                archive = stack.enter_context(zipfile.ZipFile(source))
+                member = _data_file(archive, uri)
+                source = stack.enter_context(archive.open(member))
+                compression = format_by_name(member.filename)[1]
+            if compression == "zip":
+                raise CatalogError(f"{uri}: expected a data file in the archive, found another archive; unpack it")
+            if compression == "xz":
+                source = stack.enter_context(lzma.open(source))
+            elif compression is not None:
+                native = source if isinstance(source, pa.NativeFile) else pa.PythonFile(source, mode="r")
+                source = stack.enter_context(pa.CompressedInputStream(native, compression))
+        yield source
+
+
+@contextlib.contextmanager
+def _damage(uri: str, compression: str | None) -> Iterator[None]:
+    """Turns what the decompressors raise into a `CatalogError` that names the file."""
+    try:
+        yield
+    # RuntimeError: an archive with a password; NotImplementedError: a method that the library does not know.
+    except (OSError, EOFError, pa.ArrowInvalid, lzma.LZMAError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+        if compression is None:
+            raise
+        raise CatalogError(
+            f"{uri}: expected a whole {compression} file, found one that does not decompress ({error}); "
+            "write it again, or give it the suffix that belongs to its content"
+        ) from error
+
+
+def _data_file(archive: zipfile.ZipFile, uri: str) -> zipfile.ZipInfo:
+    """The one data file of an archive; what macOS adds, hidden files and files of other kinds do not count."""
+    files = [
+        member
+        for member in archive.infolist()
+        if not member.is_dir() and member.file_size and not re.search(r"(^|/)(__MACOSX/|\.)", member.filename)
+    ]
+    known = [member for member in files if format_by_name(member.filename)[0] is not None]
+    files = known or [member for member in files if not has_foreign_suffix(member.filename)]
+    if len(files) != 1:
+        names = ", ".join(member.filename for member in files[:5] or archive.infolist()[:5])
+        raise CatalogError(
+            f"{uri}: expected a zip archive with one data file in it, found {len(files) or 'none'} "
+            f"({names}{', ...' if max(len(files), len(archive.infolist())) > 5 else ''}); unpack it"
+        )
+    return files[0]
+
+
+def _is_sheet(archive: zipfile.ZipFile) -> bool:
+    """Whether a zip archive is an Excel or OpenDocument file."""
+    names = set(archive.namelist())
+    return "[Content_Types].xml" in names or {"content.xml", "mimetype"} <= names
 
 
 def hive_partitions(name: str) -> Partitions:

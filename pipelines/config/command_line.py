@@ -27,7 +27,9 @@ import yaml
 from encoders.errors import EncoderError
 from index_builder.errors import IndexBuilderError
 from pipelines.catalog.config import CatalogError
+from pipelines.config import own_catalog
 from pipelines.config.job import IndexJobConfig, JobConfig, to_yaml
+from pipelines.config.stopping import wait_if_stopping
 from pipelines.config.validation import (
     Config,
     ConfigError,
@@ -63,7 +65,8 @@ def show_log_lines() -> None:
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function over arguments, by default those of the process, and give the exit code.
 
-    It is what `main` gave; 2 after an error that our rooms raise on purpose, its message on stderr; 130 after Ctrl-C.
+    It is what `main` gave; 2 after an error that our rooms raise on purpose, its message on stderr; 130 after Ctrl-C
+    (the long jobs hear it by `stopping.end_on_signals`, and SIGTERM too: 143).
     """
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
@@ -73,8 +76,10 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from what is complete\n")
+        sys.stderr.write("interrupted: run the same command again to continue from what is complete\n")
         return 130
+    finally:
+        wait_if_stopping()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,11 +89,13 @@ class ParsedCommand(Generic[Config]):
     Attributes:
         flags: The values of the command's own options, such as `--plan`.
         pipeline_options: Those of the `beam:` section and the command line; None for a command without Beam.
+        given: Dotted keys that stand in the file or on the command line, defaults left out.
     """
 
     config: Config
     flags: argparse.Namespace
     pipeline_options: PipelineOptions
+    given: frozenset[str] = frozenset()
 
 
 def load_job_config(argv: Sequence[str]) -> ParsedCommand[JobConfig]:
@@ -96,7 +103,8 @@ def load_job_config(argv: Sequence[str]) -> ParsedCommand[JobConfig]:
 
     def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--full", action="store_true", help="embed every product again, carry nothing over")
-        parser.add_argument("--plan", action="store_true", help="print what a run would embed and carry over, and stop")
+        text = "print what the catalog is taken for and what a run would embed and carry over, and stop"
+        parser.add_argument("--plan", action="store_true", help=text)
 
     return parse_arguments(
         argv,
@@ -106,7 +114,21 @@ def load_job_config(argv: Sequence[str]) -> ParsedCommand[JobConfig]:
         description="Embed a product catalog, build its index and publish a version of it.",
         add_options=add_options,
         with_beam=True,
+        read_file=_read_job_file,
     )
+
+
+def _read_job_file(name: str | None, given: Mapping[str, Any]) -> ConfigFile:
+    """The demo's file, or that for a catalog of one's own where the command line names one and no file."""
+    is_own = name is None and own_catalog.is_own_catalog(given)
+    file = read_config_file(name or (own_catalog.OWN_CATALOG if is_own else "demo.yaml"))
+    lines = file.lines
+    if is_own:
+        own_catalog.fill_in(file.data, given)
+    if given.get("catalog.layout") not in (None, "null", "~") and isinstance(file.data.get("catalog"), dict):
+        dropped = own_catalog.drop_fields(file.data["catalog"])
+        lines = {key: line for key, line in lines.items() if key not in dropped}
+    return file._replace(lines=lines)
 
 
 def load_index_job_config(argv: Sequence[str]) -> ParsedCommand[IndexJobConfig]:
@@ -134,6 +156,7 @@ def parse_arguments(
     add_options: Callable[[argparse.ArgumentParser], object] | None = None,
     other_sections: Collection[str] = (),
     with_beam: bool = False,
+    read_file: Callable[[str | None, Mapping[str, Any]], ConfigFile] | None = None,
 ) -> ParsedCommand[Config]:
     """Read a command line on top of a config file; every key of the config is an option.
 
@@ -145,6 +168,8 @@ def parse_arguments(
             second name of `--index.k`.
         other_sections: Sections of the file that this command has no use for.
         with_beam: Options that are not ours, and the `beam:` section, are Beam's. A dotted option is always ours.
+        read_file: Reads the file that `--config` names (None: it is not given), given the command line's values by
+            dotted key; by default that file, or `default_config`.
 
     Raises:
         ConfigError: With every problem found in the file, on the command line and in Beam's options.
@@ -152,7 +177,7 @@ def parse_arguments(
     keys = list(list_keys(config_type))
     parser = _Parser(prog=prog, description=description, with_beam=with_beam)
     of_config = f"YAML file, or the name of a shipped config (default: {default_config})"
-    parser.add_argument("--config", default=default_config, metavar="FILE", help=of_config)
+    parser.add_argument("--config", metavar="FILE", help=of_config)
     parser.add_argument("--print-config", action="store_true", help="print the effective config as YAML, and stop")
     if add_options is not None:
         add_options(parser)
@@ -166,7 +191,7 @@ def parse_arguments(
     set_flags = {name: text for name, text in vars(flags).items() if text is not None}
     given = {name.removeprefix(_KEY): text for name, text in set_flags.items() if name.startswith(_KEY)}
 
-    file = read_config_file(flags.config)
+    file = read_file(flags.config, given) if read_file else read_config_file(flags.config or default_config)
     data = file.data
     origins = {name: f"{file.name}, line {line}" for name, line in file.lines.items()}
     origins |= dict.fromkeys(given, "command line")
@@ -191,7 +216,8 @@ def parse_arguments(
     if flags.print_config:
         sys.stdout.write(to_yaml(config))
         raise SystemExit(0)
-    return ParsedCommand(config=config, flags=flags, pipeline_options=pipeline_options)
+    named = frozenset((*file.lines, *given))
+    return ParsedCommand(config=config, flags=flags, pipeline_options=pipeline_options, given=named)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -313,7 +339,7 @@ def read_config_file(name: str) -> ConfigFile:
             return parse_config(path.read_text(encoding="utf-8"), name)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"config {name}: cannot be read as UTF-8 text: {error}") from error
-    shipped = _shipped_configs()
+    shipped = shipped_configs()
     stem = name.removeprefix("run_configs/").removesuffix(".yaml")
     if stem not in shipped:
         hint = did_you_mean(stem, shipped, otherwise=f"Shipped are {', '.join(sorted(shipped))}.")
@@ -321,7 +347,7 @@ def read_config_file(name: str) -> ConfigFile:
     return parse_config(shipped[stem].read_text(encoding="utf-8"), f"run_configs/{stem}.yaml")
 
 
-def _shipped_configs() -> dict[str, Any]:
+def shipped_configs() -> dict[str, Any]:
     """The shipped files by name; one in a folder has the folder's before it (`papers/grocery`)."""
     entries = {entry.name: entry for entry in resources.files("run_configs").iterdir()}
     for name, folder in list(entries.items()):

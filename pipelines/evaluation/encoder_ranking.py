@@ -304,7 +304,7 @@ def _prepare(
             asked[system.queries] = query_vectors(query_side, queries, system, job)
     encoder = load_product_encoder(config)
     views = tuple(dict.fromkeys(VIEWS[system.products] for system in users))
-    needs_images = job.catalog.image_field is not None and set(views) != {View.TEXT}
+    needs_images = job.catalog.has_images and set(views) != {View.TEXT}
     preprocessing = encoder.preprocessing if needs_images else None
     return _PreparedEncoder(encoder=encoder, views=views, preprocessing=preprocessing, queries=asked)
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from index_builder import storage
 from pipelines.catalog.config import nearest
-from pipelines.catalog.products import ImageRef, image_refs
+from pipelines.catalog.image_values import ImageRef, image_refs
 from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import LEAVE_OUT, EvaluationConfig
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from encoders import QueryEncoder
 from pipelines.catalog.dead_letters import ImageError
-from pipelines.catalog.products import ImageRef
+from pipelines.catalog.image_values import ImageRef
 from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import EvaluateJob, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
@@ -135,7 +135,8 @@ def _read_images(
     pixels, broken = decode_images(pool, fetched.data)
     images: list[Image.Image | None] = []
     for product in fetched.products:
-        faults += product.faults + [broken[digest] for digest in product.digests if digest in broken]
+        product.drop(broken)
+        faults += [fault for _, fault in product.faults]
         usable = [digest for digest in product.digests if digest in pixels]
         # The encoder's own resize leaves an image of this size as it is.
         images.append(Image.fromarray(pixels[usable[0]].transpose(1, 2, 0)) if usable else None)

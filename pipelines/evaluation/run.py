@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from encoders import check_encoder
 from index_builder import storage
+from pipelines.catalog.layouts import resolved
 from pipelines.catalog.plan import catalog_schema
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_address
@@ -73,6 +74,7 @@ def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
         parse_measures(measures)
     except ValueError as error:
         raise ConfigError(f"--measures: {error}") from error
+    job = replace(job, catalog=resolved(job.catalog))
     systems, title = _systems_of(job)
     for system in systems:
         check_system(system, job.catalog)
@@ -145,7 +147,7 @@ def _systems_of(job: EvaluateJob) -> tuple[tuple[SystemConfig, ...], str]:
         raise ConfigError("nothing to evaluate: expected an encoder (encoder.uri, encoder.model) or --systems")
     description = check_encoder(job.encoder)
     parts: tuple[ProductPart, ...] = ("text",)
-    if description.uses_images and job.catalog.image_field is not None:
+    if description.uses_images and job.catalog.has_images:
         parts = ("text", "picture", "fused")
     systems = tuple(SystemConfig(name=VIEWS[part].value, encoder=job.encoder, products=part) for part in parts)
     return systems, f"{description.model} encoder {description.fingerprint}"

@@ -33,7 +33,7 @@ def check_system(system: SystemConfig, catalog: CatalogConfig) -> None:
         EncoderError, IndexBuilderError: It is not there, or not complete.
         ConfigError: An index without a query encoder, or a part that the encoder does not read.
     """
-    if system.products == "picture" and catalog.image_field is None:
+    if system.products == "picture" and not catalog.has_images:
         raise ConfigError(f"system {system.name!r}: products is 'picture', but catalog.image_field is null")
     for encoder in system.runs:
         description = check_encoder(encoder)

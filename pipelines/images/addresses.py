@@ -31,6 +31,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _ALSO_PRIVATE = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("168.63.129.16/32"))
 _LONGEST_WAIT_SECONDS = 3600.0  # a socket takes no endless time-out as a number
 _WRITE_BYTES = 1 << 14
+_ONE_SLASH = re.compile(r"^(https?):/(?=[^/])", re.IGNORECASE)
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -55,7 +56,12 @@ class WebAddress:
             ImageError: it is none that could be asked for.
         """
         try:
-            encoded = _CONTROL_CHARACTERS.sub(lambda found: f"%{ord(found[0]):02X}", text)
+            encoded = _CONTROL_CHARACTERS.sub(lambda found: f"%{ord(found[0]):02X}", text.strip())
+            # As browsers read it: backslashes before the query are slashes, and one slash behind the scheme is two.
+            path = re.split("[?#]", encoded, maxsplit=1)[0]
+            encoded = path.replace("\\", "/") + encoded[len(path) :]
+            if base is None:
+                encoded = _ONE_SLASH.sub(r"\1://", encoded)
             url = httpx2.URL(encoded) if base is None else base.url.join(encoded)
             host = url.raw_host.decode()
             if host.endswith("."):
@@ -63,6 +69,8 @@ class WebAddress:
                 url = url.copy_with(host=host)
         except (httpx2.InvalidURL, ValueError) as error:
             raise ImageError("fetch", Reason.fetch_failed, f"not a URL: {text[:200]!r}") from error
+        if "%" in host:  # a zone of an IPv6 address (RFC 6874) means something on this machine alone
+            raise ImageError("fetch", Reason.host_not_allowed, f"no public host name: {host[:100]!r}")
         path, query, _ = url.raw_path.partition(b"?")
         shown = f"{url.scheme}://{url.netloc.decode()}{path.decode()}{'?...' if query else ''}"
         if url.scheme not in ("http", "https"):

@@ -61,6 +61,8 @@ class FetchConfig:
             its login is never printed. A host is looked up and checked before the proxy is asked for it; then the proxy
             looks it up again, so it should refuse private addresses too. None: no proxy, whatever the environment
             names.
+        user_agent: How requests name themselves. Some hosts refuse what gives no name, or no way to reach whoever asks:
+            `"Example Shop indexer (+https://shop.example.com/contact)"`. None: `Shelfmark/<version>`.
         connections_per_host: Requests that run at one host at a time.
         threads: Images fetched at a time.
         timeout_seconds: Limit of one attempt, from connecting to the last byte.
@@ -79,6 +81,7 @@ class FetchConfig:
     allowed_hosts: tuple[str, ...] = ()
     allow_private_hosts: tuple[str, ...] = ()
     proxy: str | None = field(default=None, repr=False)
+    user_agent: str | None = None
     connections_per_host: int = 8
     threads: int = 16
     timeout_seconds: float = 10.0
@@ -105,6 +108,9 @@ class FetchConfig:
             for host in getattr(self, key):
                 expected = "host names or addresses, such as cdn.example.com, *.example.com or 10.0.0.7"
                 _require(_HOST_PATTERN.fullmatch(host) is not None, f"fetch.{key}", host, expected)
+        if self.user_agent is not None:
+            good = self.user_agent.isascii() and self.user_agent.isprintable() and bool(self.user_agent.strip())
+            self._check(good and self.user_agent == self.user_agent.strip(), "user_agent", "a line of ASCII text")
         if self.proxy is not None:
             good = _PROXY_PATTERN.fullmatch(self.proxy) is not None and not self.proxy.startswith("http://***@")
             if not good:

@@ -3,9 +3,14 @@
 Where a path may lead:
 
 - A **relative** path is read below `catalog.image_root` and must stay below it, whatever `..` and symbolic links it
-  goes through. The root is the operator's word, so nothing else needs to be allowed.
-- An **absolute** path or `file://` URI is the catalog's own word. It is read only while `file` is among
+  goes through. The root is the operator's word, so nothing else needs to be allowed. It names a file: `#`, `%` and
+  blanks are part of its name. One that does not stand there as it is written is looked for in the other ways in which
+  exports write it: umlauts composed or not, backslashes for slashes, percent-encoded.
+- A path with a **leading slash** is below the root as well, as Magento writes `/m/u/mug.jpg`. Below a local root it is
+  so if a file stands there.
+- Else an **absolute** path or `file://` URI is the catalog's own word. It is read only while `file` is among
   `fetch.allowed_schemes`, and then wherever it leads. So is a relative path where no root is given.
+- `//cdn.example.com/mug.jpg` is an https address, unless such a file stands below a local root.
 - A URI of an object store needs its scheme on that list, and its bucket on `fetch.allowed_hosts` where that has
   entries. fsspec's chained URIs (`simplecache::https://...`) are refused: they would go around both lists.
 
@@ -16,7 +21,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
+import unicodedata
+from contextlib import suppress
 from urllib.parse import unquote
 
 import xxhash
@@ -24,11 +32,14 @@ from fsspec.core import url_to_fs
 
 from pipelines.catalog.config import CatalogError
 from pipelines.catalog.dead_letters import ImageError, Reason
-from pipelines.catalog.products import ImageRef
+from pipelines.catalog.image_values import ImageRef
 from pipelines.catalog.stores import describe
 from pipelines.images.addresses import AddressRules, Resolver, resolve
 from pipelines.images.config import FetchConfig
 from pipelines.images.http import FetchedImage, HTTPImages
+
+# A scheme and two slashes; browsers, and so the catalogs that were tried in one, get by with fewer for the web's.
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://|https?:[/\\]", re.IGNORECASE)
 
 
 class ImageFetcher:
@@ -69,16 +80,18 @@ class ImageFetcher:
             raise _error(Reason.picture_missing, "the reference is empty")
         if "::" in uri.partition("://")[0]:
             raise _error(Reason.scheme_not_allowed, f"{uri}: chained URIs are not allowed for pictures")
-        uri = _plain_path(uri)
-        if "://" not in uri and not os.path.isabs(uri) and self._root is not None and "://" in self._root:
-            if ".." in unquote(uri).replace("\\", "/").split("/"):
-                raise _outside(uri, self._root)
-            uri = f"{self._root.rstrip('/')}/{uri.lstrip('/')}"
-        scheme, separator, _ = uri.partition("://")
-        if not separator:
-            return self._read_file(uri, known_etag)
-        self._rules.check_scheme(scheme.lower(), uri)
-        if scheme.lower() in ("http", "https"):
+        if uri.lower().startswith("file:/"):
+            return self._read_file([self._allowed_path(_plain_path(uri))], known_etag)
+        is_local = self._root is None or "://" not in self._root
+        if uri.startswith("//") and (self._root is None or not is_local or not self._stands_below_root(uri)):
+            uri = f"https:{uri}"
+        if not _SCHEME.match(uri):
+            if is_local:
+                return self._read_file(self._places_of(uri), known_etag)
+            uri = self._below_remote_root(uri)
+        scheme = uri.partition(":")[0].lower()
+        self._rules.check_scheme(scheme, uri)
+        if scheme in ("http", "https"):
             return self._http.fetch(uri, known_etag)
         return self._read_object(uri, known_etag)
 
@@ -86,11 +99,58 @@ class ImageFetcher:
         """Ends waits between attempts and closes idle connections."""
         self._http.close()
 
-    def _read_file(self, path: str, known_etag: str | None) -> FetchedImage:
-        """Reads a local file; its version is its size and time of change."""
+    def _below_remote_root(self, path: str) -> str:
+        """The URI of a relative path below a root that is one itself."""
+        root = str(self._root).rstrip("/")
+        path = path.replace("\\", "/").lstrip("/")
+        if ".." in unquote(path).replace("\\", "/").split("/"):
+            raise _outside(path, root)
+        if root.lower().startswith(("http://", "https://")):
+            # It is the name of a file, unless the file has ended before the question mark: "mug.jpg?v=3".
+            name, mark, query = path.partition("?")
+            if mark and not (re.search(r"\.\w{2,5}$", name) or "=" in query):
+                name, mark, query = path, "", ""
+            name = re.sub("%(?![0-9A-Fa-f]{2})", "%25", name).replace("?", "%3F")
+            path = f"{name}{mark}{query}".replace("#", "%23")
+        return f"{root}/{path}"
+
+    def _places_of(self, path: str) -> list[str]:
+        """Where a local path may stand, the likeliest first; ImageError where it may not lead there."""
+        if self._root is None:
+            return [self._allowed_path(form) for form in _forms(path)]
+        places, refused = [], None
+        for form in _forms(path):
+            try:
+                places.append(self._path_below_root(form.lstrip("/")))
+            except ImageError as error:
+                refused = refused or error
+        if os.path.isabs(path):
+            if "file" in self.config.allowed_schemes or not any(map(os.path.lexists, places)):
+                places.append(self._allowed_path(path))
+        elif refused is not None:
+            raise refused
+        return places
+
+    def _stands_below_root(self, path: str) -> bool:
+        with suppress(ImageError, ValueError):
+            return os.path.isfile(self._path_below_root(path.lstrip("/")))
+        return False
+
+    def _read_file(self, places: list[str], known_etag: str | None) -> FetchedImage:
+        """Reads the first of some local files that is there; its version is its size and time of change."""
+        path, missing = places[0], None
         try:
             # A named pipe would block here without O_NONBLOCK; for plain files it changes nothing.
-            descriptor = os.open(self._allowed_path(path), os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+            flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
+            for place in places:
+                try:
+                    descriptor = os.open(place, flags)
+                    path = place
+                    break
+                except (FileNotFoundError, NotADirectoryError) as error:
+                    missing = missing or error
+            else:
+                raise missing or FileNotFoundError(path)
             try:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
@@ -113,15 +173,21 @@ class ImageFetcher:
         return FetchedImage(data, version)
 
     def _allowed_path(self, path: str) -> str:
-        if self._root is None or os.path.isabs(path):
-            if "file" not in self.config.allowed_schemes:
-                detail = f"{path}: fetch.allowed_schemes has no 'file', so paths must lead below catalog.image_root"
-                raise _error(Reason.scheme_not_allowed, detail)
-            return path
-        root = os.path.realpath(self._root)
-        real = os.path.realpath(os.path.join(root, path))
+        """A path that the catalog alone names, if those are read."""
+        if "file" not in self.config.allowed_schemes:
+            detail = f"{path}: fetch.allowed_schemes has no 'file', so paths must lead below catalog.image_root"
+            raise _error(Reason.scheme_not_allowed, detail)
+        return path
+
+    def _path_below_root(self, path: str) -> str:
+        """The real path of one that is relative to the local root; ImageError where it leads out of it."""
+        root = os.path.realpath(str(self._root))
+        try:
+            real = os.path.realpath(os.path.join(root, path))
+        except ValueError as error:  # a null byte
+            raise _error(Reason.picture_missing, f"no file at {path[:300]!r}") from error
         if os.path.commonpath([real, root]) != root:
-            raise _outside(path, self._root)
+            raise _outside(path, root)
         return real
 
     def _read_object(self, uri: str, known_etag: str | None) -> FetchedImage:
@@ -155,6 +221,26 @@ class ImageFetcher:
         if size > self.config.max_bytes:
             detail = f"{shown}: {size} bytes; fetch.max_bytes is {self.config.max_bytes}"
             raise _error(Reason.picture_too_many_bytes, detail)
+
+
+def shown_reference(reference: ImageRef) -> str:
+    """An image's address as a person may see it, without login and query; "" for one that stands in the catalog."""
+    if isinstance(reference, bytes):
+        return ""
+    scheme, separator, rest = reference.strip().partition("//")
+    if not separator or (scheme and not scheme.endswith(":")) or scheme.lower() == "file:":
+        return reference.strip()
+    address, asked, _ = rest.partition("?")
+    host, slash, path = address.partition("/")
+    return f"{scheme}//{host.rpartition('@')[2]}{slash}{path}{'?...' if asked else ''}"
+
+
+def _forms(path: str) -> list[str]:
+    """A path as it is written, and in the other ways in which the same file may be meant."""
+    slashed = path.replace("\\", "/")
+    written = (path, slashed, unquote(slashed)) if "%" in path else (path, slashed)
+    normal = [unicodedata.normalize(form, each) for each in written for form in ("NFC", "NFD") if not each.isascii()]
+    return list(dict.fromkeys([*written, *normal]))
 
 
 def _plain_path(uri: str) -> str:

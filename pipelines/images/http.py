@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import re
 import ssl
 import threading
 import time
@@ -21,9 +22,13 @@ import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from importlib.metadata import PackageNotFoundError, version
+from urllib.request import Request as UrllibRequest
 
 import httpcore2
 import httpx2
@@ -37,6 +42,7 @@ HOSTS_REMEMBERED = 256
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WORTH_ANOTHER_ATTEMPT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_WHOLE = frozenset({HTTPStatus.OK, HTTPStatus.NON_AUTHORITATIVE_INFORMATION})
 _BODY_WORTH_DRAINING_BYTES = 1 << 16
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 5.0
@@ -60,12 +66,63 @@ class FetchedImage:
     not_modified: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Where a server sends us, and the `Set-Cookie` headers that it wants to see again."""
+
+    location: str
+    set_cookies: list[str]
+
+
+class RedirectCookies:
+    """The cookies of one image's redirects: some hosts send round in circles whoever does not bring them along."""
+
+    def __init__(self) -> None:
+        self._jar: CookieJar | None = None
+
+    def keep(self, redirect: Redirect, address: WebAddress) -> None:
+        """Takes what a redirect set, as far as its host may (RFC 6265)."""
+        if redirect.set_cookies:
+            self._jar = self._jar or CookieJar(DefaultCookiePolicy(strict_domain=True))
+            message = Message()
+            for value in redirect.set_cookies:
+                message["Set-Cookie"] = value
+            self._jar.extract_cookies(_Answered(message), _plain_request(address))  # type: ignore[arg-type]
+
+    def sent_to(self, address: WebAddress) -> list[tuple[bytes, bytes]]:
+        """The header for an address; none where no cookie is for it."""
+        if self._jar is None:
+            return []
+        request = _plain_request(address)
+        self._jar.add_cookie_header(request)
+        cookie = request.get_header("Cookie")
+        return [] if cookie is None else [(b"Cookie", cookie.encode("latin-1"))]
+
+
+def _plain_request(address: WebAddress) -> UrllibRequest:
+    """An address as `http.cookiejar` takes it."""
+    scheme, host, port = address.origin
+    bracketed = f"[{host}]" if ":" in host else host
+    return UrllibRequest(f"{scheme}://{bracketed}:{port}{address.url.raw_path.decode()}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """An answer as `http.cookiejar` takes it."""
+
+    message: Message
+
+    def info(self) -> Message:
+        return self.message
+
+
 class HTTPImages:
     """Fetches images by URL. Thread-safe."""
 
     def __init__(self, config: FetchConfig, rules: AddressRules):
         self._config = config
         self._rules = rules
+        self._user_agent = config.user_agent or default_user_agent()
         self._closed = threading.Event()
         self._tls = ssl.create_default_context()  # the system's store of certificates, or `SSL_CERT_FILE`
         self._proxy: httpcore2.Proxy | None = None
@@ -138,23 +195,26 @@ class HTTPImages:
     def _attempt(self, start: WebAddress, known_etag: str | None, exchange: Exchange) -> FetchedImage:
         address = start
         exchange.begin_attempt()
+        cookies = RedirectCookies()
         for _ in range(self._config.max_redirects + 1):
             scheme, host_name, _ = address.origin
             self._rules.check_scheme(scheme, address.shown)
             self._rules.check_host(host_name, address.shown)
             # What the URL holds of a name and password is for its own host, not for where that one sends us.
             login = start.url if address.origin == start.origin else None
-            answer = self._hop(address, _request_headers(address.url, login, known_etag), known_etag, exchange)
+            headers = _request_headers(address.url, login, known_etag, self._user_agent)
+            answer = self._hop(address, headers + cookies.sent_to(address), known_etag, exchange)
             if isinstance(answer, FetchedImage):
                 return answer
-            address = WebAddress.parse(answer, address)
+            cookies.keep(answer, address)
+            address = WebAddress.parse(answer.location, address)
         detail = f"more than {self._config.max_redirects} redirects, the next one to {address.shown}"
         raise ImageError("fetch", Reason.fetch_failed, f"{start.shown}: {detail}")
 
     def _hop(
         self, address: WebAddress, headers: list[tuple[bytes, bytes]], known_etag: str | None, exchange: Exchange
-    ) -> FetchedImage | str:
-        """One request: the image, or the address that it redirects to."""
+    ) -> FetchedImage | Redirect:
+        """One request: the image, or where it redirects to."""
         host = self._host(address)
         waiting_since = time.monotonic()
         with host.turns:
@@ -178,18 +238,20 @@ class HTTPImages:
                 if response is not None:
                     response.close()
 
-    def _judge(self, response: httpcore2.Response, shown: str, known_etag: str | None) -> FetchedImage | str:
+    def _judge(self, response: httpcore2.Response, shown: str, known_etag: str | None) -> FetchedImage | Redirect:
         status = response.status
         headers = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
         version = _version(headers)
         # A server may not know If-None-Match, but say that nothing changed: then the body need not be read.
-        if status == HTTPStatus.OK and (known_etag is None or version != known_etag):
+        is_whole = status in _WHOLE or (status == HTTPStatus.PARTIAL_CONTENT and _is_all(headers))
+        if is_whole and (known_etag is None or version != known_etag):
             return FetchedImage(self._read(response, headers, shown), version)
         _drain(response, headers)
-        if known_etag is not None and status in (HTTPStatus.OK, HTTPStatus.NOT_MODIFIED):
+        if known_etag is not None and (is_whole or status == HTTPStatus.NOT_MODIFIED):
             return FetchedImage(b"", version or known_etag, not_modified=True)
         if status in _REDIRECTS and headers.get("location"):
-            return headers["location"]
+            set_cookies = [value.decode("latin-1") for name, value in response.headers if name.lower() == b"set-cookie"]
+            return Redirect(_as_text(headers["location"]), set_cookies)
         phrase = response.extensions["reason_phrase"].decode("latin-1")
         answer = f"{shown}: the server answered {status} {phrase}".rstrip()
         if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
@@ -201,15 +263,15 @@ class HTTPImages:
     def _read(self, response: httpcore2.Response, headers: dict[str, str], shown: str) -> bytes:
         """The body. The length that the server promised serves only to refuse early; what comes is counted."""
         limit = self._config.max_bytes
-        promised = headers.get("content-length", "")
-        if promised.isdecimal() and int(promised) > limit:
+        promised = _content_length(headers)
+        if promised is not None and promised > limit:
             raise _too_many_bytes(f"{shown}: {promised} bytes", limit)
         encoding = headers.get("content-encoding", "").lower()  # not asked for, and sent by some all the same
         unpacker = None
         data = bytearray()
         try:
             for chunk in response.iter_stream():
-                if encoding in ("gzip", "x-gzip", "deflate"):
+                if chunk and encoding in ("gzip", "x-gzip", "deflate"):
                     # 47: gzip or zlib; -15: the bare deflate that some servers send under that name.
                     bare = encoding == "deflate" and chunk[0] & 15 != zlib.DEFLATED
                     unpacker = unpacker or zlib.decompressobj(-15 if bare else 47)
@@ -222,6 +284,14 @@ class HTTPImages:
         if unpacker is not None and not unpacker.eof:
             raise _TransientError(Reason.picture_truncated, f"{shown}: the {encoding} body ends early")
         return bytes(data)
+
+
+def default_user_agent() -> str:
+    """What says who asks, where `fetch.user_agent` does not."""
+    try:
+        return f"Shelfmark/{version('shelfmark')} (indexes product catalogs)"
+    except PackageNotFoundError:  # a checkout that was not installed
+        return "Shelfmark (indexes product catalogs)"
 
 
 class _Host:
@@ -313,17 +383,43 @@ def _send(
 
 def _drain(response: httpcore2.Response, headers: dict[str, str]) -> None:
     """Reads an answer of a few bytes to its end, so that its connection can be kept."""
-    length = headers.get("content-length", "")
+    length = _content_length(headers)
     bodiless = response.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
-    if bodiless or (length.isdecimal() and int(length) <= _BODY_WORTH_DRAINING_BYTES):
+    if bodiless or (length is not None and length <= _BODY_WORTH_DRAINING_BYTES):
         with contextlib.suppress(*_BROKEN_CONNECTION, *_TIMED_OUT):
             for _ in response.iter_stream():
                 pass
 
 
-def _request_headers(url: httpx2.URL, login: httpx2.URL | None, known_etag: str | None) -> list[tuple[bytes, bytes]]:
+def _content_length(headers: dict[str, str]) -> int | None:
+    """What the server promises; a number of thousands of digits, which Python would not read, as a huge one."""
+    text = headers.get("content-length", "")
+    if not (text.isascii() and text.isdecimal()):
+        return None
+    return int(text) if len(text) < 19 else 10**18
+
+
+def _is_all(headers: dict[str, str]) -> bool:
+    """Whether the part that a 206 answer has is the whole: some caches answer so, unasked."""
+    found = re.fullmatch(
+        r"bytes 0-([0-9]{1,18})/([0-9]{1,18})", headers.get("content-range", "").strip(), re.IGNORECASE
+    )
+    return found is not None and int(found[1]) + 1 == int(found[2]) == (_content_length(headers) or int(found[2]))
+
+
+def _as_text(header: str) -> str:
+    """A header that servers write in raw UTF-8, though it was read as Latin-1."""
+    try:
+        return header.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return header
+
+
+def _request_headers(
+    url: httpx2.URL, login: httpx2.URL | None, known_etag: str | None, user_agent: str
+) -> list[tuple[bytes, bytes]]:
     """The headers to ask with: for the image as it is, unless it still has the known version."""
-    headers = [(b"Host", url.netloc), (b"User-Agent", b"shelfmark")]
+    headers = [(b"Host", url.netloc), (b"User-Agent", user_agent.encode())]
     headers += [(b"Accept", b"image/*"), (b"Accept-Encoding", b"identity")]
     if login is not None and login.userinfo:
         credentials = base64.b64encode(f"{login.username}:{login.password}".encode())
@@ -343,7 +439,7 @@ def _version(headers: dict[str, str]) -> str | None:
     try:
         # RFC 9110, 8.8.2.2: a date is a strong validator only if the answer is clearly later.
         age = parsedate_to_datetime(headers["date"]) - parsedate_to_datetime(changed)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return f"{_DATE_VERSION}{changed}" if age >= timedelta(seconds=60) else None
 

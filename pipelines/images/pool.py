@@ -13,22 +13,26 @@ given and has not begun is the caller's own, as are the results taken.
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
 from encoders.preprocessing import ImagePreprocessing
-from pipelines.catalog.products import ImageRef
+from pipelines.catalog.dead_letters import ImageError, Reason
+from pipelines.catalog.image_values import ImageRef
 from pipelines.images.config import DecodeConfig
 from pipelines.images.decode import decode_image
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.http import FetchedImage
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -60,7 +64,7 @@ class ImagePool:
         etags = [None] * len(references) if known_etags is None else known_etags
         fetch = self._fetcher.fetch
         return [
-            self._fetching.submit(partial(fetch, reference, etag))
+            self._fetching.submit(partial(_guarded, "fetch", partial(fetch, reference, etag)))
             for reference, etag in zip(references, etags, strict=True)
         ]
 
@@ -71,7 +75,7 @@ class ImagePool:
             One future an image, in order: uint8 `[3, S, S]`. Its `result()` raises ImageError where it cannot be
             decoded.
         """
-        return [self._decoding.submit(partial(self._decode, data)) for data in images]
+        return [self._decoding.submit(partial(_guarded, "decode", partial(self._decode, data))) for data in images]
 
     def close(self) -> None:
         """Drops what has not begun, waits for what has, and closes the fetcher."""
@@ -84,6 +88,18 @@ class ImagePool:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _guarded(stage: Literal["fetch", "decode"], work: Callable[[], T]) -> T:
+    """Whatever goes wrong with an image is its own fault: one row never ends a run."""
+    try:
+        return work()
+    except ImageError:
+        raise
+    except Exception as error:
+        log.warning("unforeseen in %s of an image, which is left out", stage, exc_info=error)
+        reason = Reason.fetch_failed if stage == "fetch" else Reason.picture_unreadable
+        raise ImageError(stage, reason, f"unforeseen {type(error).__name__}: {error}") from error
 
 
 class ImageFuture(Generic[T]):

@@ -6,7 +6,7 @@ stands beside its product. A product is embedded again only if its fingerprint, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,8 +14,8 @@ import xxhash
 
 from index_builder.embedding_shards import FINGERPRINT_BYTES
 from pipelines.catalog.dead_letters import ImageError
+from pipelines.catalog.image_values import ImageRef
 from pipelines.catalog.previous_version import KnownImage, KnownImages
-from pipelines.catalog.products import ImageRef
 from pipelines.images.config import DECODING_RULES
 from pipelines.images.decode import image_digest
 from pipelines.images.pool import ImagePool
@@ -26,15 +26,26 @@ class ProductImages:
     """The usable images of one product, and what was wrong with the others.
 
     Attributes:
-        digests: 16-byte digests of the usable images' bytes, primary first.
+        digests: 16-byte digests of the usable images' bytes, primary first; `references` are where they came from.
         known: Those of them that have a version by which they can be asked for again.
+        faults: What was wrong with the others, each with its reference.
         by_reference: Whether any image is fetched from outside the catalog file, so that it can change on its own.
     """
 
     digests: list[bytes] = field(default_factory=list)
+    references: list[ImageRef] = field(default_factory=list)
     known: list[KnownImage] = field(default_factory=list)
-    faults: list[ImageError] = field(default_factory=list)
+    faults: list[tuple[ImageRef, ImageError]] = field(default_factory=list)
     by_reference: bool = False
+
+    def drop(self, broken: Mapping[bytes, ImageError]) -> None:
+        """Makes faults of those images that turned out not to decode."""
+        if broken.keys().isdisjoint(self.digests):
+            return
+        images = list(zip(self.digests, self.references, strict=True))
+        self.faults += [(reference, broken[digest]) for digest, reference in images if digest in broken]
+        usable = [(digest, reference) for digest, reference in images if digest not in broken]
+        self.digests, self.references = [digest for digest, _ in usable], [reference for _, reference in usable]
 
 
 @dataclass(slots=True)
@@ -62,12 +73,12 @@ def fetch_images(
     batch = FetchedBatch(products=[], data={})
     for images in references:
         product = ProductImages(by_reference=any(isinstance(reference, str) for reference in images))
-        for _ in images:
+        for reference in images:
             future, reference_digest, previous = next(answers)
             try:
                 fetched = future.result()
             except ImageError as fault:
-                product.faults.append(fault)
+                product.faults.append((reference, fault))
                 continue
             if fetched.not_modified and previous is not None:
                 digest = previous.digest
@@ -75,6 +86,7 @@ def fetch_images(
                 digest = image_digest(fetched.data)
                 batch.data.setdefault(digest, fetched.data)
             product.digests.append(digest)
+            product.references.append(reference)
             if reference_digest is not None and fetched.etag is not None:
                 product.known.append(KnownImage(reference_digest, digest, fetched.etag))
         batch.products.append(product)

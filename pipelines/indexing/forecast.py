@@ -12,16 +12,21 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from index_builder import IndexReader, embedding_shards, storage
+from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
+from pipelines.config.job import to_short_yaml
 from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
+from pipelines.indexing.catalog_view import CatalogView, print_config_to_keep, print_view
 from pipelines.indexing.embed_shard import ProductPreparer, StepTimer
+from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.job import plan_run
 from pipelines.indexing.progress import index_lines, print_lines
 from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import read_finished_run
 
+PRODUCTS_SHOWN = 3
 _CATALOG, _PUBLISHED = 0, 1
 
 
@@ -35,9 +40,12 @@ class Forecast:
             `carried_over` from the previous version, and those `to_embed`.
         deleted: Products of the published version that the catalog no longer has.
         rejected: Rows that become no product.
+        left_out: Rows for which `catalog.where` is not true.
         seconds: Of the embedding, estimated from the last run's rate; None where no run gives one.
         reason: Why nothing is carried over, in words; empty where something is.
         index: The index that would be built, and why, as (what, how) pairs.
+        catalog: What the catalog was taken for; None where the config names its fields.
+        gates: The limits in force, and what is known of them, as (what, how) pairs.
     """
 
     shards: int
@@ -50,7 +58,10 @@ class Forecast:
     rejected: int
     seconds: float | None
     reason: str
+    left_out: int = 0
     index: tuple[tuple[str, str], ...] = ()
+    catalog: CatalogView | None = None
+    gates: tuple[tuple[str, str], ...] = ()
 
 
 def forecast_run(source: CatalogSource) -> Forecast:
@@ -63,7 +74,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
     shards, reusable = plan_run(source)
     config = source.config
     previous = published_manifest(config.index.uri)
-    complete = carried = to_embed = rejected = shards_complete = deleted = 0
+    complete = carried = to_embed = rejected = left_out = shards_complete = deleted = 0
     expected = (shards.rows or 0) + (previous.catalog.products if previous else 0)
     sections = (config.catalog, config.fetch, config.decode)
     opened = ProductPreparer.open(*sections, inputs=source.encoder, previous=source.previous)
@@ -74,6 +85,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
                 shards_complete += 1
                 complete += summary.products
                 rejected += summary.rejected
+                left_out += summary.left_out
                 add_ids(ids, embedding_shards.read_ids(task.files.embeddings), _CATALOG)
                 continue
             for batch in preparer.prepare(task.rows, StepTimer("read", "fetch")):
@@ -81,6 +93,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
                 carried += found
                 to_embed += len(batch.lookup_rows) - found
                 rejected += len(batch.products.dead_letters)
+                left_out += batch.products.left_out
                 add_ids(ids, batch.products.product_ids, _CATALOG)
         if previous is not None:
             add_ids(ids, IndexReader.open(config.index.uri).products.column("product_id"), _PUBLISHED)
@@ -101,7 +114,23 @@ def forecast_run(source: CatalogSource) -> Forecast:
         rejected=rejected,
         seconds=None if rate is None else to_embed / rate,
         reason=shards.nothing_carried_over,
+        left_out=left_out,
         index=tuple(index_lines(config.index, spec, products)) if spec is not None else (),
+        gates=tuple(planned_gates(config.gates, products, rejected, previous)),
+        catalog=_view_of(source, [task.rows for task in shards.tasks]),
+    )
+
+
+def _view_of(source: CatalogSource, shards: list[CatalogShard]) -> CatalogView | None:
+    if source.recognised is None:
+        return None
+    return CatalogView(
+        recognised=source.recognised,
+        rows=source.catalog_rows,
+        samples=source.first_products(shards, PRODUCTS_SHOWN),
+        encoder=source.encoder_note,
+        folders=(source.given.work.uri, source.given.index.uri),
+        yaml=to_short_yaml(source.given),
     )
 
 
@@ -119,7 +148,9 @@ def measured_rate(work_uri: str) -> float | None:
 
 
 def print_forecast(forecast: Forecast, *, console: Console | None = None) -> None:
-    """Prints the forecast to standard output."""
+    """Prints the forecast to standard output; of a catalog that was recognised also what it was taken for."""
+    if forecast.catalog is not None:
+        print_view(forecast.catalog, forecast.products, console=console)
     estimate = "unknown: no run has been measured on this work.uri"
     if forecast.seconds is not None:
         estimate = f"about {forecast.seconds:,.0f} s at the last run's rate, on one worker"
@@ -131,7 +162,11 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
         ("  to embed", f"{forecast.to_embed:,}"),
         ("deleted", f"{forecast.deleted:,}"),
         ("rejected rows", f"{forecast.rejected:,}"),
+        *([("left out by catalog.where", f"{forecast.left_out:,}")] if forecast.left_out else []),
         ("embedding time", estimate),
         *forecast.index,
+        *forecast.gates,
     ]
     print_lines(lines, title="Plan (nothing was done)", console=console)
+    if forecast.catalog is not None:
+        print_config_to_keep(forecast.catalog)

@@ -13,10 +13,9 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,20 +26,26 @@ from index_builder.blocks import map_blocks
 from index_builder.embedding_shards import FINGERPRINT_BYTES, EmbeddingShardWriter, divided_halves, has_infinite
 from index_builder.manifest import EncoderSummary
 from index_builder.planner import check_index
-from pipelines.catalog.dead_letters import DeadLetter, Reason, write_dead_letters
+from pipelines.catalog.dead_letters import DeadLetter, Place, Places, Reason, places_table, write_dead_letters
 from pipelines.catalog.stores import absolute
 from pipelines.config.job import EmbeddingsConfig, IndexJobConfig
 from pipelines.config.validation import ConfigError
 from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.job import checked_addresses
-from pipelines.indexing.product_table import columns_writer
+from pipelines.indexing.product_table import columns_writer, places_writer
 from pipelines.indexing.publish_step import stage_query_encoder
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary, ShardTask, read_finished_run, shard_key
 from pipelines.indexing.transforms import BeamOptions, MakeShard, Once, ShardPlan
-from pipelines.indexing.vector_files import VectorBatch, VectorRows, plan_vectors, read_vectors
+from pipelines.indexing.vector_files import BATCH_ROWS, VectorBatch, VectorRows, plan_vectors, read_vectors
 
 THREADS = 16
+
+MAX_LOST_SHARE = 2.0**-8
+"""A vector may change so much in float16, as a share of its length; ten nearest neighbours then agree to 0.995."""
+
+_RULES = 2  # goes up when the same files give other rows
+REMEDY = "multiply all vectors by one number, or normalize them"
 
 
 class VectorSource:
@@ -73,6 +78,7 @@ class VectorSource:
 def imported_shards(config: EmbeddingsConfig, work_uri: str) -> ShardPlan:
     """Plans the import of vectors that were made elsewhere; raises as `VectorSource.plan`."""
     shards, dim = plan_vectors(config)
+    _check_sizes(shards[0], config, dim)
     uris = (config.uri,) if isinstance(config.uri, str) else config.uri or ()
     # Stands for the encoder that nobody named: where its vectors lie and how they are taken.
     described = [[absolute(uri) for uri in uris], config.vector_field, config.normalize, dim]
@@ -92,7 +98,7 @@ def imported_shards(config: EmbeddingsConfig, work_uri: str) -> ShardPlan:
     tasks = []
     for position, rows in enumerate(shards):
         which = {"first_row": rows.first_row, "rows": rows.rows, "row_groups": rows.row_groups}
-        content = [rows.uri, rows.version, rows.format, which, rows.rows_before]
+        content = [_RULES, rows.uri, rows.version, rows.format, which, rows.rows_before]
         files = ShardFiles(folder=folder, key=shard_key(storage.digest(content), {"embeddings": shaping}))
         tasks.append(ShardTask(position=position, files=files, rows=rows))
     return ShardPlan(
@@ -159,6 +165,7 @@ def _write_shard(
     with (
         EmbeddingShardWriter(files.embeddings, dim=dim, encoder_fingerprint=fingerprint) as shard,
         columns_writer(files.columns) as write_columns,
+        places_writer(files.places) as write_places,
     ):
         read = read_vectors(rows, config, dim)
         for batch, vectors in map_blocks(lambda batch: (batch, _stored(batch, normalize=config.normalize)), read):
@@ -169,6 +176,7 @@ def _write_shard(
             blank = np.zeros((len(usable), FINGERPRINT_BYTES), np.uint8)
             shard.write(ids, vectors, blank, np.zeros(len(usable), np.uint8))
             write_columns(shown)
+            write_places(places_table(Places(rows.uri, "row", rows.first_row + rows_in + usable)))
             rows_in += len(batch.ids)
             products += len(usable)
     write_dead_letters(files.rejected, letters)
@@ -187,24 +195,64 @@ def _write_shard(
 def _stored(batch: VectorBatch, *, normalize: bool) -> np.ndarray:
     """The vectors as they are kept, float16 `[n, D]`; those that cannot be are noted in `problems`."""
     vectors = batch.vectors
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    lengths = _lengths(vectors)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
         if normalize:
-            lengths = _lengths(vectors)
             _note(batch, ~np.isfinite(lengths), "holds values that are not finite")
             _note(batch, lengths == 0, "is zero, so it has no direction")
             halves = divided_halves(vectors, lengths.astype(np.float32))
-            if _ordinary(lengths).all():
+            odd = np.flatnonzero(~_ordinary(lengths))
+            if not len(odd):
                 return halves
+            halves[odd] = vectors[odd].astype(np.float64) / lengths[odd, None]
         else:
             halves = vectors.astype(np.float16)
+            _note(batch, ~np.isfinite(lengths), "holds values that are not finite")
+            _note(batch, _lost_shares(vectors, lengths, halves) > MAX_LOST_SHARE, f"is too small for float16; {REMEDY}")
     if has_infinite(halves):
-        _note(batch, np.logical_not(np.isfinite(halves).all(axis=1)), "holds values that float16 cannot hold")
+        wrong = np.logical_not(np.isfinite(halves).all(axis=1))
+        _note(batch, wrong, f"holds values beyond the 65,504 of float16; {REMEDY}")
     return halves
+
+
+def _lost_shares(vectors: np.ndarray, lengths: np.ndarray, halves: np.ndarray) -> np.ndarray:
+    """How far halves are from their vectors, as shares of their lengths, float64 `[n]`; 0 where that is surely little.
+
+    Above 2**-14 float16 keeps each value to one part in 2,048; below, to the next 2**-24.
+    """
+    lost = np.zeros(len(vectors))
+    small = np.flatnonzero((lengths > 0) & (lengths < np.sqrt(vectors.shape[1]) * 2.0**-13))
+    wide = vectors[small].astype(np.float64)
+    lost[small] = np.linalg.norm(wide - halves[small], axis=1) / lengths[small]
+    return lost
+
+
+def _check_sizes(rows: VectorRows, config: EmbeddingsConfig, dim: int) -> None:
+    """Raises ConfigError where float16 cannot keep most of the first vectors as long as they are."""
+    if config.normalize:
+        return
+    plain = replace(config, id_field=None, display_fields=())
+    first = replace(rows, rows=min(rows.rows, BATCH_ROWS), ids_uri="", columns_uri="")
+    batch = next(read_vectors(first, plain, dim))
+    batch.problems.clear()
+    _stored(batch, normalize=False)
+    lengths = _lengths(batch.vectors)
+    given = np.isfinite(lengths) & (lengths > 0)
+    wrong = given & np.isin(np.arange(len(given)), list(batch.problems))
+    if wrong.sum() * 2 > given.sum():
+        size = float(np.abs(batch.vectors[wrong]).max(axis=1).mean())
+        factor = 10.0 ** -round(np.log10(size))
+        raise ConfigError(
+            f"embeddings.normalize is false, and float16 cannot keep vectors as those of {rows.uri}, whose largest "
+            f"values are about {size:.0e}: multiply all vectors by one number, such as {factor:g}, which leaves the "
+            "order of inner products as it is, or let normalize be true"
+        )
 
 
 def _lengths(vectors: np.ndarray) -> np.ndarray:
     """The lengths of float32 `[n, D]`: float64 `[n]`; NaN or infinite only where a value is."""
-    lengths = np.sqrt(np.vecdot(vectors, vectors).astype(np.float64))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.vecdot(vectors, vectors).astype(np.float64))
     # The squares of some numbers are too large or too small for float32.
     unclear = np.flatnonzero(~_ordinary(lengths))
     wide = vectors[unclear].astype(np.float64)
@@ -233,7 +281,7 @@ def _usable_rows(batch: VectorBatch, rows: VectorRows, first_row: int, letters: 
         if not product_id:
             reason = Reason.malformed_record if row in batch.wrong_ids else Reason.missing_id
             why = batch.wrong_ids.get(row, "no id")
-        facts: Any = {"reason": reason, "detail": f"{rows.uri}, row {first_row + row}: {why}"}
-        letters.append(DeadLetter(product_id=product_id, outcome="rejected", stage="import", **facts))
+        place = Place(rows.uri, "row", first_row + row)
+        letters.append(DeadLetter(product_id, "rejected", "import", reason, why, place))
     bad = np.union1d(missing, np.fromiter(batch.problems, np.int64, len(batch.problems)))
     return np.setdiff1d(np.arange(len(batch.ids), dtype=np.int64), bad)

@@ -14,6 +14,7 @@ from index_builder import storage
 from index_builder.drift import ReusableCodec
 from pipelines.catalog.stores import absolute
 from pipelines.config.job import IndexJobConfig, JobConfig
+from pipelines.config.stopping import at_stop
 from pipelines.indexing.build_steps import (
     RunContext,
     build_key,
@@ -22,8 +23,9 @@ from pipelines.indexing.build_steps import (
     reusable_codec,
     spec_to_build,
 )
+from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.progress import index_lines, print_summary, show_progress
-from pipelines.indexing.publish_step import RunResult, read_result, stage_query_encoder
+from pipelines.indexing.publish_step import RunResult, published_manifest, read_result, stage_query_encoder
 from pipelines.indexing.run_record import RunFailedError, RunRecord
 from pipelines.indexing.shard_files import read_finished_run, standing_keys
 from pipelines.indexing.transforms import BeamOptions, ShardPlan, run_pipeline
@@ -85,7 +87,8 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
     """
     source.check()
     work_uri, config = source.config.work.uri, source.config
-    with WorkLease(work_uri) as lease:
+    work_lease = WorkLease(work_uri)
+    with work_lease as lease, at_stop(work_lease.release):
         record = RunRecord.begin(work_uri)
         source.prepare(record, beam_options)
         with record.timed("plan") as facts:
@@ -142,4 +145,5 @@ def forecast_index(source: Source) -> list[tuple[str, str]]:
     shards, reusable = plan_run(source)
     index, rows, dim = source.config.index, shards.rows or 0, shards.encoder.dim
     lines = [("vectors", f"{rows:,} of {dim} dimensions, in {len(shards.keys):,} shards")]
-    return lines + index_lines(index, spec_to_build(index, rows, dim, reusable), rows)
+    lines += index_lines(index, spec_to_build(index, rows, dim, reusable), rows)
+    return lines + planned_gates(source.config.gates, rows, 0, published_manifest(index.uri))

@@ -18,11 +18,20 @@ import pyarrow.parquet as pq
 
 from index_builder import embedding_shards, storage
 from index_builder.embedding_shards import NumberedShard
-from pipelines.catalog.dead_letters import REJECTED_SCHEMA, DeadLetter, Reason, letters_to_table
+from pipelines.catalog.dead_letters import (
+    NOWHERE,
+    PLACES_SCHEMA,
+    REJECTED_SCHEMA,
+    DeadLetter,
+    Place,
+    Reason,
+    letters_to_table,
+)
 from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
 from pipelines.indexing.shard_files import ShardFiles
 
 WriteColumns = Callable[[pa.RecordBatch], None]
+WritePlaces = Callable[[pa.Table], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +58,10 @@ def number_products(shards: Sequence[ShardFiles], out_uri: str) -> Numbering:
     def write(path: str) -> dict[str, Any]:
         rows = [embedding_shards.read_info(files.embeddings).rows for files in shards]
         again = find_duplicates([files.embeddings for files in shards], expected=sum(rows))
-        dropped = [found.tolist() for found in again]
+        dropped = [found[:, 0].tolist() for found in again]
         numbered = _numbered(shards, rows, dropped)
         _write_products(shards, numbered, f"{path}.arrow")
-        _write_rejected(shards, numbered, f"{path}.rejected.parquet")
+        _write_rejected(shards, again, f"{path}.rejected.parquet")
         return {"rows": rows, "dropped": dropped}
 
     made = storage.artifact(storage.join(out_uri, "products"), [files.key for files in shards], write)
@@ -78,22 +87,27 @@ def _numbered(
 
 
 def find_duplicates(shard_uris: Sequence[str], *, expected: int) -> list[np.ndarray]:
-    """For each shard in plan order the local rows whose product id occurred earlier, int64, ascending.
+    """For each shard in plan order the rows whose product id occurred earlier, ascending: int64 `[n, 3]`, of each row
+    its number in the shard, and shard and row of the one that came first.
 
     Args:
         shard_uris: Embedding shards in plan order.
         expected: Their rows in all.
     """
-    dropped: list[list[np.ndarray]] = [[] for _ in shard_uris]
+    dropped: list[list[np.ndarray]] = [[np.empty((0, 3), np.int64)] for _ in shard_uris]
     with ExternalSort(expected) as sorting:
         for number, uri in enumerate(shard_uris):
             add_ids(sorting, embedding_shards.read_ids(uri), number)
         for records in sorting.sorted_buckets():
             # Sorted by id, then by row: what repeats an id came later in the plan.
-            again = records[repeats_id(records)]
+            repeats = repeats_id(records)
+            first = records[np.maximum.accumulate(np.where(repeats, 0, np.arange(len(records))))[repeats]]
+            again = records[repeats]
+            found = np.stack([again["row"], first["shard"], first["row"]], axis=1).astype(np.int64)
             for number in np.unique(again["shard"]):
-                dropped[number].append(again["row"][again["shard"] == number].astype(np.int64))
-    return [np.sort(np.concatenate(rows)) if rows else np.empty(0, np.int64) for rows in dropped]
+                dropped[number].append(found[again["shard"] == number])
+    rows = [np.concatenate(found) for found in dropped]
+    return [found[np.argsort(found[:, 0])] for found in rows]
 
 
 @contextmanager
@@ -114,6 +128,14 @@ def columns_writer(uri: str) -> Iterator[WriteColumns]:
         yield write
         if not opened:
             stack.enter_context(pa.ipc.new_file(path, pa.schema([])))
+
+
+@contextmanager
+def places_writer(uri: str) -> Iterator[WritePlaces]:
+    """Yields what appends a `places_table` to an Arrow file, which appears when the block ends well."""
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with storage.atomic_file(uri) as path, pa.ipc.new_file(path, PLACES_SCHEMA, options=options) as writer:
+        yield writer.write_table
 
 
 def read_columns(uri: str) -> pa.Table:
@@ -158,14 +180,41 @@ def _column(columns: pa.Table, field: pa.Field, rows: int) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], field.type)
 
 
-def _write_rejected(shards: Sequence[ShardFiles], numbered: Sequence[NumberedShard], uri: str) -> None:
+def _write_rejected(shards: Sequence[ShardFiles], dropped: Sequence[np.ndarray], uri: str) -> None:
     """Joins the dead letters of all shards, each followed by the letters of its duplicates."""
+    firsts = _places_of_firsts(shards, dropped)
     with storage.atomic_file(uri) as path, pq.ParquetWriter(path, REJECTED_SCHEMA, compression="zstd") as writer:
-        for files, shard in zip(shards, numbered, strict=True):
+        for files, found in zip(shards, dropped, strict=True):
             with storage.localized(files.rejected) as rejected:
                 writer.write_table(pq.read_table(rejected, schema=REJECTED_SCHEMA))
-            if shard.dropped:
-                ids = embedding_shards.read_ids(shard.uri).take(pa.array(shard.dropped)).to_pylist()
-                detail = "an earlier row of the catalog has the same id; that one is indexed"
-                facts: Any = {"outcome": "rejected", "stage": "number", "reason": Reason.duplicate_id, "detail": detail}
-                writer.write_table(letters_to_table(DeadLetter(product_id=product_id, **facts) for product_id in ids))
+            if not len(found):
+                continue
+            ids = embedding_shards.read_ids(files.embeddings).take(pa.array(found[:, 0])).to_pylist()
+            places = _places_at(files, found[:, 0])
+            letters = []
+            for product_id, (place, title), first in zip(ids, places, found[:, 1:].tolist(), strict=True):
+                where = str(firsts[tuple(first)]) or "an earlier row of the catalog"
+                facts: Any = {"outcome": "rejected", "stage": "number", "reason": Reason.duplicate_id}
+                detail = f"{where} has the same id; that one is indexed"
+                letters.append(DeadLetter(product_id, **facts, detail=detail, place=place, title=title))
+            writer.write_table(letters_to_table(letters))
+
+
+def _places_of_firsts(shards: Sequence[ShardFiles], dropped: Sequence[np.ndarray]) -> dict[tuple[int, int], Place]:
+    """Where the rows stand whose ids occur again, by shard and row."""
+    firsts = np.unique(np.concatenate([found[:, 1:] for found in dropped]), axis=0)
+    places = {}
+    for shard in np.unique(firsts[:, 0]).tolist():
+        rows = firsts[firsts[:, 0] == shard, 1]
+        for row, (place, _) in zip(rows.tolist(), _places_at(shards[shard], rows), strict=True):
+            places[shard, row] = place
+    return places
+
+
+def _places_at(files: ShardFiles, rows: np.ndarray) -> list[tuple[Place, str]]:
+    """Place and title of some products of a shard; one that an older Shelfmark made does not tell them."""
+    try:
+        found = read_columns(files.places).take(pa.array(rows)).to_pylist()
+    except FileNotFoundError:
+        return [(NOWHERE, "")] * len(rows)
+    return [(Place.of(row), row["title"] or "") for row in found]

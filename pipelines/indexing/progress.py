@@ -6,6 +6,7 @@ All of it is read from the run record, so it is the same on every runner.
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from rich.table import Table
 from index_builder import storage
 from index_builder.explain import explain_index, serving_shards
 from index_builder.spec import IndexConfig, IndexSpec
+from pipelines.config.stopping import at_stop
 from pipelines.config.terminal import table_console
 from pipelines.indexing.publish_step import RunResult
 from pipelines.indexing.run_record import INDEX_STAGES, STAGES, RunRecord
@@ -66,13 +68,21 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
         why = f"{totals.images_unchanged:,} pictures not read again: they have not changed"
     lines = [
         ("products in", f"{totals.rows_in:,}"),
+        *([("left out by catalog.where", f"{totals.left_out:,}")] if totals.left_out else []),
         ("embedded", f"{totals.embedded:,}"),
         ("carried over", f"{totals.carried_over:,}" + (f" ({why})" if why else "")),
         ("rejected", f"{totals.rejected:,}"),
     ]
     if totals.degraded:
         lines.append(("degraded", f"{totals.degraded:,} (indexed without the part that could not be used)"))
-    lines += [(f"  {reason}", f"{count:,}") for reason, count in totals.by_reason.items()]
+    for reason, count in totals.by_reason.items():
+        example = result.examples.get(reason)
+        lines.append((f"  {reason}", f"{count:,}" + (f", such as {example}" if example else "")))
+    if totals.by_reason:
+        lines.append(("dead letters", result.rejected_uri))
+        if result.status != "unchanged":
+            where = f"--index {shlex.quote(result.index_uri)} {result.version}"
+            lines.append(("", f"python -m pipelines.versions rejected {where}"))
     if totals.texts_cut:
         lines.append(("texts cut", f"{totals.texts_cut:,} (longer than the text tower reads)"))
     skipped = sum(report["skipped"] for stage in ("embed", "import") for report in record.reports(stage).values())
@@ -190,11 +200,16 @@ def show_progress(
     show = _draw if console.is_terminal else _log_lines
     thread = threading.Thread(target=show, args=(reader, shards, rows, console, stop), name="progress", daemon=True)
     thread.start()
-    try:
-        yield
-    finally:
+
+    def end() -> None:
         stop.set()
         thread.join()
+
+    try:
+        with at_stop(end):  # else a terminal keeps the bars, and no cursor
+            yield
+    finally:
+        end()
 
 
 def _draw(reader: ProgressReader, shards: int, rows: int | None, console: Console, stop: threading.Event) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
@@ -21,8 +21,9 @@ from index_builder.manifest import (
     index_file_name,
     refine_file_name,
 )
-from pipelines.config.job import GatesConfig
+from pipelines.catalog.dead_letters import REJECTED_FILE, examples_by_reason
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
+from pipelines.indexing.gates import failed_gates
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_run
 
@@ -52,6 +53,9 @@ class RunResult:
         refine_factor: Candidates re-ranked for each neighbour; 0: none.
         latency_ms: Median time of one query with `nprobe`, asked alone.
         factory: The index as a FAISS factory string.
+        rejected_uri: This run's dead letters: the published version's file, or one in the work folder where nothing
+            changed and so no version was written.
+        examples: Of each kind of letter in `totals.by_reason` one, in words.
     """
 
     status: Status
@@ -70,6 +74,9 @@ class RunResult:
     previous_version: str = ""
     refine_factor: int = 0
     recall_over: str = "held-out products"
+    index_uri: str = ""
+    rejected_uri: str = ""
+    examples: dict[str, str] = field(default_factory=dict)
 
 
 def read_result(record: RunRecord) -> RunResult:
@@ -117,11 +124,12 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         )
         if run.index.keep_versions is not None:
             publish.prune(index_uri, run.index.keep_versions)
+    uri, letters_uri = publish.version_uri(index_uri, version_id), build.plan.numbering.rejected_uri
     measured = {name: getattr(chosen, name) for name in ("recall", "nprobe", "refine_factor", "latency_ms")}
     return RunResult(
         status=status,
         version=version_id,
-        uri=publish.version_uri(index_uri, version_id),
+        uri=uri,
         totals=totals,
         failed_gates=failed,
         index_bytes=sum(entry.bytes for entry in files if entry.path.endswith(".faiss")),
@@ -131,6 +139,9 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         factory=spec.factory,
         serving_shards=len(build.serving_shards),
         previous_version=previous.version if previous is not None else "",
+        index_uri=index_uri,
+        rejected_uri=letters_uri if status == "unchanged" else storage.join(uri, REJECTED_FILE),
+        examples=examples_by_reason(letters_uri, totals.by_reason),
         **measured,
     )
 
@@ -144,7 +155,7 @@ def _staged(run: RunContext, build: FinishedBuild) -> dict[str, str | publish.St
     }
     files |= {refine_file_name(number, count): shard.uri for number, shard in enumerate(build.refine_shards)}
     files[publish.PRODUCTS_FILE] = build.plan.numbering.products_uri
-    files["rejected.parquet"] = build.plan.numbering.rejected_uri
+    files[REJECTED_FILE] = build.plan.numbering.rejected_uri
     if run.query_encoder_uri is not None:
         for name in storage.list_names(run.query_encoder_uri):
             files[f"{publish.QUERY_ENCODER_FOLDER}/{name}"] = storage.join(run.query_encoder_uri, name)
@@ -210,34 +221,6 @@ def stage_query_encoder(config: encoders.EncoderConfig | None, fingerprint: str,
         encoders.save_query_encoder(config, path)
 
     return storage.artifact(uri, fingerprint, make).uri
-
-
-def failed_gates(gates: GatesConfig, totals: Totals, recall: float, previous: Manifest | None) -> list[str]:
-    """The gates that a version does not pass, each in words with the limit and what was found.
-
-    Without a `previous` version, the one that is published now, the change of rows is no gate.
-    """
-    failed = []
-    if gates.min_recall is not None and recall < gates.min_recall:
-        failed.append(f"gates.min_recall: recall is {recall:.4f}, at least {gates.min_recall} is asked for")
-    if totals.rejected_share > gates.max_rejected_share:
-        failed.append(
-            f"gates.max_rejected_share: {totals.rejected:,} of {totals.rows_in:,} rows "
-            f"({totals.rejected_share:.1%}) were rejected, at most {gates.max_rejected_share:.1%} are allowed"
-        )
-    if gates.max_degraded_share is not None and totals.degraded_share > gates.max_degraded_share:
-        failed.append(
-            f"gates.max_degraded_share: {totals.degraded:,} of {totals.products:,} products "
-            f"({totals.degraded_share:.1%}) were degraded, at most {gates.max_degraded_share:.1%} are allowed"
-        )
-    if gates.max_row_change is not None and previous is not None and previous.catalog.products:
-        change = abs(totals.products - previous.catalog.products) / previous.catalog.products
-        if change > gates.max_row_change:
-            failed.append(
-                f"gates.max_row_change: {previous.catalog.products:,} products became {totals.products:,} "
-                f"({change:.1%}), at most {gates.max_row_change:.1%} are allowed"
-            )
-    return failed
 
 
 def _software() -> dict[str, str]:

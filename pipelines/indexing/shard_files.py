@@ -5,6 +5,7 @@ Under `<work uri>/embeddings/<encoder fingerprint>/` a shard named by its key le
     <key>.parquet            the embedding shard: product_id, vector, content fingerprint, modalities
     <key>.columns.arrow      display and filter columns, in the same order
     <key>.rejected.parquet   dead letters
+    <key>.places.arrow       where in the catalog each product stands, for the letters of those found twice later
     <key>.pictures.arrow     versions of the images that were fetched, so that they can be asked for again
     <key>.json               its description with the summary, written last (`storage.artifact`)
 
@@ -32,6 +33,7 @@ class ShardSummary:
     Attributes:
         position: In the plan.
         rows_in: Rows read from the catalog.
+        left_out: Those of them for which `catalog.where` is not true.
         products: Rows of the embedding shard; `embedded` and `carried_over` say how they got their vectors.
         degraded: Products whose image could not be used.
         without_image: Products that have no image (and never named one, or lost it).
@@ -47,6 +49,7 @@ class ShardSummary:
     position: int
     key: str
     rows_in: int = 0
+    left_out: int = 0
     products: int = 0
     embedded: int = 0
     carried_over: int = 0
@@ -75,6 +78,7 @@ class ShardFiles:
     embeddings = property(lambda self: f"{self.uri}.parquet")
     columns = property(lambda self: f"{self.uri}.columns.arrow")
     rejected = property(lambda self: f"{self.uri}.rejected.parquet")
+    places = property(lambda self: f"{self.uri}.places.arrow")
     images = property(lambda self: f"{self.uri}.pictures.arrow")
 
     @classmethod
@@ -183,6 +187,7 @@ class Totals:
     """
 
     rows_in: int
+    left_out: int = 0
     products: int
     embedded: int
     carried_over: int
@@ -195,8 +200,9 @@ class Totals:
 
     @property
     def rejected_share(self) -> float:
-        """Rejected rows over all rows, 0 for an empty catalog."""
-        return self.rejected / self.rows_in if self.rows_in else 0.0
+        """Rejected rows over all rows that `catalog.where` lets in, 0 where there are none."""
+        rows = self.rows_in - self.left_out
+        return self.rejected / rows if rows else 0.0
 
     @property
     def degraded_share(self) -> float:
@@ -212,7 +218,7 @@ def total(summaries: Sequence[ShardSummary], products: int, duplicates: int, ear
     """
     own = [summary for summary in summaries if summary.key not in earlier]
     embedded = sum(summary.embedded for summary in own)
-    names = ("rows_in", "products", "degraded", "rejected", "texts_cut")
+    names = ("rows_in", "left_out", "products", "degraded", "rejected", "texts_cut")
     sums = {name: sum(getattr(summary, name) for summary in summaries) for name in names}
     sums["rejected"] += duplicates
     carried_over = sums.pop("products") - embedded

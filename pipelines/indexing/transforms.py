@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import apache_beam as beam
@@ -20,6 +21,7 @@ from apache_beam.utils import shared
 from encoders.config import EncoderConfig
 from index_builder import storage
 from index_builder.manifest import EncoderSummary
+from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
 from pipelines.indexing.build_steps import RunContext
 from pipelines.indexing.publish_step import RunResult, publish_build
@@ -77,7 +79,8 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
         RunFailedError: A worker failed; what is complete stands, and a rerun continues from there.
     """
     try:
-        with beam.Pipeline(options=options) as root:
+        root = beam.Pipeline(options=options)
+        with at_stop(partial(_cancel, root)), root:
             yield root
     except Exception as error:
         failures = record.failures()
@@ -89,6 +92,13 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
             f"The traceback is in {storage.join(record.uri, 'failures')}. What is complete stands: "
             "run the same command again to continue."
         ) from error
+
+
+def _cancel(root: beam.Pipeline) -> None:
+    """Ends a pipeline that runs elsewhere; the direct runner's is over with this process."""
+    result = getattr(root, "result", None)
+    if result is not None:
+        result.cancel()
 
 
 def run_on_workers(

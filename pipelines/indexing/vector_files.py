@@ -1,17 +1,19 @@
 """Vector files that Shelfmark did not make, Parquet and NumPy, are listed, cut into shards of rows, and read.
 
-Only headers and footers are read for the plan. Files come in the order of their names, and so do the rows of the index.
+Only headers, footers and ids files are read for the plan. Files come in the order of their names, in which numbers
+count as such (`img_emb_9` before `img_emb_10`), and so do the rows of the index.
 
 Legend: `n` rows of a batch, `D` dimension.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from itertools import islice, repeat
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +21,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
+from pipelines.catalog.arrow_types import is_text, plain, plain_type
 from pipelines.catalog.config import CatalogError
-from pipelines.catalog.products import id_column
+from pipelines.catalog.schemas import invalid_rows
+from pipelines.catalog.values import id_column
 from pipelines.config.job import EmbeddingsConfig
+from pipelines.indexing import npy_vectors
+from pipelines.indexing.npy_vectors import CLIP_ID, IDS_SUFFIX
 
 BATCH_ROWS = 4096
-IDS_SUFFIX = ".ids"
-_HEADER_BYTES = 4096
 _SUFFIXES = {"parquet": (".parquet", ".pq"), "npy": (".npy",)}
+_ROWS_LOOKED_AT = 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +43,8 @@ class VectorRows:
         first_row, rows: Which rows of the file.
         row_groups: Those that hold the rows, of a Parquet file.
         rows_before: Rows of all files before this file, for ids that are row numbers.
+        ids_uri, columns_uri: Of a NumPy file, what holds its ids, and its other columns (a Parquet file of as many
+            rows, which may have the ids too). "" where there is none, or none is needed.
     """
 
     uri: str
@@ -47,6 +54,8 @@ class VectorRows:
     rows: int
     row_groups: tuple[int, ...] = ()
     rows_before: int
+    ids_uri: str = ""
+    columns_uri: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,10 +80,12 @@ def plan_vectors(config: EmbeddingsConfig) -> tuple[list[VectorRows], int]:
     """Lists the files and cuts them into about `shard_rows` rows each; gives those of each shard, and the dimension D.
 
     Raises:
-        CatalogError: No such files, a file of another kind, a column that is not there, or two dimensions.
+        CatalogError: No such files, a file of another kind, a column that is not there or has types with nothing in
+            common, another number of ids than of vectors, or two dimensions.
     """
     shards: list[VectorRows] = []
     rows_before = 0
+    columns: list[tuple[str, pa.Schema]] = []
     file_of_dim: dict[int, str] = {}
     for file in _files(config):
         npy = config.format == "npy" or (config.format == "auto" and file.uri.endswith(_SUFFIXES["npy"]))
@@ -87,17 +98,32 @@ def plan_vectors(config: EmbeddingsConfig) -> tuple[list[VectorRows], int]:
             rows=0,
             rows_before=rows_before,
         )
-        cut, dim = _cut_npy(named, file.size, config) if npy else _cut_parquet(named, config)
+        cut, dim, schema = _cut_npy(named, file.size, config) if npy else _cut_parquet(named, config)
+        columns.append((file.uri, schema))
         shards += cut
         rows_before += sum(shard.rows for shard in cut)
         if dim:
             file_of_dim.setdefault(dim, file.uri)
     if not file_of_dim:
-        raise CatalogError(f"embeddings.uri: expected vectors at {config.uri}, found files without a row")
+        raise CatalogError(f"embeddings.uri: expected vectors at {config.uri}, found files without a row that has one")
     if len(file_of_dim) > 1:
         found = ", ".join(f"{dim} in {uri}" for dim, uri in sorted(file_of_dim.items()))
         raise CatalogError(f"embeddings.uri: expected vectors of one dimension, found {found}")
+    _check_columns(columns)
     return shards, file_of_dim.popitem()[0]
+
+
+def _check_columns(found: Sequence[tuple[str, pa.Schema]]) -> None:
+    """Raises CatalogError where a display column has types in two files that no type holds."""
+    common, first = pa.schema([]), ""
+    for uri, schema in found:
+        try:
+            common, first = pa.unify_schemas([common, schema], promote_options="permissive"), first or uri
+        except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+            raise CatalogError(
+                f"embeddings.display_fields: expected columns of one type in all files, found others in {uri} than in "
+                f"{first} ({error}); write it again, or leave the column out"
+            ) from error
 
 
 def read_vectors(shard: VectorRows, config: EmbeddingsConfig, dim: int) -> Iterator[VectorBatch]:
@@ -106,7 +132,10 @@ def read_vectors(shard: VectorRows, config: EmbeddingsConfig, dim: int) -> Itera
 
 
 def _files(config: EmbeddingsConfig) -> list[stores.StoredFile]:
-    """The vector files in the order of their names; a file that several entries name counts once."""
+    """The vector files in the order of their names; a file that several entries name counts once.
+
+    Of a folder that clip-retrieval wrote, those of `emb_folder` alone.
+    """
     kinds = _SUFFIXES if config.format == "auto" else (config.format,)
     suffixes = tuple(suffix for kind in kinds for suffix in _SUFFIXES[kind])
     found: dict[str, stores.StoredFile] = {}
@@ -119,7 +148,14 @@ def _files(config: EmbeddingsConfig) -> list[stores.StoredFile]:
         if not named:
             raise CatalogError(f"embeddings.uri: expected .parquet or .npy files at {uri}, found none")
         found |= named
-    return [found[uri] for uri in sorted(found)]
+    kept = npy_vectors.without_other_files(found.values(), config.emb_folder, "embeddings.emb_folder")
+    return sorted(kept, key=lambda file: _natural(file.uri))
+
+
+def _natural(uri: str) -> tuple[list[str | int], str]:
+    """What names sort by so that their numbers do; texts and numbers take turns."""
+    parts = re.split("([0-9]+)", uri)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)], uri
 
 
 def _is_vector_file(name: str, suffixes: tuple[str, ...]) -> bool:
@@ -135,104 +171,114 @@ def _batch(
     if ids is None:
         ids = pa.array(np.arange(first_row, first_row + rows)).cast(pa.string())
     else:
-        ids, wrong_ids = id_column(ids)
+        ids = plain(ids)
+        ids = ids.view(pa.string()) if pa.types.is_binary(ids.type) else ids
     if columns is None:  # a batch without columns can say how many rows it has only if it is made of a struct
         columns = pa.RecordBatch.from_struct_array(pa.Array.from_buffers(pa.struct([]), rows, [None]))
+    # Most functions rely on texts being UTF-8, and Parquet files do not make sure.
+    bad = invalid_rows(pa.RecordBatch.from_arrays([ids, *columns.columns], names=["", *columns.schema.names]))
+    if bad:
+        kept = pa.array(np.arange(rows), mask=np.isin(np.arange(rows), bad))
+        ids, columns = ids.take(kept), columns.take(kept)
+    ids, wrong_ids = id_column(ids, null_values=())
+    wrong_ids |= dict.fromkeys(bad, "expected UTF-8 text, found other bytes")
     return VectorBatch(ids=ids, vectors=vectors, columns=columns, problems=problems, wrong_ids=wrong_ids)
 
 
-# NumPy: `NAME.npy` of shape [n, D], with the ids in `NAME.ids.txt` (one a line) or `NAME.ids.npy`.
+def _shown(columns: pa.RecordBatch, config: EmbeddingsConfig) -> pa.RecordBatch | None:
+    """The display fields, without dictionaries, of which each batch may have another."""
+    if not config.display_fields:
+        return None
+    named = {name: columns.column(name) for name in config.display_fields}
+    named = {name: plain(each) if pa.types.is_dictionary(each.type) else each for name, each in named.items()}
+    return pa.RecordBatch.from_arrays(list(named.values()), names=list(named))
 
 
-class _Header(NamedTuple):
-    rows: int
-    dim: int
-    dtype: np.dtype
-    data_start: int
-    row_bytes: int
+def _as_float32(values: np.ndarray, config: EmbeddingsConfig) -> np.ndarray:
+    """Vectors of any type as float32 `[n, D]`; where only their direction counts, float64 ones of any size."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        vectors = values.astype(np.float32, copy=False)
+    if config.normalize and values.dtype.itemsize > 4:
+        largest = np.abs(values).max(axis=1, initial=0)
+        unclear = np.flatnonzero(np.isfinite(largest) & (largest > 0) & ((largest > 1e30) | (largest < 1e-30)))
+        vectors[unclear] = values[unclear] / largest[unclear, None]
+    return vectors
 
 
-def _cut_npy(whole: VectorRows, size: int, config: EmbeddingsConfig) -> tuple[list[VectorRows], int]:
-    if config.display_fields:
+# NumPy files.
+
+
+def _cut_npy(whole: VectorRows, size: int, config: EmbeddingsConfig) -> tuple[list[VectorRows], int, pa.Schema]:
+    header = npy_vectors.read_header(whole.uri, size)
+    ids = None if config.id_field is None else npy_vectors.ids_beside(whole.uri)
+    metadata = npy_vectors.metadata_beside(whole.uri)
+    schema = pa.schema([])
+    if ids is not None:
+        npy_vectors.read_ids(ids.uri, whole.uri, header.rows)
+        whole = replace(whole, ids_uri=ids.uri, version=f"{whole.version} {ids.size} {ids.version}")
+    if metadata is not None:
+        with _parquet(metadata.uri) as parquet:
+            schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
+        if rows != header.rows:
+            raise CatalogError(
+                f"{metadata.uri}: expected a row for each of the {header.rows} vectors of {whole.uri}, found {rows}"
+            )
+        if ids is None or config.display_fields:
+            schema = _checked(schema, metadata.uri, [*_id_column(ids is None, schema, config), *_display(config)])
+            version = f"{whole.version} {metadata.size} {metadata.version}"
+            whole = replace(whole, columns_uri=metadata.uri, version=version)
+    elif config.display_fields:
         raise CatalogError(f"embeddings.display_fields: {whole.uri} has no columns, only vectors")
-    header = _npy_header(whole.uri)
-    expected = header.data_start + header.rows * header.row_bytes
-    if 0 <= size < expected:
-        raise CatalogError(f"{whole.uri}: expected {expected} bytes as its header says, found {size}")
-    if config.id_field is not None:
-        _ids_uri(whole.uri)
+    elif ids is None and config.id_field is not None:
+        stem = whole.uri.removesuffix(".npy") + IDS_SUFFIX
+        raise CatalogError(
+            f"embeddings.uri: expected the ids of {whole.uri} in {stem}.txt (one a line) or {stem}.npy, or in "
+            "clip-retrieval's metadata/, found none; --embeddings.id_field null numbers the vectors instead"
+        )
     starts = range(0, header.rows, config.shard_rows)
     cut = [replace(whole, first_row=start, rows=min(config.shard_rows, header.rows - start)) for start in starts]
-    return cut, header.dim if header.rows else 0
+    return cut, header.dim if header.rows else 0, pa.schema([schema.field(name) for _, name in _display(config)])
 
 
-def _npy_header(uri: str) -> _Header:
-    with stores.open_input(uri) as source:
-        head = io.BytesIO(source.read(_HEADER_BYTES))
-    try:
-        version = np.lib.format.read_magic(head)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran_order, dtype = read(head)
-    except ValueError as error:
-        raise CatalogError(f"embeddings.uri: expected a NumPy array at {uri}, found none ({error})") from error
-    if len(shape) != 2 or dtype.kind != "f" or fortran_order:
-        order = "column by column" if fortran_order else "row by row"
-        raise CatalogError(f"{uri}: expected floats [n, D] row by row, found {dtype} {list(shape)} {order}")
-    return _Header(*shape, dtype, data_start=head.tell(), row_bytes=shape[1] * dtype.itemsize)
-
-
-def _ids_uri(uri: str) -> str:
-    """The file that holds the ids of a NumPy file; CatalogError where there is none."""
-    stem = uri.removesuffix(".npy") + IDS_SUFFIX
-    for name in (f"{stem}.txt", f"{stem}.npy"):
-        with contextlib.suppress(CatalogError):
-            if stores.describe(name) is not None:
-                return name
-    raise CatalogError(
-        f"embeddings.uri: expected the ids of {uri} in {stem}.txt (one a line) or {stem}.npy, "
-        "found neither; --embeddings.id_field null numbers the vectors instead"
-    )
-
-
-def _npy_ids(uri: str, rows: int) -> pa.Array:
-    ids_uri = _ids_uri(uri)
-    with stores.open_input(ids_uri, from_start_to_end=True) as source:
-        data = source.read()
-    npy = ids_uri.endswith(".npy")
-    try:
-        found = np.load(io.BytesIO(data), allow_pickle=False).tolist() if npy else data.decode().splitlines()
-    except ValueError as error:  # UnicodeDecodeError among them
-        raise CatalogError(f"{ids_uri}: expected ids, cannot read them: {error}") from error
-    if len(found) != rows:
-        raise CatalogError(f"{ids_uri}: expected an id for each of the {rows} vectors of {uri}, found {len(found)}")
-    return pa.array(found)
+def _id_column(from_columns: bool, schema: pa.Schema, config: EmbeddingsConfig) -> list[tuple[str, str]]:
+    """(key, column) of the ids that stand in clip-retrieval's metadata, none where they do not."""
+    if config.id_field is None or not from_columns:
+        return []
+    is_default = config.id_field == "product_id" and config.id_field not in schema.names
+    return [("id_field", CLIP_ID if is_default and CLIP_ID in schema.names else config.id_field)]
 
 
 def _read_npy(shard: VectorRows, config: EmbeddingsConfig) -> Iterator[VectorBatch]:
-    header = _npy_header(shard.uri)
-    ids = None if config.id_field is None else _npy_ids(shard.uri, header.rows)
-    with stores.open_input(shard.uri, from_start_to_end=True, mapped=True) as source:
-        if source.size() < header.data_start + header.rows * header.row_bytes:
-            raise CatalogError(f"{shard.uri}: it was cut short after it was listed; expected {header.rows} rows")
-        source.seek(header.data_start + shard.first_row * header.row_bytes)
-        end = shard.first_row + shard.rows
-        for start in range(shard.first_row, end, BATCH_ROWS):
-            rows = min(BATCH_ROWS, end - start)
-            data = np.frombuffer(source.read_buffer(rows * header.row_bytes), header.dtype)
-            vectors = data.reshape(rows, header.dim).astype(np.float32, copy=False)
-            yield _batch(None if ids is None else ids.slice(start, rows), shard.rows_before + start, vectors, None, {})
+    header = npy_vectors.read_header(shard.uri)
+    stop = shard.first_row + shard.rows
+    ids, columns = None, None
+    if shard.ids_uri:
+        ids = npy_vectors.read_ids(shard.ids_uri, shard.uri, header.rows).slice(shard.first_row, shard.rows)
+    if shard.columns_uri:
+        with _parquet(shard.columns_uri) as parquet:
+            named = _id_column(not shard.ids_uri, parquet.schema_arrow, config)
+        names = list(dict.fromkeys(name for _, name in [*named, *_display(config)]))
+        if names:
+            table = npy_vectors.read_metadata(shard.columns_uri, shard.first_row, stop, names, BATCH_ROWS)
+            columns = table.to_batches()[0]
+            ids = columns.column(named[0][1]) if named else ids
+    start = 0
+    for values in npy_vectors.read_rows(shard.uri, header, shard.first_row, stop, BATCH_ROWS):
+        rows = len(values)
+        shown = None if columns is None else _shown(columns.slice(start, rows), config)
+        own = None if ids is None else ids.slice(start, rows)
+        first_row = shard.rows_before + shard.first_row + start
+        yield _batch(own, first_row, _as_float32(values, config), shown, {})
+        start += rows
 
 
 # Parquet: fixed-size or plain lists of floats, or the fixed-width binary of embedding shards.
 
 
-def _cut_parquet(whole: VectorRows, config: EmbeddingsConfig) -> tuple[list[VectorRows], int]:
-    """Whole row groups of about `shard_rows` rows, and the dimension (0 for a file without rows)."""
+def _cut_parquet(whole: VectorRows, config: EmbeddingsConfig) -> tuple[list[VectorRows], int, pa.Schema]:
+    """Whole row groups of about `shard_rows` rows, the dimension (0 for a file without vectors), and what is shown."""
     with _parquet(whole.uri) as parquet:
-        names = parquet.schema_arrow.names
-        for key, name in _wanted(config):
-            if name not in names:
-                raise CatalogError(f"embeddings.{key}: expected a column {name!r} in {whole.uri}, found {names}")
+        schema = _checked(parquet.schema_arrow, whole.uri, _wanted(config))
         sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
         dim = _dim_of(parquet, config.vector_field, whole.uri) if sum(sizes) else 0
     cut = [whole]
@@ -242,45 +288,98 @@ def _cut_parquet(whole: VectorRows, config: EmbeddingsConfig) -> tuple[list[Vect
             cut.append(replace(whole, first_row=last.first_row + last.rows, rows=rows, row_groups=(group,)))
         else:
             cut[-1] = replace(last, rows=last.rows + rows, row_groups=(*last.row_groups, group))
-    return [shard for shard in cut if shard.rows], dim
+    shown = pa.schema([schema.field(name) for _, name in _display(config)])
+    return [shard for shard in cut if shard.rows], dim, shown
+
+
+def _checked(schema: pa.Schema, uri: str, wanted: Sequence[tuple[str, str]]) -> pa.Schema:
+    """The schema, if it has the wanted columns, once each, and the ids are such."""
+    for key, name in wanted:
+        count = schema.names.count(name)
+        if count != 1:
+            found = schema.names if not count else f"{count} of that name"
+            raise CatalogError(f"embeddings.{key}: expected a column {name!r} in {uri}, found {found}")
+        data_type = plain_type(schema.field(name).type)
+        is_number = pa.types.is_integer(data_type) or pa.types.is_floating(data_type)
+        if key == "id_field" and not (is_text(data_type) or is_number or pa.types.is_null(data_type)):
+            raise CatalogError(
+                f"embeddings.id_field: expected text or whole numbers in {name!r} of {uri}, found {data_type}"
+            )
+    return schema
 
 
 def _wanted(config: EmbeddingsConfig) -> list[tuple[str, str]]:
     """(key, column) of all columns to read."""
     ids = [] if config.id_field is None else [("id_field", config.id_field)]
-    return [*ids, ("vector_field", config.vector_field), *(("display_fields", name) for name in config.display_fields)]
+    return [*ids, ("vector_field", config.vector_field), *_display(config)]
+
+
+def _display(config: EmbeddingsConfig) -> list[tuple[str, str]]:
+    return [("display_fields", name) for name in config.display_fields]
 
 
 def _dim_of(parquet: pq.ParquetFile, name: str, uri: str) -> int:
+    """The values of a vector; of lists of any length, what most of the first ones have (0: none has any)."""
     field = parquet.schema_arrow.field(name)
-    if pa.types.is_fixed_size_list(field.type):
-        return int(field.type.list_size)
     # The vector column of an embedding shard: float16 values side by side.
     if pa.types.is_fixed_size_binary(field.type) and (field.metadata or {}).get(b"dtype") == b"float16":
         return int(field.type.byte_width) // 2
-    if pa.types.is_list(field.type) or pa.types.is_large_list(field.type):
-        for batch in parquet.iter_batches(batch_size=256, columns=[name]):
-            lengths = pc.drop_null(pc.list_value_length(batch.column(0)))
-            if len(lengths):
-                return int(lengths[0].as_py())
-        return 0
+    data_type = _storage(field.type)
+    is_fixed = pa.types.is_fixed_size_list(data_type)
+    if is_fixed or pa.types.is_list(data_type) or pa.types.is_large_list(data_type):
+        value_type = data_type.value_type
+        if pa.types.is_floating(value_type) or pa.types.is_signed_integer(value_type):
+            return int(data_type.list_size) if is_fixed else _most_frequent_length(parquet, name)
     raise CatalogError(f"embeddings.vector_field: expected lists of floats in {name!r} of {uri}, found {field.type}")
 
 
+def _storage(data_type: pa.DataType) -> pa.DataType:
+    return data_type.storage_type if isinstance(data_type, pa.BaseExtensionType) else data_type
+
+
+def _most_frequent_length(parquet: pq.ParquetFile, name: str) -> int:
+    lengths: list[np.ndarray] = []
+    batches = parquet.iter_batches(batch_size=1024, columns=[name])
+    for batch in islice(batches, _ROWS_LOOKED_AT // 1024):
+        lengths.append(pc.drop_null(pc.list_value_length(batch.column(0))).to_numpy())
+    given, counts = np.unique(np.concatenate(lengths), return_counts=True)
+    counts = np.where(given > 0, counts, 0)
+    return int(given[counts.argmax()]) if len(given) else 0
+
+
 def _read_parquet(shard: VectorRows, config: EmbeddingsConfig, dim: int) -> Iterator[VectorBatch]:
-    columns = list(dict.fromkeys(name for _, name in _wanted(config)))
+    others = list(dict.fromkeys(name for _, name in _wanted(config) if name != config.vector_field))
     row = shard.rows_before + shard.first_row
-    with _parquet(shard.uri) as parquet:
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=list(shard.row_groups), columns=columns):
-            vectors, problems = _vectors_of(batch.column(config.vector_field), dim)
-            ids = None if config.id_field is None else batch.column(config.id_field)
-            shown = batch.select(list(config.display_fields)) if config.display_fields else None
-            yield _batch(ids, row, vectors, shown, problems)
-            row += len(batch)
+    with _parquet(shard.uri) as parquet, _parquet(shard.uri, _as_plain_lists(shard.uri)) as lists:
+        is_fixed = pa.types.is_fixed_size_list(_storage(parquet.schema_arrow.field(config.vector_field).type))
+        for group in shard.row_groups:
+            options: dict[str, Any] = {"batch_size": BATCH_ROWS, "row_groups": [group]}
+            columns = parquet.iter_batches(columns=others, **options) if others else repeat(None)
+            vectors = (lists if is_fixed else parquet).iter_batches(columns=[config.vector_field], **options)
+            for column, batch in zip(vectors, columns, strict=False):
+                found, problems = _vectors_of(column.column(0), dim, config)
+                ids = None if config.id_field is None else batch.column(config.id_field)
+                yield _batch(ids, row, found, None if batch is None else _shown(batch, config), problems)
+                row += len(column)
 
 
-def _vectors_of(column: pa.Array, dim: int) -> tuple[np.ndarray, dict[int, str]]:
+def _as_plain_lists(uri: str) -> pq.FileMetaData:
+    """The footer of a file without the schema that Arrow writes into it: pyarrow then reads lists as Parquet has them.
+
+    Read as lists of one size, those that are null fail the whole file.
+    """
+    with stores.open_input(uri) as source:
+        size = source.size()
+        length = source.read_at(8, size - 8)
+        footer = source.read_at(count := int.from_bytes(length[:4], "little"), size - 8 - count)
+    # A binary of 12 bytes, as Thrift's compact protocol writes it; any other key of that length will do.
+    footer = footer.replace(b"\x18\x0cARROW:schema", b"\x18\x0cARROW_schema")
+    return pq.read_metadata(pa.BufferReader(b"PAR1" + footer + length))
+
+
+def _vectors_of(column: pa.Array, dim: int, config: EmbeddingsConfig) -> tuple[np.ndarray, dict[int, str]]:
     """A vector column as float32 `[n, D]`, and the rows that are no vector of that dimension."""
+    column = column.storage if isinstance(column, pa.ExtensionArray) else column
     vectors = np.zeros((len(column), dim), np.float32)
     halves = pa.types.is_fixed_size_binary(column.type)
     if halves:
@@ -292,16 +391,18 @@ def _vectors_of(column: pa.Array, dim: int) -> tuple[np.ndarray, dict[int, str]]
     if halves:
         vectors[good] = np.frombuffer(values.buffers()[1], "<f2", count=len(good) * dim).reshape(-1, dim)
     else:  # a null inside a list becomes NaN, which is found later
-        floats = values.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-        vectors[good] = floats.reshape(-1, dim)
+        vectors[good] = _as_float32(values.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim), config)
     return vectors, {
         int(row): "no vector" if lengths[row] < 0 else f"{lengths[row]} values, expected {dim}"
         for row in np.flatnonzero(lengths != dim)
     }
 
 
-def _parquet(uri: str) -> pq.ParquetFile:
+@contextmanager
+def _parquet(uri: str, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    """An open file; what pyarrow has against it comes out as CatalogError."""
     try:
-        return pq.ParquetFile(stores.open_input(uri))
-    except pa.ArrowInvalid as error:
-        raise CatalogError(f"embeddings.uri: expected a Parquet file at {uri}, found none ({error})") from error
+        with stores.open_input(uri) as source, pq.ParquetFile(source, metadata=metadata) as parquet:
+            yield parquet
+    except (pa.ArrowException, OSError) as error:
+        raise CatalogError(f"embeddings.uri: expected a whole Parquet file at {uri}, found none ({error})") from error

@@ -95,8 +95,9 @@ class HeldLease:
         """LeaseLostError unless the lease is still held; asked right before what only the holder may do."""
         number, data = _newest(self.folder)
         holder = _record_of(data)
-        if number != self.number or holder is None or holder.token != self.token:
+        if number != self.number or holder is None or holder.token != self.token or holder.released:
             by = f"it is held by {_name(holder)}" if number else "its file was removed"
+            by = "it was given back when this run was stopped" if holder is not None and holder.released else by
             raise LeaseLostError(
                 f"the lease in {self.folder} was lost: {by}. This run was silent for too long (paused, or cut off from "
                 f"its storage) and has stopped; what it completed before stands."
@@ -146,17 +147,21 @@ class WorkLease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
         try:
-            self._held.check()
-            self._write(released=True)
+            self.release()
         except LeaseLostError as lost:
             if error is None or isinstance(error, Exception):
                 raise lost from error
             log.error("%s", lost)
         except IndexBuilderError as failure:
             log.warning("the lease was not released: %s", failure)
+
+    def release(self) -> None:
+        """Gives the lease back before the block ends; LeaseLostError where it is held no more."""
+        self._stop.set()
+        self._thread.join()
+        self._held.check()
+        self._write(released=True)
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):

@@ -1,4 +1,4 @@
-"""Prints published versions, what changed between two of them, and what a search found, as tables in the terminal."""
+"""Prints published versions, what changed between two, their letters, and what a search found, as terminal tables."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from index_builder import IndexReader, Manifest, SearchResult
 from index_builder.explain import serving_shards
+from pipelines.published.letters import Letters
 from pipelines.published.version_diff import VersionDiff
 
 SCORE_DIGITS = 4
@@ -110,6 +111,39 @@ def print_diff(diff: VersionDiff, console: Console) -> None:
     for said, names in (("new", diff.columns_added), ("gone", diff.columns_removed)):
         if names:
             console.print(f"columns {said}: {', '.join(names)}", markup=False)
+
+
+def print_letters(letters: Letters, version: str, console: Console) -> None:
+    """Prints how many dead letters there are by reason, and those picked with their places."""
+    if not letters.by_reason:
+        console.print(f"{version}: no row was rejected, and no product degraded")
+        return
+    total = f"{sum(letters.by_reason.values()):,} dead letters of {version}"
+    counts = Table("outcome", "reason", title=total, title_justify="left", title_style="bold")
+    counts.add_column("letters", justify="right")
+    for (outcome, reason), count in letters.by_reason.items():
+        counts.add_row(outcome, reason, f"{count:,}")
+    console.print(counts)
+    rows = letters.picked.to_pylist()
+    files = list(dict.fromkeys(row["file"] for row in rows))
+    of_one = f" of {files[0]}" if len(files) == 1 and files[0] else ""
+    shown = f"{len(rows):,} of {letters.matching:,}{of_one}" + (
+        " (-n N shows more)" if len(rows) < letters.matching else ""
+    )
+    table = Table(title=shown, title_justify="left", title_style="bold")
+    if len(files) > 1:
+        table.add_column("file", overflow="fold")
+    for name in ("where", "id"):
+        table.add_column(name, overflow="fold", min_width=8)
+    for name in ("title", "reason", *(["picture"] if any(row["picture"] for row in rows) else []), "detail"):
+        table.add_column(name, overflow="fold", min_width=12)
+    for row in rows:
+        reason = f"{row['outcome']}: {row['reason']}"
+        where = "" if row["number"] is None else f"{row['unit']} {row['number']}"
+        cells = {**row, "where": where, "id": row["product_id"], "reason": reason}
+        table.add_row(*(escape(cells[str(column.header)] or "") for column in table.columns))
+    if rows:
+        console.print(table)
 
 
 def print_result(reader: IndexReader, result: SearchResult, *, title: str, console: Console) -> None:

@@ -21,6 +21,7 @@ from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingCo
 from encoders.training.pairs import PRODUCTS_SCHEMA, TrainingProducts, map_products, write_products
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import ImageError
+from pipelines.catalog.layouts import resolved
 from pipelines.catalog.plan import catalog_schema, plan_catalog
 from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.products import ProductBatch, to_products
@@ -74,6 +75,7 @@ def product_reader(
     """
     from encoders.training.new_encoder import find_starting_point
 
+    catalog = resolved(catalog)
     catalog_schema(catalog)
     model = job.small.model if job.encoder is None else find_starting_point(job.encoder).architecture.model
 
@@ -126,7 +128,7 @@ def read_training_products(
         on_progress: Told the number of catalog rows read, batch by batch.
     """
     pool = None
-    if with_images and catalog.image_field is not None:
+    if with_images and catalog.has_images:
         pool = ImagePool(ImageFetcher(fetch, catalog.image_root), _NOT_DECODED, decode)
     with pool or nullcontext():
         write_products(path, _read(wanted, catalog, pool, spool_uri, on_progress))

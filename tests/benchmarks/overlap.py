@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders.preprocessing import ImagePreprocessing
+from pipelines.catalog.image_values import ImageRef
 from pipelines.catalog.prefetch import prefetch
-from pipelines.catalog.products import ImageRef
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.decode import decode_image
 from pipelines.images.fetch import ImageFetcher

@@ -48,4 +48,4 @@ def test_without_the_extra(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.delitem(sys.modules, "encoders.onnx_export", raising=False)
     assert run_command(export_onnx.main, ["--encoder", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
-    assert "shelfmark[onnx]" in capsys.readouterr().err
+    assert "pip install -e '.[onnx]'" in capsys.readouterr().err

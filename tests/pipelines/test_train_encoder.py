@@ -85,7 +85,7 @@ def test_without_lightning_it_says_what_to_install(pairs, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lightning", None)
     monkeypatch.delitem(sys.modules, "encoders.training.run", raising=False)
     assert run_command(main, ["--out", "x", "--data.uri", pairs]) == 2
-    assert "shelfmark[train]" in capsys.readouterr().err
+    assert "pip install -e '.[train]'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,9 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import pickle
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
 
 SUFFIXES = {"parquet": ".parquet", "csv": ".csv", "jsonl": ".jsonl", "arrow": ".arrow", "arrow_stream": ".arrows"}
-COMPRESSIONS = {"none": "", "gzip": ".gz", "bz2": ".bz2", "zstd": ".zst", "lz4": ".lz4"}
+COMPRESSIONS = {"none": "", "gzip": ".gz", "bz2": ".bz2", "zstd": ".zst", "lz4": ".lz4", "xz": ".xz", "zip": ".zip"}
 
 
 def encode(rows: Sequence[dict[str, Any]] | pa.Table, format: str, *, chunk_rows: int = 7) -> bytes:
@@ -55,6 +57,15 @@ def compress(data: bytes, compression: str) -> bytes:
         return gzip.compress(data)
     if compression == "bz2":
         return bz2.compress(data)
+    if compression == "xz":
+        return lzma.compress(data)
+    if compression == "zip":
+        sink = io.BytesIO()
+        with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("export/part-00000", data)
+            archive.writestr("__MACOSX/export/._part-00000", b"of macOS")
+            archive.writestr("export/.DS_Store", b"the same")
+        return sink.getvalue()
     return pa.Codec(compression).compress(data, asbytes=True)
 
 

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from pipelines.catalog.config import CatalogConfig, CatalogConfigError, CatalogError, nearest, template_parts
+from pipelines.catalog.config import (
+    CatalogConfig,
+    CatalogConfigError,
+    CatalogError,
+    TemplateField,
+    arrow_type,
+    image_template_parts,
+    nearest,
+    template_parts,
+)
 
 
 @pytest.mark.parametrize(
@@ -14,7 +24,7 @@ from pipelines.catalog.config import CatalogConfig, CatalogConfigError, CatalogE
     [
         ({"uri": ""}, r"catalog\.uri: expected a path or URI, or a list of them; found ''"),
         ({"uri": ()}, r"catalog\.uri"),
-        ({"format": "xml"}, r"catalog\.format: expected one of auto, parquet, csv, jsonl, arrow.*; found 'xml'"),
+        ({"format": "yaml"}, r"catalog\.format: expected one of auto, parquet, csv, jsonl, .*arrow.*; found 'yaml'"),
         ({"id_field": ""}, r"catalog\.id_field"),
         ({"text_fields": ()}, r"catalog\.text_fields: expected at least one field, or an image_field"),
         ({"text_fields": "title"}, r"catalog\.text_fields: expected a list of column names; found 'title'"),
@@ -35,6 +45,22 @@ from pipelines.catalog.config import CatalogConfig, CatalogConfigError, CatalogE
         ({"text_template": "{title"}, r"catalog\.text_template: expected fields in braces"),
         ({"text_template": "{price:.2f}"}, r"catalog\.text_template: expected plain field names"),
         ({"text_template": "{}"}, r"catalog\.text_template"),
+        ({"image_template": "a.jpg"}, r"catalog\.image_template: expected at least one field, such as '\{id\[:3\]"),
+        ({"image_template": "{id"}, r"catalog\.image_template: expected fields in braces"),
+        ({"image_template": "{id:>10}"}, r"catalog\.image_template: expected fields in braces, perhaps with a slice"),
+        ({"image_template": "{id:.2f}"}, r"catalog\.image_template"),
+        ({"image_template": "{id!r}"}, r"catalog\.image_template"),
+        ({"image_template": "{id[3]}"}, r"catalog\.image_template: .*such as \{id\[:3\]\} and \{id:010\}"),
+        ({"image_template": "{id[::2]}"}, r"catalog\.image_template"),
+        ({"image_template": "{id[a:]}"}, r"catalog\.image_template"),
+        ({"image_template": "{id}", "image_field": "image"}, r"catalog\.image_template: expected none beside image_fi"),
+        ({"image_separator": ""}, r"catalog\.image_separator: expected a character such as ',', or null; found ''"),
+        ({"strip_html": "yes"}, r"catalog\.strip_html: expected 'auto', 'always' or 'never'; found 'yes'"),
+        ({"null_values": "NULL"}, r"catalog\.null_values: expected a list of values; found 'NULL'"),
+        (
+            {"column_types": {"price": "decimal128(99, 2)"}, "filter_fields": ("price",)},
+            r"catalog\.column_types\.price: expected an Arrow type",
+        ),
         ({"column_types": {"price": "float64"}}, r"catalog\.column_types: expected names of display or filter fields"),
         (
             {"column_types": {"price": "floaty"}, "filter_fields": ("price",)},
@@ -74,6 +100,26 @@ def test_a_template_is_words_and_fields() -> None:
     assert template_parts("{a}, {{b}} {c}!") == [("", "a"), (", {b} ", "c"), ("!", None)]
 
 
+def test_an_image_template_is_words_and_parts_of_fields() -> None:
+    assert image_template_parts("{a b[:3]:010}/{{x}}{c[-2:]}.jpg") == [
+        ("", TemplateField("a b", 0, 3, 10)),
+        ("/{x}", TemplateField("c", -2)),
+        (".jpg", None),
+    ]
+    config = CatalogConfig(uri="a", text_fields=(), image_template="{id[:3]}/{id}{sku}.jpg")
+    assert config.has_images
+    assert config.image_template_fields == ("id", "sku")
+    assert config.fields["sku"] == "catalog.image_template"
+    assert not CatalogConfig(uri="a").has_images
+
+
+def test_number_fields() -> None:
+    types = {"price": "float64", "cost": "decimal128(10,2)", "day": "date32"}
+    config = CatalogConfig(uri="a", display_fields=tuple(types), column_types=types)
+    assert config.number_fields == ("price", "cost")
+    assert arrow_type("decimal128(10, 2)") == pa.decimal128(10, 2)
+
+
 def test_pictures_alone_make_a_product() -> None:
     assert CatalogConfig(uri="a", text_fields=(), image_field="image").texts == ()
 
@@ -82,3 +128,12 @@ def test_the_nearest_name() -> None:
     assert nearest("titel", ["title", "price"]) == "Did you mean 'title'? Known: 'price', 'title'."
     assert nearest("TITLE", ["title"]) == "Did you mean 'title'? Known: 'title'."
     assert nearest("zzz", ["title", "price"]) == "Known: 'price', 'title'."
+
+
+def test_the_nearest_path() -> None:
+    assert nearest("title", ["_id", "_source.title"]).startswith("Did you mean '_source.title'?")
+    assert nearest("_source.titel", ["_source", "_source.title"]).startswith("Did you mean '_source.title'?")
+    many = [*(f"a{number:02d}" for number in range(30)), "_source", "_source.name", "hit._source"]
+    expected = "Known: '_source', '_source.name', 'hit._source', 'a00', 'a01'"
+    assert expected in nearest("_source.zzz", many)
+    assert nearest("_source.zzz", many).endswith("'a08', ....")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.catalog.dead_letters import (
     MAX_DETAIL_CHARACTERS,
+    MAX_TITLE_CHARACTERS,
     REJECTED_SCHEMA,
     DeadLetter,
     ImageError,
+    Place,
     Reason,
     read_dead_letters,
     write_dead_letters,
@@ -44,9 +48,45 @@ def test_a_detail_is_one_printable_line_of_bounded_length(tmp_path: Path) -> Non
     assert len(found.detail) == MAX_DETAIL_CHARACTERS
 
 
-def test_a_picture_error_becomes_a_letter_and_survives_pickling() -> None:
+def test_a_letter_says_where_of_what_and_about_which_picture(tmp_path: Path) -> None:
+    uri = str(tmp_path / "a.parquet")
+    letters = [
+        DeadLetter(
+            *("7", "degraded", "fetch", Reason.fetch_timeout, "10 s"),
+            place=Place("sub/a.csv", "line", 2**40),
+            title="Blue\nmug " + "x" * 200,
+            picture="https://cdn.example.com/a b.jpg",
+        ),
+        letter(""),
+    ]
+    write_dead_letters(uri, letters)
+    first, second = read_dead_letters(uri)
+    assert first == replace(letters[0], title=("Blue mug " + "x" * 200)[: MAX_TITLE_CHARACTERS - 3] + "...")
+    assert second == letters[1]
+    assert str(first.place) == f"sub/a.csv, line {2**40}"
+    assert pq.read_table(uri).select(["file", "unit", "number"]).to_pylist() == [
+        {"file": "sub/a.csv", "unit": "line", "number": 2**40},
+        {"file": None, "unit": None, "number": None},
+    ]
+
+
+def test_letters_of_before_places_are_read(tmp_path: Path) -> None:
+    """A version that an earlier Shelfmark published has five columns."""
+    old = pa.schema([(name, pa.string()) for name in ("product_id", "outcome", "stage", "reason", "detail")])
+    row = {
+        "product_id": "7",
+        "outcome": "rejected",
+        "stage": "validate",
+        "reason": "empty_product",
+        "detail": "a, row 1: x",
+    }
+    pq.write_table(pa.Table.from_pylist([row], schema=old), tmp_path / "a.parquet")
+    assert read_dead_letters(str(tmp_path / "a.parquet")) == [
+        DeadLetter("7", "rejected", "validate", Reason.empty_product, "a, row 1: x")
+    ]
+
+
+def test_a_picture_error_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(ImageError("fetch", Reason.fetch_timeout, "10 s")))
     assert str(error) == "fetch_timeout: 10 s"
-    assert error.to_letter("7", "degraded") == DeadLetter(
-        product_id="7", outcome="degraded", stage="fetch", reason=Reason.fetch_timeout, detail="10 s"
-    )
+    assert (error.stage, error.reason, error.detail) == ("fetch", Reason.fetch_timeout, "10 s")

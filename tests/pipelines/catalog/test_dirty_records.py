@@ -125,7 +125,9 @@ def test_dirty_rows_of_typed_files(format: str, row: dict[str, Any], reason: str
         assert ids == [str(number) for number in range(30)]
         assert reasons == [reason]
         if reason == "malformed_record":
-            assert f"a.{format}, row 15: expected UTF-8" in letters_of(batches)[0].detail
+            letter = letters_of(batches)[0]
+            assert letter.place == (f"a.{format}", "row", 15)
+            assert letter.detail.startswith("expected UTF-8")
 
 
 def test_a_text_column_that_changes_its_type_from_row_to_row(tmp_path: Path) -> None:
@@ -154,4 +156,5 @@ def test_letters_say_in_which_file_and_where(tmp_path: Path) -> None:
     write(tmp_path / "in" / "sub" / "a.jsonl", b'{"product_id": "1", "title": "a"}\nbroken\n')
     config = CatalogConfig(uri=str(tmp_path / "in"))
     (letter,) = letters_of(read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config))
-    assert letter.detail.startswith("sub/a.jsonl, line 2: expected one JSON object a line")
+    assert letter.place == ("sub/a.jsonl", "line", 2)
+    assert letter.detail.startswith("expected one JSON object a line")

@@ -124,7 +124,7 @@ def test_a_wider_type_far_into_a_file_begins_a_new_part(tmp_path: Path, monkeypa
     batches = read_plan(plan, config)
     prices = [price for batch in batches for price in batch.columns.column("price").to_pylist()]
     assert prices == [None if row["price"] == "dear" else row["price"] for row in rows]
-    assert [letter.detail for letter in letters_of(batches)] == [
+    assert [f"{letter.place}: {letter.detail}" for letter in letters_of(batches)] == [
         "a.jsonl, line 901: price: expected double, found 'dear'"
     ]
 
@@ -168,7 +168,7 @@ def test_a_file_of_bad_records_only_gives_its_letters(tmp_path: Path) -> None:
     config = CatalogConfig(uri=str(tmp_path / "in"))
     plan = plan_catalog(config, spool_uri=str(tmp_path / "work"))
     batches = read_plan(plan, config)
-    assert [letter.detail[:15] for letter in letters_of(batches)] == ["a.jsonl, line 1", "a.jsonl, line 2"]
+    assert [str(letter.place) for letter in letters_of(batches)] == ["a.jsonl, line 1", "a.jsonl, line 2"]
     assert sum(shard.rows for shard in plan.shards) == 4
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
 import logging
 import lzma
 import os
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +63,105 @@ def test_hidden_empty_and_foreign_files_are_skipped_with_a_word(
 def test_a_catalog_file_inside_a_compression_that_is_not_read_is_never_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    uri = write(tmp_path / "b.jsonl.xz", lzma.compress(LINE))
+    uri = write(tmp_path / "b.jsonl.br", b"packed")
     write(tmp_path / "README.md", b"text")
-    for place in (uri, tmp_path, tmp_path / "*.xz"):
+    for place in (uri, tmp_path, tmp_path / "*.br"):
         for format in ("auto", "jsonl"):
             with pytest.raises(
-                CatalogError, match=r"b\.jsonl\.xz: \.xz is no compression that is read; those are \.gz"
+                CatalogError, match=r"b\.jsonl\.br: \.br is no compression that is read; those are \.gz.* \.zip"
             ):
                 listed(place, format=format)
     for number in range(6):
         write(tmp_path / f"a{number}.md", b"text")
-    write(tmp_path / "_old" / "c.csv.zip", b"hidden")
+    write(tmp_path / "_old" / "c.csv.7z", b"hidden")
     write(tmp_path / "a.jsonl", LINE)
     caplog.clear()
     assert names(listed(tmp_path)) == ["a.jsonl"]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "b.jsonl.xz (.xz is no compression" in record.message
+    assert "b.jsonl.br (.br is no compression" in record.message
+
+
+def archive(**members: bytes) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as packed:
+        for name, data in members.items():
+            packed.writestr(name, data)
+    return sink.getvalue()
+
+
+def test_an_archive_holds_one_data_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = {"__MACOSX/._a.csv": b"x", ".hidden.csv": b"x", "empty.csv": b"", "README.txt": b"x", "cup.jpg": b"x"}
+    table = b"product_id,title\n1,a\n"
+    for name, members, format in (
+        ("one.zip", {"deep/a.csv": table}, "csv"),
+        ("b.jsonl.zip", {"export": LINE}, "jsonl"),
+        ("c.zip", {"export": LINE}, "jsonl"),
+        ("d.zip", {"a.csv.gz": gzip.compress(table)}, "csv"),
+        ("e.zip", {"a.jsonl.xz": lzma.compress(LINE)}, "jsonl"),
+        ("f.csv.zip", {"a.jsonl": LINE}, "jsonl"),
+    ):
+        config = CatalogConfig(uri=write(tmp_path / "in" / name, archive(**plain, **members)))
+        (file,) = listed(config.uris).files
+        assert (file.format, file.compression) == (format, "zip")
+        (batch,) = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "work")), config)
+        assert pairs(batch) == [("1", "a")]
+    for members, found in (
+        ({"a.csv": table, "b.csv": table}, r"found 2 \(a\.csv, b\.csv\); unpack it"),
+        ({"cup.jpg": b"x"}, r"found none \(cup\.jpg\)"),
+        ({"a.csv.zip": archive(a=b"x")}, "found another archive; unpack it"),
+    ):
+        uri = write(tmp_path / "no.zip", archive(**members))
+        with pytest.raises(CatalogError, match=rf"no\.zip: expected .*{found}"):
+            catalog_schema(CatalogConfig(uri=uri))
+    write(tmp_path / "mixed" / "photos.zip", archive(**{"1.jpg": b"x", "2.jpg": b"x"}))
+    write(tmp_path / "mixed" / "a.jsonl", LINE)
+    assert names(listed(tmp_path / "mixed")) == ["a.jsonl"]
+    assert "photos.zip (expected a zip archive with one data file in it, found none" in caplog.text
+    with pytest.raises(CatalogError, match="expected a whole zip file, found one that does not decompress"):
+        catalog_schema(CatalogConfig(uri=write(tmp_path / "cut.zip", archive(a=LINE)[:-20])))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("shop.db", b"SQLite format 3\0" + bytes(100), r"a SQLite database: set catalog\.uri to sqlite:///"),
+        ("a.pdf", b"%PDF-1.7 ...", "a PDF file: export the products"),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c...", "a 7z archive: unpack it"),
+        ("a.tar", b"a.csv".ljust(257, b"\0") + b"ustar\0", "a tar archive: unpack it"),
+        ("a.tar.gz", gzip.compress(b"a.csv".ljust(257, b"\0") + b"ustar\0"), "a tar archive: unpack it"),
+        ("a.bin", b"\x01\0\x02", "it is no text; export the products as CSV"),
+    ],
+)
+def test_what_is_no_catalog_file_is_never_answered_with_a_format(
+    name: str, data: bytes, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CatalogError, match=message) as caught:
+        listed(write(tmp_path / name, data))
+    assert "catalog.format" not in str(caught.value)
+
+
+def test_sheets_and_xml_beside_other_catalog_files_are_passed_over_as_ever(tmp_path: Path) -> None:
+    for name in ("~$list.xlsx", "list.xlsx", "sitemap.xml", "notes.ods"):
+        write(tmp_path / name, b"<a/>")
+    assert {file.format for file in listed(tmp_path / "*.xml").files} == {"xml"}
+    with pytest.raises(
+        CatalogError, match=r"expected files of one format .*xlsx: list\.xlsx, notes\.ods; xml: sitemap"
+    ):
+        listed(tmp_path)
+    write(tmp_path / "a.jsonl", LINE)
+    listing = listed(tmp_path)
+    assert names(listing) == ["a.jsonl"]
+    assert ("xlsx, beside files of another format") in dict(listing.skipped)[str(tmp_path / "list.xlsx")]
+    assert names(listed(tmp_path, format="xml")) == ["sitemap.xml"]
+    with pytest.raises(CatalogError, match="expected files of one format"):
+        listed((str(tmp_path / "list.xlsx"), str(tmp_path)))
+
+
+def test_json_as_a_format_takes_the_files_of_json_lines_too(tmp_path: Path) -> None:
+    for name in ("a.json", "b.jsonl", "c.csv"):
+        write(tmp_path / name, LINE)
+    assert names(listed(tmp_path, format="json")) == ["a.json", "b.jsonl"]
 
 
 def test_files_of_several_formats_are_an_error_that_lists_them(tmp_path: Path) -> None:
@@ -154,6 +238,16 @@ def test_a_catalog_that_is_not_there_is_an_error(uri: str, message: str) -> None
         listed(uri)
 
 
+@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs"), ("https", "http")])
+def test_a_store_without_its_extra_says_what_to_type(scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any, **options: Any) -> Any:
+        raise ImportError("Install the library")
+
+    monkeypatch.setattr("pipelines.catalog.stores.url_to_fs", missing)
+    with pytest.raises(CatalogError, match=rf"pip install -e '\.\[{extra}\]' \(Install the library\)"):
+        listed(f"{scheme}://bucket/a.csv")
+
+
 def test_a_folder_with_nothing_to_read_is_an_error_that_says_why(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="the folder is empty"):
         listed(tmp_path)
@@ -168,7 +262,7 @@ def test_a_folder_with_nothing_to_read_is_an_error_that_says_why(tmp_path: Path)
 def test_a_table_folder_is_not_read_as_if_its_files_were_the_catalog(inner: str, format: str, tmp_path: Path) -> None:
     write(tmp_path / "data.parquet", encode([{"product_id": "1", "title": "a"}], "parquet"))
     write(tmp_path / inner, b"{}")
-    with pytest.raises(CatalogError, match=rf"set catalog\.format: {format}"):
+    with pytest.raises(CatalogError, match=rf"set catalog\.format: {format} .*pip install -e '\.\[{format}\]'"):
         listed(tmp_path)
 
 

@@ -325,6 +325,30 @@ def test_another_encoder_in_place_of_the_demos() -> None:
     assert parsed.config.encoder.text_tower.checkpoint == "somewhere"
 
 
+def test_the_login_of_a_database_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    address = "postgresql+psycopg://shop:S3cret@db.shop.test/shop"
+    given = ["--catalog.uri", address, "--catalog.query", "SELECT 1"]
+    config = load_job_config(given).config
+    assert config.catalog.uri == address
+    assert "S3cret" not in repr(config)
+    with pytest.raises(SystemExit):
+        load_job_config([*given, "--print-config"])
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["catalog"]["uri"] == "postgresql+psycopg://***@db.shop.test/shop"
+    assert "S3cret" not in printed
+    problems = [
+        *job_problems("--catalog.uri", address, "--catalog.query", "SELECT 1", "--catalog.format", "csv"),
+        *job_problems("--catalog.uri", address, "--catalog.query", "SELECT 1", "--catalog.id_field", ""),
+    ]
+    assert "S3cret" not in " ".join(problems)
+
+
+def test_several_addresses_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_job_config(["--catalog.uri", "[/data/a@b.csv, 's3://bucket/c.csv']", "--print-config"])
+    assert yaml.safe_load(capsys.readouterr().out)["catalog"]["uri"] == ["/data/a@b.csv", "s3://bucket/c.csv"]
+
+
 def test_the_login_of_a_proxy_is_for_the_workers_only(capsys: pytest.CaptureFixture[str]) -> None:
     proxy = ["--fetch.proxy", "http://user:S3cret@proxy.shop.test:3128"]
     assert load_job_config(proxy).config.fetch.proxy == proxy[1]

@@ -67,10 +67,12 @@ def test_gates_outside_their_range_are_refused(values: dict[str, float]) -> None
         GatesConfig(**values)
 
 
-def test_gates_may_be_left_open() -> None:
+def test_a_config_without_gates_has_safe_ones_and_they_may_be_left_open() -> None:
     assert GatesConfig() == GatesConfig(
-        min_recall=None, max_rejected_share=0.05, max_degraded_share=None, max_row_change=None
+        min_recall=0.05, max_rejected_share=0.05, max_degraded_share=0.1, max_row_change=0.3
     )
+    left_open = GatesConfig(min_recall=None, max_degraded_share=None, max_row_change=None)
+    assert left_open.max_row_change is None
     assert GatesConfig(max_row_change=3.0).max_row_change == 3.0
 
 

@@ -83,7 +83,10 @@ def test_the_systems_resolver() -> None:
         ("https://shop.test:8443", ("https", "shop.test", 8443), "https://shop.test:8443/"),
         ("http://[::1]:81/a", ("http", "::1", 81), "http://[::1]:81/a"),
         ("http://schön.test/ü", ("http", "xn--schn-7qa.test", 80), "http://xn--schn-7qa.test/%C3%BC"),
-        ("http://a\\@b.test/", ("http", "b.test", 80), "http://b.test/"),
+        ("http://a.test\\@b.test/", ("http", "a.test", 80), "http://a.test/@b.test/"),  # as browsers have it
+        ("https:/shop.test/a.jpg", ("https", "shop.test", 443), "https://shop.test/a.jpg"),
+        ("http:\\\\shop.test\\m\\a b.jpg ", ("http", "shop.test", 80), "http://shop.test/m/a%20b.jpg"),
+        ("http://shop.test/a?b=c\\d", ("http", "shop.test", 80), "http://shop.test/a?..."),
         ("http://127.0.0.1#@evil.test/", ("http", "127.0.0.1", 80), "http://127.0.0.1/"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import unicodedata
 from pathlib import Path
 
 import fsspec
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.images.addresses import resolve
 from pipelines.images.config import FetchConfig
-from pipelines.images.fetch import ImageFetcher
+from pipelines.images.fetch import ImageFetcher, shown_reference
 from pipelines.images.http import FetchedImage
 
 PICTURE = b"not looked into here"
@@ -103,6 +104,71 @@ def test_a_percent_sign_in_a_path_stays_one(root: Path) -> None:
     (root / "50%20off #1?.jpg").write_bytes(PICTURE)
     assert fetch("50%20off #1?.jpg", root).data == PICTURE
     assert fetch((root / "50%20off #1?.jpg").as_uri()).data == PICTURE
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "T-Shirt #1.jpg",
+        "50%.jpg",
+        "a%20b.jpg",
+        "why?.jpg",
+        "schöne Tasse.jpg",
+        "a+b&c=d.jpg",
+        "x;y.jpg",
+        "back\\slash.jpg",
+    ],
+)
+def test_names_of_files_are_taken_as_they_are(root: Path, name: str) -> None:
+    (root / "shoes" / name).write_bytes(b"found")
+    for uri in (f"shoes/{name}", f"/shoes/{name}", f" shoes/{name}\u00a0", (root / "shoes" / name).as_uri()):
+        assert fetch(uri, root).data == b"found"
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("schöne Tasse.jpg", unicodedata.normalize("NFD", "schöne Tasse.jpg")),
+        (unicodedata.normalize("NFD", "schöne Tasse.jpg"), "schöne Tasse.jpg"),
+        ("schöne Tasse.jpg", "sch%C3%B6ne%20Tasse.jpg"),
+        ("m/u/x.jpg", "m\\u\\x.jpg"),
+        ("m/ü x.jpg", "\\m\\u%CC%88%20x.jpg"),
+        ("m/u/x.jpg", "/m/u/x.jpg"),
+        ("m/u/x.jpg", "//m/u/x.jpg"),
+        ("a%20b.jpg", "a%20b.jpg"),
+    ],
+)
+def test_a_file_is_found_as_exports_write_it(root: Path, name: str, written: str) -> None:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(b"found")
+    found = fetch(written, root)
+    assert found.data == b"found"
+    assert fetch(written, root, found.etag).not_modified
+
+
+@pytest.mark.parametrize(
+    "written", ["..\\secret.jpg", "%2e%2e/secret.jpg", "/../secret.jpg", "shoes\\..\\..\\secret.jpg"]
+)
+def test_no_way_of_writing_leads_out_of_the_root(root: Path, written: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        fetch(written, root, allowed_schemes=())
+    assert caught.value.reason in (Reason.host_not_allowed, Reason.scheme_not_allowed)
+
+
+def test_a_leading_slash_is_below_the_root_or_as_it_stands(root: Path) -> None:
+    assert fetch("/shoes/a.jpg", root, allowed_schemes=()).data == PICTURE
+    assert fetch(str(root.parent / "secret.jpg"), root).data == b"secret"
+    assert reason("/shoes/gone.jpg", root) == Reason.picture_missing
+    assert reason(str(root.parent / "secret.jpg"), root, allowed_schemes=("https",)) == Reason.scheme_not_allowed
+
+
+def test_an_address_is_shown_without_login_and_query() -> None:
+    assert shown_reference(b"bytes") == ""
+    assert shown_reference(" m/u/x y.jpg ") == "m/u/x y.jpg"
+    assert shown_reference("https://u:p@cdn.test/a.jpg?sig=1#f") == "https://cdn.test/a.jpg?..."
+    assert shown_reference("https://cdn.test/a@2x.jpg") == "https://cdn.test/a@2x.jpg"
+    assert shown_reference("s3://bucket/a b.jpg") == "s3://bucket/a b.jpg"
+    assert shown_reference("//u:p@cdn.test/a.jpg?sig=1") == "//cdn.test/a.jpg?..."
 
 
 def test_what_is_no_readable_file(root: Path) -> None:

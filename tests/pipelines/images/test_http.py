@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import socket
 import ssl
 import subprocess
@@ -14,10 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import tenacity
 
+from pipelines.catalog.config import CatalogConfigError
 from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.images import http
 from pipelines.images.config import FetchConfig
@@ -92,7 +95,17 @@ def failure(url: str, names: Names | None = None, **changes: Any) -> ImageError:
 def test_a_picture_comes_whole(server: ImageServer) -> None:
     assert fetch(server.url("/picture.jpg")) == FetchedImage(PICTURE, None)
     assert server.requests[0].headers["host"] == f"127.0.0.1:{server.port}"
-    assert server.requests[0].headers["user-agent"] == "shelfmark"
+
+
+def test_the_user_agent_says_who_asks(server: ImageServer) -> None:
+    fetch(server.url("/picture.jpg"))
+    fetch(server.url("/picture.jpg"), user_agent="Example Shop (+https://shop.example/contact)")
+    agents = [request.headers["user-agent"] for request in server.requests]
+    assert re.fullmatch(r"Shelfmark(/[\w.+]+)? \(indexes product catalogs\)", agents[0])
+    assert agents[1] == "Example Shop (+https://shop.example/contact)"
+    for unusable in ("a\r\nHost: b", "", " a ", "Läden"):
+        with pytest.raises(CatalogConfigError, match=r"fetch\.user_agent: expected a line of ASCII text"):
+            FetchConfig(user_agent=unusable)
 
 
 def test_connections_are_kept(server: ImageServer) -> None:
@@ -150,6 +163,46 @@ def test_dirty_urls_are_percent_encoded(server: ImageServer) -> None:
     assert fetch(f"  HTTP://127.0.0.1:{server.port}/a b/ü.jpg?x=1 2#top ").data == b"found"
     server.answers["/a%09b%25c.jpg"] = lambda request: request.send(body=b"found")
     assert fetch(server.url("/a\tb%25c.jpg")).data == b"found"
+
+
+def test_addresses_of_exports_are_read_as_browsers_do(server: ImageServer) -> None:
+    server.answers["/media/m/u/x.jpg"] = lambda request: request.send(body=b"found")
+    for dirty in ("/media\\m\\u\\x.jpg", "/media/m/u/x.jpg \u00a0\t", "/media/./m/u/y/../x.jpg"):
+        assert fetch(server.url(dirty)).data == b"found", dirty
+    assert fetch(f"http:/127.0.0.1:{server.port}/media/m/u/x.jpg").data == b"found"
+
+
+@pytest.mark.parametrize(
+    ("reference", "asked"),
+    [
+        ("/m/u/x.jpg", "/media/m/u/x.jpg"),
+        ("m\\u\\x.jpg ", "/media/m/u/x.jpg"),
+        ("T-Shirt #1.jpg", "/media/T-Shirt%20%231.jpg"),
+        ("50%.jpg", "/media/50%25.jpg"),
+        ("a%20b.jpg", "/media/a%20b.jpg"),
+        ("mug.jpg?v=3", "/media/mug.jpg?v=3"),
+        ("image.php?id=3", "/media/image.php?id=3"),
+        ("why?.jpg", "/media/why%3F.jpg"),
+        ("schöne Tasse.jpg", "/media/sch%C3%B6ne%20Tasse.jpg"),
+    ],
+)
+def test_names_below_an_http_root(server: ImageServer, reference: str, asked: str) -> None:
+    server.answers[asked] = lambda request: request.send(body=b"found")
+    config = FetchConfig(allow_private_hosts=("127.0.0.1",), max_attempts=1)
+    assert ImageFetcher(config, server.url("/media/"), resolver=Names()).fetch(reference).data == b"found"
+
+
+@pytest.mark.parametrize("root", [None, "http://elsewhere.test/media", "/nowhere"])
+def test_an_address_without_a_scheme_is_https(root: str | None) -> None:
+    names = Names()
+    config = FetchConfig(max_attempts=1, allow_private_hosts=())
+    with pytest.raises(ImageError) as caught:
+        ImageFetcher(config, root, resolver=names).fetch("//cdn.shop.test/x.jpg")
+    assert caught.value.detail.startswith("host cdn.shop.test has the address 127.0.0.1, which is not public")
+    assert names.asked == ["cdn.shop.test"]
+    only_http = FetchConfig(max_attempts=1, allowed_schemes=("http",))
+    with pytest.raises(ImageError, match=r"fetch\.allowed_schemes has http, not https"):
+        ImageFetcher(only_http, root, resolver=names).fetch("//cdn.shop.test/x.jpg")
 
 
 # Versions
@@ -618,6 +671,99 @@ def test_a_password_goes_to_its_own_host_only(server: ImageServer) -> None:
     fetch(f"{with_password}/away")
     assert ["authorization" in request.headers for request in server.requests] == [True, True, True, False]
     assert "secret" not in failure(f"{with_password}/missing?signature=secret").detail
+
+
+@pytest.mark.parametrize("name", ["/fotos/schön.jpg", "/fotos/a b.jpg"])
+def test_a_location_in_raw_utf8(server: ImageServer, name: str) -> None:
+    server.answers["/away"] = lambda request: request.raw(
+        b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + name.encode() + b"\r\n\r\n"
+    )
+    server.answers[quote(name)] = lambda request: request.send(body=PICTURE)
+    assert fetch(server.url("/away")).data == PICTURE
+
+
+def test_a_cookie_set_on_a_redirect_is_sent_on(server: ImageServer) -> None:
+    def guarded(request: Request) -> None:
+        if request.headers.get("cookie"):
+            request.send(body=PICTURE)
+        else:
+            request.send(302, Location=request.path, Set_Cookie="seen=1; Path=/; HttpOnly")
+
+    server.answers["/guarded"] = guarded
+    assert fetch(server.url("/guarded")).data == PICTURE
+    assert [request.headers.get("cookie") for request in server.requests] == [None, "seen=1"]
+    fetch(server.url("/picture.jpg"))
+    assert "cookie" not in server.requests[-1].headers, "an image has its own cookies"
+    with_login = f"http://user:secret@127.0.0.1:{server.port}/guarded"
+    assert fetch(with_login).data == PICTURE
+
+
+@pytest.mark.parametrize(
+    ("cookie", "target", "sent"),
+    [
+        ("a=1", "cdn.shop.test", None),
+        ("a=1; Domain=shop.test", "cdn.shop.test", "a=1"),
+        ("a=1; Domain=test", "cdn.shop.test", None),
+        ("a=1; Domain=other.test", "img.other.test", None),
+        ("a=1; Path=/elsewhere", "img.shop.test", None),
+        ("a=1; Secure", "img.shop.test", None),
+        ("a=1; Max-Age=0", "img.shop.test", None),
+    ],
+)
+def test_a_cookie_goes_only_where_its_host_may_send_it(
+    server: ImageServer, cookie: str, target: str, sent: str | None
+) -> None:
+    there = server.url("/picture.jpg", host=target)
+    server.answers["/away"] = lambda request: request.send(302, Location=there, Set_Cookie=cookie)
+    names = Names(**{"img.other.test": ["127.0.0.1"]})
+    allowed = ("*.shop.test", "*.other.test")
+    assert fetch(server.url("/away", host="img.shop.test"), names=names, allow_private_hosts=allowed).data == PICTURE
+    assert server.requests[-1].headers.get("cookie") == sent
+
+
+@pytest.mark.parametrize(
+    ("status", "content_range", "is_whole"),
+    [
+        (203, None, True),
+        (206, f"bytes 0-{len(PICTURE) - 1}/{len(PICTURE)}", True),
+        (206, f"bytes 0-{len(PICTURE) - 1}/{len(PICTURE) + 1}", False),
+        (206, f"bytes 1-{len(PICTURE)}/{len(PICTURE) + 1}", False),
+        (206, f"bytes 0-{len(PICTURE) - 1}/*", False),
+        (206, "bytes 0-9/10", False),  # another length than what comes
+        (206, None, False),
+        (204, None, False),
+    ],
+)
+def test_only_whole_content_is_a_picture(
+    server: ImageServer, status: int, content_range: str | None, is_whole: bool
+) -> None:
+    headers = {"Content_Range": content_range} if content_range else {}
+    server.answers["/part"] = lambda request: request.send(status, PICTURE, **headers)
+    if is_whole:
+        assert fetch(server.url("/part")).data == PICTURE
+    else:
+        assert failure(server.url("/part"), max_attempts=1).reason == Reason.fetch_failed
+
+
+@pytest.mark.parametrize("host", ["[::1%25lo]", "[fe80::1%25eth0]", "[::1%lo]"])
+def test_a_zone_is_no_host_also_behind_a_redirect(server: ImageServer, host: str) -> None:
+    names = Names()
+    assert failure(f"http://{host}/a.png", names=names).reason in (Reason.host_not_allowed, Reason.fetch_failed)
+    server.answers["/away"] = lambda request: request.send(302, Location=f"http://{host}/a.png")
+    assert failure(server.url("/away"), names=names).reason in (Reason.host_not_allowed, Reason.fetch_failed)
+    assert names.asked == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("status", [200, 404, 302, 503])
+def test_a_length_of_thousands_of_digits_costs_one_picture(server: ImageServer, status: int) -> None:
+    head = f"HTTP/1.1 {status} X\r\nLocation: /picture.jpg\r\nContent-Length: {'9' * 4301}\r\n\r\n"
+
+    def long_length(request: Request) -> None:
+        request.raw(head.encode())
+        request.hang_up()
+
+    server.answers["/long"] = long_length
+    failure(server.url("/long"), max_attempts=1)
 
 
 # Proxies

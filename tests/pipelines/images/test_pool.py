@@ -16,7 +16,7 @@ from PIL import Image
 
 from encoders.preprocessing import ImagePreprocessing
 from pipelines.catalog.dead_letters import ImageError, Reason
-from pipelines.catalog.products import ImageRef
+from pipelines.catalog.image_values import ImageRef
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.http import FetchedImage
@@ -171,12 +171,23 @@ def test_a_failure_stays_with_its_picture() -> None:
     assert outcomes == ["(3, 8, 8)", Reason.picture_missing, Reason.picture_unsupported_type] * 10
 
 
-def test_a_bug_in_the_work_reaches_the_taker() -> None:
-    def work(number: int) -> bytes:
+def test_what_nobody_foresaw_is_a_fault_of_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row never ends a run."""
+
+    def fail(*arguments: object, **options: object) -> bytes:
         raise ZeroDivisionError("a bug")
 
-    with pool(WatchedFetcher(work)) as pictures, pytest.raises(ZeroDivisionError, match="a bug"):
-        pictures.fetch_all(references(1))[0].result()
+    monkeypatch.setattr("pipelines.images.pool.decode_image", fail)
+    with pool(WatchedFetcher(fail)) as pictures:
+        found = []
+        for future in (*pictures.fetch_all(references(1)), *pictures.decode_all([b"x"])):
+            with pytest.raises(ImageError) as caught:
+                future.result()
+            found.append((caught.value.stage, caught.value.reason, caught.value.detail))
+    assert found == [
+        ("fetch", Reason.fetch_failed, "unforeseen ZeroDivisionError: a bug"),
+        ("decode", Reason.picture_unreadable, "unforeseen ZeroDivisionError: a bug"),
+    ]
 
 
 def test_known_versions_go_with_their_references() -> None:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from encoders.preprocessing import ImagePreprocessing
-from pipelines.catalog.dead_letters import Reason
+from pipelines.catalog.dead_letters import ImageError, Reason
+from pipelines.catalog.image_values import ImageRef
 from pipelines.catalog.previous_version import KnownImage
-from pipelines.catalog.products import ImageRef
 from pipelines.images import product_images
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.decode import image_digest
@@ -49,7 +49,14 @@ def test_each_product_has_its_own_images_and_failures(pool: ImagePool) -> None:
     first, empty, from_row, copy = batch.products
     a, b = image_digest(grey(10)), image_digest(grey(20))
     assert [product.digests for product in batch.products] == [[a, b], [], [image_digest(grey(40))], [a]]
-    assert [fault.reason for fault in first.faults] == [Reason.picture_missing]
+    assert [(reference, fault.reason) for reference, fault in first.faults] == [
+        (named("gone.png"), Reason.picture_missing)
+    ]
+    assert first.references == [named("a.png"), named("b.png")]
+    undecodable = ImageError("decode", Reason.picture_unreadable, "why")
+    first.drop({a: undecodable})
+    assert (first.digests, first.references) == ([b], [named("b.png")])
+    assert first.faults[-1] == (named("a.png"), undecodable)
     assert not empty.faults + from_row.faults + copy.faults
     assert [product.by_reference for product in batch.products] == [True, False, False, True]
     assert [len(product.known) for product in batch.products] == [2, 0, 0, 1]

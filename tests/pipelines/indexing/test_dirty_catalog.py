@@ -231,6 +231,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> IndexedCatalog:
             folder,
             *("--catalog.uri", str(folder / "catalog.jsonl"), "--catalog.image_root", str(folder / "pictures")),
             *("--catalog.display_fields", "[price]", "--gates.max_rejected_share", "0.5"),
+            *("--gates.max_degraded_share", "0.5"),
             *("--fetch.allow_private_hosts", "[127.0.0.1]", "--fetch.host_failures_before_pause", "0"),
             *(part for name, value in FETCH.items() for part in (f"--fetch.{name}", str(value))),
             *(part for name, value in DECODE.items() for part in (f"--decode.{name}", str(value))),
@@ -269,3 +270,26 @@ def test_every_row_is_accounted_for(made: IndexedCatalog):
     assert totals.by_reason == dict(expected)
     assert totals.rows_in == 2 * len(KINDS) + 1 == totals.products + totals.rejected
     assert totals.texts_cut == 1
+
+
+def test_rows_of_one_product_are_indexed_once_and_every_row_is_accounted_for(tmp_path: Path) -> None:
+    header = "handle,title,sku,price,image"
+    first = [f"h{number % 20},{'red chair' if number < 20 else ''},s{number},{number}.5," for number in range(60)]
+    again = ["h3,small red chair,s60,1.5,", "h3,,s61,2.5,", ",lost,s62,3.5,", "new,green mug,s63,4.5,"]
+    for name, rows in (("a.csv", first), ("b.csv", again)):
+        (tmp_path / "catalog").mkdir(exist_ok=True)
+        (tmp_path / "catalog" / name).write_text("\n".join([header, *rows]) + "\n")
+    options = {
+        "id_field": "handle",
+        "group_by": "handle",
+        "display_fields": "[sku, price]",
+        "group_lists": "[sku, price]",
+    }
+    arguments = [text for key, value in options.items() for text in (f"--catalog.{key}", value)]
+    outcome, _ = run_job(tmp_path, *arguments, "--gates.max_rejected_share", "0.5", "--index.factory", "Flat")
+    assert outcome.totals.products == 21
+    assert outcome.totals.by_reason == {"rejected: duplicate_id": 1, "rejected: missing_id": 1}
+    products = IndexReader.open(str(tmp_path / "index")).products
+    assert products["product_id"].to_pylist() == [*(f"h{number}" for number in range(20)), "new"]
+    assert products["sku"].to_pylist()[3] == ["s3", "s23", "s43"]  # the same handle in another file is a letter
+    assert products["price"].to_pylist()[20] == [4.5]

@@ -191,3 +191,24 @@ def test_a_failing_model_leaves_no_complete_shard(tmp_path):
         Embedded(tmp_path, catalog, encoder=Broken())
     assert not (tmp_path / "shard" / f"{'k' * 32}.json").exists()
     assert not (tmp_path / "shard" / f"{'k' * 32}.parquet").exists()
+
+
+@pytest.mark.parametrize("by", ["image_field", "image_template"])
+def test_pictures_named_by_a_column_or_a_template_reach_the_encoder(tmp_path, by):
+    folder = tmp_path / "catalog"
+    folder.mkdir()
+    (tmp_path / "010").mkdir()
+    (tmp_path / "010" / "0108.png").write_bytes(RED)
+    (folder / "a.csv").write_text("product_id,title,image\n0108,a mug,010/0108.png\n")
+    value = {"image_field": "image", "image_template": "{product_id[:3]}/{product_id}.png"}[by]
+    catalog = CatalogConfig(uri=str(folder), image_root=str(tmp_path), **{by: value})
+    (shard,) = plan_catalog(catalog, spool_uri=str(tmp_path / "spool")).shards
+    files, encoder = ShardFiles(folder=str(tmp_path / "shard"), key="k" * 32), FakeProductEncoder()
+    decode = DecodeConfig(threads=2, pending_images=12)
+    preparer = ProductPreparer.open(catalog, FetchConfig(), decode, inputs=encoder, previous=None)
+    try:
+        embed_shard(encoder, preparer, shard, files)
+    finally:
+        preparer.close()
+    modalities = embedding_shards.read_columns(files.embeddings, ["modalities"])["modalities"].to_pylist()
+    assert modalities == [Modality.TEXT | Modality.IMAGE]

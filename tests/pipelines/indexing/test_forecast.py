@@ -8,6 +8,7 @@ from rich.console import Console
 from pipelines.config.command_line import load_job_config
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.forecast import Forecast, forecast_run, print_forecast
+from pipelines.indexing.progress import summary_lines
 from tests.pipelines.indexing.job import arguments, product, run_job, write_catalog
 
 
@@ -44,6 +45,31 @@ def test_the_forecast_is_what_the_run_then_does(tmp_path, caplog):
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"S3cret" in path.read_bytes()]
     full = forecast(tmp_path, "--full")
     assert (full.to_embed, full.reason) == (199, "--full was given")
+
+
+def test_rows_that_the_condition_leaves_out_are_counted(tmp_path, capsys):
+    rows = [product(number) for number in range(120)]
+    rows[3]["product_id"] = None
+    write_catalog(tmp_path / "catalog", rows)
+    where = ("--catalog.where", "price >= 2 and price < 100")
+    planned = forecast(tmp_path, *where)
+    assert (planned.products, planned.rejected, planned.left_out) == (97, 1, 22)
+    result, record = run_job(tmp_path, *where)
+    totals = result.totals
+    assert (totals.rows_in, totals.products, totals.rejected, totals.left_out) == (120, 97, 1, 22)
+    assert totals.rejected_share == 1 / 98
+    assert ("left out by catalog.where", "22") in summary_lines(result, record)
+    again = forecast(tmp_path, *where)
+    assert (again.complete, again.rejected, again.left_out) == (97, 1, 22)
+    print_forecast(again, console=Console(width=100, highlight=False))
+    assert re.search(r"left out by catalog.where +22\b", capsys.readouterr().out)
+
+
+def test_ids_of_several_columns_by_the_command_line(tmp_path):
+    write_catalog(tmp_path / "catalog", [product(1), product(1) | {"price": 2.0}, product(1)])
+    assert forecast(tmp_path, "--catalog.id_field", "[product_id, price]", "--index.factory", "Flat").products == 3
+    command = load_job_config(arguments(tmp_path, "--catalog.id_field", "[product_id, price]"))
+    assert command.config.catalog.id_fields == ("product_id", "price")
 
 
 def test_the_forecast_is_printed_in_words(capsys):

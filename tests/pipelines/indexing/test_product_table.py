@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from index_builder.embedding_shards import EmbeddingShardWriter
 from pipelines.catalog import previous_version
-from pipelines.catalog.dead_letters import DeadLetter, Reason, write_dead_letters
+from pipelines.catalog.dead_letters import (
+    DeadLetter,
+    Places,
+    Reason,
+    places_table,
+    read_dead_letters,
+    write_dead_letters,
+)
 from pipelines.indexing import product_table
-from pipelines.indexing.product_table import columns_writer, find_duplicates, number_products
+from pipelines.indexing.product_table import columns_writer, find_duplicates, number_products, places_writer
 from pipelines.indexing.shard_files import ShardFiles
 
 
@@ -21,6 +27,10 @@ def write_shard(folder: str, key: str, ids: list[str], columns: dict[str, pa.Arr
     with columns_writer(files.columns) as write:
         write(pa.record_batch(columns))
     write_dead_letters(files.rejected, letters)
+    if key != "s2":  # as one that was written before places were
+        with places_writer(files.places) as write_places:
+            titles = pa.array([f"title {row}" for row in range(n)], pa.string())
+            write_places(places_table(Places(f"{key}.csv", "line", np.arange(2, n + 2)), titles))
     return files
 
 
@@ -42,13 +52,15 @@ def test_rows_follow_the_plan_without_the_later_duplicates(tmp_path):
         products = pa.ipc.open_file(source).read_all()
     # An integer column that meets a float one becomes float.
     assert products.to_pydict() == {"product_id": ["a", "b", "c", "d"], "price": [1.0, 2.0, 5.0, 7.0]}
-    letters = pq.read_table(numbering.rejected_uri).to_pylist()
-    assert [(row["product_id"], row["reason"]) for row in letters] == [
-        ("bad", "empty_product"),
-        ("a", "duplicate_id"),
-        ("b", "duplicate_id"),
-        ("b", "duplicate_id"),
+    letters = read_dead_letters(numbering.rejected_uri)
+    assert [(letter.product_id, letter.reason, str(letter.place), letter.title) for letter in letters] == [
+        ("bad", "empty_product", "", ""),
+        ("a", "duplicate_id", "s0.csv, line 4", "title 2"),
+        ("b", "duplicate_id", "", ""),
+        ("b", "duplicate_id", "", ""),
     ]
+    assert letters[1].detail == "s0.csv, line 2 has the same id; that one is indexed"
+    assert letters[2].detail == "s0.csv, line 3 has the same id; that one is indexed"
 
 
 def test_without_display_columns_there_are_still_ids(tmp_path):
@@ -64,9 +76,13 @@ def test_duplicates_over_many_shards_equal_a_plain_set(tmp_path, monkeypatch, re
     random = np.random.default_rng(7)
     shards = [[f"p{number}" for number in random.integers(0, 150, 60)] for _ in range(5)]
     files = [write_shard(str(tmp_path), f"s{i}", ids, {}) for i, ids in enumerate(shards)]
-    seen: set[str] = set()
-    expected = []
-    for ids in shards:
-        expected.append([row for row, product_id in enumerate(ids) if product_id in seen or seen.add(product_id)])
+    first: dict[str, list[int]] = {}
+    expected: list[list[list[int]]] = [[] for _ in shards]
+    for shard, ids in enumerate(shards):
+        for row, product_id in enumerate(ids):
+            if product_id in first:
+                expected[shard].append([row, *first[product_id]])
+            else:
+                first[product_id] = [shard, row]
     found = find_duplicates([file.embeddings for file in files], expected=300)
     assert [rows.tolist() for rows in found] == expected

@@ -1,0 +1,105 @@
+"""The gates are judged: by the plan with what it knows, and before a version is published with what was measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from index_builder.manifest import Manifest
+from pipelines.config.job import GatesConfig
+from pipelines.indexing.shard_files import Totals
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedGate:
+    """A gate with its limit and what was found.
+
+    Attributes:
+        key: Of the config, such as `gates.min_recall`.
+        limit: The value in force; None: the gate is open.
+        found: What was found, in words; what is still to be found, where `holds` is None.
+        holds: Whether the limit is kept; None while that is not known, or where there is nothing to compare with.
+        needed: The limit that would just let this pass, rounded to the open side.
+    """
+
+    key: str
+    limit: float | None
+    found: str
+    holds: bool | None
+    needed: float = 0.0
+
+    def __str__(self) -> str:
+        """A failed gate in words, with the value that would let the version pass."""
+        is_recall = self.key == "gates.min_recall"
+        allowed = f"at least {self.limit} is asked for" if is_recall else f"at most {self.limit or 0:.1%} are allowed"
+        return f"{self.key}: {self.found}, {allowed}; where that is right, --{self.key} {self.needed:g} lets it pass"
+
+
+def judge_gates(
+    gates: GatesConfig, totals: Totals, recall: float | None, previous: Manifest | None, *, degraded_known: bool = True
+) -> list[JudgedGate]:
+    """Every gate of the config, in its order.
+
+    Args:
+        recall: Measured; None before there is an index.
+        previous: The version that is published now; without one the change of rows is no gate.
+        degraded_known: False before pictures were fetched.
+    """
+    rows = totals.rows_in - totals.left_out
+    rejected = f"{totals.rejected:,} of {rows:,} rows ({totals.rejected_share:.1%}) were rejected"
+    degraded = f"{totals.degraded:,} of {totals.products:,} products ({totals.degraded_share:.1%}) were degraded"
+    judged = [
+        _judge(
+            *("gates.min_recall", gates.min_recall, recall),
+            "not measured yet" if recall is None else f"recall is {recall:.4f}",
+            least=True,
+        ),
+        _judge("gates.max_rejected_share", gates.max_rejected_share, totals.rejected_share, rejected),
+        _judge(
+            *("gates.max_degraded_share", gates.max_degraded_share, totals.degraded_share if degraded_known else None),
+            degraded if degraded_known else "known when the pictures are decoded",
+        ),
+    ]
+    before = 0 if previous is None else previous.catalog.products
+    change = abs(totals.products - before) / before if before else None
+    changed = "no version is published yet"
+    if change is not None:
+        changed = f"{before:,} products became {totals.products:,} ({change:.1%})"
+    return [*judged, _judge("gates.max_row_change", gates.max_row_change, change, changed)]
+
+
+def failed_gates(gates: GatesConfig, totals: Totals, recall: float, previous: Manifest | None) -> list[str]:
+    """The gates that a version does not pass, each in words with the limit, what was found, and what would pass."""
+    return [str(gate) for gate in judge_gates(gates, totals, recall, previous) if gate.holds is False]
+
+
+def gate_lines(judged: list[JudgedGate]) -> list[tuple[str, str]]:
+    """The gates in force as (what, how) pairs, for a plan."""
+    lines = []
+    for gate in judged:
+        text = f"{gate.key.removeprefix('gates.')} {gate.limit}"
+        if gate.limit is None:
+            lines.append(f"{gate.key.removeprefix('gates.')}: no limit")
+        elif gate.holds is False:
+            lines.append(f"WOULD BE HELD BACK by {gate}")
+        else:
+            lines.append(f"{text}: {gate.found}" if gate.holds else f"{text} ({gate.found})")
+    return [("gates" if not number else "", line) for number, line in enumerate(lines)]
+
+
+def planned_gates(gates: GatesConfig, products: int, rejected: int, previous: Manifest | None) -> list[tuple[str, str]]:
+    """The gates in force, and which of them a catalog of so many products and rejected rows would not pass, as (what,
+    how) pairs.
+    """
+    counted = {"rows_in": products + rejected, "products": products, "rejected": rejected}
+    others = ("embedded", "carried_over", "degraded", "images_unchanged", "texts_cut", "shards")
+    totals = Totals(**counted, **dict.fromkeys(others, 0), by_reason={})
+    return gate_lines(judge_gates(gates, totals, None, previous, degraded_known=False))
+
+
+def _judge(key: str, limit: float | None, value: float | None, found: str, *, least: bool = False) -> JudgedGate:
+    if limit is None or value is None:
+        return JudgedGate(key=key, limit=limit, found=found, holds=None if limit is not None else True)
+    needed = math.floor(value * 1000) / 1000 if least else math.ceil(value * 1000) / 1000
+    holds = value >= limit if least else value <= limit
+    return JudgedGate(key=key, limit=limit, found=found, holds=holds, needed=needed)

@@ -1,0 +1,117 @@
+"""A catalog of one's own, as a newcomer gives it: `--catalog.uri X`, and nothing else about its fields."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import pyarrow.ipc as ipc
+import pytest
+import yaml
+
+from pipelines import embed_catalog, search
+from pipelines.config.command_line import load_job_config, run_command
+from tests.encoders.tiny import WORDS, save_tiny_encoder
+from tests.pipelines.catalog.exports import EXPORTS
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save_tiny_encoder(tmp_path / "encoder", model="3tmm")
+    rows = [f"{number:04d};{WORDS[number % 14]} {WORDS[number // 14]} [{number}];{number},50" for number in range(60)]
+    Path("Tassen.csv").write_text("\n".join(["Artikelnummer;Bezeichnung;Preis", *rows]) + "\n")
+    return tmp_path
+
+
+def embed(*argv: str) -> int:
+    return run_command(embed_catalog.main, ["--encoder.uri", "encoder", *argv])
+
+
+def yaml_in(printed: str) -> str:
+    return printed[printed.index("# Keep this") :]
+
+
+def test_the_plan_says_what_a_catalog_is_taken_for_and_what_to_keep(shop: Path, capsys, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    assert embed("--catalog.uri", "Tassen.csv", "--plan") == 0
+    printed = capsys.readouterr().out
+    for pattern in (
+        r"taken for +catalog of no known layout: 60 products in 60 rows",
+        r"read as +CSV, UTF-8, semicolons between values",
+        r"Artikelnummer +│ id_field +│ id: named so, and different in each of 60 rows",
+        r"Bezeichnung +│ text_fields, display_fields +│ title: named so",
+        r"0000 +│ \w+ \w+ \[0\] +│ \(none\)",
+        r"0002 +│",
+        r"index\.uri shelfmark-tassen/index",
+    ):
+        assert re.search(pattern, printed), pattern
+    assert "0003" not in printed
+    assert not (shop / "shelfmark-tassen" / "index" / "versions").exists()
+    assert "taken for a catalog of no known layout" in caplog.text
+
+    kept = yaml_in(printed)
+    assert re.search(r"# +python -m pipelines\.embed_catalog --config tassen\.yaml", kept)
+    (shop / "tassen.yaml").write_text(kept)
+    catalog = load_job_config(["--config", "tassen.yaml"]).config.catalog
+    assert (catalog.uri, catalog.id_field, catalog.layout) == ("Tassen.csv", "Artikelnummer", None)
+    assert yaml.safe_load(kept)["index"]["uri"] == "shelfmark-tassen/index"
+
+
+def test_rows_of_one_product_are_counted_apart_from_products(shop: Path, capsys) -> None:
+    uri = EXPORTS["shopify"].write(shop)
+    assert embed("--catalog.uri", uri, "--plan") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"taken for +Shopify product export: 2 products in 7 rows", printed)
+    assert re.search(r"Handle +│ id_field, group_by +│ as a Shopify product export has it", printed)
+
+
+def test_from_an_export_to_a_searched_index_in_two_commands(shop: Path, capsys) -> None:
+    assert embed("--catalog.uri", "Tassen.csv") == 0
+    assert "(published)" in capsys.readouterr().out
+    assert run_command(search.main, ["--index", "shelfmark-tassen/index", "-k", "3", WORDS[0]]) == 0
+    assert len(re.findall(r"│ 0\d{3} ", capsys.readouterr().out)) == 3
+    # What is kept goes on where the first run stopped: no shard is read again, no product embedded.
+    assert embed("--catalog.uri", "Tassen.csv", "--plan") == 0
+    (shop / "tassen.yaml").write_text(yaml_in(capsys.readouterr().out))
+    assert run_command(embed_catalog.main, ["--config", "tassen.yaml"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"catalog shards +1, of which 1 stood complete", printed)
+    assert "nothing changed: stays published" in printed
+
+
+def test_a_catalog_that_tells_nothing_stops_before_any_work(shop: Path, capsys) -> None:
+    Path("numbers.csv").write_text("a,b\n1,1\n1,2\n1,1\n")
+    for more in ([], ["--plan"]):
+        assert embed("--catalog.uri", "numbers.csv", *more) == 2
+        said = capsys.readouterr().err
+        assert re.search(
+            r"^error: catalog\.layout: no column .*catalog\.id_field.*a \(1\), b \(1\)", said, re.MULTILINE
+        )
+    assert not (shop / "shelfmark-numbers" / "work" / "spool").exists()
+
+
+def test_an_encoder_of_texts_says_that_it_reads_no_pictures(shop: Path, capsys) -> None:
+    save_tiny_encoder(shop / "texts", model="bibert")
+    Path("cups.csv").write_text(
+        "sku,name,image\n" + "".join(f"s{n},{WORDS[n]},http://i.test/{n}.jpg\n" for n in range(9))
+    )
+    assert run_command(embed_catalog.main, ["--catalog.uri", "cups.csv", "--encoder.uri", "texts", "--plan"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "which reads texts only (with pictures: --config clip_vit_b32 --catalog.layout auto)" in printed
+
+
+def test_pictures_alone_are_nothing_for_an_encoder_of_texts(shop: Path, capsys) -> None:
+    save_tiny_encoder(shop / "texts", model="bibert")
+    Path("photos.csv").write_text("sku,photo\n" + "".join(f"s{number},{number}.jpg\n" for number in range(9)))
+    assert run_command(embed_catalog.main, ["--catalog.uri", "photos.csv", "--encoder.uri", "texts"]) == 2
+    assert re.search(r"text none; pictures photo.*reads texts only.*--config clip_vit_b32", capsys.readouterr().err)
+    assert embed("--catalog.uri", "photos.csv", "--plan") == 0
+
+
+def test_prices_with_decimal_commas_are_shown_as_numbers(shop: Path) -> None:
+    assert embed("--catalog.uri", "Tassen.csv") == 0
+    (products,) = Path("shelfmark-tassen/index/versions").glob("*/products.arrow")
+    table = ipc.open_file(str(products)).read_all()
+    assert sorted(table.column("Preis").to_pylist())[:2] == [0.5, 1.5]

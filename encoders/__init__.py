@@ -17,8 +17,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from encoders.config import EncoderConfig, FusionSpec, TowerSpec
-from encoders.errors import CheckpointError, EncoderConfigError, EncoderError
-from encoders.preprocessing import ImagePreprocessing, resize_picture
+from encoders.errors import CheckpointError, EncoderConfigError, EncoderError, ImageDecodingError
+from encoders.image_decoding import image_pixels
+from encoders.preprocessing import ImagePreprocessing
 
 if TYPE_CHECKING:
     from encoders.encoder import ProductEncoder, QueryEncoder
@@ -43,9 +44,9 @@ _LOADED_ON_FIRST_USE = {
 
 __all__ = [
     "CheckpointError", "EncoderConfig", "EncoderConfigError", "EncoderDescription", "EncoderError", "FusionSpec",
-    "ImagePreprocessing", "OnnxQueryEncoder", "ProductEncoder", "QueryEncoder", "TowerSpec", "check_encoder",
-    "export_onnx", "load_onnx_query_encoder", "load_product_encoder", "load_query_encoder", "resize_picture",
-    "save_encoder", "save_query_encoder",
+    "ImageDecodingError", "ImagePreprocessing", "OnnxQueryEncoder", "ProductEncoder", "QueryEncoder", "TowerSpec",
+    "check_encoder", "export_onnx", "image_pixels", "load_onnx_query_encoder", "load_product_encoder",
+    "load_query_encoder", "save_encoder", "save_query_encoder",
 ]  # fmt: skip
 
 

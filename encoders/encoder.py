@@ -11,14 +11,14 @@ change the last digits. Vectors are L2-normalised, so that cosine is the inner p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional
 
 from encoders.config import ModelName, Precision
+from encoders.image_decoding import AnyImage
 from encoders.image_tower import ClipTextTower
 from encoders.model import EncoderModel, EncoderParts
 from encoders.preprocessing import ImagePreprocessing
@@ -28,7 +28,6 @@ from encoders.text_tower import TextTower
 from encoders.tokenizers import TokenizedTexts
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_Item = TypeVar("_Item")
 _ROWS_FUSED_AT_A_TIME = 64
 
 
@@ -135,8 +134,11 @@ class ProductEncoder:
         run_batches(self._lanes, fuse_rows, fixed_rows(np.arange(len(text_rows)), _ROWS_FUSED_AT_A_TIME))
         return fused.cpu().numpy()
 
-    def encode(self, texts: Sequence[str | None], images: Sequence[Image.Image | None] | None = None) -> np.ndarray:
-        """Encodes B products from texts and PIL images (None: missing); float32 `[B, D]`, L2-normalised."""
+    def encode(self, texts: Sequence[str | None], images: Sequence[AnyImage | None] | None = None) -> np.ndarray:
+        """Encodes B products from texts and images (None: missing); float32 `[B, D]`, L2-normalised.
+
+        Raises ImageDecodingError for an image that cannot be decoded.
+        """
         text, text_rows = _encode_present(texts, self.encode_texts)
         image, image_rows = None, np.full(len(texts), -1)
         if images is not None and self._images is not None:
@@ -164,7 +166,7 @@ class QueryEncoder(BaseQueryEncoder):
         return self._model.fuse_query(*(runner.run(texts) for runner in self._texts)).cpu().numpy()
 
     @torch.inference_mode()
-    def _encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def _encode_images(self, images: Sequence[AnyImage]) -> np.ndarray:
         runner = cast(ImageRunner, self._images)  # `encode` asks only where images are accepted
         return self._model.fuse_photo(runner.run_images(images)).cpu().numpy()
 
@@ -216,7 +218,7 @@ def _check_rows(name: str, rows: np.ndarray, available: int) -> None:
 
 
 def _encode_present(
-    items: Sequence[_Item | None], encode: Callable[[Sequence[_Item]], torch.Tensor]
+    items: Sequence[Any], encode: Callable[[Sequence[Any]], torch.Tensor]
 ) -> tuple[torch.Tensor | None, np.ndarray]:
     """Encodes the items that are not None; returns their vectors and for each item its row, -1 where it is None."""
     present = np.fromiter((item is not None for item in items), bool, len(items))

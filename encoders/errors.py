@@ -3,10 +3,13 @@
 EncoderError
 ├── CheckpointError        weights or folders that are missing, unsafe, incomplete or do not fit
 ├── EncoderConfigError     a setting with a value that cannot work (also a ValueError)
+├── ImageDecodingError     bytes that are no image, a damaged one, or one too large (also a ValueError)
 └── TrainingError          a training run that cannot go on; what it had learned stands in its last checkpoint
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 
 class EncoderError(Exception):
@@ -19,6 +22,19 @@ class CheckpointError(EncoderError):
 
 class EncoderConfigError(EncoderError, ValueError):
     """A setting of the `encoder:` section has an impossible value; the message gives key, value, what is expected."""
+
+
+class ImageDecodingError(EncoderError, ValueError):
+    """An image could not be decoded: `reason` says in which of four ways, `detail` what was found."""
+
+    def __init__(
+        self, reason: Literal["unreadable", "truncated", "too_large", "unsupported_type"], detail: str = ""
+    ) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"picture {self.reason.replace('_', ' ')}: {self.detail}"
 
 
 class TrainingError(EncoderError):

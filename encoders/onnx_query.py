@@ -9,11 +9,11 @@ from typing import cast
 
 import numpy as np
 import onnxruntime
-from PIL import Image
 
 from encoders.checkpoint import local_folder, read_config
 from encoders.errors import CheckpointError
-from encoders.preprocessing import ImagePreprocessing, resize_picture
+from encoders.image_decoding import AnyImage, image_pixels
+from encoders.preprocessing import ImagePreprocessing
 from encoders.query_batches import BaseQueryEncoder
 from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 
@@ -58,12 +58,13 @@ class OnnxQueryEncoder(BaseQueryEncoder):
         vectors = np.concatenate([self._run(name, ids, mask) for _, ids, mask in batches])
         return vectors[np.argsort(np.concatenate([rows for rows, _, _ in batches]))]
 
-    def _encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def _encode_images(self, images: Sequence[AnyImage]) -> np.ndarray:
         preprocessing = cast(ImagePreprocessing, self.preprocessing)  # `encode` asks only where images are accepted
         vectors = []
         for start in range(0, len(images), self._batch_size):
             batch = images[start : start + self._batch_size]
-            vectors.append(self._run("image", np.stack([resize_picture(image, preprocessing) for image in batch])))
+            pixels = [image_pixels(image, preprocessing, library="numpy") for image in batch]
+            vectors.append(self._run("image", np.stack(pixels)))
         return self._run("fuse_photo", np.concatenate(vectors))
 
     def _fuse_both(self, text: np.ndarray, image: np.ndarray) -> np.ndarray:

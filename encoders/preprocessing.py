@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from encoders.errors import EncoderConfigError
+from encoders.numpy_resize import resize_with_numpy
 
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _LONGEST_ASPECT = 8
 
 
@@ -40,7 +39,7 @@ class ImagePreprocessing:
             raise EncoderConfigError(
                 f"preprocessing.mean {self.mean} and std {self.std}: expected 3 numbers each, std > 0"
             )
-        if self.interpolation not in _RESAMPLING:
+        if self.interpolation not in ("bicubic", "bilinear"):
             found = self.interpolation
             raise EncoderConfigError(f"preprocessing.interpolation is {found!r}: expected bicubic or bilinear")
         if self.resize_mode not in ("shortest", "longest", "squash"):
@@ -54,25 +53,18 @@ class ImagePreprocessing:
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
-def resize_picture(image: Image.Image, preprocessing: ImagePreprocessing) -> np.ndarray:
-    """Resizes and crops any PIL image; uint8 `[3, S, S]`, contiguous.
-
-    Other modes than RGB are converted after the resize, as open_clip does; callers that decode palette or alpha images
-    should convert them to RGB first, against a ground of their choice.
-    """
-    new_size = _resized_size(image.width, image.height, preprocessing)
-    if image.size != new_size:
-        image = image.resize(new_size, _RESAMPLING[preprocessing.interpolation])
-    return _centre_crop_or_pad(np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1), preprocessing)
-
-
 def resize_pixels(
-    pixels: np.ndarray, preprocessing: ImagePreprocessing, *, full_size: tuple[int, int] | None = None
+    pixels: np.ndarray,
+    preprocessing: ImagePreprocessing,
+    *,
+    full_size: tuple[int, int] | None = None,
+    library: Literal["torch", "numpy"] = "torch",
 ) -> np.ndarray:
-    """Resizes and crops one image that is an array, several times as fast as `resize_picture`. Needs torch.
+    """Resizes and crops one image that is an array.
 
-    PyTorch's antialiased resize of uint8 is Pillow's algorithm in vectorised code; results differ by a grey level where
-    the two round differently. It runs on the calling thread alone and releases the interpreter's lock.
+    PyTorch's antialiased resize of uint8 is Pillow's algorithm in vectorised code, several times as fast; results
+    differ by a grey level where the two round differently. It runs on the calling thread alone and releases the
+    interpreter's lock.
 
     Args:
         pixels: uint8 `[H, W, 3]`, RGB, writable.
@@ -80,14 +72,11 @@ def resize_pixels(
         full_size: Width and height of the image that `pixels` is a decode of, at a whole fraction of the size. Where
             they do not divide evenly the last row and column stand for less than the others, and a resize that did not
             know would stretch the image by up to half a pixel of the result, which a tower notices.
+        library: What resizes; both give the same pixels. `numpy` is for servers without torch.
 
     Returns:
         uint8 `[3, S, S]`, contiguous.
     """
-    # Here and not above: naming an encoder, and serving one on ONNX Runtime, reads this module without torch.
-    import torch
-    from torch.nn.functional import interpolate
-
     height, width, _ = pixels.shape
     full_width, full_height = full_size or (width, height)
     longest = _LONGEST_ASPECT * min(height, width)
@@ -97,17 +86,34 @@ def resize_pixels(
         pixels = pixels[top : top + longest, left : left + longest]
         height, width, _ = pixels.shape
         full_width, full_height = width, height
-    new_width, new_height = _resized_size(full_width, full_height, preprocessing)
-    # Channels last in memory, [1, 3, H, W] in shape: the layout that the vectorised code is for.
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    new_size = _resized_size(full_width, full_height, preprocessing)
     divisor = max(1, round(full_width / width))
-    if (full_width, full_height) != (width * divisor, height * divisor):
+    shown = (full_width / divisor, full_height / divisor)  # of the array, as far as the whole image reaches
+    if (width, height) != new_size or shown != (width, height):
+        resize = _resize_with_torch if library == "torch" else resize_with_numpy
+        pixels = resize(np.require(pixels, requirements=["C", "W"]), shown, new_size, preprocessing.interpolation)
+    return _centre_crop_or_pad(pixels.transpose(2, 0, 1), preprocessing)
+
+
+def _resize_with_torch(
+    pixels: np.ndarray, shown: tuple[float, float], new_size: tuple[int, int], interpolation: str
+) -> np.ndarray:
+    """Resizes the part `shown` of an image to `new_size`, both width and height."""
+    # Here and not above: naming an encoder, and serving one on ONNX Runtime, reads this module without torch.
+    import torch
+    from torch.nn.functional import interpolate
+
+    height, width, _ = pixels.shape
+    (shown_width, shown_height), (new_width, new_height) = shown, new_size
+    # Channels last in memory, [1, 3, H, W] in shape: the layout that the vectorised code is for.
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    if shown != (width, height):
         # "+ 1e-6": the resize makes `side * scale` pixels, rounded down; so a whole number is never missed by a hair.
-        scale = ((new_height + 1e-6) * divisor / full_height, (new_width + 1e-6) * divisor / full_width)
-        image = interpolate(image, scale_factor=scale, mode=preprocessing.interpolation, antialias=True)
-    elif (new_width, new_height) != (width, height):
-        image = interpolate(image, size=(new_height, new_width), mode=preprocessing.interpolation, antialias=True)
-    return _centre_crop_or_pad(image[0].numpy(), preprocessing)
+        scale = ((new_height + 1e-6) / shown_height, (new_width + 1e-6) / shown_width)
+        image = interpolate(image, scale_factor=scale, mode=interpolation, antialias=True)
+    else:
+        image = interpolate(image, size=(new_height, new_width), mode=interpolation, antialias=True)
+    return image[0].permute(1, 2, 0).numpy()
 
 
 def _resized_size(width: int, height: int, preprocessing: ImagePreprocessing) -> tuple[int, int]:

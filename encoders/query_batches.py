@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
+from encoders.image_decoding import AnyImage
 from encoders.preprocessing import ImagePreprocessing
 
 
@@ -28,12 +28,17 @@ class BaseQueryEncoder(ABC):
     preprocessing: ImagePreprocessing | None  # what the image tower wants to see; None without one
 
     def encode(
-        self, texts: Sequence[str | None] | None = None, images: Sequence[Image.Image | None] | None = None
+        self, texts: Sequence[str | None] | None = None, images: Sequence[AnyImage | None] | None = None
     ) -> np.ndarray:
         """Encodes B queries to float32 `[B, D]`, L2-normalised.
 
-        Both hold B items, None where a query has none; None when no query has one. ValueError where lengths differ, a
-        query is empty, or it is of a kind that this encoder does not take.
+        Both hold B items, None where a query has none; None when no query has one. Images are best given as the file's
+        bytes, which are decoded as a product's are; a local path, a PIL image, and decoded pixels (uint8 `[H, W, 3]`,
+        upright RGB) will do.
+
+        Raises:
+            ValueError: Lengths differ, a query is empty, or it is of a kind that this encoder does not take.
+            ImageDecodingError: An image that cannot be decoded (a ValueError too).
         """
         count = len(texts if texts is not None else images if images is not None else ())
         texts = [None] * count if texts is None else texts
@@ -67,7 +72,7 @@ class BaseQueryEncoder(ABC):
         """Query vectors of texts, float32 `[., D]`, normalised."""
 
     @abstractmethod
-    def _encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def _encode_images(self, images: Sequence[AnyImage]) -> np.ndarray:
         """Query vectors of images in the same way."""
 
     @abstractmethod

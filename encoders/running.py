@@ -17,13 +17,13 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from encoders.errors import EncoderConfigError
+from encoders.image_decoding import AnyImage, image_pixels
 from encoders.image_tower import ClipTextTower, ImageTower
-from encoders.preprocessing import ImagePreprocessing, resize_picture
+from encoders.preprocessing import ImagePreprocessing
 from encoders.text_tower import TextTower
 from encoders.tokenizers import TextTokenizer, TokenizedTexts
 
@@ -195,6 +195,6 @@ class ImageRunner(_Runner):
             batches = ((rows[part], (np.ascontiguousarray(pixels[part]),)) for part in parts)
         return self._run(len(pixels), batches)
 
-    def run_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Resizes and encodes P PIL images, at least one."""
-        return self.run(np.stack([resize_picture(image, self.preprocessing) for image in images]))
+    def run_images(self, images: Sequence[AnyImage]) -> torch.Tensor:
+        """Decodes, resizes and encodes P images, at least one."""
+        return self.run(np.stack([image_pixels(image, self.preprocessing) for image in images]))

@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,9 +26,10 @@ import pyarrow.dataset as ds
 from index_builder import storage
 from index_builder.errors import FilterError, IndexBuilderError, VerificationError, VersionNotFoundError
 from index_builder.faiss_files import read_index
+from index_builder.filters import Condition, parse_condition, unknown_column
 from index_builder.manifest import FileEntry, Manifest
 from index_builder.publish import PRODUCTS_FILE, is_searched, manifest_uri, read_current, read_manifest, version_uri
-from index_builder.shard_search import RefineCodes, ShardSearch
+from index_builder.shard_search import RefineCodes, RowSelection, ShardSearch
 
 CACHED_VERSIONS = 2
 """Versions of a remote index kept in the cache: the one in use, and the one before for servers that still open it."""
@@ -201,13 +201,6 @@ def _taken_by_chunk(chunks: Sequence[pa.Array], starts: np.ndarray, rows: np.nda
     return pa.concat_arrays(taken).take(pa.array(back))
 
 
-class RowSelection(NamedTuple):
-    """The products that a filter lets pass, and how many they are."""
-
-    selector: faiss.IDSelector
-    rows: int
-
-
 class RowFilters:
     """The filters of one version: an expression over the columns of the products, or a mask, as a FAISS id selector.
 
@@ -219,23 +212,31 @@ class RowFilters:
         self._products = products
         self._known = lru_cache(maxsize=FILTERS_KEPT)(partial(_evaluated, products))
 
-    def select(self, filter: pc.Expression | np.ndarray) -> RowSelection:
-        """The rows that a filter keeps: an expression over the columns, or bool [N].
+    def select(self, filter: str | pc.Expression | np.ndarray) -> RowSelection:
+        """The rows that a filter keeps: a condition as `filters` has them, an Arrow expression, or bool [N].
 
         Raises:
-            FilterError: the filter names a column that is not there, or has another length than N.
+            FilterError: the filter cannot be read, names a column that is not there, or has another length than N.
         """
+        if isinstance(filter, str):
+            return self._known(parse_condition(filter))
         if isinstance(filter, pc.Expression):
             return self._known(_ExpressionKey(filter))
         rows = self._products.num_rows
         mask = np.asarray(filter)
         if mask.dtype != np.bool_ or mask.shape != (rows,):
             raise FilterError(f"filter: expected bool [{rows}], found {mask.dtype} {list(mask.shape)}")
-        return _selection(mask)
+        return RowSelection.of(mask)
 
 
-def _evaluated(products: pa.Table, key: _ExpressionKey) -> RowSelection:
-    """The rows for which the expression is true. Where it is null, the row is not kept."""
+def _evaluated(products: pa.Table, key: _ExpressionKey | Condition) -> RowSelection:
+    """The rows for which the filter is true. Where it is null, the row is not kept."""
+    if isinstance(key, Condition):
+        for name in key.columns:
+            if name not in products.column_names:
+                raise unknown_column(name, products.column_names)
+        masks = [key.mask(batch) for batch in products.select(key.columns).to_batches()]
+        return RowSelection.of(pa.chunked_array(masks, pa.bool_()).to_numpy())
     filter = key.expression
     try:
         kept = ds.dataset(products).to_table(columns={"kept": filter}).column("kept")
@@ -244,13 +245,7 @@ def _evaluated(products: pa.Table, key: _ExpressionKey) -> RowSelection:
         raise FilterError(f"filter {filter} does not fit the products ({columns}): {error}") from error
     if kept.type != pa.bool_():
         raise FilterError(f"filter {filter}: expected a condition, found an expression of type {kept.type}")
-    return _selection(pc.fill_null(kept, False).to_numpy())
-
-
-def _selection(mask: np.ndarray) -> RowSelection:
-    # Bit i of the map is row i. The selector holds on to the array that it is made of.
-    selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-    return RowSelection(selector=selector, rows=int(mask.sum()))
+    return RowSelection.of(pc.fill_null(kept, False).to_numpy())
 
 
 class _ExpressionKey:

@@ -5,7 +5,7 @@ Legend: `B` queries, `D` dimension, `N` products, `k` neighbours.
 
 from __future__ import annotations
 
-import math
+import operator
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,7 +111,7 @@ class IndexReader:
         self,
         vectors: np.ndarray,
         k: int,
-        filter: pc.Expression | np.ndarray | None = None,
+        filter: str | pc.Expression | np.ndarray | None = None,
         nprobe: int | None = None,
         refine_factor: int | None = None,
     ) -> SearchResult:
@@ -119,14 +119,16 @@ class IndexReader:
 
         Args:
             vectors: float32 [B, D] (or [D]), L2-normalised, as the query encoder gives them.
-            filter: products that may be found: an expression over the columns of `products`, or bool [N].
-            nprobe: inverted lists probed; None: what was chosen for the target recall, and under a filter as many
-                more as the filter leaves fewer products.
+            filter: products that may be found: a condition over the columns of `products` in SQL's words
+                (`"kind = 'chair' and price < 50"`, see `filters`), an Arrow expression, or bool [N].
+            nprobe: inverted lists probed; None: what was chosen for the target recall. More are probed where a filter
+                leaves these few rows, and wherever they hold fewer than k: min(k, products that pass) are always found.
             refine_factor: candidates re-ranked for each neighbour wanted, where the version has refine codes; 0: none;
                 None: what was chosen for the target recall.
 
         Raises:
-            IndexBuilderError: the vectors have another dimension, or k is not positive.
+            IndexBuilderError: the vectors have another dimension or are not finite, or `k`, `nprobe` or `refine_factor`
+                is no whole number in range.
             FilterError: the filter names a column that is not there, or has another length than N.
         """
         state = self._state
@@ -134,20 +136,19 @@ class IndexReader:
         queries = np.atleast_2d(np.ascontiguousarray(vectors, dtype=np.float32))
         if queries.ndim != 2 or queries.shape[1] != dim:
             raise IndexBuilderError(f"expected query vectors of shape [B, {dim}], found {list(np.shape(vectors))}")
-        if k < 1:
-            raise IndexBuilderError(f"expected k of at least 1, found {k}")
-        products, selector = state.search.rows, None
+        if not np.isfinite(queries).all():
+            raise IndexBuilderError("expected finite query vectors, found NaN or infinity")
         settings = state.manifest.index.search
-        probes = nprobe or settings.nprobe
-        factor = settings.refine_factor if refine_factor is None else refine_factor
-        if filter is not None:
-            selector, selected = state.filters.select(filter)
-            if nprobe is None:
-                probes = math.ceil(probes * products / max(1, selected))
+        k = _whole("k", k, at_least=1)
+        probes = settings.nprobe if nprobe is None else _whole("nprobe", nprobe, at_least=1)
+        factor = settings.refine_factor
+        if refine_factor is not None:
+            factor = _whole("refine_factor", refine_factor, at_least=0)
+        selection = None if filter is None else state.filters.select(filter)
         # More than N cannot be found, and FAISS reserves memory for k.
-        asked = min(k, max(1, products))
+        asked = min(k, max(1, state.search.rows))
         scores, rows = search_refined(
-            state.search, state.refine, queries, asked, nprobe=probes, refine_factor=factor, selector=selector
+            state.search, state.refine, queries, asked, nprobe=probes, refine_factor=factor, selection=selection
         )
         if asked < k:
             missing = ((0, 0), (0, k - asked))
@@ -158,3 +159,14 @@ class IndexReader:
         ends = np.cumsum(found.sum(axis=1)).tolist()
         product_ids = [ids[start:end] for start, end in pairwise([0, *ends])]
         return SearchResult(scores, rows, product_ids, state.manifest.version, state.products)
+
+
+def _whole(name: str, value: int, *, at_least: int) -> int:
+    """The value as an int, NumPy's too; IndexBuilderError where it is none, or too small."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise IndexBuilderError(f"{name}: expected a whole number, found {value!r}") from None
+    if isinstance(value, bool | np.bool_) or number < at_least:
+        raise IndexBuilderError(f"{name}: expected a whole number of at least {at_least}, found {value!r}")
+    return number

@@ -10,16 +10,43 @@ Legend: `B` queries, `D` dimension, `m` candidates of a query, `k` neighbours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import faiss
 import numpy as np
 
 from index_builder.errors import IndexBuilderError, VerificationError
-from index_builder.faiss_files import faiss_threads, ivf_of, top_by_score
+from index_builder.faiss_files import faiss_threads, ivf_of, list_ids, list_sizes, top_by_score
 
 BLOCK_BYTES = 512 << 10
 """Decoded vectors held at a time: what a core's cache holds beside their codes."""
 SMALL_SCORES = 4096
+SPARE_LISTS = 16
+"""Lists put in order beyond those that are expected to hold enough rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowSelection:
+    """The rows that a filter lets pass: a bit a row, and how many they are."""
+
+    selector: faiss.IDSelector
+    bits: np.ndarray
+    rows: int
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> RowSelection:
+        """The rows where bool [N] is true."""
+        bits = np.packbits(mask, bitorder="little")  # bit i is row i; the selector holds on to the array
+        return cls(faiss.IDSelectorBitmap(bits), bits, int(np.count_nonzero(mask)))
+
+    def counts(self, list_of_row: np.ndarray, lists: int) -> np.ndarray:
+        """The rows of each inverted list that pass: int64 [L]. Counted once."""
+        if (known := self.__dict__.get("_counts")) is None:
+            mask = np.unpackbits(self.bits, count=len(list_of_row), bitorder="little").view(bool)
+            known = np.bincount(list_of_row[mask], minlength=lists)
+            self.__dict__["_counts"] = known
+        return known
 
 
 class ShardSearch:
@@ -42,26 +69,134 @@ class ShardSearch:
             self._indexes = (_stacked(indexes, ivfs),)
 
     def search(
-        self, vectors: np.ndarray, k: int, *, nprobe: int, selector: faiss.IDSelector | None = None
+        self, vectors: np.ndarray, k: int, *, nprobe: int, selection: RowSelection | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best rows for float32 [B, D], of those that the selector lets pass: by score, ties by row.
+        """The k best rows for float32 [B, D], of those that the selection lets pass: by score, ties by row.
 
-        As scores float32 [B, k], descending, and rows int64 [B, k]; -inf and -1 where fewer were found.
+        Always min(k, rows that pass) of them: where the lists probed hold fewer, more are probed. Under a selection the
+        nearest lists that hold a row of it are probed, until as many rows were scored as without one.
+
+        As scores float32 [B, k], descending, and rows int64 [B, k]; -inf and -1 beyond.
         """
-        parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists), sel=selector)
+        passing = self.rows if selection is None else selection.rows
+        if not passing:
+            return np.full((len(vectors), k), -np.inf, np.float32), np.full((len(vectors), k), -1, np.int64)
+        if selection is not None and passing < self.rows:
+            counts = selection.counts(self._list_of_row, self.lists)
+            enough = max(min(k, passing), rows_to_score(self.rows * nprobe / self.lists, self.rows, passing))
+            return self._search_nearest(vectors, k, counts, enough, nprobe, selection.selector)
+        parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists))
         if isinstance(self._indexes[0], faiss.IndexPreTransform):
             parameters = faiss.SearchParametersPreTransform(index_params=parameters)
-        answers = [index.search(vectors, k, params=parameters) for index in self._indexes]
-        scores, rows = answers[0]
-        if len(answers) > 1:
-            scores, rows = (np.concatenate([answer[part] for answer in answers], axis=1) for part in (0, 1))
-        missing = rows < 0
-        if missing.any():
-            scores[missing] = -np.inf
-        # FAISS sorts by score; only equal scores, and the answers of several indexes, are left to put in order.
-        if len(answers) > 1 or (scores[:, 1:] == scores[:, :-1]).any():
-            return top_by_score(scores, rows, k)
-        return scores, rows
+        found = _merged([index.search(vectors, k, params=parameters) for index in self._indexes], k)
+        short = np.flatnonzero(found[1][:, min(k, passing) - 1] < 0)
+        if len(short):
+            wider = self._search_nearest(vectors[short], k, self._sizes, min(k, passing), nprobe)
+            found[0][short], found[1][short] = wider
+        return found
+
+    def _search_nearest(
+        self,
+        vectors: np.ndarray,
+        k: int,
+        counts: np.ndarray,
+        enough: int,
+        nprobe: int,
+        selector: faiss.IDSelector | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `search`, in the nearest of the lists that hold a row by `counts` int64 [L]: `nprobe` of them or more,
+        until they hold `enough` rows.
+        """
+        queries = np.ascontiguousarray(vectors, dtype=np.float32)
+        if isinstance(self._indexes[0], faiss.IndexPreTransform):
+            for number in range(self._indexes[0].chain.size()):
+                queries = self._indexes[0].chain.at(number).apply(queries)
+        lists, distances = nearest_lists(queries, self._centroids, counts, enough, nprobe)
+        parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1], sel=selector)
+        answers = []
+        for index in self._indexes:
+            scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+            given = (queries, k, lists, distances, scores, rows)
+            pointers = [faiss.swig_ptr(each) if isinstance(each, np.ndarray) else each for each in given]
+            ivf_of(index).search_preassigned_c(len(queries), *pointers, False, parameters)
+            answers.append((scores, rows))
+        return _merged(answers, k)
+
+    @cached_property
+    def _centroids(self) -> np.ndarray:
+        """float32 [L, d], behind the rotation."""
+        quantizer = ivf_of(self._indexes[0]).quantizer
+        return quantizer.reconstruct_n(0, self.lists)
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        """Rows of each list, int64 [L]."""
+        return list_sizes([ivf_of(index) for index in self._indexes]).sum(axis=0)
+
+    @cached_property
+    def _list_of_row(self) -> np.ndarray:
+        """The list of each row, int32 [N]."""
+        numbers = np.empty(self.rows, np.int32)
+        for index in self._indexes:
+            for number, ids in enumerate(list_ids(ivf_of(index))):
+                numbers[ids] = number
+        return numbers
+
+
+def rows_to_score(unfiltered: float, rows: int, passing: int) -> int:
+    """How many rows that pass are scored, where a search without a filter scores so many of all rows."""
+    return min(passing, round(unfiltered))
+
+
+def nearest_lists(
+    queries: np.ndarray, centroids: np.ndarray, counts: np.ndarray, enough: int, nprobe: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lists to probe for each query, nearest first, of those that hold a row.
+
+    Args:
+        queries: float32 [B, d]; centroids: float32 [L, d].
+        counts: rows that each list holds, int64 [L].
+        enough: rows that the lists of a query hold together, unless all lists hold fewer.
+        nprobe: the least number of lists, where so many hold a row.
+
+    Returns:
+        Lists int64 [B, p], -1 behind a query's last one, and their inner products float32 [B, p].
+    """
+    filled = np.flatnonzero(counts)
+    held = counts[filled]
+    distances = queries @ (centroids if len(filled) == len(centroids) else centroids[filled]).T
+    expected = min(len(filled), max(nprobe, int(2 * enough / held.mean())) + SPARE_LISTS)
+    while True:
+        if expected < len(filled):
+            chosen = np.argpartition(distances, -expected, axis=1)[:, -expected:]
+        else:
+            chosen = np.broadcast_to(np.arange(len(filled)), distances.shape)
+        near = np.take_along_axis(distances, chosen, 1)
+        order = np.argsort(-near, axis=1, kind="stable")
+        chosen, near = np.take_along_axis(chosen, order, 1), np.take_along_axis(near, order, 1)
+        reached = np.cumsum(held[chosen], axis=1)
+        if expected == len(filled) or reached[:, -1].min() >= enough:
+            break
+        expected = min(len(filled), 4 * expected)
+    # As many lists as it takes to hold enough, and never fewer than a search without a filter probes.
+    wanted = np.maximum((reached < enough).sum(axis=1) + 1, nprobe)
+    width = min(expected, int(wanted.max()))
+    lists = np.where(np.arange(width) < wanted[:, None], filled[chosen[:, :width]], -1)
+    return np.ascontiguousarray(lists, np.int64), np.ascontiguousarray(near[:, :width], np.float32)
+
+
+def _merged(answers: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The answers of one or several indexes as one, in order."""
+    scores, rows = answers[0]
+    if len(answers) > 1:
+        scores, rows = (np.concatenate([answer[part] for answer in answers], axis=1) for part in (0, 1))
+    missing = rows < 0
+    if missing.any():
+        scores[missing] = -np.inf
+    # FAISS sorts by score; only equal scores, and the answers of several indexes, are left to put in order.
+    if len(answers) > 1 or (scores[:, 1:] == scores[:, :-1]).any():
+        return top_by_score(scores, rows, k)
+    return scores, rows
 
 
 def _stackable(ivf: faiss.IndexIVF) -> bool:
@@ -147,15 +282,15 @@ def search_refined(
     *,
     nprobe: int,
     refine_factor: int,
-    selector: faiss.IDSelector | None = None,
+    selection: RowSelection | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows for float32 [B, D]: of `refine_factor` times k candidates by their codes, the best by the refine
     codes. Without those, or with a factor of 0, as `ShardSearch.search`, whose answer has the same form.
     """
     if codes is None or not refine_factor:
-        return search.search(vectors, k, nprobe=nprobe, selector=selector)
+        return search.search(vectors, k, nprobe=nprobe, selection=selection)
     candidates = max(k, min(k * refine_factor, search.rows))
-    rows = search.search(vectors, candidates, nprobe=nprobe, selector=selector)[1]
+    rows = search.search(vectors, candidates, nprobe=nprobe, selection=selection)[1]
     return best_by_score(codes.scores(vectors, rows), rows, k)
 
 

@@ -1,6 +1,7 @@
-"""Answers one query in the terminal: `python -m pipelines.search --index URI "text" [--image FILE]`.
+"""Answers one query in the terminal: `python -m pipelines.search --index URI "text" [--image FILE] [--filter WHICH]`.
 
-Loads the published version only, its query encoder included.
+Loads the published version only, its query encoder included. Exit codes: 0 answered, 2 the query, the filter or the
+address cannot be used.
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ import sys
 from collections.abc import Sequence
 
 import fsspec
-from PIL import Image, UnidentifiedImageError
 
-from encoders import load_query_encoder
+from encoders import ImageDecodingError, load_query_encoder
 from index_builder import IndexReader
 from pipelines.config.command_line import run_command
 from pipelines.config.terminal import table_console
 from pipelines.config.validation import ConfigError
-from pipelines.published.tables import print_result
+from pipelines.published.tables import found_products, print_json, print_result
 
 
 def main(argv: Sequence[str]) -> int:
     """Searches and prints rank, score, product id and the display columns."""
     arguments = _parser().parse_args(argv)
+    if arguments.text is not None and not arguments.text.strip():
+        raise ConfigError(f"the query's text is {arguments.text!r}: expected words")
     if arguments.text is None and arguments.image is None:
         raise ConfigError("nothing to search for: expected a text, --image FILE, or both")
     if arguments.k < 1:
@@ -31,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     if reader.query_encoder_uri is None:
         raise ConfigError(f"--index {arguments.index}: version {reader.manifest.version} has no query encoder")
     encoder = load_query_encoder(reader.query_encoder_uri, device=arguments.device)
-    images = None if arguments.image is None else [_open_image(arguments.image)]
+    images = None if arguments.image is None else [_read_image(arguments.image)]
     if images is not None and not encoder.accepts_images:
         raise ConfigError(
             f"--image {arguments.image}: the {encoder.model} encoder of {reader.manifest.version} reads only text"
@@ -41,28 +43,34 @@ def main(argv: Sequence[str]) -> int:
             f"{arguments.text!r}: the {encoder.model} encoder of {reader.manifest.version} reads only pictures: "
             "expected --image"
         )
-    vectors = encoder.encode(texts=None if arguments.text is None else [arguments.text], images=images)
-    result = reader.search(vectors, arguments.k)
-    print_result(reader, result, title=_title(arguments), console=table_console(width=110))
+    try:
+        vectors = encoder.encode(texts=None if arguments.text is None else [arguments.text], images=images)
+    except ImageDecodingError as error:
+        raise ConfigError(f"--image {arguments.image}: expected a picture (JPEG, PNG, WebP ...): {error}") from error
+    result = reader.search(vectors, arguments.k, arguments.filter)
+    if arguments.json:
+        print_json(found_products(result))
+    else:
+        print_result(
+            result, title=_title(arguments), console=table_console(width=110), filtered=arguments.filter is not None
+        )
     return 0
 
 
 def _title(arguments: argparse.Namespace) -> str:
     asked = [f'"{arguments.text}"'] if arguments.text is not None else []
     asked += [f"picture {arguments.image.rsplit('/', 1)[-1]}"] if arguments.image is not None else []
-    return " + ".join(asked)
+    return " + ".join(asked) + (f" where {arguments.filter}" if arguments.filter else "")
 
 
-def _open_image(uri: str) -> Image.Image:
+def _read_image(uri: str) -> bytes:
     try:
         with fsspec.open(uri, "rb") as file:
-            image = Image.open(file)
-            image.load()
+            return file.read()
     except FileNotFoundError as error:
         raise ConfigError(f"--image {uri}: no such file") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise ConfigError(f"--image {uri}: expected a picture (JPEG, PNG, WebP ...), found none: {error}") from error
-    return image
+    except (OSError, ValueError) as error:  # ValueError: no file system of that scheme
+        raise ConfigError(f"--image {uri}: cannot be read: {error}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("text", nargs="?", help="the query's words")
     parser.add_argument("--index", required=True, metavar="URI", help="where versions are published (index.uri)")
     parser.add_argument("--image", metavar="FILE", help="a picture to search with: path or URI")
+    of_filter = "only products for which this is true, in SQL's words: \"kind = 'chair' and price < 50\""
+    parser.add_argument("--filter", metavar="WHICH", help=of_filter)
+    parser.add_argument("--json", action="store_true", help="for scripts")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="products to show (default 10)")
     parser.add_argument("--version", metavar="ID", help="search this version instead of the published one")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")

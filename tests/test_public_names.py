@@ -11,9 +11,9 @@ import pytest
 PUBLIC_NAMES = {
     "encoders": {
         "CheckpointError", "EncoderConfig", "EncoderConfigError", "EncoderDescription", "EncoderError", "FusionSpec",
-        "ImagePreprocessing", "OnnxQueryEncoder", "ProductEncoder", "QueryEncoder", "TowerSpec", "check_encoder",
-        "export_onnx", "load_onnx_query_encoder", "load_product_encoder", "load_query_encoder", "resize_picture",
-        "save_encoder", "save_query_encoder",
+        "ImageDecodingError", "ImagePreprocessing", "OnnxQueryEncoder", "ProductEncoder", "QueryEncoder", "TowerSpec",
+        "check_encoder", "export_onnx", "image_pixels", "load_onnx_query_encoder", "load_product_encoder",
+        "load_query_encoder", "save_encoder", "save_query_encoder",
     },
     "index_builder": {
         "CodecMismatchError", "EmbeddingShardError", "FilterError", "IndexBuilderError", "IndexConfig", "IndexReader",

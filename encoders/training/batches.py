@@ -22,7 +22,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from encoders.errors import EncoderConfigError, TrainingError
 from encoders.model import EncoderParts
 from encoders.tokenizers import TextTokenizer
-from encoders.training.images import DecodedImages, Decoder, EncodedImages, decode_with_pillow
+from encoders.training.images import DecodedImages, Decoder, EncodedImages, decode_or_none
 from encoders.training.pairs import TrainingPairs
 
 Tokens = tuple[torch.Tensor, torch.Tensor]  # ids int64 [., L], mask bool [., L]
@@ -217,7 +217,7 @@ class PairDataset(Dataset):
     """Batches of the pairs at `rows` (int64), made from lists of indices into these."""
 
     def __init__(
-        self, pairs: TrainingPairs, rows: np.ndarray, parts: EncoderParts, *, decode: Decoder = decode_with_pillow
+        self, pairs: TrainingPairs, rows: np.ndarray, parts: EncoderParts, *, decode: Decoder = decode_or_none
     ) -> None:
         self._pairs, self._rows = pairs, rows
         self.make = InputMaker(parts, decode)

@@ -5,7 +5,6 @@ Encoded they are bytes in memory, in a memory-mapped file, or paths to read.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,10 +13,10 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, UnidentifiedImageError
 
-from encoders.errors import EncoderConfigError
-from encoders.preprocessing import ImagePreprocessing, resize_picture
+from encoders.errors import EncoderConfigError, ImageDecodingError
+from encoders.image_decoding import MAX_PIXELS, decode_image
+from encoders.preprocessing import ImagePreprocessing
 
 # Encoded image and the tower's preprocessing to uint8 [3, S, S]; None where it cannot be decoded.
 Decoder = Callable[[bytes, ImagePreprocessing], np.ndarray | None]
@@ -165,12 +164,11 @@ class DecodedImages:
         return pixels, there
 
 
-def decode_with_pillow(data: bytes, preprocessing: ImagePreprocessing) -> np.ndarray | None:
-    """Decodes and resizes one image; None where it is none."""
+def decode_or_none(data: bytes, preprocessing: ImagePreprocessing) -> np.ndarray | None:
+    """Decodes and resizes one image; None where it cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return resize_picture(image.convert("RGB"), preprocessing)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+        return decode_image(data, preprocessing, MAX_PIXELS)
+    except ImageDecodingError:
         return None
 
 

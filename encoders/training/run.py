@@ -29,7 +29,7 @@ from encoders.training.batches import PairDataset, ProductOrder, load
 from encoders.training.checkpoints import CheckpointFolder, KeepCheckpoints, open_loggers, read_checkpoint
 from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
 from encoders.training.frozen_towers import store_frozen
-from encoders.training.images import Decoder, decode_with_pillow
+from encoders.training.images import Decoder, decode_or_none
 from encoders.training.module import EncoderTraining
 from encoders.training.new_encoder import find_parts, find_starting_point, new_small_encoder
 from encoders.training.pairs import ProductReader, TrainingPairs, read_pairs
@@ -46,7 +46,7 @@ def train_encoder(
     start: EncoderConfig | None = None,
     small: SmallEncoderConfig | None = None,
     read_products: ProductReader | None = None,
-    decode: Decoder = decode_with_pillow,
+    decode: Decoder = decode_or_none,
     command: str = "",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:

@@ -102,7 +102,8 @@ class CatalogConfig:
             `_source.title`, `title.en`, `images.hi_res|large` (the first that is there, in lists item by item); see
             `paths`.
         where: An expression over columns, in SQL's words; rows for which it is not true stay out, and are counted:
-            `status = 'active' and price > 0`. Names that are no plain words stand in double quotes.
+            `status = 'active' and price > 0`. Names that are no plain words stand in double quotes. With `group_by` it
+            looks at rows before they are grouped; a value that is blank in a row is there the first of its product.
         group_by: A column; the rows of a file that have the same value there make one product of their first values
             that are not blank, of all their images (each once), and of `group_lists`. They need not stand together.
             Rows without a value stand alone. The same value in another file makes another product, which is a dead

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from pipelines.catalog.arrow_types import is_list, plain
 from pipelines.catalog.config import CatalogError
-from pipelines.catalog.schemas import LINE, PROBLEM
+from pipelines.catalog.schemas import LEFT_OUT, LINE, PROBLEM
 from pipelines.catalog.values import trim_unseen, without_words
 
 HELD_BYTES = 128 << 20
@@ -47,6 +47,9 @@ class Grouper:
         lists: Columns that keep the values of all rows (`group_lists`).
         images: The column of images, whose values are gathered, if there is one.
         null_values: Texts that are none, beside those without a visible character.
+        is_kept: Says for which rows `catalog.where` is true; None where there is none.
+        judged: The columns that it looks at. A value that is blank in a row is there the first of its product: the
+            status that Shopify writes into the first row alone is that of all.
         as_type: Converts a column, given its name, to a type that a later batch of the file has.
 
     Attributes:
@@ -61,11 +64,14 @@ class Grouper:
         lists: Sequence[str],
         images: str | None,
         null_values: Sequence[str],
+        is_kept: Callable[[pa.RecordBatch], pa.BooleanArray] | None,
+        judged: Sequence[str],
         as_type: Callable[[str, pa.Array, pa.DataType], pa.Array],
     ) -> None:
         self.folded = 0
         self._folder, self._as_type = folder, as_type
         self._key, self._lists, self._images, self._null_values = key, lists, images, null_values
+        self._is_kept, self._judged = is_kept, judged
 
     def group(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """A row for each product, where its first row stood (in a large file: among those of its bucket).
@@ -76,7 +82,7 @@ class Grouper:
 
         Yields:
             Rows of the same columns, of `schemas.grouped_type`: `LINE` of the first row, and `PROBLEM` for each row
-            of a product that has more than `MAX_ROWS_OF_PRODUCT`.
+            of a product that has more than `MAX_ROWS_OF_PRODUCT`, or that is left out (`LEFT_OUT`).
 
         Raises:
             CatalogError: `group_by` is a column of lists or objects.
@@ -147,6 +153,9 @@ class Grouper:
     def _merged(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """`R` rows of one schema as a row for each product, in the order of their first rows."""
         group, first = _groups(self._keys(rows))
+        if self._is_kept is not None:
+            rows = self._without_left_out(rows, group, len(first))
+            group, first = _groups(self._keys(rows))
         sizes = np.bincount(group)
         if len(sizes) and sizes.max() > MAX_ROWS_OF_PRODUCT:
             rows = self._refused(rows, pa.array((sizes > MAX_ROWS_OF_PRODUCT)[group]))
@@ -167,11 +176,22 @@ class Grouper:
                 values = column.take(pa.array(order, mask=blank[name][order]))
                 columns.append(_as_lists(values, group[order], len(first)))
             else:
-                given = np.flatnonzero(~blank[name])[::-1]
-                chosen = np.full(len(first), -1)
-                chosen[group[given]] = given  # of several the last one stays: the first row
+                chosen = _first_given(blank[name], group, len(first))
                 columns.append(column.take(pa.array(chosen, mask=chosen < 0)))
         return pa.RecordBatch.from_arrays(columns, names=rows.schema.names)
+
+    def _without_left_out(self, rows: pa.RecordBatch, group: np.ndarray, products: int) -> pa.RecordBatch:
+        """The rows, of which those that are not kept have `LEFT_OUT` in place of their values."""
+        filled = []
+        names = [name for name in self._judged if name in rows.schema.names]
+        for name in names:
+            blank = self._blank(rows.column(name))
+            chosen = np.where(blank, _first_given(blank, group, products)[group], np.arange(len(group)))
+            filled.append(rows.column(name).take(pa.array(chosen, mask=chosen < 0)))
+        # Without a column a batch would have no rows.
+        judged = pa.RecordBatch.from_arrays([rows.column(LINE), *filled], names=[LINE, *names])
+        kept = pc.or_(self._is_kept(judged), rows.column(PROBLEM).is_valid()) if self._is_kept else None
+        return rows if kept is None else _with_problems(rows, pc.invert(kept), pa.scalar(LEFT_OUT))
 
     def _gathered(self, column: pa.Array, group: np.ndarray, products: int) -> pa.Array:
         """The images of each product's rows, each once, in the order of the rows: lists `[P]`."""
@@ -231,11 +251,16 @@ class Grouper:
             return rows
         expected = f"expected at most {MAX_ROWS_OF_PRODUCT:,} rows of one product, found more whose {self._key!r} is '"
         keys = pc.utf8_slice_codeunits(plain(rows.column(self._key)).cast(pa.string()), 0, 100)
-        kept = pa.array(np.arange(len(rows)), mask=wrong.to_numpy(zero_copy_only=False))
-        columns = {name: column.take(kept) for name, column in zip(rows.schema.names, rows.columns, strict=True)}
-        columns[LINE] = rows.column(LINE)
-        columns[PROBLEM] = pc.if_else(wrong, pc.binary_join_element_wise(expected, keys, "'", ""), rows.column(PROBLEM))
-        return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+        return _with_problems(rows, wrong, pc.binary_join_element_wise(expected, keys, "'", ""))
+
+
+def _with_problems(rows: pa.RecordBatch, wrong: pa.BooleanArray, whys: pa.Array | pa.Scalar) -> pa.RecordBatch:
+    """The rows, of which the wrong ones have a problem in place of their values."""
+    kept = pa.array(np.arange(len(rows)), mask=wrong.to_numpy(zero_copy_only=False))
+    columns = {name: column.take(kept) for name, column in zip(rows.schema.names, rows.columns, strict=True)}
+    columns[LINE] = rows.column(LINE)
+    columns[PROBLEM] = pc.if_else(wrong, whys, rows.column(PROBLEM))
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
 class _Bucket:
@@ -292,6 +317,14 @@ def _groups(keys: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     return rank[group], first[order]
+
+
+def _first_given(blank: np.ndarray, group: np.ndarray, products: int) -> np.ndarray:
+    """The first row of each product that is not blank, -1 where there is none: int64 `[P]`."""
+    given = np.flatnonzero(~blank)[::-1]
+    chosen = np.full(products, -1)
+    chosen[group[given]] = given  # of several the last one stays: the first row
+    return chosen
 
 
 def _as_lists(values: pa.Array, group: np.ndarray, products: int) -> pa.ListArray:

@@ -26,10 +26,11 @@ from pipelines.catalog.values import trim_unseen, without_words
 
 # Text counts as a base64 image only if it has an image's first bytes, is long, and has no sign that base64 has not:
 # no path and no URI meets all three.
-_NO_PATH = r"^((?i:data:)|/9j/|_9j_|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkqA|TU0AK)"
+_NO_PATH = r"^((?i:data:)|/9j/|_9j_|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkqA|TU0AK|AAAA[A-Za-z]GZ0eX)"
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*")
 _IMAGE_MAGIC = re.compile(
-    rb"\xff\xd8\xff[\xc0-\xfe]|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*", re.DOTALL
+    rb"\xff\xd8\xff[\xc0-\xfe]|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|\0\0\0.ftyp",
+    re.DOTALL,
 )
 _LIST_START = r"^[\[{]"
 _LISTED = re.compile(r"""\s*(?:'([^'\\]*)'|"([^"\\]*)"|None|nan)\s*,?""")

@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from index_builder import storage
 from pipelines.catalog import stores
@@ -74,7 +73,6 @@ class TakenIn:
             file a new one begins where a column's type gets wider.
         seen: Of a text file, what its values say about the columns; else None.
         folded: With `group_by`, how many rows of the file went into the row of another.
-        left_out: With `group_by`, how many rows `catalog.where` is not true for.
     """
 
     file: CatalogFile
@@ -82,7 +80,6 @@ class TakenIn:
     uris: tuple[str, ...]
     seen: SeenColumns | None = None
     folded: int = 0
-    left_out: int = 0
 
 
 def take_in_all(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[TakenIn]:
@@ -138,7 +135,7 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
         file, seen = replace(file, format=made.facts["format"]), SeenColumns.from_dict(made.facts)
     if file.is_text or config.group_by is not None:
         format = "parquet"
-    return TakenIn(file=file, format=format, uris=made.files, seen=seen, **_counts(made.facts))
+    return TakenIn(file=file, format=format, uris=made.files, seen=seen, folded=made.facts.get("folded", 0))
 
 
 def _take_in_query(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
@@ -173,11 +170,7 @@ def _take_in_query(file: CatalogFile, config: CatalogConfig, folder: str) -> Tak
         inputs = _inputs(file, config)
         made = storage.artifact(_target(folder, inputs or []), inputs, make)
     seen = SeenColumns.from_dict(made.facts)
-    return TakenIn(file=file, format="parquet", uris=made.files, seen=seen, **_counts(made.facts))
-
-
-def _counts(facts: dict[str, Any]) -> dict[str, int]:
-    return {name: facts.get(name, 0) for name in ("folded", "left_out")}
+    return TakenIn(file=file, format="parquet", uris=made.files, seen=seen, folded=made.facts.get("folded", 0))
 
 
 def not_taken_in(files: Sequence[CatalogFile], config: CatalogConfig, folder: str) -> list[CatalogFile]:
@@ -367,30 +360,31 @@ def _write(rows: Iterable[pa.RecordBatch], file: CatalogFile, config: CatalogCon
     if config.group_by is None:
         write_rows(rows, folder)
         return {}
+    condition = config.condition
+    is_kept = None
+    if condition is not None:
+        stated, nulls = config.stated_types, config.null_values
+        is_kept = partial(meets_condition, condition=condition, stated=stated, null_values=nulls)
+    judged = () if condition is None else condition.columns
     grouper = Grouper(
         os.path.dirname(folder),
         key=config.group_by,
         lists=config.group_lists,
         images=config.image_field,
         null_values=config.null_values,
+        is_kept=is_kept,
+        judged=judged,
         as_type=JsonLinesReader(config).as_type,
     )
-    condition, left_out = config.condition, 0
-    # Other columns get what their file's place tells when they are read.
-    needed = {config.group_by, *config.group_lists, *(condition.columns if condition else ())}
+    needed = {config.group_by, *config.group_lists, *judged}
 
-    def kept() -> Iterator[pa.RecordBatch]:
-        nonlocal left_out
+    def found() -> Iterator[pa.RecordBatch]:
         for batch in rows:
             fields = at_paths(batch.drop_columns([LINE, PROBLEM]), config)
             columns = [batch.column(LINE), batch.column(PROBLEM), *fields.columns]
-            found = pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *fields.schema.names])
-            found = with_partitions(found, file.partitions, needed)
-            if condition is not None:
-                is_true = meets_condition(found, condition, config.stated_types, config.null_values)
-                found = found.filter(pc.or_(is_true, found.column(PROBLEM).is_valid()))
-                left_out += len(batch) - len(found)
-            yield found
+            named = pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *fields.schema.names])
+            # Other columns get what their file's place tells when they are read.
+            yield with_partitions(named, file.partitions, needed)
 
-    write_rows(grouper.group(kept()), folder)
-    return {"folded": grouper.folded, "left_out": left_out}
+    write_rows(grouper.group(found()), folder)
+    return {"folded": grouper.folded}

@@ -82,14 +82,12 @@ class CatalogShard:
 class CatalogPlan:
     """All shards in order: files by relative name (codepoint order), then rows; products follow this order alone.
 
-    With `group_by`, `folded` rows of the catalog went into the row of another, and `left_out` rows do not meet
-    `catalog.where`: the catalog's rows are those of the shards and these.
+    With `group_by`, `folded` rows of the catalog went into the row of another: its rows are the shards' and these.
     """
 
     shards: tuple[CatalogShard, ...]
     schema: pa.Schema
     folded: int = 0
-    left_out: int = 0
 
     @property
     def rows(self) -> int | None:
@@ -172,8 +170,7 @@ def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPla
         CatalogShard(position=number, key=_key(reading, packed), format=files[0].format, ranges=packed, schema=schema)
         for number, packed in enumerate(_pack(ranges, config))
     )
-    folded, left_out = (sum(getattr(taken, name) for taken in files) for name in ("folded", "left_out"))
-    return CatalogPlan(shards=tuple(shards), schema=schema, folded=folded, left_out=left_out)
+    return CatalogPlan(shards=tuple(shards), schema=schema, folded=sum(taken.folded for taken in files))
 
 
 def _text_schema(

@@ -16,7 +16,7 @@ from pipelines.catalog import column_files
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.dead_letters import DeadLetter, Place, malformed
 from pipelines.catalog.plan import CatalogShard, RowRange
-from pipelines.catalog.schemas import LINE, PROBLEM, at_paths, invalid_rows, plain_columns
+from pipelines.catalog.schemas import LEFT_OUT, LINE, PROBLEM, at_paths, invalid_rows, plain_columns
 from pipelines.catalog.stores import with_partitions
 
 BATCH_BYTES = 32 << 20
@@ -36,6 +36,7 @@ class RawBatch:
         unit: What `numbers` counts: `row` (from 0, of a sheet from 1), or `line` or `record` (from 1).
         numbers: `[R]` int64, where each row stands in the file.
         malformed: One letter for each record that could not be read.
+        left_out: How many rows did not meet `catalog.where` before they were grouped.
     """
 
     rows: pa.RecordBatch
@@ -44,6 +45,7 @@ class RawBatch:
     unit: Literal["row", "line", "record"]
     numbers: np.ndarray
     malformed: list[DeadLetter] = field(default_factory=list)
+    left_out: int = 0
 
     def where(self, row: int) -> Place:
         """Where a row stands."""
@@ -89,13 +91,20 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
         if not is_text:
             rows = plain_columns(rows, config)
             problems |= dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
-        letters = [malformed(Place(part.file.name, unit, int(numbers[at])), why) for at, why in problems.items()]
+        wrong = {at: why for at, why in problems.items() if why != LEFT_OUT}
+        letters = [malformed(Place(part.file.name, unit, int(numbers[at])), why) for at, why in wrong.items()]
         rows = with_partitions(rows, part.file.partitions, config.fields)
         if problems:
             good = np.delete(np.arange(rows.num_rows), list(problems))
             rows, numbers = rows.take(pa.array(good)), numbers[good]
         yield RawBatch(
-            rows=rows, schema=shard.schema, name=part.file.name, unit=unit, numbers=numbers, malformed=letters
+            rows=rows,
+            schema=shard.schema,
+            name=part.file.name,
+            unit=unit,
+            numbers=numbers,
+            malformed=letters,
+            left_out=len(problems) - len(wrong),
         )
     if row != part.stop:
         raise EOFError(f"the file ends at row {row}")

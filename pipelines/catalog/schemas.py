@@ -27,6 +27,9 @@ LINE, PROBLEM = "shelfmark:line", "shelfmark:problem"
 """Columns of a file that was taken in: the record's line (int64, from 1, see `CatalogFile.unit`; the row, from 0, of a
 Parquet or Arrow file), and what is wrong with it (text), else null."""
 
+LEFT_OUT = "left out by catalog.where"
+"""The problem of a row that is none: `catalog.where` is not true for it."""
+
 IMAGE_KEYS = ("bytes", "path", "uri", "url")
 """Fields of a struct that holds a picture, in the order in which they are asked."""
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from encoders import QueryEncoder
 from pipelines.catalog.dead_letters import ImageError
@@ -127,19 +126,19 @@ def query_vectors(
 
 def _read_images(
     pool: ImagePool | None, references: Sequence[ImageRef | None], faults: list[ImageError]
-) -> list[Image.Image | None]:
-    """Images in the encoder's own size; None where there is none."""
+) -> list[np.ndarray | None]:
+    """Images in the encoder's own size, uint8 `[S, S, 3]`; None where there is none."""
     if pool is None:
         return [None] * len(references)
     fetched = fetch_images(pool, [[] if reference is None else [reference] for reference in references])
     pixels, broken = decode_images(pool, fetched.data)
-    images: list[Image.Image | None] = []
+    images: list[np.ndarray | None] = []
     for product in fetched.products:
         product.drop(broken)
         faults += [fault for _, fault in product.faults]
         usable = [digest for digest in product.digests if digest in pixels]
         # The encoder's own resize leaves an image of this size as it is.
-        images.append(Image.fromarray(pixels[usable[0]].transpose(1, 2, 0)) if usable else None)
+        images.append(pixels[usable[0]].transpose(1, 2, 0) if usable else None)
     return images
 
 

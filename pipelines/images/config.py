@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.catalog.config import CatalogConfigError
 
-DECODING_RULES = 1
+DECODING_RULES = 2
 """Raised whenever the same bytes would give other pixels, so that what was embedded under older rules can be told
 apart.
 """

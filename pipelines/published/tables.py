@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from index_builder import IndexReader, Manifest, SearchResult
+from index_builder import Manifest, SearchResult
 from index_builder.explain import serving_shards
 from pipelines.published.letters import Letters
 from pipelines.published.version_diff import VersionDiff
@@ -146,30 +147,41 @@ def print_letters(letters: Letters, version: str, console: Console) -> None:
         console.print(table)
 
 
-def print_result(reader: IndexReader, result: SearchResult, *, title: str, console: Console) -> None:
+def print_result(result: SearchResult, *, title: str, console: Console, filtered: bool = False) -> None:
     """Prints the products found for the first query as a table, display columns beside the id."""
-    columns = [name for name in reader.products.column_names if name != "product_id"]
-    table = Table(title=title, title_justify="left", title_style="bold")
+    columns = [name for name in result.products.column_names if name != "product_id"]
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
     table.add_column("rank", justify="right")
     table.add_column("score", justify="right")
     table.add_column("product_id", no_wrap=True)
     for name in columns:
-        table.add_column(name)
-    rows = [int(row) for row in result.rows[0] if row >= 0]
-    found = reader.products.take(rows).select(columns).to_pylist() if rows else []
-    for rank, (score, product_id, shown) in enumerate(
-        zip(result.scores[0], result.product_ids[0], found, strict=False), start=1
-    ):
-        cells = ["" if shown[name] is None else str(shown[name]) for name in columns]
-        table.add_row(str(rank), f"{score:.{SCORE_DIGITS}f}", product_id, *cells)
+        table.add_column(escape(name))
+    found = found_products(result)
+    for product in found:
+        cells = ["" if product["columns"][name] is None else str(product["columns"][name]) for name in columns]
+        score = f"{product['score']:.{SCORE_DIGITS}f}"
+        table.add_row(str(product["rank"]), score, *map(escape, (product["product_id"], *cells)))
     console.print(table)
-    if not rows:
-        console.print("no product found")
+    if not found:
+        console.print("no product passes the filter")
+    elif len(found) < result.scores.shape[1]:
+        console.print(f"{len(found):,} found, all there are" + (" that pass the filter" if filtered else ""))
+
+
+def found_products(result: SearchResult, query: int = 0) -> list[dict[str, Any]]:
+    """What one query found, best first: rank from 1, score, product id, and the columns by name."""
+    columns = [name for name in result.products.column_names if name != "product_id"]
+    values = result.columns(columns, query).to_pylist() if columns else [{}] * len(result.product_ids[query])
+    each = zip(result.scores[query].tolist(), result.product_ids[query], values, strict=False)
+    return [
+        {"rank": rank, "score": score, "product_id": product_id, "columns": shown}
+        for rank, (score, product_id, shown) in enumerate(each, start=1)
+    ]
 
 
 def print_json(value: object) -> None:
     """Prints plain values to standard output, for scripts."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def described(manifest: Manifest) -> dict[str, object]:

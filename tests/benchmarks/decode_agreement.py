@@ -25,8 +25,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from encoders import EncoderConfig, ImagePreprocessing, load_product_encoder
-from pipelines.images import decode
+from encoders import EncoderConfig, ImagePreprocessing, jpeg_decoding, load_product_encoder
 from pipelines.images.config import DecodeConfig
 from pipelines.images.decode import decode_image
 from tests.benchmarks.machine import command_line, machine_line
@@ -95,7 +94,7 @@ def compare(tower: Tower, transform: Transform, preprocessing: ImagePreprocessin
 def divisors(preprocessing: ImagePreprocessing, photos: list[bytes]) -> str:
     """The fractions at which the photos are decoded."""
     needed = (preprocessing.size, preprocessing.size)
-    found = {decode.scale_divisor(*Image.open(io.BytesIO(data)).size, needed) for data in photos}
+    found = {jpeg_decoding.scale_divisor(*Image.open(io.BytesIO(data)).size, needed) for data in photos}
     return ", ".join(f"1/{divisor}" if divisor > 1 else "whole" for divisor in sorted(found))
 
 
@@ -113,7 +112,9 @@ def main() -> None:
     if not photos:
         photos = [jpeg_of_size(drawn_photo(seed, 348), 348) for seed in range(arguments.photos)]
     enlarged, uneven = ([jpeg_of_size(Image.open(io.BytesIO(data)), side) for data in photos] for side in (800, 797))
-    table = Table(title=f"{len(photos)} {kind}; spare resolution {decode.SPARE_RESOLUTION}", title_justify="left")
+    table = Table(
+        title=f"{len(photos)} {kind}; spare resolution {jpeg_decoding.SPARE_RESOLUTION}", title_justify="left"
+    )
     for column in (
         "tower",
         "photos",

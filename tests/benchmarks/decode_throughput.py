@@ -22,11 +22,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from encoders.preprocessing import ImagePreprocessing, resize_picture, resize_pixels
+from encoders.jpeg_decoding import SPARE_RESOLUTION
+from encoders.preprocessing import ImagePreprocessing, resize_pixels
 from pipelines.images.config import DecodeConfig
-from pipelines.images.decode import SPARE_RESOLUTION, decode_image
+from pipelines.images.decode import decode_image
 from tests.benchmarks.machine import command_line, machine_line
 from tests.benchmarks.photos import drawn_photo, grocery_photos, jpeg_of_size
+from tests.encoders.tiny import pillow_pixels
 
 Way = Callable[[bytes], np.ndarray]
 
@@ -44,15 +46,15 @@ def ways(preprocessing: ImagePreprocessing) -> dict[str, Way]:
         return simplejpeg.decode_jpeg(data, min_width=spare, min_height=spare, min_factor=1)
 
     def plain(data: bytes) -> np.ndarray:
-        return resize_picture(Image.open(io.BytesIO(data)), preprocessing)
+        return pillow_pixels(Image.open(io.BytesIO(data)), preprocessing)
 
     found: dict[str, Way] = {
         "Pillow, plain": plain,
-        "Pillow draft, Pillow resize": lambda data: resize_picture(open_draft(data), preprocessing),
-        "simplejpeg, Pillow resize": lambda data: resize_picture(
+        "Pillow draft, Pillow resize": lambda data: pillow_pixels(open_draft(data), preprocessing),
+        "simplejpeg, Pillow resize": lambda data: pillow_pixels(
             Image.fromarray(simplejpeg.decode_jpeg(data)), preprocessing
         ),
-        "simplejpeg scaled, Pillow resize": lambda data: resize_picture(
+        "simplejpeg scaled, Pillow resize": lambda data: pillow_pixels(
             Image.fromarray(simplejpeg_scaled(data)), preprocessing
         ),
         "Pillow, torch resize": lambda data: resize_pixels(np.array(Image.open(io.BytesIO(data))), preprocessing),

@@ -28,7 +28,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from encoders import EncoderConfig, TowerSpec, load_product_encoder, resize_picture
+from encoders import EncoderConfig, TowerSpec, image_pixels, load_product_encoder
 from encoders.saved_encoder import resolve_device, resolve_encoder
 from tests.benchmarks.machine import command_line, machine_line
 from tests.benchmarks.photos import PROJECT_ROOT
@@ -72,7 +72,7 @@ def main() -> None:
     clip.visual.load_state_dict(plain.image.visual.state_dict())
     clip.text.load_state_dict(plain.clip_text.text.state_dict())
     clip = clip.eval().to(device)
-    pixels = np.stack([resize_picture(photo, ours.preprocessing) for photo in photos])
+    pixels = np.stack([image_pixels(photo, ours.preprocessing) for photo in photos])
     mean, std = (
         torch.tensor(values).reshape(1, 3, 1, 1) for values in (ours.preprocessing.mean, ours.preprocessing.std)
     )

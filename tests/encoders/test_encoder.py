@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from encoders import load_product_encoder, load_query_encoder
-from encoders.preprocessing import resize_picture
+from encoders.image_decoding import image_pixels
 from tests.encoders.tiny import MODELS, random_picture, save_tiny_encoder
 
 TEXT_QUERY_MODELS = [pair for pair in MODELS if pair[0] != "match3"]
@@ -69,9 +69,7 @@ def test_half_precision_gives_float32_vectors_that_are_close(saved, pair, precis
 
 def test_fuse_takes_rows_of_shared_texts_and_pictures(three):
     text = three.encode_texts(TEXTS[:2])
-    image = three.encode_images(
-        np.stack([resize_picture(random_picture(seed), three.preprocessing) for seed in (1, 2)])
-    )
+    image = three.encode_images(np.stack([image_pixels(random_picture(seed), three.preprocessing) for seed in (1, 2)]))
     found = three.fuse(text, np.array([0, 1, 0, -1]), image, np.array([[1], [0], [-1], [1]]))
     expected = three.encode(
         [TEXTS[0], TEXTS[1], TEXTS[0], None], [random_picture(2), random_picture(1), None, random_picture(2)]
@@ -80,7 +78,7 @@ def test_fuse_takes_rows_of_shared_texts_and_pictures(three):
 
 
 def test_several_pictures_count_by_the_mean_of_those_that_are_there(three):
-    pixels = np.stack([resize_picture(random_picture(seed), three.preprocessing) for seed in (1, 2)])
+    pixels = np.stack([image_pixels(random_picture(seed), three.preprocessing) for seed in (1, 2)])
     text, image = three.encode_texts(["mug"]), three.encode_images(pixels)
     mean = torch.nn.functional.normalize(image, dim=-1).mean(0, keepdim=True)
     rows = np.array([0])

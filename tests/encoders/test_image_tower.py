@@ -8,6 +8,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch.nn import functional
 
 from encoders.errors import CheckpointError
+from encoders.image_decoding import image_pixels
 from encoders.image_tower import (
     ClipTextTower,
     ImageTower,
@@ -17,7 +18,6 @@ from encoders.image_tower import (
     pools_one_token,
     run_for_token,
 )
-from encoders.preprocessing import resize_picture
 from encoders.tokenizers import clip_tokenizer
 from tests.encoders.tiny import CLIP_MODEL_CONFIG, IMAGE_DIM, PREPROCESSING, random_picture
 
@@ -46,12 +46,12 @@ def clip_with(*, seed: int = 0, vision: dict | None = None, text: dict | None = 
 
 def test_uint8_pixels_are_normalised_as_by_open_clip(clip):
     tower = ImageTower(clip.visual, PREPROCESSING, dim=IMAGE_DIM)
-    pictures = [random_picture(seed) for seed in range(3)]
+    pictures = [random_picture(seed, (PREPROCESSING.size, PREPROCESSING.size)) for seed in range(3)]  # not resized
     theirs = image_transform_v2(
         PreprocessCfg(size=PREPROCESSING.size, mean=PREPROCESSING.mean, std=PREPROCESSING.std), is_train=False
     )
     expected = clip.encode_image(torch.stack([theirs(picture) for picture in pictures]))
-    pixels = np.stack([resize_picture(picture, PREPROCESSING) for picture in pictures])
+    pixels = np.stack([image_pixels(picture, PREPROCESSING) for picture in pictures])
     assert torch.allclose(tower(torch.from_numpy(pixels)), expected, atol=1e-5)
 
 

@@ -13,8 +13,8 @@ from encoders import EncoderConfig, FusionSpec, TowerSpec, check_encoder, load_p
 from encoders.architecture import EncoderArchitecture
 from encoders.encoder import ProductEncoder
 from encoders.errors import CheckpointError, EncoderConfigError
+from encoders.image_decoding import image_pixels
 from encoders.model import ConcatFusion, EncoderModel, MlpFusion, PhotoTextFusion, SumFusion, build_fusion
-from encoders.preprocessing import resize_picture
 from encoders.saved_encoder import read_saved, resolve_encoder
 from tests.encoders.tiny import (
     IMAGE_DIM,
@@ -242,7 +242,7 @@ def test_queries_that_are_a_photo(name, fusion):
 
 TEXTS = ["red dress", "small wooden lamp", "mug"]
 PICTURES = [random_picture(seed) for seed in range(3)]
-PIXELS = torch.from_numpy(np.stack([resize_picture(picture, PREPROCESSING) for picture in PICTURES]))
+PIXELS = torch.from_numpy(np.stack([image_pixels(picture, PREPROCESSING) for picture in PICTURES]))
 
 
 def tokens(parts):

@@ -1,4 +1,4 @@
-"""Both resizes: pixels as open_clip's own, and the fast one the same but for rounding."""
+"""Pixels as open_clip's own but for rounding, and the same bits with torch and without."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from encoders.errors import EncoderConfigError
-from encoders.preprocessing import ImagePreprocessing, resize_picture, resize_pixels
-from tests.encoders.tiny import random_picture
+from encoders.image_decoding import image_pixels
+from encoders.preprocessing import ImagePreprocessing, resize_pixels
+from tests.encoders.tiny import pillow_pixels, random_picture
 
 SIZES = [(32, 32), (40, 31), (31, 40), (13, 200), (200, 13), (5, 7), (33, 32), (97, 64), (1, 50)]
 
@@ -26,22 +27,25 @@ def test_same_pixels_as_open_clip(resize_mode, interpolation, size):
     options = {"interpolation": interpolation, "resize_mode": resize_mode, "fill_color": 7}
     theirs = image_transform_v2(PreprocessCfg(size=32, mean=(0.0,) * 3, std=(1.0,) * 3, **options), is_train=False)
     expected = (theirs(picture).numpy() * 255).round().astype(np.uint8)
-    found = resize_picture(picture, ImagePreprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, **options))
+    wishes = ImagePreprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, **options)
+    assert np.array_equal(pillow_pixels(picture, wishes), expected)
+    found = image_pixels(picture, wishes)
     assert found.dtype == np.uint8
     assert found.shape == (3, 32, 32)
-    assert np.array_equal(found, expected)
+    if resize_mode != "shortest" or max(size) <= 8 * min(size):  # of a banner the middle alone is resized
+        assert np.abs(found.astype(int) - expected).max() <= 2
 
 
 def test_thin_picture_keeps_a_pixel_of_width():
     cfg = ImagePreprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="longest", fill_color=9)
-    pixels = resize_picture(random_picture(0, (1, 100)), cfg)
+    pixels = image_pixels(random_picture(0, (1, 100)), cfg)
     assert pixels.shape == (3, 32, 32)
     assert (pixels[:, :, 0] == 9).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "1", "LA"])
 def test_other_modes_become_rgb(mode):
-    pixels = resize_picture(
+    pixels = image_pixels(
         random_picture(1, (20, 20)).convert(mode), ImagePreprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
     )
     assert pixels.shape == (3, 16, 16)
@@ -56,7 +60,7 @@ def test_from_dict_takes_json_lists():
 
 def test_one_colour_stays_that_colour():
     picture = Image.new("RGB", (50, 30), (10, 200, 30))
-    pixels = resize_picture(picture, ImagePreprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3))
+    pixels = image_pixels(picture, ImagePreprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3))
     assert [set(channel.ravel().tolist()) for channel in pixels] == [{10}, {200}, {30}]
 
 
@@ -95,7 +99,8 @@ def test_like_the_reference(height: int, width: int, size: int, mode: str, inter
     pixels, wishes = noise(height, width), preprocessing(size, mode, interpolation)
     found = resize_pixels(pixels, wishes)
     assert (found.dtype, found.shape, found.flags.c_contiguous) == (np.uint8, (3, size, size), True)
-    expected = resize_picture(Image.fromarray(pixels), wishes)
+    assert np.array_equal(resize_pixels(pixels, wishes, library="numpy"), found)
+    expected = pillow_pixels(Image.fromarray(pixels), wishes)
     off = np.abs(found.astype(int) - expected.astype(int))
     assert off.max() <= 2  # of noise; both round twice, once a direction
     if size >= 8:  # of fewer values, one grey level in a few of them is no mean to go by
@@ -113,6 +118,7 @@ def test_a_decode_at_a_fraction_is_resized_as_the_whole(width: int, height: int,
     whole, part = (np.repeat(plane.round().astype(np.uint8)[:, :, None], 3, axis=2) for plane in (ramp, blocks))
     wishes = preprocessing(16, mode)
     found = resize_pixels(part, wishes, full_size=(width, height)).astype(int)
+    assert np.array_equal(resize_pixels(part, wishes, full_size=(width, height), library="numpy"), found)
     expected = resize_pixels(whole, wishes).astype(int)
     assert np.abs(found - expected).max() <= 1
     if width % divisor > 1:

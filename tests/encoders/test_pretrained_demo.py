@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from encoders import EncoderConfig, check_encoder, load_product_encoder, load_query_encoder, resize_picture
+from encoders import EncoderConfig, check_encoder, image_pixels, load_product_encoder, load_query_encoder
 from encoders.checkpoint import local_folder
 from pipelines.demo_catalog import write_demo_catalog
 
@@ -85,7 +85,7 @@ def test_text_and_picture_together_find_more_than_either(drawn):
     products, search = load_product_encoder(EncoderConfig(uri=URI, device="cpu")), load_query_encoder(URI, device="cpu")
     query_vectors = search.encode(queries["query"])
     text = products.encode_texts(texts)
-    image = products.encode_images(np.stack([resize_picture(image, products.preprocessing) for image in pictures]))
+    image = products.encode_images(np.stack([image_pixels(image, products.preprocessing) for image in pictures]))
     rows, none = np.arange(len(texts)), np.full(len(texts), -1)
     both = products.fuse(text, rows, image, rows)
     shares = {

@@ -192,7 +192,7 @@ def test_a_failed_save_leaves_the_earlier_one(tmp_path, monkeypatch):
 
 def test_naming_an_encoder_needs_no_torch():
     code = (
-        "import sys, encoders; encoders.EncoderConfig(uri='x'); encoders.resize_picture\n"
+        "import sys, encoders; encoders.EncoderConfig(uri='x'); encoders.image_pixels\n"
         "print([m for m in ('torch', 'transformers', 'open_clip', 'lightning') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from encoders import preprocessing
 from encoders.architecture import ClipArchitecture, EncoderArchitecture, TextArchitecture
 from encoders.config import EncoderConfig, FusionSpec
 from encoders.image_tower import build_clip
@@ -163,6 +164,13 @@ def save_tiny_clip(folder: Path, *, seed: int = 0) -> Path:
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     save_file(clip.state_dict(), str(folder / "open_clip_model.safetensors"), metadata={"format": "pt"})
     return folder
+
+
+def pillow_pixels(image: Image.Image, wishes: ImagePreprocessing) -> np.ndarray:
+    """Resized by Pillow, as open_clip does, and cut as ours; uint8 `[3, S, S]`."""
+    resampling = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[wishes.interpolation]
+    image = image.resize(preprocessing._resized_size(*image.size, wishes), resampling).convert("RGB")
+    return preprocessing._centre_crop_or_pad(np.asarray(image).transpose(2, 0, 1), wishes)
 
 
 def random_picture(seed: int, size: tuple[int, int] = (20, 17)) -> Image.Image:

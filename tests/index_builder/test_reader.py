@@ -102,6 +102,37 @@ def test_filters_by_expression_and_by_mask(tmp_path: Path, factory: str) -> None
         assert np.array_equal(by_mask.rows, brute_force(queries, 5, mask)[1])
 
 
+def test_a_condition_in_words_is_the_expression_that_it_spells(index: str) -> None:
+    reader = IndexReader.open(index)
+    prices = reader.products["price"].to_pylist()
+    for text, expected in (
+        ("price < 50", [price is not None and price < 50 for price in prices]),
+        ("price == 7 or title like '%of 1_'", None),
+        ("title in ('title of 3', 'title of 4') and not price is null", None),
+    ):
+        result = reader.search(VECTORS[:2], ROWS, text)
+        found = {row for row in result.rows[0].tolist() if row >= 0}
+        if expected is not None:
+            assert found == {row for row, passes in enumerate(expected) if passes}
+        assert found
+        assert len(found) < ROWS
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pricee < 50", "found 'pricee'. Did you mean 'price'"),
+        ("price <", "expected a condition"),
+        ("", "expected a condition"),
+        ("exists(select 1)", "expected a condition"),
+        ("price < '2020-01-01' and __import__('os')", "expected a condition"),
+    ],
+)
+def test_conditions_that_are_none(index: str, text: str, message: str) -> None:
+    with pytest.raises(FilterError, match=message):
+        IndexReader.open(index).search(VECTORS[0], 3, text)
+
+
 def test_a_null_does_not_pass_a_filter(index: str) -> None:
     reader = IndexReader.open(index)
     assert reader.products["price"][3].as_py() is None
@@ -143,8 +174,29 @@ def test_vectors_of_another_shape(index: str, shape: tuple[int, ...]) -> None:
     reader = IndexReader.open(index)
     with pytest.raises(IndexBuilderError, match=rf"shape \[B, {DIM}\]"):
         reader.search(np.zeros(shape, np.float32), 3)
-    with pytest.raises(IndexBuilderError, match="k of at least 1"):
+    with pytest.raises(IndexBuilderError, match="k: expected a whole number of at least 1"):
         reader.search(VECTORS, 0)
+
+
+def test_numbers_that_make_sense_are_numpys_too(index: str) -> None:
+    reader = IndexReader.open(index)
+    for k, nprobe, factor in ((np.int64(3), np.int32(2), np.uint8(0)), (3, 10**9, 10**9)):
+        assert len(reader.search(VECTORS[0], k, nprobe=nprobe, refine_factor=factor).product_ids[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("k", 0), ("k", 2.5), ("k", "3"), ("k", True), ("k", None), ("nprobe", -1), ("nprobe", 0), ("refine_factor", -1)],
+)
+def test_numbers_that_make_no_sense(index: str, name: str, value: object) -> None:
+    with pytest.raises(IndexBuilderError, match=f"{name}: expected a whole number"):
+        IndexReader.open(index).search(VECTORS[0], **{"k": 3, name: value})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_vectors_that_are_not_finite(index: str, bad: float) -> None:
+    with pytest.raises(IndexBuilderError, match="expected finite query vectors"):
+        IndexReader.open(index).search(np.full(DIM, bad, np.float32), 3)
 
 
 def test_no_queries(index: str) -> None:

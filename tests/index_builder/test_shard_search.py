@@ -9,7 +9,7 @@ import pytest
 
 from index_builder.errors import IndexBuilderError
 from index_builder.faiss_files import ivf_of, read_index
-from index_builder.shard_search import ShardSearch
+from index_builder.shard_search import RowSelection, ShardSearch, nearest_lists
 from index_builder.spec import IndexConfig
 from tests.index_builder.builds import Build, build_index, clustered, write_shards
 
@@ -26,27 +26,85 @@ def test_stacked_shards_answer_as_each_of_them_does(tmp_path: Path, factory: str
     paths = [shard.uri for shard in build(tmp_path, factory).merged]
     search = ShardSearch([read_index(path) for path in paths])
     assert search.rows == 3000
-    bits = np.packbits(np.arange(3000) % 3 == 1, bitorder="little")
-    for selector in (None, faiss.IDSelectorBitmap(bits)):
-        scores, rows = search.search(QUERIES, 7, nprobe=4, selector=selector)
+    third = RowSelection.of(np.arange(3000) % 3 == 1)
+    # Under a filter more lists are probed, so there all of them are.
+    for selection, nprobe in ((None, 4), (third, 32)):
+        scores, rows = search.search(QUERIES, 7, nprobe=nprobe, selection=selection)
+        selector = None if selection is None else selection.selector
         found = []
         for path in paths:
             index = read_index(path)
-            inner = faiss.SearchParametersIVF(nprobe=4, sel=selector)
+            inner = faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)
             parameters = faiss.SearchParametersPreTransform(index_params=inner) if "OPQ" in factory else inner
             found.append(index.search(QUERIES, 7, params=parameters))
         alone = np.sort(np.concatenate([answer[0] for answer in found], axis=1), axis=1)[:, ::-1][:, :7]
-        assert np.array_equal(scores, alone)
+        assert np.allclose(scores, alone, atol=1e-6)
         assert (rows[:, 0] >= 0).all()
         assert selector is None or (rows[rows >= 0] % 3 == 1).all()
 
 
-def test_where_fewer_are_found(tmp_path: Path) -> None:
+KINDS = (
+    *("Flat", "IVF32,Flat", "IVF32,SQ8", "OPQ4_8,IVF32_HNSW8,PQ4", "PCAR8,IVF32,RaBitQ2", "IVF32,RaBitQ"),
+    *("IVF32,PQ8x4fs", "OPQ8_16,IVF32,PQ8x4fsr"),
+)
+
+
+@pytest.mark.parametrize("factory", KINDS)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_as_many_are_found_as_there_are(tmp_path: Path, factory: str, shards: int) -> None:
+    paths = [shard.uri for shard in build(tmp_path, factory, shards).merged]
+    search = ShardSearch([read_index(path) for path in paths])
+    rng = np.random.default_rng(1)
+    near = np.argsort(-(QUERIES[0] @ clustered(3000, 16).T))
+    kept = {
+        "half": rng.random(3000) < 0.5,
+        "few": rng.random(3000) < 0.01,
+        "one": np.arange(3000) == 1234,
+        "the nearest": np.isin(np.arange(3000), near[:40]),
+        "the farthest": np.isin(np.arange(3000), near[-40:]),
+        "all": np.ones(3000, bool),
+        "none": np.zeros(3000, bool),
+    }
+    for mask in (None, *kept.values()):
+        passing = 3000 if mask is None else int(mask.sum())
+        for k in (1, 10, 700, 3000):
+            selection = None if mask is None else RowSelection.of(mask)
+            scores, rows = search.search(QUERIES[:4], k, nprobe=1, selection=selection)
+            found = rows >= 0
+            assert (found.sum(axis=1) == min(k, passing)).all()
+            assert all(len(set(line[line >= 0])) == min(k, passing) for line in rows)
+            assert mask is None or mask[rows[found]].all()
+            assert np.array_equal(np.isneginf(scores), ~found)
+            assert (scores[:, 1:] <= scores[:, :-1]).all()
+
+
+def test_a_search_that_widened_does_not_jump(tmp_path: Path) -> None:
     search = ShardSearch([read_index(shard.uri) for shard in build(tmp_path, "IVF32,Flat").merged])
-    scores, rows = search.search(QUERIES, 2000, nprobe=1)
-    assert (rows[:, 0] >= 0).all()
-    assert (rows[:, -1] == -1).all()
-    assert np.array_equal(np.isneginf(scores), rows == -1)
+    everything = search.search(QUERIES, 3000, nprobe=1)
+    exact = np.sort(QUERIES @ clustered(3000, 16).astype(np.float16).astype(np.float32).T, axis=1)[:, ::-1]
+    assert np.allclose(everything[0], exact, atol=1e-5)
+
+
+def test_a_filter_finds_what_an_exact_search_under_it_finds(tmp_path: Path) -> None:
+    search = ShardSearch([read_index(shard.uri) for shard in build(tmp_path, "IVF32,Flat").merged])
+    for seed, share in enumerate((0.003, 0.02, 0.1)):
+        mask = np.random.default_rng(seed).random(3000) < share
+        _, rows = search.search(QUERIES, 10, nprobe=8, selection=RowSelection.of(mask))
+        scores = np.where(mask, QUERIES @ clustered(3000, 16).astype(np.float16).astype(np.float32).T, -np.inf)
+        truth = np.argsort(-scores, axis=1)[:, : min(10, mask.sum())]
+        shared = [len(set(line) & set(true)) for line, true in zip(rows.tolist(), truth.tolist(), strict=True)]
+        assert sum(shared) >= 0.97 * truth.size
+
+
+def test_nearest_lists() -> None:
+    centroids = np.eye(4, dtype=np.float32)
+    queries = np.array([[4, 3, 2, 1], [1, 2, 3, 4]], np.float32)
+    counts = np.array([5, 0, 1, 7])
+    lists, products = nearest_lists(queries, centroids, counts, enough=6, nprobe=1)
+    assert lists.tolist() == [[0, 2], [3, -1]]  # list 1 is empty
+    assert products.tolist() == [[4, 2], [4, 3]]
+    assert nearest_lists(queries, centroids, counts, enough=10**6, nprobe=1)[0].tolist() == [[0, 2, 3], [3, 2, 0]]
+    assert nearest_lists(queries, centroids, counts, enough=1, nprobe=2)[0].tolist() == [[0, 2], [3, 2]]
 
 
 def test_nothing_stays_mapped(tmp_path: Path) -> None:

@@ -80,6 +80,9 @@ def test_the_job_prints_its_summary_and_search_finds(job, capsys):
     ("query", "message"),
     [
         ([], "nothing to search for"),
+        (["  "], "the query's text is '  '"),
+        (["mug", "--filter", "nosuch = 1"], "found 'nosuch'"),
+        (["mug", "--filter", "product_id ="], "expected a condition"),
         (["mug", "-k", "0"], "-k is 0"),
         (["--image", "no_such.png"], "no such file"),
         (["--image", "{folder}/job.yaml"], "expected a picture"),
@@ -92,6 +95,19 @@ def test_a_search_that_cannot_be_done_says_why(published, capsys, query, message
     index = [] if "--index" in query else ["--index", str(published / "index")]
     assert run_command(search.main, [*index, *query]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_search_under_a_filter(published, capsys):
+    asked = ["--index", str(published / "index"), "mug", "-k", "100"]
+    assert run_command(search.main, [*asked, "--json", "--filter", "product_id in ('p00003', 'p00017')"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(each["product_id"] for each in found) == ["p00003", "p00017"]
+    assert [each["rank"] for each in found] == [1, 2]
+    assert found[0]["score"] >= found[1]["score"]
+    assert run_command(search.main, [*asked, "--filter", "product_id = 'p00003'"]) == 0
+    assert "1 found, all there are that pass the filter" in capsys.readouterr().out
+    assert run_command(search.main, [*asked, "--filter", "product_id = 'none'"]) == 0
+    assert "no product passes the filter" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

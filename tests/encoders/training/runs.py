@@ -13,7 +13,7 @@ import torch
 
 from encoders.preprocessing import ImagePreprocessing
 from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
-from encoders.training.images import decode_with_pillow
+from encoders.training.images import decode_or_none
 from encoders.training.run import train_encoder
 from tests.encoders.training.pairs_files import coloured_rows, write_pairs
 
@@ -57,7 +57,7 @@ class StopsAfter:
         self.left -= 1
         if self.left < 0:
             raise Stopped
-        return decode_with_pillow(data, preprocessing)
+        return decode_or_none(data, preprocessing)
 
 
 def pairs_of(folder: Path, count: int = 60) -> PairsConfig:
@@ -69,7 +69,7 @@ def train(
     out: Path,
     *,
     small: SmallEncoderConfig = SMALL,
-    decode: Callable[[bytes, ImagePreprocessing], np.ndarray | None] = decode_with_pillow,
+    decode: Callable[[bytes, ImagePreprocessing], np.ndarray | None] = decode_or_none,
     say: Callable[[str], None] = lambda line: None,
     plot: bool = False,
     **changes: object,

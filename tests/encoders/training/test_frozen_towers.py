@@ -8,7 +8,7 @@ from encoders.errors import TrainingError
 from encoders.training.batches import PairDataset
 from encoders.training.config import PairsConfig, TrainingConfig
 from encoders.training.frozen_towers import store_frozen
-from encoders.training.images import decode_with_pillow
+from encoders.training.images import decode_or_none
 from encoders.training.module import EncoderTraining
 from encoders.training.pairs import read_pairs
 from tests.encoders.tiny import tiny_parts
@@ -76,7 +76,7 @@ def test_each_picture_is_decoded_once_however_many_epochs(tmp_path):
 
     def decode(encoded, preprocessing):
         decoded.append(encoded)
-        return decode_with_pillow(encoded, preprocessing)
+        return decode_or_none(encoded, preprocessing)
 
     train(data, tmp_path / "out", epochs=4, tuned=("fusion", "text"), decode=decode, say=said.append)
     assert len(decoded) == 60

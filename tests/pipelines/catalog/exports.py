@@ -254,7 +254,7 @@ EXPORTS: dict[str, Export] = {
             ("red-scarf", "Red scarf Fell Scarves", ()),
         ],
         letters=["missing_id"],
-        kept_out=1,
+        kept_out=2,  # a draft in two rows
         display={"Variant SKU": ["M-S", "M-L"], "Variant Price": [9.9, 12.9], "Title": "Blue mug"},
         recognised="shopify",
     ),

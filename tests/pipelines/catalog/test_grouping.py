@@ -53,7 +53,7 @@ def config_of(uri: str | Path, **options: Any) -> CatalogConfig:
 
 
 def read(config: CatalogConfig, folder: Path) -> tuple[list[tuple[Any, ...]], list[str], int]:
-    """(id, text, images, columns) of the products, the letters' details, and how many rows were folded."""
+    """(id, text, images, columns) of the products, the letters' places and details, and how many rows were folded."""
     plan = plan_catalog(config, spool_uri=str(folder / "spool"))
     batches = read_plan(plan, config)
     products = [
@@ -63,7 +63,7 @@ def read(config: CatalogConfig, folder: Path) -> tuple[list[tuple[Any, ...]], li
             batch.product_ids.to_pylist(), batch.texts.to_pylist(), batch.images, batch.columns.to_pylist(), strict=True
         )
     ]
-    return products, [letter.detail for letter in letters_of(batches)], plan.folded
+    return products, [f"{letter.place}: {letter.detail}" for letter in letters_of(batches)], plan.folded
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
@@ -140,7 +140,8 @@ def test_grouping_is_what_a_plain_loop_does(
             row[LINE] = line = line + 1
     rows = [row for batch in batches for row in batch]
     as_type = JsonLinesReader(config).as_type
-    of_config = {"key": "handle", "lists": ("sku", "size"), "images": "image", "null_values": config.null_values}
+    of_config: dict[str, Any] = {"is_kept": None, "judged": ()}
+    of_config |= {"key": "handle", "lists": ("sku", "size"), "images": "image", "null_values": config.null_values}
     grouper = Grouper(str(folder), as_type=as_type, **of_config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grouping, "HELD_BYTES", held_bytes)
@@ -310,7 +311,31 @@ def test_where_looks_at_rows_before_they_are_grouped(format: str, tmp_path: Path
     assert (len(products), letters, folded) == (1, [], 1)
     assert products[0][:2] == ("1", "red")
     assert [int(price) for price in products[0][3]["price"]] == [2, 4]
-    assert plan_catalog(config, spool_uri=str(tmp_path / "spool")).left_out == 3
+    batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config)
+    assert sum(batch.left_out for batch in batches) == 3
+
+
+def test_where_looks_at_the_value_of_the_product_where_a_row_has_none(tmp_path: Path) -> None:
+    """Shopify writes the status into the first row of a product alone."""
+    rows = [
+        ("a", "draft", "1"), ("b", "active", "2"), ("a", "", "3"), ("c", "", "4"), ("b", "", "5"), ("b", "draft", "6")
+    ]  # fmt: skip
+    text = "id,status,n,title\n" + "".join(f"{','.join(row)},t\n" for row in rows) + '"broken'
+    config = CatalogConfig(
+        uri=write(tmp_path / "a.csv", text.encode()),
+        id_field="id",
+        group_by="id",
+        where="status = 'active' or status is null",
+        display_fields=("n",),
+        group_lists=("n",),
+        column_types={"n": "int64"},
+    )
+    products, letters, folded = read(config, tmp_path)
+    assert [(each[0], each[3]["n"]) for each in products] == [("b", [2, 5]), ("c", [4])]
+    batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config)
+    left_out = sum(batch.left_out for batch in batches)
+    assert (left_out, folded, len(letters)) == (3, 1, 1)
+    assert len(products) + left_out + folded + len(letters) == 7
 
 
 def test_fields_at_paths_are_grouped(tmp_path: Path) -> None:

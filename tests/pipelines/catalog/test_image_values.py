@@ -43,7 +43,7 @@ def test_struct_with_an_address_under_another_name(name: str) -> None:
     assert refs_of(pa.array([{name: "b.jpg", "width": 3}])) == [("b.jpg",)]
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
 def test_base64_is_told_from_paths_by_its_first_bytes(form: str) -> None:
     data = picture(form)
     plain = base64.b64encode(data).decode()

@@ -19,10 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from encoders.preprocessing import ImagePreprocessing, resize_picture
+from encoders.jpeg_decoding import decode_scaled_jpeg
+from encoders.preprocessing import ImagePreprocessing
 from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.images.config import DecodeConfig
-from pipelines.images.decode import decode_image, decode_scaled_jpeg, image_digest
+from pipelines.images.decode import decode_image, image_digest
+from tests.encoders.tiny import pillow_pixels
 
 SIZE = 32
 WISHES = ImagePreprocessing(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="shortest")
@@ -96,7 +98,7 @@ def corners(pixels: np.ndarray) -> list[str]:
 )
 def test_every_kind_looks_as_pillow_shows_it(kind: str, mode: str, options: dict) -> None:
     data = encoded(photo(mode=mode), kind, **options)
-    expected = resize_picture(Image.open(io.BytesIO(data)).convert("RGB"), WISHES)
+    expected = pillow_pixels(Image.open(io.BytesIO(data)).convert("RGB"), WISHES)
     assert difference(decode(data), expected) < 1
     if mode in ("RGB", "RGBA", "P", "CMYK"):
         assert corners(decode(data)) == list(COLOURS)
@@ -112,7 +114,7 @@ def test_a_large_jpeg_is_decoded_small(divisor: int, options: dict) -> None:
     pixels, full_size = scaled
     assert full_size == (side, side + 50)
     assert pixels.shape == (-(-(side + 50) // divisor), -(-side // divisor), 3)
-    assert difference(decode(data), resize_picture(Image.open(io.BytesIO(data)), WISHES)) < 0.6
+    assert difference(decode(data), pillow_pixels(Image.open(io.BytesIO(data)), WISHES)) < 0.6
 
 
 @pytest.mark.parametrize(("mode", "divisor"), [("shortest", 1), ("squash", 1), ("longest", 4)])
@@ -123,7 +125,7 @@ def test_what_is_needed_depends_on_the_resize(mode: str, divisor: int) -> None:
     scaled = decode_scaled_jpeg(data, needed=needed, max_pixels=10**8)
     assert scaled is not None
     assert scaled[0].shape[1] == SIZE * 8 // divisor
-    assert difference(decode(data, wishes), resize_picture(Image.open(io.BytesIO(data)), wishes)) < 2
+    assert difference(decode(data, wishes), pillow_pixels(Image.open(io.BytesIO(data)), wishes)) < 2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -134,7 +136,7 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     image = photo(120, 80, "CMYK" if kind == "CMYK JPEG" else "RGB")
     data = encoded(image, kind.split()[-1], exif=exif.tobytes())
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    assert difference(decode(data), resize_picture(upright, WISHES)) < 1
+    assert difference(decode(data), pillow_pixels(upright, WISHES)) < 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -144,7 +146,7 @@ def test_a_turned_picture_is_decoded_small_only_where_that_is_exact(orientation:
     exif[0x0112] = orientation
     data = encoded(photo(width, height), "JPEG", exif=exif.tobytes(), quality=92)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    assert difference(decode(data), resize_picture(upright, WISHES)) < 0.6
+    assert difference(decode(data), pillow_pixels(upright, WISHES)) < 0.6
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
@@ -179,10 +181,10 @@ def test_sixteen_bits_keep_their_upper_half() -> None:
     ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
     for kind in ("PNG", "TIFF"):
         found = decode(encoded(Image.fromarray(ramp), kind))
-        expected = resize_picture(Image.fromarray((ramp >> 8).astype(np.uint8)), WISHES)
+        expected = pillow_pixels(Image.fromarray((ramp >> 8).astype(np.uint8)), WISHES)
         assert difference(found, expected) < 1
     wide = encoded(Image.fromarray(ramp.astype(np.int32)), "TIFF")
-    assert difference(decode(wide), resize_picture(Image.fromarray((ramp >> 8).astype(np.uint8)), WISHES)) < 1
+    assert difference(decode(wide), pillow_pixels(Image.fromarray((ramp >> 8).astype(np.uint8)), WISHES)) < 1
 
 
 def test_sixteen_bit_colour() -> None:
@@ -339,16 +341,16 @@ def test_a_limit_above_pillows_own_holds_too(monkeypatch: pytest.MonkeyPatch) ->
             assert corners(decode(data, max_pixels=10**8)) == list(COLOURS)
 
 
-def test_damage_inside_is_unreadable_or_survived() -> None:
+def test_damage_inside_is_unreadable() -> None:
     damaged = bytearray(encoded(photo(), "PNG"))
     damaged[60:70] = b"\x00" * 10
     assert failure(bytes(damaged)).reason == Reason.picture_unreadable
-    # A JPEG with damaged blocks still shows something, in browsers and in open_clip: it is taken.
+    # libjpeg, and so a browser, shows it with garbled blocks, and says so.
     jpeg = bytearray(encoded(photo(400, 400), "JPEG", quality=95))
     jpeg[len(jpeg) // 2 : len(jpeg) // 2 + 4] = b"\x00\xff\x00\x12"
     with pytest.raises(ValueError):
         simplejpeg.decode_jpeg(bytes(jpeg))
-    decode(bytes(jpeg))
+    assert failure(bytes(jpeg)).reason == Reason.picture_unreadable
 
 
 def test_a_png_with_a_text_bomb() -> None:
@@ -376,6 +378,17 @@ def test_whatever_comes_is_a_picture_or_a_picture_error(
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
         with contextlib.suppress(ImageError):  # any other exception fails the test
             decode(bytes(data[: int(len(data) * max(keep, 0.05))]), max_pixels=10**6)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("torch"), KeyError(-1), AssertionError("odd")])
+def test_whatever_a_decoder_raises_is_the_images_own_failure(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("encoders.image_decoding.resize_pixels", broken)
+    found = failure(encoded(photo(), "JPEG"))
+    assert found.reason == Reason.picture_unreadable
+    assert type(error).__name__ in found.detail
 
 
 # Digest, threads, settings, agreement

@@ -24,6 +24,7 @@ REQUIREMENTS = [
     "pyarrow>=20",  # catalogs (takes text in as fast as DuckDB, with our rules for bad rows), shards, products.arrow
     "fsspec>=2025.3",  # one address scheme for local disks and object stores
     "numpy>=2.0",  # arrays between the rooms
+    "charset-normalizer>=3.4",  # how lines that are no UTF-8 read in other encodings
     "lxml>=6.0",  # XML feeds
     "selectolax>=0.4",  # texts out of HTML
     "sqlglot>=27",  # parses `catalog.where`

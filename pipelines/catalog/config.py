@@ -8,6 +8,7 @@ A single dirty row or image never raises one of these: it becomes a `DeadLetter`
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 from collections.abc import Iterable
@@ -226,6 +227,14 @@ class CatalogConfig:
                 arrow_type(alias)
             except ValueError:
                 raise _unusable(f"column_types.{name}", alias, "an Arrow type such as 'float64' or 'date32'") from None
+        _require(_is_codec(self.encoding), "encoding", self.encoding, "'auto' or a Python codec, such as cp1252")
+        _require(self.csv_skip_lines >= 0, "csv_skip_lines", self.csv_skip_lines, "a whole number of at least 0")
+        for key, expected in (("csv_quote", "one ASCII sign, or '' for none"), ("csv_escape", "one ASCII sign")):
+            sign = getattr(self, key)
+            good = (
+                sign is None or (len(sign.encode()) == 1 and sign not in "\r\n\0") or (sign, key) == ("", "csv_quote")
+            )
+            _require(good and (not sign or sign != self.csv_delimiter), key, sign, f"{expected}, not the delimiter")
         if self.csv_delimiter is not None:
             good = len(self.csv_delimiter.encode()) == 1 and self.csv_delimiter not in '"\r\n\0'
             _require(good, "csv_delimiter", self.csv_delimiter, "one ASCII character, such as ';' or a tab")
@@ -381,6 +390,14 @@ def arrow_type(alias: str) -> pa.DataType:
 def is_number(data_type: pa.DataType) -> bool:
     """Whole numbers, floating ones and decimals."""
     return pa.types.is_integer(data_type) or pa.types.is_floating(data_type) or pa.types.is_decimal(data_type)
+
+
+def _is_codec(name: str) -> bool:
+    """Whether text can be decoded by this name, a piece at a time."""
+    try:
+        return name == "auto" or ("a".encode(name), codecs.getincrementaldecoder(name)) is not None
+    except (LookupError, UnicodeError):
+        return False
 
 
 def _require(holds: bool, key: str, value: Any, expected: str) -> None:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from index_builder import storage
@@ -31,7 +30,6 @@ from pipelines.catalog.documents import is_document, iter_documents
 from pipelines.catalog.feeds import Feed
 from pipelines.catalog.grouping import Grouper
 from pipelines.catalog.json_lines import JsonLinesReader
-from pipelines.catalog.paths import flat_columns
 from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.row_files import has_rows, stated_rows, write_copy, write_rows
 from pipelines.catalog.schemas import (
@@ -46,14 +44,18 @@ from pipelines.catalog.schemas import (
 )
 from pipelines.catalog.sheets import iter_sheet
 from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head, with_partitions
+from pipelines.catalog.text_encoding import UTF8, OtherEncodingError, as_utf8, encoding_of_head
+from pipelines.catalog.text_files import as_rows, iter_text_rows, last_line_end, look_at_text, utf8_of_head
 from pipelines.catalog.values import meets_condition
 
 MAX_RECORD_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
 XML_CHUNK_BYTES = 1 << 20  # its tree takes ten times as much
-HEAD_BYTES = 128 << 10
+HEAD_BYTES = 256 << 10
+"""What the first records show is shown by so many bytes: dozens of records of the widest exports, thousands of narrow
+ones; one request of a remote file, and some milliseconds."""
 
-_RULES = 3  # goes up when the same text gives other rows
+_RULES = 4  # goes up when the same text gives other rows
 _THREADS = 4
 
 _logger = logging.getLogger(__name__)
@@ -109,13 +111,22 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
             return {}
         found = replace(file, format=text_format(file, config))
         objects = objects_of(found, config)
+        encoding, sample = (None, b"") if objects is not None else look_at_text(found, config.encoding, HEAD_BYTES)
         while True:
             os.makedirs(path)
-            reader = text_reader(found, config)
-            rows = _iter_rows(found, reader) if objects is None else _iter_object_rows(objects, reader, found, config)
-            counts = _write(prefetch(rows, depth=0, name="intake"), file, config, path)
-            if not (isinstance(objects, Feed) and objects.has_new_shapes):
-                return reader.seen.to_dict() | counts | {"format": found.format}
+            reader = text_reader(found, config, sample)
+            reader.seen.encoding = encoding or UTF8
+            if objects is not None:
+                rows = _iter_object_rows(objects, reader, found, config)
+            else:
+                sizes = {"block_bytes": BLOCK_BYTES, "max_record_bytes": MAX_RECORD_BYTES}
+                rows = iter_text_rows(found, reader, encoding, **sizes)
+            try:
+                counts = _write(prefetch(rows, depth=0, name="intake"), file, config, path)
+                if not (isinstance(objects, Feed) and objects.has_new_shapes):
+                    return reader.seen.to_dict() | counts | {"format": found.format}
+            except OtherEncodingError as other:
+                encoding = other.encoding
             shutil.rmtree(path)
 
     made = storage.artifact(_target(folder, inputs), inputs, make)
@@ -181,6 +192,7 @@ def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
     if file.is_text:
         inputs += [file.name, list(config.fields), config.id_fields, config.texts, config.image_field]
         inputs += [config.carried_fields, config.csv_delimiter, config.csv_newlines_in_values]
+        inputs += [config.encoding, config.csv_quote, config.csv_escape, config.csv_skip_lines]
         inputs += [config.null_values, config.number_fields]
         inputs += [config.format, config.records, config.sheet, config.query]
     if config.group_by is not None:
@@ -201,60 +213,25 @@ def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
         reader = text_reader(file, config)
         next(_iter_object_rows(objects, reader, file, config, block_bytes=size), None)
         return reader.seen
+    encoding, sample = look_at_text(file, config.encoding, size)
     while True:
         head = read_head(file.uri, file.compression, size)
-        reader = text_reader(file, config)
+        reader = text_reader(file, config, sample)
+        reader.seen.encoding = encoding or UTF8
         is_whole = len(head) < size or size > MAX_RECORD_BYTES
-        text = _start_of_text(head, file)
-        _, used = reader.parse(text if is_whole else text[: _last_line_end(text)], 1, is_whole)
+        text = utf8_of_head(head, encoding)
+        _, used = reader.parse(text if is_whole else text[: last_line_end(text, reader.line_ends)], 1, is_whole)
         if used or is_whole:
             return reader.seen
         size *= 4
 
 
-def text_reader(file: CatalogFile, config: CatalogConfig) -> CsvReader | JsonLinesReader:
+def text_reader(file: CatalogFile, config: CatalogConfig, sample: bytes = b"") -> CsvReader | JsonLinesReader:
     """What turns blocks of this file into rows; CatalogError where a column that is asked for has one of our names."""
     check_names(config)
     if file.format != "csv":
         return JsonLinesReader(config)
-    return CsvReader(
-        fields=flat_columns(config.fields),
-        id_fields=config.id_fields,
-        voted=flat_columns(config.carried_fields),
-        name=file.name,
-        delimiter=config.csv_delimiter,
-        newlines_in_values=config.csv_newlines_in_values,
-        max_record_bytes=MAX_RECORD_BYTES,
-        null_values=config.null_values,
-        number_fields=config.number_fields,
-    )
-
-
-def _iter_rows(file: CatalogFile, reader: CsvReader | JsonLinesReader) -> Iterator[pa.RecordBatch]:
-    """All records of a text file in order, as rows with `LINE` and `PROBLEM`."""
-    held, line, skipped = b"", 1, 0
-    chunks = iter_bytes(file.uri, file.compression, BLOCK_BYTES)
-    chunk: bytes | None = _start_of_text(next(chunks, b""), file)
-    while chunk is not None:
-        held, chunk = held + chunk, next(chunks, None)
-        is_last = chunk is None
-        if skipped or (not is_last and len(held) > MAX_RECORD_BYTES and not _last_line_end(held)):
-            found = held.find(b"\n")
-            skipped += len(held) if found < 0 else found + 1
-            held = b"" if found < 0 else held[found + 1 :]
-            if found < 0 and not is_last:
-                continue
-            why = f"expected a record of a size that fits memory, found one of {skipped:,} bytes"
-            empty, _ = reader.parse(b"", line, False)
-            yield _as_rows(Records(empty.rows, empty.lines, [(line, why)]))
-            line, skipped = line + 1, 0
-        whole = held if is_last else held[: _last_line_end(held)]
-        used = len(whole)
-        while whole and used:
-            records, used = reader.parse(whole, line, is_last)
-            yield _as_rows(records)
-            line += whole.count(b"\n", 0, used) or whole.count(b"\r", 0, used)
-            whole, held = whole[used:], held[used:]
+    return CsvReader(config, name=file.name, sample=sample, max_record_bytes=MAX_RECORD_BYTES)
 
 
 def text_format(file: CatalogFile, config: CatalogConfig) -> str:
@@ -265,7 +242,9 @@ def text_format(file: CatalogFile, config: CatalogConfig) -> str:
     while config.records is None:
         head = read_head(file.uri, file.compression, size)
         is_whole = len(head) < size or size > MAX_RECORD_BYTES
-        found = is_document(head, is_whole, encoding=config.encoding, id_names=_id_names(config))
+        # What is no UTF-8 is told later: it is no part of what makes a document.
+        text = b"".join(as_utf8([head], encoding_of_head(head, config.encoding), lambda: UTF8))
+        found = is_document(text, is_whole, encoding=UTF8, id_names=_id_names(config))
         if found is not None:
             return "json" if found else "jsonl"
         size *= 4
@@ -293,7 +272,7 @@ def objects_of(file: CatalogFile, config: CatalogConfig) -> Iterable[bytes | str
             chunks(),
             chunks(),
             file.name,
-            encoding=config.encoding,
+            encoding=look_at_text(file, config.encoding, HEAD_BYTES)[0] or UTF8,
             records=config.records,
             id_names=_id_names(config),
             max_record_bytes=MAX_RECORD_BYTES,
@@ -335,7 +314,7 @@ def _iter_object_rows(
         bad = sorted(bad + found)
         if bad:
             reader.seen.first_problem = reader.seen.first_problem or bad[0][1]
-        return _as_rows(Records(records.rows, records.lines, bad))
+        return as_rows(Records(records.rows, records.lines, bad))
 
     lines: list[bytes] = []
     bad: list[tuple[int, str]] = []
@@ -357,38 +336,6 @@ def _iter_object_rows(
         ) from error
     if lines:
         yield rows_of(lines, first, bad)
-
-
-def _start_of_text(head: bytes, file: CatalogFile) -> bytes:
-    """The first bytes of a text file without the byte order mark, if it can be UTF-8 and is no JSON array."""
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise CatalogError(
-            f"{file.name}: expected UTF-8, found UTF-16; convert it, for example with iconv -f UTF-16 -t UTF-8"
-        )
-    head = head.removeprefix(b"\xef\xbb\xbf")
-    if file.format == "jsonl" and head.lstrip().startswith(b"["):
-        raise CatalogError(
-            f"{file.name}: expected one JSON object a line, found a JSON array; set catalog.format to json, or to auto"
-        )
-    return head
-
-
-def _last_line_end(data: bytes) -> int:
-    """The place behind the last line break, 0 where there is none."""
-    return data.rfind(b"\n") + 1 or data.rfind(b"\r") + 1
-
-
-def _as_rows(records: Records) -> pa.RecordBatch:
-    """Good and bad records together, in the order of the file."""
-    good, bad = len(records.lines), len(records.bad)
-    lines = np.concatenate([records.lines, np.array([line for line, _ in records.bad], np.int64)])
-    problems = pa.concat_arrays([pa.nulls(good, pa.string()), pa.array([why for _, why in records.bad], pa.string())])
-    columns = [pa.array(lines), problems, *records.rows.columns]
-    if bad:
-        order = pa.array(np.argsort(lines, kind="stable"))
-        columns[2:] = [pa.concat_arrays([column, pa.nulls(bad, column.type)]) for column in columns[2:]]
-        columns = [column.take(order) for column in columns]
-    return pa.RecordBatch.from_arrays(columns, names=[LINE, PROBLEM, *records.rows.schema.names])
 
 
 def _write_stated(file: CatalogFile, config: CatalogConfig, folder: str) -> dict[str, int]:

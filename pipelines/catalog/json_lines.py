@@ -43,6 +43,8 @@ class JsonLinesReader:
     text at last (images: to lists of text), so a file's rows have few schemas.
     """
 
+    line_ends = b"\n"
+
     def __init__(self, config: CatalogConfig) -> None:
         self.seen = SeenColumns()
         self._config = config
@@ -68,7 +70,9 @@ class JsonLinesReader:
             if name in self._config.number_fields:
                 self.seen.votes_of(name).add_marks(column)
         rows = pa.RecordBatch.from_arrays(columns, names=records.rows.schema.names)
-        return Records(rows, records.lines, records.bad), len(data)
+        # A line is a record or blank.
+        spanned = len(records.lines) + len(records.bad) + count_blank_lines(data)
+        return Records(rows, records.lines, records.bad, spanned), len(data)
 
     def parse_fast(self, data: bytes, line: int = 1) -> Records | None:
         """The rows of a block by pyarrow's reader; None where that may fail or read something else than lines."""
@@ -314,6 +318,14 @@ def parse_line(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected one JSON object a line, found {kind_of(value)}")
     return value
+
+
+def count_blank_lines(data: bytes) -> int:
+    """Lines with nothing but whitespace; `\\n` ends a line."""
+    codes = np.frombuffer(data, np.uint8)
+    starts = np.append(0, np.flatnonzero(codes == _NEWLINE) + 1)
+    starts = starts[starts < len(data)]
+    return sum(not data[start : data.find(b"\n", start) + 1 or None].strip() for start in starts[codes[starts] <= 32])
 
 
 class _Object(dict[str, Any]):

@@ -144,12 +144,16 @@ class SeenColumns:
             the paths to what stands inside them).
         records: How many records were read.
         first_problem: Why the first unreadable one was that.
+        encoding: What the file was read as, by Python's name.
+        dialect: Of CSV, how it is separated and quoted, for people.
     """
 
     votes: dict[str, TypeVotes] = field(default_factory=dict)
     names: dict[str, None] = field(default_factory=dict)
     records: int = 0
     first_problem: str = ""
+    encoding: str = "utf-8"
+    dialect: str = ""
 
     def votes_of(self, name: str) -> TypeVotes:
         """The votes of a column, none yet where it is new."""
@@ -170,6 +174,7 @@ class SeenColumns:
             for name, votes in self.votes.items()
         }
         rest = {"records": self.records, "first_problem": self.first_problem}
+        rest |= {"encoding": self.encoding, "dialect": self.dialect}
         return {"votes": votes, "names": list(self.names), **rest}
 
     @classmethod
@@ -179,18 +184,20 @@ class SeenColumns:
         for name, (counts, types, marks) in values["votes"].items():
             schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(types)))
             votes[name] = TypeVotes(Counter(counts), {field.name: field.type for field in schema}, Counter(marks))
-        return cls(votes, dict.fromkeys(values["names"]), values["records"], values["first_problem"])
+        rest = [values[key] for key in ("records", "first_problem", "encoding", "dialect")]
+        return cls(votes, dict.fromkeys(values["names"]), *rest)
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
     """What a block of a text file gave: `R` good records, the line (int64, from 1) on which each begins, and (line,
-    why) of the bad ones.
+    why) of the bad ones. All of them, with the header and the blank lines between, take `spanned` lines.
     """
 
     rows: pa.RecordBatch
     lines: np.ndarray
     bad: list[tuple[int, str]]
+    spanned: int = 0
 
 
 def schema_text(schema: pa.Schema) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 
 from pipelines.catalog import intake
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.intake import LINE, PROBLEM, TakenIn, take_in
+from pipelines.catalog.csv_records import CsvReader
+from pipelines.catalog.intake import LINE, PROBLEM, TakenIn, look_at_head, take_in
+from pipelines.catalog.json_lines import JsonLinesReader
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.plan import plan_catalog, plan_taken_in
 from tests.pipelines.catalog.catalogs import compress, encode, letters_of, pairs, read_plan, write
@@ -217,3 +220,72 @@ def test_what_was_taken_in_below_a_relative_folder_is_found_again(
     (first,) = taken_in(tmp_path / "in", "work/intake")
     assert os.path.isabs(first.uris[0])
     assert taken_in(tmp_path / "in", "work/intake") == [first]
+
+
+def stray(number: int) -> str:
+    if number % 100 == 3:
+        return f'"Best mug {number}'
+    return f'Monitor {number}"' if number % 40 == 7 else f"mug {number}"
+
+
+@pytest.mark.parametrize(("name", "delimiter", "letters"), [("a.csv", ",", 20), ("a.csv", ";", 20), ("a.tsv", "\t", 0)])
+@pytest.mark.parametrize("block_bytes", [1000, 4 << 20])
+def test_of_two_thousand_rows_with_stray_quotes_none_is_lost(
+    name: str, delimiter: str, letters: int, block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "BLOCK_BYTES", block_bytes)
+    rows = [["product_id", "title", "price"], *([f"{n:05d}", stray(n), f"{n}.50"] for n in range(2000))]
+    config = CatalogConfig(uri=write(tmp_path / name, "\n".join(map(delimiter.join, rows)).encode()))
+    batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "work")), config)
+    found = dict(pair for batch in batches for pair in pairs(batch))
+    assert len(letters_of(batches)) == letters
+    assert found == {row[0]: row[1] for row in rows[1:] if not (letters and row[1].startswith('"'))}
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+@pytest.mark.parametrize("lost", [1, 50])
+def test_lines_that_no_record_has_are_letters(
+    format: str, lost: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # What could only be a mistake of a reader: it drops rows.
+    def drop(reader: Any, data: bytes, line: int, is_last: bool = True) -> Any:
+        records = original(reader, data, line, *([is_last] if format == "csv" else []))
+        found = records[0] if format == "csv" else records
+        kept = len(found.lines) - lost
+        found = replace(found, rows=found.rows[:kept], lines=found.lines[:kept], spanned=found.spanned - lost)
+        return (found, records[1]) if format == "csv" else found
+
+    owner, method = (CsvReader, "_parse_plain") if format == "csv" else (JsonLinesReader, "parse_fast")
+    original = getattr(owner, method)
+    monkeypatch.setattr(owner, method, drop)
+    config = CatalogConfig(uri=write(tmp_path / f"a.{format}", encode(ROWS, format)))
+    batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "work")), config)
+    details = [letter.detail for letter in letters_of(batches)]
+    assert sum(len(batch.product_ids) for batch in batches) + len(details) == len(ROWS)
+    assert f"in one record, found {lost} in none; please report this" in details[0]
+    assert f"found {lost} in none" in caplog.text
+
+
+def test_what_a_file_was_read_as_is_kept(tmp_path: Path) -> None:
+    text = "product_id;title\n1;Größe\n2;grün\n"
+    for name, data in (
+        ("a.csv", text.encode()),
+        ("b.csv", text.encode("cp1252") * 1),
+        ("c.jsonl", encode(ROWS, "jsonl")),
+    ):
+        write(tmp_path / name[0] / name, data)
+        first, again = (taken_in(tmp_path / name[0], tmp_path / "work") for _ in range(2))
+        assert first == again
+        (file,) = list_catalog((str(tmp_path / name[0]),), "auto").files
+        looked = look_at_head(file, CatalogConfig(uri=file.uri))
+        for seen in (first[0].seen, looked):
+            assert seen is not None
+            assert seen.encoding == ("cp1252" if name == "b.csv" else "utf-8")
+            assert seen.dialect == ("" if name == "c.jsonl" else 'semicolons, quoted by "')
+
+
+def test_how_text_is_read_is_part_of_what_an_intake_is(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", b"product_id,title\n1,a\n")
+    options: list[dict[str, Any]] = [{}, {"encoding": "cp1252"}, {"csv_quote": ""}, {"csv_escape": "\\"}]
+    uris = {taken_in(tmp_path / "a.csv", tmp_path / "work", **each)[0].uris for each in options}
+    assert len(uris) == 4

@@ -109,9 +109,11 @@ def _end(number: int) -> None:
 
 def kill_children() -> None:
     """Kills the processes that this one started, and theirs; where `/proc` tells them."""
-    for child in _descendants(os.getpid()):
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(child, signal.SIGKILL)
+    children = _descendants(os.getpid())
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # all are still before the first is gone, and none says so
+        for child in children:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(child, number)
 
 
 def _descendants(pid: int) -> list[int]:

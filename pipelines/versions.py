@@ -5,7 +5,7 @@
     rollback, prune      publish an older one; remove old ones
 
 Exit codes: 0 done, 1 `show --verify` found a damaged file, 2 there is no such version or reason, or the address cannot
-be used, 130 stopped by Ctrl-C, 143 by SIGTERM.
+be used, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations

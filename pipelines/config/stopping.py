@@ -45,13 +45,19 @@ def end_on_signals() -> None:
     length. They end with this one.
     """
     heard = [number for number in _SAID if signal.getsignal(number) != signal.SIG_IGN]  # ignored by nohup and the like
+    threading.excepthook = partial(_fail, threading.excepthook)
+    if sys.platform == "linux" and signal.SIGINT in heard:
+        # Blocked in every thread from here on, and so kept for `sigwait` although ignored; what this process starts
+        # inherits that it is ignored, through a shell as well, which lifts the block.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_wait_for_interrupt, name="interrupts", daemon=True).start()
+        heard.remove(signal.SIGINT)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in heard:
         signal.signal(number, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    threading.excepthook = partial(_fail, threading.excepthook)
     threading.Thread(target=_listen, args=(reading, frozenset(heard)), name="signals", daemon=True).start()
 
 
@@ -67,19 +73,27 @@ def wait_if_stopping() -> None:
         time.sleep(2 * _LONGEST_SECONDS)
 
 
-def _listen(reading: int, heard: frozenset[int]) -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+def _wait_for_interrupt() -> None:
+    while True:
+        _heard(signal.sigwait({signal.SIGINT}))
+
+
+def _listen(reading: int, numbers: frozenset[int]) -> None:
     while True:
         number = os.read(reading, 1)[0]
-        if number not in heard:
-            continue
-        if _stopping.is_set():
-            _end(number)
-        _stopping.set()
-        threading.Thread(target=_stop, args=(number,), name="stop", daemon=True).start()
-        timer = threading.Timer(_LONGEST_SECONDS, _end, args=(number,))
-        timer.daemon = True
-        timer.start()
+        if number in numbers:
+            _heard(number)
+
+
+def _heard(number: int) -> None:
+    """Stops the process, or ends it at once if it is being stopped already."""
+    if _stopping.is_set():
+        _end(number)
+    _stopping.set()
+    threading.Thread(target=_stop, args=(number,), name="stop", daemon=True).start()
+    timer = threading.Timer(_LONGEST_SECONDS, _end, args=(number,))
+    timer.daemon = True
+    timer.start()
 
 
 def _stop(number: int) -> None:
@@ -109,9 +123,11 @@ def _end(number: int) -> None:
 
 def kill_children() -> None:
     """Kills the processes that this one started, and theirs; where `/proc` tells them."""
-    for child in _descendants(os.getpid()):
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(child, signal.SIGKILL)
+    children = _descendants(os.getpid())
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # all are still before the first is gone, and none says so
+        for child in children:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(child, number)
 
 
 def _descendants(pid: int) -> list[int]:

@@ -86,7 +86,7 @@ def resolve(host: str, port: int) -> list[str]:
     """The system's resolver."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:  # a label that is empty or too long for DNS
+    except (ValueError, OverflowError) as error:  # a label that is empty or too long for DNS, a null byte, a port
         raise socket.gaierror(socket.EAI_NONAME, f"not a host name: {host[:100]!r}") from error
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 

@@ -97,7 +97,7 @@ def _guarded(stage: Literal["fetch", "decode"], work: Callable[[], T]) -> T:
     except ImageError:
         raise
     except Exception as error:
-        log.warning("unforeseen in %s of an image, which is left out", stage, exc_info=error)
+        log.debug("unforeseen in %s of an image, which is left out", stage, exc_info=error)
         reason = Reason.fetch_failed if stage == "fetch" else Reason.picture_unreadable
         raise ImageError(stage, reason, f"unforeseen {type(error).__name__}: {error}") from error
 

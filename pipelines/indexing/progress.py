@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -48,9 +49,9 @@ def print_lines(lines: Sequence[tuple[str, str]], *, title: str, console: Consol
     """Prints (what, how much) pairs to standard output."""
     table = Table(show_header=False, box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
     table.add_column(style="dim", no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in lines:
-        table.add_row(name, value)
+        table.add_row(name, escape(value))  # examples are text of the catalog
     (console or table_console(110)).print(table)
 
 

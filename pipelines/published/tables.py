@@ -120,7 +120,8 @@ def print_letters(letters: Letters, version: str, console: Console) -> None:
         console.print(f"{version}: no row was rejected, and no product degraded")
         return
     total = f"{sum(letters.by_reason.values()):,} dead letters of {version}"
-    counts = Table("outcome", "reason", title=total, title_justify="left", title_style="bold")
+    console.print(f"[bold]{total}[/]")
+    counts = Table("outcome", "reason")
     counts.add_column("letters", justify="right")
     for (outcome, reason), count in letters.by_reason.items():
         counts.add_row(outcome, reason, f"{count:,}")

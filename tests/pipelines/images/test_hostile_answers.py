@@ -6,9 +6,11 @@ from collections import Counter
 from random import Random
 from typing import Any
 
+from encoders.preprocessing import ImagePreprocessing
 from pipelines.catalog.dead_letters import ImageError, Reason
-from pipelines.images.config import FetchConfig
+from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
+from pipelines.images.pool import ImagePool
 from tests.pipelines.images.image_server import Request, image_server
 
 MANY = "9" * 5000
@@ -139,14 +141,20 @@ def test_thousands_of_hostile_addresses_and_answers_cost_one_picture_each() -> N
             return hostile
 
     def resolver(host: str, port: int) -> list[str]:
-        """The server for one host; of every other one addresses that must never be dialled."""
-        return ["127.0.0.1"] if host == "a.shop.test" else ["10.0.0.7", "169.254.169.254", "::1"]
+        """The server for one host; of every other one addresses that must never be dialled, or an error of any kind."""
+        if host == "a.shop.test":
+            return ["127.0.0.1"]
+        if random.random() < 0.1:
+            raise random.choice(
+                [UnicodeError("label"), OverflowError("port"), ValueError("null byte"), OSError("none")]
+            )
+        return random.choice([["10.0.0.7", "169.254.169.254"], ["::1"], ["::1%lo"], ["fe80::1%eth0"], []])
 
     outcomes: Counter[str] = Counter()
 
-    def ask(pictures: ImageFetcher, url: str) -> None:
+    def ask(pictures: ImagePool, url: str) -> None:
         try:
-            pictures.fetch(url)
+            pictures.fetch_all([url])[0].result()
             outcomes["picture"] += 1
         except ImageError as error:  # any other exception fails the test
             outcomes[error.reason] += 1
@@ -154,17 +162,21 @@ def test_thousands_of_hostile_addresses_and_answers_cost_one_picture_each() -> N
     with image_server() as server:
         server.answers = AnyPath()
         roots = (None, "/nowhere", server.url("/media", host="a.shop.test"))
-        fetchers = [ImageFetcher(FetchConfig(**LIMITS), root, resolver=resolver) for root in roots]
+        seen_as = ImagePreprocessing(size=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+        pools = [
+            ImagePool(ImageFetcher(FetchConfig(**LIMITS), root, resolver=resolver), seen_as, DecodeConfig())
+            for root in roots
+        ]
         for _ in range(8000):
             start = random.choice(["http://", "https://", "//", "/", ""])
-            ask(random.choice(fetchers), start + "".join(random.choices(PIECES, k=random.randint(1, 5))))
+            ask(random.choice(pools), start + "".join(random.choices(PIECES, k=random.randint(1, 5))))
         for _ in range(2000):
             lines = [f"HTTP/1.{random.randint(0, 1)} {random.choice(STATUSES)} X"]
             lines += random.choices(LINES, k=random.randint(0, 5))
             head = random.choice(["\r\n", "\r\n", "\r\n", "\n", "\r"]).join([*lines, "", ""])
             answer[0] = head.encode(random.choice(["latin-1", "utf-8"]), "replace") + random.choice(BODIES)
-            ask(fetchers[0], server.url("/x", host="a.shop.test"))
-        for pictures in fetchers:
+            ask(pools[0], server.url("/x", host="a.shop.test"))
+        for pictures in pools:
             pictures.close()
     assert sum(outcomes.values()) == 10_000
     for kind in ("picture", *Reason.__members__):

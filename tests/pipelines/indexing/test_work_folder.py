@@ -320,6 +320,20 @@ def test_a_paused_holder_that_was_not_taken_over_goes_on(tmp_path):
     assert (tmp_path / "published").exists()
 
 
+def test_a_lease_given_back_early_lets_nothing_be_published_any_more(tmp_path):
+    """A run that is stopped gives it back while its own threads still work."""
+    lease = WorkLease(str(tmp_path))
+    held = lease.__enter__()
+    held.check()
+    lease.release()
+    with pytest.raises(LeaseLostError, match="it was given back when this run was stopped"):
+        held.check()
+    with WorkLease(str(tmp_path)):
+        pass
+    with pytest.raises(LeaseLostError):
+        lease.__exit__(None, None, None)
+
+
 def test_a_lease_that_somebody_removed_is_lost(tmp_path):
     def run() -> None:
         with WorkLease(str(tmp_path)):

@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.catalog.config import CatalogConfig
-
 DELIMITERS = (",", ";", "\t", "|")
 
 AGREEING_SHARE = 0.8
@@ -26,6 +24,7 @@ LOOKED_AT_LINES = 64
 LOOKED_AT_RECORDS = 200
 """So many records of the sample tell the delimiter, and what records look like."""
 
+LONE_RETURN = "\U0010fffd"  # for private use, and used by nobody
 _BREAK = re.compile(r"[\r\n]")
 MANY_RECORDS = 8
 _SEPARATOR_LINE = re.compile(r"\"?sep=(.)\"?\s*", re.IGNORECASE)  # Excel's first line
@@ -52,6 +51,8 @@ class CsvDialect:
             the sign before a delimiter or a line break that belongs to the value.
         skip_lines: Lines before the header.
         columns: Of a record, which may end in one delimiter more or less than the header; 0: unknown.
+        line_ends: The signs that end lines. Where the first ones end in `\\n`, a lone `\\r` is part of a text: Python's
+            writers do not quote it.
     """
 
     delimiter: str
@@ -59,6 +60,7 @@ class CsvDialect:
     escape: str = ""
     skip_lines: int = 0
     columns: int = 0
+    line_ends: bytes = b"\r\n"
 
     def __str__(self) -> str:
         names = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -157,7 +159,15 @@ class RecordLooks:
         return found >= (2 if self._is_telling else MANY_RECORDS) and 2 * found > len(filled)
 
 
-def find_dialect(sample: bytes, name: str, config: CatalogConfig) -> CsvDialect:
+def find_dialect(
+    sample: bytes,
+    name: str,
+    *,
+    delimiter: str | None = None,
+    quote: str | None = None,
+    escape: str | None = None,
+    skip_lines: int = 0,
+) -> CsvDialect:
     """How a file is written.
 
     The delimiter is the one that gives the header two columns at least, most of all, and nearly all records as many; in
@@ -167,44 +177,45 @@ def find_dialect(sample: bytes, name: str, config: CatalogConfig) -> CsvDialect:
     Args:
         sample: Whole lines from the start of the file.
         name: The file; `.tsv` in it means tabs.
+        delimiter: And the others: what is stated, as in the `catalog:` section.
     """
-    escape = "" if config.csv_escape in (None, config.csv_quote or '"') else str(config.csv_escape)
-    escaped = CsvDialect(delimiter="", quote='"' if config.csv_quote is None else config.csv_quote, escape=escape)
-    lines = split_lines(unescaped(sample, escaped).decode("utf-8", "surrogateescape"))
-    skip, stated = config.csv_skip_lines, config.csv_delimiter
-    if skip < len(lines) and stated is None and (found := _SEPARATOR_LINE.fullmatch(lines[skip])):
-        skip, stated = skip + 1, found[1]
-    lines = lines[skip:]
+    first = re.search(rb"\r\n?|\n", sample)
+    has_newlines = first is not None and first[0] != b"\r" and sample.count(b"\n") > 1
+    dialect = CsvDialect(
+        delimiter="",
+        quote='"' if quote is None else quote,
+        escape="" if escape in (None, quote or '"') else str(escape),
+        line_ends=b"\n" if has_newlines else b"\r\n",
+    )
+    lines = sample_lines(sample, dialect)
+    if delimiter is None and skip_lines < len(lines) and (found := _SEPARATOR_LINE.fullmatch(lines[skip_lines])):
+        skip_lines, delimiter = skip_lines + 1, found[1]
+    dialect = replace(dialect, skip_lines=skip_lines)
+    lines = lines[skip_lines:]
     header = next((line for line in lines if line.strip("\r\n")), "")
-
-    def dialect_of(delimiter: str, quote: str) -> CsvDialect:
-        return CsvDialect(delimiter=delimiter, quote=quote, escape=escape, skip_lines=skip)
-
+    if quote is None and re.match(r"'[^']*'([,;\t|]'[^']*')+\s*$", header):
+        dialect = replace(dialect, quote="'")
     by_name = "\t" if ".tsv" in name.lower().rsplit("/", 1)[-1] else ","
-    quote = config.csv_quote
-    if quote is None:
-        quote = "'" if re.match(r"'[^']*'([,;\t|]'[^']*')+\s*$", header) else '"'
-    delimiter = stated
     if delimiter is None:
         delimiter = by_name
         if by_name == "," or "\t" not in header:
             most = 1
             for each in sorted(DELIMITERS, key=lambda sign: sign != by_name):
-                columns, share = _agreement(lines, dialect_of(each, quote))
+                columns, share = _agreement(lines, replace(dialect, delimiter=each))
                 if columns > most and share >= AGREEING_SHARE:
                     delimiter, most = each, columns
             if most == 1:
                 having = [each for each in DELIMITERS if each in header]
                 delimiter = having[0] if len(having) == 1 else by_name
-    if (
-        config.csv_quote is None
-        and delimiter == "\t"
-        and quote == '"'
-        and not _shows_quotes(lines, dialect_of("\t", quote))
-    ):
-        quote = ""
-    dialect = dialect_of(delimiter, quote)
+    dialect = replace(dialect, delimiter=delimiter)
+    if quote is None and delimiter == "\t" and dialect.quote == '"' and not _shows_quotes(lines, dialect):
+        dialect = replace(dialect, quote="")
     return replace(dialect, columns=_columns(lines, dialect))
+
+
+def sample_lines(sample: bytes, dialect: CsvDialect) -> list[str]:
+    """The lines of a sample as `csv.reader` takes them."""
+    return split_lines(unescaped(without_returns(sample, dialect), dialect).decode("utf-8", "surrogateescape"))
 
 
 def read_sample(
@@ -237,6 +248,13 @@ def read_sample(
 def split_lines(text: str) -> list[str]:
     """The lines with their line breaks; `\\n`, `\\r` and `\\r\\n` all end one."""
     return list(io.StringIO(text, newline=""))
+
+
+def without_returns(data: bytes, dialect: CsvDialect) -> bytes:
+    """The text with `LONE_RETURN` for each `\\r` that ends no line."""
+    if dialect.line_ends != b"\n" or b"\r" not in data or data.count(b"\r") == data.count(b"\r\n"):
+        return data
+    return re.sub(rb"\r(?!\n|\Z)", LONE_RETURN.encode(), data)
 
 
 def unescaped(data: bytes, dialect: CsvDialect) -> bytes:

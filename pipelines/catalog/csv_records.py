@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -21,23 +21,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.config import NULL_VALUES, CatalogError
 from pipelines.catalog.csv_dialect import (
+    LONE_RETURN,
     LOOKED_AT_LINES,
     CsvDialect,
     RecordLooks,
-    find_dialect,
     read_sample,
+    sample_lines,
     split_lines,
     unescaped,
+    without_returns,
 )
-from pipelines.catalog.paths import Path, flat_columns
+from pipelines.catalog.paths import Path
 from pipelines.catalog.schemas import Records, SeenColumns, unknown_field
 
 THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
 
 _NEWLINE, _RETURN = b"\n\r"
-_LONE_RETURN = "\U0010fffd"  # for private use, and used by nobody
 _BYTE_CLASSES = ("[0-9]", "[a-z]", "[A-Z]", "[^0-9a-zA-Z]")
 
 
@@ -45,24 +46,38 @@ class CsvReader:
     """Reads one file, block by block.
 
     Args:
-        config: The columns to read, and what is stated of the dialect.
-        name: The file, for messages; `.tsv` in it means tabs.
-        sample: Whole lines from the start of the file, which show its dialect and what its records look like.
+        fields: The columns to read.
+        id_fields: Those among them that the file must have, or one of their alternatives.
+        voted: Those whose type goes by their values.
+        name: The file, for messages.
+        dialect: As `find_dialect` tells it from `sample`.
+        sample: Whole lines from the start of the file, which show what its records look like.
+        newlines_in_values: Whether quoted values may hold line breaks.
+        null_values: Values that have no vote.
+        number_fields: Those of `voted` that are numbers, however spelled.
         max_record_bytes: A record whose quote does not close within so many bytes is none.
     """
 
-    def __init__(self, config: CatalogConfig, *, name: str, sample: bytes, max_record_bytes: int) -> None:
-        self.seen = SeenColumns()
-        # Where the first lines end in \n, a lone \r is part of a text: Python's writers do not quote it.
-        first = re.search(rb"\r\n?|\n", sample)
-        has_newlines = first is not None and first[0] != b"\r" and sample.count(b"\n") > 1
-        self.line_ends = b"\n" if has_newlines else b"\r\n"
-        self._sample = self._without_returns(sample)
-        self.dialect: CsvDialect = find_dialect(self._sample, name, config)
-        self.seen.dialect = str(self.dialect)
-        self._config, self._name = config, name
-        self._fields = flat_columns(config.fields)
-        self._spans_lines = config.csv_newlines_in_values
+    def __init__(
+        self,
+        *,
+        fields: Collection[str],
+        id_fields: Collection[str],
+        voted: Collection[str],
+        name: str,
+        dialect: CsvDialect,
+        sample: bytes,
+        newlines_in_values: bool,
+        max_record_bytes: int,
+        null_values: Sequence[str] = NULL_VALUES,
+        number_fields: Collection[str] = (),
+    ) -> None:
+        self.seen = SeenColumns(dialect=str(dialect))
+        self.line_ends = dialect.line_ends
+        self._fields, self._id_fields, self._voted, self._name = fields, id_fields, voted, name
+        self._dialect, self._sample = dialect, sample
+        self._spans_lines = newlines_in_values
+        self._null_values, self._number_fields = null_values, number_fields
         self._max_record_bytes = max_record_bytes
         self._header: list[str] = []
         self._wanted: list[str] = []
@@ -88,35 +103,35 @@ class CsvReader:
             header_lines = count_lines(data[:skipped], self.line_ends)
             line += header_lines
             data = data[skipped:]
-        single = self._without_returns(data)
-        plain = unescaped(single, self.dialect)
+        single = without_returns(data, self._dialect)
+        plain = unescaped(single, self._dialect)
         records, used = self._parse_plain(plain, line, is_last) or self._parse_any(plain, line, is_last)
         if plain is not data:
             used = _end_of_lines(data, count_lines(plain[:used]), self.line_ends) if used < len(plain) else len(data)
         if single is not data:
-            columns = [pc.replace_substring(column, _LONE_RETURN, "\r") for column in records.rows.columns]
+            columns = [pc.replace_substring(column, LONE_RETURN, "\r") for column in records.rows.columns]
             rows = pa.RecordBatch.from_arrays(columns, names=records.rows.schema.names)
             records = replace(records, rows=rows)
         self.seen.records += records.rows.num_rows
         if records.bad and not self.seen.first_problem:
             self.seen.first_problem = records.bad[0][1]
-        for name in flat_columns(self._config.carried_fields):
+        for name in self._voted:
             if name in self._wanted:
-                self.seen.votes_of(name).add_texts(records.rows.column(name), self._config.null_values)
-            if name in self._wanted and name in self._config.number_fields:
+                self.seen.votes_of(name).add_texts(records.rows.column(name), self._null_values)
+            if name in self._wanted and name in self._number_fields:
                 self.seen.votes_of(name).add_marks(records.rows.column(name))
         return Records(records.rows, records.lines, records.bad, records.spanned + header_lines), used + skipped
 
     def _read_header(self, data: bytes, is_last: bool) -> int:
         """Takes the column names from the first record; gives the bytes up to its end, 0 where it is not whole yet."""
-        start = _end_of_lines(data, self.dialect.skip_lines, self.line_ends)
-        lines = _LineFeed(unescaped(self._without_returns(data[start:]), self.dialect))
+        start = _end_of_lines(data, self._dialect.skip_lines, self.line_ends)
+        lines = _LineFeed(unescaped(without_returns(data[start:], self._dialect), self._dialect))
         wanted = f"{self._name}: expected a first line with column names"
-        if self.dialect.skip_lines:
-            wanted = f"{self._name}: expected column names behind {self.dialect.skip_lines} lines"
+        if self._dialect.skip_lines:
+            wanted = f"{self._name}: expected column names behind {self._dialect.skip_lines} lines"
         try:
-            names = next((row for row in self.dialect.reader(lines) if row), [])
-            end = _end_of_lines(data, self.dialect.skip_lines + lines.position, self.line_ends)
+            names = next((row for row in self._dialect.reader(lines) if row), [])
+            end = _end_of_lines(data, self._dialect.skip_lines + lines.position, self.line_ends)
             data[start:end].decode("utf-8")
         except UnicodeDecodeError as error:
             raise CatalogError(
@@ -130,17 +145,17 @@ class CsvReader:
             return 0
         if not names:
             raise CatalogError(f"{wanted}, found none")
-        self._header = [name.replace(_LONE_RETURN, "\r").strip() for name in names]
-        extra = self.dialect.columns - len(names)
+        self._header = [name.replace(LONE_RETURN, "\r").strip() for name in names]
+        extra = self._dialect.columns - len(names)
         if abs(extra) == 1:
-            self._header = [*self._header, ""][: self.dialect.columns]
+            self._header = [*self._header, ""][: self._dialect.columns]
         self._wanted = [name for name in self._fields if name in self._header]
         self.seen.names |= dict.fromkeys(self._header)
         for name in self._fields:
             count = self._header.count(name)
             if count > 1:
                 raise CatalogError(f"{self._name}: expected one column {name!r}, found {count}; rename one")
-        for name in self._config.id_fields:
+        for name in self._id_fields:
             found = [self._header.index(column) for column in Path(name).columns if column in self._header]
             if not found:
                 raise unknown_field("catalog.id_field", name, self._header, self._name)
@@ -149,7 +164,7 @@ class CsvReader:
 
     def _parse_plain(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int] | None:
         """By pyarrow; None where it would not read, or not certainly read, what Python's `csv` does."""
-        quote, escape = self.dialect.quote.encode(), self.dialect.escape.encode()
+        quote, escape = self._dialect.quote.encode(), self._dialect.escape.encode()
         if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
             return None
         if escape and not quote and data.count(escape) != len(self._nulls.findall(data)):
@@ -160,7 +175,7 @@ class CsvReader:
         quotes = np.flatnonzero(codes == ord(quote)) if quote else newlines[:0]
         if len(quotes):
             # Where each quote opens or closes a value, or is one of two that stand for one, every other one opens.
-            edges = np.array([ord(self.dialect.delimiter), _NEWLINE, _RETURN, ord(quote)], np.uint8)
+            edges = np.array([ord(self._dialect.delimiter), _NEWLINE, _RETURN, ord(quote)], np.uint8)
             before = codes[quotes[::2] - 1] if quotes[0] else np.append(_NEWLINE, codes[quotes[2::2] - 1])
             after = codes[np.minimum(quotes[1::2] + 1, len(codes) - 1)]
             is_closed = np.searchsorted(quotes, newlines) % 2 == 0
@@ -192,7 +207,7 @@ class CsvReader:
                     block_size=max(THREAD_BYTES, int((ends - starts).max()) + 1), column_names=positions
                 ),
                 parse_options=pyarrow.csv.ParseOptions(
-                    delimiter=self.dialect.delimiter, quote_char=self.dialect.quote or False, newlines_in_values=True
+                    delimiter=self._dialect.delimiter, quote_char=self._dialect.quote or False, newlines_in_values=True
                 ),
                 convert_options=pyarrow.csv.ConvertOptions(
                     column_types=dict.fromkeys(positions, pa.string()),
@@ -222,7 +237,7 @@ class CsvReader:
         starts = starts[starts < len(codes)]
         starts = starts[self._first_bytes[codes[starts]]]
         if len(starts):
-            delimiters = np.flatnonzero(codes == ord(self.dialect.delimiter))
+            delimiters = np.flatnonzero(codes == ord(self._dialect.delimiter))
             stops = np.append(ends, len(codes))[np.searchsorted(ends, starts, side="right")]
             count = np.searchsorted(delimiters, stops) - np.searchsorted(delimiters, starts)
             starts = starts[count >= len(self._header) - 1]
@@ -242,12 +257,12 @@ class CsvReader:
         lines: list[int] = []
         bad: list[tuple[int, str]] = []
         spanned = 0
-        spans_lines = self._spans_lines or not self.dialect.quote
+        spans_lines = self._spans_lines or not self._dialect.quote
         while feed.position < len(feed.lines):
             start = feed.position
             feed.stop = len(feed.lines) if spans_lines else start + 1
             try:
-                for row in self.dialect.reader(feed):
+                for row in self._dialect.reader(feed):
                     if feed.position - start > 1:
                         self._check_lines(feed.lines[start : feed.position])
                     self._check(row)
@@ -278,7 +293,7 @@ class CsvReader:
         return self._records(rows, lines, bad, spanned), used
 
     def _check_lines(self, lines: list[str]) -> None:
-        if self.dialect.quote and self._looks.holds_records(lines):
+        if self._dialect.quote and self._looks.holds_records(lines):
             raise csv.Error(
                 f"expected a quote that closes the value, found it {len(lines) - 1} lines on, behind other records"
             )
@@ -298,12 +313,12 @@ class CsvReader:
 
     @cached_property
     def _sample_records(self) -> list[tuple[list[str], Sequence[str]]]:
-        lines = split_lines(unescaped(self._sample, self.dialect).decode("utf-8", "surrogateescape"))
-        return list(read_sample(lines[self.dialect.skip_lines :], self.dialect))
+        lines = sample_lines(self._sample, self._dialect)
+        return list(read_sample(lines[self._dialect.skip_lines :], self._dialect))
 
     @cached_property
     def _looks(self) -> RecordLooks:
-        return RecordLooks(self.dialect, self._sample_records, columns=len(self._header), id_columns=self._id_columns)
+        return RecordLooks(self._dialect, self._sample_records, columns=len(self._header), id_columns=self._id_columns)
 
     @cached_property
     def _first_bytes(self) -> np.ndarray:
@@ -313,24 +328,20 @@ class CsvReader:
         classes = [each for each in _BYTE_CLASSES if any(re.match(each, first) for first in firsts)]
         if 0 not in self._id_columns or not classes:
             return np.ones(256, bool)
-        return np.array([any(re.match(each, sign) for each in classes) or sign == self.dialect.quote for sign in signs])
+        return np.array(
+            [any(re.match(each, sign) for each in classes) or sign == self._dialect.quote for sign in signs]
+        )
 
     @cached_property
     def _nulls(self) -> re.Pattern[bytes]:
         """MySQL's null, the one value in which an escape before a plain sign is kept."""
-        edge, escape = re.escape(self.dialect.delimiter.encode()), re.escape(self.dialect.escape.encode())
+        edge, escape = re.escape(self._dialect.delimiter.encode()), re.escape(self._dialect.escape.encode())
         return re.compile(rb"(?<![^" + edge + rb"\r\n])" + escape + rb"N(?![^" + edge + rb"\r\n])")
 
-    def _without_returns(self, data: bytes) -> bytes:
-        """The block with another sign for each `\\r` that ends no line."""
-        if self.line_ends != b"\n" or b"\r" not in data or data.count(b"\r") == data.count(b"\r\n"):
-            return data
-        return re.sub(rb"\r(?!\n|\Z)", _LONE_RETURN.encode(), data)
-
     def _escaped_nulls(self, data: bytes) -> bytes:
-        if self.dialect.quote or not self.dialect.escape:
+        if self._dialect.quote or not self._dialect.escape:
             return data
-        escape = self.dialect.escape.encode()
+        escape = self._dialect.escape.encode()
         return self._nulls.sub(lambda _: escape * 2 + b"N", data)
 
     def _records(

@@ -24,12 +24,14 @@ import pyarrow as pa
 from index_builder import storage
 from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.csv_dialect import find_dialect
 from pipelines.catalog.csv_records import CsvReader
 from pipelines.catalog.databases import iter_query
 from pipelines.catalog.documents import is_document, iter_documents
 from pipelines.catalog.feeds import Feed
 from pipelines.catalog.grouping import Grouper
 from pipelines.catalog.json_lines import JsonLinesReader
+from pipelines.catalog.paths import flat_columns
 from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.row_files import has_rows, stated_rows, write_copy, write_rows
 from pipelines.catalog.schemas import (
@@ -231,7 +233,26 @@ def text_reader(file: CatalogFile, config: CatalogConfig, sample: bytes = b"") -
     check_names(config)
     if file.format != "csv":
         return JsonLinesReader(config)
-    return CsvReader(config, name=file.name, sample=sample, max_record_bytes=MAX_RECORD_BYTES)
+    dialect = find_dialect(
+        sample,
+        file.name,
+        delimiter=config.csv_delimiter,
+        quote=config.csv_quote,
+        escape=config.csv_escape,
+        skip_lines=config.csv_skip_lines,
+    )
+    return CsvReader(
+        fields=flat_columns(config.fields),
+        id_fields=config.id_fields,
+        voted=flat_columns(config.carried_fields),
+        name=file.name,
+        dialect=dialect,
+        sample=sample,
+        newlines_in_values=config.csv_newlines_in_values,
+        max_record_bytes=MAX_RECORD_BYTES,
+        null_values=config.null_values,
+        number_fields=config.number_fields,
+    )
 
 
 def text_format(file: CatalogFile, config: CatalogConfig) -> str:

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.csv_dialect import CsvDialect, RecordLooks, find_dialect
 
 
-def dialect_of(text: str, name: str = "a.csv", **options: Any) -> CsvDialect:
-    return find_dialect(text.encode(), name, CatalogConfig(uri=name, **options))
+def dialect_of(text: str, name: str = "a.csv", **stated: Any) -> CsvDialect:
+    return find_dialect(text.encode(), name, **stated)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +61,8 @@ MERCHANT = "id\ttitle\tprice\n" + "".join(f"{n}\tplain {n}\t{n}.00 EUR\n" for n 
 )
 def test_a_file_with_tabs_is_quoted_only_where_the_sample_shows_it(rows: str, quote: str) -> None:
     assert dialect_of(MERCHANT + rows, "feed.tsv").quote == quote
-    assert dialect_of(MERCHANT + rows, "feed.tsv", csv_quote='"').quote == '"'
-    assert dialect_of(MERCHANT + rows, "feed.csv", csv_quote="").quote == ""
+    assert dialect_of(MERCHANT + rows, "feed.tsv", quote='"').quote == '"'
+    assert dialect_of(MERCHANT + rows, "feed.csv", quote="").quote == ""
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_records_may_end_in_a_delimiter_more_or_less_than_the_header(text: str, 
 
 def test_lines_before_the_header_say_nothing() -> None:
     text = "TemplateType=fptcustom\tVersion=2024\nA;B;C;D;E\nsku;title\n1;a\t\n"
-    found = dialect_of(text, csv_skip_lines=2)
+    found = dialect_of(text, skip_lines=2)
     assert (found.delimiter, found.skip_lines) == (";", 2)
     assert str(found) == 'semicolons, quoted by "'
 

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.csv_dialect import find_dialect
 from pipelines.catalog.csv_records import CsvReader, count_lines
 from pipelines.catalog.schemas import Records
 
@@ -21,7 +22,22 @@ values = st.text(alphabet=st.characters(blacklist_categories=["Cs"], blacklist_c
 
 
 def csv_reader(config: CatalogConfig, name: str, sample: bytes, max_record_bytes: int = 1 << 20) -> CsvReader:
-    return CsvReader(config, name=name, sample=sample, max_record_bytes=max_record_bytes)
+    stated = {
+        "delimiter": config.csv_delimiter,
+        "quote": config.csv_quote,
+        "escape": config.csv_escape,
+        "skip_lines": config.csv_skip_lines,
+    }
+    return CsvReader(
+        fields=config.fields,
+        id_fields=config.id_fields,
+        voted=config.carried_fields,
+        name=name,
+        dialect=find_dialect(sample, name, **stated),
+        sample=sample,
+        newlines_in_values=config.csv_newlines_in_values,
+        max_record_bytes=max_record_bytes,
+    )
 
 
 def read(

@@ -64,7 +64,8 @@ def read_all(uri: str, spool: Path, **options: Any) -> tuple[list[tuple[str, str
     batches = read_plan(plan_taken_in(taken, config), config)
     assert taken[0].seen is not None
     found = [pair for batch in batches for pair in pairs(batch)]
-    return found, [letter.detail for letter in letters_of(batches)], taken[0].seen.encoding
+    letters = [f"{letter.place}: {letter.detail}" for letter in letters_of(batches)]
+    return found, letters, taken[0].seen.encoding
 
 
 @pytest.mark.parametrize("language", WESTERN)

@@ -164,7 +164,11 @@ def nearest_lists(
     """
     filled = np.flatnonzero(counts)
     held = counts[filled]
-    distances = queries @ (centroids if len(filled) == len(centroids) else centroids[filled]).T
+    compared = centroids if len(filled) == len(centroids) else centroids[filled]
+    # Not by a matrix product, whose threads wait for each other where other queries keep the cores busy.
+    distances = np.empty((len(queries), len(compared)), np.float32)
+    for query, line in zip(queries, distances, strict=True):
+        faiss.fvec_inner_products_ny(*map(faiss.swig_ptr, (line, query, compared)), compared.shape[1], len(compared))
     expected = min(len(filled), max(nprobe, int(2 * enough / held.mean())) + SPARE_LISTS)
     while True:
         if expected < len(filled):

@@ -64,8 +64,8 @@ class CsvDialect:
 
     def __str__(self) -> str:
         names = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-        quoted = f"quoted by {self.quote}" if self.quote else "not quoted"
-        return f"{names.get(self.delimiter, repr(self.delimiter))}, {quoted}"
+        quoted = {"": ", no quotes", '"': ""}.get(self.quote, f", quoted by {self.quote}")
+        return f"{names.get(self.delimiter, repr(self.delimiter))} between values{quoted}"
 
     def reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
         """The records of lines that end in their line breaks; `csv.Error` where one is none."""
@@ -218,7 +218,7 @@ def sample_lines(sample: bytes, dialect: CsvDialect) -> list[str]:
     return split_lines(unescaped(without_returns(sample, dialect), dialect).decode("utf-8", "surrogateescape"))
 
 
-def read_sample(
+def read_records(
     lines: Sequence[str], dialect: CsvDialect, most: int = 1 << 30
 ) -> Iterator[tuple[list[str], Sequence[str]]]:
     """The records and the lines of each; an empty record for one that is none, behind whose line reading goes on."""
@@ -268,7 +268,7 @@ def unescaped(data: bytes, dialect: CsvDialect) -> bytes:
 
 def _rows(lines: Sequence[str], dialect: CsvDialect, most: int = 1 << 30) -> tuple[list[str], list[list[str]]]:
     """The header and the records of a sample."""
-    header, *records = [row for row, _ in read_sample(lines, dialect, most)] or [[]]
+    header, *records = [row for row, _ in read_records(lines, dialect, most)] or [[]]
     return header, records
 
 
@@ -294,7 +294,7 @@ def _shows_quotes(lines: Sequence[str], dialect: CsvDialect) -> bool:
                 closed += len(value) > 1 and value.endswith(quote) and quote not in value[1:-1].replace(quote * 2, "")
     if not begun or 2 * closed > begun:
         return begun > 0
-    header, *records = read_sample(lines, dialect)
+    header, *records = read_records(lines, dialect)
     width = len(header[0])
 
     def is_whole(line: str) -> bool:

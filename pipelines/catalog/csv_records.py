@@ -27,7 +27,7 @@ from pipelines.catalog.csv_dialect import (
     LOOKED_AT_LINES,
     CsvDialect,
     RecordLooks,
-    read_sample,
+    read_records,
     sample_lines,
     split_lines,
     unescaped,
@@ -314,7 +314,7 @@ class CsvReader:
     @cached_property
     def _sample_records(self) -> list[tuple[list[str], Sequence[str]]]:
         lines = sample_lines(self._sample, self._dialect)
-        return list(read_sample(lines[self._dialect.skip_lines :], self._dialect))
+        return list(read_records(lines[self._dialect.skip_lines :], self._dialect))
 
     @cached_property
     def _looks(self) -> RecordLooks:

@@ -47,15 +47,12 @@ from pipelines.catalog.schemas import (
 from pipelines.catalog.sheets import iter_sheet
 from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head, with_partitions
 from pipelines.catalog.text_encoding import UTF8, OtherEncodingError, as_utf8, encoding_of_head
-from pipelines.catalog.text_files import as_rows, iter_text_rows, last_line_end, look_at_text, utf8_of_head
+from pipelines.catalog.text_files import HEAD_BYTES, as_rows, iter_text_rows, last_line_end, look_at_text, utf8_of_head
 from pipelines.catalog.values import meets_condition
 
 MAX_RECORD_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
 XML_CHUNK_BYTES = 1 << 20  # its tree takes ten times as much
-HEAD_BYTES = 256 << 10
-"""What the first records show is shown by so many bytes: dozens of records of the widest exports, thousands of narrow
-ones; one request of a remote file, and some milliseconds."""
 
 _RULES = 4  # goes up when the same text gives other rows
 _THREADS = 4

@@ -1,40 +1,32 @@
 """A sample shows what a catalog looks like before anybody said what its columns are: names, and the first rows.
 
-Nothing is decided here that a run goes by: the reader of each format decides again, on whole files.
+Nothing is decided here that a run goes by: the reader of each format decides again, of an encoding on the whole file.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogError
+from pipelines.catalog.csv_dialect import find_dialect, read_records, sample_lines
 from pipelines.catalog.schemas import IMAGE_KEYS
 from pipelines.catalog.stores import CatalogFile, read_head
+from pipelines.catalog.text_encoding import UTF8
+from pipelines.catalog.text_files import HEAD_BYTES, look_at_text
 
 SAMPLE_ROWS = 1000
 SAMPLE_BYTES = 2 << 20
 STORED_BYTES = 16 << 20  # of rows that may hold pictures
 MAX_DEPTH = 4  # of names in a path, such as hits._source.title.en
 
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-_DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _DOCUMENTS = {"json": "JSON document", "xml": "XML", "xlsx": "Excel sheet", "sql": "query of a database"}
 AMAZON_MARK = "TemplateType="
 """What the first of the three header lines of an Amazon flat file begins with."""
@@ -87,8 +79,8 @@ def read_sample(file: CatalogFile, options: TextOptions) -> Sample:
         return _csv_sample(file, options)
     if file.format in ("parquet", "arrow"):
         return _sample(file, file.format.capitalize(), _stored_rows(file))
-    text, encoding = _decoded(read_head(file.uri, file.compression, SAMPLE_BYTES), options)
-    return _sample(file, f"JSON Lines, {encoding}", _json_objects(text.split("\n")))
+    encoding, text = look_at_text(file, options.encoding, SAMPLE_BYTES)
+    return _sample(file, f"JSON Lines, {_shown(encoding)}", _json_objects(text.split(b"\n")))
 
 
 def sample_objects(file: CatalogFile, objects: Iterable[bytes | str]) -> Sample:
@@ -136,62 +128,28 @@ def flattened(record: Mapping[str, Any], prefix: str = "", depth: int = 1) -> di
     return flat
 
 
-def _decoded(data: bytes, options: TextOptions) -> tuple[str, str]:
-    """The text of a file's first bytes, and its encoding in words; a character that is cut off at the end is left."""
-    by_mark = next((name for mark, name in _MARKS if data.startswith(mark)), None)
-    names = [by_mark] if by_mark else ["utf-8", "cp1252", "latin-1"]
-    for name in names if options.encoding == "auto" else [options.encoding]:
-        try:
-            text = codecs.getincrementaldecoder(name)().decode(data)
-        except (UnicodeDecodeError, LookupError):
-            continue
-        return text, name.upper().removesuffix("-SIG")
-    raise CatalogError(f"catalog.encoding: expected text in {options.encoding}, found bytes that are none")
+def _shown(encoding: str | None) -> str:
+    return (encoding or UTF8).upper()
 
 
 def _csv_sample(file: CatalogFile, options: TextOptions) -> Sample:
-    data = read_head(file.uri, file.compression, SAMPLE_BYTES)
-    text, encoding = _decoded(data, options)
-    if len(data) >= SAMPLE_BYTES:
-        text = text[: text.rfind("\n") + 1]
-    skipped = options.csv_skip_lines or (2 if text.startswith(AMAZON_MARK) else 0)
-    for _ in range(skipped):
-        text = text.partition("\n")[2]
-    delimiter, quoted = _dialect(text, file.name, options)
-    rows = _csv_rows(text, delimiter, quoted, options.csv_escape)
+    encoding, head = look_at_text(file, options.encoding, HEAD_BYTES)
+    dialect = find_dialect(
+        head,
+        file.name,
+        delimiter=options.csv_delimiter,
+        quote=options.csv_quote,
+        escape=options.csv_escape,
+        skip_lines=options.csv_skip_lines or (2 if head.startswith(AMAZON_MARK.encode()) else 0),
+    )
+    _, text = look_at_text(file, options.encoding, SAMPLE_BYTES)
+    rows = (row for row, _ in read_records(sample_lines(text, dialect)[dialect.skip_lines :], dialect, SAMPLE_ROWS + 1))
     header = [name.strip() for name in next(rows, [])]
+    header = [*header, ""][: dialect.columns or None] if abs(dialect.columns - len(header)) == 1 else header
     records = (dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header))
-    words = f"CSV, {encoding}, {_DELIMITERS.get(delimiter, repr(delimiter))} between values"
-    by_name = "\t" if _is_tsv(file.name) else ","
-    told = None if delimiter == by_name else delimiter
-    return _sample(file, words + ("" if quoted else ", no quotes"), records, skipped, told)
-
-
-def _dialect(text: str, name: str, options: TextOptions) -> tuple[str, bool]:
-    """The delimiter and whether values are quoted: those that give most rows as many values as the header has."""
-    delimiters = [options.csv_delimiter] if options.csv_delimiter else (["\t"] if _is_tsv(name) else list(_DELIMITERS))
-    quoting = [True, False] if options.csv_quote is None else [bool(options.csv_quote)]
-    scores: dict[tuple[str, bool], tuple[float, int]] = {}
-    for delimiter in delimiters:
-        for quoted in quoting:  # the first of equal ones wins
-            rows = list(islice(_csv_rows(text, delimiter, quoted, options.csv_escape), 200))
-            width = len(rows[0]) if rows else 0
-            share = sum(len(row) == width for row in rows) / max(1, len(rows))
-            # One column fits every text: a delimiter must show at least two.
-            scores[delimiter, quoted] = (round(share, 1), width) if width > 1 else (0.0, 0)
-    return max(scores, key=lambda each: scores[each])
-
-
-def _is_tsv(name: str) -> bool:
-    return ".tsv" in name.lower().rsplit("/", 1)[-1]
-
-
-def _csv_rows(text: str, delimiter: str, quoted: bool, escape: str | None) -> Iterator[list[str]]:
-    csv.field_size_limit(2**31 - 1)
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, escapechar=escape, doublequote=escape is None)
-    return (row for row in reader if row)
+    by_name = "\t" if ".tsv" in file.name.lower().rsplit("/", 1)[-1] else ","
+    told = None if dialect.delimiter == by_name else dialect.delimiter
+    return _sample(file, f"CSV, {_shown(encoding)}, {dialect}", records, dialect.skip_lines, told)
 
 
 def _stored_rows(file: CatalogFile) -> Iterator[Mapping[str, Any]]:

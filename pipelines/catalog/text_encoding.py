@@ -272,4 +272,4 @@ def _is_western(data: bytes, readings: list[tuple[str, float]]) -> bool:
     if odd > 0.05 * sum(sign > "\x7f" for sign in text):
         return False
     disorder = dict(readings)
-    return _WESTERN in disorder and disorder[_WESTERN] <= readings[0][1] + _CLEARLY / 2
+    return not disorder or (_WESTERN in disorder and disorder[_WESTERN] <= readings[0][1] + _CLEARLY / 2)

@@ -20,6 +20,10 @@ from pipelines.catalog.schemas import LINE, PROBLEM, Records
 from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head
 from pipelines.catalog.text_encoding import UTF8, OtherEncodingError, as_utf8, encoding_of_head, find_encoding
 
+HEAD_BYTES = 256 << 10
+"""What the first records show is shown by so many bytes: dozens of records of the widest exports, thousands of narrow
+ones; one request of a remote file, and some milliseconds."""
+
 LOOKED_AT_CHUNKS = 16
 """So much of a file tells the encoding when only its head is looked at; when it is taken in, all of it does."""
 

@@ -84,7 +84,7 @@ def test_lines_before_the_header_say_nothing() -> None:
     text = "TemplateType=fptcustom\tVersion=2024\nA;B;C;D;E\nsku;title\n1;a\t\n"
     found = dialect_of(text, skip_lines=2)
     assert (found.delimiter, found.skip_lines) == (";", 2)
-    assert str(found) == 'semicolons, quoted by "'
+    assert str(found) == "semicolons between values"
 
 
 GOOD = [["1001", "red cup", "1.50"], ["1002", "blue cup", "2.00"], ["1003", "cup", ""]] * 5

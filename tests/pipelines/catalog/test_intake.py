@@ -281,7 +281,7 @@ def test_what_a_file_was_read_as_is_kept(tmp_path: Path) -> None:
         for seen in (first[0].seen, looked):
             assert seen is not None
             assert seen.encoding == ("cp1252" if name == "b.csv" else "utf-8")
-            assert seen.dialect == ("" if name == "c.jsonl" else 'semicolons, quoted by "')
+            assert seen.dialect == ("" if name == "c.jsonl" else "semicolons between values")
 
 
 def test_how_text_is_read_is_part_of_what_an_intake_is(tmp_path: Path) -> None:

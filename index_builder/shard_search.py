@@ -152,7 +152,20 @@ class ShardSearch:
 
 def rows_to_score(unfiltered: float, rows: int, passing: int) -> int:
     """How many rows that pass are scored, where a search without a filter scores so many of all rows."""
-    return min(passing, round(unfiltered))
+    # The fewer pass, the wider around the query its neighbours among them lie: at 1 % three times as many are scored.
+    return min(passing, round(unfiltered * (rows / passing) ** 0.25))
+
+
+def inner_products(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Inner products of float32 [B, d] with float32 [n, d], on this thread: float32 [B, n].
+
+    Not by a matrix product, whose threads wait for each other where other queries keep the cores busy.
+    """
+    products = np.empty((len(queries), len(vectors)), np.float32)
+    for query, line in zip(queries, products, strict=True):
+        pointers = map(faiss.swig_ptr, (line, query, vectors))
+        faiss.fvec_inner_products_ny(*pointers, vectors.shape[1], len(vectors))
+    return products
 
 
 def nearest_lists(
@@ -171,11 +184,7 @@ def nearest_lists(
     """
     filled = np.flatnonzero(counts)
     held = counts[filled]
-    compared = centroids if len(filled) == len(centroids) else centroids[filled]
-    # Not by a matrix product, whose threads wait for each other where other queries keep the cores busy.
-    distances = np.empty((len(queries), len(compared)), np.float32)
-    for query, line in zip(queries, distances, strict=True):
-        faiss.fvec_inner_products_ny(*map(faiss.swig_ptr, (line, query, compared)), compared.shape[1], len(compared))
+    distances = inner_products(queries, centroids if len(filled) == len(centroids) else centroids[filled])
     expected = min(len(filled), max(nprobe, int(2 * enough / held.mean())) + SPARE_LISTS)
     while True:
         if expected < len(filled):
@@ -276,8 +285,7 @@ class RefineCodes:
     def products(self, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Inner products of float32 [B, D] with the same rows int64 [n] for each: float32 [B, n]."""
         with faiss_threads(1):
-            decoded = self._decoder.sa_decode(self._gathered(rows))
-        return np.stack([decoded @ vector for vector in vectors]) if len(vectors) else np.empty((0, len(rows)))
+            return inner_products(vectors, self._decoder.sa_decode(self._gathered(rows)))
 
     def _gathered(self, rows: np.ndarray) -> np.ndarray:
         """Codes of rows int64 [n]: uint8 [n, code_size]."""
@@ -310,7 +318,7 @@ def search_refined(
     if selection is not None and selection.rows <= EXACT_ROWS:
         numbers = selection.numbers
         rows = np.broadcast_to(numbers, (len(vectors), len(numbers)))
-        scores, rows = best_by_score(codes.products(vectors, numbers).astype(np.float32, copy=False), rows, k)
+        scores, rows = best_by_score(codes.products(vectors, numbers), rows, k)
         missing = ((0, 0), (0, max(0, k - len(numbers))))
         return np.pad(scores, missing, constant_values=-np.inf), np.pad(rows, missing, constant_values=-1)
     candidates = max(k, min(k * refine_factor, search.rows))

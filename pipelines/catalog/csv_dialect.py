@@ -213,6 +213,16 @@ def find_dialect(
     return replace(dialect, columns=_columns(lines, dialect))
 
 
+def is_table(sample: bytes, name: str) -> bool:
+    """Whether a text is a table: whole lines that a delimiter parts in as many columns, two at least, with a header."""
+    if b"\0" in sample:
+        return False
+    dialect = find_dialect(sample, name)
+    lines = sample_lines(sample, dialect)[dialect.skip_lines :]
+    columns, share = _agreement(lines, dialect)
+    return columns > 1 and share >= AGREEING_SHARE and sum(map(bool, map(str.strip, lines))) > 1
+
+
 def sample_lines(sample: bytes, dialect: CsvDialect) -> list[str]:
     """The lines of a sample as `csv.reader` takes them."""
     return split_lines(unescaped(without_returns(sample, dialect), dialect).decode("utf-8", "surrogateescape"))

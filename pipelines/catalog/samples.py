@@ -87,7 +87,9 @@ def read_sample(file: CatalogFile, options: TextOptions) -> Sample:
         return _csv_sample(file, options)
     if file.format in ("parquet", "arrow"):
         return _sample(file, file.format.capitalize(), _stored_rows(file))
-    text, encoding = _decoded(read_head(file.uri, file.compression, SAMPLE_BYTES), options)
+    data = read_head(file.uri, file.compression, SAMPLE_BYTES)
+    stores.refuse_other_content(file, data)
+    text, encoding = _decoded(data, options)
     return _sample(file, f"JSON Lines, {encoding}", _json_objects(text.split("\n")))
 
 
@@ -151,6 +153,7 @@ def _decoded(data: bytes, options: TextOptions) -> tuple[str, str]:
 
 def _csv_sample(file: CatalogFile, options: TextOptions) -> Sample:
     data = read_head(file.uri, file.compression, SAMPLE_BYTES)
+    stores.refuse_other_content(file, data)
     text, encoding = _decoded(data, options)
     if len(data) >= SAMPLE_BYTES:
         text = text[: text.rfind("\n") + 1]

@@ -106,10 +106,8 @@ def test_an_encoding_that_is_not_clear_is_asked_for(encoding: str, language: str
 def test_cyrillic_is_not_read_as_japanese() -> None:
     # Each byte of it is a katakana of half the width in Shift-JIS.
     text = csv_of(["большая стол зелёный чашка", "тарелка стул лампа подушка", "стол синяя красная", "лампа"])
-    try:
-        assert find_encoding([text.encode("koi8_r")], "a.csv") == "koi8_r"
-    except CatalogError as error:
-        assert "koi8_r: '0" in str(error)
+    with pytest.raises(CatalogError, match="koi8_r: '0"):
+        find_encoding([text.encode("koi8_r")], "a.csv")
 
 
 @pytest.mark.parametrize("title", ["thé à l'été", "Größe L", "Café table 5 €", "Piñata, 40×60"])

@@ -57,7 +57,7 @@ HEAD_BYTES = 256 << 10
 """What the first records show is shown by so many bytes: dozens of records of the widest exports, thousands of narrow
 ones; one request of a remote file, and some milliseconds."""
 
-_RULES = 4  # goes up when the same text gives other rows
+_RULES = 5  # goes up when the same text gives other rows
 _THREADS = 4
 
 _logger = logging.getLogger(__name__)

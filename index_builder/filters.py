@@ -63,6 +63,21 @@ class Condition:
     columns: tuple[str, ...]
     tree: exp.Expression = field(repr=False)
 
+    @property
+    def number_columns(self) -> frozenset[str]:
+        """The columns that are compared with numbers, and with no text."""
+        numbers: set[str] = set()
+        texts: set[str] = set()
+        for node in self.tree.find_all(*_OPERATORS, exp.In, exp.Between, exp.Like, exp.ILike):
+            parts = list(node.iter_expressions())
+            names = {_name(part, self.text) for part in parts if isinstance(part, exp.Column | exp.Dot)}
+            values = [_value(part, self.text) for part in parts if not isinstance(part, exp.Column | exp.Dot)]
+            if any(isinstance(value, str) for value in values):
+                texts |= names
+            elif any(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+                numbers |= names
+        return frozenset(numbers - texts)
+
     def mask(self, rows: pa.RecordBatch) -> pa.BooleanArray:
         """For which rows the condition is true, `[R]` without nulls; not for those where it is null.
 

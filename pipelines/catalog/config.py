@@ -138,7 +138,8 @@ class CatalogConfig:
         csv_delimiter: One character. None: a tab for `.tsv` files, else what the first lines show.
         csv_quote: The character around values; "" where there is none and quotes belong to the values. None: what the
             file shows.
-        csv_escape: The character before a quote inside a value, such as Spark's backslash. None: a quote is doubled.
+        csv_escape: The character before a quote inside a value, such as Spark's backslash; "" where a quote is doubled.
+            None: what the file shows.
         csv_skip_lines: Lines before the one with the column names.
         csv_newlines_in_values: Whether quoted CSV values may hold line breaks. If not, a stray quote reaches no further
             than the end of its line.
@@ -229,12 +230,10 @@ class CatalogConfig:
                 raise _unusable(f"column_types.{name}", alias, "an Arrow type such as 'float64' or 'date32'") from None
         _require(_is_codec(self.encoding), "encoding", self.encoding, "'auto' or a Python codec, such as cp1252")
         _require(self.csv_skip_lines >= 0, "csv_skip_lines", self.csv_skip_lines, "a whole number of at least 0")
-        for key, expected in (("csv_quote", "one ASCII sign, or '' for none"), ("csv_escape", "one ASCII sign")):
+        for key in ("csv_quote", "csv_escape"):
             sign = getattr(self, key)
-            good = (
-                sign is None or (len(sign.encode()) == 1 and sign not in "\r\n\0") or (sign, key) == ("", "csv_quote")
-            )
-            _require(good and (not sign or sign != self.csv_delimiter), key, sign, f"{expected}, not the delimiter")
+            good = not sign or (len(sign.encode()) == 1 and sign not in "\r\n\0" and sign != self.csv_delimiter)
+            _require(good, key, sign, "one ASCII sign, or '' for none, not the delimiter")
         if self.csv_delimiter is not None:
             good = len(self.csv_delimiter.encode()) == 1 and self.csv_delimiter not in '"\r\n\0'
             _require(good, "csv_delimiter", self.csv_delimiter, "one ASCII character, such as ';' or a tab")

@@ -172,7 +172,8 @@ def find_dialect(
 
     The delimiter is the one that gives the header two columns at least, most of all, and nearly all records as many; in
     doubt a tab for `.tsv` files, else a comma. Files with tabs are quoted only where the sample shows it: most values
-    that begin with a quote end with one, or fewer lines are broken so. All others are quoted, as RFC 4180 says.
+    that begin with a quote end with one, or fewer lines are broken so. All others are quoted, as RFC 4180 says. Quotes
+    are escaped by a backslash (Spark, MySQL) where more records of the sample are whole so.
 
     Args:
         sample: Whole lines from the start of the file.
@@ -210,7 +211,22 @@ def find_dialect(
     dialect = replace(dialect, delimiter=delimiter)
     if quote is None and delimiter == "\t" and dialect.quote == '"' and not _shows_quotes(lines, dialect):
         dialect = replace(dialect, quote="")
+    elif escape is None and dialect.quote and any(f"\\{dialect.quote}" in line for line in lines):
+        escaped = replace(dialect, escape="\\")
+        raw = split_lines(without_returns(sample, dialect).decode("utf-8", "surrogateescape"))[skip_lines:]
+        if _whole(_unescaped_lines(raw, escaped), escaped) > _whole(lines, dialect):
+            dialect, lines = escaped, _unescaped_lines(raw, escaped)
     return replace(dialect, columns=_columns(lines, dialect))
+
+
+def is_table(sample: bytes, name: str) -> bool:
+    """Whether a text is a table: whole lines that a delimiter parts in as many columns, two at least, with a header."""
+    if b"\0" in sample:
+        return False
+    dialect = find_dialect(sample, name)
+    lines = sample_lines(sample, dialect)[dialect.skip_lines :]
+    columns, share = _agreement(lines, dialect)
+    return columns > 1 and share >= AGREEING_SHARE and sum(map(bool, map(str.strip, lines))) > 1
 
 
 def sample_lines(sample: bytes, dialect: CsvDialect) -> list[str]:
@@ -270,6 +286,17 @@ def _rows(lines: Sequence[str], dialect: CsvDialect, most: int = 1 << 30) -> tup
     """The header and the records of a sample."""
     header, *records = [row for row, _ in read_records(lines, dialect, most)] or [[]]
     return header, records
+
+
+def _unescaped_lines(lines: Sequence[str], dialect: CsvDialect) -> list[str]:
+    text = "".join(lines).encode("utf-8", "surrogateescape")
+    return split_lines(unescaped(text, dialect).decode("utf-8", "surrogateescape"))
+
+
+def _whole(lines: Sequence[str], dialect: CsvDialect) -> int:
+    """How many records have the header's columns."""
+    header, records = _rows(lines, dialect)
+    return sum(_fits(record, header) for record in records)
 
 
 def _agreement(lines: Sequence[str], dialect: CsvDialect) -> tuple[int, float]:

@@ -54,7 +54,7 @@ class CsvReader:
         sample: Whole lines from the start of the file, which show what its records look like.
         newlines_in_values: Whether quoted values may hold line breaks.
         null_values: Values that have no vote.
-        number_fields: Those of `voted` that are numbers, however spelled.
+        number_fields: Those that are numbers, however spelled.
         max_record_bytes: A record whose quote does not close within so many bytes is none.
     """
 
@@ -118,7 +118,8 @@ class CsvReader:
         for name in self._voted:
             if name in self._wanted:
                 self.seen.votes_of(name).add_texts(records.rows.column(name), self._null_values)
-            if name in self._wanted and name in self._number_fields:
+        for name in self._number_fields:
+            if name in self._wanted:
                 self.seen.votes_of(name).add_marks(records.rows.column(name))
         return Records(records.rows, records.lines, records.bad, records.spanned + header_lines), used + skipped
 
@@ -158,9 +159,20 @@ class CsvReader:
         for name in self._id_fields:
             found = [self._header.index(column) for column in Path(name).columns if column in self._header]
             if not found:
-                raise unknown_field("catalog.id_field", name, self._header, self._name)
+                error = unknown_field("catalog.id_field", name, self._header, self._name)
+                raise CatalogError(f"{error}{self._later_header(name)}")
             self._id_columns.append(found[0])
         return end
+
+    def _later_header(self, name: str) -> str:
+        """A hint, where another of the first lines has the name that the header lacks."""
+        lines = sample_lines(self._sample, self._dialect)[:LOOKED_AT_LINES]
+        for number, line in enumerate(lines[self._dialect.skip_lines + 1 :], self._dialect.skip_lines + 1):
+            quote = self._dialect.quote or '"'
+            if name in {each.strip().strip(quote) for each in re.split(r"[,;\t|]", line.strip())}:
+                hint = f"are these the column names? Then set catalog.csv_skip_lines to {number}."
+                return f" Line {number + 1} has it: {hint}"
+        return ""
 
     def _parse_plain(self, data: bytes, line: int, is_last: bool) -> tuple[Records, int] | None:
         """By pyarrow; None where it would not read, or not certainly read, what Python's `csv` does."""

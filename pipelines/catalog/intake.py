@@ -45,7 +45,7 @@ from pipelines.catalog.schemas import (
     plain_columns,
 )
 from pipelines.catalog.sheets import iter_sheet
-from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head, with_partitions
+from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head, refuse_other_content, with_partitions
 from pipelines.catalog.text_encoding import UTF8, OtherEncodingError, as_utf8, encoding_of_head
 from pipelines.catalog.text_files import HEAD_BYTES, as_rows, iter_text_rows, last_line_end, look_at_text, utf8_of_head
 from pipelines.catalog.values import meets_condition
@@ -54,7 +54,7 @@ MAX_RECORD_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
 XML_CHUNK_BYTES = 1 << 20  # its tree takes ten times as much
 
-_RULES = 4  # goes up when the same text gives other rows
+_RULES = 5  # goes up when the same text gives other rows
 _THREADS = 4
 
 _logger = logging.getLogger(__name__)
@@ -281,6 +281,7 @@ def objects_of(file: CatalogFile, config: CatalogConfig) -> Iterable[bytes | str
         data, skip_lines = b"".join(chunks()), config.csv_skip_lines
         return iter_sheet(data, file.name, sheet=config.sheet, skip_lines=skip_lines, wanted=config.fields)
     if file.format == "xml":
+        refuse_other_content(file, read_head(file.uri, file.compression))
         chunks = partial(iter_bytes, file.uri, file.compression, min(BLOCK_BYTES, XML_CHUNK_BYTES))
         return Feed(
             chunks, file.name, encoding=config.encoding, records=config.records, max_record_bytes=MAX_RECORD_BYTES

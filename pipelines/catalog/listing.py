@@ -18,7 +18,9 @@ import pyarrow as pa
 
 from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogError, without_login
+from pipelines.catalog.csv_dialect import is_table
 from pipelines.catalog.stores import CatalogFile, format_by_name, has_foreign_suffix, hive_partitions, sniff_format
+from pipelines.catalog.text_encoding import UTF8, as_utf8, encoding_of_head
 
 if TYPE_CHECKING:
     import deltalake
@@ -117,7 +119,19 @@ def _format_of(uri: str, format: str) -> tuple[str | None, str | None]:
     found, compression = format_by_name(uri)
     if found is None or compression == "zip":
         found, compression = sniff_format(uri)
+        if found is None and format == "auto" and _is_table(uri, compression):
+            found = "csv"
     return found if format == "auto" else format, compression
+
+
+def _is_table(uri: str, compression: str | None) -> bool:
+    """Whether the first lines of a file are a table as text."""
+    head = stores.read_head(uri, compression)
+    encoding = encoding_of_head(head, "auto")
+    # Bytes of Western text may stay: delimiters are ASCII.
+    text = b"".join(as_utf8([head], encoding, lambda: UTF8))
+    end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+    return is_table(text if len(head) < stores.SNIFF_BYTES else text[:end], uri)
 
 
 def _query_file(uris: Sequence[str]) -> CatalogFile:

@@ -8,6 +8,7 @@ mark are thousands, but for a plain `1.299` without a currency, which is what pr
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from typing import Literal
 
@@ -28,6 +29,8 @@ _ISO_4217 = (
     "UAH UGX USD UYU UZS VED VES VND VUV WST XAF XCD XOF XPF YER ZAR ZMW ZWG"
 ).replace(" ", "|")
 _WORDS = r"euros?|kr\.?|zł|zl|kč|kc|ft|лв\.?|руб\.?|р\.|грн\.?|s?fr\.|rs\.?|rm|rp\.?|tl|lei|din\.?|s/\.?|元|円|원"
+# Arrow's NFKC leaves signs taken apart: a `č` is a c with a mark behind it.
+_WORDS = f"{_WORDS}|{unicodedata.normalize('NFKD', _WORDS)}"
 _CURRENCY = rf"(?i:(?:[a-z]{{1,3}})?\p{{Sc}}|{_ISO_4217}|{_WORDS})"
 # The sign may stand before or behind the currency, or behind the number (SAP). `19,-` has no cents.
 _SPELLED = (

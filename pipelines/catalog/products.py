@@ -104,7 +104,10 @@ def _kept(batch: RawBatch, config: CatalogConfig) -> tuple[RawBatch, int]:
     """The rows for which `catalog.where` is true, and how many others there are; rows of groups have met it before."""
     if config.condition is None or config.group_by is not None:
         return batch, batch.left_out
-    mask = meets_condition(batch.rows, config.condition, config.stated_types, config.null_values, batch.schema)
+    marks = {column.name: mark for column in batch.schema if (mark := decimal_mark(column)) is not None}
+    mask = meets_condition(
+        batch.rows, config.condition, config.stated_types, config.null_values, batch.schema, decimal_marks=marks
+    )
     numbers = batch.numbers[mask.to_numpy(zero_copy_only=False)]
     return replace(batch, rows=batch.rows.filter(mask), numbers=numbers), len(mask) - len(numbers)
 

@@ -79,6 +79,7 @@ def read_sample(file: CatalogFile, options: TextOptions) -> Sample:
         return _csv_sample(file, options)
     if file.format in ("parquet", "arrow"):
         return _sample(file, file.format.capitalize(), _stored_rows(file))
+    stores.refuse_other_content(file, read_head(file.uri, file.compression, SAMPLE_BYTES))
     encoding, text = look_at_text(file, options.encoding, SAMPLE_BYTES)
     return _sample(file, f"JSON Lines, {_shown(encoding)}", _json_objects(text.split(b"\n")))
 
@@ -133,6 +134,7 @@ def _shown(encoding: str | None) -> str:
 
 
 def _csv_sample(file: CatalogFile, options: TextOptions) -> Sample:
+    stores.refuse_other_content(file, read_head(file.uri, file.compression, SAMPLE_BYTES))
     encoding, head = look_at_text(file, options.encoding, HEAD_BYTES)
     dialect = find_dialect(
         head,

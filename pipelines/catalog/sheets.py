@@ -77,7 +77,14 @@ def _sheet(data: bytes, name: str, sheet: str | None) -> python_calamine.Calamin
     except calamine.PasswordError as error:
         raise CatalogError(f"{name}: expected a file without a password; save it without one") from error
     except (calamine.CalamineError, OSError, ValueError) as error:
-        raise CatalogError(f"{name}: expected a whole Excel file, found one that cannot be read ({error})") from error
+        start = data.lstrip()[:200].lower()
+        if start.startswith((b"<html", b"<!doctype html", b"<table", b"<meta", b"<?xml")):
+            found = "an HTML or XML table under its name, as some shops write; open it in Excel, and save it as .xlsx"
+        elif start and b"\0" not in start and not start.startswith((b"pk", b"\xd0\xcf")):
+            found = "text under its name; set catalog.format to csv"
+        else:
+            found = f"one that cannot be read ({error})"
+        raise CatalogError(f"{name}: expected a whole Excel file, found {found}") from error
 
 
 def _columns(cells: list[Any], name: str, wanted: Collection[str]) -> list[tuple[int, str]]:

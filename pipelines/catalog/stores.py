@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import lzma
 import os
+import posixpath
 import re
 import zipfile
 import zlib
@@ -325,9 +326,34 @@ def why_unknown(uri: str, compression: str | None) -> str:
     if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
         return "it is no text; export the products as CSV, JSON, Excel or Parquet"
     return (
-        "neither its name nor its first bytes tell the format; set catalog.format to parquet, csv, jsonl or arrow "
-        "(a table as text is csv)"
+        "neither its name nor its first bytes tell the format; set catalog.format to csv (any table as text), jsonl, "
+        "json, xml, xlsx, parquet or arrow"
     )
+
+
+def refuse_other_content(file: CatalogFile, head: bytes) -> None:
+    """CatalogError for a text file whose first bytes, decompressed as its name says, are plainly something else."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:64].lower()
+    magic = next((name for magic, name in _COMPRESSION_BY_MAGIC.items() if head.startswith(magic)), None)
+    suffix = next((suffix for suffix, name in _COMPRESSION_BY_SUFFIX.items() if name == magic), "")
+    what = next((what for magic, what in _OTHER_MAGIC.items() if head.startswith(magic)), None)
+    if head[257:262] == b"ustar":
+        what = "a tar archive: unpack it, and name the file in it"
+    elif magic == "zip":
+        what = "a zip archive or an Excel file: give it the suffix .zip or .xlsx, or unpack it"
+    # `BZ` and two letters might begin a text.
+    elif magic is not None and not head.isascii():
+        what = f"{magic}: give it the suffix {suffix}, as in {posixpath.basename(file.name)}{suffix}, or unpack it"
+    elif head.startswith(_OLD_EXCEL_MAGIC):
+        what = "an Excel file: set catalog.format to xlsx"
+    elif head.startswith(b"PAR1"):
+        what = "Parquet: set catalog.format to parquet"
+    elif start.startswith((b"<!doctype html", b"<html")):
+        what = "an HTML page, as a shop sends for a login or an error: export the products anew"
+    elif start.startswith(b"<?xml") and file.format != "xml":
+        what = "XML: set catalog.format to xml"
+    if what is not None:
+        raise CatalogError(f"{file.uri}: expected {file.format}, found {what}")
 
 
 def read_head(uri: str, compression: str | None, size: int = SNIFF_BYTES) -> bytes:

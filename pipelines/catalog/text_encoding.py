@@ -34,9 +34,11 @@ _MARKS = (
 _LEADING_MARKS = re.compile("^(?:\ufeff|ï»¿)+".encode())
 _WESTERN = "cp1252"
 _MANY_BYTES = ("cp932", "euc_jp", "gb18030", "big5", "cp949")
+_RARE = ("iso8859_2", "cp852", "iso8859_5")
 _CANDIDATES = (
     *(_WESTERN, "cp1250", "cp1251", "koi8_r", "cp866", "cp1253", "cp1254", "cp1255", "cp1256", "cp874"),
     *("cp850", "mac_roman"),
+    *_RARE,
     *_MANY_BYTES,
 )
 _CLEARLY = 0.05  # by so much less disorder a reading is better than all others
@@ -50,6 +52,18 @@ _NOT_WESTERN = re.compile(
     "|[À-ÖØ-öø-ÿ]{3,}"
     "|(?<!\\w)[À-ÖØ-ÞŠŒŽ](?!\\w|['’])"
 )
+
+# What no text has, in whatever language: controls, symbols within words, katakana of half the width and nothing else
+# (single bytes of any Cyrillic text, read as Japanese).
+_NO_WORD = re.compile(
+    "[\x80-\x9f\ufffd]|[\uff61-\uff9f]{2,}|(?<=[а-яё])[А-ЯЁ]"
+    "|(?<=[^\\W\\d_])[¡¢£¤¥¦§¨©«¬®¯°±´µ¶·¸»¿×÷‚„†‡•…‰‹›€˘˙˛˝─-╿▀-▟■](?=[^\\W\\d_])"
+    "|(?<![^\\W\\d_])[¤¦§¨¬¯±¶¸‡‰˘˙˛˝─-╿▀-▟](?=[^\\W\\d_])|(?<=[^\\W\\d_])[¤¦§¨¬¯¶¸‡‰˘˙˛˝─-╿▀-▟](?![^\\W\\d_])"
+)
+_NO_WORD_WEIGHT = 3
+# What one line may have to be taken for Western text, where nothing in the file is UTF-8.
+_PLAINLY_WESTERN = re.compile("[\0-\x7f\xa0À-ÖØ-öø-ÿŒœŠšŽž€°²³¼½¾®©™’–—“”«»·•…]*")
+_CUT_SIGN = re.compile("[ÂÃâ](?!\\w)")
 
 _ERRORS = "shelfmark-no-text"
 
@@ -133,11 +147,17 @@ def find_encoding(chunks: Iterable[bytes], name: str) -> str:
         return _WESTERN
     if len(sample) >= _MIN_LINES_TO_TELL and readings:
         best, least = readings[0]
-        others = [disorder for each, disorder in readings[1:] if best not in _MANY_BYTES or each in _MANY_BYTES]
+        text = data.decode(best, "replace")
+        same = [each for each, _ in readings if data.decode(each, "replace") == text]
+        others = [
+            disorder
+            for each, disorder in readings[1:]
+            if each not in same and (best not in _MANY_BYTES or each in _MANY_BYTES)
+        ]
         if all(disorder >= least + _CLEARLY for disorder in others):
-            return best
+            return min(same, key=_CANDIDATES.index)
     if bad_lines < max(0.01 * lines, min(_MIN_LINES_TO_TELL, 0.5 * lines)):
-        return UTF8
+        return _WESTERN if not good_bytes and _is_plainly_western(data) else UTF8
     likely = [each for each, _ in readings[:3]] or [_WESTERN]
     line = max(sample[:_SAMPLED_LINES_OF_CHUNK], key=lambda text: sum(sign > 127 for sign in text))
     shown = "; ".join(f"{each}: {line.decode(each, 'replace').strip()[:60]!r}" for each in likely)
@@ -260,16 +280,34 @@ def _readings(data: bytes) -> list[tuple[str, float]]:
     matches = charset_normalizer.from_bytes(
         data, steps=steps, cp_isolation=list(_CANDIDATES), preemptive_behaviour=False, enable_fallback=False
     )
-    found = [(name, match.chaos, -match.coherence) for match in matches for name in match.could_be_from_charset]
+    names = {name: match for match in matches for name in match.could_be_from_charset if name in _CANDIDATES}
+    found = [(name, match.chaos + _words_broken(data, name), -match.coherence) for name, match in names.items()]
     # Of equally orderly readings the one in a known language, then the more frequent encoding.
     found.sort(key=lambda each: (each[1] - 0.1 * (each[0] in _MANY_BYTES), each[2], _CANDIDATES.index(each[0])))
     return [(name, disorder) for name, disorder, _ in found]
 
 
+def _words_broken(data: bytes, encoding: str) -> float:
+    """The share of what is no ASCII in a reading that stands where no word has it, weighted."""
+    text = data.decode(encoding, "replace")
+    high = sum(sign > "\x7f" for sign in text)
+    return _NO_WORD_WEIGHT * sum(len(found) for found in _NO_WORD.findall(text)) / max(1, high)
+
+
+def _is_plainly_western(data: bytes) -> bool:
+    """Whether every sign is one of Western text, and stands as it does there: then a few signs are enough."""
+    text = data.decode(_WESTERN, "replace")
+    return _PLAINLY_WESTERN.fullmatch(text) is not None and not (_NOT_WESTERN.search(text) or _CUT_SIGN.search(text))
+
+
 def _is_western(data: bytes, readings: list[tuple[str, float]]) -> bool:
     text = data.decode(_WESTERN, "replace")
     odd = sum(len(found) for found in _NOT_WESTERN.findall(text))
+    # Hungarian in cp1250: no Western language has both, but two of them together have the others.
+    if {*"õû"} <= {*text} and not {*"ãçèêàñß"} & {*text}:
+        return False
     if odd > 0.05 * sum(sign > "\x7f" for sign in text):
         return False
     disorder = dict(readings)
-    return not disorder or (_WESTERN in disorder and disorder[_WESTERN] <= readings[0][1] + _CLEARLY / 2)
+    least = min((each for name, each in readings if name not in _RARE), default=0.0)
+    return not disorder or (_WESTERN in disorder and disorder[_WESTERN] <= least + _CLEARLY / 2)

@@ -17,7 +17,7 @@ from pipelines.catalog.config import CatalogError
 from pipelines.catalog.csv_records import CsvReader, count_lines
 from pipelines.catalog.json_lines import JsonLinesReader
 from pipelines.catalog.schemas import LINE, PROBLEM, Records
-from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head
+from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head, refuse_other_content
 from pipelines.catalog.text_encoding import UTF8, OtherEncodingError, as_utf8, encoding_of_head, find_encoding
 
 HEAD_BYTES = 256 << 10
@@ -37,9 +37,10 @@ def look_at_text(file: CatalogFile, stated: str, head_bytes: int) -> tuple[str |
         stated: As `catalog.encoding`.
 
     Raises:
-        CatalogError: the encoding cannot be told.
+        CatalogError: the encoding cannot be told, or the file is no text.
     """
     head = read_head(file.uri, file.compression, head_bytes)
+    refuse_other_content(file, head)
     encoding = encoding_of_head(head, stated)
     try:
         text = utf8_of_head(head, encoding)

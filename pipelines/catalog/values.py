@@ -228,19 +228,26 @@ def meets_condition(
     stated: Mapping[str, pa.DataType],
     null_values: Sequence[str],
     types: pa.Schema | None = None,
+    decimal_marks: Mapping[str, DecimalMark] | None = None,
 ) -> pa.BooleanArray:
-    """Whether `catalog.where` is true, `[R]` without nulls.
+    """Whether `catalog.where` is true, `[R]` without nulls. Texts compared with numbers may be spelled: `19,90 €`.
 
     Args:
         stated: Types that the config gives to columns.
         types: Those of other columns that these rows do not have; else they count as texts.
+        decimal_marks: Of columns, where their texts show it.
     """
+    marks = decimal_marks or {}
+    spelled = condition.number_columns
     missing = pa.array(["", *null_values], pa.string())
     columns = []
     for name in condition.columns:
         if name in rows.schema.names:
             column = without(plain(rows.column(name)), missing)
-            column = conform(column, stated[name], null_values)[0] if name in stated else column
+            if name in stated:
+                column = conform(column, stated[name], null_values, marks.get(name))[0]
+            elif name in spelled and pa.types.is_string(column.type):
+                column = plain_numbers(pc.utf8_trim_whitespace(column), marks.get(name))
         else:
             absent = pa.string() if types is None else types.field(name).type
             column = pa.nulls(len(rows), stated.get(name, absent))

@@ -37,7 +37,7 @@ from pipelines.catalog.config import (
         ({"csv_delimiter": "::"}, r"catalog\.csv_delimiter"),
         ({"csv_quote": "::"}, r"catalog\.csv_quote: expected one ASCII sign, or '' for none"),
         ({"csv_quote": ";", "csv_delimiter": ";"}, r"catalog\.csv_quote: .*, not the delimiter; found ';'"),
-        ({"csv_escape": ""}, r"catalog\.csv_escape: expected one ASCII sign"),
+        ({"csv_escape": "ab"}, r"catalog\.csv_escape: expected one ASCII sign"),
         ({"csv_escape": "\n"}, r"catalog\.csv_escape"),
         ({"csv_skip_lines": -1}, r"catalog\.csv_skip_lines: expected a whole number of at least 0; found -1"),
         ({"encoding": "latin-17"}, r"catalog\.encoding: expected 'auto' or a Python codec.*; found 'latin-17'"),

@@ -383,11 +383,12 @@ def test_quotes_escaped_by_a_backslash_as_spark_writes_them(block: int) -> None:
     for number, title in enumerate(titles):
         escaped = title.replace("\\", "\\\\").replace('"', '\\"')
         text += f'{number},"{escaped}",1\n'
-    config = replace(CONFIG, csv_escape="\\")
-    rows, bad = in_blocks(text.encode(), config, block)
-    assert [row[1] for row in rows] == titles
-    assert not bad
-    assert read(text.encode()).bad  # without it the text stands behind a closing quote
+    for stated in ("\\", None):  # the first lines show it, too
+        rows, bad = in_blocks(text.encode(), replace(CONFIG, csv_escape=stated), block)
+        assert [row[1] for row in rows] == titles
+        assert not bad
+    # Where quotes are doubled the text stands behind a closing quote.
+    assert read(text.encode(), config=replace(CONFIG, csv_escape="")).bad
 
 
 @pytest.mark.parametrize("block", [50, 1 << 20])
@@ -449,3 +450,19 @@ def test_a_lone_return_is_text_where_lines_end_in_newlines_and_the_other_way_rou
     # Excel on a Mac: lines end in \r, and breaks within a cell are \n.
     records = read(b'id,title,price\r1,"a\nb",2\r2,"c\nd",3\r')
     assert [row["title"] for row in records.rows.to_pylist()] == ["a\nb", "c\nd"]
+
+
+def test_a_backslash_at_the_end_of_a_value_is_a_sign_like_any_where_quotes_are_doubled() -> None:
+    titles = ["C:\\dir\\", 'say ""hi"" \\', "plain", '\\""']
+    text = "id,title,price\n" + "".join(f'{number},"{titles[number % 4]}",1\n' for number in range(20))
+    records = read(text.encode())
+    assert not records.bad
+    assert records.rows.column("title").to_pylist()[:4] == [title.replace('""', '"') for title in titles]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_titles_above_the_column_names_are_pointed_at(name: str) -> None:
+    text = 'Products, of today\n\n"id",title,price\n1,a,2\n'.replace(",", "\t" if name == "a.tsv" else ",")
+    with pytest.raises(CatalogError, match=r"'id', which .*Line 3 has it: .* set catalog\.csv_skip_lines to 2"):
+        read(text.encode(), name=name)
+    assert read(text.encode(), name=name, config=replace(CONFIG, csv_skip_lines=2)).rows.num_rows == 1

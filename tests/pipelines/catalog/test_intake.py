@@ -19,7 +19,7 @@ from pipelines.catalog.csv_records import CsvReader
 from pipelines.catalog.intake import LINE, PROBLEM, TakenIn, look_at_head, take_in
 from pipelines.catalog.json_lines import JsonLinesReader
 from pipelines.catalog.listing import list_catalog
-from pipelines.catalog.plan import plan_catalog, plan_taken_in
+from pipelines.catalog.plan import catalog_schema, plan_catalog, plan_taken_in
 from tests.pipelines.catalog.catalogs import compress, encode, letters_of, pairs, read_plan, write
 
 ROWS = [{"product_id": str(number), "title": f"title {number}"} for number in range(200)]
@@ -289,3 +289,31 @@ def test_how_text_is_read_is_part_of_what_an_intake_is(tmp_path: Path) -> None:
     options: list[dict[str, Any]] = [{}, {"encoding": "cp1252"}, {"csv_quote": ""}, {"csv_escape": "\\"}]
     uris = {taken_in(tmp_path / "a.csv", tmp_path / "work", **each)[0].uris for each in options}
     assert len(uris) == 4
+
+
+CONTENT = {
+    "gzip: give it the suffix .gz, as in a.csv.gz": gzip.compress(b"product_id,title\n1,a\n" * 99),
+    "a zip archive or an Excel file": b"PK\x03\x04\x14\0\0\0\x08\0",
+    "a PDF file": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n",
+    "an Excel file: set catalog.format to xlsx": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600),
+    "an HTML page": b"\xef\xbb\xbf\n<!DOCTYPE html><html><body>Please, log in</body></html>",
+    "XML: set catalog.format to xml": b'<?xml version="1.0"?><items><item><id>1</id></item></items>',
+    "Parquet: set catalog.format to parquet": b"PAR1\x15\x04",
+    "a tar archive": b"a.csv".ljust(257, b"\0") + b"ustar\x0000",
+}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
+@pytest.mark.parametrize("what", CONTENT)
+def test_a_file_that_is_not_what_its_name_says_is_refused_by_what_it_is(what: str, name: str, tmp_path: Path) -> None:
+    config = CatalogConfig(uri=write(tmp_path / name, CONTENT[what]))
+    for read in (catalog_schema, lambda each: plan_catalog(each, spool_uri=str(tmp_path / "spool"))):
+        with pytest.raises(CatalogError) as caught:
+            read(config)
+        assert what.replace("a.csv", name) in str(caught.value)
+
+
+def test_a_csv_file_may_begin_as_a_packed_one_does(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", b"BZhang,product_id,title\n1,2,a\n")
+    config = CatalogConfig(uri=str(tmp_path / "a.csv"))
+    assert catalog_schema(config).columns == ("BZhang", "product_id", "title")

@@ -181,10 +181,27 @@ def test_a_format_that_no_name_tells_is_told_by_the_first_bytes(tmp_path: Path) 
     write(tmp_path / "packed" / "part-00000", gzip.compress(LINE))
     (file,) = listed(tmp_path / "packed").files
     assert (file.format, file.compression) == ("jsonl", "gzip")
-    write(tmp_path / "part-00001", b"product_id,title\n1,a\n")
-    with pytest.raises(CatalogError, match=r"set catalog\.format to parquet, csv, jsonl or arrow"):
+    write(tmp_path / "part-00001", b"products of the week\n1,a\nbanana\n")
+    with pytest.raises(CatalogError, match=r"set catalog\.format to csv \(any table as text\), jsonl, json, xml"):
         listed(tmp_path / "part-00001")
     assert listed(tmp_path / "part-00001", format="csv").files[0].format == "csv"
+
+
+@pytest.mark.parametrize("name", ["items.txt", "part-00000", "items.dat", "items.txt.gz"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_a_table_as_text_is_told_by_its_lines(name: str, delimiter: str, encoding: str, tmp_path: Path) -> None:
+    text = "id,title,price\n" + "".join(f"{number},Größe {number},5\n" for number in range(9))
+    data = text.replace(",", delimiter).encode(encoding)
+    write(tmp_path / name, gzip.compress(data) if name.endswith(".gz") else data)
+    assert listed(tmp_path / name).files[0].format == "csv"
+
+
+@pytest.mark.parametrize("text", ["a\nb\nc\n", "Dear Sir,\nthis, that, and more.\n\nYours,\nme\n", "\n", "id,title\n"])
+def test_another_text_is_no_table(text: str, tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", text.encode())
+    with pytest.raises(CatalogError, match=r"set catalog\.format to csv"):
+        listed(tmp_path / "a.txt")
 
 
 def test_files_of_one_name_in_several_folders_keep_names_of_their_own(tmp_path: Path) -> None:

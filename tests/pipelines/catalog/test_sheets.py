@@ -135,3 +135,16 @@ def test_without_the_extra_the_message_says_what_to_type(tmp_path: Path, monkeyp
     config = CatalogConfig(uri=write(tmp_path / "a.xlsx", sheet(HEADER)))
     with pytest.raises(CatalogError, match=r"a\.xlsx: .*pip install -e '\.\[excel\]'"):
         catalog_schema(config)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"<html><body><table><tr><td>id</td></tr></table></body></html>", "an HTML or XML table under its name"),
+        (b"id\ttitle\n1\ta\n", "text under its name; set catalog.format to csv"),
+        (b"PK\x03\x04" + b"x" * 99, "cannot be read"),
+    ],
+)
+def test_what_only_is_called_excel_is_refused_by_what_it_is(data: bytes, what: str) -> None:
+    with pytest.raises(CatalogError, match=what):
+        list(iter_sheet(data, "a.xls", sheet=None, skip_lines=0, wanted=()))

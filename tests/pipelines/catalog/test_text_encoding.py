@@ -33,6 +33,9 @@ WESTERN = {
 }
 OTHERS = {
     ("cp1250", "cs"): ["Příliš žluťoučký kůň", "Dětská postýlka bílá", "Lžička nerezová", "Židle dřevěná"],
+    ("iso8859_2", "cs"): ["Příliš žluťoučký kůň", "Dětská postýlka bílá", "Lžička těžká", "Židle dřevěná šedá"],
+    ("cp852", "cs"): ["Příliš žluťoučký kůň", "Dětská postýlka bílá", "Lžička nerezová", "Židle dřevěná"],
+    ("iso8859_5", "ru"): ["Кроссовки мужские черные", "Чашка для кофе белая", "Детская кроватка", "Свеча"],
     ("cp1251", "ru"): ["Кроссовки мужские черные", "Чашка для кофе белая", "Детская кроватка", "Свеча"],
     ("koi8_r", "ru"): ["Кроссовки мужские черные", "Чашка для кофе белая", "Детская кроватка", "Свеча"],
     ("cp932", "ja"): ["メンズシャツ 白 Lサイズ", "コーヒーカップ", "子供用ベッド 木製", "タオル 大判"],
@@ -42,12 +45,13 @@ OTHERS = {
     ("cp949", "ko"): ["남성 셔츠 흰색", "커피 컵", "어린이 침대", "수건 대형"],
     ("cp1256", "ar"): ["قميص رجالي أبيض", "كوب قهوة", "سرير أطفال"],
     ("cp850", "de"): ["Größe L Herrenhemd schwarz", "Kaffeemühle für Espresso", "Fußmatte grün 40x60 cm"],
+    ("cp1253", "el"): ["Ανδρικό πουκάμισο λευκό", "Κούπα για καφέ", "Παιδικό κρεβάτι"],
     ("cp874", "th"): ["เสื้อเชิ้ตผู้ชายสีขาว", "ถ้วยกาแฟ", "เตียงเด็ก"],
 }
 UNCLEAR = {
+    ("cp1250", "hu"): ["könyv szék őszi fűszer", "tükör zöld kék tűz", "nagy bögre asztal"],
     ("cp1250", "pl"): ["Koszulka męska żółta", "Łóżko dziecięce białe", "Ręcznik kąpielowy duży", "Świeca"],
     ("cp1254", "tr"): ["Erkek gömlek beyaz", "Çocuk oyuncağı", "Kışlık ceket büyük beden", "Işıklı şapka"],
-    ("cp1253", "el"): ["Ανδρικό πουκάμισο λευκό", "Κούπα για καφέ", "Παιδικό κρεβάτι"],
     ("cp1255", "he"): ["חולצת גברים לבנה", "כוס קפה", "מיטת ילדים"],
 }
 
@@ -97,6 +101,28 @@ def test_an_encoding_that_is_not_clear_is_asked_for(encoding: str, language: str
     found, letters, name = read_all(uri, tmp_path / "spool", encoding=encoding)
     assert (len(found), letters, name) == (60, [], encoding)
     assert found[0][1] == titles[0]
+
+
+def test_cyrillic_is_not_read_as_japanese() -> None:
+    # Each byte of it is a katakana of half the width in Shift-JIS.
+    text = csv_of(["большая стол зелёный чашка", "тарелка стул лампа подушка", "стол синяя красная", "лампа"])
+    with pytest.raises(CatalogError, match="koi8_r: '0"):
+        find_encoding([text.encode("koi8_r")], "a.csv")
+
+
+@pytest.mark.parametrize("title", ["thé à l'été", "Größe L", "Café table 5 €", "Piñata, 40×60"])
+def test_one_western_line_of_a_plain_file_is_no_damage(title: str, tmp_path: Path) -> None:
+    data = csv_of(["plain"], 300).replace("00250,plain", f'00250,"{title}"').encode("cp1252")
+    found, letters, name = read_all(write(tmp_path / "a.csv", data), tmp_path / "spool")
+    assert (len(found), letters, name) == (300, [], "cp1252")
+    assert found[250][1] == title
+
+
+@pytest.mark.parametrize("value", [b"Caf\xc3", b"a\xffb", b"\xca\xf0\xf3\xe6\xea\xe0"])
+def test_one_line_that_is_no_western_text_is_damage(value: bytes, tmp_path: Path) -> None:
+    data = csv_of(["plain"], 300).encode().replace(b"00250,plain", b"00250," + value)
+    found, letters, name = read_all(write(tmp_path / "a.csv", data), tmp_path / "spool")
+    assert (len(found), len(letters), name) == (299, 1, "utf-8")
 
 
 def test_a_few_broken_bytes_leave_a_file_utf8(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,3 +117,25 @@ def test_what_the_condition_names_is_read_but_not_carried() -> None:
     }
     assert config.carried_fields == ("b",)
     assert CatalogConfig(uri="a.csv").id_fields == ("product_id",)
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"where": "price > 20"}, ["b", "c", "e"]),  # 1.299 alone is what programs write
+        ({"where": "price > 20", "column_types": {"price": "float64"}}, ["b", "c", "d", "e"]),
+        ({"where": "price between 20 and 30"}, ["b"]),
+        ({"where": "price = '19,90'"}, ["a"]),
+        ({"where": "price in (24.5, 3100)"}, ["b", "c"]),
+    ],
+)
+def test_a_text_that_is_compared_with_numbers_may_be_a_spelled_one(
+    options: dict[str, Any], kept: list[str], tmp_path: Path
+) -> None:
+    text = "id;title;price\na;x;19,90\nb;x;24,50 €\nc;x;3.100,00\nd;x;1.299\ne;x;900\nf;x;on request\n"
+    uri = write(tmp_path / "a.csv", text.encode())
+    for display in ((), ("price",)):
+        config = CatalogConfig(uri=uri, id_field="id", display_fields=display, **options)
+        batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config)
+        assert [product_id for batch in batches for product_id, _ in pairs(batch)] == kept
+        assert sum(batch.left_out for batch in batches) == 6 - len(kept)

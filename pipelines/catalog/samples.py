@@ -9,7 +9,8 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -36,8 +37,13 @@ _MARKS = (
 )
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _DOCUMENTS = {"json": "JSON document", "xml": "XML", "xlsx": "Excel sheet", "sql": "query of a database"}
+_EXCEL_MARK = re.compile(r'"?sep=.?"?\r?\n', re.IGNORECASE)  # the line by which Excel is told the delimiter
 AMAZON_MARK = "TemplateType="
 """What the first of the three header lines of an Amazon flat file begins with."""
+
+
+class NoRowsError(CatalogError):
+    """A file of no row that can be read; another file of the catalog may have some."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +71,17 @@ class Sample:
         found = (row.get(column) for row in self.rows)
         return [value for value in found if value is not None and value != [] and str(value).strip()]
 
+    def mixed_groups(self, group: str, columns: Sequence[str]) -> float:
+        """The share of a column's values, 0 to 1, whose rows have several values in one of those columns."""
+        groups: dict[str, dict[str, str]] = {}
+        mixed = set()
+        for row in self.rows:
+            first = groups.setdefault(str(row.get(group)), {})
+            given = ((name, str(row[name])) for name in columns if row.get(name))
+            if any(first.setdefault(name, value) != value for name, value in given):
+                mixed.add(str(row.get(group)))
+        return len(mixed) / max(1, len(groups))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextOptions:
@@ -81,7 +98,7 @@ def read_sample(file: CatalogFile, options: TextOptions) -> Sample:
     """The first rows of a file of lines, or of Parquet or Arrow, read without knowing its fields.
 
     Raises:
-        CatalogError: nothing that can be read as rows.
+        NoRowsError: nothing that can be read as rows.
     """
     if file.format == "csv":
         return _csv_sample(file, options)
@@ -103,10 +120,12 @@ def _sample(
     records: Iterable[Mapping[str, Any]],
     header_lines: int = 0,
     delimiter: str | None = None,
+    hint: str = "",
 ) -> Sample:
     rows = tuple(flattened(record) for record in islice(records, SAMPLE_ROWS))
     if not rows:
-        raise CatalogError(f"catalog.uri: expected products in {file.name}, found no row that can be read ({read_as})")
+        found = f"found no row that can be read ({read_as}){hint}"
+        raise NoRowsError(f"catalog.uri: expected products in {file.name}, {found}")
     columns = dict.fromkeys(name for row in rows for name in row)
     columns |= dict.fromkeys(name for name, _ in file.partitions)
     return Sample(
@@ -154,17 +173,24 @@ def _csv_sample(file: CatalogFile, options: TextOptions) -> Sample:
     text, encoding = _decoded(data, options)
     if len(data) >= SAMPLE_BYTES:
         text = text[: text.rfind("\n") + 1]
-    skipped = options.csv_skip_lines or (2 if text.startswith(AMAZON_MARK) else 0)
+    skipped = options.csv_skip_lines or (2 if text.startswith(AMAZON_MARK) else int(bool(_EXCEL_MARK.match(text))))
     for _ in range(skipped):
         text = text.partition("\n")[2]
     delimiter, quoted = _dialect(text, file.name, options)
     rows = _csv_rows(text, delimiter, quoted, options.csv_escape)
-    header = [name.strip() for name in next(rows, [])]
-    records = (dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header))
+    header, others = [name.strip() for name in next(rows, [])], list(islice(rows, SAMPLE_ROWS))
+    records = (dict(zip(header, row, strict=True)) for row in others if len(row) == len(header))
+    hint = ""
+    if others:
+        names = f"{len(header)} name{'s' * (len(header) > 1)} ({', '.join(header[:4])[:80]})"
+        hint = (
+            f": the first line has {names}, the rows below it have {max(map(len, others))} values; set "
+            "catalog.csv_skip_lines where the names stand further below, or correct the first line"
+        )
     words = f"CSV, {encoding}, {_DELIMITERS.get(delimiter, repr(delimiter))} between values"
     by_name = "\t" if _is_tsv(file.name) else ","
     told = None if delimiter == by_name else delimiter
-    return _sample(file, words + ("" if quoted else ", no quotes"), records, skipped, told)
+    return _sample(file, words + ("" if quoted else ", no quotes"), records, skipped, told, hint)
 
 
 def _dialect(text: str, name: str, options: TextOptions) -> tuple[str, bool]:

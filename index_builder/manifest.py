@@ -31,12 +31,18 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogSummary:
-    """What came in, and what became of it: dead letters are counted by reason."""
+    """What came in, and what became of it: dead letters are counted by reason.
+
+    `rows_in` are the `products`, those `rejected`, those `left_out` by a condition, and those `folded` into the row of
+    their product; versions written before the last two were kept have 0 there.
+    """
 
     uri: str
     rows_in: int
     products: int
     rejected: int = 0
+    left_out: int = 0
+    folded: int = 0
     degraded: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
 

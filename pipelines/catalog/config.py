@@ -32,6 +32,7 @@ NULL_VALUES = ("NULL", "Null", "null", "\\N", "NaN", "nan", "None", "none", "N/A
 LISTED_NAMES = 12
 """So many known names a message lists."""
 
+_DATABASES = r"(sqlite|postgres(ql)?|mysql|mariadb|oracle|mssql)(\+\w+)?:"
 _TEMPLATE_FIELD = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<start>-?[0-9]+)?:(?P<stop>-?[0-9]+)?\])?")
 
 
@@ -188,6 +189,8 @@ class CatalogConfig:
             _require(self.format in ("auto", "sql"), "format", self.format, "'sql', or none, beside catalog.query")
             _require(len(uris) == 1 and "://" in uris[0], "uri", self.shown_uri, "the SQLAlchemy URL of one database")
             object.__setattr__(self, "format", "sql")
+        lacks_query = self.query is None and len(uris) == 1 and re.match(_DATABASES, uris[0])
+        _require(not lacks_query, "query", None, f"SQL, for the database {self.shown_uri}")
         _require(self.format != "sql" or self.query is not None, "query", self.query, "SQL, for catalog.format sql")
         ids = self.id_fields
         _require(bool(ids) and all(ids), "id_field", self.id_field, "the name of a column, or a list of them")

@@ -89,6 +89,34 @@ def guess_columns(sample: Sample, below: str = "", roles: Sequence[str] = ROLES)
     return {role: found[role] for role in roles if role in found}
 
 
+def is_headless(sample: Sample) -> bool:
+    """Whether the names of a table look like its values: its first line is a product, not the columns' names.
+
+    They do where none is a word for a column, and one is a number above numbers, an address, spelled as most values
+    below it are (`sku-0007` above `sku-0008`), or comes again below.
+    """
+    if sample.format not in ("csv", "xlsx"):
+        return False
+    values = {name: list(map(str, sample.values(name))) for name in sample.columns}
+    again = {name for name, given in values.items() if given.count(name) >= max(2, len(given) * 0.1)}
+    words = {word for each in _WORDS.values() for word in each}
+    if any(_name_of(name) in words for name in values if name not in again):
+        return False
+    return bool(again) or any(_is_like_values(name, given) for name, given in values.items())
+
+
+def _is_like_values(name: str, given: Sequence[str]) -> bool:
+    if re.match(r"(?i)(https?:)?//", name):
+        return True
+    spelled = _spelling(name)
+    return "0" in spelled and _share(given, lambda value: _spelling(value) == spelled) >= 0.8
+
+
+def _spelling(text: str) -> str:
+    """A text with one sign for all its numbers: `12.5` and `3` are spelled alike."""
+    return re.sub(r"\d+([.,]\d+)*", "0", text.strip())
+
+
 def _name_of(path: str) -> str:
     """The telling part of a path: `title.en` is a title, `product.name` a name, `_id.$oid` an id."""
     steps = [canonical(step) for step in path.split(".")]

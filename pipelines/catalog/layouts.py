@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from pipelines.catalog.config import CatalogConfig, CatalogConfigError, CatalogError, nearest
-from pipelines.catalog.guesses import ROLES, canonical, guess_columns, image_separator, is_price_text
+from pipelines.catalog.guesses import ROLES, canonical, guess_columns, image_separator, is_headless, is_price_text
 from pipelines.catalog.intake import objects_of, text_format
 from pipelines.catalog.listing import list_catalog
-from pipelines.catalog.samples import Sample, TextOptions, read_sample, sample_objects
+from pipelines.catalog.samples import NoRowsError, Sample, TextOptions, read_sample, sample_objects
 
 AUTO = "auto"
 _PLAIN_TEXT = (".txt", ".tab", ".txt.gz", ".txt.zip")
@@ -301,12 +301,17 @@ def recognise(config: CatalogConfig, named: Collection[str] | None = None) -> Re
 
 
 def _sample_of(config: CatalogConfig) -> Sample:
-    file = list_catalog(config.uris, config.format).files[0]
-    file = replace(file, format=text_format(file, config))
-    objects = objects_of(file, config)
-    if objects is not None:
-        return sample_objects(file, objects)
-    return read_sample(file, TextOptions(**{each.name: getattr(config, each.name) for each in fields(TextOptions)}))
+    files = list_catalog(config.uris, config.format).files
+    options = TextOptions(**{each.name: getattr(config, each.name) for each in fields(TextOptions)})
+    for number, file in enumerate(files, 1):
+        file = replace(file, format=text_format(file, config))
+        objects = objects_of(file, config)
+        try:
+            return read_sample(file, options) if objects is None else sample_objects(file, objects)
+        except NoRowsError:  # a page without products, a part whose rows were all filtered out
+            if number in (len(files), 16):
+                raise
+    raise AssertionError
 
 
 def recognise_sample(sample: Sample, config: CatalogConfig, named: Collection[str]) -> Recognised:
@@ -317,7 +322,14 @@ def recognise_sample(sample: Sample, config: CatalogConfig, named: Collection[st
             f"catalog.uri: {config.shown_uri} is {_VECTORS.title}, which belongs to vectors; give the folder "
             "that holds it to python -m pipelines.build_index --embeddings.uri FOLDER"
         )
-    name = config.layout if config.layout in LAYOUTS else next((n for n, e in LAYOUTS.items() if columns.has(e)), None)
+    if "id_field" not in named and is_headless(sample):
+        found = ", ".join(sample.columns[:4])
+        raise CatalogError(
+            f"catalog.uri: expected a first line of column names in {config.shown_uri}, found {found!r}, which reads "
+            "like a product; write a line of names above it, such as 'id,title,price'"
+        )
+    told = (name for name, each in LAYOUTS.items() if columns.has(each) and columns.is_grouped_as(each))
+    name = config.layout if config.layout in LAYOUTS else next(told, None)
     layout = LAYOUTS.get(name or "")
     if layout is not None and not columns.has(layout):
         missing = [each for each in layout.tells if columns.find(each, layout) is None] or layout.one_of
@@ -372,6 +384,7 @@ class _Columns:
     """The columns of a sample, found by the letters and digits of their names."""
 
     def __init__(self, sample: Sample) -> None:
+        self._sample = sample
         self._names: dict[str, str] = {}
         for name in sample.columns:
             self._names.setdefault(canonical(name), name)
@@ -389,6 +402,14 @@ class _Columns:
         """Whether the columns tell this layout."""
         one_of = not layout.one_of or any(self.find(name, layout) for name in layout.one_of)
         return one_of and all(self.find(name, layout) for name in layout.tells)
+
+    def is_grouped_as(self, layout: Layout) -> bool:
+        """Whether rows of one group are of one product: what else tells the layout has one value in nearly each."""
+        group = self.find(layout.keys.get("group_by", ""), layout)
+        if group is None:
+            return True
+        told = (self.find(each, layout) for each in layout.tells)
+        return self._sample.mixed_groups(group, [name for name in told if name not in (None, group)]) <= 0.1
 
     def keys_of(self, layout: Layout) -> dict[str, Any]:
         """The layout's keys with the columns as this file writes them."""

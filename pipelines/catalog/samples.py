@@ -6,7 +6,7 @@ Nothing is decided here that a run goes by: the reader of each format decides ag
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -30,6 +30,10 @@ MAX_DEPTH = 4  # of names in a path, such as hits._source.title.en
 _DOCUMENTS = {"json": "JSON document", "xml": "XML", "xlsx": "Excel sheet", "sql": "query of a database"}
 AMAZON_MARK = "TemplateType="
 """What the first of the three header lines of an Amazon flat file begins with."""
+
+
+class NoRowsError(CatalogError):
+    """A file of no row that can be read; another file of the catalog may have some."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +61,17 @@ class Sample:
         found = (row.get(column) for row in self.rows)
         return [value for value in found if value is not None and value != [] and str(value).strip()]
 
+    def mixed_groups(self, group: str, columns: Sequence[str]) -> float:
+        """The share of a column's values, 0 to 1, whose rows have several values in one of those columns."""
+        groups: dict[str, dict[str, str]] = {}
+        mixed = set()
+        for row in self.rows:
+            first = groups.setdefault(str(row.get(group)), {})
+            given = ((name, str(row[name])) for name in columns if row.get(name))
+            if any(first.setdefault(name, value) != value for name, value in given):
+                mixed.add(str(row.get(group)))
+        return len(mixed) / max(1, len(groups))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextOptions:
@@ -73,7 +88,7 @@ def read_sample(file: CatalogFile, options: TextOptions) -> Sample:
     """The first rows of a file of lines, or of Parquet or Arrow, read without knowing its fields.
 
     Raises:
-        CatalogError: nothing that can be read as rows.
+        NoRowsError: nothing that can be read as rows.
     """
     if file.format == "csv":
         return _csv_sample(file, options)
@@ -96,10 +111,12 @@ def _sample(
     records: Iterable[Mapping[str, Any]],
     header_lines: int = 0,
     delimiter: str | None = None,
+    hint: str = "",
 ) -> Sample:
     rows = tuple(flattened(record) for record in islice(records, SAMPLE_ROWS))
     if not rows:
-        raise CatalogError(f"catalog.uri: expected products in {file.name}, found no row that can be read ({read_as})")
+        found = f"found no row that can be read ({read_as}){hint}"
+        raise NoRowsError(f"catalog.uri: expected products in {file.name}, {found}")
     columns = dict.fromkeys(name for row in rows for name in row)
     columns |= dict.fromkeys(name for name, _ in file.partitions)
     return Sample(
@@ -148,10 +165,18 @@ def _csv_sample(file: CatalogFile, options: TextOptions) -> Sample:
     rows = (row for row, _ in read_records(sample_lines(text, dialect)[dialect.skip_lines :], dialect, SAMPLE_ROWS + 1))
     header = [name.strip() for name in next(rows, [])]
     header = [*header, ""][: dialect.columns or None] if abs(dialect.columns - len(header)) == 1 else header
-    records = (dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header))
+    others = list(islice(rows, SAMPLE_ROWS))
+    records = (dict(zip(header, row, strict=True)) for row in others if len(row) == len(header))
+    hint = ""
+    if others:
+        names = f"{len(header)} name{'s' * (len(header) > 1)} ({', '.join(header[:4])[:80]})"
+        hint = (
+            f": the first line has {names}, the rows below it have {max(map(len, others))} values; set "
+            "catalog.csv_skip_lines where the names stand further below, or correct the first line"
+        )
     by_name = "\t" if ".tsv" in file.name.lower().rsplit("/", 1)[-1] else ","
     told = None if dialect.delimiter == by_name else dialect.delimiter
-    return _sample(file, f"CSV, {_shown(encoding)}, {dialect}", records, dialect.skip_lines, told)
+    return _sample(file, f"CSV, {_shown(encoding)}, {dialect}", records, dialect.skip_lines, told, hint)
 
 
 def _stored_rows(file: CatalogFile) -> Iterator[Mapping[str, Any]]:

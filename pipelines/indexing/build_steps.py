@@ -61,6 +61,7 @@ class RunContext:
         query_encoder_uri: Folder of the query encoder's files; None for vectors that none is known for.
         catalog_uri: What the vectors are of, for people.
         reusable: The codec of the last finished run, where this one may keep it.
+        folded: Rows of the catalog that went into another's (`catalog.group_by`).
     """
 
     work_uri: str
@@ -73,6 +74,7 @@ class RunContext:
     query_encoder_uri: str | None
     catalog_uri: str
     reusable: ReusableCodec | None = None
+    folded: int = 0
 
     def path(self, *names: str) -> str:
         """The address of a file in the build's folder."""
@@ -173,17 +175,22 @@ def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
         numbering = number_products([ShardFiles(folder=folder, key=key) for key in keys], run.path())
         finished = read_finished_run(run.work_uri)
         earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
-        totals = total(summaries, numbering.products, numbering.duplicates, frozenset(earlier))
+        totals = total(summaries, numbering.products, numbering.duplicates, frozenset(earlier), run.folded)
         if not numbering.products:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in totals.by_reason.items())
-            raise EmptyCatalogError(
-                f"none of the {totals.rows_in:,} rows of the catalog could be embedded "
-                f"({reasons or 'it is empty'}); the dead letters are in {numbering.rejected_uri}"
-            )
+            raise EmptyCatalogError(_none_left(totals, numbering.rejected_uri))
         spec = spec_to_build(run.index, numbering.products, run.encoder.dim, run.reusable)
         facts |= {"products": numbering.products, "duplicates": numbering.duplicates}
     refine = plan_refinement(run.index, spec)
     return BuildPlan(numbering=numbering, spec=spec, refine=refine, totals=totals, shard_keys=keys)
+
+
+def _none_left(totals: Totals, rejected_uri: str) -> str:
+    """Why no row became a product, in words."""
+    why = [f"{reason} {count:,}" for reason, count in totals.by_reason.items()]
+    why += [f"left out by catalog.where {totals.left_out:,}"] if totals.left_out else []
+    letters = f"; the dead letters are in {rejected_uri}" if totals.by_reason else ""
+    found = f"none of the {totals.rows_in:,} rows of the catalog became a product ({', '.join(why) or 'it is empty'})"
+    return f"{found}{letters}; the published version, if any, stays"
 
 
 def sample(run: RunContext, plan: BuildPlan, number: int) -> ShardSample:

@@ -198,6 +198,7 @@ class CatalogSource:
             catalog_uri=config.catalog.shown_uri,
             catalog_files=frozenset(rows.path for shard in catalog.shards for rows in shard.ranges),
             nothing_carried_over=reason,
+            folded=catalog.folded,
         )
 
     def _previous_version(self) -> tuple[PreviousVersion | None, str]:

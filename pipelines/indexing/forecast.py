@@ -41,6 +41,7 @@ class Forecast:
         deleted: Products of the published version that the catalog no longer has.
         rejected: Rows that become no product.
         left_out: Rows for which `catalog.where` is not true.
+        folded: Rows that `catalog.group_by` puts into the row of another.
         seconds: Of the embedding, estimated from the last run's rate; None where no run gives one.
         reason: Why nothing is carried over, in words; empty where something is.
         index: The index that would be built, and why, as (what, how) pairs.
@@ -59,6 +60,7 @@ class Forecast:
     seconds: float | None
     reason: str
     left_out: int = 0
+    folded: int = 0
     index: tuple[tuple[str, str], ...] = ()
     catalog: CatalogView | None = None
     gates: tuple[tuple[str, str], ...] = ()
@@ -115,6 +117,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
         seconds=None if rate is None else to_embed / rate,
         reason=shards.nothing_carried_over,
         left_out=left_out,
+        folded=shards.folded,
         index=tuple(index_lines(config.index, spec, products)) if spec is not None else (),
         gates=tuple(planned_gates(config.gates, products, rejected, previous)),
         catalog=_view_of(source, [task.rows for task in shards.tasks]),
@@ -163,6 +166,7 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
         ("deleted", f"{forecast.deleted:,}"),
         ("rejected rows", f"{forecast.rejected:,}"),
         *([("left out by catalog.where", f"{forecast.left_out:,}")] if forecast.left_out else []),
+        *([("folded by catalog.group_by", f"{forecast.folded:,}")] if forecast.folded else []),
         ("embedding time", estimate),
         *forecast.index,
         *forecast.gates,

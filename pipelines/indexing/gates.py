@@ -45,8 +45,7 @@ def judge_gates(
         previous: The version that is published now; without one the change of rows is no gate.
         degraded_known: False before pictures were fetched.
     """
-    rows = totals.rows_in - totals.left_out
-    rejected = f"{totals.rejected:,} of {rows:,} rows ({totals.rejected_share:.1%}) were rejected"
+    rejected = f"{totals.rejected:,} of {totals.considered:,} rows ({totals.rejected_share:.1%}) were rejected"
     degraded = f"{totals.degraded:,} of {totals.products:,} products ({totals.degraded_share:.1%}) were degraded"
     judged = [
         _judge(

@@ -111,6 +111,7 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
             query_encoder_uri=query_encoder_uri,
             catalog_uri=shards.catalog_uri,
             reusable=reusable,
+            folded=shards.folded,
         )
         with show_progress(record, shards=len(shards.tasks), rows=shards.rows, first_stage=shards.stage):
             run_pipeline(shards, run, beam_options)

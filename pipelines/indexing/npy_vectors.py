@@ -136,6 +136,8 @@ def _npy_ids(data: bytes) -> pa.Array:
     found = np.load(io.BytesIO(data), allow_pickle=False)
     if found.dtype.kind == "S":
         return pa.array(found.tolist(), pa.binary()).cast(pa.string())
+    if found.dtype.kind in "iu":  # up to 2**64, in whatever byte order
+        return pa.array(found.astype(found.dtype.newbyteorder("=")))
     return pa.array(found.tolist(), pa.string() if found.dtype.kind == "U" else None)
 
 

@@ -67,8 +67,10 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
     why = record.reports("plan").get("all", {}).get("nothing_carried_over", "")
     if totals.images_unchanged:
         why = f"{totals.images_unchanged:,} pictures not read again: they have not changed"
+    folded = [("rows in", f"{totals.rows_in:,}"), ("folded by catalog.group_by", f"{totals.folded:,}")]
     lines = [
-        ("products in", f"{totals.rows_in:,}"),
+        *(folded if totals.folded else []),
+        ("products in", f"{totals.rows_in - totals.folded:,}"),
         *([("left out by catalog.where", f"{totals.left_out:,}")] if totals.left_out else []),
         ("embedded", f"{totals.embedded:,}"),
         ("carried over", f"{totals.carried_over:,}" + (f" ({why})" if why else "")),

@@ -170,6 +170,8 @@ def _manifest(run: RunContext, build: FinishedBuild, failed: list[str]) -> Manif
             rows_in=totals.rows_in,
             products=totals.products,
             rejected=totals.rejected,
+            left_out=totals.left_out,
+            folded=totals.folded,
             degraded=totals.degraded,
             by_reason=totals.by_reason,
         ),

@@ -184,10 +184,12 @@ class Totals:
         embedded, carried_over: Duplicates included: they are found later. What an earlier, finished run embedded in a
             shard that stands is carried over.
         rejected: Rows that are not in the index, duplicates included.
+        folded: Rows that `catalog.group_by` put into the row of another; among `rows_in`, as those left out are.
     """
 
     rows_in: int
     left_out: int = 0
+    folded: int = 0
     products: int
     embedded: int
     carried_over: int
@@ -200,9 +202,13 @@ class Totals:
 
     @property
     def rejected_share(self) -> float:
-        """Rejected rows over all rows that `catalog.where` lets in, 0 where there are none."""
-        rows = self.rows_in - self.left_out
-        return self.rejected / rows if rows else 0.0
+        """Rejected rows over all that could become products, 0 where there are none."""
+        return self.rejected / self.considered if self.considered else 0.0
+
+    @property
+    def considered(self) -> int:
+        """Rows that could become products: grouped, and those that `catalog.where` lets in."""
+        return self.rows_in - self.left_out - self.folded
 
     @property
     def degraded_share(self) -> float:
@@ -210,17 +216,21 @@ class Totals:
         return self.degraded / self.products if self.products else 0.0
 
 
-def total(summaries: Sequence[ShardSummary], products: int, duplicates: int, earlier: Collection[str] = ()) -> Totals:
+def total(
+    summaries: Sequence[ShardSummary], products: int, duplicates: int, earlier: Collection[str] = (), folded: int = 0
+) -> Totals:
     """Adds up the shards' summaries, after numbering gave `products` rows to them and dropped `duplicates`.
 
     Args:
         earlier: Keys of shards that an earlier, finished run made.
+        folded: Rows that went into another's before the shards were cut.
     """
     own = [summary for summary in summaries if summary.key not in earlier]
     embedded = sum(summary.embedded for summary in own)
     names = ("rows_in", "left_out", "products", "degraded", "rejected", "texts_cut")
     sums = {name: sum(getattr(summary, name) for summary in summaries) for name in names}
     sums["rejected"] += duplicates
+    sums["rows_in"] += folded
     carried_over = sums.pop("products") - embedded
     by_reason = Counter({"rejected: duplicate_id": duplicates} if duplicates else {})
     for summary in summaries:
@@ -232,5 +242,6 @@ def total(summaries: Sequence[ShardSummary], products: int, duplicates: int, ear
         images_unchanged=sum(summary.images_unchanged for summary in own),
         by_reason=dict(sorted(by_reason.items())),
         shards=len(summaries),
+        folded=folded,
         **sums,
     )

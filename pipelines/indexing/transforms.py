@@ -5,6 +5,7 @@ Elements are descriptors: no image and no vector crosses the boundary of a stage
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -52,6 +53,7 @@ class ShardPlan:
         catalog_uri: What the vectors are of, for people.
         catalog_files: What the tasks read; None for vectors, which need no intake copies.
         nothing_carried_over: Why nothing is carried over, in words; empty where something is.
+        folded: Rows of the catalog that went into another's, beside `rows`.
     """
 
     stage: Stage
@@ -64,6 +66,7 @@ class ShardPlan:
     catalog_uri: str
     catalog_files: frozenset[str] | None = None
     nothing_carried_over: str = ""
+    folded: int = 0
 
     @property
     def keys(self) -> list[str]:
@@ -78,6 +81,8 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
     Raises:
         RunFailedError: A worker failed; what is complete stands, and a rerun continues from there.
     """
+    beam_log = logging.getLogger("apache_beam.runners.common")
+    beam_log.addFilter(_is_unexpected)
     try:
         root = beam.Pipeline(options=options)
         with at_stop(partial(_cancel, root)), root:
@@ -87,11 +92,21 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
         if not failures:
             raise
         first = failures[0]
+        if first["kind"] == steps.EmptyCatalogError.__name__:  # nothing broke, and another run comes to the same end
+            raise RunFailedError(first["message"]) from error
         raise RunFailedError(
             f"stage {first['stage']} failed on unit {first['unit']}: {first['kind']}: {first['message']}\n"
             f"The traceback is in {storage.join(record.uri, 'failures')}. What is complete stands: "
             "run the same command again to continue."
         ) from error
+    finally:
+        beam_log.removeFilter(_is_unexpected)
+
+
+def _is_unexpected(line: logging.LogRecord) -> bool:
+    """False for Beam's own lines, with traceback, about errors that our rooms raise on purpose: the run says those."""
+    kind = line.exc_info[0] if line.exc_info else None
+    return kind is None or kind.__module__.partition(".")[0] not in ("pipelines", "index_builder", "encoders")
 
 
 def _cancel(root: beam.Pipeline) -> None:

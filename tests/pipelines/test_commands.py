@@ -130,3 +130,10 @@ def test_print_config_is_the_whole_config(job, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"^  k: 7$", printed, re.MULTILINE)
     assert json.dumps(str(job / "work")).strip('"') in printed
+
+
+def test_a_run_of_no_product_ends_in_one_line_without_a_traceback(job, capfd):
+    assert embed(job, "--catalog.where", "title = 'nothing'") == 1
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert "error: none of the 80 rows of the catalog became a product (left out by catalog.where 80); the" in said

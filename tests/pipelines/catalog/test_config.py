@@ -137,3 +137,10 @@ def test_the_nearest_path() -> None:
     expected = "Known: '_source', '_source.name', 'hit._source', 'a00', 'a01'"
     assert expected in nearest("_source.zzz", many)
     assert nearest("_source.zzz", many).endswith("'a08', ....")
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///shop.db", "postgresql+psycopg://me:secret@host/shop", "mysql://host/shop"])
+def test_a_database_needs_a_query(uri: str) -> None:
+    with pytest.raises(CatalogConfigError, match=r"catalog\.query: expected SQL, for the database") as raised:
+        CatalogConfig(uri=uri)
+    assert "secret" not in str(raised.value)

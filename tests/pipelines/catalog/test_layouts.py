@@ -311,3 +311,71 @@ def test_documents_sheets_databases_and_archives_are_recognised_too(tmp_path: Pa
     assert found(EXPORTS["excel"].write(tmp_path)) == ("generic", "id", names, "Excel sheet")
     query = "select * from products order by id"
     assert found(EXPORTS["sql"].write(tmp_path), query=query) == ("generic", "id", names, "query of a database")
+
+
+def test_rows_of_one_handle_that_are_several_products_are_no_shopify_export(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"Handle": f"h{row % 3}", "Title": f"Mug number {row}", "Price": row, "sku": f"s{row}"} for row in range(12)
+    ]
+    found = recognise(CatalogConfig(uri=in_csv(tmp_path, rows), layout="auto"))
+    assert (found.layout, found.config.group_by, found.config.id_field) == ("generic", None, "sku")
+    for row in rows:  # the same with variants of one product each
+        row["Title"] = f"Mug {row['Handle']}" if row["Price"] else ""
+    assert recognise(CatalogConfig(uri=in_csv(tmp_path, rows), layout="auto")).layout == "shopify"
+
+
+HEADLESS = (
+    [[str(row), f"Red mug {row}", f"{row}.99"] for row in range(1, 30)],
+    [[f"sku-{row:04}", f"Red mug in size {'SML'[row % 3]}", "Acme"] for row in range(30)],
+    [["abc"[row % 3] * (row + 1), "Red mug", f"https://shop.example/{row}"] for row in range(30)],
+    [[f"{'abcdefghij'[row % 10]}{'klm'[row // 10]}", "Brand", f"Red {row}"] for row in range(30)],
+)
+
+
+@pytest.mark.parametrize("lines", HEADLESS)
+def test_a_table_without_a_line_of_names_is_refused(lines: list[list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    path.write_text("".join(",".join(line) + "\n" for line in lines))
+    with pytest.raises(CatalogError, match=r"expected a first line of column names.*write a line of names above it"):
+        recognise(CatalogConfig(uri=str(path), layout="auto"))
+    named = CatalogConfig(uri=str(path), layout="auto", id_field=lines[0][0], text_fields=(lines[0][1],))
+    assert recognise(named).config.id_field == lines[0][0]
+
+
+@pytest.mark.parametrize("names", ["a,b", "id,38", "codice,2024", "Code,Name", "x1,x2", "ID,0"])
+def test_names_that_are_names_are_taken(names: str, tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    path.write_text(names + "\n" + "".join(f"{row},Red mug {row}\n" for row in range(30)))
+    first, second = names.split(",")
+    found = recognise(CatalogConfig(uri=str(path), layout="auto")).config
+    assert (found.id_field, found.text_fields) in ((first, (second,)), (first, ()))
+
+
+def test_files_without_rows_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"products": []}')
+    (tmp_path / "b.json").write_text('{"products": [{"id": 1, "title": "Red mug"}]}')
+    assert recognise(CatalogConfig(uri=str(tmp_path), layout="auto")).config.id_field == "id"
+    (tmp_path / "b.json").write_text("[]")
+    with pytest.raises(CatalogError, match=r"expected products in b\.json, found no row"):
+        recognise(CatalogConfig(uri=str(tmp_path), layout="auto"))
+
+
+def test_a_part_of_names_alone_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "part-0.csv").write_text("id,title\n")
+    (tmp_path / "part-1.csv").write_text("id,title\n1,Red mug\n")
+    assert recognise(CatalogConfig(uri=str(tmp_path), layout="auto")).config.text_fields == ("title",)
+
+
+def test_excels_line_of_the_delimiter_is_no_header(tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    path.write_text("sep=;\nid;title\n" + "".join(f"{row};Red mug {row}\n" for row in range(9)))
+    config = recognise(CatalogConfig(uri=str(path), layout="auto")).config
+    assert (config.id_field, config.csv_skip_lines, config.csv_delimiter) == ("id", 1, ";")
+
+
+@pytest.mark.parametrize("first", ["Export of 2024-05-01", "id,title"])
+def test_a_first_line_that_rows_do_not_fit_is_named(first: str, tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    path.write_text(first + "\n" + "".join(f"{row},Red mug {row},3\n" for row in range(9)))
+    with pytest.raises(CatalogError, match=r"the rows below it have 3 values; set catalog\.csv_skip_lines"):
+        recognise(CatalogConfig(uri=str(path), layout="auto"))

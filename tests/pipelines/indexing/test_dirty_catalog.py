@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from index_builder import IndexReader
+from index_builder import IndexReader, publish
 from pipelines.catalog.dead_letters import DeadLetter, read_dead_letters
+from pipelines.indexing.progress import summary_lines
 from pipelines.indexing.publish_step import RunResult
 from tests.pipelines.images.image_server import ImageServer, Request, image_server
 from tests.pipelines.indexing.job import product, run_job
@@ -289,6 +290,17 @@ def test_rows_of_one_product_are_indexed_once_and_every_row_is_accounted_for(tmp
     outcome, _ = run_job(tmp_path, *arguments, "--gates.max_rejected_share", "0.5", "--index.factory", "Flat")
     assert outcome.totals.products == 21
     assert outcome.totals.by_reason == {"rejected: duplicate_id": 1, "rejected: missing_id": 1}
+    catalog = publish.read_manifest(str(tmp_path / "index"), outcome.version).catalog
+    assert (catalog.rows_in, catalog.products, catalog.rejected, catalog.folded) == (64, 21, 2, 41)
+    where = ("--catalog.where", "sku <> 's5' and handle <> 'h7'", "--gates.max_row_change", "null")
+    outcome, record = run_job(tmp_path, *arguments, *where, "--gates.max_rejected_share", "0.5")
+    catalog = publish.read_manifest(str(tmp_path / "index"), outcome.version).catalog
+    assert catalog.rows_in == 64 == catalog.products + catalog.rejected + catalog.left_out + catalog.folded
+    assert catalog.left_out
+    lines = dict(summary_lines(outcome, record))
+    assert (lines["rows in"], lines["folded by catalog.group_by"]) == ("64", f"{catalog.folded}")
+    assert lines["products in"] == f"{64 - catalog.folded}"
+    outcome, _ = run_job(tmp_path, *arguments, "--gates.max_rejected_share", "0.5", "--gates.max_row_change", "null")
     products = IndexReader.open(str(tmp_path / "index")).products
     assert products["product_id"].to_pylist() == [*(f"h{number}" for number in range(20)), "new"]
     assert products["sku"].to_pylist()[3] == ["s3", "s23", "s43"]  # the same handle in another file is a letter

@@ -385,3 +385,10 @@ def test_files_come_in_the_order_of_the_numbers_in_their_names(tmp_path: Path) -
     found = [names[int(value)] for value in vectors_of(read(tmp_path, id_field=None))[:, 0]]
     assert found == ["part-1a", "part-1b", "part-2", "part-9", "part-010", "part-10", "x"]
     assert vector_files._natural("a²9")[0] == ["a²", 9, ""]
+
+
+@pytest.mark.parametrize("dtype", ["<u8", ">u8", ">i4"])
+def test_ids_of_numpy_in_every_width_and_byte_order(dtype: str, tmp_path: Path) -> None:
+    ids = np.array([0, 7, np.iinfo(np.dtype(dtype)).max], dtype)
+    save(tmp_path / "v.npy", np.eye(3, 4, dtype=np.float32) + 1, ids)
+    assert ids_of(read(tmp_path / "v.npy")) == [str(each) for each in ids.tolist()]

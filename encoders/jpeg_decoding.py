@@ -133,7 +133,7 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+    return pixels.copy()  # a line of one pixel is contiguous whichever way it runs, but torch refuses to turn back
 
 
 def _jpeg_orientation(data: bytes) -> int:

@@ -75,6 +75,30 @@ def test_a_file_with_a_hole_is_damaged(kind, picture):
     assert reason(data[: len(data) // 2]) == "truncated"
 
 
+def test_a_hole_in_a_jpeg_that_libjpeg_passes_in_silence():
+    silent = 0
+    for seed in range(12):
+        data = file("baseline JPEG", photo(seed))
+        for start in range(len(data) // 3, len(data) - 600, 300):
+            damaged = data[:start] + bytes(40) + data[start + 40 :]
+            with suppress(ValueError):
+                simplejpeg.decode_jpeg(damaged)
+                silent += 1
+            assert reason(damaged) == "unreadable"
+    assert silent > 20
+
+
+def test_zeros_in_a_sound_jpeg_are_no_hole():
+    white = Image.new("RGB", (1500, 1500), "white")
+    files = [encoded(white, "JPEG", optimize=True), encoded(white, "JPEG", progressive=True), encoded(white, "JPEG")]
+    files += [encoded(white.convert("L"), "JPEG", optimize=True)]
+    files += [with_segments(encoded(photo(1), "JPEG"), bytes(3000)) + bytes(3000)]
+    files += [encoded(product_photo(1, 900), "JPEG", optimize=True, quality=quality) for quality in (20, 75, 100)]
+    assert sum(bytes(32) in data for data in files) >= 4
+    for data in files:
+        pixels(data)
+
+
 @pytest.mark.parametrize("name", JPEGS)
 def test_what_libjpeg_warns_of_is_damage(name):
     data = file(f"{name} JPEG", photo(1))

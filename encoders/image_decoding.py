@@ -73,6 +73,8 @@ _OTHER_BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     *((b"\xff\x0a", "JPEG XL"), (b"\x00\x00\x00\x0cJXL ", "JPEG XL"), (b"\x00\x00\x00\x0cjP  ", "JPEG 2000")),
     *((b"PK\x03\x04", "a ZIP archive"), (b"\x1f\x8b", "gzip"), (b"{", "JSON")),
 )
+# One thread decodes one image, as of every other format; Pillow would start one for each core in each of our threads.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # Opened by name, not by `Image.open`: no plugin is guessed, and Pillow's process-wide pixel limit, a warning, stays
 # out of it; the limit here is an error, checked before any pixel is decoded.
 _OPENERS: dict[_ImageType, Callable[..., Image.Image]] = {

@@ -38,6 +38,7 @@ _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})"
 # What says nothing about the coded picture.
 _HARMLESS = ("Invalid SOS parameters", "unknown JFIF revision", "Adobe color transform", "density")
 _READ_AHEAD = 16  # bytes
+_HOLE = 32  # bytes
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 
 
@@ -72,6 +73,8 @@ def decode_scaled_jpeg(
         divisor, colours = 1, "CMYK"
     else:
         divisor, colours = scale_divisor(width, height, needed), "RGB"
+    if bytes(_HOLE) in data and _has_hole(data):
+        raise ImageDecodingError("unreadable", f"jpeg, {len(data)} bytes: a hole of zeros in its pixels")
     if orientation != 1:
         # The row and column that stand for less must be the last ones, and turning would bring them to the front.
         divisor = math.gcd(divisor, width, height)
@@ -133,7 +136,7 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+    return pixels.copy()  # a line of one pixel is contiguous whichever way it runs, but torch refuses to turn back
 
 
 def _jpeg_orientation(data: bytes) -> int:
@@ -182,6 +185,32 @@ def _is_padding(data: bytes, complaint: str) -> bool:
     end = data.rfind(_END)
     padding = end - len(data[:end].rstrip(data[end - 1 : end]))
     return int(found[1]) <= padding <= int(found[1]) + _READ_AHEAD
+
+
+def _has_hole(data: bytes) -> bool:
+    """Whether zeros stand in the place of coded pixels where these cannot have them, which libjpeg may pass in silence.
+
+    The code of all zeros is that of a table's first symbol. Unless it ends the block, as in files with tables of their
+    own it may, zeros are a block of nothing but -1 after another. (Zeros before the end are padding, or complained of.)
+    """
+    ends_block: dict[int, bool] = {}
+    scan = len(data)
+    for start, marker, content in [*_segments(data), (data.rfind(_END), 0xD9, b"")]:
+        if bytes(_HOLE) in data[scan:start].rstrip(b"\x00"):
+            return True
+        scan = len(data)
+        if marker in (0xC2, *range(0xC9, 0xD0)) and marker != 0xCC:  # progressive, arithmetic
+            return False
+        if marker == 0xC4:
+            place = 0
+            while place + 17 < len(content):
+                ends_block[content[place]] = content[place + 17] == 0
+                place += 17 + sum(content[place + 1 : place + 17])
+        elif marker == 0xDA and content:
+            tables = content[2 : 1 + 2 * content[0] : 2]
+            if not all(ends_block.get(16 + (table & 15), True) for table in tables):
+                scan = start + 4 + len(content)
+    return False
 
 
 def _complaint(data: bytes, colours: str) -> str:

@@ -10,7 +10,8 @@ Where a path may lead:
   so if a file stands there.
 - Else an **absolute** path or `file://` URI is the catalog's own word. It is read only while `file` is among
   `fetch.allowed_schemes`, and then wherever it leads. So is a relative path where no root is given.
-- `//cdn.example.com/mug.jpg` is an https address, unless such a file stands below a local root.
+- `//cdn.example.com/mug.jpg` is an https address, unless such a file stands below a local root. `//mug.jpg`, which
+  would be a host and nothing else, is below the root.
 - A URI of an object store needs its scheme on that list, and its bucket on `fetch.allowed_hosts` where that has
   entries. fsspec's chained URIs (`simplecache::https://...`) are refused: they would go around both lists.
 
@@ -83,7 +84,7 @@ class ImageFetcher:
         if uri.lower().startswith("file:/"):
             return self._read_file([self._allowed_path(_plain_path(uri))], known_etag)
         is_local = self._root is None or "://" not in self._root
-        if uri.startswith("//") and (self._root is None or not is_local or not self._stands_below_root(uri)):
+        if uri.startswith("//") and not self._is_below_root(uri, is_local):
             uri = f"https:{uri}"
         if not _SCHEME.match(uri):
             if is_local:
@@ -130,6 +131,12 @@ class ImageFetcher:
         elif refused is not None:
             raise refused
         return places
+
+    def _is_below_root(self, path: str, is_local: bool) -> bool:
+        """Whether a path with two leading slashes is one of files and not of the web: no host is all there is to it."""
+        if self._root is None or not path.lstrip("/"):
+            return False
+        return "/" not in path[2:].rstrip("/") or (is_local and self._stands_below_root(path))
 
     def _stands_below_root(self, path: str) -> bool:
         with suppress(ImageError, ValueError):
@@ -244,9 +251,9 @@ def _forms(path: str) -> list[str]:
 
 
 def _plain_path(uri: str) -> str:
-    """A `file://` URI as the path it names; anything else as it stands."""
+    """A `file:` URI as the path it names; anything else as it stands. Java writes them with one slash (RFC 8089)."""
     if not uri.lower().startswith("file://"):
-        return uri
+        return unquote(uri[len("file:") :]) if uri.lower().startswith("file:/") else uri
     path = uri[len("file://") :]
     return unquote(path.removeprefix("localhost") if path.startswith("localhost/") else path)
 

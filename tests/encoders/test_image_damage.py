@@ -9,10 +9,10 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from encoders import ImageDecodingError, ImagePreprocessing, image_pixels
-from encoders.image_containers import has_hole
+from encoders.image_containers import check_hole, has_hole
 from tests.encoders.image_files import (
     KINDS,
     chunk,
@@ -73,6 +73,30 @@ def test_a_file_with_a_hole_is_damaged(kind, picture):
     assert reason(with_hole(data, 0.5, 1, b"\xff")) == "unreadable"
     assert reason(data[: len(data) // 2] + bytes(len(data) - len(data) // 2)) in ("unreadable", "truncated")
     assert reason(data[: len(data) // 2]) == "truncated"
+
+
+def test_a_hole_in_a_jpeg_that_libjpeg_passes_in_silence():
+    silent = 0
+    for seed in range(12):
+        data = file("baseline JPEG", photo(seed))
+        for start in range(len(data) // 3, len(data) - 600, 300):
+            damaged = data[:start] + bytes(40) + data[start + 40 :]
+            with suppress(ValueError):
+                simplejpeg.decode_jpeg(damaged)
+                silent += 1
+            assert reason(damaged) == "unreadable"
+    assert silent > 20
+
+
+def test_zeros_in_a_sound_jpeg_are_no_hole():
+    white = Image.new("RGB", (1500, 1500), "white")
+    files = [encoded(white, "JPEG", optimize=True), encoded(white, "JPEG", progressive=True), encoded(white, "JPEG")]
+    files += [encoded(white.convert("L"), "JPEG", optimize=True)]
+    files += [with_segments(encoded(photo(1), "JPEG"), bytes(3000)) + bytes(3000)]
+    files += [encoded(product_photo(1, 900), "JPEG", optimize=True, quality=quality) for quality in (20, 75, 100)]
+    assert sum(bytes(32) in data for data in files) >= 4
+    for data in files:
+        pixels(data)
 
 
 @pytest.mark.parametrize("name", JPEGS)
@@ -205,6 +229,35 @@ def test_flat_pictures_have_long_runs_and_are_sound():
     assert pixels(files[0]).min() == 255
     for data in files:
         pixels(data)
+
+
+def cut_out(fill: str, width: int, height: int, quality: int, speed: int = 9) -> bytes:
+    """An AVIF of one colour in a transparent ground; encoders differ, so not each of them has a run of zeros."""
+    image = Image.new("RGBA", (width, height), fill)
+    alpha = Image.new("L", image.size, 0)
+    ImageDraw.Draw(alpha).ellipse([width * 0.2, height * 0.2, width * 0.8, height * 0.8], fill=255)
+    image.putalpha(alpha)
+    return encoded(image, "AVIF", quality=quality, speed=speed)
+
+
+def test_sound_files_of_flat_pictures_are_taken():
+    """What a hole looks like at first sight, and at the second: other last bytes make the same white."""
+    ground = Image.new("RGBA", (2000, 40))
+    files = [encoded(product_photo(3, 903), "WEBP", lossless=True, method=0)]
+    files += [encoded(ground, "WEBP"), encoded(Image.new("RGBA", (1500, 1500), (255, 255, 255, 0)), "WEBP")]
+    files += [cut_out("black", 640, 480, 75), cut_out("red", 1600, 1200, 75, 8), cut_out("white", 1600, 1200, 90, 8)]
+    for data in files:
+        pixels(data)
+
+
+@pytest.mark.parametrize("kind", ["WebP", "lossless WebP", "AVIF"])
+def test_what_is_asked_of_a_file_with_a_hole_holds_for_sound_ones(kind):
+    """Every sound WebP needs its last bytes; checked on files that have no run of equal bytes as well."""
+    for seed in range(6):
+        for picture in (photo(seed, 200 + seed, 150), product_photo(seed, 300)):
+            for image in (picture, picture.convert("RGBA"), picture.convert("L")):
+                data = file(kind, image)
+                check_hole(data, kind.split()[-1].lower(), lambda data: np.asarray(Image.open(io.BytesIO(data))))
 
 
 def test_zeros_in_the_metadata_of_an_avif_or_webp_are_no_hole():

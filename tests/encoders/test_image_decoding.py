@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from encoders import (
     ImageDecodingError,
@@ -210,6 +210,21 @@ def test_the_orientation_of_every_format(kind, orientation):
     red = [0, 1, 3, 2, 0, 1, 3, 2][orientation - 1]
     reds = [red - (green + blue) / 2 for red, green, blue in colours(data)]
     assert int(np.argmax(reds)) == red
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_turned_line_of_one_pixel(kind, size, library):
+    for orientation in range(1, 9):
+        data = encoded(Image.new("RGB", size, (9, 99, 199)), kind, exif=exif(orientation), quality=95)
+        found = image_pixels(data, WISHES, library=library)
+        assert found[:, 8, 8].tolist() == pytest.approx([9, 99, 199], abs=6)
+
+
+def test_an_avif_takes_no_more_threads_than_its_caller():
+    """Pillow would start one for each core in each of the threads that decode."""
+    assert AvifImagePlugin._get_default_max_threads() == 1
 
 
 BIG = np.random.default_rng(0).integers(32, 127, 1_600_000, dtype=np.uint8).tobytes()

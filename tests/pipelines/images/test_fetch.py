@@ -88,7 +88,7 @@ def test_a_link_within_the_root_and_a_root_that_is_a_link(root: Path) -> None:
 
 def test_absolute_paths_are_the_catalogs_own_word(root: Path) -> None:
     path = root / "shoes" / "a.jpg"
-    for uri in (str(path), path.as_uri(), f"file://localhost{path}", f"FILE://{path}"):
+    for uri in (str(path), path.as_uri(), f"file://localhost{path}", f"FILE://{path}", f"file:{path}"):
         assert fetch(uri, root).data == PICTURE
         assert fetch(uri).data == PICTURE
         assert reason(uri, root, allowed_schemes=("https",)) == Reason.scheme_not_allowed

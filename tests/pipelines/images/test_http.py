@@ -184,6 +184,7 @@ def test_addresses_of_exports_are_read_as_browsers_do(server: ImageServer) -> No
         ("image.php?id=3", "/media/image.php?id=3"),
         ("why?.jpg", "/media/why%3F.jpg"),
         ("schöne Tasse.jpg", "/media/sch%C3%B6ne%20Tasse.jpg"),
+        ("//mug.jpg", "/media/mug.jpg"),  # no host is all there is to it
     ],
 )
 def test_names_below_an_http_root(server: ImageServer, reference: str, asked: str) -> None:

@@ -271,23 +271,29 @@ def _record(text: _Text) -> bytes | str:
 def _survey(text: _Text, id_names: Collection[str]) -> tuple[str, ...]:
     """Where the products of a document are: () for the value itself or its elements, else the steps to a list.
 
-    That is the first list of objects, of those at the fewest steps; without any, the first empty one.
+    That is a list of objects that have an id, as the config names it, else the first list of objects, of those at the
+    fewest steps; without any, the first empty one.
     """
     if text.peek() != "{":
         return ()
     names: list[str] = []
-    lists: list[tuple[bool, int, tuple[str, ...]]] = []
+    lists: list[tuple[bool, bool, int, tuple[str, ...]]] = []
     with contextlib.suppress(CatalogError, RecursionError):  # the reading itself will say what is wrong
-        _look_for_lists(text, (), names, lists)
+        _look_for_lists(text, (), names, lists, id_names)
     if not lists or not {*id_names, *_ID_NAMES}.isdisjoint(names):
         return ()
-    return min(lists, key=lambda each: each[:2])[2]
+    return min(lists, key=lambda each: each[:3])[3]
 
 
 def _look_for_lists(
-    text: _Text, path: tuple[str, ...], names: list[str], lists: list[tuple[bool, int, tuple[str, ...]]]
+    text: _Text,
+    path: tuple[str, ...],
+    names: list[str],
+    lists: list[tuple[bool, bool, int, tuple[str, ...]]],
+    id_names: Collection[str],
 ) -> bool:
-    """Notes the names of the object itself, and (is empty, steps, path) of each list of objects or of nothing.
+    """Notes the names of the object itself, and (is empty, is without ids, steps, path) of each list of objects or of
+    nothing.
 
     True once a list is too long to be a part of a product; nothing behind it is looked at.
     """
@@ -297,18 +303,23 @@ def _look_for_lists(
             names.append(name)
         sign = text.peek()
         if sign == "{" and len(here) < _MAX_LEVELS:
-            if _look_for_lists(text, here, names, lists):
+            if _look_for_lists(text, here, names, lists, id_names):
                 return True
         elif sign == "[":
             first = "]"
             for number, _ in enumerate(text.elements()):
                 if not number and (first := text.peek()) == "{":
-                    lists.append((False, len(here), here))
+                    inner = []
+                    for each in text.members():
+                        inner.append(each)
+                        text.skip()
+                    lists.append((False, set(id_names).isdisjoint(inner), len(here), here))
+                    continue
                 if number > _DECISIVE_LENGTH and first == "{":
                     return True
                 text.skip()
             if first == "]":
-                lists.append((True, len(here), here))
+                lists.append((True, True, len(here), here))
         else:
             text.skip()
     return False

@@ -23,6 +23,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from html.entities import html5
 from typing import Any
 
 from lxml import etree
@@ -38,6 +39,10 @@ _HTML = re.compile(
     "su[bp]|table|tbody|t[dhrt]|thead|u",
     re.IGNORECASE,
 )
+_XML_ENTITIES = ("amp", "lt", "gt", "quot", "apos")
+_ENTITY = re.compile(rb"&([A-Za-z][A-Za-z0-9]{1,31});")
+_OPEN_CDATA, _CLOSE_CDATA = b"<![CDATA[", b"]]>"
+_LONGEST_MARK = 40
 _DECLARATION = re.compile(r' xmlns(:\w+)?="[^"]*"')
 
 
@@ -178,11 +183,15 @@ class Feed:
         """Each chunk once the parser has it, and an empty one once it knows that this is the end."""
         # As XML declares it, or in UTF-8 where the config says what it is.
         decoder = None if self._encoding is None else codecs.getincrementaldecoder(self._encoding)()
+        entities = _Entities()
         try:
             for chunk in self._chunks():
                 chunk = chunk if decoder is None else decoder.decode(chunk).encode()
-                parser.feed(chunk)
+                if text := entities.numbered(chunk):
+                    parser.feed(text)
                 yield chunk
+            if text := entities.numbered(b"", is_last=True):
+                parser.feed(text)
             parser.close()
         except etree.XMLSyntaxError as error:
             found = " ".join(error.msg.split())
@@ -224,6 +233,47 @@ class Feed:
         if shape is not self._shape and (text := _text(element) if not len(element) or _is_markup(element) else None):
             values["#text"] = text
         return values
+
+
+class _Entities:
+    """HTML's entities (`&nbsp;`), which XML does not know and shops write, as numbers; but for those in CDATA."""
+
+    def __init__(self) -> None:
+        self._held, self._in_cdata, self._declares = b"", False, False
+
+    def numbered(self, chunk: bytes, is_last: bool = False) -> bytes:
+        """As much of the text as can be told, the rest the next time."""
+        data = self._held + chunk
+        end = len(data)
+        if not is_last:
+            # Where an entity, or a mark of CDATA, may be cut in two.
+            start = max(0, end - _LONGEST_MARK)
+            end = min((at for sign in (b"&", b"<", b"]") if (at := data.find(sign, start)) >= 0), default=end)
+            end = len(data[:end].rstrip(b"]"))
+        self._held, data = data[end:], data[:end]
+        self._declares = self._declares or b"<!ENTITY" in data  # its own may have HTML's names
+        if self._declares or b"&" not in data:
+            # Which part of it is CDATA counts all the same.
+            marks = max(data.rfind(_OPEN_CDATA), data.rfind(_CLOSE_CDATA))
+            self._in_cdata = self._in_cdata if marks < 0 else data.startswith(_OPEN_CDATA, marks)
+            return data
+        parts, at = [], 0
+        while at < len(data):
+            mark = _CLOSE_CDATA if self._in_cdata else _OPEN_CDATA
+            stop = data.find(mark, at)
+            stop = len(data) if stop < 0 else stop + len(mark)
+            part = data[at:stop]
+            parts.append(part if self._in_cdata else _ENTITY.sub(_number, part))
+            self._in_cdata ^= part.endswith(mark)
+            at = stop
+        return b"".join(parts)
+
+
+def _number(entity: re.Match[bytes]) -> bytes:
+    name = entity[1].decode()
+    if name in _XML_ENTITIES or f"{name};" not in html5:
+        return entity[0]
+    return "".join(f"&#{ord(sign)};" for sign in html5[f"{name};"]).encode()
 
 
 def _repeated(found: Counter[tuple[int, str]], fields: Counter[tuple[int, str]]) -> str:

@@ -278,14 +278,15 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
             f"at the start of any file; the first one: {seen.first_problem}"
         )
     if not seen.names:
-        raise CatalogError(f"catalog.uri: expected products at {config.shown_uri}, found files without rows")
+        other = "; is it another sheet? Set catalog.sheet" if format == "xlsx" else ""
+        raise CatalogError(f"catalog.uri: expected products at {config.shown_uri}, found files without rows{other}")
     types: dict[str, pa.DataType] = {}
     as_text = (*config.id_fields, config.image_field, *config.image_template_fields, *config.texts)
     for name, key in config.fields.items():
         columns = Path(name).columns
         if not any(column in seen.names or column in config.column_types for column in columns):
             where = "the catalog" if format == "csv" else "the part of the catalog that was looked at"
-            raise unknown_field(key, name, seen.names, where)
+            raise CatalogError(f"{unknown_field(key, name, seen.names, where)}{_other_place(key, name, seen, format)}")
         read_as_text = format in ("csv", "xml") and name in as_text
         votes = TypeVotes()
         for column in columns:
@@ -299,6 +300,20 @@ def voted_schema(seen: SeenColumns, config: CatalogConfig, format: str) -> tuple
         if mark is not None:
             schema = schema.set(place, column.with_metadata({_DECIMAL_MARK: mark.encode()}))
     return schema, tuple(seen.names)
+
+
+def _other_place(key: str, name: str, seen: SeenColumns, format: str) -> str:
+    """A hint where the products may be, if they are not where the ids were looked for."""
+    if key != "catalog.id_field":
+        return ""
+    if format == "xlsx":
+        return " Is it another sheet (catalog.sheet), or are rows above the column names (catalog.csv_skip_lines)?"
+    inside = [known.removesuffix(f".{name}") for known in seen.names if known.endswith(f".{name}")]
+    if format in ("json", "jsonl") and sum("." not in each for each in inside) > 1:
+        return " Products that are named by their ids are not read: write them as a list."
+    if format in ("json", "jsonl") and inside:
+        return f" Are the products inside these records? Then set catalog.records to {min(inside, key=len)}."
+    return " Are the products elsewhere in the document? Then set catalog.records." if format == "json" else ""
 
 
 def grouped_type(name: str, data_type: pa.DataType, config: CatalogConfig) -> pa.DataType:

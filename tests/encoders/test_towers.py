@@ -25,6 +25,7 @@ from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.towers import find_clip_checkpoint, find_text_checkpoint
 from tests.encoders.tiny import (
     IMAGE_DIM,
+    IMAGE_SIZE,
     PREPROCESSING,
     TEXT_DIM,
     random_picture,
@@ -64,7 +65,8 @@ def test_clip_vectors_are_those_of_open_clip(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    pictures = [random_picture(0), None, random_picture(2, (16, 40))]
+    # Of the tower's size: how pictures are resized is the decoder's, and is tested there.
+    pictures = [random_picture(0, (IMAGE_SIZE, IMAGE_SIZE)), None, random_picture(2, (IMAGE_SIZE, IMAGE_SIZE))]
     found = encoder.encode(TEXTS, pictures)
     with torch.inference_mode():
         images = model.encode_image(torch.stack([transform(pictures[0]), transform(pictures[2])]), normalize=True)

@@ -47,6 +47,7 @@ def records(text: str | bytes, *, chunk: int = 1 << 20, path: str | None = None,
         json.dumps({"meta": {"links": [{"rel": "next"}]}, "page": 1, "products": ROWS, "errors": []}),
         json.dumps({"took": 3, "_shards": {"failed": 0}, "hits": {"total": {"value": 2}, "hits": ROWS}}),
         json.dumps({"data": {"items": ROWS}}),
+        json.dumps({"facets": [{"name": "red", "count": 2}], "found": {"total": 2, "docs": ROWS}}),
         "\n".join(json.dumps(row, indent=2) for row in ROWS),
         "".join(json.dumps(row) for row in ROWS),
         json.dumps({"products": ROWS[:9]}, indent=1) + json.dumps({"products": ROWS[9:]}, indent=1),
@@ -106,12 +107,17 @@ def test_elements_that_are_no_objects_are_letters_that_name_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = b'[{"product_id": "1", "title": "a"}, 5, null, "x", [],\n {"product_id": "2", "title": "\xe9"},'
+<<<<<<< HEAD
     text += b'{"product_id": "3", "title": "a\tb"}, {"product_id": "4", "title": "d"}]'
     config = CatalogConfig(uri=write(tmp_path / "a.json", text), encoding="utf-8")
+=======
+    text += b'{"product_id": "3", "title": "a\tb"}, {"product_id": "4", "title": "d\xc3\xa9"}]'
+    config = CatalogConfig(uri=write(tmp_path / "a.json", text))
+>>>>>>> w-break1
     for block_bytes in (9, 1 << 20):
         monkeypatch.setattr(intake, "BLOCK_BYTES", block_bytes)
         batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / f"work-{block_bytes}")), config)
-        assert [pair for batch in batches for pair in pairs(batch)] == [("1", "a"), ("4", "d")]
+        assert [pair for batch in batches for pair in pairs(batch)] == [("1", "a"), ("4", "dé")]
         details = [f"{letter.place}: {letter.detail}" for letter in letters_of(batches)]
         assert details[:4] == [
             f"a.json, record {number}: expected an object, found {kind}"
@@ -246,3 +252,15 @@ def test_cut_in_any_place_a_document_gives_its_objects(
     document = {"next": {"x": [1, "]"]}, "p": rows, "z": None} if is_page else rows
     text = json.dumps(document, indent=indent, ensure_ascii=ascii)
     assert records(text, chunk=chunk, path="p" if is_page else None) == rows
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_products_inside_records_are_pointed_at(name: str, tmp_path: Path) -> None:
+    text = "".join(json.dumps({"count": 1, "products": [row]}) + "\n" for row in ROWS[:2])
+    config = CatalogConfig(uri=write(tmp_path / name, text.encode()), format="jsonl")
+    with pytest.raises(CatalogError, match=r"catalog\.id_field: .* set catalog\.records to products\."):
+        catalog_schema(config)
+    named = {row["product_id"]: {"product_id": row["product_id"], "title": row["title"]} for row in ROWS}
+    config = CatalogConfig(uri=write(tmp_path / name, json.dumps(named).encode()), format="json")
+    with pytest.raises(CatalogError, match=r"catalog\.id_field: .* by their ids are not read: write them as a list"):
+        catalog_schema(config)

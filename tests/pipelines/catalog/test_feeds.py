@@ -182,7 +182,7 @@ LAUGHS = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 10))
         (RSS[:-17], r"Premature end of data in tag channel line 2, line \d+"),
         (RSS.replace("</item>", "</itm>", 1), r"tag mismatch: item line 3 and itm, line 6"),
         (RSS.replace("&amp;", "&"), "line 8"),
-        (RSS.replace("&amp;", "&nbsp;"), "Entity 'nbsp' not defined, line 8"),
+        (RSS.replace("&amp;", "&shop;"), "Entity 'shop' not defined, line 8"),
         (
             RSS.replace(' xmlns:g="http://base.google.com/ns/1.0"', ""),
             "Namespace prefix g on id is not defined, line 3",
@@ -243,3 +243,15 @@ def test_an_xml_file_in_any_compression_and_without_a_name(tmp_path: Path) -> No
     for name, data in (("a.xml.xz", lzma.compress(RSS.encode())), ("part-0", RSS.encode()), ("a.rss", RSS.encode())):
         config = CatalogConfig(uri=write(tmp_path / name, data), id_field="g:id")
         assert [pair[0] for pair in products_of(config, tmp_path / "work")] == ["007", "8"]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_entities_of_html_are_signs_but_in_cdata(chunk: int) -> None:
+    text = (
+        "<r>"
+        + "<p><t>a&nbsp;b &uuml;&amp;&lt;</t><u><![CDATA[x &nbsp; ]] <b>&uuml;</b>]]>&eacute;</u></p>" * 3
+        + "</r>"
+    )
+    assert objects(text, chunk=chunk) == [{"t": "a\xa0b ü&<", "u": "x &nbsp; ]] <b>&uuml;</b>é"}] * 3
+    own = f'<!DOCTYPE r [<!ENTITY uuml "own">]>{text.replace("nbsp", "uuml").replace("eacute", "uuml")}'
+    assert objects(own, chunk=chunk) == [{"t": "aownb own&<", "u": "x &uuml; ]] <b>&uuml;</b>own"}] * 3

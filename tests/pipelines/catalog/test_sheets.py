@@ -148,3 +148,18 @@ def test_without_the_extra_the_message_says_what_to_type(tmp_path: Path, monkeyp
 def test_what_only_is_called_excel_is_refused_by_what_it_is(data: bytes, what: str) -> None:
     with pytest.raises(CatalogError, match=what):
         list(iter_sheet(data, "a.xls", sheet=None, skip_lines=0, wanted=()))
+
+
+def test_a_sheet_that_holds_no_products_is_questioned(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.append(["Read me"])
+    book.create_sheet("Products").append(["id", "title"])
+    book["Products"].append(["1", "a"])
+    book.save(tmp_path / "a.xlsx")
+    config = CatalogConfig(uri=str(tmp_path / "a.xlsx"), id_field="id")
+    with pytest.raises(CatalogError, match=r"catalog\.sheet"):
+        catalog_schema(config)
+    book.active.append(["A list of products"])
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(CatalogError, match=r"'id', .* another sheet \(catalog\.sheet\), or .*catalog\.csv_skip_lines"):
+        catalog_schema(config)

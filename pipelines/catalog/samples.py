@@ -22,19 +22,13 @@ from pipelines.catalog import stores
 from pipelines.catalog.config import CatalogError
 from pipelines.catalog.schemas import IMAGE_KEYS
 from pipelines.catalog.stores import CatalogFile, read_head
+from pipelines.catalog.text_encoding import UTF8, encoding_of_head, find_encoding
 
 SAMPLE_ROWS = 1000
 SAMPLE_BYTES = 2 << 20
 STORED_BYTES = 16 << 20  # of rows that may hold pictures
 MAX_DEPTH = 4  # of names in a path, such as hits._source.title.en
 
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _DOCUMENTS = {"json": "JSON document", "xml": "XML", "xlsx": "Excel sheet", "sql": "query of a database"}
 _EXCEL_MARK = re.compile(r'"?sep=.?"?\r?\n', re.IGNORECASE)  # the line by which Excel is told the delimiter
@@ -104,7 +98,7 @@ def read_sample(file: CatalogFile, options: TextOptions) -> Sample:
         return _csv_sample(file, options)
     if file.format in ("parquet", "arrow"):
         return _sample(file, file.format.capitalize(), _stored_rows(file))
-    text, encoding = _decoded(read_head(file.uri, file.compression, SAMPLE_BYTES), options)
+    text, encoding = _decoded(read_head(file.uri, file.compression, SAMPLE_BYTES), file, options)
     return _sample(file, f"JSON Lines, {encoding}", _json_objects(text.split("\n")))
 
 
@@ -155,22 +149,24 @@ def flattened(record: Mapping[str, Any], prefix: str = "", depth: int = 1) -> di
     return flat
 
 
-def _decoded(data: bytes, options: TextOptions) -> tuple[str, str]:
+def _decoded(data: bytes, file: CatalogFile, options: TextOptions) -> tuple[str, str]:
     """The text of a file's first bytes, and its encoding in words; a character that is cut off at the end is left."""
-    by_mark = next((name for mark, name in _MARKS if data.startswith(mark)), None)
-    names = [by_mark] if by_mark else ["utf-8", "cp1252", "latin-1"]
-    for name in names if options.encoding == "auto" else [options.encoding]:
-        try:
-            text = codecs.getincrementaldecoder(name)().decode(data)
-        except (UnicodeDecodeError, LookupError):
-            continue
-        return text, name.upper().removesuffix("-SIG")
-    raise CatalogError(f"catalog.encoding: expected text in {options.encoding}, found bytes that are none")
+    encoding = encoding_of_head(data, options.encoding)
+    try:
+        text = codecs.getincrementaldecoder(encoding or UTF8)().decode(data)
+    except UnicodeDecodeError:
+        if encoding is not None and options.encoding != "auto":
+            expected = f"expected text in {options.encoding}, found bytes that are none"
+            raise CatalogError(f"catalog.encoding: {expected}") from None
+        encoding = encoding or find_encoding([data], file.name)
+        text = codecs.getincrementaldecoder(encoding)("replace").decode(data)
+    shown = (encoding or UTF8).upper().removesuffix("-LE").removesuffix("-BE")
+    return text.removeprefix("\ufeff"), shown
 
 
 def _csv_sample(file: CatalogFile, options: TextOptions) -> Sample:
     data = read_head(file.uri, file.compression, SAMPLE_BYTES)
-    text, encoding = _decoded(data, options)
+    text, encoding = _decoded(data, file, options)
     if len(data) >= SAMPLE_BYTES:
         text = text[: text.rfind("\n") + 1]
     skipped = options.csv_skip_lines or (2 if text.startswith(AMAZON_MARK) else int(bool(_EXCEL_MARK.match(text))))

@@ -159,7 +159,7 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
         estimate = f"about {forecast.seconds:,.0f} s at the last run's rate, on one worker"
     lines = [
         ("catalog shards", f"{forecast.shards:,}, of which {forecast.shards_complete:,} stand complete"),
-        ("products", f"{forecast.products:,}"),
+        ("products", f"{forecast.products:,}" + ("" if forecast.products else " (a run would end without a version)")),
         ("  stand complete", f"{forecast.complete:,}"),
         ("  carried over", f"{forecast.carried_over:,}" + (f" ({forecast.reason})" if forecast.reason else "")),
         ("  to embed", f"{forecast.to_embed:,}"),

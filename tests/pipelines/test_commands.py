@@ -136,4 +136,6 @@ def test_a_run_of_no_product_ends_in_one_line_without_a_traceback(job, capfd):
     assert embed(job, "--catalog.where", "title = 'nothing'") == 1
     said = capfd.readouterr().err
     assert "Traceback" not in said
+    assert embed(job, "--catalog.where", "title = 'nothing'", "--plan") == 0
+    assert "0 (a run would end without a version)" in capfd.readouterr().out
     assert "error: none of the 80 rows of the catalog became a product (left out by catalog.where 80); the" in said

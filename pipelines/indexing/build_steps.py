@@ -175,7 +175,8 @@ def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
         earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
         totals = total(summaries, numbering.products, numbering.duplicates, frozenset(earlier))
         if not numbering.products:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in totals.by_reason.items())
+            counts = {"left out by catalog.where": totals.left_out} if totals.left_out else {}
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in {**counts, **totals.by_reason}.items())
             raise EmptyCatalogError(
                 f"none of the {totals.rows_in:,} rows of the catalog could be embedded "
                 f"({reasons or 'it is empty'}); the dead letters are in {numbering.rejected_uri}"

@@ -206,6 +206,8 @@ def test_an_empty_run_fails_in_words(tmp_path):
     with pytest.raises(RunFailedError, match=r"^none of the 3 rows .* \(rejected: empty_product 3\); the dead letters"):
         run_job(tmp_path, "--index.factory", "auto")
     assert not (tmp_path / "index" / "CURRENT").exists()
+    with pytest.raises(RunFailedError, match=r"none of the 3 rows .* \(left out by catalog\.where 3\)"):
+        run_job(tmp_path, "--index.factory", "auto", "--catalog.where", "product_id = 'x'")
 
 
 def test_where_the_rejected_leave_too_few_to_train_the_run_is_not_lost(tmp_path):

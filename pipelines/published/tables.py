@@ -49,7 +49,7 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
     resident = f"; {decimal(manifest.resident_bytes)} in a fresh process that answered the held-out queries"
     measured_memory = resident if manifest.resident_bytes else ""
     rows = [
-        ("version", f"{manifest.version} ({state})"),
+        ("version", f"{manifest.version} ({state or 'not published'})"),
         ("created", manifest.created_utc),
         ("catalog", f"{catalog.uri}: {catalog.rows_in:,} rows"),
         ("products", f"{catalog.products:,}, {catalog.degraded:,} of them degraded; {catalog.rejected:,} rejected"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from rich.console import Console
 
 
 def table_console(width: int = 120) -> Console:
-    """A console for tables on standard output: as wide as the terminal, else `width` characters."""
-    return Console(width=None if sys.stdout.isatty() else width, highlight=False)
+    """A console for standard output: as wide as the terminal, else as COLUMNS says, else `width` characters."""
+    columns = os.environ.get("COLUMNS", "")
+    given = int(columns) if columns.isdecimal() and int(columns) else width
+    return Console(width=None if sys.stdout.isatty() else given, highlight=False)
 
 
 @contextmanager

@@ -62,25 +62,28 @@ def index_lines(config: IndexConfig, spec: IndexSpec, rows: int) -> list[tuple[s
 
 
 def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]:
-    """The summary as (what, how much) pairs, in the order in which they are read."""
+    """The summary as (what, how much) pairs, in the order in which they are read.
+
+    The rows are those folded, left out and rejected, and the products; these are embedded or carried over.
+    """
     totals = result.totals
     why = record.reports("plan").get("all", {}).get("nothing_carried_over", "")
     if totals.images_unchanged:
         why = f"{totals.images_unchanged:,} pictures not read again: they have not changed"
-    folded = [("rows in", f"{totals.rows_in:,}"), ("folded by catalog.group_by", f"{totals.folded:,}")]
     lines = [
-        *(folded if totals.folded else []),
-        ("products in", f"{totals.rows_in - totals.folded:,}"),
+        ("rows in", f"{totals.rows_in:,}"),
+        *([("folded by catalog.group_by", f"{totals.folded:,}")] if totals.folded else []),
         *([("left out by catalog.where", f"{totals.left_out:,}")] if totals.left_out else []),
-        ("embedded", f"{totals.embedded:,}"),
-        ("carried over", f"{totals.carried_over:,}" + (f" ({why})" if why else "")),
         ("rejected", f"{totals.rejected:,}"),
+        ("products", f"{totals.products:,}"),
+        ("  embedded", f"{totals.embedded:,}"),
+        ("  carried over", f"{totals.carried_over:,}" + (f" ({why})" if why else "")),
     ]
     if totals.degraded:
-        lines.append(("degraded", f"{totals.degraded:,} (indexed without the part that could not be used)"))
+        lines.append(("  degraded", f"{totals.degraded:,} (indexed without the part that could not be used)"))
     for reason, count in totals.by_reason.items():
         example = result.examples.get(reason)
-        lines.append((f"  {reason}", f"{count:,}" + (f", such as {example}" if example else "")))
+        lines.append((reason, f"{count:,}" + (f", such as {example}" if example else "")))
     if totals.by_reason:
         lines.append(("dead letters", result.rejected_uri))
         if result.status != "unchanged":

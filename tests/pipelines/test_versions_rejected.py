@@ -155,8 +155,8 @@ def test_the_summary_names_the_file_an_example_of_each_reason_and_the_command(di
     folder, result, record = dirty
     lines = summary_lines(result, record)
     said = dict(lines)
-    assert said["  rejected: missing_id"] == "1, such as shop.csv, line 5: 'no id here': no id"
-    assert said["  degraded: picture_missing"].startswith(
+    assert said["rejected: missing_id"] == "1, such as shop.csv, line 5: 'no id here': no id"
+    assert said["degraded: picture_missing"].startswith(
         "1, such as shop.csv, line 44: =cmd() 'red wooden chair': gone.png: no file at"
     )
     assert said["dead letters"] == f"{folder}/index/versions/{result.version}/rejected.parquet"

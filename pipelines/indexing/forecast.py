@@ -114,11 +114,13 @@ def forecast_run(source: CatalogSource) -> Forecast:
             again, published = repeats_id(records), records["shard"] == _PUBLISHED
             deleted += int((~again & published).sum())
             duplicates += np.bincount(records["shard"][again & ~published], minlength=len(found))
-    shares = [without_duplicates(new, known, again) for (_, new, known), again in zip(found, duplicates, strict=True)]
+    shares = [
+        without_duplicates(new, known, again) for (_, new, known), again in zip(found, duplicates.tolist(), strict=True)
+    ]
     to_embed = sum(new for new, _ in shares)
     complete = sum(known for (stands, *_), (_, known) in zip(found, shares, strict=True) if stands)
     carried = sum(known for _, known in shares) - complete
-    rejected += int(duplicates.sum())
+    rejected += sum(dropped)
     rate = measured_rate(config.work.uri)
     products = complete + carried + to_embed
     spec = spec_to_build(config.index, products, source.encoder.dim, reusable) if products else None

@@ -198,7 +198,7 @@ def _column_widths(wanted: dict[str, int], console_width: int) -> dict[str, int]
 
     Those that want little get it; the others share what is left evenly.
     """
-    wanted = wanted | {"product_id": min(wanted["product_id"], max(LEAST_WIDTH, console_width // 4))}
+    wanted = wanted | {"product_id": min(wanted["product_id"], max(LEAST_WIDTH, console_width // 5))}
     room, chosen = console_width - 1, {}
     for number, (name, width) in enumerate(wanted.items()):
         least = width if number < 3 else min(width, LEAST_WIDTH)

@@ -89,7 +89,8 @@ def test_ids_that_occur_again_are_counted_as_the_run_counts_them(tmp_path, capsy
 
 def test_ids_of_several_columns_by_the_command_line(tmp_path):
     write_catalog(tmp_path / "catalog", [product(1), product(1) | {"price": 2.0}, product(1)])
-    assert forecast(tmp_path, "--catalog.id_field", "[product_id, price]", "--index.factory", "Flat").products == 3
+    planned = forecast(tmp_path, "--catalog.id_field", "[product_id, price]", "--index.factory", "Flat")
+    assert (planned.products, planned.rejected) == (2, 1), "the third has the id of the first"
     command = load_job_config(arguments(tmp_path, "--catalog.id_field", "[product_id, price]"))
     assert command.config.catalog.id_fields == ("product_id", "price")
 

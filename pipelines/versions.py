@@ -113,14 +113,15 @@ def _rollback(arguments: argparse.Namespace) -> None:
     version = arguments.version or version_before(arguments.index, current)
     publish.set_current(arguments.index, version)
     next_run = "The next night publishes a new version on top of it."
-    table_console().print(f"published: {version} (before: {current}). {next_run}")
+    sys.stdout.write(f"published: {version} (before: {current}). {next_run}\n")
 
 
 def _prune(arguments: argparse.Namespace) -> None:
     complete_versions(arguments.index)  # else a mistyped address would look like a tidy one
     removed = publish.prune(arguments.index, arguments.keep)
     left = len(publish.list_versions(arguments.index))
-    table_console().print(f"removed {len(removed)} versions, {left} left" + "".join(f"\n  {name}" for name in removed))
+    count = f"removed {len(removed)} version{'s' * (len(removed) != 1)}, {left} left"
+    sys.stdout.write("\n  ".join([count, *removed]) + "\n")
 
 
 def _count(text: str) -> int:

@@ -16,13 +16,14 @@ from index_builder import IndexReader, embedding_shards, storage
 from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
 from pipelines.config.job import to_short_yaml
+from pipelines.config.terminal import print_lines
 from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.catalog_view import CatalogView, print_config_to_keep, print_view
 from pipelines.indexing.embed_shard import ProductPreparer, StepTimer
 from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.job import plan_run
-from pipelines.indexing.progress import index_lines, print_lines
+from pipelines.indexing.progress import index_lines
 from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import read_finished_run, without_duplicates
@@ -114,9 +115,9 @@ def forecast_run(source: CatalogSource) -> Forecast:
             again, published = repeats_id(records), records["shard"] == _PUBLISHED
             deleted += int((~again & published).sum())
             duplicates += np.bincount(records["shard"][again & ~published], minlength=len(found))
-    shares = [
-        without_duplicates(new, known, again) for (_, new, known), again in zip(found, duplicates.tolist(), strict=True)
-    ]
+    dropped = duplicates.tolist()
+    dropped = duplicates.tolist()
+    shares = [without_duplicates(new, known, again) for (_, new, known), again in zip(found, dropped, strict=True)]
     to_embed = sum(new for new, _ in shares)
     complete = sum(known for (stands, *_), (_, known) in zip(found, shares, strict=True) if stands)
     carried = sum(known for _, known in shares) - complete

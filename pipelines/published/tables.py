@@ -17,6 +17,7 @@ from rich.text import Text
 from index_builder import Manifest, SearchResult
 from index_builder.explain import serving_shards
 from pipelines.catalog.dead_letters import MAX_DETAIL_CHARACTERS, one_line
+from pipelines.config.terminal import print_lines
 from pipelines.published.letters import Letters
 from pipelines.published.version_diff import VersionDiff
 
@@ -28,7 +29,8 @@ LEAST_WIDTH = 12
 
 def print_versions(manifests: Sequence[Manifest], index_uri: str, current: str, console: Console) -> None:
     """Prints a line a version, newest first; `current` is the id of the published one."""
-    table = Table(title=f"{len(manifests)} versions at {escape(index_uri)}", title_justify="left")
+    console.print(f"{len(manifests)} version{'s' * (len(manifests) != 1)} at {index_uri}", markup=False, soft_wrap=True)
+    table = Table()
     table.add_column("version", no_wrap=True)
     for name in ("products", "rejected", "recall", "size"):
         table.add_column(name, justify="right")
@@ -67,12 +69,7 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
         (f"recall {recall.k}@{recall.k}", f"{recall.value:.4f} over {recall.queries:,} held-out products"),
         ("memory", f"{decimal(manifest.loaded_bytes)} at most{measured_memory}"),
     ]
-    summary = Table(show_header=False, box=None, pad_edge=False)
-    summary.add_column(style="dim", no_wrap=True)
-    summary.add_column()
-    for name, value in rows:
-        summary.add_row(name, escape(value))
-    console.print(summary)
+    print_lines(rows, console=console)
     measured = Table(title="measured", title_justify="left")
     for name in ("nprobe", "refine factor", "recall", "ms a query"):
         measured.add_column(name, justify="right")
@@ -86,7 +83,7 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
         files.add_row(entry.path, f"{entry.bytes:,}", f"{entry.sha256[:16]}…")
     console.print(measured, files)
     for failed in manifest.gates.get("failed", ()):
-        console.print(f"gate failed: {failed}", markup=False)
+        console.print(f"gate failed: {failed}", markup=False, soft_wrap=True)
 
 
 def print_diff(diff: VersionDiff, console: Console) -> None:
@@ -125,8 +122,8 @@ def print_letters(letters: Letters, version: str, console: Console) -> None:
     if not letters.by_reason:
         console.print(f"{version}: no row was rejected, and no product degraded")
         return
-    total = f"{sum(letters.by_reason.values()):,} dead letters of {version}"
-    console.print(f"[bold]{total}[/]")
+    total = sum(letters.by_reason.values())
+    console.print(f"[bold]{total:,} dead letter{'s' * (total != 1)} of {version}[/]")
     counts = Table("outcome", "reason")
     counts.add_column("letters", justify="right")
     for (outcome, reason), count in letters.by_reason.items():
@@ -138,17 +135,17 @@ def print_letters(letters: Letters, version: str, console: Console) -> None:
     shown = f"{len(rows):,} of {letters.matching:,}{of_one}" + (
         " (-n N shows more)" if len(rows) < letters.matching else ""
     )
-    table = Table(title=shown, title_justify="left", title_style="bold")
+    table = Table(title=escape(shown), title_justify="left", title_style="bold")
     if len(files) > 1:
         table.add_column("file", overflow="fold")
     for name in ("where", "id"):
         table.add_column(name, overflow="fold", min_width=8)
-    for name in ("title", "reason", *(["picture"] if any(row["picture"] for row in rows) else []), "detail"):
+    for name in ("text", "reason", *(["picture"] if any(row["picture"] for row in rows) else []), "detail"):
         table.add_column(name, overflow="fold", min_width=12)
     for row in rows:
         reason = f"{row['outcome']}: {row['reason']}"
         where = "" if row["number"] is None else f"{row['unit']} {row['number']}"
-        cells = {**row, "where": where, "id": row["product_id"], "reason": reason}
+        cells = {**row, "where": where, "id": row["product_id"], "text": row["title"], "reason": reason}
         table.add_row(*(escape(cells[str(column.header)] or "") for column in table.columns))
     if rows:
         console.print(table)

@@ -146,7 +146,7 @@ def test_prune_keeps_the_published_one(index, three_nights, capsys):
     assert run(index, "prune", "--keep", "0") == 2
     assert run(index, "prune", "--keep", "1") == 0
     assert publish.list_versions(str(index)) == (second, held)
-    assert f"removed 1 versions, 2 left\n  {first}" in capsys.readouterr().out
+    assert f"removed 1 version, 2 left\n  {first}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from pipelines.config.terminal import table_console
 from pipelines.published.tables import found_products, print_result
 
 
@@ -94,14 +93,6 @@ def test_no_line_is_wider_than_the_terminal(ids, names, value, width):
     columns = {"product_id": ids} | {name: pa.array([value] * len(ids), pa.string()) for name in names}
     text = printed(columns, width)
     assert max(map(cell_len, text.splitlines())) <= width
-
-
-def test_the_width_is_that_of_columns_where_output_is_piped(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "177")
-    assert table_console(110).width == 177
-    for nothing in ("", "0", "wide"):
-        monkeypatch.setenv("COLUMNS", nothing)
-        assert table_console(110).width == 110
 
 
 def test_scripts_get_whole_values():

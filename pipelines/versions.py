@@ -21,7 +21,7 @@ import pyarrow.csv
 
 from index_builder import publish
 from pipelines.catalog.dead_letters import Outcome
-from pipelines.config.command_line import run_command
+from pipelines.config.command_line import address, run_command
 from pipelines.config.terminal import table_console
 from pipelines.published.letters import read_letters, without_formulas
 from pipelines.published.tables import (
@@ -136,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: object, help: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help, description=help)
-        made.add_argument("--index", required=True, metavar="URI", help="where versions are published (index.uri)")
+        of_index = "where versions are published (index.uri)"
+        made.add_argument("--index", type=address, required=True, metavar="URI", help=of_index)
         if run in (_list, _show, _diff, _rejected):
             made.add_argument("--json", action="store_true", help="for scripts")
         made.set_defaults(run=run)

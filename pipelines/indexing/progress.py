@@ -55,7 +55,8 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
     The rows are those folded, left out and rejected, and the products; these are embedded or carried over.
     """
     totals = result.totals
-    why = record.reports("plan").get("all", {}).get("nothing_carried_over", "")
+    plan = record.reports("plan").get("all", {})
+    why = plan.get("nothing_carried_over", "")
     if totals.images_unchanged:
         why = f"{totals.images_unchanged:,} pictures not read again: they have not changed"
     lines = [
@@ -78,7 +79,8 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
             command = f"python -m pipelines.versions rejected --index {shlex.quote(result.index_uri)}"
             lines.append(("", Verbatim(command)))
     if totals.texts_cut:
-        lines.append(("texts cut", f"{totals.texts_cut:,} (longer than the text tower reads)"))
+        read = f"{plan.get('text_limit') or 'fewer tokens'}, the end of longer texts is lost"
+        lines.append(("texts cut", f"{totals.texts_cut:,}: the text tower reads {read}"))
     skipped = sum(report["skipped"] for stage in ("embed", "import") for report in record.reports(stage).values())
     lines.append(("catalog shards", f"{totals.shards:,}, of which {skipped:,} stood complete and were skipped"))
     lines += [("seconds", _seconds_by_stage(record))]

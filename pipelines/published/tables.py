@@ -169,7 +169,7 @@ def print_result(result: SearchResult, *, title: str, console: Console, filtered
         table.add_column(escape(name), justify=justify, width=width, overflow="fold")
     for row in range(len(found)):
         lines = {name: Text(cells[name][row]).wrap(console, width, overflow="fold") for name, width in widths.items()}
-        table.add_row(*(_cut(lines[name], width, whole=name == "product_id") for name, width in widths.items()))
+        table.add_row(*(_cut([*lines[name]], width, whole=name == "product_id") for name, width in widths.items()))
     console.print(table)
     if left_out := [name for name in cells if name not in widths]:
         more = "a wider terminal, or COLUMNS, shows more, --json all"

@@ -160,6 +160,14 @@ def test_an_address_without_versions_is_told(tmp_path, capsys, command):
     assert not printed
 
 
+@pytest.mark.parametrize("address", ["", "  "])
+def test_an_empty_address_is_named(capsys, address):
+    with pytest.raises(SystemExit) as stopped:
+        versions.main(["list", "--index", address])
+    assert stopped.value.code == 2
+    assert "argument --index: expected a path or URI, found " in capsys.readouterr().err
+
+
 def test_before_anything_is_published_the_held_version_is_shown(index, three_nights, capsys):
     """A first run that a gate holds back is the one whose letters are wanted."""
     (index / "CURRENT").unlink()

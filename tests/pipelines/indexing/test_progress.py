@@ -45,10 +45,12 @@ def test_the_summary_accounts_for_every_product(tmp_path):
 
 def test_the_summary_says_why_nothing_was_carried_over(tmp_path):
     record = RunRecord(uri=str(tmp_path))
-    record.report("plan", "all", seconds=0.1, nothing_carried_over="--full was given")
+    limit = "64 tokens (encoder.text_tower.max_tokens)"
+    record.report("plan", "all", seconds=0.1, nothing_carried_over="--full was given", text_limit=limit)
     totals = replace(outcome("published", []).totals, carried_over=0, images_unchanged=0)
     lines = dict(summary_lines(replace(outcome("published", []), totals=totals), record))
     assert lines["  carried over"] == "0 (--full was given)"
+    assert lines["texts cut"] == f"7: the text tower reads {limit}, the end of longer texts is lost"
 
 
 def test_a_failed_gate_is_said_plainly(tmp_path, capsys):

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.catalog.dead_letters import cut_at_word
 from pipelines.catalog.layouts import Recognised
 from pipelines.catalog.products import ImageRef
-from pipelines.config.terminal import table_console
-from pipelines.indexing.progress import print_lines
+from pipelines.config.terminal import print_lines, table_console
 
 _TEXT_SHOWN = 200
 
@@ -78,7 +78,7 @@ def print_config_to_keep(view: CatalogView) -> None:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]}... ({len(text):,} characters)"
+    return text if len(text) <= _TEXT_SHOWN else f"{cut_at_word(text, _TEXT_SHOWN)}... ({len(text):,} characters)"
 
 
 def _shown_image(image: ImageRef) -> str:

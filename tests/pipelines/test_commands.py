@@ -65,7 +65,7 @@ def test_what_cannot_work_stops_before_any_work(job, capsys, overrides, message)
 def test_the_job_prints_its_summary_and_search_finds(job, capsys):
     assert embed(job) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"products in +80\n", re.sub(r" +\n", "\n", printed))
+    assert re.search(r"rows in +80\n", re.sub(r" +\n", "\n", printed))
     assert "(published)" in printed
     picture = job / "red.png"
     Image.new("RGB", (30, 30), (255, 0, 0)).save(picture)

@@ -183,7 +183,7 @@ def test_another_encoder_embeds_everything_again(tmp_path):
     other = save_tiny_encoder(tmp_path / "other", model="3tmm", seed=5)
     second, record = run_job(tmp_path, "--encoder.uri", other.uri)
     assert (second.totals.embedded, second.totals.carried_over) == (120, 0)
-    assert dict(summary_lines(second, record))["carried over"].startswith("0 (the encoder changed (from ")
+    assert dict(summary_lines(second, record))["  carried over"].startswith("0 (the encoder changed (from ")
 
 
 def test_a_gate_holds_the_version_back_and_the_old_one_stays(tmp_path):

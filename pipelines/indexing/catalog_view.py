@@ -15,6 +15,7 @@ from pipelines.config.terminal import table_console
 from pipelines.indexing.progress import print_lines
 
 _TEXT_SHOWN = 200
+_NAMES_SHOWN = 20
 
 
 ShownProduct = tuple[str, str | None, tuple[ImageRef, ...]]
@@ -49,6 +50,7 @@ def print_view(view: CatalogView, products: int, *, console: Console | None = No
         ("read as", recognised.read_as),
     ]
     lines += [("note", recognised.note)] if recognised.note else []
+    lines += [("not used", _listed(recognised.unused))] if recognised.unused else []
     lines += [("with", view.encoder)]
     lines += [("folders", "work.uri {}, index.uri {}".format(*view.folders))]
     print_lines(lines, title="Catalog", console=console)
@@ -75,6 +77,11 @@ def print_config_to_keep(view: CatalogView) -> None:
         f"#   python -m pipelines.embed_catalog --config {name}.yaml\n"
         f"{view.yaml}"
     )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f", and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
 
 
 def _cut(text: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
-from pipelines.catalog.config import CatalogError
+from pipelines.catalog.config import NULL_VALUES, CatalogError
 from pipelines.catalog.csv_dialect import find_dialect, read_records, sample_lines
 from pipelines.catalog.schemas import IMAGE_KEYS
 from pipelines.catalog.stores import CatalogFile, read_head
@@ -57,9 +57,10 @@ class Sample:
     delimiter: str | None = None
 
     def values(self, column: str) -> list[Any]:
-        """The values of a column that are there: no None, no blank text, no empty list."""
+        """The values of a column that are there: no None, no blank text, no word for none, no empty list."""
         found = (row.get(column) for row in self.rows)
-        return [value for value in found if value is not None and value != [] and str(value).strip()]
+        given = (value for value in found if value is not None and value != [] and str(value).strip())
+        return [value for value in given if not (isinstance(value, str) and value.strip() in NULL_VALUES)]
 
     def mixed_groups(self, group: str, columns: Sequence[str]) -> float:
         """The share of a column's values, 0 to 1, whose rows have several values in one of those columns."""

@@ -6,6 +6,7 @@ A shard's files are named by what its vectors are made from, so what an earlier 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -24,7 +25,7 @@ from pipelines.catalog.plan import CatalogShard, catalog_schema, plan_catalog
 from pipelines.catalog.previous_version import build_carry_over, build_known_images
 from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
-from pipelines.catalog.stores import CatalogFile, absolute
+from pipelines.catalog.stores import CatalogFile
 from pipelines.config import own_catalog
 from pipelines.config.job import JobConfig
 from pipelines.config.validation import ConfigError
@@ -247,7 +248,8 @@ def _note_of(catalog: CatalogConfig) -> CatalogNote:
 
 def _in_full(note: CatalogNote) -> tuple[list[str], list[str]]:
     """The same catalog gives the same, however its address and its query are spelled."""
-    return sorted(map(absolute, note.uri.split(", "))), (note.query or "").split()
+    uris = (uri.removeprefix("file://") for uri in note.uri.split(", "))
+    return sorted(uri if "://" in uri else os.path.abspath(uri) for uri in uris), (note.query or "").split()
 
 
 def files_of_shard(files: ShardFiles, position: int, finished: FinishedRun | None, *, full: bool) -> ShardFiles:

@@ -29,7 +29,7 @@ class Recognised:
     """What a catalog was taken for.
 
     Attributes:
-        layout: Its name in `LAYOUTS`; `generic` where the columns were guessed.
+        layout: Its name in `LAYOUTS`; `generic` where the columns were guessed; empty where the config names them.
         title: The same in words.
         read_as: Format, encoding and dialect of the first file, in words.
         reasons: (column, config keys, why) for each column that is used; for expressions and templates these.
@@ -152,6 +152,13 @@ def recognise_sample(sample: Sample, config: CatalogConfig, named: Collection[st
         config=config,
         unused=_unused(config, sample.columns),
     )
+
+
+def as_configured(config: CatalogConfig) -> Recognised:
+    """The same for a section that names its columns itself: nothing was read to recognise it."""
+    keys = {each.name for each in fields(config)}
+    reasons = tuple(_reasons(config, keys, {}, ""))
+    return Recognised(layout="", title="", read_as="", reasons=reasons, note="", config=config)
 
 
 def _unused(config: CatalogConfig, columns: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""The view shows what a catalog was taken for, so that a person sees it before any product is embedded."""
+"""The view shows what a catalog was taken for, or how its config reads it.
+
+So a person sees it before any product is embedded.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ ShownProduct = tuple[str, str | None, tuple[ImageRef, ...]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogView:
-    """A recognised catalog, for people.
+    """A catalog as it is understood, for people.
 
     Attributes:
         rows: Rows or records of all files.
@@ -45,10 +48,10 @@ def print_view(view: CatalogView, products: int, *, console: Console | None = No
     """Prints what the catalog was taken for, which column is what and why, and the first products."""
     console = console or table_console(110)
     recognised = view.recognised
-    lines = [
-        ("taken for", f"{recognised.title}: {products:,} products in {view.rows:,} rows"),
-        ("read as", recognised.read_as),
-    ]
+    counted = f"{products:,} products in {view.rows:,} rows"
+    lines = [("taken for", f"{recognised.title}: {counted}"), ("read as", recognised.read_as)]
+    if not recognised.layout:
+        lines = [("catalog.uri", recognised.config.shown_uri), ("holds", counted)]
     lines += [("note", recognised.note)] if recognised.note else []
     lines += [("not used", _listed(recognised.unused))] if recognised.unused else []
     lines += [("with", view.encoder)]

@@ -183,3 +183,22 @@ def test_an_index_of_an_older_version_is_told_by_what_was_published(shop: Path) 
     noted.write_text(json.dumps({"uris": json.loads(noted.read_text())["uris"]}))
     assert embed("--catalog.uri", "feed.tsv") == 2
     assert embed("--catalog.uri", "feed.csv") == 0
+
+
+def test_the_plan_of_any_config_shows_columns_products_and_folders(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = EXPORTS["shopify"].write(shop)
+    no_tower = ("--encoder.text_tower", "null", "--encoder.model", "null")  # but that of the saved encoder
+    assert embed("--config", "catalogs/shopify", "--catalog.uri", uri, *no_tower, "--plan") == 0
+    printed = capsys.readouterr().out
+    for pattern in (
+        r"holds +2 products in 7 rows",
+        r"Handle +│ id_field, group_by +│ as the config says",
+        r"Variant Price +│ display_fields, group_lists +│",
+        r"\"Status\" is null",
+        r"The first products, as they would be embedded",
+        r"work\.uri shelfmark-shopify/work, index\.uri shelfmark-shopify/index",
+    ):
+        assert re.search(pattern, printed), pattern
+    assert "# Keep this" not in printed  # it is one already

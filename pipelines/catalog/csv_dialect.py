@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 DELIMITERS = (",", ";", "\t", "|")
 
@@ -23,6 +24,12 @@ LOOKED_AT_LINES = 64
 
 LOOKED_AT_RECORDS = 200
 """So many records of the sample tell the delimiter, and what records look like."""
+
+AMAZON_MARK = "TemplateType="
+"""What the first of the three header lines of an Amazon flat file begins with."""
+
+_LOOKED_AT_BYTES = 64 << 10
+_MOST_ABOVE = 12
 
 LONE_RETURN = "\U0010fffd"  # for private use, and used by nobody
 _BREAK = re.compile(r"[\r\n]")
@@ -230,6 +237,38 @@ def is_table(sample: bytes, name: str) -> bool:
     lines = sample_lines(sample, dialect)[dialect.skip_lines :]
     columns, share = _agreement(lines, dialect)
     return columns > 1 and share >= AGREEING_SHARE and sum(map(bool, map(str.strip, lines))) > 1
+
+
+def lines_above_header(sample: bytes, name: str, **stated: str | None) -> int:
+    """How many lines stand above the column names, such as a title with a date; 0 where the first line may be them.
+
+    Args:
+        stated: As the arguments of `find_dialect`.
+    """
+    if sample.startswith(AMAZON_MARK.encode()):
+        return 2
+    sample = b"".join(sample[:_LOOKED_AT_BYTES].splitlines(keepends=True)[:LOOKED_AT_LINES])
+    filled = 0
+    for skipped in range(_MOST_ABOVE):
+        dialect = find_dialect(sample, name, skip_lines=skipped, **stated)
+        lines = sample_lines(sample, dialect)[dialect.skip_lines :]
+        if len(lines) < 2:
+            break
+        columns, share = _agreement(lines, dialect)
+        header = [each for each in _rows(lines, dialect, 1)[0] if each.strip()]
+        if skipped and len(header) >= 2 * filled and len(header) > 1 and share >= AGREEING_SHARE and is_header(header):
+            return skipped
+        if not skipped:
+            filled = len(header) or 1
+            if filled > 1 and share >= AGREEING_SHARE and 2 * filled > columns:
+                break
+    return 0
+
+
+def is_header(cells: Sequence[Any]) -> bool:
+    """Whether cells may be the names of columns: texts with a letter, all different."""
+    texts = [cell.strip().casefold() for cell in cells if isinstance(cell, str)]
+    return len(set(texts)) == len(cells) and all(any(map(str.isalpha, text)) and "://" not in text for text in texts)
 
 
 def sample_lines(sample: bytes, dialect: CsvDialect) -> list[str]:

@@ -17,7 +17,9 @@ from pipelines.catalog.guesses import ROLES, guess_columns, image_separator, is_
 from pipelines.catalog.intake import objects_of, text_format
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.samples import NoRowsError, Sample, TextOptions, read_sample, sample_objects
+from pipelines.catalog.sheets import rows_above_header
 from pipelines.catalog.shop_layouts import LAYOUTS, VECTORS, Layout
+from pipelines.catalog.stores import iter_bytes
 
 AUTO = "auto"
 _PLAIN_TEXT = (".txt", ".tab", ".txt.gz", ".txt.zip")
@@ -99,9 +101,14 @@ def _sample_of(config: CatalogConfig) -> Sample:
     options = TextOptions(**{each.name: getattr(config, each.name) for each in fields(TextOptions)})
     for number, file in enumerate(files, 1):
         file = replace(file, format=text_format(file, config))
-        objects = objects_of(file, config)
+        above = 0
+        if file.format == "xlsx" and not config.csv_skip_lines:
+            above = rows_above_header(b"".join(iter_bytes(file.uri, file.compression)), file.name, config.sheet)
+        objects = objects_of(file, replace(config, csv_skip_lines=above or config.csv_skip_lines))
         try:
-            return read_sample(file, options) if objects is None else sample_objects(file, objects)
+            if objects is not None:
+                return replace(sample_objects(file, objects), header_lines=above)
+            return read_sample(file, options)
         except NoRowsError:  # a page without products, a part whose rows were all filtered out
             if number in (len(files), 16):
                 raise

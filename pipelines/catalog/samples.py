@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
 from pipelines.catalog.config import NULL_VALUES, CatalogError
-from pipelines.catalog.csv_dialect import find_dialect, read_records, sample_lines
+from pipelines.catalog.csv_dialect import find_dialect, lines_above_header, read_records, sample_lines
 from pipelines.catalog.schemas import IMAGE_KEYS
 from pipelines.catalog.stores import CatalogFile, read_head
 from pipelines.catalog.text_encoding import UTF8
@@ -28,8 +28,6 @@ STORED_BYTES = 16 << 20  # of rows that may hold pictures
 MAX_DEPTH = 4  # of names in a path, such as hits._source.title.en
 
 _DOCUMENTS = {"json": "JSON document", "xml": "XML", "xlsx": "Excel sheet", "sql": "query of a database"}
-AMAZON_MARK = "TemplateType="
-"""What the first of the three header lines of an Amazon flat file begins with."""
 
 
 class NoRowsError(CatalogError):
@@ -154,14 +152,9 @@ def _shown(encoding: str | None) -> str:
 def _csv_sample(file: CatalogFile, options: TextOptions) -> Sample:
     stores.refuse_other_content(file, read_head(file.uri, file.compression, SAMPLE_BYTES))
     encoding, head = look_at_text(file, options.encoding, HEAD_BYTES)
-    dialect = find_dialect(
-        head,
-        file.name,
-        delimiter=options.csv_delimiter,
-        quote=options.csv_quote,
-        escape=options.csv_escape,
-        skip_lines=options.csv_skip_lines or (2 if head.startswith(AMAZON_MARK.encode()) else 0),
-    )
+    stated = {"delimiter": options.csv_delimiter, "quote": options.csv_quote, "escape": options.csv_escape}
+    skip_lines = options.csv_skip_lines or lines_above_header(head, file.name, **stated)
+    dialect = find_dialect(head, file.name, skip_lines=skip_lines, **stated)
     _, text = look_at_text(file, options.encoding, SAMPLE_BYTES)
     rows = (row for row, _ in read_records(sample_lines(text, dialect)[dialect.skip_lines :], dialect, SAMPLE_ROWS + 1))
     header = [name.strip() for name in next(rows, [])]

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 DELIMITERS = (",", ";", "\t", "|")
 
@@ -23,6 +24,12 @@ LOOKED_AT_LINES = 64
 
 LOOKED_AT_RECORDS = 200
 """So many records of the sample tell the delimiter, and what records look like."""
+
+AMAZON_MARK = "TemplateType="
+"""What the first of the three header lines of an Amazon flat file begins with."""
+
+_LOOKED_AT_BYTES = 64 << 10
+_MOST_ABOVE = 12
 
 LONE_RETURN = "\U0010fffd"  # for private use, and used by nobody
 _BREAK = re.compile(r"[\r\n]")
@@ -47,8 +54,8 @@ class CsvDialect:
 
     Attributes:
         quote: The sign around values; "" where quotes belong to the values.
-        escape: The sign before a quote inside a value, or before itself; "" where a quote is doubled. Without quotes
-            the sign before a delimiter or a line break that belongs to the value.
+        escape: The sign before a quote or a line break inside a value, or before itself; "" where a quote is doubled.
+            Without quotes the sign before a delimiter or a line break that belongs to the value.
         skip_lines: Lines before the header.
         columns: Of a record, which may end in one delimiter more or less than the header; 0: unknown.
         line_ends: The signs that end lines. Where the first ones end in `\\n`, a lone `\\r` is part of a text: Python's
@@ -173,7 +180,8 @@ def find_dialect(
     The delimiter is the one that gives the header two columns at least, most of all, and nearly all records as many; in
     doubt a tab for `.tsv` files, else a comma. Files with tabs are quoted only where the sample shows it: most values
     that begin with a quote end with one, or fewer lines are broken so. All others are quoted, as RFC 4180 says. Quotes
-    are escaped by a backslash (Spark, MySQL) where more records of the sample are whole so.
+    are escaped by a backslash (Spark, MySQL) where more records of the sample are whole so, or where one stands before
+    each line break within a value.
 
     Args:
         sample: Whole lines from the start of the file.
@@ -211,6 +219,8 @@ def find_dialect(
     dialect = replace(dialect, delimiter=delimiter)
     if quote is None and delimiter == "\t" and dialect.quote == '"' and not _shows_quotes(lines, dialect):
         dialect = replace(dialect, quote="")
+    elif escape is None and dialect.quote and _has_escaped_breaks(lines, dialect):
+        dialect = replace(dialect, escape="\\")
     elif escape is None and dialect.quote and any(f"\\{dialect.quote}" in line for line in lines):
         escaped = replace(dialect, escape="\\")
         raw = split_lines(without_returns(sample, dialect).decode("utf-8", "surrogateescape"))[skip_lines:]
@@ -227,6 +237,38 @@ def is_table(sample: bytes, name: str) -> bool:
     lines = sample_lines(sample, dialect)[dialect.skip_lines :]
     columns, share = _agreement(lines, dialect)
     return columns > 1 and share >= AGREEING_SHARE and sum(map(bool, map(str.strip, lines))) > 1
+
+
+def lines_above_header(sample: bytes, name: str, **stated: str | None) -> int:
+    """How many lines stand above the column names, such as a title with a date; 0 where the first line may be them.
+
+    Args:
+        stated: As the arguments of `find_dialect`.
+    """
+    if sample.startswith(AMAZON_MARK.encode()):
+        return 2
+    sample = b"".join(sample[:_LOOKED_AT_BYTES].splitlines(keepends=True)[:LOOKED_AT_LINES])
+    filled = 0
+    for skipped in range(_MOST_ABOVE):
+        dialect = find_dialect(sample, name, skip_lines=skipped, **stated)
+        lines = sample_lines(sample, dialect)[dialect.skip_lines :]
+        if len(lines) < 2:
+            break
+        columns, share = _agreement(lines, dialect)
+        header = [each for each in _rows(lines, dialect, 1)[0] if each.strip()]
+        if skipped and len(header) >= 2 * filled and len(header) > 1 and share >= AGREEING_SHARE and is_header(header):
+            return skipped
+        if not skipped:
+            filled = len(header) or 1
+            if filled > 1 and share >= AGREEING_SHARE and 2 * filled > columns:
+                break
+    return 0
+
+
+def is_header(cells: Sequence[Any]) -> bool:
+    """Whether cells may be the names of columns: texts with a letter, all different."""
+    texts = [cell.strip().casefold() for cell in cells if isinstance(cell, str)]
+    return len(set(texts)) == len(cells) and all(any(map(str.isalpha, text)) and "://" not in text for text in texts)
 
 
 def sample_lines(sample: bytes, dialect: CsvDialect) -> list[str]:
@@ -274,12 +316,12 @@ def without_returns(data: bytes, dialect: CsvDialect) -> bytes:
 
 
 def unescaped(data: bytes, dialect: CsvDialect) -> bytes:
-    """The text with doubled quotes where they are escaped; the lines stay as many."""
+    """The text with doubled quotes where they are escaped, and line breaks as they are; the lines stay as many."""
     if not (dialect.quote and dialect.escape):
         return data
     escape, quote = dialect.escape.encode(), dialect.quote.encode()
-    signs = re.compile(re.escape(escape) + b"([" + re.escape(escape + quote) + b"])")
-    return signs.sub(lambda found: quote * 2 if found[1] == quote else escape, data)
+    signs = re.compile(re.escape(escape) + b"([" + re.escape(escape + quote) + b"\r\n])")
+    return signs.sub(lambda found: quote * 2 if found[1] == quote else found[1], data)
 
 
 def _rows(lines: Sequence[str], dialect: CsvDialect, most: int = 1 << 30) -> tuple[list[str], list[list[str]]]:
@@ -331,6 +373,12 @@ def _shows_quotes(lines: Sequence[str], dialect: CsvDialect) -> bool:
     lost = sum(len(row) != width for row, _ in records)
     swallowed = sum(is_whole(line) for _, taken in records for line in taken[1:])
     return lost + swallowed < unquoted
+
+
+def _has_escaped_breaks(lines: Sequence[str], dialect: CsvDialect) -> bool:
+    """Whether values have line breaks, two at least, and each stands behind a backslash."""
+    inner = [line.rstrip("\r\n") for _, taken in read_records(lines, dialect) for line in taken[:-1]]
+    return len(inner) > 1 and all(line.endswith("\\") for line in inner)
 
 
 def _columns(lines: Sequence[str], dialect: CsvDialect) -> int:

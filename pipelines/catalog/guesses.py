@@ -7,45 +7,18 @@ not make an id of values that repeat, or a picture of words.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from statistics import mean
 from typing import Any
 
+from pipelines.catalog.column_names import COMPOUND, is_locale_name, owner_of, role_of
 from pipelines.catalog.samples import Sample
 from pipelines.catalog.schemas import IMAGE_KEYS
 
 ROLES = ("id", "title", "brand", "category", "description", "image", "price")
 
-# English, German, French, Spanish, Italian; without accents, spaces and signs. The likelier ones first.
-_NAMES = {
-    "id": "productid id sku itemid articleid articlenumber itemnumber productnumber articleno itemno productcode "
-    "itemcode itemsku variantsku code asin parentasin uniqid uuid guid artikelnummer artikelnr artnr artikelid "
-    "produktid produktnummer bestellnummer reference ref refproduit identifiant idproduit codeproduit referencia "
-    "codigo idproducto codice codiceprodotto idprodotto riferimento gtin ean upc mpn pid handle slug key",
-    "title": "title name producttitle productname productdisplayname prodname itemname itemtitle displayname titel "
-    "produktname produkttitel artikelname artikelbezeichnung bezeichnung produktbezeichnung nom nomproduit "
-    "nomduproduit titre libelle designation nombre nombreproducto titulo titolo nome nomeprodotto denominazione "
-    "headline label caption",
-    "brand": "brand brandname manufacturer vendor maker marke hersteller marque fabricant marca fabricante produttore "
-    "store",
-    "category": "category categories categoryname productcategory maincategory producttype googleproductcategory "
-    "articletype kategorie kategorien produktkategorie warengruppe produktgruppe categorie rayon rubrique categoria "
-    "categorias reparto department",
-    "description": "description productdescription longdescription bodyhtml body desc detaildesc shortdescription "
-    "details summary beschreibung produktbeschreibung langbeschreibung langtext kurzbeschreibung kurztext descriptif "
-    "descripcion descripcionlarga descrizione descrizioneprodotto text",
-    "image": "image imageurl imageurls images imagelink imagesrc imagepath img imgurl picture pictures pictureurl "
-    "photo photos photourl mainimage mainimageurl primaryimage baseimage bild bilder bildurl bildlink hauptbild "
-    "produktbild photoproduit urlphoto urlimage imageprincipale foto fotos imagen imagenes urlimagen immagine immagini "
-    "urlimmagine thumbnail",
-    "price": "price saleprice regularprice currentprice unitprice listprice retailprice preis verkaufspreis vkpreis "
-    "bruttopreis stueckpreis prix prixttc prixvente precio precioventa pvp prezzo prezzovendita",
-}
-_WORDS = {role: text.split() for role, text in _NAMES.items()}
-_LOCALE_NAMES = ("locale", "language", "lang", "productlocale", "store", "storeview", "country", "sprache", "langue")
-_LOCALE = re.compile(r"(?i:default|[a-z]{2}([-_][a-z]{2})?)")
 _IMAGE_TEXT = re.compile(
     r"(?i)data:image/|(https?:|s3:|gs:)?//|\S*[^.\s/]\.(jpe?g|png|webp|avif|gif|bmp|tiff?)([?#]|$)"
 )
@@ -53,6 +26,10 @@ _BASE64_IMAGE = re.compile(r"/9j/|iVBORw0KGgo|R0lGOD|UklGR")
 _PRICE = re.compile(r"[^\d]{0,4}\d[\d.,' ]*[^\d]{0,4}")
 _SHORT, _LONG = 64, 120  # characters of an id, and from where on a text is a description
 _DISTINCT = 0.98
+_MAX_REPEATED = 0.02
+"""So many rows may repeat the id of another where the column is named as an id: each leaves a letter. One doubled
+article number must not make another column the id, and so every product a new one."""
+_FEW_ROWS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +40,6 @@ class Guess:
     why: str
 
 
-def canonical(name: str) -> str:
-    """A column's name without case, accents, spaces, signs and namespace: `g:Image Link` and `image_link` are one."""
-    plain = unicodedata.normalize("NFKD", name.removeprefix("g:").casefold().replace("ß", "ss"))
-    return re.sub(r"[^\w.$]|_", "", "".join(sign for sign in plain if not unicodedata.combining(sign))) or plain
-
-
 def guess_columns(sample: Sample, below: str = "", roles: Sequence[str] = ROLES) -> dict[str, Guess]:
     """The columns by role; a role for which no column is fit is absent.
 
@@ -77,15 +48,27 @@ def guess_columns(sample: Sample, below: str = "", roles: Sequence[str] = ROLES)
         roles: Those of `ROLES` that are wanted.
     """
     values = {name: sample.values(name) for name in sample.columns if name.startswith(below)}
-    names = {name: _name_of(name.removeprefix(below)) for name in values}
+    named: dict[str, list[str]] = {role: [] for role in roles}
+    told = {name: role_of(name.removeprefix(below)) for name in values}
+    for name in sorted(values, key=lambda name: (told[name] or ("", (0, 0, 0)))[1]):
+        if (of_role := told[name]) is not None and of_role[0] in named:
+            named[of_role[0]].append(name)
+    owners = {name: owner_of(name.removeprefix(below)) for name in values}
     rows = len(sample.rows)
     found: dict[str, Guess] = {}
     for by_name in (True, False):  # what a name says of any column comes before what values say
         for role in roles:
             taken = {column for guess in found.values() for column in guess.columns}
-            if role not in found:
-                guess = _by_name(role, names, values, rows, taken) if by_name else _by_values(role, values, rows, taken)
-                found |= {} if guess is None else {role: guess}
+            if role in found:
+                continue
+            if by_name:
+                guess = _by_name(role, [name for name in named[role] if name not in taken], values, rows)
+            else:
+                own = {name: given for name, given in values.items() if owners[name] in (None, role)}
+                guess = _by_values(role, {name: own[name] for name in own if name not in taken}, rows)
+            found |= {} if guess is None else {role: guess}
+    if "id" in found:
+        found["id"] = _with_passed_over(found["id"], named["id"], values, rows)
     return {role: found[role] for role in roles if role in found}
 
 
@@ -99,8 +82,7 @@ def is_headless(sample: Sample) -> bool:
         return False
     values = {name: list(map(str, sample.values(name))) for name in sample.columns}
     again = {name for name, given in values.items() if given.count(name) >= max(2, len(given) * 0.1)}
-    words = {word for each in _WORDS.values() for word in each}
-    if any(_name_of(name) in words for name in values if name not in again):
+    if any(role_of(name) for name in values if name not in again):
         return False
     return bool(again) or any(_is_like_values(name, given) for name, given in values.items())
 
@@ -117,42 +99,56 @@ def _spelling(text: str) -> str:
     return re.sub(r"\d+([.,]\d+)*", "0", text.strip())
 
 
-def _name_of(path: str) -> str:
-    """The telling part of a path: `title.en` is a title, `product.name` a name, `_id.$oid` an id."""
-    steps = [canonical(step) for step in path.split(".")]
-    plain = [step for step in steps if not step.startswith("$") and not _LOCALE.fullmatch(step)]
-    return plain[-1] if plain else steps[0]
-
-
-def _by_name(
-    role: str, names: dict[str, str], values: dict[str, list[Any]], rows: int, taken: set[str]
-) -> Guess | None:
+def _by_name(role: str, names: Sequence[str], values: dict[str, list[Any]], rows: int) -> Guess | None:
     fallback: Guess | None = None
-    for word in _WORDS[role]:
-        for name in [name for name, known in names.items() if known == word and name not in taken]:
-            given = values[name]
-            if role == "id":
-                if _is_id(given, rows):
-                    return Guess((name,), f"named so, and different in each of {rows:,} rows looked at")
-                locale = next((each for each in names if names[each] in _LOCALE_NAMES and each != name), None)
-                if locale is not None and _are_ids_together(name, locale, values, rows):
-                    return Guess((name, locale), f"named so; {name} repeats, with {locale} it is different in each row")
-                if fallback is None and given and all(_is_short(value) for value in given):
-                    fallback = Guess(
-                        (name,),
-                        f"named so, but only {len(set(map(str, given))):,} of {rows:,} rows "
-                        "looked at have one of their own: the others will be rejected",
-                    )
-            elif role == "image":
-                if given and _share(given, _is_image) >= 0.5:
-                    return Guess((name,), f"named so, and holds pictures or their addresses ({_shown(given[0])})")
-            elif given and not all(_is_image(value) for value in given):
-                return Guess((name,), "named so")
+    for name in names:
+        given = values[name]
+        if role == "id":
+            if _is_id(given, rows):
+                return Guess((name,), f"named so, and different in each of {rows:,} rows looked at")
+            locale = next((each for each in values if is_locale_name(each) and each != name), None)
+            if locale is not None and _are_ids_together(name, locale, values, rows):
+                return Guess((name, locale), f"named so; {name} repeats, with {locale} it is different in each row")
+            if _is_id(given, rows, repeated=max(rows * _MAX_REPEATED, int(rows >= _FEW_ROWS))):
+                why = f"named so; {_repeated(given):,} of {rows:,} rows looked at repeat that of another: rejected"
+                return Guess((name,), why)
+            if fallback is None and given and all(_is_short(value) for value in given):
+                fallback = Guess(
+                    (name,),
+                    f"named so, but only {len(set(map(str, given))):,} of {rows:,} rows "
+                    "looked at have one of their own: the others will be rejected",
+                )
+        elif role == "image":
+            if given and _share(given, _is_image) >= 0.5:
+                return Guess((name,), f"named so, and holds pictures or their addresses ({_shown(given[0])})")
+        elif role == "price" and not _is_plain_price(name) and _share(given, _is_amount) < 0.5:
+            continue
+        elif given and not all(_is_image(value) for value in given):
+            return Guess((name,), "named so")
     return fallback
 
 
-def _by_values(role: str, values: dict[str, list[Any]], rows: int, taken: set[str]) -> Guess | None:
-    free = {name: given for name, given in values.items() if given and name not in taken}
+def _with_passed_over(guess: Guess, names: Sequence[str], values: dict[str, list[Any]], rows: int) -> Guess:
+    """The guess with why it is not the column whose name tells an id better."""
+    better = names[: names.index(guess.columns[0])] if guess.columns[0] in names else names
+    if not better:
+        return guess
+    given = values[better[0]]
+    if repeated := _repeated(given):
+        found = f"{repeated:,} of {rows:,} rows repeat the value of another"
+    elif len(given) < rows:
+        found = f"{rows - len(given):,} of {rows:,} rows have none"
+    else:
+        found = "its values are no short texts or whole numbers"
+    return Guess(guess.columns, f"{guess.why}; not {better[0]}: {found}")
+
+
+def _repeated(given: Sequence[Any]) -> int:
+    return len(given) - len(set(map(str, given)))
+
+
+def _by_values(role: str, values: dict[str, list[Any]], rows: int) -> Guess | None:
+    free = {name: given for name, given in values.items() if given}
     if role == "id":
         fit = [name for name, given in free.items() if _is_id(given, rows) and not any(map(_is_image, given))]
         # Whole numbers and codes before words: a title may be different in each row too.
@@ -175,10 +171,9 @@ def _by_values(role: str, values: dict[str, list[Any]], rows: int, taken: set[st
     return None
 
 
-def _is_id(given: Sequence[Any], rows: int) -> bool:
-    """Whether nearly every row has a value, and no two the same."""
-    distinct = len(set(map(str, given)))
-    return len(given) >= rows * _DISTINCT > 0 and distinct == len(given) and all(_is_short(value) for value in given)
+def _is_id(given: Sequence[Any], rows: int, repeated: float = 0) -> bool:
+    """Whether nearly every row has a value, and no more than so many that of another."""
+    return len(given) >= rows * _DISTINCT > 0 and _repeated(given) <= repeated and all(map(_is_short, given))
 
 
 def _is_short(value: Any) -> bool:
@@ -231,6 +226,15 @@ def image_separator(values: Sequence[Any]) -> str | None:
 def is_price_text(value: Any) -> bool:
     """Whether a text spells an amount, with a currency or not: `19,90`, `EUR 1.299,00`, `$5`."""
     return isinstance(value, str) and _PRICE.fullmatch(value.strip()) is not None
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) or is_price_text(value)
+
+
+def _is_plain_price(name: str) -> bool:
+    told = role_of(name)
+    return told is not None and told[1][1] < COMPOUND
 
 
 def _share(given: Sequence[Any], holds: Any) -> float:

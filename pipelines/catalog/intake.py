@@ -54,7 +54,7 @@ MAX_RECORD_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
 XML_CHUNK_BYTES = 1 << 20  # its tree takes ten times as much
 
-_RULES = 5  # goes up when the same text gives other rows
+_RULES = 6  # goes up when the same text gives other rows
 _THREADS = 4
 
 _logger = logging.getLogger(__name__)

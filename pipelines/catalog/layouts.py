@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from pipelines.catalog.column_names import canonical
 from pipelines.catalog.config import CatalogConfig, CatalogConfigError, CatalogError, nearest
-from pipelines.catalog.guesses import ROLES, canonical, guess_columns, image_separator, is_headless, is_price_text
+from pipelines.catalog.guesses import ROLES, guess_columns, image_separator, is_headless, is_price_text
 from pipelines.catalog.intake import objects_of, text_format
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.samples import NoRowsError, Sample, TextOptions, read_sample, sample_objects
+from pipelines.catalog.sheets import rows_above_header
+from pipelines.catalog.shop_layouts import LAYOUTS, VECTORS, Layout
+from pipelines.catalog.stores import iter_bytes
 
 AUTO = "auto"
 _PLAIN_TEXT = (".txt", ".tab", ".txt.gz", ".txt.zip")
@@ -23,225 +27,16 @@ _PLAIN_TEXT = (".txt", ".tab", ".txt.gz", ".txt.zip")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
-    """A known export.
-
-    Columns are written as the system does; found are those of the same letters and digits, whatever their case,
-    spaces and signs. What names a column that a file lacks is left out.
-
-    Attributes:
-        title: What it is, in words.
-        tells: Columns that all must be there; of `one_of` one must.
-        keys: Keys of the `catalog:` section.
-        where: Conditions by the column they are about; those of the columns that are there must all hold.
-        also_called: Columns as other versions or languages of the system call them.
-        guessed_below: Beside `keys`, columns with this beginning are guessed (see `guesses`); None: no others are.
-        note: What else a person has to know or set.
-    """
-
-    title: str
-    tells: tuple[str, ...]
-    one_of: tuple[str, ...] = ()
-    keys: Mapping[str, Any]
-    where: Mapping[str, str] = field(default_factory=dict)
-    also_called: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    guessed_below: str | None = None
-    note: str = ""
-
-
-LAYOUTS: dict[str, Layout] = {
-    "shopify_api": Layout(
-        title="Shopify API page",
-        tells=("id", "title", "body_html"),
-        one_of=("variants.id", "variants.sku", "variants.price", "images.src", "image.src", "variants"),
-        keys={
-            "id_field": "id",
-            "text_fields": ("title", "vendor", "product_type", "body_html"),
-            "image_field": "images.src",
-            "display_fields": ("title", "vendor", "product_type", "handle", "variants.price"),
-        },
-        where={"status": "status is null or status in ('active', 'ACTIVE')"},
-        note="drafts and archived products stay out",
-    ),
-    "shopify": Layout(
-        title="Shopify product export",
-        tells=("Handle", "Title"),
-        one_of=("Variant SKU", "Variant Price", "Image Src", "Body (HTML)"),
-        keys={
-            "id_field": "Handle",
-            "group_by": "Handle",
-            "text_fields": ("Title", "Vendor", "Type", "Body (HTML)"),
-            "image_field": "Image Src",
-            "display_fields": ("Title", "Vendor", "Type", "Variant SKU", "Variant Price", "Option1 Value"),
-            "group_lists": ("Variant SKU", "Variant Price", "Option1 Value"),
-        },
-        where={"Status": "\"Status\" is null or \"Status\" in ('', 'active', 'Active', 'ACTIVE')"},
-        also_called={
-            "Handle": ("URL handle",),
-            "Variant SKU": ("SKU",),
-            "Variant Price": ("Price",),
-            "Image Src": ("Product image URL",),
-            "Body (HTML)": ("Description",),
-            "Option1 Value": ("Option1 value",),
-        },
-        note="rows of one handle are one product; drafts and archived products stay out",
-    ),
-    "woocommerce": Layout(
-        title="WooCommerce product export",
-        tells=("ID", "Type", "SKU", "Name"),
-        one_of=("Images", "Regular price", "Published", "Parent"),
-        keys={
-            "id_field": "ID",
-            "text_fields": ("Name", "Categories", "Short description", "Description"),
-            "image_field": "Images",
-            "image_separator": ",",
-            "display_fields": ("SKU", "Name", "Categories", "Regular price"),
-            "column_types": {"Regular price": "float64"},
-        },
-        where={"Type": "\"Type\" not like 'variation%'", "Published": "\"Published\" = 1"},
-        also_called={
-            "Type": ("Typ", "Tipo"),
-            "SKU": ("Artikelnummer", "UGS", "Código de artículo"),
-            "Name": ("Nom", "Nombre", "Nome"),
-            "Published": ("Veröffentlicht", "Publié", "Publicado", "Pubblicato"),
-            "Images": ("Bilder", "Imágenes", "Immagini"),
-            "Categories": ("Kategorien", "Catégories", "Categorías", "Categorie"),
-            "Short description": ("Kurzbeschreibung", "Description courte", "Descripción corta", "Breve descrizione"),
-            "Description": ("Beschreibung", "Descripción", "Descrizione"),
-            "Regular price": ("Regulärer Preis", "Tarif régulier", "Precio normal", "Prezzo di listino"),
-        },
-        note="variations and unpublished products stay out",
-    ),
-    "magento": Layout(
-        title="Magento 2 product export",
-        tells=("sku", "name"),
-        one_of=("store_view_code", "attribute_set_code"),
-        keys={
-            "id_field": "sku",
-            "text_fields": ("name", "short_description", "description"),
-            "image_field": "base_image",
-            "display_fields": ("name", "price", "url_key"),
-            "column_types": {"price": "float64"},
-        },
-        where={
-            "store_view_code": "store_view_code is null or store_view_code in ('', 'default')",
-            "product_online": "product_online = 1",
-            "visibility": "visibility is null or visibility <> 'Not Visible Individually'",
-        },
-        note="other store views, disabled products and those not visible on their own stay out; "
-        "set catalog.image_root to .../media/catalog/product",
-    ),
-    "google_merchant": Layout(
-        title="Google Merchant feed",
-        tells=("id", "title"),
-        one_of=("image_link", "google_product_category", "availability"),
-        keys={
-            "id_field": "id",
-            "text_fields": ("title", "brand", "product_type", "description"),
-            "image_field": "image_link",
-            "display_fields": ("title", "brand", "price", "link"),
-            "filter_fields": ("availability",),
-            "column_types": {"price": "float64"},
-        },
-    ),
-    "amazon_flat_file": Layout(
-        title="Amazon flat file",
-        tells=("item_sku", "item_name"),
-        keys={
-            "id_field": "item_sku",
-            "text_fields": ("item_name", "brand_name", "bullet_point1", "bullet_point2", "product_description"),
-            "image_field": "main_image_url",
-            "display_fields": ("item_name", "brand_name", "standard_price"),
-            "column_types": {"standard_price": "float64"},
-        },
-    ),
-    "amazon_reviews_2023": Layout(
-        title="metadata of Amazon Reviews 2023",
-        tells=("parent_asin", "title"),
-        keys={
-            "id_field": "parent_asin",
-            "text_fields": ("title", "store", "features", "description"),
-            "image_field": "images.hi_res|large",
-            "display_fields": ("title", "store", "main_category", "price", "average_rating"),
-            "column_types": {"price": "float64"},
-        },
-    ),
-    "esci": Layout(
-        title="ESCI products (Shopping Queries)",
-        tells=("product_id", "product_title", "product_locale"),
-        keys={
-            "id_field": ("product_id", "product_locale"),
-            "text_fields": ("product_title", "product_brand", "product_color", "product_bullet_point"),
-            "display_fields": ("product_title", "product_brand", "product_locale"),
-        },
-        note='one locale alone: catalog.where "product_locale = \'us\'"',
-    ),
-    "hm": Layout(
-        title="H&M articles",
-        tells=("article_id", "prod_name", "detail_desc"),
-        keys={
-            "id_field": "article_id",
-            "text_fields": ("prod_name", "product_type_name", "colour_group_name", "detail_desc"),
-            "image_template": "{article_id[:3]}/{article_id}.jpg",
-            "display_fields": ("prod_name", "product_type_name", "colour_group_name"),
-        },
-        note="set catalog.image_root to the folder images",
-    ),
-    "flipkart": Layout(
-        title="Flipkart products",
-        tells=("uniq_id", "product_name"),
-        one_of=("product_category_tree", "image"),
-        keys={
-            "id_field": "uniq_id",
-            "text_fields": ("product_name", "brand", "description"),
-            "image_field": "image",
-            "display_fields": ("product_name", "brand", "discounted_price"),
-            "column_types": {"discounted_price": "float64"},
-        },
-    ),
-    "fashion_product_images": Layout(
-        title="Fashion Product Images",
-        tells=("id", "productDisplayName"),
-        keys={
-            "id_field": "id",
-            "text_fields": ("productDisplayName", "articleType", "baseColour"),
-            "image_template": "{id}.jpg",
-            "display_fields": ("productDisplayName", "masterCategory", "articleType", "baseColour"),
-        },
-        note="set catalog.image_root to the folder images",
-    ),
-    "elasticsearch": Layout(
-        title="Elasticsearch dump",
-        tells=("_index", "_id"),
-        keys={"id_field": "_id"},
-        guessed_below="_source.",
-    ),
-    "mongodb": Layout(
-        title="MongoDB export",
-        tells=("_id.$oid",),
-        keys={"id_field": "_id.$oid"},
-        guessed_below="",
-    ),
-}  # fmt: skip
-
-_VECTORS = Layout(
-    title="clip-retrieval metadata",
-    tells=("image_path",),
-    one_of=("caption", "similarity", "NSFW"),
-    keys={},
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Recognised:
     """What a catalog was taken for.
 
     Attributes:
-        layout: Its name in `LAYOUTS`; `generic` where the columns were guessed.
+        layout: Its name in `LAYOUTS`; `generic` where the columns were guessed; empty where the config names them.
         title: The same in words.
         read_as: Format, encoding and dialect of the first file, in words.
         reasons: (column, config keys, why) for each column that is used; for expressions and templates these.
         note: What else a person has to know or set; may be empty.
+        unused: Columns that no key names.
         config: With every field filled in, `layout` None.
     """
 
@@ -251,6 +46,7 @@ class Recognised:
     reasons: tuple[tuple[str, str, str], ...]
     note: str
     config: CatalogConfig
+    unused: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -305,9 +101,14 @@ def _sample_of(config: CatalogConfig) -> Sample:
     options = TextOptions(**{each.name: getattr(config, each.name) for each in fields(TextOptions)})
     for number, file in enumerate(files, 1):
         file = replace(file, format=text_format(file, config))
-        objects = objects_of(file, config)
+        above = 0
+        if file.format == "xlsx" and not config.csv_skip_lines:
+            above = rows_above_header(b"".join(iter_bytes(file.uri, file.compression)), file.name, config.sheet)
+        objects = objects_of(file, replace(config, csv_skip_lines=above or config.csv_skip_lines))
         try:
-            return read_sample(file, options) if objects is None else sample_objects(file, objects)
+            if objects is not None:
+                return replace(sample_objects(file, objects), header_lines=above)
+            return read_sample(file, options)
         except NoRowsError:  # a page without products, a part whose rows were all filtered out
             if number in (len(files), 16):
                 raise
@@ -317,9 +118,9 @@ def _sample_of(config: CatalogConfig) -> Sample:
 def recognise_sample(sample: Sample, config: CatalogConfig, named: Collection[str]) -> Recognised:
     """`recognise`, of a sample that was read."""
     columns = _Columns(sample)
-    if columns.has(_VECTORS):
+    if columns.has(VECTORS):
         raise CatalogError(
-            f"catalog.uri: {config.shown_uri} is {_VECTORS.title}, which belongs to vectors; give the folder "
+            f"catalog.uri: {config.shown_uri} is {VECTORS.title}, which belongs to vectors; give the folder "
             "that holds it to python -m pipelines.build_index --embeddings.uri FOLDER"
         )
     if "id_field" not in named and is_headless(sample):
@@ -356,7 +157,20 @@ def recognise_sample(sample: Sample, config: CatalogConfig, named: Collection[st
         reasons=tuple(_reasons(config, named, reasons, as_layout)),
         note="" if layout is None else layout.note,
         config=config,
+        unused=_unused(config, sample.columns),
     )
+
+
+def as_configured(config: CatalogConfig) -> Recognised:
+    """The same for a section that names its columns itself: nothing was read to recognise it."""
+    keys = {each.name for each in fields(config)}
+    reasons = tuple(_reasons(config, keys, {}, ""))
+    return Recognised(layout="", title="", read_as="", reasons=reasons, note="", config=config)
+
+
+def _unused(config: CatalogConfig, columns: Sequence[str]) -> tuple[str, ...]:
+    used = [name.split("|")[0] for name in config.fields]
+    return tuple(name for name in columns if not any(f"{name}.".startswith(f"{each}.") for each in used))
 
 
 def _reasons(

@@ -1,4 +1,4 @@
-"""Markup leaves texts: tags, scripts, styles, comments, entities and shortcodes, and what a person reads stays.
+"""Markup leaves texts: tags, scripts, styles, comments, entities, shortcodes and written line breaks; words stay.
 
 Shops write descriptions as HTML, feeds escape it once more, WordPress adds shortcodes (`[gallery ids="1"]`), Magento
 directives (`{{media url="a.jpg"}}`). `a < b`, `<3`, `[NEW]`, `AT&T` and `R&D;` are none of these.
@@ -54,10 +54,33 @@ _ANY_SHORTCODE = re.compile(r"\[/?([a-zA-Z][a-zA-Z0-9_-]*)(?:[\s=][^\[\]]*)?\]")
 _SIGNS = ByteSet(b"<&[{")
 _SUSPICIOUS = r"<[A-Za-z/!?]|&[#A-Za-z][0-9A-Za-z]+;|\[/?[a-z]|\{\{"
 _ANY_SIGN = r"[<&]|\[/?[a-z]|\{\{"
+# Breaks written as two characters, as WooCommerce does. A run without blanks that is a path of Windows or of a picture
+# stays (the first group), and `\\times`, `\\rho`. RE2, which cannot look ahead: what follows is the second group.
+_BACKSLASH = ByteSet(b"\\")
+_WRITTEN_BREAK = r"\\[nrt]"
+_FILE = r"\.(?:jpe?g|png|webp|avif|gif|bmp|tiff?|svg|pdf|docx?|xlsx?|txt|csv|zip|exe|dll|ini|html?|xml|json|mp4)\b"
+_PATH = rf"(?:^|\s)(?:\S*[^\p{{L}}\p{{N}}\s])?[A-Za-z]:\\\S*|\\\\\S*|\S*\\[^nrt\"'\\/\s]\S*|[\w.\\-]+\\[\w-]+{_FILE}\S*"
+_PATH_OR_BREAK = rf"({_PATH})|(?:\\r)?\\n|\\[rt]([^a-z]|$)"
 # A feed escapes what an editor escaped before: HTML within HTML, hardly ever deeper.
 _MAX_ROUNDS = 6
 # The parser's time grows with the square of the depth.
 _MAX_TAGS = 5000
+
+
+def without_written_breaks(texts: pa.StringArray) -> pa.StringArray:
+    """The texts with a blank for each line break or tab that is written as a backslash and a letter.
+
+    Where there is none these are the same object.
+    """
+    rows = _BACKSLASH.rows_with(texts)
+    if not len(rows):
+        return texts
+    some = texts.take(pa.array(rows))
+    rows = rows[pc.fill_null(pc.match_substring_regex(some, _WRITTEN_BREAK), False).to_numpy(zero_copy_only=False)]
+    if not len(rows):
+        return texts
+    broken = pc.replace_substring_regex(texts.take(pa.array(rows)), _PATH_OR_BREAK, r"\1 \2")
+    return pc.replace_with_mask(texts, mask_of(rows, len(texts)), broken)
 
 
 def without_markup(texts: pa.StringArray, strip_html: Literal["auto", "always", "never"]) -> pa.StringArray:

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
-from pipelines.catalog.config import CatalogError
-from pipelines.catalog.csv_dialect import find_dialect, read_records, sample_lines
+from pipelines.catalog.config import NULL_VALUES, CatalogError
+from pipelines.catalog.csv_dialect import find_dialect, lines_above_header, read_records, sample_lines
 from pipelines.catalog.schemas import IMAGE_KEYS
 from pipelines.catalog.stores import CatalogFile, read_head
 from pipelines.catalog.text_encoding import UTF8
@@ -28,8 +28,6 @@ STORED_BYTES = 16 << 20  # of rows that may hold pictures
 MAX_DEPTH = 4  # of names in a path, such as hits._source.title.en
 
 _DOCUMENTS = {"json": "JSON document", "xml": "XML", "xlsx": "Excel sheet", "sql": "query of a database"}
-AMAZON_MARK = "TemplateType="
-"""What the first of the three header lines of an Amazon flat file begins with."""
 
 
 class NoRowsError(CatalogError):
@@ -57,9 +55,10 @@ class Sample:
     delimiter: str | None = None
 
     def values(self, column: str) -> list[Any]:
-        """The values of a column that are there: no None, no blank text, no empty list."""
+        """The values of a column that are there: no None, no blank text, no word for none, no empty list."""
         found = (row.get(column) for row in self.rows)
-        return [value for value in found if value is not None and value != [] and str(value).strip()]
+        given = (value for value in found if value is not None and value != [] and str(value).strip())
+        return [value for value in given if not (isinstance(value, str) and value.strip() in NULL_VALUES)]
 
     def mixed_groups(self, group: str, columns: Sequence[str]) -> float:
         """The share of a column's values, 0 to 1, whose rows have several values in one of those columns."""
@@ -153,14 +152,9 @@ def _shown(encoding: str | None) -> str:
 def _csv_sample(file: CatalogFile, options: TextOptions) -> Sample:
     stores.refuse_other_content(file, read_head(file.uri, file.compression, SAMPLE_BYTES))
     encoding, head = look_at_text(file, options.encoding, HEAD_BYTES)
-    dialect = find_dialect(
-        head,
-        file.name,
-        delimiter=options.csv_delimiter,
-        quote=options.csv_quote,
-        escape=options.csv_escape,
-        skip_lines=options.csv_skip_lines or (2 if head.startswith(AMAZON_MARK.encode()) else 0),
-    )
+    stated = {"delimiter": options.csv_delimiter, "quote": options.csv_quote, "escape": options.csv_escape}
+    skip_lines = options.csv_skip_lines or lines_above_header(head, file.name, **stated)
+    dialect = find_dialect(head, file.name, skip_lines=skip_lines, **stated)
     _, text = look_at_text(file, options.encoding, SAMPLE_BYTES)
     rows = (row for row, _ in read_records(sample_lines(text, dialect)[dialect.skip_lines :], dialect, SAMPLE_ROWS + 1))
     header = [name.strip() for name in next(rows, [])]

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import date, datetime, time, timedelta
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from pipelines.catalog.config import CatalogError, nearest
+from pipelines.catalog.csv_dialect import AMAZON_MARK, is_header
 
 if TYPE_CHECKING:
     import python_calamine
 
 _MAX_EXACT = 2**53
+_LOOKED_AT_ROWS = 30
 
 
 def iter_sheet(
@@ -35,13 +38,17 @@ def iter_sheet(
         wanted: Columns that must not be there twice.
 
     Raises:
-        CatalogError: it is no Excel file or has a password, no such sheet, no header, or a wanted column twice.
+        CatalogError: it is no Excel file or has a password, no such sheet, no header, or one without a wanted column
+            that a later row has, or a wanted column twice.
     """
     header: list[tuple[int, str]] = []
-    for number, row in enumerate(_sheet(data, name, sheet).iter_rows()):
+    rows = _sheet(data, name, sheet).iter_rows()
+    first = list(islice(rows, _LOOKED_AT_ROWS))
+    for number, row in enumerate(chain(first, rows)):
         cells = [_as_json(cell) for cell in row]
         if not header and number >= skip_lines:
             header = _columns(cells, name, wanted)
+            _check_header([column for _, column in header], first[number + 1 :], number + 1, name, wanted)
             yield b""
         elif not header or all(cell is None for cell in cells):
             yield b""
@@ -51,6 +58,40 @@ def iter_sheet(
             )
     if not header:
         raise CatalogError(f"{name}: expected a first row with column names, found an empty sheet")
+
+
+def rows_above_header(data: bytes, name: str, sheet: str | None) -> int:
+    """How many rows stand above the column names, such as a title with a date; 0 where the first row may be them.
+
+    The names are the first row of texts, all different, that fills most of the columns; a row above it fills at most
+    half as many. Raises as `iter_sheet`.
+    """
+    rows = [
+        [cell for cell in map(_as_json, row) if cell is not None]
+        for row in islice(_sheet(data, name, sheet).iter_rows(), _LOOKED_AT_ROWS)
+    ]
+    most = max(map(len, rows), default=0)
+    first = next((row for row in rows if row), [])
+    if first and str(first[0]).startswith(AMAZON_MARK):
+        return 2
+    for number, row in enumerate(rows):
+        if len(row) > 1 and 2 * len(row) > most and is_header(row):
+            return number if 2 * len(first) <= len(row) else 0
+    return 0
+
+
+def _check_header(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], number: int, name: str, wanted: Collection[str]
+) -> None:
+    if not columns or any(column in wanted for column in columns):
+        return
+    for later, row in enumerate(rows, number):
+        found = next((cell.strip() for cell in row if isinstance(cell, str) and cell.strip() in wanted), None)
+        if found is not None:
+            raise CatalogError(
+                f"{name}: expected column names in row {number}, found {', '.join(map(repr, columns[:4]))}; row "
+                f"{later + 1} has {found!r}: are these the column names? Then set --catalog.csv_skip_lines {later}"
+            )
 
 
 def _sheet(data: bytes, name: str, sheet: str | None) -> python_calamine.CalamineSheet:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from index_builder.filters import Condition
 from pipelines.catalog.arrow_types import is_list, is_text, plain
 from pipelines.catalog.config import NULL_VALUES, is_number
-from pipelines.catalog.markup import without_markup
+from pipelines.catalog.markup import without_markup, without_written_breaks
 from pipelines.catalog.numbers import DecimalMark, plain_numbers
 from pipelines.catalog.paths import without
 from pipelines.catalog.text_scan import ByteSet, has_nul, mask_of, rows_like_words, rows_with_loose_spaces
@@ -95,7 +95,7 @@ def text_column(
 def _clean_values(column: pa.Array, null_values: Sequence[str], strip_html: StripHtml) -> pa.StringArray:
     if not is_text(column.type):
         return without_words(_number_texts(column), null_values)
-    texts = clean_text(column.cast(pa.string()))
+    texts = clean_text(without_written_breaks(column.cast(pa.string())))
     for _ in range(_MAX_ROUNDS):
         stripped = without_markup(texts, strip_html)
         if stripped is texts:

@@ -132,6 +132,7 @@ def _read_job_file(name: str | None, given: Mapping[str, Any]) -> ConfigFile:
     lines = file.lines
     if is_own:
         own_catalog.fill_in(file.data, given)
+        lines = {key: line for key, line in lines.items() if key not in ("work.uri", "index.uri")}  # nobody named them
     if given.get("catalog.layout") not in (None, "null", "~") and isinstance(file.data.get("catalog"), dict):
         dropped = own_catalog.drop_fields(file.data["catalog"])
         lines = {key: line for key, line in lines.items() if key not in dropped}

@@ -1,7 +1,7 @@
 """What a job has where a command line names a catalog and no config: none of the demo's settings, which are the demo's.
 
 The shipped `own_catalog.yaml` stands in, its layout recognised from the columns; work and index folders are named after
-the catalog, so that two catalogs never share an index by accident.
+the catalog. Where another catalog has the same name, a run is refused before its work (`CatalogSource.check`).
 """
 
 from __future__ import annotations
@@ -51,6 +51,20 @@ def drop_fields(catalog: dict[str, Any]) -> set[str]:
     """Takes out of a file's `catalog:` section what names columns, because the command line asks for a layout."""
     dropped = {key for key in FIELD_KEYS if catalog.pop(key, None) is not None}
     return {f"catalog.{key}" for key in dropped}
+
+
+def folders_apart(uri: str, *, same_uri: bool) -> tuple[str, str]:
+    """Work and index folder for a catalog whose folders, by `name_of`, are another's.
+
+    Args:
+        same_uri: The other differs in its query alone.
+    """
+    if same_uri:
+        name = f"{name_of(uri)}-2"
+    else:
+        steps = uri.split("?")[0].rpartition("@")[2].rstrip("/").split("/")[-2:]
+        name = re.sub(r"[^a-z0-9]+", "-", "-".join(steps).lower()).strip("-") or "own-catalog-2"
+    return f"shelfmark-{name}/work", f"shelfmark-{name}/index"
 
 
 def name_of(uri: str) -> str:

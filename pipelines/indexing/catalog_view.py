@@ -1,4 +1,7 @@
-"""The view shows what a catalog was taken for, so that a person sees it before any product is embedded."""
+"""The view shows what a catalog was taken for, or how its config reads it.
+
+So a person sees it before any product is embedded.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from pipelines.catalog.products import ImageRef
 from pipelines.config.terminal import print_lines, table_console
 
 _TEXT_SHOWN = 200
+_NAMES_SHOWN = 20
 
 
 ShownProduct = tuple[str, str | None, tuple[ImageRef, ...]]
@@ -22,7 +26,7 @@ ShownProduct = tuple[str, str | None, tuple[ImageRef, ...]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogView:
-    """A recognised catalog, for people.
+    """A catalog as it is understood, for people.
 
     Attributes:
         rows: Rows or records of all files.
@@ -44,11 +48,12 @@ def print_view(view: CatalogView, products: int, *, console: Console | None = No
     """Prints what the catalog was taken for, which column is what and why, and the first products."""
     console = console or table_console(110)
     recognised = view.recognised
-    lines = [
-        ("taken for", f"{recognised.title}: {products:,} products in {view.rows:,} rows"),
-        ("read as", recognised.read_as),
-    ]
+    counted = f"{products:,} products in {view.rows:,} rows"
+    lines = [("taken for", f"{recognised.title}: {counted}"), ("read as", recognised.read_as)]
+    if not recognised.layout:
+        lines = [("catalog.uri", recognised.config.shown_uri), ("holds", counted)]
     lines += [("note", recognised.note)] if recognised.note else []
+    lines += [("not used", _listed(recognised.unused))] if recognised.unused else []
     lines += [("with", view.encoder)]
     lines += [("folders", "work.uri {}, index.uri {}".format(*view.folders))]
     print_lines(lines, title="Catalog", console=console)
@@ -75,6 +80,11 @@ def print_config_to_keep(view: CatalogView) -> None:
         f"#   python -m pipelines.embed_catalog --config {name}.yaml\n"
         f"{view.yaml}"
     )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f", and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
 
 
 def _cut(text: str) -> str:

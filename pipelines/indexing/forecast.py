@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from index_builder import IndexReader, embedding_shards, storage
+from pipelines.catalog.layouts import as_configured
 from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
 from pipelines.config.job import to_short_yaml
@@ -48,7 +49,7 @@ class Forecast:
         seconds: Of the embedding, estimated from the last run's rate; None where no run gives one.
         reason: Why nothing is carried over, in words; empty where something is.
         index: The index that would be built, and why, as (what, how) pairs.
-        catalog: What the catalog was taken for; None where the config names its fields.
+        catalog: What the catalog was taken for, or how its config reads it.
         gates: The limits in force, and what is known of them, as (what, how) pairs.
     """
 
@@ -144,11 +145,9 @@ def forecast_run(source: CatalogSource) -> Forecast:
     )
 
 
-def _view_of(source: CatalogSource, shards: list[CatalogShard]) -> CatalogView | None:
-    if source.recognised is None:
-        return None
+def _view_of(source: CatalogSource, shards: list[CatalogShard]) -> CatalogView:
     return CatalogView(
-        recognised=source.recognised,
+        recognised=source.recognised or as_configured(source.given.catalog),
         rows=source.catalog_rows,
         samples=source.first_products(shards, PRODUCTS_SHOWN),
         encoder=source.encoder_note,
@@ -171,7 +170,7 @@ def measured_rate(work_uri: str) -> float | None:
 
 
 def print_forecast(forecast: Forecast, *, console: Console | None = None) -> None:
-    """Prints the forecast to standard output; of a catalog that was recognised also what it was taken for."""
+    """Prints the forecast to standard output, and how the catalog is read; one that was recognised as a config too."""
     if forecast.catalog is not None:
         print_view(forecast.catalog, forecast.products, console=console)
     estimate = "unknown: no run has been measured on this work.uri"
@@ -193,5 +192,5 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
         *forecast.gates,
     ]
     print_lines(lines, title="Plan (nothing was done)", console=console)
-    if forecast.catalog is not None:
+    if forecast.catalog is not None and forecast.catalog.recognised.layout:
         print_config_to_keep(forecast.catalog)

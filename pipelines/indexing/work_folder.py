@@ -29,7 +29,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from index_builder import publish, storage
 from index_builder.errors import IndexBuilderError, VersionNotFoundError
@@ -45,6 +45,13 @@ WATCH_SECONDS = 1.0
 SETTLE_SECONDS = 1.0
 """How long a store without a conditional write gets to let the last of several writers win."""
 RUNS_KEPT = 30
+
+
+class CatalogNote(NamedTuple):
+    """Which catalog feeds an index: its address without logins, and a database's query."""
+
+    uri: str
+    query: str | None
 
 
 class LeaseHeldError(Exception):
@@ -294,11 +301,20 @@ def _started(pid: int) -> str:
     return "" if state in "ZX" else fields[18]
 
 
-def note_index(work_uri: str, index_uri: str) -> None:
-    """Remembers that an index is fed from this work URI."""
-    known = noted_indexes(work_uri)
-    if index_uri not in known:
-        storage.write_json_atomic(storage.join(work_uri, "indexes.json"), {"uris": sorted([*known, index_uri])})
+def note_index(work_uri: str, index_uri: str, catalog: CatalogNote | None = None) -> None:
+    """Remembers that an index is fed from this work URI, and from which catalog; None keeps what is noted of that."""
+    uri = storage.join(work_uri, "indexes.json")
+    before = _read(uri)
+    catalogs = dict(before.get("catalogs", ())) | ({} if catalog is None else {index_uri: catalog._asdict()})
+    now = {"uris": sorted({*before.get("uris", ()), index_uri}), "catalogs": catalogs}
+    if now != before:
+        storage.write_json_atomic(uri, now)
+
+
+def noted_catalog(work_uri: str, index_uri: str) -> CatalogNote | None:
+    """The catalog that an index was last fed from by this work URI; None where nothing is noted."""
+    noted = _read(storage.join(work_uri, "indexes.json")).get("catalogs", {}).get(index_uri)
+    return None if noted is None else CatalogNote(**noted)
 
 
 def noted_indexes(work_uri: str) -> list[str]:

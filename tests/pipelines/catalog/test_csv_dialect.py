@@ -87,6 +87,20 @@ def test_lines_before_the_header_say_nothing() -> None:
     assert str(found) == "semicolons between values"
 
 
+@pytest.mark.parametrize(
+    ("rows", "escape"),
+    [
+        ('1,"a\\\nb"\n2,"c\\\n\\\nd"\n', "\\"),
+        ('1,"a\\\nb"\n2,"c\nd"\n', ""),  # one that is not escaped: a text ends its line in a backslash
+        ('1,"a\\\nb"\n2,c\n', ""),
+        ('1,"a\\"\n2,"b\\"\n', ""),  # C:\
+    ],
+)
+def test_a_backslash_before_each_break_within_values_escapes(rows: str, escape: str) -> None:
+    assert dialect_of(f"id,title\n{rows}").escape == escape
+    assert dialect_of(f"id,title\n{rows}", escape="").escape == ""
+
+
 GOOD = [["1001", "red cup", "1.50"], ["1002", "blue cup", "2.00"], ["1003", "cup", ""]] * 5
 
 

@@ -391,6 +391,21 @@ def test_quotes_escaped_by_a_backslash_as_spark_writes_them(block: int) -> None:
     assert read(text.encode(), config=replace(CONFIG, csv_escape="")).bad
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("block", [50, 1 << 20])
+def test_breaks_in_quotes_behind_a_backslash_as_mysql_writes_them(newline: str, block: int) -> None:
+    titles = [f"two{newline}lines", f"{newline}", f"ends in \\{newline}", "\\", "plain"] * 3
+    for quoted in ([], ['5" pipe, steel'] * 4):  # without any quote within the breaks alone show it
+        lines = ["id,title,price"]
+        for number, title in enumerate([*titles, *quoted]):
+            escaped = title.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\\n").replace("\r\\\n", "\\\r\n")
+            lines.append(f'{number},"{escaped}",\\N')
+        rows, bad = in_blocks("".join(f"{line}{newline}" for line in lines).encode(), CONFIG, block)
+        assert [row[1] for row in rows] == [*titles, *quoted]
+        assert {row[2] for row in rows} == {"\\N"}
+        assert not bad
+
+
 @pytest.mark.parametrize("block", [50, 1 << 20])
 def test_delimiters_and_breaks_escaped_as_mysql_writes_them(block: int) -> None:
     text = 'id\ttitle\tprice\n1\ta\\\tb\t\\N\n2\ttwo\\\nlines\t\\N\n3\t"c\t3\n4\ta\\\\\t\\N\n'

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import lzma
 import zipfile
@@ -21,6 +22,7 @@ from pipelines.catalog.samples import Sample, TextOptions, flattened, read_sampl
 from pipelines.config.command_line import load_job_config, shipped_configs
 from tests.pipelines.catalog.catalogs import read_plan
 from tests.pipelines.catalog.exports import EXPORTS, Export
+from tests.pipelines.catalog.test_sheets import sheet
 
 SHIPPED = sorted(name.removeprefix("catalogs/") for name in shipped_configs() if name.startswith("catalogs/"))
 RECOGNISED = {name: export.recognised for name, export in EXPORTS.items() if export.recognised}
@@ -407,3 +409,45 @@ def test_drafts_and_variations_are_known_however_they_are_spelled(tmp_path: Path
         config = recognise(CatalogConfig(uri=in_csv(tmp_path, table), layout="auto")).config
         batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config)
         assert sum(len(batch.product_ids) for batch in batches) == kept
+
+
+ARTICLES = [["Artikelnummer", "Bezeichnung", "VK-Preis", "Bild"]]
+ARTICLES += [[f"{n:05d}", f"Tasse, rot {n}", f"{n},90", f"bilder/{n}.jpg" if n % 3 else ""] for n in range(12)]
+TITLES = [
+    [["Artikelliste Stand 26.11.2026"]],
+    [["Artikelliste"], [], ["Stand", "26.11.2026"], []],
+    [["Artikelliste, Stand 26.11.2026; alle Preise in EUR"], []],
+]
+
+
+@pytest.mark.parametrize("above", TITLES)
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "xlsx"])
+def test_lines_above_the_column_names_are_skipped(above: list[list[str]], delimiter: str, tmp_path: Path) -> None:
+    path = tmp_path / ("a.xlsx" if delimiter == "xlsx" else "a.csv")
+    if delimiter == "xlsx":
+        path.write_bytes(sheet(*above, *ARTICLES))
+    else:
+        text = io.StringIO()
+        for line in above:  # as people type it; Excel fills the line up with delimiters
+            text.write(delimiter.join(line) + delimiter * (3 if len(above) > 1 else 0) + "\n")
+        csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(ARTICLES)
+        path.write_text(text.getvalue())
+    config = recognise(CatalogConfig(uri=str(path), layout="auto")).config
+    assert (config.id_field, config.text_fields, config.image_field) == ("Artikelnummer", ("Bezeichnung",), "Bild")
+    assert 0 < config.csv_skip_lines <= len(above)
+    batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config)
+    assert sum(len(batch.product_ids) for batch in batches) == 12
+    assert not [letter for batch in batches for letter in batch.dead_letters]
+
+
+@pytest.mark.parametrize(
+    "rows", [ARTICLES, [["id", "name", "", ""], *ARTICLES[1:]], [["id", "name"], ["1", "Red cup"]]]
+)
+@pytest.mark.parametrize("suffix", ["csv", "xlsx"])
+def test_names_in_the_first_line_are_not_skipped(rows: list[list[str]], suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "xlsx":
+        path.write_bytes(sheet(*rows))
+    else:
+        path.write_text("".join(",".join(f'"{value}"' for value in row) + "\n" for row in rows))
+    assert recognise(CatalogConfig(uri=str(path), layout="auto")).config.csv_skip_lines == 0

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.catalog.markup import plain_text, without_markup
+from pipelines.catalog.markup import plain_text, without_markup, without_written_breaks
+from pipelines.catalog.values import text_column
 
 
 def words(text: str, **options: bool) -> str:
@@ -114,3 +115,39 @@ def test_any_text_comes_out_and_never_longer(text: str) -> None:
         found = plain_text(text, always)
         assert len(found) <= len(text)
         found.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"A \n B", "A B"),
+        (r"one\ntwo\r\nthree", "one two three"),
+        (
+            r"Keramik.</p>\n<ul>\n\t<li>Gr\u00f6\u00dfe</li>\n</ul>".replace(r"\u00f6\u00df", "\u00f6\u00df"),
+            "Keramik. Gr\u00f6\u00dfe",
+        ),
+        (r"\nfirst\n\n\nlast\n", "first last"),
+        (r"Width:\t12 cm\r", "Width: 12 cm"),
+        (r"a \"big\" mug\nfor tea", r"a \"big\" mug for tea"),
+        ("Gr\u00f6\u00dfe:\\n12 cm", "Gr\u00f6\u00dfe: 12 cm"),
+        (r"besuchen Sie\nwww.shop.de", "besuchen Sie www.shop.de"),
+    ],
+)
+def test_written_line_breaks_are_blanks_in_texts(text: str, expected: str) -> None:
+    assert text_column(pa.array([text, None, "plain"])).to_pylist() == [expected, None, "plain"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(r"C:\new\table", r"see (C:\new) there", r"\\server\new", r"images\new.jpg", r"img\red\tea.png, or"),
+        *(r"3 \times 4", r"\rho", r"a\b", "\\", r"100 \% cotton", r"Users\max\notes"),
+    ],
+)
+def test_other_backslashes_stay(text: str) -> None:
+    assert text_column(pa.array([text])).to_pylist() == [text]
+
+
+def test_texts_without_written_breaks_are_the_same_object() -> None:
+    for texts in (pa.array(["a", None, "b"]), pa.array([r"a\b", "c"])):
+        assert without_written_breaks(texts) is texts

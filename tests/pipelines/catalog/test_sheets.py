@@ -163,3 +163,10 @@ def test_a_sheet_that_holds_no_products_is_questioned(tmp_path: Path) -> None:
     book.save(tmp_path / "a.xlsx")
     with pytest.raises(CatalogError, match=r"'id', .* another sheet \(catalog\.sheet\), or .*catalog\.csv_skip_lines"):
         catalog_schema(config)
+
+
+def test_names_that_stand_further_below_are_pointed_at() -> None:
+    data = sheet(["Price list of May"], [], HEADER, ["1", "a"])
+    with pytest.raises(CatalogError, match=r"row 1, found 'Price list of May'; row 3 .*--catalog\.csv_skip_lines 2"):
+        read(data)
+    assert read(data, skip_lines=2)[3:] == [{"product_id": "1", "title": "a"}]

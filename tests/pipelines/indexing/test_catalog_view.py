@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow.ipc as ipc
@@ -118,3 +121,87 @@ def test_prices_with_decimal_commas_are_shown_as_numbers(shop: Path) -> None:
     (products,) = Path("shelfmark-tassen/index/versions").glob("*/products.arrow")
     table = ipc.open_file(str(products)).read_all()
     assert sorted(table.column("Preis").to_pylist())[:2] == [0.5, 1.5]
+
+
+def write_cups(path: str, separator: str = ",") -> str:
+    Path(path).parent.mkdir(exist_ok=True)
+    rows = [f"{path}{number}{separator}{WORDS[number]}" for number in range(9)]
+    Path(path).write_text("\n".join([f"sku{separator}name", *rows, ""]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("other", "folder"),
+    [("feed.tsv", "feed-tsv"), ("b/feed.csv", "b-feed-csv"), ("[feed.csv, b/feed.csv]", "feed-csv")],
+)
+def test_another_catalog_of_the_same_name_is_refused_before_it_takes_the_place(
+    shop: Path, capsys: pytest.CaptureFixture[str], other: str, folder: str
+) -> None:
+    write_cups("feed.csv")
+    write_cups("b/feed.csv")
+    write_cups("feed.tsv", "\t")
+    assert embed("--catalog.uri", "feed.csv") == 0
+    before = sorted(shop.rglob("*"))
+    for more in ([], ["--plan"]):
+        assert embed("--catalog.uri", other, *more) == 2
+        said = capsys.readouterr().err
+        assert re.search(r"index\.uri: shelfmark-feed/index holds another catalog, feed\.csv; this one is", said)
+        own = f"--work.uri shelfmark-{folder}/work --index.uri shelfmark-{folder}/index"
+        assert own in said
+    assert sorted(shop.rglob("*")) == before
+    assert embed("--catalog.uri", "./feed.csv") == 0  # the same, spelled otherwise
+    assert embed("--catalog.uri", str(shop / "feed.csv")) == 0
+    assert embed("--catalog.uri", other, *own.split()) == 0
+    same = ["--work.uri", "shelfmark-feed/work", "--index.uri", "shelfmark-feed/index"]
+    assert embed("--catalog.uri", other, *same, "--gates.max_row_change", "null") == 0
+    assert embed("--catalog.uri", other) == 0
+
+
+def test_another_query_of_a_database_is_another_catalog(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(sqlite3.connect("shop.db")) as database, database:
+        database.execute("create table product (id integer, name text, kind text)")
+        database.executemany("insert into product values (?, ?, ?)", [(n, WORDS[n], "ab"[n % 2]) for n in range(12)])
+    mugs = "select id, name from product where kind = 'a' order by id"
+    cups = mugs.replace("'a'", "'b'")
+    assert embed("--catalog.uri", "sqlite:///shop.db", "--catalog.query", mugs) == 0
+    assert embed("--catalog.uri", "sqlite:///shop.db", "--catalog.query", cups) == 2
+    assert re.search(
+        r"holds another catalog, .*'a'.*this one is .*'b'.*shelfmark-shop-2/index", capsys.readouterr().err
+    )
+    assert embed("--catalog.uri", "sqlite:///shop.db", "--catalog.query", f"  {mugs} ") == 0
+
+
+def test_a_folder_in_which_nothing_is_published_is_free(shop: Path) -> None:
+    write_cups("feed.csv")
+    write_cups("feed.tsv", "\t")
+    assert embed("--catalog.uri", "feed.csv", "--gates.min_recall", "1.0", "--index.factory", "nonsense") != 0
+    assert embed("--catalog.uri", "feed.tsv") == 0
+
+
+def test_an_index_of_an_older_version_is_told_by_what_was_published(shop: Path) -> None:
+    write_cups("feed.csv")
+    write_cups("feed.tsv", "\t")
+    assert embed("--catalog.uri", "feed.csv") == 0
+    noted = shop / "shelfmark-feed/work/indexes.json"
+    noted.write_text(json.dumps({"uris": json.loads(noted.read_text())["uris"]}))
+    assert embed("--catalog.uri", "feed.tsv") == 2
+    assert embed("--catalog.uri", "feed.csv") == 0
+
+
+def test_the_plan_of_any_config_shows_columns_products_and_folders(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = EXPORTS["shopify"].write(shop)
+    no_tower = ("--encoder.text_tower", "null", "--encoder.model", "null")  # but that of the saved encoder
+    assert embed("--config", "catalogs/shopify", "--catalog.uri", uri, *no_tower, "--plan") == 0
+    printed = capsys.readouterr().out
+    for pattern in (
+        r"holds +2 products in 7 rows",
+        r"Handle +│ id_field, group_by +│ as the config says",
+        r"Variant Price +│ display_fields, group_lists +│",
+        r"\"Status\" is null",
+        r"The first products, as they would be embedded",
+        r"work\.uri shelfmark-shopify/work, index\.uri shelfmark-shopify/index",
+    ):
+        assert re.search(pattern, printed), pattern
+    assert "# Keep this" not in printed  # it is one already

@@ -157,9 +157,11 @@ def read_current(index_uri: str) -> str:
     try:
         version = storage.read_bytes(storage.join(index_uri, "CURRENT")).decode().strip()
     except FileNotFoundError:
+        why = "check the address, or publish a version first (python -m pipelines.embed_catalog)"
+        if held := list_versions(index_uri):
+            why = f"{held[-1]} is there, but was not published (python -m pipelines.versions show says why)"
         raise VersionNotFoundError(
-            f"{index_uri}: expected a file CURRENT that names the published version, found none; "
-            "check the address, or publish a version first (python -m pipelines.embed_catalog)"
+            f"{index_uri}: expected a file CURRENT that names the published version, found none; {why}"
         ) from None
     if not _VERSION_PATTERN.fullmatch(version):
         raise VersionNotFoundError(f"{index_uri}/CURRENT: expected a version id, found {version!r}")

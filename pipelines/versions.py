@@ -109,11 +109,11 @@ def _rejected(arguments: argparse.Namespace) -> None:
 
 
 def _rollback(arguments: argparse.Namespace) -> None:
-    current = publish.read_current(arguments.index)
-    version = arguments.version or version_before(arguments.index, current)
+    current = current_version(arguments.index)  # none: a first version, held by a gate, is published by name
+    version = arguments.version or version_before(arguments.index, publish.read_current(arguments.index))
     publish.set_current(arguments.index, version)
     next_run = "The next night publishes a new version on top of it."
-    sys.stdout.write(f"published: {version} (before: {current}). {next_run}\n")
+    sys.stdout.write(f"published: {version} (before: {current or 'none'}). {next_run}\n")
 
 
 def _prune(arguments: argparse.Namespace) -> None:

@@ -55,6 +55,7 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
     re_ranked = f"{spec.refine}, {spec.search.refine_factor} candidates re-ranked for each neighbour"
     refinement = [("refinement", re_ranked)] if spec.refine != "none" else []
     resident = f"; {decimal(manifest.resident_bytes)} in a fresh process that answered the held-out queries"
+    trained = f"trained on {manifest.codec.training_rows:,} vectors" if manifest.codec.training_rows else "not trained"
     measured_memory = resident if manifest.resident_bytes else ""
     rows = [
         ("version", f"{manifest.version} ({state or 'not published'})"),
@@ -63,7 +64,7 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
         ("products", f"{catalog.products:,}, {catalog.degraded:,} of them degraded; {catalog.rejected:,} rejected"),
         *((f"  {reason}", f"{count:,}") for reason, count in catalog.by_reason.items()),
         ("encoder", f"{manifest.encoder.model or 'made elsewhere'} {manifest.encoder.fingerprint}"),
-        ("codec", f"{manifest.codec.fingerprint}, trained on {manifest.codec.training_rows:,} vectors"),
+        ("codec", f"{manifest.codec.fingerprint}, {trained}"),
         ("index", f"{spec.factory}, {serving_shards(spec.serving_shards)}, nprobe {spec.search.nprobe}"),
         *refinement,
         (f"recall {recall.k}@{recall.k}", f"{recall.value:.4f} over {recall.queries:,} held-out products"),

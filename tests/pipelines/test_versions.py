@@ -178,6 +178,11 @@ def test_before_anything_is_published_the_held_version_is_shown(index, three_nig
     assert not printed.err
     assert run(index, "rejected") == 0
     assert f"{held} (held by a gate)" in capsys.readouterr().out
+    assert run(index, "rollback") == 2
+    assert f"{held} is there, but was not published" in capsys.readouterr().err
+    assert run(index, "rollback", held) == 0
+    assert f"published: {held} (before: none)" in capsys.readouterr().out
+    assert publish.read_current(str(index)) == held
 
 
 def test_the_letters_are_those_of_the_newest_version(index, three_nights, capsys):

@@ -33,6 +33,7 @@ LOSS_ALLOWED = 0.02
 
 _ORIENTATION_TAG = 0x0112
 _END = b"\xff\xd9"
+_EXIF = b"Exif\x00\x00"
 _CLIPPED = "Premature end of JPEG file"
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 # What says nothing about the coded picture.
@@ -140,13 +141,24 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    # Behind any number of other segments: a colour profile or a preview before it may take more than 64 KiB.
-    if b"Exif\x00\x00" not in data:
+    if not _names_exif(data):
         return 1
     # EXIF may make no sense in whatever way; the picture may still be good.
     with suppress(Exception), JpegImagePlugin.JpegImageFile(BytesIO(data)) as image:
         return orientation_of(image)
     return 1
+
+
+def _names_exif(data: bytes) -> bool:
+    """Behind any number of other segments: a colour profile or a preview before it may take more than 64 KiB."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        if data.startswith(_EXIF, place + 4):
+            return True
+        if data[place + 1] == 0xDA:
+            return False
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return _EXIF in data  # something between the segments; this costs a thirtieth of a decode
 
 
 def _survivor(data: bytes, complaint: str, colours: str) -> bytes | None:

@@ -77,7 +77,8 @@ def train_codec(
         faiss.write_index(build_codec(vectors, spec, seed=seed, gpu=gpu), f"{path}.faiss")
         fingerprint = storage.sha256_file(f"{path}.faiss")[:FINGERPRINT_DIGITS]
         where = "a GPU" if gpu else "the CPU"
-        log.info("trained codec %s (%s) on %d vectors, on %s", fingerprint, spec.factory, len(vectors), where)
+        if not spec.exact:
+            log.info("trained codec %s (%s) on %d vectors, on %s", fingerprint, spec.factory, len(vectors), where)
         return {
             "fingerprint": fingerprint,
             "spec": spec.to_dict(),

@@ -92,6 +92,9 @@ def choose_codec(
             return CodecChoice(codec=copy_codec(reusable.codec, out_uri), kept=True, reason=reason)
     rows = plan_sample(config, spec, products).training_rows
     codec = train_codec(samples, spec, out_uri, seed=config.seed, training_rows=rows, device=config.device)
+    if spec.exact:
+        reason = f"none: an exact index ({spec.factory}) holds the vectors themselves, nothing is trained"
+        return CodecChoice(codec=codec, kept=False, reason=reason)
     return CodecChoice(codec=codec, kept=False, reason=f"trained: {why}")
 
 

@@ -20,9 +20,9 @@ def main(argv: Sequence[str]) -> int:
     command = load_index_job_config(argv)
     show_log_lines()
     # These import Beam: after the log is set up.
+    from pipelines.config.terminal import print_lines
     from pipelines.indexing.import_vectors import VectorSource
     from pipelines.indexing.job import forecast_index, run_and_report
-    from pipelines.indexing.progress import print_lines
 
     source = VectorSource(command.config)
     if command.flags.plan:

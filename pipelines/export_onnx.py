@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from index_builder import IndexReader
-from pipelines.config.command_line import run_command
+from pipelines.config.command_line import address, run_command
 from pipelines.config.validation import ConfigError
 
 
@@ -43,9 +43,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pipelines.export_onnx", description="Write the query encoder as ONNX graphs, for CPU servers."
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--index", metavar="URI", help="take the encoder of a published version (index.uri)")
-    source.add_argument("--encoder", metavar="FOLDER", help="take a saved encoder: folder, package:// or URI")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="local folder for the graphs")
+    of_index = "take the encoder of a published version (index.uri)"
+    source.add_argument("--index", type=address, metavar="URI", help=of_index)
+    of_encoder = "take a saved encoder: folder, package:// or URI"
+    source.add_argument("--encoder", type=address, metavar="FOLDER", help=of_encoder)
+    parser.add_argument("--out", type=address, required=True, metavar="FOLDER", help="local folder for the graphs")
     parser.add_argument("--version", metavar="ID", help="with --index: this version instead of the published one")
     return parser
 

@@ -14,7 +14,7 @@ import fsspec
 
 from encoders import ImageDecodingError, load_query_encoder
 from index_builder import IndexReader
-from pipelines.config.command_line import run_command
+from pipelines.config.command_line import address, run_command
 from pipelines.config.terminal import table_console
 from pipelines.config.validation import ConfigError
 from pipelines.published.tables import found_products, print_json, print_result
@@ -78,8 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pipelines.search", description="Search a published version with a text, a picture, or both."
     )
     parser.add_argument("text", nargs="?", help="the query's words")
-    parser.add_argument("--index", required=True, metavar="URI", help="where versions are published (index.uri)")
-    parser.add_argument("--image", metavar="FILE", help="a picture to search with: path or URI")
+    of_index = "where versions are published (index.uri)"
+    parser.add_argument("--index", type=address, required=True, metavar="URI", help=of_index)
+    parser.add_argument("--image", type=address, metavar="FILE", help="a picture to search with: path or URI")
     of_filter = "only products for which this is true, in SQL's words: \"kind = 'chair' and price < 50\""
     parser.add_argument("--filter", metavar="WHICH", help=of_filter)
     parser.add_argument("--json", action="store_true", help="for scripts")

@@ -21,7 +21,7 @@ import pyarrow.csv
 
 from index_builder import publish
 from pipelines.catalog.dead_letters import Outcome
-from pipelines.config.command_line import run_command
+from pipelines.config.command_line import address, run_command
 from pipelines.config.terminal import table_console
 from pipelines.published.letters import read_letters, without_formulas
 from pipelines.published.tables import (
@@ -33,7 +33,13 @@ from pipelines.published.tables import (
     print_versions,
     state_of,
 )
-from pipelines.published.version_diff import compare_versions, current_version, version_before
+from pipelines.published.version_diff import (
+    compare_versions,
+    complete_versions,
+    current_version,
+    newest_version,
+    version_before,
+)
 
 LETTERS_SHOWN = 20
 
@@ -45,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    manifests = [publish.read_manifest(arguments.index, version) for version in publish.list_versions(arguments.index)]
+    manifests = [publish.read_manifest(arguments.index, version) for version in complete_versions(arguments.index)]
     current = current_version(arguments.index)
     if arguments.json:
         print_json([{"published": manifest.version == current, **described(manifest)} for manifest in manifests])
@@ -54,12 +60,16 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    version = arguments.version or publish.read_current(arguments.index)
+    newest, current = newest_version(arguments.index), current_version(arguments.index)
+    version = arguments.version or current or newest
     manifest = publish.read_manifest(arguments.index, version)
     if arguments.json:
         sys.stdout.write(manifest.to_json())
     else:
-        print_manifest(manifest, state_of(manifest, current_version(arguments.index)), table_console())
+        print_manifest(manifest, state_of(manifest, current), table_console())
+    if arguments.version is None and version != newest:
+        state = state_of(publish.read_manifest(arguments.index, newest), current) or "not published"
+        sys.stderr.write(f"note: {newest} is newer ({state}): name it to see it\n")
     damaged = publish.damaged_files(arguments.index, version) if arguments.verify else []
     for found in damaged:
         sys.stderr.write(f"error: {found}\n")
@@ -78,7 +88,9 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 
 def _rejected(arguments: argparse.Namespace) -> None:
-    version = arguments.version or publish.read_current(arguments.index)
+    version = arguments.version or newest_version(arguments.index)
+    state = state_of(publish.read_manifest(arguments.index, version), current_version(arguments.index))
+    state = state or "not published"
     whole = arguments.csv or arguments.json
     limit = arguments.n if arguments.n is not None or whole else LETTERS_SHOWN
     letters = read_letters(arguments.index, version, reason=arguments.reason, outcome=arguments.outcome, limit=limit)
@@ -90,9 +102,10 @@ def _rejected(arguments: argparse.Namespace) -> None:
         pyarrow.csv.write_csv(without_formulas(letters.picked), sys.stdout.buffer)
     elif arguments.json:
         by_reason = {f"{outcome}: {reason}": count for (outcome, reason), count in letters.by_reason.items()}
-        print_json({"version": version, "by_reason": by_reason, "letters": letters.picked.to_pylist()})
+        letters_json = letters.picked.to_pylist()
+        print_json({"version": version, "state": state, "by_reason": by_reason, "letters": letters_json})
     else:
-        print_letters(letters, version, table_console(140))
+        print_letters(letters, f"{version} ({state})", table_console(140))
 
 
 def _rollback(arguments: argparse.Namespace) -> None:
@@ -100,13 +113,15 @@ def _rollback(arguments: argparse.Namespace) -> None:
     version = arguments.version or version_before(arguments.index, current)
     publish.set_current(arguments.index, version)
     next_run = "The next night publishes a new version on top of it."
-    table_console().print(f"published: {version} (before: {current}). {next_run}")
+    sys.stdout.write(f"published: {version} (before: {current}). {next_run}\n")
 
 
 def _prune(arguments: argparse.Namespace) -> None:
+    complete_versions(arguments.index)  # else a mistyped address would look like a tidy one
     removed = publish.prune(arguments.index, arguments.keep)
     left = len(publish.list_versions(arguments.index))
-    table_console().print(f"removed {len(removed)} versions, {left} left" + "".join(f"\n  {name}" for name in removed))
+    count = f"removed {len(removed)} version{'s' * (len(removed) != 1)}, {left} left"
+    sys.stdout.write("\n  ".join([count, *removed]) + "\n")
 
 
 def _count(text: str) -> int:
@@ -121,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: object, help: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help, description=help)
-        made.add_argument("--index", required=True, metavar="URI", help="where versions are published (index.uri)")
+        of_index = "where versions are published (index.uri)"
+        made.add_argument("--index", type=address, required=True, metavar="URI", help=of_index)
         if run in (_list, _show, _diff, _rejected):
             made.add_argument("--json", action="store_true", help="for scripts")
         made.set_defaults(run=run)
@@ -129,13 +145,13 @@ def _parser() -> argparse.ArgumentParser:
 
     command("list", _list, "all complete versions, newest first")
     show = command("show", _show, "what a version is, how it was made and measured")
-    show.add_argument("version", nargs="?", help="default: the published one")
+    show.add_argument("version", nargs="?", help="default: the published one, else the newest that is held")
     show.add_argument("--verify", action="store_true", help="read every file and compare its sha256")
     diff = command("diff", _diff, "what changed between two versions")
     diff.add_argument("old", nargs="?", help="default: the one before the new one")
     diff.add_argument("new", nargs="?", help="default: the published one")
     rejected = command("rejected", _rejected, "rows and pictures that could not be used, and why")
-    rejected.add_argument("version", nargs="?", help="default: the published one")
+    rejected.add_argument("version", nargs="?", help="default: the newest, published or held")
     rejected.add_argument("--reason", help="only letters of this reason, such as missing_id")
     rejected.add_argument(
         "--outcome", choices=get_args(Outcome), help="only rows left out, or products that lost a part"

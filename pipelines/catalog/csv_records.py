@@ -159,8 +159,8 @@ class CsvReader:
         for name in self._id_fields:
             found = [self._header.index(column) for column in Path(name).columns if column in self._header]
             if not found:
-                unknown = unknown_field("catalog.id_field", name, self._header, self._name)
-                raise CatalogError(f"{unknown}{self._later_header(name)}")
+                refusal = unknown_field("catalog.id_field", name, self._header, self._name)
+                raise CatalogError(f"{refusal}{self._later_header(name)}")
             self._id_columns.append(found[0])
         return end
 

@@ -102,7 +102,7 @@ class DeadLetter:
     """One row of `rejected.parquet`.
 
     `product_id` is trimmed, or "" where the row has none. `stage` is the step that noticed, `reason` a stable code,
-    `detail` one line for people, cut at `MAX_DETAIL_CHARACTERS`. `title` is the product's text, cut at
+    `detail` one line for people, cut at `MAX_DETAIL_CHARACTERS`. `title` is the product's text, cut between words at
     `MAX_TITLE_CHARACTERS`, and `picture` the address of the picture that the letter is about, without login and query.
     """
 
@@ -191,7 +191,17 @@ def one_line(text: str, limit: int) -> str:
     # What follows far behind the limit need not be looked at.
     encoded = text[: 4 * limit].encode("utf-8", "replace").decode("utf-8")
     line = " ".join("".join(sign if sign.isprintable() else " " for sign in encoded).split())
-    return line if len(line) <= limit else line[: limit - 3] + "..."
+    return line if len(line) <= limit else f"{cut_at_word(line, limit - 3)}..."
+
+
+def cut_at_word(text: str, limit: int) -> str:
+    """The beginning of a text, at most `limit` characters: up to the last word that is whole, unless it is one long
+    word.
+    """
+    if len(text) <= limit:
+        return text
+    cut = text[: limit + 1].rpartition(" ")[0]
+    return (cut if len(cut) > limit // 2 else text[:limit]).rstrip()
 
 
 def malformed(place: Place, why: str) -> DeadLetter:
@@ -201,7 +211,7 @@ def malformed(place: Place, why: str) -> DeadLetter:
 
 def places_table(places: Places, texts: pa.StringArray | None = None) -> pa.Table:
     """Where each of `B` products stands, and the beginning of its text: a table of `PLACES_SCHEMA`."""
-    rows = len(places.numbers)
-    titles = pa.nulls(rows, pa.string()) if texts is None else pc.utf8_slice_codeunits(texts, 0, MAX_TITLE_CHARACTERS)
+    rows, kept = len(places.numbers), MAX_TITLE_CHARACTERS + 1  # one more: a letter sees that the text goes on
+    titles = pa.nulls(rows, pa.string()) if texts is None else pc.utf8_slice_codeunits(texts, 0, kept)
     arrays = [pa.repeat(places.file, rows), pa.repeat(places.unit, rows), pa.array(places.numbers, pa.int64()), titles]
     return pa.Table.from_arrays(arrays, schema=PLACES_SCHEMA)

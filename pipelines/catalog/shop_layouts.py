@@ -45,7 +45,7 @@ LAYOUTS: dict[str, Layout] = {
             "image_field": "images.src",
             "display_fields": ("title", "vendor", "product_type", "handle", "variants.price"),
         },
-        where={"status": "status is null or status = 'active'"},
+        where={"status": "status is null or status in ('active', 'ACTIVE')"},
         note="drafts and archived products stay out",
     ),
     "shopify": Layout(
@@ -60,7 +60,7 @@ LAYOUTS: dict[str, Layout] = {
             "display_fields": ("Title", "Vendor", "Type", "Variant SKU", "Variant Price", "Option1 Value"),
             "group_lists": ("Variant SKU", "Variant Price", "Option1 Value"),
         },
-        where={"Status": "\"Status\" is null or \"Status\" in ('', 'active')"},
+        where={"Status": "\"Status\" is null or \"Status\" in ('', 'active', 'Active', 'ACTIVE')"},
         also_called={
             "Handle": ("URL handle",),
             "Variant SKU": ("SKU",),
@@ -83,7 +83,7 @@ LAYOUTS: dict[str, Layout] = {
             "display_fields": ("SKU", "Name", "Categories", "Regular price"),
             "column_types": {"Regular price": "float64"},
         },
-        where={"Type": "\"Type\" <> 'variation'", "Published": "\"Published\" = 1"},
+        where={"Type": "\"Type\" not like 'variation%'", "Published": "\"Published\" = 1"},
         also_called={
             "Type": ("Typ", "Tipo"),
             "SKU": ("Artikelnummer", "UGS", "Código de artículo"),

@@ -35,21 +35,24 @@ _LEADING_MARKS = re.compile("^(?:\ufeff|ï»¿)+".encode())
 _WESTERN = "cp1252"
 _MANY_BYTES = ("cp932", "euc_jp", "gb18030", "big5", "cp949")
 _RARE = ("iso8859_2", "cp852", "iso8859_5")
+_OLD_WESTERN = ("cp850", "mac_roman")
 _CANDIDATES = (
     *(_WESTERN, "cp1250", "cp1251", "koi8_r", "cp866", "cp1253", "cp1254", "cp1255", "cp1256", "cp874"),
-    *("cp850", "mac_roman"),
+    *_OLD_WESTERN,
     *_RARE,
     *_MANY_BYTES,
 )
 _CLEARLY = 0.05  # by so much less disorder a reading is better than all others
 _MIN_LINES_TO_TELL = 5
 # What text in a Western language hardly ever has: other letters, symbols between letters, a capital behind a small
-# letter, three accents in a row, a capital that stands alone. Text in another encoding has it in most of its words.
+# letter, three accents or signs in a row, a capital that stands alone. Text in another encoding has it in most
+# of its words.
 _NOT_WESTERN = re.compile(
     "[\x80-\x9f\ufffd¤¦¨¬¯´¶¸ƒˆ˜†‡‰ÐÝÞðýþÿŸ]"
     "|(?<=[^\\W\\d_])[¡¢£¥§©ª«²³¹º»°±¼½¾¿×÷“”„‚•€™‹›](?=[^\\W\\d_])"
     "|(?<=[a-zß-öø-ÿ])[À-ÖØ-ÞŠŒŽ]"
     "|[À-ÖØ-öø-ÿ]{3,}"
+    "|[¡-¿]{3,}"
     "|(?<!\\w)[À-ÖØ-ÞŠŒŽ](?!\\w|['’])"
 )
 
@@ -308,6 +311,10 @@ def _is_western(data: bytes, readings: list[tuple[str, float]]) -> bool:
         return False
     if odd > 0.05 * sum(sign > "\x7f" for sign in text):
         return False
-    disorder = dict(readings)
-    least = min((each for name, each in readings if name not in _RARE), default=0.0)
-    return not disorder or (_WESTERN in disorder and disorder[_WESTERN] <= least + _CLEARLY / 2)
+    if not odd and not any(sign.isalpha() for sign in text if sign > "\x7f" and sign not in "ªµº"):
+        return True  # signs alone, such as ° and ™: letters of other scripts would be letters
+    # Western text of DOS or an old Mac would have been odd: as such, `grün, 5 €` would read `gr³n, 5 Ç`.
+    never = (*_RARE, *_OLD_WESTERN, *(() if odd else _MANY_BYTES))  # which would be odd all over
+    others = {name: value for name, value in readings if name not in never}
+    # None is left where signs such as ° and ™ are many: disorderly in any encoding.
+    return not others or others.get(_WESTERN, 1.0) <= min(others.values()) + _CLEARLY / 2

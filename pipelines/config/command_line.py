@@ -98,6 +98,13 @@ class ParsedCommand(Generic[Config]):
     given: frozenset[str] = frozenset()
 
 
+def address(text: str) -> str:
+    """An option's path or URI, for argparse: not an empty text, as an unset variable of a shell gives it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected a path or URI, found {text!r}")
+    return text
+
+
 def load_job_config(argv: Sequence[str]) -> ParsedCommand[JobConfig]:
     """Read the command line of `pipelines.embed_catalog`; as `parse_arguments`."""
 
@@ -178,7 +185,7 @@ def parse_arguments(
     keys = list(list_keys(config_type))
     parser = _Parser(prog=prog, description=description, with_beam=with_beam)
     of_config = f"YAML file, or the name of a shipped config (default: {default_config})"
-    parser.add_argument("--config", metavar="FILE", help=of_config)
+    parser.add_argument("--config", type=address, metavar="FILE", help=of_config)
     parser.add_argument("--print-config", action="store_true", help="print the effective config as YAML, and stop")
     if add_options is not None:
         add_options(parser)

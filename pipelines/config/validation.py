@@ -63,9 +63,13 @@ def build_config(
     # In strict JSON lists become tuples, but no scalar is converted. A dataclass takes settings only inside a union.
     checker = pydantic.TypeAdapter[Any](config_type | None, config=settings)  # type: ignore[arg-type]
     try:
-        return checker.validate_json(text)
+        config = checker.validate_json(text)
     except pydantic.ValidationError as error:
         found = error.errors(include_url=False)
+    else:
+        if problems := list(_empty_addresses(config_type, config, origins)):
+            raise ConfigError(problems)
+        return config
     known = json.loads(text)
     unknown = [item["loc"] for item in found if item["type"] == "unexpected_keyword_argument"]
     if not unknown:
@@ -78,6 +82,17 @@ def build_config(
     except ConfigError as error:
         problems += error.problems
     raise ConfigError(problems)
+
+
+def _empty_addresses(config_type: type, config: Any, origins: Mapping[str, str]) -> Iterator[str]:
+    """A problem for each address that is an empty text: as a path that would be the folder one is in."""
+    for key in list_keys(config_type):
+        if re.search(r"(^|[._])(uri|root|queries|judgments|purchases|encoder)$", key.name):
+            value = config
+            for step in key.name.split("."):
+                value = getattr(value, step, None)
+            if isinstance(value, str) and not value.strip():
+                yield f"{_where(key.name, origins)}{key.name}: expected a path or URI, found an empty text"
 
 
 def _as_meant(value: Any, declared: Any) -> Any:

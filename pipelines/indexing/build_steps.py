@@ -170,12 +170,14 @@ class FinishedBuild:
 def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
     """Gives the products of all shards their rows, and settles the index; EmptyCatalogError where none is left."""
     with run.record.timed("number") as facts:
-        keys = tuple(summary.key for summary in sorted(summaries, key=lambda summary: summary.position))
+        summaries = sorted(summaries, key=lambda summary: summary.position)
+        keys = tuple(summary.key for summary in summaries)
         folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
         numbering = number_products([ShardFiles(folder=folder, key=key) for key in keys], run.path())
         finished = read_finished_run(run.work_uri)
         earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
-        totals = total(summaries, numbering.products, numbering.duplicates, frozenset(earlier), run.folded)
+        duplicates = [len(shard.dropped) for shard in numbering.shards]
+        totals = total(summaries, numbering.products, duplicates, frozenset(earlier), run.folded)
         if not numbering.products:
             raise EmptyCatalogError(_none_left(totals, numbering.rejected_uri))
         spec = spec_to_build(run.index, numbering.products, run.encoder.dim, run.reusable)

@@ -113,8 +113,6 @@ class CatalogSource:
                     f"{self.encoder.model} reads texts only; name catalog.text_fields, or take an encoder of pictures "
                     "(--config clip_vit_b32 --catalog.layout auto)"
                 )
-            log.info("catalog %s", self.recognised.sentence)
-            log.info("%s; the index goes to %s", self.encoder_note, self.given.index.uri)
         catalog_schema(catalog)
         self.config = replace(config, catalog=catalog)
 
@@ -162,7 +160,12 @@ class CatalogSource:
         return tuple(found[:count])
 
     def prepare(self, record: RunRecord, beam_options: BeamOptions) -> None:
-        """Takes text files and the like in, by all workers; a few are left to the plan, which does the same alone."""
+        """Says what the catalog was taken for, and takes text files and the like in, by all workers; a few are left to
+        the plan, which does the same alone.
+        """
+        if self.recognised is not None:  # here and not in `check`: a plan prints the same, and more
+            log.info("catalog %s", self.recognised.sentence)
+            log.info("%s; the index goes to %s", self.encoder_note, self.given.index.uri)
         catalog, folder = self.config.catalog, self._intake_folder
         self._refuse_other_catalog(self.config)  # again, now that no other run is at work here
         note_index(self.config.work.uri, self.config.index.uri, _note_of(self.given.catalog))
@@ -177,6 +180,13 @@ class CatalogSource:
 
         some = [missing[start : start + FILES_AT_ONCE] for start in range(0, len(missing), FILES_AT_ONCE)]
         run_on_workers("intake", some, take_in_some, record, beam_options)
+
+    @property
+    def _text_limit(self) -> str:
+        key = "as the saved encoder has it" if self.config.encoder.uri else "the context length of its CLIP model"
+        if self.config.encoder.text_tower is not None:
+            key = "encoder.text_tower.max_tokens"
+        return f"{self.encoder.max_tokens:,} tokens ({key})"
 
     @property
     def _intake_folder(self) -> str:
@@ -223,6 +233,7 @@ class CatalogSource:
             catalog_files=frozenset(rows.path for shard in catalog.shards for rows in shard.ranges),
             nothing_carried_over=reason,
             folded=catalog.folded,
+            text_limit=self._text_limit,
         )
 
     def _previous_version(self) -> tuple[PreviousVersion | None, str]:

@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.catalog.config import without_login
+from pipelines.catalog.dead_letters import cut_at_word
 from pipelines.catalog.layouts import Recognised
 from pipelines.catalog.products import ImageRef
-from pipelines.config.terminal import table_console
-from pipelines.indexing.progress import print_lines
+from pipelines.config.terminal import print_lines, table_console
 
 _TEXT_SHOWN = 200
 _NAMES_SHOWN = 20
@@ -103,7 +103,7 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]}... ({len(text):,} characters)"
+    return text if len(text) <= _TEXT_SHOWN else f"{cut_at_word(text, _TEXT_SHOWN)}... ({len(text):,} characters)"
 
 
 def _shown_image(image: ImageRef) -> str:

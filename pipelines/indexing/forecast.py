@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
 from rich.console import Console
 
 from index_builder import IndexReader, embedding_shards, storage
@@ -16,19 +17,21 @@ from pipelines.catalog.layouts import as_configured
 from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
 from pipelines.config.job import to_short_yaml
+from pipelines.config.terminal import print_lines
 from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.catalog_view import CatalogView, print_config_to_keep, print_view
 from pipelines.indexing.embed_shard import ProductPreparer, StepTimer
 from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.job import plan_run
-from pipelines.indexing.progress import index_lines, print_lines
+from pipelines.indexing.progress import index_lines
 from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord
-from pipelines.indexing.shard_files import read_finished_run
+from pipelines.indexing.shard_files import read_finished_run, without_duplicates
 
 PRODUCTS_SHOWN = 3
-_CATALOG, _PUBLISHED = 0, 1
+_PUBLISHED = 2**32 - 1
+"""The published products' place among the shards: behind all of the catalog."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,10 +40,10 @@ class Forecast:
 
     Attributes:
         shards: Catalog shards; `shards_complete` of them stand already.
-        products: What the catalog gives, rejected rows left out: `complete` ones of shards that stand, those
-            `carried_over` from the previous version, and those `to_embed`.
+        products: What the catalog gives, without rejected rows and duplicates: `complete` ones of shards that stand,
+            those `carried_over` from the previous version, and those `to_embed`.
         deleted: Products of the published version that the catalog no longer has.
-        rejected: Rows that become no product.
+        rejected: Rows that become no product, duplicates included; what a picture shows only when it is decoded, not.
         left_out: Rows for which `catalog.where` is not true.
         folded: Rows that `catalog.group_by` puts into the row of another.
         seconds: Of the embedding, estimated from the last run's rate; None where no run gives one.
@@ -66,6 +69,11 @@ class Forecast:
     catalog: CatalogView | None = None
     gates: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def rows_in(self) -> int:
+        """Rows of the catalog: folded, left out, rejected, and the products."""
+        return self.products + self.rejected + self.left_out + self.folded
+
 
 def forecast_run(source: CatalogSource) -> Forecast:
     """Counts what a run would embed, carry over and delete.
@@ -77,38 +85,50 @@ def forecast_run(source: CatalogSource) -> Forecast:
     shards, reusable = plan_run(source)
     config = source.config
     previous = published_manifest(config.index.uri)
-    complete = carried = to_embed = rejected = left_out = shards_complete = deleted = 0
+    rejected = left_out = deleted = 0
+    found: list[tuple[bool, int, int]] = []  # of each shard whether it stands, products to embed and carried over
     expected = (shards.rows or 0) + (previous.catalog.products if previous else 0)
     sections = (config.catalog, config.fetch, config.decode)
     opened = ProductPreparer.open(*sections, inputs=source.encoder, previous=source.previous)
     with closing(opened) as preparer, ExternalSort(expected) as ids:
-        for task in shards.tasks:
+        for number, task in enumerate(shards.tasks):
             summary = task.files.read_summary(task.position)
             if summary is not None:
-                shards_complete += 1
-                complete += summary.products
+                found.append((True, 0, summary.products))
                 rejected += summary.rejected
                 left_out += summary.left_out
-                add_ids(ids, embedding_shards.read_ids(task.files.embeddings), _CATALOG)
+                add_ids(ids, embedding_shards.read_ids(task.files.embeddings), number)
                 continue
+            new = known = 0
             for batch in preparer.prepare(task.rows, StepTimer("read", "fetch")):
-                found = int((batch.lookup_rows >= 0).sum())
-                carried += found
-                to_embed += len(batch.lookup_rows) - found
+                carried = int((batch.lookup_rows >= 0).sum())
+                known += carried
+                new += len(batch.lookup_rows) - carried
                 rejected += len(batch.products.dead_letters)
                 left_out += batch.products.left_out
-                add_ids(ids, batch.products.product_ids, _CATALOG)
+                add_ids(ids, batch.products.product_ids, number)
+            found.append((False, new, known))
         if previous is not None:
             add_ids(ids, IndexReader.open(config.index.uri).products.column("product_id"), _PUBLISHED)
-            # Within an id the catalog sorts before what is published: an id that is published first, the catalog lacks.
-            for records in ids.sorted_buckets():
-                deleted += int((~repeats_id(records) & (records["shard"] == _PUBLISHED)).sum())
+        duplicates = np.zeros(len(found), np.int64)
+        # Within an id the catalog sorts before what is published: an id that is published first, the catalog lacks.
+        for records in ids.sorted_buckets():
+            again, published = repeats_id(records), records["shard"] == _PUBLISHED
+            deleted += int((~again & published).sum())
+            duplicates += np.bincount(records["shard"][again & ~published], minlength=len(found))
+    dropped = duplicates.tolist()
+    dropped = duplicates.tolist()
+    shares = [without_duplicates(new, known, again) for (_, new, known), again in zip(found, dropped, strict=True)]
+    to_embed = sum(new for new, _ in shares)
+    complete = sum(known for (stands, *_), (_, known) in zip(found, shares, strict=True) if stands)
+    carried = sum(known for _, known in shares) - complete
+    rejected += sum(dropped)
     rate = measured_rate(config.work.uri)
     products = complete + carried + to_embed
     spec = spec_to_build(config.index, products, source.encoder.dim, reusable) if products else None
     return Forecast(
         shards=len(shards.tasks),
-        shards_complete=shards_complete,
+        shards_complete=sum(stands for stands, *_ in found),
         products=products,
         complete=complete,
         carried_over=carried,
@@ -158,14 +178,15 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
         estimate = f"about {forecast.seconds:,.0f} s at the last run's rate, on one worker"
     lines = [
         ("catalog shards", f"{forecast.shards:,}, of which {forecast.shards_complete:,} stand complete"),
-        ("products", f"{forecast.products:,}"),
+        ("rows in", f"{forecast.rows_in:,}"),
+        *([("folded by catalog.group_by", f"{forecast.folded:,}")] if forecast.folded else []),
+        *([("left out by catalog.where", f"{forecast.left_out:,}")] if forecast.left_out else []),
+        ("rejected", f"{forecast.rejected:,}"),
+        ("products", f"{forecast.products:,}" + ("" if forecast.products else " (a run would end without a version)")),
         ("  stand complete", f"{forecast.complete:,}"),
         ("  carried over", f"{forecast.carried_over:,}" + (f" ({forecast.reason})" if forecast.reason else "")),
         ("  to embed", f"{forecast.to_embed:,}"),
         ("deleted", f"{forecast.deleted:,}"),
-        ("rejected rows", f"{forecast.rejected:,}"),
-        *([("left out by catalog.where", f"{forecast.left_out:,}")] if forecast.left_out else []),
-        *([("folded by catalog.group_by", f"{forecast.folded:,}")] if forecast.folded else []),
         ("embedding time", estimate),
         *forecast.index,
         *forecast.gates,

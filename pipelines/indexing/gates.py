@@ -6,8 +6,26 @@ import math
 from dataclasses import dataclass
 
 from index_builder.manifest import Manifest
+from pipelines.catalog.dead_letters import Outcome, Reason
 from pipelines.config.job import GatesConfig
 from pipelines.indexing.shard_files import Totals
+
+_KEYS: dict[str, str] = {
+    Reason.missing_id: "catalog.id_field (of vectors embeddings.id_field)",
+    Reason.duplicate_id: "catalog.id_field and catalog.group_by (of vectors embeddings.id_field)",
+    Reason.malformed_record: "catalog.format, catalog.csv_delimiter and catalog.encoding",
+    Reason.empty_product: "catalog.text_fields and catalog.where",
+    Reason.field_type_mismatch: "catalog.column_types",
+    Reason.vector_unusable: "embeddings.vector_field",
+    Reason.picture_missing: "catalog.image_root",
+    Reason.picture_too_large: "decode.max_pixels",
+    Reason.picture_too_many_bytes: "fetch.max_bytes",
+    Reason.host_not_allowed: "fetch.allowed_hosts and fetch.allow_private_hosts",
+    Reason.scheme_not_allowed: "fetch.allowed_schemes",
+    Reason.fetch_failed: "catalog.image_field and fetch.proxy",
+    Reason.fetch_timeout: "fetch.timeout_seconds and fetch.total_timeout_seconds",
+}
+"""The keys that a reason hangs on where nearly all rows have it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +38,7 @@ class JudgedGate:
         found: What was found, in words; what is still to be found, where `holds` is None.
         holds: Whether the limit is kept; None while that is not known, or where there is nothing to compare with.
         needed: The limit that would just let this pass, rounded to the open side.
+        hint: The most frequent reason, and the key that it hangs on, in words; "" where there is none.
     """
 
     key: str
@@ -27,12 +46,14 @@ class JudgedGate:
     found: str
     holds: bool | None
     needed: float = 0.0
+    hint: str = ""
 
     def __str__(self) -> str:
         """A failed gate in words, with the value that would let the version pass."""
         is_recall = self.key == "gates.min_recall"
         allowed = f"at least {self.limit} is asked for" if is_recall else f"at most {self.limit or 0:.1%} are allowed"
-        return f"{self.key}: {self.found}, {allowed}; where that is right, --{self.key} {self.needed:g} lets it pass"
+        passes = f"where that is right, --{self.key} {self.needed:g} lets it pass"
+        return "; ".join(filter(None, (f"{self.key}: {self.found}, {allowed}", self.hint, passes)))
 
 
 def judge_gates(
@@ -53,10 +74,14 @@ def judge_gates(
             "not measured yet" if recall is None else f"recall is {recall:.4f}",
             least=True,
         ),
-        _judge("gates.max_rejected_share", gates.max_rejected_share, totals.rejected_share, rejected),
+        _judge(
+            *("gates.max_rejected_share", gates.max_rejected_share, totals.rejected_share, rejected),
+            hint=_most_frequent("rejected", totals),
+        ),
         _judge(
             *("gates.max_degraded_share", gates.max_degraded_share, totals.degraded_share if degraded_known else None),
             degraded if degraded_known else "known when the pictures are decoded",
+            hint=_most_frequent("degraded", totals),
         ),
     ]
     before = 0 if previous is None else previous.catalog.products
@@ -96,9 +121,22 @@ def planned_gates(gates: GatesConfig, products: int, rejected: int, previous: Ma
     return gate_lines(judge_gates(gates, totals, None, previous, degraded_known=False))
 
 
-def _judge(key: str, limit: float | None, value: float | None, found: str, *, least: bool = False) -> JudgedGate:
+def _most_frequent(outcome: Outcome, totals: Totals) -> str:
+    """The reason that most letters of an outcome have, and the key to look at, in words; "" where there is none."""
+    reasons = {reason: count for reason, count in totals.by_reason.items() if reason.startswith(f"{outcome}: ")}
+    if not reasons:
+        return ""
+    reason = max(reasons, key=lambda name: reasons[name])
+    name = reason.removeprefix(f"{outcome}: ")
+    key = _KEYS.get(name)
+    return f"most: {name} ({reasons[reason]:,})" + (f", see {key}" if key else "")
+
+
+def _judge(
+    key: str, limit: float | None, value: float | None, found: str, *, least: bool = False, hint: str = ""
+) -> JudgedGate:
     if limit is None or value is None:
         return JudgedGate(key=key, limit=limit, found=found, holds=None if limit is not None else True)
     needed = math.floor(value * 1000) / 1000 if least else math.ceil(value * 1000) / 1000
     holds = value >= limit if least else value <= limit
-    return JudgedGate(key=key, limit=limit, found=found, holds=holds, needed=needed)
+    return JudgedGate(key=key, limit=limit, found=found, holds=holds, needed=needed, hint=hint)

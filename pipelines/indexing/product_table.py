@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from index_builder import embedding_shards, storage
@@ -181,23 +182,27 @@ def _column(columns: pa.Table, field: pa.Field, rows: int) -> pa.Array:
 
 
 def _write_rejected(shards: Sequence[ShardFiles], dropped: Sequence[np.ndarray], uri: str) -> None:
-    """Joins the dead letters of all shards, each followed by the letters of its duplicates."""
+    """Joins the dead letters of all shards, each shard's with those of its duplicates, by file and place in it."""
     firsts = _places_of_firsts(shards, dropped)
     with storage.atomic_file(uri) as path, pq.ParquetWriter(path, REJECTED_SCHEMA, compression="zstd") as writer:
         for files, found in zip(shards, dropped, strict=True):
             with storage.localized(files.rejected) as rejected:
-                writer.write_table(pq.read_table(rejected, schema=REJECTED_SCHEMA))
-            if not len(found):
-                continue
-            ids = embedding_shards.read_ids(files.embeddings).take(pa.array(found[:, 0])).to_pylist()
-            places = _places_at(files, found[:, 0])
-            letters = []
+                table = pq.read_table(rejected, schema=REJECTED_SCHEMA)
+            ids: list[str] = []
+            places: list[tuple[Place, str]] = []
+            letters: list[DeadLetter] = []
+            if len(found):
+                ids = embedding_shards.read_ids(files.embeddings).take(pa.array(found[:, 0])).to_pylist()
+                places = _places_at(files, found[:, 0])
             for product_id, (place, title), first in zip(ids, places, found[:, 1:].tolist(), strict=True):
                 where = str(firsts[tuple(first)]) or "an earlier row of the catalog"
                 facts: Any = {"outcome": "rejected", "stage": "number", "reason": Reason.duplicate_id}
                 detail = f"{where} has the same id; that one is indexed"
                 letters.append(DeadLetter(product_id, **facts, detail=detail, place=place, title=title))
-            writer.write_table(letters_to_table(letters))
+            table = pa.concat_tables([table, letters_to_table(letters)])
+            keys = pa.table({"file": pc.fill_null(table["file"], ""), "number": table["number"]})
+            order = pc.sort_indices(keys, [("file", "ascending"), ("number", "ascending")])  # a stable sort
+            writer.write_table(table.take(order))
 
 
 def _places_of_firsts(shards: Sequence[ShardFiles], dropped: Sequence[np.ndarray]) -> dict[tuple[int, int], Place]:

@@ -10,22 +10,20 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from index_builder import storage
 from index_builder.explain import explain_index, serving_shards
 from index_builder.spec import IndexConfig, IndexSpec
 from pipelines.config.stopping import at_stop
-from pipelines.config.terminal import table_console
+from pipelines.config.terminal import Verbatim, print_lines
 from pipelines.indexing.publish_step import RunResult
 from pipelines.indexing.run_record import INDEX_STAGES, STAGES, RunRecord
 
@@ -45,16 +43,6 @@ def print_summary(result: RunResult, record: RunRecord, *, console: Console | No
     print_lines(summary_lines(result, record), title="Summary", console=console)
 
 
-def print_lines(lines: Sequence[tuple[str, str]], *, title: str, console: Console | None = None) -> None:
-    """Prints (what, how much) pairs to standard output."""
-    table = Table(show_header=False, box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in lines:
-        table.add_row(name, escape(value))  # examples are text of the catalog
-    (console or table_console(110)).print(table)
-
-
 def index_lines(config: IndexConfig, spec: IndexSpec, rows: int) -> list[tuple[str, str]]:
     """An index to be built, and why it is built so, as (what, how) pairs."""
     first, *others = explain_index(config, spec, rows)
@@ -62,32 +50,37 @@ def index_lines(config: IndexConfig, spec: IndexSpec, rows: int) -> list[tuple[s
 
 
 def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]:
-    """The summary as (what, how much) pairs, in the order in which they are read."""
+    """The summary as (what, how much) pairs, in the order in which they are read.
+
+    The rows are those folded, left out and rejected, and the products; these are embedded or carried over.
+    """
     totals = result.totals
-    why = record.reports("plan").get("all", {}).get("nothing_carried_over", "")
+    plan = record.reports("plan").get("all", {})
+    why = plan.get("nothing_carried_over", "")
     if totals.images_unchanged:
         why = f"{totals.images_unchanged:,} pictures not read again: they have not changed"
-    folded = [("rows in", f"{totals.rows_in:,}"), ("folded by catalog.group_by", f"{totals.folded:,}")]
     lines = [
-        *(folded if totals.folded else []),
-        ("products in", f"{totals.rows_in - totals.folded:,}"),
+        ("rows in", f"{totals.rows_in:,}"),
+        *([("folded by catalog.group_by", f"{totals.folded:,}")] if totals.folded else []),
         *([("left out by catalog.where", f"{totals.left_out:,}")] if totals.left_out else []),
-        ("embedded", f"{totals.embedded:,}"),
-        ("carried over", f"{totals.carried_over:,}" + (f" ({why})" if why else "")),
         ("rejected", f"{totals.rejected:,}"),
+        ("products", f"{totals.products:,}"),
+        ("  embedded", f"{totals.embedded:,}"),
+        ("  carried over", f"{totals.carried_over:,}" + (f" ({why})" if why else "")),
     ]
     if totals.degraded:
-        lines.append(("degraded", f"{totals.degraded:,} (indexed without the part that could not be used)"))
+        lines.append(("  degraded", f"{totals.degraded:,} (indexed without the part that could not be used)"))
     for reason, count in totals.by_reason.items():
         example = result.examples.get(reason)
-        lines.append((f"  {reason}", f"{count:,}" + (f", such as {example}" if example else "")))
+        lines.append((reason, f"{count:,}" + (f", such as {example}" if example else "")))
     if totals.by_reason:
-        lines.append(("dead letters", result.rejected_uri))
-        if result.status != "unchanged":
-            where = f"--index {shlex.quote(result.index_uri)} {result.version}"
-            lines.append(("", f"python -m pipelines.versions rejected {where}"))
+        lines.append(("dead letters", Verbatim(result.rejected_uri)))
+        if result.status != "unchanged":  # else those of this run are in no version
+            command = f"python -m pipelines.versions rejected --index {shlex.quote(result.index_uri)}"
+            lines.append(("", Verbatim(command)))
     if totals.texts_cut:
-        lines.append(("texts cut", f"{totals.texts_cut:,} (longer than the text tower reads)"))
+        read = f"{plan.get('text_limit') or 'fewer tokens'}, the end of longer texts is lost"
+        lines.append(("texts cut", f"{totals.texts_cut:,}: the text tower reads {read}"))
     skipped = sum(report["skipped"] for stage in ("embed", "import") for report in record.reports(stage).values())
     lines.append(("catalog shards", f"{totals.shards:,}, of which {skipped:,} stood complete and were skipped"))
     lines += [("seconds", _seconds_by_stage(record))]
@@ -100,7 +93,7 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
         ("index", f"{totals.products:,} products, {result.factory}, {files}"),
         (f"recall {result.recall_k}@{result.recall_k}", recall),
         ("version", f"{result.version} ({_STATUS.get(result.status, result.status)})"),
-        ("at", result.uri),
+        ("at", Verbatim(result.uri)),
     ]
     lines += [("gate failed", failed) for failed in result.failed_gates]
     return lines

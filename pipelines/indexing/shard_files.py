@@ -180,9 +180,8 @@ class Totals:
     """A run's products in numbers, over all shards; what else is named as in `ShardSummary` is the sum of that.
 
     Attributes:
-        products: Rows of the index.
-        embedded, carried_over: Duplicates included: they are found later. What an earlier, finished run embedded in a
-            shard that stands is carried over.
+        products: Rows of the index, `embedded` or `carried_over`. What an earlier, finished run embedded in a shard
+            that stands is carried over. Duplicates are neither (see `without_duplicates`).
         rejected: Rows that are not in the index, duplicates included.
         folded: Rows that `catalog.group_by` put into the row of another; among `rows_in`, as those left out are.
     """
@@ -216,29 +215,45 @@ class Totals:
         return self.degraded / self.products if self.products else 0.0
 
 
+def without_duplicates(embedded: int, carried_over: int, duplicates: int) -> tuple[int, int]:
+    """Products of one shard embedded and carried over, less those whose id occurred before.
+
+    A duplicate counts as carried over first: most stood in the catalog of the last run already.
+    """
+    of_carried = min(duplicates, carried_over)
+    return embedded - (duplicates - of_carried), carried_over - of_carried
+
+
 def total(
-    summaries: Sequence[ShardSummary], products: int, duplicates: int, earlier: Collection[str] = (), folded: int = 0
+    summaries: Sequence[ShardSummary],
+    products: int,
+    duplicates: Sequence[int] = (),
+    earlier: Collection[str] = (),
+    folded: int = 0,
 ) -> Totals:
-    """Adds up the shards' summaries, after numbering gave `products` rows to them and dropped `duplicates`.
+    """Adds up the shards' summaries, after numbering gave `products` rows to them.
 
     Args:
+        duplicates: Rows of each shard, in the order of `summaries`, that numbering dropped; empty: none.
         earlier: Keys of shards that an earlier, finished run made.
         folded: Rows that went into another's before the shards were cut.
     """
     own = [summary for summary in summaries if summary.key not in earlier]
-    embedded = sum(summary.embedded for summary in own)
-    names = ("rows_in", "left_out", "products", "degraded", "rejected", "texts_cut")
+    embedded, dropped = 0, sum(duplicates)
+    for summary, again in zip(summaries, duplicates or [0] * len(summaries), strict=True):
+        new = 0 if summary.key in earlier else summary.embedded
+        embedded += without_duplicates(new, summary.products - new, again)[0]
+    names = ("rows_in", "left_out", "degraded", "rejected", "texts_cut")
     sums = {name: sum(getattr(summary, name) for summary in summaries) for name in names}
-    sums["rejected"] += duplicates
+    sums["rejected"] += dropped
     sums["rows_in"] += folded
-    carried_over = sums.pop("products") - embedded
-    by_reason = Counter({"rejected: duplicate_id": duplicates} if duplicates else {})
+    by_reason = Counter({"rejected: duplicate_id": dropped} if dropped else {})
     for summary in summaries:
         by_reason.update(summary.by_reason)
     return Totals(
         products=products,
         embedded=embedded,
-        carried_over=carried_over,
+        carried_over=products - embedded,
         images_unchanged=sum(summary.images_unchanged for summary in own),
         by_reason=dict(sorted(by_reason.items())),
         shards=len(summaries),

@@ -54,6 +54,7 @@ class ShardPlan:
         catalog_files: What the tasks read; None for vectors, which need no intake copies.
         nothing_carried_over: Why nothing is carried over, in words; empty where something is.
         folded: Rows of the catalog that went into another's, beside `rows`.
+        text_limit: How much of a text is read, and what says so, in words; empty where nothing is embedded.
     """
 
     stage: Stage
@@ -67,6 +68,7 @@ class ShardPlan:
     catalog_files: frozenset[str] | None = None
     nothing_carried_over: str = ""
     folded: int = 0
+    text_limit: str = ""
 
     @property
     def keys(self) -> list[str]:

@@ -5,24 +5,32 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from index_builder import Manifest, SearchResult
 from index_builder.explain import serving_shards
+from pipelines.catalog.dead_letters import MAX_DETAIL_CHARACTERS, one_line
+from pipelines.config.terminal import print_lines
 from pipelines.published.letters import Letters
 from pipelines.published.version_diff import VersionDiff
 
 SCORE_DIGITS = 4
+LINES_SHOWN = 2
+LIST_SHOWN = 3
+LEAST_WIDTH = 12
 
 
 def print_versions(manifests: Sequence[Manifest], index_uri: str, current: str, console: Console) -> None:
     """Prints a line a version, newest first; `current` is the id of the published one."""
-    table = Table(title=f"{len(manifests)} versions at {escape(index_uri)}", title_justify="left")
+    console.print(f"{len(manifests)} version{'s' * (len(manifests) != 1)} at {index_uri}", markup=False, soft_wrap=True)
+    table = Table()
     table.add_column("version", no_wrap=True)
     for name in ("products", "rejected", "recall", "size"):
         table.add_column(name, justify="right")
@@ -49,7 +57,7 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
     resident = f"; {decimal(manifest.resident_bytes)} in a fresh process that answered the held-out queries"
     measured_memory = resident if manifest.resident_bytes else ""
     rows = [
-        ("version", f"{manifest.version} ({state})"),
+        ("version", f"{manifest.version} ({state or 'not published'})"),
         ("created", manifest.created_utc),
         ("catalog", f"{catalog.uri}: {catalog.rows_in:,} rows"),
         ("products", f"{catalog.products:,}, {catalog.degraded:,} of them degraded; {catalog.rejected:,} rejected"),
@@ -61,12 +69,7 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
         (f"recall {recall.k}@{recall.k}", f"{recall.value:.4f} over {recall.queries:,} held-out products"),
         ("memory", f"{decimal(manifest.loaded_bytes)} at most{measured_memory}"),
     ]
-    summary = Table(show_header=False, box=None, pad_edge=False)
-    summary.add_column(style="dim", no_wrap=True)
-    summary.add_column()
-    for name, value in rows:
-        summary.add_row(name, escape(value))
-    console.print(summary)
+    print_lines(rows, console=console)
     measured = Table(title="measured", title_justify="left")
     for name in ("nprobe", "refine factor", "recall", "ms a query"):
         measured.add_column(name, justify="right")
@@ -80,7 +83,7 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
         files.add_row(entry.path, f"{entry.bytes:,}", f"{entry.sha256[:16]}…")
     console.print(measured, files)
     for failed in manifest.gates.get("failed", ()):
-        console.print(f"gate failed: {failed}", markup=False)
+        console.print(f"gate failed: {failed}", markup=False, soft_wrap=True)
 
 
 def print_diff(diff: VersionDiff, console: Console) -> None:
@@ -119,8 +122,8 @@ def print_letters(letters: Letters, version: str, console: Console) -> None:
     if not letters.by_reason:
         console.print(f"{version}: no row was rejected, and no product degraded")
         return
-    total = f"{sum(letters.by_reason.values()):,} dead letters of {version}"
-    console.print(f"[bold]{total}[/]")
+    total = sum(letters.by_reason.values())
+    console.print(f"[bold]{total:,} dead letter{'s' * (total != 1)} of {version}[/]")
     counts = Table("outcome", "reason")
     counts.add_column("letters", justify="right")
     for (outcome, reason), count in letters.by_reason.items():
@@ -132,41 +135,93 @@ def print_letters(letters: Letters, version: str, console: Console) -> None:
     shown = f"{len(rows):,} of {letters.matching:,}{of_one}" + (
         " (-n N shows more)" if len(rows) < letters.matching else ""
     )
-    table = Table(title=shown, title_justify="left", title_style="bold")
+    table = Table(title=escape(shown), title_justify="left", title_style="bold")
     if len(files) > 1:
         table.add_column("file", overflow="fold")
     for name in ("where", "id"):
         table.add_column(name, overflow="fold", min_width=8)
-    for name in ("title", "reason", *(["picture"] if any(row["picture"] for row in rows) else []), "detail"):
+    for name in ("text", "reason", *(["picture"] if any(row["picture"] for row in rows) else []), "detail"):
         table.add_column(name, overflow="fold", min_width=12)
     for row in rows:
         reason = f"{row['outcome']}: {row['reason']}"
         where = "" if row["number"] is None else f"{row['unit']} {row['number']}"
-        cells = {**row, "where": where, "id": row["product_id"], "reason": reason}
+        cells = {**row, "where": where, "id": row["product_id"], "text": row["title"], "reason": reason}
         table.add_row(*(escape(cells[str(column.header)] or "") for column in table.columns))
     if rows:
         console.print(table)
 
 
 def print_result(result: SearchResult, *, title: str, console: Console, filtered: bool = False) -> None:
-    """Prints the products found for the first query as a table, display columns beside the id."""
-    columns = [name for name in result.products.column_names if name != "product_id"]
-    table = Table(title=escape(title), title_justify="left", title_style="bold")
-    table.add_column("rank", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("product_id", no_wrap=True)
-    for name in columns:
-        table.add_column(escape(name))
+    """Prints the products found for the first query as a table: the id, whole, and the display columns that fit beside
+    it, long texts cut after two lines.
+    """
     found = found_products(result)
-    for product in found:
-        cells = ["" if product["columns"][name] is None else str(product["columns"][name]) for name in columns]
-        score = f"{product['score']:.{SCORE_DIGITS}f}"
-        table.add_row(str(product["rank"]), score, *map(escape, (product["product_id"], *cells)))
+    cells = {"rank": [str(product["rank"]) for product in found]}
+    cells["score"] = [f"{product['score']:.{SCORE_DIGITS}f}" for product in found]
+    cells["product_id"] = [product["product_id"] for product in found]
+    for name in result.products.column_names:
+        if name != "product_id":
+            cells[name] = [_shown(product["columns"][name]) for product in found]
+    widths = _column_widths({name: max(map(cell_len, [name, *texts])) for name, texts in cells.items()}, console.width)
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    for name, width in widths.items():
+        justify: Literal["left", "right"] = "right" if name in ("rank", "score") else "left"
+        table.add_column(escape(name), justify=justify, width=width, overflow="fold")
+    for row in range(len(found)):
+        lines = {name: Text(cells[name][row]).wrap(console, width, overflow="fold") for name, width in widths.items()}
+        table.add_row(*(_cut([*lines[name]], width, whole=name == "product_id") for name, width in widths.items()))
     console.print(table)
+    if left_out := [name for name in cells if name not in widths]:
+        more = "a wider terminal, or COLUMNS, shows more, --json all"
+        console.print(f"no room for {', '.join(left_out)} ({more})", markup=False)
     if not found:
         console.print("no product passes the filter")
     elif len(found) < result.scores.shape[1]:
         console.print(f"{len(found):,} found, all there are" + (" that pass the filter" if filtered else ""))
+
+
+def _shown(value: Any) -> str:
+    """A value in one line: of a list its distinct values, or two of them and how many more; nothing for null."""
+    if isinstance(value, list):
+        texts = list(dict.fromkeys(_shown(each) for each in value if each is not None))
+        if len(texts) > LIST_SHOWN:
+            texts[LIST_SHOWN - 1 :] = [f"+{len(texts) + 1 - LIST_SHOWN}"]
+        return ", ".join(texts)
+    return "" if value is None else one_line(str(value), MAX_DETAIL_CHARACTERS)
+
+
+def _column_widths(wanted: dict[str, int], console_width: int) -> dict[str, int]:
+    """Widths of the columns that fit into a table, by name: rank, score, id, and as many of the others, in their order.
+
+    Those that want little get it; the others share what is left evenly.
+    """
+    wanted = wanted | {"product_id": min(wanted["product_id"], max(LEAST_WIDTH, console_width // 5))}
+    room, chosen = console_width - 1, {}
+    for number, (name, width) in enumerate(wanted.items()):
+        least = width if number < 3 else min(width, LEAST_WIDTH)
+        if number > 3 and room < least + 3:  # a border and a space on each side
+            break
+        chosen[name] = least
+        room -= least + 3
+    narrow = [name for name in chosen if chosen[name] < wanted[name]]
+    while narrow and room > 0:
+        each = max(1, room // len(narrow))
+        for name in narrow:
+            more = min(each, wanted[name] - chosen[name], room)
+            chosen[name] += more
+            room -= more
+        narrow = [name for name in narrow if chosen[name] < wanted[name]]
+    return chosen
+
+
+def _cut(lines: Sequence[Text], width: int, *, whole: bool) -> Text:
+    """Lines of a cell as one text, those behind the second replaced by an ellipsis."""
+    if len(lines) > LINES_SHOWN and not whole:
+        last = lines[LINES_SHOWN - 1]
+        last.truncate(width - 1)
+        last.rstrip()
+        lines = [*lines[: LINES_SHOWN - 1], last + "…"]
+    return Text("\n").join(lines)
 
 
 def found_products(result: SearchResult, query: int = 0) -> list[dict[str, Any]]:

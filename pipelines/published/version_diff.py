@@ -85,6 +85,22 @@ def version_before(index_uri: str, version: str) -> str:
     raise VersionNotFoundError(f"{index_uri}: no version before {version} that passed its gates")
 
 
+def newest_version(index_uri: str) -> str:
+    """The newest complete version, published or not; VersionNotFoundError where there is none."""
+    return complete_versions(index_uri)[-1]
+
+
+def complete_versions(index_uri: str) -> tuple[str, ...]:
+    """Ids of all complete versions, oldest first; VersionNotFoundError where there is none."""
+    versions = publish.list_versions(index_uri)
+    if not versions:
+        raise VersionNotFoundError(
+            f"--index {index_uri}: expected a folder with published versions (index.uri), found none; check the "
+            "address, or make a version first (python -m pipelines.embed_catalog)"
+        )
+    return versions
+
+
 def current_version(index_uri: str) -> str:
     """The id of the published version; "" where none is published yet."""
     try:

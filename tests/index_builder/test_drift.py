@@ -92,6 +92,17 @@ def test_each_limit_has_its_words(reusable: ReusableCodec, today: dict, latest: 
     assert bool(found) == bool(words)
 
 
+def test_an_exact_index_has_no_codec_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    samples, flat = sample(tmp_path / "same", clustered(4000, 24)), IndexSpec.parse("Flat", 24)
+    config = IndexConfig(uri="x", factory="Flat")
+    choice = choose_codec(samples, flat, str(tmp_path / "flat"), config=config, products=4000, reusable=None)
+    assert choice.reason == "none: an exact index (Flat) holds the vectors themselves, nothing is trained"
+    assert "codec" not in caplog.text
+    choose_codec(samples, SPEC, str(tmp_path / "trained"), config=config, products=4000, reusable=None)
+    assert "trained codec" in caplog.text
+
+
 def test_the_choice_of_a_codec_says_why(tmp_path: Path, reusable: ReusableCodec) -> None:
     samples = sample(tmp_path / "same", clustered(4000, 24))
     config = IndexConfig(uri="x", factory=SPEC.factory)

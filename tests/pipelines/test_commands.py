@@ -65,7 +65,7 @@ def test_what_cannot_work_stops_before_any_work(job, capsys, overrides, message)
 def test_the_job_prints_its_summary_and_search_finds(job, capsys):
     assert embed(job) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"products in +80\n", re.sub(r" +\n", "\n", printed))
+    assert re.search(r"rows in +80\n", re.sub(r" +\n", "\n", printed))
     assert "(published)" in printed
     picture = job / "red.png"
     Image.new("RGB", (30, 30), (255, 0, 0)).save(picture)
@@ -136,4 +136,6 @@ def test_a_run_of_no_product_ends_in_one_line_without_a_traceback(job, capfd):
     assert embed(job, "--catalog.where", "title = 'nothing'") == 1
     said = capfd.readouterr().err
     assert "Traceback" not in said
+    assert embed(job, "--catalog.where", "title = 'nothing'", "--plan") == 0
+    assert "0 (a run would end without a version)" in capfd.readouterr().out
     assert "error: none of the 80 rows of the catalog became a product (left out by catalog.where 80); the" in said

@@ -62,8 +62,9 @@ def test_the_list_marks_the_published_and_the_held(three_nights, capsys):
 def test_show_tells_what_a_version_is(three_nights, capsys):
     index, names = three_nights
     assert run(index, "show") == 0
-    printed = capsys.readouterr().out
+    printed, noted = capsys.readouterr()
     assert f"{names[1]} (published)" in printed
+    assert noted == f"note: {names[2]} is newer (held by a gate): name it to see it\n"
     assert "products.arrow" in printed
     assert run(index, "show", names[2]) == 0
     assert "gate failed: gates.max_row_change" in capsys.readouterr().out
@@ -83,7 +84,7 @@ def test_show_verify_finds_a_damaged_and_a_missing_file(index, three_nights, cap
     said = capsys.readouterr().err
     assert "products.arrow: expected" in said
     assert "rejected.parquet: expected" in said
-    assert len(said.splitlines()) == 2
+    assert len([line for line in said.splitlines() if line.startswith("error: ")]) == 2
 
 
 def test_the_diff_counts_products_and_values(three_nights, capsys):
@@ -145,10 +146,46 @@ def test_prune_keeps_the_published_one(index, three_nights, capsys):
     assert run(index, "prune", "--keep", "0") == 2
     assert run(index, "prune", "--keep", "1") == 0
     assert publish.list_versions(str(index)) == (second, held)
-    assert f"removed 1 versions, 2 left\n  {first}" in capsys.readouterr().out
+    assert f"removed 1 version, 2 left\n  {first}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [["show"], ["diff"], ["rollback"]])
+@pytest.mark.parametrize(
+    "command", [["list"], ["show"], ["diff"], ["rejected"], ["rollback"], ["prune", "--keep", "1"]]
+)
 def test_an_address_without_versions_is_told(tmp_path, capsys, command):
     assert run(tmp_path / "nothing", *command) == 2
-    assert "nothing" in capsys.readouterr().err
+    printed, said = capsys.readouterr()
+    assert "nothing: expected" in said
+    assert len(said.splitlines()) == 1
+    assert not printed
+
+
+@pytest.mark.parametrize("address", ["", "  "])
+def test_an_empty_address_is_named(capsys, address):
+    with pytest.raises(SystemExit) as stopped:
+        versions.main(["list", "--index", address])
+    assert stopped.value.code == 2
+    assert "argument --index: expected a path or URI, found " in capsys.readouterr().err
+
+
+def test_before_anything_is_published_the_held_version_is_shown(index, three_nights, capsys):
+    """A first run that a gate holds back is the one whose letters are wanted."""
+    (index / "CURRENT").unlink()
+    held = three_nights[1][2]
+    assert run(index, "show") == 0
+    printed = capsys.readouterr()
+    assert f"{held} (held by a gate)" in printed.out
+    assert not printed.err
+    assert run(index, "rejected") == 0
+    assert f"{held} (held by a gate)" in capsys.readouterr().out
+
+
+def test_the_letters_are_those_of_the_newest_version(index, three_nights, capsys):
+    first, second, held = three_nights[1]
+    assert run(index, "rejected") == 0
+    assert f"{held} (held by a gate)" in capsys.readouterr().out
+    assert run(index, "rejected", "--json", second) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["version"], found["state"]) == (second, "published")
+    assert run(index, "rejected", first) == 0
+    assert f"{first} (not published)" in capsys.readouterr().out

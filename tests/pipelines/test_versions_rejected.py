@@ -69,11 +69,12 @@ def test_every_letter_has_place_id_title_reason_and_picture(dirty, capsys):
         ("shop.csv", "line", 5, "", "no id here", "missing_id", None),
         ("shop.csv", "line", 12, "empty", None, "empty_product", None),
         ("shop.csv", "line", 44, "=cmd()", "red wooden chair", "picture_missing", "gone.png"),
-        ("shop.csv", "line", 45, "broken", "blue metal lamp", found["letters"][-2]["reason"], "broken.png"),
+        ("shop.csv", "line", 45, "broken", "blue metal lamp", found["letters"][3]["reason"], "broken.png"),
         ("shop.csv", "line", 46, "dear", "small glass table", "field_type_mismatch", None),
         ("shop.csv", "line", 47, "p00001", "the same id again", "duplicate_id", None),
     }
     assert sum(found["by_reason"].values()) == 6
+    assert [row["number"] for row in found["letters"]] == [5, 12, 44, 45, 46, 47], "in the order of the file"
     (again,) = [row for row in found["letters"] if row["reason"] == "duplicate_id"]
     assert again["detail"] == "shop.csv, line 3 has the same id; that one is indexed"
 
@@ -155,13 +156,13 @@ def test_the_summary_names_the_file_an_example_of_each_reason_and_the_command(di
     folder, result, record = dirty
     lines = summary_lines(result, record)
     said = dict(lines)
-    assert said["  rejected: missing_id"] == "1, such as shop.csv, line 5: 'no id here': no id"
-    assert said["  degraded: picture_missing"].startswith(
+    assert said["rejected: missing_id"] == "1, such as shop.csv, line 5: 'no id here': no id"
+    assert said["degraded: picture_missing"].startswith(
         "1, such as shop.csv, line 44: =cmd() 'red wooden chair': gone.png: no file at"
     )
     assert said["dead letters"] == f"{folder}/index/versions/{result.version}/rejected.parquet"
     command = lines[[name for name, _ in lines].index("dead letters") + 1][1]
-    assert command == f"python -m pipelines.versions rejected --index {folder}/index {result.version}"
+    assert command == f"python -m pipelines.versions rejected --index {folder}/index"
     assert run_command(versions.main, command.split()[3:]) == 0
 
 

@@ -6,8 +6,11 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.catalog.dead_letters import (
     MAX_DETAIL_CHARACTERS,
@@ -16,7 +19,10 @@ from pipelines.catalog.dead_letters import (
     DeadLetter,
     ImageError,
     Place,
+    Places,
     Reason,
+    one_line,
+    places_table,
     read_dead_letters,
     write_dead_letters,
 )
@@ -46,6 +52,25 @@ def test_a_detail_is_one_printable_line_of_bounded_length(tmp_path: Path) -> Non
     (found,) = read_dead_letters(str(tmp_path / "a.parquet"))
     assert found.detail.startswith("two lines ? xxx")
     assert len(found.detail) == MAX_DETAIL_CHARACTERS
+
+
+@given(st.text(), st.integers(8, 60))
+def test_a_long_text_is_cut_between_words(text: str, limit: int) -> None:
+    cut = one_line(text, limit)
+    whole = one_line(text, 10**6)
+    assert len(cut) <= limit
+    if len(whole) <= limit:
+        assert cut == whole
+    else:
+        assert cut.endswith("...")
+        assert whole.startswith(cut[:-3])
+
+
+def test_the_title_of_a_row_found_twice_is_cut_as_any_other() -> None:
+    """It is kept in the shard until then."""
+    text = "word " * 23 + "a-long-word and more"
+    kept = places_table(Places("a.csv", "line", np.arange(1)), pa.array([text]))["title"][0].as_py()
+    assert one_line(kept, MAX_TITLE_CHARACTERS) == one_line(text, MAX_TITLE_CHARACTERS) == "word " * 22 + "word..."
 
 
 def test_a_letter_says_where_of_what_and_about_which_picture(tmp_path: Path) -> None:

@@ -107,13 +107,8 @@ def test_elements_that_are_no_objects_are_letters_that_name_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = b'[{"product_id": "1", "title": "a"}, 5, null, "x", [],\n {"product_id": "2", "title": "\xe9"},'
-<<<<<<< HEAD
-    text += b'{"product_id": "3", "title": "a\tb"}, {"product_id": "4", "title": "d"}]'
-    config = CatalogConfig(uri=write(tmp_path / "a.json", text), encoding="utf-8")
-=======
     text += b'{"product_id": "3", "title": "a\tb"}, {"product_id": "4", "title": "d\xc3\xa9"}]'
     config = CatalogConfig(uri=write(tmp_path / "a.json", text))
->>>>>>> w-break1
     for block_bytes in (9, 1 << 20):
         monkeypatch.setattr(intake, "BLOCK_BYTES", block_bytes)
         batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / f"work-{block_bytes}")), config)

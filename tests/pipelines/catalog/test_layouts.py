@@ -95,7 +95,7 @@ def test_a_shop_in_another_language_is_known(tmp_path: Path) -> None:
            "Beschreibung": "x", "Regulärer Preis": "1"}  # fmt: skip
     found = recognise(CatalogConfig(uri=in_csv(tmp_path, [row]), layout="auto"))
     assert found.layout == "woocommerce"
-    assert found.config.where == '"Typ" <> \'variation\' and "Veröffentlicht" = 1'
+    assert found.config.where == '"Typ" not like \'variation%\' and "Veröffentlicht" = 1'
     assert found.config.text_fields == ("Name", "Beschreibung")
 
 
@@ -382,6 +382,34 @@ def test_a_first_line_that_rows_do_not_fit_is_named(first: str, tmp_path: Path) 
     path.write_text(first + "\n" + "".join(f"{row},Red mug {row},3\n" for row in range(9)))
     with pytest.raises(CatalogError, match=r"the rows below it have 3 values; set catalog\.csv_skip_lines"):
         recognise(CatalogConfig(uri=str(path), layout="auto"))
+
+
+@pytest.mark.parametrize("rows", [8, 300])
+def test_the_plan_names_the_encoding_that_the_run_reads(rows: int, tmp_path: Path) -> None:
+    path = tmp_path / "export.csv"
+    lines = (f"{row:06};Tasse grün {row};{row},90 €\n" for row in range(rows))
+    path.write_bytes(("Artikelnummer;Bezeichnung;Preis\n" + "".join(lines)).encode("cp1252"))
+    found = recognise(CatalogConfig(uri=str(path), layout="auto"))
+    assert found.read_as == "CSV, CP1252, semicolons between values"
+    plan = plan_catalog(found.config, spool_uri=str(tmp_path / "spool"))
+    texts = [text for batch in read_plan(plan, found.config) for text in batch.texts.to_pylist()]
+    assert texts == [f"Tasse grün {row}" for row in range(rows)]
+
+
+def test_drafts_and_variations_are_known_however_they_are_spelled(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"Handle": f"h{number}", "Title": f"Mug {number}", "Status": status, "Variant SKU": number}
+        for number, status in enumerate(["active", "Active", "ACTIVE", "", "draft", "Draft", "ARCHIVED"])
+    ]
+    types = ["simple", "simple, virtual", "variable", "variation", "variation, virtual", "variation, downloadable"]
+    of_woo: list[dict[str, object]] = [
+        {"ID": number, "Type": kind, "SKU": f"s{number}", "Name": f"Mug {number}", "Published": 1}
+        for number, kind in enumerate(types)
+    ]
+    for table, kept in ((rows, 4), (of_woo, 3)):
+        config = recognise(CatalogConfig(uri=in_csv(tmp_path, table), layout="auto")).config
+        batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "spool")), config)
+        assert sum(len(batch.product_ids) for batch in batches) == kept
 
 
 ARTICLES = [["Artikelnummer", "Bezeichnung", "VK-Preis", "Bild"]]

@@ -86,6 +86,17 @@ def test_a_western_export_is_read_with_all_rows(language: str, encoding: str, tm
     assert not letters
 
 
+@pytest.mark.parametrize(
+    "price",
+    ["{},90 €", "€ {}.90", "€{}", "£{}", "ab {} €/m²", "Lego® set {} – new™", "n° {}", "½ × {}°"],
+)
+@pytest.mark.parametrize("language", [*WESTERN, "none"])
+def test_western_prices_and_signs_are_in_no_other_encoding(language: str, price: str) -> None:
+    titles = WESTERN.get(language, ["plain"])
+    lines = [f"{number:05d};{titles[number % len(titles)]};{price.format(number)}\n" for number in range(60)]
+    assert find_encoding([b"Nr;Titel;Preis\n", *(line.encode("cp1252") for line in lines)], "a.csv") == "cp1252"
+
+
 @pytest.mark.parametrize(("encoding", "language"), OTHERS)
 def test_another_encoding_is_read_where_it_is_clear(encoding: str, language: str) -> None:
     assert find_encoding([csv_of(OTHERS[encoding, language]).encode(encoding)], "a.csv") == encoding

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -482,3 +483,14 @@ def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_character_that_yaml_does_not_know_is_one_clear_error():
     with pytest.raises(ConfigError, match=r"job.yaml: is not valid YAML: .*#x0000"):
         parse_config("a: \0\n", "job.yaml")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["work.uri", "index.uri", "catalog.uri", "catalog.image_root", "encoder.uri", "index.queries_uri", "config"],
+)
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_address_is_named(key: str, text: str) -> None:
+    """As `--index.uri "$INDEX"` gives it where the variable is not set."""
+    with pytest.raises(ConfigError, match=rf"^command line: .*{re.escape(key)}.*expected"):
+        load_job_config([f"--{key}", text])

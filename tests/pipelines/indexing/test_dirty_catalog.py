@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import zlib
 from collections import Counter
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from index_builder import IndexReader, publish
 from pipelines.catalog.dead_letters import DeadLetter, read_dead_letters
 from pipelines.indexing.progress import summary_lines
 from pipelines.indexing.publish_step import RunResult
+from pipelines.indexing.run_record import RunRecord
 from tests.pipelines.images.image_server import ImageServer, Request, image_server
 from tests.pipelines.indexing.job import product, run_job
 
@@ -216,6 +218,7 @@ class IndexedCatalog:
     outcome: RunResult
     letters: list[DeadLetter]
     indexed: set[str]
+    record: RunRecord
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +231,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> IndexedCatalog:
         for number, kind in enumerate(KINDS):
             lines += [kind.as_line(server), good_line(number + 1)]
         (folder / "catalog.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-        outcome, _ = run_job(
+        outcome, record = run_job(
             folder,
             *("--catalog.uri", str(folder / "catalog.jsonl"), "--catalog.image_root", str(folder / "pictures")),
             *("--catalog.display_fields", "[price]", "--gates.max_rejected_share", "0.5"),
@@ -240,7 +243,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> IndexedCatalog:
     letters = list(read_dead_letters(f"{outcome.uri}/rejected.parquet"))
     indexed = IndexReader.open(str(folder / "index")).products["product_id"].to_pylist()
     assert len(indexed) == len(set(indexed))
-    return IndexedCatalog(outcome, letters, set(indexed))
+    return IndexedCatalog(outcome, letters, set(indexed), record)
 
 
 def good_line(number: int) -> bytes:
@@ -271,6 +274,8 @@ def test_every_row_is_accounted_for(made: IndexedCatalog):
     assert totals.by_reason == dict(expected)
     assert totals.rows_in == 2 * len(KINDS) + 1 == totals.products + totals.rejected
     assert totals.texts_cut == 1
+    said = dict(summary_lines(made.outcome, made.record))["texts cut"]
+    assert re.match(r"1: the text tower reads \d+ tokens \(as the saved encoder has it\), the end", said)
 
 
 def test_rows_of_one_product_are_indexed_once_and_every_row_is_accounted_for(tmp_path: Path) -> None:
@@ -299,7 +304,7 @@ def test_rows_of_one_product_are_indexed_once_and_every_row_is_accounted_for(tmp
     assert catalog.left_out
     lines = dict(summary_lines(outcome, record))
     assert (lines["rows in"], lines["folded by catalog.group_by"]) == ("64", f"{catalog.folded}")
-    assert lines["products in"] == f"{64 - catalog.folded}"
+    assert (lines["products"], lines["rejected"]) == (f"{catalog.products}", f"{catalog.rejected}")
     outcome, _ = run_job(tmp_path, *arguments, "--gates.max_rejected_share", "0.5", "--gates.max_row_change", "null")
     products = IndexReader.open(str(tmp_path / "index")).products
     assert products["product_id"].to_pylist() == [*(f"h{number}" for number in range(20)), "new"]

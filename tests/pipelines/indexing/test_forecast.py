@@ -65,9 +65,32 @@ def test_rows_that_the_condition_leaves_out_are_counted(tmp_path, capsys):
     assert re.search(r"left out by catalog.where +22\b", capsys.readouterr().out)
 
 
+def test_ids_that_occur_again_are_counted_as_the_run_counts_them(tmp_path, capsys):
+    rows = [product(number) for number in range(118)] + [product(3), product(117)]
+    write_catalog(tmp_path / "catalog", rows)
+    for night in range(2):
+        planned = forecast(tmp_path)
+        assert (planned.rows_in, planned.products, planned.rejected, planned.deleted) == (120, 118, 2, 0)
+        totals = run_job(tmp_path)[0].totals
+        assert (totals.rows_in, totals.products, totals.rejected) == (120, 118, 2)
+        assert totals.embedded == planned.to_embed == (0 if night else 118)
+        assert totals.carried_over == planned.complete + planned.carried_over == (118 if night else 0)
+    rows[118:] = [product(3), product(3), product(200)]
+    write_catalog(tmp_path / "catalog", rows)
+    planned = forecast(tmp_path)
+    assert (planned.products, planned.rejected, planned.to_embed) == (119, 2, 1)
+    totals = run_job(tmp_path)[0].totals
+    assert (totals.embedded, totals.carried_over) == (1, 118)
+    print_forecast(planned, console=Console(width=100, highlight=False))
+    printed = capsys.readouterr().out
+    assert re.search(r"rows in +121\b", printed)
+    assert re.search(r"rejected +2\b", printed)
+
+
 def test_ids_of_several_columns_by_the_command_line(tmp_path):
     write_catalog(tmp_path / "catalog", [product(1), product(1) | {"price": 2.0}, product(1)])
-    assert forecast(tmp_path, "--catalog.id_field", "[product_id, price]", "--index.factory", "Flat").products == 3
+    planned = forecast(tmp_path, "--catalog.id_field", "[product_id, price]", "--index.factory", "Flat")
+    assert (planned.products, planned.rejected) == (2, 1), "the third has the id of the first"
     command = load_job_config(arguments(tmp_path, "--catalog.id_field", "[product_id, price]"))
     assert command.config.catalog.id_fields == ("product_id", "price")
 

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines.config.job import GatesConfig
+from pipelines.config.job import GatesConfig, IndexJobConfig, JobConfig
+from pipelines.config.validation import list_keys
+from pipelines.indexing import gates as gates_module
 from pipelines.indexing.gates import failed_gates, planned_gates
 from pipelines.indexing.shard_files import Totals
 
@@ -53,8 +55,18 @@ def test_a_picture_host_that_was_down_holds_the_version_back():
         "gates.max_degraded_share: 11 of 100 products (11.0%) were degraded, at most 10.0% are allowed; "
         "where that is right, --gates.max_degraded_share 0.11 lets it pass"
     )
+    missing = {"degraded: picture_missing": 90, "degraded: fetch_timeout": 3, "rejected: missing_id": 200}
+    (failed,) = failed_gates(gates, dataclasses.replace(totals(degraded=93), by_reason=missing), 1.0, None)
+    assert "; most: picture_missing (90), see catalog.image_root; where that is right, --gates.max" in failed
     open_gates = GatesConfig(min_recall=None, max_degraded_share=None, max_row_change=None)
     assert failed_gates(open_gates, totals(degraded=100), 0.0, previous(9)) == []
+
+
+def test_the_keys_that_reasons_hang_on_are_keys():
+    known = {key.name for config in (JobConfig, IndexJobConfig) for key in list_keys(config)}
+    named = [key for text in gates_module._KEYS.values() for key in re.findall(r"\w+\.\w+", text)]
+    assert named
+    assert set(named) <= known
 
 
 def test_the_defaults_stop_what_is_broken_and_nothing_else():

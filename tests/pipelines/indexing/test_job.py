@@ -183,7 +183,7 @@ def test_another_encoder_embeds_everything_again(tmp_path):
     other = save_tiny_encoder(tmp_path / "other", model="3tmm", seed=5)
     second, record = run_job(tmp_path, "--encoder.uri", other.uri)
     assert (second.totals.embedded, second.totals.carried_over) == (120, 0)
-    assert dict(summary_lines(second, record))["carried over"].startswith("0 (the encoder changed (from ")
+    assert dict(summary_lines(second, record))["  carried over"].startswith("0 (the encoder changed (from ")
 
 
 def test_a_gate_holds_the_version_back_and_the_old_one_stays(tmp_path):
@@ -206,6 +206,8 @@ def test_an_empty_run_fails_in_words(tmp_path):
     with pytest.raises(RunFailedError, match=r"^none of the 3 rows .* \(rejected: empty_product 3\); the dead letters"):
         run_job(tmp_path, "--index.factory", "auto")
     assert not (tmp_path / "index" / "CURRENT").exists()
+    with pytest.raises(RunFailedError, match=r"none of the 3 rows .* \(left out by catalog\.where 3\)"):
+        run_job(tmp_path, "--index.factory", "auto", "--catalog.where", "product_id = 'x'")
 
 
 def test_where_the_rejected_leave_too_few_to_train_the_run_is_not_lost(tmp_path):

@@ -15,7 +15,7 @@ from pipelines.indexing.shard_files import Totals
 
 def outcome(status: str, failed: list[str]) -> RunResult:
     totals = Totals(
-        rows_in=1200, products=1100, embedded=100, carried_over=1020, degraded=3, rejected=100, texts_cut=7,
+        rows_in=1200, products=1100, embedded=80, carried_over=1020, degraded=3, rejected=100, texts_cut=7,
         images_unchanged=4, shards=4,
         by_reason={"degraded: picture_missing": 3, "rejected: duplicate_id": 20, "rejected: missing_id": 80},
     )  # fmt: skip
@@ -32,9 +32,10 @@ def test_the_summary_accounts_for_every_product(tmp_path):
         record.report("embed", unit, skipped=skipped, seconds=2.0, rows_in=300, products=275, embedded=25)
     record.report("train", "all", seconds=1.25)
     lines = dict(summary_lines(outcome("published", []), record))
-    assert lines["products in"] == "1,200"
-    assert lines["carried over"] == "1,020 (4 pictures not read again: they have not changed)"
-    assert lines["  rejected: duplicate_id"] == "20"
+    assert (lines["rows in"], lines["rejected"], lines["products"]) == ("1,200", "100", "1,100")
+    assert lines["  embedded"] == "80"
+    assert lines["  carried over"] == "1,020 (4 pictures not read again: they have not changed)"
+    assert lines["rejected: duplicate_id"] == "20"
     assert lines["catalog shards"] == "4, of which 1 stood complete and were skipped"
     assert lines["seconds"] == "embed 8.0, train 1.2"
     assert lines["index"] == "1,100 products, OPQ8_32,IVF16,PQ8x8, 2 serving shards, 2.5 MB"
@@ -44,10 +45,12 @@ def test_the_summary_accounts_for_every_product(tmp_path):
 
 def test_the_summary_says_why_nothing_was_carried_over(tmp_path):
     record = RunRecord(uri=str(tmp_path))
-    record.report("plan", "all", seconds=0.1, nothing_carried_over="--full was given")
+    limit = "64 tokens (encoder.text_tower.max_tokens)"
+    record.report("plan", "all", seconds=0.1, nothing_carried_over="--full was given", text_limit=limit)
     totals = replace(outcome("published", []).totals, carried_over=0, images_unchanged=0)
     lines = dict(summary_lines(replace(outcome("published", []), totals=totals), record))
-    assert lines["carried over"] == "0 (--full was given)"
+    assert lines["  carried over"] == "0 (--full was given)"
+    assert lines["texts cut"] == f"7: the text tower reads {limit}, the end of longer texts is lost"
 
 
 def test_a_failed_gate_is_said_plainly(tmp_path, capsys):

@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from index_builder import storage
 from pipelines.indexing.shard_files import (
@@ -84,16 +86,37 @@ def test_totals_add_up_and_count_duplicates_as_rejected():
         position=1, key="b", rows_in=5, products=5, embedded=1, carried_over=4, degraded=1,
         by_reason={"degraded: y": 1, "rejected: x": 0},
     )  # fmt: skip
-    found = total([first, second], products=10, duplicates=3)
+    found = total([first, second], products=10, duplicates=[1, 2])
     assert (found.rows_in, found.products, found.rejected) == (15, 10, 5)
     assert found.rows_in == found.products + found.rejected
     assert found.by_reason == {"degraded: y": 1, "rejected: duplicate_id": 3, "rejected: x": 2}
     assert found.rejected_share == pytest.approx(1 / 3)
-    assert (found.embedded, found.carried_over) == (9, 4)
+    assert (found.embedded, found.carried_over) == (8, 2)
 
 
 def test_what_an_earlier_run_embedded_is_carried_over():
     last_run = ShardSummary(position=0, key="a", rows_in=10, products=10, embedded=9, carried_over=1)
     this_run = ShardSummary(position=1, key="b", rows_in=5, products=5, embedded=2, carried_over=3, images_unchanged=3)
-    found = total([last_run, this_run], products=15, duplicates=0, earlier={"a"})
+    found = total([last_run, this_run], products=15, earlier={"a"})
     assert (found.embedded, found.carried_over, found.images_unchanged) == (2, 13, 3)
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 50)] * 4, st.booleans()), min_size=1), st.integers(0, 9), st.integers(0, 1000)
+)
+def test_every_row_is_counted_once(shards, folded, seed):
+    """Rows in are those folded, left out, rejected, embedded and carried over."""
+    summaries = [
+        ShardSummary(
+            position=number, key=str(number), rows_in=embedded + carried + rejected + left_out, left_out=left_out,
+            products=embedded + carried, embedded=embedded, carried_over=carried, rejected=rejected,
+        )
+        for number, (embedded, carried, rejected, left_out, _) in enumerate(shards)
+    ]  # fmt: skip
+    duplicates = [seed % (summary.products + 1) for summary in summaries]
+    earlier = {str(number) for number, shard in enumerate(shards) if shard[-1]}
+    products = sum(summary.products for summary in summaries) - sum(duplicates)
+    found = total(summaries, products, duplicates, earlier, folded)
+    assert found.rows_in == found.folded + found.left_out + found.rejected + found.products
+    assert found.products == found.embedded + found.carried_over
+    assert min(found.embedded, found.carried_over) >= 0

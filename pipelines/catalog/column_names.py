@@ -137,10 +137,10 @@ def _steps(path: str) -> list[str]:
     for step in steps:
         name = canonical(step)
         in_text = bool(told) and any(_is_word(canonical(told[-1]), role) for role in ("title", "description"))
-        is_language = _LOCALE.fullmatch(name) and (in_text or name not in _WORDS)
+        is_language = _LOCALE.fullmatch(step) and (in_text or name not in _WORDS)
         if not told or not (name.startswith("$") or is_language):
             told.append(step)
-    if len(told) > 1 and _LOCALE.fullmatch(canonical(told[0])) and canonical(told[0]) not in _WORDS:
+    if len(told) > 1 and _LOCALE.fullmatch(told[0]) and canonical(told[0]) not in _WORDS:
         told = told[1:]
     return told
 
@@ -165,6 +165,9 @@ def _compound(name: str, depth: int) -> tuple[str, Rank] | None:
     if plain in _WORDS:
         role, at = _WORDS[plain]
         return role, (depth, COMPOUND, at)
+    role = _WORDS.get(words[0], ("", 0))[0] if len(words) > 1 else ""
+    if role in _OWNERS and "".join(words[1:]) in _PARTS[role].split():  # `Hersteller Name`
+        return role, (depth, COMPOUND, 0)
     is_price = any(word in _PRICES.split() or word.endswith(("preis", "price")) for word in words)
     is_price = is_price or ("vk" in words and set(_AMOUNTS.split()).issuperset(words))  # not VK-Menge
     if is_price and not any(map(_NO_SALE.search, words)):

@@ -47,8 +47,8 @@ class CatalogConfigError(CatalogError, ValueError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A closing sentence that names the known name most like `name`, if any is, and the first few known ones.
 
-    A path counts as like a name that is its last step, and of many names those are listed first that share a step with
-    it.
+    A path counts as like a name that is its last step. Of many names those of whole objects are left out, and those
+    listed first that share a step with the name, then those of the fewest steps.
     """
     names = sorted(known)
     by_lower = {candidate.lower(): candidate for candidate in names}
@@ -60,9 +60,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     question = f"Did you mean '{by_lower[close[0]]}'? " if close else ""
     if len(names) > LISTED_NAMES:
         steps = set(name.lower().split("."))
-        names.sort(key=lambda candidate: (steps.isdisjoint(candidate.lower().split(".")), "." in candidate))
+        objects = {".".join(each.split(".")[:depth]) for each in names for depth in range(1, each.count(".") + 1)}
+        names = [each for each in names if each not in objects]
+        names.sort(key=lambda candidate: (steps.isdisjoint(candidate.lower().split(".")), candidate.count(".")))
     listed = ", ".join(f"'{candidate}'" for candidate in names[:LISTED_NAMES])
-    return f"{question}Known: {listed}{', ...' if len(names) > LISTED_NAMES else ''}."
+    more = f" and {len(names) - LISTED_NAMES:,} more" if len(names) > LISTED_NAMES else ""
+    return f"{question}Known: {listed}{more}."
 
 
 def without_login(address: str) -> str:

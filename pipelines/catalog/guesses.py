@@ -110,7 +110,7 @@ def _by_name(role: str, names: Sequence[str], values: dict[str, list[Any]], rows
             if locale is not None and _are_ids_together(name, locale, values, rows):
                 return Guess((name, locale), f"named so; {name} repeats, with {locale} it is different in each row")
             if _is_id(given, rows, repeated=max(rows * _MAX_REPEATED, int(rows >= _FEW_ROWS))):
-                why = f"named so; {_repeated(given):,} of {rows:,} rows looked at repeat that of another: rejected"
+                why = f"named so; {_repeated(given):,} of {rows:,} rows repeat that of another, and leave a letter"
                 return Guess((name,), why)
             if fallback is None and given and all(_is_short(value) for value in given):
                 fallback = Guess(

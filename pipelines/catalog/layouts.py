@@ -108,7 +108,8 @@ def _sample_of(config: CatalogConfig) -> Sample:
         try:
             if objects is not None:
                 return replace(sample_objects(file, objects), header_lines=above)
-            return read_sample(file, options)
+            sample = read_sample(file, options)
+            return sample if len(files) == 1 else replace(sample, encoding=None)  # others may be written otherwise
         except NoRowsError:  # a page without products, a part whose rows were all filtered out
             if number in (len(files), 16):
                 raise
@@ -148,6 +149,8 @@ def recognise_sample(sample: Sample, config: CatalogConfig, named: Collection[st
         keys["csv_skip_lines"] = sample.header_lines
     if sample.delimiter is not None:
         keys["csv_delimiter"] = sample.delimiter
+    if sample.encoding is not None:
+        keys["encoding"] = sample.encoding
     config = _filled(sample, config, keys, named)
     as_layout = "" if layout is None else f"as {with_article(layout.title)} has it"
     return Recognised(
@@ -169,8 +172,9 @@ def as_configured(config: CatalogConfig) -> Recognised:
 
 
 def _unused(config: CatalogConfig, columns: Sequence[str]) -> tuple[str, ...]:
-    used = [name.split("|")[0] for name in config.fields]
-    return tuple(name for name in columns if not any(f"{name}.".startswith(f"{each}.") for each in used))
+    used = [f"{name.split('|')[0]}." for name in config.fields]
+    paths = ((name, f"{name}.") for name in columns)
+    return tuple(name for name, path in paths if not any(path.startswith(e) or e.startswith(path) for e in used))
 
 
 def _reasons(

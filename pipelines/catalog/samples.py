@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -45,6 +45,7 @@ class Sample:
         rows: At most `SAMPLE_ROWS`, values by column; a column without a value is absent or None.
         header_lines: Lines before the one with the column names.
         delimiter: Of CSV, where the file's name does not say it.
+        encoding: Of text in none of Unicode's, which has no mark of its own.
     """
 
     format: str
@@ -53,6 +54,7 @@ class Sample:
     rows: tuple[Mapping[str, Any], ...]
     header_lines: int = 0
     delimiter: str | None = None
+    encoding: str | None = None
 
     def values(self, column: str) -> list[Any]:
         """The values of a column that are there: no None, no blank text, no word for none, no empty list."""
@@ -95,7 +97,8 @@ def read_sample(file: CatalogFile, options: TextOptions) -> Sample:
         return _sample(file, file.format.capitalize(), _stored_rows(file))
     stores.refuse_other_content(file, read_head(file.uri, file.compression, SAMPLE_BYTES))
     encoding, text = look_at_text(file, options.encoding, SAMPLE_BYTES)
-    return _sample(file, f"JSON Lines, {_shown(encoding)}", _json_objects(text.split(b"\n")))
+    sample = _sample(file, f"JSON Lines, {_shown(encoding)}", _json_objects(text.split(b"\n")))
+    return replace(sample, encoding=_unmarked(encoding))
 
 
 def sample_objects(file: CatalogFile, objects: Iterable[bytes | str]) -> Sample:
@@ -149,6 +152,10 @@ def _shown(encoding: str | None) -> str:
     return (encoding or UTF8).upper()
 
 
+def _unmarked(encoding: str | None) -> str | None:
+    return None if encoding is None or encoding.lower().startswith("utf") else encoding
+
+
 def _csv_sample(file: CatalogFile, options: TextOptions) -> Sample:
     stores.refuse_other_content(file, read_head(file.uri, file.compression, SAMPLE_BYTES))
     encoding, head = look_at_text(file, options.encoding, HEAD_BYTES)
@@ -170,7 +177,8 @@ def _csv_sample(file: CatalogFile, options: TextOptions) -> Sample:
         )
     by_name = "\t" if ".tsv" in file.name.lower().rsplit("/", 1)[-1] else ","
     told = None if dialect.delimiter == by_name else dialect.delimiter
-    return _sample(file, f"CSV, {_shown(encoding)}, {dialect}", records, dialect.skip_lines, told, hint)
+    sample = _sample(file, f"CSV, {_shown(encoding)}, {dialect}", records, dialect.skip_lines, told, hint)
+    return replace(sample, encoding=_unmarked(encoding))
 
 
 def _stored_rows(file: CatalogFile) -> Iterator[Mapping[str, Any]]:

@@ -364,7 +364,7 @@ def unknown_field(key: str, name: str, names: Collection[str], where: str) -> Ca
     if delimiter is not None:
         hint = f"The first line is one column, {only!r}: is catalog.csv_delimiter {delimiter!r}?"
     if key == "catalog.where":
-        hint += " (Text stands in single quotes.)"
+        hint += " (Text stands in single quotes.) Without any condition: --catalog.where null."
     return CatalogError(f"{key}: expected the name of a column, found {name!r}, which {where} does not have. {hint}")
 
 

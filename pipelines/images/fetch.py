@@ -146,6 +146,8 @@ class ImageFetcher:
     def _read_file(self, places: list[str], known_etag: str | None) -> FetchedImage:
         """Reads the first of some local files that is there; its version is its size and time of change."""
         path, missing = places[0], None
+        below = ", relative to the current folder; set catalog.image_root where the pictures are in another"
+        below = below if self._root is None and not os.path.isabs(path) else ""
         try:
             # A named pipe would block here without O_NONBLOCK; for plain files it changes nothing.
             flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
@@ -171,10 +173,10 @@ class ImageFetcher:
             finally:
                 os.close(descriptor)
         except ValueError as error:  # a null byte in the path
-            raise _error(Reason.picture_missing, f"no file at {path[:300]!r}") from error
+            raise _error(Reason.picture_missing, f"no file at {path[:300]!r}{below}") from error
         except OSError as error:
             if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG:
-                raise _error(Reason.picture_missing, f"no file at {path[:300]!r}") from error
+                raise _error(Reason.picture_missing, f"no file at {path[:300]!r}{below}") from error
             raise _error(Reason.picture_unreadable, f"{path}: {error.strerror or error}") from error
         self._check_bytes(path, len(data))
         return FetchedImage(data, version)

@@ -5,6 +5,7 @@ So a person sees it before any product is embedded.
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.catalog.config import without_login
 from pipelines.catalog.dead_letters import cut_at_word
 from pipelines.catalog.layouts import Recognised
 from pipelines.catalog.products import ImageRef
@@ -19,6 +21,7 @@ from pipelines.config.terminal import print_lines, table_console
 
 _TEXT_SHOWN = 200
 _NAMES_SHOWN = 20
+_DATE = re.compile(r"(?<!\d)(?:(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d|[0-3]?\d[-_.][0-3]?\d[-_.](?:19|20)\d\d)(?!\d)")
 
 
 ShownProduct = tuple[str, str | None, tuple[ImageRef, ...]]
@@ -78,7 +81,19 @@ def print_config_to_keep(view: CatalogView) -> None:
     sys.stdout.write(
         f"\n# Keep this as {name}.yaml, change what is not as you mean it, and run it every night:\n"
         f"#   python -m pipelines.embed_catalog --config {name}.yaml\n"
-        f"{view.yaml}"
+        f"{_dated(view.recognised.config.uris)}{view.yaml}"
+    )
+
+
+def _dated(uris: tuple[str, ...]) -> str:
+    """What to do where an address names a day: tomorrow's file is another one."""
+    name = uris[-1].rpartition("/")[2]
+    glob = _DATE.sub("*", name)
+    if glob == name or len(uris) > 1:
+        return ""
+    return (
+        f"# The file's name has a date. With uri: '{without_login(uris[0].removesuffix(name))}{glob}' each night's is "
+        "taken;\n# keep only the newest where it lies, or every product is there once for each.\n"
     )
 
 

@@ -133,10 +133,12 @@ def test_the_nearest_name() -> None:
 def test_the_nearest_path() -> None:
     assert nearest("title", ["_id", "_source.title"]).startswith("Did you mean '_source.title'?")
     assert nearest("_source.titel", ["_source", "_source.title"]).startswith("Did you mean '_source.title'?")
-    many = [*(f"a{number:02d}" for number in range(30)), "_source", "_source.name", "hit._source"]
-    expected = "Known: '_source', '_source.name', 'hit._source', 'a00', 'a01'"
+    many = [*(f"a{number:02d}" for number in range(30)), "_source", "_source.name", "hit._source", "b", "b.a", "b.a.c"]
+    expected = "Known: '_source.name', 'hit._source', 'a00', 'a01'"
     assert expected in nearest("_source.zzz", many)
-    assert nearest("_source.zzz", many).endswith("'a08', ....")
+    assert nearest("_source.zzz", many).endswith("'a09' and 21 more.")
+    assert "'b'" not in nearest("b.zzz", many)  # an object is no field
+    assert "Known: 'b.a.c', 'a00'" in nearest("b.zzz", many)
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///shop.db", "postgresql+psycopg://me:secret@host/shop", "mysql://host/shop"])

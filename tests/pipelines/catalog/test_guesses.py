@@ -54,6 +54,21 @@ def sample_of(record: Callable[[int], Mapping[str, Any]], rows: int = 40) -> Sam
             {"id": "id", "title": "title.rendered", "description": "text.description"},
         ),
         (
+            lambda n: {"productNumber": f"SW{n}", "manufacturer": {"id": f"m{n}", "name": "T"}, "name": f"Cup {n}",
+                       "cover": {"media": {"url": f"https://i.test/{n}.jpg"}}, "price": [{"gross": 9.9, "net": 8.3}],
+                       "categories": [{"id": n, "name": "Cups"}], "seo": {"title": f"Buy cup {n}"}},
+            {"id": "productNumber", "title": "name", "brand": "manufacturer.name", "category": "categories.name",
+             "image": "cover.media", "price": "price.gross"},
+        ),
+        (
+            lambda n: {"masterData": {"current": {"name": {"en-US": f"Cup {n}", "de": f"Tasse {n}"}}}, "key": f"k-{n}"},
+            {"id": "key", "title": "masterData.current.name.en-US"},
+        ),
+        (
+            lambda n: {"nr": n, "Hersteller Name": "T", "category_path": "A > B", "titel": f"T {n}"},
+            {"id": "nr", "title": "titel", "brand": "Hersteller Name", "category": "category_path"},
+        ),
+        (
             lambda n: {"Art.-Nr.": n, "Titel (DE)": f"Tasse {n}", "Bild 1": f"{n}.jpg"},
             {"id": "Art.-Nr.", "title": "Titel (DE)", "image": "Bild 1"},
         ),

@@ -64,7 +64,8 @@ def test_the_shipped_config_is_what_its_example_is_taken_for(name: str, tmp_path
     recognised = recognise(CatalogConfig(uri=uri, layout="auto"))
     assert recognised.layout == export.recognised
     expected = replace(shipped(name, uri), image_root=None)
-    assert replace(recognised.config, image_root=None) == expected
+    told = {"encoding": "cp1252"} if "CP1252" in recognised.read_as else {}  # of this one file; a config reads any
+    assert replace(recognised.config, image_root=None) == replace(expected, **told)
     named = recognise(CatalogConfig(uri=uri, layout=export.recognised))
     assert named.config == recognised.config
     assert all(why for _, _, why in recognised.reasons)

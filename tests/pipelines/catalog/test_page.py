@@ -55,3 +55,8 @@ def test_the_keys_of_the_page_are_keys() -> None:
 def test_the_index_of_the_two_commands_is_that_of_the_catalog() -> None:
     first, index = re.search(r"--catalog\.uri (\S+)\npython -m pipelines\.search --index (\S+)", PAGE).groups()  # type: ignore[union-attr]
     assert load_job_config(["--catalog.uri", first]).config.index.uri == index
+
+
+def test_the_index_of_a_shipped_config_is_that_of_the_page() -> None:
+    (index,) = set(re.findall(r"--index (\S+) ", PAGE[PAGE.index("## What it knows") : PAGE.index("### Shopify, exp")]))
+    assert load_job_config(["--config", "catalogs/shopify"]).config.index.uri == index

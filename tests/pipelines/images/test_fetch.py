@@ -171,6 +171,14 @@ def test_an_address_is_shown_without_login_and_query() -> None:
     assert shown_reference("//u:p@cdn.test/a.jpg?sig=1") == "//cdn.test/a.jpg?..."
 
 
+def test_a_missing_file_says_what_its_path_is_relative_to(root: Path) -> None:
+    with pytest.raises(ImageError, match=r"no file at 'm/gone\.jpg', relative to the current folder; set .*image_root"):
+        fetch("m/gone.jpg")
+    for path, below in (("m/gone.jpg", root), ("/m/gone.jpg", None)):
+        with pytest.raises(ImageError, match=r"no file at '/.*/gone\.jpg'$|no file at '/m/gone\.jpg'$"):
+            fetch(path, below)
+
+
 def test_what_is_no_readable_file(root: Path) -> None:
     os.mkfifo(root / "pipe")
     assert reason("shoes/b.jpg", root) == Reason.picture_missing

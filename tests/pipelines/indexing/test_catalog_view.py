@@ -205,3 +205,28 @@ def test_the_plan_of_any_config_shows_columns_products_and_folders(
     ):
         assert re.search(pattern, printed), pattern
     assert "# Keep this" not in printed  # it is one already
+
+
+@pytest.mark.parametrize(
+    ("name", "glob"),
+    [
+        ("wc-product-export-26-11-2026.csv", "wc-product-export-*.csv"),
+        ("out/export_2026-11-26.csv", "out/export_*.csv"),
+        ("20261126.csv", "*.csv"),
+        ("export-123456789012.csv", None),
+    ],
+)
+def test_a_name_with_a_date_is_kept_as_a_glob(shop: Path, capsys, name: str, glob: str | None) -> None:
+    assert embed("--catalog.uri", write_cups(name), "--plan") == 0
+    kept = yaml_in(capsys.readouterr().out)
+    assert yaml.safe_load(kept)["catalog"]["uri"] == name
+    assert (f"uri: '{glob}'" in kept) == (glob is not None)
+    assert ("has a date" in kept) == (glob is not None)
+
+
+def test_an_encoding_that_no_mark_tells_is_kept(shop: Path, capsys) -> None:
+    text = "nr;titel\n" + "".join(f"{n};Gie\u00dfkanne gr\u00fcn {n}\n" for n in range(20))
+    for encoding, kept in (("cp1252", "cp1252"), ("utf-8", None), ("utf-16", None)):
+        Path("kannen.csv").write_bytes(text.encode(encoding))
+        assert embed("--catalog.uri", "kannen.csv", "--plan") == 0
+        assert yaml.safe_load(yaml_in(capsys.readouterr().out))["catalog"].get("encoding") == kept

@@ -25,7 +25,7 @@ MAX_SHARDS_OF_CHUNK = 16
 """A shard of a row group can only be read by decoding the rows before it, so a group in n shards is decoded about n/2
 times over. Who wants smaller shards of a large file writes smaller row groups."""
 
-_KEY_VERSION = 2
+_KEY_VERSION = 3  # goes up when the same rows give other products
 _THREADS = 16
 _FILES_LOOKED_AT = 16
 

@@ -42,7 +42,7 @@ class RowSelection:
         bits = np.packbits(mask, bitorder="little")  # bit i is row i; the selector holds on to the array
         return cls(faiss.IDSelectorBitmap(bits), bits, int(np.count_nonzero(mask)))
 
-    @property
+    @cached_property
     def numbers(self) -> np.ndarray:
         """The rows, int64 [n], ascending."""
         return np.flatnonzero(np.unpackbits(self.bits, bitorder="little"))

@@ -36,7 +36,7 @@ CACHED_VERSIONS = 2
 CACHE_ATTEMPTS = 3
 """Downloads of a version of which another process's cleaning of the cache may have taken files away."""
 FILTERS_KEPT = 64
-"""Expressions remembered for each version, the latest ones; each takes a bit a product."""
+"""Expressions remembered for each version, the latest ones; each takes a bit a product, and a count a list."""
 GROUPED_FROM_ROWS_PER_BATCH = 12
 """Rows for each record batch of the table from which on they are taken batch by batch instead of one by one."""
 

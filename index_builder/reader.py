@@ -20,7 +20,7 @@ from index_builder.errors import IndexBuilderError
 from index_builder.manifest import Manifest
 from index_builder.open_version import OpenVersion, ProductRows, open_current, open_version
 from index_builder.publish import QUERY_ENCODER_FOLDER, read_current
-from index_builder.shard_search import search_refined
+from index_builder.shard_search import filled_up, search_refined
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +151,7 @@ class IndexReader:
             state.search, state.refine, queries, asked, nprobe=probes, refine_factor=factor, selection=selection
         )
         if asked < k:
-            missing = ((0, 0), (0, k - asked))
-            scores = np.pad(scores, missing, constant_values=-np.inf)
-            rows = np.pad(rows, missing, constant_values=-1)
+            scores, rows = filled_up(scores, rows, k)
         found = rows >= 0
         ids = state.products.take(rows[found], "product_id").to_pylist()
         ends = np.cumsum(found.sum(axis=1)).tolist()

@@ -10,7 +10,7 @@ Legend: `B` queries, `D` dimension, `m` candidates of a query, `k` neighbours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import faiss
@@ -28,13 +28,14 @@ SPARE_LISTS = 16
 """Lists put in order beyond those that are expected to hold enough rows."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class RowSelection:
     """The rows that a filter lets pass: a bit a row, and how many they are."""
 
     selector: faiss.IDSelector
     bits: np.ndarray
     rows: int
+    _counts: np.ndarray | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, mask: np.ndarray) -> RowSelection:
@@ -49,11 +50,10 @@ class RowSelection:
 
     def counts(self, list_of_row: np.ndarray, lists: int) -> np.ndarray:
         """The rows of each inverted list that pass: int64 [L]. Counted once."""
-        if (known := self.__dict__.get("_counts")) is None:
+        if self._counts is None:
             mask = np.unpackbits(self.bits, count=len(list_of_row), bitorder="little").view(bool)
-            known = np.bincount(list_of_row[mask], minlength=lists)
-            self.__dict__["_counts"] = known
-        return known
+            self._counts = np.bincount(list_of_row[mask], minlength=lists)
+        return self._counts
 
 
 class ShardSearch:
@@ -319,11 +319,16 @@ def search_refined(
         numbers = selection.numbers
         rows = np.broadcast_to(numbers, (len(vectors), len(numbers)))
         scores, rows = best_by_score(codes.products(vectors, numbers), rows, k)
-        missing = ((0, 0), (0, max(0, k - len(numbers))))
-        return np.pad(scores, missing, constant_values=-np.inf), np.pad(rows, missing, constant_values=-1)
+        return filled_up(scores, rows, k)
     candidates = max(k, min(k * refine_factor, search.rows))
     rows = search.search(vectors, candidates, nprobe=nprobe, selection=selection)[1]
     return best_by_score(codes.scores(vectors, rows), rows, k)
+
+
+def filled_up(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows [B, m] as [B, k], with -inf and -1 behind where m is less."""
+    missing = ((0, 0), (0, max(0, k - rows.shape[1])))
+    return np.pad(scores, missing, constant_values=-np.inf), np.pad(rows, missing, constant_values=-1)
 
 
 def best_by_score(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

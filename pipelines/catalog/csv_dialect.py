@@ -166,6 +166,11 @@ class RecordLooks:
         return found >= (2 if self._is_telling else MANY_RECORDS) and 2 * found > len(filled)
 
 
+def delimiter_by_name(name: str) -> str:
+    """A tab for a file that is called `.tsv`, whatever comes behind; else a comma."""
+    return "\t" if ".tsv" in name.lower().rsplit("/", 1)[-1] else ","
+
+
 def find_dialect(
     sample: bytes,
     name: str,
@@ -204,7 +209,7 @@ def find_dialect(
     header = next((line for line in lines if line.strip("\r\n")), "")
     if quote is None and re.match(r"'[^']*'([,;\t|]'[^']*')+\s*$", header):
         dialect = replace(dialect, quote="'")
-    by_name = "\t" if ".tsv" in name.lower().rsplit("/", 1)[-1] else ","
+    by_name = delimiter_by_name(name)
     if delimiter is None:
         delimiter = by_name
         if by_name == "," or "\t" not in header:

@@ -16,15 +16,12 @@ from typing import Any
 
 from pipelines.catalog.config import CatalogError, nearest
 from pipelines.catalog.json_lines import kind_of
+from pipelines.catalog.text_encoding import MARKS
 
 # Not strict: a bare tab in a value makes that product a bad one, not the document. What numbers are does not matter.
 _scan = json.JSONDecoder(parse_int=float, strict=False).scan_once  # type: ignore[attr-defined]
 _BLANK = re.compile(r"[ \t\r\n]*")
 _BREAK = re.compile(r"[\r\n]")
-_BOMS = (
-    *((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be")),
-    *((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")),
-)
 _ID_NAMES = ("id", "_id", "product_id", "sku", "asin", "parent_asin")
 _LINES_LOOKED_AT = 100
 _LONGEST_SIGN = len(r"\ud83d\ude00")  # what is told as a whole, beside texts and numbers
@@ -102,7 +99,7 @@ def decoded(chunks: Iterable[bytes], encoding: str) -> Iterator[str]:
     decoder = None
     for chunk in chunks:
         if decoder is None:
-            mark, found = next(((mark, name) for mark, name in _BOMS if chunk.startswith(mark)), (b"", "utf-8"))
+            mark, found = next(((mark, name) for mark, name in MARKS if chunk.startswith(mark)), (b"", "utf-8"))
             found = found if encoding == "auto" or mark else encoding
             decoder = codecs.getincrementaldecoder(found)("surrogateescape" if found == "utf-8" else "strict")
             chunk = chunk[len(mark) :]

@@ -16,7 +16,13 @@ import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
 from pipelines.catalog.config import NULL_VALUES, CatalogError
-from pipelines.catalog.csv_dialect import find_dialect, lines_above_header, read_records, sample_lines
+from pipelines.catalog.csv_dialect import (
+    delimiter_by_name,
+    find_dialect,
+    lines_above_header,
+    read_records,
+    sample_lines,
+)
 from pipelines.catalog.schemas import IMAGE_KEYS
 from pipelines.catalog.stores import CatalogFile, read_head
 from pipelines.catalog.text_encoding import UTF8
@@ -95,7 +101,6 @@ def read_sample(file: CatalogFile, options: TextOptions) -> Sample:
         return _csv_sample(file, options)
     if file.format in ("parquet", "arrow"):
         return _sample(file, file.format.capitalize(), _stored_rows(file))
-    stores.refuse_other_content(file, read_head(file.uri, file.compression, SAMPLE_BYTES))
     encoding, text = look_at_text(file, options.encoding, SAMPLE_BYTES)
     sample = _sample(file, f"JSON Lines, {_shown(encoding)}", _json_objects(text.split(b"\n")))
     return replace(sample, encoding=_unmarked(encoding))
@@ -157,7 +162,6 @@ def _unmarked(encoding: str | None) -> str | None:
 
 
 def _csv_sample(file: CatalogFile, options: TextOptions) -> Sample:
-    stores.refuse_other_content(file, read_head(file.uri, file.compression, SAMPLE_BYTES))
     encoding, head = look_at_text(file, options.encoding, HEAD_BYTES)
     stated = {"delimiter": options.csv_delimiter, "quote": options.csv_quote, "escape": options.csv_escape}
     skip_lines = options.csv_skip_lines or lines_above_header(head, file.name, **stated)
@@ -175,8 +179,7 @@ def _csv_sample(file: CatalogFile, options: TextOptions) -> Sample:
             f": the first line has {names}, the rows below it have {max(map(len, others))} values; set "
             "catalog.csv_skip_lines where the names stand further below, or correct the first line"
         )
-    by_name = "\t" if ".tsv" in file.name.lower().rsplit("/", 1)[-1] else ","
-    told = None if dialect.delimiter == by_name else dialect.delimiter
+    told = None if dialect.delimiter == delimiter_by_name(file.name) else dialect.delimiter
     sample = _sample(file, f"CSV, {_shown(encoding)}, {dialect}", records, dialect.skip_lines, told, hint)
     return replace(sample, encoding=_unmarked(encoding))
 

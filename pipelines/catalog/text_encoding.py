@@ -23,13 +23,14 @@ SAMPLED_LINES = 2000
 _SAMPLED_LINES_OF_CHUNK = 100
 _SAMPLED_BYTES_OF_LINE = 600
 
-_MARKS = (
+MARKS = (
     (codecs.BOM_UTF8, UTF8),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+"""Byte order marks, and the encoding that each stands for; a longer one before the one that it begins with."""
 # A mark, once or twice, also where a tool took its bytes for Latin-1 and encoded them anew.
 _LEADING_MARKS = re.compile("^(?:\ufeff|ï»¿)+".encode())
 _WESTERN = "cp1252"
@@ -85,7 +86,7 @@ def encoding_of_head(head: bytes, stated: str) -> str | None:
     None: it has to be found, and is UTF-8 until a byte says otherwise. A mark tells more than what is stated for all
     files of a catalog.
     """
-    for mark, encoding in _MARKS:
+    for mark, encoding in MARKS:
         if head.startswith(mark):
             return encoding
     return _by_zeros(head[:4096]) if stated == "auto" else codecs.lookup(stated).name

@@ -38,14 +38,14 @@ def print_explanations(found: Sequence[Explanation], *, first_rank: int, mixed: 
     refined = any(each.refined_score is not None for each in found)
     parts = list(found[0].parts) if found else []
     rounded = any(each.parts and abs(each.rounding) >= LEAST_ROUNDING for each in found)
-    names = [*(["re-ranked"] if refined else []), *parts, *(["rest"] if rounded else []), "list", "nearest"]
+    names = [*(["re-ranked"] if refined else []), *parts, *(["rest"] if rounded else []), "list", "list's rank"]
     for name in names:
         table.add_column(name, justify="right")
     for rank, each in enumerate(found, start=first_rank):
         values = {name: f"{share:.4f}" for name, share in each.parts.items()}
         values |= {"re-ranked": "" if each.refined_score is None else f"{each.refined_score:.4f}"}
         values |= {"rest": f"{each.rounding:.4f}", "list": f"{each.list_number:,}"}
-        values |= {"nearest": f"{each.list_rank:,} of {each.probed:,} probed"}
+        values |= {"list's rank": f"{each.list_rank:,} ({each.probed:,} probed)"}
         shown = (str(rank), f"{each.score:.4f}", f"{each.code_score:.4f}", escape(each.product_id))
         table.add_row(*shown, *(values[name] for name in names))
     console.print(table)
@@ -77,8 +77,7 @@ def print_why_not(why: WhyNot, letters: pa.Table | None, *, version: str, asked:
         last = "" if why.last_score is None else f"; the last answer has {why.last_score:.4f}"
         lines.append(("score", f"{of.score:.4f}{by}{last}"))
         lines += [("", f"{name} {share:.4f}") for name, share in of.parts.items()]
-        nearest = f"number {of.list_number:,}, nearest but {of.list_rank - 1:,}" if of.list_rank > 1 else "the nearest"
-        lines.append(("list", f"{nearest}; {of.probed:,} are probed"))
+        lines.append(("list", f"number {of.list_number:,}, rank {of.list_rank:,} among lists; {of.probed:,} probed"))
     for letter in [] if letters is None else letters.to_pylist():
         where = f" ({letter['file']}, {letter['unit']} {letter['number']})" if letter["number"] is not None else ""
         said = f"at {letter['stage']}: {letter['reason']}, {letter['detail']}{where}"

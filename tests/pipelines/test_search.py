@@ -97,7 +97,7 @@ def test_scores_are_explained(ask) -> None:
         assert (of["list_number"], of["list_rank"], of["probed"]) == (0, 1, 1)
     text = ask("--explain", "-k", "4")
     assert "what the scores are made of" in text
-    for heading in ("by codes", "text", "image", "nearest"):
+    for heading in ("by codes", "text", "image", "list's rank"):
         assert heading in text
     assert f"{found[0]['explanation']['parts']['image']:.4f}" in text
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Protocol, TypeVar
 
 import faiss
@@ -23,6 +22,17 @@ class Kept(Protocol):
         """Memory that it takes."""
 
 
+COMPARED_ROWS = 256
+"""So few rows are compared one by one, by their refine codes, and nothing is kept for it."""
+
+
+@dataclass(eq=False, slots=True)
+class KeptBytes:
+    """Memory that several selections take together, as far as it was counted."""
+
+    total: int = 0
+
+
 _Kept = TypeVar("_Kept", bound=Kept)
 
 
@@ -34,28 +44,38 @@ class RowSelection:
         selector: The same for FAISS.
         bits: uint8 [N / 8], bit i is row i.
         rows: How many pass, n.
+        counter: Where the memory of what is kept is added, if anywhere.
     """
 
     selector: faiss.IDSelector
     bits: np.ndarray
     rows: int
+    counter: KeptBytes = field(default_factory=KeptBytes, repr=False)
     _kept: dict[object, Kept] = field(default_factory=dict, init=False, repr=False)
     _making: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
 
     @classmethod
-    def of(cls, mask: np.ndarray) -> RowSelection:
+    def of(cls, mask: np.ndarray, counter: KeptBytes | None = None) -> RowSelection:
         """The rows where bool [N] is true."""
         bits = np.packbits(mask, bitorder="little")  # the selector holds on to the array
-        return cls(faiss.IDSelectorBitmap(bits), bits, int(np.count_nonzero(mask)))
+        return cls(faiss.IDSelectorBitmap(bits), bits, int(np.count_nonzero(mask)), counter or KeptBytes())
 
     def mask(self, rows: int) -> np.ndarray:
         """bool [N], N given as `rows`."""
         return np.unpackbits(self.bits, count=rows, bitorder="little").view(bool)
 
-    @cached_property
+    @property
     def numbers(self) -> np.ndarray:
         """The rows, int64 [n], ascending."""
-        return np.flatnonzero(np.unpackbits(self.bits, bitorder="little"))
+        return np.flatnonzero(np.unpackbits(self.bits, bitorder="little").view(bool))
+
+    def passes(self, rows: np.ndarray) -> np.ndarray:
+        """Whether each of these rows passes: bool like `rows`."""
+        return (self.bits[rows >> 3] >> (rows & 7).astype(np.uint8) & 1).astype(bool)
+
+    def is_compared_whole(self, codes: object | None, refine_factor: int) -> bool:
+        """Whether `search_refined` compares all its rows, so that the best k of a search are those of a deeper one."""
+        return codes is not None and refine_factor > 0 and self.rows <= COMPARED_ROWS
 
     def found(self, key: object) -> Kept | None:
         """What was made for this key, None before."""
@@ -70,6 +90,7 @@ class RowSelection:
                 found = self._kept.get(key)
                 if found is None:
                     found = self._kept[key] = make()
+                    self.counter.total += found.bytes
         return found  # type: ignore[return-value]
 
     @property

@@ -18,7 +18,7 @@ import numpy as np
 from index_builder.errors import IndexBuilderError, VerificationError
 from index_builder.exact_rows import ExactRows
 from index_builder.faiss_files import faiss_threads, ivf_of, top_by_score
-from index_builder.filtered_lists import FilteredLists, ListRecords
+from index_builder.filtered_lists import ID_BYTES, FilteredLists, ListRecords
 from index_builder.row_selection import RowSelection as RowSelection
 
 BLOCK_BYTES = 512 << 10
@@ -26,7 +26,7 @@ BLOCK_BYTES = 512 << 10
 SMALL_SCORES = 4096
 EXACT_BYTES = 6 << 20
 """A selection of so few rows, a byte a dimension, is compared whole: 10,000 of 384 dimensions cost 0.2 ms."""
-COPIED_SHARE = 0.25
+COPIED_SHARE, COPIED_BYTES = 0.25, 64 << 20
 """Of a selection of at most this share of the rows the codes are copied; else each row of a list is tested."""
 SCORED_ROWS, SCORED_EXPONENT = 1000, 0.55
 """Rows scored under a filter, at least, and how they grow as fewer pass: measured, see tests/benchmarks/README.md."""
@@ -64,13 +64,27 @@ class ShardSearch:
         quantizer = faiss.downcast_index(self._ivfs[0].quantizer)
         self._graph = quantizer if isinstance(quantizer, faiss.IndexHNSW) else None
 
+    @property
+    def scores_every_code(self) -> bool:
+        """Whether a scan scores all codes of a list, so that the best k are the first of more."""
+        ivf = faiss.downcast_index(self._ivfs[0])
+        # RaBitQ of several bits skips codes that by their first bit can hardly be among the k.
+        return not isinstance(ivf, faiss.IndexIVFRaBitQ) or ivf.rabitq.nb_bits == 1
+
     def search(
-        self, vectors: np.ndarray, k: int, *, nprobe: int, selection: RowSelection | None = None
+        self,
+        vectors: np.ndarray,
+        k: int,
+        *,
+        nprobe: int,
+        selection: RowSelection | None = None,
+        widen: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best rows for float32 [B, D], of those that the selection lets pass: by score, ties by row.
 
         Always min(k, rows that pass) of them: where the lists probed hold fewer, more are probed. Under a selection the
-        nearest lists that hold a row of it are probed, until as many rows were scored as without one.
+        nearest lists that hold a row of it are probed, until some more rows were scored than without one. Without
+        `widen` (and a selection) no more than `nprobe` lists are probed, and fewer may be found.
 
         As scores float32 [B, k], descending, and rows int64 [B, k]; -inf and -1 beyond.
         """
@@ -87,7 +101,7 @@ class ShardSearch:
         if isinstance(self._indexes[0], faiss.IndexPreTransform):
             parameters = faiss.SearchParametersPreTransform(index_params=parameters)
         found = _merged([index.search(vectors, k, params=parameters) for index in self._indexes], k)
-        short = np.flatnonzero(found[1][:, min(k, passing) - 1] < 0)
+        short = np.flatnonzero(found[1][:, min(k, passing) - 1] < 0) if widen else ()
         if len(short):
             wider = self._search_nearest(vectors[short], k, self._all_lists, min(k, passing), nprobe, self._ivfs)
             found[0][short], found[1][short] = wider
@@ -99,7 +113,8 @@ class ShardSearch:
         Their codes are copied when the selection is used the second time: 100,000 rows take 10 ms, what the first
         search does not have to wait for, and what a filter that is used once is not worth.
         """
-        few = self._records.copyable and selection.rows <= COPIED_SHARE * self.rows
+        copied = selection.rows * (self._records.code_size + ID_BYTES)
+        few = self._records.copyable and selection.rows <= COPIED_SHARE * self.rows and copied <= COPIED_BYTES
         counted = selection.found((self, "counted"))
         if counted is None or not few:
             return selection.kept((self, "counted"), lambda: self._filter(selection, with_codes=False))
@@ -348,20 +363,25 @@ def search_refined(
     selection: RowSelection | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows for float32 [B, D]: of `refine_factor` times k candidates by their codes, the best by the refine
-    codes. Without those, or with a factor of 0, as `ShardSearch.search`, whose answer has the same form. Of a selection
-    of few rows (`EXACT_BYTES`) all are compared by their refine codes.
+    codes. Without those, or with a factor of 0, as `ShardSearch.search`, whose answer has the same form.
+
+    By measured costs the candidates of a selection are all its rows (`COMPARED_ROWS`), those that a scan of all finds
+    (`EXACT_BYTES`), or come from the nearest lists.
     """
     if codes is None or not refine_factor:
         return search.search(vectors, k, nprobe=nprobe, selection=selection)
-    factor = refine_factor if selection is None else max(refine_factor, FILTERED_FACTOR)
-    candidates = max(k, min(k * factor, search.rows))
-    if selection is None or selection.rows * codes.dim > EXACT_BYTES:
-        rows = search.search(vectors, candidates, nprobe=nprobe, selection=selection)[1]
-        return best_by_score(codes.scores(vectors, rows), rows, k)
-    if not selection.rows:
-        return filled_up(np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64), k)
-    few = selection.kept(codes, lambda: codes.selected(selection.numbers))
-    rows = few.candidates(vectors, min(candidates, selection.rows))
+    if selection is None:
+        candidates = max(k, min(k * refine_factor, search.rows))
+        rows = search.search(vectors, candidates, nprobe=nprobe)[1]
+    elif selection.is_compared_whole(codes, refine_factor):
+        rows = np.broadcast_to(selection.numbers, (len(vectors), selection.rows))
+    else:
+        candidates = max(k, min(k * max(refine_factor, FILTERED_FACTOR), selection.rows))
+        if selection.rows * codes.dim <= EXACT_BYTES:
+            few = selection.kept(codes, lambda: codes.selected(selection.numbers))
+            rows = few.candidates(vectors, min(candidates, selection.rows))
+        else:
+            rows = search.search(vectors, candidates, nprobe=nprobe, selection=selection)[1]
     return filled_up(*best_by_score(codes.scores(vectors, rows), rows, k), k)
 
 

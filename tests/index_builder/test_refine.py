@@ -176,7 +176,7 @@ def test_serving_shards_make_no_difference(built: str, tmp_path: Path) -> None:
     assert np.array_equal(rows, IndexReader.open(built).search(QUERIES, 10, nprobe=8, refine_factor=4).rows)
 
 
-@pytest.mark.parametrize("passing", [0, 1, 7, 200, 2048])
+@pytest.mark.parametrize("passing", [0, 1, 7, 200, 256, 257, 2048])
 def test_few_rows_that_pass_are_compared_whole(built: str, passing: int) -> None:
     mask = np.zeros(ROWS, bool)
     mask[np.random.default_rng(passing).permutation(ROWS)[:passing]] = True

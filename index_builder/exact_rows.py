@@ -19,8 +19,8 @@ _LARGEST = 127
 class ExactRows:
     """Codes of some rows, open for a scan that no row is left out of. Threads may share it.
 
-    The scan rounds the query to a byte a dimension, and where the refine codes are `fp16` the rows too, in the ranges of
-    these rows. The error is some hundredth of the spread of their scores: it finds candidates to re-rank.
+    The scan rounds the query to a byte a dimension, and where the refine codes are `fp16` the rows too, in ranges of
+    their own. The error is some hundredth of the spread of their scores: it finds candidates to re-rank.
 
     Attributes:
         bytes: Memory that they take.

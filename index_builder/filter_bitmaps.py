@@ -10,8 +10,7 @@ Legend: `N` rows, `V` different values of a column.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 import xxhash
 from pyroaring import BitMap
 
+from index_builder import storage
 from index_builder.errors import VerificationError
 
 MOST_VALUES = 1000
@@ -38,43 +38,55 @@ SCHEMA = pa.schema(
 _ROWS_KEY = b"shelfmark.rows"
 
 
-def write_filter_bitmaps(products: pa.Table, path: str) -> None:
-    """Writes the bitmaps of all columns that have few different values to a local path; the same table, the same bytes.
+def write_filter_bitmaps(products_uri: str, out_uri: str) -> str:
+    """Writes the bitmaps of all columns of a `products.arrow` that have few different values; the same table gives the
+    same bytes. Does nothing if they stand already. Gives the file's URI.
 
     Null is a value too. Columns of lists and of nested values have none. Memory: 10 bytes a row.
     """
-    schema = SCHEMA.with_metadata({_ROWS_KEY: str(products.num_rows).encode()})
-    with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for name in products.column_names:
-            if name == "product_id" or not _is_plain(products.schema.field(name).type):
-                continue
-            numbers = _value_numbers(products.column(name))
-            if numbers is not None and len(numbers):
-                writer.write_batch(_bitmaps(name, numbers))
+
+    def make(path: str) -> None:
+        with storage.localized(products_uri) as source:
+            products = pa.ipc.open_file(pa.memory_map(source)).read_all()
+        schema = SCHEMA.with_metadata({_ROWS_KEY: str(products.num_rows).encode()})
+        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for field in products.schema:
+                numbers = _value_numbers(products.column(field.name)) if field.name != "product_id" else None
+                if numbers is not None and len(numbers):
+                    writer.write_batch(_bitmaps(field.name, numbers))
+
+    inputs = [storage.sha256_file(products_uri), MOST_VALUES, ROWS_PER_VALUE, FEW_VALUES]
+    return storage.artifact(out_uri, inputs, make).uri
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean, pa.types.is_integer)
-    return any(test(kind) for test in (*tests, pa.types.is_floating, pa.types.is_decimal, pa.types.is_temporal))
+    return any(
+        test(kind)
+        for test in (*tests, pa.types.is_float32, pa.types.is_float64, pa.types.is_decimal, pa.types.is_temporal)
+    )
 
 
 def _value_numbers(column: pa.ChunkedArray) -> np.ndarray | None:
-    """For each row the number of its value, in the order of their first rows: uint16 [N]; None for too many values."""
+    """For each row the number of its value, in the order of their first rows: uint16 [N]; None for too many values, or
+    values of a kind that is not told apart here.
+    """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if not _is_plain(column.type):
+        return None
     known = pa.array([], column.type)
     found = []
     for chunk in column.chunks:
         encoded = chunk.dictionary_encode(null_encoding="encode")
         places = pc.index_in(encoded.dictionary, value_set=known)
-        fresh = encoded.dictionary.filter(places.is_null())
-        numbers = places.to_numpy(zero_copy_only=False)
-        numbers[places.is_null().to_numpy(zero_copy_only=False)] = len(known) + np.arange(len(fresh))
-        known = pa.concat_arrays([known, fresh])
+        new = places.is_null().to_numpy(zero_copy_only=False)
+        numbers = places.fill_null(0).to_numpy().astype(np.uint16)
+        numbers[new] = len(known) + np.arange(np.count_nonzero(new))
+        known = pa.concat_arrays([known, encoded.dictionary.filter(pa.array(new))])
         if len(known) > MOST_VALUES:
             return None
-        found.append(numbers.astype(np.uint16)[encoded.indices.to_numpy()])
+        found.append(numbers[encoded.indices.to_numpy()])
     if len(known) > max(FEW_VALUES, len(column) // ROWS_PER_VALUE):
         return None
     return np.concatenate(found) if found else np.empty(0, np.uint16)
@@ -122,7 +134,7 @@ class ValueBitmaps:
         return pa.array(mask, mask=self._mask(unknown)) if unknown.any() else pa.array(mask)
 
     def _mask(self, chosen: np.ndarray) -> np.ndarray:
-        """bool [N]: whether a row's value is one of those chosen, bool [V]."""
+        """Bool [N]: whether a row's value is one of those chosen, bool [V]."""
         # Every row has one value, so what is left out may be united instead.
         most = bool(2 * self._counts[chosen].sum() > self._rows)
         mask = np.full(self._rows, most)
@@ -137,40 +149,46 @@ class ValueBitmaps:
             name, row = (self._bitmaps.column(key)[number].as_py() for key in ("column", "row"))
             fault = f"expected the bitmap that was written for {name!r} as in row {row}, found another"
             raise VerificationError(f"{self._where}: {fault}; the file is damaged")
-        return BitMap.deserialize(stored)
+        return BitMap.deserialize(stored.to_pybytes())
 
 
-class FilterBitmaps:
-    """The columns of a version that have bitmaps: what `write_filter_bitmaps` wrote, memory-mapped.
+class FilterBitmaps(Mapping[str, ValueBitmaps]):
+    """The columns of a version that have bitmaps, by name: the file is memory-mapped. Threads may share it.
 
-    VerificationError for a file that is none, or of another number of rows than the products.
+    VerificationError for a file that is none, or not of these products; for a column, when it is used first.
     """
 
-    def __init__(self, path: str, products: pa.Table) -> None:
+    def __init__(self, path: str, products: pa.Table, take: Callable[[np.ndarray, str], pa.Array]) -> None:
+        """Args: take: gives the values of some rows, int64 [n], of a column of the products."""
         try:
             reader = pa.ipc.open_file(pa.memory_map(path))
-            if reader.schema.names != SCHEMA.names:
-                raise VerificationError(f"{path}: expected columns {SCHEMA.names}, found {reader.schema.names}")
-            rows = (reader.schema.metadata or {}).get(_ROWS_KEY, b"").decode()
-            if rows != str(products.num_rows):
-                raise VerificationError(f"{path}: expected bitmaps of {products.num_rows} rows, found {rows or 'none'}")
+            rows = (reader.schema.metadata or {}).get(_ROWS_KEY, b"").decode("latin-1")
+            if reader.schema.names != SCHEMA.names or rows != str(products.num_rows):
+                expected = f"{SCHEMA.names} of {products.num_rows} rows"
+                raise VerificationError(
+                    f"{path}: expected {expected}, found {reader.schema.names} of {rows or 'no'} rows"
+                )
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
             self._batches = {batch.column("column")[0].as_py(): batch for batch in batches}
-        except (pa.ArrowInvalid, pa.ArrowIndexError, UnicodeDecodeError, OSError) as error:
-            raise VerificationError(f"{path}: expected the bitmaps of filter columns, found no such file: {error}") from error
-        self._path, self._products = path, products
+        except (pa.ArrowException, OSError) as error:
+            raise VerificationError(f"{path}: expected the bitmaps of filter columns, found {error}") from error
+        if unknown := self._batches.keys() - set(products.column_names):
+            raise VerificationError(f"{path}: expected columns of the products, found {sorted(map(str, unknown))}")
+        self._path, self._rows, self._take = path, products.num_rows, take
+        self._opened: dict[str, ValueBitmaps] = {}
 
-    @cached_property
-    def columns(self) -> dict[str, ValueBitmaps]:
-        """By the name of the column."""
-        return dict(self._opened())
+    def __getitem__(self, name: str) -> ValueBitmaps:
+        if name not in self._opened:
+            batch = self._batches[name]
+            first, counts = batch.column("row").to_numpy(), batch.column("rows").to_numpy()
+            if counts.sum() != self._rows or first.min() < 0 or first.max() >= self._rows:
+                raise VerificationError(f"{self._path}: expected {name!r} of {self._rows} rows, found other ones")
+            values = pa.record_batch({name: self._take(first, name)})
+            self._opened[name] = ValueBitmaps(self._path, self._rows, values, batch)
+        return self._opened[name]
 
-    def _opened(self) -> Iterator[tuple[str, ValueBitmaps]]:
-        for name, batch in self._batches.items():
-            rows = batch.column("row")
-            total = pc.sum(batch.column("rows")).as_py()
-            if name not in self._products.column_names or total != self._products.num_rows:
-                fault = f"expected {name!r} of {self._products.num_rows} products, found it of {total}"
-                raise VerificationError(f"{self._path}: {fault}")
-            values = self._products.select([name]).take(rows).combine_chunks().to_batches()
-            yield name, ValueBitmaps(self._path, self._products.num_rows, values[0], batch)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)

@@ -139,11 +139,15 @@ def _records(block: np.ndarray, size: int) -> np.ndarray:
     return np.ndarray((len(block) - size + 1,), f"V{size}", block, strides=(1,))
 
 
+def _memory(address: int, size: int) -> np.ndarray:
+    """uint8 [size] at an address, which has to live on as long."""
+    return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.uint8)
+
+
 def _list_table(lists: faiss.OnDiskInvertedLists) -> np.ndarray:
     """Size, capacity and offset of each list, [L] of `_LIST`: FAISS's own memory."""
     count = lists.lists.size()
-    address = int(lists.lists.data().this)
-    table = np.frombuffer((ctypes.c_uint8 * (count * _LIST.itemsize)).from_address(address), _LIST)
+    table = _memory(int(lists.lists.data().this), count * _LIST.itemsize).view(_LIST)
     if count != lists.nlist or int(table["size"].sum()) != lists.compute_ntotal():
         raise IndexBuilderError(f"FAISS {faiss.__version__} keeps lists on disk in another way than expected")
     return table
@@ -154,17 +158,14 @@ def _empty_lists(counts: np.ndarray, code_size: int, size: int) -> faiss.OnDiskI
     lists = faiss.OnDiskInvertedLists()
     lists.nlist, lists.code_size, lists.read_only, lists.prefetch_nthread = len(counts), code_size, True, 0
     lists.lists.resize(len(counts))
-    # FAISS gives the memory back by munmap, so it has to come from mmap, and from nobody who would do so too.
-    address = _libc.mmap(None, max(size, 1), mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANON, -1, 0)
-    if address in (None, ctypes.c_void_p(-1).value):
-        raise MemoryError(f"expected {size} bytes for the rows of a filter, found none")
-    lists.ptr = faiss.swig_ptr(np.frombuffer((ctypes.c_uint8 * max(size, 1)).from_address(address), np.uint8))
-    lists.totsize = max(size, 1)
-    table = np.frombuffer(
-        (ctypes.c_uint8 * (len(counts) * _LIST.itemsize)).from_address(int(lists.lists.data().this)), _LIST
-    )
+    table = _list_table(lists)
     table["size"] = table["capacity"] = counts
     table["offset"] = (np.cumsum(counts) - counts) * (code_size + ID_BYTES)
+    # FAISS gives the memory back by munmap, so it has to come from mmap, and from nobody who would do so too.
+    address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANON, -1, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        raise MemoryError(f"expected {size} bytes for the rows of a filter, found none")
+    lists.ptr, lists.totsize = faiss.swig_ptr(_memory(address, size)), size
     return lists
 
 

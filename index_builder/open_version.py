@@ -14,7 +14,7 @@ import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -30,9 +30,17 @@ from index_builder import storage
 from index_builder.errors import FilterError, IndexBuilderError, VerificationError, VersionNotFoundError
 from index_builder.faiss_files import read_index
 from index_builder.filter_bitmaps import FilterBitmaps
-from index_builder.filters import Condition, parse_condition
+from index_builder.filters import ColumnValues, Condition, parse_condition
 from index_builder.manifest import FileEntry, Manifest
-from index_builder.publish import FILTERS_FILE, PRODUCTS_FILE, is_searched, manifest_uri, read_current, read_manifest, version_uri
+from index_builder.publish import (
+    FILTERS_FILE,
+    PRODUCTS_FILE,
+    is_searched,
+    manifest_uri,
+    read_current,
+    read_manifest,
+    version_uri,
+)
 from index_builder.row_selection import KeptBytes, RowSelection
 from index_builder.shard_search import RefineCodes, ShardSearch
 
@@ -123,8 +131,10 @@ def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
         where = storage.join(folder, files[0].path)
         raise VerificationError(f"{where}: expected refine codes of {rows} products, found {refine.rows}")
     entries = [entry for entry in manifest.files if entry.path == FILTERS_FILE]  # none in versions of before
-    bitmaps = _opened(folder, entries, lambda paths: FilterBitmaps(paths[0], products)) if entries else None
-    return OpenVersion(uri, manifest, search, refine, ProductRows(products), RowFilters(products, bitmaps))
+    lookup, bitmaps = ProductRows(products), None
+    if entries:
+        bitmaps = _opened(folder, entries, lambda paths: FilterBitmaps(paths[0], products, lookup.take))
+    return OpenVersion(uri, manifest, search, refine, lookup, RowFilters(products, bitmaps))
 
 
 def _cached_folder(index_uri: str, version: str, needed: tuple[FileEntry, ...]) -> str:
@@ -219,7 +229,7 @@ class RowFilters:
 
     def __init__(self, products: pa.Table, bitmaps: FilterBitmaps | None = None) -> None:
         self._products = products
-        self._bitmaps = bitmaps
+        self._bitmaps: Mapping[str, ColumnValues] = {} if bitmaps is None else bitmaps
         self._known: OrderedDict[object, RowSelection] = OrderedDict()
         self._kept = KeptBytes()
         self._lock = threading.Lock()
@@ -243,7 +253,7 @@ class RowFilters:
             filter = np.ascontiguousarray(filter)
             if filter.dtype != np.bool_ or filter.shape != (rows,):
                 raise FilterError(f"filter: expected bool [{rows}], found {filter.dtype} {list(filter.shape)}")
-            key = xxhash.xxh3_128_digest(filter)
+            key = xxhash.xxh3_128_digest(filter.data)
         with self._lock:
             selection = self._known.get(key)
             if selection is not None:
@@ -260,7 +270,7 @@ class RowFilters:
 
     def _mask(self, key: object) -> np.ndarray:
         if isinstance(key, Condition):
-            return key.mask_of(self._products, self._bitmaps.columns if self._bitmaps is not None else {})
+            return key.mask_of(self._products, self._bitmaps)
         return _evaluated(self._products, key)  # type: ignore[arg-type]
 
     def _forget(self) -> None:

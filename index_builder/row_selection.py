@@ -61,7 +61,7 @@ class RowSelection:
         return cls(faiss.IDSelectorBitmap(bits), bits, int(np.count_nonzero(mask)), counter or KeptBytes())
 
     def mask(self, rows: int) -> np.ndarray:
-        """bool [N], N given as `rows`."""
+        """Bool [N], N given as `rows`."""
         return np.unpackbits(self.bits, count=rows, bitorder="little").view(bool)
 
     @property

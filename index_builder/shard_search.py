@@ -29,7 +29,8 @@ EXACT_BYTES = 6 << 20
 COPIED_SHARE, COPIED_BYTES = 0.25, 64 << 20
 """Of a selection of at most this share of the rows the codes are copied; else each row of a list is tested."""
 SCORED_ROWS, SCORED_EXPONENT = 1000, 0.55
-"""Rows scored under a filter, at least, and how they grow as fewer pass: measured, see tests/benchmarks/README.md."""
+"""Rows scored under a filter, at least (though no more than twice what is scored without one), and how they grow as
+fewer pass. Measured, see tests/benchmarks/README.md: filters near the queries need it."""
 FILTERED_FACTOR = 8
 """Candidates re-ranked under a filter for each neighbour, at least: 80 of 384 dimensions take 0.03 ms."""
 SPARE_LISTS = 16
@@ -181,7 +182,8 @@ class ShardSearch:
 def rows_to_score(unfiltered: float, rows: int, passing: int) -> int:
     """How many rows that pass are scored, where a search without a filter scores so many of all rows."""
     # The fewer pass, the wider around the query its neighbours among them lie: at 10 % 3.5 times as many are scored.
-    return min(passing, round(max(unfiltered, SCORED_ROWS) * (rows / passing) ** SCORED_EXPONENT))
+    scored = max(unfiltered, min(SCORED_ROWS, 2 * unfiltered)) * (rows / passing) ** SCORED_EXPONENT
+    return min(passing, round(scored))
 
 
 def inner_products(queries: np.ndarray, vectors: np.ndarray, which: np.ndarray | None = None) -> np.ndarray:

@@ -15,7 +15,6 @@ from index_builder.codec import CodecInfo, train_codec
 from index_builder.embedding_shards import EmbeddingShardWriter, NumberedShard
 from index_builder.exact_search import GroundTruth, exact_neighbours
 from index_builder.faiss_files import IndexShard
-from index_builder.filter_bitmaps import write_filter_bitmaps
 from index_builder.manifest import (
     CatalogSummary,
     CodecSummary,
@@ -186,7 +185,6 @@ def stage(root: str, build: Build) -> tuple[dict[str, str | StagedFile], Manifes
         **{index_file_name(n, len(build.merged)): file for n, file in enumerate(build.staged)},
         **{refine_file_name(number, len(build.refined)): shard.uri for number, shard in enumerate(build.refined)},
         "products.arrow": products,
-        "filters.arrow": write_filter_bitmaps(products, storage.join(root, "products_filters")),
         "query_encoder/encoder.json": encoder,
     }
     manifest = Manifest(

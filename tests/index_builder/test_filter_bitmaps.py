@@ -17,7 +17,7 @@ from index_builder import IndexReader, storage
 from index_builder.errors import VerificationError
 from index_builder.filter_bitmaps import MOST_VALUES, FilterBitmaps, write_filter_bitmaps
 from index_builder.open_version import FILTERS_KEPT, ProductRows, RowFilters
-from index_builder.publish import FILTERS_FILE, publish_version
+from index_builder.publish import FILTERS_FILE, content_fingerprint, publish_version, read_manifest
 from index_builder.spec import IndexConfig
 from tests.index_builder.builds import build_index, clustered, stage, write_shards
 
@@ -132,10 +132,19 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = IndexConfig(uri=f"{root}/index", factory="IVF32,Flat", serving_shards=2, verify_queries=50)
     staged, manifest = stage(root, build_index(root, shards, config, DIM))
     (Path(root) / "own").mkdir()
-    staged["filters.arrow"] = write(TABLE, Path(root) / "own")[0]
+    staged[FILTERS_FILE] = write(TABLE, Path(root) / "own")[0]
     staged["products.arrow"] = f"{root}/own/products.arrow"
     publish_version(config.uri, staged, manifest)
     return config.uri
+
+
+def test_bitmaps_do_not_change_what_a_version_is(index: str) -> None:
+    manifest = read_manifest(index)
+    without = [entry for entry in manifest.files if entry.path != FILTERS_FILE]
+    assert len(without) == len(manifest.files) - 1
+    given = (manifest.encoder.fingerprint, manifest.index.spec, manifest.index.search)
+    assert content_fingerprint(without, *given) == manifest.content_fingerprint
+    assert manifest.loaded_bytes > sum(entry.bytes for entry in without if entry.path.endswith((".faiss", ".arrow")))
 
 
 @given(condition=CONDITIONS, k=st.sampled_from([1, 10, 300]))

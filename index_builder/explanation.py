@@ -134,7 +134,7 @@ def explain(asked: Asked, row: int, parts: Mapping[str, slice], score: float | N
     score = float(scores[0]) if score is None else score
     # What a code scores with no vector at all is part of no part.
     of_parts = scores[1:-1].astype(np.float64) - scores[-1]
-    number = int(search.lists_of(np.array([row]))[0])
+    number = search.list_of(row)
     return Explanation(
         product_id=asked.state.products.take(np.array([row]), "product_id")[0].as_py(),
         row=row,
@@ -151,7 +151,7 @@ def explain(asked: Asked, row: int, parts: Mapping[str, slice], score: float | N
 
 def code_scores(search: ShardSearch, vectors: np.ndarray, row: int) -> np.ndarray:
     """Inner products of float32 [P, D] with a row as the codes of the index have it: float32 [P]."""
-    number = int(search.lists_of(np.array([row]))[0])
+    number = search.list_of(row)
     queries = search.rotated(vectors)
     count = len(queries)
     lists = np.full((count, 1), number)

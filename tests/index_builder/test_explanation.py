@@ -78,7 +78,7 @@ def test_the_rank_of_a_list_is_how_many_to_probe(readers, kind: str) -> None:
     ranks = [probes_to_reach(search, QUERIES[:1], number) for number in range(search.lists)]
     assert sorted(ranks) == list(range(1, search.lists + 1))
     for row in range(0, ROWS, 97):
-        rank = ranks[int(search.lists_of(np.array([row]))[0])]
+        rank = ranks[search.list_of(row)]
         total = ROWS
         for nprobe in {rank, max(1, rank - 1)}:
             found = search.search(QUERIES[:1], total, nprobe=nprobe, widen=False)[1]

@@ -206,26 +206,26 @@ def why_not(asked: Asked, product_id: str, start: int, stop: int, parts: Mapping
     row = explained.row
     scores, found = (each[0] for each in asked.sequence.first(stop))
     last = float(scores[start:stop].min()) if stop <= (found >= 0).sum() and stop > start else None
-    known = {"product_id": product_id, "explanation": explained, "last_score": last}
     rank, member = _place(asked, row)
+    below = WhyNot(product_id=product_id, status="below_k", rank=rank, last_score=last, explanation=explained)
     if rank is not None and rank <= stop:
         status: WhyStatus = "found" if rank > start else "earlier_page"
         if member != row and member not in rows:
             best = state.products.take(np.array([member]), "product_id")[0].as_py()
-            return WhyNot(**known, status="other_of_group", rank=rank, best_member=best)
-        return WhyNot(**known, status=status, rank=rank)
+            return replace(below, status="other_of_group", best_member=best)
+        return replace(below, status=status)
     if last is not None and explained.score <= last:
-        return WhyNot(**known, status="below_k", rank=rank)
+        return below
     if explained.list_rank > explained.probed:
         wider = replace(asked, ranking=replace(ranking, nprobe=explained.list_rank))
         then = _place(wider, row)[0]
-        return WhyNot(**known, status="list_not_probed", rank=rank, needed=explained.list_rank, needed_rank=then)
+        return replace(below, status="list_not_probed", needed=explained.list_rank, needed_rank=then)
     if explained.refined_score is not None:
         for factor in (2 * ranking.refine_factor * 2**power for power in range(12)):
             then = _place(replace(asked, ranking=replace(ranking, refine_factor=factor)), row)[0]
             if (then is not None and then <= stop) or factor * ranking.first_depth > ranking.total:
-                return WhyNot(**known, status="not_a_candidate", rank=rank, needed=factor, needed_rank=then)
-    return WhyNot(**known, status="below_k", rank=rank)
+                return replace(below, status="not_a_candidate", needed=factor, needed_rank=then)
+    return below
 
 
 def _rows_of(products: pa.Table, product_id: str) -> np.ndarray:

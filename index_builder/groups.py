@@ -23,6 +23,8 @@ from index_builder.shard_search import RowSelection
 
 EXPECTED_MEMBERS = 4
 """Rows looked at for each group wanted, at first."""
+MOST_BYTES = 2**31 - 1
+"""Text that an Arrow array with offsets of 32 bits can hold."""
 DEEPEST = 4096
 """Rows of the sequence that are looked at. Beyond them only rows of groups that were not found are searched for: else
 a few large groups near a query would be walked through to their ends."""
@@ -53,11 +55,11 @@ class RowGroups:
             raise FilterError(f"group: expected a column with one value a row, found {name!r}, which is {column.type}")
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        encoded = column.dictionary_encode().unify_dictionaries()
-        codes = np.concatenate(
-            [np.empty(0, np.int32), *(chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks)]
-        )
-        values = encoded.chunk(0).dictionary if encoded.num_chunks else pa.array([], column.type)
+        if pa.types.is_string(column.type) and column.nbytes > MOST_BYTES:
+            column = column.cast(pa.large_string())
+        # As one array: to make the dictionaries of many batches one takes twenty times as long.
+        encoded = pa.concat_arrays([pa.array([], column.type), *column.chunks]).dictionary_encode()
+        codes, values = encoded.indices.fill_null(-1).to_numpy().copy(), encoded.dictionary
         blank = pc.is_null(values, nan_is_null=True)
         if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
             blank = pc.or_(blank, pc.equal(pc.utf8_trim_whitespace(values), ""))
@@ -96,7 +98,7 @@ class RowGroups:
 class GroupColumns:
     """The groups of one version by any of its columns, worked out when they are first asked for. Threads may share it.
 
-    Of 1,000,000 rows with 250,000 texts that takes some 0.2 s.
+    Of 1,000,000 rows with 250,000 texts that takes some 0.1 s.
     """
 
     def __init__(self, products: pa.Table) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import faiss
 import numpy as np
@@ -78,22 +78,24 @@ def measure_groups(root: str, rows: int, dim: int, refine: str) -> None:
     for k in (10, 100):
         for name, filter in (("none", None), ("half", pc.field("price") < len(vectors) / 2)):
             asked = {"filter": filter}
-            plain, grouped, second, tenth = (
-                median_of(lambda query, more=more: reader.search(query, k, **asked, **more), queries)  # noqa: B023
-                for more in ({}, {"group": "parent"}, {"offset": k}, {"offset": 9 * k})
+            variants = ({}, {"group": "parent"}, {"offset": k}, {"offset": 9 * k})
+            plain, grouped, second, tenth = by_turns(
+                [lambda query, more=more: reader.search(query, k, **asked, **more) for more in variants],  # noqa: B023
+                queries,
             )
             print(f"{k:3}  {name:6} {plain:7.3f} {grouped:8.3f} {grouped / plain:6.2f} {second:8.3f} {tenth:8.3f}")
 
 
-def median_of(call: Callable[[np.ndarray], object], queries: np.ndarray) -> float:
-    """The median of two rounds over single queries, after one that is not timed, in ms of this thread's CPU time."""
-    times = []
-    for turn in range(3):
-        for query in queries:
+def by_turns(calls: Sequence[Callable[[np.ndarray], object]], queries: np.ndarray) -> list[float]:
+    """Median CPU time of this thread in ms, of each call over single queries: three rounds, the calls in turn."""
+    times = np.zeros((len(calls), 3 * len(queries)))
+    for turn in range(times.shape[1] + 1):
+        for number, call in enumerate(calls):
             start = time.thread_time()
-            call(query)
-            times += [time.thread_time() - start] if turn else []
-    return 1000 * float(np.median(times))
+            call(queries[turn % len(queries)])
+            if turn:  # the first one is not counted
+                times[number, turn - 1] = time.thread_time() - start
+    return (1000 * np.median(times, axis=1)).tolist()
 
 
 def measure(reader: IndexReader, queries: np.ndarray) -> None:

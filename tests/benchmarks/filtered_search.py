@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,7 @@ def blocks(folder: Path, rows: int | None) -> Iterator[np.ndarray]:
             return
 
 
-def exact(
-    folder: Path, queries: np.ndarray, filters: dict[str, np.ndarray], rows: int | None
-) -> dict[str, np.ndarray]:
+def exact(folder: Path, queries: np.ndarray, filters: dict[str, np.ndarray], rows: int | None) -> dict[str, np.ndarray]:
     """The rows of the exact nearest under each filter, and without one (""), int64 [Q, K]; -1 where there are fewer."""
     best = {name: (np.full((len(queries), K), -np.inf), np.full((len(queries), K), -1)) for name in ("", *filters)}
     start = 0
@@ -261,10 +260,8 @@ def by_graph(
         found, times = np.full(truth.shape, -1), []
         for number, query in enumerate(queries):
             start = CLOCKS[clock]()
-            try:
+            with suppress(RuntimeError):  # it found fewer than K, and then gives none
                 found[number] = graph.knn_query(query, K, num_threads=1, filter=passes.__getitem__)[0]
-            except RuntimeError:
-                pass  # it found fewer than K, and then gives none
             times.append(1000 * (CLOCKS[clock]() - start))
         recall, p50 = shared(found, truth), float(np.median(times))
         if recall >= wanted:

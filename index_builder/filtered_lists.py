@@ -167,7 +167,8 @@ def _empty_lists(counts: np.ndarray, code_size: int, size: int) -> faiss.OnDiskI
     table["size"] = table["capacity"] = counts
     table["offset"] = (np.cumsum(counts) - counts) * (code_size + ID_BYTES)
     # FAISS gives the memory back by munmap, so it has to come from mmap, and from nobody who would do so too.
-    address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANON, -1, 0)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANON | getattr(mmap, "MAP_POPULATE", 0)  # all pages at once
+    address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
     if address in (None, ctypes.c_void_p(-1).value):
         raise MemoryError(f"expected {size} bytes for the rows of a filter, found none")
     lists.ptr, lists.totsize = faiss.swig_ptr(_memory(address, size)), size

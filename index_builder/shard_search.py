@@ -19,6 +19,7 @@ from index_builder.errors import IndexBuilderError, VerificationError
 from index_builder.exact_rows import ExactRows
 from index_builder.faiss_files import faiss_threads, ivf_of, top_by_score
 from index_builder.filtered_lists import ID_BYTES, FilteredLists, ListRecords
+from index_builder.nearest_lists import Demand, nearest_by_graph, nearest_of_all
 from index_builder.row_selection import RowSelection as RowSelection
 
 BLOCK_BYTES = 512 << 10
@@ -28,15 +29,8 @@ EXACT_BYTES = 6 << 20
 """A selection of so few rows, a byte a dimension, is compared whole: 10,000 of 384 dimensions cost 0.2 ms."""
 COPIED_SHARE, COPIED_BYTES = 0.25, 64 << 20
 """Of a selection of at most this share of the rows the codes are copied; else each row of a list is tested."""
-SCORED_ROWS, SCORED_EXPONENT = 1000, 0.55
-"""Rows scored under a filter, at least (though no more than twice what is scored without one), and how they grow as
-fewer pass. Measured, see tests/benchmarks/README.md: filters near the queries need it."""
 FILTERED_FACTOR = 8
 """Candidates re-ranked under a filter for each neighbour, at least: 80 of 384 dimensions take 0.03 ms."""
-SPARE_LISTS = 16
-"""Lists put in order beyond those that are expected to hold enough rows."""
-GRAPH_LISTS, GRAPH_FILLED = 512, 0.75
-"""So few lists the graph over the centroids finds faster than all are compared, where most of those near hold a row."""
 
 
 class ShardSearch:
@@ -111,17 +105,19 @@ class ShardSearch:
             return np.full((len(vectors), k), -np.inf, np.float32), np.full((len(vectors), k), -1, np.int64)
         if selection is not None and passing < self.rows:
             lists = self._filtered_lists(selection)
-            enough = max(min(k, passing), rows_to_score(self.rows * nprobe / self.lists, self.rows, passing))
+            demand = Demand.under_filter(k, nprobe=nprobe, lists=self.lists, rows=self.rows, passing=passing)
             if lists.index is not None:
-                return self._search_nearest(vectors, k, lists, enough, nprobe, [lists.index])
-            return self._search_nearest(vectors, k, lists, enough, nprobe, self._ivfs, selection.selector)
+                return self._search_nearest(vectors, k, lists, demand, [lists.index])
+            return self._search_nearest(vectors, k, lists, demand, self._ivfs, selection.selector)
         parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists))
         if isinstance(self._indexes[0], faiss.IndexPreTransform):
             parameters = faiss.SearchParametersPreTransform(index_params=parameters)
         found = _merged([index.search(vectors, k, params=parameters) for index in self._indexes], k)
         short = np.flatnonzero(found[1][:, min(k, passing) - 1] < 0) if widen else ()
         if len(short):
-            wider = self._search_nearest(vectors[short], k, self._all_lists, min(k, passing), nprobe, self._ivfs)
+            wanted = min(k, passing)
+            demand = Demand(enough=wanted, nprobe=nprobe, needed=wanted, most=self.lists)
+            wider = self._search_nearest(vectors[short], k, self._all_lists, demand, self._ivfs)
             found[0][short], found[1][short] = wider
         return found
 
@@ -146,16 +142,18 @@ class ShardSearch:
         vectors: np.ndarray,
         k: int,
         held: FilteredLists,
-        enough: int,
-        nprobe: int,
+        demand: Demand,
         ivfs: Sequence[faiss.IndexIVF],
         selector: faiss.IDSelector | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `search`, in the nearest of the lists that hold a row: `nprobe` of them or more, until they hold `enough`
-        rows.
-        """
+        """As `search`, in the nearest of the lists that hold a row, as many as are demanded."""
         queries = self.rotated(vectors)
-        lists, distances = self._nearest_lists(queries, held, enough, nprobe)
+        found = None
+        if self._graph is not None:
+            found = nearest_by_graph(queries, self._graph, held.counts, held.filled, demand)
+        if found is None:
+            found = nearest_of_all(queries, self._centroids, held.counts, held.filled, demand)
+        lists, distances = found
         parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1], sel=selector)
         answers = []
         for ivf in ivfs:
@@ -166,23 +164,6 @@ class ShardSearch:
             answers.append((scores, rows))
         return _merged(answers, k)
 
-    def _nearest_lists(
-        self, queries: np.ndarray, held: FilteredLists, enough: int, nprobe: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """As `nearest_lists`; through the graph over the centroids where most lists hold a row and few will do."""
-        expected = max(nprobe, enough * self.lists // max(1, held.rows)) * 5 // 4 + SPARE_LISTS
-        if self._graph is not None and expected <= GRAPH_LISTS and len(held.filled) > GRAPH_FILLED * self.lists:
-            found = []
-            for near, lists in zip(*self._graph.search(queries, expected), strict=True):
-                held_rows = held.counts[lists]
-                filled = np.flatnonzero((held_rows > 0) & (lists >= 0))
-                found.append(_cut(lists[filled], near[filled], held_rows[filled], enough, nprobe))
-                if len(found[-1][0]) < nprobe or held_rows[filled].sum() < enough:
-                    break
-            else:
-                return _side_by_side(found)
-        return nearest_lists(queries, self._centroids, held.counts, enough, nprobe, filled=held.filled)
-
     @cached_property
     def _centroids(self) -> np.ndarray:
         """float32 [L, d], behind the rotation."""
@@ -191,85 +172,6 @@ class ShardSearch:
     @cached_property
     def _all_lists(self) -> FilteredLists:
         return FilteredLists(self._records.counts, None, 0)
-
-
-def rows_to_score(unfiltered: float, rows: int, passing: int) -> int:
-    """How many rows that pass are scored, where a search without a filter scores so many of all rows."""
-    # The fewer pass, the wider around the query its neighbours among them lie: at 10 % 3.5 times as many are scored.
-    scored = max(unfiltered, min(SCORED_ROWS, 2 * unfiltered)) * (rows / passing) ** SCORED_EXPONENT
-    return min(passing, round(scored))
-
-
-def inner_products(queries: np.ndarray, vectors: np.ndarray, which: np.ndarray | None = None) -> np.ndarray:
-    """Inner products of float32 [B, d] with float32 [n, d], or those of `which` int64 [m], on this thread: [B, n].
-
-    Not by a matrix product, whose threads wait for each other where other queries keep the cores busy.
-    """
-    products = np.empty((len(queries), len(vectors) if which is None else len(which)), np.float32)
-    if which is not None:
-        numbers = np.ascontiguousarray(np.broadcast_to(which, products.shape), np.int64)
-        pointers = map(faiss.swig_ptr, (products, queries, vectors, numbers))
-        faiss.fvec_inner_products_by_idx(*pointers, vectors.shape[1], *products.shape)
-        return products
-    for query, line in zip(queries, products, strict=True):
-        pointers = map(faiss.swig_ptr, (line, query, vectors))
-        faiss.fvec_inner_products_ny(*pointers, vectors.shape[1], len(vectors))
-    return products
-
-
-def nearest_lists(
-    queries: np.ndarray,
-    centroids: np.ndarray,
-    counts: np.ndarray,
-    enough: int,
-    nprobe: int,
-    *,
-    filled: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The lists to probe for each query, nearest first, of those that hold a row.
-
-    Args:
-        queries: float32 [B, d]; centroids: float32 [L, d].
-        counts: rows that each list holds, int64 [L].
-        enough: rows that the lists of a query hold together, unless all lists hold fewer.
-        nprobe: the least number of lists, where so many hold a row.
-        filled: the lists that hold a row, int64 [F], if they are known.
-
-    Returns:
-        Lists int64 [B, p], -1 behind a query's last one, and their inner products float32 [B, p].
-    """
-    filled = np.flatnonzero(counts) if filled is None else filled
-    held = counts[filled]
-    distances = inner_products(queries, centroids, None if len(filled) == len(centroids) else filled)
-    expected = max(nprobe, int(2 * enough / held.mean())) + SPARE_LISTS
-    found = []
-    for near in distances:
-        count = expected
-        while True:
-            best = np.argpartition(near, -count)[-count:] if count < len(near) else np.arange(len(near))
-            if count >= len(near) or held[best].sum() >= enough:
-                break
-            count *= 4
-        best = best[np.argsort(-near[best], kind="stable")]
-        found.append(_cut(filled[best], near[best], held[best], enough, nprobe))
-    return _side_by_side(found)
-
-
-def _cut(
-    lists: np.ndarray, near: np.ndarray, held: np.ndarray, enough: int, nprobe: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of lists [p] in order, with their products and rows, as many as hold `enough` rows, and `nprobe` at least."""
-    wanted = max(int(np.searchsorted(np.cumsum(held), enough)) + 1, nprobe)
-    return lists[:wanted], near
-
-
-def _side_by_side(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Lists and products of several queries: int64 [B, p], -1 behind a query's last one, and float32 [B, p]."""
-    width = max(len(lists) for lists, _ in found)
-    lists, products = np.full((len(found), width), -1, np.int64), np.zeros((len(found), width), np.float32)
-    for line, (of_query, near) in enumerate(found):
-        lists[line, : len(of_query)], products[line, : len(near)] = of_query, near[:width]
-    return lists, products
 
 
 def _merged(answers: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -403,7 +305,9 @@ def search_refined(
 
 def filled_up(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Scores and rows [B, m] as [B, k], with -inf and -1 behind where m is less."""
-    missing = ((0, 0), (0, max(0, k - rows.shape[1])))
+    if rows.shape[1] >= k:
+        return scores, rows
+    missing = ((0, 0), (0, k - rows.shape[1]))
     return np.pad(scores, missing, constant_values=-np.inf), np.pad(rows, missing, constant_values=-1)
 
 

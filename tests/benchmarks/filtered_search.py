@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -259,10 +260,8 @@ def by_graph(
         found, times = np.full(truth.shape, -1), []
         for number, query in enumerate(queries):
             start = CLOCKS[clock]()
-            try:
+            with suppress(RuntimeError):  # it found fewer than K, and then gives none
                 found[number] = graph.knn_query(query, K, num_threads=1, filter=passes.__getitem__)[0]
-            except RuntimeError:
-                pass  # it found fewer than K, and then gives none
             times.append(1000 * (CLOCKS[clock]() - start))
         recall, p50 = shared(found, truth), float(np.median(times))
         if recall >= wanted:

@@ -34,12 +34,14 @@ class CatalogSummary:
     """What came in, and what became of it: dead letters are counted by reason.
 
     `rows_in` are the `products`, those `rejected`, those `left_out` by a condition, and those `folded` into the row of
-    their product; versions written before the last two were kept have 0 there.
+    their product; versions written before the last two were kept have 0 there. `vectors` are the rows of the index
+    where a product has one for each of its images; 0: one row a product.
     """
 
     uri: str
     rows_in: int
     products: int
+    vectors: int = 0
     rejected: int = 0
     left_out: int = 0
     folded: int = 0

@@ -54,6 +54,7 @@ class ShardPlan:
         catalog_files: What the tasks read; None for vectors, which need no intake copies.
         nothing_carried_over: Why nothing is carried over, in words; empty where something is.
         folded: Rows of the catalog that went into another's, beside `rows`.
+        vectors_of_row: The most that a row may give.
         text_limit: How much of a text is read, and what says so, in words; empty where nothing is embedded.
     """
 
@@ -68,6 +69,7 @@ class ShardPlan:
     catalog_files: frozenset[str] | None = None
     nothing_carried_over: str = ""
     folded: int = 0
+    vectors_of_row: int = 1
     text_limit: str = ""
 
     @property

@@ -35,7 +35,8 @@ class CatalogSummary:
 
     `rows_in` are the `products`, those `rejected`, those `left_out` by a condition, and those `folded` into the row of
     their product; versions written before the last two were kept have 0 there. `vectors` are the rows of the index
-    where a product has one for each of its images; 0: one row a product.
+    where a product has one for each of its images; 0: one row a product. Answers are grouped by the column
+    `group_field` where a search asks for it.
     """
 
     uri: str
@@ -47,6 +48,7 @@ class CatalogSummary:
     folded: int = 0
     degraded: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
+    group_field: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,6 +27,7 @@ from index_builder import storage
 from index_builder.errors import FilterError, IndexBuilderError, VerificationError, VersionNotFoundError
 from index_builder.faiss_files import read_index
 from index_builder.filters import Condition, parse_condition, unknown_column
+from index_builder.groups import GroupColumns
 from index_builder.manifest import FileEntry, Manifest
 from index_builder.publish import PRODUCTS_FILE, is_searched, manifest_uri, read_current, read_manifest, version_uri
 from index_builder.shard_search import RefineCodes, RowSelection, ShardSearch
@@ -54,6 +55,7 @@ class OpenVersion:
     refine: RefineCodes | None
     products: ProductRows
     filters: RowFilters
+    groups: GroupColumns
 
 
 def open_current(index_uri: str) -> OpenVersion:
@@ -114,7 +116,8 @@ def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
     if refine is not None and refine.rows != rows:
         where = storage.join(folder, files[0].path)
         raise VerificationError(f"{where}: expected refine codes of {rows} products, found {refine.rows}")
-    return OpenVersion(uri, manifest, search, refine, ProductRows(products), RowFilters(products))
+    rows_of = ProductRows(products), RowFilters(products), GroupColumns(products)
+    return OpenVersion(uri, manifest, search, refine, *rows_of)
 
 
 def _cached_folder(index_uri: str, version: str, needed: tuple[FileEntry, ...]) -> str:

@@ -16,11 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from index_builder import storage
-from index_builder.errors import IndexBuilderError
+from index_builder.errors import FilterError, IndexBuilderError
+from index_builder.groups import GroupRanking
 from index_builder.manifest import Manifest
 from index_builder.open_version import OpenVersion, ProductRows, open_current, open_version
 from index_builder.publish import QUERY_ENCODER_FOLDER, read_current
-from index_builder.shard_search import filled_up, search_refined
+from index_builder.ranking import Ranking, sliced
+from index_builder.shard_search import filled_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,9 @@ class SearchResult:
         rows: int64 [B, k], rows of `products`; -1 where fewer were found.
         product_ids: B lists of at most k ids, in the order of `rows`; shorter where fewer were found.
         version: that answered; the reader may be on another one by now.
+        offset: rows, or groups, of the sequence before these.
+        group_column: by which rows are grouped, each of `rows` being the best of its group; None: not at all.
+        members: of grouped answers int64 [B, k], the rows of each group that pass the filter; 0 where fewer were found.
     """
 
     scores: np.ndarray
@@ -39,6 +44,9 @@ class SearchResult:
     product_ids: list[list[str]]
     version: str
     lookup: ProductRows
+    offset: int = 0
+    group_column: str | None = None
+    members: np.ndarray | None = None
 
     @property
     def products(self) -> pa.Table:
@@ -114,8 +122,13 @@ class IndexReader:
         filter: str | pc.Expression | np.ndarray | None = None,
         nprobe: int | None = None,
         refine_factor: int | None = None,
+        offset: int = 0,
+        group: bool | str | None = None,
     ) -> SearchResult:
         """The k products with the largest inner product, over all serving shards; ties by row.
+
+        All answers to one vector with the same filter and settings are slices of one sequence (see `ranking`), so that
+        pages of any size neither repeat nor skip a product. Each answer is in the order of its scores.
 
         Args:
             vectors: float32 [B, D] (or [D]), L2-normalised, as the query encoder gives them.
@@ -125,11 +138,17 @@ class IndexReader:
                 leaves these few rows, and wherever they hold fewer than k: min(k, products that pass) are always found.
             refine_factor: candidates re-ranked for each neighbour wanted, where the version has refine codes; 0: none;
                 None: what was chosen for the target recall.
+            offset: products, or groups, of the sequence that are left out before the answer; behind its end nothing is
+                found.
+            group: a column of `products`; rows with the same value there are one answer, that of their best row, and
+                min(k, groups of which a row passes) are found. True: the column that `catalog.group_field` named when
+                the version was made.
 
         Raises:
-            IndexBuilderError: the vectors have another dimension or are not finite, or `k`, `nprobe` or `refine_factor`
-                is no whole number in range.
-            FilterError: the filter names a column that is not there, or has another length than N.
+            IndexBuilderError: the vectors have another dimension or are not finite, or `k`, `nprobe`, `refine_factor`
+                or `offset` is no whole number in range.
+            FilterError: the filter names a column that is not there, or has another length than N; there is no such
+                group column, or the version names none.
         """
         state = self._state
         dim = state.manifest.index.spec.dim
@@ -145,18 +164,38 @@ class IndexReader:
         if refine_factor is not None:
             factor = _whole("refine_factor", refine_factor, at_least=0)
         selection = None if filter is None else state.filters.select(filter)
-        # More than N cannot be found, and FAISS reserves memory for k.
-        asked = min(k, max(1, state.search.rows))
-        scores, rows = search_refined(
-            state.search, state.refine, queries, asked, nprobe=probes, refine_factor=factor, selection=selection
+        offset = _whole("offset", offset, at_least=0)
+        column = _group_column(group, state.manifest)
+        ranking = Ranking(
+            state.search, state.refine, queries, probes, factor, selection, first_depth=state.manifest.recall.k
         )
-        if asked < k:
-            scores, rows = filled_up(scores, rows, k)
-        found = rows >= 0
-        ids = state.products.take(rows[found], "product_id").to_pylist()
-        ends = np.cumsum(found.sum(axis=1)).tolist()
+        grouping = None if column is None else state.groups.by(column)
+        # More than N cannot be found, and FAISS reserves memory for k.
+        stop = min(offset + k, ranking.total)
+        found = ranking if grouping is None else GroupRanking(ranking, grouping)
+        scores, rows = filled_up(*sliced(*found.first(stop), offset, stop), k)
+        taken = rows >= 0
+        ids = state.products.take(rows[taken], "product_id").to_pylist()
+        ends = np.cumsum(taken.sum(axis=1)).tolist()
         product_ids = [ids[start:end] for start, end in pairwise([0, *ends])]
-        return SearchResult(scores, rows, product_ids, state.manifest.version, state.products)
+        members = None if grouping is None else grouping.members(rows, selection)
+        return SearchResult(scores, rows, product_ids, state.manifest.version, state.products, offset, column, members)
+
+
+def _group_column(group: bool | str | None, manifest: Manifest) -> str | None:
+    """The column to group by; FilterError where the version names none, or the value is neither a name nor a bool."""
+    if group is None or group is False:
+        return None
+    if group is True:
+        group = manifest.catalog.group_field
+        if group is None:
+            raise FilterError(
+                f"group: expected the name of a column, for version {manifest.version} was made without "
+                "catalog.group_field"
+            )
+    if not isinstance(group, str):
+        raise FilterError(f"group: expected the name of a column, True or False, found {group!r}")
+    return group
 
 
 def _whole(name: str, value: int, *, at_least: int) -> int:

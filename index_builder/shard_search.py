@@ -48,6 +48,14 @@ class RowSelection:
         """The rows, int64 [n], ascending."""
         return np.flatnonzero(np.unpackbits(self.bits, bitorder="little"))
 
+    def passes(self, rows: np.ndarray) -> np.ndarray:
+        """Whether each of these rows passes: bool like `rows`."""
+        return (self.bits[rows >> 3] >> (rows & 7).astype(np.uint8) & 1).astype(bool)
+
+    def is_compared_whole(self, codes: RefineCodes | None, refine_factor: int) -> bool:
+        """Whether `search_refined` compares all its rows, so that the best k of a search are those of a deeper one."""
+        return codes is not None and refine_factor > 0 and self.rows <= EXACT_ROWS
+
     def counts(self, list_of_row: np.ndarray, lists: int) -> np.ndarray:
         """The rows of each inverted list that pass: int64 [L]. Counted once."""
         if self._counts is None:
@@ -75,13 +83,27 @@ class ShardSearch:
         if len(indexes) > 1 and all(_stackable(ivf) for ivf in ivfs):
             self._indexes = (_stacked(indexes, ivfs),)
 
+    @property
+    def scores_every_code(self) -> bool:
+        """Whether a scan scores all codes of a list, so that the best k are the first of more."""
+        ivf = ivf_of(self._indexes[0])
+        # RaBitQ of several bits skips codes that by their first bit can hardly be among the k.
+        return not isinstance(ivf, faiss.IndexIVFRaBitQ) or ivf.rabitq.nb_bits == 1
+
     def search(
-        self, vectors: np.ndarray, k: int, *, nprobe: int, selection: RowSelection | None = None
+        self,
+        vectors: np.ndarray,
+        k: int,
+        *,
+        nprobe: int,
+        selection: RowSelection | None = None,
+        widen: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k best rows for float32 [B, D], of those that the selection lets pass: by score, ties by row.
 
         Always min(k, rows that pass) of them: where the lists probed hold fewer, more are probed. Under a selection the
-        nearest lists that hold a row of it are probed, until as many rows were scored as without one.
+        nearest lists that hold a row of it are probed, until as many rows were scored as without one. Without `widen`
+        (and a selection) no more than `nprobe` lists are probed, and fewer may be found.
 
         As scores float32 [B, k], descending, and rows int64 [B, k]; -inf and -1 beyond.
         """
@@ -96,7 +118,7 @@ class ShardSearch:
         if isinstance(self._indexes[0], faiss.IndexPreTransform):
             parameters = faiss.SearchParametersPreTransform(index_params=parameters)
         found = _merged([index.search(vectors, k, params=parameters) for index in self._indexes], k)
-        short = np.flatnonzero(found[1][:, min(k, passing) - 1] < 0)
+        short = np.flatnonzero(found[1][:, min(k, passing) - 1] < 0) if widen else ()
         if len(short):
             wider = self._search_nearest(vectors[short], k, self._sizes, min(k, passing), nprobe)
             found[0][short], found[1][short] = wider
@@ -315,7 +337,7 @@ def search_refined(
     """
     if codes is None or not refine_factor:
         return search.search(vectors, k, nprobe=nprobe, selection=selection)
-    if selection is not None and selection.rows <= EXACT_ROWS:
+    if selection is not None and selection.is_compared_whole(codes, refine_factor):
         numbers = selection.numbers
         rows = np.broadcast_to(numbers, (len(vectors), len(numbers)))
         scores, rows = best_by_score(codes.products(vectors, numbers), rows, k)

@@ -258,6 +258,7 @@ class CatalogSource:
             nothing_carried_over=reason,
             folded=catalog.folded,
             vectors_of_row=config.catalog.images_per_product if per_image else 1,
+            group_field=config.catalog.group_field,
             text_limit=self._text_limit,
         )
 

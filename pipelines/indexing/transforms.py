@@ -55,6 +55,7 @@ class ShardPlan:
         nothing_carried_over: Why nothing is carried over, in words; empty where something is.
         folded: Rows of the catalog that went into another's, beside `rows`.
         vectors_of_row: The most that a row may give.
+        group_field: The column by which searches group their answers, if any.
         text_limit: How much of a text is read, and what says so, in words; empty where nothing is embedded.
     """
 
@@ -70,6 +71,7 @@ class ShardPlan:
     nothing_carried_over: str = ""
     folded: int = 0
     vectors_of_row: int = 1
+    group_field: str | None = None
     text_limit: str = ""
 
     @property

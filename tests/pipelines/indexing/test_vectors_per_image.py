@@ -1,4 +1,4 @@
-"""One vector an image (`encoder.vectors: per_image`), end to end: drawn products with several pictures, the demo encoder."""
+"""One vector an image (`encoder.vectors: per_image`): drawn products with several pictures, the demo encoder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def drawn_rows(folder: Path) -> list[dict]:
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(PRODUCTS):
-        product = make_product("catalog", 20, number)
+        product = make_product("demo", 20, number)
         pictures = [product.picture]
         pictures += [encode_jpeg(fresh_picture(product.attributes, 20, 3 * number + view)) for view in range(1 + number % 2)]
         names = [f"{product.product_id}-{view}.jpg" for view in range(len(pictures))]

@@ -18,6 +18,9 @@ from index_builder.spec import IndexSpec, RefineKind
 from index_builder.tuning import SearchMeasurement
 
 SCHEMA_VERSION = 2
+IMAGE_COLUMNS = ("image_number", "image_address")
+"""Of `products.arrow`, where an index has one vector an image: which image of its product a row is of, from 1, and
+where that stands; null where it is of none, or stands in the catalog itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

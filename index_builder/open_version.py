@@ -116,7 +116,11 @@ def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
     if refine is not None and refine.rows != rows:
         where = storage.join(folder, files[0].path)
         raise VerificationError(f"{where}: expected refine codes of {rows} products, found {refine.rows}")
-    rows_of = ProductRows(products), RowFilters(products), GroupColumns(products)
+    rows_of = (
+        ProductRows(products),
+        RowFilters(products),
+        GroupColumns(products, several_rows=bool(manifest.catalog.vectors)),
+    )
     return OpenVersion(uri, manifest, search, refine, *rows_of)
 
 

@@ -24,10 +24,6 @@ from pipelines.images.decode import image_digest
 from pipelines.images.fetch import shown_reference
 from pipelines.images.pool import ImagePool
 
-IMAGE_COLUMNS = ("image_number", "image_address")
-"""Of `products.arrow`, where an index has one vector an image: which image of its product a row is of, from 1, and
-where that stands."""
-
 
 @dataclass(slots=True)
 class ProductImages:
@@ -127,7 +123,7 @@ class VectorRows:
         return stays
 
     def columns(self) -> tuple[pa.Array, pa.Array]:
-        """The columns `IMAGE_COLUMNS` of these vectors, null where there is nothing to tell."""
+        """The columns `manifest.IMAGE_COLUMNS` of these vectors."""
         numbers = pa.array((number or None for number in self.numbers), pa.int32())
         return numbers, pa.array((address or None for address in self.addresses), pa.string())
 

@@ -15,7 +15,7 @@ from functools import partial
 
 from encoders import EncoderConfig, EncoderDescription, ProductEncoder, check_encoder, load_product_encoder
 from index_builder import publish, storage
-from index_builder.manifest import EncoderSummary
+from index_builder.manifest import IMAGE_COLUMNS, EncoderSummary
 from index_builder.planner import check_index
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.intake import not_taken_in, take_in_all
@@ -31,7 +31,6 @@ from pipelines.config.job import JobConfig
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
 from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
-from pipelines.images.product_images import IMAGE_COLUMNS
 from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.catalog_view import ShownProduct
 from pipelines.indexing.embed_shard import PreviousVersion, ProductPreparer, embed_shard

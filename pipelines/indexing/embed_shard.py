@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from encoders import EncoderDescription, ProductEncoder
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality
+from index_builder.manifest import IMAGE_COLUMNS
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import (
     DeadLetter,
@@ -47,7 +48,6 @@ from pipelines.images.fetch import ImageFetcher, shown_reference
 from pipelines.images.pool import ImagePool
 from pipelines.images.product_images import (
     FINGERPRINT_BYTES,
-    IMAGE_COLUMNS,
     ProductImages,
     VectorRows,
     content_fingerprints,

@@ -137,7 +137,7 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         index_bytes=sum(entry.bytes for entry in files if entry.path.endswith(".faiss")),
         recall_k=run.index.k,
         recall_queries=build.queries,
-        recall_over="held-out products" if run.index.queries_uri is None else "queries of index.queries_uri",
+        recall_over=_recall_over(run, totals),
         factory=spec.factory,
         serving_shards=len(build.serving_shards),
         previous_version=previous.version if previous is not None else "",
@@ -146,6 +146,13 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         examples=examples_by_reason(letters_uri, totals.by_reason),
         **measured,
     )
+
+
+def _recall_over(run: RunContext, totals: Totals) -> str:
+    """What recall was measured with, in words."""
+    if run.index.queries_uri is not None:
+        return "queries of index.queries_uri"
+    return "vectors of held-out products" if totals.vectors else "held-out products"
 
 
 def _staged(run: RunContext, build: FinishedBuild) -> dict[str, str | publish.StagedFile]:

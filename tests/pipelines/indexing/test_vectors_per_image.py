@@ -8,11 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from index_builder import IndexReader, publish
 from pipelines.demo_catalog.picture import encode_jpeg
 from pipelines.demo_catalog.products import fresh_picture, make_product
-from pipelines.indexing.job import run_and_report
-from tests.pipelines.indexing.job import run_job, version_files
 
 SCHEMA = pa.schema(
     [
@@ -30,7 +27,9 @@ def drawn_rows(folder: Path) -> list[dict]:
     for number in range(PRODUCTS):
         product = make_product("demo", 20, number)
         pictures = [product.picture]
-        pictures += [encode_jpeg(fresh_picture(product.attributes, 20, 3 * number + view)) for view in range(1 + number % 2)]
+        pictures += [
+            encode_jpeg(fresh_picture(product.attributes, 20, 3 * number + view)) for view in range(1 + number % 2)
+        ]
         names = [f"{product.product_id}-{view}.jpg" for view in range(len(pictures))]
         for name, data in zip(names, pictures, strict=True):
             (folder / name).write_bytes(data)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from index_builder import IndexReader, Manifest, VersionNotFoundError, publish
+from index_builder.manifest import IMAGE_COLUMNS
 from pipelines.catalog.previous_version import ExternalSort, add_ids, first_rows, repeats_id
 
 EXAMPLES = 5
@@ -27,7 +28,7 @@ class VersionDiff:
         added, removed: Products that only the new, only the old version has.
         kept: Products of both.
         changed: Kept products by display or filter column whose value differs; columns without a change are left out.
-            With a vector an image, a product's values of all of them are compared.
+            Which images a product has vectors of is compared over all its rows.
         columns_added, columns_removed: Columns that only one of the versions has, or that changed their type.
         added_examples, removed_examples: The first few ids, in the order of their version.
     """
@@ -52,7 +53,10 @@ def compare_versions(index_uri: str, old: str, new: str) -> VersionDiff:
     shared = sorted(name for name, _ in fields[_OLD] & fields[_NEW])
     # With a vector an image a product has several rows, side by side.
     several = [bool(reader.manifest.catalog.vectors) for reader in readers]
-    begins = [first_rows(table.column("product_id")) if any(several) else np.empty(0, np.int64) for table in tables]
+    begins = [
+        first_rows(table.column("product_id")) if own else np.empty(0, np.int64)
+        for table, own in zip(tables, several, strict=True)
+    ]
     kept, changed = 0, dict.fromkeys(shared, 0)
     singles: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     with ExternalSort(sum(table.num_rows for table in tables)) as sorting:
@@ -66,7 +70,7 @@ def compare_versions(index_uri: str, old: str, new: str) -> VersionDiff:
             pairs, alone = _paired(records)
             kept += len(pairs[_OLD])
             for name in shared:
-                if any(several):
+                if name in IMAGE_COLUMNS and all(several):
                     changed[name] += _count_changed_rows(tables, pairs, begins, name)
                 else:
                     changed[name] += int(np.count_nonzero(_differs(tables, pairs, name)))

@@ -15,6 +15,7 @@ ModelName = Literal["bibert", "clip", "3tmm", "4tmm", "match3", "match4"]
 FusionMethod = Literal["none", "concat", "alpha", "mlp", "sum"]
 Pooling = Literal["mean", "cls", "eos"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Vectors = Literal["per_product", "per_image"]
 
 FUSIONS_OF_MODEL: dict[str, tuple[FusionMethod, ...]] = {
     "bibert": ("none",),
@@ -114,6 +115,9 @@ class EncoderConfig:
         precision: Number format of the towers' weights and activations; vectors are float32 whatever it is.
         compile: Run the product side's towers through torch.compile: a minute more at the start of each process, faster
             batches on a GPU. Vectors differ in the last digits.
+        vectors: Of a product with several images (`catalog.images_per_product`): `per_product` makes one vector of all,
+            `per_image` one of each image, with its text where the model fuses both; a search still finds each product
+            once, by its best image, and says which. The index grows by as much as products have images.
     """
 
     uri: str | None = None
@@ -126,6 +130,7 @@ class EncoderConfig:
     device: str = "auto"
     precision: Precision = "float32"
     compile: bool = False
+    vectors: Vectors = "per_product"
 
     def __post_init__(self) -> None:
         if (self.uri is None) == (self.model is None):
@@ -146,6 +151,7 @@ class EncoderConfig:
         if self.batch_size < 1:
             raise EncoderConfigError(f"encoder.batch_size is {self.batch_size}: expected 1 or more")
         _check_choice("encoder.precision", self.precision, get_args(Precision))
+        _check_choice("encoder.vectors", self.vectors, get_args(Vectors))
         kind, _, number = self.device.partition(":")
         if kind not in ("auto", "cpu", "cuda") or (number and (kind != "cuda" or not number.isdigit())):
             raise EncoderConfigError(f"encoder.device is {self.device!r}: expected auto, cpu, cuda or cuda:N")

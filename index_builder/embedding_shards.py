@@ -5,8 +5,11 @@ Legend: `n` rows of a call, `D` dimension. Columns, in this order, uncompressed 
 - `product_id`: string
 - `vector`: fixed_size_binary[2 * D], D little-endian float16, L2-normalised before rounding (read back 40 times faster
   than a fixed-size list of float16)
-- `content_fingerprint`: fixed_size_binary[16], of what was embedded: a product is carried over while it stays the same
+- `content_fingerprint`: fixed_size_binary[16], of what was embedded: a vector is carried over while it stays the same
 - `modalities`: uint8 bit mask, see `Modality`
+
+A row is a product, or with a vector an image one of its images: the rows of a product then stand side by side, and
+those behind the first have `Modality.FURTHER`. Such shards are of schema version 2, others stay of version 1.
 
 Row groups hold `ROW_GROUP_ROWS` rows, so a few rows of a big shard are read without the rest. The bytes of a shard
 depend on its rows only, never on the batches in which they were written.
@@ -29,7 +32,9 @@ from index_builder import storage
 from index_builder.blocks import row_blocks
 from index_builder.errors import EmbeddingShardError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_ROW_A_PRODUCT = 1
+"""The schema version of shards in which every row is a product of its own."""
 ROW_GROUP_ROWS = 1024
 FINGERPRINT_BYTES = 16
 _HALF = np.dtype("<f2")
@@ -46,6 +51,8 @@ class Modality(IntFlag):
     IMAGE = 2
     DEGRADED = 4
     """Something of it could not be used (a broken image); tried again in the next run."""
+    FURTHER = 8
+    """Another vector of the product of the row before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,15 +82,17 @@ class NumberedShard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingShardInfo:
-    """What a shard's footer says."""
+    """What a shard's footer says; `several_rows`: whether a product may have more than one."""
 
     rows: int
     dim: int
     encoder_fingerprint: str
+    several_rows: bool = False
 
 
-def shard_schema(dim: int, encoder_fingerprint: str) -> pa.Schema:
-    """The Arrow schema of a shard with vectors of `dim` float16."""
+def shard_schema(dim: int, encoder_fingerprint: str, *, several_rows: bool = False) -> pa.Schema:
+    """The Arrow schema of a shard with vectors of `dim` float16, of products with one row or several."""
+    version = SCHEMA_VERSION if several_rows else _ROW_A_PRODUCT
     vector = pa.field("vector", pa.binary(2 * dim), nullable=False, metadata={"dtype": "float16", "dim": str(dim)})
     return pa.schema(
         [
@@ -92,18 +101,21 @@ def shard_schema(dim: int, encoder_fingerprint: str) -> pa.Schema:
             pa.field("content_fingerprint", pa.binary(FINGERPRINT_BYTES), nullable=False),
             pa.field("modalities", pa.uint8(), nullable=False),
         ],
-        metadata={_VERSION_KEY: str(SCHEMA_VERSION), _ENCODER_KEY: encoder_fingerprint},
+        metadata={_VERSION_KEY: str(version), _ENCODER_KEY: encoder_fingerprint},
     )
 
 
 class EmbeddingShardWriter:
-    """Writes one shard. A context manager: the file appears at `uri` on clean exit only, and complete."""
+    """Writes one shard. A context manager: the file appears at `uri` on clean exit only, and complete.
 
-    def __init__(self, uri: str, *, dim: int, encoder_fingerprint: str) -> None:
+    `several_rows` says that a product may have more than one.
+    """
+
+    def __init__(self, uri: str, *, dim: int, encoder_fingerprint: str, several_rows: bool = False) -> None:
         self.uri = uri
         self.dim = dim
         self.rows = 0
-        self._schema = shard_schema(dim, encoder_fingerprint)
+        self._schema = shard_schema(dim, encoder_fingerprint, several_rows=several_rows)
         self._waiting: list[pa.RecordBatch] = []
         self._stack = ExitStack()
 
@@ -193,7 +205,22 @@ def read_columns(uri: str, names: Sequence[str]) -> pa.Table:
 
 def read_ids(uri: str) -> pa.Array:
     """The product ids of a shard in row order: string [n]."""
-    return pa.concat_arrays(read_columns(uri, ["product_id"]).column(0).chunks or [pa.array([], pa.string())])
+    return _joined(read_columns(uri, ["product_id"]).column(0))
+
+
+def _joined(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+
+
+def read_products(uri: str) -> tuple[pa.Array, np.ndarray]:
+    """The products of a shard: their ids, string [n], and the row that each begins with, int64 [n], ascending."""
+    with _open(uri) as file:
+        if not _info(file, uri).several_rows:
+            ids = _joined(file.read(columns=["product_id"]).column(0))
+            return ids, np.arange(len(ids), dtype=np.int64)
+        table = file.read(columns=["product_id", "modalities"])
+    first_rows = np.flatnonzero((table.column(1).to_numpy() & Modality.FURTHER) == 0)
+    return _joined(table.column(0)).take(pa.array(first_rows)), first_rows
 
 
 def read_fingerprints(uri: str) -> np.ndarray:
@@ -314,7 +341,8 @@ def _info(file: pq.ParquetFile, uri: str) -> EmbeddingShardInfo:
         fault = f"expected schema version {SCHEMA_VERSION} or older, found {int(version)}; update Shelfmark to read it"
         raise EmbeddingShardError(f"{uri}: {fault}")
     dim, encoder = schema.field("vector").type.byte_width // 2, metadata.get(_ENCODER_KEY, b"").decode()
-    return EmbeddingShardInfo(rows=file.metadata.num_rows, dim=dim, encoder_fingerprint=encoder)
+    several = int(version) > _ROW_A_PRODUCT
+    return EmbeddingShardInfo(rows=file.metadata.num_rows, dim=dim, encoder_fingerprint=encoder, several_rows=several)
 
 
 def fixed_binary(values: np.ndarray) -> pa.Array:

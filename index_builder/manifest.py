@@ -18,6 +18,9 @@ from index_builder.spec import IndexSpec, RefineKind
 from index_builder.tuning import SearchMeasurement
 
 SCHEMA_VERSION = 2
+IMAGE_COLUMNS = ("image_number", "image_address")
+"""Of `products.arrow`, where an index has one vector an image: which image of its product a row is of, from 1, and
+where that stands; null where it is of none, or stands in the catalog itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,13 +37,15 @@ class CatalogSummary:
     """What came in, and what became of it: dead letters are counted by reason.
 
     `rows_in` are the `products`, those `rejected`, those `left_out` by a condition, and those `folded` into the row of
-    their product; versions written before the last two were kept have 0 there. Answers are grouped by the column
+    their product; versions written before the last two were kept have 0 there. `vectors` are the rows of the index
+    where a product has one for each of its images; 0: one row a product. Answers are grouped by the column
     `group_field` where a search asks for it.
     """
 
     uri: str
     rows_in: int
     products: int
+    vectors: int = 0
     rejected: int = 0
     left_out: int = 0
     folded: int = 0

@@ -136,7 +136,7 @@ def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
     lookup, bitmaps = ProductRows(products), None
     if entries:
         bitmaps = _opened(folder, entries, lambda paths: FilterBitmaps(paths[0], products, lookup.take))
-    filters, groups = RowFilters(products, bitmaps), GroupColumns(products)
+    filters, groups = RowFilters(products, bitmaps), GroupColumns(products, several_rows=bool(manifest.catalog.vectors))
     return OpenVersion(uri, manifest, search, refine, lookup, filters, groups)
 
 

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from index_builder import storage
 from index_builder.errors import FilterError, IndexBuilderError
 from index_builder.explanation import Asked, Explanation, WhyNot, explain, why_not
-from index_builder.groups import EXPECTED_MEMBERS
-from index_builder.manifest import Manifest
+from index_builder.groups import EXPECTED_MEMBERS, PRODUCT_COLUMN
+from index_builder.manifest import IMAGE_COLUMNS, Manifest
 from index_builder.open_version import OpenVersion, ProductRows, open_current, open_version
 from index_builder.publish import QUERY_ENCODER_FOLDER, read_current
 from index_builder.ranking import Ranking, sliced
@@ -55,6 +55,17 @@ class SearchResult:
     def products(self) -> pa.Table:
         """The table that `rows` are rows of: that of the version that answered."""
         return self.lookup.table
+
+    @property
+    def images(self) -> list[list[tuple[int | None, str | None]]]:
+        """Which image of its product each answer is found by, in the order of `rows`: its number there, from 1, and
+        its address; None for what is not known. In a version with one vector an image; else nothing is known.
+        """
+        found = [line[line >= 0] for line in self.rows]
+        if not set(IMAGE_COLUMNS) <= set(self.products.column_names):
+            return [[(None, None)] * len(rows) for rows in found]
+        columns = ([self.lookup.take(rows, name).to_pylist() for name in IMAGE_COLUMNS] for rows in found)
+        return [list(zip(numbers, addresses, strict=True)) for numbers, addresses in columns]
 
     def columns(self, names: Sequence[str], query: int = 0) -> pa.Table:
         """Columns of the products that one query found, best first. Much faster than `products.take(rows)`.
@@ -162,7 +173,8 @@ class IndexReader:
                 found.
             group: a column of `products`; rows with the same value there are one answer, that of their best row, and
                 min(k, groups of which a row passes) are found. True: the column that `catalog.group_field` named when
-                the version was made.
+                the version was made. None: in a version with one vector an image the product, so that each is found
+                once, by its best image (see `SearchResult.images`); else nothing. False: every row is an answer.
 
         Raises:
             IndexBuilderError: the vectors have another dimension or are not finite, or `k`, `nprobe`, `refine_factor`
@@ -244,10 +256,13 @@ class IndexReader:
 
 def _group_column(group: bool | str | None, manifest: Manifest) -> str | None:
     """The column to group by; FilterError where the version names none, or the value is neither a name nor a bool."""
-    if group is None or group is False:
+    of_products = PRODUCT_COLUMN if manifest.catalog.vectors else None  # a product has a row an image
+    if group is None:
+        return of_products
+    if group is False:
         return None
     if group is True:
-        group = manifest.catalog.group_field
+        group = manifest.catalog.group_field or of_products
         if group is None:
             raise FilterError(
                 f"group: expected the name of a column, for version {manifest.version} was made without "

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     except ImageDecodingError as error:
         raise ConfigError(f"--image {arguments.image}: expected a picture (JPEG, PNG, WebP ...): {error}") from error
     settings = {name: getattr(arguments, name) for name in ("k", "filter", "nprobe", "refine_factor", "offset")}
-    settings["group"] = arguments.group_by or arguments.group
+    settings["group"] = arguments.group_by or arguments.group or None
     if arguments.why_not is not None:
         why = reader.why_not(arguments.why_not, vectors[0], **settings, parts=encoder.parts)
         version = reader.manifest.version

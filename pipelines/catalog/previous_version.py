@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from index_builder import embedding_shards, storage
 from index_builder.embedding_shards import Modality
@@ -277,11 +278,22 @@ def bucket_numbers(keys: np.ndarray, buckets: int) -> np.ndarray:
     return ((keys.astype(np.uint64) >> np.uint64(32)) * np.uint64(buckets) >> np.uint64(32)).astype(np.int64)
 
 
-def add_ids(sorting: ExternalSort, product_ids: pa.Array | pa.ChunkedArray, shard: int) -> None:
-    """Adds the ids of a shard, or of a table, with their rows."""
+def add_ids(
+    sorting: ExternalSort, product_ids: pa.Array | pa.ChunkedArray, shard: int, rows: np.ndarray | None = None
+) -> None:
+    """Adds the ids of a shard, or of a table, with the rows in which they stand; None: one after the other."""
     for start in range(0, len(product_ids), IDS_PER_READ):
         digests = id_digests(product_ids.slice(start, IDS_PER_READ).to_pylist())
-        sorting.add(keyed_records(digests, shard, np.arange(start, start + len(digests))))
+        stop = start + len(digests)
+        sorting.add(keyed_records(digests, shard, np.arange(start, stop) if rows is None else rows[start:stop]))
+
+
+def first_rows(product_ids: pa.ChunkedArray) -> np.ndarray:
+    """The rows that the products of a version begin with, int64, ascending; those of one product stand side by side."""
+    if len(product_ids) < 2:
+        return np.arange(len(product_ids), dtype=np.int64)
+    another = pc.not_equal(product_ids.slice(1), product_ids.slice(0, len(product_ids) - 1)).to_numpy()
+    return np.flatnonzero(np.concatenate([[True], another]))
 
 
 def repeats_id(records: np.ndarray) -> np.ndarray:

@@ -3,7 +3,8 @@
 Products are encoded three ways: by their text, by their image, and by both. Queries come first, then the catalog in as
 few readings as memory allows.
 
-Legend: Q queries, K results, N products, B products of a batch, D dimension of the vectors, S side of an image.
+Legend: Q queries, K results, N products, R vectors of them (with one an image more than N), B products of a batch, D
+dimension of the vectors, S side of an image.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pipelines.evaluation.judged_files import JudgedQueries
 from pipelines.evaluation.ranking import ProductNumbers, QueryVectors, Ranked, numbered, query_vectors
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
-from pipelines.images.product_images import decode_images, fetch_images
+from pipelines.images.product_images import ProductImages, VectorRows, decode_images, fetch_images
 
 SCORES_AT_A_TIME = 1 << 24
 BATCH_ROWS = 256
@@ -116,6 +117,29 @@ def share_of_exact(
     return shares
 
 
+def best_of_each(rows: np.ndarray, owners: np.ndarray, k: int) -> np.ndarray:
+    """The first k rows of each line that are of different products.
+
+    Args:
+        rows: int64 `[Q, K]`, best first, -1 where fewer were found.
+        owners: int64 `[R]`: the product of each row.
+
+    Returns:
+        int64 `[Q, k]`, -1 where there are fewer.
+    """
+    best = np.full((len(rows), k), -1, np.int64)
+    for line, found in zip(best, rows, strict=True):
+        found = found[found >= 0]
+        first = np.sort(np.unique(owners[found], return_index=True)[1])[:k]
+        line[: len(first)] = found[first]
+    return best
+
+
+def most_rows(owners: np.ndarray) -> int:
+    """The most rows that a product has, at least 1."""
+    return int(np.bincount(owners).max(initial=1))
+
+
 class View(StrEnum):
     """What of a product its vector is made of."""
 
@@ -130,11 +154,14 @@ VIEWS = {"fused": View.FUSED, "text": View.TEXT, "picture": View.IMAGE}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedCatalog:
-    """Every product's vectors: N ids, each once; for each view float32 `[N, D]`, and bool `[N]`: which have one."""
+    """Every product's vectors: N ids, each once; for each view float32 `[R, D]`, bool `[R]`: which are there, and int64
+    `[R]`: the product of each.
+    """
 
     product_ids: list[str]
     vectors: dict[View, np.ndarray]
     present: dict[View, np.ndarray]
+    owners: dict[View, np.ndarray]
 
 
 def encode_catalog(
@@ -143,6 +170,7 @@ def encode_catalog(
     pool: ImagePool | None,
     *,
     spool_uri: str,
+    per_image: Sequence[bool] = (),
     on_progress: Callable[[int], None] = lambda products: None,
 ) -> list[EncodedCatalog]:
     """Runs every product through each encoder's towers once, and fuses in the views asked of it.
@@ -153,6 +181,7 @@ def encode_catalog(
     Args:
         encoders: Each with its views; `View.TEXT` alone comes of one that reads no images, and of all without a pool.
             Those that read images must want them as the pool prepares them.
+        per_image: Of each encoder whether every image of a product gives a vector; empty: one vector a product.
     """
     encoders = [
         (encoder, views if pool is not None and encoder.preprocessing is not None else (View.TEXT,))
@@ -162,56 +191,63 @@ def encode_catalog(
     # Each with an empty block, for a catalog without products.
     vectors = [{view: [np.zeros((0, encoder.dim), np.float32)] for view in views} for encoder, views in encoders]
     present = [{view: [np.zeros(0, bool)] for view in views} for _, views in encoders]
+    owners = [{view: [np.zeros(0, np.int64)] for view in views} for _, views in encoders]
+    flags = per_image or [False] * len(encoders)
     for batch in prefetch(_read_batches(catalog, pool, spool_uri), name="catalog-reader"):
-        new = []
+        numbers = np.full(len(batch.product_ids), -1, np.int64)
         for row, product_id in enumerate(batch.product_ids):
             if product_id not in product_ids:
+                numbers[row] = len(product_ids)
                 product_ids[product_id] = None
-                new.append(row)
-        for (encoder, views), own_vectors, own_present in zip(encoders, vectors, present, strict=True):
-            for view, (fused, there) in _encode_batch(encoder, batch, views).items():
+        of_encoders = zip(encoders, flags, vectors, present, owners, strict=True)
+        for (encoder, views), of_images, own_vectors, own_present, own_owners in of_encoders:
+            for view, (fused, there, products) in _encode_batch(encoder, batch, views, of_images).items():
+                new = numbers[products] >= 0
                 own_vectors[view].append(fused[new])
                 own_present[view].append(there[new])
-        on_progress(len(new))
+                own_owners[view].append(numbers[products][new])
+        on_progress(int((numbers >= 0).sum()))
     return [
         EncodedCatalog(
             product_ids=list(product_ids),
             vectors={view: np.concatenate(blocks) for view, blocks in own_vectors.items()},
             present={view: np.concatenate(blocks) for view, blocks in own_present.items()},
+            owners={view: np.concatenate(blocks) for view, blocks in own_owners.items()},
         )
-        for own_vectors, own_present in zip(vectors, present, strict=True)
+        for own_vectors, own_present, own_owners in zip(vectors, present, owners, strict=True)
     ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Batch:
-    """B products: `pixels` are their distinct images by digest, uint8 `[3, S, S]`, `digests` each one's usable ones."""
+    """B products: `pixels` are their distinct images by digest, uint8 `[3, S, S]`, `images` each one's usable ones."""
 
     product_ids: list[str]
     texts: list[str | None]
     pixels: dict[bytes, np.ndarray]
-    digests: list[list[bytes]]
+    images: list[ProductImages]
 
 
 def _read_batches(catalog: CatalogConfig, pool: ImagePool | None, spool_uri: str) -> Iterator[_Batch]:
     for shard in plan_catalog(catalog, spool_uri=spool_uri).shards:
         for rows in read_shard(shard, catalog, batch_rows=BATCH_ROWS):
             products = to_products(rows, catalog)
-            digests: list[list[bytes]] = [[] for _ in products.images]
+            images = [ProductImages() for _ in products.images]
             pixels: dict[bytes, np.ndarray] = {}
             if pool is not None:
                 fetched = fetch_images(pool, products.images)
-                pixels, _ = decode_images(pool, fetched.data)
-                digests = [[digest for digest in product.digests if digest in pixels] for product in fetched.products]
+                pixels, broken = decode_images(pool, fetched.data)
+                images = fetched.products
+                for product in images:
+                    product.drop(broken)
             ids, texts = products.product_ids.to_pylist(), products.texts.to_pylist()
-            yield _Batch(product_ids=ids, texts=texts, pixels=pixels, digests=digests)
+            yield _Batch(product_ids=ids, texts=texts, pixels=pixels, images=images)
 
 
 def _encode_batch(
-    encoder: ProductEncoder, batch: _Batch, views: Sequence[View]
-) -> dict[View, tuple[np.ndarray, np.ndarray]]:
-    """For each view the vectors, float32 `[B, D]`, and which products have one, bool `[B]`."""
-    size = len(batch.texts)
+    encoder: ProductEncoder, batch: _Batch, views: Sequence[View], per_image: bool
+) -> dict[View, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each view the vectors, float32 `[R, D]`, which are there, bool `[R]`, and of which product each is."""
     texts = [text for text in batch.texts if text is not None]
     has_text = np.array([text is not None for text in batch.texts], bool)
     text_rows = np.where(has_text, np.cumsum(has_text) - 1, -1)
@@ -219,20 +255,21 @@ def _encode_batch(
     wants_images = bool(batch.pixels) and set(views) != {View.TEXT}
     image = encoder.encode_images(np.stack(list(batch.pixels.values()))) if wants_images else None
     row_of = {digest: row for row, digest in enumerate(batch.pixels)}
-    image_rows = np.full((size, max([1, *map(len, batch.digests)])), -1, np.int64)
-    for row, digests in enumerate(batch.digests):
-        image_rows[row, : len(digests)] = [row_of[digest] for digest in digests]
-    has_image = np.array([bool(digests) for digests in batch.digests], bool)
-    present = {View.TEXT: has_text, View.IMAGE: has_image, View.FUSED: has_text | has_image}
     encoded = {}
     for view in views:
-        there = present[view]
-        vectors = np.zeros((size, encoder.dim), np.float32)
+        rows = VectorRows.of(batch.images, per_image=per_image and view is not View.TEXT)
+        image_rows = np.full((len(rows.products), max([1, *map(len, rows.digests)])), -1, np.int64)
+        for row, digests in enumerate(rows.digests):
+            image_rows[row, : len(digests)] = [row_of[digest] for digest in digests]
+        own_has_text, own_text_rows = has_text[rows.products], text_rows[rows.products]
+        has_image = image_rows[:, 0] >= 0
+        there = {View.TEXT: own_has_text, View.IMAGE: has_image, View.FUSED: own_has_text | has_image}[view]
+        vectors = np.zeros((len(there), encoder.dim), np.float32)
         if there.any():
-            own_text, of_text = (None, np.full_like(text_rows, -1)) if view is View.IMAGE else (text, text_rows)
+            own_text, of_text = (None, np.full_like(own_text_rows, -1)) if view is View.IMAGE else (text, own_text_rows)
             own_image, of_image = (None, np.full_like(image_rows, -1)) if view is View.TEXT else (image, image_rows)
             vectors[there] = encoder.fuse(own_text, of_text[there], own_image, of_image[there])
-        encoded[view] = (vectors, there)
+        encoded[view] = (vectors, there, rows.products)
     return encoded
 
 
@@ -241,6 +278,7 @@ class _PreparedEncoder:
     """An encoder with the views asked of it, how it wants images (None: not at all), and the queries by their part."""
 
     encoder: ProductEncoder
+    per_image: bool
     views: tuple[View, ...]
     preprocessing: ImagePreprocessing | None
     queries: dict[QueryPart, QueryVectors]
@@ -272,8 +310,11 @@ def rank_encoders(
             for system in users[config]:
                 asked = one.queries[system.queries]
                 view = VIEWS[system.products] if VIEWS[system.products] in encoded.vectors else View.TEXT
-                rows = search_exactly(asked.vectors, encoded.vectors[view], encoded.present[view], depth)
-                found[system.name, config] = numbered(rows, own_numbers, asked.usable)
+                owners = encoded.owners[view]
+                wanted = depth * most_rows(owners)
+                rows = search_exactly(asked.vectors, encoded.vectors[view], encoded.present[view], wanted)
+                rows = best_of_each(rows, owners, depth)
+                found[system.name, config] = numbered(rows, own_numbers[owners], asked.usable)
                 notes[system.name, config] = [f"{system.name}: {note}" for note in asked.notes]
     ranked = {}
     for system in systems:
@@ -306,7 +347,10 @@ def _prepare(
     views = tuple(dict.fromkeys(VIEWS[system.products] for system in users))
     needs_images = job.catalog.has_images and set(views) != {View.TEXT}
     preprocessing = encoder.preprocessing if needs_images else None
-    return _PreparedEncoder(encoder=encoder, views=views, preprocessing=preprocessing, queries=asked)
+    per_image = config.vectors == "per_image"
+    return _PreparedEncoder(
+        encoder=encoder, per_image=per_image, views=views, preprocessing=preprocessing, queries=asked
+    )
 
 
 def _encode(
@@ -327,7 +371,13 @@ def _encode(
             fetcher = ImageFetcher(job.fetch, job.catalog.image_root)
             pool = ImagePool(fetcher, preprocessing, job.decode)
         encoders = [(prepared[index].encoder, prepared[index].views) for index in indices]
+        per_image = [prepared[index].per_image for index in indices]
         with pool or nullcontext():
-            catalogs = encode_catalog(encoders, job.catalog, pool, spool_uri=job.spool_uri, on_progress=on_progress)
+            catalogs = encode_catalog(
+                *(encoders, job.catalog, pool),
+                spool_uri=job.spool_uri,
+                per_image=per_image,
+                on_progress=on_progress,
+            )
         encoded |= dict(zip(indices, catalogs, strict=True))
     return [encoded[index] for index in range(len(prepared))]

@@ -15,11 +15,18 @@ import pyarrow.compute as pc
 
 from encoders import check_encoder, load_query_encoder
 from index_builder import EmbeddingShardError, IndexReader, StorageError
-from index_builder.embedding_shards import read_ids, read_vectors
+from index_builder.embedding_shards import read_products, read_vectors
 from pipelines.catalog.config import CatalogConfig
+from pipelines.catalog.previous_version import first_rows
 from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import EvaluateJob, SystemConfig
-from pipelines.evaluation.encoder_ranking import rank_encoders, search_exactly, share_of_exact
+from pipelines.evaluation.encoder_ranking import (
+    best_of_each,
+    most_rows,
+    rank_encoders,
+    search_exactly,
+    share_of_exact,
+)
 from pipelines.evaluation.judged_files import JudgedQueries
 from pipelines.evaluation.ranking import ProductNumbers, Ranked, numbered, query_vectors
 
@@ -80,7 +87,8 @@ def _rank_index(
     reader = IndexReader.open(str(system.index), system.version)
     encoder = load_query_encoder(str(reader.query_encoder_uri))
     asked = query_vectors(encoder, queries, system, job)
-    own_numbers = numbers.add(reader.products.column("product_id").combine_chunks().cast(pa.string()))
+    own_ids = reader.products.column("product_id").combine_chunks().cast(pa.string())
+    own_numbers = numbers.add(own_ids)
     blocks = [
         reader.search(asked.vectors[start : start + QUERIES_AT_A_TIME], depth).rows
         for start in range(0, len(asked.vectors), QUERIES_AT_A_TIME)
@@ -95,7 +103,9 @@ def _rank_index(
         )
     else:
         present = np.ones(len(vectors), bool)
-        exact = search_exactly(asked.vectors, vectors, present, k)
+        # With a vector an image, a product counts once: by its best image, as the reader finds it.
+        wanted = k * most_rows(own_numbers)
+        exact = best_of_each(search_exactly(asked.vectors, vectors, present, wanted), own_numbers, k)
         share = np.where(asked.usable, share_of_exact(rows[:, :k], asked.vectors, vectors, present, exact), np.nan)
     manifest = reader.manifest
     about = (
@@ -109,13 +119,22 @@ def _rank_index(
 def _stored_vectors(reader: IndexReader) -> np.ndarray | None:
     """The vectors that the index was made of, float32 `[N, D]` by row; None where they are gone."""
     try:
-        shards = [(read_ids(uri), read_vectors(uri)) for uri in reader.manifest.embedding_shards]
+        shards = [(*read_products(uri), read_vectors(uri)) for uri in reader.manifest.embedding_shards]
     except (StorageError, EmbeddingShardError, OSError):
         return None
     if not shards:
         return None
-    ids = pa.concat_arrays([ids.cast(pa.string()) for ids, _ in shards])
-    order = pc.index_in(reader.products.column("product_id").combine_chunks().cast(pa.string()), value_set=ids)
-    if order.null_count:
+    ids = pa.concat_arrays([ids.cast(pa.string()) for ids, *_ in shards])
+    begins = np.cumsum([0, *(len(vectors) for *_, vectors in shards)])
+    starts = np.concatenate([first + begin for (_, first, _), begin in zip(shards, begins[:-1], strict=True)])
+    # The first product of an id is the one that is indexed; its further rows stand behind its first.
+    own = reader.products.column("product_id")
+    own_starts = first_rows(own) if reader.manifest.catalog.vectors else np.arange(len(own))
+    found = pc.index_in(own.combine_chunks().cast(pa.string()).take(pa.array(own_starts)), value_set=ids)
+    if found.null_count:
         return None
-    return np.concatenate([vectors for _, vectors in shards])[order.to_numpy()]
+    sizes, of = np.diff(own_starts, append=len(own)), found.to_numpy()
+    if (np.diff(starts, append=begins[-1])[of] < sizes).any():
+        return None
+    rows = np.repeat(starts[of], sizes) + np.arange(len(own)) - np.repeat(own_starts, sizes)
+    return np.concatenate([vectors for *_, vectors in shards])[rows]

@@ -1,15 +1,18 @@
 """A batch of products gets the images that its vectors are made of: fetched, told apart, decoded.
 
+A product has one vector of all its images, or one of each (`encoder.vectors`).
+
 Each step works on a whole batch through the bounded `ImagePool`, and an image that fails costs only itself: the failure
 stands beside its product. A product is embedded again only if its fingerprint, or the encoder, changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 
 from index_builder.embedding_shards import FINGERPRINT_BYTES
@@ -18,6 +21,7 @@ from pipelines.catalog.image_values import ImageRef
 from pipelines.catalog.previous_version import KnownImage, KnownImages
 from pipelines.images.config import DECODING_RULES
 from pipelines.images.decode import image_digest
+from pipelines.images.fetch import shown_reference
 from pipelines.images.pool import ImagePool
 
 
@@ -26,26 +30,102 @@ class ProductImages:
     """The usable images of one product, and what was wrong with the others.
 
     Attributes:
-        digests: 16-byte digests of the usable images' bytes, primary first; `references` are where they came from.
+        digests: 16-byte digests of the usable images' bytes, primary first; `references` are where they came from,
+            `numbers` which of the product's images they are, from 1.
         known: Those of them that have a version by which they can be asked for again.
-        faults: What was wrong with the others, each with its reference.
+        faults: What was wrong with the others, each with its reference; `fault_numbers` are which images those are.
         by_reference: Whether any image is fetched from outside the catalog file, so that it can change on its own.
     """
 
     digests: list[bytes] = field(default_factory=list)
     references: list[ImageRef] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
     known: list[KnownImage] = field(default_factory=list)
     faults: list[tuple[ImageRef, ImageError]] = field(default_factory=list)
+    fault_numbers: list[int] = field(default_factory=list)
     by_reference: bool = False
 
     def drop(self, broken: Mapping[bytes, ImageError]) -> None:
         """Makes faults of those images that turned out not to decode."""
         if broken.keys().isdisjoint(self.digests):
             return
-        images = list(zip(self.digests, self.references, strict=True))
-        self.faults += [(reference, broken[digest]) for digest, reference in images if digest in broken]
-        usable = [(digest, reference) for digest, reference in images if digest not in broken]
-        self.digests, self.references = [digest for digest, _ in usable], [reference for _, reference in usable]
+        images = list(zip(self.digests, self.references, self.numbers, strict=True))
+        self.faults += [(reference, broken[digest]) for digest, reference, _ in images if digest in broken]
+        self.fault_numbers += [number for digest, _, number in images if digest in broken]
+        usable = [image for image in images if image[0] not in broken]
+        self.digests = [digest for digest, *_ in usable]
+        self.references = [reference for _, reference, _ in usable]
+        self.numbers = [number for *_, number in usable]
+
+
+@dataclass(slots=True)
+class VectorRows:
+    """What the `R` vectors of a batch of products are made of, those of a product side by side.
+
+    Attributes:
+        products: Each one's product, int64 `[R]`, ascending.
+        digests: The images that go into each, primary first.
+        numbers: Which of its product's images each is of, from 1; 0 for one that is of all images, or of none.
+        addresses: Where that image stands, without login and query; "" for one that stands in the catalog itself.
+    """
+
+    products: np.ndarray
+    digests: list[list[bytes]]
+    numbers: list[int]
+    addresses: list[str]
+
+    @classmethod
+    def of(cls, products: Sequence[ProductImages], *, per_image: bool) -> VectorRows:
+        """One vector a product, or one for each of its distinct images; a product without images has one too."""
+        if not per_image:
+            size = len(products)
+            return cls(np.arange(size), [images.digests for images in products], [0] * size, [""] * size)
+        rows: list[tuple[int, list[bytes], int, str]] = []
+        for product, images in enumerate(products):
+            distinct: dict[bytes, tuple[int, list[bytes], int, str]] = {}
+            for digest, reference, number in zip(images.digests, images.references, images.numbers, strict=True):
+                if digest not in distinct:
+                    address = shown_reference(reference).removesuffix("?...")
+                    distinct[digest] = (product, [digest], number, address)
+            rows += distinct.values() or [(product, [], 0, "")]
+        owners = np.fromiter((row[0] for row in rows), np.int64, len(rows))
+        return cls(owners, [row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows])
+
+    def first(self) -> np.ndarray:
+        """Which are the first of their product, bool `[R]`."""
+        return np.diff(self.products, prepend=-1) != 0
+
+    def take(self, rows: np.ndarray) -> VectorRows:
+        """Some of them, int64 `[n]`, ascending."""
+        picked = rows.tolist()
+        return VectorRows(
+            self.products[rows],
+            [self.digests[row] for row in picked],
+            [self.numbers[row] for row in picked],
+            [self.addresses[row] for row in picked],
+        )
+
+    def drop(self, rows: Sequence[int], broken: Container[bytes], products: Sequence[ProductImages]) -> np.ndarray:
+        """Takes images that do not decode out of some of the vectors; gives which vectors stay, bool `[R]`.
+
+        One that is left without an image stays only where nothing else is left of its product (`products`, without
+        those images): as that of a product without images.
+        """
+        stays = np.ones(len(self.products), bool)
+        emptied: set[int] = set()
+        for row in rows:
+            self.digests[row] = [digest for digest in self.digests[row] if digest not in broken]
+            product = int(self.products[row])
+            if not self.digests[row]:
+                stays[row] = not products[product].digests and product not in emptied
+                emptied.add(product)
+                self.numbers[row], self.addresses[row] = 0, ""
+        return stays
+
+    def columns(self) -> tuple[pa.Array, pa.Array]:
+        """The columns `manifest.IMAGE_COLUMNS` of these vectors."""
+        numbers = pa.array((number or None for number in self.numbers), pa.int32())
+        return numbers, pa.array((address or None for address in self.addresses), pa.string())
 
 
 @dataclass(slots=True)
@@ -73,12 +153,13 @@ def fetch_images(
     batch = FetchedBatch(products=[], data={})
     for images in references:
         product = ProductImages(by_reference=any(isinstance(reference, str) for reference in images))
-        for reference in images:
+        for number, reference in enumerate(images, start=1):
             future, reference_digest, previous = next(answers)
             try:
                 fetched = future.result()
             except ImageError as fault:
                 product.faults.append((reference, fault))
+                product.fault_numbers.append(number)
                 continue
             if fetched.not_modified and previous is not None:
                 digest = previous.digest
@@ -87,6 +168,7 @@ def fetch_images(
                 batch.data.setdefault(digest, fetched.data)
             product.digests.append(digest)
             product.references.append(reference)
+            product.numbers.append(number)
             if reference_digest is not None and fetched.etag is not None:
                 product.known.append(KnownImage(reference_digest, digest, fetched.etag))
         batch.products.append(product)
@@ -110,13 +192,13 @@ def decode_images(pool: ImagePool, data: dict[bytes, bytes]) -> tuple[dict[bytes
 
 
 def content_fingerprints(texts: Sequence[str | None], image_digests: Sequence[Sequence[bytes]]) -> np.ndarray:
-    """What each product's vector is made from, told in sixteen bytes: text and images as the towers see them.
+    """What each vector is made from, told in sixteen bytes: text and images as the towers see them.
 
     The encoder's own fingerprint is not part of it: that names the folder in which the embedding shards lie.
 
     Args:
         texts: `B` texts as the text tower gets them, None where there is none.
-        image_digests: For each product the digests of its usable images, primary first.
+        image_digests: For each vector the digests of the usable images that go into it, primary first.
 
     Returns:
         uint8 `[B, 16]`: xxh3-128 over the text's length and bytes, and where there are images the decoder's rules and

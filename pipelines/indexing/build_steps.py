@@ -178,11 +178,12 @@ def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
         numbering = number_products([ShardFiles(folder=folder, key=key) for key in keys], run.path())
         finished = read_finished_run(run.work_uri)
         earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
-        duplicates = [len(shard.dropped) for shard in numbering.shards]
-        totals = total(summaries, numbering.products, duplicates, frozenset(earlier), run.folded)
+        dropped = [len(shard.dropped) for shard in numbering.shards]
+        duplicates = numbering.duplicates_of_shards
+        totals = total(summaries, numbering.products, duplicates, frozenset(earlier), run.folded, dropped)
         if not numbering.products:
             raise EmptyCatalogError(_none_left(totals, numbering.rejected_uri))
-        spec = spec_to_build(run.index, numbering.products, run.encoder.dim, run.reusable)
+        spec = spec_to_build(run.index, numbering.rows, run.encoder.dim, run.reusable)
         facts |= {"products": numbering.products, "duplicates": numbering.duplicates}
     refine = plan_refinement(run.index, spec)
     return BuildPlan(numbering=numbering, spec=spec, refine=refine, totals=totals, shard_keys=keys)
@@ -200,7 +201,7 @@ def _none_left(totals: Totals, rejected_uri: str) -> str:
 def sample(run: RunContext, plan: BuildPlan, number: int) -> ShardSample:
     """Draws one shard's share of the training sample and of the held-out queries."""
     name, shard = f"{number:06d}", plan.numbering.shards[number]
-    shares = plan_sample(run.index, plan.spec, plan.numbering.products)
+    shares = plan_sample(run.index, plan.spec, plan.numbering.rows)
 
     training, queries = shares.training_share, shares.query_share
 
@@ -215,8 +216,8 @@ def sample(run: RunContext, plan: BuildPlan, number: int) -> ShardSample:
 def train(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> CodecChoice:
     """The codec: that of the last run while it fits, else one trained on the sample; and why."""
     with run.record.timed("train") as facts:
-        products, uri = plan.numbering.products, run.path("codec")
-        choice = choose_codec(samples, plan.spec, uri, config=run.index, products=products, reusable=run.reusable)
+        rows, uri = plan.numbering.rows, run.path("codec")
+        choice = choose_codec(samples, plan.spec, uri, config=run.index, products=rows, reusable=run.reusable)
         facts |= {"codec": choice.reason}
     return choice
 
@@ -277,7 +278,7 @@ def verify(
     Raises:
         VerificationError: A file is not what it should be.
     """
-    codec, dim, rows = choice.codec, run.encoder.dim, plan.numbering.products
+    codec, dim, rows = choice.codec, run.encoder.dim, plan.numbering.rows
     with run.record.timed("verify") as facts:
         shards = tuple(sorted(merged, key=lambda shard: shard.first_row))
         verify_index(shards, rows=rows, dim=dim, codec_fingerprint=codec.fingerprint)

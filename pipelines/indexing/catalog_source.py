@@ -15,7 +15,7 @@ from functools import partial
 
 from encoders import EncoderConfig, EncoderDescription, ProductEncoder, check_encoder, load_product_encoder
 from index_builder import publish, storage
-from index_builder.manifest import EncoderSummary
+from index_builder.manifest import IMAGE_COLUMNS, EncoderSummary
 from index_builder.planner import check_index
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.intake import not_taken_in, take_in_all
@@ -115,6 +115,26 @@ class CatalogSource:
                 )
         catalog_schema(catalog)
         self.config = replace(config, catalog=catalog)
+        if config.encoder.vectors == "per_image":
+            self._check_vectors(catalog)
+
+    def _check_vectors(self, catalog: CatalogConfig) -> None:
+        """ConfigError where products cannot have a vector an image."""
+        if not self.encoder.uses_images:
+            found = (
+                f"the {self.encoder.model} encoder reads texts only; expected per_product, or an encoder of pictures"
+            )
+        elif not catalog.has_images:
+            found = "the catalog has no pictures; expected catalog.image_field, or per_product"
+        elif catalog.image_field is None:
+            found = "catalog.image_template names one picture a product; expected per_product, or catalog.image_field"
+        elif catalog.images_per_product == 1:
+            found = "catalog.images_per_product is 1: expected how many pictures of a product are used, such as 8"
+        elif taken := sorted(set(IMAGE_COLUMNS) & set(catalog.carried_fields)):
+            found = f"products.arrow then has a column {taken[0]} of its own; take it out of catalog.display_fields"
+        else:
+            return
+        raise ConfigError(f"encoder.vectors is per_image, but {found}")
 
     @property
     def encoder_note(self) -> str:
@@ -205,6 +225,9 @@ class CatalogSource:
             "decode.max_pixels": config.decode.max_pixels,
             "decode.rules": DECODING_RULES,
         }
+        per_image = config.encoder.vectors == "per_image"
+        if per_image:  # shards of one vector a product keep the names that they had before there was a choice
+            settings["encoder.vectors"] = "per_image"
         folder = embeddings_folder(config.work.uri, self.encoder.fingerprint)
 
         def task(shard: CatalogShard) -> ShardTask:
@@ -233,6 +256,7 @@ class CatalogSource:
             catalog_files=frozenset(rows.path for shard in catalog.shards for rows in shard.ranges),
             nothing_carried_over=reason,
             folded=catalog.folded,
+            vectors_of_row=config.catalog.images_per_product if per_image else 1,
             group_field=config.catalog.group_field,
             text_limit=self._text_limit,
         )
@@ -296,5 +320,8 @@ def embedding(
 ) -> Iterator[MakeShard]:
     """A `transforms.ShardMaker`: loads the encoder, and starts the threads that read products up to it."""
     towers: ProductEncoder = once(lambda: load_encoder(encoder))
-    with closing(ProductPreparer.open(catalog, fetch, decode, inputs=towers, previous=previous)) as preparer:
+    opened = ProductPreparer.open(
+        *(catalog, fetch, decode), inputs=towers, previous=previous, per_image=encoder.vectors == "per_image"
+    )
+    with closing(opened) as preparer:
         yield lambda task, on_progress: embed_shard(towers, preparer, task.rows, task.files, on_progress=on_progress)

@@ -4,13 +4,14 @@ The steps form a stream of batches, each running ahead of the next on its own th
 the model work at the same time; memory is bounded by a few batches. A text that occurs several times in a batch, or an
 image in the shard, goes through its tower once. A dry run (`forecast`) stops before the towers.
 
-Legend of shapes: `B` products of a batch, `n` some of them, `D` fused dimension, `S` image side.
+Legend of shapes: `B` products of a batch, `R` vectors of them (one each, or one an image), `n` some of these, `D` fused
+dimension, `S` image side.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -20,6 +21,7 @@ import pyarrow as pa
 
 from encoders import EncoderDescription, ProductEncoder
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality
+from index_builder.manifest import IMAGE_COLUMNS
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import (
     DeadLetter,
@@ -47,6 +49,7 @@ from pipelines.images.pool import ImagePool
 from pipelines.images.product_images import (
     FINGERPRINT_BYTES,
     ProductImages,
+    VectorRows,
     content_fingerprints,
     decode_images,
     fetch_images,
@@ -81,15 +84,16 @@ class PreviousVersion:
 
 @dataclass(slots=True)
 class PreparedBatch:
-    """A batch of `B` products on its way to the towers; each step fills in its share.
+    """A batch of `B` products on its way to the towers, with their `R` vectors; each step fills in its share.
 
     Attributes:
         products: As the catalog has them.
         texts: As the text tower gets them; None for a product, or an encoder, without text.
         images: Which images each product has, and what was wrong with the others.
         data: Encoded bytes of each distinct image by digest, until they are decoded.
-        fingerprints: uint8 `[B, 16]`.
-        lookup_rows: int64 `[B]`, rows of the carry-over lookup; -1 for a product that the previous version lacks.
+        rows: What each vector is made of.
+        fingerprints: uint8 `[R, 16]`.
+        lookup_rows: int64 `[R]`, rows of the carry-over lookup; -1 for a vector that the previous version lacks.
         images_unchanged: How many images were not read again.
         pixels: digest -> uint8 `[3, S, S]`, of the images that the shard met first in this batch.
     """
@@ -98,10 +102,32 @@ class PreparedBatch:
     texts: list[str | None]
     images: list[ProductImages]
     data: dict[bytes, bytes]
+    rows: VectorRows
     fingerprints: np.ndarray
     lookup_rows: np.ndarray
     images_unchanged: int = 0
     pixels: dict[bytes, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def new_products(self) -> np.ndarray:
+        """Those of which the previous version lacks a vector, int64, ascending."""
+        return np.unique(self.rows.products[self.lookup_rows < 0])
+
+    def drop(self, faults: Mapping[bytes, ImageError]) -> None:
+        """Takes images that do not decode out of the new vectors, and hands them to their products as faults."""
+        rows = self.rows
+        hit = [
+            row
+            for row in np.flatnonzero(self.lookup_rows < 0).tolist()
+            if not faults.keys().isdisjoint(rows.digests[row])
+        ]
+        for row in hit:
+            own = {digest: faults[digest] for digest in rows.digests[row] if digest in faults}
+            self.images[rows.products[row]].drop(own)
+        stays = np.flatnonzero(rows.drop(hit, faults, self.images))
+        if len(stays) < len(rows.products):
+            self.rows = rows.take(stays)
+            self.fingerprints, self.lookup_rows = self.fingerprints[stays], self.lookup_rows[stays]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +138,7 @@ class ProductPreparer:
         uses_text: Whether the encoder reads texts.
         pool: Fetches and decodes images; None where the encoder or the catalog has none.
         carry_over, known_images: The previous version's vectors and images.
+        per_image: Whether each image of a product gives a vector.
     """
 
     catalog: CatalogConfig
@@ -119,6 +146,7 @@ class ProductPreparer:
     pool: ImagePool | None
     carry_over: CarryOver | None
     known_images: KnownImages | None = None
+    per_image: bool = False
 
     @classmethod
     def open(
@@ -129,6 +157,7 @@ class ProductPreparer:
         *,
         inputs: EncoderDescription | ProductEncoder,
         previous: PreviousVersion | None,
+        per_image: bool = False,
     ) -> ProductPreparer:
         """Starts the threads and maps the lookups; `close` ends them."""
         pool = None
@@ -140,6 +169,7 @@ class ProductPreparer:
             pool=pool,
             carry_over=None if previous is None else CarryOver(previous.vectors),
             known_images=None if previous is None else KnownImages(previous.images),
+            per_image=per_image,
         )
 
     def close(self) -> None:
@@ -170,39 +200,48 @@ class ProductPreparer:
     def _look_up(self, products: ProductBatch) -> PreparedBatch:
         """Fetches the images, takes the fingerprints, and finds what the previous version has."""
         size = len(products.product_ids)
+        images = [ProductImages() for _ in range(size)]
         batch = PreparedBatch(
             products=products,
             texts=products.texts.to_pylist() if self.uses_text else [None] * size,
-            images=[ProductImages() for _ in range(size)],
+            images=images,
             data={},
+            rows=VectorRows.of(images, per_image=self.per_image),
             fingerprints=np.empty((size, FINGERPRINT_BYTES), np.uint8),
             lookup_rows=np.full(size, -1, np.int64),
         )
-        self._fetch(batch, np.arange(size), self.known_images)
+        self._fetch(batch, range(size), self.known_images)
         # A product that changed beside its image needs the bytes after all.
-        new = np.flatnonzero(batch.lookup_rows < 0)
-        unread = [row for row in new if any(digest not in batch.data for digest in batch.images[row].digests)]
+        new = np.flatnonzero(batch.lookup_rows < 0).tolist()
+        unread = {
+            int(batch.rows.products[row])
+            for row in new
+            if any(digest not in batch.data for digest in batch.rows.digests[row])
+        }
         if unread:
-            self._fetch(batch, np.array(unread), None)
+            self._fetch(batch, sorted(unread), None)
         batch.images_unchanged = sum(digest not in batch.data for images in batch.images for digest in images.digests)
         return batch
 
-    def _fetch(self, batch: PreparedBatch, rows: np.ndarray, known_images: KnownImages | None) -> None:
-        """Fills in images, fingerprints and lookup rows of the products at `rows`."""
-        found = [ProductImages() for _ in rows]
+    def _fetch(self, batch: PreparedBatch, products: Sequence[int], known_images: KnownImages | None) -> None:
+        """Fetches images of some products, and settles the vectors of all: fingerprints and lookup rows."""
         if self.pool is not None:
-            fetched = fetch_images(self.pool, [batch.products.images[row] for row in rows], known_images)
+            fetched = fetch_images(self.pool, [batch.products.images[row] for row in products], known_images)
             batch.data |= fetched.data
-            found = fetched.products
-        for row, images in zip(rows, found, strict=True):
-            batch.images[row] = images
-        batch.fingerprints[rows] = content_fingerprints(
-            [batch.texts[row] for row in rows], [images.digests for images in found]
-        )
-        if self.carry_over is not None and len(rows):
-            lookup_rows = self.carry_over.find(batch.fingerprints[rows])
-            lookup_rows[[bool(images.faults) for images in found]] = -1
-            batch.lookup_rows[rows] = lookup_rows
+            for row, images in zip(products, fetched.products, strict=True):
+                batch.images[row] = images
+        batch.rows = rows = VectorRows.of(batch.images, per_image=self.per_image)
+        owners = rows.products.tolist()
+        batch.fingerprints = content_fingerprints([batch.texts[product] for product in owners], rows.digests)
+        batch.lookup_rows = np.full(len(owners), -1, np.int64)
+        if self.carry_over is not None and owners:
+            batch.lookup_rows = self.carry_over.find(batch.fingerprints)
+            # A broken image costs the vector of all images; beside vectors of one each it costs none that is there.
+            lacks = [
+                bool(batch.images[product].faults) and not (self.per_image and digests)
+                for product, digests in zip(owners, rows.digests, strict=True)
+            ]
+            batch.lookup_rows[lacks] = -1
 
 
 def embed_shard(
@@ -245,7 +284,12 @@ class _ShardWork:
         if pool is not None:
             batches = prefetch(self._decode(pool, prefetch(batches, name="image-fetcher")), name="image-decoder")
         with (
-            EmbeddingShardWriter(files.embeddings, dim=encoder.dim, encoder_fingerprint=encoder.fingerprint) as vectors,
+            EmbeddingShardWriter(
+                files.embeddings,
+                dim=encoder.dim,
+                encoder_fingerprint=encoder.fingerprint,
+                several_rows=self._preparer.per_image,
+            ) as vectors,
             columns_writer(files.columns) as write_columns,
             places_writer(files.places) as write_places,
         ):
@@ -275,15 +319,14 @@ class _ShardWork:
         faults: dict[bytes, ImageError] = {}
         for batch in batches:
             with self._timer.timed("decode"):
-                new = [images for images, row in zip(batch.images, batch.lookup_rows, strict=True) if row < 0]
+                new = np.flatnonzero(batch.lookup_rows < 0).tolist()
                 wanted = {
-                    digest: batch.data[digest] for images in new for digest in images.digests if digest not in met
+                    digest: batch.data[digest] for row in new for digest in batch.rows.digests[row] if digest not in met
                 }
                 met |= wanted.keys()
                 batch.pixels, new_faults = decode_images(pool, wanted)
                 faults |= new_faults
-                for images in new:
-                    images.drop(faults)
+                batch.drop(faults)
                 batch.data = {}
             yield batch
 
@@ -294,17 +337,23 @@ class _ShardWork:
         counts, products = self._counts, batch.products
         self._letters += products.dead_letters + products.notes
         accepted = self._accept(batch)
+        rows = np.flatnonzero(np.isin(batch.rows.products, accepted))
         with self._timer.timed("embed"):
-            vectors = self._vectors(batch, accepted)
+            vectors = self._vectors(batch, rows)
         with self._timer.timed("write"):
-            rows, modalities = pa.array(accepted), _modalities(batch, accepted)
-            shard.write(products.product_ids.take(rows), vectors, batch.fingerprints[accepted], modalities)
-            write_columns(products.columns.take(rows))
-            write_places(places_table(products.places, products.texts).take(rows))
+            owners, modalities = pa.array(batch.rows.products[rows]), _modalities(batch, rows)
+            shard.write(products.product_ids.take(owners), vectors, batch.fingerprints[rows], modalities)
+            columns = products.columns.take(owners)
+            write_columns(_with_images(columns, batch.rows.take(rows)) if self._preparer.per_image else columns)
+            write_places(places_table(products.places, products.texts).take(owners))
+        embedded = np.intersect1d(batch.new_products, accepted)
         counts["rows_in"] += len(batch.images) + len(products.dead_letters) + products.left_out
         counts["left_out"] += products.left_out
         counts["products"] += len(accepted)
-        counts["carried_over"] += int((batch.lookup_rows[accepted] >= 0).sum())
+        counts["carried_over"] += len(accepted) - len(embedded)
+        if self._preparer.per_image:
+            counts["vectors"] += len(rows)
+            counts["vectors_embedded"] += int((batch.lookup_rows[rows] < 0).sum())
         counts["images_unchanged"] += batch.images_unchanged
         counts["without_image"] += int((modalities & Modality.IMAGE == 0).sum())
         self._known_images += [
@@ -323,10 +372,11 @@ class _ShardWork:
                 accepted.append(row)
             elif not images.faults:
                 self._letter(batch, row, "rejected", "validate", Reason.empty_product, _nothing_to_embed(encoder))
-            for reference, fault in images.faults:
+            for number, (reference, fault) in zip(images.fault_numbers, images.faults, strict=True):
                 outcome: Outcome = "rejected" if rejected else "degraded"
                 picture = shown_reference(reference)
-                self._letter(batch, row, outcome, fault.stage, fault.reason, fault.detail, picture)
+                detail = f"picture {number}: {fault.detail}" if self._preparer.per_image else fault.detail
+                self._letter(batch, row, outcome, fault.stage, fault.reason, detail, picture)
                 if rejected:
                     break  # one letter rejects a product; further ones would count it twice
         return np.array(accepted, np.int64)
@@ -340,30 +390,31 @@ class _ShardWork:
             DeadLetter(product_id, outcome, stage, reason, detail, products.places[row], title, picture)
         )
 
-    def _vectors(self, batch: PreparedBatch, accepted: np.ndarray) -> np.ndarray:
-        """The accepted products' vectors, float16 `[n, D]`: carried over where there is one, else new ones."""
-        vectors = np.empty((len(accepted), self._encoder.dim), np.float16)
-        lookup_rows = batch.lookup_rows[accepted]
+    def _vectors(self, batch: PreparedBatch, rows: np.ndarray) -> np.ndarray:
+        """The vectors at `rows`, float16 `[n, D]`: carried over where there is one, else new ones."""
+        vectors = np.empty((len(rows), self._encoder.dim), np.float16)
+        lookup_rows = batch.lookup_rows[rows]
         carried, new = np.flatnonzero(lookup_rows >= 0), np.flatnonzero(lookup_rows < 0)
         if self._preparer.carry_over is not None and len(carried):
             vectors[carried] = self._preparer.carry_over.vectors(lookup_rows[carried])
         if len(new):
-            vectors[new] = self._run_towers(batch, accepted[new])
+            vectors[new] = self._run_towers(batch, rows[new])
         return vectors
 
     def _run_towers(self, batch: PreparedBatch, rows: np.ndarray) -> np.ndarray:
-        """Vectors of the products at `rows` of the batch, float32 `[n, D]`; equal texts and images are run once."""
+        """New vectors at `rows` of the batch, float32 `[n, D]`; equal texts and images are run once."""
         encoder = self._encoder
         texts: dict[str, int] = {}
         text_rows = np.full(len(rows), -1, np.int64)
-        image_rows = np.full((len(rows), max(1, self._preparer.catalog.images_per_product)), -1, np.int64)
+        slots = 1 if self._preparer.per_image else self._preparer.catalog.images_per_product
+        image_rows = np.full((len(rows), slots), -1, np.int64)
         if batch.pixels:
             new_vectors = encoder.encode_images(np.stack(list(batch.pixels.values()))).cpu().numpy()
             self._image_rows |= {digest: len(self._image_rows) + i for i, digest in enumerate(batch.pixels)}
             known = [self._image_vectors] if len(self._image_vectors) else []
             self._image_vectors = np.concatenate([*known, new_vectors])
         for i, row in enumerate(rows):
-            text, digests = batch.texts[row], batch.images[row].digests
+            text, digests = batch.texts[batch.rows.products[row]], batch.rows.digests[row]
             if text is not None and not (encoder.text_is_fallback and digests):
                 text_rows[i] = texts.setdefault(text, len(texts))
             image_rows[i, : len(digests)] = [self._image_rows[digest] for digest in digests]
@@ -377,14 +428,27 @@ class _ShardWork:
 
 
 def _modalities(batch: PreparedBatch, rows: np.ndarray) -> np.ndarray:
-    """What the vectors of the products at `rows` are made from, uint8 `[n]` bit mask."""
-    masks = [
-        (Modality.TEXT if batch.texts[row] is not None else 0)
-        | (Modality.IMAGE if batch.images[row].digests else 0)
-        | (Modality.DEGRADED if batch.images[row].faults else 0)
-        for row in rows
-    ]
+    """What the vectors at `rows` are made from, uint8 `[n]` bit mask."""
+    first = batch.rows.first()
+    masks = []
+    for row in rows.tolist():
+        product, digests = batch.rows.products[row], batch.rows.digests[row]
+        # What is of one image alone lacks nothing, whatever became of the product's others.
+        lacks = bool(batch.images[product].faults) and not batch.rows.numbers[row]
+        masks.append(
+            (Modality.TEXT if batch.texts[product] is not None else 0)
+            | (Modality.IMAGE if digests else 0)
+            | (Modality.DEGRADED if lacks else 0)
+            | (0 if first[row] else Modality.FURTHER)
+        )
     return np.array(masks, np.uint8)
+
+
+def _with_images(columns: pa.RecordBatch, rows: VectorRows) -> pa.RecordBatch:
+    """The columns with those that say which image each vector is of, in front."""
+    arrays = dict(zip(IMAGE_COLUMNS, rows.columns(), strict=True))
+    arrays |= dict(zip(columns.schema.names, columns.columns, strict=True))
+    return pa.RecordBatch.from_pydict(arrays)
 
 
 def _nothing_to_embed(encoder: ProductEncoder) -> str:

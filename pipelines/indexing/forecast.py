@@ -10,12 +10,13 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 
 from index_builder import IndexReader, embedding_shards, storage
 from pipelines.catalog.layouts import as_configured
 from pipelines.catalog.plan import CatalogShard
-from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
+from pipelines.catalog.previous_version import ExternalSort, add_ids, first_rows, repeats_id
 from pipelines.config.job import to_short_yaml
 from pipelines.config.terminal import print_lines
 from pipelines.indexing.build_steps import spec_to_build
@@ -46,6 +47,8 @@ class Forecast:
         rejected: Rows that become no product, duplicates included; what a picture shows only when it is decoded, not.
         left_out: Rows for which `catalog.where` is not true.
         folded: Rows that `catalog.group_by` puts into the row of another.
+        vectors, vectors_to_embed: With a vector an image those of all products, duplicates among them, and how many the
+            towers would make; else 0.
         seconds: Of the embedding, estimated from the last run's rate; None where no run gives one.
         reason: Why nothing is carried over, in words; empty where something is.
         index: The index that would be built, and why, as (what, how) pairs.
@@ -65,6 +68,8 @@ class Forecast:
     reason: str
     left_out: int = 0
     folded: int = 0
+    vectors: int = 0
+    vectors_to_embed: int = 0
     index: tuple[tuple[str, str], ...] = ()
     catalog: CatalogView | None = None
     gates: tuple[tuple[str, str], ...] = ()
@@ -85,11 +90,12 @@ def forecast_run(source: CatalogSource) -> Forecast:
     shards, reusable = plan_run(source)
     config = source.config
     previous = published_manifest(config.index.uri)
-    rejected = left_out = deleted = 0
+    rejected = left_out = deleted = vectors = vectors_to_embed = 0
+    per_image = config.encoder.vectors == "per_image"
     found: list[tuple[bool, int, int]] = []  # of each shard whether it stands, products to embed and carried over
     expected = (shards.rows or 0) + (previous.catalog.products if previous else 0)
     sections = (config.catalog, config.fetch, config.decode)
-    opened = ProductPreparer.open(*sections, inputs=source.encoder, previous=source.previous)
+    opened = ProductPreparer.open(*sections, inputs=source.encoder, previous=source.previous, per_image=per_image)
     with closing(opened) as preparer, ExternalSort(expected) as ids:
         for number, task in enumerate(shards.tasks):
             summary = task.files.read_summary(task.position)
@@ -97,26 +103,32 @@ def forecast_run(source: CatalogSource) -> Forecast:
                 found.append((True, 0, summary.products))
                 rejected += summary.rejected
                 left_out += summary.left_out
-                add_ids(ids, embedding_shards.read_ids(task.files.embeddings), number)
+                vectors += summary.vectors
+                add_ids(ids, embedding_shards.read_products(task.files.embeddings)[0], number)
                 continue
             new = known = 0
             for batch in preparer.prepare(task.rows, StepTimer("read", "fetch")):
-                carried = int((batch.lookup_rows >= 0).sum())
-                known += carried
-                new += len(batch.lookup_rows) - carried
+                to_embed = len(batch.new_products)
+                new += to_embed
+                known += len(batch.images) - to_embed
+                if per_image:
+                    vectors += len(batch.lookup_rows)
+                    vectors_to_embed += int((batch.lookup_rows < 0).sum())
                 rejected += len(batch.products.dead_letters)
                 left_out += batch.products.left_out
                 add_ids(ids, batch.products.product_ids, number)
             found.append((False, new, known))
         if previous is not None:
-            add_ids(ids, IndexReader.open(config.index.uri).products.column("product_id"), _PUBLISHED)
+            published_ids = IndexReader.open(config.index.uri).products.column("product_id")
+            if previous.catalog.vectors:
+                published_ids = published_ids.take(pa.array(first_rows(published_ids)))
+            add_ids(ids, published_ids, _PUBLISHED)
         duplicates = np.zeros(len(found), np.int64)
         # Within an id the catalog sorts before what is published: an id that is published first, the catalog lacks.
         for records in ids.sorted_buckets():
             again, published = repeats_id(records), records["shard"] == _PUBLISHED
             deleted += int((~again & published).sum())
             duplicates += np.bincount(records["shard"][again & ~published], minlength=len(found))
-    dropped = duplicates.tolist()
     dropped = duplicates.tolist()
     shares = [without_duplicates(new, known, again) for (_, new, known), again in zip(found, dropped, strict=True)]
     to_embed = sum(new for new, _ in shares)
@@ -125,7 +137,8 @@ def forecast_run(source: CatalogSource) -> Forecast:
     rejected += sum(dropped)
     rate = measured_rate(config.work.uri)
     products = complete + carried + to_embed
-    spec = spec_to_build(config.index, products, source.encoder.dim, reusable) if products else None
+    rows = vectors or products
+    spec = spec_to_build(config.index, rows, source.encoder.dim, reusable) if products else None
     return Forecast(
         shards=len(shards.tasks),
         shards_complete=sum(stands for stands, *_ in found),
@@ -139,7 +152,9 @@ def forecast_run(source: CatalogSource) -> Forecast:
         reason=shards.nothing_carried_over,
         left_out=left_out,
         folded=shards.folded,
-        index=tuple(index_lines(config.index, spec, products)) if spec is not None else (),
+        vectors=vectors,
+        vectors_to_embed=vectors_to_embed,
+        index=tuple(index_lines(config.index, spec, rows)) if spec is not None else (),
         gates=tuple(planned_gates(config.gates, products, rejected, previous)),
         catalog=_view_of(source, [task.rows for task in shards.tasks]),
     )
@@ -169,6 +184,10 @@ def measured_rate(work_uri: str) -> float | None:
     return None
 
 
+def _vectors_shown(forecast: Forecast) -> str:
+    return f"{forecast.vectors:,}, one an image, of which {forecast.vectors_to_embed:,} to embed"
+
+
 def print_forecast(forecast: Forecast, *, console: Console | None = None) -> None:
     """Prints the forecast to standard output, and how the catalog is read; one that was recognised as a config too."""
     if forecast.catalog is not None:
@@ -186,6 +205,7 @@ def print_forecast(forecast: Forecast, *, console: Console | None = None) -> Non
         ("  stand complete", f"{forecast.complete:,}"),
         ("  carried over", f"{forecast.carried_over:,}" + (f" ({forecast.reason})" if forecast.reason else "")),
         ("  to embed", f"{forecast.to_embed:,}"),
+        *([("vectors", _vectors_shown(forecast))] if forecast.vectors else []),
         ("deleted", f"{forecast.deleted:,}"),
         ("embedding time", estimate),
         *forecast.index,

@@ -139,7 +139,7 @@ def standing_shards(work_uri: str) -> ShardPlan:
     return ShardPlan(
         stage="import",
         standing=summaries,
-        rows=sum(summary.rows_in for summary in summaries),
+        rows=sum(summary.vectors or summary.rows_in for summary in summaries),
         encoder=encoder,
         query_encoder=None,
         catalog_uri=finished.catalog_uri,

@@ -138,7 +138,9 @@ def plan_run(source: Source) -> tuple[ShardPlan, ReusableCodec | None]:
     finished = read_finished_run(config.work.uri)
     reusable = reusable_codec(config.work.uri, finished, config.index, shards.encoder.fingerprint)
     if shards.rows:
-        check_size(config.index, shards.rows, shards.encoder.dim, reusable)
+        # What too few products cannot train, their images may: how many these are is known later.
+        vectors = shards.rows * (1 if config.index.factory == "auto" else shards.vectors_of_row)
+        check_size(config.index, vectors, shards.encoder.dim, reusable)
     return shards, reusable
 
 

@@ -1,5 +1,7 @@
 """The product table gives every product its row: its number in the plan, without rejected ones and duplicates.
 
+With a vector an image a product has a row for each, side by side; of an id that occurs twice those of the first stay.
+
 Runs once all catalog shards are embedded, and writes what a version says of its products: `products.arrow` (row -> id
 and columns) and the dead letters. Of an id that occurs twice the first row stays. Memory is bounded by one bucket of
 ids and one batch.
@@ -41,14 +43,17 @@ class Numbering:
 
     Attributes:
         shards: The embedding shards in plan order, each with the global rows of its products.
-        products: Rows of the index, N.
-        duplicates: Products dropped because their id had occurred before.
+        rows: Of the index, N: one a product, or one an image.
+        products: Those that are in the index.
+        duplicates: Products dropped because their id had occurred before; `duplicates_of_shards` those of each shard.
         products_uri, rejected_uri: The version's `products.arrow` and `rejected.parquet`.
     """
 
     shards: tuple[NumberedShard, ...]
+    rows: int
     products: int
     duplicates: int
+    duplicates_of_shards: tuple[int, ...]
     products_uri: str
     rejected_uri: str
 
@@ -57,21 +62,33 @@ def number_products(shards: Sequence[ShardFiles], out_uri: str) -> Numbering:
     """Numbers the products of complete shards, given in plan order; the two files go to the folder `out_uri`."""
 
     def write(path: str) -> dict[str, Any]:
-        rows = [embedding_shards.read_info(files.embeddings).rows for files in shards]
+        infos = [embedding_shards.read_info(files.embeddings) for files in shards]
+        rows = [info.rows for info in infos]
         again = find_duplicates([files.embeddings for files in shards], expected=sum(rows))
         dropped = [found[:, 0].tolist() for found in again]
+        products = [info.rows - len(found) for info, found in zip(infos, again, strict=True)]
+        for number, info in enumerate(infos):
+            if info.several_rows:
+                uri = shards[number].embeddings
+                first_rows = embedding_shards.read_products(uri)[1]
+                dropped[number] = _all_rows(again[number][:, 0], first_rows, info.rows).tolist()
+                products[number] = len(first_rows) - len(again[number])
         numbered = _numbered(shards, rows, dropped)
         _write_products(shards, numbered, f"{path}.arrow")
         _write_rejected(shards, again, f"{path}.rejected.parquet")
-        return {"rows": rows, "dropped": dropped}
+        return {"rows": rows, "dropped": dropped, "products": products, "duplicates": [len(found) for found in again]}
 
     made = storage.artifact(storage.join(out_uri, "products"), [files.key for files in shards], write)
-    numbered = _numbered(shards, **made.facts)
-    duplicates = sum(len(shard.dropped) for shard in numbered)
+    numbered = _numbered(shards, made.facts["rows"], made.facts["dropped"])
+    rows = sum(shard.kept_rows for shard in numbered)
+    duplicates = tuple(made.facts.get("duplicates") or (len(shard.dropped) for shard in numbered))
     return Numbering(
         shards=numbered,
-        products=sum(shard.rows for shard in numbered) - duplicates,
-        duplicates=duplicates,
+        rows=rows,
+        # What was numbered before products had several rows does not tell them apart.
+        products=sum(made.facts["products"]) if "products" in made.facts else rows,
+        duplicates=sum(duplicates),
+        duplicates_of_shards=duplicates,
         products_uri=f"{made.uri}.arrow",
         rejected_uri=f"{made.uri}.rejected.parquet",
     )
@@ -87,9 +104,21 @@ def _numbered(
     return tuple(numbered)
 
 
+def _all_rows(first_rows: np.ndarray, of: np.ndarray, rows: int) -> np.ndarray:
+    """All rows of some products of a shard, ascending: int64.
+
+    Args:
+        first_rows: The row that each of them begins with, among those that all products of the shard begin with (`of`).
+        rows: Of the shard.
+    """
+    starts = np.zeros(rows, bool)
+    starts[of] = True
+    return np.flatnonzero(np.isin(of, first_rows)[np.cumsum(starts) - 1]) if rows else np.empty(0, np.int64)
+
+
 def find_duplicates(shard_uris: Sequence[str], *, expected: int) -> list[np.ndarray]:
-    """For each shard in plan order the rows whose product id occurred earlier, ascending: int64 `[n, 3]`, of each row
-    its number in the shard, and shard and row of the one that came first.
+    """For each shard in plan order the products whose id occurred earlier, ascending: int64 `[n, 3]`, of each the row
+    that it begins with, and shard and row of the one that came first.
 
     Args:
         shard_uris: Embedding shards in plan order.
@@ -98,7 +127,8 @@ def find_duplicates(shard_uris: Sequence[str], *, expected: int) -> list[np.ndar
     dropped: list[list[np.ndarray]] = [[np.empty((0, 3), np.int64)] for _ in shard_uris]
     with ExternalSort(expected) as sorting:
         for number, uri in enumerate(shard_uris):
-            add_ids(sorting, embedding_shards.read_ids(uri), number)
+            ids, first_rows = embedding_shards.read_products(uri)
+            add_ids(sorting, ids, number, first_rows)
         for records in sorting.sorted_buckets():
             # Sorted by id, then by row: what repeats an id came later in the plan.
             repeats = repeats_id(records)

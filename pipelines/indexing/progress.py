@@ -68,6 +68,8 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
         ("  embedded", f"{totals.embedded:,}"),
         ("  carried over", f"{totals.carried_over:,}" + (f" ({why})" if why else "")),
     ]
+    if totals.vectors:
+        lines.append(("vectors", f"{totals.vectors:,}, one an image, {totals.vectors_embedded:,} of them embedded"))
     if totals.degraded:
         lines.append(("  degraded", f"{totals.degraded:,} (indexed without the part that could not be used)"))
     for reason, count in totals.by_reason.items():
@@ -88,9 +90,10 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
     re_ranked = f", {result.refine_factor} candidates re-ranked for each" if result.refine_factor else ""
     files = f"{serving_shards(result.serving_shards)}, {decimal(result.index_bytes)}"
     measured = f"{result.recall_queries:,} {result.recall_over}, nprobe {result.nprobe}{re_ranked}"
+    indexed = f"{totals.vectors:,} vectors" if totals.vectors else f"{totals.products:,} products"
     recall = f"{result.recall:.4f} against exact search ({measured}, {result.latency_ms:.2f} ms a query)"
     lines += [
-        ("index", f"{totals.products:,} products, {result.factory}, {files}"),
+        ("index", f"{indexed}, {result.factory}, {files}"),
         (f"recall {result.recall_k}@{result.recall_k}", recall),
         ("version", f"{result.version} ({_STATUS.get(result.status, result.status)})"),
         ("at", Verbatim(result.uri)),

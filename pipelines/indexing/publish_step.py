@@ -138,7 +138,7 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         index_bytes=sum(entry.bytes for entry in files if entry.path.endswith(".faiss")),
         recall_k=run.index.k,
         recall_queries=build.queries,
-        recall_over="held-out products" if run.index.queries_uri is None else "queries of index.queries_uri",
+        recall_over=_recall_over(run, totals),
         factory=spec.factory,
         serving_shards=len(build.serving_shards),
         previous_version=previous.version if previous is not None else "",
@@ -147,6 +147,13 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         examples=examples_by_reason(letters_uri, totals.by_reason),
         **measured,
     )
+
+
+def _recall_over(run: RunContext, totals: Totals) -> str:
+    """What recall was measured with, in words."""
+    if run.index.queries_uri is not None:
+        return "queries of index.queries_uri"
+    return "vectors of held-out products" if totals.vectors else "held-out products"
 
 
 def _staged(run: RunContext, build: FinishedBuild) -> dict[str, str | publish.StagedFile]:
@@ -174,6 +181,7 @@ def _manifest(run: RunContext, build: FinishedBuild, failed: list[str]) -> Manif
             uri=run.catalog_uri,
             rows_in=totals.rows_in,
             products=totals.products,
+            vectors=totals.vectors,
             rejected=totals.rejected,
             left_out=totals.left_out,
             folded=totals.folded,
@@ -195,7 +203,7 @@ def _manifest(run: RunContext, build: FinishedBuild, failed: list[str]) -> Manif
             serving_shards=len(build.serving_shards),
             search=SearchSettings(nprobe=build.chosen.nprobe, refine_factor=build.chosen.refine_factor),
             refine=build.plan.refine,
-            reasons=explain_index(run.index, spec, totals.products),
+            reasons=explain_index(run.index, spec, build.plan.numbering.rows),
         ),
         recall=RecallSummary(k=run.index.k, value=build.chosen.recall, queries=build.queries, table=build.table),
         embedding_shards=tuple(shard.uri for shard in build.plan.numbering.shards),

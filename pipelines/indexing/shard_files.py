@@ -34,7 +34,9 @@ class ShardSummary:
         position: In the plan.
         rows_in: Rows read from the catalog.
         left_out: Those of them for which `catalog.where` is not true.
-        products: Rows of the embedding shard; `embedded` and `carried_over` say how they got their vectors.
+        products: What the embedding shard holds vectors of; `embedded` and `carried_over` say how they got these (with
+            a vector an image: whether any of them is new).
+        vectors: Rows of the embedding shard, `vectors_embedded` of them new, where products have one an image; else 0.
         degraded: Products whose image could not be used.
         without_image: Products that have no image (and never named one, or lost it).
         images_unchanged: Images that were not read again, since where they lie says that they are the same.
@@ -53,6 +55,8 @@ class ShardSummary:
     products: int = 0
     embedded: int = 0
     carried_over: int = 0
+    vectors: int = 0
+    vectors_embedded: int = 0
     degraded: int = 0
     without_image: int = 0
     images_unchanged: int = 0
@@ -182,8 +186,9 @@ class Totals:
     """A run's products in numbers, over all shards; what else is named as in `ShardSummary` is the sum of that.
 
     Attributes:
-        products: Rows of the index, `embedded` or `carried_over`. What an earlier, finished run embedded in a shard
+        products: Those in the index, `embedded` or `carried_over`. What an earlier, finished run embedded in a shard
             that stands is carried over. Duplicates are neither (see `without_duplicates`).
+        vectors: Rows of the index, `vectors_embedded` of them new, where products have one an image; else 0.
         rejected: Rows that are not in the index, duplicates included.
         folded: Rows that `catalog.group_by` put into the row of another; among `rows_in`, as those left out are.
     """
@@ -200,6 +205,8 @@ class Totals:
     texts_cut: int
     by_reason: dict[str, int]
     shards: int
+    vectors: int = 0
+    vectors_embedded: int = 0
 
     @property
     def rejected_share(self) -> float:
@@ -218,7 +225,7 @@ class Totals:
 
 
 def without_duplicates(embedded: int, carried_over: int, duplicates: int) -> tuple[int, int]:
-    """Products of one shard embedded and carried over, less those whose id occurred before.
+    """Products (or vectors) of one shard embedded and carried over, less those whose id occurred before.
 
     A duplicate counts as carried over first: most stood in the catalog of the last run already.
     """
@@ -232,19 +239,26 @@ def total(
     duplicates: Sequence[int] = (),
     earlier: Collection[str] = (),
     folded: int = 0,
+    dropped_vectors: Sequence[int] = (),
 ) -> Totals:
-    """Adds up the shards' summaries, after numbering gave `products` rows to them.
+    """Adds up the shards' summaries, after numbering found `products` in them.
 
     Args:
-        duplicates: Rows of each shard, in the order of `summaries`, that numbering dropped; empty: none.
+        duplicates: Products of each shard, in the order of `summaries`, that numbering dropped; empty: none.
         earlier: Keys of shards that an earlier, finished run made.
         folded: Rows that went into another's before the shards were cut.
+        dropped_vectors: The vectors of those duplicates, where products have several.
     """
     own = [summary for summary in summaries if summary.key not in earlier]
     embedded, dropped = 0, sum(duplicates)
     for summary, again in zip(summaries, duplicates or [0] * len(summaries), strict=True):
         new = 0 if summary.key in earlier else summary.embedded
         embedded += without_duplicates(new, summary.products - new, again)[0]
+    vectors = vectors_embedded = 0
+    for summary, again in zip(summaries, dropped_vectors or [0] * len(summaries), strict=True):
+        new = 0 if summary.key in earlier else summary.vectors_embedded
+        kept = without_duplicates(new, summary.vectors - new, again if summary.vectors else 0)
+        vectors, vectors_embedded = vectors + sum(kept), vectors_embedded + kept[0]
     names = ("rows_in", "left_out", "degraded", "rejected", "texts_cut")
     sums = {name: sum(getattr(summary, name) for summary in summaries) for name in names}
     sums["rejected"] += dropped
@@ -260,5 +274,7 @@ def total(
         by_reason=dict(sorted(by_reason.items())),
         shards=len(summaries),
         folded=folded,
+        vectors=vectors,
+        vectors_embedded=vectors_embedded,
         **sums,
     )

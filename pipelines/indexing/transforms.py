@@ -54,6 +54,7 @@ class ShardPlan:
         catalog_files: What the tasks read; None for vectors, which need no intake copies.
         nothing_carried_over: Why nothing is carried over, in words; empty where something is.
         folded: Rows of the catalog that went into another's, beside `rows`.
+        vectors_of_row: The most that a row may give.
         group_field: The column by which searches group their answers, if any.
         text_limit: How much of a text is read, and what says so, in words; empty where nothing is embedded.
     """
@@ -69,6 +70,7 @@ class ShardPlan:
     catalog_files: frozenset[str] | None = None
     nothing_carried_over: str = ""
     folded: int = 0
+    vectors_of_row: int = 1
     group_field: str | None = None
     text_limit: str = ""
 

@@ -62,6 +62,7 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
         ("created", manifest.created_utc),
         ("catalog", f"{catalog.uri}: {catalog.rows_in:,} rows"),
         ("products", f"{catalog.products:,}, {catalog.degraded:,} of them degraded; {catalog.rejected:,} rejected"),
+        *([("vectors", f"{catalog.vectors:,}, one an image")] if catalog.vectors else []),
         *((f"  {reason}", f"{count:,}") for reason, count in catalog.by_reason.items()),
         ("encoder", f"{manifest.encoder.model or 'made elsewhere'} {manifest.encoder.fingerprint}"),
         ("codec", f"{manifest.codec.fingerprint}, {trained}"),
@@ -95,6 +96,7 @@ def print_diff(diff: VersionDiff, console: Console) -> None:
     table.add_column("new")
     for name, old, new in (
         ("products", *(f"{manifest.catalog.products:,}" for manifest in (diff.old, diff.new))),
+        *_vectors_line(diff),
         ("rejected", *(f"{manifest.catalog.rejected:,}" for manifest in (diff.old, diff.new))),
         ("degraded", *(f"{manifest.catalog.degraded:,}" for manifest in (diff.old, diff.new))),
         ("encoder", diff.old.encoder.fingerprint, diff.new.encoder.fingerprint),
@@ -116,6 +118,13 @@ def print_diff(diff: VersionDiff, console: Console) -> None:
     for said, names in (("new", diff.columns_added), ("gone", diff.columns_removed)):
         if names:
             console.print(f"columns {said}: {', '.join(names)}", markup=False)
+
+
+def _vectors_line(diff: VersionDiff) -> list[tuple[str, str, str]]:
+    """How many vectors either version has, where one of them has several a product."""
+    old, new = (manifest.catalog.vectors or manifest.catalog.products for manifest in (diff.old, diff.new))
+    several = diff.old.catalog.vectors or diff.new.catalog.vectors
+    return [("vectors", f"{old:,}", f"{new:,}")] if several else []
 
 
 def print_letters(letters: Letters, version: str, console: Console) -> None:
@@ -160,7 +169,7 @@ def print_result(result: SearchResult, *, title: str, console: Console, filtered
     cells = {"rank": [str(product["rank"]) for product in found]}
     cells["score"] = [f"{product['score']:.{SCORE_DIGITS}f}" for product in found]
     cells["product_id"] = [product["product_id"] for product in found]
-    if result.members is not None:
+    if result.members is not None and result.group_column != "product_id":
         cells["members"] = [f"{product['members']:,}" for product in found]
     for name in result.products.column_names:
         if name != "product_id":
@@ -182,7 +191,7 @@ def print_result(result: SearchResult, *, title: str, console: Console, filtered
         none = "no product passes the filter"
         console.print(f"nothing behind the first {result.offset:,}" if result.offset else none)
     elif len(found) < result.scores.shape[1]:
-        groups = "" if result.members is None else " groups"
+        groups = "" if result.group_column in (None, "product_id") else " groups"
         console.print(f"{result.offset + len(found):,}{groups} found, {all_there_are}")
 
 
@@ -259,6 +268,7 @@ def described(manifest: Manifest) -> dict[str, object]:
         "version": manifest.version,
         "created_utc": manifest.created_utc,
         "products": manifest.catalog.products,
+        "vectors": manifest.catalog.vectors or manifest.catalog.products,
         "rejected": manifest.catalog.rejected,
         "degraded": manifest.catalog.degraded,
         "encoder": manifest.encoder.fingerprint,

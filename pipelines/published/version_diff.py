@@ -5,6 +5,7 @@ Ids are compared by digest, sorted in buckets on disk, so memory does not grow w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from index_builder import IndexReader, Manifest, VersionNotFoundError, publish
-from pipelines.catalog.previous_version import ExternalSort, add_ids, repeats_id
+from index_builder.manifest import IMAGE_COLUMNS
+from pipelines.catalog.previous_version import ExternalSort, add_ids, first_rows, repeats_id
 
 EXAMPLES = 5
 _OLD, _NEW = 0, 1
@@ -26,6 +28,7 @@ class VersionDiff:
         added, removed: Products that only the new, only the old version has.
         kept: Products of both.
         changed: Kept products by display or filter column whose value differs; columns without a change are left out.
+            Which images a product has vectors of is compared over all its rows.
         columns_added, columns_removed: Columns that only one of the versions has, or that changed their type.
         added_examples, removed_examples: The first few ids, in the order of their version.
     """
@@ -48,16 +51,29 @@ def compare_versions(index_uri: str, old: str, new: str) -> VersionDiff:
     tables = [reader.products for reader in readers]
     fields = [{(field.name, field.type) for field in table.schema if field.name != "product_id"} for table in tables]
     shared = sorted(name for name, _ in fields[_OLD] & fields[_NEW])
+    # With a vector an image a product has several rows, side by side.
+    several = [bool(reader.manifest.catalog.vectors) for reader in readers]
+    begins = [
+        first_rows(table.column("product_id")) if own else np.empty(0, np.int64)
+        for table, own in zip(tables, several, strict=True)
+    ]
     kept, changed = 0, dict.fromkeys(shared, 0)
     singles: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     with ExternalSort(sum(table.num_rows for table in tables)) as sorting:
         for side, table in enumerate(tables):
-            add_ids(sorting, table.column("product_id"), side)
+            ids = table.column("product_id")
+            if several[side]:
+                add_ids(sorting, ids.take(pa.array(begins[side])), side, begins[side])
+            else:
+                add_ids(sorting, ids, side)
         for records in sorting.sorted_buckets():
             pairs, alone = _paired(records)
             kept += len(pairs[_OLD])
             for name in shared:
-                changed[name] += _count_changed(tables, pairs, name)
+                if name in IMAGE_COLUMNS and all(several):
+                    changed[name] += _count_changed_rows(tables, pairs, begins, name)
+                else:
+                    changed[name] += int(np.count_nonzero(_differs(tables, pairs, name)))
             for side in (_OLD, _NEW):
                 singles[side].append(alone[side])
     rows = [np.sort(np.concatenate([np.empty(0, np.int64), *found])) for found in singles]
@@ -122,16 +138,40 @@ def _paired(records: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple[n
     return pairs, (rows[alone & (records["shard"] == _OLD)], rows[alone & (records["shard"] == _NEW)])
 
 
-def _count_changed(tables: list[pa.Table], pairs: tuple[np.ndarray, np.ndarray], name: str) -> int:
-    """Products of both versions whose value of a column differs; null and a value differ, null and null do not."""
+def _count_changed_rows(
+    tables: list[pa.Table], pairs: tuple[np.ndarray, np.ndarray], begins: Sequence[np.ndarray], name: str
+) -> int:
+    """Products of both versions whose values of a column, of all their rows, differ.
+
+    Args:
+        pairs: The rows that the products begin with, in either version.
+        begins: Those of all products of either version, ascending.
+    """
+    counts = []
+    for table, rows, own in zip(tables, pairs, begins, strict=True):
+        counts.append(np.diff(own, append=table.num_rows)[np.searchsorted(own, rows)])
+    alike = np.flatnonzero(counts[_OLD] == counts[_NEW])
+    if not len(alike):
+        return len(counts[_OLD])
+    sizes = counts[_OLD][alike]
+    starts = np.cumsum(sizes) - sizes
+    behind_first = np.arange(sizes.sum()) - np.repeat(starts, sizes)
+    old, new = (np.repeat(rows[alike], sizes) + behind_first for rows in pairs)
+    differs = np.logical_or.reduceat(_differs(tables, (old, new), name), starts)
+    return len(counts[_OLD]) - len(alike) + int(np.count_nonzero(differs))
+
+
+def _differs(tables: list[pa.Table], pairs: tuple[np.ndarray, np.ndarray], name: str) -> np.ndarray:
+    """Which pairs of rows have another value of a column, bool; null and a value differ, null and null do not."""
     old, new = (
         table.column(name).take(pa.array(rows)).combine_chunks() for table, rows in zip(tables, pairs, strict=True)
     )
     if pa.types.is_nested(old.type):  # Arrow compares no nested values
-        return sum(before != after for before, after in zip(old.to_pylist(), new.to_pylist(), strict=True))
+        different = (before != after for before, after in zip(old.to_pylist(), new.to_pylist(), strict=True))
+        return np.fromiter(different, bool, len(old))
     both = pc.fill_null(pc.not_equal(old, new), False)
     differs = pc.or_(both, pc.xor(pc.is_null(old), pc.is_null(new)))
-    return int(pc.sum(differs).as_py() or 0)
+    return differs.to_numpy(zero_copy_only=False).astype(bool)
 
 
 def _ids_at(table: pa.Table, rows: np.ndarray) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ class Found:
     products: pa.Table
     offset: int = 0
     members: np.ndarray | None = None
+    group_column: str | None = None
 
     @property
     def scores(self) -> np.ndarray:

@@ -247,7 +247,7 @@ class IndexReader:
         column = _group_column(group, state.manifest)
         if column is not None:
             state.groups.by(column)
-        first_depth = state.manifest.recall.k * (1 if column is None else EXPECTED_MEMBERS)
+        first_depth = max(1, state.manifest.recall.k) * (1 if column is None else EXPECTED_MEMBERS)
         selection = None if filter is None else state.filters.select(filter)
         ranking = Ranking(state.search, state.refine, queries, probes, factor, selection, first_depth)
         # More than N cannot be found, and FAISS reserves memory for k.

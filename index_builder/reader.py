@@ -168,7 +168,8 @@ class IndexReader:
             nprobe: inverted lists probed; None: what was chosen for the target recall. More are probed where a filter
                 leaves these few rows, and wherever they hold fewer than k: min(k, products that pass) are always found.
             refine_factor: candidates re-ranked for each neighbour wanted, where the version has refine codes; 0: none;
-                None: what was chosen for the target recall.
+                None: what was chosen for the target recall, and half of it for groups, where four times the rows are
+                ranked.
             offset: products, or groups, of the sequence that are left out before the answer; behind its end nothing is
                 found.
             group: a column of `products`; rows with the same value there are one answer, that of their best row, and
@@ -241,12 +242,14 @@ class IndexReader:
         k = _whole("k", k, at_least=1)
         offset = _whole("offset", offset, at_least=0)
         probes = settings.nprobe if nprobe is None else _whole("nprobe", nprobe, at_least=1)
-        factor = settings.refine_factor
-        if refine_factor is not None:
-            factor = _whole("refine_factor", refine_factor, at_least=0)
         column = _group_column(group, state.manifest)
+        factor = settings.refine_factor
         if column is not None:
             state.groups.by(column)
+            # Four times the rows are ranked, and any of its members finds a group: half of the factor finds as many.
+            factor = (factor + 1) // 2
+        if refine_factor is not None:
+            factor = _whole("refine_factor", refine_factor, at_least=0)
         first_depth = max(1, state.manifest.recall.k) * (1 if column is None else EXPECTED_MEMBERS)
         selection = None if filter is None else state.filters.select(filter)
         ranking = Ranking(state.search, state.refine, queries, probes, factor, selection, first_depth)

@@ -87,12 +87,11 @@ class Ranking:
         scores, rows = self._best_codes(candidates[-1])
         if self.codes is not None and refined:
             scores = self.codes.scores(self.queries, rows)
-        held = (rows >= 0).sum(axis=1)
-        short = np.flatnonzero(held < candidates[-1])
-        if not len(short):
+        if not (rows[:, -1] < 0).any():
             return _in_blocks(scores, rows, depths, candidates) if refined else (scores, rows)
         # The lists that are probed do not hold as many candidates as the deepest block wants. Those blocks for which
         # they do are the same as ever; the deeper ones probe more lists, each for itself.
+        held = (rows >= 0).sum(axis=1)
         sequences = []
         for query in range(len(rows)):
             standing = sum(wanted <= held[query] for wanted in candidates)

@@ -31,6 +31,11 @@ from pipelines.catalog.config import (
         ({"text_fields": ("a", "a")}, r"catalog\.text_fields: expected each name once"),
         ({"display_fields": ("a", "")}, r"catalog\.display_fields"),
         ({"images_per_product": 0}, r"catalog\.images_per_product: expected a whole number of at least 1; found 0"),
+        ({"group_field": ""}, r"catalog\.group_field: expected a column, and none of group_lists; found ''"),
+        (
+            {"group_field": "sku", "group_by": "handle", "group_lists": ("sku",), "display_fields": ("sku",)},
+            r"catalog\.group_field: .*found 'sku'",
+        ),
         ({"shard_rows": 0}, r"catalog\.shard_rows"),
         ({"on_bad_image": "ignore"}, r"catalog\.on_bad_image: expected 'degrade' or 'reject'; found 'ignore'"),
         ({"csv_delimiter": '"'}, r"catalog\.csv_delimiter"),

@@ -93,6 +93,11 @@ class ListRecords:
         dtype = np.int32 if self._starts[-1] < 2**31 else np.int64
         return np.concatenate([np.empty(0, dtype), *ids], dtype=dtype)
 
+    def list_of(self, row: int) -> int:
+        """The list that holds a row."""
+        place = int(np.flatnonzero(self.rows == row)[0])
+        return int(np.searchsorted(self._starts, place, side="right") - 1) // len(self._ivfs)
+
     def _ids(self, part: int, size: int) -> np.ndarray:
         number, shard = divmod(part, len(self._ivfs))
         if self.copyable:

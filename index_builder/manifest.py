@@ -34,7 +34,8 @@ class CatalogSummary:
     """What came in, and what became of it: dead letters are counted by reason.
 
     `rows_in` are the `products`, those `rejected`, those `left_out` by a condition, and those `folded` into the row of
-    their product; versions written before the last two were kept have 0 there.
+    their product; versions written before the last two were kept have 0 there. Answers are grouped by the column
+    `group_field` where a search asks for it.
     """
 
     uri: str
@@ -45,6 +46,7 @@ class CatalogSummary:
     folded: int = 0
     degraded: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
+    group_field: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,6 +31,7 @@ from index_builder.errors import FilterError, IndexBuilderError, VerificationErr
 from index_builder.faiss_files import read_index
 from index_builder.filter_bitmaps import FilterBitmaps
 from index_builder.filters import ColumnValues, Condition, parse_condition
+from index_builder.groups import GroupColumns
 from index_builder.manifest import FileEntry, Manifest
 from index_builder.publish import (
     FILTERS_FILE,
@@ -70,6 +71,7 @@ class OpenVersion:
     refine: RefineCodes | None
     products: ProductRows
     filters: RowFilters
+    groups: GroupColumns
 
 
 def open_current(index_uri: str) -> OpenVersion:
@@ -134,7 +136,8 @@ def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
     lookup, bitmaps = ProductRows(products), None
     if entries:
         bitmaps = _opened(folder, entries, lambda paths: FilterBitmaps(paths[0], products, lookup.take))
-    return OpenVersion(uri, manifest, search, refine, lookup, RowFilters(products, bitmaps))
+    filters, groups = RowFilters(products, bitmaps), GroupColumns(products)
+    return OpenVersion(uri, manifest, search, refine, lookup, filters, groups)
 
 
 def _cached_folder(index_uri: str, version: str, needed: tuple[FileEntry, ...]) -> str:

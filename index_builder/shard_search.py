@@ -60,6 +60,23 @@ class ShardSearch:
         self._graph = quantizer if isinstance(quantizer, faiss.IndexHNSW) else None
 
     @property
+    def indexes(self) -> tuple[faiss.Index, ...]:
+        """What is searched: one index, or the shards whose lists cannot be stacked."""
+        return self._indexes
+
+    def rotated(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors [B, D] as they stand behind the rotation: float32 [B, d]."""
+        queries = np.ascontiguousarray(vectors, dtype=np.float32)
+        if isinstance(self._indexes[0], faiss.IndexPreTransform):
+            for number in range(self._indexes[0].chain.size()):
+                queries = self._indexes[0].chain.at(number).apply(queries)
+        return queries
+
+    def list_of(self, row: int) -> int:
+        """The inverted list that holds a row."""
+        return self._records.list_of(row)
+
+    @cached_property
     def scores_every_code(self) -> bool:
         """Whether a scan scores all codes of a list, so that the best k are the first of more."""
         ivf = faiss.downcast_index(self._ivfs[0])
@@ -130,10 +147,7 @@ class ShardSearch:
         selector: faiss.IDSelector | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `search`, in the nearest of the lists that hold a row, as many as are demanded."""
-        queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        if isinstance(self._indexes[0], faiss.IndexPreTransform):
-            for number in range(self._indexes[0].chain.size()):
-                queries = self._indexes[0].chain.at(number).apply(queries)
+        queries = self.rotated(vectors)
         found = None
         if self._graph is not None:
             found = nearest_by_graph(queries, self._graph, held.counts, held.filled, demand)

@@ -136,6 +136,9 @@ class CatalogConfig:
         on_bad_image: `degrade` indexes a product with a broken picture by its text; `reject` leaves it out.
         display_fields: Columns carried to the published `products.arrow`, with their types.
         filter_fields: The same, for search filters.
+        group_field: A column carried likewise, whose values say which products are variants of one: a parent id, a
+            handle. They stay products of their own, and a search can answer with the best of each group (`--group`).
+            Products without a value stand alone. To fold the rows of a product into one, there is `group_by`.
         column_types: Arrow types (`"float64"`, `"decimal128(10, 2)"`, `"date32"`) of display and filter columns, and
             those of `where`, in CSV and JSON Lines, where the values decide otherwise. Also makes known a column that
             the first records do not have. Numbers may be spelled as in `1.299,00 €` (see `numbers`).
@@ -175,6 +178,7 @@ class CatalogConfig:
     on_bad_image: Literal["degrade", "reject"] = "degrade"
     display_fields: tuple[str, ...] = ()
     filter_fields: tuple[str, ...] = ()
+    group_field: str | None = None
     column_types: dict[str, str] = field(default_factory=dict)
     csv_delimiter: str | None = None
     csv_quote: str | None = None
@@ -222,6 +226,8 @@ class CatalogConfig:
             names = getattr(self, key)
             _require(not isinstance(names, str) and all(names), key, names, "a list of column names")
             _require(len(set(names)) == len(names), key, names, "each name once")
+        single = self.group_field != "" and self.group_field not in self.group_lists
+        _require(single, "group_field", self.group_field, "a column, and none of group_lists")
         if self.group_lists:
             _require(self.group_by is not None, "group_lists", self.group_lists, "a group_by beside it")
             plain = set(self.group_lists) <= set(self.carried_fields) - {*self.id_fields, self.group_by}
@@ -286,8 +292,9 @@ class CatalogConfig:
 
     @property
     def carried_fields(self) -> tuple[str, ...]:
-        """Display and filter columns, each once, in this order."""
-        return tuple(dict.fromkeys((*self.display_fields, *self.filter_fields)))
+        """Display and filter columns and that of the groups, each once, in this order."""
+        group = () if self.group_field is None else (self.group_field,)
+        return tuple(dict.fromkeys((*self.display_fields, *self.filter_fields, *group)))
 
     @property
     def stated_types(self) -> dict[str, pa.DataType]:
@@ -310,6 +317,7 @@ class CatalogConfig:
             "display_fields": self.display_fields,
             "filter_fields": self.filter_fields,
             "group_by": () if self.group_by is None else (self.group_by,),
+            "group_field": () if self.group_field is None else (self.group_field,),
             "where": () if self.condition is None else self.condition.columns,
         }
         keys: dict[str, str] = {}

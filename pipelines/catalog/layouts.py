@@ -186,7 +186,7 @@ def _reasons(
         if not (key == "text_fields" and config.text_template):
             for name in _names(getattr(config, key)):
                 keys_of.setdefault(name, []).append(key)
-    for key in ("image_template", "filter_fields", "group_lists", "where"):
+    for key in ("image_template", "filter_fields", "group_lists", "group_field", "where"):
         for name in _names(getattr(config, key)):
             keys_of.setdefault(name, []).append(key)
     for name, keys in keys_of.items():

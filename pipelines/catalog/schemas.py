@@ -348,6 +348,8 @@ def check_role(name: str, data_type: pa.DataType, config: CatalogConfig, file: s
         wrong = "image_field", "bytes, text, struct<bytes, path>, or a list of them"
     elif name == config.group_by and pa.types.is_nested(plain):
         wrong = "group_by", "text or numbers"
+    elif name == config.group_field and pa.types.is_nested(plain):
+        wrong = "group_field", "text or numbers"
     elif name in config.carried_fields and uncarried_part(plain) is not None:
         key = "display_fields" if name in config.display_fields else "filter_fields"
         wrong = key, f"a type that products.arrow can have, without {uncarried_part(plain)}"

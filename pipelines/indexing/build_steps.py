@@ -62,6 +62,7 @@ class RunContext:
         catalog_uri: What the vectors are of, for people.
         reusable: The codec of the last finished run, where this one may keep it.
         folded: Rows of the catalog that went into another's (`catalog.group_by`).
+        group_field: The column by which searches group their answers, if any.
     """
 
     work_uri: str
@@ -75,6 +76,7 @@ class RunContext:
     catalog_uri: str
     reusable: ReusableCodec | None = None
     folded: int = 0
+    group_field: str | None = None
 
     def path(self, *names: str) -> str:
         """The address of a file in the build's folder."""

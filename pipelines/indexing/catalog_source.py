@@ -233,6 +233,7 @@ class CatalogSource:
             catalog_files=frozenset(rows.path for shard in catalog.shards for rows in shard.ranges),
             nothing_carried_over=reason,
             folded=catalog.folded,
+            group_field=config.catalog.group_field,
             text_limit=self._text_limit,
         )
 

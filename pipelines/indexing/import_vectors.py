@@ -143,6 +143,7 @@ def standing_shards(work_uri: str) -> ShardPlan:
         encoder=encoder,
         query_encoder=None,
         catalog_uri=finished.catalog_uri,
+        group_field=finished.group_field,
     )
 
 

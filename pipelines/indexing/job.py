@@ -112,6 +112,7 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
             catalog_uri=shards.catalog_uri,
             reusable=reusable,
             folded=shards.folded,
+            group_field=shards.group_field,
         )
         with show_progress(record, shards=len(shards.tasks), rows=shards.rows, first_stage=shards.stage):
             run_pipeline(shards, run, beam_options)

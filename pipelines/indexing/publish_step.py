@@ -100,6 +100,7 @@ def publish_build(run: RunContext, build: FinishedBuild) -> RunResult:
             catalog_uri=run.catalog_uri,
             build=run.build,
             batch_invariant=run.encoder.batch_invariant,
+            group_field=run.group_field,
         )
         run.lease.check()
         write_finished_run(run.work_uri, finished)
@@ -117,7 +118,8 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
     files = publish.describe_files(staged)
     fingerprint = publish.content_fingerprint(files, run.encoder.fingerprint, spec, manifest.index.search)
     status: Status = "held" if failed else "published"
-    if not failed and previous is not None and previous.content_fingerprint == fingerprint:
+    same_groups = previous is not None and previous.catalog.group_field == run.group_field
+    if not failed and previous is not None and previous.content_fingerprint == fingerprint and same_groups:
         status, version_id = "unchanged", previous.version
     else:
         version_id = publish.publish_version(
@@ -177,6 +179,7 @@ def _manifest(run: RunContext, build: FinishedBuild, failed: list[str]) -> Manif
             folded=totals.folded,
             degraded=totals.degraded,
             by_reason=totals.by_reason,
+            group_field=run.group_field,
         ),
         encoder=run.encoder,
         codec=CodecSummary(

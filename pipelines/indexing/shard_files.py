@@ -143,6 +143,7 @@ class FinishedRun:
         catalog_uri: What they were made from, for people.
         build: Name of its folder in `builds`, with the codec that the next run may keep.
         batch_invariant: See `EncoderSummary`.
+        group_field: The column by which searches group their answers, if any.
     """
 
     name: str
@@ -151,6 +152,7 @@ class FinishedRun:
     catalog_uri: str = ""
     build: str = ""
     batch_invariant: bool | None = None
+    group_field: str | None = None
 
     def key_of(self, base: str) -> str | None:
         """The key under which this run made the shard, None if it had none of this base key."""

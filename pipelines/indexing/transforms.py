@@ -54,6 +54,7 @@ class ShardPlan:
         catalog_files: What the tasks read; None for vectors, which need no intake copies.
         nothing_carried_over: Why nothing is carried over, in words; empty where something is.
         folded: Rows of the catalog that went into another's, beside `rows`.
+        group_field: The column by which searches group their answers, if any.
         text_limit: How much of a text is read, and what says so, in words; empty where nothing is embedded.
     """
 
@@ -68,6 +69,7 @@ class ShardPlan:
     catalog_files: frozenset[str] | None = None
     nothing_carried_over: str = ""
     folded: int = 0
+    group_field: str | None = None
     text_limit: str = ""
 
     @property

@@ -8,8 +8,12 @@ Legend: `B` queries, `D` dimension, `n` rows.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import faiss
 import numpy as np
+
+from index_builder.faiss_files import faiss_threads
 
 BLOCK_ROWS = 256
 """Rows decoded at a time: what a core's cache holds."""
@@ -48,7 +52,9 @@ class ExactRows:
         largest = np.abs(weights).max(axis=1, keepdims=True)
         # FAISS takes whole numbers, and drops what is behind the point.
         rounded = np.rint(weights * (_LARGEST / np.where(largest > 0, largest, 1)))
-        return self._rows[self._index.search(rounded, count)[1]]
+        # Threads that share one query mostly wait.
+        with faiss_threads(1) if len(vectors) == 1 else nullcontext():
+            return self._rows[self._index.search(rounded, count)[1]]
 
 
 def _in_bytes(decoder: faiss.IndexScalarQuantizer, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

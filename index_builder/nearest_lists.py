@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
+from index_builder.faiss_files import faiss_threads
+
 SCORED_ROWS, SCORED_EXPONENT = 1000, 0.55
 """Rows scored under a filter, at least (though no more than twice what is scored without one), and how they grow as
 fewer pass. Measured, see tests/benchmarks/README.md: filters near the queries need it."""
@@ -124,7 +126,8 @@ def inner_products(queries: np.ndarray, vectors: np.ndarray, which: np.ndarray |
     if which is not None:
         numbers = np.ascontiguousarray(np.broadcast_to(which, products.shape), np.int64)
         pointers = map(faiss.swig_ptr, (products, queries, vectors, numbers))
-        faiss.fvec_inner_products_by_idx(*pointers, vectors.shape[1], *products.shape)
+        with faiss_threads(1):
+            faiss.fvec_inner_products_by_idx(*pointers, vectors.shape[1], *products.shape)
         return products
     for query, line in zip(queries, products, strict=True):
         pointers = map(faiss.swig_ptr, (line, query, vectors))

@@ -1,9 +1,9 @@
 """Answers queries under filters with the reader that stands first in PYTHONPATH; `filtered_search` runs it.
 
-    python tests/benchmarks/filtered_answers.py INDEX QUERIES.npy CLOCK OUT.json FILTER ...
+    python tests/benchmarks/filtered_answers.py INDEX QUERIES.npy CLOCK OUT.json text|expression FILTER ...
 
-A filter is a boolean column of the products, given to the reader as an Arrow expression, anew for each query. Imports
-nothing but the reader, so that the one of an older commit is measured alike.
+A filter is a boolean column of the products, given to the reader as text, or as an Arrow expression, anew for each
+query. Imports nothing but the reader, so that the one of an older commit, which knew no text, is measured alike.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ K = 10
 CLOCKS = {"cpu": time.thread_time, "wall": time.perf_counter}
 
 
-def main(index: str, queries_path: str, clock_name: str, out: str, *names: str) -> None:
+def main(index: str, queries_path: str, clock_name: str, out: str, form: str, *names: str) -> None:
     """Writes of each filter the rows found, and milliseconds: of the first use, of each query, and of each without."""
     faiss.omp_set_num_threads(1)
     clock = CLOCKS[clock_name]
@@ -32,7 +32,8 @@ def main(index: str, queries_path: str, clock_name: str, out: str, *names: str) 
 
     def timed(query: np.ndarray, name: str | None) -> tuple[float, list[int]]:
         start = clock()
-        result = reader.search(query, K, filter=None if name is None else pc.field(name))
+        filter = None if name is None else pc.field(name) if form == "expression" else f'"{name}"'
+        result = reader.search(query, K, filter=filter)
         return 1000 * (clock() - start), result.rows[0].tolist()
 
     for _ in range(2):  # so that the pages of all files are in memory when anything is timed

@@ -139,20 +139,20 @@ def publish(arguments: argparse.Namespace, root: str, index: str, filters: dict[
     del vectors
     staged, manifest = stage(root, build_index(root, shards, config, dim))
     with pa.memory_map(f"{root}/products.arrow") as source:
-        table = pa.ipc.open_file(source).read_all()
+        table = pa.ipc.open_file(source).read_all().combine_chunks()
         for name, mask in filters.items():
             table = table.append_column(name, pa.array(mask))
         path = f"{root}/filtered.arrow"
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=2000)
+            writer.write_table(table, max_chunksize=4000)  # a catalog shard each
     staged["products.arrow"], staged["filters.arrow"] = path, write_filter_bitmaps(path, f"{root}/filtered")
     publish_version(index, staged, manifest)
 
 
-def answers(index: str, root: Path, clock: str, names: list[str], tree: Path) -> dict[str, dict[str, Any]]:
+def answers(index: str, root: Path, clock: str, names: list[str], tree: Path, form: str) -> dict[str, dict[str, Any]]:
     """What the reader of a tree finds, and how fast: see `filtered_answers`."""
     out = root / "answers.json"
-    command = [sys.executable, str(ANSWERS), index, str(root / "queries.npy"), clock, str(out), *names]
+    command = [sys.executable, str(ANSWERS), index, str(root / "queries.npy"), clock, str(out), form, *names]
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, check=True)
     return dict(json.loads(out.read_text()))
@@ -174,8 +174,10 @@ def measure(
         f"{reader.manifest.index.factory}, refine {reader.manifest.index.refine}, nprobe {settings.nprobe}, "
         f"refine factor {settings.refine_factor}, {reader.products.num_rows:,} rows, ms of {arguments.clock} time"
     )
-    ours = answers(index, root, arguments.clock, list(filters), ANSWERS.parents[2])
-    before = answers(index, root, arguments.clock, list(filters), arguments.before) if arguments.before else None
+    ours = answers(index, root, arguments.clock, list(filters), ANSWERS.parents[2], "text")
+    before = None
+    if arguments.before:
+        before = answers(index, root, arguments.clock, list(filters), arguments.before, "expression")
     graph = built_graph(arguments) if arguments.hnswlib else None
     console.print(f"without a filter: recall {shared(ours['']['rows'], truths['']):.3f}")
     table = Table("filter", "passing", "recall", "p50", "plain p50", "times", "p99", "plain p99", "times")

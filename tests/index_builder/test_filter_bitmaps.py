@@ -184,6 +184,27 @@ def test_a_version_without_the_file_is_searched_alike(index: str, tmp_path: Path
     assert np.array_equal(with_file.rows, without.rows)
 
 
+def test_filters_are_those_of_the_version_that_is_open(index: str, tmp_path: Path) -> None:
+    copy, _ = copied(index, tmp_path)
+    reader, condition = IndexReader.open(copy), "kind = 'mug' and size > 40"
+    queries = clustered(4, DIM, seed=3)
+    for _ in range(2):
+        before = reader.search(queries, 10, condition)
+    (tmp_path / "turned").mkdir()
+    turned = TABLE.set_column(1, "kind", TABLE["kind"].combine_chunks()[::-1])
+    folder = Path(copy) / "versions" / reader.manifest.version
+    staged = {name: str(folder / name) for name in storage.list_names(str(folder)) if name != "manifest.json"}
+    staged[FILTERS_FILE] = write(turned, tmp_path / "turned")[0]
+    staged["products.arrow"] = str(tmp_path / "turned" / "products.arrow")
+    publish_version(copy, staged, reader.manifest)
+    assert np.array_equal(reader.search(queries, 10, condition).rows, before.rows)
+    assert reader.refresh()
+    for table, result in ((TABLE, before), (turned, reader.search(queries, 10, condition))):
+        found = table.take(pa.array(result.rows.ravel()))
+        assert set(found["kind"].to_pylist()) == {"mug"}
+        assert min(found["size"].to_pylist()) > 40
+
+
 def test_a_damaged_file_is_noticed(index: str, tmp_path: Path) -> None:
     copy, bitmaps = copied(index, tmp_path)
     data = bytearray(bitmaps.read_bytes())

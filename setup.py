@@ -27,6 +27,7 @@ REQUIREMENTS = [
     "charset-normalizer>=3.4",  # how lines that are no UTF-8 read in other encodings
     "lxml>=6.0",  # XML feeds
     "selectolax>=0.4",  # texts out of HTML
+    "pyroaring>=1.0",  # the rows of each value of a filter column: small in a file, united fast
     "sqlglot>=27",  # parses `catalog.where`
     "threadpoolctl>=3.5",  # one BLAS thread in each of our own, where blocks are encoded side by side
     "xxhash>=3.5",  # samples by product id, fast and the same on every machine

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, reduce
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,8 @@ ALLOWED = (
     "= == != <> < <= > >=, and, or, not, in (...), between, is null, like, ilike and parentheses"
 )
 
+BLOCK_ROWS = 65_536
+"""Rows that are compared at a time."""
 Literal = str | int | float | bool | None
 
 _NUMBER = r"^[+-]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][+-]?[0-9]+)?$"
@@ -78,6 +81,21 @@ class Condition:
                 numbers |= names
         return frozenset(numbers - texts)
 
+    def conjuncts(self) -> list[Condition]:
+        """The conditions that `and` joins into this one; itself where there is none."""
+        found = []
+        open_nodes = [self.tree]
+        while open_nodes:
+            node = open_nodes.pop()
+            inner = node.unnest()
+            if isinstance(inner, exp.And):
+                open_nodes += [inner.expression, inner.this]
+                continue
+            columns: dict[str, None] = {}
+            _check(node, self.text, columns)
+            found.append(Condition(node.sql(), tuple(columns), node))
+        return found
+
     def mask(self, rows: pa.RecordBatch) -> pa.BooleanArray:
         """For which rows the condition is true, `[R]` without nulls; not for those where it is null.
 
@@ -85,6 +103,69 @@ class Condition:
             FilterError: a column is not there, or is of a type that cannot be compared so.
         """
         return pc.fill_null(_evaluated(self.tree, rows), False)
+
+    def mask_of(self, products: pa.Table, columns: Mapping[str, ColumnValues] = MappingProxyType({})) -> np.ndarray:
+        """The same for all rows of a table: bool [N].
+
+        What is asked of one of `columns` alone is asked of its values only.
+
+        Raises:
+            FilterError: as `mask`; VerificationError: the values are not those that were written.
+        """
+        for name in self.columns:
+            if name not in products.column_names:
+                raise unknown_column(name, products.column_names)
+        found = _evaluated(self.tree, _WholeTable(products, columns))
+        return pc.fill_null(found, False).to_numpy(zero_copy_only=False)
+
+
+class ColumnValues(Protocol):
+    """A column by its values.
+
+    Attributes:
+        values: One column with each of its values once, null too: [V].
+    """
+
+    values: pa.RecordBatch
+
+    def rows_where(self, truth: pa.BooleanArray) -> pa.BooleanArray:
+        """What is true, false or null of the values [V], of the rows that have them: [N]."""
+
+
+@dataclass(frozen=True, slots=True)
+class _WholeTable:
+    """All products: conditions on a column with known values are answered by these, others block by block."""
+
+    products: pa.Table
+    columns: Mapping[str, ColumnValues]
+
+    def answer(self, node: exp.Expression) -> pa.BooleanArray | None:
+        """The condition for each row, [N]; None: its parts are to be answered one by one."""
+        names = sorted({_name(part, "") for part in node.find_all(exp.Column, exp.Dot) if not _is_part_of_name(part)})
+        if len(names) == 1 and names[0] in self.columns:
+            column = self.columns[names[0]]
+            return column.rows_where(_evaluated(node, column.values))
+        has_parts = isinstance(node, exp.And | exp.Or | exp.Not | exp.Paren)
+        if has_parts and not self.columns.keys().isdisjoint(names):
+            return None
+        found = [_evaluated(node, block) for block in _blocks(self.products.select(names))]
+        return pa.concat_arrays([pa.array([], pa.bool_()), *found])
+
+
+def _is_part_of_name(node: exp.Expression) -> bool:
+    return isinstance(node.parent, exp.Dot)
+
+
+def _blocks(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """The rows in blocks of some size: a table of many short batches takes twice as long."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in table.to_batches(max_chunksize=BLOCK_ROWS):
+        if waiting and sum(each.num_rows for each in waiting) + batch.num_rows > BLOCK_ROWS:
+            yield pa.concat_batches(waiting)
+            waiting = []
+        waiting.append(batch)
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
 @lru_cache(64)
@@ -203,8 +284,12 @@ def _value(node: exp.Expression, text: str) -> Literal:
     raise _refused(node, text, ", where a text, a number, true or false should be")
 
 
-def _evaluated(node: exp.Expression, rows: pa.RecordBatch) -> pa.BooleanArray:
+def _evaluated(node: exp.Expression, rows: pa.RecordBatch | _WholeTable) -> pa.BooleanArray:
     """The condition for each row: true, false or null, `[R]`."""
+    if isinstance(rows, _WholeTable):
+        answer = rows.answer(node)
+        if answer is not None:
+            return answer
     if isinstance(node, exp.Paren):
         return _evaluated(node.this, rows)
     if isinstance(node, exp.Not):
@@ -362,7 +447,8 @@ def _plain(column: pa.Array, node: exp.Expression) -> pa.Array:
     if pa.types.is_decimal(kind) or pa.types.is_float16(kind):
         column = column.cast(pa.float64())
     if pa.types.is_floating(column.type):
-        return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+        unknown = pc.is_nan(column)
+        return pc.if_else(unknown, pa.scalar(None, column.type), column) if pc.any(unknown).as_py() else column
     if pa.types.is_timestamp(kind) and kind.tz is not None:
         return column.cast(pa.timestamp(kind.unit))  # the same moments, in UTC
     if _is_number(kind) or _is_temporal(kind) or pa.types.is_boolean(kind) or pa.types.is_string(kind):

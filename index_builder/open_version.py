@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,22 +24,36 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import xxhash
 
 from index_builder import storage
 from index_builder.errors import FilterError, IndexBuilderError, VerificationError, VersionNotFoundError
 from index_builder.faiss_files import read_index
-from index_builder.filters import Condition, parse_condition, unknown_column
+from index_builder.filter_bitmaps import FilterBitmaps
+from index_builder.filters import ColumnValues, Condition, parse_condition
 from index_builder.groups import GroupColumns
 from index_builder.manifest import FileEntry, Manifest
-from index_builder.publish import PRODUCTS_FILE, is_searched, manifest_uri, read_current, read_manifest, version_uri
-from index_builder.shard_search import RefineCodes, RowSelection, ShardSearch
+from index_builder.publish import (
+    FILTERS_FILE,
+    PRODUCTS_FILE,
+    is_searched,
+    manifest_uri,
+    read_current,
+    read_manifest,
+    version_uri,
+)
+from index_builder.row_selection import KeptBytes, RowSelection
+from index_builder.shard_search import RefineCodes, ShardSearch
 
 CACHED_VERSIONS = 2
 """Versions of a remote index kept in the cache: the one in use, and the one before for servers that still open it."""
 CACHE_ATTEMPTS = 3
 """Downloads of a version of which another process's cleaning of the cache may have taken files away."""
 FILTERS_KEPT = 64
-"""Expressions remembered for each version, the latest ones; each takes a bit a product, and a count a list."""
+"""Filters remembered for each version, the latest ones."""
+FILTER_BYTES = 256 << 20
+"""Memory that they take together: each a bit a product and a count a list, and the codes of the rows that pass where
+these are few."""
 GROUPED_FROM_ROWS_PER_BATCH = 12
 """Rows for each record batch of the table from which on they are taken batch by batch instead of one by one."""
 
@@ -116,12 +132,12 @@ def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
     if refine is not None and refine.rows != rows:
         where = storage.join(folder, files[0].path)
         raise VerificationError(f"{where}: expected refine codes of {rows} products, found {refine.rows}")
-    rows_of = (
-        ProductRows(products),
-        RowFilters(products),
-        GroupColumns(products, several_rows=bool(manifest.catalog.vectors)),
-    )
-    return OpenVersion(uri, manifest, search, refine, *rows_of)
+    entries = [entry for entry in manifest.files if entry.path == FILTERS_FILE]  # none in versions of before
+    lookup, bitmaps = ProductRows(products), None
+    if entries:
+        bitmaps = _opened(folder, entries, lambda paths: FilterBitmaps(paths[0], products, lookup.take))
+    filters, groups = RowFilters(products, bitmaps), GroupColumns(products, several_rows=bool(manifest.catalog.vectors))
+    return OpenVersion(uri, manifest, search, refine, lookup, filters, groups)
 
 
 def _cached_folder(index_uri: str, version: str, needed: tuple[FileEntry, ...]) -> str:
@@ -209,41 +225,67 @@ def _taken_by_chunk(chunks: Sequence[pa.Array], starts: np.ndarray, rows: np.nda
 
 
 class RowFilters:
-    """The filters of one version: an expression over the columns of the products, or a mask, as a FAISS id selector.
+    """The filters of one version: a condition or an expression over the columns of the products, or a mask.
 
-    An expression is evaluated once a version and kept: on 100,000 products that takes 9 ms, a search 0.1 ms. Threads
-    may share it.
+    What was selected is kept, with what searches made of it: the latest ones, in bounded memory. Threads may share it.
     """
 
-    def __init__(self, products: pa.Table) -> None:
+    def __init__(self, products: pa.Table, bitmaps: FilterBitmaps | None = None) -> None:
         self._products = products
-        self._known = lru_cache(maxsize=FILTERS_KEPT)(partial(_evaluated, products))
+        self._bitmaps: Mapping[str, ColumnValues] = {} if bitmaps is None else bitmaps
+        self._known: OrderedDict[object, RowSelection] = OrderedDict()
+        self._kept = KeptBytes()
+        self._lock = threading.Lock()
 
     def select(self, filter: str | pc.Expression | np.ndarray) -> RowSelection:
         """The rows that a filter keeps: a condition as `filters` has them, an Arrow expression, or bool [N].
 
+        A filter that is asked again is known by its condition, or by the mask's content: 1,000,000 rows take 0.03 ms.
+
         Raises:
             FilterError: the filter cannot be read, names a column that is not there, or has another length than N.
+            VerificationError: the version's bitmaps are damaged.
         """
+        key: object
         if isinstance(filter, str):
-            return self._known(parse_condition(filter))
-        if isinstance(filter, pc.Expression):
-            return self._known(_ExpressionKey(filter))
-        rows = self._products.num_rows
-        mask = np.asarray(filter)
-        if mask.dtype != np.bool_ or mask.shape != (rows,):
-            raise FilterError(f"filter: expected bool [{rows}], found {mask.dtype} {list(mask.shape)}")
-        return RowSelection.of(mask)
+            key = parse_condition(filter)
+        elif isinstance(filter, pc.Expression):
+            key = _ExpressionKey(filter)
+        else:
+            rows = self._products.num_rows
+            filter = np.ascontiguousarray(filter)
+            if filter.dtype != np.bool_ or filter.shape != (rows,):
+                raise FilterError(f"filter: expected bool [{rows}], found {filter.dtype} {list(filter.shape)}")
+            key = xxhash.xxh3_128_digest(filter.data)
+        with self._lock:
+            selection = self._known.get(key)
+            if selection is not None:
+                self._known.move_to_end(key)
+        if selection is None:
+            mask = filter if isinstance(filter, np.ndarray) else self._mask(key)
+            made = RowSelection.of(mask, self._kept)
+            with self._lock:
+                selection = self._known.setdefault(key, made)
+                self._kept.total += selection.bytes
+        if self._kept.total > FILTER_BYTES or len(self._known) > FILTERS_KEPT:
+            self._forget()
+        return selection
+
+    def _mask(self, key: object) -> np.ndarray:
+        if isinstance(key, Condition):
+            return key.mask_of(self._products, self._bitmaps)
+        return _evaluated(self._products, key)  # type: ignore[arg-type]
+
+    def _forget(self) -> None:
+        """Forgets those that were asked for the longest ago; the latest one stays, however large."""
+        with self._lock:
+            self._kept.total = sum(selection.bytes for selection in self._known.values())
+            while len(self._known) > 1 and (self._kept.total > FILTER_BYTES or len(self._known) > FILTERS_KEPT):
+                self._kept.total -= self._known.popitem(last=False)[1].bytes
 
 
-def _evaluated(products: pa.Table, key: _ExpressionKey | Condition) -> RowSelection:
-    """The rows for which the filter is true. Where it is null, the row is not kept."""
-    if isinstance(key, Condition):
-        for name in key.columns:
-            if name not in products.column_names:
-                raise unknown_column(name, products.column_names)
-        masks = [key.mask(batch) for batch in products.select(key.columns).to_batches()]
-        return RowSelection.of(pa.chunked_array(masks, pa.bool_()).to_numpy())
+def _evaluated(products: pa.Table, key: _ExpressionKey) -> np.ndarray:
+    """For which rows the expression is true: bool [N]. Where it is null, the row is not kept."""
     filter = key.expression
     try:
         kept = ds.dataset(products).to_table(columns={"kept": filter}).column("kept")
@@ -252,7 +294,7 @@ def _evaluated(products: pa.Table, key: _ExpressionKey | Condition) -> RowSelect
         raise FilterError(f"filter {filter} does not fit the products ({columns}): {error}") from error
     if kept.type != pa.bool_():
         raise FilterError(f"filter {filter}: expected a condition, found an expression of type {kept.type}")
-    return RowSelection.of(pc.fill_null(kept, False).to_numpy())
+    return pc.fill_null(kept, False).to_numpy()
 
 
 class _ExpressionKey:

@@ -30,6 +30,7 @@ from index_builder.spec import IndexSpec
 log = logging.getLogger(__name__)
 
 PRODUCTS_FILE = "products.arrow"
+FILTERS_FILE = "filters.arrow"
 QUERY_ENCODER_FOLDER = "query_encoder"
 CHUNK_BYTES = 4 << 20
 UNFINISHED_KEPT = timedelta(days=1)
@@ -131,20 +132,21 @@ def staged_bytes(source: StagedFile) -> Iterator[bytes]:
 
 
 def is_searched(path: str) -> bool:
-    """Whether a search reads the file: index, refine codes, products."""
-    return is_index_file(path) or is_refine_file(path) or path == PRODUCTS_FILE
+    """Whether a search reads the file: index, refine codes, products, bitmaps of filter columns."""
+    return is_index_file(path) or is_refine_file(path) or path in (PRODUCTS_FILE, FILTERS_FILE)
 
 
 def content_fingerprint(
     files: Sequence[FileEntry], encoder_fingerprint: str, spec: IndexSpec, search: SearchSettings | None = None
 ) -> str:
     """64 hex digits over all that decides what a search answers: index and refine files, products, query encoder,
-    encoder, spec, and how many candidates are re-ranked (`nprobe` is in the index files). Reports do not count.
+    encoder, spec, and how many candidates are re-ranked (`nprobe` is in the index files). Reports do not count, nor the
+    bitmaps, which follow from the products.
     """
     counted = sorted(
         (entry.path, entry.sha256)
         for entry in files
-        if is_searched(entry.path) or entry.path.startswith(f"{QUERY_ENCODER_FOLDER}/")
+        if (is_searched(entry.path) and entry.path != FILTERS_FILE) or entry.path.startswith(f"{QUERY_ENCODER_FOLDER}/")
     )
     # Without refinement the fingerprint is that of schema version 1.
     refined = [search.refine_factor] if search is not None and search.refine_factor else []

@@ -10,58 +10,27 @@ Legend: `B` queries, `D` dimension, `m` candidates of a query, `k` neighbours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import faiss
 import numpy as np
 
 from index_builder.errors import IndexBuilderError, VerificationError
-from index_builder.faiss_files import faiss_threads, ivf_of, list_ids, list_sizes, top_by_score
+from index_builder.exact_rows import ExactRows
+from index_builder.faiss_files import faiss_threads, ivf_of, top_by_score
+from index_builder.filtered_lists import ID_BYTES, FilteredLists, ListRecords
+from index_builder.nearest_lists import Demand, nearest_by_graph, nearest_of_all
+from index_builder.row_selection import RowSelection as RowSelection
 
 BLOCK_BYTES = 512 << 10
 """Decoded vectors held at a time: what a core's cache holds beside their codes."""
 SMALL_SCORES = 4096
-EXACT_ROWS = 2048
-"""A selection of so few rows is compared whole, by its refine codes: 1,000 of 384 dimensions cost 0.2 ms."""
-SPARE_LISTS = 16
-"""Lists put in order beyond those that are expected to hold enough rows."""
-
-
-@dataclass(eq=False)
-class RowSelection:
-    """The rows that a filter lets pass: a bit a row, and how many they are."""
-
-    selector: faiss.IDSelector
-    bits: np.ndarray
-    rows: int
-    _counts: np.ndarray | None = field(default=None, init=False, repr=False)
-
-    @classmethod
-    def of(cls, mask: np.ndarray) -> RowSelection:
-        """The rows where bool [N] is true."""
-        bits = np.packbits(mask, bitorder="little")  # bit i is row i; the selector holds on to the array
-        return cls(faiss.IDSelectorBitmap(bits), bits, int(np.count_nonzero(mask)))
-
-    @cached_property
-    def numbers(self) -> np.ndarray:
-        """The rows, int64 [n], ascending."""
-        return np.flatnonzero(np.unpackbits(self.bits, bitorder="little"))
-
-    def passes(self, rows: np.ndarray) -> np.ndarray:
-        """Whether each of these rows passes: bool like `rows`."""
-        return (self.bits[rows >> 3] >> (rows & 7).astype(np.uint8) & 1).astype(bool)
-
-    def is_compared_whole(self, codes: RefineCodes | None, refine_factor: int) -> bool:
-        """Whether `search_refined` compares all its rows, so that the best k of a search are those of a deeper one."""
-        return codes is not None and refine_factor > 0 and self.rows <= EXACT_ROWS
-
-    def counts(self, list_of_row: np.ndarray, lists: int) -> np.ndarray:
-        """The rows of each inverted list that pass: int64 [L]. Counted once."""
-        if self._counts is None:
-            mask = np.unpackbits(self.bits, count=len(list_of_row), bitorder="little").view(bool)
-            self._counts = np.bincount(list_of_row[mask], minlength=lists)
-        return self._counts
+EXACT_BYTES = 6 << 20
+"""A selection of so few rows, a byte a dimension, is compared whole: 10,000 of 384 dimensions cost 0.2 ms."""
+COPIED_SHARE, COPIED_BYTES = 0.25, 64 << 20
+"""Of a selection of at most this share of the rows the codes are copied; else each row of a list is tested."""
+FILTERED_FACTOR = 8
+"""Candidates re-ranked under a filter for each neighbour, at least: 80 of 384 dimensions take 0.03 ms."""
 
 
 class ShardSearch:
@@ -80,13 +49,37 @@ class ShardSearch:
         self.lists = max(ivf.nlist for ivf in ivfs)
         self.rows = sum(index.ntotal for index in indexes)
         self._indexes = tuple(indexes)
-        if len(indexes) > 1 and all(_stackable(ivf) for ivf in ivfs):
+        stack = len(indexes) > 1 and all(_stackable(ivf) for ivf in ivfs)
+        if stack:
+            _check_one_codec(ivfs)
+        self._records = ListRecords(ivfs)
+        if stack:
             self._indexes = (_stacked(indexes, ivfs),)
+        self._ivfs = tuple(ivf_of(index) for index in self._indexes)
+        quantizer = faiss.downcast_index(self._ivfs[0].quantizer)
+        self._graph = quantizer if isinstance(quantizer, faiss.IndexHNSW) else None
 
     @property
+    def indexes(self) -> tuple[faiss.Index, ...]:
+        """What is searched: one index, or the shards whose lists cannot be stacked."""
+        return self._indexes
+
+    def rotated(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors [B, D] as they stand behind the rotation: float32 [B, d]."""
+        queries = np.ascontiguousarray(vectors, dtype=np.float32)
+        if isinstance(self._indexes[0], faiss.IndexPreTransform):
+            for number in range(self._indexes[0].chain.size()):
+                queries = self._indexes[0].chain.at(number).apply(queries)
+        return queries
+
+    def list_of(self, row: int) -> int:
+        """The inverted list that holds a row."""
+        return self._records.list_of(row)
+
+    @cached_property
     def scores_every_code(self) -> bool:
         """Whether a scan scores all codes of a list, so that the best k are the first of more."""
-        ivf = ivf_of(self._indexes[0])
+        ivf = faiss.downcast_index(self._ivfs[0])
         # RaBitQ of several bits skips codes that by their first bit can hardly be among the k.
         return not isinstance(ivf, faiss.IndexIVFRaBitQ) or ivf.rabitq.nb_bits == 1
 
@@ -102,8 +95,8 @@ class ShardSearch:
         """The k best rows for float32 [B, D], of those that the selection lets pass: by score, ties by row.
 
         Always min(k, rows that pass) of them: where the lists probed hold fewer, more are probed. Under a selection the
-        nearest lists that hold a row of it are probed, until as many rows were scored as without one. Without `widen`
-        (and a selection) no more than `nprobe` lists are probed, and fewer may be found.
+        nearest lists that hold a row of it are probed, until some more rows were scored than without one. Without
+        `widen` (and a selection) no more than `nprobe` lists are probed, and fewer may be found.
 
         As scores float32 [B, k], descending, and rows int64 [B, k]; -inf and -1 beyond.
         """
@@ -111,120 +104,74 @@ class ShardSearch:
         if not passing:
             return np.full((len(vectors), k), -np.inf, np.float32), np.full((len(vectors), k), -1, np.int64)
         if selection is not None and passing < self.rows:
-            counts = selection.counts(self._list_of_row, self.lists)
-            enough = max(min(k, passing), rows_to_score(self.rows * nprobe / self.lists, self.rows, passing))
-            return self._search_nearest(vectors, k, counts, enough, nprobe, selection.selector)
+            lists = self._filtered_lists(selection)
+            demand = Demand.under_filter(k, nprobe=nprobe, lists=self.lists, rows=self.rows, passing=passing)
+            if lists.index is not None:
+                return self._search_nearest(vectors, k, lists, demand, [lists.index])
+            return self._search_nearest(vectors, k, lists, demand, self._ivfs, selection.selector)
         parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists))
         if isinstance(self._indexes[0], faiss.IndexPreTransform):
             parameters = faiss.SearchParametersPreTransform(index_params=parameters)
         found = _merged([index.search(vectors, k, params=parameters) for index in self._indexes], k)
         short = np.flatnonzero(found[1][:, min(k, passing) - 1] < 0) if widen else ()
         if len(short):
-            wider = self._search_nearest(vectors[short], k, self._sizes, min(k, passing), nprobe)
+            wanted = min(k, passing)
+            demand = Demand(enough=wanted, nprobe=nprobe, needed=wanted, most=self.lists)
+            wider = self._search_nearest(vectors[short], k, self._all_lists, demand, self._ivfs)
             found[0][short], found[1][short] = wider
         return found
+
+    def _filtered_lists(self, selection: RowSelection) -> FilteredLists:
+        """The lists with only the rows of a selection, kept with it.
+
+        Their codes are copied when the selection is used the second time: 100,000 rows take 10 ms, what the first
+        search does not have to wait for, and what a filter that is used once is not worth.
+        """
+        copied = selection.rows * (self._records.code_size + ID_BYTES)
+        few = self._records.copyable and selection.rows <= COPIED_SHARE * self.rows and copied <= COPIED_BYTES
+        counted = selection.found((self, "counted"))
+        if counted is None or not few:
+            return selection.kept((self, "counted"), lambda: self._filter(selection, with_codes=False))
+        return selection.kept((self, "copied"), lambda: self._filter(selection, with_codes=True))
+
+    def _filter(self, selection: RowSelection, *, with_codes: bool) -> FilteredLists:
+        return self._records.filtered(selection.mask(self.rows), with_codes=with_codes)
 
     def _search_nearest(
         self,
         vectors: np.ndarray,
         k: int,
-        counts: np.ndarray,
-        enough: int,
-        nprobe: int,
+        held: FilteredLists,
+        demand: Demand,
+        ivfs: Sequence[faiss.IndexIVF],
         selector: faiss.IDSelector | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `search`, in the nearest of the lists that hold a row by `counts` int64 [L]: `nprobe` of them or more,
-        until they hold `enough` rows.
-        """
-        queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        if isinstance(self._indexes[0], faiss.IndexPreTransform):
-            for number in range(self._indexes[0].chain.size()):
-                queries = self._indexes[0].chain.at(number).apply(queries)
-        lists, distances = nearest_lists(queries, self._centroids, counts, enough, nprobe)
+        """As `search`, in the nearest of the lists that hold a row, as many as are demanded."""
+        queries = self.rotated(vectors)
+        found = None
+        if self._graph is not None:
+            found = nearest_by_graph(queries, self._graph, held.counts, held.filled, demand)
+        if found is None:
+            found = nearest_of_all(queries, self._centroids, held.counts, held.filled, demand)
+        lists, distances = found
         parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1], sel=selector)
         answers = []
-        for index in self._indexes:
+        for ivf in ivfs:
             scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
             given = (queries, k, lists, distances, scores, rows)
             pointers = [faiss.swig_ptr(each) if isinstance(each, np.ndarray) else each for each in given]
-            ivf_of(index).search_preassigned_c(len(queries), *pointers, False, parameters)
+            ivf.search_preassigned_c(len(queries), *pointers, False, parameters)
             answers.append((scores, rows))
         return _merged(answers, k)
 
     @cached_property
     def _centroids(self) -> np.ndarray:
         """float32 [L, d], behind the rotation."""
-        quantizer = ivf_of(self._indexes[0]).quantizer
-        return quantizer.reconstruct_n(0, self.lists)
+        return self._ivfs[0].quantizer.reconstruct_n(0, self.lists)
 
     @cached_property
-    def _sizes(self) -> np.ndarray:
-        """Rows of each list, int64 [L]."""
-        return list_sizes([ivf_of(index) for index in self._indexes]).sum(axis=0)
-
-    @cached_property
-    def _list_of_row(self) -> np.ndarray:
-        """The list of each row, int32 [N]."""
-        numbers = np.empty(self.rows, np.int32)
-        for index in self._indexes:
-            for number, ids in enumerate(list_ids(ivf_of(index))):
-                numbers[ids] = number
-        return numbers
-
-
-def rows_to_score(unfiltered: float, rows: int, passing: int) -> int:
-    """How many rows that pass are scored, where a search without a filter scores so many of all rows."""
-    # The fewer pass, the wider around the query its neighbours among them lie: at 1 % three times as many are scored.
-    return min(passing, round(unfiltered * (rows / passing) ** 0.25))
-
-
-def inner_products(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Inner products of float32 [B, d] with float32 [n, d], on this thread: float32 [B, n].
-
-    Not by a matrix product, whose threads wait for each other where other queries keep the cores busy.
-    """
-    products = np.empty((len(queries), len(vectors)), np.float32)
-    for query, line in zip(queries, products, strict=True):
-        pointers = map(faiss.swig_ptr, (line, query, vectors))
-        faiss.fvec_inner_products_ny(*pointers, vectors.shape[1], len(vectors))
-    return products
-
-
-def nearest_lists(
-    queries: np.ndarray, centroids: np.ndarray, counts: np.ndarray, enough: int, nprobe: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The lists to probe for each query, nearest first, of those that hold a row.
-
-    Args:
-        queries: float32 [B, d]; centroids: float32 [L, d].
-        counts: rows that each list holds, int64 [L].
-        enough: rows that the lists of a query hold together, unless all lists hold fewer.
-        nprobe: the least number of lists, where so many hold a row.
-
-    Returns:
-        Lists int64 [B, p], -1 behind a query's last one, and their inner products float32 [B, p].
-    """
-    filled = np.flatnonzero(counts)
-    held = counts[filled]
-    distances = inner_products(queries, centroids if len(filled) == len(centroids) else centroids[filled])
-    expected = min(len(filled), max(nprobe, int(2 * enough / held.mean())) + SPARE_LISTS)
-    while True:
-        if expected < len(filled):
-            chosen = np.argpartition(distances, -expected, axis=1)[:, -expected:]
-        else:
-            chosen = np.broadcast_to(np.arange(len(filled)), distances.shape)
-        near = np.take_along_axis(distances, chosen, 1)
-        order = np.argsort(-near, axis=1, kind="stable")
-        chosen, near = np.take_along_axis(chosen, order, 1), np.take_along_axis(near, order, 1)
-        reached = np.cumsum(held[chosen], axis=1)
-        if expected == len(filled) or reached[:, -1].min() >= enough:
-            break
-        expected = min(len(filled), 4 * expected)
-    # As many lists as it takes to hold enough, and never fewer than a search without a filter probes.
-    wanted = np.maximum((reached < enough).sum(axis=1) + 1, nprobe)
-    width = min(expected, int(wanted.max()))
-    lists = np.where(np.arange(width) < wanted[:, None], filled[chosen[:, :width]], -1)
-    return np.ascontiguousarray(lists, np.int64), np.ascontiguousarray(near[:, :width], np.float32)
+    def _all_lists(self) -> FilteredLists:
+        return FilteredLists(self._records.counts, None, 0)
 
 
 def _merged(answers: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -245,11 +192,14 @@ def _stackable(ivf: faiss.IndexIVF) -> bool:
     return isinstance(faiss.downcast_InvertedLists(ivf.invlists), (faiss.OnDiskInvertedLists, faiss.ArrayInvertedLists))
 
 
-def _stacked(indexes: Sequence[faiss.Index], ivfs: Sequence[faiss.IndexIVF]) -> faiss.Index:
-    """The first index, with the inverted lists of all."""
+def _check_one_codec(ivfs: Sequence[faiss.IndexIVF]) -> None:
     sizes = {(ivf.nlist, ivf.code_size) for ivf in ivfs}
     if len(sizes) > 1:
         raise IndexBuilderError(f"expected serving shards of one codec, found (lists, code bytes) {sorted(sizes)}")
+
+
+def _stacked(indexes: Sequence[faiss.Index], ivfs: Sequence[faiss.IndexIVF]) -> faiss.Index:
+    """The first index, with the inverted lists of all."""
     pointers = faiss.InvertedListsPtrVector()
     for ivf in ivfs:
         pointers.push_back(ivf.invlists)
@@ -304,10 +254,9 @@ class RefineCodes:
         found[rows < 0] = -np.inf
         return found
 
-    def products(self, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Inner products of float32 [B, D] with the same rows int64 [n] for each: float32 [B, n]."""
-        with faiss_threads(1):
-            return inner_products(vectors, self._decoder.sa_decode(self._gathered(rows)))
+    def selected(self, rows: np.ndarray) -> ExactRows:
+        """The codes of rows int64 [n], ascending, side by side."""
+        return ExactRows(self._decoder, self._gathered(rows), rows)
 
     def _gathered(self, rows: np.ndarray) -> np.ndarray:
         """Codes of rows int64 [n]: uint8 [n, code_size]."""
@@ -332,24 +281,33 @@ def search_refined(
     selection: RowSelection | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows for float32 [B, D]: of `refine_factor` times k candidates by their codes, the best by the refine
-    codes. Without those, or with a factor of 0, as `ShardSearch.search`, whose answer has the same form. Of a selection
-    of at most `EXACT_ROWS` rows all are compared by their refine codes.
+    codes. Without those, or with a factor of 0, as `ShardSearch.search`, whose answer has the same form.
+
+    By measured costs the candidates of a selection are all its rows (`COMPARED_ROWS`), those that a scan of all finds
+    (`EXACT_BYTES`), or come from the nearest lists.
     """
     if codes is None or not refine_factor:
         return search.search(vectors, k, nprobe=nprobe, selection=selection)
-    if selection is not None and selection.is_compared_whole(codes, refine_factor):
-        numbers = selection.numbers
-        rows = np.broadcast_to(numbers, (len(vectors), len(numbers)))
-        scores, rows = best_by_score(codes.products(vectors, numbers), rows, k)
-        return filled_up(scores, rows, k)
-    candidates = max(k, min(k * refine_factor, search.rows))
-    rows = search.search(vectors, candidates, nprobe=nprobe, selection=selection)[1]
-    return best_by_score(codes.scores(vectors, rows), rows, k)
+    if selection is None:
+        candidates = max(k, min(k * refine_factor, search.rows))
+        rows = search.search(vectors, candidates, nprobe=nprobe)[1]
+    elif selection.is_compared_whole(codes, refine_factor):
+        rows = np.broadcast_to(selection.numbers, (len(vectors), selection.rows))
+    else:
+        candidates = max(k, min(k * max(refine_factor, FILTERED_FACTOR), selection.rows))
+        if selection.rows * codes.dim <= EXACT_BYTES:
+            few = selection.kept(codes, lambda: codes.selected(selection.numbers))
+            rows = few.candidates(vectors, min(candidates, selection.rows))
+        else:
+            rows = search.search(vectors, candidates, nprobe=nprobe, selection=selection)[1]
+    return filled_up(*best_by_score(codes.scores(vectors, rows), rows, k), k)
 
 
 def filled_up(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Scores and rows [B, m] as [B, k], with -inf and -1 behind where m is less."""
-    missing = ((0, 0), (0, max(0, k - rows.shape[1])))
+    if rows.shape[1] >= k:
+        return scores, rows
+    missing = ((0, 0), (0, k - rows.shape[1]))
     return np.pad(scores, missing, constant_values=-np.inf), np.pad(rows, missing, constant_values=-1)
 
 

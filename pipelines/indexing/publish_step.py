@@ -11,6 +11,7 @@ import encoders
 from index_builder import publish, storage
 from index_builder.errors import VersionNotFoundError
 from index_builder.explain import explain_index
+from index_builder.filter_bitmaps import write_filter_bitmaps
 from index_builder.manifest import (
     CatalogSummary,
     CodecSummary,
@@ -163,7 +164,9 @@ def _staged(run: RunContext, build: FinishedBuild) -> dict[str, str | publish.St
         for number, shard in enumerate(build.serving_shards)
     }
     files |= {refine_file_name(number, count): shard.uri for number, shard in enumerate(build.refine_shards)}
-    files[publish.PRODUCTS_FILE] = build.plan.numbering.products_uri
+    products = build.plan.numbering.products_uri
+    files[publish.PRODUCTS_FILE] = products
+    files[publish.FILTERS_FILE] = write_filter_bitmaps(products, products.removesuffix(".arrow") + "_filters")
     files[REJECTED_FILE] = build.plan.numbering.rejected_uri
     if run.query_encoder_uri is not None:
         for name in storage.list_names(run.query_encoder_uri):

@@ -1,6 +1,8 @@
 """What a search costs a server: `IndexReader.search` on a published index, B = 1 and 32, over FAISS alone.
 
-Makes clustered vectors, builds an index in one serving shard and in four, publishes and opens it.
+Makes clustered vectors, builds an index in one serving shard and in four, publishes and opens it. Then the same of
+products in four variants each: what grouped answers and later pages cost over plain first ones, without and with
+refinement.
 
 usage: python -m tests.benchmarks.reader_latency [--rows N] [--dim D] [--threads T]
 """
@@ -10,10 +12,11 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from index_builder import IndexReader
@@ -23,6 +26,7 @@ from tests.benchmarks.machine import command_line, machine_line
 from tests.index_builder.builds import build_index, clustered, stage, write_shards
 
 TURNS = 80
+VARIANTS = 4
 
 
 def main() -> None:
@@ -45,6 +49,53 @@ def main() -> None:
             publish_version(index, *stage(f"{root}/{serving_shards}", build))
             print(f"\n{build.spec.factory}, {serving_shards} serving shards, {arguments.rows:,} rows; median ms a call")
             measure(IndexReader.open(index), queries)
+        for refine in ("none", "sq8"):
+            measure_groups(f"{root}/groups-{refine}", arguments.rows, arguments.dim, refine)
+
+
+def measure_groups(root: str, rows: int, dim: int, refine: str) -> None:
+    """Variants stand a little beside their product: a fifth of what separates products of one cluster."""
+    products = np.repeat(clustered(rows // VARIANTS, dim), VARIANTS, axis=0)
+    noise = np.random.default_rng(1).normal(size=products.shape).astype(np.float32)
+    vectors = products + 0.2 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    config = IndexConfig(uri=f"{root}/index", bytes_per_vector=32, refine=refine, verify_queries=200)
+    build = build_index(root, write_shards(root, vectors.astype(np.float16), len(vectors) // 10), config, dim)
+    parents = pa.array([f"parent-{row // VARIANTS}" for row in range(len(vectors))])
+    publish_version(config.uri, *stage(root, build, parent=parents))
+    reader = IndexReader.open(config.uri)
+    queries = vectors[:: max(1, rows // 64)][:64]
+    start = time.perf_counter()
+    reader.search(queries[:1], 10, group="parent")
+    first = 1000 * (time.perf_counter() - start)
+    search = reader.manifest.index.search
+    print(
+        f"\n{build.spec.factory}, refine {refine}, {VARIANTS} variants of {rows // VARIANTS:,} products, nprobe "
+        f"{search.nprobe}, refine factor {search.refine_factor}; first use of a column {first:.0f} ms, then median CPU "
+        "ms a query"
+    )
+    print("  k  filter   plain  grouped  ratio   page 2  page 10")
+    for k in (10, 100):
+        for name, filter in (("none", None), ("half", pc.field("price") < len(vectors) / 2)):
+            asked = {"filter": filter}
+            variants = ({}, {"group": "parent"}, {"offset": k}, {"offset": 9 * k})
+            plain, grouped, second, tenth = by_turns(
+                [lambda query, more=more: reader.search(query, k, **asked, **more) for more in variants],  # noqa: B023
+                queries,
+            )
+            print(f"{k:3}  {name:6} {plain:7.3f} {grouped:8.3f} {grouped / plain:6.2f} {second:8.3f} {tenth:8.3f}")
+
+
+def by_turns(calls: Sequence[Callable[[np.ndarray], object]], queries: np.ndarray) -> list[float]:
+    """Median CPU time of this thread in ms, of each call over single queries: three rounds, the calls in turn."""
+    times = np.zeros((len(calls), 3 * len(queries)))
+    for turn in range(times.shape[1] + 1):
+        for number, call in enumerate(calls):
+            start = time.thread_time()
+            call(queries[turn % len(queries)])
+            if turn:  # the first one is not counted
+                times[number, turn - 1] = time.thread_time() - start
+    return (1000 * np.median(times, axis=1)).tolist()
 
 
 def measure(reader: IndexReader, queries: np.ndarray) -> None:

@@ -43,6 +43,23 @@ def test_products_of_every_kind(saved, pair):
     assert np.allclose(without[1:], vectors[1:], atol=1e-6)
 
 
+@pytest.mark.parametrize("pair", [pair for pair in MODELS if pair[0] != "match3"])
+def test_a_concatenation_keeps_text_and_image_apart(saved, pair):
+    products, queries = load_product_encoder(saved[pair]), load_query_encoder(saved[pair].uri)
+    if pair[1] not in ("concat", "alpha"):
+        assert not queries.parts
+        return
+    texts = products.encode(TEXTS, [None] * 5)
+    both = products.encode(TEXTS, [random_picture(seed) for seed in range(5)])
+    assert list(queries.parts) == ["text", "image"]
+    text, image = queries.parts.values()
+    assert not texts[:, image].any()
+    assert texts[:, text].any()
+    assert both[:, image].any()
+    assert text.stop == image.start
+    assert image.stop == queries.dim
+
+
 @pytest.mark.parametrize("pair", MODELS)
 def test_order_and_company_do_not_matter(saved, pair):
     """Texts are sorted by length inside; every row must come back to its place."""

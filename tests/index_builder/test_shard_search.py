@@ -9,7 +9,7 @@ import pytest
 
 from index_builder.errors import IndexBuilderError
 from index_builder.faiss_files import ivf_of, read_index
-from index_builder.shard_search import RowSelection, ShardSearch, nearest_lists
+from index_builder.shard_search import RowSelection, ShardSearch
 from index_builder.spec import IndexConfig
 from tests.index_builder.builds import Build, build_index, clustered, write_shards
 
@@ -94,17 +94,6 @@ def test_a_filter_finds_what_an_exact_search_under_it_finds(tmp_path: Path) -> N
         truth = np.argsort(-scores, axis=1)[:, : min(10, mask.sum())]
         shared = [len(set(line) & set(true)) for line, true in zip(rows.tolist(), truth.tolist(), strict=True)]
         assert sum(shared) >= 0.97 * truth.size
-
-
-def test_nearest_lists() -> None:
-    centroids = np.eye(4, dtype=np.float32)
-    queries = np.array([[4, 3, 2, 1], [1, 2, 3, 4]], np.float32)
-    counts = np.array([5, 0, 1, 7])
-    lists, products = nearest_lists(queries, centroids, counts, enough=6, nprobe=1)
-    assert lists.tolist() == [[0, 2], [3, -1]]  # list 1 is empty
-    assert products.tolist() == [[4, 2], [4, 3]]
-    assert nearest_lists(queries, centroids, counts, enough=10**6, nprobe=1)[0].tolist() == [[0, 2, 3], [3, 2, 0]]
-    assert nearest_lists(queries, centroids, counts, enough=1, nprobe=2)[0].tolist() == [[0, 2], [3, 2]]
 
 
 def test_nothing_stays_mapped(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ class Found:
     """A search result over the whole table, best first."""
 
     products: pa.Table
+    offset: int = 0
+    members: np.ndarray | None = None
+    group_column: str | None = None
 
     @property
     def scores(self) -> np.ndarray:

@@ -18,6 +18,8 @@ from index_builder.spec import IndexSpec, RefineKind
 from index_builder.tuning import SearchMeasurement
 
 SCHEMA_VERSION = 2
+SEVERAL_ROWS_VERSION = 3
+"""Of versions in which a product may have several rows: a reader that knows of none would answer with it as often."""
 IMAGE_COLUMNS = ("image_number", "image_address")
 """Of `products.arrow`, where an index has one vector an image: which image of its product a row is of, from 1, and
 where that stands; null where it is of none, or stands in the catalog itself."""
@@ -146,8 +148,9 @@ class Manifest:
         version = values.get("schema_version") if isinstance(values, dict) else None
         if not isinstance(version, int):
             raise ManifestError(f"{where}: expected a manifest with a schema_version, found none")
-        if version > SCHEMA_VERSION:
-            fault = f"expected schema version {SCHEMA_VERSION} or older, found {version}; update Shelfmark to open it"
+        if version > SEVERAL_ROWS_VERSION:
+            known = f"expected schema version {SEVERAL_ROWS_VERSION} or older"
+            fault = f"{known}, found {version}; update Shelfmark to open it"
             raise ManifestError(f"{where}: {fault}")
         try:
             return _adapter().validate_python(values)

@@ -397,9 +397,18 @@ class _ShardWork:
         carried, new = np.flatnonzero(lookup_rows >= 0), np.flatnonzero(lookup_rows < 0)
         if self._preparer.carry_over is not None and len(carried):
             vectors[carried] = self._preparer.carry_over.vectors(lookup_rows[carried])
+        if batch.pixels:  # of rejected products too: a later one may have the same image
+            self._embed_images(batch.pixels)
         if len(new):
             vectors[new] = self._run_towers(batch, rows[new])
         return vectors
+
+    def _embed_images(self, pixels: dict[bytes, np.ndarray]) -> None:
+        """Runs the image tower over images that this shard has not met before, given by digest."""
+        new_vectors = self._encoder.encode_images(np.stack(list(pixels.values()))).cpu().numpy()
+        self._image_rows |= {digest: len(self._image_rows) + i for i, digest in enumerate(pixels)}
+        known = [self._image_vectors] if len(self._image_vectors) else []
+        self._image_vectors = np.concatenate([*known, new_vectors])
 
     def _run_towers(self, batch: PreparedBatch, rows: np.ndarray) -> np.ndarray:
         """New vectors at `rows` of the batch, float32 `[n, D]`; equal texts and images are run once."""
@@ -408,11 +417,6 @@ class _ShardWork:
         text_rows = np.full(len(rows), -1, np.int64)
         slots = 1 if self._preparer.per_image else self._preparer.catalog.images_per_product
         image_rows = np.full((len(rows), slots), -1, np.int64)
-        if batch.pixels:
-            new_vectors = encoder.encode_images(np.stack(list(batch.pixels.values()))).cpu().numpy()
-            self._image_rows |= {digest: len(self._image_rows) + i for i, digest in enumerate(batch.pixels)}
-            known = [self._image_vectors] if len(self._image_vectors) else []
-            self._image_vectors = np.concatenate([*known, new_vectors])
         for i, row in enumerate(rows):
             text, digests = batch.texts[batch.rows.products[row]], batch.rows.digests[row]
             if text is not None and not (encoder.text_is_fallback and digests):

@@ -13,6 +13,8 @@ from index_builder.errors import VersionNotFoundError
 from index_builder.explain import explain_index
 from index_builder.filter_bitmaps import write_filter_bitmaps
 from index_builder.manifest import (
+    SCHEMA_VERSION,
+    SEVERAL_ROWS_VERSION,
     CatalogSummary,
     CodecSummary,
     IndexSummary,
@@ -210,6 +212,7 @@ def _manifest(run: RunContext, build: FinishedBuild, failed: list[str]) -> Manif
         resident_bytes=build.resident_bytes,
         gates={"limits": asdict(run.gates), "failed": failed},
         software=_software(),
+        schema_version=SEVERAL_ROWS_VERSION if totals.vectors else SCHEMA_VERSION,
     )
 
 

@@ -20,6 +20,7 @@ from index_builder.embedding_shards import (
     read_fingerprints,
     read_ids,
     read_info,
+    read_products,
     read_rows,
     read_vectors,
     widened,
@@ -247,3 +248,16 @@ def test_pieces_cover_every_row_once():
     matrix = np.empty((1001, 384))
 
     assert np.concatenate([np.arange(1001)[rows] for rows in cached_rows(matrix)]).tolist() == list(range(1001))
+
+
+def test_products_of_several_rows_begin_where_the_mask_says(tmp_path):
+    uri, plain = str(tmp_path / "several.parquet"), str(tmp_path / "plain.parquet")
+    masks = np.array([Modality.IMAGE, Modality.IMAGE | Modality.FURTHER] * 2, np.uint8)
+    ids = pa.array(["a", "a", "a", "b"])  # the third is another product of the same id
+    for path, several in ((uri, True), (plain, False)):
+        with EmbeddingShardWriter(path, dim=4, encoder_fingerprint="e", several_rows=several) as writer:
+            writer.write(ids, np.ones((4, 4)), np.zeros((4, 16), np.uint8), masks)
+    assert [(info.several_rows, info.rows) for info in map(read_info, (uri, plain))] == [(True, 4), (False, 4)]
+    products, first = read_products(uri)
+    assert (products.to_pylist(), first.tolist()) == (["a", "a"], [0, 2])
+    assert read_products(plain)[1].tolist() == [0, 1, 2, 3]

@@ -33,19 +33,28 @@ def picture(colour: tuple[int, int, int], *, size: int = 24) -> bytes:
 RED, BLUE = picture((255, 0, 0)), picture((0, 0, 255))
 
 
-def write_catalog(folder, rows: list[dict]) -> CatalogConfig:
-    schema = pa.schema(
-        [("product_id", pa.string()), ("title", pa.string()), ("image", pa.binary()), ("price", pa.float64())]
-    )
+def write_catalog(folder, rows: list[dict], *, images_per_product: int = 1) -> CatalogConfig:
+    image = pa.binary() if images_per_product == 1 else pa.list_(pa.binary())
+    schema = pa.schema([("product_id", pa.string()), ("title", pa.string()), ("image", image), ("price", pa.float64())])
     folder.mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "part-0.parquet")
-    return CatalogConfig(uri=str(folder), image_field="image", display_fields=("price",))
+    found = {"image_field": "image", "images_per_product": images_per_product}
+    return CatalogConfig(uri=str(folder), display_fields=("price",), **found)
 
 
 class Embedded:
     """Embeds a one-shard catalog with a fake encoder and keeps what came of it."""
 
-    def __init__(self, folder, catalog: CatalogConfig, *, encoder=None, previous: Embedded | None = None, name="shard"):
+    def __init__(
+        self,
+        folder,
+        catalog: CatalogConfig,
+        *,
+        encoder=None,
+        previous: Embedded | None = None,
+        name="shard",
+        per_image: bool = False,
+    ):
         self.encoder = encoder or FakeProductEncoder()
         (shard,) = plan_catalog(catalog, spool_uri=str(folder / "spool")).shards
         self.files = ShardFiles(folder=str(folder / name), key="k" * 32)
@@ -58,7 +67,11 @@ class Embedded:
             pool = ImagePool(ImageFetcher(FetchConfig(), catalog.image_root), self.encoder.preprocessing, decode)
         try:
             preparer = ProductPreparer(
-                catalog=catalog, uses_text=self.encoder.uses_text, pool=pool, carry_over=carry_over
+                catalog=catalog,
+                uses_text=self.encoder.uses_text,
+                pool=pool,
+                carry_over=carry_over,
+                per_image=per_image,
             )
             self.summary = embed_shard(self.encoder, preparer, shard, self.files)
         finally:
@@ -212,3 +225,95 @@ def test_pictures_named_by_a_column_or_a_template_reach_the_encoder(tmp_path, by
         preparer.close()
     modalities = embedding_shards.read_columns(files.embeddings, ["modalities"])["modalities"].to_pylist()
     assert modalities == [Modality.TEXT | Modality.IMAGE]
+
+
+BAD, GREEN, GREY = RED[:60], picture((0, 255, 0)), picture((90, 90, 90))
+
+
+def several(folder, rows: list[dict], **options) -> Embedded:
+    """Embeds products of up to three pictures, each of which gives a vector."""
+    catalog = write_catalog(folder / "catalog", rows, images_per_product=3)
+    changes = {"on_bad_image": options.pop("on_bad_image", "degrade")}
+    return Embedded(folder, dataclasses.replace(catalog, **changes), per_image=True, **options)
+
+
+def image_numbers(made: Embedded) -> list[tuple[str, int | None]]:
+    return list(zip(made.ids, read_columns(made.files.columns)["image_number"].to_pylist(), strict=True))
+
+
+def test_each_image_of_a_product_gives_a_vector(tmp_path):
+    rows = [
+        row("three", image=[RED, BLUE, GREEN]),
+        row("twice", image=[RED, BLUE, RED]),
+        row("no text", title=None, image=[GREY, GREEN]),
+        row("no picture", image=[]),
+        row("one broken", image=[RED, BAD, GREEN]),
+        row("all broken", image=[BAD, b"broken"]),
+        row("nothing left", title=None, image=[BAD]),
+    ]
+    made = several(tmp_path, rows)
+    assert image_numbers(made) == [
+        *(("three", 1), ("three", 2), ("three", 3), ("twice", 1), ("twice", 2), ("no text", 1), ("no text", 2)),
+        *(("no picture", None), ("one broken", 1), ("one broken", 3), ("all broken", None)),
+    ]
+    text, image, degraded, further = Modality.TEXT, Modality.IMAGE, Modality.DEGRADED, Modality.FURTHER
+    both = text | image
+    assert made.modalities == [
+        *(both, both | further, both | further, both, both | further, image, image | further),
+        *(text, both, both | further, text | degraded),
+    ]
+    summary = made.summary
+    assert (summary.rows_in, summary.products, summary.rejected, summary.degraded) == (7, 6, 1, 2)
+    assert (summary.vectors, summary.vectors_embedded, summary.embedded, summary.without_image) == (11, 11, 6, 2)
+    letters = [
+        (letter.product_id, letter.outcome, letter.detail[:9]) for letter in read_dead_letters(made.files.rejected)
+    ]
+    assert sorted(letters) == [
+        *(("all broken", "degraded", "picture 1"), ("all broken", "degraded", "picture 2")),
+        *(("nothing left", "rejected", "picture 1"), ("one broken", "degraded", "picture 2")),
+    ]
+    ids, first = embedding_shards.read_products(made.files.embeddings)
+    assert ids.to_pylist() == ["three", "twice", "no text", "no picture", "one broken", "all broken"]
+    assert first.tolist() == [0, 3, 5, 7, 8, 10]
+    # Each is the vector of a product that has this one image, to the bit.
+    alone = write_catalog(
+        tmp_path / "alone", [row("a", image=BLUE), row("b", title=None, image=GREEN), row("c", image=None)]
+    )
+    single = Embedded(tmp_path, alone, name="alone-shard").vectors
+    assert np.array_equal(made.vectors[[1, 6, 7]], single)
+    assert np.array_equal(made.vectors[10], single[2])
+    assert made.encoder.image_calls == 4, "each distinct picture that can be decoded"
+
+
+def test_of_a_product_only_the_images_that_changed_are_embedded_again(tmp_path):
+    rows = [row(f"p{number}", title=f"mug {number}", image=[picture((number, 9, 9)), RED, BLUE]) for number in range(9)]
+    rows[4]["image"][1] = BAD
+    first = several(tmp_path, rows, name="first")
+    assert (first.summary.vectors, first.summary.degraded) == (26, 1)
+    rows[2]["image"] = [GREY, *rows[2]["image"][1:]]
+    rows[3]["image"] = [*reversed(rows[3]["image"])]
+    rows[5]["title"] = "a mug of another name"
+    rows[6]["image"] = rows[6]["image"][:1]
+    second = several(tmp_path, rows, name="second", previous=first)
+    assert (second.summary.vectors_embedded, second.summary.vectors) == (1 + 3, 24)
+    assert (second.summary.embedded, second.summary.carried_over, second.summary.degraded) == (2, 7, 1)
+    whole = several(tmp_path, rows, name="whole")
+    assert second.ids == whole.ids
+    assert np.array_equal(second.vectors, whole.vectors)
+    assert image_numbers(second) == image_numbers(whole)
+    assert second.letters == [("p4", "degraded", Reason.picture_truncated)]
+
+
+def test_one_bad_picture_rejects_all_images_where_the_shop_wants_that(tmp_path):
+    made = several(tmp_path, [row("bad", image=[RED, BAD]), row("good", image=[RED, BLUE])], on_bad_image="reject")
+    assert made.ids == ["good", "good"]
+    assert (made.summary.products, made.summary.rejected, made.summary.vectors) == (1, 1, 2)
+
+
+def test_a_picture_of_a_rejected_product_serves_the_next_one(tmp_path):
+    # Batches of one product: the first is rejected when its good picture is decoded already.
+    rows = [row("bad", image=[RED, BAD]), *(row(f"p{number}", image=[RED]) for number in range(5))]
+    catalog = dataclasses.replace(
+        write_catalog(tmp_path / "catalog", rows, images_per_product=4), on_bad_image="reject"
+    )
+    assert Embedded(tmp_path, catalog).ids == [f"p{number}" for number in range(5)]

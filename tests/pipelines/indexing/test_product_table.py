@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index_builder.embedding_shards import EmbeddingShardWriter
+from index_builder.embedding_shards import EmbeddingShardWriter, Modality
 from pipelines.catalog import previous_version
 from pipelines.catalog.dead_letters import (
     DeadLetter,
@@ -14,6 +14,7 @@ from pipelines.catalog.dead_letters import (
     read_dead_letters,
     write_dead_letters,
 )
+from pipelines.catalog.previous_version import first_rows
 from pipelines.indexing import product_table
 from pipelines.indexing.product_table import columns_writer, find_duplicates, number_products, places_writer
 from pipelines.indexing.shard_files import ShardFiles
@@ -86,3 +87,32 @@ def test_duplicates_over_many_shards_equal_a_plain_set(tmp_path, monkeypatch, re
                 first[product_id] = [shard, row]
     found = find_duplicates([file.embeddings for file in files], expected=300)
     assert [rows.tolist() for rows in found] == expected
+
+
+def test_all_rows_of_a_product_that_came_before_are_dropped(tmp_path):
+    """With a vector an image: `a` stands with two rows, again with three beside it, and again in another shard."""
+    shards = []
+    first, further = Modality.IMAGE, Modality.IMAGE | Modality.FURTHER
+    for key, products in (("s0", ["aa", "aaa", "b"]), ("s1", ["cc", "bb", "d", "dd"])):
+        files = ShardFiles(folder=str(tmp_path), key=key)
+        ids = list("".join(products))
+        masks = np.array([further if row else first for product in products for row in range(len(product))], np.uint8)
+        n = len(ids)
+        with EmbeddingShardWriter(files.embeddings, dim=4, encoder_fingerprint="e", several_rows=True) as writer:
+            writer.write(pa.array(ids, pa.string()), np.ones((n, 4)), np.zeros((n, 16), np.uint8), masks)
+        with columns_writer(files.columns) as write:
+            write(pa.record_batch({"place": pa.array([f"{key}-{row}" for row in range(n)])}))
+        write_dead_letters(files.rejected, [])
+        with places_writer(files.places) as write_places:
+            write_places(places_table(Places(f"{key}.csv", "line", np.arange(2, n + 2))))
+        shards.append(files)
+    numbering = number_products(shards, str(tmp_path / "out"))
+    assert (numbering.rows, numbering.products, numbering.duplicates) == (6, 4, 3)
+    assert numbering.duplicates_of_shards == (1, 2)
+    assert [(shard.first_row, shard.dropped) for shard in numbering.shards] == [(0, (2, 3, 4)), (3, (2, 3, 5, 6))]
+    with pa.memory_map(numbering.products_uri) as source:
+        products = pa.ipc.open_file(source).read_all()
+    assert products["product_id"].to_pylist() == ["a", "a", "b", "c", "c", "d"]
+    assert products["place"].to_pylist() == ["s0-0", "s0-1", "s0-5", "s1-0", "s1-1", "s1-4"]
+    assert first_rows(products["product_id"]).tolist() == [0, 2, 3, 5]
+    assert len(read_dead_letters(numbering.rejected_uri)) == 3, "one a product"

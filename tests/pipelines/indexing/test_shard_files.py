@@ -101,6 +101,14 @@ def test_what_an_earlier_run_embedded_is_carried_over():
     assert (found.embedded, found.carried_over, found.images_unchanged) == (2, 13, 3)
 
 
+def test_vectors_add_up_where_products_have_one_an_image():
+    last_run = ShardSummary(position=0, key="a", products=4, embedded=4, vectors=9, vectors_embedded=9)
+    this_run = ShardSummary(position=1, key="b", products=3, embedded=2, carried_over=1, vectors=7, vectors_embedded=3)
+    found = total([last_run, this_run], 6, [0, 1], {"a"}, dropped_vectors=[0, 2])
+    assert (found.products, found.embedded, found.vectors, found.vectors_embedded) == (6, 2, 14, 3)
+    assert total([ShardSummary(position=0, key="a", products=4, embedded=4)], 3, [1], dropped_vectors=[1]).vectors == 0
+
+
 @given(
     st.lists(st.tuples(*[st.integers(0, 50)] * 4, st.booleans()), min_size=1), st.integers(0, 9), st.integers(0, 1000)
 )

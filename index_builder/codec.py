@@ -7,6 +7,7 @@ would not notice.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from index_builder.spec import Device, IndexSpec
 log = logging.getLogger(__name__)
 
 FINGERPRINT_DIGITS = 32
-TRAINING_REVISION = 3
+TRAINING_REVISION = 4
 """Raised when a change of the code makes another codec from the same sample."""
 
 
@@ -59,11 +60,12 @@ def train_codec(
     seed: int,
     training_rows: int | None = None,
     device: Device = "cpu",
+    queries: np.ndarray | None = None,
 ) -> CodecInfo:
     """Trains a codec, or finds the one that was trained here from the same sample, spec and seed.
 
     The same sample gives the same bytes, whatever the order of the samples and the number of threads. At most
-    `training_rows` of it are used.
+    `training_rows` of it are used. A corrected code is shaped for `queries`, float32 [Q, D], where they are given.
 
     Raises:
         TrainingError: the sample is too small for the spec, or of another dimension; or there is no GPU to train on.
@@ -72,7 +74,7 @@ def train_codec(
 
     def make(path: str) -> dict[str, Any]:
         vectors = _training_vectors(samples, spec, training_rows)
-        faiss.write_index(build_codec(vectors, spec, seed=seed, gpu=gpu), f"{path}.faiss")
+        faiss.write_index(build_codec(vectors, spec, seed=seed, gpu=gpu, queries=queries), f"{path}.faiss")
         fingerprint = storage.sha256_file(f"{path}.faiss")[:FINGERPRINT_DIGITS]
         where = "a GPU" if gpu else "the CPU"
         if not spec.exact:
@@ -87,6 +89,8 @@ def train_codec(
 
     drawn = sorted(sample.sha256 for sample in samples)
     inputs = [drawn, spec.to_dict(), seed, training_rows, TRAINING_REVISION, "gpu" if gpu else "cpu"]
+    if queries is not None:
+        inputs.append(hashlib.sha256(queries.tobytes()).hexdigest())
     storage.artifact(storage.join(out_uri, "codec"), inputs, make)
     return load_codec(out_uri)
 
@@ -158,35 +162,43 @@ def build_codec(
         centroids = train_centroids(rotated(vectors, transform), spec.lists, seed=seed, gpu=gpu)
     else:
         centroids = rotated(centroids, transform)
-    chosen = vectors[code_training_rows(len(vectors), seed=seed)] if spec.code != "flat" else vectors[:0]
+    kept = code_training_rows(len(vectors), seed=seed) if spec.code != "flat" else slice(0)
+    chosen = rotated(vectors[kept], transform)
     if spec.corrected:
-        chosen = rotated(chosen, transform)
-        left = chosen - centroids[shared_assigner(centroids).assign(chosen)]
-        if queries is not None:
-            queries = rotated(queries, transform)
-            queries -= centroids[shared_assigner(centroids).assign(queries)]
-        shaped = shaped_rotation(transform, left, spec, queries)
-        back, transform = columns_of(transform), shaped
-        documents = documents_map(shaped)[0]
-        chosen, centroids = chosen @ (back.T @ documents), centroids @ (back.T @ documents)
-    else:
-        chosen = rotated(chosen, transform)
+        transform, chosen, centroids = _shaped(transform, chosen, centroids, spec, queries)
     quantizer = build_quantizer(centroids, spec)
     ivf = _empty_ivf(quantizer, spec)
-    if spec.code != "flat":
-        if spec.corrected:
-            train_corrected_quantizer(chosen, quantizer.reconstruct_n(0, spec.lists), transform, ivf.pq, seed=seed)
+    if spec.corrected:
+        train_corrected_quantizer(chosen, quantizer.reconstruct_n(0, spec.lists), transform, ivf.pq, seed=seed)
+    elif spec.code != "flat":
+        if ivf.by_residual:
+            chosen -= centroids[shared_assigner(centroids).assign(chosen)]
+        if spec.code == "pq":
+            train_product_quantizer(chosen, ivf.pq, seed=seed)
+        elif spec.code == "rabitq":
+            ivf.rabitq.train(chosen)
         else:
-            if ivf.by_residual:
-                chosen -= centroids[shared_assigner(centroids).assign(chosen)]
-            if spec.code == "pq":
-                train_product_quantizer(chosen, ivf.pq, seed=seed)
-            elif spec.code == "rabitq":
-                ivf.rabitq.train(chosen)
-            else:
-                ivf.sq.train(chosen)
+            ivf.sq.train(chosen)
     ivf.is_trained = True
     return ivf if transform is None else faiss.IndexPreTransform(transform, ivf)
+
+
+def _shaped(
+    principal: faiss.LinearTransform,
+    vectors: np.ndarray,
+    centroids: np.ndarray,
+    spec: IndexSpec,
+    queries: np.ndarray | None,
+) -> tuple[faiss.LinearTransform, np.ndarray, np.ndarray]:
+    """The map in front of a corrected code, and vectors and centroids behind `principal` where documents are coded."""
+    assigner = shared_assigner(centroids)
+    residuals = vectors - centroids[assigner.assign(vectors)]
+    if queries is not None:
+        queries = rotated(queries, principal)
+        queries -= centroids[assigner.assign(queries)]
+    transform = shaped_rotation(principal, residuals, spec, queries)
+    further = columns_of(principal).T @ documents_map(transform)[0]
+    return transform, vectors @ further, centroids @ further
 
 
 def _empty_ivf(quantizer: faiss.Index, spec: IndexSpec) -> faiss.IndexIVF:

@@ -243,7 +243,7 @@ def estimate_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training
         adding=min(rows, rows_per_add(config, spec)) * row_bytes * _GROWING,
         laying_out=0 if spec.memory_mapped else 2 * shard_rows * row_bytes,
         serving=rows * (row_bytes + BYTES_PER_DIM[plan_refinement(config, spec)] * spec.dim)
-        + spec.lists * (4 * spec.rotation_dim + 8 * spec.hnsw_links),
+        + spec.lists * ((2 if spec.corrected else 4) * spec.index_dim + 8 * spec.hnsw_links),
     )
 
 

@@ -82,12 +82,13 @@ class BlockEncoder:
         """List numbers and codes of float16 or float32 [n, D], in their nearest lists or in int64 [n]: uint8 [n, S]."""
         vectors = self._turned(vectors)
         lists = self._assigner.assign(vectors) if lists is None else lists
+        if self._correction is not None:
+            codes = self._correction.encode(vectors - self._centroids[lists], lists)
+            numbers = lists.astype("<i8")[:, None].view(np.uint8)[:, : self._ivf.coarse_code_size()]
+            return np.concatenate([numbers, codes], axis=1)
         codes = np.empty((len(vectors), self._ivf.sa_code_size()), dtype=np.uint8)
         pointers = (faiss.swig_ptr(array) for array in (vectors, lists, codes))
         self._ivf.encode_vectors(len(vectors), *pointers, True)
-        if self._correction is not None:
-            own = codes[:, codes.shape[1] - self._ivf.code_size :]
-            own[:, -1] = self._correction.codes(own, vectors - self._centroids[lists], lists)
         return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:

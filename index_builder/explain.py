@@ -81,6 +81,8 @@ def _quantizer(spec: IndexSpec) -> str:
 
 def _code(config: IndexConfig, spec: IndexSpec) -> str:
     why = f"index.bytes_per_vector is {config.bytes_per_vector}" if config.factory == "auto" else "as asked"
+    if config.factory == "auto" and spec.corrected:
+        why += ", and of the kinds of code measured at such sizes this one finds the most"
     name = {
         "flat": "vectors as they are, float32",
         "sq8": "one byte a dimension",

@@ -95,24 +95,32 @@ class Correction:
     def __init__(self, pq: faiss.ProductQuantizer, centroids: np.ndarray, transform: faiss.LinearTransform) -> None:
         self._pq = pq
         self._asked = documents_map(transform)[1]
-        self.asked_centroids = centroids if self._asked is None else centroids @ self._asked
+        self.asked_centroids = self._as_asked(centroids)
         """The centroids as queries are when they equal them, float32 [L, d]."""
 
     def missing(self, codes: np.ndarray, residuals: np.ndarray, lists: np.ndarray) -> np.ndarray:
         """What codes uint8 [n, M] miss of scores, of residuals float32 [n, d] in lists int64 [n]: float32 [n]."""
-        missed = residuals - self._pq.decode(np.ascontiguousarray(codes))
+        missed = self._pq.decode(np.ascontiguousarray(codes))
+        np.subtract(residuals, missed, out=missed)
         missed[:, -self._pq.dsub :] = 0
-        asked = residuals if self._asked is None else residuals @ self._asked
-        asked = np.float32(TOWARDS_VECTOR) * asked
+        asked = np.float32(TOWARDS_VECTOR) * self._as_asked(residuals)
         asked += self.asked_centroids[lists]
         return np.einsum("nd,nd->n", asked, missed)
 
-    def codes(self, codes: np.ndarray, residuals: np.ndarray, lists: np.ndarray) -> np.ndarray:
-        """The last byte of each of the codes, whose own does not count: uint8 [n]."""
+    def _as_asked(self, vectors: np.ndarray) -> np.ndarray:
+        """Documents float32 [n, d] as queries that equal them are."""
+        if self._asked is None:
+            return vectors
+        return vectors * self._asked if self._asked.ndim == 1 else vectors @ self._asked
+
+    def encode(self, residuals: np.ndarray, lists: np.ndarray) -> np.ndarray:
+        """The codes of residuals float32 [n, d] in lists int64 [n]: uint8 [n, M]."""
         pq = self._pq
+        codes = pq.compute_codes(residuals)
         levels = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)[-1, :, 0]
         middles = (levels[1:] + levels[:-1]) / 2
-        return np.searchsorted(middles, self.missing(codes, residuals, lists)).astype(np.uint8)
+        codes[:, -1] = np.searchsorted(middles, self.missing(codes, residuals, lists))
+        return codes
 
 
 def _levels(values: np.ndarray, count: int) -> np.ndarray:

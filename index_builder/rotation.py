@@ -97,7 +97,7 @@ def shaped_rotation(
 def documents_map(transform: faiss.LinearTransform) -> tuple[np.ndarray, np.ndarray | None]:
     """What documents pass where queries pass `transform` (without its bias), and the way from there to the queries'.
 
-    As float32 [D, d], and float32 [d, d] or, where both pass the same map, None.
+    As float32 [D, d]; and float32 [d, d], its diagonal [d] where that is all, or None where both pass the same map.
     """
     columns = columns_of(transform)
     queries = columns.T.astype(np.float64)
@@ -109,7 +109,10 @@ def documents_map(transform: faiss.LinearTransform) -> tuple[np.ndarray, np.ndar
     documents = np.zeros_like(queries)
     with threadpool_limits(1, user_api="blas"):  # the same bits on any number of cores
         documents[used] = np.linalg.solve(inner, queries[used])
-    return np.ascontiguousarray(documents.T, dtype=np.float32), gram.astype(np.float32)
+    diagonal = np.diag(gram)
+    # Maps are kept as float32.
+    alone = np.abs(gram - np.diag(diagonal)).max() < _ORTHONORMAL * diagonal[used].min()
+    return np.ascontiguousarray(documents.T, dtype=np.float32), (diagonal if alone else gram).astype(np.float32)
 
 
 def _linear(axes: np.ndarray, *, bias: bool = False) -> faiss.LinearTransform:

@@ -23,7 +23,7 @@ from index_builder.tuning import measure_search
 from tests.index_builder.builds import build_index, clustered, stage, write_index, write_shards
 
 
-@pytest.mark.parametrize("factory", ["OPQ8_32,IVF64_HNSW8,PQ8", "PCAR16,IVF20,SQ8"])
+@pytest.mark.parametrize("factory", ["OPQ9_32,IVF64_HNSW8,PQ9x8+1", "PCAR16,IVF20,SQ8"])
 def test_a_rebuild_is_byte_identical_whatever_the_threads_the_order_and_the_cut(tmp_path: Path, factory: str) -> None:
     write_shards(str(tmp_path), clustered(3000, 40), 300)
     builds = []

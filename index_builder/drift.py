@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 
 from index_builder import storage
@@ -27,7 +26,7 @@ from index_builder.blocks import map_blocks, row_blocks
 from index_builder.codec import CodecInfo, copy_codec, load_codec, open_codec, train_codec
 from index_builder.faiss_files import ivf_of, list_sizes, opened_indexes
 from index_builder.planner import plan_sample
-from index_builder.sampling import ShardSample, read_queries, read_training
+from index_builder.sampling import ShardSample, read_queries, read_query_vectors, read_training
 from index_builder.spec import IndexConfig, IndexSpec
 
 MOST_GROWTH = 2.0
@@ -91,11 +90,25 @@ def choose_codec(
             reason = "kept from the last run: it fits today's products"
             return CodecChoice(codec=copy_codec(reusable.codec, out_uri), kept=True, reason=reason)
     rows = plan_sample(config, spec, products).training_rows
-    codec = train_codec(samples, spec, out_uri, seed=config.seed, training_rows=rows, device=config.device)
+    queries = _shaping_queries(config, spec)
+    codec = train_codec(
+        samples, spec, out_uri, seed=config.seed, training_rows=rows, device=config.device, queries=queries
+    )
     if spec.exact:
         reason = f"none: an exact index ({spec.factory}) holds the vectors themselves, nothing is trained"
         return CodecChoice(codec=codec, kept=False, reason=reason)
     return CodecChoice(codec=codec, kept=False, reason=f"trained: {why}")
+
+
+def _shaping_queries(config: IndexConfig, spec: IndexSpec) -> np.ndarray | None:
+    """The queries that a corrected code is shaped for, float32 [Q, D]: those that recall is not measured with, if they
+    are enough.
+    """
+    if config.queries_uri is None or not spec.corrected:
+        return None
+    vectors = read_query_vectors(config.queries_uri, spec.dim).vectors
+    others = vectors[config.verify_queries :]
+    return others if len(others) >= spec.dim else vectors
 
 
 def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[ShardSample], recall: float) -> CodecFit:
@@ -104,7 +117,7 @@ def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[S
         sizes = list_sizes([ivf_of(index) for index in indexes]).sum(axis=0)
     return CodecFit(
         products=int(sizes.sum()),
-        quantization_error=_quantization_error(open_codec(codec), samples),
+        quantization_error=_quantization_error(BlockEncoder(open_codec(codec)), samples),
         list_imbalance=round(list_imbalance(sizes), 4),
         recall=recall,
     )
@@ -112,8 +125,7 @@ def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[S
 
 def estimate_fit(codec: CodecInfo, samples: Sequence[ShardSample], products: int) -> CodecFit:
     """The fit that a codec would have to a catalog of so many products, before the index is built."""
-    index = open_codec(codec)
-    encoder = BlockEncoder(index)
+    encoder = BlockEncoder(open_codec(codec))
     sample = read_training(samples, limit=MEASURED_ROWS)
     sizes = np.zeros(codec.spec.lists, dtype=np.int64)
     for lists in map_blocks(lambda block: encoder.lists(sample[block]), row_blocks(len(sample))):
@@ -122,17 +134,17 @@ def estimate_fit(codec: CodecInfo, samples: Sequence[ShardSample], products: int
     chance = (len(sizes) - 1) / max(1, len(sample))
     return CodecFit(
         products=products,
-        quantization_error=_quantization_error(index, samples),
+        quantization_error=_quantization_error(encoder, samples),
         list_imbalance=round(max(1.0, list_imbalance(sizes) - chance), 4),
     )
 
 
-def _quantization_error(index: faiss.Index, samples: Sequence[ShardSample]) -> float | None:
+def _quantization_error(encoder: BlockEncoder, samples: Sequence[ShardSample]) -> float | None:
     vectors = read_queries(samples, limit=MEASURED_QUERIES).vectors
     if not len(vectors):
         return None
     try:
-        decoded = index.sa_decode(index.sa_encode(vectors))
+        decoded = encoder.decode(encoder.encode(vectors))
     except RuntimeError:
         return None
     error = ((vectors - decoded) ** 2).sum(axis=1).mean() / (vectors**2).sum(axis=1).mean()

@@ -12,7 +12,7 @@ def explain_index(config: IndexConfig, spec: IndexSpec, rows: int) -> tuple[str,
     lines = [_whole(config, spec, rows)]
     if not spec.exact:
         if spec.rotation != "none":
-            lines.append(_rotation(spec))
+            lines.append(_rotation(config, spec))
         lines += [_lists(config, spec, rows), _quantizer(spec), _code(config, spec)]
     if (kind := plan_refinement(config, spec)) != "none":
         lines.append(
@@ -46,8 +46,14 @@ def _whole(config: IndexConfig, spec: IndexSpec, rows: int) -> str:
     return f"{spec.factory}: planned from {rows:,} products of {spec.dim} dimensions"
 
 
-def _rotation(spec: IndexSpec) -> str:
+def _rotation(config: IndexConfig, spec: IndexSpec) -> str:
     kept = f"{spec.dim}{'' if spec.rotation_dim == spec.dim else f' to {spec.rotation_dim}'} dimensions"
+    if spec.corrected:
+        seen = "the products' own residuals" if config.queries_uri is None else "the queries of index.queries_uri"
+        return (
+            f"map of {kept}: stretched by {seen}, so that errors count as they do in scores; dealt out so that each "
+            f"sub-quantizer gets an even share of the bits, at most {spec.dims_per_code} dimensions each"
+        )
     return {
         "opq": f"rotation of {kept}: principal axes, dealt out so that each sub-quantizer gets an even share of "
         f"variance, {spec.dims_per_code} dimensions each",
@@ -75,11 +81,14 @@ def _quantizer(spec: IndexSpec) -> str:
 
 def _code(config: IndexConfig, spec: IndexSpec) -> str:
     why = f"index.bytes_per_vector is {config.bytes_per_vector}" if config.factory == "auto" else "as asked"
+    if config.factory == "auto" and spec.corrected:
+        why += ", and of the kinds of code measured at such sizes this one finds the most"
     name = {
         "flat": "vectors as they are, float32",
         "sq8": "one byte a dimension",
         "rabitq": f"{spec.rabitq_bits} bits a dimension (RaBitQ)",
-        "pq": f"{spec.pq_m} sub-quantizers of {spec.pq_bits} bits",
+        "pq": f"{spec.pq_m} sub-quantizers of {spec.pq_bits} bits"
+        + (", and one byte that corrects the score" if spec.corrected else ""),
     }[spec.code]
     layout = "" if spec.memory_mapped else ", laid out for SIMD (FastScan)"
     return f"{spec.code_bytes:,} bytes a code: {name}{layout}; {why}"

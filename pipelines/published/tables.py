@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Literal
 
 from rich.cells import cell_len
@@ -27,7 +27,9 @@ LIST_SHOWN = 3
 LEAST_WIDTH = 12
 
 
-def print_versions(manifests: Sequence[Manifest], index_uri: str, current: str, console: Console) -> None:
+def print_versions(
+    manifests: Sequence[Manifest], index_uri: str, current: str, rolled_back: Container[str], console: Console
+) -> None:
     """Prints a line a version, newest first; `current` is the id of the published one."""
     console.print(f"{len(manifests)} version{'s' * (len(manifests) != 1)} at {index_uri}", markup=False, soft_wrap=True)
     table = Table()
@@ -44,7 +46,7 @@ def print_versions(manifests: Sequence[Manifest], index_uri: str, current: str, 
             f"{manifest.recall.value:.4f}",
             decimal(total_bytes(manifest)),
             manifest.index.factory,
-            state_of(manifest, current),
+            state_of(manifest, current, rolled_back),
         )
     console.print(table)
 
@@ -259,10 +261,12 @@ def described(manifest: Manifest) -> dict[str, object]:
     }
 
 
-def state_of(manifest: Manifest, current: str) -> str:
-    """Whether a version is published or held, in words; "" for neither."""
+def state_of(manifest: Manifest, current: str, rolled_back: Container[str] = ()) -> str:
+    """Whether a version is published, rolled back or held, in words; "" for none of them."""
     if manifest.version == current:
         return "published"
+    if manifest.version in rolled_back:
+        return "rolled back"
     return "held by a gate" if manifest.gates.get("failed") else ""
 
 

@@ -44,6 +44,8 @@ DIMS_PER_CODE_BYTE = 4
 CANDIDATE_BYTES = 1000
 """Code bytes that a search compares in the time that it takes to keep, fetch and sort one more candidate (PQ32, 128
 dimensions, one core: 0.5 us)."""
+DEFAULT_CODE_BYTES = 64
+"""Of the first candidate, where `bytes_per_vector` is not given, and of the code beside a refinement that is named."""
 ID_BYTES = 8
 MOST_ROWS_PER_ADD = 200_000
 _QUERY_MARGIN = 1.2
@@ -77,6 +79,14 @@ class BuildMemory:
     adding: int
     laying_out: int
     serving: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """An index that could be built: its spec, and what candidates are re-ranked from."""
+
+    spec: IndexSpec
+    refine: RefineKind = "none"
 
 
 def check_index(config: IndexConfig, dim: int) -> None:
@@ -147,6 +157,25 @@ def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
     return spec
 
 
+def candidates(config: IndexConfig, rows: int, dim: int) -> tuple[Candidate, ...]:
+    """The indexes of which the first is built that reaches `target_recall`: cheapest first, by the bytes of a product.
+
+    One alone where the config says which; raises as `plan_index`.
+    """
+    first = plan_index(config, rows, dim)
+    if first.exact or config.factory != "auto" or config.bytes_per_vector is not None or config.refine != "auto":
+        return (Candidate(spec=first, refine=plan_refinement(config, first)),)
+    found = [Candidate(spec=first)]
+    for size in (dim // 4, dim // 2, dim):
+        if size > first.code_bytes:
+            code = replace(_auto_code(size, dim), lists=first.lists, hnsw_links=first.hnsw_links)
+            found.append(Candidate(spec=code))
+    kinds: tuple[RefineKind, ...] = ("sq8", "fp16")
+    found += [Candidate(spec=first, refine=kind) for kind in kinds if BYTES_PER_DIM[kind] * dim > first.code_bytes]
+    found.sort(key=lambda each: each.spec.code_bytes + BYTES_PER_DIM[each.refine] * dim)
+    return tuple(found)
+
+
 def plan_sample(config: IndexConfig, spec: IndexSpec, rows: int) -> SamplePlan:
     """How many products to train on and to hold out.
 
@@ -171,7 +200,7 @@ def plan_refinement(config: IndexConfig, spec: IndexSpec) -> RefineKind:
     (`factory: auto`). What keeps vectors as exactly as the refinement would is not refined.
     """
     kind: RefineKind = config.refine if config.refine != "auto" else "none"
-    if config.refine == config.factory == "auto":
+    if config.refine == config.factory == "auto" and config.bytes_per_vector is not None:
         kind = _affordable_refinement(config.bytes_per_vector, spec.dim)
     if kind != "none" and BYTES_PER_DIM[kind] * spec.dim <= spec.code_bytes:
         log.info("%s holds vectors as exactly as %s would: no refinement", spec.factory, kind)
@@ -181,6 +210,8 @@ def plan_refinement(config: IndexConfig, spec: IndexSpec) -> RefineKind:
 
 def code_budget(config: IndexConfig, dim: int) -> int:
     """Of `bytes_per_vector` what is left for the index's own codes, where the plan is `auto`."""
+    if config.bytes_per_vector is None:
+        return DEFAULT_CODE_BYTES
     if config.refine != "auto" or config.bytes_per_vector >= 4 * dim:
         return config.bytes_per_vector  # refinement comes on top, or vectors fit as they are
     return config.bytes_per_vector - BYTES_PER_DIM[_affordable_refinement(config.bytes_per_vector, dim)] * dim
@@ -194,15 +225,21 @@ def probes_per_factor(spec: IndexSpec, kind: RefineKind, rows: int, k: int) -> f
     return k * (CANDIDATE_BYTES + BYTES_PER_DIM[kind] * spec.dim) / list_bytes
 
 
-def estimate_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_rows: int) -> BuildMemory:
-    """The memory of a build of N = `rows` products, with a codec that is trained on `training_rows` vectors."""
+def estimate_memory(
+    config: IndexConfig, spec: IndexSpec, *, rows: int, training_rows: int, refine: RefineKind | None = None
+) -> BuildMemory:
+    """The memory of a build of N = `rows` products, with a codec that is trained on `training_rows` vectors.
+
+    `refine`: what stands beside it; None: what the config asks for.
+    """
+    refine = plan_refinement(config, spec) if refine is None else refine
     row_bytes = spec.code_bytes + ID_BYTES
     shard_rows = -(-rows // config.serving_shards)
     return BuildMemory(
         training=training_rows * _training_row_bytes(spec),
         adding=min(rows, rows_per_add(config, spec)) * row_bytes * _GROWING,
         laying_out=0 if spec.memory_mapped else 2 * shard_rows * row_bytes,
-        serving=rows * (row_bytes + BYTES_PER_DIM[plan_refinement(config, spec)] * spec.dim)
+        serving=rows * (row_bytes + BYTES_PER_DIM[refine] * spec.dim)
         + spec.lists * (4 * spec.rotation_dim + 8 * spec.hnsw_links),
     )
 

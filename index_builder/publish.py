@@ -314,7 +314,7 @@ def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[st
 
 
 def _last_good(index_uri: str, complete: Sequence[str]) -> str:
-    """The newest of the versions, beside the published one, that no gate holds and nobody went back from; "" if none."""
+    """The newest version, beside the published one, that no gate holds and nobody went back from; "" for none."""
     current, marks = _current(index_uri), read_marks(index_uri)
     for version in reversed(complete):
         if version == current or version in marks:

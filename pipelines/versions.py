@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     rollback = command("rollback", _rollback, "publish an older version; the one gone back from is marked")
     rollback.add_argument("version", nargs="?", help="default: the one before the published one")
     prune = command("prune", _prune, "remove old versions, never the published one")
-    prune.add_argument("--keep", type=int, required=True, metavar="N", help="the newest N stay, and one of them, or an older one, to go back to")
+    prune.add_argument("--keep", type=int, required=True, metavar="N", help="the newest N stay, and one to go back to")
     return parser
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from index_builder import Manifest, SearchResult
 from index_builder.explain import serving_shards
+from index_builder.tuning import FilteredMeasurement
 from pipelines.catalog.dead_letters import MAX_DETAIL_CHARACTERS, one_line
 from pipelines.config.terminal import print_lines
 from pipelines.published.letters import Letters
@@ -70,6 +71,8 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
         ("index", f"{spec.factory}, {serving_shards(spec.serving_shards)}, nprobe {spec.search.nprobe}"),
         *refinement,
         (f"recall {recall.k}@{recall.k}", f"{recall.value:.4f} over {recall.queries:,} held-out products"),
+        *((f"  {row.filter}", _under_filter(row)) for row in recall.filtered),
+        *(("  more", f"{remedy.option} measures {remedy.recall:.4f}") for remedy in recall.remedies),
         ("memory", f"{decimal(manifest.loaded_bytes)} at most{measured_memory}"),
     ]
     print_lines(rows, console=console)
@@ -87,6 +90,10 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
     console.print(measured, files)
     for failed in manifest.gates.get("failed", ()):
         console.print(f"gate failed: {failed}", markup=False, soft_wrap=True)
+
+
+def _under_filter(row: FilteredMeasurement) -> str:
+    return f"{row.recall:.4f} where a filter lets {row.pass_share:.2%} of the products pass, {row.latency_ms:.2f} ms"
 
 
 def print_diff(diff: VersionDiff, console: Console) -> None:

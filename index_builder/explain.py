@@ -81,7 +81,7 @@ def _quantizer(spec: IndexSpec) -> str:
 def _code(config: IndexConfig, spec: IndexSpec) -> str:
     why = f"index.bytes_per_vector is {config.bytes_per_vector}" if config.factory == "auto" else "as asked"
     if config.factory == "auto" and config.bytes_per_vector is None:
-        why = f"what index.target_recall {config.target_recall:g} needs"
+        why = f"index.target_recall {config.target_recall:g} decides, by measuring"
     name = {
         "flat": "vectors as they are, float32",
         "sq8": "one byte a dimension",

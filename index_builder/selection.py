@@ -1,0 +1,145 @@
+"""Chooses the cheapest index whose recall reaches the target, by measuring on held-out queries before it is built.
+
+Where the config leaves it open (`index.factory: auto`, no `bytes_per_vector`), the planner names candidates, cheapest
+first. A light codec of each, trained on few vectors with few lists, encodes the queries' neighbours; the first whose
+codes bring enough of them back is trained in earnest, and measured again in the same way. Should it fall short, its
+candidates are re-ranked: a file of its own, which needs no other training. What was chosen stays with the codec from
+run to run while it measures well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from index_builder.codec import CodecInfo, build_codec, open_codec
+from index_builder.held_out import HeldOut
+from index_builder.planner import BYTES_PER_DIM, ID_BYTES, Candidate
+from index_builder.reachable import Reachable, reachable, refined_recall
+from index_builder.sampling import ShardSample, read_training
+from index_builder.spec import IndexConfig, IndexSpec, RefineKind
+
+LIGHT_ROWS = 16_384
+LIGHT_LISTS = 256
+MARGIN = 0.005
+"""Recall that an estimate before the build has to lie above the target: of 64 neighbours alone it is a little high."""
+KEPT_MARGIN = 0.01
+"""Recall by which a choice of an earlier run may fall short of the target before another is made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """The refinement of an index with a trained codec.
+
+    Attributes:
+        refine: The kind.
+        reason: Why, in words; "" where nothing was left open.
+        reach: What the index can reach by codes alone; None for an exact one.
+    """
+
+    refine: RefineKind
+    reason: str = ""
+    reach: Reachable | None = None
+
+
+def is_open(config: IndexConfig) -> bool:
+    """Whether the config leaves the bytes of a vector to the target."""
+    return config.factory == "auto" and config.bytes_per_vector is None and config.refine == "auto"
+
+
+def choose_candidate(
+    config: IndexConfig, candidates: Sequence[Candidate], held: HeldOut, samples: Sequence[ShardSample], rows: int
+) -> Candidate:
+    """The cheapest candidate whose light codec is estimated to reach the target, else the best of them.
+
+    Candidates that a server has no room for (`index.server_memory_mb`) are left out; the first one never is.
+    """
+    fitting = [each for number, each in enumerate(candidates) if not number or fits(config, each, rows)]
+    if len(fitting) == 1 or not len(held.queries.rows):
+        return fitting[0]
+    sample = read_training(samples, limit=LIGHT_ROWS)
+    refined: dict[RefineKind, float] = {"none": 1.0}
+    by_codes: dict[IndexSpec, float] = {}
+    best, best_estimate = fitting[0], -1.0
+    for candidate in fitting:
+        spec = candidate.spec
+        if candidate.refine == "none":
+            if spec not in by_codes:
+                light = replace(spec, lists=min(spec.lists, LIGHT_LISTS), hnsw_links=0)
+                by_codes[spec] = reachable(build_codec(sample, light, seed=config.seed), held, config.k, rows).by_codes
+            estimate = by_codes[spec]
+        else:
+            if candidate.refine not in refined:
+                refined[candidate.refine] = refined_recall(held, samples, candidate.refine, config.k)
+            estimate = refined[candidate.refine]
+        if estimate > best_estimate:
+            best, best_estimate = candidate, estimate
+        if estimate >= config.target_recall + MARGIN:
+            return candidate
+    return best
+
+
+def settle(
+    config: IndexConfig,
+    codec: CodecInfo,
+    planned: RefineKind,
+    held: HeldOut,
+    samples: Sequence[ShardSample],
+    rows: int,
+    *,
+    earlier: RefineKind | None = None,
+) -> Settled:
+    """The refinement of an index: the planned one, or more where the trained codec does not reach the target with it.
+
+    Args:
+        planned: By the config, or of the candidate that was chosen.
+        earlier: What an earlier run chose for the same codec: kept while it measures well.
+    """
+    if codec.spec.exact:
+        return Settled(refine=planned)
+    reach = reachable(open_codec(codec), held, config.k, rows)
+
+    def ceiling(kind: RefineKind) -> float:
+        return reach.by_codes if kind == "none" else refined_recall(held, samples, kind, config.k)
+
+    if not is_open(config):
+        return Settled(refine=planned, reach=reach)
+    kinds: list[RefineKind] = ["none", "sq8", "fp16"]
+    first = planned if earlier is None else earlier
+    kinds = kinds[kinds.index(first) :]
+    enough = config.target_recall - (KEPT_MARGIN if earlier is not None else 0.0)
+    tried = []
+    best, best_ceiling = first, -1.0
+    for kind in kinds:
+        if kind != first and (
+            BYTES_PER_DIM[kind] * codec.spec.dim <= codec.spec.code_bytes
+            or not fits(config, Candidate(spec=codec.spec, refine=kind), rows)
+        ):
+            continue
+        found = ceiling(kind)
+        tried.append(f"{_named(kind)} {found:.4f}")
+        if found > best_ceiling:
+            best, best_ceiling = kind, found
+        if found >= enough:
+            break
+    kept = "kept from the last run; " if best == earlier else ""
+    reason = (
+        f"{_named(best)}: {kept}of the neighbours of held-out queries the codes find, with all lists probed, "
+        f"{', '.join(tried)}; index.target_recall is {config.target_recall:g}"
+    )
+    return Settled(refine=best, reason=reason, reach=reach)
+
+
+def fits(config: IndexConfig, candidate: Candidate, rows: int) -> bool:
+    """Whether a server's memory, `index.server_memory_mb`, has room for an index of `rows` products."""
+    return serving_bytes(candidate, rows) <= config.server_memory_mb * 1_000_000
+
+
+def serving_bytes(candidate: Candidate, rows: int) -> int:
+    """Bytes of the codes, ids and refine codes of `rows` products."""
+    spec = candidate.spec
+    return rows * (spec.code_bytes + ID_BYTES + BYTES_PER_DIM[candidate.refine] * spec.dim)
+
+
+def _named(kind: RefineKind) -> str:
+    return "codes alone" if kind == "none" else f"re-ranked by {kind}"

@@ -18,7 +18,7 @@ import numpy as np
 
 from index_builder import storage
 from index_builder.blocks import BLOCK_ROWS, map_blocks
-from index_builder.codec import CodecInfo, open_codec
+from index_builder.codec import CodecInfo, correction_codes, open_codec
 from index_builder.embedding_shards import NumberedShard, iter_vectors, read_info, widened
 from index_builder.errors import EmbeddingShardError
 from index_builder.faiss_files import IndexShard, ivf_of, make_index_shard
@@ -66,9 +66,13 @@ class BlockEncoder:
     def __init__(self, index: faiss.Index) -> None:
         self._index = index
         self._ivf = ivf_of(index)
-        self._assigner = shared_assigner(self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist))
+        self._centroids = self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist)
+        self._assigner = shared_assigner(self._centroids)
         turned = isinstance(index, faiss.IndexPreTransform)
-        self._map = columns_of(faiss.downcast_VectorTransform(index.chain.at(0))) if turned else None
+        transform = faiss.downcast_VectorTransform(index.chain.at(0)) if turned else None
+        self._map = None if transform is None else columns_of(transform)
+        corrected = transform is not None and transform.have_bias
+        self._corrected_pq = faiss.downcast_index(self._ivf).pq if corrected else None
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
         """List numbers and codes of float16 or float32 [n, D]: uint8 [n, S]."""
@@ -77,7 +81,15 @@ class BlockEncoder:
         codes = np.empty((len(vectors), self._ivf.sa_code_size()), dtype=np.uint8)
         pointers = (faiss.swig_ptr(array) for array in (vectors, lists, codes))
         self._ivf.encode_vectors(len(vectors), *pointers, True)
+        if (pq := self._corrected_pq) is not None:
+            centroids = self._centroids[lists]
+            codes[:, -1] = correction_codes(pq, codes[:, -pq.M :], vectors - centroids, centroids)
         return codes
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """What codes uint8 [n, S] stand for: float32 [n, D]; RuntimeError where FAISS cannot turn such codes back."""
+        vectors = self._ivf.sa_decode(codes)
+        return vectors if self._map is None else vectors @ self._map.T
 
     def lists(self, vectors: np.ndarray) -> np.ndarray:
         """The inverted list of each of float16 or float32 [n, D]: int64 [n]."""

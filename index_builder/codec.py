@@ -3,6 +3,12 @@
 It is a trained FAISS index without vectors (`codec.faiss`) and what is known about it (`codec.json`). Every index
 shard is made with one codec and names its fingerprint; shards of different codecs must never be merged, and FAISS
 would not notice.
+
+A corrected PQ (`PQ63x8+1`) has one more byte. Of a vector x = c + r, with c the centroid of its list, a code gives back
+c + r', and a query q finds it with the score q.(c + r'). That misses q.e, where e = r - r'. Queries that probe the list
+and should find x lie near c and near x: q.e is mostly c.e and half of r.e, and that sum is what the last byte holds.
+The index adds it by itself: queries have a 1 where the last sub-quantizer stands (rotation.py). RaBitQ keeps c.r for
+the same reason, and ScaNN's anisotropic loss (Guo et al., 2020) chooses codes by it.
 """
 
 from __future__ import annotations
@@ -29,6 +35,8 @@ CODE_ITERATIONS = 8
 MAX_CODE_ROWS = 16_384
 FINGERPRINT_DIGITS = 32
 _SPLIT = 1.0 / 1024
+TOWARDS_VECTOR = 0.5
+"""Share of r.e in a correction. For queries that equal x it would be 1; more than that spoils scores of the others."""
 TRAINING_REVISION = 3
 """Raised when a change of the code makes another codec from the same sample."""
 
@@ -148,9 +156,11 @@ def build_codec(vectors: np.ndarray, spec: IndexSpec, *, seed: int, gpu: bool = 
     ivf = _empty_ivf(build_quantizer(centroids, spec), spec)
     if spec.code != "flat":
         chosen = turned[code_training_rows(len(turned), seed=seed)]
-        if ivf.by_residual:
-            chosen -= centroids[shared_assigner(centroids).assign(chosen)]
-        if spec.code == "pq":
+        near = centroids[shared_assigner(centroids).assign(chosen)] if ivf.by_residual else np.float32(0)
+        chosen -= near
+        if spec.corrected:
+            train_corrected_quantizer(chosen, near, ivf.pq, seed=seed)
+        elif spec.code == "pq":
             train_product_quantizer(chosen, ivf.pq, seed=seed)
         elif spec.code == "rabitq":
             ivf.rabitq.train(chosen)
@@ -161,14 +171,14 @@ def build_codec(vectors: np.ndarray, spec: IndexSpec, *, seed: int, gpu: bool = 
 
 
 def _empty_ivf(quantizer: faiss.Index, spec: IndexSpec) -> faiss.IndexIVF:
-    size, metric = (spec.rotation_dim, spec.lists), faiss.METRIC_INNER_PRODUCT
+    size, metric = (spec.index_dim, spec.lists), faiss.METRIC_INNER_PRODUCT
     if spec.code == "flat":
         return faiss.IndexIVFFlat(quantizer, *size, metric)
     if spec.code == "sq8":
         return faiss.IndexIVFScalarQuantizer(quantizer, *size, faiss.ScalarQuantizer.QT_8bit, metric, True)
     if spec.code == "rabitq":
         return faiss.IndexIVFRaBitQ(quantizer, *size, metric, True, spec.rabitq_bits)
-    ivf = faiss.IndexIVFPQ(quantizer, *size, spec.pq_m, spec.pq_bits, metric)
+    ivf = faiss.IndexIVFPQ(quantizer, *size, spec.pq_m + spec.corrected, spec.pq_bits, metric)
     ivf.by_residual = spec.fast_scan != "fs"
     # Polysemous training costs many times the rest, and serves a search that is not used here.
     ivf.do_polysemous_training = False
@@ -207,6 +217,54 @@ def train_product_quantizer(residuals: np.ndarray, pq: faiss.ProductQuantizer, *
         faiss.copy_array_to_vector(centroids.ravel(), pq.centroids)
         centroids = _averages(rows, pq.compute_codes(rows), centroids.shape)
     faiss.copy_array_to_vector(centroids.ravel(), pq.centroids)
+
+
+def train_corrected_quantizer(
+    residuals: np.ndarray, centroids: np.ndarray, pq: faiss.ProductQuantizer, *, seed: int
+) -> None:
+    """Sets the centroids of `pq`, whose last sub-quantizer holds the correction (see the module).
+
+    Of residuals float32 [n, d], zero in the last subspace, and the centroids of their lists float32 [n, d].
+    """
+    plain = faiss.ProductQuantizer(pq.d - pq.dsub, pq.M - 1, pq.nbits)
+    train_product_quantizer(residuals[:, : plain.d], plain, seed=seed)
+    kept = np.ascontiguousarray(residuals[:, : plain.d])
+    missed = kept - plain.decode(plain.compute_codes(kept))
+    last = np.zeros((pq.ksub, pq.dsub), dtype=np.float32)
+    last[:, 0] = _levels(_corrections(kept, missed, centroids[:, : plain.d]), pq.ksub)
+    values = np.concatenate([faiss.vector_to_array(plain.centroids), last.ravel()])
+    faiss.copy_array_to_vector(values, pq.centroids)
+
+
+def correction_codes(
+    pq: faiss.ProductQuantizer, codes: np.ndarray, residuals: np.ndarray, centroids: np.ndarray
+) -> np.ndarray:
+    """The last byte of each code of a corrected quantizer: uint8 [n].
+
+    Args:
+        codes: uint8 [n, M]; their last byte does not count.
+        residuals, centroids: float32 [n, d], as in `train_corrected_quantizer`.
+    """
+    levels = faiss.vector_to_array(pq.centroids).reshape(pq.M, pq.ksub, pq.dsub)[-1, :, 0]
+    missed = residuals - pq.decode(np.ascontiguousarray(codes))
+    missed[:, -pq.dsub :] = 0
+    middles = (levels[1:] + levels[:-1]) / 2
+    return np.searchsorted(middles, _corrections(residuals, missed, centroids)).astype(np.uint8)
+
+
+def _corrections(residuals: np.ndarray, missed: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    return np.einsum("nd,nd->n", centroids + np.float32(TOWARDS_VECTOR) * residuals, missed)
+
+
+def _levels(values: np.ndarray, count: int) -> np.ndarray:
+    """What values float32 [n] are rounded to, by k-means from their quantiles: float32 [count], ascending."""
+    levels = np.quantile(values.astype(np.float64), (np.arange(count) + 0.5) / count)
+    for _ in range(CODE_ITERATIONS):
+        nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, values)
+        rows = np.bincount(nearest, minlength=count)
+        sums = np.bincount(nearest, weights=values, minlength=count)
+        levels = np.sort(np.where(rows > 0, sums / np.maximum(rows, 1), levels))
+    return levels.astype(np.float32)
 
 
 def _averages(rows: np.ndarray, codes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 
 from index_builder import storage
@@ -120,7 +119,7 @@ def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[S
         sizes = list_sizes([ivf_of(index) for index in indexes]).sum(axis=0)
     return CodecFit(
         products=int(sizes.sum()),
-        quantization_error=_quantization_error(open_codec(codec), samples),
+        quantization_error=_quantization_error(BlockEncoder(open_codec(codec)), samples),
         list_imbalance=round(list_imbalance(sizes), 4),
         recall=recall,
     )
@@ -128,8 +127,7 @@ def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[S
 
 def estimate_fit(codec: CodecInfo, samples: Sequence[ShardSample], products: int) -> CodecFit:
     """The fit that a codec would have to a catalog of so many products, before the index is built."""
-    index = open_codec(codec)
-    encoder = BlockEncoder(index)
+    encoder = BlockEncoder(open_codec(codec))
     sample = read_training(samples, limit=MEASURED_ROWS)
     sizes = np.zeros(codec.spec.lists, dtype=np.int64)
     for lists in map_blocks(lambda block: encoder.lists(sample[block]), row_blocks(len(sample))):
@@ -138,17 +136,17 @@ def estimate_fit(codec: CodecInfo, samples: Sequence[ShardSample], products: int
     chance = (len(sizes) - 1) / max(1, len(sample))
     return CodecFit(
         products=products,
-        quantization_error=_quantization_error(index, samples),
+        quantization_error=_quantization_error(encoder, samples),
         list_imbalance=round(max(1.0, list_imbalance(sizes) - chance), 4),
     )
 
 
-def _quantization_error(index: faiss.Index, samples: Sequence[ShardSample]) -> float | None:
+def _quantization_error(encoder: BlockEncoder, samples: Sequence[ShardSample]) -> float | None:
     vectors = read_queries(samples, limit=MEASURED_QUERIES).vectors
     if not len(vectors):
         return None
     try:
-        decoded = index.sa_decode(index.sa_encode(vectors))
+        decoded = encoder.decode(encoder.encode(vectors))
     except RuntimeError:
         return None
     error = ((vectors - decoded) ** 2).sum(axis=1).mean() / (vectors**2).sum(axis=1).mean()

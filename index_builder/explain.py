@@ -86,7 +86,8 @@ def _code(config: IndexConfig, spec: IndexSpec) -> str:
         "flat": "vectors as they are, float32",
         "sq8": "one byte a dimension",
         "rabitq": f"{spec.rabitq_bits} bits a dimension (RaBitQ)",
-        "pq": f"{spec.pq_m} sub-quantizers of {spec.pq_bits} bits",
+        "pq": f"{spec.pq_m} sub-quantizers of {spec.pq_bits} bits"
+        + (", and one byte that corrects the score" if spec.corrected else ""),
     }[spec.code]
     layout = "" if spec.memory_mapped else ", laid out for SIMD (FastScan)"
     return f"{spec.code_bytes:,} bytes a code: {name}{layout}; {why}"

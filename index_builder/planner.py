@@ -23,7 +23,7 @@ from index_builder.codec import MAX_CODE_ROWS, on_gpu
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import SpecError
 from index_builder.sampling import read_query_vectors
-from index_builder.spec import IndexConfig, IndexSpec, RefineKind
+from index_builder.spec import FAST_DIMS_PER_CODE, IndexConfig, IndexSpec, RefineKind
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +32,13 @@ TRAINING_ROWS_PER_LIST = 40
 MIN_TRAINING_ROWS_PER_LIST = 16
 MIN_TRAINING_ROWS_PER_CODE = 4
 """Training rows that a PQ centroid needs at least; with fewer, vectors are kept as they are."""
-FAST_DIMS_PER_CODE = (2, 4, 8)
-"""FAISS has kernels for sub-quantizers of these sizes: about 1 ns a distance, 10 ns with others."""
 SMALL_DIMS_PER_CODE = 16
 """From here on a vector has so few sub-quantizers that their speed does not matter."""
 HNSW_FROM_LISTS = 2048
 HNSW_LINKS = 32
 BYTES_PER_DIM: dict[RefineKind, int] = {"none": 0, "sq8": 1, "fp16": 2}
+CORRECTED_FROM_BYTES = 8
+"""From here on a byte is better spent on the correction (codec.py) than on another sub-quantizer."""
 DIMS_PER_CODE_BYTE = 4
 """Under a budget, codes get at least a byte for so many dimensions before refinement gets any."""
 CANDIDATE_BYTES = 1000
@@ -47,6 +47,8 @@ dimensions, one core: 0.5 us)."""
 DEFAULT_CODE_BYTES = 64
 """Of the first candidate, where `bytes_per_vector` is not given, and of the code beside a refinement that is named."""
 ID_BYTES = 8
+CODE_BYTES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+"""The rungs of `candidates`: recall rises in steps of about the same size."""
 MOST_ROWS_PER_ADD = 200_000
 _QUERY_MARGIN = 1.2
 _GROWING = 2
@@ -83,10 +85,15 @@ class BuildMemory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """An index that could be built: its spec, and what candidates are re-ranked from."""
+    """An index that could be built, with its refinement."""
 
     spec: IndexSpec
-    refine: RefineKind = "none"
+    refine: RefineKind
+
+    @property
+    def bytes_per_vector(self) -> int:
+        """Bytes of code and refinement a product, what `index.bytes_per_vector` counts: without ids and codec."""
+        return self.spec.code_bytes + BYTES_PER_DIM[self.refine] * self.spec.dim
 
 
 def check_index(config: IndexConfig, dim: int) -> None:
@@ -157,25 +164,6 @@ def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
     return spec
 
 
-def candidates(config: IndexConfig, rows: int, dim: int) -> tuple[Candidate, ...]:
-    """The indexes of which the first is built that reaches `target_recall`: cheapest first, by the bytes of a product.
-
-    One alone where the config says which; raises as `plan_index`.
-    """
-    first = plan_index(config, rows, dim)
-    if first.exact or config.factory != "auto" or config.bytes_per_vector is not None or config.refine != "auto":
-        return (Candidate(spec=first, refine=plan_refinement(config, first)),)
-    found = [Candidate(spec=first)]
-    for size in (dim // 4, dim // 2, dim):
-        if size > first.code_bytes:
-            code = replace(_auto_code(size, dim), lists=first.lists, hnsw_links=first.hnsw_links)
-            found.append(Candidate(spec=code))
-    kinds: tuple[RefineKind, ...] = ("sq8", "fp16")
-    found += [Candidate(spec=first, refine=kind) for kind in kinds if BYTES_PER_DIM[kind] * dim > first.code_bytes]
-    found.sort(key=lambda each: each.spec.code_bytes + BYTES_PER_DIM[each.refine] * dim)
-    return tuple(found)
-
-
 def plan_sample(config: IndexConfig, spec: IndexSpec, rows: int) -> SamplePlan:
     """How many products to train on and to hold out.
 
@@ -223,6 +211,30 @@ def probes_per_factor(spec: IndexSpec, kind: RefineKind, rows: int, k: int) -> f
         return 0.0
     list_bytes = max(1.0, rows / spec.lists * spec.code_bytes)
     return k * (CANDIDATE_BYTES + BYTES_PER_DIM[kind] * spec.dim) / list_bytes
+
+
+def candidates(config: IndexConfig, rows: int, dim: int, *, most_bytes: int | None = None) -> tuple[Candidate, ...]:
+    """What could be built of `rows` products of D dimensions, by bytes a product, the cheapest first.
+
+    Recall rises with the bytes (measured: tests/benchmarks/README.md), so the first one whose recall is enough is the
+    one to build. Where the config names a factory, or the catalog is small enough for exact search, it is that alone.
+    Pure: nothing is read or trained; whether the memory budget holds a build is for `check_memory` to say.
+
+    Args:
+        most_bytes: of codes and refinement; None: no limit. At least the smallest candidate is returned.
+    """
+    planned = _planned(config, rows, dim)
+    if config.factory != "auto" or planned.exact:
+        return (Candidate(spec=planned, refine=plan_refinement(config, planned)),)
+    rungs = sorted({*(share for share in CODE_BYTES if share < dim), dim, 4 * dim})
+    kinds: tuple[RefineKind, ...] = ("none",) if config.refine == "auto" else (config.refine,)
+    found = [Candidate(spec=_with_lists(_auto_code(size, dim), config, rows), refine=kinds[0]) for size in rungs]
+    if config.refine == "auto":
+        codes = _with_lists(_auto_code(max(1, dim // DIMS_PER_CODE_BYTE), dim), config, rows)
+        found.append(Candidate(spec=codes, refine="fp16"))
+    found = sorted(dict.fromkeys(found), key=lambda candidate: candidate.bytes_per_vector)
+    affordable = [each for each in found if most_bytes is None or each.bytes_per_vector <= most_bytes]
+    return tuple(affordable or found[:1])
 
 
 def estimate_memory(
@@ -300,7 +312,11 @@ def _planned(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
         return spec
     if rows < EXACT_BELOW_ROWS:
         return _exact(dim)
-    spec = _auto_code(code_budget(config, dim), dim)
+    return _with_lists(_auto_code(code_budget(config, dim), dim), config, rows)
+
+
+def _with_lists(spec: IndexSpec, config: IndexConfig, rows: int) -> IndexSpec:
+    """The spec with as many inverted lists as so many products ask for, and can train."""
     lists = 2 ** min(round(math.log2(4 * math.sqrt(rows))), int(math.log2(rows / TRAINING_ROWS_PER_LIST)))
     while lists > 1 and MIN_TRAINING_ROWS_PER_LIST * lists > _trainable_rows(config, spec):
         lists //= 2
@@ -314,10 +330,14 @@ def _auto_code(code_bytes: int, dim: int) -> IndexSpec:
         return spec
     if code_bytes >= dim:
         return replace(spec, code="sq8")
+    corrected = code_bytes >= CORRECTED_FROM_BYTES
+    pq_m = code_bytes - corrected
     # Fewer dimensions, coded finely, beat all of them coded coarsely (MiniLM, 20k titles: recall 0.888 and 0.879).
-    dims_per_code = 4 if 4 * code_bytes <= dim else 2
-    pq_m = min(code_bytes, dim // dims_per_code)
-    return replace(spec, rotation="opq", rotation_dim=pq_m * dims_per_code, code="pq", pq_m=pq_m, pq_bits=8)
+    dims = min(dim, pq_m * DIMS_PER_CODE_BYTE)
+    if not corrected:  # plain ones share the dimensions out evenly
+        pq_m = dims // DIMS_PER_CODE_BYTE if dims >= DIMS_PER_CODE_BYTE else 1
+        dims = min(dims, pq_m * DIMS_PER_CODE_BYTE)
+    return replace(spec, rotation="opq", rotation_dim=dims, code="pq", pq_m=pq_m, pq_bits=8, corrected=corrected)
 
 
 def _affordable_refinement(bytes_per_vector: int, dim: int) -> RefineKind:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
+from index_builder.add import BlockEncoder
+from index_builder.blocks import map_blocks, row_blocks
 from index_builder.embedding_shards import widened
 from index_builder.exact_search import GroundTruth
 from index_builder.faiss_files import ivf_of, list_ids, top_by_score
@@ -70,8 +72,11 @@ def reachable(codec: faiss.Index, held: HeldOut, k: int, rows: int) -> Reachable
     """What an index of `rows` products can reach with a trained codec, an empty index, to which the neighbours are
     added.
     """
-    codec.add_with_ids(widened(held.vectors), np.arange(len(held.rows)))
     ivf = ivf_of(codec)
+    if isinstance(faiss.downcast_index(ivf), faiss.IndexIVFFastScan):  # packs its lists itself
+        codec.add_with_ids(widened(held.vectors), np.arange(len(held.rows)))
+    elif len(held.rows):
+        ivf.add_sa_codes(_codes(codec, ivf, held.vectors), np.arange(len(held.rows)))
     queries = held.queries.vectors
     if isinstance(codec, faiss.IndexPreTransform):
         for number in range(codec.chain.size()):
@@ -100,6 +105,13 @@ def reachable(codec: faiss.Index, held: HeldOut, k: int, rows: int) -> Reachable
         by_codes=by_codes,
         reasonable=reasonable_lists(ivf.nlist, rows),
     )
+
+
+def _codes(codec: faiss.Index, ivf: faiss.IndexIVF, vectors: np.ndarray) -> np.ndarray:
+    """Vectors float16 [P, D] as the add step encodes them: uint8 [P, S], the list number in front of each code."""
+    encoder = BlockEncoder(codec)
+    encoded = list(map_blocks(lambda rows: encoder.encode(vectors[rows]), row_blocks(len(vectors))))
+    return np.concatenate([np.empty((0, ivf.sa_code_size()), np.uint8), *encoded])
 
 
 def refined_recall(

@@ -8,6 +8,9 @@ would not. The subspace is that of the largest eigenvalues of the second moments
 - `rr`: only that random rotation, of the axes as they come;
 - `opq`: dealt out to the sub-quantizers so that the product of eigenvalues is about the same in each ("eigenvalue
   allocation": Ge, He, Ke, Sun, *Optimized Product Quantization*, 2013, sec. 3.3). It costs no iterations.
+
+In front of a corrected PQ (codec.py) a sub-quantizer may have room for more dimensions than it gets, and is zero there;
+the last one is zero for vectors and, by the map's bias, 1 for queries.
 """
 
 from __future__ import annotations
@@ -32,10 +35,17 @@ def train_rotation(vectors: np.ndarray, spec: IndexSpec, *, seed: int) -> faiss.
     else:
         eigenvalues, axes = principal_axes(vectors, spec.rotation_dim)
         if spec.rotation == "opq":
-            axes = axes[allocate_eigenvalues(eigenvalues, spec.pq_m)]
+            order = allocate_eigenvalues(eigenvalues, spec.pq_m, spec.dims_per_code)
+            axes = np.where(order[:, None] < 0, 0.0, axes[order])
         elif spec.rotation == "pcar":
             axes = _random_rotation(spec.rotation_dim, seed) @ axes
-    transform = faiss.LinearTransform(spec.dim, spec.rotation_dim, False)
+    if spec.corrected:
+        axes = np.concatenate([axes, np.zeros((spec.dims_per_code, spec.dim))])
+    transform = faiss.LinearTransform(spec.dim, spec.index_dim, spec.corrected)
+    if spec.corrected:
+        bias = np.zeros(spec.index_dim, dtype=np.float32)
+        bias[-spec.dims_per_code] = 1.0
+        faiss.copy_array_to_vector(bias, transform.b)
     faiss.copy_array_to_vector(np.ascontiguousarray(axes, dtype=np.float32).ravel(), transform.A)
     transform.is_trained = True
     transform.set_is_orthonormal()
@@ -65,7 +75,7 @@ def principal_axes(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndar
 
 
 def rotated(vectors: np.ndarray, transform: faiss.LinearTransform | None) -> np.ndarray:
-    """Vectors float16 or float32 [n, D] behind the map, block by block: float32 [n, d]."""
+    """Vectors float16 or float32 [n, D] behind the map (without its bias), block by block: float32 [n, d]."""
     if transform is None:
         return np.ascontiguousarray(vectors, dtype=np.float32)
     axes = columns_of(transform)
@@ -84,19 +94,25 @@ def columns_of(transform: faiss.LinearTransform) -> np.ndarray:
     return np.ascontiguousarray(faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).T)
 
 
-def allocate_eigenvalues(eigenvalues: np.ndarray, buckets: int) -> np.ndarray:
+def allocate_eigenvalues(eigenvalues: np.ndarray, buckets: int, capacity: int) -> np.ndarray:
     """Deals axes out to M buckets: each, from the largest, to the one whose product is smallest and that has room.
 
-    Of eigenvalues float64 [d], descending: int64 [d], the axes in their new order, d / M of one bucket after another.
+    Of eigenvalues float64 [d], descending: int64 [M * capacity], the axes in their new order, one bucket after another,
+    -1 where a bucket has room left.
     """
-    capacity = len(eigenvalues) // buckets
-    # Shifted so that the smallest logarithm is 0: a bucket's sum must grow with each axis it gets.
     logs = np.log(np.maximum(eigenvalues, eigenvalues[0] * _SMALLEST_SHARE) + np.finfo(np.float64).tiny)
-    logs -= logs.min()
+    if buckets * capacity == len(eigenvalues):
+        # Shifted so that the smallest logarithm is 0: a bucket's sum must grow with each axis it gets.
+        logs -= logs.min()
+    else:
+        # A bucket with fewer axes codes each more finely. At the distortion that all axes share, an axis takes bits in
+        # proportion to its logarithm above it ("reverse water-filling"), and each bucket has 8.
+        level = logs.mean() - 2 * np.log(2) * 8 * buckets / len(logs)
+        logs = np.maximum(logs - level, np.finfo(np.float64).eps)
     sums = np.zeros(buckets)
     members: list[list[int]] = [[] for _ in range(buckets)]
     for axis, value in enumerate(logs):
         bucket = int(np.argmin(sums))
         members[bucket].append(axis)
         sums[bucket] = sums[bucket] + value if len(members[bucket]) < capacity else np.inf
-    return np.asarray(members, dtype=np.int64).ravel()
+    return np.array([axes + [-1] * (capacity - len(axes)) for axes in members], dtype=np.int64).ravel()

@@ -57,6 +57,20 @@ class HeldOut:
     rows: np.ndarray
     vectors: np.ndarray
 
+    def first(self, count: int) -> HeldOut:
+        """The same of the first queries alone."""
+        near = self.neighbours[:count]
+        places = np.unique(near[near >= 0])
+        truth = GroundTruth(k=self.truth.k, rows=self.truth.rows[:count], scores=self.truth.scores[:count])
+        return HeldOut(
+            queries=QuerySet(rows=self.queries.rows[:count], vectors=self.queries.vectors[:count]),
+            truth=truth,
+            filters={},
+            neighbours=np.where(near >= 0, np.searchsorted(places, near), -1),
+            rows=self.rows[places],
+            vectors=self.vectors[places],
+        )
+
 
 def find_held_out(
     config: IndexConfig, spec: IndexSpec, shards: Sequence[NumberedShard], samples: Sequence[ShardSample], uri: str

@@ -23,8 +23,9 @@ from index_builder.spec import IndexConfig, RefineKind
 
 log = logging.getLogger(__name__)
 
-LIGHT_ROWS = 16_384
+LIGHT_ROWS = 8192
 LIGHT_LISTS = 256
+LIGHT_QUERIES = 200
 MARGIN = 0.005
 """Recall that an estimate before the build has to lie above the target: of 64 neighbours alone it is a little high."""
 KEPT_MARGIN = 0.01
@@ -62,7 +63,7 @@ def choose_candidate(
     fitting = [each for number, each in enumerate(candidates) if not number or fits(config, each, rows)]
     if not len(held.queries.rows):
         return fitting[0]
-    sample = read_training(samples, limit=LIGHT_ROWS)
+    sample, held = read_training(samples, limit=LIGHT_ROWS), held.first(LIGHT_QUERIES)
 
     def enough(candidate: Candidate) -> bool:
         if candidate.refine != "none":

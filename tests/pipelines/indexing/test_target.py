@@ -60,15 +60,14 @@ def test_a_limit_that_cannot_reach_the_target_is_held_with_the_remedy(vectors, f
     printed = " ".join(capsys.readouterr().out.split())
     assert "index.target_recall 0.95 is not reached: recall is 0." in printed
     assert "--index.refine sq8 measures 0." in printed
-    held = publish.read_manifest(
-        str(folder / "held" / "index"), publish.list_versions(str(folder / "held" / "index"))[0]
-    )
+    index = str(folder / "held" / "index")
+    held = publish.read_manifest(index, publish.list_versions(index)[0])
     (failed,) = held.gates["failed"]
     best = held.recall.remedies[-1]
     assert f"{best.option} measures {best.recall:.4f}; where that is right, --gates.min_recall" in failed
     assert build(vectors, folder / "held", *options, *best.option.split()) == 0, "the remedy that was named passes"
     capsys.readouterr()
-    found = publish.read_manifest(str(folder / "held" / "index")).recall.value
+    found = publish.read_manifest(index).recall.value
     assert found == pytest.approx(best.recall, abs=0.02)
 
 

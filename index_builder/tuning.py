@@ -34,6 +34,8 @@ TIMED_FILTERED = 20
 REFINE_FACTORS = (2, 4, 8, 16)
 SMALLEST_GAIN = 0.001
 """Recall that twice the probes must bring for the measuring to go on."""
+SMALLEST_SHARE = 0.01
+"""The same as a share of the recall, where it is known that the target cannot be reached."""
 RECALL_GIVEN_UP = 0.005
 """Recall given up for fewer probes where the target cannot be reached: the last of it costs the most."""
 
@@ -178,7 +180,9 @@ def _measured(
             break
         half = [earlier for earlier in best if earlier * 2 <= nprobe]
         gain = best[nprobe] - best[max(half)] if half else 1.0
-        if gain < (RECALL_GIVEN_UP if hopeless else SMALLEST_GAIN) and best[nprobe] < target:
+        if gain < (max(SMALLEST_GAIN, SMALLEST_SHARE * best[nprobe]) if hopeless else SMALLEST_GAIN) and (
+            best[nprobe] < target
+        ):
             break
     return tuple(measured)
 
@@ -211,7 +215,8 @@ def _remedies(
         else:
             candidates = without(search.candidates(k * factor, nprobe), held.queries.rows)
             recall = round(refined_recall(held, samples, other, k, candidates), 6)
-            found.append(Remedy(option=f"--index.refine {other}", recall=recall))
+            if not found or recall >= found[-1].recall + RECALL_GIVEN_UP:
+                found.append(Remedy(option=f"--index.refine {other}", recall=recall))
         if recall >= wanted:
             break
     return tuple(found)

@@ -27,7 +27,7 @@ from index_builder.codec import CodecInfo, copy_codec, load_codec, open_codec, t
 from index_builder.faiss_files import ivf_of, list_sizes, opened_indexes
 from index_builder.planner import plan_sample
 from index_builder.reachable import Reachable
-from index_builder.sampling import ShardSample, read_queries, read_training
+from index_builder.sampling import ShardSample, read_queries, read_query_vectors, read_training
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 
 MOST_GROWTH = 2.0
@@ -106,11 +106,25 @@ def choose_codec(
             return CodecChoice(codec=copy_codec(reusable.codec, out_uri), kept=True, reason=reason)
     spec = spec if choose is None else choose()
     rows = plan_sample(config, spec, products).training_rows
-    codec = train_codec(samples, spec, out_uri, seed=config.seed, training_rows=rows, device=config.device)
+    queries = shaping_queries(config, spec)
+    codec = train_codec(
+        samples, spec, out_uri, seed=config.seed, training_rows=rows, device=config.device, queries=queries
+    )
     if spec.exact:
         reason = f"none: an exact index ({spec.factory}) holds the vectors themselves, nothing is trained"
         return CodecChoice(codec=codec, kept=False, reason=reason)
     return CodecChoice(codec=codec, kept=False, reason=f"trained: {why}")
+
+
+def shaping_queries(config: IndexConfig, spec: IndexSpec) -> np.ndarray | None:
+    """The queries that a corrected code is shaped for, float32 [Q, D]: those that recall is not measured with, if they
+    are enough.
+    """
+    if config.queries_uri is None or not spec.corrected:
+        return None
+    vectors = read_query_vectors(config.queries_uri, spec.dim).vectors
+    others = vectors[config.verify_queries :]
+    return others if len(others) >= spec.dim else vectors
 
 
 def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[ShardSample], recall: float) -> CodecFit:

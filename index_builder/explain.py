@@ -15,7 +15,7 @@ def explain_index(config: IndexConfig, spec: IndexSpec, rows: int, refine: Refin
     lines = [_whole(config, spec, rows)]
     if not spec.exact:
         if spec.rotation != "none":
-            lines.append(_rotation(spec))
+            lines.append(_rotation(config, spec))
         lines += [_lists(config, spec, rows), _quantizer(spec), _code(config, spec)]
     kind = plan_refinement(config, spec) if refine is None else refine
     if kind != "none":
@@ -51,8 +51,14 @@ def _whole(config: IndexConfig, spec: IndexSpec, rows: int) -> str:
     return f"{spec.factory}: planned from {rows:,} products of {spec.dim} dimensions"
 
 
-def _rotation(spec: IndexSpec) -> str:
+def _rotation(config: IndexConfig, spec: IndexSpec) -> str:
     kept = f"{spec.dim}{'' if spec.rotation_dim == spec.dim else f' to {spec.rotation_dim}'} dimensions"
+    if spec.corrected:
+        seen = "the products' own residuals" if config.queries_uri is None else "the queries of index.queries_uri"
+        return (
+            f"map of {kept}: stretched by {seen}, so that errors count as they do in scores; dealt out so that each "
+            f"sub-quantizer gets an even share of the bits, at most {spec.dims_per_code} dimensions each"
+        )
     return {
         "opq": f"rotation of {kept}: principal axes, dealt out so that each sub-quantizer gets an even share of "
         f"variance, {spec.dims_per_code} dimensions each",
@@ -82,6 +88,8 @@ def _code(config: IndexConfig, spec: IndexSpec) -> str:
     why = f"index.bytes_per_vector is {config.bytes_per_vector}" if config.factory == "auto" else "as asked"
     if config.factory == "auto" and config.bytes_per_vector is None:
         why = f"index.target_recall {config.target_recall:g} decides, by measuring"
+    if config.factory == "auto" and spec.corrected:
+        why += ", and of the kinds of code measured at such sizes this one finds the most"
     name = {
         "flat": "vectors as they are, float32",
         "sq8": "one byte a dimension",

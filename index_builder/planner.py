@@ -1,8 +1,8 @@
 """Decides what index to build, from what sample and in which tasks, from the config and the number of products.
 
-`auto`, by rows: below `EXACT_BELOW_ROWS` exact search; else a rotation to four dimensions a sub-quantizer (two where D
-is small), about 4 * sqrt(rows) inverted lists, and PQ codes of `bytes_per_vector`, less what a second file to re-rank
-from takes (refine.py). An explicit factory string is taken as it is, and refused before any work where the catalog is
+`auto`, by rows: below `EXACT_BELOW_ROWS` exact search; else a map to four dimensions a sub-quantizer (fewer where D is
+small), about 4 * sqrt(rows) inverted lists, and corrected PQ codes (product_quantizer.py) of `bytes_per_vector`, less
+what a second file to re-rank from takes (refine.py). That follows what was measured, see README.md. An explicit factory string is taken as it is, and refused before any work where the catalog is
 too small to train it. Should so many products be rejected on the way that the rest is too small, it is built with fewer
 lists, or of vectors as they are, with a line in the log: the run is not lost.
 
@@ -19,9 +19,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from index_builder.codec import MAX_CODE_ROWS, on_gpu
+from index_builder.codec import on_gpu
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import SpecError
+from index_builder.product_quantizer import MAX_CODE_ROWS
 from index_builder.sampling import read_query_vectors
 from index_builder.spec import FAST_DIMS_PER_CODE, IndexConfig, IndexSpec, RefineKind
 
@@ -252,7 +253,7 @@ def estimate_memory(
         adding=min(rows, rows_per_add(config, spec)) * row_bytes * _GROWING,
         laying_out=0 if spec.memory_mapped else 2 * shard_rows * row_bytes,
         serving=rows * (row_bytes + BYTES_PER_DIM[refine] * spec.dim)
-        + spec.lists * (4 * spec.rotation_dim + 8 * spec.hnsw_links),
+        + spec.lists * ((2 if spec.corrected else 4) * spec.index_dim + 8 * spec.hnsw_links),
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from index_builder.codec import CodecInfo, build_codec, open_codec
+from index_builder.drift import shaping_queries
 from index_builder.held_out import HeldOut
 from index_builder.planner import BYTES_PER_DIM, ID_BYTES, Candidate
 from index_builder.reachable import Reachable, reachable, refined_recall
@@ -71,7 +72,8 @@ def choose_candidate(
         else:
             spec = candidate.spec
             light = replace(spec, lists=min(spec.lists, LIGHT_LISTS), hnsw_links=0)
-            estimate = reachable(build_codec(sample, light, seed=config.seed), held, config.k, rows).by_codes
+            codec = build_codec(sample, light, seed=config.seed, queries=shaping_queries(config, light))
+            estimate = reachable(codec, held, config.k, rows).by_codes
         log.info("%s: recall %.4f estimated, before it is trained", named(candidate), estimate)
         return estimate >= config.target_recall + MARGIN
 

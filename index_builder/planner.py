@@ -46,6 +46,8 @@ DIMS_PER_CODE_BYTE = 4
 CANDIDATE_BYTES = 1000
 """Code bytes that a search compares in the time that it takes to keep, fetch and sort one more candidate (PQ32, 128
 dimensions, one core: 0.5 us)."""
+DEFAULT_CODE_BYTES = 64
+"""Of the first candidate, where `bytes_per_vector` is not given, and of the code beside a refinement that is named."""
 ID_BYTES = 8
 CODE_BYTES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 """The rungs of `candidates`: recall rises in steps of about the same size."""
@@ -188,7 +190,7 @@ def plan_refinement(config: IndexConfig, spec: IndexSpec) -> RefineKind:
     (`factory: auto`). What keeps vectors as exactly as the refinement would is not refined.
     """
     kind: RefineKind = config.refine if config.refine != "auto" else "none"
-    if config.refine == config.factory == "auto":
+    if config.refine == config.factory == "auto" and config.bytes_per_vector is not None:
         kind = _affordable_refinement(config.bytes_per_vector, spec.dim)
     if kind != "none" and BYTES_PER_DIM[kind] * spec.dim <= spec.code_bytes:
         log.info("%s holds vectors as exactly as %s would: no refinement", spec.factory, kind)
@@ -198,6 +200,8 @@ def plan_refinement(config: IndexConfig, spec: IndexSpec) -> RefineKind:
 
 def code_budget(config: IndexConfig, dim: int) -> int:
     """Of `bytes_per_vector` what is left for the index's own codes, where the plan is `auto`."""
+    if config.bytes_per_vector is None:
+        return DEFAULT_CODE_BYTES
     if config.refine != "auto" or config.bytes_per_vector >= 4 * dim:
         return config.bytes_per_vector  # refinement comes on top, or vectors fit as they are
     return config.bytes_per_vector - BYTES_PER_DIM[_affordable_refinement(config.bytes_per_vector, dim)] * dim
@@ -235,15 +239,21 @@ def candidates(config: IndexConfig, rows: int, dim: int, *, most_bytes: int | No
     return tuple(affordable or found[:1])
 
 
-def estimate_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_rows: int) -> BuildMemory:
-    """The memory of a build of N = `rows` products, with a codec that is trained on `training_rows` vectors."""
+def estimate_memory(
+    config: IndexConfig, spec: IndexSpec, *, rows: int, training_rows: int, refine: RefineKind | None = None
+) -> BuildMemory:
+    """The memory of a build of N = `rows` products, with a codec that is trained on `training_rows` vectors.
+
+    `refine`: what stands beside it; None: what the config asks for.
+    """
+    refine = plan_refinement(config, spec) if refine is None else refine
     row_bytes = spec.code_bytes + ID_BYTES
     shard_rows = -(-rows // config.serving_shards)
     return BuildMemory(
         training=training_rows * _training_row_bytes(spec),
         adding=min(rows, rows_per_add(config, spec)) * row_bytes * _GROWING,
         laying_out=0 if spec.memory_mapped else 2 * shard_rows * row_bytes,
-        serving=rows * (row_bytes + BYTES_PER_DIM[plan_refinement(config, spec)] * spec.dim)
+        serving=rows * (row_bytes + BYTES_PER_DIM[refine] * spec.dim)
         + spec.lists * ((2 if spec.corrected else 4) * spec.index_dim + 8 * spec.hnsw_links),
     )
 

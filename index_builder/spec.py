@@ -46,10 +46,15 @@ class IndexConfig:
         uri: address of the published index: a folder, local or fsspec.
         factory: `auto`, or a FAISS factory string (see the module).
         bytes_per_vector: code bytes a product may take when `factory` is `auto`, refinement included. Memory of a
-            server is about this plus 14 bytes a product.
-        target_recall: the least share of true neighbours that search should find; `nprobe` is chosen for it.
-        refine: a second file to re-rank from: `sq8` (a byte a dimension), `fp16` (two), `none`; `auto`: the one for
-            which `bytes_per_vector` has room. One that is named comes on top of `bytes_per_vector`.
+            server is about this plus 14 bytes a product. null: as few as reach `target_recall`, as measured on
+            held-out products before the index is built, within `server_memory_mb`.
+        server_memory_mb: megabytes of codes, ids and refine codes that a server may be given by such a choice. What it
+            maps from disk counts. The smallest index is built whatever it takes.
+        target_recall: the least share of true neighbours that search should find. The bytes of a product
+            (`bytes_per_vector: null`) and `nprobe` are chosen for it; where it is not reached, the run says what would.
+        refine: a second file to re-rank from: `sq8` (a byte a dimension), `fp16` (two), `none`; `auto`: the one that
+            `target_recall` needs, or for which a given `bytes_per_vector` has room. One that is named comes on top of
+            `bytes_per_vector`.
         serving_shards: files the index is split into, for servers that share the load.
         rows_per_add: products an add task takes; None: as many as the memory budget allows, at most 200,000.
         seed: of all that is random in training.
@@ -69,7 +74,8 @@ class IndexConfig:
 
     uri: str
     factory: str = "auto"
-    bytes_per_vector: int = 64
+    bytes_per_vector: int | None = None
+    server_memory_mb: int = 4096
     target_recall: float = 0.95
     refine: Literal["auto", "none", "sq8", "fp16"] = "auto"
     serving_shards: int = 1
@@ -87,12 +93,14 @@ class IndexConfig:
     def __post_init__(self) -> None:
         _require(bool(self.uri.strip()), "index.uri", self.uri, "a folder, local or an fsspec URI")
         _require(bool(self.factory.strip()), "index.factory", self.factory, FACTORY_HELP)
-        _require(1 <= self.bytes_per_vector <= 4096, "index.bytes_per_vector", self.bytes_per_vector, "1 to 4096")
+        size = self.bytes_per_vector
+        _require(size is None or 1 <= size <= 4096, "index.bytes_per_vector", size, "1 to 4096, or null")
         share = self.target_recall
         _require(0.0 < share <= 1.0, "index.target_recall", share, "a share above 0, at most 1")
         _require(self.device in get_args(Device), "index.device", self.device, "cpu, gpu or auto")
         _require(self.refine in ("auto", "none", "sq8", "fp16"), "index.refine", self.refine, "auto, none, sq8 or fp16")
         least_values = {"serving_shards": 1, "memory_budget_mb": 16, "verify_queries": 1, "k": 1, "seed": 0}
+        least_values |= {"server_memory_mb": 1}
         for key, least in least_values.items():
             _require(getattr(self, key) >= least, f"index.{key}", getattr(self, key), f"{least} or more")
         for key in ("training_rows", "keep_versions", "rows_per_add"):

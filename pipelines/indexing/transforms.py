@@ -126,13 +126,20 @@ def _as_told(error: Exception, record: RunRecord, options: BeamOptions) -> Excep
         return ConfigError(reason)
     path = storage.join(record.uri, "runner.txt")
     storage.write_bytes_atomic(path, "".join(traceback.format_exception(error)).encode())
-    reason = reason or " ".join(str(error).split())
+    reason = reason or _last_exception(str(error))
     if len(reason) > _REASON_CHARACTERS:
         reason = f"{reason[:_REASON_CHARACTERS]} ..."
     return RunFailedError(
         f"the runner ended the run: {reason}\nAll that it said is in {path}. "
         "What is complete stands: run the same command again to continue."
     )
+
+
+def _last_exception(text: str) -> str:
+    """The line that tracebacks come to; all words where there are none."""
+    lines = [line for line in text.splitlines() if line.strip() and not line[0].isspace()]
+    said = [line for line in lines if not line.startswith(("Traceback", "During handling", "The above exception"))]
+    return said[-1].strip() if said and len(said) < len(lines) else " ".join(text.split())
 
 
 def runs_elsewhere(options: BeamOptions) -> bool:

@@ -83,6 +83,7 @@ class FlinkCluster:
             f"--job_endpoint=localhost:{self.job_port}",
             "--environment_type=EXTERNAL",
             f"--environment_config=worker-pool:{self.pool}",
+            "--environment_cache_millis=30000",
             "--sdk_worker_parallelism=1",
             "--parallelism=2",
         ]

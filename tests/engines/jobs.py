@@ -14,7 +14,7 @@ from typing import NamedTuple
 from index_builder import publish
 from tests.engines.processes import PROJECT_ROOT
 
-PRODUCTS, SHARD_ROWS = 480, 40
+PRODUCTS, SHARD_ROWS = 480, 30
 SETTINGS = (
     *("--config", "demo", "--catalog.shard_rows", str(SHARD_ROWS), "--index.factory", "IVF4,PQ32x4"),
     *("--index.rows_per_add", "200", "--index.verify_queries", "50", "--gates.min_recall", "0"),

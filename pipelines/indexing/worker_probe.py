@@ -23,7 +23,9 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from encoders import EncoderConfig, EncoderError, check_encoder
+import encoders
+from encoders.config import EncoderConfig
+from encoders.errors import EncoderError
 from index_builder import storage
 from index_builder.errors import IndexBuilderError
 from pipelines.indexing.run_record import RunRecord
@@ -174,8 +176,10 @@ class WorkerProbe:
     def _find_encoder(self, config: EncoderConfig) -> str:
         """The device that the encoder will run on."""
         try:
-            found = check_encoder(config)
-            from encoders.saved_encoder import describe_device  # loads torch, which only embedding needs
+            found = encoders.check_encoder(config)
+            from encoders.saved_encoder import (
+                describe_device,  # loads torch, as the line before: only embedding needs it
+            )
 
             device = describe_device(config.device)
         except ImportError as error:

@@ -83,7 +83,6 @@ class FlinkCluster:
             f"--job_endpoint=localhost:{self.job_port}",
             "--environment_type=EXTERNAL",
             f"--environment_config=worker-pool:{self.pool}",
-            "--environment_cache_millis=30000",
             "--sdk_worker_parallelism=1",
             "--parallelism=2",
         ]
@@ -127,7 +126,7 @@ class FlinkCluster:
 
 @contextmanager
 def flink_cluster(folder: Path, jars: Path, slots: int = 2) -> Iterator[FlinkCluster]:
-    """Starts a cluster whose jars lie in `jars/flink` (Flink) and `jars/flink-job-server` (Beam's job server)."""
+    """Starts a cluster whose jars lie in `jars/flink/lib` (Flink) and `jars/flink-job-server` (Beam's job server)."""
     rest, rpc, pool, job_port = free_ports(4)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(_CONFIG.format(rpc=rpc, rest=rest, folder=folder, slots=slots))
@@ -143,7 +142,7 @@ def flink_cluster(folder: Path, jars: Path, slots: int = 2) -> Iterator[FlinkClu
             processes=processes,
             java=java,
             folder=folder,
-            classpath=f"{jars / 'flink'}/*",
+            classpath=f"{jars / 'flink' / 'lib'}/*",
             rest=rest,
             pool=pool,
             job_port=job_port,

@@ -40,7 +40,6 @@ class SparkCluster:
             f"--job_endpoint=localhost:{self.job_port}",
             "--environment_type=EXTERNAL",
             f"--environment_config=127.0.0.1:{self.pool}",
-            "--environment_cache_millis=120000",  # else each stage starts its own workers
             f"--files_to_stage={next((self.jars / 'spark-job-server').glob('beam-runners-spark-3-*.jar'))}",
         ]
 

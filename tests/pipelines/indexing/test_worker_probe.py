@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+import encoders
 from encoders import EncoderConfig, check_encoder
 from pipelines.config.command_line import run_command
 from pipelines.embed_catalog import main as embed_catalog
-from pipelines.indexing import worker_probe
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.worker_probe import (
     WorkerDisagreesError,
@@ -127,7 +127,7 @@ class TestEncoder:
         def fail(config):
             raise ModuleNotFoundError("No module named 'open_clip'", name="open_clip")
 
-        monkeypatch.setattr(worker_probe, "check_encoder", fail)
+        monkeypatch.setattr(encoders, "check_encoder", fail)
         with pytest.raises(WorkerDisagreesError, match="cannot import open_clip for the encoder"):
             with_encoder.ask()
 

@@ -34,7 +34,7 @@ blob.storage.directory: {folder}
 parallelism.default: 2
 cluster.evenly-spread-out-slots: true
 restart-strategy.type: fixed-delay
-restart-strategy.fixed-delay.attempts: 3
+restart-strategy.fixed-delay.attempts: 5
 restart-strategy.fixed-delay.delay: 2 s
 taskmanager.network.sort-shuffle.min-buffers: 64
 heartbeat.interval: 2000

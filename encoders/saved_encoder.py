@@ -250,6 +250,12 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def describe_device(name: str) -> str:
+    """The device that a name stands for on this machine, in words; raises as `resolve_device`."""
+    device = resolve_device(name)
+    return f"{device}: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
+
+
 def read_saved(folder: Path) -> SavedEncoder:
     """Reads and checks a saved folder without its weights; CheckpointError on an incomplete or newer one."""
     values = read_config(folder / _CONFIG)

@@ -117,7 +117,7 @@ class JobConfig:
     """Everything that decides what a nightly run makes.
 
     Attributes:
-        beam: Apache Beam's own options by name, such as {direct_num_workers: 4}; the command line wins over them.
+        beam: Apache Beam's own options by name, such as {runner: PortableRunner}; the command line wins over them.
     """
 
     catalog: CatalogConfig

@@ -199,7 +199,7 @@ class CatalogSource:
                 take_in_all(files, catalog, folder)
 
         some = [missing[start : start + FILES_AT_ONCE] for start in range(0, len(missing), FILES_AT_ONCE)]
-        run_on_workers("intake", some, take_in_some, record, beam_options)
+        run_on_workers("intake", some, take_in_some, record, self.config.work.uri, beam_options)
 
     @property
     def _text_limit(self) -> str:

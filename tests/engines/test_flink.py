@@ -1,0 +1,52 @@
+"""The job on a real Flink cluster: the direct runner's bytes, also when a worker, then a machine, dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engines.flink import FlinkCluster, flink_cluster
+from tests.engines.jobs import PRODUCTS, SHARD_ROWS, start_night
+
+pytestmark = pytest.mark.timeout(1200)
+SHARDS = PRODUCTS // SHARD_ROWS
+
+
+@pytest.fixture(scope="module")
+def cluster(jars: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
+    folder = jars("flink", "flink-job-server")
+    with flink_cluster(tmp_path_factory.mktemp("flink"), folder) as running:
+        yield running
+
+
+def restarts(cluster: FlinkCluster) -> int:
+    """How often Flink started the newest job again."""
+    newest = max(cluster.get("/jobs/overview")["jobs"], key=lambda job: job["start-time"])
+    return len(cluster.get(f"/jobs/{newest['jid']}/exceptions")["exceptionHistory"]["entries"])
+
+
+def test_the_bytes_are_those_of_the_direct_runner(tmp_path, catalog, direct_files, cluster):
+    night = start_night(tmp_path / "night", catalog, cluster.options)
+    output = night.finish()
+    assert night.files() == direct_files
+    assert "worker processes on 1 hosts" in output
+    assert restarts(cluster) == 0
+
+
+def test_a_killed_worker_and_a_killed_machine_cost_their_shards_alone(tmp_path, catalog, direct_files, cluster):
+    night = start_night(tmp_path / "night", catalog, cluster.options)
+    night.wait_for("the first shards", lambda: night.complete_shards() >= 2)
+    os.kill(cluster.workers("tm1")[-1], signal.SIGKILL)
+    night.wait_for("Flink's restart", lambda: restarts(cluster) >= 1)
+    night.wait_for("more shards", lambda: night.complete_shards() >= 6)
+    assert night.complete_shards() < SHARDS
+    cluster.processes.kill("tm1")
+    cluster.processes.kill("pool-tm1")
+    night.finish()
+    assert night.files() == direct_files
+    assert restarts(cluster) >= 2
+    assert cluster.task_managers() == 1

@@ -14,7 +14,7 @@ from encoders.errors import EncoderConfigError
 ModelName = Literal["bibert", "clip", "3tmm", "4tmm", "match3", "match4"]
 FusionMethod = Literal["none", "concat", "alpha", "mlp", "sum"]
 Pooling = Literal["mean", "cls", "eos"]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 FUSIONS_OF_MODEL: dict[str, tuple[FusionMethod, ...]] = {
     "bibert": ("none",),
@@ -111,7 +111,10 @@ class EncoderConfig:
         batch_size: Texts or images per forward pass on a GPU, and of queries: memory of the device against speed. On a
             CPU products run in batches of a fixed shape.
         device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
-        precision: Number format of the towers' weights and activations; vectors are float32 whatever it is.
+        precision: Number format of the towers' weights and activations; vectors are float32 whatever it is. `auto`:
+            bfloat16 where the device multiplies it natively (CPUs with AVX-512 BF16 or AMX, GPUs from sm_80), float16
+            on older GPUs, else float32; but what the published version's vectors have, where the device gains by that
+            too, so that they can be carried over. `int8` (CPUs): the linear layers in 8-bit integers.
         compile: Run the product side's towers through torch.compile: a minute more at the start of each process, faster
             batches on a GPU. Vectors differ in the last digits.
     """
@@ -124,7 +127,7 @@ class EncoderConfig:
     image_weight: float | None = None
     batch_size: int = 64
     device: str = "auto"
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     compile: bool = False
 
     def __post_init__(self) -> None:

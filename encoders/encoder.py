@@ -21,13 +21,13 @@ from encoders.config import ModelName, Precision
 from encoders.image_decoding import AnyImage
 from encoders.image_tower import ClipTextTower
 from encoders.model import EncoderModel, EncoderParts
+from encoders.precision import apply_precision
 from encoders.preprocessing import ImagePreprocessing
 from encoders.query_batches import BaseQueryEncoder
 from encoders.running import ImageRunner, Lanes, Placement, TextRunner, fixed_rows, run_batches
 from encoders.text_tower import TextTower
 from encoders.tokenizers import TokenizedTexts
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ROWS_FUSED_AT_A_TIME = 64
 
 
@@ -36,7 +36,8 @@ class ProductEncoder:
 
     Towers and fusion are called apart, so that a text or image shared by several products goes through its tower
     once: `encode_texts`, `encode_images`, then `fuse` with the rows that each product uses. Attributes are those of
-    `EncoderDescription`.
+    `EncoderDescription`; `load_exact` loads the same in float32, to measure what the precision loses (None where this
+    is float32 already).
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class ProductEncoder:
         precision: Precision,
         batch_size: int,
         compiled: bool = False,
+        load_exact: Callable[[], ProductEncoder] | None = None,
     ) -> None:
         model, architecture = parts.model, parts.model.architecture
         self.model: ModelName = architecture.model
         self.dim = architecture.dim
         self.fingerprint = fingerprint
+        self.load_exact = load_exact
         self.uses_text = True
         self.text_is_fallback = architecture.text_is_fallback
         self.uses_images = architecture.uses_images
@@ -181,7 +184,7 @@ def move_towers(model: EncoderModel, device: torch.device, precision: Precision)
     model.to(device)
     for tower in (model.document_text, model.query_text, model.image, model.clip_text):
         if tower is not None:
-            tower.to(_DTYPES[precision])
+            apply_precision(tower, precision)
     return model.eval()
 
 

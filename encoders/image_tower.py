@@ -93,7 +93,7 @@ class ClipTextTower(nn.Module):
             states = text.ln_final(text.transformer(states, attn_mask=causal_mask))
             pooled = text_global_pool(states, ids, pool_type=text.pool_type, eos_token_id=text.eos_id)
         projection = text.text_projection
-        if isinstance(projection, nn.Linear):
+        if isinstance(projection, nn.Module):
             return projection(pooled)
         return pooled if projection is None else pooled @ projection
 

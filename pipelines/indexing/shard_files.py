@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import Any
 
 from index_builder import storage
+from pipelines.indexing.precision_loss import summarize
 
 SHARD_FORMAT = 2
 """Raised when a change of the code makes other vectors or other columns from the same catalog."""
@@ -43,6 +44,7 @@ class ShardSummary:
         by_reason: Dead letters by kind and reason, as "rejected: empty_product".
         revisable: Whether another run could find other images for the same catalog rows: images fetched from outside
             the catalog file, or ones that failed.
+        cosines: Of a few embedded products, their vectors' cosines to those in float32 (`precision_loss`).
         seconds: Busy seconds by step; steps overlap, so their sum exceeds `wall`.
     """
 
@@ -60,6 +62,7 @@ class ShardSummary:
     rejected: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
     revisable: bool = False
+    cosines: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -142,7 +145,7 @@ class FinishedRun:
         encoder: Fingerprint of its encoder, which names the folder that those shards lie in.
         catalog_uri: What they were made from, for people.
         build: Name of its folder in `builds`, with the codec that the next run may keep.
-        batch_invariant: See `EncoderSummary`.
+        batch_invariant, precision: See `EncoderSummary`.
     """
 
     name: str
@@ -151,6 +154,7 @@ class FinishedRun:
     catalog_uri: str = ""
     build: str = ""
     batch_invariant: bool | None = None
+    precision: str = ""
 
     def key_of(self, base: str) -> str | None:
         """The key under which this run made the shard, None if it had none of this base key."""
@@ -182,6 +186,7 @@ class Totals:
     Attributes:
         products: Rows of the index, `embedded` or `carried_over`. What an earlier, finished run embedded in a shard
             that stands is carried over. Duplicates are neither (see `without_duplicates`).
+        precision_loss: What `precision_loss.summarize` says of the shards' cosines.
         rejected: Rows that are not in the index, duplicates included.
         folded: Rows that `catalog.group_by` put into the row of another; among `rows_in`, as those left out are.
     """
@@ -198,6 +203,7 @@ class Totals:
     texts_cut: int
     by_reason: dict[str, int]
     shards: int
+    precision_loss: dict[str, float] = field(default_factory=dict)
 
     @property
     def rejected_share(self) -> float:
@@ -258,5 +264,6 @@ def total(
         by_reason=dict(sorted(by_reason.items())),
         shards=len(summaries),
         folded=folded,
+        precision_loss=summarize(cosine for summary in summaries for cosine in summary.cosines),
         **sums,
     )

@@ -31,7 +31,7 @@ from encoders.text_tower import TextTower, build_backbone
 from encoders.tokenizers import TokenizedTexts, clip_tokenizer
 from tests.encoders.tiny import MODELS, WORDS, random_picture, save_tiny_encoder, tiny_parts
 
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 TORCH_THREADS = (1, 2, 4)
 PRODUCTS = 27
 CPU = torch.device("cpu")

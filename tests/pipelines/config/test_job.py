@@ -42,7 +42,7 @@ def test_the_contracts_keys_are_there() -> None:
         "catalog.on_bad_image", "catalog.display_fields", "catalog.filter_fields", "encoder.uri", "encoder.batch_size",
         "encoder.device", "encoder.precision", "work.uri", "index.uri", "index.factory", "index.bytes_per_vector",
         "index.target_recall", "index.serving_shards", "gates.min_recall", "gates.max_rejected_share",
-        "gates.max_degraded_share", "gates.max_row_change", "beam",
+        "gates.max_degraded_share", "gates.max_row_change", "gates.min_precision_cosine", "beam",
     }  # fmt: skip
 
 

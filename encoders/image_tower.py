@@ -26,7 +26,7 @@ _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "laye
 
 
 class ImageTower(nn.Module):
-    """An open_clip image tower that takes uint8 pixels and normalises them on its own device.
+    """An image tower of any library that takes uint8 pixels and normalises them on its own device.
 
     Its vectors have width `dim`, or D = `projection_dim` after a linear projection.
     """
@@ -105,12 +105,16 @@ def build_clip(model_config: dict[str, Any], *, with_text: bool) -> CustomTextCL
     """
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model_config]
     if missing and (with_text or missing != ["text_cfg"]):
+        lacks = (
+            "this open_clip model is an image tower alone, and encoder.model wants its text tower too (clip, 4tmm): "
+        )
         raise CheckpointError(
-            f"open_clip model config without {', '.join(missing)}: expected embed_dim, vision_cfg, text_cfg"
+            f"{lacks if missing == ['text_cfg'] else ''}open_clip model config without {', '.join(missing)}: expected "
+            "embed_dim, vision_cfg, text_cfg"
         )
     if "multimodal_cfg" in model_config:
         raise CheckpointError("this open_clip model is a CoCa (it has a multimodal_cfg): expected a two-tower CLIP")
-    text_config = dict(model_config["text_cfg"]) if with_text else dict(_NO_TEXT)
+    text_config = dict(model_config["text_cfg"]) if with_text else dict(_NO_TEXT)  # an image tower alone has none
     if with_text and text_config.get("hf_model_name"):
         raise CheckpointError(
             f"the text tower of this open_clip model is the Hugging Face model {text_config['hf_model_name']!r}: "

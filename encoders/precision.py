@@ -5,6 +5,9 @@ Legend: B rows of a batch (tokens or items), K and N widths of a layer's inputs 
 
 from __future__ import annotations
 
+import os
+import socket
+
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +51,17 @@ def check_precision(precision: Precision, device: str) -> None:
         )
 
 
+def check_worker(precision: Precision, device: str) -> None:
+    """Raises EncoderConfigError, which names this host, where a run's `encoder.precision: auto` chose what it lacks."""
+    if not is_native(precision, device):
+        own = native_precision(device)
+        raise EncoderConfigError(
+            f"encoder.precision is auto, and this run's vectors are made in {precision}; the worker "
+            f"{socket.gethostname()} multiplies {own} at best: give all workers one kind of processor, or set "
+            f"encoder.precision: {own}, which all of them have"
+        )
+
+
 def apply_precision(tower: nn.Module, precision: Precision) -> nn.Module:
     """Gives a tower's weights and activations the precision, in place; `int8` only to its linear layers.
 
@@ -72,6 +86,7 @@ class Int8Linear(nn.Module):
 
     weight: Tensor  # int8 [N, K]
     weight_scale: Tensor  # float32 [N]
+    int8_original_dtype = torch.float32  # where open_clip looks for the type of a block's activations
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -92,9 +107,12 @@ class Int8Linear(nn.Module):
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    # What torch was told to use counts too (ATEN_CPU_CAPABILITY): with fewer instructions bfloat16 is emulated, at
-    # twenty times the time.
+    # What torch and oneDNN were told to use counts too: with fewer instructions bfloat16 is emulated, at twenty times
+    # the time.
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
+    if allowed not in ("DEFAULT", "ALL") and not any(name in allowed for name in ("BF16", "FP16", "AMX", "AVX10")):
         return False
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as info:

@@ -29,6 +29,7 @@ from encoders.checkpoint import file_sha256, local_folder, read_config, replaced
 from encoders.config import MATCH_MODELS, USES_CLIP_TEXT, EncoderConfig, ModelName, Precision
 from encoders.encoder import ProductEncoder, QueryEncoder
 from encoders.errors import CheckpointError, EncoderConfigError
+from encoders.image_backbones import ImageCheckpoint
 from encoders.model import EncoderModel, EncoderParts, Side
 from encoders.precision import check_precision, is_native, native_precision
 from encoders.preprocessing import ImagePreprocessing
@@ -79,7 +80,7 @@ class TowerSources:
 
     architecture: EncoderArchitecture
     text: TextCheckpoint | None
-    clip: ClipCheckpoint | None
+    clip: ClipCheckpoint | ImageCheckpoint | None
 
     def identity(self) -> dict[str, str]:
         """Hash of every file that decides the vectors, by role."""
@@ -133,7 +134,7 @@ def check_encoder(config: EncoderConfig) -> EncoderDescription:
         **{name: getattr(architecture, name) for name in shared},
         fingerprint=_fingerprint(source, precision),
         precision=precision,
-        uses_text=True,
+        uses_text=architecture.uses_text,
         preprocessing=architecture.clip.preprocessing if architecture.clip else None,
         batch_invariant=config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()),
     )
@@ -311,7 +312,11 @@ def _load(source: SavedEncoder | TowerSources) -> EncoderParts:
 
 def _trained_source(config: EncoderConfig) -> SavedEncoder | TowerSources:
     source = resolve_encoder(config)
-    if isinstance(source, TowerSources) and (config.fusion.method == "mlp" or source.architecture.is_match):
+    architecture = source.architecture
+    is_new = config.fusion.method == "mlp" or (
+        architecture.is_match and (architecture.text is not None or architecture.image_projection_dim is not None)
+    )
+    if isinstance(source, TowerSources) and is_new:
         untrained = "projection" if source.architecture.is_match else "fusion"
         raise CheckpointError(
             f"encoder.model {config.model} with fusion.method {config.fusion.method} has no trained {untrained} "

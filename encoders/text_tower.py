@@ -9,11 +9,14 @@ product search", BiBERT), so an update of one side is an update of both.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from encoders.config import Pooling
 from encoders.errors import EncoderConfigError
@@ -78,3 +81,17 @@ def tie_document_and_query(document: TextTower) -> TextTower:
         for key, parameter in list(document_modules[name].named_parameters(recurse=False)):
             setattr(module, key, parameter)
     return query
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps the library's progress bars and advice off the terminal while it loads."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -21,6 +21,7 @@ from encoders import (
     decide_precision,
     load_product_encoder,
 )
+from encoders.precision import check_worker
 from index_builder import publish, storage
 from index_builder.manifest import EncoderSummary
 from index_builder.planner import check_index
@@ -42,7 +43,7 @@ from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.catalog_view import ShownProduct
 from pipelines.indexing.embed_shard import PreviousVersion, ProductPreparer, embed_shard
 from pipelines.indexing.job import checked_addresses
-from pipelines.indexing.precision_loss import Measuring, check_worker
+from pipelines.indexing.precision_loss import Measuring
 from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import (

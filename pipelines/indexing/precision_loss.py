@@ -6,15 +6,14 @@ shards' summaries, so those of a shard that stands count in later runs too.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from encoders import EncoderConfigError, ProductEncoder
-from encoders.config import Precision
-from encoders.precision import is_native, native_precision
+if TYPE_CHECKING:
+    from encoders import ProductEncoder
 
 MOST_PRODUCTS, LEAST_PRODUCTS, ONE_IN = 512, 32, 64
 """One product in so many is measured, within these bounds: float32 takes several times as long."""
@@ -59,7 +58,8 @@ def cosines(
     text = exact.encode_texts(said) if said else None
     image = exact.encode_images(np.stack(shown)) if shown else None
     expected = exact.fuse(text, text_rows, image, image_rows)
-    found = (vectors.astype(np.float32) * expected).sum(axis=1)
+    found = vectors.astype(np.float32)
+    found = (found * expected).sum(axis=1) / np.linalg.norm(found, axis=1)  # half floats are not quite normalised
     return [round(float(cosine), 6) for cosine in found]
 
 
@@ -70,13 +70,3 @@ def summarize(measured: Iterable[float]) -> dict[str, float]:
         return {}
     percentile = float(np.percentile(found, 1))
     return {"products": len(found), "mean": round(float(found.mean()), 6), "percentile_1": round(percentile, 6)}
-
-
-def check_worker(precision: Precision, device: str) -> None:
-    """Raises EncoderConfigError, which names this host, where `encoder.precision: auto` chose what it lacks."""
-    if not is_native(precision, device):
-        raise EncoderConfigError(
-            f"encoder.precision is auto, and this run's vectors are made in {precision}; the worker "
-            f"{socket.gethostname()} multiplies {native_precision(device)} at best: give all workers one kind of "
-            f"processor, or set encoder.precision: {native_precision(device)}, which all of them have"
-        )

@@ -38,6 +38,7 @@ CPU = torch.device("cpu")
 # The same machine as other CPUs: fewer instructions, other kernels.
 OTHER_CPUS = {
     "AVX-512": {},
+    "all it has": {"ONEDNN_MAX_CPU_ISA": "DEFAULT"},  # bfloat16 in hardware, where there is one
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
     "plain": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
 }

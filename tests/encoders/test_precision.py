@@ -17,8 +17,16 @@ TEXTS = ["red dress", "wooden chair for small mug", None]
 IMAGES = [random_picture(1), None, random_picture(2)]
 
 
-def machine(monkeypatch, *, capability: str = "AVX512", flags: str = "fpu avx2", sm: tuple[int, int] | None = None):
+def machine(
+    monkeypatch,
+    *,
+    capability: str = "AVX512",
+    flags: str = "fpu avx2",
+    isa: str = "DEFAULT",
+    sm: tuple[int, int] | None = None,
+):
     """Makes this machine look like another one."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: sm is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: sm)
@@ -37,6 +45,8 @@ def machine(monkeypatch, *, capability: str = "AVX512", flags: str = "fpu avx2",
         ("cpu", {"flags": "avx512f avx512_bf16 amx_bf16"}, "bfloat16"),
         ("cpu", {"flags": "avx512f avx512_vnni"}, "float32"),
         ("cpu", {"flags": "avx2 avx512_bf16", "capability": "AVX2"}, "float32"),
+        ("cpu", {"flags": "avx512_bf16 amx_bf16", "isa": "AVX512_CORE_VNNI"}, "float32"),
+        ("cpu", {"flags": "avx512_bf16 amx_bf16", "isa": "AVX512_CORE_BF16"}, "bfloat16"),
         ("auto", {"flags": "avx2", "capability": "AVX2"}, "float32"),
         ("auto", {"sm": (8, 0)}, "bfloat16"),
         ("cuda:0", {"sm": (9, 0)}, "bfloat16"),
@@ -87,10 +97,10 @@ def test_a_published_versions_precision_is_kept_where_the_device_gains_by_it(tmp
 
 
 @pytest.mark.parametrize(("model", "fusion"), [("3tmm", None), ("clip", None), ("4tmm", "mlp"), ("match4", "mlp")])
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_vectors_are_close_to_float32(tmp_path, model, fusion, precision):
+@pytest.mark.parametrize("number_format", ["bfloat16", "int8"])
+def test_vectors_are_close_to_float32(tmp_path, model, fusion, number_format):
     exact = save_tiny_encoder(tmp_path / "encoder", model=model, fusion=fusion)
-    narrow = load_product_encoder(replace(exact, precision=precision))
+    narrow = load_product_encoder(replace(exact, precision=number_format))
     expected, found = narrow.load_exact().encode(TEXTS, IMAGES), narrow.encode(TEXTS, IMAGES)
     assert (expected * found).sum(1).min() > 0.98  # towers 8 wide
     assert not np.array_equal(expected, found)

@@ -25,6 +25,7 @@ from encoders.checkpoint import file_sha256, local_folder, read_config, safetens
 from encoders.config import TowerSpec
 from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.preprocessing import ImagePreprocessing
+from encoders.starter_weights import LITE0, lite0_folder
 from encoders.text_tower import quiet_transformers
 
 _BILINEAR = 2  # as Pillow numbers them
@@ -125,7 +126,10 @@ def find_image_checkpoint(spec: TowerSpec, *, with_text: bool) -> ImageCheckpoin
             "tower (clip, 4tmm): expected an open_clip model; with an image tower alone take 3tmm, match3 or match4, "
             "whose projections are trained (python -m pipelines.train_encoder)"
         )
-    folder = local_folder(spec.checkpoint.removeprefix("hf-hub:"), hub=True)
+    if spec.checkpoint == LITE0 and spec.library == "timm":
+        folder = lite0_folder()
+    else:
+        folder = local_folder(spec.checkpoint.removeprefix("hf-hub:"), hub=True)
     values = read_config(folder / "config.json")
     find = _find_timm if spec.library == "timm" else _find_transformers
     architecture = find(folder, values, spec)
@@ -181,7 +185,7 @@ def _find_timm(folder: Path, values: dict[str, Any], spec: TowerSpec) -> ClipArc
     pretrained = values.get("pretrained_cfg") or {}
     preprocessing = timm_preprocessing(pretrained, size=spec.image_size, where=f"{folder}/config.json")
     with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False, num_classes=0, **values.get("model_args", {}))
+        model: Any = timm.create_model(name, pretrained=False, num_classes=0, **values.get("model_args", {}))
     fixed = bool(pretrained.get("fixed_input_size", model.pretrained_cfg.get("fixed_input_size", False)))
     if fixed and spec.image_size not in (None, pretrained["input_size"][1]):
         raise _fixed_size(spec, name, pretrained["input_size"][1])

@@ -174,6 +174,7 @@ class ImageRunner(_Runner):
     def __init__(self, tower: ImageTower, preprocessing: ImagePreprocessing, placement: Placement) -> None:
         super().__init__(tower, placement)
         self.preprocessing = preprocessing
+        self._dtype = tower.mean.dtype
 
     def compile(self) -> None:
         """Compiles the tower; raises EncoderConfigError where that cannot be done."""
@@ -189,7 +190,7 @@ class ImageRunner(_Runner):
             )
         rows = np.arange(len(pixels))
         if self._lanes is not None:
-            size = IMAGES_PER_BATCH[self._tower.mean.dtype]
+            size = IMAGES_PER_BATCH[self._dtype]
             batches = ((own, (pixels[filled],)) for own, filled in fixed_rows(rows, size))
         else:
             parts = (slice(start, start + self._batch_size) for start in range(0, len(pixels), self._batch_size))

@@ -251,7 +251,9 @@ def resolve_encoder(config: EncoderConfig) -> SavedEncoder | TowerSources:
         clip_text = model in USES_CLIP_TEXT
         clip = find_clip_checkpoint(config.clip_tower, with_text=clip_text) if config.clip_tower else None
         if text is not None and clip is not None and model in MATCH_MODELS:
-            projected = replace(text.architecture, projection_dim=config.fusion.dim or clip.architecture.dim)
+            # A tower that has the shared width already needs no projection, and keeps what it knows.
+            shared = config.fusion.dim or clip.architecture.dim
+            projected = replace(text.architecture, projection_dim=shared if shared != text.architecture.dim else None)
             text = replace(text, architecture=projected)
         architecture = EncoderArchitecture(
             model=model,

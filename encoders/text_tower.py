@@ -38,10 +38,14 @@ class TextTower(nn.Module):
         self.pooling = pooling
         hidden = int(backbone.config.hidden_size)
         self.projection = nn.Linear(hidden, projection_dim, bias=False) if projection_dim else nn.Identity()
-        self.dim = projection_dim or hidden
+        self.feature_dim, self.dim = hidden, projection_dim or hidden
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Encodes token ids int64 `[T, L]` with mask bool `[T, L]` to `[T, D]`, not normalised."""
+        return self.projection(self.features(ids, mask))
+
+    def features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """What the projection gets: `[T, H]`."""
         states = self.backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         if self.pooling == "cls":
             pooled = states[:, 0]
@@ -51,7 +55,7 @@ class TextTower(nn.Module):
             # Summed in float32: half precision loses digits over long texts.
             weights = mask.unsqueeze(-1).float()
             pooled = ((states.float() * weights).sum(1) / weights.sum(1)).to(states.dtype)
-        return self.projection(pooled)
+        return pooled
 
 
 def build_backbone(config: dict[str, Any]) -> PreTrainedModel:

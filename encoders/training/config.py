@@ -273,6 +273,8 @@ class TrainingConfig:
         best_by: Which recall makes a validation the best; among equals that at the next smaller number decides, then
             the newer. recall@1 or recall@10 where few products are searched.
         patience: Validations without a better one after which training stops; null: never.
+        vectors: A local folder that keeps the vectors of towers that do not learn, for other runs over the same texts
+            and images; null keeps them while this run lasts.
         checkpoint_steps: Steps from one checkpoint to the next; there is one after each validation besides.
         resume: auto goes on with an unfinished run of the same settings; never starts anew; or a checkpoint to go on
             from: last, best or a file.
@@ -304,6 +306,7 @@ class TrainingConfig:
     validation_candidates: Literal["validation", "all"] = "validation"
     best_by: Literal["recall@100", "recall@10", "recall@1"] = "recall@100"
     patience: int | None = None
+    vectors: str | None = None
     checkpoint_steps: int = 1000
     resume: str = "auto"
 

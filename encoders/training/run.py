@@ -35,7 +35,7 @@ from encoders.training.new_encoder import find_parts, find_starting_point, new_s
 from encoders.training.pairs import ProductReader, TrainingPairs, read_pairs
 from encoders.training.validation import HeldOut, evaluating, validate
 
-_MACHINE_SETTINGS = ("device", "workers", "progress", "resume", "checkpoint_steps")
+_MACHINE_SETTINGS = ("device", "workers", "progress", "resume", "checkpoint_steps", "vectors")
 
 
 def train_encoder(
@@ -170,9 +170,9 @@ class TrainingRun:
         if self.order.start < len(self.order) and not keep.gave_up:
             make, size = self._datasets[0].make, training.chunk_rows or training.batch_size
             shown = {"mixed": training.precision == "bfloat16", "progress": training.progress}
-            frozen = store_frozen(
-                folder.frozen, model, self._pairs, make, batch_size=size, device=device, say=say, **shown
-            )
+            kept = folder.frozen if training.vectors is None else Path(training.vectors).expanduser()
+            shown["shared"] = training.vectors is not None
+            frozen = store_frozen(kept, model, self._pairs, make, batch_size=size, device=device, say=say, **shown)
             for dataset in self._datasets:
                 dataset.make.frozen = frozen
             with _quiet_lightning():

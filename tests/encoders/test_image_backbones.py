@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import timm
 import torch
@@ -26,8 +28,12 @@ from encoders import (
     save_query_encoder,
 )
 from encoders import checkpoint as checkpoints
+from encoders.image_tower import build_clip
 from encoders.saved_encoder import resolve_encoder, save_encoder
-from tests.encoders.tiny import random_picture, save_tiny_bert, save_tiny_clip
+from pipelines.config.command_line import read_config_file
+from pipelines.config.job import JobConfig
+from pipelines.config.validation import build_config
+from tests.encoders.tiny import random_picture, save_tiny_bert, save_tiny_clip, save_tiny_siglip_tokenizer
 
 PICTURES = [random_picture(seed, (40, 30)) for seed in range(3)]
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
@@ -207,6 +213,58 @@ def test_weights_that_do_not_fit(tmp_path):
     (wrong / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"pytorch_model.bin, a pickle, which can run code"):
         check_encoder(images_alone(tower("timm", wrong)))
+
+
+SIGLIP = {
+    "embed_dim": 64,
+    "init_logit_bias": -10,
+    "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "none"},
+    "text_cfg": {"context_length": 16, "vocab_size": 200, "hf_tokenizer_name": "tiny", "width": 16, "heads": 2,
+                 "layers": 1, "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
+                 "tokenizer_kwargs": {"clean": "canonicalize"}},
+}  # fmt: skip
+
+
+def save_siglip(folder: Path) -> Path:
+    """A small model of SigLIP's architecture as open_clip writes it: a ViT of timm, a text tower without a mask."""
+    save_tiny_siglip_tokenizer(folder)
+    torch.manual_seed(0)
+    clip = build_clip(SIGLIP, with_text=True)
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    values = {"model_cfg": SIGLIP, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(values))
+    save_file(clip.state_dict(), str(folder / "open_clip_model.safetensors"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("marqo_ecommerce_b", {"Marqo/marqo-ecommerce-embeddings-B"}),
+        ("fashion_siglip", {"Marqo/marqo-fashionSigLIP"}),
+        ("siglip2_b16", {"timm/ViT-B-16-SigLIP2", "tiny"}),
+    ],
+)
+def test_shipped_configs_load_through_the_hubs_one_door(name, asked, tmp_path, monkeypatch):
+    folder, names = save_siglip(tmp_path / "siglip"), set()
+
+    def snapshot(hub_name, **options):
+        names.add(hub_name)
+        return str(folder)
+
+    monkeypatch.setattr(checkpoints, "snapshot_download", snapshot)
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: copy.deepcopy(SIGLIP))
+    shipped = build_config(JobConfig, read_config_file(name).data, origins={}).encoder
+    assert shipped.precision == "auto"
+    config = replace(shipped, device="cpu", precision="float32")
+    products = load_product_encoder(config)
+    assert names == asked
+    assert products.preprocessing.resize_mode == "squash"
+    vectors = products.encode(["red dress", None], [None, PICTURES[0]])
+    save_query_encoder(config, str(tmp_path / "query"))
+    queries = load_query_encoder(str(tmp_path / "query"), device="cpu")
+    assert np.allclose(queries.encode(["red dress"]), vectors[:1], atol=1e-5)
+    assert np.allclose(queries.encode(images=PICTURES[:1]), vectors[1:], atol=1e-5)
 
 
 def test_a_hub_name_goes_through_the_one_door(folders, monkeypatch):

@@ -265,7 +265,7 @@ class TrainingConfig:
         seed: Of weights, order and dropout.
         device: auto, cpu, cuda or cuda:N.
         devices: Devices (CPU: processes) that train together; products of all of them are negatives for each.
-        precision: float32, or bfloat16 for mixed precision.
+        precision: float32, bfloat16 for mixed precision, or auto: the latter where the device multiplies it natively.
         workers: Processes that read and decode ahead; 0 does it between steps.
         progress: Show a progress bar.
         validate_steps: Steps from one validation to the next; null: once an epoch.
@@ -299,7 +299,7 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     devices: int = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
     workers: int = 0
     progress: bool = True
     validate_steps: int | None = None

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from encoders.config import EncoderConfig
 from encoders.errors import EncoderConfigError
 from encoders.model import EncoderParts
+from encoders.precision import native_precision
 from encoders.saved_encoder import resolve_device, save_encoder
 from encoders.training.batches import PairDataset, ProductOrder, load
 from encoders.training.checkpoints import CheckpointFolder, KeepCheckpoints, open_loggers, read_checkpoint
@@ -169,7 +170,7 @@ class TrainingRun:
             say(f"going on after batch {self.order.start:,} of {len(self.order):,}")
         if self.order.start < len(self.order) and not keep.gave_up:
             make, size = self._datasets[0].make, training.chunk_rows or training.batch_size
-            shown = {"mixed": training.precision == "bfloat16", "progress": training.progress}
+            shown = {"mixed": _is_mixed(training), "progress": training.progress}
             kept = folder.frozen if training.vectors is None else Path(training.vectors).expanduser()
             shown["shared"] = training.vectors is not None
             frozen = store_frozen(kept, model, self._pairs, make, batch_size=size, device=device, say=say, **shown)
@@ -229,7 +230,7 @@ class TrainingRun:
             devices=[device.index or 0] if on_gpu and training.devices == 1 else training.devices,
             strategy=DDPStrategy(find_unused_parameters=True) if training.devices > 1 else "auto",
             use_distributed_sampler=False,
-            precision="bf16-mixed" if training.precision == "bfloat16" else "32-true",
+            precision="bf16-mixed" if _is_mixed(training) else "32-true",
             accumulate_grad_batches=training.accumulate_batches,
             deterministic="warn" if on_gpu else True,
             logger=open_loggers(folder.logs),
@@ -240,6 +241,11 @@ class TrainingRun:
             enable_progress_bar=shown,
             num_sanity_val_steps=0,
         )
+
+
+def _is_mixed(training: TrainingConfig) -> bool:
+    precision = native_precision(training.device) if training.precision == "auto" else training.precision
+    return precision == "bfloat16"
 
 
 class _Bar(RichProgressBar):

@@ -30,7 +30,7 @@ from encoders.tokenizers import TextTokenizer, TokenizedTexts
 # Large enough that one thread computes as fast as it can, small enough that padding the last batch costs little
 # (tests/benchmarks/batch_shapes.py). Half precision lays its weights out anew for every batch, so it wants more.
 IMAGES_PER_BATCH = {torch.float32: 8, torch.bfloat16: 16, torch.float16: 8}
-TOKENS_PER_BATCH = {torch.float32: 128, torch.bfloat16: 256, torch.float16: 256}
+TOKENS_PER_BATCH = {torch.float32: 128, torch.bfloat16: 512, torch.float16: 256}
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -55,7 +55,7 @@ from pipelines.indexing.precision_loss import cosines
 from pipelines.indexing.product_table import WriteColumns, WritePlaces, columns_writer, places_writer
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary
 
-TEXT_ONLY_BATCH_ROWS = 2048
+TEXT_ONLY_BATCH_ROWS = 8192
 
 
 class StepTimer:

@@ -22,13 +22,16 @@ from encoders import (
     FusionSpec,
     TowerSpec,
     check_encoder,
+    export_onnx,
     image_pixels,
+    load_onnx_query_encoder,
     load_product_encoder,
     load_query_encoder,
     save_query_encoder,
 )
 from encoders import checkpoint as checkpoints
 from encoders.image_tower import build_clip
+from encoders.running import ImageRunner, Lanes, Placement
 from encoders.saved_encoder import resolve_encoder, save_encoder
 from pipelines.config.command_line import read_config_file
 from pipelines.config.job import JobConfig
@@ -173,6 +176,26 @@ def test_fused_models_start_from_any_image_tower_and_travel(folders, name, model
     save_encoder(resolve_encoder(saved).load(), str(tmp_path / "again"))
     for file in ("encoder.json", "weights.safetensors"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "saved" / file).read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["timm", "timm vit", "dinov2", "siglip"])
+def test_a_vectors_bits_are_its_own(folders, name, dtype):
+    model = resolve_encoder(images_alone(folders[name])).load().model
+    rules = model.architecture.clip.preprocessing
+    runner = ImageRunner(model.image.to(dtype), rules, Placement(torch.device("cpu"), 4, Lanes(2)))
+    pixels = np.random.default_rng(0).integers(0, 256, (19, 3, rules.size, rules.size), dtype=np.uint8)
+    together = runner.run(pixels).numpy()
+    for part in np.array_split(np.random.default_rng(0).permutation(19), [1, 3, 8]):
+        assert np.array_equal(runner.run(pixels[part]).numpy(), together[part])
+
+
+def test_queries_without_torch(folders, tmp_path):
+    config = images_alone(folders["timm"])
+    save_query_encoder(config, str(tmp_path / "query"))
+    export_onnx(str(tmp_path / "query"), str(tmp_path / "onnx"))
+    expected = load_query_encoder(str(tmp_path / "query"), device="cpu").encode(images=PICTURES)
+    assert np.allclose(load_onnx_query_encoder(str(tmp_path / "onnx")).encode(images=PICTURES), expected, atol=1e-4)
 
 
 def test_input_size_and_resize_mode(folders):

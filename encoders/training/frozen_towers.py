@@ -44,6 +44,8 @@ from encoders.training.images import EncodedImages
 from encoders.training.pairs import TrainingPairs
 
 _Tower = TextTower | ImageTower | ClipTextTower
+_ROWS_ON_CPU = 32
+"""Of a batch whose vectors are kept: the activations of more leave the caches, at several times the time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,11 +222,13 @@ def store_frozen(
         TrainingError: A tower gives a vector that is not finite.
     """
     stored, data = {}, f"{pairs.digest()}, {mixed}"
+    if device.type == "cpu":
+        batch_size = min(batch_size, _ROWS_ON_CPU)
     for name, tower, rows, count, batches in _work(model, pairs, make, batch_size):
         if shared:
-            data = (
-                f"{_content(name, pairs)}, {model.architecture.clip and model.architecture.clip.preprocessing}, {mixed}"
-            )
+            clip = model.architecture.clip
+            wishes = clip.preprocessing if clip is not None and "image" in name else None
+            data = f"{_content(name, pairs)}, {wishes}, {mixed}"
         path = folder / f"{'image' if shared and 'image' in name else name}-{_digest(tower, data)}.npy"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)

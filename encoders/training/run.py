@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -87,8 +87,9 @@ def train_encoder(
             settings = _flat({"data": asdict(data), "training": decisive, "small": shape, "pairs": pairs.digest()})
             settings |= {f"encoder.{key}": value for key, value in sources.items()}
             folder = CheckpointFolder(out)
-            checkpoint = folder.start(settings, resume=training.resume, say=say, writes=rank == 0)
-            note |= run.fit(folder, checkpoint, device, say)
+            with folder.lease() if rank == 0 else nullcontext():
+                checkpoint = folder.start(settings, resume=training.resume, say=say, writes=rank == 0)
+                note |= run.fit(folder, checkpoint, device, say)
     if rank == 0:
         parts.model.cpu().eval()
         save_encoder(parts, out, training=note)

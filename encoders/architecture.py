@@ -95,6 +95,13 @@ class EncoderArchitecture:
         return sum(widths) if self.fusion.method in ("concat", "alpha") else widths[0]
 
     @property
+    def parts(self) -> dict[str, slice]:
+        """The dimensions of the vectors of both sides that are of text and image alone; empty where they are mixed."""
+        if self.fusion.method not in ("concat", "alpha") or self.text is None:
+            return {}
+        return {"text": slice(self.text.dim), "image": slice(self.text.dim, self.dim)}
+
+    @property
     def is_match(self) -> bool:
         """Whether photos are matched with products in one space (match3, match4)."""
         return self.model in MATCH_MODELS

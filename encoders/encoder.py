@@ -154,6 +154,7 @@ class QueryEncoder(BaseQueryEncoder):
         self.model, self.dim, self.fingerprint = architecture.model, architecture.dim, fingerprint
         self.accepts_text, self.accepts_images = architecture.query_takes_text, architecture.uses_images
         self.image_weight = architecture.image_weight
+        self.parts = architecture.parts
         self._model = move_towers(model, device, "float32")
         self._device = device
         placement = Placement(device, batch_size)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class BaseQueryEncoder(ABC):
     accepts_images: bool
     image_weight: float
     preprocessing: ImagePreprocessing | None  # what the image tower wants to see; None without one
+    parts: Mapping[str, slice] = MappingProxyType({})  # dimensions that are of text or image alone, where there are any
 
     def encode(
         self,

@@ -78,6 +78,21 @@ class Condition:
                 numbers |= names
         return frozenset(numbers - texts)
 
+    def conjuncts(self) -> list[Condition]:
+        """The conditions that `and` joins into this one; itself where there is none."""
+        found = []
+        open_nodes = [self.tree]
+        while open_nodes:
+            node = open_nodes.pop()
+            inner = node.unnest()
+            if isinstance(inner, exp.And):
+                open_nodes += [inner.expression, inner.this]
+                continue
+            columns: dict[str, None] = {}
+            _check(node, self.text, columns)
+            found.append(Condition(node.sql(), tuple(columns), node))
+        return found
+
     def mask(self, rows: pa.RecordBatch) -> pa.BooleanArray:
         """For which rows the condition is true, `[R]` without nulls; not for those where it is null.
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from index_builder.errors import FilterError
-from index_builder.ranking import Ranking
+from index_builder.ranking import Ranking, padded
 from index_builder.shard_search import RowSelection
 
 EXPECTED_MEMBERS = 4
@@ -66,7 +66,7 @@ class RowGroups:
         codes[alone] = len(values) + np.arange(len(alone), dtype=np.int32)
         return cls(codes)
 
-    @property
+    @cached_property
     def mean_members(self) -> float:
         """Rows of a group, on average."""
         return len(self.codes) / max(1, int(np.count_nonzero(self.sizes)))
@@ -130,7 +130,7 @@ class GroupRanking:
 
         As scores float32 [B, n] and rows int64 [B, n]; -inf and -1 behind a query's last group.
         """
-        wanted = int(count * min(EXPECTED_MEMBERS, 1.25 * self.groups.mean_members)) + 1
+        wanted = max(1, int(count * min(EXPECTED_MEMBERS, 1.25 * self.groups.mean_members)))
         while True:
             scores, rows = self.ranking.first(min(wanted, DEEPEST))
             chosen = [_first_of_each(self.groups.codes, line) for line in rows]
@@ -141,12 +141,7 @@ class GroupRanking:
         found = [(line[places], numbers[places]) for line, numbers, places in zip(scores, rows, chosen, strict=True)]
         if ended and self.ranking.total > DEEPEST:
             found = [self._completed(query, each, count) for query, each in enumerate(found)]
-        width = max((len(numbers) for _, numbers in found), default=0)
-        scores = np.full((len(found), width), -np.inf, np.float32)
-        rows = np.full((len(found), width), -1, np.int64)
-        for query, (line, numbers) in enumerate(found):
-            scores[query, : len(line)], rows[query, : len(numbers)] = line, numbers
-        return scores, rows
+        return padded(found)
 
     def _completed(self, query: int, found: tuple[np.ndarray, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
         """Groups of one query with those that only a search without them finds, until there are `count`."""

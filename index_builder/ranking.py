@@ -1,19 +1,20 @@
 """The order in which a search finds rows: one sequence for each query, of which every answer is a slice.
 
 What a search for k finds depends on k, for k says how many candidates are re-ranked and how many lists are probed. So
-the sequence is made of blocks whose depths are fixed, each twice (or four times) that of the one before: block j is
+the sequence is made of blocks of fixed depths, in a series of 1, 2, 5, 10, 20 ... times that of the first: block j is
 what a search for its depth finds, without what stands in the blocks before it, best first. The first block is as deep
 as the recall of the version was measured for. No row is in it twice, and none that passes is left out.
 
 In most searches all blocks follow from one scan of the inverted lists, for the rows with the best codes for any depth
-are the first of those for a greater one. Where a search has to probe more lists the deeper it is, or to skip codes, it
-is done again for each block.
+are the first of those for a greater one. Where a search has to probe more lists the deeper it is, or skips codes, it
+is done again for each block, and blocks are fewer: 1, 10, 100 ...
 
 Legend: `B` queries, `D` dimension, `d` depth of a block, `c` candidates for it.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +24,10 @@ from index_builder.shard_search import RefineCodes, RowSelection, ShardSearch, b
 
 SPARE_CANDIDATES = 8
 """Candidates beyond those wanted, that show where rows of one score end."""
-SCANNED_GROWTH = 2
-"""Blocks of one scan grow slowly: no more than twice as many rows are re-ranked as are wanted."""
-SEARCHED_GROWTH = 4
-"""Blocks that are searched for one by one: the smaller ones cost a third of the last, together."""
+SCANNED_STEPS = (1, 2, 5)
+"""Depths of blocks of one scan, in each power of ten. Many, so that little more is re-ranked than is wanted."""
+SEARCHED_STEPS = (1,)
+"""The same of blocks that are searched for one by one. Few, for each is a search."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,12 +62,12 @@ class Ranking:
         if self.selection is not None and self.selection.is_compared_whole(self.codes, self.refine_factor):
             return self._searched(count)
         if self.selection is None and self.search.scores_every_code:
-            return self._scanned(_depths(self.first_depth, SCANNED_GROWTH, count, self.total))
-        depths = _depths(self.first_depth, SEARCHED_GROWTH, count, self.total)
+            return self._scanned(_depths(self.first_depth, SCANNED_STEPS, count, self.total))
+        depths = _depths(self.first_depth, SEARCHED_STEPS, count, self.total)
         blocks = [self._searched(depth) for depth in depths]
         if len(blocks) == 1:
             return blocks[0]
-        return _padded([_joined([(scores[n], rows[n]) for scores, rows in blocks]) for n in range(len(self.queries))])
+        return padded([_joined([(scores[n], rows[n]) for scores, rows in blocks]) for n in range(len(self.queries))])
 
     def _searched(self, depth: int, query: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """What a search of one depth finds for all queries, or for one: [B, depth] or [1, depth]."""
@@ -105,7 +106,7 @@ class Ranking:
                 found = self._searched(depth, query)
                 parts.append((found[0][0], found[1][0]))
             sequences.append(_joined(parts))
-        return _padded(sequences)
+        return padded(sequences)
 
     def _best_codes(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows of the lists probed that have the best codes, [B, count]; the same for every greater count.
@@ -124,11 +125,12 @@ class Ranking:
         return scores[:, :count], rows[:, :count]
 
 
-def _depths(first: int, growth: int, count: int, total: int) -> list[int]:
+def _depths(first: int, steps: tuple[int, ...], count: int, total: int) -> list[int]:
     """The depths of the blocks of the first `count` of `total` rows."""
-    depths = [min(first, total)]
-    while depths[-1] < count:
-        depths.append(min(growth * depths[-1], total))
+    depths: list[int] = []
+    series = (first * step * 10**power for power in itertools.count() for step in steps)
+    while not depths or depths[-1] < count:
+        depths.append(min(next(series), total))
     return depths
 
 
@@ -159,8 +161,10 @@ def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
     return scores[first], rows[first]
 
 
-def _padded(sequences: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def padded(sequences: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Sequences of several queries as arrays, -inf and -1 behind the shorter ones."""
+    if len(sequences) == 1:
+        return sequences[0][0][None], sequences[0][1][None]
     width = max((len(rows) for _, rows in sequences), default=0)
     scores = np.full((len(sequences), width), -np.inf, np.float32)
     rows = np.full((len(sequences), width), -1, np.int64)

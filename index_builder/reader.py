@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from index_builder import storage
 from index_builder.errors import FilterError, IndexBuilderError
-from index_builder.groups import GroupRanking
+from index_builder.explanation import Asked, Explanation, WhyNot, explain, why_not
+from index_builder.groups import EXPECTED_MEMBERS
 from index_builder.manifest import Manifest
 from index_builder.open_version import OpenVersion, ProductRows, open_current, open_version
 from index_builder.publish import QUERY_ENCODER_FOLDER, read_current
@@ -35,8 +36,9 @@ class SearchResult:
         product_ids: B lists of at most k ids, in the order of `rows`; shorter where fewer were found.
         version: that answered; the reader may be on another one by now.
         offset: rows, or groups, of the sequence before these.
-        group_column: by which rows are grouped, each of `rows` being the best of its group; None: not at all.
+        group_column: column by which rows are grouped, each of `rows` being the best of its group; None: not at all.
         members: of grouped answers int64 [B, k], the rows of each group that pass the filter; 0 where fewer were found.
+        asked: the search that these answer.
     """
 
     scores: np.ndarray
@@ -47,6 +49,7 @@ class SearchResult:
     offset: int = 0
     group_column: str | None = None
     members: np.ndarray | None = None
+    asked: Asked | None = field(default=None, repr=False)
 
     @property
     def products(self) -> pa.Table:
@@ -61,6 +64,23 @@ class SearchResult:
         """
         rows = self.rows[query]
         return self.lookup.take_columns(rows[rows >= 0], names)
+
+    def explain(self, place: int, query: int = 0, parts: Mapping[str, slice] | None = None) -> Explanation:
+        """What the score of one answer is made of.
+
+        Args:
+            place: of the answer, from 0.
+            query: of the batch.
+            parts: dimensions of the vectors by name, as `QueryEncoder.parts` has them; the shares of each are told.
+
+        Raises:
+            IndexBuilderError: there is no such answer.
+        """
+        found = self.product_ids[query]
+        if self.asked is None or not 0 <= place < len(found):
+            raise IndexBuilderError(f"place: expected 0 to {len(found) - 1} of the answers found, found {place}")
+        score = float(self.scores[query, place])
+        return explain(self.asked.only(query), int(self.rows[query, place]), parts or {}, score)
 
 
 class IndexReader:
@@ -150,6 +170,54 @@ class IndexReader:
             FilterError: the filter names a column that is not there, or has another length than N; there is no such
                 group column, or the version names none.
         """
+        asked, start, stop = self._asked(vectors, k, filter, nprobe, refine_factor, offset, group)
+        state, ranking = asked.state, asked.ranking
+        scores, rows = sliced(*asked.sequence.first(stop), start, stop)
+        if rows.shape[1] < k:
+            scores, rows = filled_up(scores, rows, k)
+        taken = rows >= 0
+        ids = state.products.take(rows[taken], "product_id").to_pylist()
+        ends = np.cumsum(taken.sum(axis=1)).tolist()
+        product_ids = [ids[start:end] for start, end in pairwise([0, *ends])]
+        column, members = asked.group_column, None
+        if column is not None:
+            members = state.groups.by(column).members(rows, ranking.selection)
+        return SearchResult(
+            scores, rows, product_ids, state.manifest.version, state.products, start, column, members, asked
+        )
+
+    def why_not(
+        self,
+        product_id: str,
+        vector: np.ndarray,
+        k: int,
+        filter: str | pc.Expression | np.ndarray | None = None,
+        nprobe: int | None = None,
+        refine_factor: int | None = None,
+        offset: int = 0,
+        group: bool | str | None = None,
+        parts: Mapping[str, slice] | None = None,
+    ) -> WhyNot:
+        """Where a product is in the answer to one vector, float32 [D], or why it is not in it.
+
+        The other arguments are those of `search`, and `parts` those of `SearchResult.explain`; raises as `search`.
+        """
+        asked, start, stop = self._asked(vector, k, filter, nprobe, refine_factor, offset, group)
+        if len(asked.ranking.queries) != 1:
+            raise IndexBuilderError(f"expected one query vector, found {len(asked.ranking.queries)}")
+        return why_not(asked, product_id, start, stop, parts or {})
+
+    def _asked(
+        self,
+        vectors: np.ndarray,
+        k: int,
+        filter: str | pc.Expression | np.ndarray | None,
+        nprobe: int | None,
+        refine_factor: int | None,
+        offset: int,
+        group: bool | str | None,
+    ) -> tuple[Asked, int, int]:
+        """A search whose arguments are checked, and where in its sequence the answer begins and ends."""
         state = self._state
         dim = state.manifest.index.spec.dim
         queries = np.atleast_2d(np.ascontiguousarray(vectors, dtype=np.float32))
@@ -159,27 +227,19 @@ class IndexReader:
             raise IndexBuilderError("expected finite query vectors, found NaN or infinity")
         settings = state.manifest.index.search
         k = _whole("k", k, at_least=1)
+        offset = _whole("offset", offset, at_least=0)
         probes = settings.nprobe if nprobe is None else _whole("nprobe", nprobe, at_least=1)
         factor = settings.refine_factor
         if refine_factor is not None:
             factor = _whole("refine_factor", refine_factor, at_least=0)
-        selection = None if filter is None else state.filters.select(filter)
-        offset = _whole("offset", offset, at_least=0)
         column = _group_column(group, state.manifest)
-        ranking = Ranking(
-            state.search, state.refine, queries, probes, factor, selection, first_depth=state.manifest.recall.k
-        )
-        grouping = None if column is None else state.groups.by(column)
+        if column is not None:
+            state.groups.by(column)
+        first_depth = state.manifest.recall.k * (1 if column is None else EXPECTED_MEMBERS)
+        selection = None if filter is None else state.filters.select(filter)
+        ranking = Ranking(state.search, state.refine, queries, probes, factor, selection, first_depth)
         # More than N cannot be found, and FAISS reserves memory for k.
-        stop = min(offset + k, ranking.total)
-        found = ranking if grouping is None else GroupRanking(ranking, grouping)
-        scores, rows = filled_up(*sliced(*found.first(stop), offset, stop), k)
-        taken = rows >= 0
-        ids = state.products.take(rows[taken], "product_id").to_pylist()
-        ends = np.cumsum(taken.sum(axis=1)).tolist()
-        product_ids = [ids[start:end] for start, end in pairwise([0, *ends])]
-        members = None if grouping is None else grouping.members(rows, selection)
-        return SearchResult(scores, rows, product_ids, state.manifest.version, state.products, offset, column, members)
+        return Asked(state, ranking, filter, column), offset, min(offset + k, ranking.total)
 
     def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """The vectors of products, float32 [n, D], of length 1: from the refine codes where there are some, else from

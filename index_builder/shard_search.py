@@ -84,6 +84,23 @@ class ShardSearch:
             self._indexes = (_stacked(indexes, ivfs),)
 
     @property
+    def indexes(self) -> tuple[faiss.Index, ...]:
+        """What is searched: one index, or the shards whose lists cannot be stacked."""
+        return self._indexes
+
+    def rotated(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors [B, D] as they stand behind the rotation: float32 [B, d]."""
+        queries = np.ascontiguousarray(vectors, dtype=np.float32)
+        if isinstance(self._indexes[0], faiss.IndexPreTransform):
+            for number in range(self._indexes[0].chain.size()):
+                queries = self._indexes[0].chain.at(number).apply(queries)
+        return queries
+
+    def lists_of(self, rows: np.ndarray) -> np.ndarray:
+        """The inverted lists that hold these rows, int32 [n]."""
+        return self._list_of_row[rows]
+
+    @cached_property
     def scores_every_code(self) -> bool:
         """Whether a scan scores all codes of a list, so that the best k are the first of more."""
         ivf = ivf_of(self._indexes[0])
@@ -136,10 +153,7 @@ class ShardSearch:
         """As `search`, in the nearest of the lists that hold a row by `counts` int64 [L]: `nprobe` of them or more,
         until they hold `enough` rows.
         """
-        queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        if isinstance(self._indexes[0], faiss.IndexPreTransform):
-            for number in range(self._indexes[0].chain.size()):
-                queries = self._indexes[0].chain.at(number).apply(queries)
+        queries = self.rotated(vectors)
         lists, distances = nearest_lists(queries, self._centroids, counts, enough, nprobe)
         parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1], sel=selector)
         answers = []

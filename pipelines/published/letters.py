@@ -73,6 +73,19 @@ def read_letters(
     )
 
 
+def letters_of(index_uri: str, version: str, product_id: str) -> pa.Table | None:
+    """The letters about one product, a table of `REJECTED_SCHEMA`; None where the version has none to read.
+
+    Raises:
+        VersionNotFoundError: There is no such version.
+    """
+    if all(entry.path != REJECTED_FILE for entry in publish.read_manifest(index_uri, version).files):
+        return None
+    with storage.localized(storage.join(publish.version_uri(index_uri, version), REJECTED_FILE)) as path:
+        found = [table.filter(pc.equal(table.column("product_id"), product_id)) for table in _tables(path)]
+    return pa.concat_tables([REJECTED_SCHEMA.empty_table(), *found])
+
+
 def _tables(path: str) -> Iterator[pa.Table]:
     """The file's letters, some thousand at a time, each column of today's schema; nulls for those of before."""
     with pq.ParquetFile(path) as file:

@@ -160,13 +160,15 @@ def print_result(result: SearchResult, *, title: str, console: Console, filtered
     cells = {"rank": [str(product["rank"]) for product in found]}
     cells["score"] = [f"{product['score']:.{SCORE_DIGITS}f}" for product in found]
     cells["product_id"] = [product["product_id"] for product in found]
+    if result.members is not None:
+        cells["members"] = [f"{product['members']:,}" for product in found]
     for name in result.products.column_names:
         if name != "product_id":
             cells[name] = [_shown(product["columns"][name]) for product in found]
     widths = _column_widths({name: max(map(cell_len, [name, *texts])) for name, texts in cells.items()}, console.width)
     table = Table(title=escape(title), title_justify="left", title_style="bold")
     for name, width in widths.items():
-        justify: Literal["left", "right"] = "right" if name in ("rank", "score") else "left"
+        justify: Literal["left", "right"] = "right" if name in ("rank", "score", "members") else "left"
         table.add_column(escape(name), justify=justify, width=width, overflow="fold")
     for row in range(len(found)):
         lines = {name: Text(cells[name][row]).wrap(console, width, overflow="fold") for name, width in widths.items()}
@@ -175,10 +177,13 @@ def print_result(result: SearchResult, *, title: str, console: Console, filtered
     if left_out := [name for name in cells if name not in widths]:
         more = "a wider terminal, or COLUMNS, shows more, --json all"
         console.print(f"no room for {', '.join(left_out)} ({more})", markup=False)
+    all_there_are = "all there are" + (" that pass the filter" if filtered else "")
     if not found:
-        console.print("no product passes the filter")
+        none = "no product passes the filter"
+        console.print(f"nothing behind the first {result.offset:,}" if result.offset else none)
     elif len(found) < result.scores.shape[1]:
-        console.print(f"{len(found):,} found, all there are" + (" that pass the filter" if filtered else ""))
+        groups = "" if result.members is None else " groups"
+        console.print(f"{result.offset + len(found):,}{groups} found, {all_there_are}")
 
 
 def _shown(value: Any) -> str:
@@ -226,14 +231,21 @@ def _cut(lines: Sequence[Text], width: int, *, whole: bool) -> Text:
 
 
 def found_products(result: SearchResult, query: int = 0) -> list[dict[str, Any]]:
-    """What one query found, best first: rank from 1, score, product id, and the columns by name."""
+    """What one query found, best first: rank from 1, score, product id, and the columns by name; of groups also how
+    many members match.
+    """
     columns = [name for name in result.products.column_names if name != "product_id"]
     values = result.columns(columns, query).to_pylist() if columns else [{}] * len(result.product_ids[query])
     each = zip(result.scores[query].tolist(), result.product_ids[query], values, strict=False)
-    return [
+    found = [
         {"rank": rank, "score": score, "product_id": product_id, "columns": shown}
-        for rank, (score, product_id, shown) in enumerate(each, start=1)
+        for rank, (score, product_id, shown) in enumerate(each, start=1 + result.offset)
     ]
+    if result.members is not None and result.group_column is not None:
+        groups = result.columns([result.group_column], query).column(0).to_pylist()
+        for product, group, members in zip(found, groups, result.members[query].tolist(), strict=False):
+            product |= {"group": group, "members": members}
+    return found
 
 
 def print_json(value: object) -> None:

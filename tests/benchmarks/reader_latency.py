@@ -1,6 +1,8 @@
 """What a search costs a server: `IndexReader.search` on a published index, B = 1 and 32, over FAISS alone.
 
-Makes clustered vectors, builds an index in one serving shard and in four, publishes and opens it.
+Makes clustered vectors, builds an index in one serving shard and in four, publishes and opens it. Then the same of
+products in four variants each: what grouped answers and later pages cost over plain first ones, without and with
+refinement.
 
 usage: python -m tests.benchmarks.reader_latency [--rows N] [--dim D] [--threads T]
 """
@@ -14,6 +16,7 @@ from collections.abc import Callable
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from index_builder import IndexReader
@@ -23,6 +26,7 @@ from tests.benchmarks.machine import command_line, machine_line
 from tests.index_builder.builds import build_index, clustered, stage, write_shards
 
 TURNS = 80
+VARIANTS = 4
 
 
 def main() -> None:
@@ -45,6 +49,51 @@ def main() -> None:
             publish_version(index, *stage(f"{root}/{serving_shards}", build))
             print(f"\n{build.spec.factory}, {serving_shards} serving shards, {arguments.rows:,} rows; median ms a call")
             measure(IndexReader.open(index), queries)
+        for refine in ("none", "sq8"):
+            measure_groups(f"{root}/groups-{refine}", arguments.rows, arguments.dim, refine)
+
+
+def measure_groups(root: str, rows: int, dim: int, refine: str) -> None:
+    """Variants stand a little beside their product: a fifth of what separates products of one cluster."""
+    products = np.repeat(clustered(rows // VARIANTS, dim), VARIANTS, axis=0)
+    noise = np.random.default_rng(1).normal(size=products.shape).astype(np.float32)
+    vectors = products + 0.2 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    config = IndexConfig(uri=f"{root}/index", bytes_per_vector=32, refine=refine, verify_queries=200)
+    build = build_index(root, write_shards(root, vectors.astype(np.float16), len(vectors) // 10), config, dim)
+    parents = pa.array([f"parent-{row // VARIANTS}" for row in range(len(vectors))])
+    publish_version(config.uri, *stage(root, build, parent=parents))
+    reader = IndexReader.open(config.uri)
+    queries = vectors[:: max(1, rows // 64)][:64]
+    start = time.perf_counter()
+    reader.search(queries[:1], 10, group="parent")
+    first = 1000 * (time.perf_counter() - start)
+    search = reader.manifest.index.search
+    print(
+        f"\n{build.spec.factory}, refine {refine}, {VARIANTS} variants of {rows // VARIANTS:,} products, nprobe "
+        f"{search.nprobe}, refine factor {search.refine_factor}; first use of a column {first:.0f} ms, then median CPU "
+        "ms a query"
+    )
+    print("  k  filter   plain  grouped  ratio   page 2  page 10")
+    for k in (10, 100):
+        for name, filter in (("none", None), ("half", pc.field("price") < len(vectors) / 2)):
+            asked = {"filter": filter}
+            plain, grouped, second, tenth = (
+                median_of(lambda query, more=more: reader.search(query, k, **asked, **more), queries)  # noqa: B023
+                for more in ({}, {"group": "parent"}, {"offset": k}, {"offset": 9 * k})
+            )
+            print(f"{k:3}  {name:6} {plain:7.3f} {grouped:8.3f} {grouped / plain:6.2f} {second:8.3f} {tenth:8.3f}")
+
+
+def median_of(call: Callable[[np.ndarray], object], queries: np.ndarray) -> float:
+    """The median of two rounds over single queries, after one that is not timed, in ms of this thread's CPU time."""
+    times = []
+    for turn in range(3):
+        for query in queries:
+            start = time.thread_time()
+            call(query)
+            times += [time.thread_time() - start] if turn else []
+    return 1000 * float(np.median(times))
 
 
 def measure(reader: IndexReader, queries: np.ndarray) -> None:

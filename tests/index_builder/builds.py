@@ -162,8 +162,8 @@ def build_index(
     )
 
 
-def stage(root: str, build: Build) -> tuple[dict[str, str | StagedFile], Manifest]:
-    """The files and the manifest of a version, ready to publish."""
+def stage(root: str, build: Build, **columns: pa.Array) -> tuple[dict[str, str | StagedFile], Manifest]:
+    """The files and the manifest of a version, ready to publish; with further columns of its products."""
     products = storage.join(root, "products.arrow")
     ids = pa.array([f"sku-{row}" for row in range(build.rows)])
     table = pa.table(
@@ -171,6 +171,7 @@ def stage(root: str, build: Build) -> tuple[dict[str, str | StagedFile], Manifes
             "product_id": ids,
             "title": pa.array([f"title of {row}" for row in range(build.rows)]),
             "price": pa.array([None if row == 3 else float(row) for row in range(build.rows)], pa.float64()),
+            **columns,
         }
     )
     with (

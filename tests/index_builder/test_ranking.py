@@ -18,10 +18,10 @@ from index_builder.errors import FilterError, IndexBuilderError
 from index_builder.groups import RowGroups
 from index_builder.publish import publish_version
 from index_builder.reader import IndexReader, SearchResult
-from index_builder.spec import IndexConfig
+from index_builder.spec import IndexConfig, IndexSpec
 from tests.index_builder.builds import build_index, clustered, stage, write_shards
 
-ROWS, DIM = 600, 16
+ROWS, DIM = 3000, 16
 KINDS = {
     "Flat": {"factory": "Flat"},
     "IVF-PQ": {"factory": "OPQ4_8,IVF16_HNSW8,PQ4"},
@@ -34,11 +34,11 @@ KINDS = {
     "refined by halves": {"factory": "IVF16,PQ8x4fs", "refine": "fp16"},
 }
 VECTORS = clustered(ROWS, DIM)
-VECTORS[400:] = VECTORS[:200]  # many rows of the same score
-VECTORS[450:500] = VECTORS[7]
+VECTORS[2000:] = VECTORS[:1000]  # many rows of the same score
+VECTORS[2450:2600] = VECTORS[7]
 QUERIES = clustered(5, DIM, seed=9)
-GROUPS = np.random.default_rng(3).integers(0, 150, ROWS)
-GROUPS[:200] = 0  # one of them is large
+GROUPS = np.random.default_rng(3).integers(0, 750, ROWS)
+GROUPS[:800] = 0  # one of them is large
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,10 @@ def readers(tmp_path_factory: pytest.TempPathFactory):
         config = IndexConfig(
             uri=f"{root}/index", target_recall=0.6, serving_shards=shards, verify_queries=40, **KINDS[kind]
         )
-        build = build_index(root, write_shards(root, VECTORS, 200), config, DIM)
-        staged, manifest = stage(root, build)
-        products = pa.ipc.open_file(staged["products.arrow"]).read_all()
-        products = products.append_column("parent", pa.array([f"parent {group}" for group in GROUPS]))
-        with pa.OSFile(staged["products.arrow"], "wb") as sink, pa.ipc.new_file(sink, products.schema) as writer:
-            writer.write_table(products, max_chunksize=250)
-        publish_version(config.uri, staged, manifest)
+        build = build_index(root, write_shards(root, VECTORS, 1000), config, DIM)
+        assert build.spec == IndexSpec.parse(config.factory, DIM)
+        parents = pa.array([f"parent {group}" for group in GROUPS])
+        publish_version(config.uri, *stage(root, build, parent=parents))
         return IndexReader.open(config.uri)
 
     return opened
@@ -93,23 +90,23 @@ def check_pages(pages: list[SearchResult], whole: SearchResult, count: int, *, i
 def test_pages_are_one_long_search(readers, kind: str, shards: int) -> None:
     reader = readers(kind, shards)
     every_list = reader._state.search.lists
-    third = np.arange(ROWS) % 3 == 1
+    many = np.arange(ROWS) % 4 != 1
     few = np.isin(np.arange(ROWS), range(100, 140))
-    for filter in (None, third, few):
+    for filter in (None, many, few):
         for nprobe in (None, every_list):
             asked = {"filter": filter, "nprobe": nprobe}
             total = int(passing(filter).sum())
-            for count in (60, total):
+            for count, sizes in ((60, [7, 30, 1]), (total, [400, 1300, 37])):
                 count = min(count, total)
                 whole = reader.search(QUERIES, count, **asked)
                 plain = filter is None and nprobe is not None and "refined" not in kind
-                check_pages(in_pages(reader, [7, 30, 1], count, **asked), whole, count, in_order=plain)
+                check_pages(in_pages(reader, sizes, count, **asked), whole, count, in_order=plain)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_grouped_pages_are_one_long_search(readers, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     third = np.arange(ROWS) % 3 == 1
-    for deepest, round_rows in ((4096, 512), (64, 16)):  # the second: large groups are searched around
+    for deepest, round_rows in ((4096, 512), (64, 100)):  # the second: large groups are searched around
         monkeypatch.setattr(groups_module, "DEEPEST", deepest)
         monkeypatch.setattr(groups_module, "ROWS_OF_A_ROUND", round_rows)
         reader = readers(kind, 3)
@@ -126,13 +123,13 @@ def test_grouped_pages_are_one_long_search(readers, kind: str, monkeypatch: pyte
             )
             assert (whole.members[:, len(groups) :] == 0).all()
             assert passing(filter)[whole.rows[whole.rows >= 0]].all()
-            check_pages(in_pages(reader, [7, 1, 40], len(groups), **asked), whole, len(groups), in_order=False)
+            check_pages(in_pages(reader, [7, 1, 340], len(groups), **asked), whole, len(groups), in_order=False)
 
 
 @given(
     kind=st.sampled_from(list(KINDS)),
-    sizes=st.lists(st.integers(1, 90), min_size=1, max_size=4),
-    count=st.integers(1, ROWS),
+    sizes=st.lists(st.integers(10, 300), min_size=1, max_size=4),
+    count=st.integers(1, 1000),
     share=st.sampled_from([None, 0.02, 0.2, 0.7, 1.0]),
     group=st.booleans(),
     nprobe=st.sampled_from([None, 1, 5]),

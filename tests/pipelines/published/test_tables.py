@@ -21,6 +21,8 @@ class Found:
     """A search result over the whole table, best first."""
 
     products: pa.Table
+    offset: int = 0
+    members: np.ndarray | None = None
 
     @property
     def scores(self) -> np.ndarray:

@@ -5,16 +5,17 @@ Nothing here knows of HTTP: what cannot be answered is a `RequestError` with the
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from encoders import ImageDecodingError, ImagePreprocessing, image_pixels
 from encoders.query_batches import BaseQueryEncoder
@@ -22,6 +23,7 @@ from index_builder import SearchResult, publish
 from index_builder.errors import FilterError, IndexBuilderError, VersionNotFoundError
 from pipelines.catalog.dead_letters import ImageError
 from pipelines.images.fetch import ImageFetcher
+from pipelines.published.answers import explained
 from pipelines.server.batching import Batcher
 from pipelines.server.config import ServerJobConfig
 from pipelines.server.metrics import ServerMetrics
@@ -43,11 +45,22 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _from_base64(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value  # a file that was uploaded
+    try:
+        return base64.b64decode(value, validate=True)
+    except ValueError as error:
+        raise ValueError("expected a picture file in Base64") from error
+
+
 class SearchRequest(_Strict):
     """One query: words, a picture, both, a vector, or a product that the others should be like."""
 
     text: str | None = Field(None, description="The query's words.")
-    image: Base64Bytes | None = Field(None, description="A picture file (JPEG, PNG, WebP ...) in Base64.")
+    image: Annotated[bytes, BeforeValidator(_from_base64)] | None = Field(
+        None, description="A picture file (JPEG, PNG, WebP ...) in Base64."
+    )
     image_url: str | None = Field(None, description="Address of a picture, fetched under the rules of `fetch:`.")
     image_weight: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Of words and picture: the picture's weight. Default: the encoder's own."
@@ -165,7 +178,7 @@ class Answers:
         self._encoding: Batcher[_ToEncode, np.ndarray] = Batcher(
             _encode, most=most, name="encode", observe=partial(metrics.batch, "encode")
         )
-        self._searching: Batcher[tuple[_Search, np.ndarray], SearchResult] = Batcher(
+        self._searching: Batcher[tuple[_Search, np.ndarray], tuple[SearchResult, int]] = Batcher(
             _search, most=most, name="search", observe=partial(metrics.batch, "search")
         )
         self._fetching: Batcher[str, bytes] = Batcher(self._fetch, most=1, name="fetch", threads=8)
@@ -217,7 +230,7 @@ class Answers:
         spare = own_row is not None  # a product is the first that is like itself
         search = _Search(served, request.k + 1 + spare, request.offset, request.filter, request.group)
         try:
-            result = await self._searching.submit(search.key(), (search, vector))
+            result, number = await self._searching.submit(search.key(), (search, vector))
         except FilterError as error:
             raise RequestError(422, "filter", str(error)) from error
         except IndexBuilderError as error:
@@ -225,7 +238,9 @@ class Answers:
         searched = time.perf_counter()
         self._metrics.part("encode", encoded - started)
         self._metrics.part("search", searched - encoded)
-        hits = self._hits(index, served, result, request, own_row)
+        hits = self._hits(index, served, result, number, request, own_row)
+        if request.explain:
+            await self._looking.submit(None, partial(_explain, hits[: request.k], served, result, number))
         return SearchAnswer(
             index=index.name,
             version=served.version,
@@ -312,6 +327,7 @@ class Answers:
         index: ServedIndex,
         served: ServedVersion,
         result: SearchResult,
+        number: int,
         request: SearchRequest,
         own_row: int | None,
     ) -> list[Hit]:
@@ -321,10 +337,10 @@ class Answers:
                 raise RequestError(422, "columns", f"no column {unknown[0]!r}; there are {', '.join(names)}")
             names = request.columns
         picture = served.picture_column(self._config.server.image_field)
-        columns = result.columns([*names, *([picture] if picture and picture not in names else [])]).to_pylist()
+        columns = result.columns([*names, *([picture] if picture and picture not in names else [])], number).to_pylist()
         hits: list[Hit] = []
-        for place, (product_id, values) in enumerate(zip(result.product_ids[0], columns, strict=True)):
-            row = int(result.rows[0, place])
+        for place, (product_id, values) in enumerate(zip(result.product_ids[number], columns, strict=True)):
+            row = int(result.rows[number, place])
             if row == own_row:
                 continue
             address = values.get(picture) if picture else None
@@ -332,10 +348,10 @@ class Answers:
                 Hit(
                     rank=request.offset + len(hits) + 1,
                     product_id=product_id,
-                    score=round(float(result.scores[0, place]), 6),
+                    score=round(float(result.scores[number, place]), 6),
                     row=row,
                     columns={name: _plain(values[name]) for name in names},
-                    members=None if result.members is None else int(result.members[0, place]),
+                    members=None if result.members is None else int(result.members[number, place]),
                     image=self._picture_address(index, served, address, row),
                 )
             )
@@ -390,22 +406,18 @@ def _decoded(data: bytes, encoder: BaseQueryEncoder, max_pixels: int, library: L
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
-def _search(_: Hashable, items: list[tuple[_Search, np.ndarray]]) -> list[SearchResult]:
+def _search(_: Hashable, items: list[tuple[_Search, np.ndarray]]) -> list[tuple[SearchResult, int]]:
     search = items[0][0]
     vectors = np.stack([vector for _, vector in items])
     found = search.served.reader.search(vectors, search.k, search.filter, offset=search.offset, group=search.group)
-    return [_of_query(found, number) for number in range(len(items))]
+    return [(found, number) for number in range(len(items))]
 
 
-def _of_query(found: SearchResult, number: int) -> SearchResult:
-    part = slice(number, number + 1)
-    return replace(
-        found,
-        scores=found.scores[part],
-        rows=found.rows[part],
-        product_ids=found.product_ids[part],
-        members=None if found.members is None else found.members[part],
-    )
+def _explain(hits: list[Hit], served: ServedVersion, result: SearchResult, number: int) -> None:
+    parts = served.encoder.parts if served.encoder is not None else None
+    places = {int(row): place for place, row in enumerate(result.rows[number])}
+    for hit in hits:
+        hit.explanation = explained(result.explain(places[hit.row], number, parts))
 
 
 def _vector_of(served: ServedVersion, product_id: str) -> tuple[np.ndarray, int]:

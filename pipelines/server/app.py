@@ -32,6 +32,7 @@ from pipelines.server.config import ServerConfig, ServerJobConfig
 from pipelines.server.metrics import ServerMetrics
 from pipelines.server.served import Refresher, ServedIndex
 
+log = logging.getLogger(__name__)
 access_log = logging.getLogger("pipelines.server.access")
 
 OPEN_PATHS = ("/health", "/ready")
@@ -217,33 +218,38 @@ class _Gate:
                 _log(scope, status, seconds)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send, refuse: Any) -> None:
-        left = self._config.max_body_bytes
-
-        async def receive_counted() -> Message:
-            nonlocal left
-            message = await receive()
-            if message["type"] == "http.request":
-                left -= len(message.get("body", b""))
-                if left < 0:
-                    raise _TooLargeError
-            return message
-
         self._running += 1
         self._metrics.running.set(self._running)
         try:
-            await asyncio.wait_for(self._app(scope, receive_counted, send), self._config.timeout_seconds)
-        except _TooLargeError:
-            await refuse(413, "too_large", f"expected at most {self._config.max_body_bytes:,} bytes")
+            async with asyncio.timeout(self._config.timeout_seconds):
+                body = await self._body(receive)
+                if body is None:
+                    await refuse(413, "too_large", f"expected at most {self._config.max_body_bytes:,} bytes")
+                else:
+                    await self._app(scope, _replayed(body, receive), send)
         except TimeoutError:
-            await refuse(
-                504, "too_slow", f"no answer within {self._config.timeout_seconds:g} s (server.timeout_seconds)"
-            )
+            text = f"no answer within {self._config.timeout_seconds:g} s (server.timeout_seconds)"
+            await refuse(504, "too_slow", text)
         except Exception:
-            logging.getLogger(__name__).exception("a request failed")
+            log.exception("a request failed")
             await refuse(500, "failed", "the server failed on this request; its log says more")
         finally:
             self._running -= 1
             self._metrics.running.set(self._running)
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The whole body; None for one that is too large, whatever its header says."""
+        parts, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                break  # the client is gone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._config.max_body_bytes:
+                return None
+            more = message.get("more_body", False)
+        return b"".join(parts)
 
     def _may(self, scope: Scope) -> bool:
         if self._token is None or scope["path"] == "/" or scope["path"].startswith("/page/"):
@@ -254,8 +260,18 @@ class _Gate:
         return hmac.compare_digest(given, f"Bearer {self._token}".encode())
 
 
-class _TooLargeError(Exception):
-    """More came than the header said, or may."""
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Gives a body that was read already, then what comes behind it."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:

@@ -64,7 +64,16 @@ EXTRAS = {
         "onnxscript>=0.5",  # what torch's exporter writes them with
         "ftfy>=6.3",  # cleans CLIP's texts as open_clip does, without torch
     ],
-    "serve": [],  # the reference server; what it needs beyond the job comes with it
+    # The reference server: `pipelines.serve`
+    "serve": [
+        "fastapi>=0.120",  # routes, and OpenAPI from types
+        "uvicorn>=0.40",  # the web server
+        "uvloop>=0.22; sys_platform != 'win32'",  # its event loop, twice as fast as Python's
+        "httptools>=0.7",  # its HTTP parser in C
+        "python-multipart>=0.0.20",  # uploaded pictures
+        "prometheus-client>=0.22",  # metrics
+        "jinja2>=3.1.6",  # the page's template
+    ],
     "s3": ["s3fs>=2025.3"],  # s3:// addresses
     "gcs": ["gcsfs>=2025.3"],  # gs:// addresses
     "dataflow": ["apache-beam[gcp]>=2.70"],  # submits the job to Dataflow
@@ -90,6 +99,7 @@ EXTRAS["test"] = [
     *EXTRAS["iceberg"],  # the same
     *EXTRAS["excel"],  # a real sheet
     *EXTRAS["sql"],  # SQLite
+    *EXTRAS["serve"],  # the server's tests
     "openpyxl>=3.1",  # writes that sheet
     "pyiceberg[sql-sqlite]>=0.9",  # its tests' catalog of tables
     "moto[s3]>=5.1",  # an S3 server on loopback

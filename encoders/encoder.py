@@ -185,9 +185,9 @@ class QueryEncoder(BaseQueryEncoder):
         return self._model.fuse_photo(runner.run_images(images)).cpu().numpy()
 
     @torch.inference_mode()
-    def _fuse_both(self, text: np.ndarray, image: np.ndarray) -> np.ndarray:
+    def _fuse_both(self, text: np.ndarray, image: np.ndarray, image_weight: float) -> np.ndarray:
         vectors = (torch.from_numpy(half).to(self._device) for half in (text, image))
-        return self._model.fuse_photo_text(*vectors, image_weight=self.image_weight).cpu().numpy()
+        return self._model.fuse_photo_text(*vectors, image_weight=image_weight).cpu().numpy()
 
 
 def move_towers(model: EncoderModel, device: torch.device, precision: Precision) -> EncoderModel:

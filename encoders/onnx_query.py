@@ -67,8 +67,8 @@ class OnnxQueryEncoder(BaseQueryEncoder):
             vectors.append(self._run("image", np.stack(pixels)))
         return self._run("fuse_photo", np.concatenate(vectors))
 
-    def _fuse_both(self, text: np.ndarray, image: np.ndarray) -> np.ndarray:
-        return self._run("fuse_both", text, image, np.float32(self.image_weight))
+    def _fuse_both(self, text: np.ndarray, image: np.ndarray, image_weight: float) -> np.ndarray:
+        return self._run("fuse_both", text, image, np.float32(image_weight))
 
     def _run(self, name: str, *inputs: np.ndarray | np.float32) -> np.ndarray:
         session = self._graphs[name]

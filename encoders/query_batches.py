@@ -30,13 +30,17 @@ class BaseQueryEncoder(ABC):
     parts: Mapping[str, slice] = MappingProxyType({})  # dimensions that are of text or image alone, where there are any
 
     def encode(
-        self, texts: Sequence[str | None] | None = None, images: Sequence[AnyImage | None] | None = None
+        self,
+        texts: Sequence[str | None] | None = None,
+        images: Sequence[AnyImage | None] | None = None,
+        *,
+        image_weight: float | None = None,
     ) -> np.ndarray:
         """Encodes B queries to float32 `[B, D]`, L2-normalised.
 
         Both hold B items, None where a query has none; None when no query has one. Images are best given as the file's
         bytes, which are decoded as a product's are; a local path, a PIL image, and decoded pixels (uint8 `[H, W, 3]`,
-        upright RGB) will do.
+        upright RGB) will do. `image_weight` (0 to 1) stands in for the encoder's own.
 
         Raises:
             ValueError: Lengths differ, a query is empty, or it is of a kind that this encoder does not take.
@@ -66,7 +70,8 @@ class BaseQueryEncoder(ABC):
         if has_image.any():
             vectors[has_image] = self._encode_images([image for image in images if image is not None])
         if both.any():
-            vectors[both] = self._fuse_both(by_text, vectors[both])
+            weight = self.image_weight if image_weight is None else image_weight
+            vectors[both] = self._fuse_both(by_text, vectors[both], weight)
         return vectors
 
     @abstractmethod
@@ -78,5 +83,5 @@ class BaseQueryEncoder(ABC):
         """Query vectors of images in the same way."""
 
     @abstractmethod
-    def _fuse_both(self, text: np.ndarray, image: np.ndarray) -> np.ndarray:
+    def _fuse_both(self, text: np.ndarray, image: np.ndarray, image_weight: float) -> np.ndarray:
         """Query vectors of the same queries by their text and by their image, fused."""

@@ -256,6 +256,21 @@ class IndexReader:
         # More than N cannot be found, and FAISS reserves memory for k.
         return Asked(state, ranking, filter, column), offset, min(offset + k, ranking.total)
 
+    def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The vectors of products, float32 [n, D], of length 1: from the refine codes where there are some, else from
+        the index's own codes, which hold them less exactly.
+
+        Raises:
+            IndexBuilderError: a row is out of range.
+        """
+        state = self._state
+        numbers = np.asarray(rows, np.int64).reshape(-1)
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < state.search.rows:
+            raise IndexBuilderError(f"expected rows from 0 to {state.search.rows - 1}, found {numbers.tolist()[:8]}")
+        codes = state.refine
+        found = state.search.reconstruct(numbers) if codes is None else codes.vectors(numbers)
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
 
 def _group_column(group: bool | str | None, manifest: Manifest) -> str | None:
     """The column to group by; FilterError where the version names none, or the value is neither a name nor a bool."""

@@ -164,6 +164,28 @@ class ShardSearch:
             answers.append((scores, rows))
         return _merged(answers, k)
 
+    def reconstruct(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors that the codes of rows int64 [n] stand for: float32 [n, D]."""
+        vectors = np.empty((len(rows), self._indexes[0].d), np.float32)
+        for index in self._indexes:
+            ivf = ivf_of(index)
+            kept = np.empty((1, ivf.d), np.float32)
+            for number, row in enumerate(rows.tolist()):
+                list_number = int(self._list_of_row[row])
+                size, lists = ivf.invlists.list_size(list_number), ivf.invlists
+                ids = lists.get_ids(list_number)
+                places = np.flatnonzero(faiss.rev_swig_ptr(ids, size) == row) if size else np.empty(0)
+                lists.release_ids(list_number, ids)
+                if not len(places):
+                    continue  # in another serving shard
+                ivf.reconstruct_from_offset(list_number, int(places[0]), faiss.swig_ptr(kept))
+                turned = kept
+                if isinstance(index, faiss.IndexPreTransform):
+                    for step in reversed(range(index.chain.size())):
+                        turned = faiss.downcast_VectorTransform(index.chain.at(step)).reverse_transform(turned)
+                vectors[number] = turned[0]
+        return vectors
+
     @cached_property
     def _centroids(self) -> np.ndarray:
         """float32 [L, d], behind the rotation."""
@@ -257,6 +279,10 @@ class RefineCodes:
     def selected(self, rows: np.ndarray) -> ExactRows:
         """The codes of rows int64 [n], ascending, side by side."""
         return ExactRows(self._decoder, self._gathered(rows), rows)
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of rows int64 [n], as exactly as these codes hold them: float32 [n, D]."""
+        return self._decoder.sa_decode(self._gathered(rows))
 
     def _gathered(self, rows: np.ndarray) -> np.ndarray:
         """Codes of rows int64 [n]: uint8 [n, code_size]."""

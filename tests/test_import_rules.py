@@ -34,7 +34,8 @@ ROOMS = ("encoders", "index_builder", "pipelines")
 ORDER = (
     *("encoders", "encoders.training", "index_builder"),
     *("pipelines.catalog", "pipelines.images", "pipelines.config", "pipelines.demo_catalog"),
-    *("pipelines.indexing", "pipelines.evaluation", "pipelines.training", "pipelines.published", "pipelines"),
+    *("pipelines.indexing", "pipelines.evaluation", "pipelines.training", "pipelines.published"),
+    *("pipelines.server", "pipelines"),
 )
 # (the modules that the rule is about, what they must not import)
 FORBIDDEN: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -50,6 +51,8 @@ FORBIDDEN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("pipelines.catalog", ("apache_beam",)),
     ("pipelines.images", ("apache_beam",)),
     ("pipelines.demo_catalog", ("apache_beam", "pipelines.catalog")),
+    # A server has neither Beam nor the job's steps.
+    ("pipelines.server", ("apache_beam", "pipelines.indexing")),
 )
 # Only a job's command line may need Beam, inside a function and when it is read: other commands start without it.
 BEAM_IN_CONFIG = "pipelines.config.command_line"

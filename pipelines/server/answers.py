@@ -1,0 +1,496 @@
+"""Requests become query vectors and searches, and what is found becomes JSON.
+
+Nothing here knows of HTTP: what cannot be answered is a `RequestError` with the status that says so best.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from encoders import ImageDecodingError, ImagePreprocessing, image_pixels
+from encoders.query_batches import BaseQueryEncoder
+from index_builder import SearchResult, publish
+from index_builder.errors import FilterError, IndexBuilderError, VersionNotFoundError
+from pipelines.catalog.dead_letters import ImageError
+from pipelines.images.fetch import ImageFetcher
+from pipelines.published.answers import explained
+from pipelines.server.batching import Batcher
+from pipelines.server.config import ServerJobConfig
+from pipelines.server.metrics import ServerMetrics
+from pipelines.server.served import ServedIndex, ServedVersion
+
+_FACET_VALUES = 30
+"""Values of a column that are counted for the page; a column with more is searched by what people type."""
+
+
+class RequestError(Exception):
+    """A request that is not answered: HTTP status, a word for programs, a sentence for people."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+def _from_base64(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value  # a file that was uploaded
+    try:
+        return base64.b64decode(value, validate=True)
+    except ValueError as error:
+        raise ValueError("expected a picture file in Base64") from error
+
+
+class SearchRequest(_Strict):
+    """One query: words, a picture, both, a vector, or a product that the others should be like."""
+
+    text: str | None = Field(None, description="The query's words.")
+    image: Annotated[bytes, BeforeValidator(_from_base64)] | None = Field(
+        None, description="A picture file (JPEG, PNG, WebP ...) in Base64."
+    )
+    image_url: str | None = Field(None, description="Address of a picture, fetched under the rules of `fetch:`.")
+    image_weight: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Of words and picture: the picture's weight. Default: the encoder's own."
+    )
+    vector: list[float] | None = Field(None, description="A query vector, as the version's query encoder makes them.")
+    encoder_fingerprint: str | None = Field(
+        None, description="The encoder that made `vector`; refused (409) where the version was made by another one."
+    )
+    product_id: str | None = Field(None, description="Products like this one.")
+    index: str | None = Field(None, description="Which index; default: the first.")
+    version: str | None = Field(None, description="Which version; default: the published one.")
+    k: int = Field(10, ge=1, description="Answers wanted.")
+    offset: int = Field(0, ge=0, description="Answers of the same sequence to leave out, for further pages.")
+    filter: str | None = Field(
+        None, description="Only products for which this is true: \"kind = 'mug' and price < 20\"."
+    )
+    group: bool | str | None = Field(
+        None, description="A column of which each value answers once; true: the catalog's."
+    )
+    columns: list[str] | None = Field(None, description="Columns of the products to send; default: all.")
+    explain: bool = Field(False, description="Say how each score came about.")
+
+
+class Hit(_Strict):
+    """One product found; of a group its best member."""
+
+    rank: int
+    product_id: str
+    score: float
+    row: int
+    columns: dict[str, Any]
+    members: int | None = None
+    image: str | None = None
+    explanation: dict[str, Any] | None = None
+
+
+class SearchAnswer(_Strict):
+    """What was found, by which version."""
+
+    index: str
+    version: str
+    encoder_fingerprint: str
+    hits: list[Hit]
+    more: bool = Field(description="Whether a further page holds anything.")
+    encode_ms: float
+    search_ms: float
+
+
+class Facet(_Strict):
+    """A column that answers can be filtered by: its values with counts, or its range."""
+
+    column: str
+    type: str
+    values: dict[str, int] | None = None
+    least: float | None = None
+    most: float | None = None
+
+
+class VersionInfo(_Strict):
+    """A version that stands at an index's address."""
+
+    version: str
+    created_utc: str
+    products: int
+    encoder_fingerprint: str
+    is_current: bool
+
+
+class IndexInfo(_Strict):
+    """An index, and the version of it that is served."""
+
+    name: str
+    version: str
+    created_utc: str
+    products: int
+    encoder: str
+    encoder_fingerprint: str
+    takes_text: bool
+    takes_images: bool
+    group_field: str | None
+    recall: float
+    recall_k: int
+    factory: str
+    columns: dict[str, str]
+    without_encoder: str
+
+
+class _ToEncode(NamedTuple):
+    encoder: BaseQueryEncoder
+    text: str | None
+    pixels: np.ndarray | None
+    image_weight: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """What the searches of one batch share; the vectors are their own."""
+
+    served: ServedVersion
+    k: int
+    offset: int
+    filter: str | None
+    group: bool | str | None
+
+    def key(self) -> Hashable:
+        return id(self.served), self.k, self.offset, self.filter, self.group
+
+
+class Answers:
+    """Answers requests. Encoding and searching run on threads of their own, in batches (see `Batcher`)."""
+
+    def __init__(self, config: ServerJobConfig, indexes: dict[str, ServedIndex], metrics: ServerMetrics) -> None:
+        self._config, self.indexes, self._metrics = config, indexes, metrics
+        most = config.server.max_batch
+        self._encoding: Batcher[_ToEncode, np.ndarray] = Batcher(
+            _encode, most=most, name="encode", observe=partial(metrics.batch, "encode")
+        )
+        self._searching: Batcher[tuple[_Search, np.ndarray], tuple[SearchResult, int]] = Batcher(
+            _search, most=most, name="search", observe=partial(metrics.batch, "search")
+        )
+        self._fetching: Batcher[str, bytes] = Batcher(self._fetch, most=1, name="fetch", threads=8)
+        self._looking: Batcher[Any, Any] = Batcher(
+            lambda _, items: [item() for item in items], most=1, name="look", threads=2
+        )
+        self._fetcher = ImageFetcher(config.fetch)
+        root = config.server.image_root
+        self._pictures = ImageFetcher(config.fetch, root) if root is not None else self._fetcher
+
+    def close(self) -> None:
+        for batcher in (self._encoding, self._searching, self._fetching, self._looking):
+            batcher.close()
+        self._fetcher.close()
+        self._pictures.close()
+
+    def index(self, name: str | None) -> ServedIndex:
+        """The index of that name, by default the first; RequestError where there is none."""
+        if name is None:
+            return next(iter(self.indexes.values()))
+        if name not in self.indexes:
+            raise RequestError(404, "unknown_index", f"no index {name!r} here; there are {', '.join(self.indexes)}")
+        return self.indexes[name]
+
+    async def served(self, index: str | None, version: str | None) -> tuple[ServedIndex, ServedVersion]:
+        """An index and one version of it, opened where it is not yet."""
+        found = self.index(index)
+        try:
+            if version is None or version == found.current.version:
+                return found, found.current
+            return found, await self._looking.submit(None, partial(found.version, version))
+        except VersionNotFoundError as error:
+            raise RequestError(404, "unknown_version", f"index {found.name} has no version {version!r}") from error
+        except IndexBuilderError as error:
+            raise RequestError(503, "unusable_version", f"version {version!r} cannot be opened: {error}") from error
+
+    async def search(self, request: SearchRequest) -> SearchAnswer:
+        """Answers one query; RequestError where it cannot be answered."""
+        limits = self._config.server
+        if request.k > limits.max_k or request.offset > limits.max_offset:
+            raise RequestError(
+                422, "too_many", f"k is {request.k} and offset {request.offset}: expected at most {limits.max_k} and "
+                f"{limits.max_offset} (server.max_k, server.max_offset)"
+            )  # fmt: skip
+        index, served = await self.served(request.index, request.version)
+        started = time.perf_counter()
+        vector, own_row = await self._vector(request, served)
+        encoded = time.perf_counter()
+        spare = own_row is not None  # a product is the first that is like itself
+        search = _Search(served, request.k + 1 + spare, request.offset, request.filter, request.group)
+        try:
+            result, number = await self._searching.submit(search.key(), (search, vector))
+        except FilterError as error:
+            raise RequestError(422, "filter", str(error)) from error
+        except IndexBuilderError as error:
+            raise RequestError(422, "unusable_query", str(error)) from error
+        searched = time.perf_counter()
+        self._metrics.part("encode", encoded - started)
+        self._metrics.part("search", searched - encoded)
+        hits = self._hits(index, served, result, number, request, own_row)
+        if request.explain:
+            await self._looking.submit(None, partial(_explain, hits[: request.k], served, result, number))
+        return SearchAnswer(
+            index=index.name,
+            version=served.version,
+            encoder_fingerprint=served.reader.manifest.encoder.fingerprint,
+            hits=hits[: request.k],
+            more=len(hits) > request.k,
+            encode_ms=round(1000 * (encoded - started), 3),
+            search_ms=round(1000 * (searched - encoded), 3),
+        )
+
+    async def _vector(self, request: SearchRequest, served: ServedVersion) -> tuple[np.ndarray, int | None]:
+        """The query's vector float32 `[D]`, and the row of the product that was asked with."""
+        asked = [
+            name
+            for name, there in (
+                ("vector", request.vector is not None),
+                ("product_id", request.product_id is not None),
+                ("text, image or image_url", bool((request.text or "").strip() or request.image or request.image_url)),
+            )
+            if there
+        ]
+        if len(asked) != 1:
+            found = " and ".join(asked) or ("an empty text" if request.text is not None else "nothing")
+            raise RequestError(
+                422, "query", f"expected one of text (with or without a picture), image, vector and product_id: {found}"
+            )
+        manifest = served.reader.manifest
+        given, dim = request.encoder_fingerprint, manifest.index.spec.dim
+        if given is not None and given != manifest.encoder.fingerprint:
+            raise RequestError(
+                409, "other_encoder", f"the query is of encoder {given}, and version {served.version} was made by "
+                f"{manifest.encoder.fingerprint}: encode it again"
+            )  # fmt: skip
+        if request.vector is not None:
+            vector = np.asarray(request.vector, np.float32)
+            if len(vector) != dim or not np.isfinite(vector).all():
+                raise RequestError(422, "vector", f"expected {dim} finite numbers, found {len(vector)} numbers")
+            return vector, None
+        if request.product_id is not None:
+            return await self._looking.submit(None, partial(_vector_of, served, request.product_id))
+        return await self._encoded(request, served), None
+
+    async def _encoded(self, request: SearchRequest, served: ServedVersion) -> np.ndarray:
+        encoder, text = served.encoder, request.text if request.text and request.text.strip() else None
+        if encoder is None:
+            raise RequestError(422, "no_encoder", f"only vectors and products can be asked with: {served.no_encoder}")
+        limit = self._config.server.max_text_characters
+        if text is not None and len(text) > limit:
+            raise RequestError(422, "text", f"the text has {len(text):,} characters: expected at most {limit:,}")
+        if request.image is not None and request.image_url is not None:
+            raise RequestError(422, "query", "expected image or image_url, found both")
+        has_image = request.image is not None or request.image_url is not None
+        for kind, there, takes in (
+            ("texts", text is not None, encoder.accepts_text),
+            ("pictures", has_image, encoder.accepts_images),
+        ):
+            if there and not takes:
+                raise RequestError(422, "query", f"the {encoder.model} encoder of {served.version} takes no {kind}")
+        picture = request.image
+        if request.image_url is not None:
+            picture = await self._fetching.submit(None, request.image_url)
+        pixels = None
+        if picture is not None:
+            library: Literal["torch", "numpy"] = "torch" if served.by_torch else "numpy"
+            decode = partial(_decoded, picture, encoder, self._config.decode.max_pixels, library)
+            try:
+                pixels = await self._looking.submit(None, decode)
+            except ImageDecodingError as error:
+                raise RequestError(422, "image", f"expected a picture (JPEG, PNG, WebP ...): {error}") from error
+        weight = request.image_weight if text is not None and has_image else None
+        return await self._encoding.submit((id(encoder), weight), _ToEncode(encoder, text, pixels, weight))
+
+    def _fetch(self, _: Hashable, urls: list[str]) -> list[bytes]:
+        (url,) = urls
+        if not url.lower().startswith(("http://", "https://")):
+            raise RequestError(422, "image_url", "expected an address that begins with http:// or https://")
+        try:
+            return [self._fetcher.fetch(url).data]
+        except ImageError as error:
+            raise RequestError(422, "image_url", f"{error.reason}: {error.detail}") from error
+
+    def _hits(
+        self,
+        index: ServedIndex,
+        served: ServedVersion,
+        result: SearchResult,
+        number: int,
+        request: SearchRequest,
+        own_row: int | None,
+    ) -> list[Hit]:
+        names = [name for name in result.products.column_names if name != "product_id"]
+        if request.columns is not None:
+            if unknown := [name for name in request.columns if name not in result.products.column_names]:
+                raise RequestError(422, "columns", f"no column {unknown[0]!r}; there are {', '.join(names)}")
+            names = request.columns
+        picture = served.picture_column(self._config.server.image_field)
+        columns = result.columns([*names, *([picture] if picture and picture not in names else [])], number).to_pylist()
+        hits: list[Hit] = []
+        for place, (product_id, values) in enumerate(zip(result.product_ids[number], columns, strict=True)):
+            row = int(result.rows[number, place])
+            if row == own_row:
+                continue
+            address = values.get(picture) if picture else None
+            hits.append(
+                Hit(
+                    rank=request.offset + len(hits) + 1,
+                    product_id=product_id,
+                    score=round(float(result.scores[number, place]), 6),
+                    row=row,
+                    columns={name: _plain(values[name]) for name in names},
+                    members=None if result.members is None else int(result.members[number, place]),
+                    image=self._picture_address(index, served, address, row),
+                )
+            )
+        return hits
+
+    def _picture_address(self, index: ServedIndex, served: ServedVersion, address: Any, row: int) -> str | None:
+        """Where a browser gets the picture: from the shop itself, or through this server from below `image_root`."""
+        if not isinstance(address, str) or not address.strip():
+            return None
+        if address.lower().startswith(("https://", "http://")):
+            return address
+        return f"/pictures/{index.name}/{served.version}/{row}" if self._config.server.image_root is not None else None
+
+    async def picture(self, index: str, version: str, row: int) -> bytes:
+        """A product's picture file, from below `server.image_root`."""
+        _, served = await self.served(index, version)
+        column = served.picture_column(self._config.server.image_field)
+        if self._config.server.image_root is None or column is None or not 0 <= row < served.reader.products.num_rows:
+            raise RequestError(404, "picture", "there is no such picture")
+        address = served.reader.products[column][row].as_py()
+        if not isinstance(address, str) or "://" in address or address.startswith("//"):
+            raise RequestError(404, "picture", "there is no such picture")
+        try:
+            return await self._looking.submit(None, lambda: self._pictures.fetch(address).data)
+        except ImageError as error:
+            raise RequestError(404, "picture", f"{error.reason}") from error
+
+    async def facets(self, index: str | None, version: str | None) -> list[Facet]:
+        """What the answers of a version can be filtered by."""
+        _, served = await self.served(index, version)
+        return await self._looking.submit(None, partial(_facets, served))
+
+    async def versions(self, index: str | None) -> list[VersionInfo]:
+        """The versions of an index, newest first."""
+        return await self._looking.submit(None, partial(_versions, self.index(index)))
+
+    def info(self) -> list[IndexInfo]:
+        """The indexes, each with the version that is served."""
+        return [_info(index) for index in self.indexes.values()]
+
+
+def _encode(_: Hashable, items: list[_ToEncode]) -> list[np.ndarray]:
+    texts, pixels = [item.text for item in items], [item.pixels for item in items]
+    images = pixels if any(image is not None for image in pixels) else None
+    return list(items[0].encoder.encode(texts=texts, images=images, image_weight=items[0].image_weight))
+
+
+def _decoded(data: bytes, encoder: BaseQueryEncoder, max_pixels: int, library: Literal["torch", "numpy"]) -> np.ndarray:
+    """The pixels that the encoder sees, uint8 `[S, S, 3]`: decoded as a product's picture is."""
+    preprocessing = cast(ImagePreprocessing, encoder.preprocessing)  # asked only where images are accepted
+    pixels = image_pixels(data, preprocessing, max_pixels=max_pixels, library=library)
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+
+def _search(_: Hashable, items: list[tuple[_Search, np.ndarray]]) -> list[tuple[SearchResult, int]]:
+    search = items[0][0]
+    vectors = np.stack([vector for _, vector in items])
+    found = search.served.reader.search(vectors, search.k, search.filter, offset=search.offset, group=search.group)
+    return [(found, number) for number in range(len(items))]
+
+
+def _explain(hits: list[Hit], served: ServedVersion, result: SearchResult, number: int) -> None:
+    parts = served.encoder.parts if served.encoder is not None else None
+    places = {int(row): place for place, row in enumerate(result.rows[number])}
+    for hit in hits:
+        hit.explanation = explained(result.explain(places[hit.row], number, parts))
+
+
+def _vector_of(served: ServedVersion, product_id: str) -> tuple[np.ndarray, int]:
+    row = served.row_of.get(product_id)
+    if row is None:
+        raise RequestError(404, "unknown_product", f"version {served.version} has no product {product_id!r}")
+    return served.reader.vectors([row])[0], row
+
+
+def _facets(served: ServedVersion) -> list[Facet]:
+    facets = []
+    for name in served.reader.products.column_names:
+        column = served.reader.products[name]
+        kind = column.type
+        if name == "product_id" or pa.types.is_nested(kind) or pa.types.is_binary(kind):
+            continue
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            ends = pc.min_max(column).as_py()
+            if ends["min"] is not None:
+                facets.append(Facet(column=name, type=str(kind), least=float(ends["min"]), most=float(ends["max"])))
+            continue
+        counts = {_plain(each["values"]): each["counts"] for each in pc.value_counts(column).to_pylist()}
+        counts.pop(None, None)
+        if 1 < len(counts) <= _FACET_VALUES:
+            ordered = sorted(counts, key=lambda value: (-counts[value], str(value)))
+            facets.append(Facet(column=name, type=str(kind), values={str(value): counts[value] for value in ordered}))
+    return facets
+
+
+def _versions(index: ServedIndex) -> list[VersionInfo]:
+    return [
+        VersionInfo(
+            version=manifest.version,
+            created_utc=manifest.created_utc,
+            products=manifest.catalog.products,
+            encoder_fingerprint=manifest.encoder.fingerprint,
+            is_current=manifest.version == index.current.version,
+        )
+        for manifest in (publish.read_manifest(index.uri, each) for each in reversed(publish.list_versions(index.uri)))
+    ]
+
+
+def _info(index: ServedIndex) -> IndexInfo:
+    served = index.current
+    manifest, products, encoder = served.reader.manifest, served.reader.products, served.encoder
+    return IndexInfo(
+        name=index.name,
+        version=served.version,
+        created_utc=manifest.created_utc,
+        products=manifest.catalog.products,
+        encoder=manifest.encoder.model,
+        encoder_fingerprint=manifest.encoder.fingerprint,
+        takes_text=encoder is not None and encoder.accepts_text,
+        takes_images=encoder is not None and encoder.accepts_images,
+        group_field=manifest.catalog.group_field,
+        recall=manifest.recall.value,
+        recall_k=manifest.recall.k,
+        factory=manifest.index.factory,
+        columns={field.name: str(field.type) for field in products.schema if field.name != "product_id"},
+        without_encoder=served.no_encoder,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can say it."""
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, str | int | bool | type(None)):
+        return value
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return None
+    return str(value)

@@ -1,0 +1,56 @@
+"""Opens the indexes, binds the port and runs the web server until a signal ends it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import uvicorn
+
+from pipelines.config.validation import ConfigError
+from pipelines.server.app import create_app
+from pipelines.server.config import ServerJobConfig
+from pipelines.server.served import open_indexes
+
+log = logging.getLogger(__name__)
+
+
+def serve(config: ServerJobConfig) -> int:
+    """Serves until SIGINT or SIGTERM, finishes what it has begun, and gives the exit code.
+
+    Raises:
+        ConfigError: the port cannot be had.
+        IndexBuilderError: an index cannot be opened.
+        EncoderError: a query encoder cannot be loaded.
+    """
+    listening = _bound(config.server.host, config.server.port)
+    with listening:
+        indexes = open_indexes(config.server)
+        for name, index in indexes.items():
+            served = index.current
+            how = (
+                f"its {served.encoder.model} encoder"
+                if served.encoder is not None
+                else f"vectors ({served.no_encoder})"
+            )
+            log.info("index %s: %s of %s, asked by %s", name, served.version, index.uri, how)
+        host, port = listening.getsockname()[:2]
+        log.info("listening at http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        settings = uvicorn.Config(
+            create_app(config, indexes),
+            access_log=False,  # ours is one line of JSON
+            log_config=None,
+            lifespan="on",
+            timeout_graceful_shutdown=int(config.server.timeout_seconds) + 1,
+        )
+        uvicorn.Server(settings).run(sockets=[listening])
+    return 0
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there; ConfigError where it cannot."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(f"server.host {host!r}, server.port {port}: cannot listen there: {error}") from error

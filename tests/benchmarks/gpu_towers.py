@@ -138,7 +138,7 @@ def main() -> None:
             exact: torch.Tensor | None = None
             for precision in dict.fromkeys(("float32", *arguments.precisions)):
                 moved = tower.to(device, PRECISIONS[precision])
-                runner = ImageRunner(moved, preprocessing, Placement(device, size))
+                runner = ImageRunner(moved, preprocessing, Placement(device, size, graphed=device.type == "cuda"))
                 vectors = torch.nn.functional.normalize(runner.run(compared), dim=-1)
                 exact = vectors if exact is None else exact
                 if precision not in arguments.precisions:

@@ -62,7 +62,7 @@ class ProductEncoder:
         self._model = move_towers(model, device, precision)
         self._device = device
         self._lanes = Lanes() if device.type == "cpu" else None
-        placement = Placement(device, batch_size, self._lanes)
+        placement = Placement(device, batch_size, self._lanes, graphed=device.type == "cuda")
         texts = _text_runners(model.document_text, model.clip_text, parts, placement)
         if self.uses_text and not texts:
             raise ValueError(f"a {self.model} encoder without a text tower and its tokenizer cannot encode products")

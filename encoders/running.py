@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
+from encoders.cuda_graph import GraphedImageTower
 from encoders.errors import EncoderConfigError
 from encoders.image_decoding import AnyImage, image_pixels
 from encoders.image_tower import ClipTextTower, ImageTower
@@ -104,11 +105,15 @@ def compile_tower(tower: _Tower, *example: torch.Tensor) -> _Tower:
 
 
 class Placement(NamedTuple):
-    """Where and how towers run: in lanes by batches of fixed shape, without by batches of up to `batch_size`."""
+    """Where and how towers run: in lanes by batches of fixed shape, without by batches of up to `batch_size`.
+
+    `graphed`: image towers run as a CUDA graph over batches of exactly `batch_size`, the last one filled up.
+    """
 
     device: torch.device
     batch_size: int
     lanes: Lanes | None = None
+    graphed: bool = False
 
 
 class _Runner:
@@ -117,7 +122,7 @@ class _Runner:
     def __init__(self, tower: TextTower | ClipTextTower | ImageTower, placement: Placement) -> None:
         self.dim = tower.dim
         self._tower = tower
-        self._device, self._batch_size, self._lanes = placement
+        self._device, self._batch_size, self._lanes, self._graphed = placement
 
     def _compile(self, *example: torch.Tensor) -> None:
         # In a lane, where the generated code is made for one thread.
@@ -175,6 +180,8 @@ class ImageRunner(_Runner):
         super().__init__(tower, placement)
         self.preprocessing = preprocessing
         self._dtype = tower.mean.dtype
+        self._graph: GraphedImageTower | None = None
+        self._making_graph = threading.Lock()
 
     def compile(self) -> None:
         """Compiles the tower; raises EncoderConfigError where that cannot be done."""
@@ -188,6 +195,13 @@ class ImageRunner(_Runner):
             raise ValueError(
                 f"pixels are {pixels.dtype} {list(pixels.shape)}: expected uint8 [P, {', '.join(map(str, expected))}]"
             )
+        if self._graphed and len(pixels):
+            with self._making_graph:  # when the first pictures come, so that an encoder of texts alone holds no memory
+                if self._graph is None:
+                    self._graph = GraphedImageTower(
+                        self._tower, self._batch_size, self.preprocessing.size, self._device
+                    )
+            return self._graph.run(pixels)
         rows = np.arange(len(pixels))
         if self._lanes is not None:
             size = IMAGES_PER_BATCH[self._dtype]

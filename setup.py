@@ -13,6 +13,7 @@ REQUIREMENTS = [
     # Towers and their checkpoints
     "torch>=2.8,!=2.13.0",  # runs the towers; 2.13.0 was found without a torchvision that loads beside it
     "open_clip_torch>=3.2",  # CLIP image and text towers, with the preprocessing that their weights expect
+    "timm>=1.0.20",  # image towers of its own; open_clip builds on it too
     "transformers>=5.0",  # BERT text towers
     "tokenizers>=0.22",  # reads the tokenizer.json that travels with a published query encoder
     "safetensors>=0.5",  # weights without pickles
@@ -67,6 +68,7 @@ EXTRAS = {
     # The reference server: `pipelines.serve`
     "serve": [
         "fastapi>=0.120",  # routes, and OpenAPI from types
+        "starlette>=1.0",  # what FastAPI stands on: the gate in front of it speaks its types
         "uvicorn>=0.40",  # the web server
         "uvloop>=0.22; sys_platform != 'win32'",  # its event loop, twice as fast as Python's
         "httptools>=0.7",  # its HTTP parser in C
@@ -146,7 +148,7 @@ setup(
         "": ["*.md"],
         "encoders": ["pretrained/**/*"],
         "pipelines": ["**/*.html", "**/*.css", "**/*.js", "**/*.svg"],
-        "run_configs": ["*.yaml", "catalogs/*", "papers/*"],
+        "run_configs": ["*.yaml", "catalogs/*", "papers/*", "deploy/**/*"],
     },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

@@ -54,7 +54,7 @@ from pipelines.images.product_images import (
     decode_images,
     fetch_images,
 )
-from pipelines.indexing.precision_loss import cosines
+from pipelines.indexing.precision_loss import LossMeter
 from pipelines.indexing.product_table import WriteColumns, WritePlaces, columns_writer, places_writer
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary
 
@@ -283,9 +283,7 @@ class _ShardWork:
         files: ShardFiles,
         measured: int,
     ):
-        self._measured = measured
-        self._exact: ProductEncoder | None = None
-        self._cosines: list[float] = []
+        self._meter = LossMeter(encoder, measured, shard.rows)
         self._encoder, self._preparer, self._shard, self._files = encoder, preparer, shard, files
         self._letters: list[DeadLetter] = []
         self._known_images: list[KnownImage] = []
@@ -326,7 +324,7 @@ class _ShardWork:
             rejected=sum(letter.outcome == "rejected" for letter in letters),
             by_reason=dict(Counter(f"{letter.outcome}: {letter.reason}" for letter in letters)),
             revisable=self._revisable,
-            cosines=self._cosines,
+            cosines=self._meter.cosines,
             seconds={step: round(seconds, 4) for step, seconds in self._timer.seconds.items()}
             | {"wall": perf_counter() - started},
             **counts,
@@ -420,28 +418,16 @@ class _ShardWork:
             self._embed_images(batch.pixels)
         if len(new):
             vectors[new] = self._run_towers(batch, rows[new])
-            if len(self._cosines) < self._measured:
+            if self._meter.wants_more:
                 self._measure(batch, rows[new], vectors[new])
         return vectors
 
     def _measure(self, batch: PreparedBatch, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Compares a share of the vectors at `rows` with their vectors in float32."""
-        whole = [all(digest in batch.pixels for digest in batch.rows.digests[row]) for row in rows]
-        candidates = np.flatnonzero(whole)
-        share = -(-self._measured * len(rows) // max(1, self._shard.rows or len(rows)))
-        count = min(share, self._measured - len(self._cosines), len(candidates))
-        if not count:
-            return
-        if self._exact is None and self._encoder.load_exact is not None:
-            self._exact = self._encoder.load_exact()
-        chosen = candidates[np.linspace(0, len(candidates) - 1, count).astype(int)]
+        """Shows the meter the vectors at `rows` whose images were all decoded in this batch."""
+        chosen = [place for place, row in enumerate(rows) if batch.pixels.keys() >= set(batch.rows.digests[row])]
         images = [[batch.pixels[digest] for digest in batch.rows.digests[row]] for row in rows[chosen]]
-        texts = [
-            None if self._encoder.text_is_fallback and shown else batch.texts[batch.rows.products[row]]
-            for row, shown in zip(rows[chosen], images, strict=True)
-        ]
-        if self._exact is not None:
-            self._cosines += cosines(self._exact, texts, images, vectors[chosen])
+        texts = [batch.texts[product] for product in batch.rows.products[rows[chosen]]]
+        self._meter.measure(texts, images, vectors[chosen])
 
     def _embed_images(self, pixels: dict[bytes, np.ndarray]) -> None:
         """Runs the image tower over images that this shard has not met before, given by digest."""

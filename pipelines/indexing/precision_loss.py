@@ -42,6 +42,39 @@ class Measuring:
         return (number + 1) * self.products // measuring - number * self.products // measuring
 
 
+class LossMeter:
+    """Measures some products of one shard; the towers in float32 are loaded when the first are there.
+
+    Attributes:
+        cosines: Of those that were measured.
+    """
+
+    def __init__(self, encoder: ProductEncoder, products: int, rows: int | None) -> None:
+        self._encoder, self._products, self._rows = encoder, products, rows
+        self._exact: ProductEncoder | None = None
+        self.cosines: list[float] = []
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether the shard's share is not measured yet."""
+        return len(self.cosines) < self._products
+
+    def measure(self, texts: Sequence[str | None], images: Sequence[Sequence[np.ndarray]], vectors: np.ndarray) -> None:
+        """Measures a share of `vectors` `[n, D]`, made of these texts and decoded images, evenly spread."""
+        share = -(-self._products * len(vectors) // max(1, self._rows or len(vectors)))
+        count = min(share, self._products - len(self.cosines), len(vectors))
+        if not count or self._encoder.load_exact is None:
+            return
+        self._exact = self._exact or self._encoder.load_exact()
+        chosen = np.linspace(0, len(vectors) - 1, count).astype(int)
+        shown = [images[place] for place in chosen]
+        said = [
+            None if self._encoder.text_is_fallback and pictures else texts[place]
+            for place, pictures in zip(chosen, shown, strict=True)
+        ]
+        self.cosines += cosines(self._exact, said, shown, vectors[chosen])
+
+
 def cosines(
     exact: ProductEncoder, texts: Sequence[str | None], images: Sequence[Sequence[np.ndarray]], vectors: np.ndarray
 ) -> list[float]:

@@ -114,10 +114,10 @@ def file_imports(house: House) -> dict[str, set[str]]:
 def way_of(types: Iterable[str], house: House) -> list[str]:
     """The modules of the indexing job that define or import one of these types, without the packages' `__init__`.
 
-    Evaluation and training read catalogs too, with configurations of their own.
+    Evaluation and training read catalogs too, and the server fetches pictures, with configurations of their own.
     """
     wanted = set(types)
-    others = ("pipelines.evaluation", "pipelines.evaluate", "pipelines.train")
+    others = ("pipelines.evaluation", "pipelines.evaluate", "pipelines.train", "pipelines.serve")
     return [
         module
         for module, names in house.names.items()

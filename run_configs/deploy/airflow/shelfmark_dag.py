@@ -1,4 +1,4 @@
-"""The nightly run as an Airflow DAG: copy it into the dags folder. Airflow and Shelfmark may have environments apart."""
+"""The nightly run as an Airflow DAG: copy it into the dags folder. Airflow may have an environment of its own."""
 
 from __future__ import annotations
 

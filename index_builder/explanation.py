@@ -208,7 +208,7 @@ def why_not(asked: Asked, product_id: str, start: int, stop: int, parts: Mapping
     last = float(scores[start:stop].min()) if stop <= (found >= 0).sum() and stop > start else None
     rank, member = _place(asked, row)
     below = WhyNot(product_id=product_id, status="below_k", rank=rank, last_score=last, explanation=explained)
-    if rank is not None and rank <= stop:
+    if rank is not None and rank <= max(start, stop):
         status: WhyStatus = "found" if rank > start else "earlier_page"
         if member != row and member not in rows:
             best = state.products.take(np.array([member]), "product_id")[0].as_py()

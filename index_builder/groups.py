@@ -83,9 +83,14 @@ class RowGroups:
         return cls(np.concatenate([[0], np.cumsum(another.to_numpy(), dtype=np.int32)]).astype(np.int32))
 
     @cached_property
+    def count(self) -> int:
+        """Groups, G."""
+        return int(np.count_nonzero(self.sizes))
+
+    @property
     def mean_members(self) -> float:
         """Rows of a group, on average."""
-        return len(self.codes) / max(1, int(np.count_nonzero(self.sizes)))
+        return len(self.codes) / max(1, self.count)
 
     @cached_property
     def _members(self) -> tuple[np.ndarray, np.ndarray]:

@@ -254,7 +254,8 @@ class IndexReader:
         selection = None if filter is None else state.filters.select(filter)
         ranking = Ranking(state.search, state.refine, queries, probes, factor, selection, first_depth)
         # More than N cannot be found, and FAISS reserves memory for k.
-        return Asked(state, ranking, filter, column), offset, min(offset + k, ranking.total)
+        most = ranking.total if column is None else min(ranking.total, state.groups.by(column).count)
+        return Asked(state, ranking, filter, column), offset, min(offset + k, most) if offset < most else 0
 
     def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """The vectors of products, float32 [n, D], of length 1: from the refine codes where there are some, else from

@@ -99,7 +99,8 @@ def test_a_product_that_is_found(readers) -> None:
     assert (found.status, found.rank) == ("found", 4)
     assert found.explanation is not None
     assert set(found.explanation.parts) == {"text", "image"}
-    assert reader.why_not(ids[3], QUERIES[0], 3, offset=5).status == "earlier_page"
+    for offset in (5, ROWS, ROWS + 7):
+        assert reader.why_not(ids[3], QUERIES[0], 3, offset=offset).status == "earlier_page"
 
 
 def test_a_product_that_is_not_there(readers) -> None:

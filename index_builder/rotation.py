@@ -30,7 +30,7 @@ from index_builder.spec import IndexSpec
 
 SHAPED_BY_RESIDUALS = 0.25
 """Power of the residuals' variances that products ask by (1,000,000 titles: 0.25 finds as much as 0.5, more than 0)."""
-QUERY_FLOOR = 0.01
+QUERY_FLOOR = 0.1
 """Energy that queries are taken to have in every direction, as a share of their mean."""
 _ORTHONORMAL = 1e-4
 _SMALLEST_SHARE = 1e-9

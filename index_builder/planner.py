@@ -183,6 +183,11 @@ def plan_sample(config: IndexConfig, spec: IndexSpec, rows: int) -> SamplePlan:
     return SamplePlan(training_share=share, query_share=query_share, training_rows=training_rows, queries=queries)
 
 
+def is_open(config: IndexConfig) -> bool:
+    """Whether the config leaves the bytes of a vector to the target."""
+    return config.factory == "auto" and config.bytes_per_vector is None and config.refine == "auto"
+
+
 def plan_refinement(config: IndexConfig, spec: IndexSpec) -> RefineKind:
     """The refinement to build for an index.
 

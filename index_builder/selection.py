@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from index_builder.codec import CodecInfo, build_codec, open_codec
 from index_builder.drift import shaping_queries
 from index_builder.held_out import HeldOut
-from index_builder.planner import BYTES_PER_DIM, ID_BYTES, Candidate
+from index_builder.planner import BYTES_PER_DIM, ID_BYTES, Candidate, is_open
 from index_builder.reachable import Reachable, reachable, refined_recall
 from index_builder.sampling import ShardSample, read_training
 from index_builder.spec import IndexConfig, RefineKind
@@ -46,11 +46,6 @@ class Settled:
     refine: RefineKind
     reason: str = ""
     reach: Reachable | None = None
-
-
-def is_open(config: IndexConfig) -> bool:
-    """Whether the config leaves the bytes of a vector to the target."""
-    return config.factory == "auto" and config.bytes_per_vector is None and config.refine == "auto"
 
 
 def choose_candidate(

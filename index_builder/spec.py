@@ -50,8 +50,9 @@ class IndexConfig:
             held-out products before the index is built, within `server_memory_mb`.
         server_memory_mb: megabytes of codes, ids and refine codes that a server may be given by such a choice. What it
             maps from disk counts. The smallest index is built whatever it takes.
-        target_recall: the least share of true neighbours that search should find. The bytes of a product
-            (`bytes_per_vector: null`) and `nprobe` are chosen for it; where it is not reached, the run says what would.
+        target_recall: the least share of true neighbours that search should find. `nprobe` is chosen for it, and with
+            `bytes_per_vector: null` the bytes of a product: it then holds at k and at 100. Where it is not reached, the
+            run says what would.
         refine: a second file to re-rank from: `sq8` (a byte a dimension), `fp16` (two), `none`; `auto`: the one that
             `target_recall` needs, or for which a given `bytes_per_vector` has room. One that is named comes on top of
             `bytes_per_vector`.

@@ -23,7 +23,7 @@ from index_builder import storage
 from index_builder.exact_search import FILTERED_QUERIES, GroundTruth
 from index_builder.faiss_files import faiss_threads, opened_indexes
 from index_builder.held_out import RECALL_DEPTHS, HeldOut
-from index_builder.planner import probes_per_factor
+from index_builder.planner import is_open, probes_per_factor
 from index_builder.reachable import Reachable, probe_steps, refined_recall, without
 from index_builder.sampling import QuerySet, ShardSample
 from index_builder.shard_search import RefineCodes, RowSelection, ShardSearch, search_refined
@@ -32,6 +32,8 @@ from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 TIMED_QUERIES = 100
 TIMED_FILTERED = 20
 REFINE_FACTORS = (2, 4, 8, 16)
+DEEP = "100"
+"""Where the config leaves the bytes to the target, it holds at this depth too: pages and re-rankers look so far."""
 SMALLEST_GAIN = 0.001
 """Recall that twice the probes must bring for the measuring to go on."""
 SMALLEST_SHARE = 0.01
@@ -57,16 +59,24 @@ class SearchMeasurement:
     refine_factor: int = 0
     recalls: dict[str, float] = field(default_factory=dict)
 
+    def least_recall(self, deep: bool) -> float:
+        """What is held against the target: recall k@k, and with `deep` that at 100 too, if it is less."""
+        return min(self.recall, self.recalls.get(DEEP, self.recall)) if deep else self.recall
+
 
 @dataclass(frozen=True, slots=True)
 class SearchChoice:
-    """The chosen setting, what was measured with it, and whether its recall reaches the target."""
+    """The chosen setting, what was measured with it, and whether its recall reaches the target.
+
+    `deep_recall`: recall 100@100, where that was held against the target too.
+    """
 
     nprobe: int
     recall: float
     latency_ms: float
     reached: bool
     refine_factor: int = 0
+    deep_recall: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,13 +134,13 @@ def measure_index(
         reach: what the codes alone can reach, None for an exact index; `kind`: what the refine files hold.
         wanted: recall below which remedies are looked for, if it is above the target.
     """
-    target, k = config.target_recall, config.k
+    target, k, deep = config.target_recall, config.k, is_open(config)
     ceiling = reach.by_codes if reach and kind == "none" else refined_recall(held, samples, kind, k)
     with _opened(index_uris, refine_uris) as (shards, codes):
-        search = _Search(shards, codes, k, held.queries, held.truth)
+        search = _Search(shards, codes, k, held.queries, held.truth, deep=deep)
         table = _measured(search, target, reach, ceiling)
         factor_cost = probes_per_factor(spec, kind, shards.rows, k)
-        chosen = choose_search(table, target, probes_per_factor=factor_cost)
+        chosen = choose_search(table, target, probes_per_factor=factor_cost, deep=deep)
         remedies: tuple[Remedy, ...] = ()
         if reach is not None and chosen.recall < max(target, wanted):
             remedies = _remedies(search, kind, max(target, wanted), table, held, reach, samples)
@@ -175,7 +185,8 @@ def _measured(
         if reach is not None and hopeless and measured and nprobe > reach.reasonable:
             break
         measured += search.measure_factors(nprobe, target)
-        best = {row.nprobe: row.recall for row in sorted(measured, key=lambda row: row.recall)}
+        recalls = [(row.least_recall(search.deep), row.nprobe) for row in measured]
+        best = {nprobe: recall for recall, nprobe in sorted(recalls)}
         if any(recall >= target for earlier, recall in best.items() if earlier < nprobe):
             break
         half = [earlier for earlier in best if earlier * 2 <= nprobe]
@@ -247,21 +258,23 @@ def _filtered(search: _Search, held: HeldOut, chosen: SearchChoice) -> Iterator[
 
 
 def choose_search(
-    measured: Sequence[SearchMeasurement], target_recall: float, *, probes_per_factor: float = 0.0
+    measured: Sequence[SearchMeasurement], target_recall: float, *, probes_per_factor: float = 0.0, deep: bool = False
 ) -> SearchChoice:
     """The cheapest setting that reaches the target; where none does, the cheapest within 0.005 of the best recall.
 
-    `probes_per_factor` is the number of lists that could be probed for what a `refine_factor` of 1 costs.
+    `probes_per_factor` is the number of lists that could be probed for what a `refine_factor` of 1 costs. With `deep`
+    the target holds for recall 100@100 too.
     """
 
     def cost(row: SearchMeasurement) -> tuple[float, int]:
         return row.nprobe + probes_per_factor * row.refine_factor, row.nprobe
 
-    best = max(row.recall for row in measured)
+    best = max(row.least_recall(deep) for row in measured)
     enough = target_recall if best >= target_recall else best - RECALL_GIVEN_UP
-    row = next(row for row in sorted(measured, key=cost) if row.recall >= enough)
-    reached = row.recall >= target_recall
-    return SearchChoice(row.nprobe, row.recall, row.latency_ms, reached, row.refine_factor)
+    row = next(row for row in sorted(measured, key=cost) if row.least_recall(deep) >= enough)
+    reached = row.least_recall(deep) >= target_recall
+    deep_recall = row.recalls.get(DEEP) if deep else None
+    return SearchChoice(row.nprobe, row.recall, row.latency_ms, reached, row.refine_factor, deep_recall)
 
 
 @dataclass(frozen=True)
@@ -272,16 +285,17 @@ class _Search:
     queries: QuerySet
     truth: GroundTruth
     selection: RowSelection | None = None
+    deep: bool = False
 
     def measure_factors(self, nprobe: int, target_recall: float) -> list[SearchMeasurement]:
         """One `nprobe` at growing `refine_factor`, until it reaches the target or more candidates bring nothing."""
         measured = [self.measure(nprobe, 0)]
         # Re-ranking k candidates for k neighbours would find the same ones.
         for factor in REFINE_FACTORS if self.codes is not None else ():
-            if measured[-1].recall >= target_recall:
+            if measured[-1].least_recall(self.deep) >= target_recall:
                 break
             measured.append(self.measure(nprobe, factor))
-            if measured[-1].recall - measured[-2].recall < SMALLEST_GAIN:
+            if measured[-1].least_recall(self.deep) - measured[-2].least_recall(self.deep) < SMALLEST_GAIN:
                 break
         return measured
 

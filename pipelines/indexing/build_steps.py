@@ -34,6 +34,7 @@ from index_builder.planner import (
     candidates,
     check_memory,
     check_rows,
+    is_open,
     plan_adds,
     plan_index,
     plan_refinement,
@@ -41,7 +42,7 @@ from index_builder.planner import (
 )
 from index_builder.refine import StoredKind, write_refine_codes
 from index_builder.sampling import ShardSample, write_sample
-from index_builder.selection import choose_candidate, is_open, settle
+from index_builder.selection import choose_candidate, settle
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import FilteredMeasurement, Remedy, SearchChoice, SearchMeasurement, measure_index
 from index_builder.verify import measure_resident_bytes, verify_index, verify_refine_codes

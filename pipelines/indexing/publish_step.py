@@ -198,6 +198,8 @@ def _missed_target(run: RunContext, build: FinishedBuild) -> str:
         return ""
     tried = " and ".join(f"{remedy.option} measures {remedy.recall:.4f}" for remedy in build.remedies)
     found = f"index.target_recall {run.index.target_recall:g} is not reached: recall is {build.chosen.recall:.4f}"
+    if build.chosen.deep_recall is not None:
+        found += f", at 100 {build.chosen.deep_recall:.4f}"
     return f"{found}; {tried or 'this index finds no more with more probes'}"
 
 

@@ -12,10 +12,10 @@ from index_builder.codec import CodecInfo, open_codec, train_codec
 from index_builder.embedding_shards import NumberedShard
 from index_builder.exact_search import FILTERED_QUERIES
 from index_builder.held_out import HeldOut, find_held_out
-from index_builder.planner import candidates, plan_sample
+from index_builder.planner import candidates, is_open, plan_sample
 from index_builder.reachable import reachable, refined_recall, without
 from index_builder.sampling import ShardSample, write_sample
-from index_builder.selection import choose_candidate, fits, is_open, settle
+from index_builder.selection import choose_candidate, fits, settle
 from index_builder.spec import IndexConfig, IndexSpec
 from index_builder.tuning import measure_index, measure_search
 from tests.index_builder.builds import build_index, clustered, write_shards

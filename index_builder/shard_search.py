@@ -173,7 +173,7 @@ class ShardSearch:
             ivf = ivf_of(index)
             kept = np.empty((1, ivf.d), np.float32)
             for number, row in enumerate(rows.tolist()):
-                list_number = int(self._list_of_row[row])
+                list_number = self.list_of(row)
                 size, lists = ivf.invlists.list_size(list_number), ivf.invlists
                 ids = lists.get_ids(list_number)
                 places = np.flatnonzero(faiss.rev_swig_ptr(ids, size) == row) if size else np.empty(0)

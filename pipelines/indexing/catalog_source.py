@@ -354,9 +354,9 @@ def embedding(
     decode: DecodeConfig,
     encoder: EncoderConfig,
     previous: PreviousVersion | None,
-    measuring: Measuring,
-    precision_is_chosen: bool,
     load_encoder: Callable[[EncoderConfig], ProductEncoder] = load_product_encoder,
+    measuring: Measuring | None = None,
+    precision_is_chosen: bool = False,
 ) -> Iterator[MakeShard]:
     """A `transforms.ShardMaker`: loads the encoder, and starts the threads that read products up to it."""
     if precision_is_chosen:
@@ -368,7 +368,7 @@ def embedding(
     with closing(opened) as preparer:
 
         def make(task: ShardTask, on_progress: Callable[[int], None]) -> ShardSummary:
-            measured = measuring.of_shard(task.position)
+            measured = measuring.of_shard(task.position) if measuring is not None else 0
             return embed_shard(towers, preparer, task.rows, task.files, measured=measured, on_progress=on_progress)
 
         yield make

@@ -84,7 +84,7 @@ def imported_shards(config: EmbeddingsConfig, work_uri: str) -> ShardPlan:
     described = [[absolute(uri) for uri in uris], config.vector_field, config.normalize, dim]
     fingerprint = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
     encoder = EncoderSummary(model="", fingerprint=fingerprint, dim=dim)
-    query_encoder = None if config.encoder is None else encoders.EncoderConfig(uri=config.encoder)
+    query_encoder = None if config.encoder is None else encoders.EncoderConfig(uri=config.encoder, precision="float32")
     if query_encoder is not None:
         found = encoders.check_encoder(query_encoder)
         if found.dim != dim:

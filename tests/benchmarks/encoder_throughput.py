@@ -65,6 +65,7 @@ def main() -> None:
         clip_tower=TowerSpec(library="open_clip", checkpoint=CHECKPOINT),
         batch_size=arguments.batch_size,
         device=arguments.device,
+        precision="float32",
     )
     ours, device = load_product_encoder(config), resolve_device(arguments.device)
     plain = resolve_encoder(config).load().model

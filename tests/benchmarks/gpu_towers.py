@@ -1,12 +1,14 @@
 """Pictures a second through image towers on a GPU: from its memory, from the host's, and from JPEG as a night reads.
 
     python -m tests.benchmarks.gpu_towers [--towers NAME ...] [--precisions P ...] [--batch-size B] [--seconds S]
-                                          [--side PIXELS] [--decode-threads N] [--device D] [--compile]
+                                          [--side PIXELS] [--decode-threads N] [--decode-processes N]
+                                          [--device D] [--compile]
 
 Towers have random weights and the shapes of open_clip's configs: speed does not depend on the weights. "resident" runs
 the bare tower over one batch of uint8 pixels in the device's memory; "host" is `ImageRunner.run` over pixels in the
-host's; "JPEG" decodes with `decode_image` on threads, ahead of the tower, 1,024 pictures at a time. "busy" is the
-resident time of the pictures over the time that they took from JPEG. "of matmul" is the tower's multiplications by
+host's; "JPEG" decodes with `decode_image` on threads, ahead of the tower, 1,024 pictures at a time; with
+`--decode-processes` on processes, into memory that they share with this one and the device reads directly. "busy" is
+the resident time of the pictures over the time that they took from JPEG. "of matmul" is the tower's multiplications by
 torch's own count over the rate of a product of two 8192 x 8192 matrices in the same precision. "cores needed" would
 feed the resident rate. "same bits" is the share of 512 vectors that come out the same in another order. The cosine is
 that of 512 vectors to those in float32 (mean, 1st percentile).
@@ -18,8 +20,13 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from functools import partial
 from itertools import cycle, islice
+from multiprocessing import get_context
+from multiprocessing.pool import AsyncResult
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -43,6 +50,7 @@ COMPARED = 512
 CALLS_AHEAD = 2
 PICTURES_A_CALL = 1024
 """As a night hands them to the tower: the rows of a batch of the catalog."""
+GROUPS, BATCHES_OF_GROUP, IMAGES_OF_TASK = 3, 4, 32
 
 
 def image_tower(name: str) -> tuple[ImageTower, ImagePreprocessing]:
@@ -96,6 +104,73 @@ def decoded_batches(
         yield np.stack([future.result() for future in ahead.pop(0)])
 
 
+class SharedBatches:
+    """Groups of batches that processes decode into shared memory, without end; a group that was given out is filled
+    again when the next one is asked for.
+    """
+
+    def __init__(
+        self,
+        jpegs: list[bytes],
+        preprocessing: ImagePreprocessing,
+        batch_size: int,
+        processes: int,
+        device: torch.device,
+    ) -> None:
+        self._items = BATCHES_OF_GROUP * batch_size
+        size = preprocessing.size
+        shape = (GROUPS, self._items, 3, size, size)
+        self._memory = SharedMemory(create=True, size=int(np.prod(shape)))
+        self._pixels = np.ndarray(shape, np.uint8, self._memory.buf)
+        if device.type == "cuda":  # so that the device copies from there, while the tower runs
+            torch.cuda.cudart().cudaHostRegister(self._pixels.ctypes.data, self._pixels.nbytes, 0)
+        self._device = device
+        context = get_context("spawn")
+        self._pool = context.Pool(processes, _attach, (self._memory.name, shape, jpegs, preprocessing))
+        self._groups: list[AsyncResult] = [self._fill(group) for group in range(GROUPS)]
+        self._turn, self._given = 0, -1
+
+    def __next__(self) -> np.ndarray:
+        """uint8 `[items, 3, S, S]`, good until the next call."""
+        if self._given >= 0:
+            self._groups[self._given] = self._fill(self._given)
+        self._groups[self._turn].get()
+        self._given, self._turn = self._turn, (self._turn + 1) % GROUPS
+        return self._pixels[self._given]
+
+    def close(self) -> None:
+        """Ends the processes and frees the memory."""
+        self._pool.terminate()
+        self._pool.join()
+        if self._device.type == "cuda":
+            torch.cuda.cudart().cudaHostUnregister(self._pixels.ctypes.data)
+        del self._pixels
+        self._memory.close()
+        self._memory.unlink()
+
+    def _fill(self, group: int) -> AsyncResult:
+        starts = range(0, self._items, IMAGES_OF_TASK)
+        tasks = [(group, start, min(start + IMAGES_OF_TASK, self._items)) for start in starts]
+        return self._pool.map_async(_decode_into, tasks, chunksize=1)
+
+
+_ATTACHED: dict[str, object] = {}
+
+
+def _attach(name: str, shape: tuple[int, ...], jpegs: list[bytes], preprocessing: ImagePreprocessing) -> None:
+    torch.set_num_threads(1)
+    memory = SharedMemory(name=name)
+    pixels = np.ndarray(shape, np.uint8, memory.buf)
+    _ATTACHED.update(memory=memory, pixels=pixels, jpegs=jpegs, preprocessing=preprocessing)
+
+
+def _decode_into(task: tuple[int, int, int]) -> None:
+    group, start, stop = task
+    pixels, jpegs, preprocessing = (_ATTACHED[name] for name in ("pixels", "jpegs", "preprocessing"))
+    for row in range(start, stop):
+        pixels[group, row] = decode_image(jpegs[row % len(jpegs)], preprocessing, 1 << 30)  # type: ignore[index, arg-type]
+
+
 def main() -> None:
     """Measures and prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,6 +180,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--side", type=int, default=800)
     parser.add_argument("--decode-threads", type=int, default=16)
+    parser.add_argument("--decode-processes", type=int, default=0)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
@@ -165,15 +241,20 @@ def main() -> None:
                 def from_host(runner: ImageRunner = runner, pixels: np.ndarray = pixels) -> int:
                     return len(runner.run(pixels))
 
-                # As a night does: another thread puts the batches together.
-                batches = prefetch(decoded_batches(jpegs, preprocessing, PICTURES_A_CALL, pool), name="decoder")
+                processes = arguments.decode_processes
+                batches: Any
+                if processes:
+                    batches = SharedBatches(jpegs, preprocessing, size, processes, device)
+                else:  # as a night does: another thread puts the batches together
+                    batches = prefetch(decoded_batches(jpegs, preprocessing, PICTURES_A_CALL, pool), name="decoder")
 
-                def from_jpeg(runner: ImageRunner = runner, batches: Iterator[np.ndarray] = batches) -> int:
+                def from_jpeg(runner: ImageRunner = runner, batches: Any = batches) -> int:
                     return len(runner.run(next(batches)).cpu())
 
-                at_rest, host, whole = (
-                    rate(way, arguments.seconds, device) for way in (resident, from_host, from_jpeg)
-                )
+                with closing(batches) if isinstance(batches, SharedBatches) else nullcontext():
+                    at_rest, host, whole = (
+                        rate(way, arguments.seconds, device) for way in (resident, from_host, from_jpeg)
+                    )
                 cosines = (vectors * exact).sum(-1)
                 share = at_rest * counter.get_total_flops() / products[precision]
                 console.print(f"{name} {precision}: {at_rest:,.0f} resident, {whole:,.0f} from JPEG a second")

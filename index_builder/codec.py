@@ -196,7 +196,7 @@ def _shaped(
     if queries is not None:
         queries = rotated(queries, principal)
         queries -= centroids[assigner.assign(queries)]
-    transform = shaped_rotation(principal, residuals, spec, queries)
+    transform = shaped_rotation(principal, vectors, residuals, spec, queries)
     further = columns_of(principal).T @ documents_map(transform)[0]
     return transform, vectors @ further, centroids @ further
 

@@ -2,7 +2,8 @@
 
 `auto`, by rows: below `EXACT_BELOW_ROWS` exact search; else a map to four dimensions a sub-quantizer (fewer where D is
 small), about 4 * sqrt(rows) inverted lists, and corrected PQ codes (product_quantizer.py) of `bytes_per_vector`, less
-what a second file to re-rank from takes (refine.py). That follows what was measured, see README.md. An explicit factory string is taken as it is, and refused before any work where the catalog is
+what a second file to re-rank from takes (refine.py). That follows what was measured, see README.md. An explicit factory
+string is taken as it is, and refused before any work where the catalog is
 too small to train it. Should so many products be rejected on the way that the rest is too small, it is built with fewer
 lists, or of vectors as they are, with a line in the log: the run is not lost.
 

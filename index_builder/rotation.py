@@ -30,7 +30,7 @@ from index_builder.spec import IndexSpec
 
 SHAPED_BY_RESIDUALS = 0.25
 """Power of the residuals' variances that products ask by (1,000,000 titles: 0.25 finds as much as 0.5, more than 0)."""
-QUERY_FLOOR = 0.01
+QUERY_FLOOR = 0.1
 """Energy that queries are taken to have in every direction, as a share of their mean."""
 _ORTHONORMAL = 1e-4
 _SMALLEST_SHARE = 1e-9
@@ -60,13 +60,17 @@ def train_rotation(
 
 
 def shaped_rotation(
-    principal: faiss.LinearTransform, residuals: np.ndarray, spec: IndexSpec, queries: np.ndarray | None = None
+    principal: faiss.LinearTransform,
+    vectors: np.ndarray,
+    residuals: np.ndarray,
+    spec: IndexSpec,
+    queries: np.ndarray | None = None,
 ) -> faiss.LinearTransform:
     """The map of queries in front of a corrected PQ, from that to the principal axes.
 
     Args:
-        residuals: what the centroids leave over of vectors behind `principal`, float32 [n, d].
-        queries: the same of queries, float32 [Q, d]; None: the catalog's products ask.
+        vectors, residuals: behind `principal`, and what the centroids leave over of them: float32 [n, d].
+        queries: what centroids leave over of queries, float32 [Q, d]; None: the catalog's products ask.
     """
     axes = faiss.vector_to_array(principal.A).reshape(principal.d_out, principal.d_in).astype(np.float64)
     if queries is None:
@@ -74,14 +78,14 @@ def shaped_rotation(
         stretched = (variances / np.exp(np.log(variances).mean())) ** (SHAPED_BY_RESIDUALS / 2)
         documents, asked = np.diag(stretched), np.diag(1 / stretched)
     else:
-        seen = queries.astype(np.float64).T @ queries / len(queries)
-        energies, turn = np.linalg.eigh(seen)
-        energies += QUERY_FLOOR * energies.mean()
-        root = turn * np.sqrt(energies / energies.mean())
-        # Of what is stretched so, the kept axes are those of most energy.
-        left = residuals.astype(np.float64) @ root
-        kept = np.linalg.eigh(left.T @ left)[1][:, ::-1][:, : spec.rotation_dim]
-        documents, asked = root @ kept, (turn / np.sqrt(energies / energies.mean())) @ kept
+        with threadpool_limits(1, user_api="blas"):  # the same bits on any number of cores
+            energies, turn = np.linalg.eigh(queries.astype(np.float64).T @ queries / len(queries))
+            energies += QUERY_FLOOR * energies.mean()
+            root, inverse = (turn * (energies / energies.mean()) ** power for power in (0.5, -0.5))
+            # Of what is stretched so, the kept axes are those of most energy.
+            seen = vectors.astype(np.float64) @ root
+            kept = np.linalg.eigh(seen.T @ seen)[1][:, ::-1][:, : spec.rotation_dim]
+            documents, asked = root @ kept, inverse @ kept
     variances = _variances(residuals @ documents)
     largest = np.argsort(-variances, kind="stable")
     order = allocate_eigenvalues(variances[largest], spec.pq_m, spec.dims_per_code)

@@ -40,6 +40,8 @@ from tests.benchmarks.machine import command_line, machine_line
 K = 100
 BLOCK_ROWS = 16_384
 BOUND_QUERIES = 60
+CODE_SAMPLE_ROWS = 40_000
+"""Vectors that rotations and codes are trained on."""
 REFINED = (2, 4)
 """Candidates that are re-ranked for each neighbour."""
 
@@ -77,6 +79,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1000, help="fewer: only the lists that they probe are encoded")
     parser.add_argument("--only", default="", help="a regular expression that names match")
     parser.add_argument("--factories", nargs="*", default=[], help="further ones, without their lists")
+    parser.add_argument("--shaping", type=Path, help="further queries, .npy: auto is also shaped for them")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     print(command_line(), machine_line("faiss-cpu", "numpy"), sep="\n")
@@ -91,7 +94,8 @@ def main() -> None:
         print("| code | bytes | 100@100 | 10@10 | ms | distortion | over bound | us to encode |")
         print("|---|---|---|---|---|---|---|---|")
         points = []
-        for point in measured(lists, arguments.bytes, arguments.only, arguments.factories):
+        shaping = None if arguments.shaping is None else np.load(arguments.shaping)
+        for point in measured(lists, arguments.bytes, arguments.only, arguments.factories, shaping):
             points.append(point)
             print(point, flush=True)
     if arguments.plot:
@@ -128,8 +132,9 @@ class VectorLists:
         random = np.random.default_rng(0)
         lists = lists or planned.lists
         drawn = random.choice(rows, min(rows, max(TRAINING_ROWS_PER_LIST * lists, 50_000)), replace=False)
-        self.sample = self.vectors[np.sort(drawn)]
-        self.centroids = train_centroids(self.sample, lists, seed=0)
+        sample = self.vectors[np.sort(drawn)]
+        self.centroids = train_centroids(sample, lists, seed=0)
+        self.sample = sample[:: max(1, len(sample) // CODE_SAMPLE_ROWS)]
         assigner = ListAssigner(self.centroids)
         blocks = [np.arange(start, min(start + BLOCK_ROWS, rows)) for start in range(0, rows, BLOCK_ROWS)]
         self.lists = np.concatenate([assigner.assign(self.vectors[block]) for block in blocks])
@@ -179,7 +184,9 @@ class VectorLists:
         )  # type: ignore[return-value]
 
 
-def measured(lists: VectorLists, sizes: list[int], only: str, further: list[str]) -> Iterator[Point]:
+def measured(
+    lists: VectorLists, sizes: list[int], only: str, further: list[str], shaping: np.ndarray | None
+) -> Iterator[Point]:
     """Every code of each size that fits, the bound at that size, and codes with vectors to re-rank from."""
     dim, wanted = lists.vectors.dim, re.compile(only)
     for size in sizes:
@@ -188,6 +195,8 @@ def measured(lists: VectorLists, sizes: list[int], only: str, further: list[str]
         for kind, factory in dict(factories(size, dim)).items():
             if wanted.search(factory):
                 yield from measure(lists, kind, factory, refined=kind == "auto" and size <= dim // 4)
+            if kind == "auto" and shaping is not None and "+1" in factory:
+                yield from measure(lists, "auto, shaped", factory, shaping=shaping)
     for factory in ("SQ8", *further):
         if wanted.search(factory):
             yield from measure(lists, "SQ8" if factory == "SQ8" else "other", factory)
@@ -208,13 +217,15 @@ def factories(size: int, dim: int) -> Iterator[tuple[str, str]]:
             yield f"RaBitQ {bits} bit", f"{'RR' if dims == dim else f'PCAR{dims}'},RaBitQ{bits if bits > 1 else ''}"
 
 
-def measure(lists: VectorLists, kind: str, factory: str, *, refined: bool = False) -> Iterator[Point]:
+def measure(
+    lists: VectorLists, kind: str, factory: str, *, refined: bool = False, shaping: np.ndarray | None = None
+) -> Iterator[Point]:
     """Trains, encodes and searches one code, and re-ranks its candidates from 8 bits a dimension."""
     before, _, code = factory.rpartition(",")
     spec = IndexSpec.parse(",".join(filter(None, [before, f"IVF{len(lists.centroids)}", code])), lists.vectors.dim)
     if spec.lists >= HNSW_FROM_LISTS:
         spec = replace(spec, hnsw_links=HNSW_LINKS)
-    index = build_codec(lists.sample, spec, seed=0, centroids=lists.centroids)
+    index = build_codec(lists.sample, spec, seed=0, queries=shaping, centroids=lists.centroids)
     encoder = BlockEncoder(index)
     overhead = len(faiss.serialize_index(index))
     seconds, errors, energy = 0.0, 0.0, 0.0
@@ -235,7 +246,7 @@ def measure(lists: VectorLists, kind: str, factory: str, *, refined: bool = Fals
         parameters = faiss.SearchParametersPreTransform(index_params=parameters)
     found = searched.search(lists.queries, K, params=parameters)[1]
     point = Point(
-        name=factory,
+        name=factory if shaping is None else f"{factory}, shaped for queries",
         kind=kind,
         stored=spec.code_bytes + 8 + overhead / len(lists.vectors),
         recall_100=lists.recalls(found)[0],
@@ -260,10 +271,10 @@ def re_ranked(lists: VectorLists, index: faiss.Index, parameters: object, point:
         for number, (query, rows) in enumerate(zip(lists.queries, candidates, strict=True)):
             rows = np.sort(rows[rows >= 0])
             codes = quantizer.sa_encode(lists.vectors[rows])
-            started = time.perf_counter()
+            started = time.thread_time()
             scores = quantizer.sa_decode(codes) @ query
             found[number] = rows[np.argsort(-scores, kind="stable")[:K]]
-            milliseconds.append(1000 * (time.perf_counter() - started))
+            milliseconds.append(1000 * (time.thread_time() - started))
         recalls = lists.recalls(found)
         yield replace(
             point,
@@ -326,12 +337,12 @@ def packed(index: faiss.Index, spec: IndexSpec) -> faiss.Index:
 
 
 def median_ms(index: faiss.Index, queries: np.ndarray, parameters: object) -> float:
-    """Milliseconds of one query, asked alone on one thread."""
+    """Milliseconds of CPU that one query takes, asked alone on one thread: as its latency where nothing else runs."""
     milliseconds = []
     for query in queries[:200]:
-        started = time.perf_counter()
+        started = time.thread_time()
         index.search(query[None], K, params=parameters)
-        milliseconds.append(1000 * (time.perf_counter() - started))
+        milliseconds.append(1000 * (time.thread_time() - started))
     return float(np.median(milliseconds))
 
 

@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 LIGHT_ROWS = 8192
 LIGHT_LISTS = 256
 LIGHT_QUERIES = 200
-MARGIN = 0.005
-"""Recall that an estimate before the build has to lie above the target: of 64 neighbours alone it is a little high."""
 KEPT_MARGIN = 0.01
 """Recall by which a choice of an earlier run may fall short of the target before another is made."""
 
@@ -70,7 +68,7 @@ def choose_candidate(
             codec = build_codec(sample, light, seed=config.seed, queries=shaping_queries(config, light))
             estimate = reachable(codec, held, config.k, rows).by_codes
         log.info("%s: recall %.4f estimated, before it is trained", named(candidate), estimate)
-        return estimate >= config.target_recall + MARGIN
+        return estimate >= config.target_recall
 
     # The dearest is not tried: it is what is left.
     return fitting[bisect_left(fitting[:-1], True, key=enough)]

@@ -6,6 +6,7 @@ Elements are descriptors: no image and no vector crosses the boundary of a stage
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +17,8 @@ from typing import Any, Literal
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
+from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 from apache_beam.options.pipeline_options import PipelineOptions as BeamOptions
-from apache_beam.options.pipeline_options import StandardOptions
 from apache_beam.pvalue import AsIter, AsSingleton
 from apache_beam.utils import shared
 
@@ -37,6 +38,10 @@ PROGRESS_SECONDS = 1.0
 QUESTIONS = 256
 """How often the workers are asked together, dealt out at random: of 16 workers one is missed in 1 of 900,000 runs."""
 _REASON_CHARACTERS = 400
+_CHANNEL_LOGS = (
+    "apache_beam.runners.worker.data_plane",
+    "apache_beam.runners.portability.fn_api_runner.worker_handlers",
+)
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +103,10 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
         RunFailedError: A worker failed; what is complete stands, and a rerun continues from there.
     """
     filters = {"apache_beam.runners.common": _is_unexpected, "": _is_no_job_error}
+    filters |= dict.fromkeys(_CHANNEL_LOGS, _has_no_traceback)
     for name, keeps in filters.items():
         logging.getLogger(name).addFilter(keeps)
+    said_of_threads, threading.excepthook = threading.excepthook, partial(_say_of_thread, threading.excepthook)
     try:
         root = beam.Pipeline(options=options)
         with at_stop(partial(_cancel, root)), root:
@@ -117,13 +124,14 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
             "run the same command again to continue."
         ) from error
     finally:
+        threading.excepthook = said_of_threads
         for name, keeps in filters.items():
             logging.getLogger(name).removeFilter(keeps)
 
 
 def _as_told(error: Exception, record: RunRecord, options: BeamOptions) -> Exception:
     """What a person is told of a run that no worker wrote a failure down for."""
-    if not runs_elsewhere(options):
+    if not (runs_elsewhere(options) or options.view_as(DirectOptions).direct_running_mode == "multi_processing"):
         return error
     reason = said_by_worker(str(error))
     if reason is not None and not any(record.reports(stage) for stage in ("embed", "import")):
@@ -160,6 +168,18 @@ def _is_unexpected(line: logging.LogRecord) -> bool:
     """False for Beam's own lines, with traceback, about errors that our rooms raise on purpose: the run says those."""
     kind = line.exc_info[0] if line.exc_info else None
     return kind is None or kind.__module__.partition(".")[0] not in ("pipelines", "index_builder", "encoders")
+
+
+def _has_no_traceback(line: logging.LogRecord) -> bool:
+    """False for what a channel says when the worker at its other end is gone."""
+    return line.exc_info is None
+
+
+def _say_of_thread(say: Callable[[threading.ExceptHookArgs], object], failure: threading.ExceptHookArgs) -> None:
+    """Leaves out Beam's own threads, which fail one by one when a worker is gone: the run says that once."""
+    frames = traceback.extract_tb(failure.exc_traceback)
+    if not any("apache_beam" in frame.filename for frame in frames):
+        say(failure)
 
 
 def _cancel(root: beam.Pipeline) -> None:

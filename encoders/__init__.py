@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from encoders.saved_encoder import (
         EncoderDescription,
         check_encoder,
+        decide_precision,
         load_product_encoder,
         load_query_encoder,
         save_encoder,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _LOADED_ON_FIRST_USE = {
     **dict.fromkeys(("ProductEncoder", "QueryEncoder"), "encoders.encoder"),
     **dict.fromkeys(("EncoderDescription", "check_encoder", "save_encoder"), "encoders.saved_encoder"),
+    "decide_precision": "encoders.saved_encoder",
     **dict.fromkeys(("load_product_encoder", "load_query_encoder", "save_query_encoder"), "encoders.saved_encoder"),
     **dict.fromkeys(("OnnxQueryEncoder", "load_onnx_query_encoder"), "encoders.onnx_query"),
     "export_onnx": "encoders.onnx_export",
@@ -45,8 +47,8 @@ _LOADED_ON_FIRST_USE = {
 __all__ = [
     "CheckpointError", "EncoderConfig", "EncoderConfigError", "EncoderDescription", "EncoderError", "FusionSpec",
     "ImageDecodingError", "ImagePreprocessing", "OnnxQueryEncoder", "ProductEncoder", "QueryEncoder", "TowerSpec",
-    "check_encoder", "export_onnx", "image_pixels", "load_onnx_query_encoder", "load_product_encoder",
-    "load_query_encoder", "save_encoder", "save_query_encoder",
+    "check_encoder", "decide_precision", "export_onnx", "image_pixels", "load_onnx_query_encoder",
+    "load_product_encoder", "load_query_encoder", "save_encoder", "save_query_encoder",
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from encoders.config import (
     FUSIONS_OF_MODEL,
@@ -24,8 +24,10 @@ MISSING_RULES: dict[str, str] = {
     "mlp": "a missing text or picture is replaced by a vector learned by modality dropout",
     "concat": "the missing half is zeros, so that all weight lies on the other half",
     "alpha": "the missing half is zeros, so that all weight lies on the other half",
+    "images": "texts are not used; a product without a picture cannot be encoded",
     "match": "the vector of what is there, text or picture, takes all weight",
 }
+_WIDTH_KEYS = {"open_clip": "embed_dim", "timm": "num_features", "transformers": "hidden_size"}
 _TEXT_SETTINGS = ("pooling", "max_tokens", "projection_dim")
 
 
@@ -46,15 +48,26 @@ class TextArchitecture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipArchitecture:
-    """An open_clip model: its own `model_cfg`, and what its image tower wants to see."""
+    """An image tower, with the text tower that belongs to it or without: what its library says of it, and what it
+    wants to see.
+
+    `model_config` is open_clip's `model_cfg`; of timm architecture, num_features and model_args; of transformers the
+    vision model's config.
+    """
 
     model_config: dict[str, Any]
     preprocessing: ImagePreprocessing
+    library: Literal["open_clip", "timm", "transformers"] = "open_clip"
 
     @property
     def dim(self) -> int:
-        """Width of the joint space of images and texts."""
-        return int(self.model_config["embed_dim"])
+        """Width of the tower's vectors: of open_clip the joint space of images and texts."""
+        return int(self.model_config[_WIDTH_KEYS[self.library]])
+
+    @property
+    def name(self) -> str:
+        """What its library calls it, for messages."""
+        return str(self.model_config.get("architecture") or self.model_config.get("model_type") or "open_clip")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +83,8 @@ class EncoderArchitecture:
     def __post_init__(self) -> None:
         towers = ("BERT tower", self.text, NEEDS_TEXT_TOWER), ("CLIP towers", self.clip, NEEDS_CLIP_TOWER)
         for name, part, users in towers:
+            if part is None and users is NEEDS_TEXT_TOWER and self.model == "match3":
+                continue  # images alone
             if (part is not None) != (self.model in users):
                 found = "none" if part is None else "one"
                 raise EncoderConfigError(
@@ -117,6 +132,11 @@ class EncoderArchitecture:
         return self.model != "match3"
 
     @property
+    def uses_text(self) -> bool:
+        """Whether the product side reads texts."""
+        return self.text is not None or self.uses_clip_text
+
+    @property
     def text_is_fallback(self) -> bool:
         """Whether the product side needs the text only of products without an image."""
         return self.model == "clip" or (self.is_match and self.fusion.product_text_weight == 0)
@@ -136,11 +156,15 @@ class EncoderArchitecture:
         """Token limit of the product side's texts."""
         if self.text is not None:
             return self.text.max_tokens
-        return int(self.clip.model_config.get("text_cfg", {}).get("context_length", 77)) if self.clip else 0
+        if self.clip is None or not self.uses_clip_text:
+            return 0
+        return int(self.clip.model_config.get("text_cfg", {}).get("context_length", 77))
 
     @property
     def missing_rule(self) -> str:
         """What happens to a product without text or image, in words."""
+        if not self.uses_text:
+            return MISSING_RULES["images"]
         method = self.model if self.fusion.method == "none" else self.fusion.method
         return MISSING_RULES["match" if self.is_match else method]
 
@@ -150,7 +174,8 @@ class EncoderArchitecture:
         values: dict[str, Any] = {"model": self.model, "dim": self.dim, "image_weight": self.image_weight}
         values |= {"missing": self.missing_rule, "fusion": asdict(self.fusion)}
         values["text_tower"] = {"library": "transformers", **text} if self.text else None
-        values["clip_tower"] = {"library": "open_clip", "model_config": self.clip.model_config} if self.clip else None
+        clip = self.clip
+        values["clip_tower"] = {"library": clip.library, "model_config": clip.model_config} if clip else None
         values["preprocessing"] = asdict(self.clip.preprocessing) if self.clip else None
         # Left out of the models that have no such settings: their folders, and so their fingerprints, are older.
         for key in () if self.is_match else ("dim", "product_text_weight"):
@@ -166,6 +191,10 @@ class EncoderArchitecture:
             text = TextArchitecture(config=text_config or {}, **settings)
         if values["clip_tower"] is not None:
             preprocessing = ImagePreprocessing.from_dict(values["preprocessing"])
-            clip = ClipArchitecture(model_config=values["clip_tower"]["model_config"], preprocessing=preprocessing)
+            library, config = values["clip_tower"]["library"], values["clip_tower"]["model_config"]
+            if library not in _WIDTH_KEYS:
+                message = f"clip_tower.library is {library!r}: expected one of {', '.join(_WIDTH_KEYS)}"
+                raise EncoderConfigError(message)
+            clip = ClipArchitecture(model_config=config, preprocessing=preprocessing, library=library)
         fusion = FusionSpec(**values["fusion"])
         return cls(model=values["model"], text=text, clip=clip, fusion=fusion, image_weight=values["image_weight"])

@@ -72,6 +72,11 @@ def hub_folder(name: str, files: Sequence[str] = _HUB_FILES) -> Path:
         ) from error
 
 
+def cache_folder() -> Path:
+    """Where copies of checkpoints are kept on this machine: `shelfmark/checkpoints` in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shelfmark" / "checkpoints"
+
+
 def safetensors_files(folder: Path, preferred: Sequence[str] = ()) -> list[Path]:
     """The weight files of a folder, sorted by name: the first of `preferred` that exists, else all `*.safetensors`.
 
@@ -163,7 +168,7 @@ def _remote_folder(uri: str) -> Path:
     keys = ("ETag", "etag", "mtime", "LastModified", "created")
     stamps = [[path, found.get("size"), *(str(found.get(key)) for key in keys)] for path, found in files.items()]
     key = hashlib.sha256(json.dumps([uri, stamps]).encode()).hexdigest()[:32]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shelfmark" / "checkpoints"
+    cache = cache_folder()
     target = cache / key
     if target.is_dir():
         return target

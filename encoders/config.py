@@ -14,7 +14,9 @@ from encoders.errors import EncoderConfigError
 ModelName = Literal["bibert", "clip", "3tmm", "4tmm", "match3", "match4"]
 FusionMethod = Literal["none", "concat", "alpha", "mlp", "sum"]
 Pooling = Literal["mean", "cls", "eos"]
-Precision = Literal["float32", "bfloat16", "float16"]
+TowerLibrary = Literal["transformers", "open_clip", "timm"]
+ResizeMode = Literal["shortest", "longest", "squash"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Vectors = Literal["per_product", "per_image"]
 
 FUSIONS_OF_MODEL: dict[str, tuple[FusionMethod, ...]] = {
@@ -36,23 +38,34 @@ class TowerSpec:
     """One tower, named by its library and checkpoint.
 
     Attributes:
-        library: `transformers` for a BERT-like text tower, `open_clip` for a CLIP model.
+        library: `transformers` for a BERT-like text tower; for an image tower `open_clip` (CLIP, SigLIP, an image tower
+            of its own), `timm` (any image backbone) or `transformers` (SigLIP, DINOv2).
         checkpoint: A hub name (`sentence-transformers/all-MiniLM-L6-v2`; `ViT-B-32/laion2b_s34b_b79k` or
-            `hf-hub:org/name` for open_clip), a local folder, `package://NAME/path`, or any fsspec folder.
+            `hf-hub:org/name` for open_clip; `timm/NAME`), a local folder, `package://NAME/path`, or any fsspec folder.
             `random:ViT-B-32?seed=0` (open_clip only) draws weights from a seed: for benchmarks, never for search.
         pooling: How token vectors become one text vector (transformers only): their `mean`, the first (`cls`) or the
             last (`eos`). Null: as the checkpoint states in `1_Pooling/config.json`, mean where it states nothing.
         max_tokens: Longer texts are cut to this many tokens, special tokens included (transformers only: open_clip
             text towers bring their own context length).
+        image_size: Side of the image tower's square input in pixels; null: as the checkpoint states. Another one for
+            convolutional networks of timm and for DINOv2: fewer pixels, less time.
+        resize_mode: How an image fills that square: `shortest` crops its long side, `longest` pads, `squash` shows all
+            of it, out of proportion. Null: as the checkpoint states.
     """
 
-    library: Literal["transformers", "open_clip"]
+    library: TowerLibrary
     checkpoint: str
     pooling: Pooling | None = None
     max_tokens: int = 64
+    image_size: int | None = None
+    resize_mode: ResizeMode | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("library", self.library, ("transformers", "open_clip"))
+        _check_choice("library", self.library, get_args(TowerLibrary))
+        if self.resize_mode is not None:
+            _check_choice("resize_mode", self.resize_mode, get_args(ResizeMode))
+        if self.image_size is not None and self.image_size < 1:
+            raise EncoderConfigError(f"image_size is {self.image_size}: expected 1 or more pixels")
         if self.pooling is not None:
             _check_choice("pooling", self.pooling, get_args(Pooling))
         if not self.checkpoint:
@@ -103,8 +116,9 @@ class EncoderConfig:
     Attributes:
         uri: A saved encoder folder: local path, `package://NAME/path`, or fsspec URI.
         model: `bibert`, `clip`, `3tmm`, `4tmm`, `match3` or `match4`, together with its towers below.
-        text_tower: The BERT tower (all but clip).
-        clip_tower: The open_clip model (all but bibert); its text tower is used by clip and 4tmm.
+        text_tower: The BERT tower (all but clip; match3 without one has images alone).
+        clip_tower: The image tower (all but bibert), of open_clip, timm or transformers; clip and 4tmm also use the
+            text tower that belongs to it, so there it is an open_clip model.
         fusion: How text and image become one vector (3tmm: mlp; 4tmm: concat, alpha or mlp; match3: sum; match4: sum or
             mlp).
         image_weight: Query of image and text: weight of the image's vector, 0 to 1. None: what the saved encoder says,
@@ -112,7 +126,10 @@ class EncoderConfig:
         batch_size: Texts or images per forward pass on a GPU, and of queries: memory of the device against speed. On a
             CPU products run in batches of a fixed shape.
         device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
-        precision: Number format of the towers' weights and activations; vectors are float32 whatever it is.
+        precision: Number format of the towers' weights and activations; vectors are float32 whatever it is. `auto`:
+            bfloat16 where the device multiplies it natively (CPUs with AVX-512 BF16 or AMX, GPUs from sm_80), float16
+            on older GPUs, else float32; but what the published version's vectors have, where the device gains by that
+            too, so that they can be carried over. `int8` (CPUs): the linear layers in 8-bit integers.
         compile: Run the product side's towers through torch.compile: a minute more at the start of each process, faster
             batches on a GPU. Vectors differ in the last digits.
         vectors: Of a product with several images (`catalog.images_per_product`): `per_product` makes one vector of all,
@@ -128,7 +145,7 @@ class EncoderConfig:
     image_weight: float | None = None
     batch_size: int = 64
     device: str = "auto"
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     compile: bool = False
     vectors: Vectors = "per_product"
 
@@ -160,18 +177,22 @@ class EncoderConfig:
 def _check_towers(config: EncoderConfig, model: ModelName) -> None:
     """Raises unless exactly the towers and the fusion that the model needs are there."""
     _check_choice("encoder.model", model, get_args(ModelName))
-    for key, tower, users, library in (
-        ("encoder.text_tower", config.text_tower, NEEDS_TEXT_TOWER, "transformers"),
-        ("encoder.clip_tower", config.clip_tower, NEEDS_CLIP_TOWER, "open_clip"),
+    for key, tower, users, libraries in (
+        ("encoder.text_tower", config.text_tower, NEEDS_TEXT_TOWER, ("transformers",)),
+        ("encoder.clip_tower", config.clip_tower, NEEDS_CLIP_TOWER, ("open_clip", "timm", "transformers")),
     ):
-        if model in users and tower is None:
+        if model in users and tower is None and not (model == "match3" and users is NEEDS_TEXT_TOWER):
+            library = " or ".join(libraries)
             raise EncoderConfigError(f"{key} is missing: encoder.model {model} needs one from {library}")
         if model not in users and tower is not None:
             raise EncoderConfigError(
                 f"{key} is {tower.checkpoint!r}: encoder.model {model} has no such tower, remove it"
             )
-        if tower is not None and tower.library != library:
-            raise EncoderConfigError(f"{key}.library is {tower.library!r}: expected {library!r}")
+        if tower is not None and tower.library not in libraries:
+            expected = " or ".join(map(repr, libraries))
+            raise EncoderConfigError(f"{key}.library is {tower.library!r}: expected {expected}")
+        if tower is not None and users is NEEDS_TEXT_TOWER and (tower.image_size or tower.resize_mode):
+            raise EncoderConfigError(f"{key} has image_size or resize_mode: they are settings of encoder.clip_tower")
     allowed = FUSIONS_OF_MODEL[model]
     if config.fusion.method not in allowed:
         raise EncoderConfigError(

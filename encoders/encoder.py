@@ -21,13 +21,13 @@ from encoders.config import ModelName, Precision
 from encoders.image_decoding import AnyImage
 from encoders.image_tower import ClipTextTower
 from encoders.model import EncoderModel, EncoderParts
+from encoders.precision import apply_precision
 from encoders.preprocessing import ImagePreprocessing
 from encoders.query_batches import BaseQueryEncoder
 from encoders.running import ImageRunner, Lanes, Placement, TextRunner, fixed_rows, run_batches
 from encoders.text_tower import TextTower
 from encoders.tokenizers import TokenizedTexts
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ROWS_FUSED_AT_A_TIME = 64
 
 
@@ -36,7 +36,8 @@ class ProductEncoder:
 
     Towers and fusion are called apart, so that a text or image shared by several products goes through its tower
     once: `encode_texts`, `encode_images`, then `fuse` with the rows that each product uses. Attributes are those of
-    `EncoderDescription`.
+    `EncoderDescription`; `load_exact` loads the same in float32, to measure what the precision loses (None where this
+    is float32 already).
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class ProductEncoder:
         precision: Precision,
         batch_size: int,
         compiled: bool = False,
+        load_exact: Callable[[], ProductEncoder] | None = None,
     ) -> None:
         model, architecture = parts.model, parts.model.architecture
         self.model: ModelName = architecture.model
         self.dim = architecture.dim
         self.fingerprint = fingerprint
-        self.uses_text = True
+        self.load_exact = load_exact
+        self.uses_text = architecture.uses_text
         self.text_is_fallback = architecture.text_is_fallback
         self.uses_images = architecture.uses_images
         self._model = move_towers(model, device, precision)
@@ -61,24 +64,24 @@ class ProductEncoder:
         self._lanes = Lanes() if device.type == "cpu" else None
         placement = Placement(device, batch_size, self._lanes)
         texts = _text_runners(model.document_text, model.clip_text, parts, placement)
-        if not texts:
+        if self.uses_text and not texts:
             raise ValueError(f"a {self.model} encoder without a text tower and its tokenizer cannot encode products")
-        self._text = texts[0]
+        self._text = texts[0] if texts else None
         self._images = _image_runner(model, placement)
         if compiled:
-            self._text.compile()
-            if self._images is not None:
-                self._images.compile()
+            for runner in (self._text, self._images):
+                if runner is not None:
+                    runner.compile()
         self.preprocessing: ImagePreprocessing | None = self._images.preprocessing if self._images else None
-        self.max_tokens = self._text.max_tokens
+        self.max_tokens = self._text.max_tokens if self._text else 0
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenizes texts for `encode_texts`, without a device; `.truncated` of the result counts those cut."""
-        return self._text.tokenize(texts)
+        return self._text_runner().tokenize(texts)
 
     def encode_texts(self, texts: Sequence[str] | TokenizedTexts) -> torch.Tensor:
         """Runs the text tower over T texts in batches of like length; returns float32 `[T, Dt]` on the device."""
-        return self._text.run(texts)
+        return self._text_runner().run(texts)
 
     def encode_images(self, pixels: np.ndarray) -> torch.Tensor:
         """Runs the image tower over uint8 `[P, 3, S, S]`; returns float32 `[P, Di]` on the device."""
@@ -109,24 +112,27 @@ class ProductEncoder:
         image_rows = image_rows[:, None] if image_rows.ndim == 1 else image_rows
         if not self.uses_images:
             image, image_rows = None, image_rows[:, :0]
+        if not self.uses_text:
+            text, text_rows = None, np.full(len(text_rows), -1)
         _check_rows("text_rows", text_rows, 0 if text is None else len(text))
         _check_rows("image_rows", image_rows, 0 if image is None else len(image))
         has_text = np.asarray(text_rows >= 0)
         has_image = np.asarray((image_rows >= 0).any(axis=1))
         empty = np.flatnonzero(~(has_text | has_image))
         if len(empty):
-            wanted = "a text or a picture" if self.uses_images else "a text"
+            wanted = " or ".join(["a text"] * self.uses_text + ["a picture"] * self.uses_images)
             raise ValueError(
                 f"{len(empty)} of {len(text_rows)} products have nothing to encode (first: row {empty[0]}); "
                 f"a {self.model} encoder needs {wanted} of each"
             )
         fused = torch.empty((len(text_rows), self.dim), dtype=torch.float32, device=self._device)
-        image_dim = self._images.dim if self._images is not None else self._text.dim
+        widths = [runner.dim for runner in (self._images, self._text) if runner is not None]
+        image_dim, text_dim = widths[0], widths[-1]
 
         def fuse_rows(batch: tuple[np.ndarray, np.ndarray]) -> None:
             rows, filled = batch
             text_there, image_there = (torch.from_numpy(has[filled]).to(self._device) for has in (has_text, has_image))
-            texts = _gather(text, text_rows[filled, None], self._text.dim, self._device)
+            texts = _gather(text, text_rows[filled, None], text_dim, self._device)
             images = _gather(image, image_rows[filled], image_dim, self._device)
             vectors = self._model.fuse_product(texts, text_there, images, image_there)
             fused[torch.from_numpy(rows).to(self._device)] = vectors[: len(rows)].float()
@@ -139,11 +145,18 @@ class ProductEncoder:
 
         Raises ImageDecodingError for an image that cannot be decoded.
         """
-        text, text_rows = _encode_present(texts, self.encode_texts)
+        text, text_rows = None, np.full(len(texts), -1)
+        if self.uses_text:
+            text, text_rows = _encode_present(texts, self.encode_texts)
         image, image_rows = None, np.full(len(texts), -1)
         if images is not None and self._images is not None:
             image, image_rows = _encode_present(images, self._images.run_images)
         return self.fuse(text, text_rows, image, image_rows)
+
+    def _text_runner(self) -> TextRunner:
+        if self._text is None:
+            raise ValueError(f"this {self.model} encoder reads no texts: expected its text tower not to be called")
+        return self._text
 
 
 class QueryEncoder(BaseQueryEncoder):
@@ -182,7 +195,7 @@ def move_towers(model: EncoderModel, device: torch.device, precision: Precision)
     model.to(device)
     for tower in (model.document_text, model.query_text, model.image, model.clip_text):
         if tower is not None:
-            tower.to(_DTYPES[precision])
+            apply_precision(tower, precision)
     return model.eval()
 
 

@@ -26,7 +26,7 @@ _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "laye
 
 
 class ImageTower(nn.Module):
-    """An open_clip image tower that takes uint8 pixels and normalises them on its own device.
+    """An image tower of any library that takes uint8 pixels and normalises them on its own device.
 
     Its vectors have width `dim`, or D = `projection_dim` after a linear projection.
     """
@@ -42,12 +42,16 @@ class ImageTower(nn.Module):
         self.visual = visual
         self._pools_one_token = pools_one_token(visual)
         self.projection = nn.Linear(dim, projection_dim, bias=False) if projection_dim else nn.Identity()
-        self.dim = projection_dim or dim
+        self.feature_dim, self.dim = dim, projection_dim or dim
         for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
             self.register_buffer(name, torch.tensor(values).reshape(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encodes pixels uint8 `[P, 3, S, S]` to `[P, D]`, not normalised."""
+        return self.projection(self.features(pixels))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the projection gets, `[P, dim]`."""
         dtype = self.mean.dtype
         # Scaled in float32 whatever the tower's precision, as the tower's own training did; in place, because the
         # memory of a batch of images costs more time than the arithmetic.
@@ -55,8 +59,8 @@ class ImageTower(nn.Module):
         scaled = pixels.float().mul_(1.0 / (255.0 * std)).sub_(mean / std).to(dtype)
         # With checkpointed gradients the library's own pass is wanted, which recomputes its blocks.
         if self._pools_one_token and not self.visual.transformer.grad_checkpointing:
-            return self.projection(encode_images(self.visual, scaled))
-        return self.projection(self.visual(scaled))
+            return encode_images(self.visual, scaled)
+        return self.visual(scaled)
 
 
 class ClipTextTower(nn.Module):
@@ -72,7 +76,7 @@ class ClipTextTower(nn.Module):
                 "models with a Hugging Face text tower can serve as picture towers (3tmm), not as clip or 4tmm"
             )
         self.text = text
-        self.dim = dim
+        self.feature_dim = self.dim = dim
         self.context_length = int(text.context_length)
         self._has_plain_blocks = has_plain_blocks(text.transformer)
         is_causal = text.attn_mask is not None and text.cls_emb is None and not text.use_pad_mask
@@ -80,6 +84,10 @@ class ClipTextTower(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Encodes token ids int64 `[T, L]`, which carry their padding, to `[T, D]`, not normalised."""
+        return self.features(ids, mask)
+
+    def features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The same: its projection is a part of open_clip's tower."""
         if not self.cuts_batches:
             missing = self.context_length - ids.shape[1]
             return self.text(nn.functional.pad(ids, (0, missing), value=int(self.text.pad_id)))
@@ -93,7 +101,7 @@ class ClipTextTower(nn.Module):
             states = text.ln_final(text.transformer(states, attn_mask=causal_mask))
             pooled = text_global_pool(states, ids, pool_type=text.pool_type, eos_token_id=text.eos_id)
         projection = text.text_projection
-        if isinstance(projection, nn.Linear):
+        if isinstance(projection, nn.Module):
             return projection(pooled)
         return pooled if projection is None else pooled @ projection
 
@@ -105,12 +113,16 @@ def build_clip(model_config: dict[str, Any], *, with_text: bool) -> CustomTextCL
     """
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in model_config]
     if missing and (with_text or missing != ["text_cfg"]):
+        lacks = (
+            "this open_clip model is an image tower alone, and encoder.model wants its text tower too (clip, 4tmm): "
+        )
         raise CheckpointError(
-            f"open_clip model config without {', '.join(missing)}: expected embed_dim, vision_cfg, text_cfg"
+            f"{lacks if missing == ['text_cfg'] else ''}open_clip model config without {', '.join(missing)}: expected "
+            "embed_dim, vision_cfg, text_cfg"
         )
     if "multimodal_cfg" in model_config:
         raise CheckpointError("this open_clip model is a CoCa (it has a multimodal_cfg): expected a two-tower CLIP")
-    text_config = dict(model_config["text_cfg"]) if with_text else dict(_NO_TEXT)
+    text_config = dict(model_config["text_cfg"]) if with_text else dict(_NO_TEXT)  # an image tower alone has none
     if with_text and text_config.get("hf_model_name"):
         raise CheckpointError(
             f"the text tower of this open_clip model is the Hugging Face model {text_config['hf_model_name']!r}: "

@@ -21,10 +21,9 @@ that neither half outweighs the other by its scale. A product without both halve
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
-from open_clip import CustomTextCLIP
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -32,6 +31,7 @@ from transformers import PreTrainedModel
 from encoders.architecture import EncoderArchitecture
 from encoders.config import FusionSpec
 from encoders.errors import CheckpointError, EncoderConfigError
+from encoders.image_backbones import build_backbone as build_image_backbone
 from encoders.image_tower import ClipTextTower, ImageTower, build_clip
 from encoders.text_tower import TextTower, build_backbone, tie_document_and_query
 from encoders.tokenizers import TextTokenizer
@@ -121,8 +121,8 @@ class EncoderModel(nn.Module):
     token ids int64 `[B, L]` and mask bool `[B, L]`, each `[B, D]`, normalised, with gradients; ValueError for other
     models and towers that are not there. `fuse_*` give those that search compares, normalised again.
 
-    `backbone` is a loaded transformers model for the text towers and `clip` a loaded open_clip model; what the
-    architecture has and is not given is built with random weights.
+    `backbone` is a loaded transformers model for the text towers, and `clip` has the loaded image tower as `visual` and
+    the text tower that belongs to it as `text`; what the architecture has and is not given has random weights.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class EncoderModel(nn.Module):
         architecture: EncoderArchitecture,
         *,
         backbone: PreTrainedModel | None = None,
-        clip: CustomTextCLIP | None = None,
+        clip: Any = None,
     ) -> None:
         super().__init__()
         self.architecture = architecture
@@ -150,7 +150,9 @@ class EncoderModel(nn.Module):
             elif architecture.model != "match3":
                 self.query_text = tie_document_and_query(self.document_text)
         if architecture.clip is not None:
-            if clip is None:
+            if clip is None and architecture.clip.library != "open_clip":
+                clip = build_image_backbone(architecture.clip)
+            elif clip is None:
                 clip = build_clip(architecture.clip.model_config, with_text=architecture.uses_clip_text)
             dim, projected = architecture.clip.dim, architecture.image_projection_dim
             self.image = ImageTower(clip.visual, architecture.clip.preprocessing, dim=dim, projection_dim=projected)

@@ -29,8 +29,8 @@ from encoders.tokenizers import TextTokenizer, TokenizedTexts
 
 # Large enough that one thread computes as fast as it can, small enough that padding the last batch costs little
 # (tests/benchmarks/batch_shapes.py). Half precision lays its weights out anew for every batch, so it wants more.
-IMAGES_PER_BATCH = 8
-TOKENS_PER_BATCH = {torch.float32: 128, torch.bfloat16: 256, torch.float16: 256}
+IMAGES_PER_BATCH = {torch.float32: 8, torch.bfloat16: 16, torch.float16: 8}
+TOKENS_PER_BATCH = {torch.float32: 128, torch.bfloat16: 512, torch.float16: 256}
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -174,6 +174,7 @@ class ImageRunner(_Runner):
     def __init__(self, tower: ImageTower, preprocessing: ImagePreprocessing, placement: Placement) -> None:
         super().__init__(tower, placement)
         self.preprocessing = preprocessing
+        self._dtype = tower.mean.dtype
 
     def compile(self) -> None:
         """Compiles the tower; raises EncoderConfigError where that cannot be done."""
@@ -189,7 +190,8 @@ class ImageRunner(_Runner):
             )
         rows = np.arange(len(pixels))
         if self._lanes is not None:
-            batches = ((own, (pixels[filled],)) for own, filled in fixed_rows(rows, IMAGES_PER_BATCH))
+            size = IMAGES_PER_BATCH[self._dtype]
+            batches = ((own, (pixels[filled],)) for own, filled in fixed_rows(rows, size))
         else:
             parts = (slice(start, start + self._batch_size) for start in range(0, len(pixels), self._batch_size))
             batches = ((rows[part], (np.ascontiguousarray(pixels[part]),)) for part in parts)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,9 @@ from encoders.checkpoint import file_sha256, local_folder, read_config, replaced
 from encoders.config import MATCH_MODELS, USES_CLIP_TEXT, EncoderConfig, ModelName, Precision
 from encoders.encoder import ProductEncoder, QueryEncoder
 from encoders.errors import CheckpointError, EncoderConfigError
+from encoders.image_backbones import ImageCheckpoint
 from encoders.model import EncoderModel, EncoderParts, Side
+from encoders.precision import check_precision, is_native, native_precision
 from encoders.preprocessing import ImagePreprocessing
 from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 from encoders.towers import ClipCheckpoint, TextCheckpoint, find_clip_checkpoint, find_text_checkpoint
@@ -77,7 +80,7 @@ class TowerSources:
 
     architecture: EncoderArchitecture
     text: TextCheckpoint | None
-    clip: ClipCheckpoint | None
+    clip: ClipCheckpoint | ImageCheckpoint | None
 
     def identity(self) -> dict[str, str]:
         """Hash of every file that decides the vectors, by role."""
@@ -112,6 +115,7 @@ class EncoderDescription:
     preprocessing: ImagePreprocessing | None  # what the image tower wants; None without one
     max_tokens: int  # longer texts are cut
     missing_rule: str  # what happens to a product without text or image, in words
+    precision: Precision  # of the towers, decided
     batch_invariant: bool  # the bits of a product's vector depend on the product alone: on a CPU, not on a GPU
 
 
@@ -120,15 +124,17 @@ def check_encoder(config: EncoderConfig) -> EncoderDescription:
 
     Raises:
         CheckpointError: Files are missing, unreachable, pickled, incomplete, or untrained where training is needed.
-        EncoderConfigError: A setting does not fit the checkpoint.
+        EncoderConfigError: A setting does not fit the checkpoint, or the device lacks the precision.
     """
     source = _trained_source(config)
+    precision = _decided(config)
     architecture = source.architecture
     shared = ("model", "dim", "text_is_fallback", "uses_images", "max_tokens", "missing_rule")
     return EncoderDescription(
         **{name: getattr(architecture, name) for name in shared},
-        fingerprint=_fingerprint(source, config.precision),
-        uses_text=True,
+        fingerprint=_fingerprint(source, precision),
+        precision=precision,
+        uses_text=architecture.uses_text,
         preprocessing=architecture.clip.preprocessing if architecture.clip else None,
         batch_invariant=config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()),
     )
@@ -139,14 +145,36 @@ def load_product_encoder(config: EncoderConfig) -> ProductEncoder:
     source = _trained_source(config)
     parts = _load(source)
     parts.model.keep_side("product")
+    precision = _decided(config)
+    exact = None
+    if precision != "float32":
+        exact = partial(load_product_encoder, replace(config, precision="float32", compile=False))
     return ProductEncoder(
         parts,
-        fingerprint=_fingerprint(source, config.precision),
+        fingerprint=_fingerprint(source, precision),
         device=resolve_device(config.device),
-        precision=config.precision,
+        precision=precision,
+        load_exact=exact,
         batch_size=config.batch_size,
         compiled=config.compile,
     )
+
+
+def decide_precision(config: EncoderConfig, *, published: str | None = None) -> EncoderConfig:
+    """The config with a precision in place of `auto`, for all processes of a run; raises as `check_encoder`.
+
+    That of the `published` encoder's fingerprint, where it is this encoder in a precision by which the device gains:
+    its vectors then stay good. Else what the device multiplies natively.
+    """
+    if config.precision != "auto":
+        return config
+    if published is not None:
+        shape = _identity(_trained_source(config))
+        kept: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+        for precision in kept:
+            if is_native(precision, config.device) and _digest(shape, precision) == published:
+                return replace(config, precision=precision)
+    return replace(config, precision=native_precision(config.device))
 
 
 def load_query_encoder(uri: str, *, device: str = "auto") -> QueryEncoder:
@@ -172,7 +200,7 @@ def save_query_encoder(config: EncoderConfig, folder: str) -> None:
     Weights are written in float32 whatever `config.precision` is; the fingerprint recorded is that of the product side.
     """
     source = _trained_source(config)
-    save_encoder(_load(source), folder, side="query", fingerprint=_fingerprint(source, config.precision))
+    save_encoder(_load(source), folder, side="query", fingerprint=_fingerprint(source, _decided(config)))
 
 
 def save_encoder(
@@ -223,7 +251,9 @@ def resolve_encoder(config: EncoderConfig) -> SavedEncoder | TowerSources:
         clip_text = model in USES_CLIP_TEXT
         clip = find_clip_checkpoint(config.clip_tower, with_text=clip_text) if config.clip_tower else None
         if text is not None and clip is not None and model in MATCH_MODELS:
-            projected = replace(text.architecture, projection_dim=config.fusion.dim or clip.architecture.dim)
+            # A tower that has the shared width already needs no projection, and keeps what it knows.
+            shared = config.fusion.dim or clip.architecture.dim
+            projected = replace(text.architecture, projection_dim=shared if shared != text.architecture.dim else None)
             text = replace(text, architecture=projected)
         architecture = EncoderArchitecture(
             model=model,
@@ -284,7 +314,11 @@ def _load(source: SavedEncoder | TowerSources) -> EncoderParts:
 
 def _trained_source(config: EncoderConfig) -> SavedEncoder | TowerSources:
     source = resolve_encoder(config)
-    if isinstance(source, TowerSources) and (config.fusion.method == "mlp" or source.architecture.is_match):
+    architecture = source.architecture
+    is_new = config.fusion.method == "mlp" or (
+        architecture.is_match and (architecture.text is not None or architecture.image_projection_dim is not None)
+    )
+    if isinstance(source, TowerSources) and is_new:
         untrained = "projection" if source.architecture.is_match else "fusion"
         raise CheckpointError(
             f"encoder.model {config.model} with fusion.method {config.fusion.method} has no trained {untrained} "
@@ -299,10 +333,22 @@ def _trained_source(config: EncoderConfig) -> SavedEncoder | TowerSources:
     return source
 
 
+def _decided(config: EncoderConfig) -> Precision:
+    check_precision(config.precision, config.device)
+    return native_precision(config.device) if config.precision == "auto" else config.precision
+
+
 def _fingerprint(source: SavedEncoder | TowerSources, precision: Precision) -> str:
+    return _digest(_identity(source), precision)
+
+
+def _identity(source: SavedEncoder | TowerSources) -> dict[str, Any]:
+    """All that shapes the vectors but the precision."""
     shape = source.architecture.to_dict()
     del shape["image_weight"], shape["missing"]  # they do not change a product's vector
     text = source.architecture.text
-    identity: dict[str, Any] = {"shape": shape, "text_config": text.config if text else None}
-    identity |= {"files": source.identity(), "precision": precision}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return {"shape": shape, "text_config": text.config if text else None, "files": source.identity()}
+
+
+def _digest(identity: dict[str, Any], precision: Precision) -> str:
+    return hashlib.sha256(json.dumps({**identity, "precision": precision}, sort_keys=True).encode()).hexdigest()[:16]

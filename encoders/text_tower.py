@@ -9,11 +9,14 @@ product search", BiBERT), so an update of one side is an update of both.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from encoders.config import Pooling
 from encoders.errors import EncoderConfigError
@@ -35,10 +38,14 @@ class TextTower(nn.Module):
         self.pooling = pooling
         hidden = int(backbone.config.hidden_size)
         self.projection = nn.Linear(hidden, projection_dim, bias=False) if projection_dim else nn.Identity()
-        self.dim = projection_dim or hidden
+        self.feature_dim, self.dim = hidden, projection_dim or hidden
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Encodes token ids int64 `[T, L]` with mask bool `[T, L]` to `[T, D]`, not normalised."""
+        return self.projection(self.features(ids, mask))
+
+    def features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """What the projection gets: `[T, H]`."""
         states = self.backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         if self.pooling == "cls":
             pooled = states[:, 0]
@@ -48,7 +55,7 @@ class TextTower(nn.Module):
             # Summed in float32: half precision loses digits over long texts.
             weights = mask.unsqueeze(-1).float()
             pooled = ((states.float() * weights).sum(1) / weights.sum(1)).to(states.dtype)
-        return self.projection(pooled)
+        return pooled
 
 
 def build_backbone(config: dict[str, Any]) -> PreTrainedModel:
@@ -78,3 +85,17 @@ def tie_document_and_query(document: TextTower) -> TextTower:
         for key, parameter in list(document_modules[name].named_parameters(recurse=False)):
             setattr(module, key, parameter)
     return query
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps the library's progress bars and advice off the terminal while it loads."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -7,9 +7,7 @@ and `open_clip_model.safetensors`, as open_clip's push to a hub writes them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -20,15 +18,15 @@ from open_clip.transform import PreprocessCfg
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from encoders.architecture import ClipArchitecture, TextArchitecture
 from encoders.checkpoint import CONVERT_PICKLE, file_sha256, hub_folder, local_folder, read_config, safetensors_files
 from encoders.config import Pooling, TowerSpec
 from encoders.errors import CheckpointError, EncoderConfigError
+from encoders.image_backbones import ImageCheckpoint, find_image_checkpoint
 from encoders.image_tower import build_clip
 from encoders.preprocessing import ImagePreprocessing
-from encoders.text_tower import check_max_tokens
+from encoders.text_tower import check_max_tokens, quiet_transformers
 from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 
 _CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
@@ -53,7 +51,7 @@ class TextCheckpoint:
         """Loads the backbone in float32."""
         options = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
         try:
-            with _quiet_transformers():
+            with quiet_transformers():
                 model, info = AutoModel.from_pretrained(str(self.folder), output_loading_info=True, **options)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{self.folder} cannot be loaded by transformers: {error}") from error
@@ -71,7 +69,7 @@ class TextCheckpoint:
         if (self.folder / "tokenizer.json").is_file():
             return FastTokenizer.load(self.folder, max_tokens=max_tokens)
         try:
-            with _quiet_transformers():
+            with quiet_transformers():
                 loaded = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise CheckpointError(f"no tokenizer in {self.folder} that transformers can load: {error}") from error
@@ -106,16 +104,19 @@ class ClipCheckpoint:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
                 return build_clip(self.architecture.model_config, with_text=with_text)
-        plain_text = not self.architecture.model_config["text_cfg"].get("hf_model_name")
+        text_config = self.architecture.model_config.get("text_cfg")
+        plain_text = text_config is not None and not text_config.get("hf_model_name")
         # The library checks and converts whole checkpoints, so the text tower is built even where it is not wanted.
-        # One of a hub's own models cannot be built without the hub: then the image tower's tensors are taken by name.
+        # One of a hub's own models cannot be built without the hub, and an image tower alone has none: then the image
+        # tower's tensors are taken by name.
         model = build_clip(self.architecture.model_config, with_text=with_text or plain_text)
         try:
             if plain_text:
                 open_clip.load_checkpoint(model, str(self.weights))
             else:
-                named = ((name.partition("."), tensor) for name, tensor in load_file(str(self.weights)).items())
-                model.visual.load_state_dict({rest: tensor for (kind, _, rest), tensor in named if kind == "visual"})
+                named = load_file(str(self.weights)).items()
+                own = {name.removeprefix("visual."): tensor for name, tensor in named if name.startswith("visual.")}
+                model.visual.load_state_dict(own or dict(named))
         except (OSError, RuntimeError, ValueError, KeyError, AssertionError, SafetensorError) as error:
             raise CheckpointError(f"{self.weights} does not fit the open_clip model {self.name}: {error}") from error
         return model
@@ -136,8 +137,25 @@ def find_text_checkpoint(spec: TowerSpec) -> TextCheckpoint:
     return TextCheckpoint(folder=folder, architecture=architecture, weight_files=tuple(safetensors_files(folder)))
 
 
-def find_clip_checkpoint(spec: TowerSpec, *, with_text: bool) -> ClipCheckpoint:
-    """Resolves an open_clip tower: `random:NAME?seed=N`, `NAME/TAG`, `hf-hub:org/name`, or a folder."""
+def find_clip_checkpoint(spec: TowerSpec, *, with_text: bool) -> ClipCheckpoint | ImageCheckpoint:
+    """Resolves an image tower, and the text tower that belongs to it; of open_clip by `random:NAME?seed=N`, `NAME/TAG`,
+    `hf-hub:org/name`, or a folder; of others as `find_image_checkpoint`.
+    """
+    if spec.library != "open_clip":
+        return find_image_checkpoint(spec, with_text=with_text)
+    found = _find_open_clip(spec, with_text=with_text)
+    if spec.image_size not in (None, found.architecture.preprocessing.size):
+        raise EncoderConfigError(
+            f"clip_tower.image_size is {spec.image_size}: this open_clip model reads "
+            f"{found.architecture.preprocessing.size} pixels; leave it out"
+        )
+    if spec.resize_mode is not None:
+        preprocessing = replace(found.architecture.preprocessing, resize_mode=spec.resize_mode)
+        found = replace(found, architecture=replace(found.architecture, preprocessing=preprocessing))
+    return found
+
+
+def _find_open_clip(spec: TowerSpec, *, with_text: bool) -> ClipCheckpoint:
     name = spec.checkpoint
     if name.startswith("random:"):
         model_name, _, query = name.removeprefix("random:").partition("?")
@@ -156,11 +174,17 @@ def find_clip_checkpoint(spec: TowerSpec, *, with_text: bool) -> ClipCheckpoint:
             f"{folder}/open_clip_config.json has no model_cfg: expected the config that open_clip writes"
         )
     architecture = _clip_architecture(values["model_cfg"], values.get("preprocess_cfg", {}))
+    text_config = values["model_cfg"].get("text_cfg")
+    if with_text and text_config is None:
+        raise CheckpointError(
+            f"{folder} is an image tower alone (its open_clip_config.json has no text_cfg): expected one with a text "
+            "tower for encoder.model clip and 4tmm; 3tmm, match3 and match4 take it as it is"
+        )
     return ClipCheckpoint(
         name=name,
         architecture=architecture,
         weights=safetensors_files(folder, _CLIP_WEIGHTS)[0],
-        tokenizer_folder=folder if architecture.model_config["text_cfg"].get("hf_tokenizer_name") else None,
+        tokenizer_folder=folder if text_config and text_config.get("hf_tokenizer_name") else None,
     )
 
 
@@ -246,17 +270,3 @@ def _pooling(folder: Path, spec: TowerSpec) -> Pooling:
             f"{stated}, or leave it out"
         )
     return stated
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keeps the library's progress bars and advice off the terminal while it loads."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

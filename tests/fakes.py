@@ -39,6 +39,7 @@ class FakeProductEncoder:
         self.uses_images = uses_images
         self.preprocessing = TINY_PREPROCESSING if uses_images else None
         self.max_tokens = 8
+        self.load_exact = None  # float32 already
         self.text_calls = 0
         self.image_calls = 0
 

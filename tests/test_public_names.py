@@ -12,8 +12,8 @@ PUBLIC_NAMES = {
     "encoders": {
         "CheckpointError", "EncoderConfig", "EncoderConfigError", "EncoderDescription", "EncoderError", "FusionSpec",
         "ImageDecodingError", "ImagePreprocessing", "OnnxQueryEncoder", "ProductEncoder", "QueryEncoder", "TowerSpec",
-        "check_encoder", "export_onnx", "image_pixels", "load_onnx_query_encoder", "load_product_encoder",
-        "load_query_encoder", "save_encoder", "save_query_encoder",
+        "check_encoder", "decide_precision", "export_onnx", "image_pixels", "load_onnx_query_encoder",
+        "load_product_encoder", "load_query_encoder", "save_encoder", "save_query_encoder",
     },
     "index_builder": {
         "CodecMismatchError", "EmbeddingShardError", "FilterError", "IndexBuilderError", "IndexConfig", "IndexReader",

@@ -18,10 +18,13 @@ recalls decide, and keep the oldest among equals. The file of a state, the logge
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,26 @@ class CheckpointFolder:
                     _remove(path)
             self._write_run(settings, finished=False)
         return found
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """The sole right to train here, while the block lasts; EncoderConfigError where another process has it.
+
+        It is a lock on the folder itself, which a process that dies gives back; a file system without locks gives none.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise EncoderConfigError(
+                        f"{self.path}: another process trains there now; wait for its end, or give another --out"
+                    ) from error
+            yield
+        finally:
+            os.close(descriptor)
 
     def finish(self, settings: dict[str, Any]) -> None:
         """Notes that the run is finished, so that the next one starts anew."""

@@ -265,7 +265,7 @@ class TrainingConfig:
         seed: Of weights, order and dropout.
         device: auto, cpu, cuda or cuda:N.
         devices: Devices (CPU: processes) that train together; products of all of them are negatives for each.
-        precision: float32, or bfloat16 for mixed precision.
+        precision: float32, bfloat16 for mixed precision, or auto: the latter where the device multiplies it natively.
         workers: Processes that read and decode ahead; 0 does it between steps.
         progress: Show a progress bar.
         validate_steps: Steps from one validation to the next; null: once an epoch.
@@ -273,6 +273,8 @@ class TrainingConfig:
         best_by: Which recall makes a validation the best; among equals that at the next smaller number decides, then
             the newer. recall@1 or recall@10 where few products are searched.
         patience: Validations without a better one after which training stops; null: never.
+        vectors: A local folder that keeps the vectors of towers that do not learn, for other runs over the same texts
+            and images; null keeps them while this run lasts.
         checkpoint_steps: Steps from one checkpoint to the next; there is one after each validation besides.
         resume: auto goes on with an unfinished run of the same settings; never starts anew; or a checkpoint to go on
             from: last, best or a file.
@@ -297,13 +299,14 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     devices: int = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
     workers: int = 0
     progress: bool = True
     validate_steps: int | None = None
     validation_candidates: Literal["validation", "all"] = "validation"
     best_by: Literal["recall@100", "recall@10", "recall@1"] = "recall@100"
     patience: int | None = None
+    vectors: str | None = None
     checkpoint_steps: int = 1000
     resume: str = "auto"
 

@@ -1,11 +1,15 @@
 """Runs a batch through the towers, says which parts of them learn, and keeps the vectors of those that do not.
 
+What is kept stands before a tower's projection, which is applied anew each time: it may learn alone.
+
 A frozen tower runs without dropout and sees no augmentation, so it would give the same vectors in every epoch and at
 every validation. What is left of a step that trains the fusion alone is then the fusion.
 
     OUT.checkpoints/frozen/NAME-DIGEST.npy    float32 [rows, width], NaN where there is nothing to encode
 
-The digest is that of the tower's weights and of the data: a resumed run reads what it finds.
+The digest is that of the tower's weights below its projection, and of the data: a resumed run reads what it finds. In
+a folder of its own (`training.vectors`) the data are the texts and images themselves, so that other runs find them too:
+a second model of the same towers starts at once.
 
 Legend: B queries, P products, D fused dimension, Dt and Di widths of text and image vectors.
 
@@ -17,7 +21,7 @@ under Memory Limited Setup").
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +44,8 @@ from encoders.training.images import EncodedImages
 from encoders.training.pairs import TrainingPairs
 
 _Tower = TextTower | ImageTower | ClipTextTower
+_ROWS_ON_CPU = 32
+"""Of a batch whose vectors are kept: the activations of more leave the caches, at several times the time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +95,7 @@ def encode_queries(
         (model.clip_text, queries.clip_tokens, queries.clip_text_vectors),
     ):
         if known is not None:
-            by_text.append(known)
+            by_text.append(_projected(tower, known))
         elif tower is not None and tokens is not None:
             by_text.append(run_tower(tower, chunk_rows, *tokens))
     if by_text:
@@ -121,7 +127,7 @@ def encode_products(
     document = _document_tower(model)
     is_fallback = model.architecture.model == "clip"  # the text matters only where the image is missing
     if products.text_vectors is not None:
-        text = products.text_vectors
+        text = _projected(document, products.text_vectors)
     elif products.tokens is None or (is_fallback and bool(products.has_image.all())):
         text = torch.zeros(len(products.has_text), document.dim, device=products.has_text.device)
     else:
@@ -139,17 +145,30 @@ def _encode_images(
     rows = [torch.nonzero(each.has_image).squeeze(1) for each in inputs]
     there = [each.pixels[row] for each, row in zip(inputs, rows, strict=True) if each.pixels is not None]
     if tower is None or not there:
-        return [each.image_vectors for each in inputs]
+        return [_projected_images(tower, each) for each in inputs]
     pixels = torch.cat(there)
     vectors = run_tower(tower, chunk_rows, pixels).float() if len(pixels) else pixels.new_zeros((0, tower.dim)).float()
     spread: list[torch.Tensor | None] = []
     for each, row in zip(inputs, rows, strict=True):
         if each.pixels is None:
-            spread.append(each.image_vectors)
+            spread.append(_projected_images(tower, each))
             continue
         own, vectors = vectors[: len(row)], vectors[len(row) :]
         spread.append(own.new_zeros(len(each.has_image), tower.dim).index_copy(0, row, own))
     return spread
+
+
+def _projected(tower: nn.Module | None, vectors: torch.Tensor) -> torch.Tensor:
+    """A tower's vectors from those before its projection, float32; towers of CLIP's texts have none of their own."""
+    projection = getattr(tower, "projection", None)
+    if projection is None:
+        return vectors
+    with float32(vectors.device):
+        return projection(vectors)
+
+
+def _projected_images(tower: nn.Module | None, inputs: QueryInputs | ProductInputs) -> torch.Tensor | None:
+    return None if inputs.image_vectors is None else _projected(tower, inputs.image_vectors)
 
 
 def run_tower(tower: nn.Module, chunk_rows: int | None, *inputs: torch.Tensor) -> torch.Tensor:
@@ -183,6 +202,7 @@ def store_frozen(
     *,
     batch_size: int,
     device: torch.device,
+    shared: bool = False,
     mixed: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = print,
@@ -191,6 +211,7 @@ def store_frozen(
 
     Args:
         model: With the gradients of what does not learn switched off; it stays on `device`.
+        shared: Whether other runs read the folder too.
         mixed: In bfloat16, as the training.
 
     Returns:
@@ -201,8 +222,14 @@ def store_frozen(
         TrainingError: A tower gives a vector that is not finite.
     """
     stored, data = {}, f"{pairs.digest()}, {mixed}"
+    if device.type == "cpu":
+        batch_size = min(batch_size, _ROWS_ON_CPU)
     for name, tower, rows, count, batches in _work(model, pairs, make, batch_size):
-        path = folder / f"{name}-{_digest(tower, data):08x}.npy"
+        if shared:
+            clip = model.architecture.clip
+            wishes = clip.preprocessing if clip is not None and "image" in name else None
+            data = f"{_content(name, pairs)}, {wishes}, {mixed}"
+        path = folder / f"{'image' if shared and 'image' in name else name}-{_digest(tower, data)}.npy"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             title, console = name.replace("_", " "), Console(stderr=True)
@@ -241,9 +268,9 @@ def _work(
     ):
         distinct, first = np.unique(keys, return_index=True)  # each text once, at the row of its key
         first, distinct = first[distinct >= 0], distinct[distinct >= 0]
-        if tower is not None and not learns(tower) and len(distinct):
+        if tower is not None and not _features_learn(tower) and len(distinct):
             yield name, tower, int(distinct[-1]) + 1, len(distinct), of_texts(name, texts, distinct, first)
-    if model.image is None or learns(model.image):
+    if model.image is None or _features_learn(model.image):
         return
     for name, encoded in (("product_image", products.images), ("query_image", pairs.query_images)):
         if encoded is not None and (present := np.flatnonzero(encoded.present())).size:
@@ -253,14 +280,14 @@ def _work(
 def _write(path: Path, tower: _Tower, rows: int, batches: Iterable[Any], device: torch.device, mixed: bool) -> None:
     """Writes under another name and moves into place."""
     staged = path.with_suffix(".part")
-    vectors = np.lib.format.open_memmap(staged, mode="w+", dtype=np.float32, shape=(rows, tower.dim))
+    vectors = np.lib.format.open_memmap(staged, mode="w+", dtype=np.float32, shape=(rows, tower.feature_dim))
     vectors[:] = np.nan
     tower.eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
         for chosen, inputs in batches:
             if not len(chosen):
                 continue
-            found = tower(*(tensor.to(device) for tensor in inputs)).float().cpu().numpy()
+            found = tower.features(*(tensor.to(device) for tensor in inputs)).float().cpu().numpy()
             if not np.isfinite(found).all():
                 raise TrainingError(
                     f"the tower of {path.name} gives vectors that are not finite: expected numbers; look at the "
@@ -271,11 +298,35 @@ def _write(path: Path, tower: _Tower, rows: int, batches: Iterable[Any], device:
     staged.replace(path)
 
 
-def _digest(tower: _Tower, data: str) -> int:
-    digest = zlib.crc32(data.encode())
-    for weight in tower.state_dict().values():
-        digest = zlib.crc32(weight.detach().cpu().numpy().tobytes(), digest)
-    return digest
+def _digest(tower: _Tower, data: str) -> str:
+    digest = hashlib.sha256(data.encode())
+    for name, weight in tower.state_dict().items():
+        if not name.startswith("projection."):
+            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _content(name: str, pairs: TrainingPairs) -> str:
+    """A digest of what a tower reads, row by row."""
+    digest, products = hashlib.sha256(), pairs.products
+    images = {"product_image": products.images, "query_image": pairs.query_images}.get(name)
+    if images is not None:
+        for row in range(len(images)):
+            (image,) = images.take([row])
+            digest.update(hashlib.sha256(image or b"").digest())
+        return digest.hexdigest()
+    texts, keys = (
+        (products.texts, pairs.text_keys) if name == "product_text" else (pairs.queries, pairs.query_text_keys)
+    )
+    distinct, first = np.unique(keys, return_index=True)
+    for key, row in zip(distinct.tolist(), first.tolist(), strict=True):
+        digest.update(f"{key}:{texts[row] or ''}\0".encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def _features_learn(tower: nn.Module) -> bool:
+    """Whether anything below a tower's projection is to learn."""
+    return any(weight.requires_grad for name, weight in tower.named_parameters() if not name.startswith("projection."))
 
 
 def part_of(name: str) -> Part:

@@ -18,6 +18,7 @@ from encoders.architecture import ClipArchitecture, EncoderArchitecture, TextArc
 from encoders.checkpoint import local_folder
 from encoders.config import MATCH_MODELS, NEEDS_CLIP_TOWER, NEEDS_TEXT_TOWER, EncoderConfig, FusionSpec, TowerSpec
 from encoders.errors import CheckpointError
+from encoders.image_backbones import ImageCheckpoint
 from encoders.model import EncoderModel, EncoderParts
 from encoders.preprocessing import ImagePreprocessing
 from encoders.saved_encoder import SavedEncoder, TowerSources, read_saved, resolve_encoder
@@ -46,7 +47,7 @@ class PartSources:
     """Where the towers of an encoder that is put together come from; None: small ones made from nothing."""
 
     text: SavedEncoder | TextCheckpoint | None
-    clip: SavedEncoder | ClipCheckpoint | None
+    clip: SavedEncoder | ClipCheckpoint | ImageCheckpoint | None
 
     def identity(self) -> dict[str, str]:
         """Hash of every file that decides the towers, by role."""
@@ -62,7 +63,7 @@ def find_parts(config: SmallEncoderConfig) -> PartSources:
         CheckpointError: They are not there, or have no such towers.
     """
     text: SavedEncoder | TextCheckpoint | None = None
-    clip: SavedEncoder | ClipCheckpoint | None = None
+    clip: SavedEncoder | ClipCheckpoint | ImageCheckpoint | None = None
     if config.text_from is not None:
         text = _saved(config.text_from)
         if text is None:
@@ -108,7 +109,7 @@ def new_small_encoder(
     model = EncoderModel(
         architecture,
         backbone=sources.text.load() if isinstance(sources.text, TextCheckpoint) else None,
-        clip=from_clip.load(with_text=with_text) if isinstance(from_clip, ClipCheckpoint) else None,
+        clip=from_clip.load(with_text=with_text) if isinstance(from_clip, ClipCheckpoint | ImageCheckpoint) else None,
     )
     if isinstance(sources.text, SavedEncoder):
         _copy_towers(model, sources.text, ("document_text", "query_text"))
@@ -181,12 +182,12 @@ def _text_side(
 
 
 def _clip_side(
-    config: SmallEncoderConfig, source: SavedEncoder | ClipCheckpoint | None
+    config: SmallEncoderConfig, source: SavedEncoder | ClipCheckpoint | ImageCheckpoint | None
 ) -> tuple[ClipArchitecture | None, TextTokenizer | None]:
     if config.model not in NEEDS_CLIP_TOWER:
         return None, None
     with_text = config.model in ("clip", "4tmm")
-    if isinstance(source, ClipCheckpoint):
+    if isinstance(source, ClipCheckpoint | ImageCheckpoint):
         return source.architecture, source.tokenizer() if with_text else None
     if source is not None and source.architecture.clip is not None:
         return source.architecture.clip, source.load().clip_tokenizer if with_text else None

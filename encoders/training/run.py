@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from encoders.config import EncoderConfig
 from encoders.errors import EncoderConfigError
 from encoders.model import EncoderParts
+from encoders.precision import native_precision
 from encoders.saved_encoder import resolve_device, save_encoder
 from encoders.training.batches import PairDataset, ProductOrder, load
 from encoders.training.checkpoints import CheckpointFolder, KeepCheckpoints, open_loggers, read_checkpoint
@@ -35,7 +36,7 @@ from encoders.training.new_encoder import find_parts, find_starting_point, new_s
 from encoders.training.pairs import ProductReader, TrainingPairs, read_pairs
 from encoders.training.validation import HeldOut, evaluating, validate
 
-_MACHINE_SETTINGS = ("device", "workers", "progress", "resume", "checkpoint_steps")
+_MACHINE_SETTINGS = ("device", "workers", "progress", "resume", "checkpoint_steps", "vectors")
 
 
 def train_encoder(
@@ -86,8 +87,9 @@ def train_encoder(
             settings = _flat({"data": asdict(data), "training": decisive, "small": shape, "pairs": pairs.digest()})
             settings |= {f"encoder.{key}": value for key, value in sources.items()}
             folder = CheckpointFolder(out)
-            checkpoint = folder.start(settings, resume=training.resume, say=say, writes=rank == 0)
-            note |= run.fit(folder, checkpoint, device, say)
+            with folder.lease() if rank == 0 else nullcontext():
+                checkpoint = folder.start(settings, resume=training.resume, say=say, writes=rank == 0)
+                note |= run.fit(folder, checkpoint, device, say)
     if rank == 0:
         parts.model.cpu().eval()
         save_encoder(parts, out, training=note)
@@ -169,10 +171,10 @@ class TrainingRun:
             say(f"going on after batch {self.order.start:,} of {len(self.order):,}")
         if self.order.start < len(self.order) and not keep.gave_up:
             make, size = self._datasets[0].make, training.chunk_rows or training.batch_size
-            shown = {"mixed": training.precision == "bfloat16", "progress": training.progress}
-            frozen = store_frozen(
-                folder.frozen, model, self._pairs, make, batch_size=size, device=device, say=say, **shown
-            )
+            shown = {"mixed": _is_mixed(training), "progress": training.progress}
+            kept = folder.frozen if training.vectors is None else Path(training.vectors).expanduser()
+            shown["shared"] = training.vectors is not None
+            frozen = store_frozen(kept, model, self._pairs, make, batch_size=size, device=device, say=say, **shown)
             for dataset in self._datasets:
                 dataset.make.frozen = frozen
             with _quiet_lightning():
@@ -229,7 +231,7 @@ class TrainingRun:
             devices=[device.index or 0] if on_gpu and training.devices == 1 else training.devices,
             strategy=DDPStrategy(find_unused_parameters=True) if training.devices > 1 else "auto",
             use_distributed_sampler=False,
-            precision="bf16-mixed" if training.precision == "bfloat16" else "32-true",
+            precision="bf16-mixed" if _is_mixed(training) else "32-true",
             accumulate_grad_batches=training.accumulate_batches,
             deterministic="warn" if on_gpu else True,
             logger=open_loggers(folder.logs),
@@ -240,6 +242,11 @@ class TrainingRun:
             enable_progress_bar=shown,
             num_sanity_val_steps=0,
         )
+
+
+def _is_mixed(training: TrainingConfig) -> bool:
+    precision = native_precision(training.device) if training.precision == "auto" else training.precision
+    return precision == "bfloat16"
 
 
 class _Bar(RichProgressBar):

@@ -83,6 +83,9 @@ class GatesConfig:
     always are.
 
     Attributes:
+        min_precision_cosine: Smallest cosine to float32, 0 to 1, that the 1st percentile of the measured products may
+            have where the towers run in another precision (`encoder.precision`); null for no limit. By default what
+            only towers fall below that lose more than neighbours are apart; the manifest has what yours lose.
         min_recall: Smallest measured recall against exact search, 0 to 1; null to publish whatever it is. By default
             what only a broken index falls below: one whose codes or ids are wrong finds k of all products by chance,
             under 0.01 from 1,000 products on. Codes alone, as `factory: auto` builds them in 64 bytes, measure 0.9 on
@@ -102,9 +105,10 @@ class GatesConfig:
     max_rejected_share: float = 0.05
     max_degraded_share: float | None = 0.1
     max_row_change: float | None = 0.3
+    min_precision_cosine: float | None = 0.95
 
     def __post_init__(self) -> None:
-        for key in ("min_recall", "max_rejected_share", "max_degraded_share"):
+        for key in ("min_recall", "max_rejected_share", "max_degraded_share", "min_precision_cosine"):
             value = getattr(self, key)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{key} is {value}: expected a number from 0 to 1")

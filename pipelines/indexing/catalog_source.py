@@ -13,7 +13,15 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 
-from encoders import EncoderConfig, EncoderDescription, ProductEncoder, check_encoder, load_product_encoder
+from encoders import (
+    EncoderConfig,
+    EncoderDescription,
+    ProductEncoder,
+    check_encoder,
+    decide_precision,
+    load_product_encoder,
+)
+from encoders.precision import check_worker
 from index_builder import publish, storage
 from index_builder.manifest import IMAGE_COLUMNS, EncoderSummary
 from index_builder.planner import check_index
@@ -35,11 +43,13 @@ from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.catalog_view import ShownProduct
 from pipelines.indexing.embed_shard import PreviousVersion, ProductPreparer, embed_shard
 from pipelines.indexing.job import checked_addresses
+from pipelines.indexing.precision_loss import Measuring
 from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import (
     FinishedRun,
     ShardFiles,
+    ShardSummary,
     ShardTask,
     read_finished_run,
     revision_key,
@@ -93,6 +103,8 @@ class CatalogSource:
         """
         config = checked_addresses(self.config)
         self._refuse_other_catalog(config)
+        # Decided once for all workers; each of them sees whether it has it (`check_worker`).
+        config = replace(config, encoder=self._with_precision(config))
         self.encoder = check_encoder(config.encoder)
         check_index(config.index, self.encoder.dim)
         catalog = config.catalog
@@ -151,6 +163,12 @@ class CatalogSource:
             note += ", which reads texts only (with pictures: --config clip_vit_b32 --catalog.layout auto)"
         return note
 
+    def _with_precision(self, config: JobConfig) -> EncoderConfig:
+        if config.encoder.precision != "auto":
+            return config.encoder
+        published = None if self._full else published_manifest(config.index.uri)
+        return decide_precision(config.encoder, published=published.encoder.fingerprint if published else None)
+
     def _refuse_other_catalog(self, config: JobConfig) -> None:
         """ConfigError where the index folder has its name from a catalog's, and stands for another of that name."""
         if self._named is None or "index.uri" in self._named or not publish.list_versions(config.index.uri):
@@ -186,6 +204,8 @@ class CatalogSource:
         if self.recognised is not None:  # here and not in `check`: a plan prints the same, and more
             log.info("catalog %s", self.recognised.sentence)
             log.info("%s; the index goes to %s", self.encoder_note, self.given.index.uri)
+        if self.given.encoder.precision == "auto":
+            log.info("%s", self._precision_note)
         catalog, folder = self.config.catalog, self._intake_folder
         self._refuse_other_catalog(self.config)  # again, now that no other run is at work here
         note_index(self.config.work.uri, self.config.index.uri, _note_of(self.given.catalog))
@@ -200,6 +220,17 @@ class CatalogSource:
 
         some = [missing[start : start + FILES_AT_ONCE] for start in range(0, len(missing), FILES_AT_ONCE)]
         run_on_workers("intake", some, take_in_some, record, beam_options)
+
+    @property
+    def _precision_note(self) -> str:
+        decided = self.encoder.precision
+        best = decide_precision(self.given.encoder).precision
+        if decided == best:
+            return f"encoder.precision auto: {decided}"
+        return (
+            f"encoder.precision auto: {decided}, as the published version's vectors have it, so that they can be "
+            f"carried over; --full embeds all products again in {best}"
+        )
 
     @property
     def _text_limit(self) -> str:
@@ -243,13 +274,20 @@ class CatalogSource:
         return ShardPlan(
             stage="embed",
             tasks=tasks,
-            maker=partial(of_catalog, encoder=config.encoder, previous=self.previous),
+            maker=partial(
+                of_catalog,
+                encoder=config.encoder,
+                previous=self.previous,
+                measuring=Measuring.of_plan(len(tasks), catalog.rows),
+                precision_is_chosen=self.given.encoder.precision == "auto",
+            ),
             rows=catalog.rows,
             encoder=EncoderSummary(
                 model=encoder.model,
                 fingerprint=encoder.fingerprint,
                 dim=encoder.dim,
                 batch_invariant=encoder.batch_invariant,
+                precision=encoder.precision,
             ),
             query_encoder=config.encoder,
             catalog_uri=config.catalog.shown_uri,
@@ -316,12 +354,21 @@ def embedding(
     decode: DecodeConfig,
     encoder: EncoderConfig,
     previous: PreviousVersion | None,
+    measuring: Measuring,
+    precision_is_chosen: bool,
     load_encoder: Callable[[EncoderConfig], ProductEncoder] = load_product_encoder,
 ) -> Iterator[MakeShard]:
     """A `transforms.ShardMaker`: loads the encoder, and starts the threads that read products up to it."""
+    if precision_is_chosen:
+        check_worker(encoder.precision, encoder.device)
     towers: ProductEncoder = once(lambda: load_encoder(encoder))
     opened = ProductPreparer.open(
         *(catalog, fetch, decode), inputs=towers, previous=previous, per_image=encoder.vectors == "per_image"
     )
     with closing(opened) as preparer:
-        yield lambda task, on_progress: embed_shard(towers, preparer, task.rows, task.files, on_progress=on_progress)
+
+        def make(task: ShardTask, on_progress: Callable[[int], None]) -> ShardSummary:
+            measured = measuring.of_shard(task.position)
+            return embed_shard(towers, preparer, task.rows, task.files, measured=measured, on_progress=on_progress)
+
+        yield make

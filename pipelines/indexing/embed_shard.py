@@ -53,10 +53,11 @@ from pipelines.images.product_images import (
     decode_images,
     fetch_images,
 )
+from pipelines.indexing.precision_loss import cosines
 from pipelines.indexing.product_table import WriteColumns, WritePlaces, columns_writer, places_writer
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary
 
-TEXT_ONLY_BATCH_ROWS = 2048
+TEXT_ONLY_BATCH_ROWS = 8192
 
 
 class StepTimer:
@@ -249,6 +250,7 @@ def embed_shard(
     shard: CatalogShard,
     files: ShardFiles,
     *,
+    measured: int = 0,
     on_progress: Callable[[int], None] = lambda products: None,
 ) -> ShardSummary:
     """Embeds one shard and declares it complete.
@@ -258,15 +260,31 @@ def embed_shard(
         preparer: Reads products up to its towers.
         shard: Which rows to read.
         files: Where the outputs go.
+        measured: Of how many products the loss by the towers' precision is measured.
         on_progress: Gets the number of products written so far, after each batch.
     """
-    return files.complete(shard.position, lambda made: _ShardWork(encoder, preparer, shard, made).run(on_progress))
+    measured = measured if encoder.load_exact is not None else 0
+
+    def make(made: ShardFiles) -> ShardSummary:
+        return _ShardWork(encoder, preparer, shard, made, measured).run(on_progress)
+
+    return files.complete(shard.position, make)
 
 
 class _ShardWork:
     """The state of one shard while it is being embedded."""
 
-    def __init__(self, encoder: ProductEncoder, preparer: ProductPreparer, shard: CatalogShard, files: ShardFiles):
+    def __init__(
+        self,
+        encoder: ProductEncoder,
+        preparer: ProductPreparer,
+        shard: CatalogShard,
+        files: ShardFiles,
+        measured: int,
+    ):
+        self._measured = measured
+        self._exact: ProductEncoder | None = None
+        self._cosines: list[float] = []
         self._encoder, self._preparer, self._shard, self._files = encoder, preparer, shard, files
         self._letters: list[DeadLetter] = []
         self._known_images: list[KnownImage] = []
@@ -307,6 +325,7 @@ class _ShardWork:
             rejected=sum(letter.outcome == "rejected" for letter in letters),
             by_reason=dict(Counter(f"{letter.outcome}: {letter.reason}" for letter in letters)),
             revisable=self._revisable,
+            cosines=self._cosines,
             seconds={step: round(seconds, 4) for step, seconds in self._timer.seconds.items()}
             | {"wall": perf_counter() - started},
             **counts,
@@ -403,6 +422,8 @@ class _ShardWork:
             self._embed_images(batch.pixels)
         if len(new):
             vectors[new] = self._run_towers(batch, rows[new])
+            if len(self._cosines) < self._measured:
+                self._measure(batch, rows[new], vectors[new])
         return vectors
 
     def _embed_images(self, pixels: dict[bytes, np.ndarray]) -> None:
@@ -411,6 +432,27 @@ class _ShardWork:
         self._image_rows |= {digest: len(self._image_rows) + i for i, digest in enumerate(pixels)}
         known = [self._image_vectors] if len(self._image_vectors) else []
         self._image_vectors = np.concatenate([*known, new_vectors])
+
+    def _measure(self, batch: PreparedBatch, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Compares a share of the new vectors at `rows` of the batch with those that float32 makes."""
+        digests = [batch.rows.digests[row] for row in rows]
+        owners = batch.rows.products[rows]
+        whole = [all(digest in batch.pixels for digest in own) for own in digests]
+        candidates = np.flatnonzero(whole)
+        share = -(-self._measured * len(rows) // max(1, self._shard.rows or len(rows)))
+        count = min(share, self._measured - len(self._cosines), len(candidates))
+        if not count:
+            return
+        if self._exact is None and self._encoder.load_exact is not None:
+            self._exact = self._encoder.load_exact()
+        chosen = candidates[np.linspace(0, len(candidates) - 1, count).astype(int)]
+        images = [[batch.pixels[digest] for digest in digests[number]] for number in chosen]
+        texts = [
+            None if self._encoder.text_is_fallback and shown else batch.texts[product]
+            for product, shown in zip(owners[chosen], images, strict=True)
+        ]
+        if self._exact is not None:
+            self._cosines += cosines(self._exact, texts, images, vectors[chosen])
 
     def _run_towers(self, batch: PreparedBatch, rows: np.ndarray) -> np.ndarray:
         """New vectors at `rows` of the batch, float32 `[n, D]`; equal texts and images are run once."""

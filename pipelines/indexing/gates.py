@@ -50,7 +50,7 @@ class JudgedGate:
 
     def __str__(self) -> str:
         """A failed gate in words, with the value that would let the version pass."""
-        is_recall = self.key == "gates.min_recall"
+        is_recall = self.key.startswith("gates.min_")
         allowed = f"at least {self.limit} is asked for" if is_recall else f"at most {self.limit or 0:.1%} are allowed"
         passes = f"where that is right, --{self.key} {self.needed:g} lets it pass"
         return "; ".join(filter(None, (f"{self.key}: {self.found}, {allowed}", self.hint, passes)))
@@ -89,7 +89,12 @@ def judge_gates(
     changed = "no version is published yet"
     if change is not None:
         changed = f"{before:,} products became {totals.products:,} ({change:.1%})"
-    return [*judged, _judge("gates.max_row_change", gates.max_row_change, change, changed)]
+    judged.append(_judge("gates.max_row_change", gates.max_row_change, change, changed))
+    loss, key = totals.precision_loss, "gates.min_precision_cosine"
+    lost = "known when products are embedded, of towers in another precision than float32"
+    if loss:
+        lost = f"1% of {loss['products']:,} products have a cosine to float32 of {loss['percentile_1']:.4f} or less"
+    return [*judged, _judge(key, gates.min_precision_cosine, loss.get("percentile_1"), lost, least=True)]
 
 
 def failed_gates(gates: GatesConfig, totals: Totals, recall: float, previous: Manifest | None) -> list[str]:
@@ -117,7 +122,7 @@ def planned_gates(gates: GatesConfig, products: int, rejected: int, previous: Ma
     """
     counted = {"rows_in": products + rejected, "products": products, "rejected": rejected}
     others = ("embedded", "carried_over", "degraded", "images_unchanged", "texts_cut", "shards")
-    totals = Totals(**counted, **dict.fromkeys(others, 0), by_reason={})
+    totals = Totals(**counted, **dict.fromkeys(others, 0), by_reason={})  # type: ignore[arg-type]
     return gate_lines(judge_gates(gates, totals, None, previous, degraded_known=False))
 
 

@@ -135,6 +135,7 @@ def standing_shards(work_uri: str) -> ShardPlan:
         fingerprint=finished.encoder,
         dim=embedding_shards.read_info(files[0].embeddings).dim,
         batch_invariant=finished.batch_invariant,
+        precision=finished.precision,
     )
     return ShardPlan(
         stage="import",

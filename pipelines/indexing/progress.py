@@ -83,6 +83,9 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
     if totals.texts_cut:
         read = f"{plan.get('text_limit') or 'fewer tokens'}, the end of longer texts is lost"
         lines.append(("texts cut", f"{totals.texts_cut:,}: the text tower reads {read}"))
+    if loss := totals.precision_loss:
+        found = f"{loss['mean']:.5f} on average, 1st percentile {loss['percentile_1']:.5f}"
+        lines.append(("cosine to float32", f"{found}, of {loss['products']:,} products"))
     skipped = sum(report["skipped"] for stage in ("embed", "import") for report in record.reports(stage).values())
     lines.append(("catalog shards", f"{totals.shards:,}, of which {skipped:,} stood complete and were skipped"))
     lines += [("seconds", _seconds_by_stage(record))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
@@ -103,6 +103,7 @@ def publish_build(run: RunContext, build: FinishedBuild) -> RunResult:
             build=run.build,
             batch_invariant=run.encoder.batch_invariant,
             group_field=run.group_field,
+            precision=run.encoder.precision,
         )
         run.lease.check()
         write_finished_run(run.work_uri, finished)
@@ -191,7 +192,7 @@ def _manifest(run: RunContext, build: FinishedBuild, failed: list[str]) -> Manif
             by_reason=totals.by_reason,
             group_field=run.group_field,
         ),
-        encoder=run.encoder,
+        encoder=replace(run.encoder, precision_loss=totals.precision_loss),
         codec=CodecSummary(
             fingerprint=codec.fingerprint,
             training_rows=codec.training_rows,

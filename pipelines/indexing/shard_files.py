@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import Any
 
 from index_builder import storage
+from pipelines.indexing.precision_loss import summarize
 
 SHARD_FORMAT = 2
 """Raised when a change of the code makes other vectors or other columns from the same catalog."""
@@ -45,6 +46,7 @@ class ShardSummary:
         by_reason: Dead letters by kind and reason, as "rejected: empty_product".
         revisable: Whether another run could find other images for the same catalog rows: images fetched from outside
             the catalog file, or ones that failed.
+        cosines: Of a few embedded products, their vectors' cosines to those in float32 (`precision_loss`).
         seconds: Busy seconds by step; steps overlap, so their sum exceeds `wall`.
     """
 
@@ -64,6 +66,7 @@ class ShardSummary:
     rejected: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
     revisable: bool = False
+    cosines: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -146,7 +149,7 @@ class FinishedRun:
         encoder: Fingerprint of its encoder, which names the folder that those shards lie in.
         catalog_uri: What they were made from, for people.
         build: Name of its folder in `builds`, with the codec that the next run may keep.
-        batch_invariant: See `EncoderSummary`.
+        batch_invariant, precision: See `EncoderSummary`.
         group_field: The column by which searches group their answers, if any.
     """
 
@@ -157,6 +160,7 @@ class FinishedRun:
     build: str = ""
     batch_invariant: bool | None = None
     group_field: str | None = None
+    precision: str = ""
 
     def key_of(self, base: str) -> str | None:
         """The key under which this run made the shard, None if it had none of this base key."""
@@ -189,6 +193,7 @@ class Totals:
         products: Those in the index, `embedded` or `carried_over`. What an earlier, finished run embedded in a shard
             that stands is carried over. Duplicates are neither (see `without_duplicates`).
         vectors: Rows of the index, `vectors_embedded` of them new, where products have one an image; else 0.
+        precision_loss: What `precision_loss.summarize` says of the shards' cosines.
         rejected: Rows that are not in the index, duplicates included.
         folded: Rows that `catalog.group_by` put into the row of another; among `rows_in`, as those left out are.
     """
@@ -207,6 +212,7 @@ class Totals:
     shards: int
     vectors: int = 0
     vectors_embedded: int = 0
+    precision_loss: dict[str, float] = field(default_factory=dict)
 
     @property
     def rejected_share(self) -> float:
@@ -276,5 +282,6 @@ def total(
         folded=folded,
         vectors=vectors,
         vectors_embedded=vectors_embedded,
+        precision_loss=summarize(cosine for summary in summaries for cosine in summary.cosines),
         **sums,
     )

@@ -31,13 +31,14 @@ from encoders.text_tower import TextTower, build_backbone
 from encoders.tokenizers import TokenizedTexts, clip_tokenizer
 from tests.encoders.tiny import MODELS, WORDS, random_picture, save_tiny_encoder, tiny_parts
 
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 TORCH_THREADS = (1, 2, 4)
 PRODUCTS = 27
 CPU = torch.device("cpu")
 # The same machine as other CPUs: fewer instructions, other kernels.
 OTHER_CPUS = {
     "AVX-512": {},
+    "all it has": {"ONEDNN_MAX_CPU_ISA": "DEFAULT"},  # bfloat16 in hardware, where there is one
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
     "plain": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
 }

@@ -255,7 +255,7 @@ def test_another_process_and_another_place_give_the_same(tmp_path):
     first = save_formula_encoder(tmp_path / "here", "3tmm", None)
     vectors = load_product_encoder(first).encode(["red dress", "mug"])
     (tmp_path / "here").rename(tmp_path / "there")
-    config = EncoderConfig(uri=str(tmp_path / "there"), device="cpu")
+    config = EncoderConfig(uri=str(tmp_path / "there"), device="cpu", precision="float32")
     code = (
         "import pickle, sys\nfrom encoders import load_product_encoder\n"
         "encoder = load_product_encoder(pickle.load(sys.stdin.buffer))\n"

@@ -136,9 +136,9 @@ def tiny_parts(model: str, *, fusion: str | None = None, seed: int = 0) -> Encod
 
 
 def save_tiny_encoder(folder: Path, *, model: str = "3tmm", fusion: str | None = None, seed: int = 0) -> EncoderConfig:
-    """Saves a tiny encoder at `folder` and returns the config that names it."""
+    """Saves a tiny encoder at `folder` and returns the config that names it, in one precision on every machine."""
     save_encoder(tiny_parts(model, fusion=fusion, seed=seed), str(folder))
-    return EncoderConfig(uri=str(folder), batch_size=4, device="cpu")
+    return EncoderConfig(uri=str(folder), batch_size=4, device="cpu", precision="float32")
 
 
 def save_tiny_bert(folder: Path, *, seed: int = 0) -> Path:

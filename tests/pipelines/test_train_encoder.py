@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from encoders import EncoderConfig, check_encoder
 from pipelines.config.command_line import read_config_file, run_command
 from pipelines.train_encoder import main
+from tests.encoders.test_image_backbones import save_timm
+from tests.encoders.tiny import save_tiny_bert
 from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, write_pairs
 
 QUICK = [
@@ -207,9 +209,10 @@ def test_two_devices_train_together(shop, tmp_path):
     check_encoder(EncoderConfig(uri=str(tmp_path / "out")))
 
 
-@pytest.mark.parametrize("name", ["train_catalog_pairs", "train_match4", "train_demo_encoder"])
+@pytest.mark.parametrize("name", ["train_catalog_pairs", "train_match4", "train_demo_encoder", "starter"])
 def test_the_shipped_configs_are_whole(name, capsys):
-    arguments = ["--config", name, "--print-config", "--out", "x", "--data.uri", "pairs"]
+    arguments = ["--config", name, "--print-config", "--out", "x"]
+    arguments += [] if name == "starter" else ["--data.uri", "pairs"]  # it learns from the catalog alone
     if name != "train_demo_encoder":
         arguments += ["--catalog.uri", "catalog"]
     assert run_command(main, arguments) == 0
@@ -220,6 +223,36 @@ def test_the_shipped_configs_are_whole(name, capsys):
                 assert value.items() <= printed[section][key].items()
             elif (section, key) != ("data", "uri"):
                 assert printed[section][key] == value
+
+
+def test_the_starter_learns_from_a_catalog_alone(shop, tmp_path, capsys):
+    """Small towers of its kinds: both keep their weights, and the projection of images into the texts' space learns."""
+    bert, network = save_tiny_bert(tmp_path / "bert"), save_timm(tmp_path / "network")
+    vectors = tmp_path / "vectors"
+    arguments = [
+        "--config", "starter", "--catalog.uri", str(shop / "products.jsonl"), "--catalog.id_field", "id",
+        "--catalog.text_fields", "[name, size]", "--catalog.image_field", "photo",
+        "--catalog.image_root", str(shop / "pictures"), "--data.validation_share", "0.2",
+        "--encoder.text_tower.checkpoint", str(bert), "--encoder.text_tower.max_tokens", "12",
+        "--encoder.clip_tower.checkpoint", str(network), "--encoder.clip_tower.image_size", "32",
+        "--encoder.fusion.dim", "16", "--training.vectors", str(vectors), "--training.epochs", "3",
+        "--training.batch_size", "8", "--training.progress", "false", "--training.device", "cpu",
+    ]  # fmt: skip
+    assert run_command(main, [*arguments, "--out", str(tmp_path / "first")]) == 0
+    assert capsys.readouterr().out.count("vectors computed once") == 2
+    description = check_encoder(EncoderConfig(uri=str(tmp_path / "first")))
+    assert (description.model, description.dim, description.preprocessing.size) == ("match4", 16, 32)
+    weights = load_file(tmp_path / "first" / "weights.safetensors")
+    kept = load_file(network / "model.safetensors")
+    assert torch.equal(weights["image.visual.conv_stem.weight"], kept["conv_stem.weight"])
+    assert not any(name.startswith("document_text.projection") for name in weights), "texts stay as they are"
+    # Another run over the same products starts with the vectors that are there.
+    assert run_command(main, [*arguments, "--training.learning_rate", "1.0e-4", "--out", str(tmp_path / "second")]) == 0
+    assert "vectors computed once" not in capsys.readouterr().out
+    changed = load_file(tmp_path / "second" / "weights.safetensors")
+    assert {name for name, weight in weights.items() if not torch.equal(weight, changed[name])} == {
+        "image.projection.weight"
+    }
 
 
 def of_a_long_run(shop: Path, out: Path) -> list[str]:

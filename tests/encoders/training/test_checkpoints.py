@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from encoders.errors import CheckpointError, EncoderConfigError, TrainingError
 from encoders.losses import nt_xent
 from encoders.training import module
-from encoders.training.checkpoints import join_metrics, read_checkpoint
+from encoders.training.checkpoints import CheckpointFolder, join_metrics, read_checkpoint
 from tests.encoders.training.runs import SMALL, Stopped, StopsAfter, assert_same_bytes, pairs_of, train
 
 pytestmark = pytest.mark.usefixtures("nothing_is_kept")
@@ -302,3 +302,13 @@ def test_a_folder_of_someone_elses_is_left_alone(straight, tmp_path):
 
 def _values(data):
     return {name: getattr(data, name) for name in type(data).__dataclass_fields__}
+
+
+def test_two_runs_do_not_train_in_one_folder(tmp_path):
+    first, second = CheckpointFolder(str(tmp_path / "out")), CheckpointFolder(str(tmp_path / "out"))
+    with first.lease():
+        with pytest.raises(EncoderConfigError, match=r"out\.checkpoints: another process trains there now"):
+            with second.lease():
+                pass
+    with second.lease():
+        assert not any(second.path.iterdir()), "nothing is left behind"

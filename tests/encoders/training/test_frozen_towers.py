@@ -45,8 +45,9 @@ def module_and_data(pairs, folder, model, fusion, tuned, **changes):
         ("4tmm", "mlp", ("fusion",), ALL),
         ("4tmm", "mlp", ("fusion", "text"), ALL - {"product_text", "query_text"}),
         ("clip", None, ("clip_text",), {"product_image", "query_image"}),
-        # The projection after their picture tower learns too.
-        ("match3", None, ("bert", "projection"), set()),
+        # What is kept stands before the projection, which may learn.
+        ("match3", None, ("bert", "projection"), {"product_image", "query_image"}),
+        ("match4", None, ("projection",), ALL - {"query_clip_text"}),
         ("match3", None, ("bert",), {"product_image", "query_image"}),
         ("match4", "mlp", ("fusion",), ALL - {"query_clip_text"}),
     ],
@@ -103,6 +104,27 @@ def test_a_run_that_goes_on_reads_the_vectors_that_are_there(tmp_path):
     train(data, tmp_path / "out", decode=StopsAfter(0), say=said.append, checkpoint_steps=1, **tuned)
     assert "going on" in said[1]
     assert_same_bytes(tmp_path / "straight", tmp_path / "out")
+
+
+def test_a_shared_folder_serves_another_model_of_the_same_towers(pairs, tmp_path):
+    said: list[str] = []
+    options = {"shared": True, "say": said.append}
+    _, _, store = module_and_data(pairs, tmp_path, "match4", None, ("projection",), **options)
+    store()
+    assert len(said) == 4
+    files = {path.name for path in tmp_path.iterdir()}
+    module, dataset, again = module_and_data(pairs, tmp_path, "match3", None, ("projection",), **options)
+    with torch.no_grad():
+        module.model.image.projection.weight.add_(1.0)  # stands above what is kept
+    found = again()
+    assert len(said) == 4, "nothing is computed again"
+    assert {path.name for path in tmp_path.iterdir()} == files
+    dataset.make.frozen = {}
+    module.eval()
+    with torch.no_grad():
+        expected = module.terms(dataset[[1, 4, 2]], drop=None)
+        dataset.make.frozen = found
+        assert torch.allclose(module.terms(dataset[[1, 4, 2]], drop=None)["picture_text"], expected["picture_text"])
 
 
 def test_vectors_of_other_weights_are_not_taken(pairs, tmp_path):

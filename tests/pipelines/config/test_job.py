@@ -6,7 +6,7 @@ from pipelines.config.command_line import parse_config, read_config_file
 from pipelines.config.job import GatesConfig, JobConfig, WorkConfig, to_yaml
 from pipelines.config.validation import build_config, list_keys
 
-SHIPPED = ("demo", "minilm", "clip_vit_b32", "4tmm_dfn5b")
+SHIPPED = (*("demo", "minilm", "clip_vit_b32", "4tmm_dfn5b", "marqo_ecommerce_b", "fashion_siglip", "siglip2_b16"),)
 
 
 def load(name: str) -> JobConfig:
@@ -42,7 +42,7 @@ def test_the_contracts_keys_are_there() -> None:
         "catalog.on_bad_image", "catalog.display_fields", "catalog.filter_fields", "encoder.uri", "encoder.batch_size",
         "encoder.device", "encoder.precision", "work.uri", "index.uri", "index.factory", "index.bytes_per_vector",
         "index.target_recall", "index.serving_shards", "gates.min_recall", "gates.max_rejected_share",
-        "gates.max_degraded_share", "gates.max_row_change", "beam",
+        "gates.max_degraded_share", "gates.max_row_change", "gates.min_precision_cosine", "beam",
     }  # fmt: skip
 
 

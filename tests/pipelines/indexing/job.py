@@ -69,6 +69,7 @@ catalog:
   shard_rows: 50
 encoder:
   uri: {encoder.uri}
+  precision: float32
 work:
   uri: {folder / "work"}
 index:

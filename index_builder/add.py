@@ -23,7 +23,8 @@ from index_builder.embedding_shards import NumberedShard, iter_vectors, read_inf
 from index_builder.errors import EmbeddingShardError
 from index_builder.faiss_files import IndexShard, ivf_of, make_index_shard
 from index_builder.kmeans import shared_assigner
-from index_builder.rotation import columns_of
+from index_builder.product_quantizer import Correction
+from index_builder.rotation import columns_of, documents_map
 
 
 def add_shards(codec: CodecInfo, shards: Sequence[NumberedShard], out_uri: str) -> IndexShard:
@@ -66,18 +67,34 @@ class BlockEncoder:
     def __init__(self, index: faiss.Index) -> None:
         self._index = index
         self._ivf = ivf_of(index)
-        self._assigner = shared_assigner(self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist))
-        turned = isinstance(index, faiss.IndexPreTransform)
-        self._map = columns_of(faiss.downcast_VectorTransform(index.chain.at(0))) if turned else None
+        centroids = self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist)
+        self._correction = self._map = self._asked = None
+        if isinstance(index, faiss.IndexPreTransform):
+            transform = faiss.downcast_VectorTransform(index.chain.at(0))
+            self._map, self._asked = documents_map(transform)[0], columns_of(transform)
+            if transform.have_bias:
+                self._centroids = centroids
+                self._correction = Correction(faiss.downcast_index(self._ivf).pq, centroids, transform)
+                centroids = self._correction.asked_centroids
+        self._assigner = shared_assigner(centroids)
 
-    def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """List numbers and codes of float16 or float32 [n, D]: uint8 [n, S]."""
+    def encode(self, vectors: np.ndarray, lists: np.ndarray | None = None) -> np.ndarray:
+        """List numbers and codes of float16 or float32 [n, D], in their nearest lists or in int64 [n]: uint8 [n, S]."""
         vectors = self._turned(vectors)
-        lists = self._assigner.assign(vectors)
+        lists = self._assigner.assign(vectors) if lists is None else lists
+        if self._correction is not None:
+            codes = self._correction.encode(vectors - self._centroids[lists], lists)
+            numbers = lists.astype("<i8")[:, None].view(np.uint8)[:, : self._ivf.coarse_code_size()]
+            return np.concatenate([numbers, codes], axis=1)
         codes = np.empty((len(vectors), self._ivf.sa_code_size()), dtype=np.uint8)
         pointers = (faiss.swig_ptr(array) for array in (vectors, lists, codes))
         self._ivf.encode_vectors(len(vectors), *pointers, True)
         return codes
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """What codes uint8 [n, S] stand for: float32 [n, D]; RuntimeError where FAISS cannot turn such codes back."""
+        vectors = self._ivf.sa_decode(codes)
+        return vectors if self._asked is None else vectors @ self._asked.T
 
     def lists(self, vectors: np.ndarray) -> np.ndarray:
         """The inverted list of each of float16 or float32 [n, D]: int64 [n]."""

@@ -7,6 +7,7 @@ would not notice.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,17 +20,15 @@ from index_builder import storage
 from index_builder.errors import CodecMismatchError, TrainingError
 from index_builder.faiss_files import read_index
 from index_builder.kmeans import build_quantizer, shared_assigner, train_centroids
-from index_builder.rotation import rotated, train_rotation
+from index_builder.product_quantizer import code_training_rows, train_corrected_quantizer, train_product_quantizer
+from index_builder.rotation import columns_of, documents_map, rotated, shaped_rotation, train_rotation
 from index_builder.sampling import ShardSample, read_training
 from index_builder.spec import Device, IndexSpec
 
 log = logging.getLogger(__name__)
 
-CODE_ITERATIONS = 8
-MAX_CODE_ROWS = 16_384
 FINGERPRINT_DIGITS = 32
-_SPLIT = 1.0 / 1024
-TRAINING_REVISION = 3
+TRAINING_REVISION = 4
 """Raised when a change of the code makes another codec from the same sample."""
 
 
@@ -61,11 +60,12 @@ def train_codec(
     seed: int,
     training_rows: int | None = None,
     device: Device = "cpu",
+    queries: np.ndarray | None = None,
 ) -> CodecInfo:
     """Trains a codec, or finds the one that was trained here from the same sample, spec and seed.
 
     The same sample gives the same bytes, whatever the order of the samples and the number of threads. At most
-    `training_rows` of it are used.
+    `training_rows` of it are used. A corrected code is shaped for `queries`, float32 [Q, D], where they are given.
 
     Raises:
         TrainingError: the sample is too small for the spec, or of another dimension; or there is no GPU to train on.
@@ -74,7 +74,7 @@ def train_codec(
 
     def make(path: str) -> dict[str, Any]:
         vectors = _training_vectors(samples, spec, training_rows)
-        faiss.write_index(build_codec(vectors, spec, seed=seed, gpu=gpu), f"{path}.faiss")
+        faiss.write_index(build_codec(vectors, spec, seed=seed, gpu=gpu, queries=queries), f"{path}.faiss")
         fingerprint = storage.sha256_file(f"{path}.faiss")[:FINGERPRINT_DIGITS]
         where = "a GPU" if gpu else "the CPU"
         if not spec.exact:
@@ -89,6 +89,8 @@ def train_codec(
 
     drawn = sorted(sample.sha256 for sample in samples)
     inputs = [drawn, spec.to_dict(), seed, training_rows, TRAINING_REVISION, "gpu" if gpu else "cpu"]
+    if queries is not None:
+        inputs.append(hashlib.sha256(queries.tobytes()).hexdigest())
     storage.artifact(storage.join(out_uri, "codec"), inputs, make)
     return load_codec(out_uri)
 
@@ -140,14 +142,35 @@ def open_codec(codec: CodecInfo) -> faiss.Index:
         return read_index(path, memory_mapped=False)
 
 
-def build_codec(vectors: np.ndarray, spec: IndexSpec, *, seed: int, gpu: bool = False) -> faiss.Index:
-    """Trains the FAISS index of a spec on float16 or float32 [n, D]; n may be 0 where nothing is trained."""
-    transform = train_rotation(vectors, spec, seed=seed)
-    turned = rotated(vectors, transform)
-    centroids = train_centroids(turned, spec.lists, seed=seed, gpu=gpu)
-    ivf = _empty_ivf(build_quantizer(centroids, spec), spec)
-    if spec.code != "flat":
-        chosen = turned[code_training_rows(len(turned), seed=seed)]
+def build_codec(
+    vectors: np.ndarray,
+    spec: IndexSpec,
+    *,
+    seed: int,
+    gpu: bool = False,
+    queries: np.ndarray | None = None,
+    centroids: np.ndarray | None = None,
+) -> faiss.Index:
+    """Trains the FAISS index of a spec on float16 or float32 [n, D]; n may be 0 where nothing is trained.
+
+    Args:
+        queries: float32 [Q, D], for whose scores a corrected code is shaped; None: for vectors of the catalog.
+        centroids: float32 [L, D], those of the lists, instead of training them: to compare codes.
+    """
+    transform = train_rotation(vectors, spec, seed=seed, all_dims=queries is not None)
+    if centroids is None:
+        centroids = train_centroids(rotated(vectors, transform), spec.lists, seed=seed, gpu=gpu)
+    else:
+        centroids = rotated(centroids, transform)
+    kept = code_training_rows(len(vectors), seed=seed) if spec.code != "flat" else slice(0)
+    chosen = rotated(vectors[kept], transform)
+    if spec.corrected:
+        transform, chosen, centroids = _shaped(transform, chosen, centroids, spec, queries)
+    quantizer = build_quantizer(centroids, spec)
+    ivf = _empty_ivf(quantizer, spec)
+    if spec.corrected:
+        train_corrected_quantizer(chosen, quantizer.reconstruct_n(0, spec.lists), transform, ivf.pq, seed=seed)
+    elif spec.code != "flat":
         if ivf.by_residual:
             chosen -= centroids[shared_assigner(centroids).assign(chosen)]
         if spec.code == "pq":
@@ -160,73 +183,37 @@ def build_codec(vectors: np.ndarray, spec: IndexSpec, *, seed: int, gpu: bool = 
     return ivf if transform is None else faiss.IndexPreTransform(transform, ivf)
 
 
+def _shaped(
+    principal: faiss.LinearTransform,
+    vectors: np.ndarray,
+    centroids: np.ndarray,
+    spec: IndexSpec,
+    queries: np.ndarray | None,
+) -> tuple[faiss.LinearTransform, np.ndarray, np.ndarray]:
+    """The map in front of a corrected code, and vectors and centroids behind `principal` where documents are coded."""
+    assigner = shared_assigner(centroids)
+    residuals = vectors - centroids[assigner.assign(vectors)]
+    if queries is not None:
+        queries = rotated(queries, principal)
+        queries -= centroids[assigner.assign(queries)]
+    transform = shaped_rotation(principal, residuals, spec, queries)
+    further = columns_of(principal).T @ documents_map(transform)[0]
+    return transform, vectors @ further, centroids @ further
+
+
 def _empty_ivf(quantizer: faiss.Index, spec: IndexSpec) -> faiss.IndexIVF:
-    size, metric = (spec.rotation_dim, spec.lists), faiss.METRIC_INNER_PRODUCT
+    size, metric = (spec.index_dim, spec.lists), faiss.METRIC_INNER_PRODUCT
     if spec.code == "flat":
         return faiss.IndexIVFFlat(quantizer, *size, metric)
     if spec.code == "sq8":
         return faiss.IndexIVFScalarQuantizer(quantizer, *size, faiss.ScalarQuantizer.QT_8bit, metric, True)
     if spec.code == "rabitq":
         return faiss.IndexIVFRaBitQ(quantizer, *size, metric, True, spec.rabitq_bits)
-    ivf = faiss.IndexIVFPQ(quantizer, *size, spec.pq_m, spec.pq_bits, metric)
+    ivf = faiss.IndexIVFPQ(quantizer, *size, spec.pq_m + spec.corrected, spec.pq_bits, metric)
     ivf.by_residual = spec.fast_scan != "fs"
     # Polysemous training costs many times the rest, and serves a search that is not used here.
     ivf.do_polysemous_training = False
     return ivf
-
-
-def code_training_rows(rows: int, *, seed: int) -> np.ndarray:
-    """Which of the sampled vectors the code is trained on, in random order: int64, at most `MAX_CODE_ROWS`."""
-    return np.random.default_rng(seed).permutation(rows)[:MAX_CODE_ROWS]
-
-
-def train_product_quantizer(residuals: np.ndarray, pq: faiss.ProductQuantizer, *, seed: int) -> None:
-    """Sets the centroids of `pq`, by k-means in every subspace at once.
-
-    Lloyd's algorithm as in FAISS, but all sub-quantizers take each step together: FAISS's own encoder assigns (its
-    kernels for small subspaces are many times faster than the general search that `ProductQuantizer.train` assigns
-    with), `bincount` averages. Of what the coarse quantizer leaves over, float32 [n, d], `MAX_CODE_ROWS` are used.
-
-    Raises:
-        TrainingError: fewer rows than centroids.
-    """
-    if len(residuals) < pq.ksub:
-        raise TrainingError(
-            f"expected at least {pq.ksub} training vectors for PQ with {pq.nbits} bits, found {len(residuals)}; "
-            "ask for fewer bits or Flat in index.factory, or for a larger index.training_rows"
-        )
-    rows = np.ascontiguousarray(residuals[code_training_rows(len(residuals), seed=seed)])
-    if pq.nbits != 8:
-        pq.cp.seed, pq.cp.niter = seed, CODE_ITERATIONS
-        pq.cp.min_points_per_centroid, pq.cp.max_points_per_centroid = 1, MAX_CODE_ROWS
-        pq.train(rows)
-        return
-    # The rows are in random order: the first of them are random starting points.
-    centroids = rows[: pq.ksub].reshape(pq.ksub, pq.M, pq.dsub).transpose(1, 0, 2).copy()
-    for _ in range(CODE_ITERATIONS):
-        faiss.copy_array_to_vector(centroids.ravel(), pq.centroids)
-        centroids = _averages(rows, pq.compute_codes(rows), centroids.shape)
-    faiss.copy_array_to_vector(centroids.ravel(), pq.centroids)
-
-
-def _averages(rows: np.ndarray, codes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """New centroids float32 [M, K, d / M] = `shape`: the averages of the rows assigned by uint8 `codes` [n, M]."""
-    subspaces, ksub, dsub = shape
-    cells = (codes.astype(np.int64) + np.arange(subspaces) * ksub).ravel()
-    counts = np.bincount(cells, minlength=subspaces * ksub)
-    values = rows.reshape(-1, dsub)
-    sums = np.stack([np.bincount(cells, weights=values[:, j], minlength=len(counts)) for j in range(dsub)], axis=1)
-    averages = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32).reshape(shape)
-    counts = counts.reshape(subspaces, ksub)
-    # The fullest centroid of a subspace is split for each one without rows, as FAISS does.
-    for subspace, empty in np.argwhere(counts == 0):
-        fullest = counts[subspace].argmax()
-        half = averages[subspace, fullest] * _SPLIT
-        averages[subspace, empty] = averages[subspace, fullest] + half
-        averages[subspace, fullest] -= half
-        counts[subspace, empty] = counts[subspace, fullest] // 2
-        counts[subspace, fullest] -= counts[subspace, empty]
-    return averages
 
 
 def _training_vectors(samples: Sequence[ShardSample], spec: IndexSpec, limit: int | None) -> np.ndarray:

@@ -14,11 +14,10 @@ Legend: `n` vectors, `D` dimension, `L` inverted lists.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 
 from index_builder import storage
@@ -27,8 +26,9 @@ from index_builder.blocks import map_blocks, row_blocks
 from index_builder.codec import CodecInfo, copy_codec, load_codec, open_codec, train_codec
 from index_builder.faiss_files import ivf_of, list_sizes, opened_indexes
 from index_builder.planner import plan_sample
-from index_builder.sampling import ShardSample, read_queries, read_training
-from index_builder.spec import IndexConfig, IndexSpec
+from index_builder.reachable import Reachable
+from index_builder.sampling import ShardSample, read_queries, read_query_vectors, read_training
+from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 
 MOST_GROWTH = 2.0
 MOST_ERROR = 1.05
@@ -58,20 +58,30 @@ class CodecFit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReusableCodec:
-    """The codec of an earlier build, with the fit it had to the catalog that it was trained for and to the last one."""
+    """The codec of an earlier build, with the fit it had to the catalog that it was trained for and to the last one,
+    and the refinement that was built beside it; None where that is not known.
+    """
 
     codec: CodecInfo
     trained: CodecFit
     latest: CodecFit
+    refine: RefineKind | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CodecChoice:
-    """The codec of a build, whether it is that of the last one, and why, in words."""
+    """The codec of a build, whether it is that of the last one, and why, in words.
+
+    `refine`: the refinement beside it, where one was chosen; `reasons`: why, a line each; `reach`: the recall that
+    the codec can reach, None for an exact index, or before it is known.
+    """
 
     codec: CodecInfo
     kept: bool
     reason: str
+    refine: RefineKind = "none"
+    reasons: tuple[str, ...] = ()
+    reach: Reachable | None = None
 
 
 def choose_codec(
@@ -82,20 +92,39 @@ def choose_codec(
     config: IndexConfig,
     products: int,
     reusable: ReusableCodec | None,
+    choose: Callable[[], IndexSpec] | None = None,
 ) -> CodecChoice:
-    """The codec of the last build while it fits, else one trained on the sample; TrainingError as `train_codec`."""
+    """The codec of the last build while it fits, else one trained on the sample; TrainingError as `train_codec`.
+
+    `choose` gives the spec in place of `spec` where a codec is to be trained.
+    """
     why = "there is no earlier one for this config" if config.reuse_codec else "index.reuse_codec is false"
     if reusable is not None:
         why = why_not(reusable, estimate_fit(reusable.codec, samples, products))
         if not why:
             reason = "kept from the last run: it fits today's products"
             return CodecChoice(codec=copy_codec(reusable.codec, out_uri), kept=True, reason=reason)
+    spec = spec if choose is None else choose()
     rows = plan_sample(config, spec, products).training_rows
-    codec = train_codec(samples, spec, out_uri, seed=config.seed, training_rows=rows, device=config.device)
+    queries = shaping_queries(config, spec)
+    codec = train_codec(
+        samples, spec, out_uri, seed=config.seed, training_rows=rows, device=config.device, queries=queries
+    )
     if spec.exact:
         reason = f"none: an exact index ({spec.factory}) holds the vectors themselves, nothing is trained"
         return CodecChoice(codec=codec, kept=False, reason=reason)
     return CodecChoice(codec=codec, kept=False, reason=f"trained: {why}")
+
+
+def shaping_queries(config: IndexConfig, spec: IndexSpec) -> np.ndarray | None:
+    """The queries that a corrected code is shaped for, float32 [Q, D]: those that recall is not measured with, if they
+    are enough.
+    """
+    if config.queries_uri is None or not spec.corrected:
+        return None
+    vectors = read_query_vectors(config.queries_uri, spec.dim).vectors
+    others = vectors[config.verify_queries :]
+    return others if len(others) >= spec.dim else vectors
 
 
 def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[ShardSample], recall: float) -> CodecFit:
@@ -104,7 +133,7 @@ def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[S
         sizes = list_sizes([ivf_of(index) for index in indexes]).sum(axis=0)
     return CodecFit(
         products=int(sizes.sum()),
-        quantization_error=_quantization_error(open_codec(codec), samples),
+        quantization_error=_quantization_error(BlockEncoder(open_codec(codec)), samples),
         list_imbalance=round(list_imbalance(sizes), 4),
         recall=recall,
     )
@@ -112,8 +141,7 @@ def measure_fit(codec: CodecInfo, index_uris: Sequence[str], samples: Sequence[S
 
 def estimate_fit(codec: CodecInfo, samples: Sequence[ShardSample], products: int) -> CodecFit:
     """The fit that a codec would have to a catalog of so many products, before the index is built."""
-    index = open_codec(codec)
-    encoder = BlockEncoder(index)
+    encoder = BlockEncoder(open_codec(codec))
     sample = read_training(samples, limit=MEASURED_ROWS)
     sizes = np.zeros(codec.spec.lists, dtype=np.int64)
     for lists in map_blocks(lambda block: encoder.lists(sample[block]), row_blocks(len(sample))):
@@ -122,17 +150,17 @@ def estimate_fit(codec: CodecInfo, samples: Sequence[ShardSample], products: int
     chance = (len(sizes) - 1) / max(1, len(sample))
     return CodecFit(
         products=products,
-        quantization_error=_quantization_error(index, samples),
+        quantization_error=_quantization_error(encoder, samples),
         list_imbalance=round(max(1.0, list_imbalance(sizes) - chance), 4),
     )
 
 
-def _quantization_error(index: faiss.Index, samples: Sequence[ShardSample]) -> float | None:
+def _quantization_error(encoder: BlockEncoder, samples: Sequence[ShardSample]) -> float | None:
     vectors = read_queries(samples, limit=MEASURED_QUERIES).vectors
     if not len(vectors):
         return None
     try:
-        decoded = index.sa_decode(index.sa_encode(vectors))
+        decoded = encoder.decode(encoder.encode(vectors))
     except RuntimeError:
         return None
     error = ((vectors - decoded) ** 2).sum(axis=1).mean() / (vectors**2).sum(axis=1).mean()
@@ -172,9 +200,15 @@ def outgrown(reusable: ReusableCodec, products: int) -> str:
     return f"the catalog has {products:,} products, it was trained for {before:,}"
 
 
-def save_fit(codec: CodecInfo, asked: dict[str, Any], trained: CodecFit, latest: CodecFit) -> None:
-    """Remembers the fit of a codec beside it, and what of the config it was trained for."""
-    fit = {"asked": asked, "trained": asdict(trained), "latest": asdict(latest)}
+def save_fit(
+    codec: CodecInfo,
+    asked: dict[str, Any],
+    trained: CodecFit,
+    latest: CodecFit,
+    refine: RefineKind | None = None,
+) -> None:
+    """Remembers the fit of a codec beside it, what of the config it was trained for, and what stands beside it."""
+    fit = {"asked": asked, "trained": asdict(trained), "latest": asdict(latest), "refine": refine}
     storage.write_json_atomic(storage.join(codec.uri, "fit.json"), fit)
 
 
@@ -184,4 +218,4 @@ def find_reusable(codec_uri: str, asked: dict[str, Any]) -> ReusableCodec | None
     if not storage.exists(uri) or (known := storage.read_json(uri))["asked"] != asked:
         return None
     trained, latest = CodecFit(**known["trained"]), CodecFit(**known["latest"])
-    return ReusableCodec(codec=load_codec(codec_uri), trained=trained, latest=latest)
+    return ReusableCodec(codec=load_codec(codec_uri), trained=trained, latest=latest, refine=known.get("refine"))

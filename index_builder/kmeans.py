@@ -100,13 +100,21 @@ def share_lists(members: np.ndarray, lists: int) -> np.ndarray:
 
 
 def build_quantizer(centroids: np.ndarray, spec: IndexSpec) -> faiss.Index:
-    """The FAISS index that finds the nearest lists: comparing with all centroids, or through an HNSW graph."""
-    dim = centroids.shape[1]
+    """The FAISS index that finds the nearest lists: comparing with all centroids, or through an HNSW graph.
+
+    In front of a corrected code it holds the centroids as float16: half the bytes, and a graph of them is faster.
+    """
+    dim, metric, halves = centroids.shape[1], faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_fp16
     if not spec.hnsw_links:
-        flat = faiss.IndexFlatIP(dim)
+        flat = faiss.IndexScalarQuantizer(dim, halves, metric) if spec.corrected else faiss.IndexFlatIP(dim)
+        flat.is_trained = True
         flat.add(centroids)
         return flat
-    graph = faiss.IndexHNSWFlat(dim, spec.hnsw_links, faiss.METRIC_INNER_PRODUCT)
+    if spec.corrected:
+        graph = faiss.IndexHNSWSQ(dim, halves, spec.hnsw_links, metric)
+        graph.is_trained = True
+    else:
+        graph = faiss.IndexHNSWFlat(dim, spec.hnsw_links, metric)
     graph.hnsw.efConstruction = _HNSW_EF_CONSTRUCTION
     graph.hnsw.efSearch = _HNSW_EF_SEARCH
     # Threads insert in any order; one thread makes the same graph every time.

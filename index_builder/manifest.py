@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from index_builder.errors import ManifestError
 from index_builder.spec import IndexSpec, RefineKind
-from index_builder.tuning import SearchMeasurement
+from index_builder.tuning import FilteredMeasurement, Remedy, SearchMeasurement
 
 SCHEMA_VERSION = 2
 SEVERAL_ROWS_VERSION = 3
@@ -107,12 +107,18 @@ class IndexSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecallSummary:
-    """Recall k@k of the chosen setting over `queries` held-out products, and the table of all settings measured."""
+    """Recall k@k of the chosen setting over `queries` held-out products, and the table of all settings measured.
+
+    `filtered`: the same under filters; `remedies`: what was measured to find more, where the target was not reached.
+    Versions written before these were kept have none.
+    """
 
     k: int
     value: float
     queries: int
     table: tuple[SearchMeasurement, ...] = ()
+    filtered: tuple[FilteredMeasurement, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

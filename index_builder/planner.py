@@ -1,8 +1,8 @@
 """Decides what index to build, from what sample and in which tasks, from the config and the number of products.
 
-`auto`, by rows: below `EXACT_BELOW_ROWS` exact search; else a rotation to four dimensions a sub-quantizer (two where D
-is small), about 4 * sqrt(rows) inverted lists, and PQ codes of `bytes_per_vector`, less what a second file to re-rank
-from takes (refine.py). An explicit factory string is taken as it is, and refused before any work where the catalog is
+`auto`, by rows: below `EXACT_BELOW_ROWS` exact search; else a map to four dimensions a sub-quantizer (fewer where D is
+small), about 4 * sqrt(rows) inverted lists, and corrected PQ codes (product_quantizer.py) of `bytes_per_vector`, less
+what a second file to re-rank from takes (refine.py). That follows what was measured, see README.md. An explicit factory string is taken as it is, and refused before any work where the catalog is
 too small to train it. Should so many products be rejected on the way that the rest is too small, it is built with fewer
 lists, or of vectors as they are, with a line in the log: the run is not lost.
 
@@ -19,11 +19,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from index_builder.codec import MAX_CODE_ROWS, on_gpu
+from index_builder.codec import on_gpu
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import SpecError
+from index_builder.product_quantizer import MAX_CODE_ROWS
 from index_builder.sampling import read_query_vectors
-from index_builder.spec import IndexConfig, IndexSpec, RefineKind
+from index_builder.spec import FAST_DIMS_PER_CODE, IndexConfig, IndexSpec, RefineKind
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +33,23 @@ TRAINING_ROWS_PER_LIST = 40
 MIN_TRAINING_ROWS_PER_LIST = 16
 MIN_TRAINING_ROWS_PER_CODE = 4
 """Training rows that a PQ centroid needs at least; with fewer, vectors are kept as they are."""
-FAST_DIMS_PER_CODE = (2, 4, 8)
-"""FAISS has kernels for sub-quantizers of these sizes: about 1 ns a distance, 10 ns with others."""
 SMALL_DIMS_PER_CODE = 16
 """From here on a vector has so few sub-quantizers that their speed does not matter."""
 HNSW_FROM_LISTS = 2048
 HNSW_LINKS = 32
 BYTES_PER_DIM: dict[RefineKind, int] = {"none": 0, "sq8": 1, "fp16": 2}
+CORRECTED_FROM_BYTES = 8
+"""From here on a byte is better spent on the correction (codec.py) than on another sub-quantizer."""
 DIMS_PER_CODE_BYTE = 4
 """Under a budget, codes get at least a byte for so many dimensions before refinement gets any."""
 CANDIDATE_BYTES = 1000
 """Code bytes that a search compares in the time that it takes to keep, fetch and sort one more candidate (PQ32, 128
 dimensions, one core: 0.5 us)."""
+DEFAULT_CODE_BYTES = 64
+"""Of the first candidate, where `bytes_per_vector` is not given, and of the code beside a refinement that is named."""
 ID_BYTES = 8
+CODE_BYTES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+"""The rungs of `candidates`: recall rises in steps of about the same size."""
 MOST_ROWS_PER_ADD = 200_000
 _QUERY_MARGIN = 1.2
 _GROWING = 2
@@ -77,6 +82,19 @@ class BuildMemory:
     adding: int
     laying_out: int
     serving: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """An index that could be built, with its refinement."""
+
+    spec: IndexSpec
+    refine: RefineKind
+
+    @property
+    def bytes_per_vector(self) -> int:
+        """Bytes of code and refinement a product, what `index.bytes_per_vector` counts: without ids and codec."""
+        return self.spec.code_bytes + BYTES_PER_DIM[self.refine] * self.spec.dim
 
 
 def check_index(config: IndexConfig, dim: int) -> None:
@@ -164,6 +182,11 @@ def plan_sample(config: IndexConfig, spec: IndexSpec, rows: int) -> SamplePlan:
     return SamplePlan(training_share=share, query_share=query_share, training_rows=training_rows, queries=queries)
 
 
+def is_open(config: IndexConfig) -> bool:
+    """Whether the config leaves the bytes of a vector to the target."""
+    return config.factory == "auto" and config.bytes_per_vector is None and config.refine == "auto"
+
+
 def plan_refinement(config: IndexConfig, spec: IndexSpec) -> RefineKind:
     """The refinement to build for an index.
 
@@ -171,7 +194,7 @@ def plan_refinement(config: IndexConfig, spec: IndexSpec) -> RefineKind:
     (`factory: auto`). What keeps vectors as exactly as the refinement would is not refined.
     """
     kind: RefineKind = config.refine if config.refine != "auto" else "none"
-    if config.refine == config.factory == "auto":
+    if config.refine == config.factory == "auto" and config.bytes_per_vector is not None:
         kind = _affordable_refinement(config.bytes_per_vector, spec.dim)
     if kind != "none" and BYTES_PER_DIM[kind] * spec.dim <= spec.code_bytes:
         log.info("%s holds vectors as exactly as %s would: no refinement", spec.factory, kind)
@@ -181,6 +204,8 @@ def plan_refinement(config: IndexConfig, spec: IndexSpec) -> RefineKind:
 
 def code_budget(config: IndexConfig, dim: int) -> int:
     """Of `bytes_per_vector` what is left for the index's own codes, where the plan is `auto`."""
+    if config.bytes_per_vector is None:
+        return DEFAULT_CODE_BYTES
     if config.refine != "auto" or config.bytes_per_vector >= 4 * dim:
         return config.bytes_per_vector  # refinement comes on top, or vectors fit as they are
     return config.bytes_per_vector - BYTES_PER_DIM[_affordable_refinement(config.bytes_per_vector, dim)] * dim
@@ -194,16 +219,46 @@ def probes_per_factor(spec: IndexSpec, kind: RefineKind, rows: int, k: int) -> f
     return k * (CANDIDATE_BYTES + BYTES_PER_DIM[kind] * spec.dim) / list_bytes
 
 
-def estimate_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_rows: int) -> BuildMemory:
-    """The memory of a build of N = `rows` products, with a codec that is trained on `training_rows` vectors."""
+def candidates(config: IndexConfig, rows: int, dim: int, *, most_bytes: int | None = None) -> tuple[Candidate, ...]:
+    """What could be built of `rows` products of D dimensions, by bytes a product, the cheapest first.
+
+    Recall rises with the bytes (measured: tests/benchmarks/README.md), so the first one whose recall is enough is the
+    one to build. Where the config names a factory, or the catalog is small enough for exact search, it is that alone.
+    Pure: nothing is read or trained; whether the memory budget holds a build is for `check_memory` to say.
+
+    Args:
+        most_bytes: of codes and refinement; None: no limit. At least the smallest candidate is returned.
+    """
+    planned = _planned(config, rows, dim)
+    if config.factory != "auto" or planned.exact:
+        return (Candidate(spec=planned, refine=plan_refinement(config, planned)),)
+    rungs = sorted({*(share for share in CODE_BYTES if share < dim), dim, 4 * dim})
+    kinds: tuple[RefineKind, ...] = ("none",) if config.refine == "auto" else (config.refine,)
+    found = [Candidate(spec=_with_lists(_auto_code(size, dim), config, rows), refine=kinds[0]) for size in rungs]
+    if config.refine == "auto":
+        codes = _with_lists(_auto_code(max(1, dim // DIMS_PER_CODE_BYTE), dim), config, rows)
+        found.append(Candidate(spec=codes, refine="fp16"))
+    found = sorted(dict.fromkeys(found), key=lambda candidate: candidate.bytes_per_vector)
+    affordable = [each for each in found if most_bytes is None or each.bytes_per_vector <= most_bytes]
+    return tuple(affordable or found[:1])
+
+
+def estimate_memory(
+    config: IndexConfig, spec: IndexSpec, *, rows: int, training_rows: int, refine: RefineKind | None = None
+) -> BuildMemory:
+    """The memory of a build of N = `rows` products, with a codec that is trained on `training_rows` vectors.
+
+    `refine`: what stands beside it; None: what the config asks for.
+    """
+    refine = plan_refinement(config, spec) if refine is None else refine
     row_bytes = spec.code_bytes + ID_BYTES
     shard_rows = -(-rows // config.serving_shards)
     return BuildMemory(
         training=training_rows * _training_row_bytes(spec),
         adding=min(rows, rows_per_add(config, spec)) * row_bytes * _GROWING,
         laying_out=0 if spec.memory_mapped else 2 * shard_rows * row_bytes,
-        serving=rows * (row_bytes + BYTES_PER_DIM[plan_refinement(config, spec)] * spec.dim)
-        + spec.lists * (4 * spec.rotation_dim + 8 * spec.hnsw_links),
+        serving=rows * (row_bytes + BYTES_PER_DIM[refine] * spec.dim)
+        + spec.lists * ((2 if spec.corrected else 4) * spec.index_dim + 8 * spec.hnsw_links),
     )
 
 
@@ -263,7 +318,11 @@ def _planned(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
         return spec
     if rows < EXACT_BELOW_ROWS:
         return _exact(dim)
-    spec = _auto_code(code_budget(config, dim), dim)
+    return _with_lists(_auto_code(code_budget(config, dim), dim), config, rows)
+
+
+def _with_lists(spec: IndexSpec, config: IndexConfig, rows: int) -> IndexSpec:
+    """The spec with as many inverted lists as so many products ask for, and can train."""
     lists = 2 ** min(round(math.log2(4 * math.sqrt(rows))), int(math.log2(rows / TRAINING_ROWS_PER_LIST)))
     while lists > 1 and MIN_TRAINING_ROWS_PER_LIST * lists > _trainable_rows(config, spec):
         lists //= 2
@@ -277,10 +336,14 @@ def _auto_code(code_bytes: int, dim: int) -> IndexSpec:
         return spec
     if code_bytes >= dim:
         return replace(spec, code="sq8")
+    corrected = code_bytes >= CORRECTED_FROM_BYTES
+    pq_m = code_bytes - corrected
     # Fewer dimensions, coded finely, beat all of them coded coarsely (MiniLM, 20k titles: recall 0.888 and 0.879).
-    dims_per_code = 4 if 4 * code_bytes <= dim else 2
-    pq_m = min(code_bytes, dim // dims_per_code)
-    return replace(spec, rotation="opq", rotation_dim=pq_m * dims_per_code, code="pq", pq_m=pq_m, pq_bits=8)
+    dims = min(dim, pq_m * DIMS_PER_CODE_BYTE)
+    if not corrected:  # plain ones share the dimensions out evenly
+        pq_m = dims // DIMS_PER_CODE_BYTE if dims >= DIMS_PER_CODE_BYTE else 1
+        dims = min(dims, pq_m * DIMS_PER_CODE_BYTE)
+    return replace(spec, rotation="opq", rotation_dim=dims, code="pq", pq_m=pq_m, pq_bits=8, corrected=corrected)
 
 
 def _affordable_refinement(bytes_per_vector: int, dim: int) -> RefineKind:

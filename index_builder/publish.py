@@ -2,6 +2,7 @@
 
     <index uri>/CURRENT                  the id of the published version; flipped last, atomically
     <index uri>/versions/<id>/...        a version is complete if and only if it has a manifest.json
+    <index uri>/marks.json               the versions that somebody went back from, until they are published again
 
 A kill at any point leaves CURRENT on the version of before (or on none), and at most a folder without a manifest, which
 `prune` removes a day later.
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 PRODUCTS_FILE = "products.arrow"
 FILTERS_FILE = "filters.arrow"
 QUERY_ENCODER_FOLDER = "query_encoder"
+MARKS_FILE = "marks.json"
 CHUNK_BYTES = 4 << 20
 UNFINISHED_KEPT = timedelta(days=1)
 AHEAD_WARNED = timedelta(hours=1)
@@ -209,17 +211,70 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
             fault = f"expected {entry.bytes} bytes, found {found}"
             raise VersionNotFoundError(f"{version} cannot be published: {uri}: {fault}")
     before, known = _current(index_uri), list_versions(index_uri)
-    _point_to(index_uri, version, before_current)
+
+    def look() -> None:
+        """The last look before the flip: sizes may have taken a while to ask, and a prune may have come between."""
+        if before_current is not None:
+            before_current()
+        if not storage.exists(manifest_uri(index_uri, version)):
+            raise _being_pruned(version)
+
+    _point_to(index_uri, version, look)
     try:
         if before_current is not None:  # between the first call and the flip, this process may have been paused
             before_current()
         # A prune that looked at CURRENT before this took the version for an old one. It looks again once it has removed
         # the manifest: either it sees the new pointer, or its removal is seen here.
         if not storage.exists(manifest_uri(index_uri, version)):
-            raise VersionNotFoundError(f"{version} cannot be published: it is being pruned; publish a newer one")
+            raise _being_pruned(version)
     except Exception:
         _put_back(index_uri, version, before, known)
         raise
+    _write_marks(index_uri, remove=(version,))
+
+
+def _being_pruned(version: str) -> VersionNotFoundError:
+    return VersionNotFoundError(f"{version} cannot be published: it is being pruned; publish a newer one")
+
+
+def roll_back(index_uri: str, version: str, *, now: datetime | None = None) -> str:
+    """Publishes an older version, and marks the one that was published as rolled back; gives the id of that ("": none).
+
+    A version that is published again, by name, loses its mark. Raises as `set_current`.
+    """
+    before = _current(index_uri)
+    set_current(index_uri, version)
+    if before > version:
+        when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        _write_marks(index_uri, add={before: {"rolled_back_utc": when, "to": version}})
+    return before
+
+
+def read_marks(index_uri: str) -> dict[str, dict[str, str]]:
+    """The versions that were rolled back, by id: `rolled_back_utc`, and `to` which version.
+
+    Raises:
+        StorageError: the file is not what `roll_back` writes.
+    """
+    uri = storage.join(index_uri, MARKS_FILE)
+    try:
+        marks = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise StorageError(f"{uri}: expected JSON, found: {error}; remove the file to forget the marks") from error
+    if not isinstance(marks, dict):
+        raise StorageError(f"{uri}: expected marks by version, found {type(marks).__name__}; remove the file")
+    return marks
+
+
+def _write_marks(
+    index_uri: str, *, add: Mapping[str, dict[str, str]] | None = None, remove: Sequence[str] = ()
+) -> None:
+    marks = read_marks(index_uri)
+    changed = {name: mark for name, mark in (marks | dict(add or {})).items() if name not in remove}
+    if changed != marks:
+        storage.write_json_atomic(storage.join(index_uri, MARKS_FILE), changed)
 
 
 def damaged_files(index_uri: str, version: str) -> list[str]:
@@ -242,17 +297,34 @@ def damaged_files(index_uri: str, version: str) -> list[str]:
 def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[str, ...]:
     """Removes all but the `keep` newest complete versions, never the published one, and what killed runs left behind;
     gives the ids of the complete versions removed.
+
+    Of two or more that are kept one can be gone back to: where the others were rolled back or are held by a gate, the
+    newest that was not stays too.
     """
     if keep < 1:
         raise StorageError(f"expected to keep at least 1 version, found {keep}")
     complete = list_versions(index_uri)
-    removed = tuple(version for version in complete[:-keep] if _remove_version(index_uri, version))
+    kept = {*complete[-keep:], *([_last_good(index_uri, complete)] if keep > 1 else [])}
+    removed = tuple(version for version in complete if version not in kept and _remove_version(index_uri, version))
+    _write_marks(index_uri, remove=removed)
     oldest_kept = ((now or datetime.now(UTC)) - UNFINISHED_KEPT).strftime(_TIME_FORMAT)
     for version in _folders(index_uri):
         if version not in complete and version < oldest_kept:
             log.info("removing %s, which a killed run left incomplete", version)
             storage.remove_tree(version_uri(index_uri, version))
     return removed
+
+
+def _last_good(index_uri: str, complete: Sequence[str]) -> str:
+    """The newest version, beside the published one, that no gate holds and nobody went back from; "" for none."""
+    current, marks = _current(index_uri), read_marks(index_uri)
+    for version in reversed(complete):
+        if version == current or version in marks:
+            continue
+        with suppress(VersionNotFoundError):  # pruned by another run meanwhile
+            if not read_manifest(index_uri, version).gates.get("failed"):
+                return version
+    return ""
 
 
 def _remove_version(index_uri: str, version: str) -> bool:

@@ -50,7 +50,7 @@ def write_refine_codes(
     rows = sum(shard.kept_rows for shard in shards)
 
     def make(path: str) -> dict[str, Any]:
-        quantizer = _trained(samples, kind, dim)
+        quantizer = refine_quantizer(samples, kind, dim)
         fingerprint = hashlib.sha256(faiss.serialize_index(quantizer).tobytes()).hexdigest()[:32]
         with open(path, "wb") as file:
             # The last of what stands before the codes is their bytes.
@@ -77,7 +77,8 @@ def write_refine_codes(
     return make_index_shard(out_uri, inputs, make)
 
 
-def _trained(samples: Sequence[ShardSample], kind: StoredKind, dim: int) -> faiss.IndexScalarQuantizer:
+def refine_quantizer(samples: Sequence[ShardSample], kind: StoredKind, dim: int) -> faiss.IndexScalarQuantizer:
+    """The empty index that vectors are encoded by; TrainingError as `write_refine_codes`."""
     index = faiss.IndexScalarQuantizer(dim, _QUANTIZERS[kind], faiss.METRIC_INNER_PRODUCT)
     if kind == "sq8":
         sample = read_training(samples, limit=RANGE_ROWS)

@@ -10,6 +10,7 @@
 | `OPQ16_64` | rotation fitted to 16 sub-quantizers, 64 dimensions out | `opq`, in closed form (see rotation.py) |
 | `IVF1024`, `IVF4096_HNSW32` | inverted lists; the second finds them through an HNSW graph | `lists`, `hnsw_links` |
 | `PQ16`, `PQ16x8`, `PQ16np` | product quantizer; never polysemous, with or without `np` | code `pq` |
+| `PQ63x8+1` | the same behind an `OPQ63_...`, and a byte that corrects the score (see codec.py) | `corrected` |
 | `PQ32x4fs`, `PQ32x4fsr` | the same with 4 bits, laid out for SIMD; `r`: of residuals | `pq` with `fast_scan` |
 | `RaBitQ`, `RaBitQ4` | 1 to 9 bits a dimension and two numbers a vector (Gao and Long, 2024) | code `rabitq` |
 | `SQ8` | one byte a dimension | code `sq8` |
@@ -29,6 +30,8 @@ FACTORY_HELP = (
     '"OPQ64_128,IVF1024,PQ64x4fsr" or "RR,IVF1024,RaBitQ4"'
 )
 MAX_LISTS = 1 << 20
+FAST_DIMS_PER_CODE = (2, 4, 8)
+"""FAISS has kernels for sub-quantizers of these sizes: about 1 ns a distance, 10 ns with others."""
 Device = Literal["cpu", "gpu", "auto"]
 
 RefineKind = Literal["none", "sq8", "fp16"]
@@ -43,17 +46,24 @@ class IndexConfig:
         uri: address of the published index: a folder, local or fsspec.
         factory: `auto`, or a FAISS factory string (see the module).
         bytes_per_vector: code bytes a product may take when `factory` is `auto`, refinement included. Memory of a
-            server is about this plus 14 bytes a product.
-        target_recall: the least share of true neighbours that search should find; `nprobe` is chosen for it.
-        refine: a second file to re-rank from: `sq8` (a byte a dimension), `fp16` (two), `none`; `auto`: the one for
-            which `bytes_per_vector` has room. One that is named comes on top of `bytes_per_vector`.
+            server is about this plus 14 bytes a product. null: as few as reach `target_recall`, as measured on
+            held-out products before the index is built, within `server_memory_mb`.
+        server_memory_mb: megabytes of codes, ids and refine codes that a server may be given by such a choice. What it
+            maps from disk counts. The smallest index is built whatever it takes.
+        target_recall: the least share of true neighbours that search should find. `nprobe` is chosen for it, and with
+            `bytes_per_vector: null` the bytes of a product: it then holds at k and at 100. Where it is not reached, the
+            run says what would.
+        refine: a second file to re-rank from: `sq8` (a byte a dimension), `fp16` (two), `none`; `auto`: the one that
+            `target_recall` needs, or for which a given `bytes_per_vector` has room. One that is named comes on top of
+            `bytes_per_vector`.
         serving_shards: files the index is split into, for servers that share the load.
         rows_per_add: products an add task takes; None: as many as the memory budget allows, at most 200,000.
         seed: of all that is random in training.
         memory_budget_mb: megabytes that the vectors and codes of one step of the build may take (training, adding,
             laying out); a build that needs more is refused before it begins.
-        queries_uri: vectors of real queries, to measure recall with and to choose `nprobe` by: a `.npy` file [Q, D] or
-            a Parquet file with a column `vector`. None: products held out of the catalog.
+        queries_uri: vectors of real queries, to measure recall with, to choose `nprobe` by, and to shape `auto`'s codes
+            for (those behind the first `verify_queries`, if at least D): a `.npy` file [Q, D] or a Parquet file with a
+            column `vector`. None: products held out of the catalog.
         reuse_codec: keep the codec of the last run while it fits the catalog (see drift.py); false trains each time.
         device: where k-means of the training runs: `cpu`; `gpu` (other bytes); or `auto`, a GPU where FAISS sees one.
         training_rows: vectors the codec is trained on; None: as many as the lists need.
@@ -65,7 +75,8 @@ class IndexConfig:
 
     uri: str
     factory: str = "auto"
-    bytes_per_vector: int = 64
+    bytes_per_vector: int | None = None
+    server_memory_mb: int = 4096
     target_recall: float = 0.95
     refine: Literal["auto", "none", "sq8", "fp16"] = "auto"
     serving_shards: int = 1
@@ -83,12 +94,14 @@ class IndexConfig:
     def __post_init__(self) -> None:
         _require(bool(self.uri.strip()), "index.uri", self.uri, "a folder, local or an fsspec URI")
         _require(bool(self.factory.strip()), "index.factory", self.factory, FACTORY_HELP)
-        _require(1 <= self.bytes_per_vector <= 4096, "index.bytes_per_vector", self.bytes_per_vector, "1 to 4096")
+        size = self.bytes_per_vector
+        _require(size is None or 1 <= size <= 4096, "index.bytes_per_vector", size, "1 to 4096, or null")
         share = self.target_recall
         _require(0.0 < share <= 1.0, "index.target_recall", share, "a share above 0, at most 1")
         _require(self.device in get_args(Device), "index.device", self.device, "cpu, gpu or auto")
         _require(self.refine in ("auto", "none", "sq8", "fp16"), "index.refine", self.refine, "auto, none, sq8 or fp16")
         least_values = {"serving_shards": 1, "memory_budget_mb": 16, "verify_queries": 1, "k": 1, "seed": 0}
+        least_values |= {"server_memory_mb": 1}
         for key, least in least_values.items():
             _require(getattr(self, key) >= least, f"index.{key}", getattr(self, key), f"{least} or more")
         for key in ("training_rows", "keep_versions", "rows_per_add"):
@@ -111,6 +124,7 @@ class IndexSpec:
         fast_scan: layout of a `pq` of 4 bits that is searched with SIMD, and wholly in memory: `fs` codes the vectors,
             `fsr` what the coarse quantizer leaves over; `none`: lists that are mapped from disk.
         rabitq_bits: bits a dimension of `rabitq`, else 0.
+        corrected: a `pq` with one more byte, which makes up for what the others miss where it counts most.
     """
 
     dim: int
@@ -123,6 +137,7 @@ class IndexSpec:
     pq_bits: int = 0
     fast_scan: Literal["none", "fs", "fsr"] = "none"
     rabitq_bits: int = 0
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         _require(self.dim >= 1, "index spec: dim", self.dim, "1 or more")
@@ -134,7 +149,13 @@ class IndexSpec:
         _require(fits, "index.factory: dimensions after the rotation", kept, expected)
         _require(1 <= self.lists <= MAX_LISTS, "index.factory: inverted lists", self.lists, f"1 to {MAX_LISTS}")
         _require(self.hnsw_links in (0, *range(4, 129)), "index.factory: HNSW links", self.hnsw_links, "4 to 128")
-        if self.code == "pq":
+        if self.corrected:
+            fits = self.code == "pq" and self.pq_bits == 8 and self.fast_scan == "none" and self.rotation == "opq"
+            found, expected = f"+1 behind {self.rotation} and {self.code}", "OPQ and a PQ of 8 bits in front of it"
+            _require(fits, "index.factory: correction", found, expected)
+            expected = f"1 to {kept}, the dimensions it codes"
+            _require(1 <= self.pq_m <= kept, "index.factory: sub-quantizers of PQ", self.pq_m, expected)
+        elif self.code == "pq":
             divisors = [d for d in range(1, kept + 1) if kept % d == 0]
             expected = f"a divisor of {kept}, the dimensions it codes ({', '.join(map(str, divisors))})"
             _require(self.pq_m in divisors, "index.factory: sub-quantizers of PQ", self.pq_m, expected)
@@ -175,8 +196,8 @@ class IndexSpec:
         if len(components) != 1:
             rest = repr(",".join(components)) if components else "nothing"
             raise _unknown(factory, f"{rest} where one of Flat, SQ8, PQ or RaBitQ should end it")
-        if found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(?:np)?", components[0]):
-            values |= {"code": "pq", "pq_m": int(found[1]), "pq_bits": int(found[2] or 8)}
+        if found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(?:np|(\+1))?", components[0]):
+            values |= {"code": "pq", "pq_m": int(found[1]), "pq_bits": int(found[2] or 8), "corrected": bool(found[3])}
         elif found := re.fullmatch(r"PQ(\d+)(?:x(\d+))?(fsr?)", components[0]):
             values |= {"code": "pq", "pq_m": int(found[1]), "pq_bits": int(found[2] or 4), "fast_scan": found[3]}
         elif found := re.fullmatch(r"RaBitQ(\d)?", components[0]):
@@ -203,7 +224,7 @@ class IndexSpec:
             "flat": 4 * self.rotation_dim,
             "sq8": self.rotation_dim,
             "rabitq": (self.rotation_dim + 7) // 8 + 8 + (further > 0) * ((self.rotation_dim * further + 7) // 8 + 12),
-            "pq": (self.pq_m * self.pq_bits + 7) // 8,
+            "pq": (self.pq_m * self.pq_bits + 7) // 8 + self.corrected,
         }[self.code]
 
     @property
@@ -213,8 +234,16 @@ class IndexSpec:
 
     @property
     def dims_per_code(self) -> int:
-        """Dimensions of a sub-quantizer, 0 without PQ."""
-        return self.rotation_dim // self.pq_m if self.pq_m else 0
+        """Dimensions of a sub-quantizer, 0 without PQ; of a corrected one at most, the others are zero."""
+        if not self.pq_m:
+            return 0
+        dims = -(-self.rotation_dim // self.pq_m)
+        return next((fast for fast in FAST_DIMS_PER_CODE if fast >= dims), dims) if self.corrected else dims
+
+    @property
+    def index_dim(self) -> int:
+        """Dimensions of the FAISS index behind the map."""
+        return (self.pq_m + 1) * self.dims_per_code if self.corrected else self.rotation_dim
 
     @property
     def factory(self) -> str:
@@ -228,12 +257,15 @@ class IndexSpec:
             "flat": "Flat",
             "sq8": "SQ8",
             "rabitq": f"RaBitQ{self.rabitq_bits}" if self.rabitq_bits > 1 else "RaBitQ",
-            "pq": f"PQ{self.pq_m}x{self.pq_bits}{'' if self.memory_mapped else self.fast_scan}",
+            "pq": f"PQ{self.pq_m}x{self.pq_bits}{'' if self.memory_mapped else self.fast_scan}"
+            + ("+1" if self.corrected else ""),
         }
         return ",".join(filter(None, [rotation.get(self.rotation), coarse, code[self.code]]))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        # Fingerprints cover this: what later versions added is there only where it is used.
+        return values if self.corrected else {key: value for key, value in values.items() if key != "corrected"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> IndexSpec:

@@ -2,7 +2,7 @@
 
     list, show, diff     which versions there are, what one is, what changed from one to another
     rejected             the rows and pictures that could not be used, each with its place, reason and detail
-    rollback, prune      publish an older one; remove old ones
+    rollback, prune      publish an older one, and mark the one gone back from; remove old ones
 
 Exit codes: 0 done, 1 `show --verify` found a damaged file, 2 there is no such version or reason, or the address cannot
 be used, 130 stopped by Ctrl-C.
@@ -52,23 +52,25 @@ def main(argv: Sequence[str]) -> int:
 
 def _list(arguments: argparse.Namespace) -> None:
     manifests = [publish.read_manifest(arguments.index, version) for version in complete_versions(arguments.index)]
-    current = current_version(arguments.index)
+    current, marks = current_version(arguments.index), publish.read_marks(arguments.index)
     if arguments.json:
-        print_json([{"published": manifest.version == current, **described(manifest)} for manifest in manifests])
+        states = [{"published": each.version == current, "rolled_back": each.version in marks} for each in manifests]
+        print_json([state | described(manifest) for state, manifest in zip(states, manifests, strict=True)])
     else:
-        print_versions(manifests, arguments.index, current, table_console())
+        print_versions(manifests, arguments.index, current, marks, table_console())
 
 
 def _show(arguments: argparse.Namespace) -> int:
     newest, current = newest_version(arguments.index), current_version(arguments.index)
+    marks = publish.read_marks(arguments.index)
     version = arguments.version or current or newest
     manifest = publish.read_manifest(arguments.index, version)
     if arguments.json:
         sys.stdout.write(manifest.to_json())
     else:
-        print_manifest(manifest, state_of(manifest, current), table_console())
+        print_manifest(manifest, state_of(manifest, current, marks), table_console())
     if arguments.version is None and version != newest:
-        state = state_of(publish.read_manifest(arguments.index, newest), current) or "not published"
+        state = state_of(publish.read_manifest(arguments.index, newest), current, marks) or "not published"
         sys.stderr.write(f"note: {newest} is newer ({state}): name it to see it\n")
     damaged = publish.damaged_files(arguments.index, version) if arguments.verify else []
     for found in damaged:
@@ -89,8 +91,8 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 def _rejected(arguments: argparse.Namespace) -> None:
     version = arguments.version or newest_version(arguments.index)
-    state = state_of(publish.read_manifest(arguments.index, version), current_version(arguments.index))
-    state = state or "not published"
+    manifest, marks = publish.read_manifest(arguments.index, version), publish.read_marks(arguments.index)
+    state = state_of(manifest, current_version(arguments.index), marks) or "not published"
     whole = arguments.csv or arguments.json
     limit = arguments.n if arguments.n is not None or whole else LETTERS_SHOWN
     letters = read_letters(arguments.index, version, reason=arguments.reason, outcome=arguments.outcome, limit=limit)
@@ -109,9 +111,9 @@ def _rejected(arguments: argparse.Namespace) -> None:
 
 
 def _rollback(arguments: argparse.Namespace) -> None:
-    current = current_version(arguments.index)  # none: a first version, held by a gate, is published by name
+    # Nothing may be published: a first version that is held by a gate is published by name.
     version = arguments.version or version_before(arguments.index, publish.read_current(arguments.index))
-    publish.set_current(arguments.index, version)
+    current = publish.roll_back(arguments.index, version)
     next_run = "The next night publishes a new version on top of it."
     sys.stdout.write(f"published: {version} (before: {current or 'none'}). {next_run}\n")
 
@@ -161,10 +163,10 @@ def _parser() -> argparse.ArgumentParser:
     rejected.add_argument(
         "-n", type=_count, metavar="N", help=f"at most N letters (the table shows {LETTERS_SHOWN}, the others all)"
     )
-    rollback = command("rollback", _rollback, "publish an older version")
+    rollback = command("rollback", _rollback, "publish an older version; the one gone back from is marked")
     rollback.add_argument("version", nargs="?", help="default: the one before the published one")
     prune = command("prune", _prune, "remove old versions, never the published one")
-    prune.add_argument("--keep", type=int, required=True, metavar="N", help="the newest N stay")
+    prune.add_argument("--keep", type=int, required=True, metavar="N", help="the newest N stay, and one to go back to")
     return parser
 
 

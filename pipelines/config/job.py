@@ -86,11 +86,11 @@ class GatesConfig:
         min_precision_cosine: Smallest cosine to float32, 0 to 1, that the 1st percentile of the measured products may
             have where the towers run in another precision (`encoder.precision`); null for no limit. By default what
             only towers fall below that lose more than neighbours are apart; the manifest has what yours lose.
-        min_recall: Smallest measured recall against exact search, 0 to 1; null to publish whatever it is. By default
+        min_recall: Smallest measured recall against exact search, 0 to 1, of all products and under the filters that
+            it is measured with (the least counts); null to publish whatever it is. By default
             what only a broken index falls below: one whose codes or ids are wrong finds k of all products by chance,
-            under 0.01 from 1,000 products on. Codes alone, as `factory: auto` builds them in 64 bytes, measure 0.9 on
-            titles, 0.53 where each product has 20 near copies, and 0.07 with 200. Set it closer to what your own
-            versions measure.
+            under 0.01 from 1,000 products on. Codes of 64 bytes alone measure 0.9 on titles, 0.53
+            where each product has 20 near copies, and 0.07 with 200. Set it closer to what your own versions measure.
         max_rejected_share: Largest share of the catalog's rows that may be rejected, 0 to 1. Exports have a few broken
             rows in a thousand; more than one in twenty is a wrong separator, column or encoding.
         max_degraded_share: Largest share of the products that may be indexed without a picture or value that could not

@@ -7,7 +7,7 @@ all that shapes them: what is finished is not done again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from index_builder import storage
@@ -25,12 +25,16 @@ from index_builder.drift import (
 )
 from index_builder.embedding_shards import NumberedShard
 from index_builder.faiss_files import IndexShard
+from index_builder.held_out import HeldOut, find_held_out
 from index_builder.manifest import EncoderSummary
 from index_builder.merge import merge_index_shards
 from index_builder.planner import (
     BYTES_PER_DIM,
+    Candidate,
+    candidates,
     check_memory,
     check_rows,
+    is_open,
     plan_adds,
     plan_index,
     plan_refinement,
@@ -38,8 +42,9 @@ from index_builder.planner import (
 )
 from index_builder.refine import StoredKind, write_refine_codes
 from index_builder.sampling import ShardSample, write_sample
+from index_builder.selection import choose_candidate, settle
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
-from index_builder.tuning import SearchChoice, SearchMeasurement, measure_index
+from index_builder.tuning import FilteredMeasurement, Remedy, SearchChoice, SearchMeasurement, measure_index
 from index_builder.verify import measure_resident_bytes, verify_index, verify_refine_codes
 from pipelines.config.job import GatesConfig
 from pipelines.indexing.product_table import Numbering, number_products
@@ -95,8 +100,11 @@ def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint
 
 
 def _codec_config(index: IndexConfig) -> dict[str, Any]:
-    names = ("factory", "bytes_per_vector", "refine", "training_rows", "memory_budget_mb", "seed", "device")
-    return {name: getattr(index, name) for name in names}
+    names = ["factory", "bytes_per_vector", "refine", "training_rows", "memory_budget_mb", "seed", "device"]
+    if is_open(index):  # the target decides what is trained
+        names += ["target_recall", "k", "server_memory_mb"]
+    queries = {} if index.queries_uri is None else {"queries_uri": index.queries_uri}  # they shape the codec
+    return {name: getattr(index, name) for name in names} | queries
 
 
 def reusable_codec(
@@ -154,6 +162,8 @@ class FinishedBuild:
         serving_shards, refine_shards: The index and refine files, by their rows; no refine files without refinement.
         table: Recall and latency for each search setting that was tried.
         chosen: The setting that the index is published with.
+        filtered: Recall with it under filters.
+        remedies: What was measured to find more, where that is less than was asked for.
         queries: How many queries recall was measured with.
         resident_bytes: Memory of a process that opened the files and answered those queries.
     """
@@ -167,6 +177,8 @@ class FinishedBuild:
     chosen: SearchChoice
     queries: int
     resident_bytes: int
+    filtered: tuple[FilteredMeasurement, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
 
 
 def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
@@ -214,17 +226,45 @@ def sample(run: RunContext, plan: BuildPlan, number: int) -> ShardSample:
 
 
 def train(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> CodecChoice:
-    """The codec: that of the last run while it fits, else one trained on the sample; and why."""
+    """The codec: that of the last run while it fits, else one trained on the sample, and the refinement beside it, as
+    much of both as the target needs; and why.
+    """
+    index, rows = run.index, plan.numbering.rows
     with run.record.timed("train") as facts:
-        rows, uri = plan.numbering.rows, run.path("codec")
-        choice = choose_codec(samples, plan.spec, uri, config=run.index, products=rows, reusable=run.reusable)
+        held = _held_out(run, plan, samples)
+        chosen = Candidate(spec=plan.spec, refine=plan.refine)
+
+        def choose() -> IndexSpec:
+            nonlocal chosen
+            chosen = choose_candidate(index, candidates(index, rows, run.encoder.dim), held, samples, rows)
+            return chosen.spec
+
+        choice = choose_codec(
+            *(samples, plan.spec, run.path("codec")),
+            config=index,
+            products=rows,
+            reusable=run.reusable,
+            choose=choose if is_open(index) else None,
+        )
+        earlier = run.reusable.refine if choice.kept and run.reusable is not None else None
+        settled = settle(index, choice.codec, chosen.refine, held, samples, rows, earlier=earlier)
         facts |= {"codec": choice.reason}
-    return choice
+    reasons = (settled.reason,) if settled.reason else ()
+    return replace(choice, refine=settled.refine, reasons=reasons, reach=settled.reach)
 
 
-def add_tasks(run: RunContext, plan: BuildPlan) -> list[AddTask]:
+def _held_out(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> HeldOut:
+    return find_held_out(run.index, plan.spec, plan.numbering.shards, samples, run.path("held_out"))
+
+
+def settled_plan(plan: BuildPlan, choice: CodecChoice) -> BuildPlan:
+    """The plan with the index that was chosen by measuring."""
+    return replace(plan, spec=choice.codec.spec, refine=choice.refine)
+
+
+def add_tasks(run: RunContext, plan: BuildPlan, choice: CodecChoice) -> list[AddTask]:
     """Cuts the embedding shards into serving shards, and those into the tasks of the add step."""
-    cut = plan_adds(run.index, plan.spec, plan.numbering.shards)
+    cut = plan_adds(run.index, choice.codec.spec, plan.numbering.shards)
     return [
         AddTask(serving_shard=serving_shard, number=number, shards=shards)
         for serving_shard, tasks in enumerate(cut)
@@ -239,8 +279,9 @@ def add(run: RunContext, codec: CodecInfo, task: AddTask) -> IndexShard:
         return add_shards(codec, task.shards, run.path("index_shards", f"{name}.faiss"))
 
 
-def refine_tasks(run: RunContext, plan: BuildPlan) -> list[AddTask]:
+def refine_tasks(run: RunContext, plan: BuildPlan, choice: CodecChoice) -> list[AddTask]:
     """One task a serving shard, with all its embedding shards; none without refinement."""
+    plan = settled_plan(plan, choice)
     if plan.refine == "none":
         return []
     return [
@@ -249,20 +290,20 @@ def refine_tasks(run: RunContext, plan: BuildPlan) -> list[AddTask]:
     ]
 
 
-def refine(run: RunContext, plan: BuildPlan, task: AddTask, samples: Sequence[ShardSample]) -> IndexShard:
+def refine(run: RunContext, choice: CodecChoice, task: AddTask, samples: Sequence[ShardSample]) -> IndexShard:
     """Writes the vectors of one serving shard into its refine file."""
     name = f"{task.serving_shard:05d}"
     uri = run.path("refine", f"{name}.faiss")
     with run.record.timed("refine", name):
-        return write_refine_codes(task.shards, samples, cast(StoredKind, plan.refine), run.encoder.dim, uri)
+        return write_refine_codes(task.shards, samples, cast(StoredKind, choice.refine), run.encoder.dim, uri)
 
 
-def merge(run: RunContext, plan: BuildPlan, serving_shard: int, index_shards: Sequence[IndexShard]) -> IndexShard:
+def merge(run: RunContext, choice: CodecChoice, serving_shard: int, index_shards: Sequence[IndexShard]) -> IndexShard:
     """Merges the index shards of one serving shard into the layout in which it is served."""
     name = f"{serving_shard:05d}"
     uri = run.path("merged", f"{name}.faiss")
     with run.record.timed("merge", name):
-        return merge_index_shards(index_shards, uri, fast_scan=plan.spec.fast_scan != "none")
+        return merge_index_shards(index_shards, uri, fast_scan=choice.codec.spec.fast_scan != "none")
 
 
 def verify(
@@ -279,20 +320,21 @@ def verify(
         VerificationError: A file is not what it should be.
     """
     codec, dim, rows = choice.codec, run.encoder.dim, plan.numbering.rows
+    plan = settled_plan(plan, choice)
     with run.record.timed("verify") as facts:
         shards = tuple(sorted(merged, key=lambda shard: shard.first_row))
         verify_index(shards, rows=rows, dim=dim, codec_fingerprint=codec.fingerprint)
         refine_shards = tuple(sorted(refined, key=lambda shard: shard.first_row))
         if plan.refine != "none":
             verify_refine_codes(refine_shards, rows=rows, dim=dim, code_bytes=BYTES_PER_DIM[plan.refine] * dim)
-        measured = _measured(run, plan, codec, samples, shards, refine_shards)
+        measured = _measured(run, plan, choice, samples, shards, refine_shards)
         facts |= {name: measured[name] for name in ("queries", "resident_bytes")}
         facts |= {"recall": measured["chosen"]["recall"]}
         fit = CodecFit(**measured["fit"])
         if not codec.spec.exact:  # left beside the codec, for the next run to decide by
             kept = run.reusable is not None and run.reusable.codec.fingerprint == codec.fingerprint
             first = run.reusable.trained if kept and run.reusable is not None else fit
-            save_fit(codec, _codec_config(run.index), first, fit)
+            save_fit(codec, _codec_config(run.index), first, fit, plan.refine)
     return FinishedBuild(
         plan=plan,
         choice=choice,
@@ -303,13 +345,15 @@ def verify(
         chosen=SearchChoice(**measured["chosen"]),
         queries=measured["queries"],
         resident_bytes=measured["resident_bytes"],
+        filtered=tuple(FilteredMeasurement(**row) for row in measured["filtered"]),
+        remedies=tuple(Remedy(**remedy) for remedy in measured["remedies"]),
     )
 
 
 def _measured(
     run: RunContext,
     plan: BuildPlan,
-    codec: CodecInfo,
+    choice: CodecChoice,
     samples: Sequence[ShardSample],
     shards: Sequence[IndexShard],
     refine_shards: Sequence[IndexShard],
@@ -317,10 +361,13 @@ def _measured(
     """Recall and latency, the chosen setting, memory, and the fit of the codec, measured once an index."""
     index, numbering = run.index, plan.numbering
     uris, refine_uris = [shard.uri for shard in shards], [shard.uri for shard in refine_shards]
+    wanted = run.gates.min_recall or 0.0
 
     def make(path: str) -> dict[str, Any]:
-        found = measure_index(index, plan.spec, numbering.shards, samples, uris, refine_uris)
-        chosen, queries = found.chosen, found.queries
+        held = _held_out(run, plan, samples)
+        given = (index, plan.spec, plan.refine, held, choice.reach, samples, uris, refine_uris)
+        found = measure_index(*given, wanted=wanted)
+        chosen, queries = found.chosen, held.queries
         setting = {"nprobe": chosen.nprobe, "refine_factor": chosen.refine_factor}
         memory = measure_resident_bytes(uris, refine_uris, numbering.products_uri, queries.vectors, index.k, **setting)
         return {
@@ -328,10 +375,12 @@ def _measured(
             "chosen": asdict(chosen),
             "queries": len(queries.rows),
             "resident_bytes": memory,
-            "fit": asdict(measure_fit(codec, uris, samples, chosen.recall)),
+            "fit": asdict(measure_fit(choice.codec, uris, samples, chosen.recall)),
+            "filtered": [asdict(row) for row in found.filtered],
+            "remedies": [asdict(remedy) for remedy in found.remedies],
         }
 
     # The vectors and the index section are those that the folder of the build is named by; a file of queries is not.
     queries = None if index.queries_uri is None else storage.sha256_file(index.queries_uri)
-    inputs = [queries, [shard.sha256 for shard in (*shards, *refine_shards)]]
+    inputs = [queries, wanted, [shard.sha256 for shard in (*shards, *refine_shards)]]
     return storage.artifact(run.path("measured"), inputs, make).facts

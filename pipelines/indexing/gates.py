@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from index_builder.manifest import Manifest
+from index_builder.manifest import Manifest, RecallSummary
 from pipelines.catalog.dead_letters import Outcome, Reason
 from pipelines.config.job import GatesConfig
 from pipelines.indexing.shard_files import Totals
@@ -57,23 +57,25 @@ class JudgedGate:
 
 
 def judge_gates(
-    gates: GatesConfig, totals: Totals, recall: float | None, previous: Manifest | None, *, degraded_known: bool = True
+    gates: GatesConfig,
+    totals: Totals,
+    recall: RecallSummary | float | None,
+    previous: Manifest | None,
+    *,
+    degraded_known: bool = True,
 ) -> list[JudgedGate]:
     """Every gate of the config, in its order.
 
     Args:
-        recall: Measured; None before there is an index.
+        recall: Measured, alone or under filters too: the least counts; None before there is an index.
         previous: The version that is published now; without one the change of rows is no gate.
         degraded_known: False before pictures were fetched.
     """
     rejected = f"{totals.rejected:,} of {totals.considered:,} rows ({totals.rejected_share:.1%}) were rejected"
     degraded = f"{totals.degraded:,} of {totals.products:,} products ({totals.degraded_share:.1%}) were degraded"
+    least, measured, remedy = _least_recall(recall)
     judged = [
-        _judge(
-            *("gates.min_recall", gates.min_recall, recall),
-            "not measured yet" if recall is None else f"recall is {recall:.4f}",
-            least=True,
-        ),
+        _judge(*("gates.min_recall", gates.min_recall, least), measured, least=True, hint=remedy),
         _judge(
             *("gates.max_rejected_share", gates.max_rejected_share, totals.rejected_share, rejected),
             hint=_most_frequent("rejected", totals),
@@ -97,7 +99,20 @@ def judge_gates(
     return [*judged, _judge(key, gates.min_precision_cosine, loss.get("percentile_1"), lost, least=True)]
 
 
-def failed_gates(gates: GatesConfig, totals: Totals, recall: float, previous: Manifest | None) -> list[str]:
+def _least_recall(recall: RecallSummary | float | None) -> tuple[float | None, str, str]:
+    """The recall that is judged, the same in words, and what was measured to find more."""
+    if not isinstance(recall, RecallSummary):
+        return recall, "not measured yet" if recall is None else f"recall is {recall:.4f}", ""
+    remedies = " and ".join(f"{remedy.option} measures {remedy.recall:.4f}" for remedy in recall.remedies)
+    worst = min(recall.filtered, key=lambda row: row.recall, default=None)
+    if worst is None or worst.recall >= recall.value:
+        return recall.value, f"recall is {recall.value:.4f}", remedies
+    return worst.recall, f"recall is {recall.value:.4f}, under a filter ({worst.filter}) {worst.recall:.4f}", remedies
+
+
+def failed_gates(
+    gates: GatesConfig, totals: Totals, recall: RecallSummary | float, previous: Manifest | None
+) -> list[str]:
     """The gates that a version does not pass, each in words with the limit, what was found, and what would pass."""
     return [str(gate) for gate in judge_gates(gates, totals, recall, previous) if gate.holds is False]
 

@@ -98,6 +98,7 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
     lines += [
         ("index", f"{indexed}, {result.factory}, {files}"),
         (f"recall {result.recall_k}@{result.recall_k}", recall),
+        *([("", result.missed_target)] if result.missed_target else []),
         ("version", f"{result.version} ({_STATUS.get(result.status, result.status)})"),
         ("at", Verbatim(result.uri)),
     ]

@@ -59,6 +59,7 @@ class RunResult:
         rejected_uri: This run's dead letters: the published version's file, or one in the work folder where nothing
             changed and so no version was written.
         examples: Of each kind of letter in `totals.by_reason` one, in words.
+        missed_target: That the target recall is not reached, and what would reach it, in words; else "".
     """
 
     status: Status
@@ -80,6 +81,7 @@ class RunResult:
     index_uri: str = ""
     rejected_uri: str = ""
     examples: dict[str, str] = field(default_factory=dict)
+    missed_target: str = ""
 
 
 def read_result(record: RunRecord) -> RunResult:
@@ -115,8 +117,9 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
     run.lease.check()
     index_uri, totals, chosen, spec = run.index.uri, build.plan.totals, build.chosen, build.plan.spec
     previous = published_manifest(index_uri)
-    failed = failed_gates(run.gates, totals, chosen.recall, previous)
-    manifest = _manifest(run, build, failed)
+    recall = _recall(run, build)
+    failed = failed_gates(run.gates, totals, recall, previous)
+    manifest = _manifest(run, build, recall, failed)
     staged = _staged(run, build)
     files = publish.describe_files(staged)
     fingerprint = publish.content_fingerprint(files, run.encoder.fingerprint, spec, manifest.index.search)
@@ -148,6 +151,7 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         index_uri=index_uri,
         rejected_uri=letters_uri if status == "unchanged" else storage.join(uri, REJECTED_FILE),
         examples=examples_by_reason(letters_uri, totals.by_reason),
+        missed_target=_missed_target(run, build),
         **measured,
     )
 
@@ -177,7 +181,29 @@ def _staged(run: RunContext, build: FinishedBuild) -> dict[str, str | publish.St
     return files
 
 
-def _manifest(run: RunContext, build: FinishedBuild, failed: list[str]) -> Manifest:
+def _recall(run: RunContext, build: FinishedBuild) -> RecallSummary:
+    return RecallSummary(
+        k=run.index.k,
+        value=build.chosen.recall,
+        queries=build.queries,
+        table=build.table,
+        filtered=build.filtered,
+        remedies=build.remedies,
+    )
+
+
+def _missed_target(run: RunContext, build: FinishedBuild) -> str:
+    """What is said of a target that was not reached; "" where it was."""
+    if build.chosen.reached:
+        return ""
+    tried = " and ".join(f"{remedy.option} measures {remedy.recall:.4f}" for remedy in build.remedies)
+    found = f"index.target_recall {run.index.target_recall:g} is not reached: recall is {build.chosen.recall:.4f}"
+    if build.chosen.deep_recall is not None:
+        found += f", at 100 {build.chosen.deep_recall:.4f}"
+    return f"{found}; {tried or 'this index finds no more with more probes'}"
+
+
+def _manifest(run: RunContext, build: FinishedBuild, recall: RecallSummary, failed: list[str]) -> Manifest:
     totals, spec, codec = build.plan.totals, build.plan.spec, build.choice.codec
     return Manifest(
         catalog=CatalogSummary(
@@ -206,9 +232,13 @@ def _manifest(run: RunContext, build: FinishedBuild, failed: list[str]) -> Manif
             serving_shards=len(build.serving_shards),
             search=SearchSettings(nprobe=build.chosen.nprobe, refine_factor=build.chosen.refine_factor),
             refine=build.plan.refine,
-            reasons=explain_index(run.index, spec, build.plan.numbering.rows),
+            reasons=(
+                *explain_index(run.index, spec, build.plan.numbering.rows, build.plan.refine),
+                *build.choice.reasons,
+                *filter(None, [_missed_target(run, build)]),
+            ),
         ),
-        recall=RecallSummary(k=run.index.k, value=build.chosen.recall, queries=build.queries, table=build.table),
+        recall=recall,
         embedding_shards=tuple(shard.uri for shard in build.plan.numbering.shards),
         resident_bytes=build.resident_bytes,
         gates={"limits": asdict(run.gates), "failed": failed},

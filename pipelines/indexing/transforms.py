@@ -218,19 +218,22 @@ def build_and_publish(summaries: beam.PCollection[ShardSummary], run: RunContext
     the_choice = AsSingleton(choice)
     refined = (
         plan
-        | "CutRefineTasks" >> beam.FlatMap(lambda plan: steps.refine_tasks(run, plan))
+        | "CutRefineTasks" >> beam.FlatMap(lambda plan, choice: steps.refine_tasks(run, plan, choice), the_choice)
         | "SpreadRefining" >> beam.Reshuffle()
         | "WriteRefineCodes"
-        >> beam.Map(lambda task, plan, samples: steps.refine(run, plan, task, list(samples)), the_plan, all_samples)
+        >> beam.Map(
+            lambda task, choice, samples: steps.refine(run, choice, task, list(samples)), the_choice, all_samples
+        )
     )
     merged = (
         plan
-        | "CutAddTasks" >> beam.FlatMap(lambda plan: steps.add_tasks(run, plan))
+        | "CutAddTasks" >> beam.FlatMap(lambda plan, choice: steps.add_tasks(run, plan, choice), the_choice)
         | "SpreadAdding" >> beam.Reshuffle()
         | "AddToIndexShard"
         >> beam.Map(lambda task, choice: (task.serving_shard, steps.add(run, choice.codec, task)), the_choice)
         | "IndexShardsOfServingShard" >> beam.GroupByKey()
-        | "MergeIndexShards" >> beam.Map(lambda group, plan: steps.merge(run, plan, group[0], list(group[1])), the_plan)
+        | "MergeIndexShards"
+        >> beam.Map(lambda group, choice: steps.merge(run, choice, group[0], list(group[1])), the_choice)
     )
     return (
         merged

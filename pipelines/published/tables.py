@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Literal
 
 from rich.cells import cell_len
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from index_builder import Manifest, SearchResult
 from index_builder.explain import serving_shards
+from index_builder.tuning import FilteredMeasurement
 from pipelines.catalog.dead_letters import MAX_DETAIL_CHARACTERS, one_line
 from pipelines.config.terminal import print_lines
 from pipelines.published.letters import Letters
@@ -27,7 +28,9 @@ LIST_SHOWN = 3
 LEAST_WIDTH = 12
 
 
-def print_versions(manifests: Sequence[Manifest], index_uri: str, current: str, console: Console) -> None:
+def print_versions(
+    manifests: Sequence[Manifest], index_uri: str, current: str, rolled_back: Container[str], console: Console
+) -> None:
     """Prints a line a version, newest first; `current` is the id of the published one."""
     console.print(f"{len(manifests)} version{'s' * (len(manifests) != 1)} at {index_uri}", markup=False, soft_wrap=True)
     table = Table()
@@ -44,7 +47,7 @@ def print_versions(manifests: Sequence[Manifest], index_uri: str, current: str, 
             f"{manifest.recall.value:.4f}",
             decimal(total_bytes(manifest)),
             manifest.index.factory,
-            state_of(manifest, current),
+            state_of(manifest, current, rolled_back),
         )
     console.print(table)
 
@@ -69,6 +72,8 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
         ("index", f"{spec.factory}, {serving_shards(spec.serving_shards)}, nprobe {spec.search.nprobe}"),
         *refinement,
         (f"recall {recall.k}@{recall.k}", f"{recall.value:.4f} over {recall.queries:,} held-out products"),
+        *((f"  {row.filter}", _under_filter(row)) for row in recall.filtered),
+        *(("  more", f"{remedy.option} measures {remedy.recall:.4f}") for remedy in recall.remedies),
         ("memory", f"{decimal(manifest.loaded_bytes)} at most{measured_memory}"),
     ]
     print_lines(rows, console=console)
@@ -86,6 +91,10 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
     console.print(measured, files)
     for failed in manifest.gates.get("failed", ()):
         console.print(f"gate failed: {failed}", markup=False, soft_wrap=True)
+
+
+def _under_filter(row: FilteredMeasurement) -> str:
+    return f"{row.recall:.4f} where a filter lets {row.pass_share:.2%} of the products pass, {row.latency_ms:.2f} ms"
 
 
 def print_diff(diff: VersionDiff, console: Console) -> None:
@@ -281,10 +290,12 @@ def described(manifest: Manifest) -> dict[str, object]:
     }
 
 
-def state_of(manifest: Manifest, current: str) -> str:
-    """Whether a version is published or held, in words; "" for neither."""
+def state_of(manifest: Manifest, current: str, rolled_back: Container[str] = ()) -> str:
+    """Whether a version is published, rolled back or held, in words; "" for none of them."""
     if manifest.version == current:
         return "published"
+    if manifest.version in rolled_back:
+        return "rolled back"
     return "held by a gate" if manifest.gates.get("failed") else ""
 
 

@@ -93,12 +93,15 @@ def compare_versions(index_uri: str, old: str, new: str) -> VersionDiff:
 
 
 def version_before(index_uri: str, version: str) -> str:
-    """The newest complete version before this one whose gates all held."""
-    earlier = [name for name in publish.list_versions(index_uri) if name < version]
+    """The newest complete version before this one whose gates all held, and that nobody went back from."""
+    marks = publish.read_marks(index_uri)
+    earlier = [name for name in publish.list_versions(index_uri) if name < version and name not in marks]
     for name in reversed(earlier):
         if not publish.read_manifest(index_uri, name).gates.get("failed"):
             return name
-    raise VersionNotFoundError(f"{index_uri}: no version before {version} that passed its gates")
+    raise VersionNotFoundError(
+        f"{index_uri}: no version before {version} that passed its gates and was not rolled back"
+    )
 
 
 def newest_version(index_uri: str) -> str:

@@ -149,3 +149,31 @@ def test_vectors_kept_as_they_are_have_no_error(tmp_path: Path) -> None:
     fit = estimate_fit(codec, samples, 2000)
     assert isinstance(fit, CodecFit)
     assert fit.quantization_error < 1e-9
+
+
+@pytest.mark.parametrize("factory", ["RR,IVF16,RaBitQ", "PCAR16,IVF16,RaBitQ3", "OPQ7_24,IVF16,PQ7x8+1"])
+def test_every_kind_of_code_has_a_fit(tmp_path: Path, factory: str) -> None:
+    samples = sample(tmp_path / "first", clustered(4000, 24))
+    codec = train_codec(samples, IndexSpec.parse(factory, 24), str(tmp_path / "codec"), seed=0)
+    trained = estimate_fit(codec, samples, 4000)
+    fit = ReusableCodec(codec=codec, trained=trained, latest=trained)
+    assert 0 < trained.quantization_error < 1
+    assert drift.why_not(fit, estimate_fit(codec, samples, 4000)) == ""
+    others = estimate_fit(codec, sample(tmp_path / "others", clustered(4000, 24, seed=5)), 4000)
+    assert "quantization error" in drift.why_not(fit, others)
+
+
+def test_queries_shape_a_codec_that_auto_plans_and_no_other(tmp_path: Path) -> None:
+    samples = sample(tmp_path / "first", clustered(4000, 24))
+    uri = str(tmp_path / "queries.npy")
+    np.save(uri, clustered(100, 24, seed=7))
+    chosen = {}
+    for factory in ("OPQ7_24,IVF16,PQ7x8+1", "OPQ8_24,IVF16,PQ8"):
+        for queries_uri in (None, uri):
+            config = IndexConfig(uri="x", factory=factory, queries_uri=queries_uri, verify_queries=50)
+            folder = str(tmp_path / f"{factory} {queries_uri is None}")
+            spec = IndexSpec.parse(factory, 24)
+            choice = choose_codec(samples, spec, folder, config=config, products=4000, reusable=None)
+            chosen[spec.corrected, queries_uri is None] = choice.codec.fingerprint
+    assert chosen[True, True] != chosen[True, False]
+    assert chosen[False, True] == chosen[False, False]

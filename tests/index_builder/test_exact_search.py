@@ -5,7 +5,7 @@ import pytest
 
 from index_builder import exact_search
 from index_builder.embedding_shards import NumberedShard
-from index_builder.exact_search import GroundTruth, exact_neighbours
+from index_builder.exact_search import GroundTruth, HashFilter, NearFilter, exact_neighbours, neighbours_under
 from index_builder.faiss_files import faiss_threads
 from tests.index_builder.builds import clustered, write_shard, write_shards
 
@@ -78,3 +78,34 @@ def test_the_number_of_threads_and_the_order_of_the_shards_change_nothing(tmp_pa
             truths.append(exact_neighbours(vectors[rows], rows, shards[:: 1 if threads == 1 else -1], K))
     assert np.array_equal(truths[0].rows, truths[1].rows)
     assert np.array_equal(truths[0].scores, truths[1].scores)
+
+
+def test_what_passes_a_filter_is_searched_in_the_same_pass(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact_search, "BLOCK_ROWS", 100)
+    monkeypatch.setattr(exact_search, "FILTERED_QUERIES", 20)
+    vectors = clustered(ROWS, DIM)
+    shards = write_shards(root, vectors, 250)
+    rows = np.arange(0, ROWS, 17)
+    filters = (HashFilter(share=0.3), NearFilter(query=3, score=0.5), HashFilter(share=0.0))
+    truth, under = neighbours_under(vectors[rows], rows, shards, K, filters, filtered_k=3)
+    assert np.array_equal(truth.rows, exact_neighbours(vectors[rows], rows, shards, K).rows)
+    scores = vectors[rows[:20]] @ vectors.T
+    scores[np.arange(20), rows[:20]] = -np.inf
+    near = np.flatnonzero(vectors[rows[3]] @ vectors.T >= 0.5)
+    assert np.array_equal(under[1].rows, near)
+    assert 0.2 < len(under[0].rows) / ROWS < 0.4
+    assert len(under[2].rows) == 0
+    assert under[2].truth.recall(np.full((20, 3), -1)) == 1.0
+    for found in under[:2]:
+        outside = np.ones(ROWS, bool)
+        outside[found.rows] = False
+        best = np.argsort(-np.where(outside, -np.inf, scores), axis=1, kind="stable")[:, :3]
+        assert np.array_equal(found.truth.rows[:, :3], best)
+
+
+def test_a_hash_draws_its_share_wherever_the_rows_lie() -> None:
+    rows = np.arange(5_000_000_000, 5_000_200_000)
+    drawn = [HashFilter(share=share).mask(rows, np.empty(0)) for share in (0.1, 0.01)]
+    assert [round(mask.mean(), 2) for mask in drawn] == [0.1, 0.01]
+    assert not (drawn[1] & ~drawn[0]).any()
+    assert abs(np.corrcoef(drawn[0][1:], drawn[0][:-1])[0, 1]) < 0.02

@@ -25,6 +25,8 @@ from index_builder.publish import (
     publish_version,
     read_current,
     read_manifest,
+    read_marks,
+    roll_back,
     set_current,
     staged_bytes,
     version_uri,
@@ -272,3 +274,58 @@ def test_killed_at_any_point_the_published_version_still_opens(tmp_path: Path, s
     assert reader.products.num_rows == 160
     prune(index, 2, now=datetime.now(UTC) + timedelta(days=3))
     assert len(storage.list_folders(storage.join(index, "versions"))) == 2
+
+
+def versions_of(root: str, count: int) -> tuple[str, list[str]]:
+    index = storage.join(root, "index")
+    staged, manifest = stage(root, built(root))
+    return index, [publish_version(index, staged, manifest, now=NOW + timedelta(hours=hour)) for hour in range(count)]
+
+
+def test_a_version_that_was_rolled_back_is_marked_until_it_is_published_again(root: str) -> None:
+    index, versions = versions_of(root, 3)
+    assert roll_back(index, versions[1], now=NOW) == versions[2]
+    assert read_current(index) == versions[1]
+    assert read_marks(index) == {versions[2]: {"rolled_back_utc": "2026-11-21T03:00:00Z", "to": versions[1]}}
+    assert roll_back(index, versions[0]) == versions[1]
+    assert set(read_marks(index)) == set(versions[1:])
+    assert roll_back(index, versions[2]) == versions[0], "forward: the older one is as good as it was"
+    assert set(read_marks(index)) == {versions[1]}
+    with pytest.raises(VersionNotFoundError):
+        roll_back(index, "20200101T000000Z-000000000000")
+    assert (read_current(index), set(read_marks(index))) == (versions[2], {versions[1]})
+    storage.write_bytes_atomic(storage.join(index, "marks.json"), b"[")
+    with pytest.raises(StorageError, match=r"marks\.json: expected JSON"):
+        read_marks(index)
+
+
+def test_prune_after_a_rollback_keeps_one_to_go_back_to(root: str) -> None:
+    index, versions = versions_of(root, 3)
+    roll_back(index, versions[1])
+    assert prune(index, 2, now=NOW) == (), "the newest was rolled back: the first is the one to go back to"
+    staged, manifest = stage(root, built(root))
+    later = [publish_version(index, staged, manifest, now=NOW + timedelta(hours=3))]
+    assert prune(index, 2, now=NOW) == (versions[0],), "the newest but the published one was rolled back"
+    held = dataclasses.replace(manifest, gates={"failed": ["gates.min_recall"]})
+    later.append(publish_version(index, staged, held, now=NOW + timedelta(hours=4), make_current=False))
+    assert prune(index, 2, now=NOW) == (versions[2],), "the newest is held"
+    assert list_versions(index) == (versions[1], *later)
+    assert read_marks(index) == {}, "a mark goes with its version"
+    assert prune(index, 1, now=NOW) == (versions[1],)
+
+
+def test_a_version_pruned_while_it_is_looked_at_is_not_pointed_to(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, versions = versions_of(root, 2)
+    pointed = []
+    real_size, real_put_back = storage.size, publish._put_back
+
+    def size(uri: str) -> int:
+        if storage.exists(manifest := publish.manifest_uri(index, versions[0])):
+            storage.remove_file(manifest)
+        return real_size(uri)
+
+    monkeypatch.setattr(storage, "size", size)
+    monkeypatch.setattr(publish, "_put_back", lambda *given: pointed.append(given) or real_put_back(*given))
+    with pytest.raises(VersionNotFoundError, match="it is being pruned"):
+        set_current(index, versions[0])
+    assert (read_current(index), pointed) == (versions[1], [])

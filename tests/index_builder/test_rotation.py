@@ -34,7 +34,7 @@ def test_no_rotation_is_none() -> None:
 
 def test_allocation_evens_the_products_out() -> None:
     eigenvalues = np.sort(np.random.default_rng(0).lognormal(sigma=2, size=64))[::-1] * 1e-3
-    order = allocate_eigenvalues(eigenvalues, 16)
+    order = allocate_eigenvalues(eigenvalues, 16, 4)
     assert sorted(order) == list(range(64))
     products = np.log(eigenvalues[order].reshape(16, 4)).sum(axis=1)
     in_order = np.log(eigenvalues.reshape(16, 4)).sum(axis=1)
@@ -43,7 +43,7 @@ def test_allocation_evens_the_products_out() -> None:
 
 def test_allocation_of_nothing_left_over() -> None:
     """Rank-deficient samples have eigenvalues of 0 (and slightly below)."""
-    order = allocate_eigenvalues(np.array([1.0, 0.5, 0.0, -1e-18]), 2)
+    order = allocate_eigenvalues(np.array([1.0, 0.5, 0.0, -1e-18]), 2, 2)
     assert sorted(order) == [0, 1, 2, 3]
     assert {0, 1} != set(order[:2])
 

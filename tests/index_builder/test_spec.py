@@ -21,6 +21,10 @@ from index_builder.spec import IndexConfig, IndexSpec
         ("OPQ16,IVF8,PQ16", {"rotation": "opq", "rotation_dim": 128}),
         ("IVF8,SQ8", {"code": "sq8", "pq_m": 0}),
         ("PQ8", {"lists": 1, "code": "pq", "pq_m": 8}),
+        ("OPQ31_124,IVF8,PQ31x8+1", {"corrected": True, "code_bytes": 32, "dims_per_code": 4, "index_dim": 128}),
+        ("OPQ40,IVF8,PQ40+1", {"rotation_dim": 128, "code_bytes": 41, "dims_per_code": 4, "index_dim": 164}),
+        ("OPQ10,PQ10x8+1", {"rotation_dim": 128, "dims_per_code": 13, "index_dim": 143}),
+        *((f"PCAR64,IVF8,RaBitQ{bits}", {"rotation": "pcar", "rabitq_bits": bits}) for bits in range(1, 6)),
     ],
 )
 def test_the_usual_factory_strings(factory: str, expected: dict[str, object]) -> None:
@@ -48,6 +52,9 @@ def test_the_usual_factory_strings(factory: str, expected: dict[str, object]) ->
         ("IVF8,PQ16x8fs", "a PQ of 4 bits"),
         ("IVF8,PQ1x4fs", "even number of sub-quantizers"),
         ("IVF8,RaBitQ0", "1 to 9"),
+        ("IVF8,PQ16+1", "correction is '.1 behind none and pq', expected OPQ and a PQ of 8 bits"),
+        ("OPQ16,IVF8,PQ16x6+1", "correction"),
+        ("OPQ200_128,IVF8,PQ200x8+1", "sub-quantizers of PQ is 200, expected 1 to 128"),
         ("RR64,IVF8,RaBitQ", "is 64, expected 128"),
         ("", "''"),
     ],
@@ -59,7 +66,7 @@ def test_what_cannot_be_built_is_refused_with_key_and_value(factory: str, messag
     assert isinstance(caught.value, ValueError)
 
 
-@given(st.text(alphabet="PCAROQIVFSHNWlat0123456789,_x", max_size=24))
+@given(st.text(alphabet="PCAROQIVFSHNWlat0123456789,_x+", max_size=24))
 def test_any_string_gives_a_spec_or_a_clear_error(factory: str) -> None:
     try:
         spec = IndexSpec.parse(factory, 64)
@@ -76,6 +83,8 @@ def test_any_string_gives_a_spec_or_a_clear_error(factory: str) -> None:
         ("PCA64,Flat", 256, False),
         ("SQ8", 128, False),
         ("PQ16x4", 8, False),
+        ("OPQ16,IVF4,PQ16x8+1", 17, False),
+        *((f"RR,IVF4,RaBitQ{bits}", size, False) for bits, size in ((1, 24), (2, 52), (3, 68), (4, 84), (5, 100))),
     ],
 )
 def test_code_size_and_exactness(factory: str, code_bytes: int, exact: bool) -> None:

@@ -86,3 +86,14 @@ def test_recall_is_given_at_three_depths_whatever_k_the_target_is_for(root: str)
         assert list(row.recalls) == ["1", "10", "100"]
         assert row.recalls["10"] == row.recall
     assert list(again[0].recalls) == ["1", "10"]
+
+
+def test_the_target_may_hold_at_100_too() -> None:
+    rows = [
+        SearchMeasurement(nprobe=nprobe, recall=recall, latency_ms=0.1, recalls={"10": recall, "100": deep})
+        for nprobe, recall, deep in ((1, 0.9, 0.8), (2, 0.96, 0.9), (4, 0.97, 0.95))
+    ]
+    plain, deep = choose_search(rows, 0.95), choose_search(rows, 0.95, deep=True)
+    assert (plain.nprobe, plain.deep_recall) == (2, None)
+    assert (deep.nprobe, deep.recall, deep.deep_recall, deep.reached) == (4, 0.97, 0.95, True)
+    assert not choose_search(rows, 0.96, deep=True).reached

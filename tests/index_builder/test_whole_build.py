@@ -23,7 +23,7 @@ from index_builder.tuning import measure_search
 from tests.index_builder.builds import build_index, clustered, stage, write_index, write_shards
 
 
-@pytest.mark.parametrize("factory", ["OPQ8_32,IVF64_HNSW8,PQ8", "PCAR16,IVF20,SQ8"])
+@pytest.mark.parametrize("factory", ["OPQ9_32,IVF64_HNSW8,PQ9x8+1", "PCAR16,IVF20,SQ8"])
 def test_a_rebuild_is_byte_identical_whatever_the_threads_the_order_and_the_cut(tmp_path: Path, factory: str) -> None:
     write_shards(str(tmp_path), clustered(3000, 40), 300)
     builds = []
@@ -87,7 +87,12 @@ def test_the_demos_index_reaches_a_sound_recall(tmp_path: Path, capfd: pytest.Ca
         ("IVF32,PQ16x4fsr", 0.5),
         ("PQ16x4fsr", 0.5),
         ("RR,IVF32,RaBitQ", 0.5),
+        ("PCAR24,IVF32,RaBitQ2", 0.6),
+        ("PCAR24,IVF32,RaBitQ3", 0.7),
         ("RR,IVF32_HNSW8,RaBitQ4", 0.85),
+        ("RR,IVF32,RaBitQ5", 0.85),
+        ("OPQ15_30,IVF32,PQ15x8+1", 0.75),
+        ("OPQ9_32,IVF32_HNSW8,PQ9x8+1", 0.7),
     ],
 )
 def test_every_family_of_index_is_built_published_and_opened_by_plain_faiss(

@@ -125,6 +125,13 @@ def test_rollback_publishes_the_version_before_and_readers_follow(index, three_n
     assert run(index, "rollback") == 0
     assert first in capsys.readouterr().out
     assert publish.read_current(str(index)) == first
+    assert run(index, "list") == 0
+    listed = {name: line for line in capsys.readouterr().out.splitlines() for name in (first, second) if name in line}
+    assert ("published" in listed[first], "rolled back" in listed[second]) == (True, True)
+    assert run(index, "show", second) == 0
+    assert f"{second} (rolled back)" in capsys.readouterr().out
+    assert run(index, "list", "--json") == 0
+    assert [entry["rolled_back"] for entry in json.loads(capsys.readouterr().out)] == [False, True, False]
     assert reader.refresh()
     assert reader.products.num_rows == 120
     assert run(index, "rollback", second) == 0

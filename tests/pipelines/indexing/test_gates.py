@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from index_builder.manifest import RecallSummary
+from index_builder.tuning import FilteredMeasurement, Remedy
 from pipelines.config.job import GatesConfig, IndexJobConfig, JobConfig
 from pipelines.config.validation import list_keys
 from pipelines.indexing import gates as gates_module
@@ -79,6 +81,22 @@ def test_the_defaults_stop_what_is_broken_and_nothing_else():
     # By chance: 10 of 1,000 products. Near copies by codes alone: 0.067.
     assert len(failed_gates(GatesConfig(), cut, 0.01, None)) == 1
     assert failed_gates(GatesConfig(), totals(rejected=3, degraded=8), 0.067, previous(120)) == []
+
+
+def test_recall_is_judged_under_filters_too_and_the_remedy_is_named():
+    under = FilteredMeasurement(filter="1 % at random", pass_share=0.01, recall=0.85, latency_ms=0.1)
+    recall = RecallSummary(k=10, value=0.9, queries=100, filtered=(under,))
+    assert failed_gates(GatesConfig(min_recall=0.85), totals(), recall, None) == []
+    (failed,) = failed_gates(GatesConfig(min_recall=0.88), totals(), recall, None)
+    assert failed.startswith("gates.min_recall: recall is 0.9000, under a filter (1 % at random) 0.8500, at least 0.88")
+    remedies = (Remedy(option="--index.refine sq8", recall=0.97), Remedy(option="--index.refine fp16", recall=0.99))
+    (failed,) = failed_gates(
+        GatesConfig(min_recall=0.98), totals(), RecallSummary(k=10, value=0.9, queries=100, remedies=remedies), None
+    )
+    assert failed == (
+        "gates.min_recall: recall is 0.9000, at least 0.98 is asked for; --index.refine sq8 measures 0.9700 and "
+        "--index.refine fp16 measures 0.9900; where that is right, --gates.min_recall 0.9 lets it pass"
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from index_builder.embedding_shards import FINGERPRINT_BYTES
+from index_builder.embedding_shards import FINGERPRINT_BYTES, Modality
+from index_builder.manifest import IMAGE_COLUMNS
 from pipelines.catalog.dead_letters import ImageError
 from pipelines.catalog.image_values import ImageRef
 from pipelines.catalog.previous_version import KnownImage, KnownImages
@@ -122,10 +123,27 @@ class VectorRows:
                 self.numbers[row], self.addresses[row] = 0, ""
         return stays
 
-    def columns(self) -> tuple[pa.Array, pa.Array]:
-        """The columns `manifest.IMAGE_COLUMNS` of these vectors."""
+    def named(self, columns: pa.RecordBatch) -> pa.RecordBatch:
+        """Columns `[R]` with those that say which image each vector is of (`manifest.IMAGE_COLUMNS`) in front."""
         numbers = pa.array((number or None for number in self.numbers), pa.int32())
-        return numbers, pa.array((address or None for address in self.addresses), pa.string())
+        addresses = pa.array((address or None for address in self.addresses), pa.string())
+        names = (*IMAGE_COLUMNS, *columns.schema.names)
+        return pa.RecordBatch.from_arrays([numbers, addresses, *columns.columns], names=list(names))
+
+    def modalities(self, texts: Sequence[str | None], images: Sequence[ProductImages]) -> np.ndarray:
+        """What each vector is made from, uint8 `[R]`, bits of `Modality`, by the texts and images of the products."""
+        masks = []
+        each = zip(self.products.tolist(), self.first().tolist(), self.digests, self.numbers, strict=True)
+        for product, first, digests, number in each:
+            # What is of one image alone lacks nothing, whatever became of the product's others.
+            lacks = bool(images[product].faults) and not number
+            masks.append(
+                (Modality.TEXT if texts[product] is not None else 0)
+                | (Modality.IMAGE if digests else 0)
+                | (Modality.DEGRADED if lacks else 0)
+                | (0 if first else Modality.FURTHER)
+            )
+        return np.array(masks, np.uint8)
 
 
 @dataclass(slots=True)

@@ -21,7 +21,6 @@ import pyarrow as pa
 
 from encoders import EncoderDescription, ProductEncoder
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality
-from index_builder.manifest import IMAGE_COLUMNS
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import (
     DeadLetter,
@@ -358,10 +357,13 @@ class _ShardWork:
         with self._timer.timed("embed"):
             vectors = self._vectors(batch, rows)
         with self._timer.timed("write"):
-            owners, modalities = pa.array(batch.rows.products[rows]), _modalities(batch, rows)
+            owners, modalities = (
+                pa.array(batch.rows.products[rows]),
+                batch.rows.modalities(batch.texts, batch.images)[rows],
+            )
             shard.write(products.product_ids.take(owners), vectors, batch.fingerprints[rows], modalities)
             columns = products.columns.take(owners)
-            write_columns(_with_images(columns, batch.rows.take(rows)) if self._preparer.per_image else columns)
+            write_columns(batch.rows.take(rows).named(columns) if self._preparer.per_image else columns)
             write_places(places_table(products.places, products.texts).take(owners))
         embedded = np.intersect1d(batch.new_products, accepted)
         counts["rows_in"] += len(batch.images) + len(products.dead_letters) + products.left_out
@@ -455,30 +457,6 @@ class _ShardWork:
             text_vectors = encoder.encode_texts(tokens)
         image_vectors = self._image_vectors if len(self._image_vectors) else None
         return encoder.fuse(text_vectors, text_rows, image_vectors, image_rows)
-
-
-def _modalities(batch: PreparedBatch, rows: np.ndarray) -> np.ndarray:
-    """What the vectors at `rows` are made from, uint8 `[n]` bit mask."""
-    first = batch.rows.first()
-    masks = []
-    for row in rows.tolist():
-        product, digests = batch.rows.products[row], batch.rows.digests[row]
-        # What is of one image alone lacks nothing, whatever became of the product's others.
-        lacks = bool(batch.images[product].faults) and not batch.rows.numbers[row]
-        masks.append(
-            (Modality.TEXT if batch.texts[product] is not None else 0)
-            | (Modality.IMAGE if digests else 0)
-            | (Modality.DEGRADED if lacks else 0)
-            | (0 if first[row] else Modality.FURTHER)
-        )
-    return np.array(masks, np.uint8)
-
-
-def _with_images(columns: pa.RecordBatch, rows: VectorRows) -> pa.RecordBatch:
-    """The columns with those that say which image each vector is of, in front."""
-    arrays = dict(zip(IMAGE_COLUMNS, rows.columns(), strict=True))
-    arrays |= dict(zip(columns.schema.names, columns.columns, strict=True))
-    return pa.RecordBatch.from_pydict(arrays)
 
 
 def _nothing_to_embed(encoder: ProductEncoder) -> str:

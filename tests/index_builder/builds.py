@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import pairwise
 
 import faiss
 import numpy as np
@@ -12,10 +14,11 @@ import pyarrow as pa
 from index_builder import storage
 from index_builder.add import add_shards
 from index_builder.codec import CodecInfo, train_codec
-from index_builder.embedding_shards import EmbeddingShardWriter, NumberedShard
+from index_builder.embedding_shards import EmbeddingShardWriter, Modality, NumberedShard
 from index_builder.exact_search import GroundTruth, exact_neighbours
 from index_builder.faiss_files import IndexShard
 from index_builder.manifest import (
+    SEVERAL_ROWS_VERSION,
     CatalogSummary,
     CodecSummary,
     EncoderSummary,
@@ -49,11 +52,14 @@ def clustered(rows: int, dim: int, *, seed: int = 0) -> np.ndarray:
     return turned.astype(np.float16).astype(np.float32)
 
 
-def write_shard(uri: str, vectors: np.ndarray, ids: Sequence[str]) -> None:
-    rows = len(vectors)
-    with EmbeddingShardWriter(uri, dim=vectors.shape[1], encoder_fingerprint=ENCODER) as writer:
+def write_shard(uri: str, vectors: np.ndarray, ids: Sequence[str], *, several_rows: bool = False) -> None:
+    """With `several_rows` those of the same id, side by side, are one product."""
+    rows, further = len(vectors), np.array([a == b for a, b in pairwise(["", *ids])])
+    masks = np.where(further & several_rows, 3 | Modality.FURTHER, 3).astype(np.uint8)
+    of_encoder = {"dim": vectors.shape[1], "encoder_fingerprint": ENCODER}
+    with EmbeddingShardWriter(uri, **of_encoder, several_rows=several_rows) as writer:
         fingerprints = np.arange(16 * rows, dtype=np.uint32).astype(np.uint8).reshape(rows, 16)
-        writer.write(pa.array(ids, pa.string()), vectors, fingerprints, np.full(rows, 3, dtype=np.uint8))
+        writer.write(pa.array(ids, pa.string()), vectors, fingerprints, masks)
 
 
 def write_index(index: faiss.Index, uri: str) -> str:
@@ -220,6 +226,28 @@ def published(root: str, rows: int = 300, dim: int = 16, *, seed: int = 0, **con
     build = build_index(folder, shards, IndexConfig(uri=index, **config), dim)  # type: ignore[arg-type]
     publish_version(index, *stage(folder, build))
     return index
+
+
+def published_per_image(
+    root: str, vectors: np.ndarray, config: IndexConfig, *, now: datetime | None = None, **columns: pa.Array
+) -> list[str]:
+    """Publishes an index with one to three rows a product, one an image; gives the product id of each row."""
+    sizes = [1 + number % 3 for number in range(len(vectors))]
+    owners = np.repeat(np.arange(len(vectors)), sizes)[: len(vectors)]
+    ids = [f"sku-{owner}" for owner in owners]
+    numbers = [1 + row - ids.index(product_id) for row, product_id in enumerate(ids)]
+    uri = storage.join(root, "embeddings", "several.parquet")
+    write_shard(uri, vectors, ids, several_rows=True)
+    shards = [NumberedShard(uri=uri, rows=len(ids), first_row=0)]
+    build = build_index(root, shards, config, vectors.shape[1])
+    addresses = [f"{product_id}-{number}.jpg" for product_id, number in zip(ids, numbers, strict=True)]
+    columns |= {"image_number": pa.array(numbers, pa.int32()), "image_address": pa.array(addresses)}
+    staged, manifest = stage(root, build, product_id=pa.array(ids), **columns)
+    catalog = replace(manifest.catalog, products=int(owners[-1]) + 1, vectors=len(ids))
+    publish_version(
+        config.uri, staged, replace(manifest, catalog=catalog, schema_version=SEVERAL_ROWS_VERSION), now=now
+    )
+    return ids
 
 
 def build_clustered(root: str, factory: str, target: float = 0.95, shards: int = 2) -> Build:

@@ -1,24 +1,26 @@
-"""Writes the golden artifact: what the specification's present version looks like, kept to open for ever.
+"""Writes the golden artifacts: what the specification's present versions look like, kept to open for ever.
 
-usage: python -m tests.index_builder.make_golden
+usage: python -m tests.index_builder.make_golden [several_rows]
 Run once per schema version, never to make a failing test pass.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
 from index_builder import storage
-from index_builder.manifest import SCHEMA_VERSION
+from index_builder.manifest import SCHEMA_VERSION, SEVERAL_ROWS_VERSION
 from index_builder.publish import publish_version
 from index_builder.reader import IndexReader
 from index_builder.spec import IndexConfig
-from tests.index_builder.builds import build_index, clustered, stage, write_shards
+from tests.index_builder.builds import build_index, clustered, published_per_image, stage, write_shards
 
 GOLDEN = Path(__file__).parent / "golden" / f"version_{SCHEMA_VERSION}"
+SEVERAL_ROWS = GOLDEN.parent / f"version_{SEVERAL_ROWS_VERSION}"
 
 
 def main() -> None:
@@ -35,5 +37,18 @@ def main() -> None:
     storage.write_json_atomic(str(GOLDEN / "answers.json"), answers)
 
 
+def several_rows() -> None:
+    """The same of a version in which a product may have several rows."""
+    shutil.rmtree(SEVERAL_ROWS, ignore_errors=True)
+    vectors = clustered(100, 8)
+    config = IndexConfig(uri=str(SEVERAL_ROWS / "index"), factory="OPQ2_8,IVF4,PQ2x4", serving_shards=2, k=5)
+    with tempfile.TemporaryDirectory() as folder:
+        published_per_image(folder, vectors, config, now=datetime(2026, 11, 26, tzinfo=UTC))
+        shutil.copy(Path(folder, "embeddings", "several.parquet"), SEVERAL_ROWS / "embedding_shard.parquet")
+    result = IndexReader.open(config.uri).search(vectors[:10], 5)
+    answers = {"vectors": vectors[:10].tolist(), "rows": result.rows.tolist(), "product_ids": result.product_ids}
+    storage.write_json_atomic(str(SEVERAL_ROWS / "answers.json"), answers | {"images": result.images})
+
+
 if __name__ == "__main__":
-    main()
+    several_rows() if sys.argv[1:] == ["several_rows"] else main()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from index_builder import storage
-from index_builder.embedding_shards import read_ids, read_info, read_vectors
+from index_builder.embedding_shards import read_ids, read_info, read_products, read_vectors
 from index_builder.publish import list_versions, set_current
 from index_builder.reader import IndexReader
 from tests.index_builder.builds import ENCODER
@@ -23,7 +23,8 @@ def test_an_old_version_opens_and_answers(folder: str) -> None:
     result = reader.search(np.array(answers["vectors"], dtype=np.float32), 5)
     assert result.rows.tolist() == answers["rows"]
     assert result.product_ids == answers["product_ids"]
-    assert reader.manifest.catalog.products == reader.products.num_rows == 100
+    catalog = reader.manifest.catalog
+    assert (catalog.vectors or catalog.products) == reader.products.num_rows == 100
     assert reader.manifest.encoder.fingerprint == ENCODER
     for entry in reader.manifest.files:
         path = GOLDEN / folder / "index" / "versions" / reader.manifest.version / entry.path
@@ -39,6 +40,17 @@ def test_version_1_has_no_refinement_and_version_2_may_have() -> None:
         "refine-00000-of-00002.faiss",
         "refine-00001-of-00002.faiss",
     ]
+
+
+def test_version_3_answers_with_products_and_their_images() -> None:
+    answers = storage.read_json(str(GOLDEN / "version_3" / "answers.json"))
+    reader = IndexReader.open(str(GOLDEN / "version_3" / "index"))
+    result = reader.search(np.array(answers["vectors"], dtype=np.float32), 5)
+    assert [[list(image) for image in images] for images in result.images] == answers["images"]
+    assert all(len(set(product_ids)) == 5 for product_ids in result.product_ids)
+    assert (reader.manifest.schema_version, reader.manifest.catalog.products) == (3, 51)
+    products, first = read_products(str(GOLDEN / "version_3" / "embedding_shard.parquet"))
+    assert (len(products), first[:4].tolist()) == (51, [0, 1, 3, 6])
 
 
 def test_an_old_version_can_be_gone_back_to(tmp_path: Path) -> None:

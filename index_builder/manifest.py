@@ -7,6 +7,7 @@ defaults, under the same schema version; a reader ignores fields that it does no
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
@@ -134,7 +135,7 @@ class Manifest:
         """The inverse of `to_json`; ManifestError for what no manifest is, or a newer Shelfmark wrote."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError(f"{where}: expected JSON, found: {error}") from error
         version = values.get("schema_version") if isinstance(values, dict) else None
         if not isinstance(version, int):
@@ -143,11 +144,13 @@ class Manifest:
             fault = f"expected schema version {SCHEMA_VERSION} or older, found {version}; update Shelfmark to open it"
             raise ManifestError(f"{where}: {fault}")
         try:
-            return _adapter().validate_python(values)
+            manifest = _adapter().validate_python(values)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise ManifestError(f"{where}: {key}: {first['msg']}") from error
+        check_file_names([entry.path for entry in manifest.files], where)
+        return manifest
 
     def index_files(self) -> tuple[FileEntry, ...]:
         """The serving shards, in the order of their rows."""
@@ -161,6 +164,18 @@ class Manifest:
 @cache
 def _adapter() -> TypeAdapter[Manifest]:
     return TypeAdapter(Manifest)  # making one takes as long as reading hundreds of manifests
+
+
+def check_file_names(paths: Sequence[str], where: str) -> None:
+    """ManifestError unless each is a normal path below the version's folder, named once: nothing else is opened."""
+    for path in paths:
+        parts = path.split("/")
+        if not path.isprintable() or "\\" in path or ":" in path or not {"", ".", ".."}.isdisjoint(parts):
+            expected = "a plain relative path below the version, such as query_encoder/weights.safetensors"
+            raise ManifestError(f"{where}: files.path: expected {expected}, found {path[:200]!r}")
+    if len(set(paths)) != len(paths):
+        twice = next(path for number, path in enumerate(paths) if path in paths[:number])
+        raise ManifestError(f"{where}: files.path: expected each file once, found {twice!r} twice")
 
 
 def index_file_name(number: int, count: int) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from index_builder import storage
-from index_builder.errors import IndexBuilderError, StorageError, VersionNotFoundError
+from index_builder.errors import IndexBuilderError, ManifestError, StorageError, VersionNotFoundError
 from index_builder.faiss_files import IndexShard
 from index_builder.manifest import FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
 from index_builder.spec import IndexSpec
@@ -155,7 +155,7 @@ def content_fingerprint(
 def read_current(index_uri: str) -> str:
     """The id of the published version; VersionNotFoundError where nothing has been published."""
     try:
-        version = storage.read_bytes(storage.join(index_uri, "CURRENT")).decode().strip()
+        version = storage.read_bytes(storage.join(index_uri, "CURRENT")).decode(errors="backslashreplace").strip()
     except FileNotFoundError:
         why = "check the address, or publish a version first (python -m pipelines.embed_catalog)"
         if held := list_versions(index_uri):
@@ -164,7 +164,8 @@ def read_current(index_uri: str) -> str:
             f"{index_uri}: expected a file CURRENT that names the published version, found none; {why}"
         ) from None
     if not _VERSION_PATTERN.fullmatch(version):
-        raise VersionNotFoundError(f"{index_uri}/CURRENT: expected a version id, found {version!r}")
+        remedy = "publish again, or go back to a version (python -m pipelines.versions list, rollback)"
+        raise VersionNotFoundError(f"{index_uri}/CURRENT: expected a version id, found {version[:80]!r}; {remedy}")
     return version
 
 
@@ -178,11 +179,16 @@ def read_manifest(index_uri: str, version: str | None = None) -> Manifest:
     version = version or read_current(index_uri)
     uri = manifest_uri(index_uri, version)
     try:
-        text = storage.read_bytes(uri)
+        text = storage.read_bytes(uri) if _VERSION_PATTERN.fullmatch(version) else None
     except FileNotFoundError:
+        text = None
+    if text is None:
         known = ", ".join(list_versions(index_uri)) or "none"
-        raise VersionNotFoundError(f"{index_uri}: no complete version {version}; found: {known}") from None
-    return Manifest.from_json(text, where=uri)
+        raise VersionNotFoundError(f"{index_uri}: no complete version {version}; found: {known}")
+    manifest = Manifest.from_json(text, where=uri)
+    if manifest.version != version:
+        raise ManifestError(f"{uri}: expected the manifest of {version}, found that of {manifest.version[:80]!r}")
+    return manifest
 
 
 def list_versions(index_uri: str) -> tuple[str, ...]:

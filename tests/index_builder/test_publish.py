@@ -272,3 +272,26 @@ def test_killed_at_any_point_the_published_version_still_opens(tmp_path: Path, s
     assert reader.products.num_rows == 160
     prune(index, 2, now=datetime.now(UTC) + timedelta(days=3))
     assert len(storage.list_folders(storage.join(index, "versions"))) == 2
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe\0", b"../../etc\n", b"x" * 10_000, b"20261121T000000Z-../../ab\n"])
+def test_a_pointer_of_other_bytes_is_one_clear_error(root: str, data: bytes) -> None:
+    index = published(root, 100)
+    storage.write_bytes_atomic(storage.join(index, "CURRENT"), data)
+    with pytest.raises(
+        VersionNotFoundError, match="CURRENT: expected a version id, found .*; publish again, or go back"
+    ):
+        IndexReader.open(index)
+
+
+def test_a_version_is_opened_by_its_own_manifest_only(root: str) -> None:
+    index = published(root, 100)
+    version = read_current(index)
+    other = f"{version[:-12]}{'0' * 12}"
+    text = storage.read_bytes(publish.manifest_uri(index, version))
+    storage.write_bytes_atomic(publish.manifest_uri(index, other), text)
+    with pytest.raises(ManifestError, match=f"expected the manifest of {other}, found that of"):
+        IndexReader.open(index, other)
+    for name in ("../versions/" + version, "..", "/etc"):
+        with pytest.raises(VersionNotFoundError, match="no complete version"):
+            IndexReader.open(index, name)

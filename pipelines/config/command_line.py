@@ -24,10 +24,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, get_origin
 
 import yaml
 
-from encoders.errors import EncoderError
-from index_builder.errors import IndexBuilderError
-from pipelines.catalog.config import CatalogError
 from pipelines.config import own_catalog
+from pipelines.config.exit_codes import EXPECTED_ERRORS, FAILED, REFUSED, RunFailedError
 from pipelines.config.job import IndexJobConfig, JobConfig, to_yaml
 from pipelines.config.stopping import wait_if_stopping
 from pipelines.config.validation import (
@@ -51,9 +49,6 @@ DIRECT_RUNNER_COMPATIBILITY = "2.77.0"
 log = logging.getLogger(__name__)
 _KEY = "key."  # before a key's name in argparse's namespace: apart from a command's own options
 
-# What our rooms raise on purpose, with messages written for people. Anything else keeps its traceback.
-EXPECTED_ERRORS = (ConfigError, CatalogError, EncoderError, IndexBuilderError)
-
 
 def show_log_lines() -> None:
     """Writes what our rooms say about their work to stderr, and of libraries only warnings."""
@@ -65,16 +60,16 @@ def show_log_lines() -> None:
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function over arguments, by default those of the process, and give the exit code.
 
-    It is what `main` gave; 2 after an error that our rooms raise on purpose, its message on stderr; 130 after Ctrl-C
-    (the long jobs hear it by `stopping.end_on_signals`, and SIGTERM too: 143).
+    It is what `main` gave; 2 after an error that our rooms raise on purpose, 1 where work had begun, its message on
+    stderr; 130 after Ctrl-C (the long jobs hear it by `stopping.end_on_signals`, and SIGTERM too: 143).
     """
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
     except SystemExit as stop:  # --help and --print-config
         return int(stop.code or 0)
-    except EXPECTED_ERRORS as error:
+    except (*EXPECTED_ERRORS, RunFailedError) as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2
+        return FAILED if isinstance(error, RunFailedError) else REFUSED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: run the same command again to continue from what is complete\n")
         return 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +10,7 @@ from typing import Literal
 
 import encoders
 from index_builder import publish, storage
-from index_builder.errors import VersionNotFoundError
+from index_builder.errors import IndexBuilderError, VersionNotFoundError
 from index_builder.explain import explain_index
 from index_builder.manifest import (
     CatalogSummary,
@@ -26,6 +27,8 @@ from pipelines.indexing.build_steps import FinishedBuild, RunContext
 from pipelines.indexing.gates import failed_gates
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_run
+
+log = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 Status = Literal["published", "unchanged", "held"]
@@ -56,6 +59,7 @@ class RunResult:
         rejected_uri: This run's dead letters: the published version's file, or one in the work folder where nothing
             changed and so no version was written.
         examples: Of each kind of letter in `totals.by_reason` one, in words.
+        not_cleaned: Why something that is no longer needed could not be removed; empty where nothing failed.
     """
 
     status: Status
@@ -77,6 +81,7 @@ class RunResult:
     index_uri: str = ""
     rejected_uri: str = ""
     examples: dict[str, str] = field(default_factory=dict)
+    not_cleaned: str = ""
 
 
 def read_result(record: RunRecord) -> RunResult:
@@ -116,14 +121,14 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
     files = publish.describe_files(staged)
     fingerprint = publish.content_fingerprint(files, run.encoder.fingerprint, spec, manifest.index.search)
     status: Status = "held" if failed else "published"
+    not_cleaned = ""
     if not failed and previous is not None and previous.content_fingerprint == fingerprint:
         status, version_id = "unchanged", previous.version
     else:
         version_id = publish.publish_version(
             index_uri, staged, manifest, files=files, make_current=not failed, before_current=run.lease.check
         )
-        if run.index.keep_versions is not None:
-            publish.prune(index_uri, run.index.keep_versions)
+        not_cleaned = _prune(run)
     uri, letters_uri = publish.version_uri(index_uri, version_id), build.plan.numbering.rejected_uri
     measured = {name: getattr(chosen, name) for name in ("recall", "nprobe", "refine_factor", "latency_ms")}
     return RunResult(
@@ -142,8 +147,20 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         index_uri=index_uri,
         rejected_uri=letters_uri if status == "unchanged" else storage.join(uri, REJECTED_FILE),
         examples=examples_by_reason(letters_uri, totals.by_reason),
+        not_cleaned=not_cleaned,
         **measured,
     )
+
+
+def _prune(run: RunContext) -> str:
+    """Removes old versions; why that failed, which is no failure of the version that was just written."""
+    try:
+        if run.index.keep_versions is not None:
+            publish.prune(run.index.uri, run.index.keep_versions)
+    except IndexBuilderError as error:
+        log.warning("old versions were not removed: %s", error)
+        return str(error)
+    return ""
 
 
 def _staged(run: RunContext, build: FinishedBuild) -> dict[str, str | publish.StagedFile]:

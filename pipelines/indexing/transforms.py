@@ -22,11 +22,12 @@ from apache_beam.utils import shared
 from encoders.config import EncoderConfig
 from index_builder import storage
 from index_builder.manifest import EncoderSummary
+from pipelines.config.exit_codes import RunFailedError, failures_of_work
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
 from pipelines.indexing.build_steps import RunContext
 from pipelines.indexing.publish_step import RunResult, publish_build
-from pipelines.indexing.run_record import RunFailedError, RunRecord
+from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
 
 PROGRESS_SECONDS = 1.0
@@ -87,7 +88,7 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
     beam_log.addFilter(_is_unexpected)
     try:
         root = beam.Pipeline(options=options)
-        with at_stop(partial(_cancel, root)), root:
+        with failures_of_work(), at_stop(partial(_cancel, root)), root:
             yield root
     except Exception as error:
         failures = record.failures()

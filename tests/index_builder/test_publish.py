@@ -279,7 +279,7 @@ def test_a_pointer_of_other_bytes_is_one_clear_error(root: str, data: bytes) -> 
     index = published(root, 100)
     storage.write_bytes_atomic(storage.join(index, "CURRENT"), data)
     with pytest.raises(
-        VersionNotFoundError, match="CURRENT: expected a version id, found .*; publish again, or go back"
+        VersionNotFoundError, match=r"CURRENT: expected a version id, found .*; publish again, or go back"
     ):
         IndexReader.open(index)
 

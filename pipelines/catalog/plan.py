@@ -163,7 +163,7 @@ def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPla
     if not ranges:
         raise CatalogError(f"catalog.uri: expected products at {config.shown_uri}, found files without rows")
     # What else decides which products come out of the same bytes.
-    others = ("uri", "format", "shard_rows", "shard_bytes")
+    others = ("uri", "format", "shard_rows", "shard_bytes", "max_file_ratio")
     shaping = sorted((name, value) for name, value in asdict(config).items() if name not in others)
     reading = [files[0].file.format, schema_text(schema), shaping]
     shards = (

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pipelines.catalog import column_files, stores
 from pipelines.catalog.arrow_types import plain
 from pipelines.catalog.config import CatalogError
+from pipelines.catalog.limits import within_ratio
 from pipelines.catalog.schemas import LINE, PROBLEM, invalid_rows
 from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
 
@@ -50,14 +51,14 @@ def _is_arrow_file(uri: str) -> bool:
     return read_head(uri, None, 8).startswith(ARROW_FILE_MAGIC)
 
 
-def write_copy(file: CatalogFile, path: str) -> None:
+def write_copy(file: CatalogFile, path: str, max_file_ratio: float) -> None:
     """Writes what a compressed file holds, and an Arrow stream as an Arrow file."""
     if file.compression is None:
         with stores.open_input(file.uri, from_start_to_end=True) as source:
             _write_arrow_file(file, source, path)
         return
     with open(path, "wb") as sink:
-        for chunk in iter_bytes(file.uri, file.compression):
+        for chunk in within_ratio(iter_bytes(file.uri, file.compression), file, max_file_ratio):
             sink.write(chunk)
     if file.format == "arrow" and not _is_arrow_file(path):
         # An open file keeps its content when its name is given away: the stream is read while the file takes its place.

@@ -38,6 +38,7 @@ from pipelines.config.validation import (
     list_keys,
     union_options,
 )
+from pipelines.config.yaml_limits import check_size
 from pipelines.images.config import hide_login
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ def _set_given(
             continue
         try:
             value = text if isinstance(text, list) else _command_line_value(text, declared)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             what = f"expected {describe_type(declared)} as YAML, found {text!r}: {_describe_yaml_error(error)}"
             problems.append(f"command line: {name}: {what}")
             continue
@@ -369,6 +370,7 @@ def parse_config(text: str, name: str) -> ConfigFile:
         node = loader.get_single_node()
         if node is None:
             return ConfigFile(name=name, data={}, lines={})
+        check_size(node)
         if not isinstance(node, yaml.MappingNode):
             kind = "list" if isinstance(node, yaml.SequenceNode) else "single value"
             raise ConfigError(f"{name}, line 1: expected a mapping of sections such as catalog:, found a {kind}")
@@ -381,7 +383,7 @@ def parse_config(text: str, name: str) -> ConfigFile:
         if problems:
             raise ConfigError(problems)
         return ConfigFile(name=name, data=loader.construct_document(node), lines=lines)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{name}: is not valid YAML: {_describe_yaml_error(error)}") from error
 
 
@@ -395,7 +397,12 @@ class _ConfigLoader(yaml.SafeLoader):
 
 
 def _parse_value(text: str) -> Any:
-    return yaml.load(text, Loader=_ConfigLoader)  # noqa: S506 - it builds plain data only
+    loader = _ConfigLoader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    check_size(node)
+    return loader.construct_document(node)
 
 
 def _keys_with_lines(
@@ -409,7 +416,7 @@ def _keys_with_lines(
             yield from _keys_with_lines(value_node, f"{key}.", above | {id(node)})
 
 
-def _describe_yaml_error(error: yaml.YAMLError) -> str:
+def _describe_yaml_error(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or " ".join(str(error).split())
     return f"line {mark.line + 1}, column {mark.column + 1}: {what}" if mark else what

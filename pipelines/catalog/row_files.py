@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.catalog import column_files, stores
+from pipelines.catalog.arrow_checks import sound_batch, sound_schema
 from pipelines.catalog.arrow_types import plain
 from pipelines.catalog.config import CatalogError
 from pipelines.catalog.limits import within_ratio
@@ -71,13 +72,13 @@ def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str) -> No
     """Copies a stream batch by batch. Dictionaries are written out: a stream may replace them, a file may not."""
     try:
         with pa.ipc.open_stream(source) as stream:
-            types = [field.type for field in stream.schema]
+            types = [field.type for field in sound_schema(stream.schema, file.uri)]
             types = [each.value_type if pa.types.is_dictionary(each) else each for each in types]
             schema = pa.schema(list(zip(stream.schema.names, types, strict=True)))
             with pa.ipc.new_file(path, schema) as sink:
                 for batch in stream:
-                    sink.write_batch(batch.cast(schema))
-    except (pa.ArrowInvalid, OSError) as error:
+                    sink.write_batch(sound_batch(batch, file.uri).cast(schema))
+    except (pa.ArrowException, OSError) as error:
         raise CatalogError(
             f"{file.uri}: expected an Arrow IPC file or stream, found neither, or one that is cut off ({error})"
         ) from error

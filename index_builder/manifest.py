@@ -6,6 +6,7 @@ defaults, under the same schema version; a reader ignores fields that it does no
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,9 @@ from index_builder.spec import IndexSpec, RefineKind
 from index_builder.tuning import SearchMeasurement
 
 SCHEMA_VERSION = 2
+CHECKSUMS_FILE = "checksums.json"
+"""Hashes of the blocks of the files that are searched (see `checksums`); versions of before have none."""
+_OWN_HASH = "manifest_sha256"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +132,12 @@ class Manifest:
 
     def to_json(self) -> str:
         """Readable JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return _as_json(asdict(self))
+
+    def to_sealed_json(self) -> str:
+        """The same with a hash of all values, by which a damaged one is told."""
+        values = json.loads(self.to_json())
+        return _as_json(values | {_OWN_HASH: _hash_of(values)})
 
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str = "manifest") -> Manifest:
@@ -138,6 +147,10 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"{where}: expected JSON, found: {error}") from error
         version = values.get("schema_version") if isinstance(values, dict) else None
+        own = values.pop(_OWN_HASH, None) if isinstance(values, dict) else None
+        if own is not None and own != _hash_of(values):
+            remedy = "publish again, go back to another version, or restore the file"
+            raise ManifestError(f"{where}: is damaged: its values are not those that were written; {remedy}")
         if not isinstance(version, int):
             raise ManifestError(f"{where}: expected a manifest with a schema_version, found none")
         if version > SCHEMA_VERSION:
@@ -159,6 +172,15 @@ class Manifest:
     def refine_files(self) -> tuple[FileEntry, ...]:
         """The files that candidates are re-ranked from, in the order of their rows; empty without refinement."""
         return tuple(entry for entry in self.files if is_refine_file(entry.path))
+
+
+def _as_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _hash_of(values: dict[str, Any]) -> str:
+    """sha256 of the values without that hash, as 64 hex digits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 @cache

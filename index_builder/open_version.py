@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -24,17 +25,27 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from index_builder import storage
+from index_builder.checksums import Verify, VersionChecks
 from index_builder.errors import FilterError, IndexBuilderError, VerificationError, VersionNotFoundError
 from index_builder.faiss_files import read_index
 from index_builder.filters import Condition, parse_condition, unknown_column
-from index_builder.manifest import FileEntry, Manifest
-from index_builder.publish import PRODUCTS_FILE, is_searched, manifest_uri, read_current, read_manifest, version_uri
+from index_builder.manifest import CHECKSUMS_FILE, FileEntry, Manifest
+from index_builder.publish import (
+    PRODUCTS_FILE,
+    is_searched,
+    manifest_uri,
+    read_current,
+    read_manifest,
+    version_uri,
+)
 from index_builder.shard_search import RefineCodes, RowSelection, ShardSearch
 
 CACHED_VERSIONS = 2
 """Versions of a remote index kept in the cache: the one in use, and the one before for servers that still open it."""
 CACHE_ATTEMPTS = 3
 """Downloads of a version of which another process's cleaning of the cache may have taken files away."""
+SETTLE_SECONDS = 1.0
+"""How long the published version may be away before that is an error."""
 FILTERS_KEPT = 64
 """Expressions remembered for each version, the latest ones; each takes a bit a product, and a count a list."""
 GROUPED_FROM_ROWS_PER_BATCH = 12
@@ -54,24 +65,28 @@ class OpenVersion:
     refine: RefineCodes | None
     products: ProductRows
     filters: RowFilters
+    checks: VersionChecks
 
 
-def open_current(index_uri: str) -> OpenVersion:
+def open_current(index_uri: str, verify: Verify = "sizes") -> OpenVersion:
     """Opens the published version; one that is replaced while it is being opened gives way to its successor."""
-    version = read_current(index_uri)
+    version, gives_up = read_current(index_uri), time.monotonic() + SETTLE_SECONDS
     while True:
         try:
-            return open_version(index_uri, version)
-        except (IndexBuilderError, OSError):
+            return open_version(index_uri, version, verify)
+        except (IndexBuilderError, OSError) as error:
             # Retention removes what was published before: the version that is published now is the one to open.
             newer = read_current(index_uri)
             if newer == version:
-                raise
+                # Where one goes back to a version while it is being pruned, its manifest is away for a moment.
+                if not isinstance(error, VersionNotFoundError) or time.monotonic() > gives_up:
+                    raise
+                time.sleep(SETTLE_SECONDS / 20)
             version = newer
 
 
-def open_version(index_uri: str, version: str) -> OpenVersion:
-    """Opens one version.
+def open_version(index_uri: str, version: str, verify: Verify = "sizes") -> OpenVersion:
+    """Opens one version; `verify` as `IndexReader.open`.
 
     Raises:
         VersionNotFoundError: there is no such version, or it was removed while it was being opened.
@@ -82,7 +97,7 @@ def open_version(index_uri: str, version: str) -> OpenVersion:
     while True:
         attempts -= 1
         try:
-            return _open_files(index_uri, manifest)
+            return _open_files(index_uri, manifest, verify)
         except FileNotFoundError as error:
             if attempts:
                 continue
@@ -93,18 +108,21 @@ def open_version(index_uri: str, version: str) -> OpenVersion:
             raise VerificationError(str(error)) from error
 
 
-def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
+def _open_files(index_uri: str, manifest: Manifest, verify: Verify) -> OpenVersion:
     """Opens the files that search needs; FileNotFoundError where one is not there."""
     uri = version_uri(index_uri, manifest.version)
     products_entry = next((entry for entry in manifest.files if entry.path == PRODUCTS_FILE), None)
     if products_entry is None or not manifest.index_files():
         found = [entry.path for entry in manifest.files]
         raise VerificationError(f"{uri}: expected index files and {PRODUCTS_FILE} in the manifest, found {found}")
-    needed = tuple(entry for entry in manifest.files if is_searched(entry.path))
+    needed = tuple(entry for entry in manifest.files if is_searched(entry.path) or entry.path == CHECKSUMS_FILE)
     folder = storage.local_path(uri) if storage.is_local(uri) else _cached_folder(index_uri, manifest.version, needed)
+    for entry in needed:
+        _present(folder, entry)
+    checks = VersionChecks(folder, needed, verify)
     indexes = _opened(folder, manifest.index_files(), lambda paths: [read_index(path) for path in paths])
     # Read in place: the pages of a column are loaded when it is used.
-    products = pa.ipc.open_file(pa.memory_map(_present(folder, products_entry))).read_all()
+    products, check_column = _mapped_products(_present(folder, products_entry), checks)
     rows = products.num_rows
     search = ShardSearch(indexes)
     if search.rows != rows:
@@ -114,7 +132,28 @@ def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
     if refine is not None and refine.rows != rows:
         where = storage.join(folder, files[0].path)
         raise VerificationError(f"{where}: expected refine codes of {rows} products, found {refine.rows}")
-    return OpenVersion(uri, manifest, search, refine, ProductRows(products), RowFilters(products))
+    rows_of = ProductRows(products, check_column)
+    return OpenVersion(uri, manifest, search, refine, rows_of, RowFilters(products, check_column), checks)
+
+
+def _mapped_products(path: str, checks: VersionChecks) -> tuple[pa.Table, Callable[[str], None]]:
+    """The products where they lie, and what checks the values of a column, at its first use."""
+    try:
+        source = pa.memory_map(path)
+        base = source.read_buffer(source.size()).address
+        source.seek(0)
+        table = pa.ipc.open_file(source).read_all()
+        if not checks.has_structure:
+            table.validate(full=True)
+        table.schema.field("product_id")
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise VerificationError(f"{path}: expected an Arrow file of products, found a damaged one ({error})") from error
+
+    @cache
+    def check_column(name: str) -> None:
+        checks.check_column(PRODUCTS_FILE, table.column(name), base)
+
+    return table, check_column
 
 
 def _cached_folder(index_uri: str, version: str, needed: tuple[FileEntry, ...]) -> str:
@@ -162,9 +201,22 @@ class ProductRows:
     ten ids, and more for a column of titles. Here only the rows asked for are touched: 0.01 ms.
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-        self._chunks = cache(partial(_chunks_of, table))
+    def __init__(self, table: pa.Table, check_column: Callable[[str], None] | None = None) -> None:
+        self._table = table
+        self._check_column = check_column or (lambda name: None)
+        self._chunks = cache(self._checked_chunks)
+
+    @property
+    def table(self) -> pa.Table:
+        """The whole table, with all values checked."""
+        for name in self._table.column_names:
+            self._check_column(name)
+        return self._table
+
+    def _checked_chunks(self, column: str) -> tuple[list[pa.Array], np.ndarray]:
+        chunks = _chunks_of(self._table, column)
+        self._check_column(column)
+        return chunks
 
     def take(self, rows: np.ndarray, column: str) -> pa.Array:
         """Values of one column, in the order of `rows`, int64 [n]; KeyError for a column that is not there."""
@@ -179,7 +231,7 @@ class ProductRows:
 
     def take_columns(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Several columns, in the order of `rows`, int64 [n]."""
-        schema = pa.schema([self.table.schema.field(name) for name in columns])
+        schema = pa.schema([self._table.schema.field(name) for name in columns])
         return pa.table([self.take(rows, name) for name in columns], schema=schema)
 
 
@@ -208,9 +260,11 @@ class RowFilters:
     may share it.
     """
 
-    def __init__(self, products: pa.Table) -> None:
+    def __init__(self, products: pa.Table, check_column: Callable[[str], None] | None = None) -> None:
         self._products = products
-        self._known = lru_cache(maxsize=FILTERS_KEPT)(partial(_evaluated, products))
+        self._known = lru_cache(maxsize=FILTERS_KEPT)(
+            partial(_evaluated, products, check_column or (lambda name: None))
+        )
 
     def select(self, filter: str | pc.Expression | np.ndarray) -> RowSelection:
         """The rows that a filter keeps: a condition as `filters` has them, an Arrow expression, or bool [N].
@@ -229,15 +283,20 @@ class RowFilters:
         return RowSelection.of(mask)
 
 
-def _evaluated(products: pa.Table, key: _ExpressionKey | Condition) -> RowSelection:
+def _evaluated(
+    products: pa.Table, check_column: Callable[[str], None], key: _ExpressionKey | Condition
+) -> RowSelection:
     """The rows for which the filter is true. Where it is null, the row is not kept."""
     if isinstance(key, Condition):
         for name in key.columns:
             if name not in products.column_names:
                 raise unknown_column(name, products.column_names)
+            check_column(name)
         masks = [key.mask(batch) for batch in products.select(key.columns).to_batches()]
         return RowSelection.of(pa.chunked_array(masks, pa.bool_()).to_numpy())
     filter = key.expression
+    for name in products.column_names:  # an expression does not say which it reads
+        check_column(name)
     try:
         kept = ds.dataset(products).to_table(columns={"kept": filter}).column("kept")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, pa.ArrowTypeError) as error:

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import IO
 
 from index_builder import storage
+from index_builder.checksums import WrittenChecksums
 from index_builder.errors import IndexBuilderError, ManifestError, StorageError, VersionNotFoundError
 from index_builder.faiss_files import IndexShard
-from index_builder.manifest import FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
+from index_builder.manifest import CHECKSUMS_FILE, FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
 from index_builder.spec import IndexSpec
 
 log = logging.getLogger(__name__)
@@ -98,15 +99,22 @@ def publish_version(
         loaded_bytes=sum(entry.bytes for entry in files if is_searched(entry.path)),
         files=files,
     )
+    checksums = WrittenChecksums()
     for entry in files:
         source = sources[entry.path]
         with storage.atomic_file(storage.join(folder, entry.path)) as path:
             with open(path, "wb") as copy:
                 found = _described(entry.path, source, copy).sha256
+            if is_searched(entry.path) and found == entry.sha256:
+                checksums.add(entry.path, path)
             if found != entry.sha256:
                 fault = f"expected sha256 {entry.sha256}, found {found}; the file was changed or is damaged"
                 raise StorageError(f"{source.uri}: {fault}")
-    storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_json().encode())
+    data = checksums.to_json()
+    own = FileEntry(path=CHECKSUMS_FILE, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    storage.write_bytes_atomic(storage.join(folder, CHECKSUMS_FILE), data)
+    manifest = replace(manifest, files=tuple(sorted((*files, own), key=lambda entry: entry.path)))
+    storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_sealed_json().encode())
     if make_current:
         set_current(index_uri, version, before_current)
     return version

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from index_builder import storage
+from index_builder.checksums import Verify
 from index_builder.errors import IndexBuilderError
 from index_builder.manifest import Manifest
 from index_builder.open_version import OpenVersion, ProductRows, open_current, open_version
@@ -58,21 +59,28 @@ class SearchResult:
 class IndexReader:
     """A published index, open for search. Threads may share it. Made by `IndexReader.open`."""
 
-    def __init__(self, uri: str, version: str | None, state: OpenVersion) -> None:
+    def __init__(self, uri: str, version: str | None, state: OpenVersion, verify: Verify = "sizes") -> None:
         self._uri = uri
+        self._verify: Verify = verify
         self._pinned = version
         self._state = state
         self._refreshing = threading.Lock()
 
     @classmethod
-    def open(cls, uri: str, version: str | None = None) -> IndexReader:
+    def open(cls, uri: str, version: str | None = None, *, verify: Verify = "sizes") -> IndexReader:
         """Opens a version of the index at `uri`, by default the published one.
+
+        Args:
+            verify: How much of the files is compared with what was published, besides their sizes and all that could
+                crash the process, which always is: `sizes` nothing more; `sampled` blocks drawn at random; `full` all
+                bytes. A column of the products is checked when it is first used. See `check_next` for the rest.
 
         Raises:
             VersionNotFoundError: nothing is published there, or there is no such version.
             VerificationError: a file is not what the manifest says.
         """
-        return cls(uri, version, open_current(uri) if version is None else open_version(uri, version))
+        state = open_current(uri, verify) if version is None else open_version(uri, version, verify)
+        return cls(uri, version, state, verify)
 
     @property
     def manifest(self) -> Manifest:
@@ -102,10 +110,21 @@ class IndexReader:
         with self._refreshing:
             if read_current(self._uri) == self.manifest.version:
                 return False
-            opened = open_current(self._uri)
+            opened = open_current(self._uri, self._verify)
             changed = opened.manifest.version != self.manifest.version
             self._state = opened
             return changed
+
+    def check_next(self, max_bytes: int = 64 << 20) -> int:
+        """Compares the next blocks of the open files with what was published, in turn; for a server, now and then.
+
+        Returns:
+            Bytes compared, about `max_bytes`; 0 for a version that was published before there were checksums.
+
+        Raises:
+            VerificationError: a block is damaged; names file and bytes.
+        """
+        return self._state.checks.check_next(max_bytes)
 
     def search(
         self,

@@ -71,6 +71,7 @@ class ShardSearch:
         ivfs = [ivf_of(index) for index in indexes]
         self.lists = max(ivf.nlist for ivf in ivfs)
         self.rows = sum(index.ntotal for index in indexes)
+        self._check_lists(ivfs)
         self._indexes = tuple(indexes)
         if len(indexes) > 1 and all(_stackable(ivf) for ivf in ivfs):
             self._indexes = (_stacked(indexes, ivfs),)
@@ -95,7 +96,7 @@ class ShardSearch:
         parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists))
         if isinstance(self._indexes[0], faiss.IndexPreTransform):
             parameters = faiss.SearchParametersPreTransform(index_params=parameters)
-        found = _merged([index.search(vectors, k, params=parameters) for index in self._indexes], k)
+        found = self._in_range(_merged([index.search(vectors, k, params=parameters) for index in self._indexes], k))
         short = np.flatnonzero(found[1][:, min(k, passing) - 1] < 0)
         if len(short):
             wider = self._search_nearest(vectors[short], k, self._sizes, min(k, passing), nprobe)
@@ -127,7 +128,22 @@ class ShardSearch:
             pointers = [faiss.swig_ptr(each) if isinstance(each, np.ndarray) else each for each in given]
             ivf_of(index).search_preassigned_c(len(queries), *pointers, False, parameters)
             answers.append((scores, rows))
-        return _merged(answers, k)
+        return self._in_range(_merged(answers, k))
+
+    def _in_range(self, found: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """What was found; VerificationError where an id is none of a product."""
+        rows = found[1]
+        if rows.size and not -1 <= rows.min() <= rows.max() < self.rows:
+            raise VerificationError(_damaged_ids(int(rows.min()), int(rows.max()), self.rows))
+        return found
+
+    def _check_lists(self, ivfs: Sequence[faiss.IndexIVF]) -> None:
+        """VerificationError where the lists do not hold as many rows as the index says."""
+        held = int(list_sizes(ivfs).sum())
+        if held != self.rows or any(ivf.nprobe < 1 for ivf in ivfs):
+            raise VerificationError(
+                f"index files: expected inverted lists of {self.rows:,} rows, found {held:,}: a file is damaged"
+            )
 
     @cached_property
     def _centroids(self) -> np.ndarray:
@@ -146,8 +162,18 @@ class ShardSearch:
         numbers = np.empty(self.rows, np.int32)
         for index in self._indexes:
             for number, ids in enumerate(list_ids(ivf_of(index))):
+                if len(ids) and not 0 <= ids.min() <= ids.max() < self.rows:
+                    raise VerificationError(_damaged_ids(int(ids.min()), int(ids.max()), self.rows))
                 numbers[ids] = number
         return numbers
+
+
+def _damaged_ids(least: int, most: int, rows: int) -> str:
+    found = least if least < -1 else most
+    return (
+        f"index-*.faiss: expected ids from 0 to {rows - 1:,}, found {found}: a file is damaged; "
+        "python -m pipelines.versions show --verify says which"
+    )
 
 
 def rows_to_score(unfiltered: float, rows: int, passing: int) -> int:

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
+import numpy as np
+from PIL import Image
+
 import encoders
 from index_builder import publish, storage
-from index_builder.errors import IndexBuilderError, VersionNotFoundError
+from index_builder.errors import IndexBuilderError, StorageError, VersionNotFoundError
 from index_builder.explain import explain_index
 from index_builder.manifest import (
     CatalogSummary,
@@ -117,6 +120,7 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
     previous = published_manifest(index_uri)
     failed = failed_gates(run.gates, totals, chosen.recall, previous)
     manifest = _manifest(run, build, failed)
+    _check_outputs(run, build)
     staged = _staged(run, build)
     files = publish.describe_files(staged)
     fingerprint = publish.content_fingerprint(files, run.encoder.fingerprint, spec, manifest.index.search)
@@ -125,6 +129,7 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
     if not failed and previous is not None and previous.content_fingerprint == fingerprint:
         status, version_id = "unchanged", previous.version
     else:
+        _check_query_encoder(run)
         version_id = publish.publish_version(
             index_uri, staged, manifest, files=files, make_current=not failed, before_current=run.lease.check
         )
@@ -150,6 +155,34 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         not_cleaned=not_cleaned,
         **measured,
     )
+
+
+def _check_outputs(run: RunContext, build: FinishedBuild) -> None:
+    """StorageError where a file to be published has not the bytes that it had when it was made: it is not certified.
+
+    The run then fails; what is damaged is made again by the next one.
+    """
+    numbering = build.plan.numbering
+    outputs = [shard.uri for shard in (*build.serving_shards, *build.refine_shards)]
+    outputs += [numbering.products_uri.removesuffix(".arrow")]
+    outputs += [] if run.query_encoder_uri is None else [run.query_encoder_uri]
+    for uri in outputs:
+        if storage.exists(f"{uri}.json") and storage.find_artifact(uri) is None:
+            raise StorageError(f"{uri} was damaged after it was made, so nothing is published")
+
+
+def _check_query_encoder(run: RunContext) -> None:
+    """Loads the query encoder and runs it once; EncoderError or StorageError where a server could not."""
+    if run.query_encoder_uri is None:
+        return
+    encoder = encoders.load_query_encoder(run.query_encoder_uri)
+    images = None if encoder.accepts_text else [Image.new("RGB", (8, 8))]
+    vectors = encoder.encode(texts=["a"] if encoder.accepts_text else None, images=images)
+    if vectors.shape != (1, run.encoder.dim) or not np.isfinite(vectors).all():
+        raise StorageError(
+            f"{run.query_encoder_uri}: expected a query encoder of {run.encoder.dim} finite numbers a query, found "
+            f"{list(vectors.shape)}; remove the folder to have it written again"
+        )
 
 
 def _prune(run: RunContext) -> str:

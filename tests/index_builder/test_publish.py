@@ -60,7 +60,7 @@ def test_a_version_is_files_then_manifest_then_pointer(root: str, monkeypatch: p
     monkeypatch.setattr(storage, "atomic_file", lambda uri: written.append(uri) or real(uri))
     version = publish_version(index, staged, manifest, now=NOW)
     folder = version_uri(index, version)
-    assert sorted(written[:-2]) == sorted(storage.join(folder, name) for name in staged)
+    assert sorted(written[:-2]) == sorted(storage.join(folder, name) for name in (*staged, "checksums.json"))
     assert written[-2:] == [storage.join(folder, "manifest.json"), storage.join(index, "CURRENT")]
     assert version.startswith("20261121T030000Z-")
     assert storage.read_bytes(storage.join(index, "CURRENT")).decode() == f"{version}\n"
@@ -229,7 +229,7 @@ def test_prune_keeps_the_newest_and_the_published_one(root: str) -> None:
 
 
 # Staged are two index files, products.arrow and the query encoder's file; then come the manifest and CURRENT.
-@pytest.mark.parametrize("stop_at", [1, 3, 4, 5, 6])
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 5, 6, 7])
 def test_killed_at_any_point_the_published_version_still_opens(tmp_path: Path, stop_at: int) -> None:
     index = published(str(tmp_path), rows=120, factory="Flat", serving_shards=2)
     before = read_current(index)
@@ -260,10 +260,10 @@ def test_killed_at_any_point_the_published_version_still_opens(tmp_path: Path, s
     expected = {entry.path: entry.sha256 for entry in describe_files(folder)}
     (torn,) = set(storage.list_folders(storage.join(index, "versions"))) - {before}
     names = set(storage.list_names(version_uri(index, torn)))
-    assert names <= {*expected, "manifest.json"}
+    assert names <= {*expected, "manifest.json", "checksums.json"}
     for name in names & set(expected):
         assert storage.sha256_file(storage.join(version_uri(index, torn), name)) == expected[name]
-    assert (torn in list_versions(index)) == (stop_at == 6)
+    assert (torn in list_versions(index)) == (stop_at == 7)
 
     # The next run is not hindered by what was left behind.
     version = publish_version(index, folder, manifest)

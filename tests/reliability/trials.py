@@ -114,7 +114,7 @@ def _be_child(trials: Sequence[Trial], run: Callable[[Trial], str], writing: int
         for trial in trials:
             try:
                 outcome = run(trial)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it is what the trial came to
                 outcome = f"error: {type(error).__name__}: {error}"
             data = outcome.encode(errors="replace")
             os.write(writing, _HEAD.pack(len(data)) + data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -45,7 +46,5 @@ def test_a_damaged_footer_is_refused_or_read_and_nothing_else(tmp_path: Path) ->
         data = bytearray(whole)
         for _ in range(random.choice([1, 3])):
             data[random.randrange(start, len(data))] = random.randrange(256)
-        try:
+        with suppress(CatalogError):  # any other exception fails the test
             read_chunks(pa.BufferReader(bytes(data)), "a.parquet", columns)
-        except CatalogError as error:
-            assert str(error).startswith("a.parquet: expected a whole Parquet file, found")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from index_builder import publish, storage
+from encoders.errors import EncoderError
+from index_builder import IndexReader, publish, storage
 from index_builder.errors import StorageError
 from pipelines.config.command_line import load_job_config, run_command
-from pipelines.indexing import build_steps, catalog_source, job, transforms, work_folder
+from pipelines.indexing import build_steps, catalog_source, job, publish_step, transforms, work_folder
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.shard_files import read_finished_run
 from pipelines.indexing.work_folder import WorkLease
@@ -121,3 +122,40 @@ def test_fields_that_a_later_program_added_are_left_out(shop):
     assert run(shop, "--index.k", "9") == 0
     finished = read_finished_run(str(shop / "work"))
     assert finished is not None and len(finished.shards) == 4
+
+
+@pytest.mark.parametrize("name", ["merged/00000.faiss", "products.arrow", "weights.safetensors"])
+def test_what_was_damaged_after_it_was_made_is_not_published_and_made_again(shop, monkeypatch, capsys, name):
+    """By a disk, between the step that made it and the publishing of it."""
+    options = ["--index.seed", str(50 + len(name)), "--index.reuse_codec", "false"]
+    real = transforms.publish_build
+
+    def damage_first(run, build):
+        folder = run.query_encoder_uri if name.startswith("weights") else run.path()
+        path = next(path for path in Path(folder).rglob(name.rpartition("/")[2]))
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        return real(run, build)
+
+    before = publish.read_current(str(shop / "index"))
+    with monkeypatch.context() as patch:
+        patch.setattr(transforms, "publish_build", damage_first)
+        assert run(shop, *options) == 1
+    assert "was damaged after it was made, so nothing is published" in capsys.readouterr().err
+    assert publish.read_current(str(shop / "index")) == before
+    assert run(shop, *options) == 0
+    reader = IndexReader.open(str(shop / "index"), verify="full")
+    assert reader.manifest.version != before
+    assert publish.damaged_files(str(shop / "index"), reader.manifest.version) == []
+
+
+def test_a_query_encoder_that_does_not_run_is_not_published(shop, monkeypatch, capsys):
+    def broken(uri):
+        raise EncoderError("weights.safetensors: expected other shapes")
+
+    monkeypatch.setattr(publish_step.encoders, "load_query_encoder", broken)
+    before = publish.read_current(str(shop / "index"))
+    assert run(shop, "--index.seed", "77", "--index.reuse_codec", "false") == 1
+    assert "expected other shapes" in capsys.readouterr().err
+    assert publish.read_current(str(shop / "index")) == before

@@ -148,7 +148,9 @@ def attempt(way: str, random: Random, fetchers: Fetchers) -> str:
         "rebinding": "http://rebinding.test/a.png",
         "proxy": url,
     }[way]
-    network = fetchers.network = Network(random, str(target), url if way in ("redirect", "proxy") else "http://rebinding.test/b.png")
+    network = fetchers.network = Network(
+        random, str(target), url if way in ("redirect", "proxy") else "http://rebinding.test/b.png"
+    )
     fetcher = fetchers.get("http://proxy.test:3128" if way == "proxy" else None)
     try:
         fetcher.fetch(start)

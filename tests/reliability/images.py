@@ -1,6 +1,6 @@
 """Mutated images of every kind: decoded, or refused with a reason; never a crash, never another error.
 
-    python -m tests.reliability.images --trials 10000 --seed 16
+python -m tests.reliability.images --trials 10000 --seed 16
 """
 
 from __future__ import annotations

@@ -136,6 +136,7 @@ class VersionChecks:
         if verify not in get_args(Verify):
             raise IndexBuilderError(f"verify: expected one of {', '.join(get_args(Verify))}, found {verify!r}")
         self._files: dict[str, FileChecks] = {}
+        self._others: set[str] = set()
         self._lock = threading.Lock()
         self._turns: Iterator[FileChecks] = iter(())
         own = next((entry for entry in entries if entry.path == CHECKSUMS_FILE), None)
@@ -165,6 +166,16 @@ class VersionChecks:
         """Checks the values of a column of the mapped Arrow file of this name; its mapping begins at `base`."""
         if name in self._files:
             self._files[name].check_ranges(column_ranges(column, base, self._files[name].size))
+
+    def check_others(self, folder: str, entries: Sequence[FileEntry]) -> None:
+        """Checks files that a search does not read, whole, each once."""
+        for entry in entries:
+            if entry.path not in self._others:
+                try:
+                    _check_whole(storage.join(folder, entry.path), entry)
+                except FileNotFoundError as error:
+                    raise VerificationError(str(error)) from error
+                self._others.add(entry.path)
 
     def check_next(self, max_bytes: int) -> int:
         """Checks the next blocks in turn, about so many bytes; gives how many, 0 for a version without checksums."""

@@ -94,9 +94,17 @@ class IndexReader:
 
     @property
     def query_encoder_uri(self) -> str | None:
-        """The folder of the query encoder; None for a version of vectors made elsewhere."""
-        has_one = any(entry.path.startswith(f"{QUERY_ENCODER_FOLDER}/") for entry in self.manifest.files)
-        return storage.join(self._state.uri, QUERY_ENCODER_FOLDER) if has_one else None
+        """The folder of the query encoder; None for a version of vectors made elsewhere.
+
+        A local one is compared with what was published when it is first asked for.
+
+        Raises:
+            VerificationError: a file of it is damaged or missing.
+        """
+        files = [entry for entry in self.manifest.files if entry.path.startswith(f"{QUERY_ENCODER_FOLDER}/")]
+        if storage.is_local(self._state.uri):
+            self._state.checks.check_others(storage.local_path(self._state.uri), files)
+        return storage.join(self._state.uri, QUERY_ENCODER_FOLDER) if files else None
 
     def refresh(self) -> bool:
         """Opens the version that is published now, if it is another one; whether it was. A pinned version stays.

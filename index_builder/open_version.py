@@ -125,6 +125,8 @@ def _open_files(index_uri: str, manifest: Manifest, verify: Verify) -> OpenVersi
     products, check_column = _mapped_products(_present(folder, products_entry), checks)
     rows = products.num_rows
     search = ShardSearch(indexes)
+    if not checks.has_structure:
+        search.check_lists()
     if search.rows != rows:
         raise VerificationError(f"{uri}: expected an index row for each of {rows} products, found {search.rows}")
     files = manifest.refine_files()

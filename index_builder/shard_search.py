@@ -71,7 +71,6 @@ class ShardSearch:
         ivfs = [ivf_of(index) for index in indexes]
         self.lists = max(ivf.nlist for ivf in ivfs)
         self.rows = sum(index.ntotal for index in indexes)
-        self._check_lists(ivfs)
         self._indexes = tuple(indexes)
         if len(indexes) > 1 and all(_stackable(ivf) for ivf in ivfs):
             self._indexes = (_stacked(indexes, ivfs),)
@@ -137,10 +136,10 @@ class ShardSearch:
             raise VerificationError(_damaged_ids(int(rows.min()), int(rows.max()), self.rows))
         return found
 
-    def _check_lists(self, ivfs: Sequence[faiss.IndexIVF]) -> None:
-        """VerificationError where the lists do not hold as many rows as the index says."""
-        held = int(list_sizes(ivfs).sum())
-        if held != self.rows or any(ivf.nprobe < 1 for ivf in ivfs):
+    def check_lists(self) -> None:
+        """VerificationError where the lists do not hold as many rows as the index says; for files without checksums."""
+        held = int(self._sizes.sum())
+        if held != self.rows:
             raise VerificationError(
                 f"index files: expected inverted lists of {self.rows:,} rows, found {held:,}: a file is damaged"
             )

@@ -54,6 +54,11 @@ def clean_text(text: str, cleaning: str) -> str:
     return text if cleaning == "whitespace" else text.lower()
 
 
+CHARACTERS_PER_TOKEN = 256
+"""A text is cut to so many characters for each token of the limit before it is tokenized. Tokens are words or parts of
+them: of texts with shorter words nothing changes."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizedTexts:
     """Token ids of T texts, end to end: text t owns `ids[offsets[t]:offsets[t + 1]]`."""
@@ -138,10 +143,11 @@ class FastTokenizer:
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenizes T texts in one call of the batch path."""
+        texts, too_long = _cut(texts, self.max_tokens)
         if self.cleaning is not None:
             texts = [clean_text(text, self.cleaning) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(list(texts))
-        cut = sum(bool(encoding.overflowing) for encoding in encodings)
+        cut = sum(bool(each.overflowing) or row in too_long for row, each in enumerate(encodings))
         tokens = _packed([encoding.ids for encoding in encodings], truncated=cut, pad_id=self.pad_id)
         if self.dropped_id is not None:
             tokens.ids[tokens.ids == self.dropped_id] = 0
@@ -166,8 +172,9 @@ class OpenClipTokenizer:
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenizes T texts to the whole context, padding included; one without padding at its end counts as cut."""
+        texts, too_long = _cut(texts, self.max_tokens)
         rows = self._theirs(list(texts)).numpy().astype(np.int64).tolist() if texts else []
-        cut = sum(1 for row in rows if row[-1] != self._pad_id)
+        cut = sum(1 for number, row in enumerate(rows) if row[-1] != self._pad_id or number in too_long)
         return _packed(rows, truncated=cut, pad_id=self._pad_id)
 
     def save(self, folder: Path) -> None:
@@ -229,6 +236,16 @@ def byte_pair_tokenizer(vocabulary: dict[str, int], merges: Sequence[tuple[str, 
         single=f"{_ENDS[0]} $A {_ENDS[1]}", special_tokens=[(token, vocabulary[token]) for token in _ENDS]
     )
     return tokenizer
+
+
+def _cut(texts: Sequence[str], max_tokens: int) -> tuple[Sequence[str], set[int]]:
+    """The texts without what surely lies behind the token limit, and the rows of those that were longer.
+
+    Tokenizing takes 130 bytes a character: 50 MB of text in one row would take 6.8 GB, to keep its first few lines.
+    """
+    limit = CHARACTERS_PER_TOKEN * max_tokens
+    too_long = {row for row, text in enumerate(texts) if len(text) > limit}
+    return ([text[:limit] for text in texts] if too_long else texts), too_long
 
 
 def _packed(rows: list[list[int]], *, truncated: int, pad_id: int) -> TokenizedTexts:

@@ -14,6 +14,7 @@ Legend: `n` vectors, `D` dimension, `L` inverted lists.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,11 +25,15 @@ from index_builder import storage
 from index_builder.add import BlockEncoder
 from index_builder.blocks import map_blocks, row_blocks
 from index_builder.codec import CodecInfo, copy_codec, load_codec, open_codec, train_codec
+from index_builder.errors import IndexBuilderError
 from index_builder.faiss_files import ivf_of, list_sizes, opened_indexes
 from index_builder.planner import plan_sample
 from index_builder.reachable import Reachable
+from index_builder.records import read_record
 from index_builder.sampling import ShardSample, read_queries, read_query_vectors, read_training
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
+
+log = logging.getLogger(__name__)
 
 MOST_GROWTH = 2.0
 MOST_ERROR = 1.05
@@ -54,6 +59,16 @@ class CodecFit:
     quantization_error: float | None
     list_imbalance: float
     recall: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _SavedFit:
+    """What `fit.json` holds: what of the config the codec was trained for, its fits, and the refinement beside it."""
+
+    asked: dict[str, Any]
+    trained: CodecFit
+    latest: CodecFit
+    refine: RefineKind | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,8 +229,12 @@ def save_fit(
 
 def find_reusable(codec_uri: str, asked: dict[str, Any]) -> ReusableCodec | None:
     """The codec in a folder with its fit; None where there is none, or it was trained for another config."""
-    uri = storage.join(codec_uri, "fit.json")
-    if not storage.exists(uri) or (known := storage.read_json(uri))["asked"] != asked:
+    known = read_record(storage.join(codec_uri, "fit.json"), _SavedFit)
+    if known is None or known.asked != asked:
         return None
-    trained, latest = CodecFit(**known["trained"]), CodecFit(**known["latest"])
-    return ReusableCodec(codec=load_codec(codec_uri), trained=trained, latest=latest, refine=known.get("refine"))
+    try:
+        codec = load_codec(codec_uri)
+    except IndexBuilderError as error:
+        log.warning("the codec of the last run is not kept: %s", error)
+        return None
+    return ReusableCodec(codec=codec, trained=known.trained, latest=known.latest, refine=known.refine)

@@ -12,7 +12,16 @@ class SpecError(IndexBuilderError, ValueError):
 
 
 class StorageError(IndexBuilderError):
-    """A file or folder, local or remote, could not be read, written, listed or removed."""
+    """A file or folder, local or remote, could not be read, written, listed or removed.
+
+    Attributes:
+        uri: Which; empty where the message alone says it.
+        wanted_bytes, free_bytes: Bytes to be written, and free where they were to go; None where that is not known.
+    """
+
+    uri: str = ""
+    wanted_bytes: int | None = None
+    free_bytes: int | None = None
 
 
 class MissingFileError(StorageError, FileNotFoundError):

@@ -18,7 +18,7 @@ from functools import cached_property
 import faiss
 import numpy as np
 
-from index_builder.errors import IndexBuilderError
+from index_builder.errors import IndexBuilderError, VerificationError
 
 ID_BYTES = 8
 _LIST = np.dtype([("size", "<u8"), ("capacity", "<u8"), ("offset", "<u8")])  # faiss/invlists/OnDiskInvertedLists.h
@@ -87,11 +87,13 @@ class ListRecords:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """The rows in the order of the lists: int32 or int64 [N]."""
+        """The rows in the order of the lists: int32 or int64 [N]; VerificationError where an id is none of a row."""
         filled = np.flatnonzero(self._sizes).tolist()
-        ids = [self._ids(part, int(self._sizes[part])) for part in filled]
-        dtype = np.int32 if self._starts[-1] < 2**31 else np.int64
-        return np.concatenate([np.empty(0, dtype), *ids], dtype=dtype)
+        ids = np.concatenate([np.empty(0, np.int64), *(self._ids(part, int(self._sizes[part])) for part in filled)])
+        count = int(self._starts[-1])
+        if count and not 0 <= ids.min() <= ids.max() < count:
+            raise VerificationError(damaged_ids(int(ids.min()), int(ids.max()), count))
+        return ids.astype(np.int32 if count < 2**31 else np.int64)
 
     def list_of(self, row: int) -> int:
         """The list that holds a row."""
@@ -132,6 +134,15 @@ class ListRecords:
             codes[targets[here]] = _records(file, self.code_size)[sources[here]]
         index = _filled_shell(self._shell, self._ivfs[0], lists, len(places))
         return FilteredLists(counts, index, size + counts.nbytes + _LIST.itemsize * self.lists)
+
+
+def damaged_ids(least: int, most: int, rows: int) -> str:
+    """That ids are not those of N = `rows` rows, in words."""
+    found = least if least < -1 else most
+    return (
+        f"index-*.faiss: expected ids from 0 to {rows - 1:,}, found {found}: a file is damaged; "
+        "python -m pipelines.versions show --verify says which"
+    )
 
 
 def _by_list(values: Sequence[np.ndarray]) -> np.ndarray:

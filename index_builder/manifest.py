@@ -6,7 +6,9 @@ defaults, under the same schema version; a reader ignores fields that it does no
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
@@ -23,6 +25,9 @@ SEVERAL_ROWS_VERSION = 3
 IMAGE_COLUMNS = ("image_number", "image_address")
 """Of `products.arrow`, where an index has one vector an image: which image of its product a row is of, from 1, and
 where that stands; null where it is of none, or stands in the catalog itself."""
+CHECKSUMS_FILE = "checksums.json"
+"""Hashes of the blocks of the files that are searched (see `checksums`); versions of before have none."""
+_OWN_HASH = "manifest_sha256"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,16 +151,25 @@ class Manifest:
 
     def to_json(self) -> str:
         """Readable JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return _as_json(asdict(self))
+
+    def to_sealed_json(self) -> str:
+        """The same with a hash of all values, by which a damaged one is told."""
+        values = json.loads(self.to_json())
+        return _as_json(values | {_OWN_HASH: _hash_of(values)})
 
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str = "manifest") -> Manifest:
         """The inverse of `to_json`; ManifestError for what no manifest is, or a newer Shelfmark wrote."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError(f"{where}: expected JSON, found: {error}") from error
         version = values.get("schema_version") if isinstance(values, dict) else None
+        own = values.pop(_OWN_HASH, None) if isinstance(values, dict) else None
+        if own is not None and own != _hash_of(values):
+            remedy = "publish again, go back to another version, or restore the file"
+            raise ManifestError(f"{where}: is damaged: its values are not those that were written; {remedy}")
         if not isinstance(version, int):
             raise ManifestError(f"{where}: expected a manifest with a schema_version, found none")
         if version > SEVERAL_ROWS_VERSION:
@@ -163,11 +177,13 @@ class Manifest:
             fault = f"{known}, found {version}; update Shelfmark to open it"
             raise ManifestError(f"{where}: {fault}")
         try:
-            return _adapter().validate_python(values)
+            manifest = _adapter().validate_python(values)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise ManifestError(f"{where}: {key}: {first['msg']}") from error
+        check_file_names([entry.path for entry in manifest.files], where)
+        return manifest
 
     def index_files(self) -> tuple[FileEntry, ...]:
         """The serving shards, in the order of their rows."""
@@ -178,9 +194,30 @@ class Manifest:
         return tuple(entry for entry in self.files if is_refine_file(entry.path))
 
 
+def _as_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _hash_of(values: dict[str, Any]) -> str:
+    """sha256 of the values without that hash, as 64 hex digits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 @cache
 def _adapter() -> TypeAdapter[Manifest]:
     return TypeAdapter(Manifest)  # making one takes as long as reading hundreds of manifests
+
+
+def check_file_names(paths: Sequence[str], where: str) -> None:
+    """ManifestError unless each is a normal path below the version's folder, named once: nothing else is opened."""
+    for path in paths:
+        parts = path.split("/")
+        if not path.isprintable() or "\\" in path or ":" in path or not {"", ".", ".."}.isdisjoint(parts):
+            expected = "a plain relative path below the version, such as query_encoder/weights.safetensors"
+            raise ManifestError(f"{where}: files.path: expected {expected}, found {path[:200]!r}")
+    if len(set(paths)) != len(paths):
+        twice = next(path for number, path in enumerate(paths) if path in paths[:number])
+        raise ManifestError(f"{where}: files.path: expected each file once, found {twice!r} twice")
 
 
 def index_file_name(number: int, count: int) -> str:

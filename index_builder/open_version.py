@@ -13,10 +13,11 @@ import hashlib
 import itertools
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,12 +28,13 @@ import pyarrow.dataset as ds
 import xxhash
 
 from index_builder import storage
+from index_builder.checksums import Verify, VersionChecks
 from index_builder.errors import FilterError, IndexBuilderError, VerificationError, VersionNotFoundError
 from index_builder.faiss_files import read_index
 from index_builder.filter_bitmaps import FilterBitmaps
 from index_builder.filters import ColumnValues, Condition, parse_condition
 from index_builder.groups import GroupColumns
-from index_builder.manifest import FileEntry, Manifest
+from index_builder.manifest import CHECKSUMS_FILE, FileEntry, Manifest
 from index_builder.publish import (
     FILTERS_FILE,
     PRODUCTS_FILE,
@@ -49,6 +51,8 @@ CACHED_VERSIONS = 2
 """Versions of a remote index kept in the cache: the one in use, and the one before for servers that still open it."""
 CACHE_ATTEMPTS = 3
 """Downloads of a version of which another process's cleaning of the cache may have taken files away."""
+SETTLE_SECONDS = 1.0
+"""How long the published version may be away before that is an error."""
 FILTERS_KEPT = 64
 """Filters remembered for each version, the latest ones."""
 FILTER_BYTES = 256 << 20
@@ -72,24 +76,28 @@ class OpenVersion:
     products: ProductRows
     filters: RowFilters
     groups: GroupColumns
+    checks: VersionChecks
 
 
-def open_current(index_uri: str) -> OpenVersion:
+def open_current(index_uri: str, verify: Verify = "sizes") -> OpenVersion:
     """Opens the published version; one that is replaced while it is being opened gives way to its successor."""
-    version = read_current(index_uri)
+    version, gives_up = read_current(index_uri), time.monotonic() + SETTLE_SECONDS
     while True:
         try:
-            return open_version(index_uri, version)
-        except (IndexBuilderError, OSError):
+            return open_version(index_uri, version, verify)
+        except (IndexBuilderError, OSError) as error:
             # Retention removes what was published before: the version that is published now is the one to open.
             newer = read_current(index_uri)
             if newer == version:
-                raise
+                # Where one goes back to a version while it is being pruned, its manifest is away for a moment.
+                if not isinstance(error, VersionNotFoundError) or time.monotonic() > gives_up:
+                    raise
+                time.sleep(SETTLE_SECONDS / 20)
             version = newer
 
 
-def open_version(index_uri: str, version: str) -> OpenVersion:
-    """Opens one version.
+def open_version(index_uri: str, version: str, verify: Verify = "sizes") -> OpenVersion:
+    """Opens one version; `verify` as `IndexReader.open`.
 
     Raises:
         VersionNotFoundError: there is no such version, or it was removed while it was being opened.
@@ -100,7 +108,7 @@ def open_version(index_uri: str, version: str) -> OpenVersion:
     while True:
         attempts -= 1
         try:
-            return _open_files(index_uri, manifest)
+            return _open_files(index_uri, manifest, verify)
         except FileNotFoundError as error:
             if attempts:
                 continue
@@ -111,20 +119,25 @@ def open_version(index_uri: str, version: str) -> OpenVersion:
             raise VerificationError(str(error)) from error
 
 
-def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
+def _open_files(index_uri: str, manifest: Manifest, verify: Verify) -> OpenVersion:
     """Opens the files that search needs; FileNotFoundError where one is not there."""
     uri = version_uri(index_uri, manifest.version)
     products_entry = next((entry for entry in manifest.files if entry.path == PRODUCTS_FILE), None)
     if products_entry is None or not manifest.index_files():
         found = [entry.path for entry in manifest.files]
         raise VerificationError(f"{uri}: expected index files and {PRODUCTS_FILE} in the manifest, found {found}")
-    needed = tuple(entry for entry in manifest.files if is_searched(entry.path))
+    needed = tuple(entry for entry in manifest.files if is_searched(entry.path) or entry.path == CHECKSUMS_FILE)
     folder = storage.local_path(uri) if storage.is_local(uri) else _cached_folder(index_uri, manifest.version, needed)
+    for entry in needed:
+        _present(folder, entry)
+    checks = VersionChecks(folder, needed, verify)
     indexes = _opened(folder, manifest.index_files(), lambda paths: [read_index(path) for path in paths])
     # Read in place: the pages of a column are loaded when it is used.
-    products = pa.ipc.open_file(pa.memory_map(_present(folder, products_entry))).read_all()
+    products, check_column = _mapped_products(_present(folder, products_entry), checks)
     rows = products.num_rows
     search = ShardSearch(indexes)
+    if not checks.has_structure:
+        search.check_lists()
     if search.rows != rows:
         raise VerificationError(f"{uri}: expected an index row for each of {rows} products, found {search.rows}")
     files = manifest.refine_files()
@@ -133,11 +146,32 @@ def _open_files(index_uri: str, manifest: Manifest) -> OpenVersion:
         where = storage.join(folder, files[0].path)
         raise VerificationError(f"{where}: expected refine codes of {rows} products, found {refine.rows}")
     entries = [entry for entry in manifest.files if entry.path == FILTERS_FILE]  # none in versions of before
-    lookup, bitmaps = ProductRows(products), None
+    lookup, bitmaps = ProductRows(products, check_column), None
     if entries:
         bitmaps = _opened(folder, entries, lambda paths: FilterBitmaps(paths[0], products, lookup.take))
-    filters, groups = RowFilters(products, bitmaps), GroupColumns(products, several_rows=bool(manifest.catalog.vectors))
-    return OpenVersion(uri, manifest, search, refine, lookup, filters, groups)
+    filters = RowFilters(products, bitmaps, check_column)
+    groups = GroupColumns(products, several_rows=bool(manifest.catalog.vectors))
+    return OpenVersion(uri, manifest, search, refine, lookup, filters, groups, checks)
+
+
+def _mapped_products(path: str, checks: VersionChecks) -> tuple[pa.Table, Callable[[str], None]]:
+    """The products where they lie, and what checks the values of a column, at its first use."""
+    try:
+        source = pa.memory_map(path)
+        base = source.read_buffer(source.size()).address
+        source.seek(0)
+        table = pa.ipc.open_file(source).read_all()
+        if not checks.has_structure:
+            table.validate(full=True)
+        table.schema.field("product_id")
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise VerificationError(f"{path}: expected an Arrow file of products, found a damaged one ({error})") from error
+
+    @cache
+    def check_column(name: str) -> None:
+        checks.check_column(PRODUCTS_FILE, table.column(name), base)
+
+    return table, check_column
 
 
 def _cached_folder(index_uri: str, version: str, needed: tuple[FileEntry, ...]) -> str:
@@ -185,9 +219,22 @@ class ProductRows:
     ten ids, and more for a column of titles. Here only the rows asked for are touched: 0.01 ms.
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-        self._chunks = cache(partial(_chunks_of, table))
+    def __init__(self, table: pa.Table, check_column: Callable[[str], None] | None = None) -> None:
+        self._table = table
+        self._check_column = check_column or (lambda name: None)
+        self._chunks = cache(self._checked_chunks)
+
+    @property
+    def table(self) -> pa.Table:
+        """The whole table, with all values checked."""
+        for name in self._table.column_names:
+            self._check_column(name)
+        return self._table
+
+    def _checked_chunks(self, column: str) -> tuple[list[pa.Array], np.ndarray]:
+        chunks = _chunks_of(self._table, column)
+        self._check_column(column)
+        return chunks
 
     def take(self, rows: np.ndarray, column: str) -> pa.Array:
         """Values of one column, in the order of `rows`, int64 [n]; KeyError for a column that is not there."""
@@ -202,7 +249,7 @@ class ProductRows:
 
     def take_columns(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Several columns, in the order of `rows`, int64 [n]."""
-        schema = pa.schema([self.table.schema.field(name) for name in columns])
+        schema = pa.schema([self._table.schema.field(name) for name in columns])
         return pa.table([self.take(rows, name) for name in columns], schema=schema)
 
 
@@ -230,8 +277,13 @@ class RowFilters:
     What was selected is kept, with what searches made of it: the latest ones, in bounded memory. Threads may share it.
     """
 
-    def __init__(self, products: pa.Table, bitmaps: FilterBitmaps | None = None) -> None:
-        self._products = products
+    def __init__(
+        self,
+        products: pa.Table,
+        bitmaps: FilterBitmaps | None = None,
+        check_column: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self._products, self._check_column = products, check_column
         self._bitmaps: Mapping[str, ColumnValues] = {} if bitmaps is None else bitmaps
         self._known: OrderedDict[object, RowSelection] = OrderedDict()
         self._kept = KeptBytes()
@@ -273,8 +325,10 @@ class RowFilters:
 
     def _mask(self, key: object) -> np.ndarray:
         if isinstance(key, Condition):
+            for name in set(key.columns) & set(self._products.column_names):
+                self._check_column(name)
             return key.mask_of(self._products, self._bitmaps)
-        return _evaluated(self._products, key)  # type: ignore[arg-type]
+        return _evaluated(self._products, key, self._check_column)  # type: ignore[arg-type]
 
     def _forget(self) -> None:
         """Forgets those that were asked for the longest ago; the latest one stays, however large."""
@@ -284,12 +338,14 @@ class RowFilters:
                 self._kept.total -= self._known.popitem(last=False)[1].bytes
 
 
-def _evaluated(products: pa.Table, key: _ExpressionKey) -> np.ndarray:
+def _evaluated(products: pa.Table, key: _ExpressionKey, check_column: Callable[[str], None]) -> np.ndarray:
     """For which rows the expression is true: bool [N]. Where it is null, the row is not kept."""
     filter = key.expression
     # Over many short batches an expression takes several times as long as over one: those of its columns are joined.
     text = str(filter)
     named = [name for name in products.column_names if name in text]
+    for name in named:
+        check_column(name)
     if named and "FieldPath" not in text:  # which goes by the number of a column
         products = products.select(named).combine_chunks()
     try:

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import IO
 
 from index_builder import storage
-from index_builder.errors import IndexBuilderError, StorageError, VersionNotFoundError
+from index_builder.checksums import WrittenChecksums
+from index_builder.errors import IndexBuilderError, ManifestError, StorageError, VersionNotFoundError
 from index_builder.faiss_files import IndexShard
-from index_builder.manifest import FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
+from index_builder.manifest import CHECKSUMS_FILE, FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
 from index_builder.spec import IndexSpec
 
 log = logging.getLogger(__name__)
@@ -101,15 +102,22 @@ def publish_version(
         loaded_bytes=sum(entry.bytes for entry in files if is_searched(entry.path)),
         files=files,
     )
+    checksums = WrittenChecksums()
     for entry in files:
         source = sources[entry.path]
         with storage.atomic_file(storage.join(folder, entry.path)) as path:
             with open(path, "wb") as copy:
                 found = _described(entry.path, source, copy).sha256
+            if is_searched(entry.path) and found == entry.sha256:
+                checksums.add(entry.path, path)
             if found != entry.sha256:
                 fault = f"expected sha256 {entry.sha256}, found {found}; the file was changed or is damaged"
                 raise StorageError(f"{source.uri}: {fault}")
-    storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_json().encode())
+    data = checksums.to_json()
+    own = FileEntry(path=CHECKSUMS_FILE, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    storage.write_bytes_atomic(storage.join(folder, CHECKSUMS_FILE), data)
+    manifest = replace(manifest, files=tuple(sorted((*files, own), key=lambda entry: entry.path)))
+    storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_sealed_json().encode())
     if make_current:
         set_current(index_uri, version, before_current)
     return version
@@ -159,7 +167,7 @@ def content_fingerprint(
 def read_current(index_uri: str) -> str:
     """The id of the published version; VersionNotFoundError where nothing has been published."""
     try:
-        version = storage.read_bytes(storage.join(index_uri, "CURRENT")).decode().strip()
+        version = storage.read_bytes(storage.join(index_uri, "CURRENT")).decode(errors="backslashreplace").strip()
     except FileNotFoundError:
         why = "check the address, or publish a version first (python -m pipelines.embed_catalog)"
         if held := list_versions(index_uri):
@@ -168,7 +176,8 @@ def read_current(index_uri: str) -> str:
             f"{index_uri}: expected a file CURRENT that names the published version, found none; {why}"
         ) from None
     if not _VERSION_PATTERN.fullmatch(version):
-        raise VersionNotFoundError(f"{index_uri}/CURRENT: expected a version id, found {version!r}")
+        remedy = "publish again, or go back to a version (python -m pipelines.versions list, rollback)"
+        raise VersionNotFoundError(f"{index_uri}/CURRENT: expected a version id, found {version[:80]!r}; {remedy}")
     return version
 
 
@@ -182,11 +191,16 @@ def read_manifest(index_uri: str, version: str | None = None) -> Manifest:
     version = version or read_current(index_uri)
     uri = manifest_uri(index_uri, version)
     try:
-        text = storage.read_bytes(uri)
+        text = storage.read_bytes(uri) if _VERSION_PATTERN.fullmatch(version) else None
     except FileNotFoundError:
+        text = None
+    if text is None:
         known = ", ".join(list_versions(index_uri)) or "none"
-        raise VersionNotFoundError(f"{index_uri}: no complete version {version}; found: {known}") from None
-    return Manifest.from_json(text, where=uri)
+        raise VersionNotFoundError(f"{index_uri}: no complete version {version}; found: {known}")
+    manifest = Manifest.from_json(text, where=uri)
+    if manifest.version != version:
+        raise ManifestError(f"{uri}: expected the manifest of {version}, found that of {manifest.version[:80]!r}")
+    return manifest
 
 
 def list_versions(index_uri: str) -> tuple[str, ...]:

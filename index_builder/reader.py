@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from index_builder import storage
+from index_builder.checksums import Verify
 from index_builder.errors import FilterError, IndexBuilderError
 from index_builder.explanation import Asked, Explanation, WhyNot, explain, why_not
 from index_builder.groups import EXPECTED_MEMBERS, PRODUCT_COLUMN
@@ -97,21 +98,28 @@ class SearchResult:
 class IndexReader:
     """A published index, open for search. Threads may share it. Made by `IndexReader.open`."""
 
-    def __init__(self, uri: str, version: str | None, state: OpenVersion) -> None:
+    def __init__(self, uri: str, version: str | None, state: OpenVersion, verify: Verify = "sizes") -> None:
         self._uri = uri
+        self._verify: Verify = verify
         self._pinned = version
         self._state = state
         self._refreshing = threading.Lock()
 
     @classmethod
-    def open(cls, uri: str, version: str | None = None) -> IndexReader:
+    def open(cls, uri: str, version: str | None = None, *, verify: Verify = "sizes") -> IndexReader:
         """Opens a version of the index at `uri`, by default the published one.
+
+        Args:
+            verify: How much of the files is compared with what was published, besides their sizes and all that could
+                crash the process, which always is: `sizes` nothing more; `sampled` blocks drawn at random; `full` all
+                bytes. A column of the products is checked when it is first used. See `check_next` for the rest.
 
         Raises:
             VersionNotFoundError: nothing is published there, or there is no such version.
             VerificationError: a file is not what the manifest says.
         """
-        return cls(uri, version, open_current(uri) if version is None else open_version(uri, version))
+        state = open_current(uri, verify) if version is None else open_version(uri, version, verify)
+        return cls(uri, version, state, verify)
 
     @property
     def manifest(self) -> Manifest:
@@ -125,9 +133,17 @@ class IndexReader:
 
     @property
     def query_encoder_uri(self) -> str | None:
-        """The folder of the query encoder; None for a version of vectors made elsewhere."""
-        has_one = any(entry.path.startswith(f"{QUERY_ENCODER_FOLDER}/") for entry in self.manifest.files)
-        return storage.join(self._state.uri, QUERY_ENCODER_FOLDER) if has_one else None
+        """The folder of the query encoder; None for a version of vectors made elsewhere.
+
+        A local one is compared with what was published when it is first asked for.
+
+        Raises:
+            VerificationError: a file of it is damaged or missing.
+        """
+        files = [entry for entry in self.manifest.files if entry.path.startswith(f"{QUERY_ENCODER_FOLDER}/")]
+        if storage.is_local(self._state.uri):
+            self._state.checks.check_others(storage.local_path(self._state.uri), files)
+        return storage.join(self._state.uri, QUERY_ENCODER_FOLDER) if files else None
 
     def refresh(self) -> bool:
         """Opens the version that is published now, if it is another one; whether it was. A pinned version stays.
@@ -141,10 +157,21 @@ class IndexReader:
         with self._refreshing:
             if read_current(self._uri) == self.manifest.version:
                 return False
-            opened = open_current(self._uri)
+            opened = open_current(self._uri, self._verify)
             changed = opened.manifest.version != self.manifest.version
             self._state = opened
             return changed
+
+    def check_next(self, max_bytes: int = 64 << 20) -> int:
+        """Compares the next blocks of the open files with what was published, in turn; for a server, now and then.
+
+        Returns:
+            Bytes compared, about `max_bytes`; 0 for a version that was published before there were checksums.
+
+        Raises:
+            VerificationError: a block is damaged; names file and bytes.
+        """
+        return self._state.checks.check_next(max_bytes)
 
     def search(
         self,

@@ -18,7 +18,7 @@ import numpy as np
 from index_builder.errors import IndexBuilderError, VerificationError
 from index_builder.exact_rows import ExactRows
 from index_builder.faiss_files import faiss_threads, ivf_of, top_by_score
-from index_builder.filtered_lists import ID_BYTES, FilteredLists, ListRecords
+from index_builder.filtered_lists import ID_BYTES, FilteredLists, ListRecords, damaged_ids
 from index_builder.nearest_lists import Demand, nearest_by_graph, nearest_of_all
 from index_builder.row_selection import RowSelection as RowSelection
 
@@ -114,7 +114,7 @@ class ShardSearch:
         parameters = faiss.SearchParametersIVF(nprobe=min(nprobe, self.lists))
         if isinstance(self._indexes[0], faiss.IndexPreTransform):
             parameters = faiss.SearchParametersPreTransform(index_params=parameters)
-        found = _merged([index.search(vectors, k, params=parameters) for index in self._indexes], k)
+        found = self._in_range(_merged([index.search(vectors, k, params=parameters) for index in self._indexes], k))
         short = np.flatnonzero(found[1][:, min(k, passing) - 1] < 0) if widen else ()
         if len(short):
             wanted = min(k, passing)
@@ -164,7 +164,22 @@ class ShardSearch:
             pointers = [faiss.swig_ptr(each) if isinstance(each, np.ndarray) else each for each in given]
             ivf.search_preassigned_c(len(queries), *pointers, False, parameters)
             answers.append((scores, rows))
-        return _merged(answers, k)
+        return self._in_range(_merged(answers, k))
+
+    def _in_range(self, found: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """What was found; VerificationError where an id is none of a product."""
+        rows = found[1]
+        if rows.size and not -1 <= rows.min() <= rows.max() < self.rows:
+            raise VerificationError(damaged_ids(int(rows.min()), int(rows.max()), self.rows))
+        return found
+
+    def check_lists(self) -> None:
+        """VerificationError where the lists do not hold as many rows as the index says; for files without checksums."""
+        held = int(self._records.counts.sum())
+        if held != self.rows:
+            raise VerificationError(
+                f"index files: expected inverted lists of {self.rows:,} rows, found {held:,}: a file is damaged"
+            )
 
     def reconstruct(self, rows: np.ndarray) -> np.ndarray:
         """The vectors that the codes of rows int64 [n] stand for: float32 [n, D]."""

@@ -15,21 +15,24 @@ import hashlib
 import io
 import json
 import logging
-import math
 import os
 import secrets
-import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+import xxhash
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from index_builder import disk
 from index_builder.errors import MissingFileError, StorageError
+from index_builder.plain_values import check_plain
+from index_builder.plain_values import digest as digest
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +96,10 @@ def read_json(uri: str) -> Any:
 def write_bytes_atomic(uri: str, data: bytes) -> None:
     """Writes `data` so that a reader sees either the file of before or all of `data`."""
     with atomic_file(uri) as path:
-        Path(path).write_bytes(data)
+        try:
+            Path(path).write_bytes(data)
+        except OSError as error:
+            raise disk.failure_of("write", uri, error, path=path, wanted=len(data)) from error
 
 
 def create_file(uri: str, data: bytes) -> bool:
@@ -198,11 +204,22 @@ def remove_tree(uri: str) -> None:
         filesystem.rm(path, recursive=True)
 
 
-def remove_leftovers(uri: str) -> None:
-    """Removes what killed writers left below a local folder; for when nobody writes there."""
-    for folder, folders, files in os.walk(local_path(uri)) if is_local(uri) else ():
-        for name in filter(is_temporary, (*folders, *files)):
-            remove_tree(os.path.join(folder, name))
+def remove_leftovers(uri: str, *, older_than_seconds: float = 0.0) -> None:
+    """Removes what killed writers left below a folder, once it is so old; for when none younger is at work there."""
+    if is_local(uri):
+        disk.remove_old(local_path(uri), is_temporary, older_than_seconds=older_than_seconds)
+        return
+    if uri.split("://", 1)[0] in _UPLOAD_IS_ATOMIC:
+        return  # a temporary name is never used there
+    with _storage(uri, "list") as (filesystem, path), contextlib.suppress(FileNotFoundError):
+        prefix = path.rstrip("/") + "/"
+        for name, described in filesystem.find(path, detail=True).items():
+            below = name.removeprefix(prefix)
+            written = described.get("created") or described.get("mtime")
+            written = written.timestamp() if isinstance(written, datetime) else written
+            is_old = isinstance(written, float | int) and time.time() - written >= older_than_seconds
+            if is_temporary(below) and (is_old or not older_than_seconds):
+                filesystem.rm_file(name)
 
 
 @contextlib.contextmanager
@@ -230,10 +247,10 @@ class Artifact:
 def artifact(uri: str, inputs: Any, make: Callable[[str], Mapping[str, Any] | None]) -> Artifact:
     """The output at `uri` made of `inputs`: taken where it stands, made and completed where it does not.
 
-    It stands if `<uri>.json` says that it was made of the same inputs and its files have the sizes named there. That
-    description is written last. So what a kill or a damaged disk leaves is made again, and several makers at once all
-    come to one output. Where there are no locks (object stores), that holds for makers that make the same bytes; files
-    of others may mix, which is seen by their sizes.
+    It stands if `<uri>.json` says that it was made of the same inputs, and its files have the sizes and bytes that they
+    had when they were made. That description is written last. So what a kill or a damaged disk leaves is made again,
+    with a warning, and several makers at once all come to one output. Where there are no locks (object stores), that
+    holds for makers that make the same bytes; files of others may mix, which is seen by their bytes.
 
     Args:
         uri: names the output, without an ending. Another output made at the same `uri` replaces the one that stands.
@@ -252,8 +269,9 @@ def artifact(uri: str, inputs: Any, make: Callable[[str], Mapping[str, Any] | No
     with _beside(uri) as space:
         os.makedirs(space)
         facts = make(os.path.join(space, name)) or {}
-        _check_plain(facts, "facts")
+        check_plain(facts, "facts")
         sizes = {file: os.path.getsize(os.path.join(space, file)) for file in list_names(space)}
+        hashes = {file: _fast_hash(os.path.join(space, file)) for file in sizes}
         for file in sizes:
             if file == f"{name}.json" or not (file == name or file.startswith((f"{name}.", f"{name}/"))):
                 raise ValueError(f"{uri} was made with a file {file}: expected {name}, {name}.(not json) or {name}/...")
@@ -264,14 +282,19 @@ def artifact(uri: str, inputs: Any, make: Callable[[str], Mapping[str, Any] | No
             _remove(uri, before)
             for file in sizes:
                 _move_in(os.path.join(space, file), _file_uri(uri, file))
-            write_json_atomic(f"{uri}.json", {"inputs": digest(inputs), "files": sizes, "facts": facts})
+            known = {"inputs": digest(inputs), "files": sizes, "hashes": hashes, "facts": facts}
+            write_json_atomic(f"{uri}.json", known | {"check": digest(known)})
     if standing := find_artifact(uri, inputs):
         return standing
     raise StorageError(f"{uri}: another process wrote other files there at the same time; run again to continue")
 
 
-def find_artifact(uri: str, inputs: Any = None) -> Artifact | None:
-    """The output at `uri` if it stands, made of `inputs`, or of whatever where they are None."""
+def find_artifact(uri: str, inputs: Any = None, *, read_bytes: bool = True) -> Artifact | None:
+    """The output at `uri` if it stands, made of `inputs`, or of whatever where they are None.
+
+    Args:
+        read_bytes: Whether the files are read to compare their bytes, and not their sizes alone.
+    """
     made_of = None if inputs is None else digest(inputs)
     known = _read_description(uri)
     if known is None or made_of not in (None, known["inputs"]):
@@ -281,7 +304,28 @@ def find_artifact(uri: str, inputs: Any = None) -> Artifact | None:
     if (found := _sizes(files)) != expected:
         log.warning("%s: expected files of %s bytes, found %s; it is made again", uri, expected, found)
         return None
+    if read_bytes:
+        for file, made in known["hashes"].items():
+            if _fast_hash(_file_uri(uri, file)) != made:
+                log.warning("%s is damaged: its bytes are not those that were made; it is made again", file)
+                return None
     return Artifact(uri=uri, files=files, facts=known["facts"])
+
+
+def is_as_made(file_uri: str) -> bool:
+    """Whether a file of an output is there, with the bytes it had when it was made, as far as its description says.
+
+    The output's name is the file's up to the first dot.
+    """
+    if not exists(file_uri):
+        return False
+    name = PurePosixPath(file_uri).name
+    known = _read_description(_file_uri(file_uri, name.partition(".")[0]))
+    made = None if known is None else known["hashes"].get(name)
+    if made is None or _fast_hash(file_uri) == made:
+        return True
+    log.warning("%s is damaged: its bytes are not those that were made", file_uri)
+    return False
 
 
 def remove_artifact(uri: str) -> None:
@@ -296,43 +340,32 @@ def _remove(uri: str, known: dict[str, Any] | None) -> None:
             remove_file(_file_uri(uri, file))
 
 
-def digest(inputs: Any) -> str:
-    """32 hex digits that name what an output is made of: sha256 over canonical JSON.
-
-    The order of a dict's keys does not matter, that of a list does; a tuple counts as a list; 1, 1.0, "1" and True are
-    four values. TypeError or ValueError where there is something else than plain JSON values; the message says where.
-    """
-    _check_plain(inputs, "inputs")
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _check_plain(value: Any, name: str) -> None:
-    """Refuses what JSON cannot hold, or would give back as something else."""
-    kind = type(value)  # exactly: a subclass (an enum, a NumPy scalar) may be written in another way
-    if kind is dict:
-        for key, item in value.items():
-            if type(key) is not str:
-                raise TypeError(f"{name} has the key {key!r}, a {type(key).__name__}: expected str keys")
-            _check_plain(item, f"{name}.{key}")
-    elif kind in (list, tuple):
-        for number, item in enumerate(value):
-            _check_plain(item, f"{name}[{number}]")
-    elif kind is float and not math.isfinite(value):
-        raise ValueError(f"{name} is {value}: expected a finite number")
-    elif kind not in (str, bool, int, float, type(None)):
-        expected = "plain JSON values (dict, list, str, int, float, bool, None)"
-        raise TypeError(f"{name} is a {kind.__qualname__}: expected {expected}")
-
-
 def _read_description(uri: str) -> dict[str, Any] | None:
+    """The description of an output; None where none stands, or one that is damaged. Earlier ones have no hashes."""
     try:
         known = json.loads(read_bytes(f"{uri}.json"))
-        return {"inputs": str(known["inputs"]), "files": dict(known["files"]), "facts": dict(known["facts"])}
+        if set(known) not in ({"inputs", "files", "facts"}, {"inputs", "files", "facts", "hashes", "check"}):
+            raise ValueError(f"the keys {sorted(known)}")
+        if "check" in known and known.pop("check") != digest(known):
+            raise ValueError("values that are not those that were written")
+        kinds = {"inputs": str, "files": dict, "facts": dict, "hashes": dict}
+        if not all(isinstance(known.setdefault(key, {}), kind) for key, kind in kinds.items()):
+            raise ValueError("values of other kinds")
+        return known
     except MissingFileError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s.json: expected the description of an output, found none (%r)", uri, error)
+    except (ValueError, TypeError, RecursionError) as error:
+        log.warning("%s.json: expected the description of an output, found %s; it is made again", uri, error)
         return None
+
+
+def _fast_hash(uri: str) -> str:
+    """32 hex digits that tell damaged bytes from those that were made; no defence against who means harm."""
+    found = xxhash.xxh3_128()
+    with open_read(uri) as reader:
+        while chunk := reader.read(_COPY_CHUNK_BYTES):
+            found.update(chunk)
+    return found.hexdigest()
 
 
 def _file_uri(uri: str, file: str) -> str:
@@ -385,16 +418,17 @@ def _beside(uri: str) -> Iterator[str]:
     """Yields a path to make the file or folder of `uri` at, on the same disk where `uri` is local; removed on exit."""
     name = PurePosixPath(uri).name
     if not is_local(uri):
-        with tempfile.TemporaryDirectory(prefix="shelfmark-") as folder:
+        with disk.download_folder() as folder, disk.writing(uri, folder):
             yield os.path.join(folder, name)
         return
     temporary = Path(local_path(uri)).parent / temporary_name(name)
     with _storage(uri, "write"):
         _make_folders(temporary.parent)
     try:
-        yield str(temporary)
+        with disk.writing(uri, str(temporary)):
+            yield str(temporary)
     finally:
-        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        disk.remove_path(str(temporary))
 
 
 def _move_in(path: str, uri: str) -> None:
@@ -442,5 +476,8 @@ def _storage(uri: str, deed: str) -> Iterator[tuple[fsspec.AbstractFileSystem, s
         raise MissingFileError(f"cannot {deed} {uri}: no such file or folder") from error
     except ImportError as error:
         raise StorageError(f"cannot {deed} {uri}: this kind of address needs another package: {error}") from error
+    except StorageError:
+        raise
     except (OSError, ValueError, NotImplementedError) as error:
-        raise StorageError(f"cannot {deed} {uri}: {error or type(error).__name__}") from error
+        path = local_path(uri) if is_local(uri) and deed == "write" else ""
+        raise disk.failure_of(deed, uri, error, path=path) from error

@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
+from pipelines.catalog.arrow_checks import sound_batch, sound_schema
 from pipelines.catalog.arrow_types import is_list
 from pipelines.catalog.config import CatalogError
+from pipelines.catalog.parquet_footer import read_chunks
 from pipelines.catalog.paths import needed_fields
 
 
@@ -43,7 +45,7 @@ _FOOTER_RECORD_BATCHES, _MESSAGE_HEADER, _BATCH_LENGTH = 3, 2, 0  # field number
 def read_arrow_footer(uri: str, columns: Sequence[str]) -> ColumnFile:
     """Schema, and rows and bytes of each record batch; the bytes are those of all columns together."""
     with stores.open_input(uri) as source, pa.ipc.open_file(source) as reader:
-        schema = reader.schema
+        schema = sound_schema(reader.schema, uri)
     return ColumnFile(schema, *_read_batches(uri))
 
 
@@ -68,7 +70,10 @@ def iter_arrow_rows(
                 if begin >= stop:
                     break
                 lower, upper = max(start - begin, 0), min(stop - begin, int(rows[number]))
-                batch = reader.get_batch(number).select(names).slice(lower, upper - lower)
+                batch = sound_batch(reader.get_batch(number), uri).select(names)
+                if batch.num_rows < upper:
+                    raise CatalogError(f"{uri}: expected {rows[number]} rows in batch {number}, found {batch.num_rows}")
+                batch = batch.slice(lower, upper - lower)
                 row_bytes = max(1, batch.nbytes // max(batch.num_rows, 1))
                 size = min(batch_rows, max(1, batch_bytes // row_bytes))
                 for row in range(0, batch.num_rows, size):
@@ -130,12 +135,10 @@ def read_parquet_footer(uri: str, columns: Sequence[str]) -> ColumnFile:
     """Schema, and rows and stored bytes of the named fields in each row group, from the footer alone."""
     with stores.open_input(uri) as source:
         metadata = pq.read_metadata(source)
-    schema = metadata.schema.to_arrow_schema()
+        chunks = read_chunks(source, uri, metadata.num_columns)
+    schema = sound_schema(metadata.schema.to_arrow_schema(), uri)
     leaves, _ = _leaves(metadata, schema, columns)
-    groups = range(metadata.num_row_groups)
-    rows = [metadata.row_group(group).num_rows for group in groups]
-    stored = [sum(metadata.row_group(group).column(leaf).total_compressed_size for leaf in leaves) for group in groups]
-    return ColumnFile(schema, np.array(rows, np.int64), np.array(stored, np.int64))
+    return ColumnFile(schema, chunks.rows, chunks.compressed[:, leaves].sum(axis=1))
 
 
 def iter_parquet_rows(
@@ -148,14 +151,15 @@ def iter_parquet_rows(
     """
     buffer_bytes = _LOCAL_BUFFER_BYTES if stores.is_local(uri) else _REMOTE_BUFFER_BYTES
     with stores.open_input(uri) as source, pq.ParquetFile(source, buffer_size=buffer_bytes, pre_buffer=False) as file:
+        chunks = read_chunks(source, uri, file.metadata.num_columns)
         leaves, names = _leaves(file.metadata, file.schema_arrow, columns)
+        decoded = chunks.uncompressed[:, leaves].sum(axis=1)
         paths = [file.metadata.schema.column(leaf).path for leaf in leaves]
         first_row = 0
-        for group in range(file.metadata.num_row_groups):
-            described = file.metadata.row_group(group)
-            last_row = first_row + described.num_rows
-            if first_row < stop and last_row > start and described.num_rows:
-                row_bytes = sum(described.column(leaf).total_uncompressed_size for leaf in leaves) / described.num_rows
+        for group, group_rows in enumerate(chunks.rows.tolist()):
+            last_row = first_row + group_rows
+            if first_row < stop and last_row > start and group_rows:
+                row_bytes = int(decoded[group]) / group_rows
                 size = int(min(batch_rows, max(1, batch_bytes // max(row_bytes, 1))))
                 row = first_row
                 for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=paths, use_threads=False):

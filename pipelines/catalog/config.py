@@ -29,6 +29,9 @@ NULL_VALUES = ("NULL", "Null", "null", "\\N", "NaN", "nan", "None", "none", "N/A
 """What exports write for nothing, beside the empty value: MySQL, pandas, Python, spreadsheets."""
 
 
+USUAL_RECORD_BYTES = 64 << 20
+"""`catalog.max_record_bytes` where it is not given; a product's texts and pictures together."""
+
 LISTED_NAMES = 12
 """So many known names a message lists."""
 
@@ -153,6 +156,10 @@ class CatalogConfig:
         shard_rows: Rows of a catalog shard, the unit of work and of resume. A row group of a Parquet file (a record
             batch of an Arrow file) is cut into at most 16 shards, so those of large row groups have more rows.
         shard_bytes: Bytes of a catalog shard, where that is the tighter limit.
+        max_record_bytes: A record of more bytes, of all fields that are read, becomes a letter; it is never held whole.
+        max_file_ratio: A compressed file (gzip, zstd, zip, xlsx, ...) that holds more than 64 MiB and more than so many
+            times its own size is refused: exports stay below a tenth of that, and what does not was made to fill
+            memory or disk.
     """
 
     uri: str | tuple[str, ...] = field(repr=False)
@@ -187,6 +194,8 @@ class CatalogConfig:
     csv_newlines_in_values: bool = True
     shard_rows: int = 4096
     shard_bytes: int = 64 << 20
+    max_record_bytes: int = USUAL_RECORD_BYTES
+    max_file_ratio: float = 500.0
 
     def __post_init__(self) -> None:
         uris = self.uris
@@ -219,7 +228,8 @@ class CatalogConfig:
         known = ("auto", "always", "never")
         _require(self.strip_html in known, "strip_html", self.strip_html, "'auto', 'always' or 'never'")
         _require(not isinstance(self.null_values, str), "null_values", self.null_values, "a list of values")
-        for key in ("images_per_product", "shard_rows", "shard_bytes"):
+        _require(self.max_file_ratio >= 1, "max_file_ratio", self.max_file_ratio, "a number of at least 1")
+        for key in ("images_per_product", "shard_rows", "shard_bytes", "max_record_bytes"):
             _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number of at least 1")
         _require(self.on_bad_image in ("degrade", "reject"), "on_bad_image", self.on_bad_image, "'degrade' or 'reject'")
         for key in ("text_fields", "display_fields", "filter_fields"):

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from index_builder import storage
 from pipelines.catalog import stores
-from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.config import USUAL_RECORD_BYTES, CatalogConfig, CatalogError
 from pipelines.catalog.csv_dialect import find_dialect
 from pipelines.catalog.csv_records import CsvReader
 from pipelines.catalog.databases import iter_query
@@ -31,6 +31,7 @@ from pipelines.catalog.documents import is_document, iter_documents
 from pipelines.catalog.feeds import Feed
 from pipelines.catalog.grouping import Grouper
 from pipelines.catalog.json_lines import JsonLinesReader
+from pipelines.catalog.limits import check_archive, within_ratio
 from pipelines.catalog.paths import flat_columns
 from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.row_files import has_rows, stated_rows, write_copy, write_rows
@@ -50,7 +51,6 @@ from pipelines.catalog.text_encoding import UTF8, OtherEncodingError, as_utf8, e
 from pipelines.catalog.text_files import HEAD_BYTES, as_rows, iter_text_rows, last_line_end, look_at_text, utf8_of_head
 from pipelines.catalog.values import meets_condition
 
-MAX_RECORD_BYTES = 64 << 20
 BLOCK_BYTES = 4 << 20
 XML_CHUNK_BYTES = 1 << 20  # its tree takes ten times as much
 
@@ -106,7 +106,7 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
             os.makedirs(path)
             if config.group_by is not None:
                 return _write_stated(file, config, path)
-            write_copy(file, f"{path}/rows.{file.format}")
+            write_copy(file, f"{path}/rows.{file.format}", config.max_file_ratio)
             return {}
         found = replace(file, format=text_format(file, config))
         objects = objects_of(found, config)
@@ -118,8 +118,14 @@ def take_in(file: CatalogFile, config: CatalogConfig, folder: str) -> TakenIn:
             if objects is not None:
                 rows = _iter_object_rows(objects, reader, found, config)
             else:
-                sizes = {"block_bytes": BLOCK_BYTES, "max_record_bytes": MAX_RECORD_BYTES}
-                rows = iter_text_rows(found, reader, encoding, **sizes)
+                rows = iter_text_rows(
+                    found,
+                    reader,
+                    encoding,
+                    block_bytes=BLOCK_BYTES,
+                    max_record_bytes=config.max_record_bytes,
+                    max_file_ratio=config.max_file_ratio,
+                )
             try:
                 counts = _write(prefetch(rows, depth=0, name="intake"), file, config, path)
                 if not (isinstance(objects, Feed) and objects.has_new_shapes):
@@ -194,6 +200,7 @@ def _inputs(file: CatalogFile, config: CatalogConfig) -> list[Any] | None:
         inputs += [config.encoding, config.csv_quote, config.csv_escape, config.csv_skip_lines]
         inputs += [config.null_values, config.number_fields]
         inputs += [config.format, config.records, config.sheet, config.query]
+        inputs += [] if config.max_record_bytes == USUAL_RECORD_BYTES else [config.max_record_bytes]
     if config.group_by is not None:
         inputs += [config.group_by, config.group_lists, config.null_values, list(config.fields), config.image_field]
         inputs += [config.id_fields, config.texts, file.partitions, config.where, sorted(config.column_types.items())]
@@ -217,7 +224,7 @@ def look_at_head(file: CatalogFile, config: CatalogConfig) -> SeenColumns:
         head = read_head(file.uri, file.compression, size)
         reader = text_reader(file, config, sample)
         reader.seen.encoding = encoding or UTF8
-        is_whole = len(head) < size or size > MAX_RECORD_BYTES
+        is_whole = len(head) < size or size > config.max_record_bytes
         text = utf8_of_head(head, encoding)
         _, used = reader.parse(text if is_whole else text[: last_line_end(text, reader.line_ends)], 1, is_whole)
         if used or is_whole:
@@ -246,7 +253,7 @@ def text_reader(file: CatalogFile, config: CatalogConfig, sample: bytes = b"") -
         dialect=dialect,
         sample=sample,
         newlines_in_values=config.csv_newlines_in_values,
-        max_record_bytes=MAX_RECORD_BYTES,
+        max_record_bytes=config.max_record_bytes,
         null_values=config.null_values,
         number_fields=config.number_fields,
     )
@@ -259,7 +266,7 @@ def text_format(file: CatalogFile, config: CatalogConfig) -> str:
     size = HEAD_BYTES
     while config.records is None:
         head = read_head(file.uri, file.compression, size)
-        is_whole = len(head) < size or size > MAX_RECORD_BYTES
+        is_whole = len(head) < size or size > config.max_record_bytes
         # What is no UTF-8 is told later: it is no part of what makes a document.
         text = b"".join(as_utf8([head], encoding_of_head(head, config.encoding), lambda: UTF8))
         found = is_document(text, is_whole, encoding=UTF8, id_names=_id_names(config))
@@ -274,17 +281,24 @@ def objects_of(file: CatalogFile, config: CatalogConfig) -> Iterable[bytes | str
 
     An empty line is none, but counts. Raises as `take_in`, at once or when iterated.
     """
-    chunks = partial(iter_bytes, file.uri, file.compression, BLOCK_BYTES)
+
+    def chunks(size: int = BLOCK_BYTES) -> Iterator[bytes]:
+        return within_ratio(iter_bytes(file.uri, file.compression, size), file, config.max_file_ratio)
+
     if file.format == "sql":
         return _ask(config)
     if file.format == "xlsx":
         data, skip_lines = b"".join(chunks()), config.csv_skip_lines
+        check_archive(data, file, config.max_file_ratio)
         return iter_sheet(data, file.name, sheet=config.sheet, skip_lines=skip_lines, wanted=config.fields)
     if file.format == "xml":
         refuse_other_content(file, read_head(file.uri, file.compression))
-        chunks = partial(iter_bytes, file.uri, file.compression, min(BLOCK_BYTES, XML_CHUNK_BYTES))
         return Feed(
-            chunks, file.name, encoding=config.encoding, records=config.records, max_record_bytes=MAX_RECORD_BYTES
+            partial(chunks, min(BLOCK_BYTES, XML_CHUNK_BYTES)),
+            file.name,
+            encoding=config.encoding,
+            records=config.records,
+            max_record_bytes=config.max_record_bytes,
         )
     if file.format == "json":
         return iter_documents(
@@ -294,7 +308,7 @@ def objects_of(file: CatalogFile, config: CatalogConfig) -> Iterable[bytes | str
             encoding=look_at_text(file, config.encoding, HEAD_BYTES)[0] or UTF8,
             records=config.records,
             id_names=_id_names(config),
-            max_record_bytes=MAX_RECORD_BYTES,
+            max_record_bytes=config.max_record_bytes,
         )
     return None
 
@@ -362,7 +376,7 @@ def _write_stated(file: CatalogFile, config: CatalogConfig, folder: str) -> dict
     check_names(config)
     uri = file.uri
     if not has_rows(file):
-        write_copy(file, uri := f"{folder}.copy")
+        write_copy(file, uri := f"{folder}.copy", config.max_file_ratio)
 
     def prepare(rows: pa.RecordBatch) -> pa.RecordBatch:
         return plain_columns(at_paths(rows, config), config)

@@ -15,6 +15,7 @@ from pipelines.catalog.column_names import canonical
 from pipelines.catalog.config import CatalogConfig, CatalogConfigError, CatalogError, nearest
 from pipelines.catalog.guesses import ROLES, guess_columns, image_separator, is_headless, is_price_text
 from pipelines.catalog.intake import objects_of, text_format
+from pipelines.catalog.limits import check_archive, within_ratio
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.samples import NoRowsError, Sample, TextOptions, read_sample, sample_objects
 from pipelines.catalog.sheets import rows_above_header
@@ -103,7 +104,9 @@ def _sample_of(config: CatalogConfig) -> Sample:
         file = replace(file, format=text_format(file, config))
         above = 0
         if file.format == "xlsx" and not config.csv_skip_lines:
-            above = rows_above_header(b"".join(iter_bytes(file.uri, file.compression)), file.name, config.sheet)
+            content = within_ratio(iter_bytes(file.uri, file.compression), file, config.max_file_ratio)
+            check_archive(data := b"".join(content), file, config.max_file_ratio)
+            above = rows_above_header(data, file.name, config.sheet)
         objects = objects_of(file, replace(config, csv_skip_lines=above or config.csv_skip_lines))
         try:
             if objects is not None:

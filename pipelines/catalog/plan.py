@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.catalog import column_files, stores
+from pipelines.catalog.arrow_checks import sound_schema
 from pipelines.catalog.column_files import ColumnFile
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.intake import TakenIn, look_at_head, take_in_all, text_format
@@ -163,7 +164,7 @@ def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPla
     if not ranges:
         raise CatalogError(f"catalog.uri: expected products at {config.shown_uri}, found files without rows")
     # What else decides which products come out of the same bytes.
-    others = ("uri", "format", "shard_rows", "shard_bytes")
+    others = ("uri", "format", "shard_rows", "shard_bytes", "max_file_ratio")
     shaping = sorted((name, value) for name, value in asdict(config).items() if name not in others)
     reading = [files[0].file.format, schema_text(schema), shaping]
     shards = (
@@ -218,7 +219,7 @@ def _schema_of(file: CatalogFile) -> pa.Schema | None:
         with stores.open_plain(file.uri, file.compression) as plain:
             if not is_stream:
                 plain.read(8)  # an Arrow file is a stream behind eight bytes of magic
-            return pa.ipc.open_stream(plain).schema
+            return sound_schema(pa.ipc.open_stream(plain).schema, file.uri)
     except (pa.ArrowException, OSError) as error:
         raise CatalogError(f"{file.uri}: expected an Arrow IPC file or stream, found neither ({error})") from error
 

@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,8 @@ class KnownImage:
 def build_carry_over(shard_uris: Sequence[str], lookup_uri: str) -> LookupSource:
     """Writes the lookup of a version's embedding shards, by fingerprint; a finished one is taken as it stands.
 
-    Degraded products are left out, so that they are tried again. A shard that is gone is left out with a warning: its
-    products are embedded again.
+    Degraded products are left out, so that they are tried again. A shard that is gone or damaged is left out with a
+    warning: its products are embedded again.
     """
 
     def fingerprints(uri: str) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +72,7 @@ def build_carry_over(shard_uris: Sequence[str], lookup_uri: str) -> LookupSource
     source = _build_lookup(shard_uris, lookup_uri, fingerprints, lambda uri: embedding_shards.read_info(uri).rows)
     gone = len(shard_uris) - len(source.files)
     if gone:
-        message = "%d of the previous version's %d embedding shards are gone; their products are embedded again"
+        message = "%d of the previous version's %d embedding shards are gone or damaged; they are embedded again"
         _logger.warning(message, gone, len(shard_uris))
     return source
 
@@ -104,6 +104,7 @@ class KnownImages:
         self._files = source.files
         self._lookup = KeyLookup(source.uri, source.records)
         self._open = lru_cache(_SHARDS_OPEN)(_read_images)
+        self._is_usable = cache(lambda shard: storage.is_as_made(source.files[shard]))
 
     def find(self, references: Sequence[bytes | None]) -> list[KnownImage | None]:
         """What is known of each reference, None for one that is not known, or is None itself."""
@@ -112,7 +113,7 @@ class KnownImages:
         joined = b"".join(reference for reference in references if reference is not None)
         numbers = self._lookup.find(np.frombuffer(joined, np.uint8).reshape(-1, 16))
         asked, records = asked[numbers >= 0], self._lookup.records[numbers[numbers >= 0]]
-        for shard in np.unique(records["shard"]):
+        for shard in filter(self._is_usable, np.unique(records["shard"]).tolist()):
             mine = np.flatnonzero(records["shard"] == shard)
             rows = self._open(self._files[shard]).take(pa.array(records["row"][mine]))
             for number, row in zip(asked[mine], rows.to_pylist(), strict=True):
@@ -140,7 +141,7 @@ def _build_lookup(
     """
 
     def make(path: str) -> dict[str, Any]:
-        files = [uri for uri in file_uris if storage.exists(uri)]
+        files = [uri for uri in file_uris if storage.is_as_made(uri)]
         records = (
             keyed_records(keys, number, rows) for number, uri in enumerate(files) for keys, rows in [keys_of(uri)]
         )
@@ -205,6 +206,16 @@ class CarryOver(KeyLookup):
     def __init__(self, source: LookupSource) -> None:
         super().__init__(source.uri, source.records)
         self._shards = source.files
+        self._is_usable = cache(lambda shard: storage.is_as_made(source.files[shard]))
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """As `KeyLookup.find`; what lies in a shard that is gone or damaged since is not known."""
+        numbers = super().find(keys)
+        found = np.flatnonzero(numbers >= 0)
+        shards = self.records[numbers[found]]["shard"]
+        lost = [shard for shard in np.unique(shards).tolist() if not self._is_usable(shard)]
+        numbers[found[np.isin(shards, lost)]] = -1
+        return numbers
 
     def vectors(self, numbers: np.ndarray) -> np.ndarray:
         """The stored vectors of records (int `[n]`, n >= 1, as `find` gives them): float16 `[n, D]`, bit for bit."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipelines.catalog import column_files
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.dead_letters import DeadLetter, Place, malformed
+from pipelines.catalog.limits import oversized_rows
 from pipelines.catalog.plan import CatalogShard, RowRange
 from pipelines.catalog.schemas import LEFT_OUT, LINE, PROBLEM, at_paths, invalid_rows, plain_columns
 from pipelines.catalog.stores import with_partitions
@@ -91,6 +92,7 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
         if not is_text:
             rows = plain_columns(rows, config)
             problems |= dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
+        problems = oversized_rows(rows, config.max_record_bytes) | problems
         wrong = {at: why for at, why in problems.items() if why != LEFT_OUT}
         letters = [malformed(Place(part.file.name, unit, int(numbers[at])), why) for at, why in wrong.items()]
         rows = with_partitions(rows, part.file.partitions, config.fields)

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.catalog import column_files, stores
+from pipelines.catalog.arrow_checks import sound_batch, sound_schema
 from pipelines.catalog.arrow_types import plain
 from pipelines.catalog.config import CatalogError
+from pipelines.catalog.limits import within_ratio
 from pipelines.catalog.schemas import LINE, PROBLEM, invalid_rows
 from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
 
@@ -50,14 +52,14 @@ def _is_arrow_file(uri: str) -> bool:
     return read_head(uri, None, 8).startswith(ARROW_FILE_MAGIC)
 
 
-def write_copy(file: CatalogFile, path: str) -> None:
+def write_copy(file: CatalogFile, path: str, max_file_ratio: float) -> None:
     """Writes what a compressed file holds, and an Arrow stream as an Arrow file."""
     if file.compression is None:
         with stores.open_input(file.uri, from_start_to_end=True) as source:
             _write_arrow_file(file, source, path)
         return
     with open(path, "wb") as sink:
-        for chunk in iter_bytes(file.uri, file.compression):
+        for chunk in within_ratio(iter_bytes(file.uri, file.compression), file, max_file_ratio):
             sink.write(chunk)
     if file.format == "arrow" and not _is_arrow_file(path):
         # An open file keeps its content when its name is given away: the stream is read while the file takes its place.
@@ -70,13 +72,13 @@ def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str) -> No
     """Copies a stream batch by batch. Dictionaries are written out: a stream may replace them, a file may not."""
     try:
         with pa.ipc.open_stream(source) as stream:
-            types = [field.type for field in stream.schema]
+            types = [field.type for field in sound_schema(stream.schema, file.uri)]
             types = [each.value_type if pa.types.is_dictionary(each) else each for each in types]
             schema = pa.schema(list(zip(stream.schema.names, types, strict=True)))
             with pa.ipc.new_file(path, schema) as sink:
                 for batch in stream:
-                    sink.write_batch(batch.cast(schema))
-    except (pa.ArrowInvalid, OSError) as error:
+                    sink.write_batch(sound_batch(batch, file.uri).cast(schema))
+    except (pa.ArrowException, OSError) as error:
         raise CatalogError(
             f"{file.uri}: expected an Arrow IPC file or stream, found neither, or one that is cut off ({error})"
         ) from error

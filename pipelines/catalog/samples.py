@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
+from pipelines.catalog.arrow_checks import sound_batch
 from pipelines.catalog.config import NULL_VALUES, CatalogError
 from pipelines.catalog.csv_dialect import (
     delimiter_by_name,
@@ -195,7 +196,7 @@ def _stored_rows(file: CatalogFile) -> Iterator[Mapping[str, Any]]:
             else:
                 if read_head(file.uri, file.compression, 8).startswith(stores.ARROW_FILE_MAGIC):
                     plain.read(8)  # an Arrow file is a stream behind eight bytes of magic
-                batches = _first_batches(pa.ipc.open_stream(plain))
+                batches = _first_batches(sound_batch(batch, file.uri) for batch in pa.ipc.open_stream(plain))
         rows = [row for batch in batches for row in batch.to_pylist(maps_as_pydicts="lossy")]
     except (pa.ArrowException, OSError, ValueError) as error:
         expected = f"expected a whole {file.format} file, found one that cannot be read"

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pipelines.catalog.config import CatalogError
 from pipelines.catalog.csv_records import CsvReader, count_lines
 from pipelines.catalog.json_lines import JsonLinesReader
+from pipelines.catalog.limits import within_ratio
 from pipelines.catalog.schemas import LINE, PROBLEM, Records
 from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head, refuse_other_content
 from pipelines.catalog.text_encoding import UTF8, OtherEncodingError, as_utf8, encoding_of_head, find_encoding
@@ -63,6 +64,7 @@ def iter_text_rows(
     *,
     block_bytes: int,
     max_record_bytes: int,
+    max_file_ratio: float,
 ) -> Iterator[pa.RecordBatch]:
     """All records of a text file in order, as rows with `LINE` and `PROBLEM`.
 
@@ -71,11 +73,14 @@ def iter_text_rows(
         CatalogError: as the reader, and where the encoding cannot be told.
     """
 
+    def content() -> Iterator[bytes]:
+        return within_ratio(iter_bytes(file.uri, file.compression, block_bytes), file, max_file_ratio)
+
     def found() -> str:
-        return find_encoding(iter_bytes(file.uri, file.compression), file.name)
+        return find_encoding(content(), file.name)
 
     held, line, skipped = b"", 1, 0
-    chunks = as_utf8(iter_bytes(file.uri, file.compression, block_bytes), encoding, found)
+    chunks = as_utf8(content(), encoding, found)
     chunk: bytes | None = next(chunks, b"")
     if file.format == "jsonl" and (chunk or b"").lstrip().startswith(b"["):
         raise CatalogError(
@@ -90,7 +95,8 @@ def iter_text_rows(
             held = b"" if place < 0 else held[place + 1 :]
             if place < 0 and not is_last:
                 continue
-            why = f"expected a record of a size that fits memory, found one of {skipped:,} bytes"
+            expected = f"expected a record of at most {max_record_bytes:,} bytes (catalog.max_record_bytes)"
+            why = f"{expected}, found one of {skipped:,}"
             empty, _ = reader.parse(b"", line, False)
             yield as_rows(Records(empty.rows, empty.lines, [(line, why)]))
             line, skipped = line + 1, 0

@@ -55,6 +55,8 @@ _JOINER_OR_JOINED = rf"([{_JOINED}]+(?:[{_JOINERS}][{_JOINED}]+)+)|[{_JOINERS}]"
 _NOTHING_SEEN = rf"^[\p{{Z}}{_BLANK}{_UNSEEN}{_JOINERS}]*$"
 _UNSEEN_EDGE = rf"^[\p{{Z}}\p{{Cc}}{_BLANK}{_UNSEEN}{_JOINERS}]+|[\p{{Z}}\p{{Cc}}{_BLANK}{_UNSEEN}{_JOINERS}]+$"
 _EXACT_FLOAT = 2**53
+LONGEST_TEXT = 1 << 20
+"""Characters of a text field's value that are looked at; what stands behind them no text tower would read."""
 _MAX_ROUNDS = 3  # an entity may stand for an unseen sign within an entity
 
 StripHtml = Literal["auto", "always", "never"]
@@ -95,13 +97,22 @@ def text_column(
 def _clean_values(column: pa.Array, null_values: Sequence[str], strip_html: StripHtml) -> pa.StringArray:
     if not is_text(column.type):
         return without_words(_number_texts(column), null_values)
-    texts = clean_text(without_written_breaks(column.cast(pa.string())))
+    texts = clean_text(without_written_breaks(_cut(column.cast(pa.string()))))
     for _ in range(_MAX_ROUNDS):
         stripped = without_markup(texts, strip_html)
         if stripped is texts:
             break
         texts = clean_text(stripped)
     return without_words(texts, null_values)
+
+
+def _cut(texts: pa.StringArray) -> pa.StringArray:
+    """Texts of at most `LONGEST_TEXT` characters."""
+    rows = np.flatnonzero(pc.fill_null(pc.greater(pc.binary_length(texts), LONGEST_TEXT), False))
+    if not len(rows):
+        return texts
+    cut = pc.utf8_slice_codeunits(texts.take(pa.array(rows)), 0, LONGEST_TEXT)
+    return pc.replace_with_mask(texts, mask_of(rows, len(texts)), cut)
 
 
 def _number_texts(column: pa.Array) -> pa.StringArray:

@@ -24,10 +24,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, get_origin
 
 import yaml
 
-from encoders.errors import EncoderError
-from index_builder.errors import IndexBuilderError
-from pipelines.catalog.config import CatalogError
 from pipelines.config import own_catalog
+from pipelines.config.exit_codes import EXPECTED_ERRORS, FAILED, REFUSED, RunFailedError
 from pipelines.config.job import IndexJobConfig, JobConfig, to_yaml
 from pipelines.config.stopping import wait_if_stopping
 from pipelines.config.validation import (
@@ -40,6 +38,7 @@ from pipelines.config.validation import (
     list_keys,
     union_options,
 )
+from pipelines.config.yaml_limits import check_size
 from pipelines.images.config import hide_login
 
 if TYPE_CHECKING:
@@ -50,9 +49,6 @@ DIRECT_RUNNER_COMPATIBILITY = "2.77.0"
 
 log = logging.getLogger(__name__)
 _KEY = "key."  # before a key's name in argparse's namespace: apart from a command's own options
-
-# What our rooms raise on purpose, with messages written for people. Anything else keeps its traceback.
-EXPECTED_ERRORS = (ConfigError, CatalogError, EncoderError, IndexBuilderError)
 
 
 def show_log_lines() -> None:
@@ -65,16 +61,16 @@ def show_log_lines() -> None:
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function over arguments, by default those of the process, and give the exit code.
 
-    It is what `main` gave; 2 after an error that our rooms raise on purpose, its message on stderr; 130 after Ctrl-C
-    (the long jobs hear it by `stopping.end_on_signals`, and SIGTERM too: 143).
+    It is what `main` gave; 2 after an error that our rooms raise on purpose, 1 where work had begun, its message on
+    stderr; 130 after Ctrl-C (the long jobs hear it by `stopping.end_on_signals`, and SIGTERM too: 143).
     """
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
     except SystemExit as stop:  # --help and --print-config
         return int(stop.code or 0)
-    except EXPECTED_ERRORS as error:
+    except (*EXPECTED_ERRORS, RunFailedError) as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2
+        return FAILED if isinstance(error, RunFailedError) else REFUSED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: run the same command again to continue from what is complete\n")
         return 130
@@ -275,7 +271,7 @@ def _set_given(
             continue
         try:
             value = text if isinstance(text, list) else _command_line_value(text, declared)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             what = f"expected {describe_type(declared)} as YAML, found {text!r}: {_describe_yaml_error(error)}"
             problems.append(f"command line: {name}: {what}")
             continue
@@ -374,6 +370,7 @@ def parse_config(text: str, name: str) -> ConfigFile:
         node = loader.get_single_node()
         if node is None:
             return ConfigFile(name=name, data={}, lines={})
+        check_size(node)
         if not isinstance(node, yaml.MappingNode):
             kind = "list" if isinstance(node, yaml.SequenceNode) else "single value"
             raise ConfigError(f"{name}, line 1: expected a mapping of sections such as catalog:, found a {kind}")
@@ -386,7 +383,7 @@ def parse_config(text: str, name: str) -> ConfigFile:
         if problems:
             raise ConfigError(problems)
         return ConfigFile(name=name, data=loader.construct_document(node), lines=lines)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{name}: is not valid YAML: {_describe_yaml_error(error)}") from error
 
 
@@ -400,7 +397,12 @@ class _ConfigLoader(yaml.SafeLoader):
 
 
 def _parse_value(text: str) -> Any:
-    return yaml.load(text, Loader=_ConfigLoader)  # noqa: S506 - it builds plain data only
+    loader = _ConfigLoader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    check_size(node)
+    return loader.construct_document(node)
 
 
 def _keys_with_lines(
@@ -414,7 +416,7 @@ def _keys_with_lines(
             yield from _keys_with_lines(value_node, f"{key}.", above | {id(node)})
 
 
-def _describe_yaml_error(error: yaml.YAMLError) -> str:
+def _describe_yaml_error(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or " ".join(str(error).split())
     return f"line {mark.line + 1}, column {mark.column + 1}: {what}" if mark else what

@@ -65,11 +65,16 @@ class WorkConfig:
 
     Attributes:
         uri: Folder for what a run leaves to the next one: embedding shards, plans, the codec; local or fsspec.
+        takeover_seconds: A run that gives no sign of life for so long is taken for dead, and the next one goes on in
+            its place. One that lives gives one every 10 seconds. A dead process of this very machine is seen at once.
     """
 
     uri: str
+    takeover_seconds: float = 60.0
 
     def __post_init__(self) -> None:
+        if not 30.0 <= self.takeover_seconds <= 3600.0:
+            raise ValueError(f"takeover_seconds is {self.takeover_seconds}: expected seconds from 30 to 3600")
         if not self.uri.strip():
             raise ValueError(f"uri is {self.uri!r}: expected a folder, local or fsspec")
 

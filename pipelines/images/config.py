@@ -27,7 +27,8 @@ class DecodeConfig:
 
     Attributes:
         threads: Images decoded at a time. 0: one for each core this process may use.
-        max_pixels: Largest image, width times height, as its header has it. A larger one is not decoded.
+        max_pixels: Largest image, width times height, as its header has it. A larger one is not decoded. Decoding takes
+            up to 18 bytes a pixel (WebP with alpha) on each thread.
         pending_images: Images of one worker that are fetched or decoded ahead of the model (see `pool`).
     """
 

@@ -6,9 +6,10 @@ Both calls return at once with one future an image, in order; the images are beg
 from its beginning until its result is taken, so a slow consumer holds the pool back and a fast one waits in `result`.
 
 **Memory.** At most `decode.pending_images` images have room: half of them as encoded bytes (at most `fetch.max_bytes`
-each), half as `3 * S * S` bytes. Besides, each decode thread works on one image: at full size 3 bytes a pixel for JPEG
-without a scale to use and up to 11 for PNG with alpha, so at most 11 times `decode.max_pixels`. What `decode_all` was
-given and has not begun is the caller's own, as are the results taken.
+each), half as `3 * S * S` bytes. Besides, each decode thread works on one image, measured at 64 million pixels: 8 bytes
+a pixel for JPEG without a scale to use, 11 for PNG with alpha, 14 for TIFF with alpha, 18 for WebP with alpha (1.1 GB).
+So at most `decode.threads` times 18 times `decode.max_pixels`; where that is too much, lower either of them. What
+`decode_all` was given and has not begun is the caller's own, as are the results taken.
 """
 
 from __future__ import annotations

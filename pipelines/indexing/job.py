@@ -12,7 +12,10 @@ from typing import Protocol, TypeVar
 
 from index_builder import storage
 from index_builder.drift import ReusableCodec
+from index_builder.errors import StorageError
 from pipelines.catalog.stores import absolute
+from pipelines.config import exit_codes
+from pipelines.config.exit_codes import RunFailedError, failures_of_work
 from pipelines.config.job import IndexJobConfig, JobConfig
 from pipelines.config.stopping import at_stop
 from pipelines.indexing.build_steps import (
@@ -26,13 +29,17 @@ from pipelines.indexing.build_steps import (
 from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.progress import index_lines, print_summary, show_progress
 from pipelines.indexing.publish_step import RunResult, published_manifest, read_result, stage_query_encoder
-from pipelines.indexing.run_record import RunFailedError, RunRecord
+from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import read_finished_run, standing_keys
 from pipelines.indexing.transforms import BeamOptions, ShardPlan, run_pipeline
-from pipelines.indexing.work_folder import LeaseHeldError, LeaseLostError, WorkLease, clean_work, note_index
-
-EXIT_FAILED = 1
-EXIT_LEASE_LOST = 6
+from pipelines.indexing.work_folder import (
+    LeaseHeldError,
+    LeaseLostError,
+    WorkLease,
+    clean_work,
+    note_index,
+    remove_leftovers,
+)
 
 log = logging.getLogger(__name__)
 
@@ -63,16 +70,19 @@ def run_and_report(source: Source, beam_options: BeamOptions) -> int:
     """Runs the job and prints what came of it.
 
     Returns:
-        0: a version is published, or nothing changed. 1: the run failed or found another at work (the message on
-        stderr), or a gate held the version back. 6: another run took over the work folder; this one stopped there.
+        An exit code (see `exit_codes`). Of 1, 4 and 5 the message is on stderr; refusals are raised.
     """
     try:
         result, record = run_job(source, beam_options)
     except (RunFailedError, LeaseHeldError, LeaseLostError) as error:
         sys.stderr.write(f"error: {error}\n")
-        return EXIT_LEASE_LOST if isinstance(error, LeaseLostError) else EXIT_FAILED
+        return exit_codes.FAILED if isinstance(error, RunFailedError) else exit_codes.BUSY
     print_summary(result, record)
-    return EXIT_FAILED if result.status == "held" else 0
+    if result.not_cleaned:
+        sys.stderr.write(f"error: cleaning up failed: {result.not_cleaned}\n")
+    if result.status == "held":
+        return exit_codes.HELD
+    return exit_codes.NOT_CLEANED if result.not_cleaned else exit_codes.DONE
 
 
 def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRecord]:
@@ -81,17 +91,21 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
     Raises:
         StorageError, CatalogError, EncoderError, ConfigError, SpecError: Something that the config names is not
             usable; nothing was done.
-        RunFailedError: A worker failed; what is complete stands, and a rerun continues from there.
+        RunFailedError: Work failed, or the work folder once it was held; what is complete stands, and a rerun continues
+            from there.
         LeaseHeldError: Another run works on the same work.uri.
         LeaseLostError: Another run took it over meanwhile; this one stopped there.
     """
     source.check()
     work_uri, config = source.config.work.uri, source.config
-    work_lease = WorkLease(work_uri)
+    work_lease = WorkLease(work_uri, source.config.work.takeover_seconds)
     with work_lease as lease, at_stop(work_lease.release):
         record = RunRecord.begin(work_uri)
-        source.prepare(record, beam_options)
-        with record.timed("plan") as facts:
+        # What the config names may still be refused; that files cannot be written is no matter of the config any more.
+        with failures_of_work(StorageError):
+            remove_leftovers(work_uri, config.index.uri)
+            source.prepare(record, beam_options)
+        with failures_of_work(StorageError), record.timed("plan") as facts:
             shards, reusable = plan_run(source)
             query_encoder_uri = stage_query_encoder(shards.query_encoder, shards.encoder.fingerprint, work_uri)
             complete = standing_keys(embeddings_folder(work_uri, shards.encoder.fingerprint)) & set(shards.keys)
@@ -99,7 +113,6 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
             facts |= {"nothing_carried_over": shards.nothing_carried_over, "text_limit": shards.text_limit}
         if shards.nothing_carried_over:
             log.info("nothing is carried over: %s", shards.nothing_carried_over)
-        note_index(work_uri, config.index.uri)
         run = RunContext(
             work_uri=work_uri,
             build=build_key(shards.keys, config.index, shards.encoder.fingerprint),
@@ -114,11 +127,15 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
             folded=shards.folded,
             group_field=shards.group_field,
         )
-        with show_progress(record, shards=len(shards.tasks), rows=shards.rows, first_stage=shards.stage):
-            run_pipeline(shards, run, beam_options)
-        encoder, files = shards.encoder.fingerprint, shards.catalog_files
-        clean_work(work_uri, held=lease, encoder=encoder, shard_keys=shards.keys, build=run.build, catalog_files=files)
-        return read_result(record), record
+        with failures_of_work():
+            note_index(work_uri, config.index.uri)
+            with show_progress(record, shards=len(shards.tasks), rows=shards.rows, first_stage=shards.stage):
+                run_pipeline(shards, run, beam_options)
+            result = read_result(record)
+        encoder, files, keys = shards.encoder.fingerprint, shards.catalog_files, shards.keys
+        left = clean_work(work_uri, held=lease, encoder=encoder, shard_keys=keys, build=run.build, catalog_files=files)
+    not_cleaned = "; ".join(filter(None, (result.not_cleaned, left, work_lease.not_released)))
+    return replace(result, not_cleaned=not_cleaned), record
 
 
 def checked_addresses(config: Config) -> Config:

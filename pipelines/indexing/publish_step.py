@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
+import numpy as np
+from PIL import Image
+
 import encoders
 from index_builder import publish, storage
-from index_builder.errors import VersionNotFoundError
+from index_builder.errors import IndexBuilderError, StorageError, VersionNotFoundError
 from index_builder.explain import explain_index
 from index_builder.filter_bitmaps import write_filter_bitmaps
 from index_builder.manifest import (
@@ -29,6 +33,8 @@ from pipelines.indexing.build_steps import FinishedBuild, RunContext
 from pipelines.indexing.gates import failed_gates
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_run
+
+log = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 Status = Literal["published", "unchanged", "held"]
@@ -60,6 +66,7 @@ class RunResult:
             changed and so no version was written.
         examples: Of each kind of letter in `totals.by_reason` one, in words.
         missed_target: That the target recall is not reached, and what would reach it, in words; else "".
+        not_cleaned: Why something that is no longer needed could not be removed; empty where nothing failed.
     """
 
     status: Status
@@ -82,6 +89,7 @@ class RunResult:
     rejected_uri: str = ""
     examples: dict[str, str] = field(default_factory=dict)
     missed_target: str = ""
+    not_cleaned: str = ""
 
 
 def read_result(record: RunRecord) -> RunResult:
@@ -120,19 +128,21 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
     recall = _recall(run, build)
     failed = failed_gates(run.gates, totals, recall, previous)
     manifest = _manifest(run, build, recall, failed)
+    _check_outputs(run, build)
     staged = _staged(run, build)
     files = publish.describe_files(staged)
     fingerprint = publish.content_fingerprint(files, run.encoder.fingerprint, spec, manifest.index.search)
     status: Status = "held" if failed else "published"
+    not_cleaned = ""
     same_groups = previous is not None and previous.catalog.group_field == run.group_field
     if not failed and previous is not None and previous.content_fingerprint == fingerprint and same_groups:
         status, version_id = "unchanged", previous.version
     else:
+        _check_query_encoder(run)
         version_id = publish.publish_version(
             index_uri, staged, manifest, files=files, make_current=not failed, before_current=run.lease.check
         )
-        if run.index.keep_versions is not None:
-            publish.prune(index_uri, run.index.keep_versions)
+        not_cleaned = _prune(run)
     uri, letters_uri = publish.version_uri(index_uri, version_id), build.plan.numbering.rejected_uri
     measured = {name: getattr(chosen, name) for name in ("recall", "nprobe", "refine_factor", "latency_ms")}
     return RunResult(
@@ -152,6 +162,7 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         rejected_uri=letters_uri if status == "unchanged" else storage.join(uri, REJECTED_FILE),
         examples=examples_by_reason(letters_uri, totals.by_reason),
         missed_target=_missed_target(run, build),
+        not_cleaned=not_cleaned,
         **measured,
     )
 
@@ -161,6 +172,45 @@ def _recall_over(run: RunContext, totals: Totals) -> str:
     if run.index.queries_uri is not None:
         return "queries of index.queries_uri"
     return "vectors of held-out products" if totals.vectors else "held-out products"
+
+
+def _check_outputs(run: RunContext, build: FinishedBuild) -> None:
+    """StorageError where a file to be published has not the bytes that it had when it was made: it is not certified.
+
+    The run then fails; what is damaged is made again by the next one.
+    """
+    numbering = build.plan.numbering
+    outputs = [shard.uri for shard in (*build.serving_shards, *build.refine_shards)]
+    outputs += [numbering.products_uri.removesuffix(".arrow")]
+    outputs += [] if run.query_encoder_uri is None else [run.query_encoder_uri]
+    for uri in outputs:
+        if storage.exists(f"{uri}.json") and storage.find_artifact(uri) is None:
+            raise StorageError(f"{uri} was damaged after it was made, so nothing is published")
+
+
+def _check_query_encoder(run: RunContext) -> None:
+    """Loads the query encoder and runs it once; EncoderError or StorageError where a server could not."""
+    if run.query_encoder_uri is None:
+        return
+    encoder = encoders.load_query_encoder(run.query_encoder_uri)
+    images = None if encoder.accepts_text else [Image.new("RGB", (8, 8))]
+    vectors = encoder.encode(texts=["a"] if encoder.accepts_text else None, images=images)
+    if vectors.shape != (1, run.encoder.dim) or not np.isfinite(vectors).all():
+        raise StorageError(
+            f"{run.query_encoder_uri}: expected a query encoder of {run.encoder.dim} finite numbers a query, found "
+            f"{list(vectors.shape)}; remove the folder to have it written again"
+        )
+
+
+def _prune(run: RunContext) -> str:
+    """Removes old versions; why that failed, which is no failure of the version that was just written."""
+    try:
+        if run.index.keep_versions is not None:
+            publish.prune(run.index.uri, run.index.keep_versions)
+    except IndexBuilderError as error:
+        log.warning("old versions were not removed: %s", error)
+        return str(error)
+    return ""
 
 
 def _staged(run: RunContext, build: FinishedBuild) -> dict[str, str | publish.StagedFile]:

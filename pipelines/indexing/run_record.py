@@ -6,6 +6,8 @@ Each finished task (a catalog shard, an index shard, a merge) writes one JSON fi
 
 from __future__ import annotations
 
+import logging
+import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,14 +18,13 @@ from types import MappingProxyType
 from typing import Any
 
 from index_builder import storage
+from index_builder.errors import IndexBuilderError
+
+log = logging.getLogger(__name__)
 
 INDEX_STAGES = ("number", "sample", "refine", "train", "add", "merge", "verify", "publish")
 STAGES = ("plan", "embed", "import", *INDEX_STAGES)
 """The stages of a job, in order; products are embedded, or their vectors imported."""
-
-
-class RunFailedError(Exception):
-    """The pipeline failed; the message is what the failing worker wrote down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,10 +68,16 @@ class RunRecord:
         self.report(stage, unit, seconds=perf_counter() - started, **facts)
 
     def report_failure(self, stage: str, unit: str, error: Exception) -> None:
-        """Writes an error down for the summary: its kind, its message, its traceback."""
-        facts = {"stage": stage, "unit": unit, "kind": type(error).__name__, "message": str(error)}
+        """Writes an error down for the summary: its kind, its message, its traceback.
+
+        Where that cannot be written either, a line in the log says so, and the error itself goes on.
+        """
+        facts = {"stage": stage, "unit": unit, "kind": type(error).__name__, "message": str(error), "at": time.time()}
         facts |= {"traceback": "".join(traceback.format_exception(error))}
-        storage.write_json_atomic(storage.join(self.uri, "failures", f"{stage}-{unit}.json"), facts)
+        try:
+            storage.write_json_atomic(storage.join(self.uri, "failures", f"{stage}-{unit}.json"), facts)
+        except IndexBuilderError as failure:
+            log.warning("stage %s failed on unit %s, which could not be noted: %s", stage, unit, failure)
 
     def reports(self, stage: str, known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
         """The reports of a stage by task; those read before never change, and are not read again."""
@@ -81,8 +88,13 @@ class RunRecord:
         return self._read_all(f"{stage}-partial", without=finished)
 
     def failures(self) -> list[dict[str, Any]]:
-        """Errors that workers wrote down, by name."""
-        return list(self._read_all("failures").values())
+        """Errors that workers wrote down, the earliest first; none where they cannot be read."""
+        try:
+            found = list(self._read_all("failures").values())
+        except IndexBuilderError as failure:
+            log.warning("what workers wrote down cannot be read: %s", failure)
+            return []
+        return sorted(found, key=lambda facts: facts.get("at", 0.0))
 
     def _read_all(
         self, folder: str, known: Mapping[str, dict[str, Any]] = MappingProxyType({}), without: Collection[str] = ()

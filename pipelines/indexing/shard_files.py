@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import Any
 
 from index_builder import storage
+from index_builder.records import as_record, read_record
 from pipelines.indexing.precision_loss import summarize
 
 SHARD_FORMAT = 2
@@ -97,7 +98,7 @@ class ShardFiles:
     def read_summary(self, position: int) -> ShardSummary | None:
         """The summary of a complete shard, at its position in today's plan; None where it is not complete."""
         found = storage.find_artifact(self.uri, self.key)
-        return None if found is None else ShardSummary(**(found.facts | {"position": position}))
+        return None if found is None else as_record(found.facts | {"position": position}, ShardSummary, self.uri)
 
     def complete(self, position: int, make: Callable[[ShardFiles], ShardSummary]) -> ShardSummary:
         """The summary of the shard, which is made and declared complete unless it stands.
@@ -172,12 +173,8 @@ class FinishedRun:
 
 
 def read_finished_run(work_uri: str) -> FinishedRun | None:
-    """The last finished run, None before the first one."""
-    try:
-        values = storage.read_json(storage.join(work_uri, "finished_run.json"))
-    except FileNotFoundError:
-        return None
-    return FinishedRun(**(values | {"shards": tuple(values["shards"])}))
+    """The last finished run, None before the first one, or where its record is damaged."""
+    return read_record(storage.join(work_uri, "finished_run.json"), FinishedRun)
 
 
 def write_finished_run(work_uri: str, run: FinishedRun) -> None:

@@ -25,12 +25,13 @@ from apache_beam.utils import shared
 from encoders.config import EncoderConfig
 from index_builder import storage
 from index_builder.manifest import EncoderSummary
+from pipelines.config.exit_codes import RunFailedError, failures_of_work
 from pipelines.config.stopping import at_stop
 from pipelines.config.validation import ConfigError
 from pipelines.indexing import build_steps as steps
 from pipelines.indexing.build_steps import RunContext
 from pipelines.indexing.publish_step import RunResult, publish_build
-from pipelines.indexing.run_record import RunFailedError, RunRecord
+from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
 from pipelines.indexing.worker_probe import WorkerProbe, describe_workers, said_by_worker
 
@@ -109,7 +110,7 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
     said_of_threads, threading.excepthook = threading.excepthook, partial(_say_of_thread, threading.excepthook)
     try:
         root = beam.Pipeline(options=options)
-        with at_stop(partial(_cancel, root)), root:
+        with failures_of_work(), at_stop(partial(_cancel, root)), root:
             yield root
     except Exception as error:
         failures = record.failures()

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pipelines.catalog import stores
 from pipelines.catalog.arrow_types import is_text, plain, plain_type
 from pipelines.catalog.config import CatalogError
+from pipelines.catalog.parquet_footer import read_chunks
 from pipelines.catalog.schemas import invalid_rows
 from pipelines.catalog.values import id_column
 from pipelines.config.job import EmbeddingsConfig
@@ -279,7 +280,8 @@ def _cut_parquet(whole: VectorRows, config: EmbeddingsConfig) -> tuple[list[Vect
     """Whole row groups of about `shard_rows` rows, the dimension (0 for a file without vectors), and what is shown."""
     with _parquet(whole.uri) as parquet:
         schema = _checked(parquet.schema_arrow, whole.uri, _wanted(config))
-        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+        with stores.open_input(whole.uri) as source:
+            sizes = read_chunks(source, whole.uri, parquet.metadata.num_columns).rows.tolist()
         dim = _dim_of(parquet, config.vector_field, whole.uri) if sum(sizes) else 0
     cut = [whole]
     for group, rows in enumerate(sizes):

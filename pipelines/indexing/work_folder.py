@@ -26,25 +26,28 @@ import time
 import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from index_builder import publish, storage
+from index_builder import disk, publish, storage
 from index_builder.errors import IndexBuilderError, VersionNotFoundError
+from index_builder.records import as_record, read_record
 
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 10.0
-SILENT_SECONDS = 120.0
-"""A holder whose record does not change for so long is taken for dead."""
+SILENT_SECONDS = 60.0
+"""A holder whose record does not change for so long is taken for dead; `work.takeover_seconds` may say otherwise."""
 CONTAINER_SILENT_SECONDS = 30.0
 """The same for a process of another container on this machine, whose end cannot be seen: it may have been restarted."""
 WATCH_SECONDS = 1.0
 SETTLE_SECONDS = 1.0
 """How long a store without a conditional write gets to let the last of several writers win."""
 RUNS_KEPT = 30
+LEFTOVERS_KEPT_SECONDS = 24 * 3600.0
+"""Temporary files of killed processes go when they are so old, where others than the holder of the lease may write."""
 
 
 class CatalogNote(NamedTuple):
@@ -52,6 +55,21 @@ class CatalogNote(NamedTuple):
 
     uri: str
     query: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Indexes:
+    """What `indexes.json` holds: the indexes that are fed from here, and their catalogs."""
+
+    uris: list[str] = field(default_factory=list)
+    catalogs: dict[str, CatalogNote] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _UnusedCopies:
+    """What `unused_copies.json` holds: intake copies that the last run did not read."""
+
+    names: list[str] = field(default_factory=list)
 
 
 class LeaseHeldError(Exception):
@@ -120,11 +138,20 @@ class WorkLease:
 
     Raises:
         LeaseHeldError: On entry, when a live run holds the lease.
-        LeaseLostError: On exit, when the lease was lost meanwhile; an exception that was on its way is its cause.
+        LeaseLostError: On exit, when the lease was lost meanwhile; an exception that was on its way is its cause, and
+            named in its message.
+
+    Args:
+        silent_seconds: As `work.takeover_seconds`; None: `SILENT_SECONDS`.
+
+    Attributes:
+        not_released: Why the lease could not be given back, once the block has ended; empty where nothing failed.
     """
 
-    def __init__(self, work_uri: str):
+    def __init__(self, work_uri: str, silent_seconds: float | None = None):
+        self.not_released = ""
         self._work_uri = work_uri
+        self._silent_seconds = silent_seconds
         self._folder = storage.join(work_uri, "lease")
         self._stop = threading.Event()
 
@@ -157,11 +184,14 @@ class WorkLease:
         try:
             self.release()
         except LeaseLostError as lost:
-            if error is None or isinstance(error, Exception):
+            if error is None or str(lost) in str(error):
                 raise lost from error
+            if isinstance(error, Exception):
+                raise LeaseLostError(f"{lost} It had failed before: {error}") from error
             log.error("%s", lost)
         except IndexBuilderError as failure:
-            log.warning("the lease was not released: %s", failure)
+            self.not_released = f"the lease was not given back: {failure}"
+            log.warning("%s", self.not_released)
 
     def release(self) -> None:
         """Gives the lease back before the block ends; LeaseLostError where it is held no more."""
@@ -192,6 +222,7 @@ class WorkLease:
     def _wait_until_free(self) -> int:
         """Watches the newest record until it may be replaced, and returns its number; 0 where there is none."""
         watched, since, silent_before = (-1, b""), 0.0, 0.0
+        longest = SILENT_SECONDS if self._silent_seconds is None else self._silent_seconds
         while True:
             found = number, data = _newest(self._folder)
             holder = _record_of(data)
@@ -203,7 +234,7 @@ class WorkLease:
                 silent_before = since - holder.uptime_seconds if here and holder is not None else 0.0
             silent = silent_before + time.monotonic() - since
             in_view = here and holder is not None and holder.namespace == _namespace()
-            if silent >= (CONTAINER_SILENT_SECONDS if here and not in_view else SILENT_SECONDS):
+            if silent >= (min(CONTAINER_SILENT_SECONDS, longest) if here and not in_view else longest):
                 log.warning("taking over the lease of %s, last seen %.0f s ago", _name(holder), silent)
                 return number
             if found != watched or in_view:
@@ -213,7 +244,8 @@ class WorkLease:
                     f"{seen:.0f} s ago. Wait for it to end, or give this run a work.uri of its own."
                 )
             if is_new:
-                log.info("the lease is held by %s: watching whether that run is alive", _name(holder))
+                message = "the lease is held by %s: watching for up to %.0f s whether that run is alive"
+                log.info(message, _name(holder), longest)
             time.sleep(WATCH_SECONDS)
 
 
@@ -228,10 +260,10 @@ def _newest(folder: str) -> tuple[int, bytes]:
 
 
 def _record_of(data: bytes) -> LeaseRecord | None:
-    """What a lease file says; None for one that is being written, or was by another version of this program."""
+    """What a lease file says, without fields that came later; None for one that is half written or damaged."""
     try:
-        return LeaseRecord(**json.loads(data))
-    except (ValueError, TypeError):
+        return as_record(json.loads(data), LeaseRecord, "the lease") if data else None
+    except (ValueError, RecursionError):
         return None
 
 
@@ -303,23 +335,22 @@ def _started(pid: int) -> str:
 
 def note_index(work_uri: str, index_uri: str, catalog: CatalogNote | None = None) -> None:
     """Remembers that an index is fed from this work URI, and from which catalog; None keeps what is noted of that."""
-    uri = storage.join(work_uri, "indexes.json")
-    before = _read(uri)
-    catalogs = dict(before.get("catalogs", ())) | ({} if catalog is None else {index_uri: catalog._asdict()})
-    now = {"uris": sorted({*before.get("uris", ()), index_uri}), "catalogs": catalogs}
+    before = _read_indexes(work_uri)
+    catalogs = before.catalogs | ({} if catalog is None else {index_uri: catalog})
+    now = _Indexes(uris=sorted({*before.uris, index_uri}), catalogs=catalogs)
     if now != before:
-        storage.write_json_atomic(uri, now)
+        noted = {uri: each._asdict() for uri, each in now.catalogs.items()}
+        storage.write_json_atomic(storage.join(work_uri, "indexes.json"), {"uris": now.uris, "catalogs": noted})
 
 
 def noted_catalog(work_uri: str, index_uri: str) -> CatalogNote | None:
     """The catalog that an index was last fed from by this work URI; None where nothing is noted."""
-    noted = _read(storage.join(work_uri, "indexes.json")).get("catalogs", {}).get(index_uri)
-    return None if noted is None else CatalogNote(**noted)
+    return _read_indexes(work_uri).catalogs.get(index_uri)
 
 
 def noted_indexes(work_uri: str) -> list[str]:
     """The indexes that are fed from this work URI."""
-    return list(_read(storage.join(work_uri, "indexes.json")).get("uris", ()))
+    return _read_indexes(work_uri).uris
 
 
 def clean_work(
@@ -330,8 +361,8 @@ def clean_work(
     shard_keys: Collection[str],
     build: str,
     catalog_files: Collection[str] | None = None,
-) -> None:
-    """Removes what is no longer needed; called by a run after its end. What cannot be removed stays, with a warning.
+) -> str:
+    """Removes what is no longer needed; called by a run after its end. What cannot be removed stays.
 
     An intake copy stays for one run more than it is needed: `--plan` and `evaluate` make and read copies without the
     lease.
@@ -341,6 +372,9 @@ def clean_work(
         held: Its lease; LeaseLostError once it is lost, and nothing more is removed.
         encoder, shard_keys, build: Names of what this run leaves: fingerprint, embedding shards, folder in `builds`.
         catalog_files: What this run's plan reads, intake copies among it; None keeps all copies.
+
+    Returns:
+        Why something could not be removed; empty where nothing failed.
     """
     try:
         held.check()
@@ -362,13 +396,29 @@ def clean_work(
                     storage.remove_tree(storage.join(work_uri, folder, name))
         if catalog_files is not None:
             _remove_copies(work_uri, held, catalog_files)
-        for folder in ("embeddings", "builds"):
-            storage.remove_leftovers(storage.join(work_uri, folder))
     except IndexBuilderError as error:
         log.warning("%s was not cleaned: %s", work_uri, error)
-        return
+        return str(error)
     if removed:
         log.info("removed %d embedding shards that no version needs any more", removed)
+    return ""
+
+
+def remove_leftovers(work_uri: str, index_uri: str) -> None:
+    """Removes what killed processes left under temporary names; called by a run that has just got the lease.
+
+    Where only it writes, all of them go. Intake copies and lookups are made without the lease too, and an index may be
+    fed from several work folders: there, and in the folder for downloads, they go when they are a day old. What cannot
+    be removed stays, with a warning.
+    """
+    try:
+        for folder in ("embeddings", "builds", "query_encoders", "runs"):
+            storage.remove_leftovers(storage.join(work_uri, folder))
+        for uri in (work_uri, index_uri):
+            storage.remove_leftovers(uri, older_than_seconds=LEFTOVERS_KEPT_SECONDS)
+        disk.remove_old_downloads(LEFTOVERS_KEPT_SECONDS)
+    except (IndexBuilderError, OSError) as error:
+        log.warning("leftovers of killed runs were not removed: %s", error)
 
 
 def _remove_copies(work_uri: str, held: HeldLease, catalog_files: Collection[str]) -> None:
@@ -376,7 +426,8 @@ def _remove_copies(work_uri: str, held: HeldLease, catalog_files: Collection[str
     folder, noted_uri = storage.join(work_uri, "spool"), storage.join(work_uri, "unused_copies.json")
     used = {_output_of(uri.removeprefix(f"{folder}/"), 1) for uri in catalog_files if uri.startswith(f"{folder}/")}
     unused = {_output_of(name, 1) for name in storage.list_names(folder)} - used
-    stale = unused & set(_read(noted_uri).get("names", ()))
+    before = read_record(noted_uri, _UnusedCopies) or _UnusedCopies()
+    stale = unused & set(before.names)
     _remove_outputs(folder, 1, held, stale.__contains__)
     storage.write_json_atomic(noted_uri, {"names": sorted(unused - stale)})
 
@@ -403,8 +454,5 @@ def _output_of(file: str, depth: int) -> str:
     return "/".join([*folders, name.partition(".")[0]])
 
 
-def _read(uri: str) -> dict[str, Any]:
-    try:
-        return dict(storage.read_json(uri))
-    except FileNotFoundError:
-        return {}
+def _read_indexes(work_uri: str) -> _Indexes:
+    return read_record(storage.join(work_uri, "indexes.json"), _Indexes) or _Indexes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from encoders.errors import CheckpointError
-from encoders.tokenizers import CLEANINGS, FastTokenizer, OpenClipTokenizer, clean_text, clip_tokenizer
+from encoders.tokenizers import (
+    CHARACTERS_PER_TOKEN,
+    CLEANINGS,
+    FastTokenizer,
+    OpenClipTokenizer,
+    clean_text,
+    clip_tokenizer,
+)
 from tests.encoders.tiny import CLIP_MODEL_CONFIG, WORDS, save_tiny_siglip_tokenizer, tiny_tokenizer
 
 TEXTS = ["red dress", "a", "small wooden chair for a mug with a lamp, large and green", ""]
@@ -255,3 +263,16 @@ def test_folders_without_what_is_needed(tmp_path, siglip_folder):
     plain.no_padding()
     with pytest.raises(CheckpointError, match="does not pad"):
         FastTokenizer(plain, max_tokens=None)
+
+
+def test_a_text_without_end_is_cut_before_it_is_tokenized() -> None:
+    """50 MB took 6.8 GB and 190 s. The tokens are those of its beginning, and it is counted."""
+    tokenizer = FastTokenizer(tiny_tokenizer(), max_tokens=8)
+    limit = CHARACTERS_PER_TOKEN * 8
+    long = "mug blue " * limit
+    started = time.perf_counter()
+    found = tokenizer.tokenize([long * 2000, "mug", "mug " * 3])
+    assert time.perf_counter() - started < 5
+    assert found.truncated == 1
+    assert found.ids[: found.offsets[1]].tolist() == tokenizer.tokenize([long[:limit]]).ids.tolist()
+    assert tokenizer.tokenize(["x" * (limit + 1)]).truncated == 1

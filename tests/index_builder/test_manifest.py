@@ -129,3 +129,42 @@ def test_index_files_in_row_order() -> None:
     assert index_file_name(1, 2) == "index-00001-of-00002.faiss"
     assert [entry.bytes for entry in example().refine_files()] == [6]
     assert refine_file_name(1, 2) == "refine-00001-of-00002.faiss"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "../CURRENT",
+            "/etc/passwd",
+            "a/../../b",
+            "./a",
+            "a//b",
+            "a/",
+            "",
+            ".",
+            "..",
+            "a\\..\\..\\b",
+            "C:\\a",
+            "a\0b",
+        ),
+        *("s3://bucket/a", "file:///etc/passwd", "simplecache::a", "a\nb"),
+    ],
+)
+def test_a_path_that_climbs_is_no_path_of_a_version(path: str) -> None:
+    values = json.loads(example().to_json())
+    values["files"][0]["path"] = path
+    with pytest.raises(ManifestError, match=r"m\.json: files\.path: expected a plain relative path below the version"):
+        Manifest.from_json(json.dumps(values), where="m.json")
+
+
+def test_a_file_named_twice_is_refused() -> None:
+    values = json.loads(example().to_json())
+    values["files"].append(values["files"][0])
+    with pytest.raises(ManifestError, match="expected each file once"):
+        Manifest.from_json(json.dumps(values))
+
+
+def test_lists_without_end_are_no_manifest() -> None:
+    with pytest.raises(ManifestError, match="expected JSON"):
+        Manifest.from_json("[" * 100_000)

@@ -62,7 +62,7 @@ def test_a_version_is_files_then_manifest_then_pointer(root: str, monkeypatch: p
     monkeypatch.setattr(storage, "atomic_file", lambda uri: written.append(uri) or real(uri))
     version = publish_version(index, staged, manifest, now=NOW)
     folder = version_uri(index, version)
-    assert sorted(written[:-2]) == sorted(storage.join(folder, name) for name in staged)
+    assert sorted(written[:-2]) == sorted(storage.join(folder, name) for name in (*staged, "checksums.json"))
     assert written[-2:] == [storage.join(folder, "manifest.json"), storage.join(index, "CURRENT")]
     assert version.startswith("20261121T030000Z-")
     assert storage.read_bytes(storage.join(index, "CURRENT")).decode() == f"{version}\n"
@@ -231,7 +231,7 @@ def test_prune_keeps_the_newest_and_the_published_one(root: str) -> None:
 
 
 # Staged are two index files, products.arrow and the query encoder's file; then come the manifest and CURRENT.
-@pytest.mark.parametrize("stop_at", [1, 3, 4, 5, 6])
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 5, 6, 7])
 def test_killed_at_any_point_the_published_version_still_opens(tmp_path: Path, stop_at: int) -> None:
     index = published(str(tmp_path), rows=120, factory="Flat", serving_shards=2)
     before = read_current(index)
@@ -262,10 +262,10 @@ def test_killed_at_any_point_the_published_version_still_opens(tmp_path: Path, s
     expected = {entry.path: entry.sha256 for entry in describe_files(folder)}
     (torn,) = set(storage.list_folders(storage.join(index, "versions"))) - {before}
     names = set(storage.list_names(version_uri(index, torn)))
-    assert names <= {*expected, "manifest.json"}
+    assert names <= {*expected, "manifest.json", "checksums.json"}
     for name in names & set(expected):
         assert storage.sha256_file(storage.join(version_uri(index, torn), name)) == expected[name]
-    assert (torn in list_versions(index)) == (stop_at == 6)
+    assert (torn in list_versions(index)) == (stop_at == 7)
 
     # The next run is not hindered by what was left behind.
     version = publish_version(index, folder, manifest)
@@ -329,3 +329,26 @@ def test_a_version_pruned_while_it_is_looked_at_is_not_pointed_to(root: str, mon
     with pytest.raises(VersionNotFoundError, match="it is being pruned"):
         set_current(index, versions[0])
     assert (read_current(index), pointed) == (versions[1], [])
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe\0", b"../../etc\n", b"x" * 10_000, b"20261121T000000Z-../../ab\n"])
+def test_a_pointer_of_other_bytes_is_one_clear_error(root: str, data: bytes) -> None:
+    index = published(root, 100)
+    storage.write_bytes_atomic(storage.join(index, "CURRENT"), data)
+    with pytest.raises(
+        VersionNotFoundError, match=r"CURRENT: expected a version id, found .*; publish again, or go back"
+    ):
+        IndexReader.open(index)
+
+
+def test_a_version_is_opened_by_its_own_manifest_only(root: str) -> None:
+    index = published(root, 100)
+    version = read_current(index)
+    other = f"{version[:-12]}{'0' * 12}"
+    text = storage.read_bytes(publish.manifest_uri(index, version))
+    storage.write_bytes_atomic(publish.manifest_uri(index, other), text)
+    with pytest.raises(ManifestError, match=f"expected the manifest of {other}, found that of"):
+        IndexReader.open(index, other)
+    for name in ("../versions/" + version, "..", "/etc"):
+        with pytest.raises(VersionNotFoundError, match="no complete version"):
+            IndexReader.open(index, name)

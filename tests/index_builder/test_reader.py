@@ -288,9 +288,9 @@ def test_a_remote_index_is_downloaded_once_and_checked(
     real = storage.copy_file
     monkeypatch.setattr(storage, "copy_file", lambda source, *a, **kw: copied.append(source) or real(source, *a, **kw))
     IndexReader.open(index)
-    assert len(copied) == 3
+    assert len(copied) == 4  # index files, products, checksums
     reader = IndexReader.open(index + "/")
-    assert len(copied) == 3
+    assert len(copied) == 4  # index files, products, checksums
     assert reader.search(VECTORS[8], 1).product_ids == [["sku-8"]]
     cached = [path for path in cache.rglob("*") if path.is_file()]
     assert sorted(path.name for path in cached) == [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -470,3 +471,51 @@ def test_of_several_that_create_a_file_one_succeeds(root: str) -> None:
 
 def test_of_several_that_create_an_object_one_succeeds(bucket: str) -> None:
     test_of_several_that_create_a_file_one_succeeds(bucket)
+
+
+@pytest.mark.parametrize("name", ["out", "out.a", "out/b", "out.json"])
+def test_an_output_whose_bytes_changed_is_made_again(tmp_path: Path, name: str, caplog) -> None:
+    made = []
+
+    def make(path: str) -> dict[str, int]:
+        made.append(path)
+        for file in (path + ".a", path + "/b") if name != "out" else (path,):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            Path(file).write_bytes(b"0123456789")
+        return {"rows": 10}
+
+    uri = str(tmp_path / "out")
+    storage.artifact(uri, "inputs", make)
+    storage.artifact(uri, "inputs", make)
+    assert len(made) == 1
+    whole = (tmp_path / name).read_bytes()
+    for place in range(len(whole)):
+        for flip in (1, 128):
+            (tmp_path / name).write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
+            found = storage.find_artifact(uri, "inputs")
+            blank = name == "out.json" and json.loads(whole) == _parsed((tmp_path / name).read_bytes())
+            assert (found is None) or blank
+    if name != "out.json":
+        assert storage.find_artifact(uri, "inputs", read_bytes=False) is not None
+        assert not storage.is_as_made(f"{uri}.a") if name == "out.a" else True
+    assert storage.artifact(uri, "inputs", make).facts == {"rows": 10}
+    assert len(made) == 2
+    assert (tmp_path / name).read_bytes() == whole
+    assert "made again" in caplog.text
+
+
+def _parsed(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def test_an_output_of_an_earlier_program_has_no_hashes_and_stands(tmp_path: Path) -> None:
+    uri = str(tmp_path / "out")
+    storage.artifact(uri, "inputs", lambda path: Path(path).write_bytes(b"x") and None)
+    known = json.loads((tmp_path / "out.json").read_text())
+    (tmp_path / "out.json").write_text(json.dumps({key: known[key] for key in ("inputs", "files", "facts")}))
+    assert storage.find_artifact(uri, "inputs") is not None
+    (tmp_path / "out.json").write_text(json.dumps(known | {"added": 1}))
+    assert storage.find_artifact(uri, "inputs") is None

@@ -118,10 +118,10 @@ def published(tmp_path_factory):
     return folder
 
 
-def test_a_held_version_exits_with_one(job, capsys):
+def test_a_held_version_exits_with_three(job, capsys):
     rows = [product(number, product_id=None if number < 30 else f"p{number}") for number in range(80)]
     write_catalog(job / "catalog", rows)
-    assert embed(job) == 1
+    assert embed(job) == 3
     assert "gates.max_rejected_share" in capsys.readouterr().out
 
 

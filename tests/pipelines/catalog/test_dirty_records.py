@@ -142,11 +142,11 @@ def test_a_text_column_that_changes_its_type_from_row_to_row(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
 def test_a_record_too_long_to_be_held_is_a_letter(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "MAX_RECORD_BYTES", 10_000)
     monkeypatch.setattr(intake, "BLOCK_BYTES", 4096)
     rows = [{"product_id": str(number), "title": "t" * (50_000 if number == 5 else 50)} for number in range(10)]
     uri = write(tmp_path / name, encode(rows, name[2:]))
-    ids, reasons, batches = products_and_reasons(uri, tmp_path / "spool", image_field=None, display_fields=())
+    options = {"image_field": None, "display_fields": (), "max_record_bytes": 10_000}
+    ids, reasons, batches = products_and_reasons(uri, tmp_path / "spool", **options)
     assert ids == [str(number) for number in range(10) if number != 5]
     assert reasons == ["malformed_record"]
     assert "50,0" in letters_of(batches)[0].detail

@@ -84,25 +84,23 @@ def test_each_record_is_a_row_with_its_line_the_bad_ones_with_the_reason(
 def test_a_line_past_the_limit_is_skipped_and_reported(
     is_quoted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "MAX_RECORD_BYTES", 20)
     long = '"' + "x" * 49 if is_quoted else "x" * 50
     write(tmp_path / "a.csv", f"product_id,title\n1,a\n{long}\n2,b\n".encode())
     for block_bytes in (3, 16):
         monkeypatch.setattr(intake, "BLOCK_BYTES", block_bytes)
-        (taken,) = taken_in(tmp_path / "a.csv", tmp_path / f"work-{block_bytes}")
+        (taken,) = taken_in(tmp_path / "a.csv", tmp_path / f"work-{block_bytes}", max_record_bytes=20)
         rows = pq.read_table(taken.uris[0]).to_pylist()
         assert [(row[LINE], row["product_id"]) for row in rows] == [(2, "1"), (3, None), (4, "2")]
-        assert "found one of 51 bytes" in rows[1][PROBLEM]
+        assert "at most 20 bytes (catalog.max_record_bytes), found one of 51" in rows[1][PROBLEM]
 
 
 def test_a_quote_that_stays_open_past_the_limit_costs_its_line_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "MAX_RECORD_BYTES", 50)
     monkeypatch.setattr(intake, "BLOCK_BYTES", 16)
     lines = ["product_id,title", "1,a", '2,"b', *(f"{number},c" for number in range(3, 40)), '40,"d\ne"', "41,f"]
     write(tmp_path / "a.csv", "\n".join(lines).encode())
-    (taken,) = taken_in(tmp_path / "a.csv", tmp_path / "work")
+    (taken,) = taken_in(tmp_path / "a.csv", tmp_path / "work", max_record_bytes=50)
     rows = pq.read_table(taken.uris[0]).to_pylist()
     assert [row["product_id"] for row in rows] == ["1", None, *map(str, range(3, 42))]
     assert [row[LINE] for row in rows] == [*range(2, 42), 43]

@@ -494,3 +494,19 @@ def test_an_empty_address_is_named(key: str, text: str) -> None:
     """As `--index.uri "$INDEX"` gives it where the variable is not set."""
     with pytest.raises(ConfigError, match=rf"^command line: .*{re.escape(key)}.*expected"):
         load_job_config([f"--{key}", text])
+
+
+BOMB = "a0: &a0 [" + ", ".join(["x"] * 9) + "]\n"
+BOMB += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+
+
+@pytest.mark.parametrize("text", [BOMB, BOMB.replace("[", "{k: [").replace("]", "]}"), "a: " + "[" * 1500 + "]" * 1500])
+def test_a_few_lines_that_stand_for_gigabytes_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"bomb\.yaml: is not valid YAML: .*(aliases are written out|recursion)"):
+        parse_config(text, "bomb.yaml")
+
+
+def test_so_is_a_value_on_the_command_line() -> None:
+    value = BOMB.replace("\n", ", ").rstrip(", ")
+    with pytest.raises(ConfigError, match="aliases are written out"):
+        load_job_config(["--catalog.uri", "x", "--catalog.column_types", f"{{{value}}}"])

@@ -23,10 +23,11 @@ from PIL import Image
 from encoders import load_query_encoder
 from index_builder import IndexReader, publish
 from pipelines.catalog.config import CatalogError
+from pipelines.config.exit_codes import RunFailedError
 from pipelines.indexing.job import run_and_report
 from pipelines.indexing.progress import summary_lines
-from pipelines.indexing.run_record import RunFailedError, RunRecord
-from pipelines.indexing.work_folder import LeaseHeldError, WorkLease
+from pipelines.indexing.run_record import RunRecord
+from pipelines.indexing.work_folder import LeaseHeldError, LeaseLostError, WorkLease
 from tests.pipelines.images.image_server import Request, image_server
 from tests.pipelines.indexing.job import arguments, index_files, product, run_job, version_files, write_catalog
 
@@ -437,9 +438,9 @@ class FailingSource:
     def plan(self) -> None: ...
 
 
-@pytest.mark.parametrize("kind", [RunFailedError, LeaseHeldError])
-def test_a_run_that_fails_says_why_and_exits_with_one(capsys, kind):
-    assert run_and_report(FailingSource(kind("work.uri is in use")), None) == 1
+@pytest.mark.parametrize(("kind", "code"), [(RunFailedError, 1), (LeaseHeldError, 4), (LeaseLostError, 4)])
+def test_a_run_that_fails_says_why_and_exits_with_its_code(capsys, kind, code):
+    assert run_and_report(FailingSource(kind("work.uri is in use")), None) == code
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "error: work.uri is in use\n")
 

@@ -1,0 +1,47 @@
+"""Exit codes tell what became of a command, so that a scheduler can act on them.
+
+    0    published, or nothing changed        3    a gate held the version back
+    1    failed in work: run again            4    another run works here
+    2    refused before any work              5    published, but cleaning up failed
+    130, 143: stopped by Ctrl-C or SIGTERM (see `stopping`)
+
+An error that our rooms raise on purpose is a refusal until work begins, and a failure from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from encoders.errors import EncoderError
+from index_builder.errors import IndexBuilderError
+from pipelines.catalog.config import CatalogError
+from pipelines.config.validation import ConfigError
+
+DONE = 0
+FAILED = 1
+REFUSED = 2
+HELD = 3
+BUSY = 4
+NOT_CLEANED = 5
+
+# What our rooms raise on purpose, with messages written for people. Anything else keeps its traceback.
+EXPECTED_ERRORS = (ConfigError, CatalogError, EncoderError, IndexBuilderError)
+
+
+class RunFailedError(Exception):
+    """Work failed after it had begun; what is complete stands, and the same command continues."""
+
+
+@contextmanager
+def failures_of_work(*kinds: type[Exception]) -> Iterator[None]:
+    """Makes RunFailedError of errors within the block that would otherwise be taken for refusals.
+
+    Args:
+        kinds: Which; by default all that our rooms raise on purpose.
+    """
+    taken = kinds or EXPECTED_ERRORS
+    try:
+        yield
+    except taken as error:
+        raise RunFailedError(f"{error}\nRun the same command again to continue from what is complete.") from error

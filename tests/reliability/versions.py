@@ -1,0 +1,120 @@
+"""Flips and cuts over every file of a published version: refused by name, or the answers of before; no crash.
+
+    python -m tests.reliability.versions --trials 2000 --seed 16
+
+A version is opened in one of three ways, asked 40 queries (plain, filtered, with columns), and its answers compared
+with those of the version as it was published. With `verify="full"`, and once `check_next` has gone round, any damage to
+a file that a search reads must be told; with `sizes`, what the codes and ids of single products are may change silently
+until then, and counts as `unseen`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from random import Random
+from unittest.mock import patch
+
+import numpy as np
+
+from index_builder import IndexReader, checksums, publish
+from index_builder.errors import IndexBuilderError
+from index_builder.manifest import is_index_file, is_refine_file
+from tests.index_builder.builds import clustered, published
+from tests.reliability.trials import Outcomes, damaged, run_apart, run_command
+
+ALLOWED = frozenset({"refused", "same", "found later"})
+KINDS = {
+    "ivf-pq": {"factory": "OPQ4_8,IVF8,PQ4x4", "serving_shards": 2},
+    "refined": {"factory": "IVF8,PQ4x4", "refine": "sq8", "serving_shards": 2},
+    "flat": {"factory": "Flat", "serving_shards": 2},
+    "fast scan": {"factory": "IVF8,PQ8x4fsr", "serving_shards": 1},
+    "hnsw": {"factory": "IVF16_HNSW8,SQ8", "serving_shards": 1},
+}
+ROWS, DIM = 600, 16
+VERIFY = ("sizes", "sampled", "full")
+
+
+def answers(reader: IndexReader) -> list[object]:
+    """All that a server takes from a version."""
+    queries = clustered(40, DIM, seed=5)
+    found: list[object] = []
+    for filter in (None, "title != 'x'", np.arange(ROWS) % 3 == 0):
+        result = reader.search(queries, 10, filter=filter)
+        found += [result.rows.tolist(), result.scores.tolist(), result.product_ids]
+        found += [result.columns(["title"], query=number).to_pydict() for number in range(3)]
+    return [*found, reader.products.to_pydict()]
+
+
+def look(index: str, verify: str, expected: list[object]) -> str:
+    """What came of opening a damaged version and asking it."""
+    try:
+        reader = IndexReader.open(index, verify=verify)  # type: ignore[arg-type]
+        found = answers(reader)
+        if found == expected:
+            return "same"
+        round_bytes = sum(entry.bytes for entry in reader.manifest.files)
+        reader.check_next(2 * round_bytes)
+    except IndexBuilderError as error:
+        names = ("manifest.json", "checksums.json", "CURRENT", ".faiss", "products.arrow")
+        told = any(name in str(error) for name in names) or "no complete version" in str(error)
+        late = "found later" if "found" in locals() else "refused"
+        return f"{late}: {error}" if told else f"unnamed: {error}"
+    return "other answers"
+
+
+def run(trials: int, seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Outcomes:
+    """So many damages over all kinds of index and all files."""
+    logging.disable()
+    outcomes = Outcomes(ALLOWED)
+    for kind in kinds:
+        with tempfile.TemporaryDirectory(prefix="shelfmark-reliability-") as folder:
+            # As many blocks as a file of a hundred megabytes has.
+            with patch.object(checksums, "BLOCK_BYTES", 256):
+                index = published(folder, ROWS, DIM, **KINDS[kind])
+            version = publish.version_uri(index, publish.read_current(index))
+            expected = answers(IndexReader.open(index))
+            names = [str(path.relative_to(index)) for path in Path(version).rglob("*") if path.is_file()]
+            searched = [n for n in names if is_index_file(Path(n).name) or is_refine_file(Path(n).name) or "arrow" in n]
+            files = [*searched, *searched, *(n for n in names if n.endswith(".json") and "encoder" not in n), "CURRENT"]
+            whole = {name: Path(index, name).read_bytes() for name in files}
+
+            def attempt(
+                trial: tuple[int, str, str],
+                kind: str = kind,
+                index: str = index,
+                whole: dict[str, bytes] = whole,
+                expected: list[object] = expected,
+            ) -> str:
+                number, name, verify = trial
+                random, path = Random(f"{seed} {kind} {number}"), Path(index, name)
+                data = damaged(whole[name], random)
+                if data == whole[name]:
+                    return "same: the damage changed nothing"
+                if random.random() < 0.02:
+                    path.unlink()
+                else:
+                    path.write_bytes(data)
+                try:
+                    return look(index, verify, expected)
+                finally:
+                    path.write_bytes(whole[name])
+
+            share = -(-trials // len(kinds))
+            turns = itertools.cycle(itertools.product(files, VERIFY))
+            wanted = [(number, name, verify) for number, (name, verify) in zip(range(share), turns, strict=False)]
+            for (number, name, verify), outcome in run_apart(wanted, attempt):
+                if outcome.startswith("found later") and verify == "full":
+                    outcome = f"unseen by full: {outcome}"
+                for path, data in whole.items():  # where the child died in between
+                    Path(index, path).write_bytes(data)
+                outcomes.add(f"{kind}, {verify}", (number, Path(name).name), outcome)
+            shutil.rmtree(folder, ignore_errors=True)
+    return outcomes
+
+
+if __name__ == "__main__":
+    run_command("Damaged versions", 2000, run)

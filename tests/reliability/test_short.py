@@ -11,7 +11,7 @@ SEED = 3
 
 @pytest.mark.parametrize(
     ("run", "trials"),
-    [(addresses.run, 400), (catalogs.run, 8), (images.run, 100), (store.run, 80), (versions.run, 100)],
+    [(addresses.run, 300), (catalogs.run, 5), (images.run, 60), (store.run, 50), (versions.run, 50)],
     ids=["addresses", "catalogs", "images", "store", "versions"],
 )
 def test_no_trial_is_lost(run, trials: int) -> None:

@@ -34,7 +34,7 @@ SEEN_AS = ImagePreprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def _files() -> dict[str, bytes]:
-    """A file of each kind, written by a child: encoders start threads, and a process with threads is not forked from."""
+    """A file of each kind, written by a child: encoders start threads, with which a process is not forked from."""
     with tempfile.TemporaryDirectory(prefix="shelfmark-reliability-") as folder:
 
         def write(kind: str) -> str:

@@ -164,6 +164,8 @@ def _mapped_products(path: str, checks: VersionChecks) -> tuple[pa.Table, Callab
         if not checks.has_structure:
             table.validate(full=True)
         table.schema.field("product_id")
+    except FileNotFoundError:  # removed meanwhile
+        raise
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise VerificationError(f"{path}: expected an Arrow file of products, found a damaged one ({error})") from error
 

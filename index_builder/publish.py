@@ -90,7 +90,7 @@ def publish_version(
         StorageError: a staged file changed while it was copied, or the address cannot be written.
     """
     sources = _sources(staged)
-    files = files or describe_files(sources)
+    files = tuple(entry for entry in files or describe_files(sources) if entry.path != CHECKSUMS_FILE)
     fingerprint = content_fingerprint(files, manifest.encoder.fingerprint, manifest.index.spec, manifest.index.search)
     created, version = _free_version(index_uri, fingerprint, now or datetime.now(UTC))
     folder = version_uri(index_uri, version)

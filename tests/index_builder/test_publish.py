@@ -71,7 +71,7 @@ def test_a_version_is_files_then_manifest_then_pointer(root: str, monkeypatch: p
     assert found.version == version
     assert found.created_utc == "2026-11-21T03:00:00Z"
     assert version.endswith(found.content_fingerprint[:12])
-    assert storage.list_names(folder) == sorted([*staged, "manifest.json"])
+    assert storage.list_names(folder) == sorted([*staged, "checksums.json", "manifest.json"])
     for entry in found.files:
         assert storage.sha256_file(storage.join(folder, entry.path)) == entry.sha256
         assert storage.size(storage.join(folder, entry.path)) == entry.bytes

@@ -294,6 +294,7 @@ def test_a_remote_index_is_downloaded_once_and_checked(
     assert reader.search(VECTORS[8], 1).product_ids == [["sku-8"]]
     cached = [path for path in cache.rglob("*") if path.is_file()]
     assert sorted(path.name for path in cached) == [
+        "checksums.json",
         "index-00000-of-00002.faiss",
         "index-00001-of-00002.faiss",
         "products.arrow",

@@ -68,7 +68,9 @@ class BlockEncoder:
         self._index = index
         self._ivf = ivf_of(index)
         centroids = self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist)
-        self._correction = self._map = self._asked = None
+        self._map: np.ndarray | None = None
+        self._asked: np.ndarray | None = None
+        self._correction: Correction | None = None
         if isinstance(index, faiss.IndexPreTransform):
             transform = faiss.downcast_VectorTransform(index.chain.at(0))
             self._map, self._asked = documents_map(transform)[0], columns_of(transform)

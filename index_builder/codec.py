@@ -162,8 +162,7 @@ def build_codec(
         centroids = train_centroids(rotated(vectors, transform), spec.lists, seed=seed, gpu=gpu)
     else:
         centroids = rotated(centroids, transform)
-    kept = code_training_rows(len(vectors), seed=seed) if spec.code != "flat" else slice(0)
-    chosen = rotated(vectors[kept], transform)
+    chosen = rotated(vectors[code_training_rows(0 if spec.code == "flat" else len(vectors), seed=seed)], transform)
     if spec.corrected:
         transform, chosen, centroids = _shaped(transform, chosen, centroids, spec, queries)
     quantizer = build_quantizer(centroids, spec)

@@ -213,7 +213,7 @@ def factories(size: int, dim: int) -> Iterator[tuple[str, str]]:
         yield "PQ 4 bit FastScan", f"OPQ{2 * size}_{4 * size},PQ{2 * size}x4fsr"
     for bits in range(1, 6):
         dims = min(dim, (size - (8 if bits == 1 else 20)) * 8 // bits // 8 * 8)
-        if dims >= 16 and (dims < dim or (dim * bits + 7) // 8 > 0.8 * size):
+        if dims >= 16 and (dims < dim or (dim * bits + 7) // 8 > 0.7 * size):
             yield f"RaBitQ {bits} bit", f"{'RR' if dims == dim else f'PCAR{dims}'},RaBitQ{bits if bits > 1 else ''}"
 
 

@@ -203,7 +203,7 @@ def embed_photos(photos: Sequence[bytes], weights: Path) -> np.ndarray:
         for (key, own), value in zip(model.state_dict().items(), stored.values(), strict=True)
     }
     model.load_state_dict(state)
-    model.reset_classifier(0)
+    model.classifier = torch.nn.Identity()
     model.eval()
     vectors = []
     with torch.inference_mode():

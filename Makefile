@@ -74,7 +74,7 @@ $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: $(VENV)/.crea
 # The jars of an engine: its own from the Python registry, and those of Beam's job server from the Java one.
 FLINK := apache-flink-libraries==1.19.3
 SPARK := pyspark==3.5.9
-$(ENGINES)/flink/.complete $(ENGINES)/spark/.complete: $(ENGINES)/%/.complete: $(VENV)/.created
+$(ENGINES)/flink/.complete $(ENGINES)/spark/.complete: $(ENGINES)/%/.complete: | $(VENV)/.created
 	@echo "Fetching $* into $(@D)"
 	@rm -rf $(@D) && mkdir -p $(@D)/download
 	@$(PY) -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D)/download '$(if $(filter flink,$*),$(FLINK),$(SPARK))'
@@ -87,7 +87,7 @@ $(ENGINES)/%-job-server/.complete: tests/engines/%_job_server.xml
 	@mvn --batch-mode --quiet --file $< dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory=$(abspath $(@D))
 	@touch $@
 # Google's packages, beside those of .venv and apart from them: they make every import of Beam slower.
-$(ENGINES)/dataflow/.complete: $(VENV)/.installed-test
+$(ENGINES)/dataflow/.complete: constraints.txt | $(VENV)/.installed-test
 	@echo "Installing what Dataflow needs into $(@D)"
 	@rm -rf $(@D) && $(PY) -m venv --without-pip $(@D)
 	@$(PY) -c 'import site; print(site.getsitepackages()[0])' > "$$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/venv.pth"

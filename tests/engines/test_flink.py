@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.engines.flink import FlinkCluster, flink_cluster
@@ -35,6 +36,24 @@ def test_the_bytes_are_those_of_the_direct_runner(tmp_path, catalog, direct_file
     assert night.files() == direct_files
     assert "worker processes on 1 hosts" in output
     assert restarts(cluster) == 0
+
+
+def test_the_fashion_catalog_gives_the_bytes_of_the_direct_runner(tmp_path, shared_data, cluster):
+    """A slice of it; all 19,758 products where SHELFMARK_WHOLE_CATALOGS is set."""
+    folder = shared_data / "fashion" / "catalog"
+    settings = ("--config", "demo", "--catalog.text_fields", "[title]", "--gates.min_recall", "0")
+    if "SHELFMARK_WHOLE_CATALOGS" not in os.environ:
+        rows = pq.read_table(next(iter(sorted(folder.glob("*.parquet"))))).slice(0, 300)
+        folder = tmp_path / "slice"
+        folder.mkdir()
+        pq.write_table(rows, folder / "part.parquet")
+        settings = (*settings, "--index.factory", "IVF4,PQ32x4", "--catalog.shard_rows", "50")
+    settings = (*settings, "--catalog.display_fields", "[title]")
+    direct = start_night(tmp_path / "direct", str(folder), ["--runner=DirectRunner"], settings)
+    night = start_night(tmp_path / "flink", str(folder), cluster.options, settings)
+    direct.finish()
+    night.finish()
+    assert night.files() == direct.files()
 
 
 def test_a_killed_worker_and_a_killed_machine_cost_their_shards_alone(tmp_path, catalog, direct_files, cluster):

@@ -6,9 +6,7 @@ from pipelines.config.command_line import parse_config, read_config_file
 from pipelines.config.job import GatesConfig, JobConfig, WorkConfig, to_yaml
 from pipelines.config.validation import build_config, list_keys
 
-SHIPPED = (
-    *("demo", "minilm", "clip_vit_b32", "4tmm_dfn5b", "marqo_ecommerce_b", "fashion_siglip", "siglip2_b16"),
-)
+SHIPPED = (*("demo", "minilm", "clip_vit_b32", "4tmm_dfn5b", "marqo_ecommerce_b", "fashion_siglip", "siglip2_b16"),)
 
 
 def load(name: str) -> JobConfig:

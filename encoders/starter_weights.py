@@ -10,6 +10,7 @@ import importlib.util
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -55,7 +56,7 @@ def convert(pickled: Path, target: Path, *, sha256: str = _SHA256, architecture:
     except (RuntimeError, OSError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{pickled} cannot be read as a state dict: {error}") from error
     with torch.random.fork_rng(devices=[]):
-        model = timm.create_model(architecture, pretrained=False)
+        model: Any = timm.create_model(architecture, pretrained=False)
     own = model.state_dict()
     pairs = list(zip(own.items(), weights.items(), strict=False))
     if len(own) != len(weights) or any(mine.shape != other.shape for (_, mine), (_, other) in pairs):

@@ -13,8 +13,8 @@ REQUIREMENTS = [
     # Towers and their checkpoints
     "torch>=2.8,!=2.13.0",  # runs the towers; 2.13.0 was found without a torchvision that loads beside it
     "open_clip_torch>=3.2",  # CLIP image and text towers, with the preprocessing that their weights expect
-    "timm>=1.0.20",  # image towers of its own; open_clip builds on it too
-    "transformers>=5.0",  # BERT text towers
+    "timm>=1.0",  # image backbones without a CLIP around them
+    "transformers>=5.0",  # BERT text towers, SigLIP and DINOv2
     "tokenizers>=0.22",  # reads the tokenizer.json that travels with a published query encoder
     "safetensors>=0.5",  # weights without pickles
     "huggingface_hub>=1.0",  # downloads the checkpoints that are named by hub name

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import pickle
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
@@ -56,19 +56,18 @@ def convert(pickled: Path, target: Path, *, sha256: str = _SHA256, architecture:
     except (RuntimeError, OSError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{pickled} cannot be read as a state dict: {error}") from error
     with torch.random.fork_rng(devices=[]):
-        model = timm.create_model(architecture, pretrained=False)
+        model: Any = timm.create_model(architecture, pretrained=False)
     own = model.state_dict()
     pairs = list(zip(own.items(), weights.items(), strict=False))
     if len(own) != len(weights) or any(mine.shape != other.shape for (_, mine), (_, other) in pairs):
         raise CheckpointError(f"{pickled} does not fit timm's {architecture}: its tensors have other shapes")
     kept = {name: tensor.contiguous() for (name, _), (_, tensor) in pairs}
-    pretrained: dict[str, Any] = cast(Any, model).pretrained_cfg
     names = ("input_size", "mean", "std", "interpolation", "crop_pct", "classifier", "fixed_input_size")
     values = {
         "architecture": architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
-        "pretrained_cfg": {name: pretrained.get(name) for name in names},
+        "pretrained_cfg": {name: model.pretrained_cfg.get(name) for name in names},
     }
     with replaced_folder(target, marker="config.json", kind="converted tower") as staged:
         save_file(kept, str(staged / "model.safetensors"), metadata={"format": "pt"})

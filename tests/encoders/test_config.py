@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -36,7 +37,7 @@ def test_config_from_yaml_values():
         ({"model": "3tmm", "text_tower": BERT, "clip_tower": CLIP}, ["encoder.fusion.method", "none", "mlp"]),
         ({"model": "bibert", "text_tower": BERT, "fusion": FusionSpec(method="mlp")}, ["encoder.fusion.method"]),
         ({"model": "match9"}, ["encoder.model", "match9"]),
-        ({"model": "match3", "clip_tower": CLIP, "fusion": FusionSpec(method="sum")}, ["encoder.text_tower"]),
+        ({"model": "match4", "clip_tower": CLIP, "fusion": FusionSpec(method="sum")}, ["encoder.text_tower"]),
         (
             {"model": "match3", "clip_tower": CLIP, "text_tower": BERT, "fusion": FusionSpec(method="mlp")},
             ["encoder.fusion.method", "sum"],
@@ -47,7 +48,8 @@ def test_config_from_yaml_values():
         ),
         ({"uri": "x", "device": "gpu"}, ["encoder.device", "gpu", "cuda:N"]),
         ({"uri": "x", "device": "cpu:1"}, ["encoder.device"]),
-        ({"uri": "x", "precision": "int8"}, ["encoder.precision", "int8", "bfloat16"]),
+        ({"uri": "x", "precision": "int4"}, ["encoder.precision", "int4", "bfloat16"]),
+        ({"model": "bibert", "text_tower": replace(BERT, image_size=8)}, ["encoder.text_tower", "image_size"]),
         ({"uri": "x", "batch_size": 0}, ["encoder.batch_size", "0"]),
         ({"uri": "x", "image_weight": 1.5}, ["encoder.image_weight", "1.5"]),
     ],

@@ -174,7 +174,8 @@ def test_a_version_without_the_file_is_searched_alike(index: str, tmp_path: Path
     copy, bitmaps = copied(index, tmp_path)
     manifest = next(Path(copy).rglob("manifest.json"))
     entries = storage.read_json(str(manifest))
-    entries["files"] = [entry for entry in entries["files"] if entry["path"] != FILTERS_FILE]
+    entries["files"] = [entry for entry in entries["files"] if entry["path"] not in (FILTERS_FILE, "checksums.json")]
+    del entries["manifest_sha256"]  # nor had the versions of then such a hash
     storage.write_json_atomic(str(manifest), entries)
     bitmaps.unlink()
     condition = "kind in ('mug', 'lamp') and not (stock or rating > 2)"
@@ -212,7 +213,7 @@ def test_a_damaged_file_is_noticed(index: str, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match=r"filters\.arrow: expected \d+ bytes"):
         IndexReader.open(copy)
     bitmaps.write_bytes(bytes(len(data)))
-    with pytest.raises(VerificationError, match=r"filters\.arrow: expected the bitmaps of filter columns"):
+    with pytest.raises(VerificationError, match=r"filters\.arrow: (expected the bitmaps of filter columns|bytes 0 to .* are not those)"):
         IndexReader.open(copy)
     stored = FilterBitmaps(str(next(Path(index).rglob(FILTERS_FILE))), TABLE, ProductRows(TABLE).take)["kind"]
     place = bytes(data).index(stored._bitmaps.column("bitmap")[0].as_py())

@@ -170,13 +170,18 @@ def copied(index: str, tmp_path: Path) -> tuple[str, Path]:
     return str(tmp_path / "copy"), next((tmp_path / "copy").rglob(FILTERS_FILE))
 
 
-def test_a_version_without_the_file_is_searched_alike(index: str, tmp_path: Path) -> None:
-    copy, bitmaps = copied(index, tmp_path)
-    manifest = next(Path(copy).rglob("manifest.json"))
+def without_files(index: str, *names: str) -> None:
+    """Makes the manifest that of a version from before these files were written."""
+    manifest = next(Path(index).rglob("manifest.json"))
     entries = storage.read_json(str(manifest))
-    entries["files"] = [entry for entry in entries["files"] if entry["path"] not in (FILTERS_FILE, "checksums.json")]
+    entries["files"] = [entry for entry in entries["files"] if entry["path"] not in names]
     del entries["manifest_sha256"]  # nor had the versions of then such a hash
     storage.write_json_atomic(str(manifest), entries)
+
+
+def test_a_version_without_the_file_is_searched_alike(index: str, tmp_path: Path) -> None:
+    copy, bitmaps = copied(index, tmp_path)
+    without_files(copy, FILTERS_FILE, "checksums.json")
     bitmaps.unlink()
     condition = "kind in ('mug', 'lamp') and not (stock or rating > 2)"
     with_file, without = (
@@ -215,6 +220,7 @@ def test_a_damaged_file_is_noticed(index: str, tmp_path: Path) -> None:
     bitmaps.write_bytes(bytes(len(data)))
     with pytest.raises(VerificationError, match=r"filters\.arrow: (expected the bitmaps of filter columns|bytes 0 to .* are not those)"):
         IndexReader.open(copy)
+    without_files(copy, "checksums.json")  # which would tell of it first
     stored = FilterBitmaps(str(next(Path(index).rglob(FILTERS_FILE))), TABLE, ProductRows(TABLE).take)["kind"]
     place = bytes(data).index(stored._bitmaps.column("bitmap")[0].as_py())
     data[place + 20] ^= 1

@@ -84,7 +84,7 @@ def main() -> None:
         vectors = unit(vectors[random.permutation(len(vectors))])
         queries, vectors = vectors[:QUERIES], vectors[QUERIES:]
         arguments.rows = len(vectors)
-        batches = (vectors[start : start + FILE_ROWS] for start in range(0, len(vectors), FILE_ROWS))
+        batches = iter([vectors[start : start + FILE_ROWS] for start in range(0, len(vectors), FILE_ROWS)])
     else:
         if arguments.kind == "titles":
             base = np.unique(embed_titles(_titles(arguments.catalog)).round(6), axis=0)

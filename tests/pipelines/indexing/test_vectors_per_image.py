@@ -19,13 +19,14 @@ from index_builder import IndexReader, embedding_shards
 from pipelines import build_index, evaluate, search
 from pipelines.catalog.dead_letters import read_dead_letters
 from pipelines.config.command_line import load_job_config, run_command
+from pipelines.config.exit_codes import RunFailedError
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog.picture import encode_jpeg
 from pipelines.demo_catalog.products import fresh_picture, make_product
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.forecast import forecast_run
 from pipelines.indexing.progress import summary_lines
-from pipelines.indexing.run_record import RunFailedError, RunRecord
+from pipelines.indexing.run_record import RunRecord
 from pipelines.published.version_diff import compare_versions
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.indexing.job import arguments, index_files, run_job, version_files

@@ -29,6 +29,10 @@ NOT_CLEANED = 5
 EXPECTED_ERRORS = (ConfigError, CatalogError, EncoderError, IndexBuilderError)
 
 
+class NothingBegunError(ConfigError):
+    """A refusal that comes from the workers: they were asked before the work, and none of it has begun."""
+
+
 class RunFailedError(Exception):
     """Work failed after it had begun; what is complete stands, and the same command continues."""
 
@@ -43,5 +47,7 @@ def failures_of_work(*kinds: type[Exception]) -> Iterator[None]:
     taken = kinds or EXPECTED_ERRORS
     try:
         yield
+    except NothingBegunError:
+        raise
     except taken as error:
         raise RunFailedError(f"{error}\nRun the same command again to continue from what is complete.") from error

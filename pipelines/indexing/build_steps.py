@@ -192,11 +192,11 @@ def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
         earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
         dropped = [len(shard.dropped) for shard in numbering.shards]
         duplicates = numbering.duplicates_of_shards
-        totals = total(summaries, numbering.rows, duplicates, frozenset(earlier), run.folded, dropped)
-        if not numbering.rows:
+        totals = total(summaries, numbering.products, duplicates, frozenset(earlier), run.folded, dropped)
+        if not numbering.products:
             raise EmptyCatalogError(_none_left(totals, numbering.rejected_uri))
         spec = spec_to_build(run.index, numbering.rows, run.encoder.dim, run.reusable)
-        facts |= {"products": numbering.rows, "duplicates": numbering.duplicates}
+        facts |= {"products": numbering.products, "duplicates": numbering.duplicates}
     refine = plan_refinement(run.index, spec)
     return BuildPlan(numbering=numbering, spec=spec, refine=refine, totals=totals, shard_keys=keys)
 

@@ -25,9 +25,8 @@ from apache_beam.utils import shared
 from encoders.config import EncoderConfig
 from index_builder import storage
 from index_builder.manifest import EncoderSummary
-from pipelines.config.exit_codes import RunFailedError, failures_of_work
+from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failures_of_work
 from pipelines.config.stopping import at_stop
-from pipelines.config.validation import ConfigError
 from pipelines.indexing import build_steps as steps
 from pipelines.indexing.build_steps import RunContext
 from pipelines.indexing.publish_step import RunResult, publish_build
@@ -100,7 +99,7 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
     """Yields a pipeline to put steps into; it runs when the block ends.
 
     Raises:
-        ConfigError: A worker must not work for this run (see `worker_probe`), and none had begun.
+        NothingBegunError: A worker must not work for this run (see `worker_probe`), and none had begun.
         RunFailedError: A worker failed; what is complete stands, and a rerun continues from there.
     """
     filters = {"apache_beam.runners.common": _is_unexpected, "": _is_no_job_error}
@@ -136,7 +135,7 @@ def _as_told(error: Exception, record: RunRecord, options: BeamOptions) -> Excep
         return error
     reason = said_by_worker(str(error))
     if reason is not None and not any(record.reports(stage) for stage in ("embed", "import")):
-        return ConfigError(reason)
+        return NothingBegunError(reason)
     path = storage.join(record.uri, "runner.txt")
     storage.write_bytes_atomic(path, "".join(traceback.format_exception(error)).encode())
     reason = reason or _last_exception(str(error))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeVar
 
+import faiss
 from rich.console import Console
 from rich.table import Table
 
@@ -110,6 +111,7 @@ def _in_child(trials: Sequence[Trial], run: Callable[[Trial], str], seconds: flo
 
 
 def _be_child(trials: Sequence[Trial], run: Callable[[Trial], str], writing: int) -> None:
+    faiss.omp_set_num_threads(1)  # OpenMP's threads of the parent are none of the child's: it would wait for them
     try:
         for trial in trials:
             try:

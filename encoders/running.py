@@ -9,10 +9,13 @@ Legend: T texts, P images, S side of an image in pixels, L tokens of a text, D w
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -33,6 +36,31 @@ from encoders.tokenizers import TextTokenizer, TokenizedTexts
 IMAGES_PER_BATCH = {torch.float32: 8, torch.bfloat16: 16, torch.float16: 8}
 TOKENS_PER_BATCH = {torch.float32: 128, torch.bfloat16: 512, torch.float16: 256}
 
+_MKL_AVX2, _MKL_STRICT = 10, 0x10000  # MKL_CBWR_AVX2 and MKL_CBWR_STRICT of mkl_types.h
+log = logging.getLogger(__name__)
+
+
+def _keep_row_sums_in_order() -> bool:
+    """Has MKL sum every row of a matrix product alike; whether it does. False: a product came before this call.
+
+    On Intel CPUs with AVX2 at best MKL multiplies six rows at a time and sums the one to three that may be left over in
+    another order, so that a row's bits depend on its place in the batch. Its strict mode (`MKL_CBWR=AVX2,STRICT`) does
+    not, at the same speed. Kernels for AVX-512 and for other makers' CPUs are left as they are.
+    """
+    try:
+        mkl = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))  # the copy that is loaded
+        best = mkl.mkl_serv_cbwr_get_auto_branch()  # no instruction set on CPUs that are not Intel's
+        if best != _MKL_AVX2:
+            return True
+        mkl.mkl_serv_cbwr_set(_MKL_AVX2 | _MKL_STRICT)
+        return mkl.mkl_serv_cbwr_get(-1) == _MKL_AVX2 | _MKL_STRICT
+    except (OSError, AttributeError):  # a torch without MKL, as on Arm
+        return True
+
+
+# As soon as torch is there: MKL takes the mode only before its first product.
+_ROW_SUMS_IN_ORDER = _keep_row_sums_in_order()
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _Tower = TypeVar("_Tower", bound=nn.Module)
@@ -49,6 +77,11 @@ class Lanes:
     """
 
     def __init__(self, count: int | None = None) -> None:
+        if not _ROW_SUMS_IN_ORDER:
+            log.warning(
+                "torch multiplied matrices before the encoders were imported: on this CPU a product's place in a batch "
+                "may change the last digits of its vector; import encoders.running first, or set MKL_CBWR=AVX2,STRICT"
+            )
         own = torch.get_num_threads()
         self.count = count or own
         self._pool = ThreadPoolExecutor(self.count, "encoder-lane", initializer=_run_single_threaded)

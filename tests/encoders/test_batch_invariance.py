@@ -217,6 +217,20 @@ def test_processes_with_other_threads_and_instructions():
             assert one == here, "another process on the same CPU"
 
 
+def test_a_process_that_multiplied_before_the_encoders_came_is_told():
+    """MKL settles how it sums with its first product; with AVX2 it sums the last two of eight rows differently then."""
+    script = (
+        "import torch; x, w = torch.randn(1, 16), torch.randn(16, 16); x @ w\n"
+        "from encoders.running import Lanes; Lanes(1)\n"
+        "y = torch.nn.functional.linear(x.expand(8, 16).contiguous(), w); print(bool((y == y[0]).all()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | OTHER_CPUS["AVX2"] | {"OMP_NUM_THREADS": "1", "MKL_CBWR": ""},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ("set MKL_CBWR=AVX2,STRICT" in done.stderr) == (done.stdout == "False\n")
+
+
 def digests(threads: int) -> dict[str, str]:
     """The digest of every model's vectors with so many threads; raises where company changes them."""
     found = {}

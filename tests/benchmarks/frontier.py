@@ -357,8 +357,8 @@ def draw(points: list[Point], name: str, lists: VectorLists, path: Path) -> None
     for panel, depth in zip(panels, ("recall_100", "recall_10"), strict=True):
         for kind in dict.fromkeys(point.kind for point in points):
             line = sorted((p.stored, getattr(p, depth)) for p in points if p.kind == kind)
-            style = {"bound": "k--", "auto": "r-o"}.get(kind, "-.")
-            panel.plot(*zip(*line, strict=True), style, markersize=4, marker="o" if kind != "bound" else "", label=kind)
+            style = {"bound": "k--", "auto": "ro-"}.get(kind, "o-.")
+            panel.plot(*zip(*line, strict=True), style, markersize=4, label=kind)
         panel.set_xscale("log", base=2)
         panel.set_xticks(
             [32, 48, 64, 96, 128, 192, 256, 384], labels=["32", "48", "64", "96", "128", "192", "256", "384"]

@@ -444,6 +444,8 @@ def unknown_column(name: str, known: Iterable[str]) -> FilterError:
     by_lower = {each.lower(): each for each in names}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.7)
     hint = f" Did you mean '{by_lower[close[0]]}'?" if close else " (Text stands in single quotes.)"
+    if name.partition(".")[0] in names:
+        hint = f" To filter by a field of '{name.partition('.')[0]}', name it in catalog.filter_fields."
     return FilterError(f"expected the name of a column, found {name!r}.{hint} Known: {', '.join(names[:12])}.")
 
 

@@ -177,6 +177,7 @@ def test_everything_else_is_refused_at_its_place(text: str, place: str) -> None:
         ("Price = 1", "expected the name of a column, found 'Price'. Did you mean 'price'?"),
         ('status = "active"', r"found 'active'.*Text stands in single quotes"),
         ("s = 1", "'s' is struct<x: int64>, which can only be null or not; name one of its fields"),
+        ("s.x = 1", "found 's.x'. To filter by a field of 's', name it in catalog.filter_fields"),
         ("day = 5", "'day' is date32.*cannot be compared with 5; write text, such as '2026-01-31'"),
         ("moment = true", "'moment' is timestamp.*cannot be compared with True"),
         ("tags = price", "'tags' is list<.*a list is compared with values"),

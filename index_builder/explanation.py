@@ -75,13 +75,13 @@ class WhyNot:
 
     Attributes:
         status: `found`; `earlier_page`: before the offset; `other_of_group`: its group is found by a better member;
-            `below_k`: it scores less than the last answer; `list_not_probed`: it would be among the answers, had its
-            list been probed; `not_a_candidate`: it would be, had it been re-ranked; `filtered_out`; `not_in_version`.
+            `below_k`: it scores less than the last answer; `list_not_probed`: it scores more, but its list was not
+            probed; `not_a_candidate`: it was not re-ranked; `filtered_out`; `not_in_version`.
         rank: of the product, or its group, in the whole sequence from 1; None where it is not within the first 10,000.
         last_score: of the last answer; None where fewer than k were found.
         failed: conditions of the filter that it does not pass, each with the value that it has.
         needed: the setting, `nprobe` or `refine_factor`, that would have reached it; None where that is not the cause.
-        needed_rank: its rank then.
+        needed_rank: its rank then; behind the answers where the setting also finds better ones.
         best_member: product id of the one that stands for its group.
         explanation: of its score; None for a product that is not in the version.
     """

@@ -23,6 +23,17 @@ from sqlglot import exp
 from sqlglot.dialects.dialect import Dialect
 from sqlglot.errors import ParseError, SqlglotError
 
+from index_builder.comparable import (
+    NUMBER,
+    TRUTHS,
+    as_number,
+    as_text,
+    as_truth,
+    is_list,
+    is_number,
+    is_temporal,
+    numbers_meeting,
+)
 from index_builder.errors import FilterError
 
 ALLOWED = (
@@ -34,9 +45,6 @@ BLOCK_ROWS = 65_536
 """Rows that are compared at a time."""
 Literal = str | int | float | bool | None
 
-_NUMBER = r"^[+-]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][+-]?[0-9]+)?$"
-_WHOLE = r"^[+-]?[0-9]{1,18}$"
-_TRUTHS = {True: ["true", "t", "yes", "y", "1"], False: ["false", "f", "no", "n", "0"]}
 _OPERATORS: dict[type[exp.Expression], str] = {
     exp.EQ: "equal",
     exp.NEQ: "not_equal",
@@ -313,7 +321,7 @@ def _evaluated(node: exp.Expression, rows: pa.RecordBatch | _WholeTable) -> pa.B
         return _of_items(node.this, rows, lambda column: pc.and_kleene(above(column), below(column)))
     if isinstance(node, exp.Like | exp.ILike):
         pattern, is_blind = str(node.expression.this), isinstance(node, exp.ILike)
-        like = _of_items(node.this, rows, lambda column: pc.match_like(_as_text(column), pattern, ignore_case=is_blind))
+        like = _of_items(node.this, rows, lambda column: pc.match_like(as_text(column), pattern, ignore_case=is_blind))
         return pc.invert(like) if node.args.get("negate") else like
     operator, left, right = _OPERATORS[type(node)], node.this, node.expression
     if not isinstance(left, exp.Column | exp.Dot):
@@ -335,7 +343,7 @@ def _of_items(
 ) -> pa.BooleanArray:
     """The test for each value of a column; of a list, whether one of its items passes it."""
     column = _column(node, rows)
-    if not _is_list(column.type):
+    if not is_list(column.type):
         return test(column)
     passed = pc.fill_null(test(_plain(column.flatten(), node)), False).to_numpy(zero_copy_only=False)
     lengths = pc.if_else(column.is_valid(), pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
@@ -350,7 +358,12 @@ def _column_test(node: exp.Expression, operator: str, value: Literal) -> Callabl
     def test(column: pa.Array) -> pa.BooleanArray:
         if value is None:
             return pa.nulls(len(column), pa.bool_())
+        kind = column.type
         column, other = _meeting(column, value, node)
+        # What spells no number equals none, and has no place before or behind one; a date may be cut short ('2026-05').
+        spelt = not pa.types.is_string(column.type) or pa.types.is_string(kind)
+        if operator != "equal" and not spelt and not (is_temporal(kind) and str(value).strip()[:1].isdigit()):
+            raise FilterError(f"{_name(node, '')!r} is {kind}: expected one to compare it with, found {value!r}")
         return pc.call_function(operator, [column, other])
 
     return test
@@ -360,25 +373,24 @@ def _meeting(column: pa.Array, value: str | int | float | bool, node: exp.Expres
     """A column and a literal in a type that both have."""
     kind = column.type
     if isinstance(value, bool):
-        return (_as_truth(column), pa.scalar(value)) if not _is_temporal(kind) else _no_meeting(node, kind, value)
+        return (as_truth(column), pa.scalar(value)) if not is_temporal(kind) else _no_meeting(node, kind, value)
     if isinstance(value, int | float):
-        if _is_temporal(kind):
+        if is_temporal(kind):
             return _no_meeting(node, kind, value)
-        # What is larger than any int64 is still a number.
-        fits = isinstance(value, float) or -(2**63) <= value < 2**63
-        return _as_number(column), pa.scalar(value if fits else float(value))
+        return numbers_meeting(as_number(column), value)
     if pa.types.is_boolean(kind):
-        truth = next((truth for truth, words in _TRUTHS.items() if value.strip().lower() in words), None)
-        return (_as_text(column), pa.scalar(value)) if truth is None else (column, pa.scalar(truth))
-    if _is_number(kind):
+        truth = next((truth for truth, words in TRUTHS.items() if value.strip().lower() in words), None)
+        return (as_text(column), pa.scalar(value)) if truth is None else (column, pa.scalar(truth))
+    if is_number(kind):
         number = value.strip()
-        is_number = re.match(_NUMBER, number) is not None
-        return (_as_number(column), pa.scalar(float(number))) if is_number else (_as_text(column), pa.scalar(value))
-    if _is_temporal(kind):
+        if re.match(NUMBER, number) is None:
+            return as_text(column), pa.scalar(value)
+        return numbers_meeting(column, int(number) if number.lstrip("+-").isdigit() else float(number))
+    if is_temporal(kind):
         try:
             return column, pa.scalar(value.strip()).cast(kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            return _as_text(column), pa.scalar(value)
+            return as_text(column), pa.scalar(value)
     return column, pa.scalar(value)
 
 
@@ -394,22 +406,26 @@ def _columns_compared(
     """Two columns, row by row: as numbers where one is of numbers, as true and false likewise, else as they are."""
     columns = [_column(left, rows), _column(right, rows)]
     for node, column in zip((left, right), columns, strict=True):
-        if _is_list(column.type):
+        if is_list(column.type):
             raise FilterError(
                 f"{_name(node, '')!r} is {column.type}: a list is compared with values, not with a column"
             )
     if not columns[0].type.equals(columns[1].type):
         kinds = [column.type for column in columns]
-        if any(map(_is_number, kinds)) and not any(map(_is_temporal, kinds)):
-            columns = [_as_number(column) for column in columns]
-        elif any(map(pa.types.is_boolean, kinds)) and not any(map(_is_temporal, kinds)):
-            columns = [_as_truth(column) for column in columns]
-        elif not all(map(_is_temporal, kinds)):
-            columns = [_as_text(column) for column in columns]
+        if any(map(is_number, kinds)) and not any(map(is_temporal, kinds)):
+            columns = [as_number(column) for column in columns]
+            if any(pa.types.is_floating(column.type) for column in columns):
+                columns = [column.cast(pa.float64(), safe=False) for column in columns]
+            elif any(pa.types.is_uint64(column.type) for column in columns):
+                columns = [column.cast(pa.decimal128(20)) for column in columns]
+        elif any(map(pa.types.is_boolean, kinds)) and not any(map(is_temporal, kinds)):
+            columns = [as_truth(column) for column in columns]
+        elif not all(map(is_temporal, kinds)):
+            columns = [as_text(column) for column in columns]
     try:
         return pc.call_function(operator, columns)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
-        return pc.call_function(operator, [_as_text(column) for column in columns])
+        return pc.call_function(operator, [as_text(column) for column in columns])
 
 
 def _column(node: exp.Expression, rows: pa.RecordBatch) -> pa.Array:
@@ -428,6 +444,8 @@ def unknown_column(name: str, known: Iterable[str]) -> FilterError:
     by_lower = {each.lower(): each for each in names}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.7)
     hint = f" Did you mean '{by_lower[close[0]]}'?" if close else " (Text stands in single quotes.)"
+    if name.partition(".")[0] in names:
+        hint = f" To filter by a field of '{name.partition('.')[0]}', name it in catalog.filter_fields."
     return FilterError(f"expected the name of a column, found {name!r}.{hint} Known: {', '.join(names[:12])}.")
 
 
@@ -440,7 +458,7 @@ def _plain(column: pa.Array, node: exp.Expression) -> pa.Array:
         return _plain(column.dictionary_decode(), node)
     if pa.types.is_run_end_encoded(kind):
         return _plain(pc.run_end_decode(column), node)
-    if _is_list(kind):
+    if is_list(kind):
         return column
     if pa.types.is_null(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return column.cast(pa.string())
@@ -451,48 +469,8 @@ def _plain(column: pa.Array, node: exp.Expression) -> pa.Array:
         return pc.if_else(unknown, pa.scalar(None, column.type), column) if pc.any(unknown).as_py() else column
     if pa.types.is_timestamp(kind) and kind.tz is not None:
         return column.cast(pa.timestamp(kind.unit))  # the same moments, in UTC
-    if _is_number(kind) or _is_temporal(kind) or pa.types.is_boolean(kind) or pa.types.is_string(kind):
+    if is_number(kind) or is_temporal(kind) or pa.types.is_boolean(kind) or pa.types.is_string(kind):
         return column
     nested = pa.types.is_struct(kind) or pa.types.is_map(kind)
     hint = "; name one of its fields, as in a.b" if nested else ""
     raise FilterError(f"{_name(node, '')!r} is {kind}, which can only be null or not{hint}")
-
-
-def _as_number(column: pa.Array) -> pa.Array:
-    """Text as the numbers that it spells, null where it spells none."""
-    if pa.types.is_boolean(column.type):
-        return column.cast(pa.int8())
-    if not pa.types.is_string(column.type):
-        return column
-    texts = pc.utf8_trim_whitespace(column)
-    texts = pc.if_else(pc.match_substring_regex(texts, _NUMBER), texts, pa.scalar(None, pa.string()))
-    whole = pc.all(pc.match_substring_regex(texts, _WHOLE)).as_py() is not False
-    return pc.replace_substring_regex(texts, "^[+]", "").cast(pa.int64() if whole else pa.float64())
-
-
-def _as_truth(column: pa.Array) -> pa.BooleanArray:
-    """Numbers and texts as true and false, null where they are neither."""
-    if pa.types.is_boolean(column.type):
-        return column
-    if pa.types.is_string(column.type):
-        words = pc.utf8_lower(pc.utf8_trim_whitespace(column))
-        yes, no = (pc.is_in(words, value_set=pa.array(_TRUTHS[truth])) for truth in (True, False))
-    else:
-        yes, no = pc.equal(column, pa.scalar(1)), pc.equal(column, pa.scalar(0))
-    return pc.if_else(pc.or_(yes, no), yes, pa.scalar(None, pa.bool_()))
-
-
-def _as_text(column: pa.Array) -> pa.Array:
-    return column if pa.types.is_string(column.type) else column.cast(pa.string())
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
-
-
-def _is_temporal(kind: pa.DataType) -> bool:
-    return pa.types.is_date(kind) or pa.types.is_timestamp(kind) or pa.types.is_time(kind) or pa.types.is_duration(kind)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)

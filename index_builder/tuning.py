@@ -234,8 +234,10 @@ def _remedies(
 
 
 def _filtered(search: _Search, held: HeldOut, chosen: SearchChoice) -> Iterator[FilteredMeasurement]:
-    """Recall under the filters whose answers are known."""
+    """Recall under the filters whose answers are known, and that a row passes: of none everything is found."""
     for name, known in held.filters.items():
+        if not len(known.rows):
+            continue
         mask = np.zeros(search.shards.rows, dtype=bool)
         mask[known.rows] = True
         selection = RowSelection.of(mask)

@@ -87,15 +87,17 @@ def print_why_not(why: WhyNot, letters: pa.Table | None, *, version: str, asked:
 
 def _sentence(why: WhyNot, status: str, version: str, asked: Mapping[str, int]) -> str:
     ranked = f"rank {why.rank:,}" if why.rank is not None else "a rank beyond 10,000"
-    then = f", at rank {why.needed_rank:,}" if why.needed_rank is not None else ""
     offset, k = asked["offset"], asked["k"]
+    then = f" finds it, at rank {why.needed_rank:,}" if why.needed_rank is not None else " finds it"
+    if why.needed_rank is not None and why.needed_rank > offset + k:
+        then = f" gives it rank {why.needed_rank:,}, behind the last answer: -k is {k:,}"
     return {
         "found": f"found, {ranked}",
         "earlier_page": f"{ranked}, on an earlier page: --offset is {offset:,}",
         "other_of_group": f"its group is found at {ranked} by {why.best_member}, which scores more",
         "below_k": f"{ranked}, behind the last answer: -k is {k:,}" + (f", --offset {offset:,}" if offset else ""),
-        "list_not_probed": f"its list was not probed; --nprobe {why.needed} finds it{then}",
-        "not_a_candidate": f"its codes rank it too low to be re-ranked; --refine-factor {why.needed} finds it{then}",
+        "list_not_probed": f"its list was not probed; --nprobe {why.needed}{then}",
+        "not_a_candidate": f"its codes rank it too low to be re-ranked; --refine-factor {why.needed}{then}",
         "filtered_out": "it does not pass the filter",
         "rejected": f"it was rejected, and is not in {version}",
         "not_in_version": f"there is no such product in {version}, and no letter about one that was rejected",

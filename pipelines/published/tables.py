@@ -60,6 +60,7 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
     resident = f"; {decimal(manifest.resident_bytes)} in a fresh process that answered the held-out queries"
     trained = f"trained on {manifest.codec.training_rows:,} vectors" if manifest.codec.training_rows else "not trained"
     measured_memory = resident if manifest.resident_bytes else ""
+    measured_over = "vectors of held-out products" if catalog.vectors else "held-out products"
     rows = [
         ("version", f"{manifest.version} ({state or 'not published'})"),
         ("created", manifest.created_utc),
@@ -71,7 +72,7 @@ def print_manifest(manifest: Manifest, state: str, console: Console) -> None:
         ("codec", f"{manifest.codec.fingerprint}, {trained}"),
         ("index", f"{spec.factory}, {serving_shards(spec.serving_shards)}, nprobe {spec.search.nprobe}"),
         *refinement,
-        (f"recall {recall.k}@{recall.k}", f"{recall.value:.4f} over {recall.queries:,} held-out products"),
+        (f"recall {recall.k}@{recall.k}", f"{recall.value:.4f} over {recall.queries:,} {measured_over}"),
         *((f"  {row.filter}", _under_filter(row)) for row in recall.filtered),
         *(("  more", f"{remedy.option} measures {remedy.recall:.4f}") for remedy in recall.remedies),
         ("memory", f"{decimal(manifest.loaded_bytes)} at most{measured_memory}"),

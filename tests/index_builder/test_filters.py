@@ -177,9 +177,13 @@ def test_everything_else_is_refused_at_its_place(text: str, place: str) -> None:
         ("Price = 1", "expected the name of a column, found 'Price'. Did you mean 'price'?"),
         ('status = "active"', r"found 'active'.*Text stands in single quotes"),
         ("s = 1", "'s' is struct<x: int64>, which can only be null or not; name one of its fields"),
+        ("s.x = 1", "found 's.x'. To filter by a field of 's', name it in catalog.filter_fields"),
         ("day = 5", "'day' is date32.*cannot be compared with 5; write text, such as '2026-01-31'"),
         ("moment = true", "'moment' is timestamp.*cannot be compared with True"),
         ("tags = price", "'tags' is list<.*a list is compared with values"),
+        ("price < 'cheap'", "'price' is int64: expected one to compare it with, found 'cheap'"),
+        ("cost between '' and '2'", "expected one to compare it with, found ''"),
+        ("day < 'tomorrow'", "'day' is date32.*found 'tomorrow'"),
     ],
 )
 def test_columns_that_do_not_fit_are_an_error(text: str, message: str) -> None:
@@ -187,6 +191,34 @@ def test_columns_that_do_not_fit_are_an_error(text: str, message: str) -> None:
         parse_condition(text).mask(ROWS)
     with pytest.raises(FilterError, match=message):
         parse_condition(text).mask(ROWS.slice(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("large = 4611686018427387905", "010"),
+        ("large = '4611686018427387905'", "010"),
+        ("large > 4.6e18", "111"),
+        ("large < unsigned", "111"),
+        ("large > 18446744073709551615", "000"),
+        ("unsigned = 18446744073709551615", "100"),
+        ("unsigned > -5", "111"),
+        ("unsigned = true", "000"),
+        ("price < large", "111"),
+        ("price < unsigned", "111"),
+        ("price < 9007199254740993", "111"),
+        (f"price < {'9' * 400}", "111"),
+    ],
+)
+def test_numbers_beyond_those_that_floats_tell_apart(text: str, expected: str) -> None:
+    rows = pa.record_batch(
+        {
+            "large": pa.array([2**62, 2**62 + 1, 2**62 + 2], pa.int64()),
+            "unsigned": pa.array([2**64 - 1, 2**64 - 2, 2**63 + 5], pa.uint64()),
+            "price": [9.5, 100.0, 20.0],
+        }
+    )
+    assert "".join(str(int(value)) for value in parse_condition(text).mask(rows).to_pylist()) == expected
 
 
 def test_the_columns_of_a_condition() -> None:

@@ -144,9 +144,13 @@ def test_a_target_out_of_reach_is_said_with_what_would_reach_it(catalog: Catalog
     root = storage.join(catalog.root, "short")
     build = build_index(root, catalog.shards, config, DIM)
     reach = reachable(open_codec(build.codec), catalog.held, 10, ROWS)
-    given = (build.spec, "none", catalog.held, reach, catalog.samples, [shard.uri for shard in build.merged])
+    (of_some, known), *_ = catalog.held.filters.items()
+    none_pass = replace(known, rows=np.empty(0, np.int64))
+    held = replace(catalog.held, filters={**catalog.held.filters, "none passes": none_pass})
+    given = (build.spec, "none", held, reach, catalog.samples, [shard.uri for shard in build.merged])
     measured = measure_index(config, *given)
     assert not measured.chosen.reached
+    assert of_some in [row.filter for row in measured.filtered]
     assert [row.nprobe for row in measured.table] == [1, 2, 4, 8, 16][: len(measured.table)]
     assert measured.chosen.recall > max(row.recall for row in measured.table) - 0.006
     (remedy,) = measured.remedies

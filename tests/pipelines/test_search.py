@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from index_builder import IndexReader
+from index_builder.explanation import WhyNot
 from pipelines import build_index, embed_catalog, search
 from pipelines.config.command_line import run_command
+from pipelines.published.answers import print_why_not
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.indexing.job import SCHEMA, arguments, product
 
@@ -136,6 +138,13 @@ def test_why_in_words(ask) -> None:
     group = json.loads(ask("--json", "--group"))[0]
     others = [name for name in order if int(name[1:]) // 4 == int(group["product_id"][1:]) // 4]
     assert f"by {others[0]}, which scores more" in ask("--why-not", others[-1], "--group")
+
+
+def test_a_remedy_that_finds_better_products_too_is_not_said_to_find_the_product(capsys) -> None:
+    for rank, said in ((12, "--nprobe 6 finds it, at rank 12"), (13, "--nprobe 6 gives it rank 13, behind the last")):
+        why = WhyNot(product_id="p1", status="list_not_probed", needed=6, needed_rank=rank)
+        print_why_not(why, None, version="v", asked={"k": 10, "offset": 2})
+        assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_output_to_a_pipe_is_plain(ask) -> None:

@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
     )
     config = parsed.config
     if parsed.flags.index is not None:
-        indexes = {"main": parsed.flags.index, **config.server.indexes}
+        given = {"main": parsed.flags.index}
+        indexes = given | config.server.indexes | given  # first, and an option goes before a file
         config = dataclasses.replace(config, server=dataclasses.replace(config.server, indexes=indexes))
     if not config.server.indexes:
         raise ConfigError("nothing to serve: expected --index URI, or server.indexes in the config")

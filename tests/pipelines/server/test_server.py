@@ -134,6 +134,23 @@ def test_what_is_no_query_is_refused_with_a_reason(client, query, status, code):
     assert found["error"]["message"]
 
 
+def test_half_of_a_character_is_refused_wherever_it_stands(client):
+    half = '"\\ud800"'
+    for asked in (
+        *(f'{{"{key}": {half}}}' for key in ("text", "filter", "product_id", "version", "encoder_fingerprint", "group")),
+        f'{{"text": "mug", "columns": [{half}]}}',
+        f'{{"text": "mug", {half}: 1}}',
+    ):
+        assert client.post("/search", content=asked, headers={"Content-Type": "application/json"}).status_code == 422
+
+
+def test_answers_without_columns_and_a_method_that_is_not_there(client):
+    found = ask(client, text="mug", k=3, columns=[])[1]["hits"]
+    assert [hit["columns"] for hit in found] == [{}] * 3
+    assert [hit["product_id"] for hit in found] == [hit["product_id"] for hit in ask(client, text="mug", k=3)[1]["hits"]]
+    assert client.get("/search").headers["Allow"] == "POST"
+
+
 def test_a_body_that_is_no_json_and_one_that_is_too_large(folder):
     config = config_of(folder, max_body_bytes=2000)
     with TestClient(create_app(config, open_indexes(config.server))) as client:

@@ -260,7 +260,8 @@ class _Gate:
         if scope["method"] == "OPTIONS":
             return True  # a browser asks without it before it sends it
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return hmac.compare_digest(given, f"Bearer {self._token}".encode())
+        scheme, _, token = given.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token, self._token.encode())
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ from pipelines import serve
 from pipelines.config.command_line import run_command
 from pipelines.server.app import create_app
 from pipelines.server.config import ServerConfig, ServerJobConfig
+from pipelines.server.run import serve as serve_config
 from pipelines.server.served import open_indexes
 from tests.pipelines.indexing.job import product, run_job, write_catalog
 
@@ -298,3 +303,28 @@ def test_the_version_of_before_stays_open_when_its_files_are_pruned(folder, tmp_
     assert index.refresh()
     shutil.rmtree(tmp_path / "index" / "versions" / before)
     assert (index.current.version, index.version(before).version) == (other, before)
+
+
+def test_sigterm_ends_the_server_in_order(folder):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    statuses = []
+
+    def terminate_once_it_answers() -> None:
+        for _ in range(200):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                    statuses.append(answer.status)
+                break
+            except OSError:
+                time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate_once_it_answers)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        thread.start()
+        serve_config(config_of(folder, port=port))
+    thread.join()
+    assert (ended.value.code, statuses) == (0, [200])
+    assert signal.getsignal(signal.SIGTERM) is before

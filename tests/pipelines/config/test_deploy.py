@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from pipelines.config import exit_codes
+from pipelines.config.command_line import load_job_config, run_command
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "run_configs" / "deploy"
@@ -36,6 +37,15 @@ def test_containers_start_python_as_the_image_would_start_a_worker():
     assert container["command"] == ["python"]
     for name in ("night", "server"):
         assert "command: [python]" in (DEPLOY / "helm" / "shelfmark" / "templates" / f"{name}.yaml").read_text()
+
+
+def test_the_configs_that_are_handed_out_are_accepted(tmp_path, capsys):
+    values = yaml.safe_load((DEPLOY / "helm" / "shelfmark" / "values.yaml").read_text())
+    first, *_ = yaml.safe_load_all((DEPLOY / "kubernetes" / "cronjob.yaml").read_text())
+    for text in (yaml.safe_dump(values["config"]), first["data"]["night.yaml"]):
+        (tmp_path / "night.yaml").write_text(text)
+        options = ["--config", str(tmp_path / "night.yaml"), "--print-config"]
+        assert run_command(load_job_config, options) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

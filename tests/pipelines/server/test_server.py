@@ -322,8 +322,8 @@ def test_sigterm_ends_the_server_in_order(folder):
 
     thread = threading.Thread(target=terminate_once_it_answers)
     before = signal.getsignal(signal.SIGTERM)
+    thread.start()
     with pytest.raises(SystemExit) as ended:
-        thread.start()
         serve_config(config_of(folder, port=port))
     thread.join()
     assert (ended.value.code, statuses) == (0, [200])

@@ -18,7 +18,7 @@ COPY encoders ./encoders
 COPY index_builder ./index_builder
 COPY pipelines ./pipelines
 COPY run_configs ./run_configs
-RUN pip install --constraint constraints.txt '.[s3,gcs,minilm]' \
+RUN pip install --constraint constraints.txt '.[s3,gcs,minilm,serve]' \
  && python -c "import pipelines.indexing.transforms, encoders.saved_encoder"
 # /opt/apache/beam/boot: what a runner starts in a container, and `--container_executable` of a worker pool.
 COPY --from=beam /opt/apache/beam /opt/apache/beam

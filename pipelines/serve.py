@@ -23,13 +23,18 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m pipelines.serve",
         description="Serve published versions over HTTP, with a search page.",
         add_options=lambda parser: parser.add_argument(
-            "--index", type=address, metavar="URI", help="where versions are published; short for --server.indexes.main"
+            "--index",
+            dest="key.server.indexes.main",
+            type=address,
+            metavar="URI",
+            help="where versions are published; short for --server.indexes.main",
         ),
     )
     config = parsed.config
-    if parsed.flags.index is not None:
-        indexes = {"main": parsed.flags.index, **config.server.indexes}
-        config = dataclasses.replace(config, server=dataclasses.replace(config.server, indexes=indexes))
+    indexes = config.server.indexes
+    if vars(parsed.flags).get("key.server.indexes.main") is not None:  # what the command line names is the default
+        first = {"main": indexes["main"]} | indexes
+        config = dataclasses.replace(config, server=dataclasses.replace(config.server, indexes=first))
     if not config.server.indexes:
         raise ConfigError("nothing to serve: expected --index URI, or server.indexes in the config")
     try:

@@ -13,11 +13,10 @@ from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from encoders import ImageDecodingError, ImagePreprocessing, image_pixels
+from encoders.errors import EncoderError
 from encoders.query_batches import BaseQueryEncoder
 from index_builder import SearchResult, publish
 from index_builder.errors import FilterError, IndexBuilderError, VersionNotFoundError
@@ -26,11 +25,9 @@ from pipelines.images.fetch import ImageFetcher
 from pipelines.published.answers import explained
 from pipelines.server.batching import Batcher
 from pipelines.server.config import ServerJobConfig
+from pipelines.server.facets import Facet, facets_of, plain
 from pipelines.server.metrics import ServerMetrics
 from pipelines.server.served import ServedIndex, ServedVersion
-
-_FACET_VALUES = 30
-"""Values of a column that are counted for the page; a column with more is searched by what people type."""
 
 
 class RequestError(Exception):
@@ -54,33 +51,43 @@ def _from_base64(value: Any) -> Any:
         raise ValueError("expected a picture file in Base64") from error
 
 
+def _written(value: str) -> str:
+    """JSON may hold halves of characters, which no tokenizer, column or answer can."""
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("expected Unicode text, found half of a surrogate pair")
+    return value
+
+
+_Text = Annotated[str, AfterValidator(_written)]
+
+
 class SearchRequest(_Strict):
     """One query: words, a picture, both, a vector, or a product that the others should be like."""
 
-    text: str | None = Field(None, description="The query's words.")
+    text: _Text | None = Field(None, description="The query's words.")
     image: Annotated[bytes, BeforeValidator(_from_base64)] | None = Field(
         None, description="A picture file (JPEG, PNG, WebP ...) in Base64."
     )
-    image_url: str | None = Field(None, description="Address of a picture, fetched under the rules of `fetch:`.")
+    image_url: _Text | None = Field(None, description="Address of a picture, fetched under the rules of `fetch:`.")
     image_weight: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Of words and picture: the picture's weight. Default: the encoder's own."
     )
     vector: list[float] | None = Field(None, description="A query vector, as the version's query encoder makes them.")
-    encoder_fingerprint: str | None = Field(
+    encoder_fingerprint: _Text | None = Field(
         None, description="The encoder that made `vector`; refused (409) where the version was made by another one."
     )
-    product_id: str | None = Field(None, description="Products like this one.")
-    index: str | None = Field(None, description="Which index; default: the first.")
-    version: str | None = Field(None, description="Which version; default: the published one.")
+    product_id: _Text | None = Field(None, description="Products like this one.")
+    index: _Text | None = Field(None, description="Which index; default: the first.")
+    version: _Text | None = Field(None, description="Which version; default: the published one.")
     k: int = Field(10, ge=1, description="Answers wanted.")
     offset: int = Field(0, ge=0, description="Answers of the same sequence to leave out, for further pages.")
-    filter: str | None = Field(
+    filter: _Text | None = Field(
         None, description="Only products for which this is true: \"kind = 'mug' and price < 20\"."
     )
-    group: bool | str | None = Field(
+    group: bool | _Text | None = Field(
         None, description="A column of which each value answers once; true: the catalog's."
     )
-    columns: list[str] | None = Field(None, description="Columns of the products to send; default: all.")
+    columns: list[_Text] | None = Field(None, description="Columns of the products to send; default: all.")
     explain: bool = Field(False, description="Say how each score came about.")
 
 
@@ -107,16 +114,6 @@ class SearchAnswer(_Strict):
     more: bool = Field(description="Whether a further page holds anything.")
     encode_ms: float
     search_ms: float
-
-
-class Facet(_Strict):
-    """A column that answers can be filtered by: its values with counts, or its range."""
-
-    column: str
-    type: str
-    values: dict[str, int] | None = None
-    least: float | None = None
-    most: float | None = None
 
 
 class VersionInfo(_Strict):
@@ -212,7 +209,7 @@ class Answers:
             return found, await self._looking.submit(None, partial(found.version, version))
         except VersionNotFoundError as error:
             raise RequestError(404, "unknown_version", f"index {found.name} has no version {version!r}") from error
-        except IndexBuilderError as error:
+        except (IndexBuilderError, EncoderError) as error:
             raise RequestError(503, "unusable_version", f"version {version!r} cannot be opened: {error}") from error
 
     async def search(self, request: SearchRequest) -> SearchAnswer:
@@ -337,9 +334,10 @@ class Answers:
                 raise RequestError(422, "columns", f"no column {unknown[0]!r}; there are {', '.join(names)}")
             names = request.columns
         picture = served.picture_column(self._config.server.image_field)
-        columns = result.columns([*names, *([picture] if picture and picture not in names else [])], number).to_pylist()
+        # The ids come along: a table without a column would have no rows.
+        wanted = dict.fromkeys(["product_id", *names, *([picture] if picture else [])])
         hits: list[Hit] = []
-        for place, (product_id, values) in enumerate(zip(result.product_ids[number], columns, strict=True)):
+        for place, values in enumerate(result.columns(list(wanted), number).to_pylist()):
             row = int(result.rows[number, place])
             if row == own_row:
                 continue
@@ -347,10 +345,10 @@ class Answers:
             hits.append(
                 Hit(
                     rank=request.offset + len(hits) + 1,
-                    product_id=product_id,
+                    product_id=values["product_id"],
                     score=round(float(result.scores[number, place]), 6),
                     row=row,
-                    columns={name: _plain(values[name]) for name in names},
+                    columns={name: plain(values[name]) for name in names},
                     members=None if result.members is None else int(result.members[number, place]),
                     image=self._picture_address(index, served, address, row),
                 )
@@ -382,7 +380,7 @@ class Answers:
     async def facets(self, index: str | None, version: str | None) -> list[Facet]:
         """What the answers of a version can be filtered by."""
         _, served = await self.served(index, version)
-        return await self._looking.submit(None, partial(_facets, served))
+        return await self._looking.submit(None, partial(facets_of, served))
 
     async def versions(self, index: str | None) -> list[VersionInfo]:
         """The versions of an index, newest first."""
@@ -427,37 +425,25 @@ def _vector_of(served: ServedVersion, product_id: str) -> tuple[np.ndarray, int]
     return served.reader.vectors([row])[0], row
 
 
-def _facets(served: ServedVersion) -> list[Facet]:
-    facets = []
-    for name in served.reader.products.column_names:
-        column = served.reader.products[name]
-        kind = column.type
-        if name == "product_id" or pa.types.is_nested(kind) or pa.types.is_binary(kind):
-            continue
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            ends = pc.min_max(column).as_py()
-            if ends["min"] is not None:
-                facets.append(Facet(column=name, type=str(kind), least=float(ends["min"]), most=float(ends["max"])))
-            continue
-        counts = {_plain(each["values"]): each["counts"] for each in pc.value_counts(column).to_pylist()}
-        counts.pop(None, None)
-        if 1 < len(counts) <= _FACET_VALUES:
-            ordered = sorted(counts, key=lambda value: (-counts[value], str(value)))
-            facets.append(Facet(column=name, type=str(kind), values={str(value): counts[value] for value in ordered}))
-    return facets
-
-
 def _versions(index: ServedIndex) -> list[VersionInfo]:
-    return [
-        VersionInfo(
-            version=manifest.version,
-            created_utc=manifest.created_utc,
-            products=manifest.catalog.products,
-            encoder_fingerprint=manifest.encoder.fingerprint,
-            is_current=manifest.version == index.current.version,
+    found = []
+    for version in reversed(publish.list_versions(index.uri)):
+        try:
+            manifest = publish.read_manifest(index.uri, version)
+        except VersionNotFoundError:
+            continue  # pruned since it was listed
+        except IndexBuilderError as error:
+            raise RequestError(503, "unusable_version", f"version {version!r} cannot be read: {error}") from error
+        found.append(
+            VersionInfo(
+                version=manifest.version,
+                created_utc=manifest.created_utc,
+                products=manifest.catalog.products,
+                encoder_fingerprint=manifest.encoder.fingerprint,
+                is_current=manifest.version == index.current.version,
+            )
         )
-        for manifest in (publish.read_manifest(index.uri, each) for each in reversed(publish.list_versions(index.uri)))
-    ]
+    return found
 
 
 def _info(index: ServedIndex) -> IndexInfo:
@@ -479,18 +465,3 @@ def _info(index: ServedIndex) -> IndexInfo:
         columns={field.name: str(field.type) for field in products.schema if field.name != "product_id"},
         without_encoder=served.no_encoder,
     )
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON can say it."""
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, str | int | bool | type(None)):
-        return value
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, bytes):
-        return None
-    return str(value)

@@ -27,8 +27,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.server.answers import Answers, Facet, IndexInfo, RequestError, SearchAnswer, SearchRequest, VersionInfo
+from pipelines.server.answers import Answers, IndexInfo, RequestError, SearchAnswer, SearchRequest, VersionInfo
 from pipelines.server.config import ServerConfig, ServerJobConfig
+from pipelines.server.facets import Facet
 from pipelines.server.metrics import ServerMetrics
 from pipelines.server.served import Refresher, ServedIndex
 
@@ -154,7 +155,9 @@ def create_app(config: ServerJobConfig, indexes: dict[str, ServedIndex]) -> Fast
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
-        return _error(error.status_code, "http", str(error.detail))
+        answer = _error(error.status_code, "http", str(error.detail))
+        answer.headers.update(error.headers or {})  # 405 says which methods there are
+        return answer
 
     if config.server.allowed_origins:
         app.add_middleware(
@@ -257,7 +260,8 @@ class _Gate:
         if scope["method"] == "OPTIONS":
             return True  # a browser asks without it before it sends it
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return hmac.compare_digest(given, f"Bearer {self._token}".encode())
+        scheme, _, token = given.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token, self._token.encode())
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
@@ -295,7 +299,8 @@ def _error(status: int, code: str, message: str) -> JSONResponse:
     headers = (
         {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": "1"} if status in (429, 503) else None
     )
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers=headers)
+    written = message.encode(errors="backslashreplace").decode()  # the name of a key that is no text comes this far
+    return JSONResponse({"error": {"code": code, "message": written}}, status, headers=headers)
 
 
 def _first_fault(errors: Any) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -16,15 +20,16 @@ log = logging.getLogger(__name__)
 
 
 def serve(config: ServerJobConfig) -> int:
-    """Serves until SIGINT or SIGTERM, finishes what it has begun, and gives the exit code.
+    """Serves until SIGINT or SIGTERM, and finishes what it has begun.
 
     Raises:
+        SystemExit: a signal ended it, in order: exit code 0.
         ConfigError: the port cannot be had.
         IndexBuilderError: an index cannot be opened.
         EncoderError: a query encoder cannot be loaded.
     """
     listening = _bound(config.server.host, config.server.port)
-    with listening:
+    with listening, _ended_by_signals():
         indexes = open_indexes(config.server)
         for name, index in indexes.items():
             served = index.current
@@ -45,6 +50,17 @@ def serve(config: ServerJobConfig) -> int:
         )
         uvicorn.Server(settings).run(sockets=[listening])
     return 0
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM end the block by SystemExit(0): uvicorn raises them again once it has ended in order."""
+    before = {number: signal.signal(number, lambda *_: sys.exit(0)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bound(host: str, port: int) -> socket.socket:

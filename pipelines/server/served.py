@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from encoders import load_onnx_query_encoder, load_query_encoder
+from encoders import load_onnx_query_encoder
 from encoders.errors import EncoderError
 from encoders.query_batches import BaseQueryEncoder
 from index_builder import IndexReader
@@ -82,7 +82,9 @@ class ServedIndex:
             log.warning("index %s: still serving %s: %s", self.name, self.current.version, error)
             return False
         log.info("index %s: serving %s instead of %s", self.name, published, self.current.version)
-        self.current = opened
+        before, self.current = self.current, opened
+        with self._opening:  # its pictures and further pages are still asked for, though its files may be pruned
+            self._keep(before)
         return True
 
     def version(self, version: str | None) -> ServedVersion:
@@ -95,13 +97,16 @@ class ServedIndex:
         if version is None or version == self.current.version:
             return self.current
         with self._opening:
-            if version not in self._kept:
-                self._kept[version] = self._open(version)
-            self._kept.move_to_end(version)
-            found = self._kept[version]
-            while len(self._kept) > self._config.versions_kept:
-                self._kept.popitem(last=False)
+            found = self._kept.get(version) or self._open(version)
+            self._keep(found)
         return found
+
+    def _keep(self, served: ServedVersion) -> None:
+        """Holds a version open as the latest of those that are."""
+        self._kept[served.version] = served
+        self._kept.move_to_end(served.version)
+        while len(self._kept) > self._config.versions_kept:
+            self._kept.popitem(last=False)
 
     def _open(self, version: str) -> ServedVersion:
         reader = IndexReader.open(self.uri, version=version)
@@ -128,6 +133,8 @@ class ServedIndex:
             and _encoder_files(before.reader) == _encoder_files(reader)
         ):
             return before.encoder, ""
+        from encoders import load_query_encoder  # brings torch, which a server of graphs or vectors does without
+
         return load_query_encoder(uri, device=self._config.device), ""
 
     def _answer_once(self, opened: ServedVersion) -> None:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import base64
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
 from index_builder import IndexReader
-from index_builder.publish import read_current, set_current
+from index_builder.publish import list_versions, read_current, set_current
 from pipelines import serve
 from pipelines.config.command_line import run_command
 from pipelines.server.app import create_app
 from pipelines.server.config import ServerConfig, ServerJobConfig
+from pipelines.server.run import serve as serve_config
 from pipelines.server.served import open_indexes
 from tests.pipelines.indexing.job import product, run_job, write_catalog
 
@@ -134,6 +143,28 @@ def test_what_is_no_query_is_refused_with_a_reason(client, query, status, code):
     assert found["error"]["message"]
 
 
+def test_half_of_a_character_is_refused_wherever_it_stands(client):
+    half = '"\\ud800"'
+    for asked in (
+        *(
+            f'{{"{key}": {half}}}'
+            for key in ("text", "filter", "product_id", "version", "encoder_fingerprint", "group")
+        ),
+        f'{{"text": "mug", "columns": [{half}]}}',
+        f'{{"text": "mug", {half}: 1}}',
+    ):
+        assert client.post("/search", content=asked, headers={"Content-Type": "application/json"}).status_code == 422
+
+
+def test_answers_without_columns_and_a_method_that_is_not_there(client):
+    found = ask(client, text="mug", k=3, columns=[])[1]["hits"]
+    assert [hit["columns"] for hit in found] == [{}] * 3
+    assert [hit["product_id"] for hit in found] == [
+        hit["product_id"] for hit in ask(client, text="mug", k=3)[1]["hits"]
+    ]
+    assert client.get("/search").headers["Allow"] == "POST"
+
+
 def test_a_body_that_is_no_json_and_one_that_is_too_large(folder):
     config = config_of(folder, max_body_bytes=2000)
     with TestClient(create_app(config, open_indexes(config.server))) as client:
@@ -249,3 +280,51 @@ def test_the_command_refuses_what_it_cannot_serve(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
     assert run_command(serve.main, ["--index", "x", "--server.max_k", "0"]) == 2
     assert "max_k is 0" in capsys.readouterr().err
+
+
+def test_the_index_of_the_command_line_is_the_default_and_may_have_graphs(tmp_path, capsys):
+    (tmp_path / "serve.yaml").write_text("server: {indexes: {other: a, main: b}}\n")
+    options = ["--config", str(tmp_path / "serve.yaml"), "--index", str(tmp_path), "--server.onnx_uri.main", "graphs"]
+    assert run_command(serve.main, [*options, "--server.port", "0"]) == 2
+    assert f"server.indexes.main: {tmp_path}" in capsys.readouterr().err
+
+
+def test_the_server_without_an_encoder_of_torch_does_not_load_torch():
+    code = "import sys, pipelines.server.run; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False).returncode == 0
+
+
+def test_the_version_of_before_stays_open_when_its_files_are_pruned(folder, tmp_path):
+    shutil.copytree(folder / "index", tmp_path / "index")
+    index = open_indexes(config_of(tmp_path).server)["main"]
+    before = index.current.version
+    other = next(version for version in list_versions(index.uri) if version != before)
+    set_current(index.uri, other)
+    assert index.refresh()
+    shutil.rmtree(tmp_path / "index" / "versions" / before)
+    assert (index.current.version, index.version(before).version) == (other, before)
+
+
+def test_sigterm_ends_the_server_in_order(folder):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    statuses = []
+
+    def terminate_once_it_answers() -> None:
+        for _ in range(200):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                    statuses.append(answer.status)
+                break
+            except OSError:
+                time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate_once_it_answers)
+    before = signal.getsignal(signal.SIGTERM)
+    thread.start()
+    with pytest.raises(SystemExit) as ended:
+        serve_config(config_of(folder, port=port))
+    thread.join()
+    assert (ended.value.code, statuses) == (0, [200])
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -192,7 +192,7 @@ def probes_to_reach(search: ShardSearch, query: np.ndarray, number: int) -> int:
 def why_not(asked: Asked, product_id: str, start: int, stop: int, parts: Mapping[str, slice]) -> WhyNot:
     """Why the one query of `asked` does not find a product between two places of its sequence, or where it does."""
     state, ranking = asked.state, asked.ranking
-    rows = _rows_of(state.products.table, product_id)
+    rows = rows_of(state.products.table, product_id)
     if not len(rows):
         return WhyNot(product_id=product_id, status="not_in_version")
     if ranking.selection is not None:
@@ -228,7 +228,8 @@ def why_not(asked: Asked, product_id: str, start: int, stop: int, parts: Mapping
     return below
 
 
-def _rows_of(products: pa.Table, product_id: str) -> np.ndarray:
+def rows_of(products: pa.Table, product_id: str) -> np.ndarray:
+    """The rows of a product, int64 ascending: one, none, or one for each of its images."""
     found = pc.equal(products.column("product_id"), pa.scalar(product_id, products.schema.field("product_id").type))
     return np.flatnonzero(found.to_numpy())
 

@@ -289,7 +289,7 @@ class IndexReader:
         the index's own codes, which hold them less exactly.
 
         Raises:
-            IndexBuilderError: a row is out of range.
+            IndexBuilderError: a row is out of range; or there are FastScan codes alone, which cannot be turned back.
         """
         state = self._state
         numbers = np.asarray(rows, np.int64).reshape(-1)

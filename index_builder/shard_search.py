@@ -20,6 +20,7 @@ from index_builder.exact_rows import ExactRows
 from index_builder.faiss_files import faiss_threads, ivf_of, top_by_score
 from index_builder.filtered_lists import ID_BYTES, FilteredLists, ListRecords, damaged_ids
 from index_builder.nearest_lists import Demand, nearest_by_graph, nearest_of_all
+from index_builder.rotation import columns_of
 from index_builder.row_selection import RowSelection as RowSelection
 
 BLOCK_BYTES = 512 << 10
@@ -182,11 +183,20 @@ class ShardSearch:
             )
 
     def reconstruct(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors that the codes of rows int64 [n] stand for: float32 [n, D]."""
+        """The vectors that the codes of rows int64 [n] stand for, as `BlockEncoder.decode` has them: float32 [n, D].
+
+        Raises:
+            IndexBuilderError: the codes are laid out for FastScan, and FAISS does not turn such back from a file.
+        """
+        if any(isinstance(faiss.downcast_index(ivf), faiss.IndexIVFFastScan) for ivf in self._ivfs):
+            raise IndexBuilderError("codes laid out for FastScan are not turned back into vectors: set index.refine")
         vectors = np.empty((len(rows), self._indexes[0].d), np.float32)
         for index in self._indexes:
             ivf = ivf_of(index)
             kept = np.empty((1, ivf.d), np.float32)
+            columns = None
+            if isinstance(index, faiss.IndexPreTransform):
+                columns = columns_of(faiss.downcast_VectorTransform(index.chain.at(0)))
             for number, row in enumerate(rows.tolist()):
                 list_number = self.list_of(row)
                 size, lists = ivf.invlists.list_size(list_number), ivf.invlists
@@ -196,11 +206,7 @@ class ShardSearch:
                 if not len(places):
                     continue  # in another serving shard
                 ivf.reconstruct_from_offset(list_number, int(places[0]), faiss.swig_ptr(kept))
-                turned = kept
-                if isinstance(index, faiss.IndexPreTransform):
-                    for step in reversed(range(index.chain.size())):
-                        turned = faiss.downcast_VectorTransform(index.chain.at(step)).reverse_transform(turned)
-                vectors[number] = turned[0]
+                vectors[number] = kept if columns is None else kept @ columns.T
         return vectors
 
     @cached_property

@@ -20,6 +20,7 @@ from encoders.errors import EncoderError
 from encoders.query_batches import BaseQueryEncoder
 from index_builder import SearchResult, publish
 from index_builder.errors import FilterError, IndexBuilderError, VersionNotFoundError
+from index_builder.explanation import rows_of
 from pipelines.catalog.dead_letters import ImageError
 from pipelines.images.fetch import ImageFetcher
 from pipelines.published.answers import explained
@@ -419,10 +420,14 @@ def _explain(hits: list[Hit], served: ServedVersion, result: SearchResult, numbe
 
 
 def _vector_of(served: ServedVersion, product_id: str) -> tuple[np.ndarray, int]:
-    row = served.row_of.get(product_id)
-    if row is None:
+    rows = rows_of(served.reader.products, product_id)
+    if not len(rows):
         raise RequestError(404, "unknown_product", f"version {served.version} has no product {product_id!r}")
-    return served.reader.vectors([row])[0], row
+    row = int(rows[-1])
+    try:
+        return served.reader.vectors([row])[0], row
+    except IndexBuilderError as error:
+        raise RequestError(422, "unusable_query", f"no products like {product_id!r}: {error}") from error
 
 
 def _versions(index: ServedIndex) -> list[VersionInfo]:

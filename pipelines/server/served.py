@@ -11,7 +11,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -40,11 +39,6 @@ class ServedVersion:
     @property
     def version(self) -> str:
         return self.reader.manifest.version
-
-    @cached_property
-    def row_of(self) -> dict[str, int]:
-        """Product id -> row; made when the first product is asked for."""
-        return {product_id: row for row, product_id in enumerate(self.reader.products["product_id"].to_pylist())}
 
     def picture_column(self, asked: str | None) -> str | None:
         """The column that holds the address of a product's picture; None without one."""

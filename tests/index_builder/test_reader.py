@@ -318,3 +318,28 @@ def test_old_versions_leave_the_cache(cache: Path, remote_root: str) -> None:
     kept = sorted(path.name for path in folder.iterdir())
     assert len(kept) == 2
     assert read_current(index) in kept
+
+
+@pytest.mark.parametrize(
+    ("factory", "refine", "least"),
+    [
+        ("Flat", "none", 0.9999),
+        ("IVF16,SQ8", "none", 0.999),
+        ("OPQ8_16,IVF16,PQ8x8", "none", 0.95),
+        ("OPQ7_14,IVF16,PQ7x8+1", "none", 0.93),
+        ("IVF16,PQ8x4fsr", "fp16", 0.9999),
+        ("OPQ7_14,IVF16,PQ7x8+1", "fp16", 0.9999),
+    ],
+)
+def test_vectors_are_what_the_codes_stand_for(tmp_path, factory, refine, least):
+    index = published(str(tmp_path), 1200, 16, factory=factory, refine=refine, serving_shards=2)
+    rows = [0, 599, 600, 1199]
+    found = IndexReader.open(index).vectors(rows)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
+    assert (found * clustered(1200, 16)[rows]).sum(axis=1).min() > least
+
+
+def test_codes_for_fast_scan_are_not_turned_back(tmp_path):
+    reader = IndexReader.open(published(str(tmp_path), 1200, 16, factory="IVF16,PQ8x4fsr", refine="none"))
+    with pytest.raises(IndexBuilderError, match=r"set index\.refine"):
+        reader.vectors([0])

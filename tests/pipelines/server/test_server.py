@@ -262,7 +262,8 @@ def test_requests_at_the_same_time_get_their_own_answers(client, folder):
     found: list[list[int] | None] = [None] * len(vectors)
 
     def one(number: int) -> None:
-        answer = ask(client, vector=vectors[number].tolist(), k=4)[1]
+        # The test before this one flipped the pointer: the server may not have looked again yet.
+        answer = ask(client, vector=vectors[number].tolist(), k=4, version=reader.manifest.version)[1]
         found[number] = [hit["row"] for hit in answer["hits"]]
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(len(vectors))]

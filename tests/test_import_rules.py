@@ -35,7 +35,7 @@ ORDER = (
     *("encoders", "encoders.training", "index_builder"),
     *("pipelines.catalog", "pipelines.images", "pipelines.config", "pipelines.demo_catalog"),
     *("pipelines.indexing", "pipelines.evaluation", "pipelines.training", "pipelines.published"),
-    *("pipelines.server", "pipelines"),
+    *("pipelines.exporting", "pipelines.server", "pipelines"),
 )
 # (the modules that the rule is about, what they must not import)
 FORBIDDEN: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -57,7 +57,7 @@ FORBIDDEN: tuple[tuple[str, tuple[str, ...]], ...] = (
 # Only a job's command line may need Beam, inside a function and when it is read: other commands start without it.
 BEAM_IN_CONFIG = "pipelines.config.command_line"
 # A command is what a person starts; nothing is built upon it.
-COMMANDS = ("embed_catalog", "build_index", "train_encoder", "evaluate", "search", "serve", "versions")
+COMMANDS = ("embed_catalog", "build_index", "train_encoder", "evaluate", "search", "serve", "versions", "export")
 
 
 @dataclass(frozen=True)

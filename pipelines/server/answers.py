@@ -24,9 +24,10 @@ from index_builder.explanation import rows_of
 from pipelines.catalog.dead_letters import ImageError
 from pipelines.images.fetch import ImageFetcher
 from pipelines.published.answers import explained
+from pipelines.published.json_values import plain_value
 from pipelines.server.batching import Batcher
 from pipelines.server.config import ServerJobConfig
-from pipelines.server.facets import Facet, facets_of, plain
+from pipelines.server.facets import Facet, facets_of
 from pipelines.server.metrics import ServerMetrics
 from pipelines.server.served import ServedIndex, ServedVersion
 
@@ -349,7 +350,7 @@ class Answers:
                     product_id=values["product_id"],
                     score=round(float(result.scores[number, place]), 6),
                     row=row,
-                    columns={name: plain(values[name]) for name in names},
+                    columns={name: plain_value(values[name]) for name in names},
                     members=None if result.members is None else int(result.members[number, place]),
                     image=self._picture_address(index, served, address, row),
                 )

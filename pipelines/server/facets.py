@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
+from pipelines.published.json_values import plain_value
 from pipelines.server.served import ServedVersion
 
 _FACET_VALUES = 30
@@ -41,24 +39,9 @@ def facets_of(served: ServedVersion) -> list[Facet]:
         counted = pc.value_counts(column)
         if len(counted) > _FACET_VALUES + 1:  # with null; no value of a long column is made an object for nothing
             continue
-        counts = {plain(each["values"]): each["counts"] for each in counted.to_pylist()}
+        counts = {plain_value(each["values"]): each["counts"] for each in counted.to_pylist()}
         counts.pop(None, None)
         if 1 < len(counts) <= _FACET_VALUES:
             ordered = sorted(counts, key=lambda value: (-counts[value], str(value)))
             facets.append(Facet(column=name, type=str(kind), values={str(value): counts[value] for value in ordered}))
     return facets
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON can say it."""
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, str | int | bool | type(None)):
-        return value
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, bytes):
-        return None
-    return str(value)

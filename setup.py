@@ -118,6 +118,7 @@ EXTRAS["test"] = [
     *EXTRAS["opensearch"],  # its protocol against a server on loopback
     *EXTRAS["milvus"],  # Milvus Lite, by the next line
     "milvus-lite>=3.0",  # Milvus in a file
+    "tritonclient[grpc]>=2.40",  # Triton's schema of a model's configuration, which the export's must meet
     "openpyxl>=3.1",  # writes that sheet
     "pyiceberg[sql-sqlite]>=0.9",  # its tests' catalog of tables
     "moto[s3]>=5.1",  # an S3 server on loopback

@@ -11,6 +11,10 @@ A folder of them (schema version 1):
     fuse_both.onnx       both query vectors and image_weight float32 [] -> query vector of a photo and a text
     text_tower/, clip_tokenizer/    tokenizers
 
+With `layout="triton"` the graphs lie as NVIDIA Triton and OpenVINO Model Server take them, `models/NAME/1/model.onnx`,
+each with Triton's `config.pbtxt`; `ovms.json` lists them for the other. Tokenizers and `onnx.json` stay for the caller,
+who makes ids and pixels.
+
 Graphs that the model has no use for are left out. Needs the extra `onnx`; `onnx_query` runs what this writes.
 """
 
@@ -32,13 +36,15 @@ from torch import Tensor, nn
 from encoders.checkpoint import local_folder, replaced_folder, write_config
 from encoders.errors import CheckpointError
 from encoders.model import EncoderModel, EncoderParts
-from encoders.onnx_query import CONFIG, SCHEMA_VERSION
+from encoders.onnx_query import CONFIG, SCHEMA_VERSION, Layout, graph_path
 from encoders.saved_encoder import load_query_parts
 from encoders.tokenizers import FastTokenizer
 
 # Above this a graph's weights stand in a file beside it: one protobuf message ends at 2 GB.
 _LARGEST_FILE = 1_500_000_000
 _LARGEST_DIFFERENCE = 1e-3
+_MOST_AT_ONCE = 64
+"""Requests of one shape that Triton puts into one run."""
 _BATCH, _TOKENS = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
 
 
@@ -54,26 +60,44 @@ class _Call(nn.Module):
         return self._function(*inputs)
 
 
-def export_onnx(uri: str, out: str, *, image_weight: float | None = None) -> dict[str, Any]:
+def export_onnx(uri: str, out: str, *, image_weight: float | None = None, layout: Layout = "files") -> dict[str, Any]:
     """Writes the query side of a saved encoder, or of a published version's `query_encoder/`, as ONNX graphs.
 
     Each graph is run and compared with the tower it was made of.
 
     `uri` is a local path, `package://` or fsspec URI; `out` a local folder, in which an earlier export is replaced;
-    `image_weight` that of the image in a query of both, 0 to 1 (None: what the encoder says).
+    `image_weight` that of the image in a query of both, 0 to 1 (None: what the encoder says); `layout` is `triton` for
+    a model repository (see the module).
 
     Returns what `onnx.json` holds. Raises CheckpointError where no saved encoder is at `uri`, something else is at
     `out`, or a graph differs from its tower.
     """
     parts, fingerprint = load_query_parts(local_folder(uri))
     with replaced_folder(Path(out), marker=CONFIG, kind="exported encoder") as staged:
+        names = []
         for name, (module, inputs, shapes) in _graphs(parts.model).items():
-            _export(module, inputs, shapes, staged / f"{name}.onnx")
+            names.append(name)
+            path = graph_path(staged, name, layout)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _export(module, inputs, shapes, path)
+            if layout == "triton":
+                config = _triton_config(name, path, batched=all(0 in dimensions for dimensions in shapes))
+                (path.parent.parent / "config.pbtxt").write_text(config, encoding="utf-8")
+        if layout == "triton":
+            served = [{"config": {"name": name, "base_path": f"/models/{name}"}} for name in names]
+            write_config(staged / "ovms.json", {"model_config_list": served})
         values = {**_description(parts, fingerprint), "clip_text": _save_tokenizers(parts, staged)}
         values |= {"image_weight": image_weight} if image_weight is not None else {}
         write_config(staged / CONFIG, values)
     return values
 
+
+_TRITON_TYPES = {
+    onnx.TensorProto.FLOAT: "TYPE_FP32",
+    onnx.TensorProto.INT64: "TYPE_INT64",
+    onnx.TensorProto.BOOL: "TYPE_BOOL",
+    onnx.TensorProto.UINT8: "TYPE_UINT8",
+}
 
 _Graph = tuple[nn.Module, tuple[Tensor, ...], tuple[dict[int, Any], ...]]
 
@@ -114,6 +138,23 @@ def _export(module: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple[dict[in
         torch.onnx.export(module.eval(), inputs, str(to), dynamo=True, verbose=False, **options)
     onnx.checker.check_model(str(to))
     _compare(module, inputs, shapes, to)
+
+
+def _triton_config(name: str, graph: Path, *, batched: bool) -> str:
+    """A model's configuration for Triton, in protobuf's text form, from the inputs and outputs that the graph has.
+
+    https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html
+    """
+    read = onnx.load(str(graph), load_external_data=False).graph
+    lines = [f'name: "{name}"', 'backend: "onnxruntime"', f"max_batch_size: {_MOST_AT_ONCE if batched else 0}"]
+    for kind, values in (("input", read.input), ("output", read.output)):
+        for value in values:
+            # A dimension with a name is one of any size. The first one, the batch, is not said where it is known.
+            sizes = [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim][1 if batched else 0 :]
+            of_type = _TRITON_TYPES[value.type.tensor_type.elem_type]
+            shape = f"dims: [ {', '.join(map(str, sizes))} ]" if sizes else "dims: [ 1 ] reshape: { shape: [ ] }"
+            lines.append(f'{kind} [ {{ name: "{value.name}" data_type: {of_type} {shape} }} ]')
+    return "\n".join([*lines, *(["dynamic_batching { }"] if batched else [])]) + "\n"
 
 
 def _compare(module: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple[dict[int, Any], ...], graph: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import onnxruntime
@@ -19,6 +19,12 @@ from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 
 SCHEMA_VERSION = 1
 CONFIG = "onnx.json"
+Layout = Literal["files", "triton"]
+
+
+def graph_path(folder: Path, name: str, layout: Layout) -> Path:
+    """Where a graph lies in an export."""
+    return folder / "models" / name / "1" / "model.onnx" if layout == "triton" else folder / f"{name}.onnx"
 
 
 class OnnxQueryEncoder(BaseQueryEncoder):
@@ -38,7 +44,11 @@ class OnnxQueryEncoder(BaseQueryEncoder):
         preprocessing = values["preprocessing"]
         self.preprocessing = None if preprocessing is None else ImagePreprocessing.from_dict(preprocessing)
         self._batch_size = batch_size
-        self._graphs = {path.stem: _session(path, threads) for path in sorted(folder.glob("*.onnx"))}
+        layout: Layout = "triton" if (folder / "models").is_dir() else "files"
+        names = [path.stem for path in sorted(folder.glob("*.onnx"))]
+        if layout == "triton":
+            names = sorted(path.name for path in (folder / "models").iterdir())
+        self._graphs = {name: _session(graph_path(folder, name, layout), threads) for name in names}
         wanted = {"fuse_text": self.accepts_text, "image": self.accepts_images, "fuse_photo": self.accepts_images}
         missing = [name for name, needed in wanted.items() if needed and name not in self._graphs]
         if missing:

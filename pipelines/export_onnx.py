@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         if reader.query_encoder_uri is None:
             raise ConfigError(f"--index {arguments.index}: version {reader.manifest.version} has no query encoder")
         uri = reader.query_encoder_uri
-    values = export_onnx(uri, arguments.out)
+    values = export_onnx(uri, arguments.out, layout=arguments.layout)
     kinds = [name for name, there in (("texts", "accepts_text"), ("pictures", "accepts_images")) if values[there]]
     print(
         f"wrote {arguments.out}: {values['model']}, {values['dim']} numbers a vector, queries are "
@@ -48,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     of_encoder = "take a saved encoder: folder, package:// or URI"
     source.add_argument("--encoder", type=address, metavar="FOLDER", help=of_encoder)
     parser.add_argument("--out", type=address, required=True, metavar="FOLDER", help="local folder for the graphs")
+    of_layout = "files, or a model repository of Triton and OpenVINO Model Server (default files)"
+    parser.add_argument("--layout", choices=("files", "triton"), default="files", help=of_layout)
     parser.add_argument("--version", metavar="ID", help="with --index: this version instead of the published one")
     return parser
 

@@ -53,9 +53,9 @@ def _write(client: OpenSearch, export: Export, batches: Iterator[RowBatch]) -> s
             raise
     aliased = client.indices.get_alias(name=f"{export.name}*")
     holders = [index for index, of in aliased.items() if export.name in of["aliases"] and index != export.place]
-    actions = [{"remove": {"index": index, "alias": export.name}} for index in holders]
-    actions.append({"add": {"index": export.place, "alias": export.name}})
-    client.indices.update_aliases(body={"actions": actions})
+    changes = [{"remove": {"index": index, "alias": export.name}} for index in holders]
+    changes.append({"add": {"index": export.place, "alias": export.name}})
+    client.indices.update_aliases(body={"actions": changes})
     for place in export.outdated(client.indices.get(index=f"{export.name}_*")):
         client.indices.delete(index=place)
     return f"index {export.place}, which the alias {export.name} names"

@@ -153,7 +153,7 @@ def _without_nul(value: Any) -> Any:
 
 def _word(text: str) -> sql.SQL:
     """One of this module's own words."""
-    word: LiteralString = text  # type: ignore[assignment]
+    word: LiteralString = text
     return sql.SQL(word)
 
 

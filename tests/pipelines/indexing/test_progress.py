@@ -28,16 +28,18 @@ def outcome(status: str, failed: list[str]) -> RunResult:
 
 def test_the_summary_accounts_for_every_product(tmp_path):
     record = RunRecord(uri=str(tmp_path))
-    for unit, skipped in (("0", True), ("1", False), ("2", False), ("3", False)):
-        record.report("embed", unit, skipped=skipped, seconds=2.0, rows_in=300, products=275, embedded=25)
-    record.report("train", "all", seconds=1.25)
+    for unit in ("1", "2", "3"):
+        counts = {"model_seconds": 1.5, "queue_seconds": 0.25, "batch_products": [100, 200]}
+        record.finish("embed", unit, began=0.0, seconds=2.0, counts=counts)
+    record.finish("embed", "0", began=0.0, seconds=0.0, skipped=True, counts={"tasks_skipped": 1})
+    record.report("train", "all", seconds=1.25)  # as an earlier Shelfmark wrote it
     lines = dict(summary_lines(outcome("published", []), record))
     assert (lines["rows in"], lines["rejected"], lines["products"]) == ("1,200", "100", "1,100")
     assert lines["  embedded"] == "80"
     assert lines["  carried over"] == "1,020 (4 pictures not read again: they have not changed)"
     assert lines["rejected: duplicate_id"] == "20"
     assert lines["catalog shards"] == "4, of which 1 stood complete and were skipped"
-    assert lines["seconds"] == "embed 8.0, train 1.2"
+    assert lines["embed seconds"] == "embed 4.5; the towers waited 0.8 (6 batches of 150 products)"
     assert lines["index"] == "1,100 products, OPQ8_32,IVF16,PQ8x8, 2 serving shards, 2.5 MB"
     assert lines["recall 10@10"].startswith("0.9512 against exact search (110 held-out products, nprobe 4, 0.21 ms")
     assert lines["version"] == "20261121T000000Z-0123456789ab (published)"

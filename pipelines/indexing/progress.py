@@ -149,7 +149,8 @@ def summary_lines(
 
 def _step_lines(counts: Counts) -> list[tuple[str, str]]:
     """Busy seconds of the steps of embedding, which run side by side, so that their sum is not the stage's."""
-    busy = [f"{step} {counts[name]:.1f}" for step, name in STEPS.items() if step != "queue" and name in counts]
+    named = {step: name for step, name in STEPS.items() if step != "queue" and name in counts}
+    busy = [f"{'towers' if step == 'embed' else step} {counts[name]:.1f}" for step, name in named.items()]
     if not busy or "batch_products" not in counts:
         return []
     batches = counts["batch_products"]

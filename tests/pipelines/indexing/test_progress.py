@@ -39,7 +39,7 @@ def test_the_summary_accounts_for_every_product(tmp_path):
     assert lines["  carried over"] == "1,020 (4 pictures not read again: they have not changed)"
     assert lines["rejected: duplicate_id"] == "20"
     assert lines["catalog shards"] == "4, of which 1 stood complete and were skipped"
-    assert lines["embed seconds"] == "embed 4.5; the towers waited 0.8 (6 batches of 150 products)"
+    assert lines["embed seconds"] == "towers 4.5; the towers waited 0.8 (6 batches of 150 products)"
     assert lines["index"] == "1,100 products, OPQ8_32,IVF16,PQ8x8, 2 serving shards, 2.5 MB"
     assert lines["recall 10@10"].startswith("0.9512 against exact search (110 held-out products, nprobe 4, 0.21 ms")
     assert lines["version"] == "20261121T000000Z-0123456789ab (published)"

@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from index_builder import publish
 from pipelines.config.command_line import load_job_config
+from pipelines.config.exit_codes import FAILED, HELD, NOT_CLEANED, REFUSED
 from pipelines.indexing import job, metrics
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.metrics import METRICS, STEPS, add_up, for_beam, in_short
@@ -17,6 +19,7 @@ from pipelines.indexing.monitoring import PREFIX, RUN_METRICS, WatchedRun
 from tests.pipelines.images.image_server import Request, image_server
 from tests.pipelines.indexing.job import arguments, product
 
+ALERTS = Path(__file__).parents[3] / "run_configs" / "deploy" / "alerts.yaml"
 PAGE = Path(metrics.__file__).with_name("METRICS.md")
 
 
@@ -62,7 +65,7 @@ def test_a_stage_counts_what_its_tasks_did(watched):
     assert embed["image_retries"] == 1
     assert set(STEPS.values()) <= embed.keys()
     assert "store_requests" not in embed, "nothing lies in a store"
-    for stage in ("intake", "plan", "number", "train", "verify", "publish"):
+    for stage in ("plan", "number", "train", "verify", "publish"):
         assert watched.stages[stage]["task_seconds"]["count"] == 1
         assert watched.stages[stage]["written_bytes"] > 0
 
@@ -81,7 +84,7 @@ def test_the_runner_counted_the_same(watched):
                 assert milliseconds == pytest.approx(1000 * value, abs=2 * of_record["task_seconds"]["count"])
             else:
                 assert of_runner[name] == value
-    assert watched.counted_by_runner.keys() == watched.stages.keys() - {"intake", "plan"}
+    assert watched.counted_by_runner.keys() == watched.stages.keys() - {"plan"}
 
 
 def test_the_manifest_has_them_and_its_fingerprint_has_not(watched):
@@ -129,3 +132,21 @@ def test_the_page_lists_every_metric_with_its_kind_and_the_same_words():
     assert {name: kind for name, (kind, _) in listed.items()} == {name: kind for name, (kind, _) in known.items()}
     for name, (_, text) in known.items():
         assert listed[name][1].startswith(text), f"{name}: the page says {listed[name][1]!r}"
+
+
+def test_the_alert_rules_name_metrics_that_there_are():
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    known = {f"{PREFIX}{name}" for name in RUN_METRICS}
+    known |= {f"{PREFIX}stage_{metric.name}" for metric in METRICS if metric.kind == "counter"}
+    asked: set[str] = set()
+    for rule in group["rules"]:
+        assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        names = set(re.findall(r"shelfmark_\w+", rule["expr"]))
+        assert names
+        assert names <= known, rule["alert"]
+        asked |= names
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+    codes = {int(code) for rule in group["rules"] for code in re.findall(r"exit_code == (\d)", rule["expr"])}
+    assert codes == {FAILED, REFUSED, HELD, NOT_CLEANED}, "busy is no alarm: the other run tells"
+    assert f"{PREFIX}last_success_timestamp_seconds" in asked

@@ -130,7 +130,8 @@ class RecallSummary:
 class Manifest:
     """One version; README.md says what each key holds.
 
-    `version`, `created_utc`, `content_fingerprint`, `loaded_bytes` and `files` are set by `publish_version`.
+    `version`, `created_utc`, `content_fingerprint`, `loaded_bytes` and `files` are set by `publish_version`. `run` says
+    what the run counted, and changes nothing else.
     """
 
     catalog: CatalogSummary

@@ -242,7 +242,7 @@ class ProgressReader:
         return now
 
     def _of_stage(self, stage: str, shards: int) -> Snapshot:
-        is_first, finished = stage == self.first_stage, self._finished(stage)
+        is_first, finished = stage == self.first_stage, self._reports[stage]
         own = [report for report in finished.values() if not report.get("skipped")]
         partial = self._record.partial_reports(stage, finished)
         running = {unit: self._running_seconds(stage, unit, report) for unit, report in partial.items()}
@@ -288,8 +288,10 @@ class ProgressReader:
         return self._expected.get(stage)
 
     def _finished(self, stage: str) -> dict[str, dict[str, Any]]:
-        """The reports of a stage; each is read once."""
-        self._reports[stage] = self._record.reports(stage, self._reports.get(stage))
+        """The reports of a stage; each is read once, and a stage that is over is not looked at again."""
+        known = self._reports.get(stage, {})
+        if not ("all" in known or (stage == self.first_stage and len(known) >= self.shards)):
+            self._reports[stage] = self._record.reports(stage, known)
         return self._reports[stage]
 
     def _later_stage(self) -> str:

@@ -44,6 +44,8 @@ REQUIREMENTS = [
     "pydantic>=2.10",  # checks types of the configuration
     "PyYAML>=6.0",  # reads the configuration
     "rich>=14",  # progress and tables in the terminal
+    "prometheus-client>=0.22",  # metrics of runs and servers in Prometheus' format; small, and needs nothing itself
+    "python-json-logger>=4.0",  # log lines as JSON objects (`log.format`); small too
     "ir-measures>=0.3.7",  # the standard measures of `pipelines.evaluate`
     "matplotlib>=3.10",  # its plot
 ]
@@ -73,8 +75,12 @@ EXTRAS = {
         "uvloop>=0.22; sys_platform != 'win32'",  # its event loop, twice as fast as Python's
         "httptools>=0.7",  # its HTTP parser in C
         "python-multipart>=0.0.20",  # uploaded pictures
-        "prometheus-client>=0.22",  # metrics
         "jinja2>=3.1.6",  # the page's template
+    ],
+    # Spans of a run for an OpenTelemetry collector: `metrics.traces`
+    "tracing": [
+        "opentelemetry-sdk>=1.38",  # makes them
+        "opentelemetry-exporter-otlp-proto-http>=1.38",  # sends them, by the standard OTEL_* environment
     ],
     "s3": ["s3fs>=2025.3"],  # s3:// addresses
     "gcs": ["gcsfs>=2025.3"],  # gs:// addresses
@@ -119,6 +125,7 @@ EXTRAS["test"] = [
     *EXTRAS["milvus"],  # Milvus Lite, by the next line
     "milvus-lite>=3.0",  # Milvus in a file
     "tritonclient[grpc]>=2.40",  # Triton's schema of a model's configuration, which the export's must meet
+    *EXTRAS["tracing"],  # spans into memory
     "openpyxl>=3.1",  # writes that sheet
     "pyiceberg[sql-sqlite]>=0.9",  # its tests' catalog of tables
     "moto[s3]>=5.1",  # an S3 server on loopback

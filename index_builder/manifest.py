@@ -130,7 +130,8 @@ class RecallSummary:
 class Manifest:
     """One version; README.md says what each key holds.
 
-    `version`, `created_utc`, `content_fingerprint`, `loaded_bytes` and `files` are set by `publish_version`.
+    `version`, `created_utc`, `content_fingerprint`, `loaded_bytes` and `files` are set by `publish_version`. `run` says
+    what the run counted, and changes nothing else.
     """
 
     catalog: CatalogSummary
@@ -141,6 +142,7 @@ class Manifest:
     embedding_shards: tuple[str, ...] = ()
     gates: dict[str, Any] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
     loaded_bytes: int = 0
     resident_bytes: int = 0
     version: str = ""

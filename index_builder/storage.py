@@ -31,6 +31,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from index_builder import disk
 from index_builder.errors import MissingFileError, StorageError
+from index_builder.meter import METER, CountedFile, count_ranges
 from index_builder.plain_values import check_plain
 from index_builder.plain_values import digest as digest
 
@@ -76,13 +77,15 @@ def size(uri: str) -> int:
 def open_read(uri: str) -> io.BufferedIOBase:
     """A seekable binary file open for reading."""
     with _storage(uri, "read") as (filesystem, path):
-        return open(path, "rb") if is_local(uri) else filesystem.open(path, "rb")
+        return io.BufferedReader(CountedFile(path)) if is_local(uri) else count_ranges(filesystem.open(path, "rb"))
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole file; MissingFileError where there is none."""
     with _storage(uri, "read") as (filesystem, path):
-        return Path(path).read_bytes() if is_local(uri) else filesystem.cat_file(path)
+        data = Path(path).read_bytes() if is_local(uri) else filesystem.cat_file(path)
+    METER.add("read_bytes", len(data))
+    return data
 
 
 def read_json(uri: str) -> Any:
@@ -228,6 +231,7 @@ def localized(uri: str) -> Iterator[str]:
     if is_local(uri):
         if not os.path.isfile(local_path(uri)):
             raise MissingFileError(f"expected a file at {uri}, found none")
+        METER.add("read_bytes", os.path.getsize(local_path(uri)))
         yield local_path(uri)
     else:
         with _beside(uri) as path:
@@ -379,6 +383,7 @@ def _sizes(uris: Sequence[str]) -> list[int | None]:
         return []
     with _storage(uris[0], "look up") as (filesystem, _):
         try:
+            METER.add("store_requests", 0 if is_local(uris[0]) else len(uris) - 1)
             return list(filesystem.sizes([url_to_fs(uri)[1] for uri in uris]))
         except FileNotFoundError:
             return [size(uri) if exists(uri) else None for uri in uris]
@@ -434,6 +439,7 @@ def _beside(uri: str) -> Iterator[str]:
 def _move_in(path: str, uri: str) -> None:
     """Moves a finished local file to `uri`, where it appears whole."""
     with _storage(uri, "write") as (filesystem, target):
+        METER.add("written_bytes", os.path.getsize(path))
         if is_local(uri):
             _make_folders(Path(target).parent)
             _sync(Path(path))
@@ -469,6 +475,7 @@ def _sync(path: Path) -> None:
 @contextlib.contextmanager
 def _storage(uri: str, deed: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
     """The filesystem of a URI and the path there; turns its errors into ours, with the URI in the message."""
+    METER.add("store_requests", 0 if is_local(uri) else 1)
     try:
         # A cached listing would hide what another process has just written.
         yield url_to_fs(uri, use_listings_cache=False) if not is_local(uri) else (LocalFileSystem(), local_path(uri))

@@ -15,10 +15,11 @@ from pipelines.config.stopping import end_on_signals
 
 def main(argv: Sequence[str]) -> int:
     """Runs the build; see the module for the exit codes."""
-    from pipelines.config.command_line import load_index_job_config, show_log_lines
+    from pipelines.config.command_line import load_index_job_config
+    from pipelines.config.log_lines import show_log_lines
 
     command = load_index_job_config(argv)
-    show_log_lines()
+    show_log_lines(command.config.log)
     # These import Beam: after the log is set up.
     from pipelines.config.terminal import print_lines
     from pipelines.indexing.import_vectors import VectorSource

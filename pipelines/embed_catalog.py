@@ -23,10 +23,11 @@ from pipelines.config.stopping import end_on_signals
 
 def main(argv: Sequence[str]) -> int:
     """Runs the job; see the module for the exit codes."""
-    from pipelines.config.command_line import load_job_config, show_log_lines
+    from pipelines.config.command_line import load_job_config
+    from pipelines.config.log_lines import show_log_lines
 
     command = load_job_config(argv)
-    show_log_lines()
+    show_log_lines(command.config.log)
     # These import Beam: after the log is set up.
     from pipelines.indexing.catalog_source import CatalogSource
     from pipelines.indexing.forecast import forecast_run, print_forecast

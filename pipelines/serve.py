@@ -9,7 +9,8 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from pipelines.config.command_line import address, parse_arguments, run_command, show_log_lines
+from pipelines.config.command_line import address, parse_arguments, run_command
+from pipelines.config.log_lines import show_log_lines
 from pipelines.config.validation import ConfigError
 from pipelines.server.config import ServerJobConfig
 

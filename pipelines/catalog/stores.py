@@ -25,6 +25,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 from pyarrow.fs import LocalFileSystem
 
+from index_builder.meter import METER, count_ranges
 from pipelines.catalog.config import CatalogError
 from pipelines.catalog.schemas import TypeVotes
 
@@ -152,7 +153,8 @@ def open_input(uri: str, *, from_start_to_end: bool = False, mapped: bool = Fals
             return LocalFileSystem().open_input_file(uri.removeprefix("file://"))
         filesystem, path = _resolve(uri)
         cache = "readahead" if from_start_to_end else "none"
-        return pa.PythonFile(filesystem.open(path, "rb", block_size=_READ_AHEAD_BYTES, cache_type=cache), mode="r")
+        opened = filesystem.open(path, "rb", block_size=_READ_AHEAD_BYTES, cache_type=cache)
+        return pa.PythonFile(count_ranges(opened), mode="r")
 
 
 def read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:
@@ -161,6 +163,8 @@ def read_ranges(uri: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         if not is_local(uri):
             filesystem, path = _resolve(uri)
             starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
+            METER.add("store_requests", len(ranges) - 1)
+            METER.add("read_bytes", sum(stops) - sum(starts))
             return filesystem.cat_ranges([path] * len(ranges), starts, stops, on_error="raise")
     with open_input(uri) as source:
         return [source.read_at(stop - start, start) for start, stop in ranges]
@@ -192,6 +196,7 @@ def catalog_errors(uri: str) -> Iterator[None]:
 def _resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     # A cached listing would hide what has changed since the last run of a long-lived process.
     filesystem, path = url_to_fs(uri, use_listings_cache=False)
+    METER.add("store_requests", 0 if is_local(uri) else 1)
     return filesystem, path
 
 

@@ -27,6 +27,7 @@ import yaml
 from pipelines.config import own_catalog
 from pipelines.config.exit_codes import EXPECTED_ERRORS, FAILED, REFUSED, RunFailedError
 from pipelines.config.job import IndexJobConfig, JobConfig, to_yaml
+from pipelines.config.log_lines import say_error
 from pipelines.config.stopping import wait_if_stopping
 from pipelines.config.validation import (
     Config,
@@ -51,13 +52,6 @@ log = logging.getLogger(__name__)
 _KEY = "key."  # before a key's name in argparse's namespace: apart from a command's own options
 
 
-def show_log_lines() -> None:
-    """Writes what our rooms say about their work to stderr, and of libraries only warnings."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for room in ("pipelines", "encoders", "index_builder"):
-        logging.getLogger(room).setLevel(logging.INFO)
-
-
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function over arguments, by default those of the process, and give the exit code.
 
@@ -69,7 +63,7 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     except SystemExit as stop:  # --help and --print-config
         return int(stop.code or 0)
     except (*EXPECTED_ERRORS, RunFailedError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        say_error(str(error))
         return FAILED if isinstance(error, RunFailedError) else REFUSED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: run the same command again to continue from what is complete\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -122,6 +123,49 @@ class GatesConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MetricsConfig:
+    """The `metrics:` section: where a run says what it did, however it ends. They shape nothing that is published.
+
+    Attributes:
+        textfile: File for the textfile collector of Prometheus' node exporter, such as
+            /var/lib/node_exporter/textfile/shelfmark.prom; a local path that ends with .prom. null: none.
+        pushgateway: Address of a Prometheus push gateway, such as http://pushgateway:9091. One that is down costs a
+            warning. null: none.
+        job: Name under which the push gateway keeps the figures, and the label `job` there; one for each catalog.
+        traces: Whether spans of the run, its stages and its tasks go to an OpenTelemetry collector, as the standard
+            OTEL_* environment variables say (extra `tracing`).
+    """
+
+    textfile: str | None = None
+    pushgateway: str | None = field(default=None, repr=False)
+    job: str = "shelfmark"
+    traces: bool = False
+
+    def __post_init__(self) -> None:
+        if self.textfile is not None and ("://" in self.textfile or not self.textfile.endswith(".prom")):
+            raise ValueError(
+                f"textfile is {self.textfile!r}: expected a local path that ends with .prom, which is what the node "
+                "exporter reads"
+            )
+        if self.pushgateway is not None and re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", self.pushgateway) is None:
+            raise ValueError("pushgateway: expected an address such as http://pushgateway:9091; found another text")
+        if not self.job.strip():
+            raise ValueError(f"job is {self.job!r}: expected a name")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    """The `log:` section.
+
+    Attributes:
+        format: text for people, or json: one object a line, with time, level, logger, message, run, stage, shard and
+            host.
+    """
+
+    format: Literal["text", "json"] = "text"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class JobConfig:
     """Everything that decides what a nightly run makes.
 
@@ -136,6 +180,8 @@ class JobConfig:
     work: WorkConfig
     index: IndexConfig
     gates: GatesConfig = field(default_factory=GatesConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     beam: dict[str, Any] = field(default_factory=dict)
 
 
@@ -151,6 +197,8 @@ class IndexJobConfig:
     work: WorkConfig
     index: IndexConfig
     gates: GatesConfig = field(default_factory=GatesConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     beam: dict[str, Any] = field(default_factory=dict)
 
 

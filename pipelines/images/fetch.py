@@ -31,6 +31,7 @@ from urllib.parse import unquote
 import xxhash
 from fsspec.core import url_to_fs
 
+from index_builder.meter import METER
 from pipelines.catalog.config import CatalogError
 from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.catalog.image_values import ImageRef
@@ -213,6 +214,7 @@ class ImageFetcher:
                 return FetchedImage(b"", version, not_modified=True)
             self._check_bytes(uri, described.size)
             filesystem, path = url_to_fs(uri)
+            METER.add("store_requests")
             data: bytes = filesystem.cat_file(path, start=0, end=self.config.max_bytes + 1)
         except ImageError:
             raise

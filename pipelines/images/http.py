@@ -34,6 +34,7 @@ import httpcore2
 import httpx2
 import tenacity
 
+from index_builder.meter import METER
 from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.images.addresses import AddressRules, CheckedBackend, Exchange, WebAddress
 from pipelines.images.config import FetchConfig
@@ -161,6 +162,8 @@ class HTTPImages:
         except ImageError:
             host.answered()
             raise
+        finally:
+            METER.add("image_retries", retrying.statistics.get("attempt_number", 1) - 1)
         host.answered()
         return image
 
@@ -370,6 +373,7 @@ def _send(
     request = httpcore2.Request(b"GET", url, headers=headers, extensions=extensions)
     while True:
         exchange.begin_request()
+        METER.add("image_requests")
         try:
             response = pool.handle_request(request)
         except (httpcore2.RemoteProtocolError, httpcore2.ReadError):

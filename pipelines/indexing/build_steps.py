@@ -197,6 +197,7 @@ def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
             raise EmptyCatalogError(_none_left(totals, numbering.rejected_uri))
         spec = spec_to_build(run.index, numbering.rows, run.encoder.dim, run.reusable)
         facts |= {"products": numbering.products, "duplicates": numbering.duplicates}
+        run.record.expect("sample", len(numbering.shards))
     refine = plan_refinement(run.index, spec)
     return BuildPlan(numbering=numbering, spec=spec, refine=refine, totals=totals, shard_keys=keys)
 
@@ -265,6 +266,8 @@ def settled_plan(plan: BuildPlan, choice: CodecChoice) -> BuildPlan:
 def add_tasks(run: RunContext, plan: BuildPlan, choice: CodecChoice) -> list[AddTask]:
     """Cuts the embedding shards into serving shards, and those into the tasks of the add step."""
     cut = plan_adds(run.index, choice.codec.spec, plan.numbering.shards)
+    run.record.expect("add", sum(map(len, cut)))
+    run.record.expect("merge", len(cut))
     return [
         AddTask(serving_shard=serving_shard, number=number, shards=shards)
         for serving_shard, tasks in enumerate(cut)
@@ -284,9 +287,11 @@ def refine_tasks(run: RunContext, plan: BuildPlan, choice: CodecChoice) -> list[
     plan = settled_plan(plan, choice)
     if plan.refine == "none":
         return []
+    cut = plan_adds(run.index, plan.spec, plan.numbering.shards)
+    run.record.expect("refine", len(cut))
     return [
         AddTask(serving_shard=serving_shard, number=0, shards=tuple(shard for task in tasks for shard in task))
-        for serving_shard, tasks in enumerate(plan_adds(run.index, plan.spec, plan.numbering.shards))
+        for serving_shard, tasks in enumerate(cut)
     ]
 
 

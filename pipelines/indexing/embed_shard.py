@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from encoders import EncoderDescription, ProductEncoder
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality
+from index_builder.meter import METER
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import (
     DeadLetter,
@@ -194,6 +195,7 @@ class ProductPreparer:
                 rows = next(rows_by_batch, None)
                 if rows is None:
                     return
+                METER.add("catalog_bytes", rows.rows.nbytes)
                 products = to_products(rows, self.catalog)
             yield products
 
@@ -227,6 +229,8 @@ class ProductPreparer:
         """Fetches images of some products, and settles the vectors of all: fingerprints and lookup rows."""
         if self.pool is not None:
             fetched = fetch_images(self.pool, [batch.products.images[row] for row in products], known_images)
+            METER.add("images", len(fetched.data))
+            METER.add("image_bytes", sum(map(len, fetched.data.values())))
             batch.data |= fetched.data
             for row, images in zip(products, fetched.products, strict=True):
                 batch.images[row] = images
@@ -287,7 +291,7 @@ class _ShardWork:
         self._letters: list[DeadLetter] = []
         self._known_images: list[KnownImage] = []
         self._counts: Counter[str] = Counter()  # by the names of a `ShardSummary`
-        self._timer = StepTimer("read", "fetch", "decode", "embed", "write")
+        self._timer = StepTimer("read", "fetch", "decode", "queue", "embed", "write")
         self._revisable = False
         self._image_rows: dict[bytes, int] = {}  # digest -> row of _image_vectors
         self._image_vectors = np.empty((0, 0), np.float32)  # [images of this shard, image tower's dimension]
@@ -308,7 +312,12 @@ class _ShardWork:
             columns_writer(files.columns) as write_columns,
             places_writer(files.places) as write_places,
         ):
-            for batch in batches:
+            while True:
+                with self._timer.timed("queue"):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                METER.observe("batch_products", [len(batch.images)])
                 self._embed(batch, vectors, write_columns, write_places)
                 on_progress(self._counts["products"])
         write_dead_letters(files.rejected, self._letters)

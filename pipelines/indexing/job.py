@@ -6,7 +6,6 @@ The nightly run and the build from vectors are this one run, with another source
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -17,6 +16,7 @@ from pipelines.catalog.stores import absolute
 from pipelines.config import exit_codes
 from pipelines.config.exit_codes import RunFailedError, failures_of_work
 from pipelines.config.job import IndexJobConfig, JobConfig
+from pipelines.config.log_lines import say_error
 from pipelines.config.stopping import at_stop
 from pipelines.indexing.build_steps import (
     RunContext,
@@ -27,11 +27,12 @@ from pipelines.indexing.build_steps import (
     spec_to_build,
 )
 from pipelines.indexing.gates import planned_gates
+from pipelines.indexing.monitoring import WatchedRun, check_metrics, watched_run
 from pipelines.indexing.progress import index_lines, print_summary, show_progress
 from pipelines.indexing.publish_step import RunResult, published_manifest, read_result, stage_query_encoder
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import read_finished_run, standing_keys
-from pipelines.indexing.transforms import BeamOptions, ShardPlan, run_pipeline
+from pipelines.indexing.transforms import BeamOptions, ShardPlan, count_in_beam, run_pipeline
 from pipelines.indexing.work_folder import (
     LeaseHeldError,
     LeaseLostError,
@@ -72,21 +73,32 @@ def run_and_report(source: Source, beam_options: BeamOptions) -> int:
     Returns:
         An exit code (see `exit_codes`). Of 1, 4 and 5 the message is on stderr; refusals are raised.
     """
-    try:
-        result, record = run_job(source, beam_options)
-    except (RunFailedError, LeaseHeldError, LeaseLostError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return exit_codes.FAILED if isinstance(error, RunFailedError) else exit_codes.BUSY
-    print_summary(result, record)
-    if result.not_cleaned:
-        sys.stderr.write(f"error: cleaning up failed: {result.not_cleaned}\n")
-    if result.status == "held":
-        return exit_codes.HELD
-    return exit_codes.NOT_CLEANED if result.not_cleaned else exit_codes.DONE
+    check_metrics(source.config.metrics)
+    with watched_run(source.config.metrics, source.config.work.uri) as watched:
+        try:
+            result, record = run_job(source, beam_options, watched)
+        except (RunFailedError, LeaseHeldError, LeaseLostError) as error:
+            say_error(str(error))
+            watched.error = str(error)
+            watched.exit_code = exit_codes.FAILED if isinstance(error, RunFailedError) else exit_codes.BUSY
+            return watched.exit_code
+        watched.result = result
+        watched.exit_code = exit_codes.NOT_CLEANED if result.not_cleaned else exit_codes.DONE
+        if result.status == "held":
+            watched.exit_code = exit_codes.HELD
+        print_summary(result, record)
+        if result.not_cleaned:
+            say_error(f"cleaning up failed: {result.not_cleaned}")
+    return watched.exit_code
 
 
-def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRecord]:
+def run_job(
+    source: Source, beam_options: BeamOptions, watched: WatchedRun | None = None
+) -> tuple[RunResult, RunRecord]:
     """Runs the job and publishes a version, unless a gate holds it back.
+
+    Args:
+        watched: Gets the record and what the runner counted, as soon as there are any.
 
     Raises:
         StorageError, CatalogError, EncoderError, ConfigError, SpecError: Something that the config names is not
@@ -96,11 +108,12 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
         LeaseHeldError: Another run works on the same work.uri.
         LeaseLostError: Another run took it over meanwhile; this one stopped there.
     """
+    watched = watched or WatchedRun()
     source.check()
     work_uri, config = source.config.work.uri, source.config
     work_lease = WorkLease(work_uri, source.config.work.takeover_seconds)
     with work_lease as lease, at_stop(work_lease.release):
-        record = RunRecord.begin(work_uri)
+        watched.record = record = RunRecord.begin(work_uri, counted=count_in_beam)
         # What the config names may still be refused; that files cannot be written is no matter of the config any more.
         with failures_of_work(StorageError):
             remove_leftovers(work_uri, config.index.uri)
@@ -130,7 +143,7 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
         with failures_of_work():
             note_index(work_uri, config.index.uri)
             with show_progress(record, shards=len(shards.tasks), rows=shards.rows, first_stage=shards.stage):
-                run_pipeline(shards, run, beam_options)
+                watched.counted_by_runner = run_pipeline(shards, run, beam_options)
             result = read_result(record)
         encoder, files, keys = shards.encoder.fingerprint, shards.catalog_files, shards.keys
         left = clean_work(work_uri, held=lease, encoder=encoder, shard_keys=keys, build=run.build, catalog_files=files)

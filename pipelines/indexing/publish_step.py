@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -28,15 +29,18 @@ from index_builder.manifest import (
     index_file_name,
     refine_file_name,
 )
+from index_builder.meter import Counts
 from pipelines.catalog.dead_letters import REJECTED_FILE, examples_by_reason
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
 from pipelines.indexing.gates import failed_gates
-from pipelines.indexing.run_record import RunRecord
+from pipelines.indexing.run_record import STAGES, RunRecord
 from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_run
 
 log = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
+_NOT_READ = ("embed", "import", "sample", "publish")
+"""Stages of as many reports as shards, whose counts come another way or not at all, and the one at work."""
 Status = Literal["published", "unchanged", "held"]
 
 _LISTED = (
@@ -98,13 +102,16 @@ def read_result(record: RunRecord) -> RunResult:
     return RunResult(**(values | {"totals": Totals(**values["totals"])}))
 
 
-def publish_build(run: RunContext, build: FinishedBuild) -> RunResult:
+def publish_build(run: RunContext, build: FinishedBuild, counts: Mapping[str, Counts] | None = None) -> RunResult:
     """Writes the version and, where no gate fails, flips the pointer to it.
 
     A version that would answer every query as the published one does is not written again.
+
+    Args:
+        counts: What the stages before the index counted; what those after it did is read from the record.
     """
     with run.record.timed("publish"):
-        result = _publish(run, build)
+        result = _publish(run, build, counts or {})
         finished = FinishedRun(
             name=run.record.name,
             shards=build.plan.shard_keys,
@@ -121,13 +128,13 @@ def publish_build(run: RunContext, build: FinishedBuild) -> RunResult:
     return result
 
 
-def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
+def _publish(run: RunContext, build: FinishedBuild, counts: Mapping[str, Counts]) -> RunResult:
     run.lease.check()
     index_uri, totals, chosen, spec = run.index.uri, build.plan.totals, build.chosen, build.plan.spec
     previous = published_manifest(index_uri)
     recall = _recall(run, build)
     failed = failed_gates(run.gates, totals, recall, previous)
-    manifest = _manifest(run, build, recall, failed)
+    manifest = replace(_manifest(run, build, recall, failed), run=_run_section(run, counts))
     _check_outputs(run, build)
     staged = _staged(run, build)
     files = publish.describe_files(staged)
@@ -295,6 +302,12 @@ def _manifest(run: RunContext, build: FinishedBuild, recall: RecallSummary, fail
         software=_software(),
         schema_version=SEVERAL_ROWS_VERSION if totals.vectors else SCHEMA_VERSION,
     )
+
+
+def _run_section(run: RunContext, counts: Mapping[str, Counts]) -> dict[str, Any]:
+    """The run and what its stages counted, for the manifest. The reports of sampling, one a shard, are not read."""
+    stages = {**counts, **run.record.stage_counts([stage for stage in STAGES if stage not in _NOT_READ])}
+    return {"id": run.record.name, "stages": {stage: stages[stage] for stage in STAGES if stage in stages}}
 
 
 def published_manifest(index_uri: str) -> Manifest | None:

@@ -19,24 +19,29 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 from apache_beam.options.pipeline_options import PipelineOptions as BeamOptions
-from apache_beam.pvalue import AsIter, AsSingleton
+from apache_beam.pvalue import AsIter, AsSingleton, TaggedOutput
+from apache_beam.runners.runner import PipelineResult
 from apache_beam.utils import shared
 
 from encoders.config import EncoderConfig
 from index_builder import storage
 from index_builder.manifest import EncoderSummary
+from index_builder.meter import Counts
 from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failures_of_work
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
 from pipelines.indexing.build_steps import RunContext
+from pipelines.indexing.metrics import STEPS, add_up, for_beam
+from pipelines.indexing.progress import FirstStage, show_progress
 from pipelines.indexing.publish_step import RunResult, publish_build
-from pipelines.indexing.run_record import RunRecord
+from pipelines.indexing.run_record import STAGES, RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
 from pipelines.indexing.worker_probe import WorkerProbe, describe_workers, said_by_worker
 
-PROGRESS_SECONDS = 1.0
 QUESTIONS = 256
 """How often the workers are asked together, dealt out at random: of 16 workers one is missed in 1 of 900,000 runs."""
+COUNTS = "counts"
+"""Name of the output of a transform that has the counts of its tasks."""
 _REASON_CHARACTERS = 400
 _CHANNEL_LOGS = (
     "apache_beam.runners.worker.data_plane",
@@ -190,14 +195,17 @@ def _cancel(root: beam.Pipeline) -> None:
 
 
 def run_on_workers(
-    stage: str,
+    stage: FirstStage,
     elements: Sequence[Any],
     deed: Callable[[Any], None],
     record: RunRecord,
     work_uri: str,
     options: BeamOptions,
 ) -> None:
-    """A pipeline of its own that does something with each element, spread over the workers; raises as `beam_run`."""
+    """A pipeline of its own that does something with each element, spread over the workers, and shows how far it is.
+
+    Raises as `beam_run`.
+    """
 
     def timed(numbered: tuple[int, Any]) -> None:
         number, element = numbered
@@ -205,29 +213,68 @@ def run_on_workers(
             deed(element)
 
     probe = WorkerProbe.begin(record, work_uri) if runs_elsewhere(options) else None
-    with beam_run(options, record) as root:
+    progress = show_progress(record, shards=len(elements), rows=None, first_stage=stage, later_stages=())
+    with progress, beam_run(options, record) as root:
         numbered = root | beam.Create(list(enumerate(elements)), reshuffle=False)
         _ = after_probe(numbered, probe) | beam.Reshuffle() | beam.Map(timed)
 
 
-def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> None:
-    """Makes the embedding shards of a run, builds its index and publishes it; raises as `beam_run`."""
+def count_in_beam(stage: str, counts: Counts) -> None:
+    """Adds a task's counts to Beam's, in the stage's namespace; outside of a bundle nothing happens."""
+    for kind, name, value in for_beam(counts):
+        if kind == "distribution":
+            Metrics.distribution(stage, name).update(value)
+        else:
+            Metrics.counter(stage, name).inc(value)
+
+
+def counted_by_runner(result: PipelineResult | None) -> dict[str, Counts]:
+    """What the runner counted, by stage; empty where it gives no metrics."""
+    try:
+        found = result.metrics().query() if result is not None else {}
+    except Exception as error:  # noqa: BLE001  # each runner raises its own; the run record has the same numbers
+        log.warning("the runner gives no metrics: %s", error)
+        return {}
+    sums: dict[str, Counts] = {}
+    for each in [*found.get("counters", ()), *found.get("distributions", ())]:
+        name, value = each.key.metric, each.result
+        if name.namespace not in STAGES or value is None:
+            continue
+        is_counter = isinstance(value, int)
+        short = value if is_counter else {part: getattr(value, part) for part in ("count", "sum", "min", "max")}
+        sums.setdefault(name.namespace, {})[name.name] = short
+    return sums
+
+
+def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> dict[str, Counts]:
+    """Makes the embedding shards of a run, builds its index and publishes it; raises as `beam_run`.
+
+    Returns:
+        What the runner counted, by stage.
+    """
     encoder = shards.query_encoder if shards.stage == "embed" else None
     elsewhere = runs_elsewhere(options)
     probe = WorkerProbe.begin(run.record, run.work_uri, encoder, shards.encoder.fingerprint) if elsewhere else None
     with beam_run(options, run.record) as root:
+        counts = None
         if shards.maker is None:
             summaries = after_probe(root | "StandingShards" >> beam.Create(shards.standing, reshuffle=False), probe)
         else:
-            summaries = (
+            made = (
                 after_probe(root | "PlannedShards" >> beam.Create(shards.tasks, reshuffle=False), probe)
                 # Breaks fusion with the plan, so that the shards spread over the workers.
                 | "SpreadShards" >> beam.Reshuffle()
-                | "MakeShard" >> beam.ParDo(MakeShards(shards.stage, shards.maker, run.record, probe))
+                | "MakeShard"
+                >> beam.ParDo(MakeShards(shards.stage, shards.maker, run.record, probe)).with_outputs(
+                    COUNTS, main="summaries"
+                )
             )
-        build_and_publish(summaries, run)
+            summaries = made.summaries
+            counts = AsSingleton(made[COUNTS] | "AddUpCounts" >> beam.CombineGlobally(add_up))
+        build_and_publish(summaries, run, shards.stage, counts)
     if probe is not None:
         log.info("%s", describe_workers(probe.answers()))
+    return counted_by_runner(root.result)
 
 
 def after_probe(elements: beam.PCollection[Any], probe: WorkerProbe | None) -> beam.PCollection[Any]:
@@ -246,7 +293,7 @@ def after_probe(elements: beam.PCollection[Any], probe: WorkerProbe | None) -> b
 
 
 class MakeShards(beam.DoFn):
-    """Makes embedding shards that are not complete yet: `ShardTask` in, `ShardSummary` out.
+    """Makes embedding shards that are not complete yet: `ShardTask` in, `ShardSummary` and its counts out.
 
     The maker is opened on the first of them: a rerun over complete shards loads no encoder.
     """
@@ -256,35 +303,25 @@ class MakeShards(beam.DoFn):
         self._handle = shared.Shared()
         self._open = ExitStack()
         self._make: MakeShard | None = None
-        names = ("products_embedded", "products_carried_over", "products_rejected", "shards_already_complete")
-        self._counters = {name: Metrics.counter(stage, name) for name in names}
 
-    def process(self, task: ShardTask) -> Iterator[ShardSummary]:
+    def process(self, task: ShardTask) -> Iterator[ShardSummary | TaggedOutput]:
         if self._probe is not None:
             self._probe.ask()  # a worker that came later, or took the place of one that died
         unit = f"{task.position:06d}"
         summary = task.files.read_summary(task.position)
         if summary is not None:
-            self._counters["shards_already_complete"].inc()
-            self._record.report(self._stage, unit, skipped=True, seconds=0.0, **_facts(summary))
+            facts = {"skipped": True, "counts": {"tasks_skipped": 1}, **_facts(summary)}
+            counts = self._record.finish(self._stage, unit, began=time.time(), seconds=0.0, **facts)
             yield summary
+            yield TaggedOutput(COUNTS, counts)
             return
-        last_report = time.monotonic()
-
-        def on_progress(products: int) -> None:
-            nonlocal last_report
-            if time.monotonic() - last_report >= PROGRESS_SECONDS:
-                last_report = time.monotonic()
-                self._record.report_partial(self._stage, unit, products=products)
-
         with self._record.timed(self._stage, unit) as facts:
             if self._make is None:
                 self._make = self._open.enter_context(self._maker(self._handle.acquire))
-            summary = self._make(task, on_progress)
-            facts |= {"skipped": False, "steps": summary.seconds, **_facts(summary)}
-        for name in ("embedded", "carried_over", "rejected"):
-            self._counters[f"products_{name}"].inc(getattr(summary, name))
+            summary = self._make(task, lambda products: facts.update(products=products))
+            facts |= {"skipped": False, "steps": summary.seconds, "counts": _counts(summary), **_facts(summary)}
         yield summary
+        yield TaggedOutput(COUNTS, facts["counts"])
 
     def teardown(self) -> None:
         self._open.close()
@@ -294,8 +331,31 @@ def _facts(summary: ShardSummary) -> dict[str, int]:
     return {"rows_in": summary.rows_in, "products": summary.products, "embedded": summary.embedded}
 
 
-def build_and_publish(summaries: beam.PCollection[ShardSummary], run: RunContext) -> beam.PCollection[RunResult]:
-    """Wires in the steps of `build_steps`, and the publishing, which also leaves the result in the run's folder."""
+def _counts(summary: ShardSummary) -> Counts:
+    """What a shard that was just made counts, beside what the process counted."""
+    seconds = {STEPS[step]: seconds for step, seconds in summary.seconds.items() if step in STEPS}
+    return (
+        seconds
+        | {
+            "rows": summary.rows_in,
+            "products_embedded": summary.embedded,
+            "products_carried_over": summary.carried_over,
+            "products_degraded": summary.degraded,
+            "products_rejected": summary.rejected,
+            "images_unchanged": summary.images_unchanged,
+        }
+        | ({"letters": summary.by_reason} if summary.by_reason else {})
+    )
+
+
+def build_and_publish(
+    summaries: beam.PCollection[ShardSummary], run: RunContext, first_stage: Stage, counts: AsSingleton | None = None
+) -> beam.PCollection[RunResult]:
+    """Wires in the steps of `build_steps`, and the publishing, which also leaves the result in the run's folder.
+
+    Args:
+        first_stage, counts: What made the shards, and what it counted; None where nothing was made.
+    """
     plan = (
         summaries
         | "GatherSummaries" >> beam.combiners.ToList()
@@ -340,5 +400,9 @@ def build_and_publish(summaries: beam.PCollection[ShardSummary], run: RunContext
             ),
             *(the_plan, the_choice, all_samples, AsIter(refined)),
         )
-        | "PublishVersion" >> beam.Map(lambda build: publish_build(run, build))
+        | "PublishVersion"
+        >> beam.Map(
+            lambda build, counted={}: publish_build(run, build, {first_stage: counted} if counted else {}),
+            *([] if counts is None else [counts]),
+        )
     )

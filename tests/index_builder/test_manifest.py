@@ -85,6 +85,7 @@ def test_the_documented_keys() -> None:
         "gates",
         "files",
         "software",
+        "run",
     }
 
 
@@ -92,7 +93,7 @@ def test_fields_that_came_later_are_ignored_and_missing_ones_default() -> None:
     values = json.loads(example().to_json())
     values["weather"] = "rain"
     values["catalog"]["colour"] = "red"
-    for key in ("gates", "software", "loaded_bytes", "resident_bytes"):
+    for key in ("gates", "software", "run", "loaded_bytes", "resident_bytes"):
         del values[key]
     del values["index"]["refine"], values["index"]["search"]["refine_factor"]
     del values["codec"]["training_rows"]

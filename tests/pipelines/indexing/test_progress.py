@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import threading
 import time
 from dataclasses import replace
 
@@ -7,7 +9,16 @@ import pytest
 from rich.console import Console
 
 from index_builder import storage
-from pipelines.indexing.progress import ProgressReader, print_summary, show_progress, summary_lines
+from index_builder.errors import StorageError
+from pipelines.indexing import progress
+from pipelines.indexing.progress import (
+    ProgressReader,
+    print_summary,
+    progress_line,
+    show_progress,
+    stage_table,
+    summary_lines,
+)
 from pipelines.indexing.publish_step import RunResult
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import Totals
@@ -28,16 +39,18 @@ def outcome(status: str, failed: list[str]) -> RunResult:
 
 def test_the_summary_accounts_for_every_product(tmp_path):
     record = RunRecord(uri=str(tmp_path))
-    for unit, skipped in (("0", True), ("1", False), ("2", False), ("3", False)):
-        record.report("embed", unit, skipped=skipped, seconds=2.0, rows_in=300, products=275, embedded=25)
-    record.report("train", "all", seconds=1.25)
+    for unit in ("1", "2", "3"):
+        counts = {"model_seconds": 1.5, "queue_seconds": 0.25, "batch_products": [100, 200]}
+        record.finish("embed", unit, began=0.0, seconds=2.0, counts=counts)
+    record.finish("embed", "0", began=0.0, seconds=0.0, skipped=True, counts={"tasks_skipped": 1})
+    record.report("train", "all", seconds=1.25)  # as an earlier Shelfmark wrote it
     lines = dict(summary_lines(outcome("published", []), record))
     assert (lines["rows in"], lines["rejected"], lines["products"]) == ("1,200", "100", "1,100")
     assert lines["  embedded"] == "80"
     assert lines["  carried over"] == "1,020 (4 pictures not read again: they have not changed)"
     assert lines["rejected: duplicate_id"] == "20"
     assert lines["catalog shards"] == "4, of which 1 stood complete and were skipped"
-    assert lines["seconds"] == "embed 8.0, train 1.2"
+    assert lines["embed seconds"] == "towers 4.5; the towers waited 0.8 (6 batches of 150 products)"
     assert lines["index"] == "1,100 products, OPQ8_32,IVF16,PQ8x8, 2 serving shards, 2.5 MB"
     assert lines["recall 10@10"].startswith("0.9512 against exact search (110 held-out products, nprobe 4, 0.21 ms")
     assert lines["version"] == "20261121T000000Z-0123456789ab (published)"
@@ -126,3 +139,110 @@ def test_a_report_is_read_once(record, monkeypatch):
         record.report("embed", f"{number:06d}", skipped=False, rows_in=10, products=10, seconds=1.0)
         assert reader.snapshot().products == 10 * (number + 1)
     assert len(read) == len(set(read)) == 40
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The reader's clock, which stands still until a test moves it."""
+
+    class Clock:
+        now = 1000.0
+
+    monkeypatch.setattr(progress.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def test_the_time_left_goes_by_the_rate_since_work_began(record, clock):
+    reader = ProgressReader(record, shards=4, rows=400)
+    assert reader.snapshot().seconds_left is None
+    clock.now += 300  # a cluster starts: no time of the work
+    record.report_partial("embed", "000000", products=50, seconds=10.0)
+    now = reader.snapshot()
+    assert (now.products_per_second, now.seconds_left) == (5.0, 70.0)
+    assert progress_line(now, reader) == "embed: 50 of 400 products, 5 products/s, shard 0 of 4, 70 s left"
+    record.report("embed", "000000", skipped=False, rows_in=100, products=100, seconds=20.0)
+    record.report("embed", "000001", skipped=True, rows_in=100, products=100, seconds=0.0)
+    clock.now += 10
+    now = reader.snapshot()
+    assert (now.products, now.products_per_second, now.seconds_left) == (200, 5.0, 40.0)
+
+
+def test_the_index_stages_say_how_many_tasks_are_left(record, clock):
+    reader = ProgressReader(record, shards=1)
+    record.report("embed", "000000", skipped=False, rows_in=1, products=1, seconds=1.0)
+    record.report("train", "all", seconds=1.0)
+    record.expect("add", 8)
+    assert progress_line(reader.snapshot(), reader) == "add: 0 of 8 done"
+    record.report("add", "00000-00000", seconds=30.0)
+    record.report("add", "00000-00001", seconds=20.0)
+    now = reader.snapshot()
+    assert (now.finished_tasks, now.tasks, now.seconds_left) == (2, 8, 90.0)
+    assert progress_line(now, reader) == "add: 2 of 8 done, 2 min left"
+    record.report("verify", "all", seconds=1.0)
+    record.report_partial("publish", "all", seconds=40.0, products=0)
+    assert progress_line(reader.snapshot(), reader) == "publish: 40 s so far"
+
+
+def test_a_straggler_is_named_even_if_its_worker_says_nothing_any_more(record, clock):
+    reader = ProgressReader(record, shards=5)
+    for number, seconds in enumerate((19.0, 20.0, 200.0)):
+        record.report("embed", f"{number:06d}", skipped=False, rows_in=9, products=9, seconds=seconds)
+    record.report_partial("embed", "000003", seconds=50.0, host="node-7", products=1)
+    record.report_partial("embed", "000004", seconds=5.0, host="node-8", products=1)
+    assert reader.snapshot().stragglers == ()
+    clock.now += 30
+    (straggler,) = reader.snapshot().stragglers
+    assert str(straggler) == "000003 on node-7 has run for 80 s, the others took 20 s (median)"
+    record.report_partial("embed", "000003", seconds=85.0, host="node-7", products=2)
+    clock.now += 5
+    assert [each.seconds for each in reader.snapshot().stragglers] == [85.0]
+
+
+def test_a_log_names_a_straggler_once(record, caplog, monkeypatch):
+    for number in range(3):
+        record.report("embed", f"{number:06d}", skipped=False, rows_in=9, products=9, seconds=1.0)
+    record.report_partial("embed", "000003", seconds=50.0, host="node-7", products=1)
+    caplog.set_level("INFO", logger="pipelines.indexing.progress")
+    reader = ProgressReader(record, shards=5)
+    now = reader.snapshot()
+    monkeypatch.setattr(progress, "_snapshots", lambda reader, stop: iter([now, now, now]))
+    progress._log_lines(reader, Console(), threading.Event())
+    assert caplog.text.count("000003 on node-7") == 1
+
+
+def test_a_store_that_does_not_answer_ends_no_display(record, monkeypatch, caplog):
+    record.report("embed", "000000", skipped=False, rows_in=7, products=7, seconds=1.0)
+    reader, stop = ProgressReader(record, shards=2), threading.Event()
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.0)
+    real, failing = storage.list_files, [StorageError("timed out")] * 2
+
+    def list_files(uri):
+        if failing:
+            raise failing.pop()
+        return real(uri)
+
+    monkeypatch.setattr(storage, "list_files", list_files)
+    snapshots = progress._snapshots(reader, stop)
+    assert next(snapshots).products == 7
+    stop.set()
+    assert len(list(snapshots)) <= 2
+    assert caplog.text.count("how far the run is cannot be read, it goes on: timed out") == 1
+
+
+def test_looking_takes_a_tenth_of_the_time_at_most(record, clock, monkeypatch):
+    reader = ProgressReader(record, shards=2)
+    real = storage.list_files
+    monkeypatch.setattr(storage, "list_files", lambda uri: setattr(clock, "now", clock.now + 2.0) or real(uri))
+    began = clock.now
+    reader.snapshot()
+    assert reader.poll_seconds == 10 * (clock.now - began) > 10
+
+
+def test_the_table_of_stages_leaves_out_what_nobody_counted():
+    counts = {"task_seconds": {"count": 2, "sum": 3.0, "min": 1.0, "max": 2.0}, "read_bytes": 1_500_000}
+    console = Console(width=110, record=True, file=io.StringIO())
+    console.print(stage_table({"embed": counts, "publish": counts | {"store_requests": 1234}}))
+    heading, _, embed, publish = [line.split() for line in console.export_text().splitlines() if line.strip()]
+    assert heading == ["stage", "tasks", "seconds", "longest", "read", "written", "store", "requests"]
+    assert embed == ["embed", "2", "3.0", "2.0", "1.5", "MB", "0", "bytes", "0"]
+    assert publish[-1] == "1,234"

@@ -90,6 +90,7 @@ EXTRAS = {
     "iceberg": ["pyiceberg[pyarrow]>=0.9"],  # Iceberg tables as catalogs
     "excel": ["python-calamine>=0.4"],  # Excel files as catalogs
     "sql": ["sqlalchemy>=2.0"],  # a query of a database as catalog; its driver (psycopg, pymysql, ...) beside it
+    "openlineage": ["openlineage-python>=1.30"],  # a run as events, for catalogs of data
     # Engines that `pipelines.export` writes to, each by its own client
     "lance": ["pylance>=1.0"],  # Lance datasets
     "pgvector": [
@@ -126,6 +127,7 @@ EXTRAS["test"] = [
     "milvus-lite>=3.0",  # Milvus in a file
     "tritonclient[grpc]>=2.40",  # Triton's schema of a model's configuration, which the export's must meet
     *EXTRAS["tracing"],  # spans into memory
+    *EXTRAS["openlineage"],  # events to a server on loopback
     "openpyxl>=3.1",  # writes that sheet
     "pyiceberg[sql-sqlite]>=0.9",  # its tests' catalog of tables
     "moto[s3]>=5.1",  # an S3 server on loopback

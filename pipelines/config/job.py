@@ -153,6 +153,36 @@ class MetricsConfig:
             raise ValueError(f"job is {self.job!r}: expected a name")
 
 
+End = Literal["published", "unchanged", "held", "failed", "refused", "busy", "not_cleaned"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NotifyConfig:
+    """The `notify:` section: who hears how a run ended. They shape nothing that is published, and cannot fail a run.
+
+    Attributes:
+        webhook: Address that gets a POST of JSON: `text` with the first lines of the version's report (Slack,
+            Mattermost and Teams show it), `status`, `version`, `products`, `recall`, `exit_code` and the like. null:
+            what the environment variable SHELFMARK_WEBHOOK says, for addresses that are a secret.
+        command: A program and its arguments that gets the same text on standard input, such as [mail, -s, "Shelfmark:
+            {status}", search@shop.example]; the rest as SHELFMARK_STATUS, SHELFMARK_VERSION and so on.
+        on: Of which ends they hear.
+        lineage_namespace: Namespace of OpenLineage events, one at the beginning and one at the end of each run; where
+            they go, the client's own config says (OPENLINEAGE_URL; extra `openlineage`). null: none are sent.
+    """
+
+    webhook: str | None = field(default=None, repr=False)
+    command: tuple[str, ...] = ()
+    on: tuple[End, ...] = ("held", "failed", "refused", "not_cleaned")
+    lineage_namespace: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.webhook is not None and re.fullmatch(r"https?://[^\s/?#]+([/?]\S*)?", self.webhook) is None:
+            raise ValueError("webhook: expected an address such as https://hooks.example.com/abc; found another text")
+        if self.lineage_namespace is not None and not self.lineage_namespace.strip():
+            raise ValueError(f"lineage_namespace is {self.lineage_namespace!r}: expected a name, or null")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LogConfig:
     """The `log:` section.
@@ -181,6 +211,7 @@ class JobConfig:
     index: IndexConfig
     gates: GatesConfig = field(default_factory=GatesConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
     log: LogConfig = field(default_factory=LogConfig)
     beam: dict[str, Any] = field(default_factory=dict)
 
@@ -198,6 +229,7 @@ class IndexJobConfig:
     index: IndexConfig
     gates: GatesConfig = field(default_factory=GatesConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
     log: LogConfig = field(default_factory=LogConfig)
     beam: dict[str, Any] = field(default_factory=dict)
 

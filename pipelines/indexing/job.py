@@ -28,6 +28,7 @@ from pipelines.indexing.build_steps import (
 )
 from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.monitoring import WatchedRun, check_metrics, watched_run
+from pipelines.indexing.notices import Lineage, check_notify
 from pipelines.indexing.progress import index_lines, print_summary, show_progress
 from pipelines.indexing.publish_step import RunResult, published_manifest, read_result, stage_query_encoder
 from pipelines.indexing.run_record import RunRecord
@@ -73,8 +74,14 @@ def run_and_report(source: Source, beam_options: BeamOptions) -> int:
     Returns:
         An exit code (see `exit_codes`). Of 1, 4 and 5 the message is on stderr; refusals are raised.
     """
-    check_metrics(source.config.metrics)
-    with watched_run(source.config.metrics, source.config.work.uri) as watched:
+    config = source.config
+    check_metrics(config.metrics)
+    check_notify(config.notify)
+    lineage = None
+    if config.notify.lineage_namespace is not None:
+        inputs = config.catalog.shown_uri if isinstance(config, JobConfig) else str(config.embeddings.uri)
+        lineage = Lineage(config.notify.lineage_namespace, inputs, config.index.uri)
+    with watched_run(config.metrics, config.work.uri, config.notify, lineage) as watched:
         try:
             result, record = run_job(source, beam_options, watched)
         except (RunFailedError, LeaseHeldError, LeaseLostError) as error:

@@ -3,6 +3,7 @@
     <work uri>/runs/<run id>/metrics.json    all of it, once the run had a record
     metrics.textfile                         for the textfile collector of Prometheus' node exporter
     metrics.pushgateway                      the same, pushed
+    notify                                   a webhook, a command, OpenLineage (`notices`)
 
 A run that is stopped by a signal or killed tells nothing: the figures of the run before stay, and grow old
 (`shelfmark_run_last_success_timestamp_seconds`). Nothing here fails a run.
@@ -29,10 +30,11 @@ from index_builder.errors import IndexBuilderError
 from index_builder.meter import Counts
 from pipelines.config import exit_codes
 from pipelines.config.exit_codes import EXPECTED_ERRORS
-from pipelines.config.job import MetricsConfig
+from pipelines.config.job import MetricsConfig, NotifyConfig
 from pipelines.config.log_lines import without_secrets
 from pipelines.config.validation import ConfigError
 from pipelines.indexing.metrics import BY_NAME
+from pipelines.indexing.notices import Lineage, notice_of, run_command, send_webhook
 from pipelines.indexing.publish_step import RunResult
 from pipelines.indexing.run_record import RunRecord
 
@@ -130,9 +132,14 @@ def check_metrics(config: MetricsConfig) -> None:
 
 
 @contextmanager
-def watched_run(config: MetricsConfig, work_uri: str) -> Iterator[WatchedRun]:
+def watched_run(
+    config: MetricsConfig, work_uri: str, notify: NotifyConfig | None = None, lineage: Lineage | None = None
+) -> Iterator[WatchedRun]:
     """Yields what is to be filled in while a run goes on, and tells all of it at the end of the block."""
-    run = WatchedRun()
+    run, notify = WatchedRun(), notify or NotifyConfig()
+    if lineage is not None:
+        with _never_failing("the first OpenLineage event"):
+            lineage.begin()
     try:
         yield run
     except EXPECTED_ERRORS as error:
@@ -142,10 +149,10 @@ def watched_run(config: MetricsConfig, work_uri: str) -> Iterator[WatchedRun]:
         run.error = f"{type(error).__name__}: {error}"
         raise
     finally:
-        _tell(run, config, work_uri)
+        _tell(run, config, work_uri, notify, lineage)
 
 
-def _tell(run: WatchedRun, config: MetricsConfig, work_uri: str) -> None:
+def _tell(run: WatchedRun, config: MetricsConfig, work_uri: str, notify: NotifyConfig, lineage: Lineage | None) -> None:
     run.ended, run.error = time.time(), without_secrets(run.error)
     succeeded = run.exit_code in (exit_codes.DONE, exit_codes.NOT_CLEANED)
     record = run.record
@@ -167,6 +174,17 @@ def _tell(run: WatchedRun, config: MetricsConfig, work_uri: str) -> None:
     if config.traces:
         with _never_failing("the trace"):
             _tracing().send_trace(values, record)
+    if lineage is not None:
+        with _never_failing("the last OpenLineage event"):
+            lineage.end(values)
+    notice = None
+    with _never_failing("the notice"):
+        notice = notice_of(values, run.result)
+    if notice is not None:
+        with _never_failing("notify.webhook"):
+            send_webhook(notify, notice)
+        with _never_failing("notify.command"):
+            run_command(notify, notice)
 
 
 @contextmanager

@@ -146,6 +146,8 @@ def gateway(status: int = 200) -> Iterator[tuple[int, list[tuple[str, str, str, 
             self.send_response(status)
             self.end_headers()
 
+        do_POST = do_PUT  # noqa: N815
+
         def log_message(self, format: str, *args: object) -> None:
             pass
 

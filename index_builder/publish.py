@@ -2,7 +2,7 @@
 
     <index uri>/CURRENT                  the id of the published version; flipped last, atomically
     <index uri>/versions/<id>/...        a version is complete if and only if it has a manifest.json
-    <index uri>/marks.json               the versions that somebody went back from, until they are published again
+    <index uri>/marks.json               what people said of versions: gone back from, held, approved
 
 A kill at any point leaves CURRENT on the version of before (or on none), and at most a folder without a manifest, which
 `prune` removes a day later.
@@ -92,7 +92,7 @@ def publish_version(
     sources = _sources(staged)
     files = tuple(entry for entry in files or describe_files(sources) if entry.path != CHECKSUMS_FILE)
     fingerprint = content_fingerprint(files, manifest.encoder.fingerprint, manifest.index.spec, manifest.index.search)
-    created, version = _free_version(index_uri, fingerprint, now or datetime.now(UTC))
+    created, version = free_version(index_uri, fingerprint, now or datetime.now(UTC))
     folder = version_uri(index_uri, version)
     manifest = replace(
         manifest,
@@ -244,7 +244,7 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
     except Exception:
         _put_back(index_uri, version, before, known)
         raise
-    _write_marks(index_uri, remove=(version,))
+    _write_marks(index_uri, remove=tuple(read_marks(index_uri).keys() & {version}))
 
 
 def _being_pruned(version: str) -> VersionNotFoundError:
@@ -259,16 +259,81 @@ def roll_back(index_uri: str, version: str, *, now: datetime | None = None) -> s
     before = _current(index_uri)
     set_current(index_uri, version)
     if before > version:
-        when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
-        _write_marks(index_uri, add={before: {"rolled_back_utc": when, "to": version}})
+        _write_marks(index_uri, add={before: {"rolled_back_utc": _written(now), "to": version}})
     return before
 
 
-def read_marks(index_uri: str) -> dict[str, dict[str, str]]:
-    """The versions that were rolled back, by id: `rolled_back_utc`, and `to` which version.
+def approve(index_uri: str, version: str, *, by: str, now: datetime | None = None) -> str:
+    """Publishes a version that waits for a person or was held, and notes who said so and when; gives the id of the one
+    that was published ("": none). Raises as `set_current`.
+    """
+    before = _current(index_uri)
+    set_current(index_uri, version)
+    _write_marks(index_uri, add={version: {"approved_utc": _written(now), "by": by}})
+    return before
+
+
+def hold(index_uri: str, version: str, *, by: str, reason: str, now: datetime | None = None) -> None:
+    """Marks a version that is not published as one that is not to be, with who said so, when and why.
 
     Raises:
-        StorageError: the file is not what `roll_back` writes.
+        VersionNotFoundError: there is no such complete version, or it is the published one.
+    """
+    read_manifest(index_uri, version)
+    if version == _current(index_uri):
+        raise VersionNotFoundError(
+            f"{version} cannot be held: it is published; go back to another one (python -m pipelines.versions rollback)"
+        )
+    _write_marks(index_uri, add={version: {"held_utc": _written(now), "by": by, "reason": reason}})
+
+
+def _written(now: datetime | None) -> str:
+    return (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def read_marks(index_uri: str) -> dict[str, dict[str, str]]:
+    """The versions that people took back, by id: `rolled_back_utc` and `to` which version, or `held_utc`, `by` and
+    `reason`. Raises as `read_decisions`.
+    """
+    return {version: mark for version, mark in read_decisions(index_uri).items() if "approved_utc" not in mark}
+
+
+def waits_for_approval(manifest: Manifest, decisions: Mapping[str, object]) -> bool:
+    """Whether a version passed its gates, and nobody has said yet whether it is published (`index.publish: ask`)."""
+    asked, failed = manifest.gates.get("publish") == "ask", manifest.gates.get("failed")
+    return bool(asked and not failed and manifest.version not in decisions)
+
+
+def may_be_published(manifest: Manifest, decisions: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether a version may be gone back to without being named: approved, or all gates held and nobody was asked; and
+    nobody took it back.
+    """
+    mark = decisions.get(manifest.version)
+    if mark is not None:
+        return "approved_utc" in mark
+    return not manifest.gates.get("failed") and manifest.gates.get("publish") != "ask"
+
+
+def _is_good(index_uri: str, version: str) -> bool:
+    return may_be_published(read_manifest(index_uri, version), read_decisions(index_uri))
+
+
+def newest_waiting(index_uri: str) -> Manifest | None:
+    """The newest version that waits for approval and is newer than the published one; None where there is none."""
+    current, decisions = _current(index_uri), read_decisions(index_uri)
+    for version in reversed([name for name in list_versions(index_uri) if name > current]):
+        with suppress(IndexBuilderError):  # pruned meanwhile, or damaged
+            manifest = read_manifest(index_uri, version)
+            if waits_for_approval(manifest, decisions):
+                return manifest
+    return None
+
+
+def read_decisions(index_uri: str) -> dict[str, dict[str, str]]:
+    """What people said of versions, by id: those of `read_marks`, and `approved_utc` with `by` whom.
+
+    Raises:
+        StorageError: the file is not what is written here.
     """
     uri = storage.join(index_uri, MARKS_FILE)
     try:
@@ -285,7 +350,7 @@ def read_marks(index_uri: str) -> dict[str, dict[str, str]]:
 def _write_marks(
     index_uri: str, *, add: Mapping[str, dict[str, str]] | None = None, remove: Sequence[str] = ()
 ) -> None:
-    marks = read_marks(index_uri)
+    marks = read_decisions(index_uri)
     changed = {name: mark for name, mark in (marks | dict(add or {})).items() if name not in remove}
     if changed != marks:
         storage.write_json_atomic(storage.join(index_uri, MARKS_FILE), changed)
@@ -313,12 +378,14 @@ def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[st
     gives the ids of the complete versions removed.
 
     Of two or more that are kept one can be gone back to: where the others were rolled back or are held by a gate, the
-    newest that was not stays too.
+    newest that was not stays too. So does the newest one that waits for approval.
     """
     if keep < 1:
         raise StorageError(f"expected to keep at least 1 version, found {keep}")
     complete = list_versions(index_uri)
     kept = {*complete[-keep:], *([_last_good(index_uri, complete)] if keep > 1 else [])}
+    if (waiting := newest_waiting(index_uri)) is not None:
+        kept.add(waiting.version)
     removed = tuple(version for version in complete if version not in kept and _remove_version(index_uri, version))
     _write_marks(index_uri, remove=removed)
     oldest_kept = ((now or datetime.now(UTC)) - UNFINISHED_KEPT).strftime(_TIME_FORMAT)
@@ -331,12 +398,10 @@ def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[st
 
 def _last_good(index_uri: str, complete: Sequence[str]) -> str:
     """The newest version, beside the published one, that no gate holds and nobody went back from; "" for none."""
-    current, marks = _current(index_uri), read_marks(index_uri)
+    current = _current(index_uri)
     for version in reversed(complete):
-        if version == current or version in marks:
-            continue
         with suppress(VersionNotFoundError):  # pruned by another run meanwhile
-            if not read_manifest(index_uri, version).gates.get("failed"):
+            if version != current and _is_good(index_uri, version):
                 return version
     return ""
 
@@ -386,7 +451,7 @@ def _put_back(index_uri: str, version: str, before: str, known: Sequence[str]) -
     newest_first = reversed(list_versions(index_uri))
     for name in sorted(newest_first, key=lambda name: (name not in known, name == before), reverse=True):
         with suppress(IndexBuilderError):  # pruned meanwhile
-            if name != version and (name == before or not read_manifest(index_uri, name).gates.get("failed")):
+            if name != version and (name == before or _is_good(index_uri, name)):
                 break
     else:
         name = ""
@@ -418,7 +483,7 @@ def _described(name: str, source: StagedFile, copy: IO[bytes] | None = None) -> 
     return FileEntry(path=name, bytes=size, sha256=digest.hexdigest())
 
 
-def _free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[datetime, str]:
+def free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[datetime, str]:
     """The id for this second, or for the first one after all that are taken: ids are in the order of publishing."""
     now = now.replace(microsecond=0)
     newest = max((name.split("-")[0] for name in _folders(index_uri)), default="")

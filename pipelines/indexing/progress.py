@@ -35,7 +35,11 @@ REMOTE_POLL_SECONDS = 5.0
 LOG_SECONDS = 15.0
 FirstStage = Literal["embed", "import"]
 
-_STATUS = {"unchanged": "nothing changed: stays published", "held": "NOT published: a gate failed"}
+_STATUS = {
+    "unchanged": "nothing changed: stays published",
+    "held": "NOT published: a gate failed",
+    "waiting": "NOT published: waits for approval",
+}
 
 
 def print_summary(result: RunResult, record: RunRecord, *, console: Console | None = None) -> None:
@@ -103,6 +107,10 @@ def summary_lines(result: RunResult, record: RunRecord) -> list[tuple[str, str]]
         ("at", Verbatim(result.uri)),
     ]
     lines += [("gate failed", failed) for failed in result.failed_gates]
+    lines += [("look at", finding) for finding in result.findings]
+    if result.status == "waiting":
+        command = f"python -m pipelines.versions approve {result.version} --index {shlex.quote(result.index_uri)}"
+        lines.append(("to publish it", Verbatim(command)))
     return lines
 
 

@@ -159,7 +159,7 @@ def distribution_distance(old: dict[object, int], new: dict[object, int]) -> flo
 
 
 def largest_gap(old: np.ndarray, new: np.ndarray) -> float:
-    """Kolmogorov and Smirnov's distance of two samples of numbers: the largest gap between their shares below a value."""
+    """Kolmogorov and Smirnov's distance of two samples: the largest gap between their shares below a number."""
     old, new = np.sort(old), np.sort(new)
     values = np.concatenate([old, new])
     below = (np.searchsorted(each, values, side="right") / len(each) for each in (old, new))

@@ -90,7 +90,7 @@ def _whole_faults(old: Night | None, new: Night, pairs: Pairs | None) -> Iterato
     if old is None:
         return
     if new.encoder != old.encoder:
-        found = f"encoder {new.encoder} instead of {old.encoder}: every vector is another one, and servers must change too"
+        found = f"{new.encoder} instead of {old.encoder}: all vectors are others, and the query encoder with them"
         yield Finding(what="another encoder", found=found, value=1.0, limit=0.1)
     yield from _came_and_went(old, new, pairs)
     before, after = old.catalog, new.catalog
@@ -255,11 +255,12 @@ def _vector_faults(old: Night | None, new: Night) -> Iterator[Finding]:
     if not len(rows):
         return
     cosines = _cosines(before[rows[:, 0]], vectors[rows[:, 1]])
-    digests = [night.sample["content_fingerprint"].take(pa.array(own)) for night, own in ((old, rows[:, 0]), (new, rows[:, 1]))]
+    both = ((old.sample, rows[:, 0]), (new.sample, rows[:, 1]))
+    digests = [sample["content_fingerprint"].take(pa.array(own)) for sample, own in both]
     edited = pc.not_equal(*digests).to_numpy(zero_copy_only=False).astype(bool)
     if edited.mean() > EDITED:
         found = f"{edited.mean():.1%} of the products have another text or picture than the night before"
-        found += f"; the cosine of their vectors to those of before is {float(np.median(cosines[edited])):.2f} in the middle"
+        found += f"; the median cosine of their vectors to those of before is {np.median(cosines[edited]):.2f}"
         yield Finding(what="products were embedded anew", found=found, value=float(edited.mean()), limit=EDITED)
     drifted = float((cosines[~edited] < UNLIKE).mean()) if (~edited).any() else 0.0
     if drifted > 0.01:

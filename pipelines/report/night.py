@@ -137,5 +137,5 @@ class Pairs:
 
 def matrix_of(column: pa.ChunkedArray | pa.Array, dtype: type) -> np.ndarray:
     """A column of fixed-size binary values as an array `[n, width]` of the type; float16 is widened."""
-    values = np.frombuffer(b"".join(column.to_pylist()), dtype).reshape(len(column), -1)
+    values: np.ndarray = np.frombuffer(b"".join(column.to_pylist()), dtype).reshape(len(column), -1)
     return values.astype(np.float32) if dtype is np.float16 else values

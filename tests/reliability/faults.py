@@ -102,7 +102,9 @@ def good_night(before: Catalog, random: Random) -> Catalog:
         row["stock"] = max(0, row["stock"] + random.randint(-9, 9)) if row["stock"] is not None else None
         if random.random() < share:
             changed = product(0, random)
-            for name in random.sample(["title", "description", "price", "brand", "on_sale", "image"], random.randint(1, 3)):
+            for name in random.sample(
+                ["title", "description", "price", "brand", "on_sale", "image"], random.randint(1, 3)
+            ):
                 row[name] = changed[name]
             if row["image"] == "image-0":
                 row["image"] = f"image-{random.randrange(10**9)}"
@@ -127,7 +129,9 @@ def text_of(row: Product) -> str:
 
 def _vector(row: Product, weights: int) -> np.ndarray:
     words = text_of(row).casefold().replace(".", "").split()
-    found = sum((_direction(f"{weights} {word}", _directions) for word in words), np.zeros(DIM)) / max(1, len(words)) ** 0.5
+    found = (
+        sum((_direction(f"{weights} {word}", _directions) for word in words), np.zeros(DIM)) / max(1, len(words)) ** 0.5
+    )
     if row.get("image"):
         found = found + _direction(f"{weights} {row['image']}", _directions)
     length = np.linalg.norm(found)
@@ -185,7 +189,12 @@ def night_of(catalog: Catalog, random: Random) -> tuple[Night, Totals]:
     }
     rows_in = len(catalog.rows) + catalog.malformed
     summary = CatalogSummary(
-        uri="catalog", rows_in=rows_in, products=len(rows), rejected=rejected, degraded=degraded, by_reason=dict(reasons)
+        uri="catalog",
+        rows_in=rows_in,
+        products=len(rows),
+        rejected=rejected,
+        degraded=degraded,
+        by_reason=dict(reasons),
     )
     totals = Totals(
         rows_in=rows_in, products=len(rows), embedded=0, carried_over=len(rows), degraded=degraded, rejected=rejected,
@@ -288,7 +297,9 @@ def _rows(select: Callable[[list[Product], Random], list[Product]]) -> Fault:
 
 
 of_rows("texts in German", _both(_set("title", _words(GERMAN)), _set("description", _words(GERMAN))))
-of_rows("a third of the texts in German", _both(_set("title", _words(GERMAN)), _set("description", _words(GERMAN))), 0.33)
+of_rows(
+    "a third of the texts in German", _both(_set("title", _words(GERMAN)), _set("description", _words(GERMAN))), 0.33
+)
 of_rows("texts in Russian", _both(_set("title", _words(RUSSIAN)), _set("description", _words(RUSSIAN))))
 of_rows("titles decoded wrongly", _set("title", lambda row, _: _mojibake(row["title"])))
 of_rows("a tenth of the titles decoded wrongly", _set("title", lambda row, _: _mojibake(row["title"])), 0.1)

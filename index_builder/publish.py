@@ -27,6 +27,7 @@ from index_builder.checksums import WrittenChecksums
 from index_builder.errors import IndexBuilderError, ManifestError, StorageError, VersionNotFoundError
 from index_builder.faiss_files import IndexShard
 from index_builder.manifest import CHECKSUMS_FILE, FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
+from index_builder.marks import may_be_published, read_decisions, read_marks, utc_text, waits_for_approval, write_marks
 from index_builder.spec import IndexSpec
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 PRODUCTS_FILE = "products.arrow"
 FILTERS_FILE = "filters.arrow"
 QUERY_ENCODER_FOLDER = "query_encoder"
-MARKS_FILE = "marks.json"
 CHUNK_BYTES = 4 << 20
 UNFINISHED_KEPT = timedelta(days=1)
 AHEAD_WARNED = timedelta(hours=1)
@@ -94,14 +94,7 @@ def publish_version(
     fingerprint = content_fingerprint(files, manifest.encoder.fingerprint, manifest.index.spec, manifest.index.search)
     created, version = free_version(index_uri, fingerprint, now or datetime.now(UTC))
     folder = version_uri(index_uri, version)
-    manifest = replace(
-        manifest,
-        version=version,
-        created_utc=created.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        content_fingerprint=fingerprint,
-        loaded_bytes=sum(entry.bytes for entry in files if is_searched(entry.path)),
-        files=files,
-    )
+    manifest = replace(named_version(manifest, files, created, version), content_fingerprint=fingerprint)
     checksums = WrittenChecksums()
     for entry in files:
         source = sources[entry.path]
@@ -121,6 +114,17 @@ def publish_version(
     if make_current:
         set_current(index_uri, version, before_current)
     return version
+
+
+def named_version(manifest: Manifest, files: tuple[FileEntry, ...], created: datetime, version: str) -> Manifest:
+    """The manifest of a version with its id, its time and its files."""
+    return replace(
+        manifest,
+        version=version,
+        created_utc=utc_text(created),
+        loaded_bytes=sum(entry.bytes for entry in files if is_searched(entry.path)),
+        files=files,
+    )
 
 
 def describe_files(staged: Staged) -> tuple[FileEntry, ...]:
@@ -179,6 +183,11 @@ def read_current(index_uri: str) -> str:
         remedy = "publish again, or go back to a version (python -m pipelines.versions list, rollback)"
         raise VersionNotFoundError(f"{index_uri}/CURRENT: expected a version id, found {version[:80]!r}; {remedy}")
     return version
+
+
+def published_version(index_uri: str) -> str:
+    """The id of the published version; "" where nothing has been published."""
+    return _current(index_uri)
 
 
 def read_manifest(index_uri: str, version: str | None = None) -> Manifest:
@@ -244,7 +253,7 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
     except Exception:
         _put_back(index_uri, version, before, known)
         raise
-    _write_marks(index_uri, remove=tuple(read_marks(index_uri).keys() & {version}))
+    write_marks(index_uri, remove=tuple(read_marks(index_uri).keys() & {version}))
 
 
 def _being_pruned(version: str) -> VersionNotFoundError:
@@ -259,59 +268,8 @@ def roll_back(index_uri: str, version: str, *, now: datetime | None = None) -> s
     before = _current(index_uri)
     set_current(index_uri, version)
     if before > version:
-        _write_marks(index_uri, add={before: {"rolled_back_utc": _written(now), "to": version}})
+        write_marks(index_uri, add={before: {"rolled_back_utc": utc_text(now), "to": version}})
     return before
-
-
-def approve(index_uri: str, version: str, *, by: str, now: datetime | None = None) -> str:
-    """Publishes a version that waits for a person or was held, and notes who said so and when; gives the id of the one
-    that was published ("": none). Raises as `set_current`.
-    """
-    before = _current(index_uri)
-    set_current(index_uri, version)
-    _write_marks(index_uri, add={version: {"approved_utc": _written(now), "by": by}})
-    return before
-
-
-def hold(index_uri: str, version: str, *, by: str, reason: str, now: datetime | None = None) -> None:
-    """Marks a version that is not published as one that is not to be, with who said so, when and why.
-
-    Raises:
-        VersionNotFoundError: there is no such complete version, or it is the published one.
-    """
-    read_manifest(index_uri, version)
-    if version == _current(index_uri):
-        raise VersionNotFoundError(
-            f"{version} cannot be held: it is published; go back to another one (python -m pipelines.versions rollback)"
-        )
-    _write_marks(index_uri, add={version: {"held_utc": _written(now), "by": by, "reason": reason}})
-
-
-def _written(now: datetime | None) -> str:
-    return (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def read_marks(index_uri: str) -> dict[str, dict[str, str]]:
-    """The versions that people took back, by id: `rolled_back_utc` and `to` which version, or `held_utc`, `by` and
-    `reason`. Raises as `read_decisions`.
-    """
-    return {version: mark for version, mark in read_decisions(index_uri).items() if "approved_utc" not in mark}
-
-
-def waits_for_approval(manifest: Manifest, decisions: Mapping[str, object]) -> bool:
-    """Whether a version passed its gates, and nobody has said yet whether it is published (`index.publish: ask`)."""
-    asked, failed = manifest.gates.get("publish") == "ask", manifest.gates.get("failed")
-    return bool(asked and not failed and manifest.version not in decisions)
-
-
-def may_be_published(manifest: Manifest, decisions: Mapping[str, Mapping[str, str]]) -> bool:
-    """Whether a version may be gone back to without being named: approved, or all gates held and nobody was asked; and
-    nobody took it back.
-    """
-    mark = decisions.get(manifest.version)
-    if mark is not None:
-        return "approved_utc" in mark
-    return not manifest.gates.get("failed") and manifest.gates.get("publish") != "ask"
 
 
 def _is_good(index_uri: str, version: str) -> bool:
@@ -327,33 +285,6 @@ def newest_waiting(index_uri: str) -> Manifest | None:
             if waits_for_approval(manifest, decisions):
                 return manifest
     return None
-
-
-def read_decisions(index_uri: str) -> dict[str, dict[str, str]]:
-    """What people said of versions, by id: those of `read_marks`, and `approved_utc` with `by` whom.
-
-    Raises:
-        StorageError: the file is not what is written here.
-    """
-    uri = storage.join(index_uri, MARKS_FILE)
-    try:
-        marks = json.loads(storage.read_bytes(uri))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise StorageError(f"{uri}: expected JSON, found: {error}; remove the file to forget the marks") from error
-    if not isinstance(marks, dict):
-        raise StorageError(f"{uri}: expected marks by version, found {type(marks).__name__}; remove the file")
-    return marks
-
-
-def _write_marks(
-    index_uri: str, *, add: Mapping[str, dict[str, str]] | None = None, remove: Sequence[str] = ()
-) -> None:
-    marks = read_decisions(index_uri)
-    changed = {name: mark for name, mark in (marks | dict(add or {})).items() if name not in remove}
-    if changed != marks:
-        storage.write_json_atomic(storage.join(index_uri, MARKS_FILE), changed)
 
 
 def damaged_files(index_uri: str, version: str) -> list[str]:
@@ -387,7 +318,7 @@ def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[st
     if (waiting := newest_waiting(index_uri)) is not None:
         kept.add(waiting.version)
     removed = tuple(version for version in complete if version not in kept and _remove_version(index_uri, version))
-    _write_marks(index_uri, remove=removed)
+    write_marks(index_uri, remove=removed)
     oldest_kept = ((now or datetime.now(UTC)) - UNFINISHED_KEPT).strftime(_TIME_FORMAT)
     for version in _folders(index_uri):
         if version not in complete and version < oldest_kept:

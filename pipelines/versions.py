@@ -21,7 +21,7 @@ from typing import get_args
 
 import pyarrow.csv
 
-from index_builder import VersionNotFoundError, publish
+from index_builder import VersionNotFoundError, approval, marks, publish
 from pipelines.catalog.dead_letters import MAX_DETAIL_CHARACTERS, Outcome, one_line
 from pipelines.config.command_line import address, run_command
 from pipelines.config.terminal import table_console
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _list(arguments: argparse.Namespace) -> None:
     manifests = [publish.read_manifest(arguments.index, version) for version in complete_versions(arguments.index)]
-    current, decisions = current_version(arguments.index), publish.read_decisions(arguments.index)
+    current, decisions = current_version(arguments.index), marks.read_decisions(arguments.index)
     if arguments.json:
         states = [
             {
@@ -71,15 +71,15 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _show(arguments: argparse.Namespace) -> int:
     newest, current = newest_version(arguments.index), current_version(arguments.index)
-    marks = publish.read_decisions(arguments.index)
+    decisions = marks.read_decisions(arguments.index)
     version = arguments.version or current or newest
     manifest = publish.read_manifest(arguments.index, version)
     if arguments.json:
         sys.stdout.write(manifest.to_json())
     else:
-        print_manifest(manifest, state_of(manifest, current, marks), table_console())
+        print_manifest(manifest, state_of(manifest, current, decisions), table_console())
     if arguments.version is None and version != newest:
-        state = state_of(publish.read_manifest(arguments.index, newest), current, marks) or "not published"
+        state = state_of(publish.read_manifest(arguments.index, newest), current, decisions) or "not published"
         sys.stderr.write(f"note: {newest} is newer ({state}): name it to see it\n")
     damaged = publish.damaged_files(arguments.index, version) if arguments.verify else []
     for found in damaged:
@@ -100,7 +100,7 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 def _rejected(arguments: argparse.Namespace) -> None:
     version = arguments.version or newest_version(arguments.index)
-    manifest, decisions = publish.read_manifest(arguments.index, version), publish.read_decisions(arguments.index)
+    manifest, decisions = publish.read_manifest(arguments.index, version), marks.read_decisions(arguments.index)
     state = state_of(manifest, current_version(arguments.index), decisions) or "not published"
     whole = arguments.csv or arguments.json
     limit = arguments.n if arguments.n is not None or whole else LETTERS_SHOWN
@@ -123,13 +123,13 @@ def _approve(arguments: argparse.Namespace) -> None:
     version = arguments.version or _waiting(arguments.index)
     for failed in publish.read_manifest(arguments.index, version).gates.get("failed", ()):
         sys.stderr.write(f"note: a gate had held {version}: {failed}\n")
-    before = publish.approve(arguments.index, version, by=arguments.by)
+    before = approval.approve(arguments.index, version, by=arguments.by)
     sys.stdout.write(f"published: {version}, approved by {arguments.by} (before: {before or 'none'})\n")
 
 
 def _hold(arguments: argparse.Namespace) -> None:
     version = arguments.version or _waiting(arguments.index)
-    publish.hold(arguments.index, version, by=arguments.by, reason=arguments.reason)
+    approval.hold(arguments.index, version, by=arguments.by, reason=arguments.reason)
     current = current_version(arguments.index)
     sys.stdout.write(f"held: {version}, by {arguments.by}; published stays {current or 'none'}\n")
 

@@ -154,7 +154,7 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
     else:
         _check_query_encoder(run)
         created, version_id = publish.free_version(index_uri, fingerprint, datetime.now(UTC))
-        named = replace(manifest, version=version_id, created_utc=created.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        named = publish.named_version(manifest, files, created, version_id)
         with opened_candidate(run, build, named) as candidate:
             canaries = canaries_of(run, candidate)
             failed += canary_faults(canaries)

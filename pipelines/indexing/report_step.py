@@ -266,8 +266,11 @@ def _figures(shards: Sequence[NumberedShard], totals: Totals, compared: Sequence
     if totals.products:
         figures["repeated_image"] = totals.repeated_image / totals.products
         figures["without_image"] = min(1.0, totals.without_image / totals.products)
-    own = own_found(compared)
-    return figures if own is None else figures | {"own_title": own}
+    if (own := own_found(compared)) is not None:
+        figures["own_title"] = own
+    if both := [query.overlap for query in compared if query.old]:
+        figures["overlap"] = float(np.mean(both))
+    return figures
 
 
 def _repeated_content(shards: Sequence[NumberedShard]) -> float:

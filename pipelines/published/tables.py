@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from index_builder import Manifest, SearchResult, publish
+from index_builder import Manifest, SearchResult, marks
 from index_builder.explain import serving_shards
 from index_builder.tuning import FilteredMeasurement
 from pipelines.catalog.dead_letters import MAX_DETAIL_CHARACTERS, one_line
@@ -296,7 +296,7 @@ def state_of(manifest: Manifest, current: str, decisions: Decisions) -> str:
     """Whether a version is published, rolled back, held or waiting, in words; "" for none of them.
 
     Args:
-        decisions: What people said of versions (`publish.read_decisions`).
+        decisions: What people said of versions (`marks.read_decisions`).
     """
     mark = decisions.get(manifest.version, {})
     if manifest.version == current:
@@ -305,7 +305,7 @@ def state_of(manifest: Manifest, current: str, decisions: Decisions) -> str:
         return f"held by {mark['by']}: {mark['reason']}"
     if "rolled_back_utc" in mark:
         return "rolled back"
-    if publish.waits_for_approval(manifest, decisions):
+    if marks.waits_for_approval(manifest, decisions):
         return "waits for approval" if manifest.version > current else "was not approved"
     return "held by a gate" if manifest.gates.get("failed") and not mark else ""
 

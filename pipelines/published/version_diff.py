@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index_builder import IndexReader, Manifest, VersionNotFoundError, publish
+from index_builder import IndexReader, Manifest, VersionNotFoundError, marks, publish
 from index_builder.manifest import IMAGE_COLUMNS
 from pipelines.catalog.previous_version import ExternalSort, add_ids, first_rows, repeats_id
 
@@ -104,9 +104,9 @@ def compare_products(manifests: Sequence[Manifest], tables: list[pa.Table]) -> V
 
 def version_before(index_uri: str, version: str) -> str:
     """The newest complete version before this one whose gates all held, and that nobody went back from."""
-    decisions = publish.read_decisions(index_uri)
+    decisions = marks.read_decisions(index_uri)
     for name in reversed([name for name in publish.list_versions(index_uri) if name < version]):
-        if publish.may_be_published(publish.read_manifest(index_uri, name), decisions):
+        if marks.may_be_published(publish.read_manifest(index_uri, name), decisions):
             return name
     raise VersionNotFoundError(
         f"{index_uri}: no version before {version} that passed its gates and was not rolled back"

@@ -39,6 +39,9 @@ GROWN = 0.02
 """What shares of rejected, degraded, repeated products may grow by."""
 LEFT_BEHIND = 0.1
 """Share of the products that came or went."""
+OVERLAP = 0.6
+"""Mean share of the first ten answers that both nights have, below which answers are said to have moved. Of a good
+night about as many stay as products did; a codec that was trained anew may cost another tenth or two."""
 FELL = 0.1
 """What the share of titles that find their own product may fall by."""
 ERROR_GROWN, IMBALANCE_GROWN = 1.1, 1.5
@@ -79,16 +82,20 @@ def find_faults(old: Night | None, new: Night) -> tuple[list[Finding], dict[str,
 
 def _whole_faults(old: Night | None, new: Night, pairs: Pairs | None) -> Iterator[Finding]:
     """Faults of counts and of shares of the whole."""
-    for name, (what, limit) in _FIGURES.items():
+    for name, (what, more, without) in _FIGURES.items():
         now, was = new.figures.get(name), None if old is None else old.figures.get(name)
         if now is None:
             continue
+        limit = without if was is None else more
         grown = now - (was or 0.0) if name != "own_title" else (was or now) - now
-        if grown > (limit if was is not None else 2 * limit):
+        if grown > limit:
             found = f"{now:.1%}" + (f", it was {was:.1%}" if was is not None else "")
             yield Finding(what=what, found=found, value=grown, limit=limit)
     if old is None:
         return
+    if (overlap := new.figures.get("overlap", 1.0)) < OVERLAP:
+        found = f"{overlap:.1%} of the first ten answers are those of the night before, over the queries of this report"
+        yield Finding(what="answers moved", found=found, value=1.0 - overlap, limit=1.0 - OVERLAP)
     if new.encoder != old.encoder:
         found = f"{new.encoder} instead of {old.encoder}: all vectors are others, and the query encoder with them"
         yield Finding(what="another encoder", found=found, value=1.0, limit=0.1)
@@ -115,11 +122,12 @@ def _whole_faults(old: Night | None, new: Night, pairs: Pairs | None) -> Iterato
 
 
 _FIGURES = {
-    "own_title": ("titles no longer find their own product", FELL),
-    "repeated_content": ("products with the text and picture of another", GROWN),
-    "repeated_image": ("products with one and the same picture", GROWN),
-    "without_image": ("products without a picture", EMPTIED),
+    "own_title": ("titles no longer find their own product", FELL, 1.0),
+    "repeated_content": ("products with the text and picture of another", GROWN, 0.2),
+    "repeated_image": ("products with one and the same picture", GROWN, 0.05),
+    "without_image": ("products without a picture", EMPTIED, 1.0),
 }
+"""Of each figure what is said, how much worse than the night before it may be, and how large without one."""
 
 
 def _came_and_went(old: Night, new: Night, pairs: Pairs | None) -> Iterator[Finding]:

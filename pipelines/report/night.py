@@ -47,7 +47,7 @@ class Night:
         catalog, codec, encoder: Of its manifest; the encoder's fingerprint.
         figures: Shares that one night has from another, by name: `own_title` of the drawn titles that find their own
             product, `repeated_content` of the products that have what another has, `repeated_image` of those with the
-            most frequent image.
+            most frequent image, `without_image`, and `overlap` of the answers with those of the night before.
         edited: Share of the products whose value changed from the night before it, by column: columns that change every
             night are no fault.
     """

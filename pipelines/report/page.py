@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from rich.filesize import decimal
 
 from index_builder.manifest import Manifest
 from pipelines.catalog.dead_letters import cut_at_word, one_line
@@ -167,7 +168,7 @@ def changes(report: NightReport) -> list[tuple[str, str, str]]:
     error = lambda each: "" if each.codec.quantization_error is None else f"{each.codec.quantization_error:.4f}"  # noqa: E731
     line("quantization error", error)
     line("imbalance of the lists", lambda each: f"{each.codec.list_imbalance:.2f}")
-    line("memory of a server", lambda each: f"{each.loaded_bytes / 1e6:,.1f} MB" if each.loaded_bytes else "")
+    line("files that a search reads", lambda each: decimal(each.loaded_bytes) if each.loaded_bytes else "")
     return [each for each in lines if each[1] or each[2]]
 
 
@@ -194,7 +195,7 @@ def _render(report: NightReport, picture: Picture) -> str:
         return {"id": answer.product_id, "title": title, "source": source, "initials": initials, "score": answer.score}
 
     moved = sorted((query for query in report.queries if query.old), key=lambda query: query.overlap)
-    shown = [
+    shown: list[dict[str, Any]] = [
         {
             "query": query,
             "old": [

@@ -74,6 +74,7 @@ def stage_times(nights: Sequence[tuple[str, Mapping[str, float]]]) -> str:
 
 def recall_by_setting(table: Sequence[SearchMeasurement], chosen: tuple[int, int], k: int) -> str:
     """Recall over the time of a query for each list of search settings, the chosen one marked."""
+    from matplotlib.ticker import MaxNLocator
 
     def draw(axis: Axes) -> None:
         by_factor: dict[int, list[SearchMeasurement]] = {}
@@ -93,6 +94,7 @@ def recall_by_setting(table: Sequence[SearchMeasurement], chosen: tuple[int, int
         for row in table:
             if (row.nprobe, row.refine_factor) == chosen:
                 axis.plot([row.latency_ms], [row.recall], "o", color=_INK, markersize=8, fillstyle="none")
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.set_xlabel("ms a query (ring: published with)")
         axis.set_ylabel(f"recall {k}@{k}")
         if len(by_factor) > 1:

@@ -2,7 +2,7 @@
 
     <index uri>/CURRENT                  the id of the published version; flipped last, atomically
     <index uri>/versions/<id>/...        a version is complete if and only if it has a manifest.json
-    <index uri>/marks.json               the versions that somebody went back from, until they are published again
+    <index uri>/marks.json               what people said of versions: gone back from, held, approved
 
 A kill at any point leaves CURRENT on the version of before (or on none), and at most a folder without a manifest, which
 `prune` removes a day later.
@@ -27,6 +27,7 @@ from index_builder.checksums import WrittenChecksums
 from index_builder.errors import IndexBuilderError, ManifestError, StorageError, VersionNotFoundError
 from index_builder.faiss_files import IndexShard
 from index_builder.manifest import CHECKSUMS_FILE, FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
+from index_builder.marks import may_be_published, read_decisions, read_marks, utc_text, waits_for_approval, write_marks
 from index_builder.spec import IndexSpec
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 PRODUCTS_FILE = "products.arrow"
 FILTERS_FILE = "filters.arrow"
 QUERY_ENCODER_FOLDER = "query_encoder"
-MARKS_FILE = "marks.json"
 CHUNK_BYTES = 4 << 20
 UNFINISHED_KEPT = timedelta(days=1)
 AHEAD_WARNED = timedelta(hours=1)
@@ -92,16 +92,9 @@ def publish_version(
     sources = _sources(staged)
     files = tuple(entry for entry in files or describe_files(sources) if entry.path != CHECKSUMS_FILE)
     fingerprint = content_fingerprint(files, manifest.encoder.fingerprint, manifest.index.spec, manifest.index.search)
-    created, version = _free_version(index_uri, fingerprint, now or datetime.now(UTC))
+    created, version = free_version(index_uri, fingerprint, now or datetime.now(UTC))
     folder = version_uri(index_uri, version)
-    manifest = replace(
-        manifest,
-        version=version,
-        created_utc=created.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        content_fingerprint=fingerprint,
-        loaded_bytes=sum(entry.bytes for entry in files if is_searched(entry.path)),
-        files=files,
-    )
+    manifest = replace(named_version(manifest, files, created, version), content_fingerprint=fingerprint)
     checksums = WrittenChecksums()
     for entry in files:
         source = sources[entry.path]
@@ -121,6 +114,17 @@ def publish_version(
     if make_current:
         set_current(index_uri, version, before_current)
     return version
+
+
+def named_version(manifest: Manifest, files: tuple[FileEntry, ...], created: datetime, version: str) -> Manifest:
+    """The manifest of a version with its id, its time and its files."""
+    return replace(
+        manifest,
+        version=version,
+        created_utc=utc_text(created),
+        loaded_bytes=sum(entry.bytes for entry in files if is_searched(entry.path)),
+        files=files,
+    )
 
 
 def describe_files(staged: Staged) -> tuple[FileEntry, ...]:
@@ -179,6 +183,11 @@ def read_current(index_uri: str) -> str:
         remedy = "publish again, or go back to a version (python -m pipelines.versions list, rollback)"
         raise VersionNotFoundError(f"{index_uri}/CURRENT: expected a version id, found {version[:80]!r}; {remedy}")
     return version
+
+
+def published_version(index_uri: str) -> str:
+    """The id of the published version; "" where nothing has been published."""
+    return _current(index_uri)
 
 
 def read_manifest(index_uri: str, version: str | None = None) -> Manifest:
@@ -244,7 +253,7 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
     except Exception:
         _put_back(index_uri, version, before, known)
         raise
-    _write_marks(index_uri, remove=(version,))
+    write_marks(index_uri, remove=tuple(read_marks(index_uri).keys() & {version}))
 
 
 def _being_pruned(version: str) -> VersionNotFoundError:
@@ -259,36 +268,23 @@ def roll_back(index_uri: str, version: str, *, now: datetime | None = None) -> s
     before = _current(index_uri)
     set_current(index_uri, version)
     if before > version:
-        when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
-        _write_marks(index_uri, add={before: {"rolled_back_utc": when, "to": version}})
+        write_marks(index_uri, add={before: {"rolled_back_utc": utc_text(now), "to": version}})
     return before
 
 
-def read_marks(index_uri: str) -> dict[str, dict[str, str]]:
-    """The versions that were rolled back, by id: `rolled_back_utc`, and `to` which version.
-
-    Raises:
-        StorageError: the file is not what `roll_back` writes.
-    """
-    uri = storage.join(index_uri, MARKS_FILE)
-    try:
-        marks = json.loads(storage.read_bytes(uri))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise StorageError(f"{uri}: expected JSON, found: {error}; remove the file to forget the marks") from error
-    if not isinstance(marks, dict):
-        raise StorageError(f"{uri}: expected marks by version, found {type(marks).__name__}; remove the file")
-    return marks
+def _is_good(index_uri: str, version: str) -> bool:
+    return may_be_published(read_manifest(index_uri, version), read_decisions(index_uri))
 
 
-def _write_marks(
-    index_uri: str, *, add: Mapping[str, dict[str, str]] | None = None, remove: Sequence[str] = ()
-) -> None:
-    marks = read_marks(index_uri)
-    changed = {name: mark for name, mark in (marks | dict(add or {})).items() if name not in remove}
-    if changed != marks:
-        storage.write_json_atomic(storage.join(index_uri, MARKS_FILE), changed)
+def newest_waiting(index_uri: str) -> Manifest | None:
+    """The newest version that waits for approval and is newer than the published one; None where there is none."""
+    current, decisions = _current(index_uri), read_decisions(index_uri)
+    for version in reversed([name for name in list_versions(index_uri) if name > current]):
+        with suppress(IndexBuilderError):  # pruned meanwhile, or damaged
+            manifest = read_manifest(index_uri, version)
+            if waits_for_approval(manifest, decisions):
+                return manifest
+    return None
 
 
 def damaged_files(index_uri: str, version: str) -> list[str]:
@@ -313,14 +309,16 @@ def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[st
     gives the ids of the complete versions removed.
 
     Of two or more that are kept one can be gone back to: where the others were rolled back or are held by a gate, the
-    newest that was not stays too.
+    newest that was not stays too. So does the newest one that waits for approval.
     """
     if keep < 1:
         raise StorageError(f"expected to keep at least 1 version, found {keep}")
     complete = list_versions(index_uri)
     kept = {*complete[-keep:], *([_last_good(index_uri, complete)] if keep > 1 else [])}
+    if (waiting := newest_waiting(index_uri)) is not None:
+        kept.add(waiting.version)
     removed = tuple(version for version in complete if version not in kept and _remove_version(index_uri, version))
-    _write_marks(index_uri, remove=removed)
+    write_marks(index_uri, remove=removed)
     oldest_kept = ((now or datetime.now(UTC)) - UNFINISHED_KEPT).strftime(_TIME_FORMAT)
     for version in _folders(index_uri):
         if version not in complete and version < oldest_kept:
@@ -331,12 +329,10 @@ def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[st
 
 def _last_good(index_uri: str, complete: Sequence[str]) -> str:
     """The newest version, beside the published one, that no gate holds and nobody went back from; "" for none."""
-    current, marks = _current(index_uri), read_marks(index_uri)
+    current = _current(index_uri)
     for version in reversed(complete):
-        if version == current or version in marks:
-            continue
         with suppress(VersionNotFoundError):  # pruned by another run meanwhile
-            if not read_manifest(index_uri, version).gates.get("failed"):
+            if version != current and _is_good(index_uri, version):
                 return version
     return ""
 
@@ -386,7 +382,7 @@ def _put_back(index_uri: str, version: str, before: str, known: Sequence[str]) -
     newest_first = reversed(list_versions(index_uri))
     for name in sorted(newest_first, key=lambda name: (name not in known, name == before), reverse=True):
         with suppress(IndexBuilderError):  # pruned meanwhile
-            if name != version and (name == before or not read_manifest(index_uri, name).gates.get("failed")):
+            if name != version and (name == before or _is_good(index_uri, name)):
                 break
     else:
         name = ""
@@ -418,7 +414,7 @@ def _described(name: str, source: StagedFile, copy: IO[bytes] | None = None) -> 
     return FileEntry(path=name, bytes=size, sha256=digest.hexdigest())
 
 
-def _free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[datetime, str]:
+def free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[datetime, str]:
     """The id for this second, or for the first one after all that are taken: ids are in the order of publishing."""
     now = now.replace(microsecond=0)
     newest = max((name.split("-")[0] for name in _folders(index_uri)), default="")

@@ -284,6 +284,10 @@ class IndexReader:
         most = ranking.total if column is None else min(ranking.total, state.groups.by(column).count)
         return Asked(state, ranking, filter, column), offset, min(offset + k, most) if offset < most else 0
 
+    def list_sizes(self) -> np.ndarray:
+        """Rows of each inverted list over all serving shards, int64 [L]."""
+        return self._state.search.list_sizes()
+
     def vectors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """The vectors of products, float32 [n, D], of length 1: from the refine codes where there are some, else from
         the index's own codes, which hold them less exactly.

@@ -17,7 +17,7 @@ import numpy as np
 
 from index_builder.errors import IndexBuilderError, VerificationError
 from index_builder.exact_rows import ExactRows
-from index_builder.faiss_files import faiss_threads, ivf_of, top_by_score
+from index_builder.faiss_files import faiss_threads, ivf_of, list_sizes, top_by_score
 from index_builder.filtered_lists import ID_BYTES, FilteredLists, ListRecords, damaged_ids
 from index_builder.nearest_lists import Demand, nearest_by_graph, nearest_of_all
 from index_builder.rotation import columns_of
@@ -74,6 +74,10 @@ class ShardSearch:
             for number in range(self._indexes[0].chain.size()):
                 queries = self._indexes[0].chain.at(number).apply(queries)
         return queries
+
+    def list_sizes(self) -> np.ndarray:
+        """Rows of each inverted list, int64 [L]."""
+        return list_sizes(self._ivfs).sum(axis=0)
 
     def list_of(self, row: int) -> int:
         """The inverted list that holds a row."""

@@ -71,6 +71,8 @@ class IndexConfig:
             root: on a million titles 0.0027 with 500, 0.0019 with 1000.
         k: recall is measured as recall k@k.
         keep_versions: published versions to keep; None keeps all.
+        publish: `auto`: a version that passes its gates is published. `ask`: it is kept and waits for a person, who
+            reads its report and says `python -m pipelines.versions approve` or `hold`.
     """
 
     uri: str
@@ -90,6 +92,7 @@ class IndexConfig:
     k: int = 10
     seed: int = 0
     keep_versions: int | None = None
+    publish: Literal["auto", "ask"] = "auto"
 
     def __post_init__(self) -> None:
         _require(bool(self.uri.strip()), "index.uri", self.uri, "a folder, local or an fsspec URI")
@@ -100,6 +103,7 @@ class IndexConfig:
         _require(0.0 < share <= 1.0, "index.target_recall", share, "a share above 0, at most 1")
         _require(self.device in get_args(Device), "index.device", self.device, "cpu, gpu or auto")
         _require(self.refine in ("auto", "none", "sq8", "fp16"), "index.refine", self.refine, "auto, none, sq8 or fp16")
+        _require(self.publish in ("auto", "ask"), "index.publish", self.publish, "auto or ask")
         least_values = {"serving_shards": 1, "memory_budget_mb": 16, "verify_queries": 1, "k": 1, "seed": 0}
         least_values |= {"server_memory_mb": 1}
         for key, least in least_values.items():

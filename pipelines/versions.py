@@ -2,6 +2,7 @@
 
     list, show, diff     which versions there are, what one is, what changed from one to another
     rejected             the rows and pictures that could not be used, each with its place, reason and detail
+    approve, hold        publish one that waits for a person (`index.publish: ask`), or say that it is not to be
     rollback, prune      publish an older one, and mark the one gone back from; remove old ones
 
 Exit codes: 0 done, 1 `show --verify` found a damaged file, 2 there is no such version or reason, or the address cannot
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import getpass
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,8 +21,8 @@ from typing import get_args
 
 import pyarrow.csv
 
-from index_builder import publish
-from pipelines.catalog.dead_letters import Outcome
+from index_builder import VersionNotFoundError, approval, marks, publish
+from pipelines.catalog.dead_letters import MAX_DETAIL_CHARACTERS, Outcome, one_line
 from pipelines.config.command_line import address, run_command
 from pipelines.config.terminal import table_console
 from pipelines.published.letters import read_letters, without_formulas
@@ -52,25 +54,32 @@ def main(argv: Sequence[str]) -> int:
 
 def _list(arguments: argparse.Namespace) -> None:
     manifests = [publish.read_manifest(arguments.index, version) for version in complete_versions(arguments.index)]
-    current, marks = current_version(arguments.index), publish.read_marks(arguments.index)
+    current, decisions = current_version(arguments.index), marks.read_decisions(arguments.index)
     if arguments.json:
-        states = [{"published": each.version == current, "rolled_back": each.version in marks} for each in manifests]
+        states = [
+            {
+                "published": each.version == current,
+                "rolled_back": "rolled_back_utc" in decisions.get(each.version, {}),
+                "state": state_of(each, current, decisions),
+            }
+            for each in manifests
+        ]
         print_json([state | described(manifest) for state, manifest in zip(states, manifests, strict=True)])
     else:
-        print_versions(manifests, arguments.index, current, marks, table_console())
+        print_versions(manifests, arguments.index, current, decisions, table_console())
 
 
 def _show(arguments: argparse.Namespace) -> int:
     newest, current = newest_version(arguments.index), current_version(arguments.index)
-    marks = publish.read_marks(arguments.index)
+    decisions = marks.read_decisions(arguments.index)
     version = arguments.version or current or newest
     manifest = publish.read_manifest(arguments.index, version)
     if arguments.json:
         sys.stdout.write(manifest.to_json())
     else:
-        print_manifest(manifest, state_of(manifest, current, marks), table_console())
+        print_manifest(manifest, state_of(manifest, current, decisions), table_console())
     if arguments.version is None and version != newest:
-        state = state_of(publish.read_manifest(arguments.index, newest), current, marks) or "not published"
+        state = state_of(publish.read_manifest(arguments.index, newest), current, decisions) or "not published"
         sys.stderr.write(f"note: {newest} is newer ({state}): name it to see it\n")
     damaged = publish.damaged_files(arguments.index, version) if arguments.verify else []
     for found in damaged:
@@ -91,8 +100,8 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 def _rejected(arguments: argparse.Namespace) -> None:
     version = arguments.version or newest_version(arguments.index)
-    manifest, marks = publish.read_manifest(arguments.index, version), publish.read_marks(arguments.index)
-    state = state_of(manifest, current_version(arguments.index), marks) or "not published"
+    manifest, decisions = publish.read_manifest(arguments.index, version), marks.read_decisions(arguments.index)
+    state = state_of(manifest, current_version(arguments.index), decisions) or "not published"
     whole = arguments.csv or arguments.json
     limit = arguments.n if arguments.n is not None or whole else LETTERS_SHOWN
     letters = read_letters(arguments.index, version, reason=arguments.reason, outcome=arguments.outcome, limit=limit)
@@ -108,6 +117,32 @@ def _rejected(arguments: argparse.Namespace) -> None:
         print_json({"version": version, "state": state, "by_reason": by_reason, "letters": letters_json})
     else:
         print_letters(letters, f"{version} ({state})", table_console(140))
+
+
+def _approve(arguments: argparse.Namespace) -> None:
+    version = arguments.version or _waiting(arguments.index)
+    for failed in publish.read_manifest(arguments.index, version).gates.get("failed", ()):
+        sys.stderr.write(f"note: a gate had held {version}: {failed}\n")
+    before = approval.approve(arguments.index, version, by=arguments.by)
+    sys.stdout.write(f"published: {version}, approved by {arguments.by} (before: {before or 'none'})\n")
+
+
+def _hold(arguments: argparse.Namespace) -> None:
+    version = arguments.version or _waiting(arguments.index)
+    approval.hold(arguments.index, version, by=arguments.by, reason=arguments.reason)
+    current = current_version(arguments.index)
+    sys.stdout.write(f"held: {version}, by {arguments.by}; published stays {current or 'none'}\n")
+
+
+def _waiting(index_uri: str) -> str:
+    """The version that waits for approval; VersionNotFoundError where none does."""
+    complete_versions(index_uri)
+    manifest = publish.newest_waiting(index_uri)
+    if manifest is None:
+        raise VersionNotFoundError(
+            f"{index_uri}: no version waits for approval; name one (python -m pipelines.versions list shows them)"
+        )
+    return manifest.version
 
 
 def _rollback(arguments: argparse.Namespace) -> None:
@@ -130,6 +165,19 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}")
     return int(text)
+
+
+def _said(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected words, found {text!r}")
+    return one_line(text, MAX_DETAIL_CHARACTERS)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,6 +211,15 @@ def _parser() -> argparse.ArgumentParser:
     rejected.add_argument(
         "-n", type=_count, metavar="N", help=f"at most N letters (the table shows {LETTERS_SHOWN}, the others all)"
     )
+    of_waiting = "default: the newest that waits for approval"
+    approve = command("approve", _approve, "publish a version that waits for a person, or that a gate held")
+    approve.add_argument("version", nargs="?", help=of_waiting)
+    hold = command("hold", _hold, "say that a version is not to be published, and why")
+    hold.add_argument("version", nargs="?", help=of_waiting)
+    hold.add_argument("--reason", type=_said, required=True, metavar="TEXT", help="why, for those who come after")
+    for made in (approve, hold):
+        by = "who says so (default: the user of this process)"
+        made.add_argument("--by", type=_said, default=_user(), metavar="NAME", help=by)
     rollback = command("rollback", _rollback, "publish an older version; the one gone back from is marked")
     rollback.add_argument("version", nargs="?", help="default: the one before the published one")
     prune = command("prune", _prune, "remove old versions, never the published one")

@@ -34,7 +34,8 @@ ROOMS = ("encoders", "index_builder", "pipelines")
 ORDER = (
     *("encoders", "encoders.training", "index_builder"),
     *("pipelines.catalog", "pipelines.images", "pipelines.config", "pipelines.demo_catalog"),
-    *("pipelines.indexing", "pipelines.evaluation", "pipelines.training", "pipelines.published"),
+    *("pipelines.published", "pipelines.report"),
+    *("pipelines.indexing", "pipelines.evaluation", "pipelines.training"),
     *("pipelines.exporting", "pipelines.server", "pipelines"),
 )
 # (the modules that the rule is about, what they must not import)

@@ -1,6 +1,6 @@
 """Exit codes tell what became of a command, so that a scheduler can act on them.
 
-    0    published, or nothing changed        3    a gate held the version back
+    0    published, or nothing changed        3    a gate held the version back, or it waits for approval
     1    failed in work: run again            4    another run works here
     2    refused before any work              5    published, but cleaning up failed
     130, 143: stopped by Ctrl-C or SIGTERM (see `stopping`)

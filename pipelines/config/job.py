@@ -81,6 +81,28 @@ class WorkConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Canary:
+    """A query of `gates.canaries` and what it must find.
+
+    Attributes:
+        query: Its words.
+        ids: Product ids that must all be among the first `k`.
+    """
+
+    query: str
+    ids: tuple[str, ...]
+    k: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.query.strip():
+            raise ValueError(f"query is {self.query!r}: expected words")
+        if not self.ids:
+            raise ValueError(f"ids of the query {self.query!r}: expected at least one product id, found none")
+        if self.k < len(self.ids):
+            raise ValueError(f"k is {self.k}: expected at least {len(self.ids)}, as many as there are ids")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GatesConfig:
     """The `gates:` section: limits past which a version is kept but not published, and the run exits non-zero.
 
@@ -105,6 +127,11 @@ class GatesConfig:
         max_row_change: Largest change of the number of products from the published version, as a share of it (0.2: a
             fifth more or fewer); null for no limit. By default 0.3: the loss of one of three files of an export is
             held back, a season's assortment is not.
+        canaries: Queries that must find certain products, a list of {query, ids, k} or a YAML file with such a list: a
+            version in which one of them misses an id among its first k is held back. They are few, the searches that
+            a shop would be called about, and are asked of the new version before it is published.
+        queries: Texts whose first ten answers are compared with those of the version before, in the report: a list, or
+            a file with one a line. null: titles of the catalog are drawn.
     """
 
     min_recall: float | None = 0.05
@@ -112,6 +139,8 @@ class GatesConfig:
     max_degraded_share: float | None = 0.1
     max_row_change: float | None = 0.3
     min_precision_cosine: float | None = 0.95
+    canaries: str | tuple[Canary, ...] = ()
+    queries: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for key in ("min_recall", "max_rejected_share", "max_degraded_share", "min_precision_cosine"):
@@ -153,7 +182,7 @@ class MetricsConfig:
             raise ValueError(f"job is {self.job!r}: expected a name")
 
 
-End = Literal["published", "unchanged", "held", "failed", "refused", "busy", "not_cleaned"]
+End = Literal["published", "unchanged", "held", "waiting", "failed", "refused", "busy", "not_cleaned"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +202,7 @@ class NotifyConfig:
 
     webhook: str | None = field(default=None, repr=False)
     command: tuple[str, ...] = ()
-    on: tuple[End, ...] = ("held", "failed", "refused", "not_cleaned")
+    on: tuple[End, ...] = ("held", "waiting", "failed", "refused", "not_cleaned")
     lineage_namespace: str | None = None
 
     def __post_init__(self) -> None:

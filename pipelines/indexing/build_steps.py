@@ -46,7 +46,7 @@ from index_builder.selection import choose_candidate, settle
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import FilteredMeasurement, Remedy, SearchChoice, SearchMeasurement, measure_index
 from index_builder.verify import measure_resident_bytes, verify_index, verify_refine_codes
-from pipelines.config.job import GatesConfig
+from pipelines.config.job import Canary, GatesConfig
 from pipelines.indexing.product_table import Numbering, number_products
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, ShardFiles, ShardSummary, Totals, read_finished_run, total
@@ -68,6 +68,7 @@ class RunContext:
         reusable: The codec of the last finished run, where this one may keep it.
         folded: Rows of the catalog that went into another's (`catalog.group_by`).
         group_field: The column by which searches group their answers, if any.
+        canaries, queries: Of the gates, read from their files.
     """
 
     work_uri: str
@@ -82,6 +83,8 @@ class RunContext:
     reusable: ReusableCodec | None = None
     folded: int = 0
     group_field: str | None = None
+    canaries: tuple[Canary, ...] = ()
+    queries: tuple[str, ...] = ()
 
     def path(self, *names: str) -> str:
         """The address of a file in the build's folder."""
@@ -95,7 +98,7 @@ def embeddings_folder(work_uri: str, fingerprint: str) -> str:
 
 def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint: str) -> str:
     """Names an index build by all that shapes it: the shards in order, the encoder, the index section."""
-    shaping = {name: value for name, value in asdict(index).items() if name not in ("uri", "keep_versions")}
+    shaping = {name: value for name, value in asdict(index).items() if name not in ("uri", "keep_versions", "publish")}
     return storage.digest([shard_keys, encoder_fingerprint, shaping])
 
 

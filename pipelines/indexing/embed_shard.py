@@ -54,6 +54,7 @@ from pipelines.images.product_images import (
     decode_images,
     fetch_images,
 )
+from pipelines.images.thumbnails import shorter_side
 from pipelines.indexing.precision_loss import LossMeter
 from pipelines.indexing.product_table import WriteColumns, WritePlaces, columns_writer, places_writer
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary
@@ -293,6 +294,8 @@ class _ShardWork:
         self._counts: Counter[str] = Counter()  # by the names of a `ShardSummary`
         self._timer = StepTimer("read", "fetch", "decode", "queue", "embed", "write")
         self._revisable = False
+        self._images: Counter[bytes] = Counter()  # rows by the digest of an image
+        self._sides: Counter[str] = Counter()
         self._image_rows: dict[bytes, int] = {}  # digest -> row of _image_vectors
         self._image_vectors = np.empty((0, 0), np.float32)  # [images of this shard, image tower's dimension]
 
@@ -331,6 +334,8 @@ class _ShardWork:
             degraded=len({letter.product_id for letter in letters if letter.outcome == "degraded"}),
             rejected=sum(letter.outcome == "rejected" for letter in letters),
             by_reason=dict(Counter(f"{letter.outcome}: {letter.reason}" for letter in letters)),
+            repeated_images={digest.hex(): rows for digest, rows in self._images.most_common(8) if rows > 1},
+            image_sides=dict(self._sides),
             revisable=self._revisable,
             cosines=self._meter.cosines,
             seconds={step: round(seconds, 4) for step, seconds in self._timer.seconds.items()}
@@ -350,6 +355,7 @@ class _ShardWork:
                 }
                 met |= wanted.keys()
                 batch.pixels, new_faults = decode_images(pool, wanted)
+                self._sides.update(shorter_side(wanted[digest]) for digest in batch.pixels)
                 faults |= new_faults
                 batch.drop(faults)
                 batch.data = {}
@@ -363,6 +369,7 @@ class _ShardWork:
         self._letters += products.dead_letters + products.notes
         accepted = self._accept(batch)
         rows = np.flatnonzero(np.isin(batch.rows.products, accepted))
+        self._images.update(digest for row in rows for digest in batch.rows.digests[row])
         with self._timer.timed("embed"):
             vectors = self._vectors(batch, rows)
         with self._timer.timed("write"):

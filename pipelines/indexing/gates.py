@@ -36,6 +36,7 @@ class JudgedGate:
         key: Of the config, such as `gates.min_recall`.
         limit: The value in force; None: the gate is open.
         found: What was found, in words; what is still to be found, where `holds` is None.
+        value: The same as a number, None while it is not known.
         holds: Whether the limit is kept; None while that is not known, or where there is nothing to compare with.
         needed: The limit that would just let this pass, rounded to the open side.
         hint: The most frequent reason, and the key that it hangs on, in words; "" where there is none.
@@ -45,6 +46,7 @@ class JudgedGate:
     limit: float | None
     found: str
     holds: bool | None
+    value: float | None = None
     needed: float = 0.0
     hint: str = ""
 
@@ -156,7 +158,7 @@ def _judge(
     key: str, limit: float | None, value: float | None, found: str, *, least: bool = False, hint: str = ""
 ) -> JudgedGate:
     if limit is None or value is None:
-        return JudgedGate(key=key, limit=limit, found=found, holds=None if limit is not None else True)
+        return JudgedGate(key=key, limit=limit, found=found, value=value, holds=None if limit is not None else True)
     needed = math.floor(value * 1000) / 1000 if least else math.ceil(value * 1000) / 1000
     holds = value >= limit if least else value <= limit
-    return JudgedGate(key=key, limit=limit, found=found, holds=holds, needed=needed, hint=hint)
+    return JudgedGate(key=key, limit=limit, found=found, value=value, holds=holds, needed=needed, hint=hint)

@@ -9,15 +9,18 @@ import logging
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
+import encoders
 from index_builder import storage
 from index_builder.drift import ReusableCodec
 from index_builder.errors import StorageError
 from pipelines.catalog.stores import absolute
 from pipelines.config import exit_codes
+from pipelines.config.canaries import load_canaries, load_queries
 from pipelines.config.exit_codes import RunFailedError, failures_of_work
-from pipelines.config.job import IndexJobConfig, JobConfig
+from pipelines.config.job import Canary, IndexJobConfig, JobConfig
 from pipelines.config.log_lines import say_error
 from pipelines.config.stopping import at_stop
+from pipelines.config.validation import ConfigError
 from pipelines.indexing.build_steps import (
     RunContext,
     build_key,
@@ -91,7 +94,7 @@ def run_and_report(source: Source, beam_options: BeamOptions) -> int:
             return watched.exit_code
         watched.result = result
         watched.exit_code = exit_codes.NOT_CLEANED if result.not_cleaned else exit_codes.DONE
-        if result.status == "held":
+        if result.status in ("held", "waiting"):
             watched.exit_code = exit_codes.HELD
         print_summary(result, record)
         if result.not_cleaned:
@@ -117,6 +120,8 @@ def run_job(
     """
     watched = watched or WatchedRun()
     source.check()
+    canaries = load_canaries(source.config.gates.canaries)
+    queries = load_queries(source.config.gates.queries)
     work_uri, config = source.config.work.uri, source.config
     work_lease = WorkLease(work_uri, source.config.work.takeover_seconds)
     with work_lease as lease, at_stop(work_lease.release):
@@ -128,6 +133,7 @@ def run_job(
         with failures_of_work(StorageError), record.timed("plan") as facts:
             shards, reusable = plan_run(source)
             query_encoder_uri = stage_query_encoder(shards.query_encoder, shards.encoder.fingerprint, work_uri)
+            _check_canaries(canaries, query_encoder_uri)
             complete = standing_keys(embeddings_folder(work_uri, shards.encoder.fingerprint)) & set(shards.keys)
             facts |= {"shards": len(shards.keys), "rows": shards.rows, "shards_complete": len(complete)}
             facts |= {"nothing_carried_over": shards.nothing_carried_over, "text_limit": shards.text_limit}
@@ -146,6 +152,8 @@ def run_job(
             reusable=reusable,
             folded=shards.folded,
             group_field=shards.group_field,
+            canaries=canaries,
+            queries=queries,
         )
         with failures_of_work():
             note_index(work_uri, config.index.uri)
@@ -156,6 +164,16 @@ def run_job(
         left = clean_work(work_uri, held=lease, encoder=encoder, shard_keys=keys, build=run.build, catalog_files=files)
     not_cleaned = "; ".join(filter(None, (result.not_cleaned, left, work_lease.not_released)))
     return replace(result, not_cleaned=not_cleaned), record
+
+
+def _check_canaries(canaries: tuple[Canary, ...], query_encoder_uri: str | None) -> None:
+    """ConfigError where the version will have no query encoder to ask canaries with."""
+    if not canaries:
+        return
+    if query_encoder_uri is None:
+        raise ConfigError("gates.canaries: expected a query encoder to ask them with, found none (embeddings.encoder)")
+    if not encoders.load_query_encoder(query_encoder_uri).accepts_text:
+        raise ConfigError("gates.canaries: they are words, and the query encoder reads pictures only; take them out")
 
 
 def checked_addresses(config: Config) -> Config:

@@ -58,6 +58,8 @@ def notice_of(values: Mapping[str, Any], result: RunResult | None) -> Notice:
         result: What the run came to; None where it was not that far.
     """
     status = ENDS.get(values["exit_code"]) or str(values.get("status", "published"))
+    if result is not None and result.status == "waiting":
+        status = "waiting"
     heading = f"Shelfmark: {status}"
     lines = [str(values["error"])] if values["error"] else []
     if result is not None:

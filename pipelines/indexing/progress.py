@@ -47,7 +47,11 @@ STRAGGLER_LEAST_TASKS = 3
 SEVERAL_TASKS = ("sample", "refine", "add", "merge")
 FirstStage = Literal["intake", "embed", "import"]
 
-_STATUS = {"unchanged": "nothing changed: stays published", "held": "NOT published: a gate failed"}
+_STATUS = {
+    "unchanged": "nothing changed: stays published",
+    "held": "NOT published: a gate failed",
+    "waiting": "NOT published: waits for approval",
+}
 
 
 def print_summary(result: RunResult, record: RunRecord, *, console: Console | None = None) -> None:
@@ -144,6 +148,10 @@ def summary_lines(
         ("at", Verbatim(result.uri)),
     ]
     lines += [("gate failed", failed) for failed in result.failed_gates]
+    lines += [("look at", finding) for finding in result.findings]
+    if result.status == "waiting":
+        command = f"python -m pipelines.versions approve {result.version} --index {shlex.quote(result.index_uri)}"
+        lines.append(("to publish it", Verbatim(command)))
     return lines
 
 

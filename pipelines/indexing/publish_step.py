@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -32,7 +33,8 @@ from index_builder.manifest import (
 from index_builder.meter import Counts
 from pipelines.catalog.dead_letters import REJECTED_FILE, examples_by_reason
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
-from pipelines.indexing.gates import failed_gates
+from pipelines.indexing.gates import judge_gates
+from pipelines.indexing.report_step import Candidate, canaries_of, canary_faults, opened_candidate, write_report
 from pipelines.indexing.run_record import STAGES, RunRecord
 from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_run
 
@@ -41,7 +43,7 @@ log = logging.getLogger(__name__)
 RESULT_FILE = "result.json"
 _NOT_READ = ("embed", "import", "sample", "publish")
 """Stages of as many reports as shards, whose counts come another way or not at all, and the one at work."""
-Status = Literal["published", "unchanged", "held"]
+Status = Literal["published", "unchanged", "held", "waiting"]
 
 _LISTED = (
     "shelfmark",
@@ -60,7 +62,9 @@ class RunResult:
     """What a run came to.
 
     Attributes:
-        status: `published`; `unchanged`: the published version is this very one; `held`: written, but a gate failed.
+        status: `published`; `unchanged`: the published version is this very one; `held`: written, but a gate failed;
+            `waiting`: written, and a person is to say whether it is published (`index.publish: ask`).
+        findings: What a person should look at, the worst first, in words.
         failed_gates: Why it is held, in words.
         recall: Measured recall k@k (`recall_k`) against exact search, over `recall_queries` of `recall_over`.
         refine_factor: Candidates re-ranked for each neighbour; 0: none.
@@ -94,6 +98,7 @@ class RunResult:
     examples: dict[str, str] = field(default_factory=dict)
     missed_target: str = ""
     not_cleaned: str = ""
+    findings: list[str] = field(default_factory=list)
 
 
 def read_result(record: RunRecord) -> RunResult:
@@ -133,21 +138,46 @@ def _publish(run: RunContext, build: FinishedBuild, counts: Mapping[str, Counts]
     index_uri, totals, chosen, spec = run.index.uri, build.plan.totals, build.chosen, build.plan.spec
     previous = published_manifest(index_uri)
     recall = _recall(run, build)
-    failed = failed_gates(run.gates, totals, recall, previous)
-    manifest = replace(_manifest(run, build, recall, failed), run=_run_section(run, counts))
+    gates = judge_gates(run.gates, totals, recall, previous)
+    failed = [str(gate) for gate in gates if gate.holds is False]
+    run_section = _run_section(run, counts)
     _check_outputs(run, build)
     staged = _staged(run, build)
     files = publish.describe_files(staged)
+    manifest = replace(_manifest(run, build, recall, failed), run=run_section)
     fingerprint = publish.content_fingerprint(files, run.encoder.fingerprint, spec, manifest.index.search)
-    status: Status = "held" if failed else "published"
     not_cleaned = ""
-    same_groups = previous is not None and previous.catalog.group_field == run.group_field
-    if not failed and previous is not None and previous.content_fingerprint == fingerprint and same_groups:
+    status: Status
+    findings: list[str] = []
+
+    def is_same(other: Manifest | None) -> bool:
+        same_groups = other is not None and other.catalog.group_field == run.group_field
+        return other is not None and other.content_fingerprint == fingerprint and same_groups
+
+    waiting = publish.newest_waiting(index_uri) if run.index.publish == "ask" else None
+    if not failed and previous is not None and is_same(previous):
         status, version_id = "unchanged", previous.version
+    elif not failed and waiting is not None and is_same(waiting):  # written by an earlier night, and not said yet
+        status, version_id = "waiting", waiting.version
     else:
         _check_query_encoder(run)
+        created, version_id = publish.free_version(index_uri, fingerprint, datetime.now(UTC))
+        named = publish.named_version(manifest, files, created, version_id)
+        with opened_candidate(run, build, named) as candidate:
+            canaries = canaries_of(run, candidate)
+            failed += canary_faults(canaries)
+            status = "held" if failed else "waiting" if run.index.publish == "ask" else "published"
+            judged = {"status": status, "gates": gates, "failed": failed, "canaries": canaries, "previous": previous}
+            report, findings = _report(run, build, candidate, judged)
+        manifest = replace(_manifest(run, build, recall, failed), run=run_section)
         version_id = publish.publish_version(
-            index_uri, staged, manifest, files=files, make_current=not failed, before_current=run.lease.check
+            index_uri,
+            staged | report,
+            manifest,
+            files=(*files, *publish.describe_files(report)),
+            make_current=status == "published",
+            now=created,
+            before_current=run.lease.check,
         )
         not_cleaned = _prune(run)
     uri, letters_uri = publish.version_uri(index_uri, version_id), build.plan.numbering.rejected_uri
@@ -170,8 +200,23 @@ def _publish(run: RunContext, build: FinishedBuild, counts: Mapping[str, Counts]
         examples=examples_by_reason(letters_uri, totals.by_reason),
         missed_target=_missed_target(run, build),
         not_cleaned=not_cleaned,
+        findings=findings,
         **measured,
     )
+
+
+def _report(
+    run: RunContext, build: FinishedBuild, candidate: Candidate, judged: dict[str, Any]
+) -> tuple[dict[str, str | publish.StagedFile], list[str]]:
+    """The report's files by name, and what it says to look at; none where it could not be written, which a line in the
+    log says: the version is as good without it.
+    """
+    try:
+        written = write_report(run, build, candidate, **judged)
+        return dict(written.files), [f"{each.what}: {each.found}" for each in written.findings]
+    except Exception:
+        log.exception("the report of %s could not be written; the version goes without", candidate.manifest.version)
+        return {}, []
 
 
 def _recall_over(run: RunContext, totals: Totals) -> str:
@@ -262,6 +307,7 @@ def _missed_target(run: RunContext, build: FinishedBuild) -> str:
 
 def _manifest(run: RunContext, build: FinishedBuild, recall: RecallSummary, failed: list[str]) -> Manifest:
     totals, spec, codec = build.plan.totals, build.plan.spec, build.choice.codec
+    limits = {name: value for name, value in asdict(run.gates).items() if name not in ("canaries", "queries")}
     return Manifest(
         catalog=CatalogSummary(
             uri=run.catalog_uri,
@@ -298,7 +344,7 @@ def _manifest(run: RunContext, build: FinishedBuild, recall: RecallSummary, fail
         recall=recall,
         embedding_shards=tuple(shard.uri for shard in build.plan.numbering.shards),
         resident_bytes=build.resident_bytes,
-        gates={"limits": asdict(run.gates), "failed": failed},
+        gates={"limits": limits, "failed": failed, "publish": run.index.publish},
         software=_software(),
         schema_version=SEVERAL_ROWS_VERSION if totals.vectors else SCHEMA_VERSION,
     )

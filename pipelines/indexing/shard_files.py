@@ -45,6 +45,8 @@ class ShardSummary:
         texts_cut: Distinct texts that were longer than the text tower's limit.
         rejected: Rows that are in the dead letters and not in the index.
         by_reason: Dead letters by kind and reason, as "rejected: empty_product".
+        repeated_images: The most frequent images of several rows, by their digests as hex digits.
+        image_sides: Images that were decoded, by the power of two below the shorter side in pixels.
         revisable: Whether another run could find other images for the same catalog rows: images fetched from outside
             the catalog file, or ones that failed.
         cosines: Of a few embedded products, their vectors' cosines to those in float32 (`precision_loss`).
@@ -66,6 +68,8 @@ class ShardSummary:
     texts_cut: int = 0
     rejected: int = 0
     by_reason: dict[str, int] = field(default_factory=dict)
+    repeated_images: dict[str, int] = field(default_factory=dict)
+    image_sides: dict[str, int] = field(default_factory=dict)
     revisable: bool = False
     cosines: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -192,6 +196,7 @@ class Totals:
         vectors: Rows of the index, `vectors_embedded` of them new, where products have one an image; else 0.
         precision_loss: What `precision_loss.summarize` says of the shards' cosines.
         rejected: Rows that are not in the index, duplicates included.
+        repeated_image: How often the most frequent image occurs, 0 for once.
         folded: Rows that `catalog.group_by` put into the row of another; among `rows_in`, as those left out are.
     """
 
@@ -210,6 +215,9 @@ class Totals:
     vectors: int = 0
     vectors_embedded: int = 0
     precision_loss: dict[str, float] = field(default_factory=dict)
+    without_image: int = 0
+    repeated_image: int = 0
+    image_sides: dict[str, int] = field(default_factory=dict)
 
     @property
     def rejected_share(self) -> float:
@@ -262,7 +270,12 @@ def total(
         new = 0 if summary.key in earlier else summary.vectors_embedded
         kept = without_duplicates(new, summary.vectors - new, again if summary.vectors else 0)
         vectors, vectors_embedded = vectors + sum(kept), vectors_embedded + kept[0]
-    names = ("rows_in", "left_out", "degraded", "rejected", "texts_cut")
+    repeated: Counter[str] = Counter()
+    sides: Counter[str] = Counter()
+    for summary in summaries:
+        repeated.update(summary.repeated_images)
+        sides.update(summary.image_sides)
+    names = ("rows_in", "left_out", "degraded", "rejected", "texts_cut", "without_image")
     sums = {name: sum(getattr(summary, name) for summary in summaries) for name in names}
     sums["rejected"] += dropped
     sums["rows_in"] += folded
@@ -279,6 +292,8 @@ def total(
         folded=folded,
         vectors=vectors,
         vectors_embedded=vectors_embedded,
+        repeated_image=max(repeated.values(), default=0),
+        image_sides=dict(sides),
         precision_loss=summarize(cosine for summary in summaries for cosine in summary.cosines),
         **sums,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -71,6 +72,22 @@ def read_letters(
         picked=pa.concat_tables([REJECTED_SCHEMA.empty_table(), *picked]),
         matching=matching,
     )
+
+
+def group_letters(uri: str, shown: int) -> list[tuple[str, int, list[dict[str, Any]]]]:
+    """The letters of a file by kind, such as "rejected: missing_id", the most frequent first: count and examples."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[dict[str, Any]]] = {}
+    with storage.localized(uri) as path:
+        for table in _tables(path):
+            kinds = pc.binary_join_element_wise(table.column("outcome"), table.column("reason"), ": ")
+            for entry in pc.value_counts(kinds).to_pylist():
+                kind = entry["values"]
+                counts[kind] += entry["counts"]
+                room = shown - len(examples.setdefault(kind, []))
+                if room > 0:
+                    examples[kind] += table.filter(pc.equal(kinds, kind)).slice(0, room).to_pylist()
+    return [(kind, count, examples[kind]) for kind, count in counts.most_common()]
 
 
 def letters_of(index_uri: str, version: str, product_id: str) -> pa.Table | None:

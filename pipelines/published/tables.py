@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rich.cells import cell_len
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from index_builder import Manifest, SearchResult
+from index_builder import Manifest, SearchResult, marks
 from index_builder.explain import serving_shards
 from index_builder.tuning import FilteredMeasurement
 from pipelines.catalog.dead_letters import MAX_DETAIL_CHARACTERS, one_line
@@ -22,6 +22,7 @@ from pipelines.config.terminal import print_lines
 from pipelines.published.letters import Letters
 from pipelines.published.version_diff import VersionDiff
 
+Decisions = Mapping[str, Mapping[str, str]]
 SCORE_DIGITS = 4
 LINES_SHOWN = 2
 LIST_SHOWN = 3
@@ -29,7 +30,7 @@ LEAST_WIDTH = 12
 
 
 def print_versions(
-    manifests: Sequence[Manifest], index_uri: str, current: str, rolled_back: Container[str], console: Console
+    manifests: Sequence[Manifest], index_uri: str, current: str, decisions: Decisions, console: Console
 ) -> None:
     """Prints a line a version, newest first; `current` is the id of the published one."""
     console.print(f"{len(manifests)} version{'s' * (len(manifests) != 1)} at {index_uri}", markup=False, soft_wrap=True)
@@ -47,7 +48,7 @@ def print_versions(
             f"{manifest.recall.value:.4f}",
             decimal(total_bytes(manifest)),
             manifest.index.factory,
-            state_of(manifest, current, rolled_back),
+            state_of(manifest, current, decisions),
         )
     console.print(table)
 
@@ -291,13 +292,22 @@ def described(manifest: Manifest) -> dict[str, object]:
     }
 
 
-def state_of(manifest: Manifest, current: str, rolled_back: Container[str] = ()) -> str:
-    """Whether a version is published, rolled back or held, in words; "" for none of them."""
+def state_of(manifest: Manifest, current: str, decisions: Decisions) -> str:
+    """Whether a version is published, rolled back, held or waiting, in words; "" for none of them.
+
+    Args:
+        decisions: What people said of versions (`marks.read_decisions`).
+    """
+    mark = decisions.get(manifest.version, {})
     if manifest.version == current:
-        return "published"
-    if manifest.version in rolled_back:
+        return f"published, approved by {mark['by']}" if "approved_utc" in mark else "published"
+    if "held_utc" in mark:
+        return f"held by {mark['by']}: {mark['reason']}"
+    if "rolled_back_utc" in mark:
         return "rolled back"
-    return "held by a gate" if manifest.gates.get("failed") else ""
+    if marks.waits_for_approval(manifest, decisions):
+        return "waits for approval" if manifest.version > current else "was not approved"
+    return "held by a gate" if manifest.gates.get("failed") and not mark else ""
 
 
 def total_bytes(manifest: Manifest) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index_builder import IndexReader, Manifest, VersionNotFoundError, publish
+from index_builder import IndexReader, Manifest, VersionNotFoundError, marks, publish
 from index_builder.manifest import IMAGE_COLUMNS
 from pipelines.catalog.previous_version import ExternalSort, add_ids, first_rows, repeats_id
 
@@ -26,7 +26,7 @@ class VersionDiff:
 
     Attributes:
         added, removed: Products that only the new, only the old version has.
-        kept: Products of both.
+        kept: Products of both; `edited` of them have another value in some column.
         changed: Kept products by display or filter column whose value differs; columns without a change are left out.
             Which images a product has vectors of is compared over all its rows.
         columns_added, columns_removed: Columns that only one of the versions has, or that changed their type.
@@ -43,21 +43,26 @@ class VersionDiff:
     columns_removed: tuple[str, ...]
     added_examples: tuple[str, ...]
     removed_examples: tuple[str, ...]
+    edited: int = 0
 
 
 def compare_versions(index_uri: str, old: str, new: str) -> VersionDiff:
     """Compares two versions of an index; raises VersionNotFoundError where there is no such version."""
     readers = [IndexReader.open(index_uri, version) for version in (old, new)]
-    tables = [reader.products for reader in readers]
+    return compare_products([reader.manifest for reader in readers], [reader.products for reader in readers])
+
+
+def compare_products(manifests: Sequence[Manifest], tables: list[pa.Table]) -> VersionDiff:
+    """The same for the manifests and product tables of two versions, the old one first."""
     fields = [{(field.name, field.type) for field in table.schema if field.name != "product_id"} for table in tables]
     shared = sorted(name for name, _ in fields[_OLD] & fields[_NEW])
     # With a vector an image a product has several rows, side by side.
-    several = [bool(reader.manifest.catalog.vectors) for reader in readers]
+    several = [bool(manifest.catalog.vectors) for manifest in manifests]
     begins = [
         first_rows(table.column("product_id")) if own else np.empty(0, np.int64)
         for table, own in zip(tables, several, strict=True)
     ]
-    kept, changed = 0, dict.fromkeys(shared, 0)
+    kept, edited, changed = 0, 0, dict.fromkeys(shared, 0)
     singles: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     with ExternalSort(sum(table.num_rows for table in tables)) as sorting:
         for side, table in enumerate(tables):
@@ -69,18 +74,22 @@ def compare_versions(index_uri: str, old: str, new: str) -> VersionDiff:
         for records in sorting.sorted_buckets():
             pairs, alone = _paired(records)
             kept += len(pairs[_OLD])
+            any_differs = np.zeros(len(pairs[_OLD]), bool)
             for name in shared:
                 if name in IMAGE_COLUMNS and all(several):
                     changed[name] += _count_changed_rows(tables, pairs, begins, name)
                 else:
-                    changed[name] += int(np.count_nonzero(_differs(tables, pairs, name)))
+                    differs = _differs(tables, pairs, name)
+                    changed[name] += int(np.count_nonzero(differs))
+                    any_differs |= differs
+            edited += int(np.count_nonzero(any_differs))
             for side in (_OLD, _NEW):
                 singles[side].append(alone[side])
     rows = [np.sort(np.concatenate([np.empty(0, np.int64), *found])) for found in singles]
     examples = [_ids_at(table, found[:EXAMPLES]) for table, found in zip(tables, rows, strict=True)]
     return VersionDiff(
-        old=readers[_OLD].manifest,
-        new=readers[_NEW].manifest,
+        old=manifests[_OLD],
+        new=manifests[_NEW],
         added=len(rows[_NEW]),
         removed=len(rows[_OLD]),
         kept=kept,
@@ -89,15 +98,15 @@ def compare_versions(index_uri: str, old: str, new: str) -> VersionDiff:
         columns_removed=tuple(sorted(name for name, _ in fields[_OLD] - fields[_NEW])),
         added_examples=examples[_NEW],
         removed_examples=examples[_OLD],
+        edited=edited,
     )
 
 
 def version_before(index_uri: str, version: str) -> str:
     """The newest complete version before this one whose gates all held, and that nobody went back from."""
-    marks = publish.read_marks(index_uri)
-    earlier = [name for name in publish.list_versions(index_uri) if name < version and name not in marks]
-    for name in reversed(earlier):
-        if not publish.read_manifest(index_uri, name).gates.get("failed"):
+    decisions = marks.read_decisions(index_uri)
+    for name in reversed([name for name in publish.list_versions(index_uri) if name < version]):
+        if marks.may_be_published(publish.read_manifest(index_uri, name), decisions):
             return name
     raise VersionNotFoundError(
         f"{index_uri}: no version before {version} that passed its gates and was not rolled back"

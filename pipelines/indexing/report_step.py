@@ -1,0 +1,330 @@
+"""The report step gathers what is known of a night, and writes its report and its sample for the night after it.
+
+All of it is for people: an index comes out the same without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import encoders
+from encoders.query_batches import BaseQueryEncoder
+from index_builder import IndexReader, embedding_shards, publish, storage
+from index_builder.embedding_shards import NumberedShard, fixed_binary
+from index_builder.errors import IndexBuilderError
+from index_builder.manifest import Manifest
+from index_builder.unpublished import opened_unpublished
+from pipelines.indexing.build_steps import FinishedBuild, RunContext
+from pipelines.indexing.gates import JudgedGate
+from pipelines.indexing.product_table import read_columns
+from pipelines.indexing.run_record import STAGES, RunRecord
+from pipelines.indexing.shard_files import ShardFiles, Totals
+from pipelines.published.letters import group_letters
+from pipelines.published.version_diff import VersionDiff, compare_products
+from pipelines.report import page
+from pipelines.report.contents import find_faults
+from pipelines.report.night import SAMPLE_FILE, SAMPLED, Finding, Night, sample_schema, smallest_digests
+from pipelines.report.page import GateLine, LetterGroup, NightReport, Status
+from pipelines.report.queries import (
+    CanaryAnswer,
+    ComparedQuery,
+    Query,
+    ask_canaries,
+    compare_queries,
+    drawn_products,
+    drawn_queries,
+    own_found,
+)
+
+NIGHTS_SHOWN = 10
+LETTERS_SHOWN = 4
+"""Of each kind."""
+_DIGESTS = 4_000_000
+"""Content fingerprints that are held at a time; of more, a share of them by their value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A version that is about to be written, open for search.
+
+    Attributes:
+        manifest: With its id.
+        encoder: Its query encoder; None for one of vectors.
+    """
+
+    manifest: Manifest
+    reader: IndexReader
+    encoder: BaseQueryEncoder | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenReport:
+    """What a report consists of (name in the version -> where the file lies), and what it says to look at."""
+
+    files: dict[str, str]
+    findings: tuple[Finding, ...]
+
+
+@contextmanager
+def opened_candidate(run: RunContext, build: FinishedBuild, manifest: Manifest) -> Iterator[Candidate]:
+    """The version that `build` would become, for the length of the block."""
+    uris = [shard.uri for shard in build.serving_shards]
+    refine = [shard.uri for shard in build.refine_shards]
+    encoder = None if run.query_encoder_uri is None else encoders.load_query_encoder(run.query_encoder_uri)
+    with opened_unpublished(manifest, uris, refine, build.plan.numbering.products_uri) as reader:
+        yield Candidate(manifest=manifest, reader=reader, encoder=encoder)
+
+
+def canaries_of(run: RunContext, candidate: Candidate) -> tuple[CanaryAnswer, ...]:
+    """What the canaries of the config find in a version; none where none are given."""
+    if not run.canaries or candidate.encoder is None:
+        return ()
+    return ask_canaries(run.canaries, candidate.reader, candidate.encoder)
+
+
+def canary_faults(answers: Sequence[CanaryAnswer]) -> list[str]:
+    """The gate `gates.canaries` in words, a line for each canary that misses a product."""
+    return [f"gates.canaries: {answer}" for answer in answers if answer.missing]
+
+
+def write_report(
+    run: RunContext,
+    build: FinishedBuild,
+    candidate: Candidate,
+    *,
+    status: Status,
+    gates: Sequence[JudgedGate],
+    failed: Sequence[str],
+    canaries: Sequence[CanaryAnswer],
+    previous: Manifest | None,
+) -> WrittenReport:
+    """Writes the report's files and the sample into the build's folder."""
+    folder, manifest = run.path("report"), candidate.manifest
+    sample = draw_sample(build.plan.numbering.shards, run.encoder.dim)
+    before = None if previous is None else _night_before(run.index.uri, previous)
+    queries, note = _queries(run, candidate, sample)
+    with _reader_before(run.index.uri, previous) as old_reader:
+        old = None if old_reader is None else (old_reader, _old_encoder(old_reader, candidate))
+        compared = compare_queries(queries, (candidate.reader, candidate.encoder), old)
+        night = Night(
+            products=candidate.reader.products,
+            sample=sample,
+            catalog=manifest.catalog,
+            codec=manifest.codec,
+            encoder=manifest.encoder.fingerprint,
+            figures=_figures(build.plan.numbering.shards, build.plan.totals, compared),
+        )
+        findings, edited = find_faults(before, night)
+        diff: VersionDiff | None = None
+        if before is not None and previous is not None:
+            diff = compare_products([previous, manifest], [before.products, night.products])
+        report = NightReport(
+            status=status,
+            index_uri=run.index.uri,
+            manifest=manifest,
+            previous=previous,
+            gates=[*map(_gate_line, gates), *_canary_line(canaries)],
+            failed=failed,
+            findings=findings,
+            edited=edited,
+            night=night,
+            night_before=before,
+            diff=diff,
+            embedded=build.plan.totals.embedded,
+            carried_over=build.plan.totals.carried_over,
+            canaries=canaries,
+            queries=compared,
+            queries_note=note,
+            nights=last_nights(run.work_uri, run.record),
+            letters=_letters(build.plan.numbering.rejected_uri),
+            list_sizes=candidate.reader.list_sizes(),
+            image_sides=build.plan.totals.image_sides,
+        )
+        files = {
+            page.HTML_FILE: page.render_html(report, lambda of_new, row: None).encode(),
+            page.MARKDOWN_FILE: page.render_markdown(report).encode(),
+            page.JSON_FILE: (json.dumps(page.to_json(report), indent=2, ensure_ascii=False) + "\n").encode(),
+            SAMPLE_FILE: _parquet(sample),
+        }
+    staged = {name: storage.join(folder, name) for name in files}
+    for name, data in files.items():
+        storage.write_bytes_atomic(staged[name], data)
+    return WrittenReport(files=staged, findings=tuple(findings))
+
+
+@contextmanager
+def _reader_before(index_uri: str, previous: Manifest | None) -> Iterator[IndexReader | None]:
+    """A reader of the version before; None where there is none, or it cannot be opened any more."""
+    reader = None
+    with suppress(IndexBuilderError):
+        reader = None if previous is None else IndexReader.open(index_uri, previous.version)
+    yield reader
+
+
+def _old_encoder(reader: IndexReader, candidate: Candidate) -> BaseQueryEncoder | None:
+    """The query encoder of the version before: the new one's where both are the same."""
+    if candidate.encoder is not None and reader.manifest.encoder.fingerprint == candidate.encoder.fingerprint:
+        return candidate.encoder
+    uri = reader.query_encoder_uri
+    return None if uri is None else encoders.load_query_encoder(uri)
+
+
+def _queries(run: RunContext, candidate: Candidate, sample: pa.Table) -> tuple[list[Query], str]:
+    """The queries to compare by, and which they are, in words."""
+    encoder = candidate.encoder
+    if encoder is not None and encoder.accepts_text:
+        if run.queries:
+            return [Query(text=text) for text in run.queries], f"{len(run.queries):,} queries of gates.queries."
+        drawn = drawn_queries(sample)
+        return drawn, f"{len(drawn):,} titles of the catalog, the same each night (gates.queries names others)."
+    products = drawn_products(sample)
+    why = "the index has no query encoder" if encoder is None else "its query encoder reads pictures only"
+    return products, f"{len(products):,} products as queries by their own vectors: {why}."
+
+
+def draw_sample(shards: Sequence[NumberedShard], dim: int) -> pa.Table:
+    """The sampled products of numbered embedding shards, in the order of their ids' digests (see `night`)."""
+    places: list[np.ndarray] = []  # of each shard: its number, local row, digest
+    halves: list[np.ndarray] = []
+    for number, shard in enumerate(shards):
+        ids, begins = embedding_shards.read_products(shard.uri)
+        stays = ~np.isin(begins, np.asarray(shard.dropped, np.int64))
+        ids, begins = ids.filter(pa.array(stays)), begins[stays]
+        own, digests = smallest_digests(ids)
+        places.append(np.stack([np.full(len(own), number), begins[own]], axis=1))
+        halves.append(digests)
+    order = np.argsort(np.concatenate(halves), kind="stable")[:SAMPLED]
+    chosen = np.concatenate(places)[order]
+    tables = [
+        _sampled(shards[number], chosen[chosen[:, 0] == number, 1], dim) for number in np.unique(chosen[:, 0]).tolist()
+    ]
+    found = pa.concat_tables(tables) if tables else sample_schema(dim).empty_table()
+    back = np.argsort(np.argsort(chosen[:, 0], kind="stable"), kind="stable")
+    return found.take(pa.array(back)).combine_chunks()
+
+
+def _sampled(shard: NumberedShard, rows: np.ndarray, dim: int) -> pa.Table:
+    """Some local rows of a shard as a sample."""
+    ascending = np.sort(rows)
+    back = pa.array(np.searchsorted(ascending, rows))
+    columns = embedding_shards.read_columns(shard.uri, ["product_id", "content_fingerprint"]).take(pa.array(rows))
+    vectors = fixed_binary(embedding_shards.read_rows(shard.uri, ascending)[0]).take(back)
+    try:
+        texts = read_columns(ShardFiles.of_embeddings(shard.uri).places)["title"].take(pa.array(rows))
+    except FileNotFoundError:  # an older Shelfmark made the shard
+        texts = pa.nulls(len(rows), pa.string())
+    global_rows = shard.first_row + rows - np.searchsorted(np.asarray(shard.dropped, np.int64), rows)
+    arrays = [columns["product_id"], pa.array(global_rows), texts, columns["content_fingerprint"], vectors]
+    return pa.table([_one_chunk(array) for array in arrays], schema=sample_schema(dim))
+
+
+def _one_chunk(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _night_before(index_uri: str, previous: Manifest) -> Night | None:
+    """The version before as it was published; None where its products cannot be read any more."""
+    uri, names = publish.version_uri(index_uri, previous.version), {entry.path for entry in previous.files}
+    try:
+        products = IndexReader.open(index_uri, previous.version).products
+        sample, (figures, edited) = None, page.read_figures(b"{}")
+        if SAMPLE_FILE in names:
+            with storage.localized(storage.join(uri, SAMPLE_FILE)) as path:
+                sample = pq.read_table(path)
+        if page.JSON_FILE in names:
+            figures, edited = page.read_figures(storage.read_bytes(storage.join(uri, page.JSON_FILE)))
+    except (IndexBuilderError, pa.ArrowInvalid, OSError):
+        return None
+    return Night(
+        products=products,
+        sample=sample,
+        catalog=previous.catalog,
+        codec=previous.codec,
+        encoder=previous.encoder.fingerprint,
+        figures=figures,
+        edited=edited,
+    )
+
+
+def _figures(shards: Sequence[NumberedShard], totals: Totals, compared: Sequence[ComparedQuery]) -> dict[str, float]:
+    """Shares that one night has from another (`Night.figures`)."""
+    figures = {"repeated_content": _repeated_content(shards)}
+    if totals.products:
+        figures["repeated_image"] = totals.repeated_image / totals.products
+        figures["without_image"] = min(1.0, totals.without_image / totals.products)
+    if (own := own_found(compared)) is not None:
+        figures["own_title"] = own
+    if both := [query.overlap for query in compared if query.old]:
+        figures["overlap"] = float(np.mean(both))
+    return figures
+
+
+def _repeated_content(shards: Sequence[NumberedShard]) -> float:
+    """Share of the kept rows whose content another row has too: of all, or of those whose digest begins low enough."""
+    rows = sum(shard.kept_rows for shard in shards)
+    below = min(256, max(1, 256 * _DIGESTS // max(1, rows)))
+    found = []
+    for shard in shards:
+        digests = embedding_shards.read_fingerprints(shard.uri)[shard.kept()]
+        found.append(np.ascontiguousarray(digests[digests[:, 0] < below]).view(np.dtype((np.void, 16))).reshape(-1))
+    digests = np.concatenate(found)
+    counts = np.unique(digests, return_counts=True)[1]
+    return float(counts[counts > 1].sum() / len(digests)) if len(digests) else 0.0
+
+
+def _gate_line(gate: JudgedGate) -> GateLine:
+    if gate.limit is None or gate.value is None:
+        margin = "" if gate.limit is None else "not judged"
+        return GateLine(key=gate.key, found=gate.found, limit=_number(gate.limit), margin=margin, holds=None)
+    is_least = gate.key.startswith("gates.min_")
+    room = gate.value - gate.limit if is_least else gate.limit - gate.value
+    margin = f"{room:+.4f}" if is_least else f"{room:+.2%}"
+    limit = f"≥ {gate.limit:g}" if is_least else f"≤ {gate.limit:.1%}"
+    return GateLine(key=gate.key, found=gate.found, limit=limit, margin=margin, holds=gate.holds)
+
+
+def _number(limit: float | None) -> str:
+    return "none" if limit is None else f"{limit:g}"
+
+
+def _canary_line(answers: Sequence[CanaryAnswer]) -> list[GateLine]:
+    if not answers:
+        return []
+    found = sum(not answer.missing for answer in answers)
+    said = f"{found:,} of {len(answers):,} queries find what they must"
+    missed = len(answers) - found
+    return [GateLine(key="gates.canaries", found=said, limit="all", margin=f"{-missed:,}", holds=not missed)]
+
+
+def last_nights(work_uri: str, record: RunRecord) -> list[tuple[str, Mapping[str, float]]]:
+    """The last runs on a work URI, the latest first, each with busy seconds by stage; those of one that ended at once
+    are left out.
+    """
+    names = sorted(storage.list_folders(storage.join(work_uri, "runs")), reverse=True)[:NIGHTS_SHOWN]
+    nights: list[tuple[str, Mapping[str, float]]] = []
+    for name in names:
+        reports = record if name == record.name else RunRecord(uri=storage.join(work_uri, "runs", name))
+        times = {stage: sum(each.get("seconds", 0.0) for each in reports.reports(stage).values()) for stage in STAGES}
+        times = {stage: round(seconds, 3) for stage, seconds in times.items() if seconds}
+        if times:
+            nights.append((f"{name[4:6]}-{name[6:8]} {name[9:11]}:{name[11:13]}", times))
+    return nights
+
+
+def _letters(rejected_uri: str) -> list[LetterGroup]:
+    found: list[tuple[str, int, list[dict[str, Any]]]] = group_letters(rejected_uri, LETTERS_SHOWN)
+    return [LetterGroup(kind=kind, count=count, examples=examples) for kind, count, examples in found]

@@ -1,0 +1,179 @@
+"""Asks a version what people ask: canaries that must find certain products, and queries whose answers are compared with
+those of the version before.
+
+Each version is asked by its own query encoder. Where there is none for words, products stand in for queries: their
+vectors find their neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from encoders.query_batches import BaseQueryEncoder
+from index_builder import IndexReader
+from pipelines.catalog.dead_letters import cut_at_word
+from pipelines.config.job import Canary
+from pipelines.report.night import matrix_of
+
+COMPARED = 10
+"""Answers of each query that are compared."""
+DRAWN = 100
+"""Titles that are drawn for queries: the mean overlap is then known to about 2 points."""
+_QUERY_CHARACTERS = 60
+_AT_A_TIME = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CanaryAnswer:
+    """What a canary found.
+
+    Attributes:
+        missing: Of its ids those that are not among its first k; `unknown` those of them that the version lacks.
+    """
+
+    canary: Canary
+    missing: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """A miss in words, and what to do about one that is meant."""
+        missing = ", ".join(self.missing)
+        why = f" ({', '.join(self.unknown)} not in the catalog)" if self.unknown else ""
+        return f"the query {self.canary.query!r} does not find {missing}{why} among its first {self.canary.k}"
+
+
+def ask_canaries(
+    canaries: Sequence[Canary], reader: IndexReader, encoder: BaseQueryEncoder
+) -> tuple[CanaryAnswer, ...]:
+    """The answer to each canary."""
+    answers = []
+    vectors = _encoded([canary.query for canary in canaries], encoder)
+    missed: set[str] = set()
+    for canary, vector in zip(canaries, vectors, strict=True):
+        found = set(reader.search(vector, canary.k).product_ids[0])
+        missing = tuple(name for name in canary.ids if name not in found)
+        missed |= set(missing)
+        answers.append((canary, missing))
+    known = _known(reader, missed)
+    return tuple(
+        CanaryAnswer(canary=canary, missing=missing, unknown=tuple(name for name in missing if name not in known))
+        for canary, missing in answers
+    )
+
+
+def _known(reader: IndexReader, ids: set[str]) -> set[str]:
+    """Those of some ids that a version has."""
+    if not ids:
+        return set()
+    column, wanted = reader.products.column("product_id"), pa.array(sorted(ids), pa.string())
+    return {name for chunk in column.chunks for name in chunk.filter(pc.is_in(chunk, value_set=wanted)).to_pylist()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """One query: its words, or the product that stands in for it; `own` is the product that it should find."""
+
+    text: str
+    own: str | None = None
+    vector: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One product that a query found: its id, its row in `products.arrow`, its score."""
+
+    product_id: str
+    row: int
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComparedQuery:
+    """A query's first answers in two versions, best first; `old` is empty where there is no version before."""
+
+    query: Query
+    old: tuple[Answer, ...]
+    new: tuple[Answer, ...]
+
+    @property
+    def overlap(self) -> float:
+        """Share of the answers that both have, of as many as there could be."""
+        before, after = ({each.product_id for each in answers} for answers in (self.old, self.new))
+        return len(before & after) / max(1, min(COMPARED, max(len(before), len(after))))
+
+
+def drawn_queries(sample: pa.Table, count: int = DRAWN) -> list[Query]:
+    """Titles of sampled products as queries: the beginnings of their texts, each once; the same night after night."""
+    found: dict[str, Query] = {}
+    for name, text in zip(sample["product_id"].to_pylist(), sample["text"].to_pylist(), strict=True):
+        words = cut_at_word((text or "").strip().split("\n")[0], _QUERY_CHARACTERS)
+        if words and words not in found:
+            found[words] = Query(text=words, own=name)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def drawn_products(sample: pa.Table, count: int = DRAWN) -> list[Query]:
+    """Sampled products as queries by their vectors."""
+    picked = sample.slice(0, count)
+    vectors = matrix_of(picked["vector"], np.float16)
+    return [
+        Query(text=text or f"products like {name}", own=name, vector=vector)
+        for name, text, vector in zip(
+            picked["product_id"].to_pylist(), picked["text"].to_pylist(), vectors, strict=True
+        )
+        if np.isfinite(vector).all()
+    ]
+
+
+def compare_queries(
+    queries: Sequence[Query],
+    new: tuple[IndexReader, BaseQueryEncoder | None],
+    old: tuple[IndexReader, BaseQueryEncoder | None] | None,
+) -> tuple[ComparedQuery, ...]:
+    """The first answers to each query in both versions, in the order of the queries."""
+    after = _answers(queries, *new)
+    before = _answers(queries, *old) if old is not None else [()] * len(queries)
+    return tuple(
+        ComparedQuery(query=query, old=first, new=second)
+        for query, first, second in zip(queries, before, after, strict=True)
+    )
+
+
+def own_found(compared: Sequence[ComparedQuery], *, of_old: bool = False) -> float | None:
+    """Share of the queries of a product's words that find that product; None without such queries."""
+    own = [
+        any(each.product_id == query.query.own for each in (query.old if of_old else query.new))
+        for query in compared
+        if query.query.own is not None
+    ]
+    return sum(own) / len(own) if own else None
+
+
+def _answers(
+    queries: Sequence[Query], reader: IndexReader, encoder: BaseQueryEncoder | None
+) -> list[tuple[Answer, ...]]:
+    if not queries:
+        return []
+    if encoder is not None and queries[0].vector is None:
+        vectors = _encoded([query.text for query in queries], encoder)
+    else:
+        vectors = np.stack([query.vector for query in queries if query.vector is not None])
+    found = []
+    for start in range(0, len(vectors), _AT_A_TIME):
+        result = reader.search(vectors[start : start + _AT_A_TIME], COMPARED)
+        for ids, rows, scores in zip(result.product_ids, result.rows.tolist(), result.scores.tolist(), strict=True):
+            each = zip(ids, rows, scores, strict=False)
+            found.append(tuple(Answer(product_id=name, row=row, score=score) for name, row, score in each))
+    return found
+
+
+def _encoded(texts: Sequence[str], encoder: BaseQueryEncoder) -> np.ndarray:
+    batches = [encoder.encode(texts=texts[start : start + _AT_A_TIME]) for start in range(0, len(texts), _AT_A_TIME)]
+    return np.concatenate(batches)

@@ -104,8 +104,8 @@ def copy_files(
     Args:
         folder: its URI.
         files: by their names in the version.
-        check: is called before any of them appears, with a local folder where all stand under the last parts of their
-            names; what it raises keeps them from appearing.
+        check: is called before any of them appears, with a local folder where all stand under their names; what it
+            raises keeps them from appearing.
 
     Raises:
         StorageError: a file has not the bytes that it had when it was made, or cannot be read or written.
@@ -120,7 +120,8 @@ def copy_files(
         if check is not None:
             with tempfile.TemporaryDirectory(prefix="shelfmark-") as together:
                 for name, path in paths.items():
-                    os.symlink(os.path.abspath(path), os.path.join(together, name.rpartition("/")[2]))
+                    os.makedirs(os.path.dirname(os.path.join(together, name)), exist_ok=True)
+                    os.symlink(os.path.abspath(path), os.path.join(together, name))
                 check(together)
     return tuple(written)
 

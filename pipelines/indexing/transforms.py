@@ -29,7 +29,7 @@ from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failu
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
 from pipelines.indexing.build_steps import RunContext
-from pipelines.indexing.publish_step import RunResult, publish_build
+from pipelines.indexing.publish_step import RunResult, begin_publishing, copy_tasks, copy_to_version, publish_build
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
 from pipelines.indexing.worker_probe import WorkerProbe, describe_workers, said_by_worker
@@ -330,15 +330,31 @@ def build_and_publish(summaries: beam.PCollection[ShardSummary], run: RunContext
         | "MergeIndexShards"
         >> beam.Map(lambda group, choice: steps.merge(run, choice, group[0], list(group[1])), the_choice)
     )
-    return (
+    products = (
+        plan
+        | "CutProducts" >> beam.FlatMap(lambda plan: range(len(steps.product_files(plan))))
+        | "SpreadProducts" >> beam.Reshuffle()
+        | "ReadProducts" >> beam.Map(lambda number, plan: steps.read_products(run, plan, number), the_plan)
+    )
+    build = (
         merged
         | "GatherMerged" >> beam.combiners.ToList()
         | "VerifyIndex"
         >> beam.Map(
-            lambda merged, plan, choice, samples, refined: steps.verify(
-                run, plan, choice, list(samples), merged, list(refined)
+            lambda merged, plan, choice, samples, refined, products: steps.verify(
+                run, plan, choice, list(samples), merged, list(refined), list(products)
             ),
-            *(the_plan, the_choice, all_samples, AsIter(refined)),
+            *(the_plan, the_choice, all_samples, AsIter(refined), AsIter(products)),
         )
-        | "PublishVersion" >> beam.Map(lambda build: publish_build(run, build))
+    )
+    the_publication = AsSingleton(build | "BeginPublishing" >> beam.Map(lambda build: begin_publishing(run, build)))
+    written = (
+        build
+        | "CutCopyTasks" >> beam.FlatMap(lambda build, begun: copy_tasks(run, build, begun), the_publication)
+        | "SpreadCopying" >> beam.Reshuffle()
+        | "CopyToVersion" >> beam.FlatMap(lambda task, begun: copy_to_version(run, begun, task), the_publication)
+    )
+    return build | "PublishVersion" >> beam.Map(
+        lambda build, begun, written: publish_build(run, build, begun, list(written)),
+        *(the_publication, AsIter(written)),
     )

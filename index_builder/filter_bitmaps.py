@@ -67,15 +67,14 @@ class ProductsPart:
     values_uri: str
 
 
-def read_products_part(products_uri: str, out_uri: str) -> ProductsPart:
-    """Reads a file of products once, for its sha256 and the rows of each value of its columns, which go to `out_uri`.
-
-    Does nothing if those stand already. Memory: 10 bytes a row.
+def read_products_part(products_uri: str, out_uri: str, *, of_rows: int) -> ProductsPart:
+    """Reads a file of products once, for its sha256 and the rows of each value of its columns, which go to `out_uri`;
+    `of_rows` are those of all files. Does nothing if they stand already. Memory: 10 bytes a row.
 
     Raises:
         StorageError: the file has not the bytes that it had when it was made.
     """
-    made = storage.made_hash(products_uri)
+    made, most = storage.made_hash(products_uri), _most_values(of_rows)
 
     def make(path: str) -> dict[str, Any]:
         with storage.localized(products_uri) as source:
@@ -89,12 +88,12 @@ def read_products_part(products_uri: str, out_uri: str) -> ProductsPart:
             table = pa.ipc.open_file(pa.memory_map(source)).read_all()
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, _VALUES_SCHEMA) as writer:
             for field in table.schema:
-                if field.name != "product_id" and (found := _values_of(table.column(field.name))) is not None:
+                if field.name != "product_id" and (found := _values_of(table.column(field.name), most)) is not None:
                     line = dict(zip(_VALUES_SCHEMA.names, (field.name, *found), strict=True))
                     writer.write_batch(pa.RecordBatch.from_pylist([line], schema=_VALUES_SCHEMA))
         return {"rows": table.num_rows, "sha256": sha256.hexdigest()}
 
-    inputs = [made or storage.sha256_file(products_uri), MOST_VALUES]
+    inputs = [made or storage.sha256_file(products_uri), most]
     return ProductsPart(uri=products_uri, values_uri=out_uri, **storage.artifact(out_uri, inputs, make).facts)
 
 
@@ -125,9 +124,14 @@ def write_filter_bitmaps(parts: Sequence[ProductsPart], out_uri: str) -> str:
     return storage.artifact(out_uri, inputs, make).uri
 
 
-def _values_of(column: pa.ChunkedArray) -> tuple[bytes, list[int], list[bytes]] | None:
+def _most_values(rows: int) -> int:
+    """Of how many different values at most a column has bitmaps."""
+    return min(MOST_VALUES, max(FEW_VALUES, rows // ROWS_PER_VALUE))
+
+
+def _values_of(column: pa.ChunkedArray, most: int) -> tuple[bytes, list[int], list[bytes]] | None:
     """The values of a column in the order of their first rows, as an Arrow stream; these rows; and the bitmaps."""
-    found = _value_numbers(column)
+    found = _value_numbers(column, most)
     if found is None:
         return None
     numbers, values = found
@@ -153,7 +157,7 @@ def _united(lines: Sequence[dict[str, Any]], rows: Sequence[int]) -> tuple[list[
         known = values[:0] if known is None else known
         places = pc.index_in(values, value_set=known).to_pylist()
         known = pa.concat_arrays([known, values.filter(pa.array([place is None for place in places], pa.bool_()))])
-        if len(known) > min(MOST_VALUES, max(FEW_VALUES, sum(rows) // ROWS_PER_VALUE)):
+        if len(known) > _most_values(sum(rows)):
             return None
         for place, first, bitmap in zip(places, line["first"], line["bitmaps"], strict=True):
             if place is None:
@@ -173,9 +177,9 @@ def _is_plain(kind: pa.DataType) -> bool:
     )
 
 
-def _value_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array] | None:
+def _value_numbers(column: pa.ChunkedArray, most: int) -> tuple[np.ndarray, pa.Array] | None:
     """For each row the number of its value, in the order of their first rows: uint16 [N], and the values [V]; None for
-    too many values, or values of a kind that is not told apart here.
+    more than `most` values, or values of a kind that is not told apart here.
     """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -190,7 +194,7 @@ def _value_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array] | Non
         numbers = places.fill_null(0).to_numpy().astype(np.uint16)
         numbers[new] = len(known) + np.arange(np.count_nonzero(new))
         known = pa.concat_arrays([known, encoded.dictionary.filter(pa.array(new))])
-        if len(known) > MOST_VALUES:
+        if len(known) > most:
             return None
         found.append(numbers[encoded.indices.to_numpy()])
     return np.concatenate(found) if found else np.empty(0, np.uint16), known

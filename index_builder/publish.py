@@ -111,7 +111,7 @@ def finish_version(
     Raises:
         VersionNotFoundError: a file is missing or has another size.
     """
-    if version in list_versions(index_uri):
+    if storage.exists(manifest_uri(index_uri, version)):
         manifest = read_manifest(index_uri, version)
     else:
         manifest = _write_manifest(index_uri, version, manifest, written)

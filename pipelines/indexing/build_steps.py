@@ -223,7 +223,8 @@ def read_products(run: RunContext, plan: BuildPlan, number: int) -> ProductsPart
     """Reads one file of products, for its hash and the rows of its values."""
     name = f"{number:05d}"
     with run.record.timed("number", f"part-{name}"):
-        return read_products_part(product_files(plan)[number], run.path("products_values", name))
+        uri = product_files(plan)[number]
+        return read_products_part(uri, run.path("products_values", name), of_rows=plan.numbering.rows)
 
 
 def sample(run: RunContext, plan: BuildPlan, number: int) -> ShardSample:

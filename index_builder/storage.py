@@ -106,16 +106,22 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
 
 
 def create_file(uri: str, data: bytes) -> bool:
-    """Writes a file where none stands yet; False where one does. Of several at once, one succeeds.
+    """Writes a file where none stands yet, whole; False where one does. Of several at once, one succeeds.
 
     So do the local disk and stores with a conditional write (S3, Google, Azure). Other remote systems may let several
     succeed and keep the last: read it back where that matters.
     """
     with _storage(uri, "write") as (filesystem, path), contextlib.suppress(FileExistsError):
         if is_local(uri):
-            _make_folders(Path(path).parent)
-            with open(path, "xb") as file:
-                file.write(data)
+            with _beside(uri) as whole:
+                Path(whole).write_bytes(data)
+                try:
+                    os.link(whole, path)
+                except FileExistsError:
+                    raise
+                except OSError:  # a disk without links, where a reader may see the file before it is whole
+                    with open(path, "xb") as file:
+                        file.write(data)
         else:
             filesystem.pipe_file(path, data, mode="create")
         return True
@@ -168,18 +174,26 @@ def list_files(uri: str) -> list[str]:
 
 def list_names(uri: str) -> list[str]:
     """All files below the folder `uri` but temporary ones, as sorted names relative to it; none without a folder."""
+    return sorted(list_sizes(uri))
+
+
+def list_sizes(uri: str) -> dict[str, int]:
+    """The bytes of each file that `list_names` names; a store is asked for all of them at once."""
+    found = {}
     if is_local(uri):
-        names, root = [], local_path(uri)
+        root = local_path(uri)
         for folder, folders, files in os.walk(root):
             folders[:] = [name for name in folders if not is_temporary(name)]
             below = PurePosixPath(os.path.relpath(folder, root))
-            names += [str(below / name) for name in files]
+            for name in files:
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    found[str(below / name)] = os.lstat(os.path.join(folder, name)).st_size
     else:
-        names = []
         with _storage(uri, "list") as (filesystem, path), contextlib.suppress(FileNotFoundError):
             prefix = path.rstrip("/") + "/"
-            names = [name.removeprefix(prefix) for name in filesystem.find(path) if name.startswith(prefix)]
-    return sorted(name for name in names if not is_temporary(name))
+            entries = filesystem.find(path, detail=True).items()
+            found = {name.removeprefix(prefix): int(at["size"]) for name, at in entries if name.startswith(prefix)}
+    return {name: size for name, size in found.items() if not is_temporary(name)}
 
 
 def list_folders(uri: str) -> list[str]:
@@ -317,19 +331,23 @@ def find_artifact(uri: str, inputs: Any = None, *, read_bytes: bool = True) -> A
 
 
 def is_as_made(file_uri: str) -> bool:
-    """Whether a file of an output is there, with the bytes it had when it was made, as far as its description says.
-
-    The output's name is the file's up to the first dot.
-    """
+    """Whether a file of an output is there, with the bytes it had when it was made, as far as its description says."""
     if not exists(file_uri):
         return False
-    name = PurePosixPath(file_uri).name
-    known = _read_description(_file_uri(file_uri, name.partition(".")[0]))
-    made = None if known is None else known["hashes"].get(name)
-    if made is None or _fast_hash(file_uri) == made:
+    made = made_hash(file_uri)
+    if not made or _fast_hash(file_uri) == made:
         return True
     log.warning("%s is damaged: its bytes are not those that were made", file_uri)
     return False
+
+
+def made_hash(file_uri: str) -> str:
+    """The xxh3 (128 bits, 32 hex digits) that a file of an output had when it was made, by the output's description;
+    "" where that does not say. The output's name is the file's up to the first dot.
+    """
+    name = PurePosixPath(file_uri).name
+    known = _read_description(_file_uri(file_uri, name.partition(".")[0]))
+    return "" if known is None else str(known["hashes"].get(name, ""))
 
 
 def remove_artifact(uri: str) -> None:

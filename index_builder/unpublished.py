@@ -19,22 +19,23 @@ from index_builder.shard_search import RefineCodes, ShardSearch
 
 @contextmanager
 def opened_unpublished(
-    manifest: Manifest, index_uris: Sequence[str], refine_uris: Sequence[str], products_uri: str
+    manifest: Manifest, index_uris: Sequence[str], refine_uris: Sequence[str], products_uris: Sequence[str]
 ) -> Iterator[IndexReader]:
     """A reader over a version's files where the build left them, for the length of the block.
 
     Args:
         manifest: What `publish_version` will be given; its `index.search` says how the files are searched.
         index_uris, refine_uris: In the order of their rows; no refine files without refinement.
-        products_uri: Its `products.arrow`.
+        products_uris: The parts of its products, in the order of their rows.
     """
     with ExitStack() as stack:
         search = ShardSearch(stack.enter_context(opened_indexes(index_uris)))
         refine = [stack.enter_context(storage.localized(uri)) for uri in refine_uris]
-        source = stack.enter_context(pa.memory_map(stack.enter_context(storage.localized(products_uri))))
-        products = pa.ipc.open_file(source).read_all()
+        parts = [stack.enter_context(storage.localized(uri)) for uri in products_uris]
+        sources = [stack.enter_context(pa.memory_map(part)) for part in parts]
+        products = pa.concat_tables([pa.ipc.open_file(source).read_all() for source in sources])
         state = OpenVersion(
-            uri=products_uri,
+            uri=products_uris[0],
             manifest=manifest,
             search=search,
             refine=RefineCodes(refine) if refine else None,
@@ -43,4 +44,4 @@ def opened_unpublished(
             groups=GroupColumns(products, several_rows=bool(manifest.catalog.vectors)),
             checks=VersionChecks("", (), "sizes"),
         )
-        yield IndexReader(products_uri, manifest.version, state)
+        yield IndexReader(products_uris[0], manifest.version, state)

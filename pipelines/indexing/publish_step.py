@@ -1,13 +1,17 @@
-"""The publish step judges the gates, writes the version, and publishes it or holds it back."""
+"""Publishing judges the gates, writes the version, and publishes it or holds it back.
+
+One worker begins: it decides what becomes of the build, and the id of its version, once a run. Then each file is copied
+by any worker, and the last step writes the manifest and flips the pointer. Each may be done twice, also at the same
+time: it is one version.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -16,45 +20,33 @@ from PIL import Image
 import encoders
 from index_builder import publish, storage
 from index_builder.errors import IndexBuilderError, StorageError, VersionNotFoundError
-from index_builder.explain import explain_index
 from index_builder.filter_bitmaps import write_filter_bitmaps
 from index_builder.manifest import (
-    SCHEMA_VERSION,
-    SEVERAL_ROWS_VERSION,
-    CatalogSummary,
-    CodecSummary,
-    IndexSummary,
+    FILTERS_FILE,
+    QUERY_ENCODER_FOLDER,
+    FileEntry,
     Manifest,
-    RecallSummary,
     SearchSettings,
     index_file_name,
+    products_file_name,
     refine_file_name,
 )
 from index_builder.meter import Counts
+from index_builder.version_files import StagedFile, WrittenFile, content_fingerprint, copy_files, with_nprobe
 from pipelines.catalog.dead_letters import REJECTED_FILE, examples_by_reason
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
+from pipelines.indexing.describe_build import manifest_of, missed_target, recall_of, recall_over
 from pipelines.indexing.gates import judge_gates
 from pipelines.indexing.report_step import Candidate, canaries_of, canary_faults, opened_candidate, write_report
-from pipelines.indexing.run_record import STAGES, RunRecord
+from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_run
 
 log = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
-_NOT_READ = ("embed", "import", "sample", "publish")
-"""Stages of as many reports as shards, whose counts come another way or not at all, and the one at work."""
+PUBLICATION_FILE = "publication.json"
+"""In the run's folder: what was decided when the publishing began."""
 Status = Literal["published", "unchanged", "held", "waiting"]
-
-_LISTED = (
-    "shelfmark",
-    "faiss-cpu",
-    "faiss-gpu",
-    "torch",
-    "open_clip_torch",
-    "transformers",
-    "apache-beam",
-    "pyarrow",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,16 +99,136 @@ def read_result(record: RunRecord) -> RunResult:
     return RunResult(**(values | {"totals": Totals(**values["totals"])}))
 
 
-def publish_build(run: RunContext, build: FinishedBuild, counts: Mapping[str, Counts] | None = None) -> RunResult:
-    """Writes the version and, where no gate fails, flips the pointer to it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publication:
+    """What becomes of a build: decided once a run, before a file is copied, and the same for all who ask again.
 
-    A version that would answer every query as the published one does is not written again.
+    Attributes:
+        version: Its id; that of a version which stands, published or waiting, where that is this very one.
+        stands: Whether that is so, and nothing is written.
+        content_fingerprint: Of the build.
+        failed_gates: Why it is held, in words.
+        previous_version: That was published when the publishing began; empty for none.
+        report: The report's files: name in the version -> where it lies.
+        findings: As of `RunResult`.
+    """
+
+    status: Status
+    version: str
+    stands: bool
+    content_fingerprint: str
+    failed_gates: list[str]
+    previous_version: str
+    report: dict[str, str] = field(default_factory=dict)
+    findings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CopyTask:
+    """Files of a version that one worker copies: one, or all of the query encoder."""
+
+    name: str
+    files: dict[str, StagedFile]
+
+
+def begin_publishing(run: RunContext, build: FinishedBuild) -> Publication:
+    """Judges the gates, and decides whether a version is written, and under which id.
+
+    A version that would answer every query as the published one does is not written again: nothing is read for that.
+    """
+    with run.record.timed("publish", "begin"):
+        run.lease.check()
+        uri = storage.join(run.record.uri, PUBLICATION_FILE)
+        if not storage.exists(uri):
+            storage.create_file(uri, json.dumps(asdict(_decided(run, build))).encode())
+        return Publication(**storage.read_json(uri))
+
+
+def _decided(run: RunContext, build: FinishedBuild) -> Publication:
+    previous = published_manifest(run.index.uri)
+    gates = judge_gates(run.gates, build.plan.totals, recall_of(run, build), previous)
+    failed = [str(gate) for gate in gates if gate.holds is False]
+    files = {name: file for task in _tasks(run, build) for name, file in task.files.items()}
+    search = SearchSettings(nprobe=build.chosen.nprobe, refine_factor=build.chosen.refine_factor)
+    fingerprint = content_fingerprint(files, run.encoder.fingerprint, build.plan.spec, search)
+    facts: Any = {
+        "content_fingerprint": fingerprint,
+        "previous_version": previous.version if previous is not None else "",
+    }
+    asks = run.index.publish == "ask"
+    waiting = publish.newest_waiting(run.index.uri) if asks else None
+    known: list[tuple[Status, Manifest | None]] = [("unchanged", previous), ("waiting", waiting)]
+    for status, other in known:
+        same_groups = other is not None and other.catalog.group_field == run.group_field
+        if other is not None and not failed and other.content_fingerprint == fingerprint and same_groups:
+            return Publication(status=status, version=other.version, stands=True, failed_gates=[], **facts)
+    name = publish.new_version(run.index.uri, fingerprint)
+    entries = tuple(FileEntry(path=path, bytes=storage.size(file.uri), sha256="") for path, file in files.items())
+    named = publish.named_version(manifest_of(run, build, failed, {}), name, entries)
+    with opened_candidate(run, build, named) as candidate:
+        canaries = canaries_of(run, candidate)
+        failed += canary_faults(canaries)
+        status = "held" if failed else "waiting" if asks else "published"
+        judged = {"status": status, "gates": gates, "failed": failed, "canaries": canaries, "previous": previous}
+        report, findings = _report(run, build, candidate, judged)
+    return Publication(
+        status=status, version=name, stands=False, failed_gates=failed, report=report, findings=findings, **facts
+    )
+
+
+def _report(
+    run: RunContext, build: FinishedBuild, candidate: Candidate, judged: dict[str, Any]
+) -> tuple[dict[str, str], list[str]]:
+    """The report's files by name, and what it says to look at; none where it could not be written, which a line in the
+    log says: the version is as good without it.
+    """
+    try:
+        written = write_report(run, build, candidate, **judged)
+        return dict(written.files), [f"{each.what}: {each.found}" for each in written.findings]
+    except Exception:
+        log.exception("the report of %s could not be written; the version goes without", candidate.manifest.version)
+        return {}, []
+
+
+def copy_tasks(run: RunContext, build: FinishedBuild, publication: Publication) -> list[CopyTask]:
+    """What is to be copied, file by file; nothing where a version that stands is this very one."""
+    if publication.stands:
+        return []
+    filters = write_filter_bitmaps(build.products, run.path("filters"))
+    letters = build.plan.numbering.rejected_uri
+    others = {FILTERS_FILE: filters, REJECTED_FILE: letters, **publication.report}
+    return _tasks(run, build) + [CopyTask(name=name, files={name: StagedFile(uri=uri)}) for name, uri in others.items()]
+
+
+def copy_to_version(run: RunContext, publication: Publication, task: CopyTask) -> tuple[WrittenFile, ...]:
+    """Copies some files of the version, each read once and compared with what was made; the query encoder is run once
+    before it appears.
+
+    Raises:
+        StorageError: A file is damaged, or cannot be read or written.
+        EncoderError: The query encoder does not run.
+    """
+    with run.record.timed("publish", task.name):
+        folder = publish.version_uri(run.index.uri, publication.version)
+        check = partial(_check_query_encoder, run.encoder.dim) if task.name == QUERY_ENCODER_FOLDER else None
+        return copy_files(folder, task.files, check)
+
+
+def publish_build(
+    run: RunContext,
+    build: FinishedBuild,
+    publication: Publication,
+    written: Sequence[WrittenFile],
+    counts: Mapping[str, Counts] | None = None,
+) -> RunResult:
+    """Writes the manifest of the version whose files were copied and, where no gate fails and nobody is to be asked,
+    flips the pointer to it.
 
     Args:
-        counts: What the stages before the index counted; what those after it did is read from the record.
+        counts: As of `manifest_of`.
     """
     with run.record.timed("publish"):
-        result = _publish(run, build, counts or {})
+        result = _published(run, build, publication, written, counts or {})
         finished = FinishedRun(
             name=run.record.name,
             shards=build.plan.shard_keys,
@@ -133,50 +245,27 @@ def publish_build(run: RunContext, build: FinishedBuild, counts: Mapping[str, Co
     return result
 
 
-def _publish(run: RunContext, build: FinishedBuild, counts: Mapping[str, Counts]) -> RunResult:
+def _published(
+    run: RunContext,
+    build: FinishedBuild,
+    publication: Publication,
+    written: Sequence[WrittenFile],
+    counts: Mapping[str, Counts],
+) -> RunResult:
     run.lease.check()
-    index_uri, totals, chosen, spec = run.index.uri, build.plan.totals, build.chosen, build.plan.spec
-    previous = published_manifest(index_uri)
-    recall = _recall(run, build)
-    gates = judge_gates(run.gates, totals, recall, previous)
-    failed = [str(gate) for gate in gates if gate.holds is False]
-    run_section = _run_section(run, counts)
-    _check_outputs(run, build)
-    staged = _staged(run, build)
-    files = publish.describe_files(staged)
-    manifest = replace(_manifest(run, build, recall, failed), run=run_section)
-    fingerprint = publish.content_fingerprint(files, run.encoder.fingerprint, spec, manifest.index.search)
+    index_uri, totals, chosen = run.index.uri, build.plan.totals, build.chosen
+    version_id, status = publication.version, publication.status
     not_cleaned = ""
-    status: Status
-    findings: list[str] = []
-
-    def is_same(other: Manifest | None) -> bool:
-        same_groups = other is not None and other.catalog.group_field == run.group_field
-        return other is not None and other.content_fingerprint == fingerprint and same_groups
-
-    waiting = publish.newest_waiting(index_uri) if run.index.publish == "ask" else None
-    if not failed and previous is not None and is_same(previous):
-        status, version_id = "unchanged", previous.version
-    elif not failed and waiting is not None and is_same(waiting):  # written by an earlier night, and not said yet
-        status, version_id = "waiting", waiting.version
+    if publication.stands:
+        manifest = publish.read_manifest(index_uri, version_id)
     else:
-        _check_query_encoder(run)
-        created, version_id = publish.free_version(index_uri, fingerprint, datetime.now(UTC))
-        named = publish.named_version(manifest, files, created, version_id)
-        with opened_candidate(run, build, named) as candidate:
-            canaries = canaries_of(run, candidate)
-            failed += canary_faults(canaries)
-            status = "held" if failed else "waiting" if run.index.publish == "ask" else "published"
-            judged = {"status": status, "gates": gates, "failed": failed, "canaries": canaries, "previous": previous}
-            report, findings = _report(run, build, candidate, judged)
-        manifest = replace(_manifest(run, build, recall, failed), run=run_section)
-        version_id = publish.publish_version(
+        described = manifest_of(run, build, publication.failed_gates, counts)
+        manifest = publish.finish_version(
             index_uri,
-            staged | report,
-            manifest,
-            files=(*files, *publish.describe_files(report)),
+            version_id,
+            replace(described, content_fingerprint=publication.content_fingerprint),
+            written,
             make_current=status == "published",
-            now=created,
             before_current=run.lease.check,
         )
         not_cleaned = _prune(run)
@@ -187,70 +276,35 @@ def _publish(run: RunContext, build: FinishedBuild, counts: Mapping[str, Counts]
         version=version_id,
         uri=uri,
         totals=totals,
-        failed_gates=failed,
-        index_bytes=sum(entry.bytes for entry in files if entry.path.endswith(".faiss")),
+        failed_gates=publication.failed_gates,
+        index_bytes=sum(entry.bytes for entry in (*manifest.index_files(), *manifest.refine_files())),
         recall_k=run.index.k,
         recall_queries=build.queries,
-        recall_over=_recall_over(run, totals),
-        factory=spec.factory,
+        recall_over=recall_over(run, totals),
+        factory=build.plan.spec.factory,
         serving_shards=len(build.serving_shards),
-        previous_version=previous.version if previous is not None else "",
+        previous_version=publication.previous_version,
         index_uri=index_uri,
-        rejected_uri=letters_uri if status == "unchanged" else storage.join(uri, REJECTED_FILE),
+        rejected_uri=letters_uri if publication.stands else storage.join(uri, REJECTED_FILE),
         examples=examples_by_reason(letters_uri, totals.by_reason),
-        missed_target=_missed_target(run, build),
+        missed_target=missed_target(run, build),
         not_cleaned=not_cleaned,
-        findings=findings,
+        findings=publication.findings,
         **measured,
     )
 
 
-def _report(
-    run: RunContext, build: FinishedBuild, candidate: Candidate, judged: dict[str, Any]
-) -> tuple[dict[str, str | publish.StagedFile], list[str]]:
-    """The report's files by name, and what it says to look at; none where it could not be written, which a line in the
-    log says: the version is as good without it.
+def _check_query_encoder(dim: int, folder: str) -> None:
+    """Loads the query encoder among the files in a folder and runs it once; EncoderError or StorageError where a server
+    could not.
     """
-    try:
-        written = write_report(run, build, candidate, **judged)
-        return dict(written.files), [f"{each.what}: {each.found}" for each in written.findings]
-    except Exception:
-        log.exception("the report of %s could not be written; the version goes without", candidate.manifest.version)
-        return {}, []
-
-
-def _recall_over(run: RunContext, totals: Totals) -> str:
-    """What recall was measured with, in words."""
-    if run.index.queries_uri is not None:
-        return "queries of index.queries_uri"
-    return "vectors of held-out products" if totals.vectors else "held-out products"
-
-
-def _check_outputs(run: RunContext, build: FinishedBuild) -> None:
-    """StorageError where a file to be published has not the bytes that it had when it was made: it is not certified.
-
-    The run then fails; what is damaged is made again by the next one.
-    """
-    numbering = build.plan.numbering
-    outputs = [shard.uri for shard in (*build.serving_shards, *build.refine_shards)]
-    outputs += [numbering.products_uri.removesuffix(".arrow")]
-    outputs += [] if run.query_encoder_uri is None else [run.query_encoder_uri]
-    for uri in outputs:
-        if storage.exists(f"{uri}.json") and storage.find_artifact(uri) is None:
-            raise StorageError(f"{uri} was damaged after it was made, so nothing is published")
-
-
-def _check_query_encoder(run: RunContext) -> None:
-    """Loads the query encoder and runs it once; EncoderError or StorageError where a server could not."""
-    if run.query_encoder_uri is None:
-        return
-    encoder = encoders.load_query_encoder(run.query_encoder_uri)
+    encoder = encoders.load_query_encoder(storage.join(folder, QUERY_ENCODER_FOLDER))
     images = None if encoder.accepts_text else [Image.new("RGB", (8, 8))]
     vectors = encoder.encode(texts=["a"] if encoder.accepts_text else None, images=images)
-    if vectors.shape != (1, run.encoder.dim) or not np.isfinite(vectors).all():
+    if vectors.shape != (1, dim) or not np.isfinite(vectors).all():
         raise StorageError(
-            f"{run.query_encoder_uri}: expected a query encoder of {run.encoder.dim} finite numbers a query, found "
-            f"{list(vectors.shape)}; remove the folder to have it written again"
+            f"expected a query encoder of {dim} finite numbers a query, found {list(vectors.shape)}; remove the folder "
+            "query_encoders of the work URI to have it written again"
         )
 
 
@@ -265,95 +319,48 @@ def _prune(run: RunContext) -> str:
     return ""
 
 
-def _staged(run: RunContext, build: FinishedBuild) -> dict[str, str | publish.StagedFile]:
-    """Name in the version -> where the file lies now."""
+def _tasks(run: RunContext, build: FinishedBuild) -> list[CopyTask]:
+    """The files that decide what a search answers, by their names in the version, each with its hash as it was made."""
     count = len(build.serving_shards)
-    files: dict[str, str | publish.StagedFile] = {
-        index_file_name(number, count): publish.with_nprobe(shard, build.chosen.nprobe)
+    files = {
+        index_file_name(number, count): with_nprobe(shard, build.chosen.nprobe)
         for number, shard in enumerate(build.serving_shards)
     }
-    files |= {refine_file_name(number, count): shard.uri for number, shard in enumerate(build.refine_shards)}
-    products = build.plan.numbering.products_uri
-    files[publish.PRODUCTS_FILE] = products
-    files[publish.FILTERS_FILE] = write_filter_bitmaps(products, products.removesuffix(".arrow") + "_filters")
-    files[REJECTED_FILE] = build.plan.numbering.rejected_uri
+    files |= {
+        refine_file_name(number, count): StagedFile(uri=shard.uri, sha256=shard.sha256)
+        for number, shard in enumerate(build.refine_shards)
+    }
+    files |= {
+        products_file_name(number, len(build.products)): StagedFile(uri=part.uri, sha256=part.sha256)
+        for number, part in enumerate(build.products)
+    }
+    tasks = [CopyTask(name=name, files={name: file}) for name, file in files.items()]
     if run.query_encoder_uri is not None:
-        for name in storage.list_names(run.query_encoder_uri):
-            files[f"{publish.QUERY_ENCODER_FOLDER}/{name}"] = storage.join(run.query_encoder_uri, name)
-    return files
+        hashes = _query_encoder_files(run.query_encoder_uri)
+        encoder = {
+            f"{QUERY_ENCODER_FOLDER}/{name}": StagedFile(uri=storage.join(run.query_encoder_uri, name), sha256=sha256)
+            for name, sha256 in hashes.items()
+        }
+        tasks.append(CopyTask(name=QUERY_ENCODER_FOLDER, files=encoder))
+    return tasks
 
 
-def _recall(run: RunContext, build: FinishedBuild) -> RecallSummary:
-    return RecallSummary(
-        k=run.index.k,
-        value=build.chosen.recall,
-        queries=build.queries,
-        table=build.table,
-        filtered=build.filtered,
-        remedies=build.remedies,
-    )
+def _query_encoder_files(uri: str) -> Mapping[str, str]:
+    """The files of a query encoder, with the sha256 that each was made with."""
+    made = storage.find_artifact(uri, read_bytes=False)
+    if made is None:
+        raise StorageError(f"{uri}: expected the files of the query encoder, found them damaged or gone; run again")
+    if "sha256" in made.facts:
+        return made.facts["sha256"]
+    # Written by an earlier Shelfmark: read once more, to be compared with what was made.
+    if storage.find_artifact(uri) is None:
+        raise StorageError(f"{uri} was damaged after it was made, so nothing is published")
+    return _hashes(uri)
 
 
-def _missed_target(run: RunContext, build: FinishedBuild) -> str:
-    """What is said of a target that was not reached; "" where it was."""
-    if build.chosen.reached:
-        return ""
-    tried = " and ".join(f"{remedy.option} measures {remedy.recall:.4f}" for remedy in build.remedies)
-    found = f"index.target_recall {run.index.target_recall:g} is not reached: recall is {build.chosen.recall:.4f}"
-    if build.chosen.deep_recall is not None:
-        found += f", at 100 {build.chosen.deep_recall:.4f}"
-    return f"{found}; {tried or 'this index finds no more with more probes'}"
-
-
-def _manifest(run: RunContext, build: FinishedBuild, recall: RecallSummary, failed: list[str]) -> Manifest:
-    totals, spec, codec = build.plan.totals, build.plan.spec, build.choice.codec
-    limits = {name: value for name, value in asdict(run.gates).items() if name not in ("canaries", "queries")}
-    return Manifest(
-        catalog=CatalogSummary(
-            uri=run.catalog_uri,
-            rows_in=totals.rows_in,
-            products=totals.products,
-            vectors=totals.vectors,
-            rejected=totals.rejected,
-            left_out=totals.left_out,
-            folded=totals.folded,
-            degraded=totals.degraded,
-            by_reason=totals.by_reason,
-            group_field=run.group_field,
-        ),
-        encoder=replace(run.encoder, precision_loss=totals.precision_loss),
-        codec=CodecSummary(
-            fingerprint=codec.fingerprint,
-            training_rows=codec.training_rows,
-            reason=build.choice.reason,
-            quantization_error=build.fit.quantization_error,
-            list_imbalance=build.fit.list_imbalance,
-        ),
-        index=IndexSummary(
-            spec=spec,
-            factory=spec.factory,
-            serving_shards=len(build.serving_shards),
-            search=SearchSettings(nprobe=build.chosen.nprobe, refine_factor=build.chosen.refine_factor),
-            refine=build.plan.refine,
-            reasons=(
-                *explain_index(run.index, spec, build.plan.numbering.rows, build.plan.refine),
-                *build.choice.reasons,
-                *filter(None, [_missed_target(run, build)]),
-            ),
-        ),
-        recall=recall,
-        embedding_shards=tuple(shard.uri for shard in build.plan.numbering.shards),
-        resident_bytes=build.resident_bytes,
-        gates={"limits": limits, "failed": failed, "publish": run.index.publish},
-        software=_software(),
-        schema_version=SEVERAL_ROWS_VERSION if totals.vectors else SCHEMA_VERSION,
-    )
-
-
-def _run_section(run: RunContext, counts: Mapping[str, Counts]) -> dict[str, Any]:
-    """The run and what its stages counted, for the manifest. The reports of sampling, one a shard, are not read."""
-    stages = {**counts, **run.record.stage_counts([stage for stage in STAGES if stage not in _NOT_READ])}
-    return {"id": run.record.name, "stages": {stage: stages[stage] for stage in STAGES if stage in stages}}
+def _hashes(uri: str) -> dict[str, str]:
+    """The sha256 of each file of a folder."""
+    return {name: storage.sha256_file(storage.join(uri, name)) for name in storage.list_names(uri)}
 
 
 def published_manifest(index_uri: str) -> Manifest | None:
@@ -376,15 +383,8 @@ def stage_query_encoder(config: encoders.EncoderConfig | None, fingerprint: str,
     if config is None:
         return uri if storage.find_artifact(uri, fingerprint) else None
 
-    def make(path: str) -> None:
+    def make(path: str) -> dict[str, dict[str, str]]:
         encoders.save_query_encoder(config, path)
+        return {"sha256": _hashes(path)}
 
     return storage.artifact(uri, fingerprint, make).uri
-
-
-def _software() -> dict[str, str]:
-    found = {}
-    for name in _LISTED:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found

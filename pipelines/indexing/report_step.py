@@ -79,7 +79,7 @@ def opened_candidate(run: RunContext, build: FinishedBuild, manifest: Manifest) 
     uris = [shard.uri for shard in build.serving_shards]
     refine = [shard.uri for shard in build.refine_shards]
     encoder = None if run.query_encoder_uri is None else encoders.load_query_encoder(run.query_encoder_uri)
-    with opened_unpublished(manifest, uris, refine, build.plan.numbering.products_uri) as reader:
+    with opened_unpublished(manifest, uris, refine, [part.uri for part in build.products]) as reader:
         yield Candidate(manifest=manifest, reader=reader, encoder=encoder)
 
 

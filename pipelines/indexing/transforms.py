@@ -33,7 +33,7 @@ from pipelines.indexing import build_steps as steps
 from pipelines.indexing.build_steps import RunContext
 from pipelines.indexing.metrics import STEPS, add_up, for_beam
 from pipelines.indexing.progress import FirstStage, show_progress
-from pipelines.indexing.publish_step import RunResult, publish_build
+from pipelines.indexing.publish_step import RunResult, begin_publishing, copy_tasks, copy_to_version, publish_build
 from pipelines.indexing.run_record import STAGES, RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
 from pipelines.indexing.worker_probe import WorkerProbe, describe_workers, said_by_worker
@@ -390,19 +390,33 @@ def build_and_publish(
         | "MergeIndexShards"
         >> beam.Map(lambda group, choice: steps.merge(run, choice, group[0], list(group[1])), the_choice)
     )
-    return (
+    products = (
+        plan
+        | "CutProducts" >> beam.FlatMap(lambda plan: range(len(steps.product_files(plan))))
+        | "SpreadProducts" >> beam.Reshuffle()
+        | "ReadProducts" >> beam.Map(lambda number, plan: steps.read_products(run, plan, number), the_plan)
+    )
+    build = (
         merged
         | "GatherMerged" >> beam.combiners.ToList()
         | "VerifyIndex"
         >> beam.Map(
-            lambda merged, plan, choice, samples, refined: steps.verify(
-                run, plan, choice, list(samples), merged, list(refined)
+            lambda merged, plan, choice, samples, refined, products: steps.verify(
+                run, plan, choice, list(samples), merged, list(refined), list(products)
             ),
-            *(the_plan, the_choice, all_samples, AsIter(refined)),
+            *(the_plan, the_choice, all_samples, AsIter(refined), AsIter(products)),
         )
-        | "PublishVersion"
-        >> beam.Map(
-            lambda build, counted={}: publish_build(run, build, {first_stage: counted} if counted else {}),
-            *([] if counts is None else [counts]),
-        )
+    )
+    the_publication = AsSingleton(build | "BeginPublishing" >> beam.Map(lambda build: begin_publishing(run, build)))
+    written = (
+        build
+        | "CutCopyTasks" >> beam.FlatMap(lambda build, begun: copy_tasks(run, build, begun), the_publication)
+        | "SpreadCopying" >> beam.Reshuffle()
+        | "CopyToVersion" >> beam.FlatMap(lambda task, begun: copy_to_version(run, begun, task), the_publication)
+    )
+    return build | "PublishVersion" >> beam.Map(
+        lambda build, begun, written, counted={}: publish_build(
+            run, build, begun, list(written), {first_stage: counted} if counted else {}
+        ),
+        *(the_publication, AsIter(written), *([] if counts is None else [counts])),
     )

@@ -187,6 +187,14 @@ def read_manifest(index_uri: str, version: str | None = None) -> Manifest:
     return manifest
 
 
+def published_manifest(index_uri: str) -> Manifest | None:
+    """The manifest of the version that CURRENT names; None before the first one."""
+    try:
+        return read_manifest(index_uri)
+    except VersionNotFoundError:
+        return None
+
+
 def list_versions(index_uri: str) -> tuple[str, ...]:
     """Ids of all complete versions, oldest first, published or not."""
     return tuple(version for version in _folders(index_uri) if storage.exists(manifest_uri(index_uri, version)))

@@ -25,6 +25,7 @@ from encoders.precision import check_worker
 from index_builder import publish, storage
 from index_builder.manifest import IMAGE_COLUMNS, EncoderSummary
 from index_builder.planner import check_index
+from index_builder.publish import published_manifest
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.intake import not_taken_in, take_in_all
 from pipelines.catalog.layouts import Recognised, recognise
@@ -44,7 +45,6 @@ from pipelines.indexing.catalog_view import ShownProduct
 from pipelines.indexing.embed_shard import PreviousVersion, ProductPreparer, embed_shard
 from pipelines.indexing.job import checked_addresses
 from pipelines.indexing.precision_loss import Measuring
-from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import (
     FinishedRun,

@@ -14,6 +14,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from index_builder import IndexReader, embedding_shards, storage
+from index_builder.publish import published_manifest
 from pipelines.catalog.layouts import as_configured
 from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import ExternalSort, add_ids, first_rows, repeats_id
@@ -26,7 +27,6 @@ from pipelines.indexing.embed_shard import ProductPreparer, StepTimer
 from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.job import plan_run
 from pipelines.indexing.progress import index_lines
-from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import read_finished_run, without_duplicates
 

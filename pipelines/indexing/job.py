@@ -13,6 +13,7 @@ import encoders
 from index_builder import storage
 from index_builder.drift import ReusableCodec
 from index_builder.errors import StorageError
+from index_builder.publish import published_manifest
 from pipelines.catalog.stores import absolute
 from pipelines.config import exit_codes
 from pipelines.config.canaries import load_canaries, load_queries
@@ -33,7 +34,7 @@ from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.monitoring import WatchedRun, check_metrics, watched_run
 from pipelines.indexing.notices import Lineage, check_notify
 from pipelines.indexing.progress import index_lines, print_summary, show_progress
-from pipelines.indexing.publish_step import RunResult, published_manifest, read_result, stage_query_encoder
+from pipelines.indexing.publish_step import RunResult, read_result, stage_query_encoder
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import read_finished_run, standing_keys
 from pipelines.indexing.transforms import BeamOptions, ShardPlan, count_in_beam, run_pipeline

@@ -1,7 +1,8 @@
 """Publishing judges the gates, writes the version, and publishes it or holds it back.
 
 One worker begins: it decides what becomes of the build, and the id of its version, once a run. Then each file is copied
-by any worker, and the last step writes the manifest and flips the pointer. Each may be done twice, also at the same
+by any worker, one opens the version, asks the canaries and writes its report, and the last step writes the manifest and
+flips the pointer. Each may be done twice, also at the same
 time: it is one version.
 """
 
@@ -19,12 +20,11 @@ from PIL import Image
 
 import encoders
 from index_builder import publish, storage
-from index_builder.errors import IndexBuilderError, StorageError, VersionNotFoundError
+from index_builder.errors import IndexBuilderError, StorageError
 from index_builder.filter_bitmaps import write_filter_bitmaps
 from index_builder.manifest import (
     FILTERS_FILE,
     QUERY_ENCODER_FOLDER,
-    FileEntry,
     Manifest,
     SearchSettings,
     index_file_name,
@@ -37,7 +37,7 @@ from pipelines.catalog.dead_letters import REJECTED_FILE, examples_by_reason
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
 from pipelines.indexing.describe_build import manifest_of, missed_target, recall_of, recall_over
 from pipelines.indexing.gates import judge_gates
-from pipelines.indexing.report_step import Candidate, canaries_of, canary_faults, opened_candidate, write_report
+from pipelines.indexing.report_step import canaries_of, canary_faults, opened_candidate, write_report
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_run
 
@@ -109,8 +109,6 @@ class Publication:
         content_fingerprint: Of the build.
         failed_gates: Why it is held, in words.
         previous_version: That was published when the publishing began; empty for none.
-        report: The report's files: name in the version -> where it lies.
-        findings: As of `RunResult`.
     """
 
     status: Status
@@ -119,8 +117,21 @@ class Publication:
     content_fingerprint: str
     failed_gates: list[str]
     previous_version: str
-    report: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What was seen of a version before anyone else may search it.
+
+    Attributes:
+        failed_gates: Canaries that miss a product, in words.
+        findings: As of `RunResult`.
+        written: The report's files, in their place.
+    """
+
+    failed_gates: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
+    written: tuple[WrittenFile, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +156,7 @@ def begin_publishing(run: RunContext, build: FinishedBuild) -> Publication:
 
 
 def _decided(run: RunContext, build: FinishedBuild) -> Publication:
-    previous = published_manifest(run.index.uri)
+    previous = publish.published_manifest(run.index.uri)
     gates = judge_gates(run.gates, build.plan.totals, recall_of(run, build), previous)
     failed = [str(gate) for gate in gates if gate.holds is False]
     files = {name: file for task in _tasks(run, build) for name, file in task.files.items()}
@@ -162,32 +173,9 @@ def _decided(run: RunContext, build: FinishedBuild) -> Publication:
         same_groups = other is not None and other.catalog.group_field == run.group_field
         if other is not None and not failed and other.content_fingerprint == fingerprint and same_groups:
             return Publication(status=status, version=other.version, stands=True, failed_gates=[], **facts)
+    status = "held" if failed else "waiting" if asks else "published"
     name = publish.new_version(run.index.uri, fingerprint)
-    entries = tuple(FileEntry(path=path, bytes=storage.size(file.uri), sha256="") for path, file in files.items())
-    named = publish.named_version(manifest_of(run, build, failed, {}), name, entries)
-    with opened_candidate(run, build, named) as candidate:
-        canaries = canaries_of(run, candidate)
-        failed += canary_faults(canaries)
-        status = "held" if failed else "waiting" if asks else "published"
-        judged = {"status": status, "gates": gates, "failed": failed, "canaries": canaries, "previous": previous}
-        report, findings = _report(run, build, candidate, judged)
-    return Publication(
-        status=status, version=name, stands=False, failed_gates=failed, report=report, findings=findings, **facts
-    )
-
-
-def _report(
-    run: RunContext, build: FinishedBuild, candidate: Candidate, judged: dict[str, Any]
-) -> tuple[dict[str, str], list[str]]:
-    """The report's files by name, and what it says to look at; none where it could not be written, which a line in the
-    log says: the version is as good without it.
-    """
-    try:
-        written = write_report(run, build, candidate, **judged)
-        return dict(written.files), [f"{each.what}: {each.found}" for each in written.findings]
-    except Exception:
-        log.exception("the report of %s could not be written; the version goes without", candidate.manifest.version)
-        return {}, []
+    return Publication(status=status, version=name, stands=False, failed_gates=failed, **facts)
 
 
 def copy_tasks(run: RunContext, build: FinishedBuild, publication: Publication) -> list[CopyTask]:
@@ -196,7 +184,7 @@ def copy_tasks(run: RunContext, build: FinishedBuild, publication: Publication) 
         return []
     filters = write_filter_bitmaps(build.products, run.path("filters"))
     letters = build.plan.numbering.rejected_uri
-    others = {FILTERS_FILE: filters, REJECTED_FILE: letters, **publication.report}
+    others = {FILTERS_FILE: filters, REJECTED_FILE: letters}
     return _tasks(run, build) + [CopyTask(name=name, files={name: StagedFile(uri=uri)}) for name, uri in others.items()]
 
 
@@ -214,21 +202,58 @@ def copy_to_version(run: RunContext, publication: Publication, task: CopyTask) -
         return copy_files(folder, task.files, check)
 
 
+def inspect_version(
+    run: RunContext, build: FinishedBuild, publication: Publication, written: Sequence[WrittenFile]
+) -> Inspection:
+    """Opens the version whose files were copied, asks the canaries, and writes its report; nothing of one that stands.
+
+    A report that cannot be written costs a line in the log: the version is as good without it.
+    """
+    if publication.stands:
+        return Inspection()
+    described = manifest_of(run, build, publication.failed_gates, {})
+    named = publish.named_version(described, publication.version, tuple(file.entry for file in written))
+
+    def make(path: str) -> dict[str, list[str]]:
+        with opened_candidate(run, build, named) as candidate:
+            canaries = canaries_of(run, candidate)
+            failed = canary_faults(canaries)
+            all_failed = [*publication.failed_gates, *failed]
+            status: Any = "held" if all_failed else publication.status
+            try:
+                findings = write_report(run, build, candidate, path, status, all_failed, canaries)
+            except Exception:
+                log.exception("the report of %s could not be written; the version goes without", publication.version)
+                findings = []
+        return {"failed_gates": failed, "findings": findings}
+
+    with run.record.timed("report"):
+        uri = run.path(f"report-{publication.version}")
+        made = storage.artifact(uri, [run.record.name, publication.version], make)
+        files = {
+            name: StagedFile(uri=storage.join(uri, name), sha256=sha256) for name, sha256 in _hashes(uri).items()
+        }
+        copied = copy_files(publish.version_uri(run.index.uri, publication.version), files)
+    return Inspection(**made.facts, written=copied)
+
+
 def publish_build(
     run: RunContext,
     build: FinishedBuild,
     publication: Publication,
     written: Sequence[WrittenFile],
+    inspection: Inspection | None = None,
     counts: Mapping[str, Counts] | None = None,
 ) -> RunResult:
     """Writes the manifest of the version whose files were copied and, where no gate fails and nobody is to be asked,
     flips the pointer to it.
 
     Args:
+        inspection: What was seen of the version; None: nobody looked.
         counts: As of `manifest_of`.
     """
     with run.record.timed("publish"):
-        result = _published(run, build, publication, written, counts or {})
+        result = _published(run, build, publication, written, inspection or Inspection(), counts or {})
         finished = FinishedRun(
             name=run.record.name,
             shards=build.plan.shard_keys,
@@ -250,21 +275,23 @@ def _published(
     build: FinishedBuild,
     publication: Publication,
     written: Sequence[WrittenFile],
+    inspection: Inspection,
     counts: Mapping[str, Counts],
 ) -> RunResult:
     run.lease.check()
     index_uri, totals, chosen = run.index.uri, build.plan.totals, build.chosen
-    version_id, status = publication.version, publication.status
+    version_id, failed = publication.version, [*publication.failed_gates, *inspection.failed_gates]
+    status: Status = "held" if inspection.failed_gates else publication.status
     not_cleaned = ""
     if publication.stands:
         manifest = publish.read_manifest(index_uri, version_id)
     else:
-        described = manifest_of(run, build, publication.failed_gates, counts)
+        described = manifest_of(run, build, failed, counts)
         manifest = publish.finish_version(
             index_uri,
             version_id,
             replace(described, content_fingerprint=publication.content_fingerprint),
-            written,
+            [*written, *inspection.written],
             make_current=status == "published",
             before_current=run.lease.check,
         )
@@ -276,7 +303,7 @@ def _published(
         version=version_id,
         uri=uri,
         totals=totals,
-        failed_gates=publication.failed_gates,
+        failed_gates=failed,
         index_bytes=sum(entry.bytes for entry in (*manifest.index_files(), *manifest.refine_files())),
         recall_k=run.index.k,
         recall_queries=build.queries,
@@ -289,7 +316,7 @@ def _published(
         examples=examples_by_reason(letters_uri, totals.by_reason),
         missed_target=missed_target(run, build),
         not_cleaned=not_cleaned,
-        findings=publication.findings,
+        findings=inspection.findings,
         **measured,
     )
 
@@ -361,14 +388,6 @@ def _query_encoder_files(uri: str) -> Mapping[str, str]:
 def _hashes(uri: str) -> dict[str, str]:
     """The sha256 of each file of a folder."""
     return {name: storage.sha256_file(storage.join(uri, name)) for name in storage.list_names(uri)}
-
-
-def published_manifest(index_uri: str) -> Manifest | None:
-    """The manifest of the version that CURRENT names, None before the first one."""
-    try:
-        return publish.read_manifest(index_uri)
-    except VersionNotFoundError:
-        return None
 
 
 def stage_query_encoder(config: encoders.EncoderConfig | None, fingerprint: str, work_uri: str) -> str | None:

@@ -23,7 +23,7 @@ from index_builder.errors import IndexBuilderError
 from index_builder.manifest import Manifest
 from index_builder.unpublished import opened_unpublished
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
-from pipelines.indexing.gates import JudgedGate
+from pipelines.indexing.gates import JudgedGate, judge_gates
 from pipelines.indexing.product_table import read_columns
 from pipelines.indexing.run_record import STAGES, RunRecord
 from pipelines.indexing.shard_files import ShardFiles, Totals
@@ -31,7 +31,7 @@ from pipelines.published.letters import group_letters
 from pipelines.published.version_diff import VersionDiff, compare_products
 from pipelines.report import page
 from pipelines.report.contents import find_faults
-from pipelines.report.night import SAMPLE_FILE, SAMPLED, Finding, Night, sample_schema, smallest_digests
+from pipelines.report.night import SAMPLE_FILE, SAMPLED, Night, sample_schema, smallest_digests
 from pipelines.report.page import GateLine, LetterGroup, NightReport, Status
 from pipelines.report.queries import (
     CanaryAnswer,
@@ -65,14 +65,6 @@ class Candidate:
     encoder: BaseQueryEncoder | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WrittenReport:
-    """What a report consists of (name in the version -> where the file lies), and what it says to look at."""
-
-    files: dict[str, str]
-    findings: tuple[Finding, ...]
-
-
 @contextmanager
 def opened_candidate(run: RunContext, build: FinishedBuild, manifest: Manifest) -> Iterator[Candidate]:
     """The version that `build` would become, for the length of the block."""
@@ -99,15 +91,14 @@ def write_report(
     run: RunContext,
     build: FinishedBuild,
     candidate: Candidate,
-    *,
+    folder: str,
     status: Status,
-    gates: Sequence[JudgedGate],
     failed: Sequence[str],
     canaries: Sequence[CanaryAnswer],
-    previous: Manifest | None,
-) -> WrittenReport:
-    """Writes the report's files and the sample into the build's folder."""
-    folder, manifest = run.path("report"), candidate.manifest
+) -> list[str]:
+    """Writes the report's files and the sample into a folder; gives what a person should look at, the worst first."""
+    manifest, previous = candidate.manifest, publish.published_manifest(run.index.uri)
+    gates = judge_gates(run.gates, build.plan.totals, manifest.recall, previous)
     sample = draw_sample(build.plan.numbering.shards, run.encoder.dim)
     before = None if previous is None else _night_before(run.index.uri, previous)
     queries, note = _queries(run, candidate, sample)
@@ -154,10 +145,9 @@ def write_report(
             page.JSON_FILE: (json.dumps(page.to_json(report), indent=2, ensure_ascii=False) + "\n").encode(),
             SAMPLE_FILE: _parquet(sample),
         }
-    staged = {name: storage.join(folder, name) for name in files}
     for name, data in files.items():
-        storage.write_bytes_atomic(staged[name], data)
-    return WrittenReport(files=staged, findings=tuple(findings))
+        storage.write_bytes_atomic(storage.join(folder, name), data)
+    return [f"{each.what}: {each.found}" for each in findings]
 
 
 @contextmanager

@@ -39,7 +39,7 @@ REMOTE_PARTIAL_SECONDS = 10.0
 """Between two reports of a task that runs; each is a request to the store."""
 READERS = 32
 
-INDEX_STAGES = ("number", "sample", "refine", "train", "add", "merge", "verify", "publish")
+INDEX_STAGES = ("number", "sample", "refine", "train", "add", "merge", "verify", "report", "publish")
 STAGES = ("intake", "plan", "embed", "import", *INDEX_STAGES)
 """The stages of a job, in order; products are embedded, or their vectors imported."""
 

@@ -33,7 +33,14 @@ from pipelines.indexing import build_steps as steps
 from pipelines.indexing.build_steps import RunContext
 from pipelines.indexing.metrics import STEPS, add_up, for_beam
 from pipelines.indexing.progress import FirstStage, show_progress
-from pipelines.indexing.publish_step import RunResult, begin_publishing, copy_tasks, copy_to_version, publish_build
+from pipelines.indexing.publish_step import (
+    RunResult,
+    begin_publishing,
+    copy_tasks,
+    copy_to_version,
+    inspect_version,
+    publish_build,
+)
 from pipelines.indexing.run_record import STAGES, RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
 from pipelines.indexing.worker_probe import WorkerProbe, describe_workers, said_by_worker
@@ -414,9 +421,13 @@ def build_and_publish(
         | "SpreadCopying" >> beam.Reshuffle()
         | "CopyToVersion" >> beam.FlatMap(lambda task, begun: copy_to_version(run, begun, task), the_publication)
     )
+    all_written = AsIter(written)
+    inspected = build | "InspectVersion" >> beam.Map(
+        lambda build, begun, written: inspect_version(run, build, begun, list(written)), the_publication, all_written
+    )
     return build | "PublishVersion" >> beam.Map(
-        lambda build, begun, written, counted={}: publish_build(
-            run, build, begun, list(written), {first_stage: counted} if counted else {}
+        lambda build, begun, written, inspected, counted={}: publish_build(
+            run, build, begun, list(written), inspected, {first_stage: counted} if counted else {}
         ),
-        *(the_publication, AsIter(written), *([] if counts is None else [counts])),
+        *(the_publication, all_written, AsSingleton(inspected), *([] if counts is None else [counts])),
     )

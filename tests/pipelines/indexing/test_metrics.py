@@ -65,7 +65,7 @@ def test_a_stage_counts_what_its_tasks_did(watched):
     assert embed["image_retries"] == 1
     assert set(STEPS.values()) <= embed.keys()
     assert "store_requests" not in embed, "nothing lies in a store"
-    for stage in ("plan", "number", "train", "verify", "publish"):
+    for stage in ("plan", "number", "train", "report"):
         assert watched.stages[stage]["task_seconds"]["count"] == 1
         assert watched.stages[stage]["written_bytes"] > 0
 

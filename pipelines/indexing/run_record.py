@@ -19,12 +19,13 @@ from typing import Any
 
 from index_builder import storage
 from index_builder.errors import IndexBuilderError
+from pipelines.indexing.cpu_time import cpu_timed
 
 log = logging.getLogger(__name__)
 
 INDEX_STAGES = ("number", "sample", "refine", "train", "add", "merge", "verify", "publish")
-STAGES = ("plan", "embed", "import", *INDEX_STAGES)
-"""The stages of a job, in order; products are embedded, or their vectors imported."""
+STAGES = ("plan", "load", "embed", "import", *INDEX_STAGES)
+"""The stages of a job, in order; an encoder is loaded and products are embedded, or their vectors imported."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,16 +57,19 @@ class RunRecord:
     def timed(self, stage: str, unit: str = "all") -> Iterator[dict[str, Any]]:
         """Times a task of a stage and reports it; facts put into the yielded dict are reported with it.
 
+        `seconds` is how long it took, `cpu_seconds` what the process used on it (see `cpu_time`).
+
         An exception is written down before it goes on: a distributed runner hands the submitting process only a string.
         """
         facts: dict[str, Any] = {}
         started = perf_counter()
-        try:
-            yield facts
-        except Exception as error:
-            self.report_failure(stage, unit, error)
-            raise
-        self.report(stage, unit, seconds=perf_counter() - started, **facts)
+        with cpu_timed() as cpu_seconds:
+            try:
+                yield facts
+            except Exception as error:
+                self.report_failure(stage, unit, error)
+                raise
+            self.report(stage, unit, seconds=perf_counter() - started, cpu_seconds=cpu_seconds(), **facts)
 
     def report_failure(self, stage: str, unit: str, error: Exception) -> None:
         """Writes an error down for the summary: its kind, its message, its traceback.

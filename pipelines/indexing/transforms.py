@@ -277,9 +277,10 @@ class MakeShards(beam.DoFn):
                 last_report = time.monotonic()
                 self._record.report_partial(self._stage, unit, products=products)
 
-        with self._record.timed(self._stage, unit) as facts:
-            if self._make is None:
+        if self._make is None:
+            with self._record.timed("load", unit):
                 self._make = self._open.enter_context(self._maker(self._handle.acquire))
+        with self._record.timed(self._stage, unit) as facts:
             summary = self._make(task, on_progress)
             facts |= {"skipped": False, "steps": summary.seconds, **_facts(summary)}
         for name in ("embedded", "carried_over", "rejected"):

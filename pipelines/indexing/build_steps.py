@@ -248,7 +248,7 @@ def train(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> C
         )
         earlier = run.reusable.refine if choice.kept and run.reusable is not None else None
         settled = settle(index, choice.codec, chosen.refine, held, samples, rows, earlier=earlier)
-        facts |= {"codec": choice.reason}
+        facts |= {"codec": choice.reason, "kept": choice.kept}
     reasons = (settled.reason,) if settled.reason else ()
     return replace(choice, refine=settled.refine, reasons=reasons, reach=settled.reach)
 

@@ -26,6 +26,7 @@ from pipelines.indexing.build_steps import (
     reusable_codec,
     spec_to_build,
 )
+from pipelines.indexing.cpu_time import process_cpu_seconds
 from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.progress import index_lines, print_summary, show_progress
 from pipelines.indexing.publish_step import RunResult, published_manifest, read_result, stage_query_encoder
@@ -97,6 +98,7 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
         LeaseLostError: Another run took it over meanwhile; this one stopped there.
     """
     source.check()
+    started = process_cpu_seconds()
     work_uri, config = source.config.work.uri, source.config
     work_lease = WorkLease(work_uri, source.config.work.takeover_seconds)
     with work_lease as lease, at_stop(work_lease.release):
@@ -110,6 +112,7 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
             query_encoder_uri = stage_query_encoder(shards.query_encoder, shards.encoder.fingerprint, work_uri)
             complete = standing_keys(embeddings_folder(work_uri, shards.encoder.fingerprint)) & set(shards.keys)
             facts |= {"shards": len(shards.keys), "rows": shards.rows, "shards_complete": len(complete)}
+            facts |= {"start_cpu_seconds": started}
             facts |= {"nothing_carried_over": shards.nothing_carried_over, "text_limit": shards.text_limit}
         if shards.nothing_carried_over:
             log.info("nothing is carried over: %s", shards.nothing_carried_over)

@@ -141,9 +141,7 @@ def notes(bill: Bill) -> Sequence[str]:
     ]
     if bill.workers > 1 and bill.has_prices:
         held = bill.workers * bill.wall_seconds / 3600 * (bill.prices.worker_hour or 0.0)
-        lines.append(
-            f"with all workers paid for from the first stage to the last, these cost {held:,.2f}"
-        )
+        lines.append(f"with all workers paid for from the first stage to the last, these cost {held:,.2f}")
     sources = {stage.source for stage in bill.stages}
     if "measured" in sources:
         lines.append(f"measured: CPU seconds in {', '.join(bill.measured_in)}, of this work.uri")

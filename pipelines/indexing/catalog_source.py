@@ -25,7 +25,7 @@ from encoders.precision import check_worker
 from index_builder import publish, storage
 from index_builder.manifest import IMAGE_COLUMNS, EncoderSummary
 from index_builder.planner import check_index
-from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.config import USUAL_SHARD_ROWS, CatalogConfig, CatalogError
 from pipelines.catalog.intake import not_taken_in, take_in_all
 from pipelines.catalog.layouts import Recognised, recognise
 from pipelines.catalog.listing import list_catalog
@@ -55,6 +55,7 @@ from pipelines.indexing.shard_files import (
     revision_key,
     shard_key,
 )
+from pipelines.indexing.shard_size import choose_size, first_guess, read_last_size
 from pipelines.indexing.transforms import BeamOptions, MakeShard, Once, ShardPlan, run_on_workers
 from pipelines.indexing.work_folder import CatalogNote, note_index, noted_catalog
 
@@ -246,13 +247,17 @@ class CatalogSource:
     def plan(self) -> ShardPlan:
         """Cuts the checked catalog into shards; CatalogError where it cannot be read."""
         config = self.config
-        catalog = plan_catalog(config.catalog, spool_uri=self._intake_folder)
+        finished = read_finished_run(config.work.uri)
+        shard_rows = self._rows_per_shard(finished)
+        sized = replace(config.catalog, shard_rows=shard_rows)
+        catalog = plan_catalog(sized, spool_uri=self._intake_folder)
         # Rows of a group that went into another's (`group_by`).
         self.catalog_rows = sum(shard.rows for shard in catalog.shards) + catalog.folded
         self.previous, reason = self._previous_version()
-        finished = read_finished_run(config.work.uri)
+        # A size that was chosen does not name shards: those whose rows stay the same keep their names.
+        named = config.catalog if config.catalog.shard_rows != "auto" else replace(sized, shard_rows=USUAL_SHARD_ROWS)
         settings = {
-            "catalog": {name: value for name, value in asdict(config.catalog).items() if name != "uri"},
+            "catalog": {name: value for name, value in asdict(named).items() if name != "uri"},
             "decode.max_pixels": config.decode.max_pixels,
             "decode.rules": DECODING_RULES,
         }
@@ -297,7 +302,20 @@ class CatalogSource:
             vectors_of_row=config.catalog.images_per_product if per_image else 1,
             group_field=config.catalog.group_field,
             text_limit=self._text_limit,
+            shard_rows=shard_rows,
         )
+
+    def _rows_per_shard(self, finished: FinishedRun | None) -> int:
+        """As the config says, or what one worker embeds in a minute."""
+        catalog, encoder = self.config.catalog, self.encoder
+        if catalog.shard_rows != "auto":
+            return catalog.shard_rows
+        has_images = catalog.has_images and encoder.uses_images
+        guess = first_guess(
+            *(self.config.encoder, encoder), images_per_product=catalog.images_per_product, has_images=has_images
+        )
+        last = read_last_size(self.config.work.uri, finished, encoder.fingerprint)
+        return choose_size(guess, last, with_images=has_images)
 
     def _previous_version(self) -> tuple[PreviousVersion | None, str]:
         """What the previous version left, or None and the reason why nothing is carried over, in words."""

@@ -112,7 +112,7 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
             query_encoder_uri = stage_query_encoder(shards.query_encoder, shards.encoder.fingerprint, work_uri)
             complete = standing_keys(embeddings_folder(work_uri, shards.encoder.fingerprint)) & set(shards.keys)
             facts |= {"shards": len(shards.keys), "rows": shards.rows, "shards_complete": len(complete)}
-            facts |= {"start_cpu_seconds": started}
+            facts |= {"start_cpu_seconds": started, "shard_rows": shards.shard_rows}
             facts |= {"nothing_carried_over": shards.nothing_carried_over, "text_limit": shards.text_limit}
         if shards.nothing_carried_over:
             log.info("nothing is carried over: %s", shards.nothing_carried_over)

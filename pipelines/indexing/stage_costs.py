@@ -276,7 +276,8 @@ def _making(work: Workload, vector_bytes: float, workers: int, cost) -> list[Sta
     rows_bytes = made * (vector_bytes + work.column_bytes)
     fetched = work.embedded * work.images_outside * work.image_bytes
     read = work.catalog_bytes * made / max(1, work.products)
-    per_product, on_gpu = seconds_to_embed(work)
+    images = {"images": work.images, "outside": work.images_outside, "image_bytes": work.image_bytes}
+    per_product, on_gpu = seconds_of_product(towers, **images)
     stages = []
     if loads:
         stages.append(
@@ -304,12 +305,16 @@ def _making(work: Workload, vector_bytes: float, workers: int, cost) -> list[Sta
     return stages
 
 
-def seconds_to_embed(work: Workload) -> tuple[float, float]:
-    """First guess of one core's, and of the GPU's, seconds for a product that goes through the towers."""
-    towers = work.towers
-    decoding = max(LEAST_DECODE_SECONDS, DECODE_SECONDS_PER_BYTE * work.image_bytes)
-    seconds = READ_SECONDS + work.images * decoding + work.images_outside * FETCH_SECONDS
-    on_towers = towers.seconds(towers.text) + work.images * towers.seconds(towers.image)
+def seconds_of_product(towers: Towers, *, images: float, outside: float, image_bytes: float) -> tuple[float, float]:
+    """First guess of one core's, and of the GPU's, seconds for a product that goes through the towers.
+
+    Args:
+        images, outside: Of a product, and those of them that are fetched.
+        image_bytes: Of each.
+    """
+    decoding = max(LEAST_DECODE_SECONDS, DECODE_SECONDS_PER_BYTE * image_bytes)
+    seconds = READ_SECONDS + images * decoding + outside * FETCH_SECONDS
+    on_towers = towers.seconds(towers.text) + images * towers.seconds(towers.image)
     return (seconds, on_towers) if towers.on_gpu else (seconds + on_towers, 0.0)
 
 

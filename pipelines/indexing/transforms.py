@@ -71,6 +71,7 @@ class ShardPlan:
         vectors_of_row: The most that a row may give.
         group_field: The column by which searches group their answers, if any.
         text_limit: How much of a text is read, and what says so, in words; empty where nothing is embedded.
+        shard_rows: Rows that the shards were cut to; 0 for vectors, which were cut before.
     """
 
     stage: Stage
@@ -87,6 +88,7 @@ class ShardPlan:
     vectors_of_row: int = 1
     group_field: str | None = None
     text_limit: str = ""
+    shard_rows: int = 0
 
     @property
     def keys(self) -> list[str]:

@@ -23,7 +23,6 @@ from encoders.preprocessing import ImagePreprocessing
 
 if TYPE_CHECKING:
     from encoders.encoder import ProductEncoder, QueryEncoder
-    from encoders.flops import count_flops
     from encoders.onnx_export import export_onnx
     from encoders.onnx_query import OnnxQueryEncoder, load_onnx_query_encoder
     from encoders.saved_encoder import (
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 _LOADED_ON_FIRST_USE = {
     **dict.fromkeys(("ProductEncoder", "QueryEncoder"), "encoders.encoder"),
     **dict.fromkeys(("EncoderDescription", "check_encoder", "save_encoder"), "encoders.saved_encoder"),
-    "count_flops": "encoders.flops",
     "decide_precision": "encoders.saved_encoder",
     **dict.fromkeys(("load_product_encoder", "load_query_encoder", "save_query_encoder"), "encoders.saved_encoder"),
     **dict.fromkeys(("OnnxQueryEncoder", "load_onnx_query_encoder"), "encoders.onnx_query"),
@@ -49,7 +47,7 @@ _LOADED_ON_FIRST_USE = {
 __all__ = [
     "CheckpointError", "EncoderConfig", "EncoderConfigError", "EncoderDescription", "EncoderError", "FusionSpec",
     "ImageDecodingError", "ImagePreprocessing", "OnnxQueryEncoder", "ProductEncoder", "QueryEncoder", "TowerSpec",
-    "check_encoder", "count_flops", "decide_precision", "export_onnx", "image_pixels", "load_onnx_query_encoder",
+    "check_encoder", "decide_precision", "export_onnx", "image_pixels", "load_onnx_query_encoder",
     "load_product_encoder", "load_query_encoder", "save_encoder", "save_query_encoder",
 ]  # fmt: skip
 

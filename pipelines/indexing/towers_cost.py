@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from encoders import EncoderConfig, EncoderDescription, count_flops
+from encoders import EncoderConfig, EncoderDescription
+from encoders.flops import count_flops
 from pipelines.indexing.stage_costs import UNKNOWN_TOWER_OPERATIONS, Towers
 
 CHARACTERS_PER_TOKEN = 4.5

@@ -49,7 +49,16 @@ from index_builder.verify import measure_resident_bytes, verify_index, verify_re
 from pipelines.config.job import GatesConfig
 from pipelines.indexing.product_table import Numbering, number_products
 from pipelines.indexing.run_record import RunRecord
-from pipelines.indexing.shard_files import FinishedRun, ShardFiles, ShardSummary, Totals, read_finished_run, total
+from pipelines.indexing.shard_files import (
+    SUMMARIES,
+    FinishedRun,
+    ShardFiles,
+    ShardSummary,
+    Totals,
+    read_finished_run,
+    total,
+    write_summaries,
+)
 from pipelines.indexing.work_folder import HeldLease
 
 
@@ -186,6 +195,11 @@ def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
     with run.record.timed("number") as facts:
         summaries = sorted(summaries, key=lambda summary: summary.position)
         keys = tuple(summary.key for summary in summaries)
+
+        def write(path: str) -> None:
+            write_summaries(f"{path}.parquet", summaries)
+
+        storage.artifact(run.path(SUMMARIES), keys, write)
         folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
         numbering = number_products([ShardFiles(folder=folder, key=key) for key in keys], run.path())
         finished = read_finished_run(run.work_uri)

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from apache_beam.utils import shared
 
 from encoders.config import EncoderConfig
 from index_builder import storage
+from index_builder.errors import IndexBuilderError
 from index_builder.manifest import EncoderSummary
 from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failures_of_work
 from pipelines.config.stopping import at_stop
@@ -32,8 +33,11 @@ from pipelines.indexing.build_steps import RunContext
 from pipelines.indexing.publish_step import RunResult, publish_build
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
+from pipelines.indexing.task_list import TaskList, TaskRange
 from pipelines.indexing.worker_probe import WorkerProbe, describe_workers, said_by_worker
 
+TASKS_FILE = "tasks.pickle"
+"""In the run's record, while it runs."""
 PROGRESS_SECONDS = 1.0
 QUESTIONS = 256
 """How often the workers are asked together, dealt out at random: of 16 workers one is missed in 1 of 900,000 runs."""
@@ -59,8 +63,9 @@ class ShardPlan:
     """The embedding shards of a run.
 
     Attributes:
-        tasks: Shards that `maker` makes where they are not complete, in plan order.
-        standing: The shards of a source that has nothing to make, in plan order.
+        tasks: The shards in plan order.
+        maker: Makes those that are not complete.
+        complete: How many of them are, as far as a listing says.
         rows: Rows to read; None where the catalog does not say before reading.
         encoder: What makes the vectors, or made them.
         query_encoder: Whose query side is published with the index; None for what stands on the work URI, if anything.
@@ -74,9 +79,9 @@ class ShardPlan:
     """
 
     stage: Stage
-    tasks: tuple[ShardTask, ...] = ()
-    maker: ShardMaker | None = None
-    standing: tuple[ShardSummary, ...] = ()
+    tasks: tuple[ShardTask, ...]
+    maker: ShardMaker
+    complete: int
     rows: int | None
     encoder: EncoderSummary
     query_encoder: EncoderConfig | None
@@ -91,7 +96,7 @@ class ShardPlan:
     @property
     def keys(self) -> list[str]:
         """Of the embedding shards, in plan order."""
-        return [task.files.key for task in self.tasks] or [summary.key for summary in self.standing]
+        return [task.files.key for task in self.tasks]
 
 
 @contextmanager
@@ -215,19 +220,26 @@ def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> No
     encoder = shards.query_encoder if shards.stage == "embed" else None
     elsewhere = runs_elsewhere(options)
     probe = WorkerProbe.begin(run.record, run.work_uri, encoder, shards.encoder.fingerprint) if elsewhere else None
+    tasks = TaskList.write(storage.join(run.record.uri, TASKS_FILE), shards.tasks)
     with beam_run(options, run.record) as root:
-        if shards.maker is None:
-            summaries = after_probe(root | "StandingShards" >> beam.Create(shards.standing, reshuffle=False), probe)
-        else:
-            summaries = (
-                after_probe(root | "PlannedShards" >> beam.Create(shards.tasks, reshuffle=False), probe)
-                # Breaks fusion with the plan, so that the shards spread over the workers.
-                | "SpreadShards" >> beam.Reshuffle()
-                | "MakeShard" >> beam.ParDo(MakeShards(shards.stage, shards.maker, run.record, probe))
-            )
-        build_and_publish(summaries, run)
+        build_and_publish(make_shards(root, tasks, shards, run, probe), run)
+    with suppress(IndexBuilderError):
+        storage.remove_file(tasks.uri)  # of use to this run alone
     if probe is not None:
         log.info("%s", describe_workers(probe.answers()))
+
+
+def make_shards(
+    root: beam.Pipeline, tasks: TaskList, shards: ShardPlan, run: RunContext, probe: WorkerProbe | None
+) -> beam.PCollection[ShardSummary]:
+    """Wires in the making of the shards, which travel by the address of their list: the graph does not grow with them."""
+    return (
+        after_probe(root | "PlannedShards" >> beam.Create([tasks], reshuffle=False), probe)
+        | "CutShardTasks" >> beam.FlatMap(lambda tasks: tasks.ranges())
+        # Breaks fusion with the plan, so that the shards spread over the workers.
+        | "SpreadShards" >> beam.Reshuffle()
+        | "MakeShard" >> beam.ParDo(MakeShards(shards.stage, shards.maker, run.record, probe))
+    )
 
 
 def after_probe(elements: beam.PCollection[Any], probe: WorkerProbe | None) -> beam.PCollection[Any]:
@@ -246,7 +258,7 @@ def after_probe(elements: beam.PCollection[Any], probe: WorkerProbe | None) -> b
 
 
 class MakeShards(beam.DoFn):
-    """Makes embedding shards that are not complete yet: `ShardTask` in, `ShardSummary` out.
+    """Makes embedding shards that are not complete yet: `TaskRange` in, `ShardSummary` out.
 
     The maker is opened on the first of them: a rerun over complete shards loads no encoder.
     """
@@ -259,9 +271,10 @@ class MakeShards(beam.DoFn):
         names = ("products_embedded", "products_carried_over", "products_rejected", "shards_already_complete")
         self._counters = {name: Metrics.counter(stage, name) for name in names}
 
-    def process(self, task: ShardTask) -> Iterator[ShardSummary]:
+    def process(self, element: TaskRange) -> Iterator[ShardSummary]:
         if self._probe is not None:
             self._probe.ask()  # a worker that came later, or took the place of one that died
+        task = element.read()
         unit = f"{task.position:06d}"
         summary = task.files.read_summary(task.position)
         if summary is not None:

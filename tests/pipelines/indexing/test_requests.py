@@ -1,0 +1,82 @@
+"""What a job asks of an object store, counted by stage: planning costs listings, whatever the number of shards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipelines.config.exit_codes import RunFailedError
+from pipelines.indexing.run_record import RunRecord
+from tests import counting_store
+from tests.counting_store import counted_store, counting
+from tests.pipelines.indexing.job import product, run_job, write_catalog
+
+ROWS = 64
+
+
+class Stages:
+    """Says by `counting_store.stage` which stage of a job asks, and fails one of them where a test says so."""
+
+    fails = ""
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        timed = RunRecord.timed
+
+        @contextmanager
+        def watched(record: RunRecord, stage: str, unit: str = "all") -> Iterator[dict]:
+            with timed(record, stage, unit) as facts:
+                before = counting_store.stage.set(stage)
+                try:
+                    yield facts
+                finally:
+                    counting_store.stage.reset(before)
+                if stage == self.fails:
+                    raise OSError("the machine went away")
+
+        monkeypatch.setattr(RunRecord, "timed", watched)
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
+    stages = Stages()
+    stages.watch(monkeypatch)
+    return stages
+
+
+def asked_by(night: object, stage: str = "plan") -> Counter[str]:
+    return Counter(request.kind for request in night.requests if request.stage == stage)
+
+
+def nights(folder: Path, stages: Stages, shards: int) -> list[Counter[str]]:
+    """What planning asks: in a first night, which fails, in the one that resumes it, in a quiet one, in one of change."""
+    rows = [product(number, image=None) for number in range(ROWS)]
+    write_catalog(folder / "catalog", rows, files=1)
+    found = []
+    with counted_store() as store:
+        where = ["--work.uri", f"{store}/work", "--index.uri", f"{store}/index", "--index.factory", "Flat"]
+        where += ["--catalog.image_field", "null", "--catalog.shard_rows", str(ROWS // shards)]
+        stages.fails = "number"
+        with counting() as night, pytest.raises(RunFailedError, match="the machine went away"):
+            run_job(folder, *where)
+        found.append(asked_by(night))
+        stages.fails = ""
+        for embedded, status in ((0, "published"), (0, "unchanged"), (1, "published")):
+            if status == "published" and found[1:]:
+                rows[5]["title"] = "small red lamp"
+                write_catalog(folder / "catalog", rows, files=1)
+            with counting() as night:
+                result, record = run_job(folder, *where)
+            assert (result.status, result.totals.shards) == (status, shards)
+            assert sum(report["embedded"] for report in record.reports("embed").values()) >= embedded
+            found.append(asked_by(night))
+    return found
+
+
+def test_planning_asks_no_shard_by_itself(tmp_path, stages):
+    few, many = (nights(tmp_path / str(shards), stages, shards) for shards in (8, 64))
+    assert few == many
+    assert all(0 < sum(night.values()) < 20 for night in few), few

@@ -29,7 +29,8 @@ from index_builder.manifest import EncoderSummary
 from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failures_of_work
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
-from pipelines.indexing.build_steps import RunContext
+from pipelines.indexing.build_steps import BuildPlan, RunContext
+from pipelines.indexing.product_groups import ShardGroups
 from pipelines.indexing.publish_step import RunResult, publish_build
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
@@ -222,7 +223,8 @@ def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> No
     probe = WorkerProbe.begin(run.record, run.work_uri, encoder, shards.encoder.fingerprint) if elsewhere else None
     tasks = TaskList.write(storage.join(run.record.uri, TASKS_FILE), shards.tasks)
     with beam_run(options, run.record) as root:
-        build_and_publish(make_shards(root, tasks, shards, run, probe), run)
+        summaries = make_shards(root, tasks, shards, run, probe)
+        build_and_publish(summaries, run, ShardGroups.of_plan(shards.tasks))
     with suppress(IndexBuilderError):
         storage.remove_file(tasks.uri)  # of use to this run alone
     if probe is not None:
@@ -232,7 +234,7 @@ def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> No
 def make_shards(
     root: beam.Pipeline, tasks: TaskList, shards: ShardPlan, run: RunContext, probe: WorkerProbe | None
 ) -> beam.PCollection[ShardSummary]:
-    """Wires in the making of the shards, which travel by the address of their list: the graph does not grow with them."""
+    """Wires in the making of the shards, which travel by the address of their list, so that the graph stays small."""
     return (
         after_probe(root | "PlannedShards" >> beam.Create([tasks], reshuffle=False), probe)
         | "CutShardTasks" >> beam.FlatMap(lambda tasks: tasks.ranges())
@@ -307,17 +309,55 @@ def _facts(summary: ShardSummary) -> dict[str, int]:
     return {"rows_in": summary.rows_in, "products": summary.products, "embedded": summary.embedded}
 
 
-def build_and_publish(summaries: beam.PCollection[ShardSummary], run: RunContext) -> beam.PCollection[RunResult]:
-    """Wires in the steps of `build_steps`, and the publishing, which also leaves the result in the run's folder."""
-    plan = (
+def number_products(
+    summaries: beam.PCollection[ShardSummary], run: RunContext, groups: ShardGroups
+) -> beam.PCollection[BuildPlan]:
+    """Wires in the numbering: by one worker, or, of a catalog of several groups, by all."""
+    if len(groups.starts) == 1:
+        return (
+            summaries
+            | "GatherSummaries" >> beam.combiners.ToList()
+            | "NumberProducts" >> beam.Map(lambda summaries: steps.number(run, summaries))
+        )
+    listed = (
         summaries
-        | "GatherSummaries" >> beam.combiners.ToList()
-        | "NumberProducts" >> beam.Map(lambda summaries: steps.number(run, summaries))
+        | "GroupOfShard" >> beam.Map(lambda summary: (groups.group_of(summary.position), summary))
+        | "ShardsOfGroup" >> beam.GroupByKey()
+        | "ListIds" >> beam.Map(lambda group: steps.list_ids(run, groups, group[0], group[1]))
+        | "GatherListed" >> beam.combiners.ToList()
     )
+    numbers = listed | "CutNumbering" >> beam.FlatMap(lambda listed: range(len(listed)))
+    all_listed = AsSingleton(listed)
+    repeats = (
+        numbers
+        | "SpreadRepeats" >> beam.Reshuffle()
+        | "FindRepeats" >> beam.Map(lambda number, listed: steps.find_repeats(run, listed, number), all_listed)
+    )
+    written = (
+        numbers
+        | "SpreadProducts" >> beam.Reshuffle()
+        | "WriteProducts"
+        >> beam.Map(
+            lambda number, listed, repeats: steps.write_products(run, listed, list(repeats), number),
+            *(all_listed, AsIter(repeats)),
+        )
+    )
+    return (
+        written
+        | "GatherWritten" >> beam.combiners.ToList()
+        | "JoinGroups" >> beam.Map(lambda written, listed: steps.join_groups(run, listed, written), all_listed)
+    )
+
+
+def build_and_publish(
+    summaries: beam.PCollection[ShardSummary], run: RunContext, groups: ShardGroups
+) -> beam.PCollection[RunResult]:
+    """Wires in the steps of `build_steps`, and the publishing, which also leaves the result in the run's folder."""
+    plan = number_products(summaries, run, groups)
     the_plan = AsSingleton(plan)
     samples = (
         plan
-        | "CutSampleTasks" >> beam.FlatMap(lambda plan: range(len(plan.numbering.shards)))
+        | "CutSampleTasks" >> beam.FlatMap(lambda plan: range(plan.numbering.shard_count))
         | "SpreadSampling" >> beam.Reshuffle()
         | "SampleShard" >> beam.Map(lambda number, plan: steps.sample(run, plan, number), the_plan)
     )

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config.exit_codes import RunFailedError
 from pipelines.indexing.run_record import RunRecord
 from tests import counting_store
 from tests.counting_store import counted_store, counting
-from tests.pipelines.indexing.job import product, run_job, write_catalog
+from tests.pipelines.indexing.job import SCHEMA, product, run_job
 
 ROWS = 64
 
@@ -51,10 +53,16 @@ def asked_by(night: object, stage: str = "plan") -> Counter[str]:
     return Counter(request.kind for request in night.requests if request.stage == stage)
 
 
+def write_groups(folder: Path, rows: list[dict]) -> None:
+    """One file of row groups small enough to be cut into shards of a row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "part.parquet", row_group_size=8)
+
+
 def nights(folder: Path, stages: Stages, shards: int) -> list[Counter[str]]:
-    """What planning asks: in a first night, which fails, in the one that resumes it, in a quiet one, in one of change."""
+    """What planning asks: in a first night, that fails, in the one that resumes it, a quiet one, and one of change."""
     rows = [product(number, image=None) for number in range(ROWS)]
-    write_catalog(folder / "catalog", rows, files=1)
+    write_groups(folder / "catalog", rows)
     found = []
     with counted_store() as store:
         where = ["--work.uri", f"{store}/work", "--index.uri", f"{store}/index", "--index.factory", "Flat"]
@@ -67,7 +75,7 @@ def nights(folder: Path, stages: Stages, shards: int) -> list[Counter[str]]:
         for embedded, status in ((0, "published"), (0, "unchanged"), (1, "published")):
             if status == "published" and found[1:]:
                 rows[5]["title"] = "small red lamp"
-                write_catalog(folder / "catalog", rows, files=1)
+                write_groups(folder / "catalog", rows)
             with counting() as night:
                 result, record = run_job(folder, *where)
             assert (result.status, result.totals.shards) == (status, shards)

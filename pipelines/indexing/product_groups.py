@@ -61,11 +61,11 @@ class ShardGroups:
 
     @classmethod
     def of_plan(cls, tasks: Iterable[ShardTask]) -> ShardGroups:
-        """The groups of a plan's shards."""
+        """The groups of a plan's shards, which are given in order."""
         starts, shards, rows = [0], 0, 0
-        for task in tasks:
+        for position, task in enumerate(tasks):
             if shards and (shards == SHARDS_OF_GROUP or rows + task.rows.rows > ROWS_OF_GROUP):
-                starts.append(task.position)
+                starts.append(position)
                 shards = rows = 0
             shards, rows = shards + 1, rows + task.rows.rows
         return cls(tuple(starts))

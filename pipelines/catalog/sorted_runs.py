@@ -6,22 +6,14 @@ range of keys of every run, and merges what it finds there. Runs are read once, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 
 from index_builder import storage
+from index_builder.read_ahead import read_ahead
 from pipelines.catalog.previous_version import KEYED_RECORD, bucket_numbers
-
-READS_AT_ONCE = 16
-"""Files that a worker reads ahead of an object store, which answers late but many at a time."""
-
-_Item = TypeVar("_Item")
-_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,18 +45,3 @@ def read_partition(runs: Iterable[SortedRun], partition: int) -> np.ndarray:
         return np.frombuffer(storage.read_range(run.uri, start, stop) if stop > start else b"", KEYED_RECORD)
 
     return sorted_by_key(list(read_ahead(read, runs)))
-
-
-def read_ahead(read: Callable[[_Item], _Read], items: Iterable[_Item]) -> Iterator[_Read]:
-    """Yields what `read` gives for each item, in their order, up to `READS_AT_ONCE` of them ahead."""
-    left = iter(items)
-    with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="read-ahead") as pool:
-        waiting = [pool.submit(read, item) for item in islice(left, READS_AT_ONCE)]
-        try:
-            while waiting:
-                found = waiting.pop(0).result()
-                waiting += [pool.submit(read, item) for item in islice(left, 1)]
-                yield found
-        finally:
-            for future in waiting:
-                future.cancel()

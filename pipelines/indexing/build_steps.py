@@ -71,6 +71,9 @@ from pipelines.indexing.shard_files import (
 )
 from pipelines.indexing.work_folder import HeldLease
 
+SHARDS_OF_SAMPLE = 32
+"""Neighbouring shards whose sample is one file: enough to train from few files, few enough to spread over workers."""
+
 
 class EmptyCatalogError(Exception):
     """No product of the catalog could be embedded."""
@@ -263,18 +266,23 @@ def _none_left(totals: Totals, rejected_uri: str) -> str:
     return f"{found}{letters}; the published version, if any, stays"
 
 
-def sample(run: RunContext, plan: BuildPlan, number: int) -> ShardSample:
-    """Draws one shard's share of the training sample and of the held-out queries."""
-    name, shard = f"{number:06d}", plan.numbering.shards[number]
+def sample_tasks(plan: BuildPlan) -> range:
+    """The shards, by their number, with which a task of the sample step begins."""
+    return range(0, plan.numbering.shard_count, SHARDS_OF_SAMPLE)
+
+
+def sample(run: RunContext, plan: BuildPlan, first: int) -> ShardSample:
+    """Draws the share that some neighbouring shards have in the training sample and in the held-out queries."""
+    name, shards = f"{first:06d}", plan.numbering.shards[first : first + SHARDS_OF_SAMPLE]
     shares = plan_sample(run.index, plan.spec, plan.numbering.rows)
 
     training, queries = shares.training_share, shares.query_share
 
     def make(path: str) -> dict[str, Any]:
-        return asdict(write_sample(shard, f"{path}.parquet", training_share=training, query_share=queries))
+        return asdict(write_sample(shards, f"{path}.parquet", training_share=training, query_share=queries))
 
     with run.record.timed("sample", name):
-        drawn = storage.artifact(run.path("sample", name), [asdict(shard), training, queries], make)
+        drawn = storage.artifact(run.path("sample", name), [[*map(asdict, shards)], training, queries], make)
         return ShardSample(**(drawn.facts | {"uri": f"{drawn.uri}.parquet"}))
 
 

@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from index_builder import storage
+from index_builder.read_ahead import read_ahead
 from pipelines.catalog.dead_letters import REJECTED_SCHEMA
-from pipelines.catalog.sorted_runs import SortedRun, read_ahead, read_partition, write_run
+from pipelines.catalog.sorted_runs import SortedRun, read_partition, write_run
 from pipelines.indexing.product_table import (
     REPEAT,
     Numbering,

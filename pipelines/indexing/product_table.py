@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from index_builder import embedding_shards, storage
 from index_builder.embedding_shards import NumberedShard
+from index_builder.read_ahead import read_ahead
 from pipelines.catalog.dead_letters import (
     NOWHERE,
     PLACES_SCHEMA,
@@ -40,7 +41,7 @@ from pipelines.catalog.dead_letters import (
 )
 from pipelines.catalog.previous_version import IDS_PER_READ, keyed_records, repeats_id
 from pipelines.catalog.products import id_digests
-from pipelines.catalog.sorted_runs import read_ahead, sorted_by_key
+from pipelines.catalog.sorted_runs import sorted_by_key
 from pipelines.indexing.shard_files import ShardFiles
 
 WriteColumns = Callable[[pa.RecordBatch], None]

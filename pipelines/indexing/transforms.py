@@ -357,9 +357,9 @@ def build_and_publish(
     the_plan = AsSingleton(plan)
     samples = (
         plan
-        | "CutSampleTasks" >> beam.FlatMap(lambda plan: range(plan.numbering.shard_count))
+        | "CutSampleTasks" >> beam.FlatMap(steps.sample_tasks)
         | "SpreadSampling" >> beam.Reshuffle()
-        | "SampleShard" >> beam.Map(lambda number, plan: steps.sample(run, plan, number), the_plan)
+        | "SampleShards" >> beam.Map(lambda first, plan: steps.sample(run, plan, first), the_plan)
     )
     all_samples = AsIter(samples)
     choice = plan | "TrainCodec" >> beam.Map(lambda plan, samples: steps.train(run, plan, list(samples)), all_samples)

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 from encoders import (
@@ -252,7 +252,7 @@ class CatalogSource:
         self.previous, reason = self._previous_version()
         finished = read_finished_run(config.work.uri)
         settings = {
-            "catalog": {name: value for name, value in asdict(config.catalog).items() if name != "uri"},
+            "catalog": {name: value for name, value in config.catalog.shaping.items() if name != "uri"},
             "decode.max_pixels": config.decode.max_pixels,
             "decode.rules": DECODING_RULES,
         }

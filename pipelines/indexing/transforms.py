@@ -30,6 +30,7 @@ from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failu
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
 from pipelines.indexing.build_steps import BuildPlan, RunContext
+from pipelines.indexing.previous_lookups import PreviousLookups
 from pipelines.indexing.product_groups import ShardGroups
 from pipelines.indexing.publish_step import RunResult, publish_build
 from pipelines.indexing.run_record import RunRecord
@@ -67,6 +68,7 @@ class ShardPlan:
         tasks: The shards in plan order.
         maker: Makes those that are not complete.
         complete: How many of them are, as far as a listing says.
+        previous: The lookups that the maker opens, if any.
         rows: Rows to read; None where the catalog does not say before reading.
         encoder: What makes the vectors, or made them.
         query_encoder: Whose query side is published with the index; None for what stands on the work URI, if anything.
@@ -83,6 +85,7 @@ class ShardPlan:
     tasks: tuple[ShardTask, ...]
     maker: ShardMaker
     complete: int
+    previous: PreviousLookups | None = None
     rows: int | None
     encoder: EncoderSummary
     query_encoder: EncoderConfig | None
@@ -235,8 +238,11 @@ def make_shards(
     root: beam.Pipeline, tasks: TaskList, shards: ShardPlan, run: RunContext, probe: WorkerProbe | None
 ) -> beam.PCollection[ShardSummary]:
     """Wires in the making of the shards, which travel by the address of their list, so that the graph stays small."""
+    planned = after_probe(root | "PlannedShards" >> beam.Create([tasks], reshuffle=False), probe)
+    if shards.previous is not None and shards.previous.groups > 1 and shards.complete < tasks.count:
+        planned = after_lookups(planned, shards.previous)
     return (
-        after_probe(root | "PlannedShards" >> beam.Create([tasks], reshuffle=False), probe)
+        planned
         | "CutShardTasks" >> beam.FlatMap(lambda tasks: tasks.ranges())
         # Breaks fusion with the plan, so that the shards spread over the workers.
         | "SpreadShards" >> beam.Reshuffle()
@@ -257,6 +263,27 @@ def after_probe(elements: beam.PCollection[Any], probe: WorkerProbe | None) -> b
         | "MeetWorkers" >> beam.Map(probe.meet)
     )
     return elements | "AwaitWorkers" >> beam.Map(lambda element, _: element, AsSingleton(met))
+
+
+def after_lookups(elements: beam.PCollection[Any], previous: PreviousLookups) -> beam.PCollection[Any]:
+    """The elements, once all workers have made the lookups of a large previous version, or these stand."""
+    listed = (
+        elements
+        | "CutLookups" >> beam.FlatMap(lambda _: range(0 if previous.stand() else previous.groups))
+        | "SpreadLookups" >> beam.Reshuffle()
+        | "ListKeys" >> beam.Map(previous.list_keys)
+    )
+    all_listed = AsIter(listed)
+    made = (
+        elements.pipeline
+        | "LookupParts" >> beam.Create([None], reshuffle=False)
+        | "CutLookupParts" >> beam.FlatMap(lambda _, listed: range(len(list(listed))), all_listed)
+        | "SpreadLookupParts" >> beam.Reshuffle()
+        | "WriteLookupPart" >> beam.Map(lambda part, listed: previous.write_part(list(listed), part), all_listed)
+        | "GatherLookupParts" >> beam.combiners.ToList()
+        | "CompleteLookups" >> beam.Map(lambda parts: previous.complete(parts) if parts else None)
+    )
+    return elements | "AwaitLookups" >> beam.Map(lambda element, _: element, AsSingleton(made))
 
 
 class MakeShards(beam.DoFn):

@@ -6,7 +6,7 @@ all that shapes them: what is finished is not done again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -47,10 +47,32 @@ from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import FilteredMeasurement, Remedy, SearchChoice, SearchMeasurement, measure_index
 from index_builder.verify import measure_resident_bytes, verify_index, verify_refine_codes
 from pipelines.config.job import GatesConfig
+from pipelines.indexing import product_groups
+from pipelines.indexing.product_groups import (
+    ListedGroup,
+    RepeatsFile,
+    ShardGroups,
+    WrittenGroup,
+    find_group_repeats,
+    list_group,
+    write_group_part,
+)
 from pipelines.indexing.product_table import Numbering, number_products
 from pipelines.indexing.run_record import RunRecord
-from pipelines.indexing.shard_files import FinishedRun, ShardFiles, ShardSummary, Totals, read_finished_run, total
+from pipelines.indexing.shard_files import (
+    SUMMARIES,
+    FinishedRun,
+    ShardFiles,
+    ShardSummary,
+    Totals,
+    read_finished_run,
+    total,
+    write_summaries,
+)
 from pipelines.indexing.work_folder import HeldLease
+
+SHARDS_OF_SAMPLE = 32
+"""Neighbouring shards whose sample is one file: enough to train from few files, few enough to spread over workers."""
 
 
 class EmptyCatalogError(Exception):
@@ -135,13 +157,12 @@ def spec_to_build(index: IndexConfig, rows: int, dim: int, reusable: ReusableCod
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildPlan:
-    """What the numbering decides for the steps after it; `shard_keys` are in plan order."""
+    """What the numbering decides for the steps after it."""
 
     numbering: Numbering
     spec: IndexSpec
     refine: RefineKind
     totals: Totals
-    shard_keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,20 +206,55 @@ def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
     """Gives the products of all shards their rows, and settles the index; EmptyCatalogError where none is left."""
     with run.record.timed("number") as facts:
         summaries = sorted(summaries, key=lambda summary: summary.position)
-        keys = tuple(summary.key for summary in summaries)
+        keys = [summary.key for summary in summaries]
         folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
+        storage.artifact(run.path(SUMMARIES), keys, lambda path: write_summaries(f"{path}.parquet", summaries))
         numbering = number_products([ShardFiles(folder=folder, key=key) for key in keys], run.path())
-        finished = read_finished_run(run.work_uri)
-        earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
-        dropped = [len(shard.dropped) for shard in numbering.shards]
-        duplicates = numbering.duplicates_of_shards
-        totals = total(summaries, numbering.products, duplicates, frozenset(earlier), run.folded, dropped)
-        if not numbering.products:
-            raise EmptyCatalogError(_none_left(totals, numbering.rejected_uri))
-        spec = spec_to_build(run.index, numbering.rows, run.encoder.dim, run.reusable)
-        facts |= {"products": numbering.products, "duplicates": numbering.duplicates}
-    refine = plan_refinement(run.index, spec)
-    return BuildPlan(numbering=numbering, spec=spec, refine=refine, totals=totals, shard_keys=keys)
+        plan = _numbered_plan(run, numbering, summaries)
+        facts |= {"products": numbering.product_count, "duplicates": numbering.duplicates}
+    return plan
+
+
+def list_ids(run: RunContext, groups: ShardGroups, number: int, summaries: Iterable[ShardSummary]) -> ListedGroup:
+    """The first step of a numbering by groups: the ids of one group."""
+    folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
+    with run.record.timed("number", f"ids-{number:05d}"):
+        return list_group(groups, number, summaries, folder, run.path())
+
+
+def find_repeats(run: RunContext, listed: Sequence[ListedGroup], partition: int) -> RepeatsFile:
+    """The second: the ids that occur again, in one partition of all."""
+    with run.record.timed("number", f"repeats-{partition:05d}"):
+        return find_group_repeats(listed, partition, run.path())
+
+
+def write_products(
+    run: RunContext, listed: Sequence[ListedGroup], repeats: Sequence[RepeatsFile], number: int
+) -> WrittenGroup:
+    """The third: the products of one group."""
+    with run.record.timed("number", f"products-{number:05d}"):
+        return write_group_part(listed, repeats, number, run.path())
+
+
+def join_groups(run: RunContext, listed: Sequence[ListedGroup], written: Sequence[WrittenGroup]) -> BuildPlan:
+    """The last, as `number` for all groups."""
+    with run.record.timed("number") as facts:
+        numbering, summaries = product_groups.join_groups(listed, written, run.path())
+        plan = _numbered_plan(run, numbering, summaries)
+        facts |= {"products": numbering.product_count, "duplicates": numbering.duplicates}
+    return plan
+
+
+def _numbered_plan(run: RunContext, numbering: Numbering, summaries: Sequence[ShardSummary]) -> BuildPlan:
+    finished = read_finished_run(run.work_uri)
+    earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
+    dropped = [len(shard.dropped) for shard in numbering.shards]
+    duplicates = numbering.duplicates_of_shards
+    totals = total(summaries, numbering.product_count, duplicates, frozenset(earlier), run.folded, dropped)
+    if not numbering.product_count:
+        raise EmptyCatalogError(_none_left(totals, numbering.rejected_uri))
+    spec = spec_to_build(run.index, numbering.rows, run.encoder.dim, run.reusable)
+    return BuildPlan(numbering=numbering, spec=spec, refine=plan_refinement(run.index, spec), totals=totals)
 
 
 def _none_left(totals: Totals, rejected_uri: str) -> str:
@@ -210,18 +266,23 @@ def _none_left(totals: Totals, rejected_uri: str) -> str:
     return f"{found}{letters}; the published version, if any, stays"
 
 
-def sample(run: RunContext, plan: BuildPlan, number: int) -> ShardSample:
-    """Draws one shard's share of the training sample and of the held-out queries."""
-    name, shard = f"{number:06d}", plan.numbering.shards[number]
+def sample_tasks(plan: BuildPlan) -> range:
+    """The shards, by their number, with which a task of the sample step begins."""
+    return range(0, plan.numbering.shard_count, SHARDS_OF_SAMPLE)
+
+
+def sample(run: RunContext, plan: BuildPlan, first: int) -> ShardSample:
+    """Draws the share that some neighbouring shards have in the training sample and in the held-out queries."""
+    name, shards = f"{first:06d}", plan.numbering.shards[first : first + SHARDS_OF_SAMPLE]
     shares = plan_sample(run.index, plan.spec, plan.numbering.rows)
 
     training, queries = shares.training_share, shares.query_share
 
     def make(path: str) -> dict[str, Any]:
-        return asdict(write_sample(shard, f"{path}.parquet", training_share=training, query_share=queries))
+        return asdict(write_sample(shards, f"{path}.parquet", training_share=training, query_share=queries))
 
     with run.record.timed("sample", name):
-        drawn = storage.artifact(run.path("sample", name), [asdict(shard), training, queries], make)
+        drawn = storage.artifact(run.path("sample", name), [[*map(asdict, shards)], training, queries], make)
         return ShardSample(**(drawn.facts | {"uri": f"{drawn.uri}.parquet"}))
 
 

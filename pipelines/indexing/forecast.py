@@ -33,7 +33,7 @@ from pipelines.config.terminal import print_lines
 from pipelines.images.fetch import FetchedImage, ImageFetcher
 from pipelines.images.pool import ImagePool
 from pipelines.indexing.bill import Bill, make_out_bill, print_bill
-from pipelines.indexing.build_steps import embeddings_folder, spec_to_build
+from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.catalog_view import CatalogView, print_config_to_keep, print_view
 from pipelines.indexing.embed_shard import PreparedBatch, ProductPreparer, StepTimer
@@ -41,7 +41,7 @@ from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.job import plan_run
 from pipelines.indexing.progress import index_lines
 from pipelines.indexing.publish_step import published_manifest
-from pipelines.indexing.shard_files import ShardTask, standing_keys, without_duplicates
+from pipelines.indexing.shard_files import ShardTask, without_duplicates
 from pipelines.indexing.stage_costs import DEFAULT_IMAGE_BYTES, ID_BYTES, Workload
 from pipelines.indexing.towers_cost import towers_of
 from pipelines.indexing.transforms import ShardPlan
@@ -203,11 +203,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
     to_embed, carried, standing = (round(number * share) for number in (to_embed, carried, standing))
     rejected = round((counts.rejected + sum(duplicates)) * share)
     products, vectors = to_embed + carried + standing, round(counts.vectors * share)
-    if is_sample:
-        folder = embeddings_folder(config.work.uri, source.encoder.fingerprint)
-        complete = len(standing_keys(folder) & set(shards.keys))
-    else:
-        complete = sum(stands)
+    complete = shards.complete if is_sample else sum(stands)
     rows = vectors or products
     spec = spec_to_build(config.index, rows, source.encoder.dim, reusable) if products else None
     bill = None
@@ -264,7 +260,8 @@ def _preparer(source: CatalogSource, *, per_image: bool) -> ProductPreparer:
     """Reads products as the run will, but no image that lies outside the catalog."""
     config, encoder = source.config, source.encoder
     sections = (config.catalog, config.fetch, config.decode)
-    opened = ProductPreparer.open(*sections, inputs=encoder, previous=source.previous, per_image=per_image)
+    left = None if source.previous is None else source.previous.open()
+    opened = ProductPreparer.open(*sections, inputs=encoder, previous=left, per_image=per_image)
     if opened.pool is None or encoder.preprocessing is None:
         return opened
     opened.close()

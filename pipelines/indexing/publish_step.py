@@ -107,7 +107,7 @@ def publish_build(run: RunContext, build: FinishedBuild) -> RunResult:
         result = _publish(run, build)
         finished = FinishedRun(
             name=run.record.name,
-            shards=build.plan.shard_keys,
+            shards=build.plan.numbering.shard_keys,
             encoder=run.encoder.fingerprint,
             catalog_uri=run.catalog_uri,
             build=run.build,

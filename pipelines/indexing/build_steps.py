@@ -26,7 +26,7 @@ from index_builder.drift import (
 )
 from index_builder.embedding_shards import NumberedShard
 from index_builder.faiss_files import IndexShard
-from index_builder.filter_bitmaps import ProductsPart, read_products_part
+from index_builder.filter_bitmaps import ProductsFile, read_products_file
 from index_builder.held_out import HeldOut, find_held_out
 from index_builder.manifest import EncoderSummary
 from index_builder.merge import merge_index_shards
@@ -176,7 +176,7 @@ class FinishedBuild:
     fit: CodecFit
     serving_shards: tuple[IndexShard, ...]
     refine_shards: tuple[IndexShard, ...]
-    products: tuple[ProductsPart, ...]
+    products: tuple[ProductsFile, ...]
     table: tuple[SearchMeasurement, ...]
     chosen: SearchChoice
     queries: int
@@ -219,12 +219,12 @@ def product_files(plan: BuildPlan) -> tuple[str, ...]:
     return (plan.numbering.products_uri,)
 
 
-def read_products(run: RunContext, plan: BuildPlan, number: int) -> ProductsPart:
+def read_products(run: RunContext, plan: BuildPlan, number: int) -> ProductsFile:
     """Reads one file of products, for its hash and the rows of its values."""
     name = f"{number:05d}"
     with run.record.timed("number", f"part-{name}"):
         uri = product_files(plan)[number]
-        return read_products_part(uri, run.path("products_values", name), of_rows=plan.numbering.rows)
+        return read_products_file(uri, run.path("products_values", name), of_rows=plan.numbering.rows)
 
 
 def sample(run: RunContext, plan: BuildPlan, number: int) -> ShardSample:
@@ -344,7 +344,7 @@ def verify(
     samples: Sequence[ShardSample],
     merged: Sequence[IndexShard],
     refined: Sequence[IndexShard],
-    products: Sequence[ProductsPart],
+    products: Sequence[ProductsFile],
 ) -> FinishedBuild:
     """Checks that the files, each of which was checked by who made it, are a whole index; measures it against exact
     search, and chooses the search parameters.

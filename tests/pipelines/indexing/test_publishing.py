@@ -16,7 +16,7 @@ from encoders.errors import EncoderError
 from index_builder import IndexReader, publish, storage
 from index_builder.drift import CodecChoice, CodecFit
 from index_builder.errors import StorageError
-from index_builder.filter_bitmaps import ProductsPart, read_products_part
+from index_builder.filter_bitmaps import ProductsFile, read_products_file
 from index_builder.manifest import EncoderSummary
 from index_builder.spec import IndexConfig
 from pipelines.catalog.dead_letters import write_dead_letters
@@ -105,7 +105,7 @@ def night(store: str, built: tuple[Build, EncoderConfig], tmp_path: Path) -> Ite
         )
 
 
-def products(store: str, edges: list[int]) -> tuple[ProductsPart, ...]:
+def products(store: str, edges: list[int]) -> tuple[ProductsFile, ...]:
     """The files of products in ranges of rows, as their stage leaves them."""
     parts = []
     for number, (start, stop) in enumerate(pairwise(edges)):
@@ -123,7 +123,7 @@ def products(store: str, edges: list[int]) -> tuple[ProductsPart, ...]:
                 writer.write_table(table, max_chunksize=150)
 
         made = storage.artifact(f"{store}/work/products-{number}-of-{len(edges)}", edges, make)
-        parts.append(read_products_part(made.files[0], f"{store}/work/values/{number}-of-{len(edges)}", of_rows=ROWS))
+        parts.append(read_products_file(made.files[0], f"{store}/work/values/{number}-of-{len(edges)}", of_rows=ROWS))
     return tuple(parts)
 
 

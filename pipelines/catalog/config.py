@@ -12,7 +12,7 @@ import codecs
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from string import Formatter
 from typing import Any, Literal, get_args
 
@@ -305,6 +305,17 @@ class CatalogConfig:
         """Display and filter columns and that of the groups, each once, in this order."""
         group = () if self.group_field is None else (self.group_field,)
         return tuple(dict.fromkeys((*self.display_fields, *self.filter_fields, *group)))
+
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """What of the config shapes the products that come out of the same bytes, by field.
+
+        A `group_field` among the display or filter columns is carried without it as well: it changes nothing of them.
+        """
+        values = asdict(self)
+        if self.group_field in (*self.display_fields, *self.filter_fields):
+            values["group_field"] = None
+        return values
 
     @property
     def stated_types(self) -> dict[str, pa.DataType]:

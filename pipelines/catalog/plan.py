@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -165,7 +165,7 @@ def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPla
         raise CatalogError(f"catalog.uri: expected products at {config.shown_uri}, found files without rows")
     # What else decides which products come out of the same bytes.
     others = ("uri", "format", "shard_rows", "shard_bytes", "max_file_ratio")
-    shaping = sorted((name, value) for name, value in asdict(config).items() if name not in others)
+    shaping = sorted((name, value) for name, value in config.shaping.items() if name not in others)
     reading = [files[0].file.format, schema_text(schema), shaping]
     shards = (
         CatalogShard(position=number, key=_key(reading, packed), format=files[0].format, ranges=packed, schema=schema)

@@ -95,7 +95,8 @@ def forecast_run(source: CatalogSource) -> Forecast:
     found: list[tuple[bool, int, int]] = []  # of each shard whether it stands, products to embed and carried over
     expected = (shards.rows or 0) + (previous.catalog.products if previous else 0)
     sections = (config.catalog, config.fetch, config.decode)
-    opened = ProductPreparer.open(*sections, inputs=source.encoder, previous=source.previous, per_image=per_image)
+    left = None if source.previous is None else source.previous()
+    opened = ProductPreparer.open(*sections, inputs=source.encoder, previous=left, per_image=per_image)
     with closing(opened) as preparer, ExternalSort(expected) as ids:
         for number, task in enumerate(shards.tasks):
             summary = task.files.read_summary(task.position)

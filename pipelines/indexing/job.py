@@ -22,7 +22,6 @@ from pipelines.indexing.build_steps import (
     RunContext,
     build_key,
     check_size,
-    embeddings_folder,
     reusable_codec,
     spec_to_build,
 )
@@ -30,7 +29,7 @@ from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.progress import index_lines, print_summary, show_progress
 from pipelines.indexing.publish_step import RunResult, published_manifest, read_result, stage_query_encoder
 from pipelines.indexing.run_record import RunRecord
-from pipelines.indexing.shard_files import read_finished_run, standing_keys
+from pipelines.indexing.shard_files import read_finished_run
 from pipelines.indexing.transforms import BeamOptions, ShardPlan, run_pipeline
 from pipelines.indexing.work_folder import (
     LeaseHeldError,
@@ -108,8 +107,7 @@ def run_job(source: Source, beam_options: BeamOptions) -> tuple[RunResult, RunRe
         with failures_of_work(StorageError), record.timed("plan") as facts:
             shards, reusable = plan_run(source)
             query_encoder_uri = stage_query_encoder(shards.query_encoder, shards.encoder.fingerprint, work_uri)
-            complete = standing_keys(embeddings_folder(work_uri, shards.encoder.fingerprint)) & set(shards.keys)
-            facts |= {"shards": len(shards.keys), "rows": shards.rows, "shards_complete": len(complete)}
+            facts |= {"shards": len(shards.keys), "rows": shards.rows, "shards_complete": shards.complete}
             facts |= {"nothing_carried_over": shards.nothing_carried_over, "text_limit": shards.text_limit}
         if shards.nothing_carried_over:
             log.info("nothing is carried over: %s", shards.nothing_carried_over)

@@ -205,7 +205,7 @@ def publish_build(
         result = _published(run, build, publication, written)
         finished = FinishedRun(
             name=run.record.name,
-            shards=build.plan.shard_keys,
+            shards=build.plan.numbering.shard_keys,
             encoder=run.encoder.fingerprint,
             catalog_uri=run.catalog_uri,
             build=run.build,

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -24,16 +24,21 @@ from apache_beam.utils import shared
 
 from encoders.config import EncoderConfig
 from index_builder import storage
+from index_builder.errors import IndexBuilderError
 from index_builder.manifest import EncoderSummary
 from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failures_of_work
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
-from pipelines.indexing.build_steps import RunContext
+from pipelines.indexing.build_steps import BuildPlan, RunContext
+from pipelines.indexing.product_groups import ShardGroups
 from pipelines.indexing.publish_step import RunResult, begin_publishing, copy_tasks, copy_to_version, publish_build
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
+from pipelines.indexing.task_list import TaskList, TaskRange
 from pipelines.indexing.worker_probe import WorkerProbe, describe_workers, said_by_worker
 
+TASKS_FILE = "tasks.pickle"
+"""In the run's record, while it runs."""
 PROGRESS_SECONDS = 1.0
 QUESTIONS = 256
 """How often the workers are asked together, dealt out at random: of 16 workers one is missed in 1 of 900,000 runs."""
@@ -59,8 +64,9 @@ class ShardPlan:
     """The embedding shards of a run.
 
     Attributes:
-        tasks: Shards that `maker` makes where they are not complete, in plan order.
-        standing: The shards of a source that has nothing to make, in plan order.
+        tasks: The shards in plan order.
+        maker: Makes those that are not complete.
+        complete: How many of them are, as far as a listing says.
         rows: Rows to read; None where the catalog does not say before reading.
         encoder: What makes the vectors, or made them.
         query_encoder: Whose query side is published with the index; None for what stands on the work URI, if anything.
@@ -74,9 +80,9 @@ class ShardPlan:
     """
 
     stage: Stage
-    tasks: tuple[ShardTask, ...] = ()
-    maker: ShardMaker | None = None
-    standing: tuple[ShardSummary, ...] = ()
+    tasks: tuple[ShardTask, ...]
+    maker: ShardMaker
+    complete: int
     rows: int | None
     encoder: EncoderSummary
     query_encoder: EncoderConfig | None
@@ -91,7 +97,7 @@ class ShardPlan:
     @property
     def keys(self) -> list[str]:
         """Of the embedding shards, in plan order."""
-        return [task.files.key for task in self.tasks] or [summary.key for summary in self.standing]
+        return [task.files.key for task in self.tasks]
 
 
 @contextmanager
@@ -215,19 +221,27 @@ def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> No
     encoder = shards.query_encoder if shards.stage == "embed" else None
     elsewhere = runs_elsewhere(options)
     probe = WorkerProbe.begin(run.record, run.work_uri, encoder, shards.encoder.fingerprint) if elsewhere else None
+    tasks = TaskList.write(storage.join(run.record.uri, TASKS_FILE), shards.tasks)
     with beam_run(options, run.record) as root:
-        if shards.maker is None:
-            summaries = after_probe(root | "StandingShards" >> beam.Create(shards.standing, reshuffle=False), probe)
-        else:
-            summaries = (
-                after_probe(root | "PlannedShards" >> beam.Create(shards.tasks, reshuffle=False), probe)
-                # Breaks fusion with the plan, so that the shards spread over the workers.
-                | "SpreadShards" >> beam.Reshuffle()
-                | "MakeShard" >> beam.ParDo(MakeShards(shards.stage, shards.maker, run.record, probe))
-            )
-        build_and_publish(summaries, run)
+        summaries = make_shards(root, tasks, shards, run, probe)
+        build_and_publish(summaries, run, ShardGroups.of_plan(shards.tasks))
+    with suppress(IndexBuilderError):
+        storage.remove_file(tasks.uri)  # of use to this run alone
     if probe is not None:
         log.info("%s", describe_workers(probe.answers()))
+
+
+def make_shards(
+    root: beam.Pipeline, tasks: TaskList, shards: ShardPlan, run: RunContext, probe: WorkerProbe | None
+) -> beam.PCollection[ShardSummary]:
+    """Wires in the making of the shards, which travel by the address of their list, so that the graph stays small."""
+    return (
+        after_probe(root | "PlannedShards" >> beam.Create([tasks], reshuffle=False), probe)
+        | "CutShardTasks" >> beam.FlatMap(lambda tasks: tasks.ranges())
+        # Breaks fusion with the plan, so that the shards spread over the workers.
+        | "SpreadShards" >> beam.Reshuffle()
+        | "MakeShard" >> beam.ParDo(MakeShards(shards.stage, shards.maker, run.record, probe))
+    )
 
 
 def after_probe(elements: beam.PCollection[Any], probe: WorkerProbe | None) -> beam.PCollection[Any]:
@@ -246,7 +260,7 @@ def after_probe(elements: beam.PCollection[Any], probe: WorkerProbe | None) -> b
 
 
 class MakeShards(beam.DoFn):
-    """Makes embedding shards that are not complete yet: `ShardTask` in, `ShardSummary` out.
+    """Makes embedding shards that are not complete yet: `TaskRange` in, `ShardSummary` out.
 
     The maker is opened on the first of them: a rerun over complete shards loads no encoder.
     """
@@ -259,9 +273,10 @@ class MakeShards(beam.DoFn):
         names = ("products_embedded", "products_carried_over", "products_rejected", "shards_already_complete")
         self._counters = {name: Metrics.counter(stage, name) for name in names}
 
-    def process(self, task: ShardTask) -> Iterator[ShardSummary]:
+    def process(self, element: TaskRange) -> Iterator[ShardSummary]:
         if self._probe is not None:
             self._probe.ask()  # a worker that came later, or took the place of one that died
+        task = element.read()
         unit = f"{task.position:06d}"
         summary = task.files.read_summary(task.position)
         if summary is not None:
@@ -294,19 +309,57 @@ def _facts(summary: ShardSummary) -> dict[str, int]:
     return {"rows_in": summary.rows_in, "products": summary.products, "embedded": summary.embedded}
 
 
-def build_and_publish(summaries: beam.PCollection[ShardSummary], run: RunContext) -> beam.PCollection[RunResult]:
-    """Wires in the steps of `build_steps`, and the publishing, which also leaves the result in the run's folder."""
-    plan = (
+def number_products(
+    summaries: beam.PCollection[ShardSummary], run: RunContext, groups: ShardGroups
+) -> beam.PCollection[BuildPlan]:
+    """Wires in the numbering: by one worker, or, of a catalog of several groups, by all."""
+    if len(groups.starts) == 1:
+        return (
+            summaries
+            | "GatherSummaries" >> beam.combiners.ToList()
+            | "NumberProducts" >> beam.Map(lambda summaries: steps.number(run, summaries))
+        )
+    listed = (
         summaries
-        | "GatherSummaries" >> beam.combiners.ToList()
-        | "NumberProducts" >> beam.Map(lambda summaries: steps.number(run, summaries))
+        | "GroupOfShard" >> beam.Map(lambda summary: (groups.group_of(summary.position), summary))
+        | "ShardsOfGroup" >> beam.GroupByKey()
+        | "ListIds" >> beam.Map(lambda group: steps.list_ids(run, groups, group[0], group[1]))
+        | "GatherListed" >> beam.combiners.ToList()
     )
+    numbers = listed | "CutNumbering" >> beam.FlatMap(lambda listed: range(len(listed)))
+    all_listed = AsSingleton(listed)
+    repeats = (
+        numbers
+        | "SpreadRepeats" >> beam.Reshuffle()
+        | "FindRepeats" >> beam.Map(lambda number, listed: steps.find_repeats(run, listed, number), all_listed)
+    )
+    written = (
+        numbers
+        | "SpreadProducts" >> beam.Reshuffle()
+        | "WriteProducts"
+        >> beam.Map(
+            lambda number, listed, repeats: steps.write_products(run, listed, list(repeats), number),
+            *(all_listed, AsIter(repeats)),
+        )
+    )
+    return (
+        written
+        | "GatherWritten" >> beam.combiners.ToList()
+        | "JoinGroups" >> beam.Map(lambda written, listed: steps.join_groups(run, listed, written), all_listed)
+    )
+
+
+def build_and_publish(
+    summaries: beam.PCollection[ShardSummary], run: RunContext, groups: ShardGroups
+) -> beam.PCollection[RunResult]:
+    """Wires in the steps of `build_steps`, and the publishing, which also leaves the result in the run's folder."""
+    plan = number_products(summaries, run, groups)
     the_plan = AsSingleton(plan)
     samples = (
         plan
-        | "CutSampleTasks" >> beam.FlatMap(lambda plan: range(len(plan.numbering.shards)))
+        | "CutSampleTasks" >> beam.FlatMap(steps.sample_tasks)
         | "SpreadSampling" >> beam.Reshuffle()
-        | "SampleShard" >> beam.Map(lambda number, plan: steps.sample(run, plan, number), the_plan)
+        | "SampleShards" >> beam.Map(lambda first, plan: steps.sample(run, plan, first), the_plan)
     )
     all_samples = AsIter(samples)
     choice = plan | "TrainCodec" >> beam.Map(lambda plan, samples: steps.train(run, plan, list(samples)), all_samples)
@@ -332,8 +385,8 @@ def build_and_publish(summaries: beam.PCollection[ShardSummary], run: RunContext
     )
     products = (
         plan
-        | "CutProducts" >> beam.FlatMap(lambda plan: range(len(steps.product_files(plan))))
-        | "SpreadProducts" >> beam.Reshuffle()
+        | "CutProducts" >> beam.FlatMap(lambda plan: range(len(plan.numbering.products)))
+        | "SpreadReading" >> beam.Reshuffle()
         | "ReadProducts" >> beam.Map(lambda number, plan: steps.read_products(run, plan, number), the_plan)
     )
     build = (

@@ -32,7 +32,7 @@ from pipelines.indexing import build_steps as steps
 from pipelines.indexing.build_steps import BuildPlan, RunContext
 from pipelines.indexing.previous_lookups import PreviousLookups
 from pipelines.indexing.product_groups import ShardGroups
-from pipelines.indexing.publish_step import RunResult, publish_build
+from pipelines.indexing.publish_step import RunResult, begin_publishing, copy_tasks, copy_to_version, publish_build
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
 from pipelines.indexing.task_list import TaskList, TaskRange
@@ -413,15 +413,31 @@ def build_and_publish(
         | "MergeIndexShards"
         >> beam.Map(lambda group, choice: steps.merge(run, choice, group[0], list(group[1])), the_choice)
     )
-    return (
+    products = (
+        plan
+        | "CutProducts" >> beam.FlatMap(lambda plan: range(len(plan.numbering.products)))
+        | "SpreadReading" >> beam.Reshuffle()
+        | "ReadProducts" >> beam.Map(lambda number, plan: steps.read_products(run, plan, number), the_plan)
+    )
+    build = (
         merged
         | "GatherMerged" >> beam.combiners.ToList()
         | "VerifyIndex"
         >> beam.Map(
-            lambda merged, plan, choice, samples, refined: steps.verify(
-                run, plan, choice, list(samples), merged, list(refined)
+            lambda merged, plan, choice, samples, refined, products: steps.verify(
+                run, plan, choice, list(samples), merged, list(refined), list(products)
             ),
-            *(the_plan, the_choice, all_samples, AsIter(refined)),
+            *(the_plan, the_choice, all_samples, AsIter(refined), AsIter(products)),
         )
-        | "PublishVersion" >> beam.Map(lambda build: publish_build(run, build))
+    )
+    the_publication = AsSingleton(build | "BeginPublishing" >> beam.Map(lambda build: begin_publishing(run, build)))
+    written = (
+        build
+        | "CutCopyTasks" >> beam.FlatMap(lambda build, begun: copy_tasks(run, build, begun), the_publication)
+        | "SpreadCopying" >> beam.Reshuffle()
+        | "CopyToVersion" >> beam.FlatMap(lambda task, begun: copy_to_version(run, begun, task), the_publication)
+    )
+    return build | "PublishVersion" >> beam.Map(
+        lambda build, begun, written: publish_build(run, build, begun, list(written)),
+        *(the_publication, AsIter(written)),
     )

@@ -31,12 +31,13 @@ from index_builder.manifest import (
 )
 from index_builder.merge import merge_index_shards
 from index_builder.planner import BYTES_PER_DIM, plan_adds, plan_index, plan_refinement, plan_sample, probes_per_factor
-from index_builder.publish import StagedFile, publish_version, staged_bytes, with_nprobe
+from index_builder.publish import publish_version
 from index_builder.refine import write_refine_codes
 from index_builder.sampling import QuerySet, read_queries, write_sample
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import SearchChoice, SearchMeasurement, choose_search, measure_search
 from index_builder.verify import verify_index, verify_refine_codes
+from index_builder.version_files import StagedFile, staged_bytes, with_nprobe
 
 ENCODER = "0123456789abcdef"
 
@@ -215,7 +216,7 @@ def write_staged(staged: Mapping[str, str | StagedFile], folder: str) -> None:
     """Writes the files of a version into a folder, as they would be published."""
     for name, file in staged.items():
         source = StagedFile(uri=file) if isinstance(file, str) else file
-        storage.write_bytes_atomic(storage.join(folder, name), b"".join(staged_bytes(source)))
+        storage.write_bytes_atomic(storage.join(folder, name), staged_bytes(source))
 
 
 def published(root: str, rows: int = 300, dim: int = 16, *, seed: int = 0, **config: object) -> str:

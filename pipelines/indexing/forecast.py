@@ -22,7 +22,6 @@ from index_builder import IndexReader, embedding_shards, storage
 from index_builder.drift import ReusableCodec
 from index_builder.manifest import Manifest
 from index_builder.planner import plan_refinement
-from index_builder.publish import PRODUCTS_FILE
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from pipelines.catalog.image_values import ImageRef
 from pipelines.catalog.layouts import as_configured
@@ -293,7 +292,7 @@ def _product_costs(source: CatalogSource, counts: _Counts, previous: Manifest | 
     facts: dict[str, Any] = {"images": images, "images_outside": outside, "image_bytes": image_bytes}
     facts["towers"] = towers_of(source.config.encoder, source.encoder, counts.text_characters / seen, images > 0)
     if previous is not None and previous.catalog.products:
-        stored = sum(entry.bytes for entry in previous.files if entry.path == PRODUCTS_FILE)
+        stored = sum(entry.bytes for entry in previous.products_files())
         rows = previous.catalog.vectors or previous.catalog.products
         facts["column_bytes"] = max(0.0, stored / rows - ID_BYTES)
     elif not source.config.catalog.carried_fields:

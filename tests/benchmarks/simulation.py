@@ -5,7 +5,8 @@
 A billion products are 244,000 shards of 4,096. Planning lists and names all of them. Numbering runs one group of
 shards in full, and the steps over all groups with the others' files made up; so do merging (as many parts), the
 manifest and the reader. Every request waits as an object store lets it wait, on the thread that asked, so what is read
-side by side is seen to be. Two things are added by calculation, and marked so: the work for rows (the made-up shards have few), by what is measured of whole shards, and how often 64 workers do what one was measured at.
+side by side is seen to be. Two things are calculated, and marked so: the work for rows, of which the made-up shards
+have few, by what whole shards take; and how often each of the workers does what one was measured at.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
 import resource
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,11 +37,8 @@ from index_builder.faiss_files import IndexShard
 from index_builder.manifest import Manifest
 from index_builder.merge import merge_index_shards
 from index_builder.publish import manifest_uri, read_current, read_manifest
-try:
-    from index_builder.verify import check_index_shard
-except ImportError:
-    check_index_shard = None
-from pipelines.catalog.dead_letters import places_table, write_dead_letters
+from index_builder.verify import check_index_shard
+from pipelines.catalog.dead_letters import PLACES_SCHEMA, write_dead_letters
 from pipelines.catalog.previous_version import keyed_records
 from pipelines.catalog.sorted_runs import SortedRun, write_run
 from pipelines.config.command_line import load_job_config
@@ -77,10 +76,10 @@ KEYS_OF_LISTING = 1000
 """What an object store names in one answer."""
 FILES_OF_SHARD = (".parquet", ".columns.arrow", ".rejected.parquet", ".places.arrow", ".json")
 ADD_ROWS = 200_000
-ENCODER = "package://encoders/pretrained/demo"
+ROWS_OF_SERVING_SHARD = 15_000_000
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Step:
     """A step as it was measured.
 
@@ -133,26 +132,30 @@ class Store:
 @contextmanager
 def measured(store: Store, steps: list[Step], name: str, **changes: Any) -> Iterator[dict[str, Any]]:
     """Measures a block in the late store; what is put into the yielded dict goes into the step."""
-    before, started = _peak_mb(), time.perf_counter()
+    before, started = peak_mb(), time.perf_counter()
     facts: dict[str, Any] = {}
     with counting() as asked, store.late():
         yield facts
         seconds = time.perf_counter() - started
     pages = sum(store.pages(request.path) - 1 for request in asked.requests if request.kind == "list")
-    step = Step(name=name, seconds=seconds, memory_mb=_peak_mb() - before, requests=asked.of() + pages)
+    step = Step(name=name, seconds=seconds, memory_mb=peak_mb() - before, requests=asked.of() + pages)
     step = replace(step, **changes | facts)
     steps.append(step)
     print_step(step)
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
+    """The most that this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
 def print_step(step: Step) -> None:
     """A line for a step, as soon as it is known."""
     what = f"   ({step.calculated})" if step.calculated else ""
-    print(f"  {step.name:34} {step.seconds:9.1f} s  {step.memory_mb:8,.0f} MB  {step.requests:9,} requests{what}", flush=True)
+    print(
+        f"  {step.name:34} {step.seconds:9.1f} s  {step.memory_mb:8,.0f} MB  {step.requests:9,} requests{what}",
+        flush=True,
+    )
 
 
 def write_catalog(store: Store, files: int) -> str:
@@ -218,7 +221,7 @@ def write_shard(files: ShardFiles, position: int, rows: int) -> ShardSummary:
             modalities = np.full(rows, Modality.TEXT, np.uint8)
             vectors.write(ids, np.zeros((rows, 8), np.float16), fingerprints, modalities)
             write_columns(pa.record_batch({"title": ids}))
-            write_places(places_table([], pa.array([], pa.string())))
+            write_places(PLACES_SCHEMA.empty_table())
         write_dead_letters(made.rejected, [])
         return ShardSummary(position=position, key=files.key, rows_in=rows, products=rows, embedded=rows)
 
@@ -299,82 +302,79 @@ def _other_group(store: Store, groups: ShardGroups, position: int, first: Listed
 LISTS, CODE_DIM = 1024, 64
 
 
-def merge_parts(folder: str, parts: int) -> tuple[float, float, float]:
-    """Merges so many parts of few rows; gives seconds, MB that the process grew, and seconds of checking the file."""
+def write_parts(folder: str, parts: int, rows: int) -> list[IndexShard]:
+    """Parts of an index, each of so many rows with codes of 64 bytes."""
     random = np.random.default_rng(0)
-    kind = faiss.ScalarQuantizer.QT_8bit_direct
-    flat = faiss.IndexFlatIP(CODE_DIM)
+    kind, flat = faiss.ScalarQuantizer.QT_8bit_direct, faiss.IndexFlatIP(CODE_DIM)
     codec = faiss.IndexIVFScalarQuantizer(flat, CODE_DIM, LISTS, kind, faiss.METRIC_INNER_PRODUCT, False)
     codec.quantizer.add(random.normal(size=(LISTS, CODE_DIM)).astype(np.float32))
     codec.is_trained = True
     made = []
     for number in range(parts):
         codec.reset()
-        ids = np.arange(number * FEW_ROWS, (number + 1) * FEW_ROWS)
-        vectors = random.integers(0, 255, (FEW_ROWS, CODE_DIM)).astype(np.float32)
-        codec.add_core(*(FEW_ROWS, faiss.swig_ptr(vectors), faiss.swig_ptr(ids)), faiss.swig_ptr(ids % LISTS))
+        ids = np.arange(number * rows, (number + 1) * rows)
+        vectors, lists = np.zeros((rows, CODE_DIM), np.float32), ids % LISTS
+        codec.add_core(rows, faiss.swig_ptr(vectors), faiss.swig_ptr(ids), faiss.swig_ptr(lists))
         path = f"{folder}/{number}.faiss"
         faiss.write_index(codec, path)
-        facts = {"rows": FEW_ROWS, "first_row": number * FEW_ROWS, "codec_fingerprint": "c", "sha256": str(number)}
+        facts = {"rows": rows, "first_row": number * rows, "codec_fingerprint": "c", "sha256": str(number)}
         made.append(IndexShard(uri=path, **facts))
-    before, started = _peak_mb(), time.perf_counter()
+    return made
+
+
+def merge_parts(folder: str, parts: int) -> tuple[float, float]:
+    """Merges so many parts of few rows; gives seconds, and MB that the process grew."""
+    made = write_parts(folder, parts, FEW_ROWS)
+    before, started = peak_mb(), time.perf_counter()
     merge_index_shards(made, f"{folder}/merged.faiss")
-    return time.perf_counter() - started, _peak_mb() - before, 0.0
+    return time.perf_counter() - started, peak_mb() - before
 
 
-def check_rows(folder: str, rows: int) -> tuple[float, float, float]:
-    """Checks an index file of so many rows; gives seconds, MB that the process grew, and the file's bytes."""
-    random = np.random.default_rng(0)
-    flat = faiss.IndexFlatIP(CODE_DIM)
-    kind = faiss.ScalarQuantizer.QT_8bit_direct
-    codec = faiss.IndexIVFScalarQuantizer(flat, CODE_DIM, LISTS, kind, faiss.METRIC_INNER_PRODUCT, False)
-    codec.quantizer.add(random.normal(size=(LISTS, CODE_DIM)).astype(np.float32))
-    codec.is_trained = True
-    ids, vectors = np.arange(rows), np.zeros((rows, CODE_DIM), np.float32)
-    codec.add_core(*(rows, faiss.swig_ptr(vectors), faiss.swig_ptr(ids)), faiss.swig_ptr(ids % LISTS))
-    part = f"{folder}/part.faiss"
-    faiss.write_index(codec, part)
-    del codec, vectors
-    shard = IndexShard(uri=part, rows=rows, first_row=0, codec_fingerprint="c", sha256="one")
-    merged = merge_index_shards([shard], f"{folder}/merged.faiss")
-    before, started = _peak_mb(), time.perf_counter()
+def check_rows(folder: str, rows: int) -> tuple[float, float]:
+    """Checks an index file of so many rows; gives CPU seconds, and MB that the process grew."""
+    merged = merge_index_shards(write_parts(folder, 2, rows // 2), f"{folder}/merged.faiss")
+    before, started = peak_mb(), time.process_time()
     check_index_shard(merged, dim=CODE_DIM, codec_fingerprint="c")
-    return time.perf_counter() - started, _peak_mb() - before, float(storage.size(merged.uri))
+    return time.process_time() - started, peak_mb() - before
 
 
-def in_own_process(work: Callable[..., tuple[float, float, float]], *arguments: Any) -> tuple[float, float, float]:
+def in_own_process(work: str, count: int) -> tuple[float, float]:
     """What a fresh process measures, whose memory is its own."""
-    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, (folder, *arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tests.benchmarks.simulation", "--work", work, "--folder", folder]
+        told = subprocess.run([*command, "--count", str(count)], check=True, capture_output=True, text=True).stdout
+    seconds, grown = json.loads(told.splitlines()[-1])
+    return seconds, grown
 
 
-def manifest_and_reader(shards: int, steps: list[Step]) -> None:
+def manifest_and_reader(shards: int, request_seconds: float, steps: list[Step]) -> None:
     """A small version whose manifest names as many shards: written, read, opened."""
+
+    def step(name: str, started: float, before: float, requests: int, calculated: str = "") -> None:
+        seconds = time.perf_counter() - started + request_seconds * requests
+        steps.append(Step(name, seconds, peak_mb() - before, requests, calculated))
+        print_step(steps[-1])
+
     with tempfile.TemporaryDirectory() as folder:
         index = published(folder, rows=2000)
         version = read_current(index)
-        names = [f"s3://a-bucket-of-the-shop/nightly/work/embeddings/{'e' * 16}/{n:032x}.parquet" for n in range(shards)]
+        prefix = f"s3://a-bucket-of-the-shop/nightly/work/embeddings/{'e' * 16}"
+        names = tuple(f"{prefix}/{number:032x}.parquet" for number in range(shards))
         small = read_manifest(index, version)
-        started, before = time.perf_counter(), _peak_mb()
-        text = replace(small, embedding_shards=tuple(names)).to_sealed_json()
-        steps.append(Step(name="manifest, written", seconds=time.perf_counter() - started, memory_mb=_peak_mb() - before, requests=1))
-        print_step(steps[-1])
+        before, started = peak_mb(), time.perf_counter()
+        text = replace(small, embedding_shards=names).to_sealed_json()
+        step(f"manifest of {len(text) / 1e6:.0f} MB, written", started, before, 1)
         Path(manifest_uri(index, version)).write_text(text)
-        started, before = time.perf_counter(), _peak_mb()
+        before, started = peak_mb(), time.perf_counter()
         Manifest.from_json(text)
-        steps.append(Step(name=f"manifest, read ({len(text) / 1e6:.0f} MB)", seconds=time.perf_counter() - started, memory_mb=_peak_mb() - before, requests=1))
-        print_step(steps[-1])
-        started, before = time.perf_counter(), _peak_mb()
-        reader = IndexReader.open(index)
-        seconds = time.perf_counter() - started
-        requests = 2 + len(small.files)
-        steps.append(Step(name="reader, opened", seconds=seconds + 0.03 * requests, memory_mb=_peak_mb() - before, requests=requests, calculated="0.03 s for each file; without downloads"))
-        print_step(steps[-1])
-        del reader
+        step("manifest, read", started, before, 1)
+        before, started = peak_mb(), time.perf_counter()
+        IndexReader.open(index)
+        step("reader, opened", started, before, 2 + len(small.files), "one request a file; without downloads")
 
 
-def simulate(rows: int, workers: int, request_seconds: float, check_million: tuple[float, float, float]) -> list[Step]:
-    """All steps at so many rows."""
+def simulate(rows: int, workers: int, request_seconds: float, million: tuple[float, float]) -> list[Step]:
+    """All steps at so many rows; `million` is what checking an index of a million rows takes."""
     shards = math.ceil(rows / SHARD_ROWS)
     steps: list[Step] = []
     with counted_store() as uri:
@@ -382,39 +382,44 @@ def simulate(rows: int, workers: int, request_seconds: float, check_million: tup
     with counted_store() as uri:
         number(Store(uri, request_seconds), shards, workers, steps)
     parts = math.ceil(rows / ADD_ROWS)
-    seconds, grown, _ = in_own_process(merge_parts, parts)
-    steps.append(Step(name=f"merge, {parts:,} parts of few rows", seconds=seconds + 2 * request_seconds * parts, memory_mb=grown, requests=2 * parts, calculated="2 requests a part, one after the other"))
-    print_step(steps[-1])
-    seconds, grown, size = check_million
-    per_worker = rows / min(workers, max(1, rows // 15_000_000))
-    words = f"{min(workers, max(1, rows // 15_000_000))} serving shards, by {seconds:.2f} s for a million rows"
-    steps.append(Step(name="check of a serving shard", seconds=seconds * per_worker / 1e6, memory_mb=grown * per_worker / 1e6, requests=3, calculated=words))
-    print_step(steps[-1])
-    manifest_and_reader(shards, steps)
+    seconds, grown = in_own_process("merge_parts", parts)
+    words = "2 requests a part, one after the other; rows apart"
+    merged = Step(f"merge of {parts:,} parts", seconds + 2 * request_seconds * parts, grown, 2 * parts, words)
+    serving = max(1, min(workers, rows // ROWS_OF_SERVING_SHARD))
+    share = rows / serving / 1e6
+    words = f"each of {serving} serving shards by its worker; {million[0]:.2f} s for a million rows"
+    checked = Step("check of an index file", million[0] * share, million[1] * share, 3, words)
+    for step in (merged, checked):
+        print_step(step)
+    steps += [merged, checked]
+    manifest_and_reader(shards, request_seconds, steps)
     return steps
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the simulation and prints its table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rows", type=float, nargs="+", default=[1e8, 1e9])
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--request-ms", type=float, default=30.0)
-    parser.add_argument("--json", help="write the steps here too")
+    for name in ("--work", "--folder", "--count"):  # of a process of its own
+        parser.add_argument(name, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     faiss.omp_set_num_threads(1)
+    if arguments.work:
+        works = {"merge_parts": merge_parts, "check_rows": check_rows}
+        print(json.dumps(works[arguments.work](arguments.folder, int(arguments.count))))
+        return
     print(machine_line("faiss-cpu", "pyarrow", "apache-beam"))
     print(command_line())
-    million = in_own_process(check_rows, 1_000_000)
-    found = {}
+    million = in_own_process("check_rows", 1_000_000)
     for rows in map(int, arguments.rows):
-        print(f"\n{rows:,} rows, {math.ceil(rows / SHARD_ROWS):,} shards, {arguments.workers} workers, {arguments.request_ms:g} ms a request")
-        found[rows] = simulate(rows, arguments.workers, arguments.request_ms / 1000, million)
-        for name in ("plan", "number"):
-            own = [step for step in found[rows] if step.name.startswith(name)]
-            print(f"  {name}: {sum(step.seconds for step in own) / 60:.1f} min, {sum(step.requests for step in own):,} requests")
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps({rows: [vars(step) for step in steps] for rows, steps in found.items()}))
+        machines = f"{arguments.workers} workers, {arguments.request_ms:g} ms a request"
+        print(f"\n{rows:,} rows, {math.ceil(rows / SHARD_ROWS):,} shards, {machines}")
+        steps = simulate(rows, arguments.workers, arguments.request_ms / 1000, million)
+        for name in ("plan, second", "number"):
+            own = [step for step in steps if step.name.startswith(name)]
+            print(f"  {name}: {sum(step.seconds for step in own) / 60:.1f} min in all")
 
 
 if __name__ == "__main__":

@@ -214,13 +214,18 @@ def _joined(column: pa.ChunkedArray) -> pa.Array:
 
 def read_products(uri: str) -> tuple[pa.Array, np.ndarray]:
     """The products of a shard: their ids, string [n], and the row that each begins with, int64 [n], ascending."""
+    ids, first_rows = read_row_ids(uri)
+    return ids if len(first_rows) == len(ids) else ids.take(pa.array(first_rows)), first_rows
+
+
+def read_row_ids(uri: str) -> tuple[pa.Array, np.ndarray]:
+    """The product id of every row of a shard, and the rows that a product begins with, int64, ascending."""
     with _open(uri) as file:
         if not _info(file, uri).several_rows:
             ids = _joined(file.read(columns=["product_id"]).column(0))
             return ids, np.arange(len(ids), dtype=np.int64)
         table = file.read(columns=["product_id", "modalities"])
-    first_rows = np.flatnonzero((table.column(1).to_numpy() & Modality.FURTHER) == 0)
-    return _joined(table.column(0)).take(pa.array(first_rows)), first_rows
+    return _joined(table.column(0)), np.flatnonzero((table.column(1).to_numpy() & Modality.FURTHER) == 0)
 
 
 def read_fingerprints(uri: str) -> np.ndarray:

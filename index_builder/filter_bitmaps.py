@@ -53,7 +53,7 @@ _VALUES_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ProductsPart:
+class ProductsFile:
     """A file of products that was read: all products of a version, or those of a range of rows.
 
     Attributes:
@@ -67,7 +67,7 @@ class ProductsPart:
     values_uri: str
 
 
-def read_products_part(products_uri: str, out_uri: str, *, of_rows: int) -> ProductsPart:
+def read_products_file(products_uri: str, out_uri: str, *, of_rows: int) -> ProductsFile:
     """Reads a file of products once, for its sha256 and the rows of each value of its columns, which go to `out_uri`;
     `of_rows` are those of all files. Does nothing if they stand already. Memory: 10 bytes a row.
 
@@ -94,10 +94,10 @@ def read_products_part(products_uri: str, out_uri: str, *, of_rows: int) -> Prod
         return {"rows": table.num_rows, "sha256": sha256.hexdigest()}
 
     inputs = [made or storage.sha256_file(products_uri), most]
-    return ProductsPart(uri=products_uri, values_uri=out_uri, **storage.artifact(out_uri, inputs, make).facts)
+    return ProductsFile(uri=products_uri, values_uri=out_uri, **storage.artifact(out_uri, inputs, make).facts)
 
 
-def write_filter_bitmaps(parts: Sequence[ProductsPart], out_uri: str) -> str:
+def write_filter_bitmaps(parts: Sequence[ProductsFile], out_uri: str) -> str:
     """Writes the bitmaps of all columns of a version's products that have few different values. The same products give
     the same bytes, in one part or in many. Does nothing if they stand already. Gives the file's URI.
 

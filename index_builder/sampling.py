@@ -11,23 +11,28 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
 from index_builder import storage
 from index_builder.embedding_shards import NumberedShard, fixed_binary, read_ids, read_rows
 from index_builder.errors import SpecError
+from index_builder.read_ahead import AT_ONCE, read_ahead
 
 VECTOR_COLUMN = "vector"
 _HASHES = 2.0**64
+_SAMPLES_AT_ONCE = 8
+"""Fewer than of other files: their vectors wait in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardSample:
-    """The sampled rows of one embedding shard, in a Parquet file: row, hash, is_query, vector (as in the shard)."""
+    """The sampled rows of some embedding shards, in a Parquet file: row, hash, is_query, vector (as in the shard)."""
 
     uri: str
     dim: int
@@ -50,8 +55,10 @@ def hash_ids(product_ids: pa.Array) -> np.ndarray:
     return np.fromiter(map(xxhash.xxh3_64_intdigest, ids), dtype=np.uint64, count=len(ids))
 
 
-def write_sample(shard: NumberedShard, out_uri: str, *, training_share: float, query_share: float) -> ShardSample:
-    """Draws the sample of one shard: shares of all products, to train on and to hold out.
+def write_sample(
+    shards: Sequence[NumberedShard], out_uri: str, *, training_share: float, query_share: float
+) -> ShardSample:
+    """Draws the sample of some shards, one at least: shares of their products, to train on and to hold out.
 
     Raises:
         SpecError: the shares overlap.
@@ -61,32 +68,36 @@ def write_sample(shard: NumberedShard, out_uri: str, *, training_share: float, q
             f"training_share is {training_share} and query_share {query_share}, "
             "expected two shares that sum to at most 1"
         )
-    kept = shard.kept()
-    hashes = hash_ids(read_ids(shard.uri))[kept]
-    # In float64 the bounds are exact to one id in 10^15, and the same on every machine.
-    positions = hashes.astype(np.float64) / _HASHES
-    is_query = positions < query_share
-    chosen = is_query | (positions >= 1.0 - training_share) & (training_share > 0)
-    vectors, _ = read_rows(shard.uri, kept[chosen])
-    table = pa.table(
-        {
+
+    def read(shard: NumberedShard) -> pa.Table:
+        kept = shard.kept()
+        hashes = hash_ids(read_ids(shard.uri))[kept]
+        # In float64 the bounds are exact to one id in 10^15, and the same on every machine.
+        positions = hashes.astype(np.float64) / _HASHES
+        is_query = positions < query_share
+        chosen = is_query | (positions >= 1.0 - training_share) & (training_share > 0)
+        vectors, _ = read_rows(shard.uri, kept[chosen])
+        columns = {
             "row": shard.first_row + np.flatnonzero(chosen),
             "hash": hashes[chosen],
             "is_query": is_query[chosen],
-            "vector": fixed_binary(np.ascontiguousarray(vectors)),
         }
-    )
+        return pa.table(columns | {"vector": fixed_binary(np.ascontiguousarray(vectors))})
+
+    tables = read_ahead(read, shards, at_once=1 if storage.is_local(shards[0].uri) else AT_ONCE)
+    rows = queries = 0
     with storage.atomic_file(out_uri) as path:
-        pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+        first = next(tables)
+        with pq.ParquetWriter(
+            path, first.schema, compression="none", use_dictionary=False, write_statistics=False
+        ) as writer:
+            for table in chain([first], tables):
+                writer.write_table(table)
+                rows += len(table)
+                queries += pc.sum(table["is_query"]).as_py() or 0
         sha256 = storage.sha256_file(path)
-    queries = int(is_query[chosen].sum())
-    return ShardSample(
-        uri=out_uri,
-        dim=vectors.shape[1],
-        training_rows=len(vectors) - queries,
-        query_rows=queries,
-        sha256=sha256,
-    )
+    dim = first.schema.field("vector").type.byte_width // 2
+    return ShardSample(uri=out_uri, dim=dim, training_rows=rows - queries, query_rows=queries, sha256=sha256)
 
 
 def read_training(samples: Sequence[ShardSample], *, limit: int | None = None) -> np.ndarray:
@@ -109,15 +120,16 @@ def _read(samples: Sequence[ShardSample], *, queries: bool, limit: int | None) -
     rows: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     hashes: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
     vectors: list[np.ndarray] = [np.empty((0, dim), dtype=np.float16)]
-    for sample in samples:
-        if not (sample.query_rows if queries else sample.training_rows):
-            continue
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(sample.uri))).combine_chunks()
+    wanted_samples = [sample for sample in samples if (sample.query_rows if queries else sample.training_rows)]
+    at_once = 1 if not samples or storage.is_local(samples[0].uri) else _SAMPLES_AT_ONCE
+    all_data = read_ahead(lambda sample: storage.read_bytes(sample.uri), wanted_samples, at_once=at_once)
+    for sample, data in zip(wanted_samples, all_data, strict=True):
+        table = pq.read_table(pa.BufferReader(data)).combine_chunks()
         wanted = table.column("is_query").to_numpy() == queries
         rows.append(table.column("row").to_numpy()[wanted])
         hashes.append(table.column("hash").to_numpy()[wanted])
-        data = table.column("vector").chunk(0).buffers()[1]
-        vectors.append(np.frombuffer(data, dtype="<f2").reshape(-1, sample.dim)[wanted])
+        stored = table.column("vector").chunk(0).buffers()[1]
+        vectors.append(np.frombuffer(stored, dtype="<f2").reshape(-1, sample.dim)[wanted])
     all_rows, all_hashes = np.concatenate(rows), np.concatenate(hashes)
     lowest = np.lexsort((all_rows, all_hashes))[:limit]
     order = lowest[np.argsort(all_rows[lowest], kind="stable")]

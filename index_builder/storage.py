@@ -10,7 +10,6 @@ complete** (`artifact`): the description is written last, so a rerun takes what 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -88,6 +87,16 @@ def read_bytes(uri: str) -> bytes:
     return data
 
 
+def read_range(uri: str, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file, in one request; fewer where it ends before."""
+    with _storage(uri, "read") as (filesystem, path):
+        if not is_local(uri):
+            return filesystem.cat_file(path, start=start, end=stop)
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(max(0, stop - start))
+
+
 def read_json(uri: str) -> Any:
     """The parsed JSON file; StorageError where it is not JSON."""
     try:
@@ -114,14 +123,7 @@ def create_file(uri: str, data: bytes) -> bool:
     with _storage(uri, "write") as (filesystem, path), contextlib.suppress(FileExistsError):
         if is_local(uri):
             with _beside(uri) as whole:
-                Path(whole).write_bytes(data)
-                try:
-                    os.link(whole, path)
-                except FileExistsError:
-                    raise
-                except OSError:  # a disk without links, where a reader may see the file before it is whole
-                    with open(path, "xb") as file:
-                        file.write(data)
+                disk.create_file(path, data, whole)
         else:
             filesystem.pipe_file(path, data, mode="create")
         return True
@@ -179,15 +181,9 @@ def list_names(uri: str) -> list[str]:
 
 def list_sizes(uri: str) -> dict[str, int]:
     """The bytes of each file that `list_names` names; a store is asked for all of them at once."""
-    found = {}
+    found: dict[str, int] = {}
     if is_local(uri):
-        root = local_path(uri)
-        for folder, folders, files in os.walk(root):
-            folders[:] = [name for name in folders if not is_temporary(name)]
-            below = PurePosixPath(os.path.relpath(folder, root))
-            for name in files:
-                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                    found[str(below / name)] = os.lstat(os.path.join(folder, name)).st_size
+        found = disk.sizes_below(local_path(uri), is_temporary)
     else:
         with _storage(uri, "list") as (filesystem, path), contextlib.suppress(FileNotFoundError):
             prefix = path.rstrip("/") + "/"
@@ -293,7 +289,7 @@ def artifact(uri: str, inputs: Any, make: Callable[[str], Mapping[str, Any] | No
         for file in sizes:
             if file == f"{name}.json" or not (file == name or file.startswith((f"{name}.", f"{name}/"))):
                 raise ValueError(f"{uri} was made with a file {file}: expected {name}, {name}.(not json) or {name}/...")
-        with _one_at_a_time(uri) if is_local(uri) else contextlib.nullcontext():
+        with disk.one_at_a_time(local_path(uri)) if is_local(uri) else contextlib.nullcontext():
             before = _read_description(uri)  # not later: without a lock, what another maker has just completed stays
             if standing := find_artifact(uri, inputs):
                 return standing
@@ -405,18 +401,6 @@ def _sizes(uris: Sequence[str]) -> list[int | None]:
             return list(filesystem.sizes([url_to_fs(uri)[1] for uri in uris]))
         except FileNotFoundError:
             return [size(uri) if exists(uri) else None for uri in uris]
-
-
-@contextlib.contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Lets one maker at a time complete an output in a local folder; a killed one's lock is gone with it."""
-    descriptor = os.open(Path(local_path(uri)).parent, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # network disks without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def check_writable(uri: str) -> None:

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         prog=_PROG,
         description="Measure what encoders and published indexes find.",
         add_options=_add_options,
-        other_sections=("index", "gates", "metrics", "log", "beam"),
+        other_sections=("index", "gates", "metrics", "notify", "log", "plan", "beam"),
     )
     job = parsed.config
     evaluated = run_evaluation(job, shown_progress)

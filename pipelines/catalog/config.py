@@ -12,7 +12,7 @@ import codecs
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from string import Formatter
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,9 @@ NULL_VALUES = ("NULL", "Null", "null", "\\N", "NaN", "nan", "None", "none", "N/A
 
 USUAL_RECORD_BYTES = 64 << 20
 """`catalog.max_record_bytes` where it is not given; a product's texts and pictures together."""
+
+USUAL_SHARD_ROWS = 4096
+"""Rows of a shard where `catalog.shard_rows` is `auto` and nobody has worked out a size."""
 
 LISTED_NAMES = 12
 """So many known names a message lists."""
@@ -153,8 +156,10 @@ class CatalogConfig:
         csv_skip_lines: Lines before the one with the column names.
         csv_newlines_in_values: Whether quoted CSV values may hold line breaks. If not, a stray quote reaches no further
             than the end of its line.
-        shard_rows: Rows of a catalog shard, the unit of work and of resume. A row group of a Parquet file (a record
-            batch of an Arrow file) is cut into at most 16 shards, so those of large row groups have more rows.
+        shard_rows: Rows of a catalog shard, the unit of work and of resume. `auto`: as many as one worker embeds in a
+            minute, 256 to 65,536 (with images 16,384), by what the last run took, or at first by the encoder's size.
+            A row group of a Parquet file (a record batch of an Arrow file) is cut into at most 16 shards, so those of
+            large row groups have more rows.
         shard_bytes: Bytes of a catalog shard, where that is the tighter limit.
         max_record_bytes: A record of more bytes, of all fields that are read, becomes a letter; it is never held whole.
         max_file_ratio: A compressed file (gzip, zstd, zip, xlsx, ...) that holds more than 64 MiB and more than so many
@@ -192,7 +197,7 @@ class CatalogConfig:
     csv_escape: str | None = None
     csv_skip_lines: int = 0
     csv_newlines_in_values: bool = True
-    shard_rows: int = 4096
+    shard_rows: int | Literal["auto"] = "auto"
     shard_bytes: int = 64 << 20
     max_record_bytes: int = USUAL_RECORD_BYTES
     max_file_ratio: float = 500.0
@@ -229,7 +234,9 @@ class CatalogConfig:
         _require(self.strip_html in known, "strip_html", self.strip_html, "'auto', 'always' or 'never'")
         _require(not isinstance(self.null_values, str), "null_values", self.null_values, "a list of values")
         _require(self.max_file_ratio >= 1, "max_file_ratio", self.max_file_ratio, "a number of at least 1")
-        for key in ("images_per_product", "shard_rows", "shard_bytes", "max_record_bytes"):
+        auto = "'auto' or a whole number of at least 1"
+        _require(self.rows_per_shard >= 1, "shard_rows", self.shard_rows, auto)
+        for key in ("images_per_product", "shard_bytes", "max_record_bytes"):
             _require(getattr(self, key) >= 1, key, getattr(self, key), "a whole number of at least 1")
         _require(self.on_bad_image in ("degrade", "reject"), "on_bad_image", self.on_bad_image, "'degrade' or 'reject'")
         for key in ("text_fields", "display_fields", "filter_fields"):
@@ -288,6 +295,11 @@ class CatalogConfig:
         return tuple(dict.fromkeys(name for _, name in template_parts(self.text_template) if name is not None))
 
     @property
+    def rows_per_shard(self) -> int:
+        """Rows that a shard is cut to; where nobody has worked out what `auto` comes to, the usual ones."""
+        return USUAL_SHARD_ROWS if self.shard_rows == "auto" else self.shard_rows
+
+    @property
     def has_images(self) -> bool:
         """Whether products may have pictures."""
         return self.image_field is not None or self.image_template is not None
@@ -305,6 +317,17 @@ class CatalogConfig:
         """Display and filter columns and that of the groups, each once, in this order."""
         group = () if self.group_field is None else (self.group_field,)
         return tuple(dict.fromkeys((*self.display_fields, *self.filter_fields, *group)))
+
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """What of the config shapes the products that come out of the same bytes, by field.
+
+        A `group_field` among the display or filter columns is carried without it as well: it changes nothing of them.
+        """
+        values = asdict(self)
+        if self.group_field in (*self.display_fields, *self.filter_fields):
+            values["group_field"] = None
+        return values
 
     @property
     def stated_types(self) -> dict[str, pa.DataType]:

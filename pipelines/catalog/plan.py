@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -165,7 +165,7 @@ def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPla
         raise CatalogError(f"catalog.uri: expected products at {config.shown_uri}, found files without rows")
     # What else decides which products come out of the same bytes.
     others = ("uri", "format", "shard_rows", "shard_bytes", "max_file_ratio")
-    shaping = sorted((name, value) for name, value in asdict(config).items() if name not in others)
+    shaping = sorted((name, value) for name, value in config.shaping.items() if name not in others)
     reading = [files[0].file.format, schema_text(schema), shaping]
     shards = (
         CatalogShard(position=number, key=_key(reading, packed), format=files[0].format, ranges=packed, schema=schema)
@@ -230,7 +230,7 @@ def _row_ranges(
     """The rows of a column file: row groups or record batches, each cut evenly to at most a shard's size."""
     start = 0
     for rows, size in zip(footer.chunk_rows.tolist(), footer.chunk_bytes.tolist(), strict=True):
-        shards = math.ceil(max(rows / config.shard_rows, size / config.shard_bytes))
+        shards = math.ceil(max(rows / config.rows_per_shard, size / config.shard_bytes))
         shards = max(1, min(rows, MAX_SHARDS_OF_CHUNK, shards))
         for lower, upper in pairwise(start + rows * number // shards for number in range(shards + 1)):
             if upper > lower:
@@ -245,7 +245,7 @@ def _pack(ranges: Iterable[RowRange], config: CatalogConfig) -> Iterator[tuple[R
     rows = size = 0
     for part in ranges:
         count = part.stop - part.start
-        if packed and (rows + count > config.shard_rows or size + part.bytes > config.shard_bytes):
+        if packed and (rows + count > config.rows_per_shard or size + part.bytes > config.shard_bytes):
             yield tuple(packed)
             packed, rows, size = [], 0, 0
         rows, size = rows + count, size + part.bytes

@@ -100,7 +100,7 @@ def load_job_config(argv: Sequence[str]) -> ParsedCommand[JobConfig]:
 
     def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--full", action="store_true", help="embed every product again, carry nothing over")
-        text = "print what the catalog is taken for and what a run would embed and carry over, and stop"
+        text = "print what the catalog is taken for, what a run would embed and carry over, and its bill, and stop"
         parser.add_argument("--plan", action="store_true", help=text)
 
     return parse_arguments(
@@ -139,7 +139,7 @@ def load_index_job_config(argv: Sequence[str]) -> ParsedCommand[IndexJobConfig]:
         prog="python -m pipelines.build_index",
         description="Build an index from vectors that stand, and publish a version of it.",
         add_options=lambda parser: parser.add_argument("--plan", action="store_true", help=text),
-        other_sections=("catalog", "fetch", "decode", "encoder"),
+        other_sections=("catalog", "fetch", "decode", "encoder", "plan"),
         with_beam=True,
     )
 

@@ -20,6 +20,9 @@ from pipelines.catalog.config import CatalogConfig, without_login
 from pipelines.config.validation import list_keys
 from pipelines.images.config import DecodeConfig, FetchConfig
 
+RATED_STAGES = ("embed", "carry", "number", "sample", "train", "refine", "add", "merge", "verify", "publish")
+"""What `plan.rates` may name: stages, and `carry`, the part of `embed` that takes over what is unchanged."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingsConfig:
@@ -225,6 +228,77 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PricesConfig:
+    """The `plan.prices:` section, in whatever money: what is null costs nothing, and with none there is no column.
+
+    Attributes:
+        worker_hour: An hour of one worker.
+        gpu_hour: An hour of the GPU of a worker, beside `worker_hour`, while it embeds.
+        gb_month: A gigabyte (10^9 bytes) kept for a month.
+        thousand_requests: A thousand requests to the store.
+        gb_read: A gigabyte read from the store, where that is another region or the net.
+    """
+
+    worker_hour: float | None = None
+    gpu_hour: float | None = None
+    gb_month: float | None = None
+    thousand_requests: float | None = None
+    gb_read: float | None = None
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if value is not None and not 0.0 <= value < float("inf"):
+                raise ValueError(f"prices.{each.name} is {value}: expected a number of at least 0, or null")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanConfig:
+    """The `plan:` section: what `--plan` reckons the bill of a run with. A run itself does not look at it.
+
+    Attributes:
+        rows: Rows of a catalog to reckon with, such as 1e9, in the shares that this one shows; null: as many as it has.
+        workers: Worker processes that work side by side, each as fast as the one that was measured.
+        sample_rows: Rows that a plan reads, spread over the catalog; of a larger one the counts are estimates.
+        image_bytes: Bytes of a picture that lies outside the catalog, which no plan reads; null: 100,000.
+        request_ms: Milliseconds of a request to the store, where no run has been measured there; null: 30, or 0 of a
+            local folder.
+        rates: CPU seconds a row by stage, such as {embed: 0.004}, in place of what was measured or is guessed.
+        prices: What a bill is written in money with.
+    """
+
+    rows: int | float | str | None = None
+    workers: int = 1
+    sample_rows: int = 1_000_000
+    image_bytes: int | None = None
+    request_ms: float | None = None
+    rates: dict[str, float] = field(default_factory=dict)
+    prices: PricesConfig = field(default_factory=PricesConfig)
+
+    def __post_init__(self) -> None:
+        if self.rows is not None:
+            try:
+                rows = float(self.rows)  # YAML takes 1e9 for text
+            except ValueError:
+                raise ValueError(f"rows is {self.rows!r}: expected a number such as 1e9, or null") from None
+            if not 1 <= rows < 1e13:
+                raise ValueError(f"rows is {self.rows}: expected a number from 1 to 1e13, or null")
+            object.__setattr__(self, "rows", int(rows))
+        for key in ("workers", "sample_rows"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}: expected 1 or more")
+        for key in ("image_bytes", "request_ms"):
+            value = getattr(self, key)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{key} is {value}: expected 0 or more, or null")
+        for stage, rate in self.rates.items():
+            if stage not in RATED_STAGES:
+                raise ValueError(f"rates.{stage} is not known: expected one of {', '.join(RATED_STAGES)}")
+            if not 0 <= rate < float("inf"):
+                raise ValueError(f"rates.{stage} is {rate}: expected CPU seconds a row, 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class JobConfig:
     """Everything that decides what a nightly run makes.
 
@@ -242,6 +316,7 @@ class JobConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     beam: dict[str, Any] = field(default_factory=dict)
 
 

@@ -6,7 +6,7 @@ all that shapes them: what is finished is not done again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -26,7 +26,7 @@ from index_builder.drift import (
 )
 from index_builder.embedding_shards import NumberedShard
 from index_builder.faiss_files import IndexShard
-from index_builder.filter_bitmaps import ProductsPart, read_products_part
+from index_builder.filter_bitmaps import ProductsFile, read_products_file
 from index_builder.held_out import HeldOut, find_held_out
 from index_builder.manifest import EncoderSummary
 from index_builder.merge import merge_index_shards
@@ -49,10 +49,32 @@ from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import FilteredMeasurement, Remedy, SearchChoice, SearchMeasurement, measure_index
 from index_builder.verify import check_index_shard, check_ranges, check_refine_shard, measure_resident_bytes
 from pipelines.config.job import Canary, GatesConfig
+from pipelines.indexing import product_groups
+from pipelines.indexing.product_groups import (
+    ListedGroup,
+    RepeatsFile,
+    ShardGroups,
+    WrittenGroup,
+    find_group_repeats,
+    list_group,
+    write_group_part,
+)
 from pipelines.indexing.product_table import Numbering, number_products
 from pipelines.indexing.run_record import RunRecord
-from pipelines.indexing.shard_files import FinishedRun, ShardFiles, ShardSummary, Totals, read_finished_run, total
+from pipelines.indexing.shard_files import (
+    SUMMARIES,
+    FinishedRun,
+    ShardFiles,
+    ShardSummary,
+    Totals,
+    read_finished_run,
+    total,
+    write_summaries,
+)
 from pipelines.indexing.work_folder import HeldLease
+
+SHARDS_OF_SAMPLE = 32
+"""Neighbouring shards whose sample is one file: enough to train from few files, few enough to spread over workers."""
 
 
 class EmptyCatalogError(Exception):
@@ -140,13 +162,12 @@ def spec_to_build(index: IndexConfig, rows: int, dim: int, reusable: ReusableCod
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildPlan:
-    """What the numbering decides for the steps after it; `shard_keys` are in plan order."""
+    """What the numbering decides for the steps after it."""
 
     numbering: Numbering
     spec: IndexSpec
     refine: RefineKind
     totals: Totals
-    shard_keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,7 +200,7 @@ class FinishedBuild:
     fit: CodecFit
     serving_shards: tuple[IndexShard, ...]
     refine_shards: tuple[IndexShard, ...]
-    products: tuple[ProductsPart, ...]
+    products: tuple[ProductsFile, ...]
     table: tuple[SearchMeasurement, ...]
     chosen: SearchChoice
     queries: int
@@ -192,21 +213,57 @@ def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
     """Gives the products of all shards their rows, and settles the index; EmptyCatalogError where none is left."""
     with run.record.timed("number") as facts:
         summaries = sorted(summaries, key=lambda summary: summary.position)
-        keys = tuple(summary.key for summary in summaries)
+        keys = [summary.key for summary in summaries]
         folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
+        storage.artifact(run.path(SUMMARIES), keys, lambda path: write_summaries(f"{path}.parquet", summaries))
         numbering = number_products([ShardFiles(folder=folder, key=key) for key in keys], run.path())
-        finished = read_finished_run(run.work_uri)
-        earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
-        dropped = [len(shard.dropped) for shard in numbering.shards]
-        duplicates = numbering.duplicates_of_shards
-        totals = total(summaries, numbering.products, duplicates, frozenset(earlier), run.folded, dropped)
-        if not numbering.products:
-            raise EmptyCatalogError(_none_left(totals, numbering.rejected_uri))
-        spec = spec_to_build(run.index, numbering.rows, run.encoder.dim, run.reusable)
-        facts |= {"products": numbering.products, "duplicates": numbering.duplicates}
-        run.record.expect("sample", len(numbering.shards))
-    refine = plan_refinement(run.index, spec)
-    return BuildPlan(numbering=numbering, spec=spec, refine=refine, totals=totals, shard_keys=keys)
+        plan = _numbered_plan(run, numbering, summaries)
+        facts |= {"products": numbering.product_count, "duplicates": numbering.duplicates}
+    return plan
+
+
+def list_ids(run: RunContext, groups: ShardGroups, number: int, summaries: Iterable[ShardSummary]) -> ListedGroup:
+    """The first step of a numbering by groups: the ids of one group."""
+    folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
+    with run.record.timed("number", f"ids-{number:05d}"):
+        return list_group(groups, number, summaries, folder, run.path())
+
+
+def find_repeats(run: RunContext, listed: Sequence[ListedGroup], partition: int) -> RepeatsFile:
+    """The second: the ids that occur again, in one partition of all."""
+    with run.record.timed("number", f"repeats-{partition:05d}"):
+        return find_group_repeats(listed, partition, run.path())
+
+
+def write_products(
+    run: RunContext, listed: Sequence[ListedGroup], repeats: Sequence[RepeatsFile], number: int
+) -> WrittenGroup:
+    """The third: the products of one group."""
+    with run.record.timed("number", f"products-{number:05d}"):
+        return write_group_part(listed, repeats, number, run.path())
+
+
+def join_groups(run: RunContext, listed: Sequence[ListedGroup], written: Sequence[WrittenGroup]) -> BuildPlan:
+    """The last, as `number` for all groups."""
+    with run.record.timed("number") as facts:
+        numbering, summaries = product_groups.join_groups(listed, written, run.path())
+        plan = _numbered_plan(run, numbering, summaries)
+        facts |= {"products": numbering.product_count, "duplicates": numbering.duplicates}
+    return plan
+
+
+def _numbered_plan(run: RunContext, numbering: Numbering, summaries: Sequence[ShardSummary]) -> BuildPlan:
+    finished = read_finished_run(run.work_uri)
+    earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
+    dropped = [len(shard.dropped) for shard in numbering.shards]
+    duplicates = numbering.duplicates_of_shards
+    totals = total(summaries, numbering.product_count, duplicates, frozenset(earlier), run.folded, dropped)
+    if not numbering.product_count:
+        raise EmptyCatalogError(_none_left(totals, numbering.rejected_uri))
+    spec = spec_to_build(run.index, numbering.rows, run.encoder.dim, run.reusable)
+    plan = BuildPlan(numbering=numbering, spec=spec, refine=plan_refinement(run.index, spec), totals=totals)
+    run.record.expect("sample", len(sample_tasks(plan)))
+    return plan
 
 
 def _none_left(totals: Totals, rejected_uri: str) -> str:
@@ -218,31 +275,30 @@ def _none_left(totals: Totals, rejected_uri: str) -> str:
     return f"{found}{letters}; the published version, if any, stays"
 
 
-def product_files(plan: BuildPlan) -> tuple[str, ...]:
-    """The files of products, in the order of their rows."""
-    return (plan.numbering.products_uri,)
-
-
-def read_products(run: RunContext, plan: BuildPlan, number: int) -> ProductsPart:
+def read_products(run: RunContext, plan: BuildPlan, number: int) -> ProductsFile:
     """Reads one file of products, for its hash and the rows of its values."""
-    name = f"{number:05d}"
+    name, part = f"{number:05d}", plan.numbering.products[number]
     with run.record.timed("number", f"part-{name}"):
-        uri = product_files(plan)[number]
-        return read_products_part(uri, run.path("products_values", name), of_rows=plan.numbering.rows)
+        return read_products_file(part.uri, run.path("products_values", name), of_rows=plan.numbering.rows)
 
 
-def sample(run: RunContext, plan: BuildPlan, number: int) -> ShardSample:
-    """Draws one shard's share of the training sample and of the held-out queries."""
-    name, shard = f"{number:06d}", plan.numbering.shards[number]
+def sample_tasks(plan: BuildPlan) -> range:
+    """The shards, by their number, with which a task of the sample step begins."""
+    return range(0, plan.numbering.shard_count, SHARDS_OF_SAMPLE)
+
+
+def sample(run: RunContext, plan: BuildPlan, first: int) -> ShardSample:
+    """Draws the share that some neighbouring shards have in the training sample and in the held-out queries."""
+    name, shards = f"{first:06d}", plan.numbering.shards[first : first + SHARDS_OF_SAMPLE]
     shares = plan_sample(run.index, plan.spec, plan.numbering.rows)
 
     training, queries = shares.training_share, shares.query_share
 
     def make(path: str) -> dict[str, Any]:
-        return asdict(write_sample(shard, f"{path}.parquet", training_share=training, query_share=queries))
+        return asdict(write_sample(shards, f"{path}.parquet", training_share=training, query_share=queries))
 
     with run.record.timed("sample", name):
-        drawn = storage.artifact(run.path("sample", name), [asdict(shard), training, queries], make)
+        drawn = storage.artifact(run.path("sample", name), [[*map(asdict, shards)], training, queries], make)
         return ShardSample(**(drawn.facts | {"uri": f"{drawn.uri}.parquet"}))
 
 
@@ -269,7 +325,7 @@ def train(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> C
         )
         earlier = run.reusable.refine if choice.kept and run.reusable is not None else None
         settled = settle(index, choice.codec, chosen.refine, held, samples, rows, earlier=earlier)
-        facts |= {"codec": choice.reason}
+        facts |= {"codec": choice.reason, "kept": choice.kept}
     reasons = (settled.reason,) if settled.reason else ()
     return replace(choice, refine=settled.refine, reasons=reasons, reach=settled.reach)
 
@@ -352,7 +408,7 @@ def verify(
     samples: Sequence[ShardSample],
     merged: Sequence[IndexShard],
     refined: Sequence[IndexShard],
-    products: Sequence[ProductsPart],
+    products: Sequence[ProductsFile],
 ) -> FinishedBuild:
     """Checks that the files, each of which was checked by who made it, are a whole index; measures it against exact
     search, and chooses the search parameters.
@@ -361,7 +417,7 @@ def verify(
         VerificationError: A file is not what it should be.
     """
     codec, rows = choice.codec, plan.numbering.rows
-    plan = settled_plan(plan, choice)
+    plan, in_order = settled_plan(plan, choice), [part.uri for part in plan.numbering.products]
     with run.record.timed("verify") as facts:
         shards = tuple(sorted(merged, key=lambda shard: shard.first_row))
         check_ranges(shards, rows=rows)
@@ -382,7 +438,7 @@ def verify(
         fit=fit,
         serving_shards=shards,
         refine_shards=refine_shards,
-        products=tuple(sorted(products, key=lambda part: product_files(plan).index(part.uri))),
+        products=tuple(sorted(products, key=lambda file: in_order.index(file.uri))),
         table=tuple(SearchMeasurement(**row) for row in measured["table"]),
         chosen=SearchChoice(**measured["chosen"]),
         queries=measured["queries"],
@@ -411,7 +467,8 @@ def _measured(
                 return [stack.enter_context(storage.localized(uri)) for uri in uris]
 
             # All that is measured looks at the same copies.
-            return measure(*map(local, ([s.uri for s in shards], [s.uri for s in refine_shards], product_files(plan))))
+            files = (shards, refine_shards, plan.numbering.products)
+            return measure(*(local([file.uri for file in each]) for each in files))
 
     def measure(uris: list[str], refine_uris: list[str], products_uris: list[str]) -> dict[str, Any]:
         held = _held_out(run, plan, samples)

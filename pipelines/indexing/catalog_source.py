@@ -8,9 +8,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 from encoders import (
@@ -26,12 +25,11 @@ from index_builder import publish, storage
 from index_builder.manifest import IMAGE_COLUMNS, EncoderSummary
 from index_builder.planner import check_index
 from index_builder.publish import published_manifest
-from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.config import USUAL_SHARD_ROWS, CatalogConfig, CatalogError
 from pipelines.catalog.intake import not_taken_in, take_in_all
 from pipelines.catalog.layouts import Recognised, recognise
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.plan import CatalogShard, catalog_schema, plan_catalog
-from pipelines.catalog.previous_version import build_carry_over, build_known_images
 from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.catalog.stores import CatalogFile
@@ -42,9 +40,10 @@ from pipelines.demo_catalog import draw_named_catalog, is_demo_address
 from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
 from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.catalog_view import ShownProduct
-from pipelines.indexing.embed_shard import PreviousVersion, ProductPreparer, embed_shard
+from pipelines.indexing.embed_shard import ProductPreparer, embed_shard
 from pipelines.indexing.job import checked_addresses
 from pipelines.indexing.precision_loss import Measuring
+from pipelines.indexing.previous_lookups import PreviousLookups
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import (
     FinishedRun,
@@ -54,13 +53,15 @@ from pipelines.indexing.shard_files import (
     read_finished_run,
     revision_key,
     shard_key,
+    standing_keys,
+    summaries_of,
 )
+from pipelines.indexing.shard_size import choose_size, first_guess, read_last_size
 from pipelines.indexing.transforms import BeamOptions, MakeShard, Once, ShardPlan, run_on_workers
 from pipelines.indexing.work_folder import CatalogNote, note_index, noted_catalog
 
 FILES_AT_ONCE = 4
 """Files that one worker takes in side by side."""
-THREADS = 16
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +78,11 @@ class CatalogSource:
         recognised: What the catalog was taken for, once checked; None where the config names its fields.
         catalog_rows: Rows or records of all its files, those of a group each, once planned.
         encoder: What the encoder says of itself, once checked.
-        previous: What the previous version left for this run, once planned.
+        previous: What the previous version left for this run, once planned; None where nothing is carried over.
     """
 
     encoder: EncoderDescription
-    previous: PreviousVersion | None
+    previous: PreviousLookups | None
 
     def __init__(self, config: JobConfig, *, full: bool = False, named: Collection[str] | None = None):
         self.config = self.given = config
@@ -246,13 +247,17 @@ class CatalogSource:
     def plan(self) -> ShardPlan:
         """Cuts the checked catalog into shards; CatalogError where it cannot be read."""
         config = self.config
-        catalog = plan_catalog(config.catalog, spool_uri=self._intake_folder)
+        finished = read_finished_run(config.work.uri)
+        shard_rows = self._rows_per_shard(finished)
+        sized = replace(config.catalog, shard_rows=shard_rows)
+        catalog = plan_catalog(sized, spool_uri=self._intake_folder)
         # Rows of a group that went into another's (`group_by`).
         self.catalog_rows = sum(shard.rows for shard in catalog.shards) + catalog.folded
         self.previous, reason = self._previous_version()
-        finished = read_finished_run(config.work.uri)
+        # A size that was chosen does not name shards: those whose rows stay the same keep their names.
+        named = config.catalog if config.catalog.shard_rows != "auto" else replace(sized, shard_rows=USUAL_SHARD_ROWS)
         settings = {
-            "catalog": {name: value for name, value in asdict(config.catalog).items() if name != "uri"},
+            "catalog": {name: value for name, value in named.shaping.items() if name != "uri"},
             "decode.max_pixels": config.decode.max_pixels,
             "decode.rules": DECODING_RULES,
         }
@@ -260,20 +265,25 @@ class CatalogSource:
         if per_image:  # shards of one vector a product keep the names that they had before there was a choice
             settings["encoder.vectors"] = "per_image"
         folder = embeddings_folder(config.work.uri, self.encoder.fingerprint)
+        revisable: frozenset[str] = frozenset()
+        if finished is not None and finished.encoder == self.encoder.fingerprint:
+            last = summaries_of(config.work.uri, finished)
+            revisable = frozenset(summary.key for summary in last if summary is not None and summary.revisable)
 
         def task(shard: CatalogShard) -> ShardTask:
             named = ShardFiles(folder=folder, key=shard_key(shard.key, settings))
-            files = files_of_shard(named, shard.position, finished, full=self._full)
+            files = files_of_shard(named, finished, revisable, full=self._full)
             return ShardTask(position=shard.position, files=files, rows=shard)
 
-        # An object store is asked for the summary of each shard of the last run.
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="plan-shards") as pool:
-            tasks = tuple(pool.map(task, catalog.shards))
+        tasks = tuple(map(task, catalog.shards))
+        complete = standing_keys(folder) & {task.files.key for task in tasks}
         encoder = self.encoder
         of_catalog = partial(embedding, catalog=config.catalog, fetch=config.fetch, decode=config.decode)
         return ShardPlan(
             stage="embed",
             tasks=tasks,
+            complete=len(complete),
+            previous=self.previous,
             maker=partial(
                 of_catalog,
                 encoder=config.encoder,
@@ -297,10 +307,23 @@ class CatalogSource:
             vectors_of_row=config.catalog.images_per_product if per_image else 1,
             group_field=config.catalog.group_field,
             text_limit=self._text_limit,
+            shard_rows=shard_rows,
         )
 
-    def _previous_version(self) -> tuple[PreviousVersion | None, str]:
-        """What the previous version left, or None and the reason why nothing is carried over, in words."""
+    def _rows_per_shard(self, finished: FinishedRun | None) -> int:
+        """As the config says, or what one worker embeds in a minute."""
+        catalog, encoder = self.config.catalog, self.encoder
+        if catalog.shard_rows != "auto":
+            return catalog.shard_rows
+        has_images = catalog.has_images and encoder.uses_images
+        guess = first_guess(
+            *(self.config.encoder, encoder), images_per_product=catalog.images_per_product, has_images=has_images
+        )
+        last = read_last_size(self.config.work.uri, finished, encoder.fingerprint)
+        return choose_size(guess, last, with_images=has_images)
+
+    def _previous_version(self) -> tuple[PreviousLookups | None, str]:
+        """What the previous version left, or None and why nothing is carried over, in words."""
         published = published_manifest(self.config.index.uri)
         if published is None:
             return None, "no version is published yet"
@@ -308,12 +331,8 @@ class CatalogSource:
             return None, "--full was given"
         if published.encoder.fingerprint != self.encoder.fingerprint:
             return None, f"the encoder changed (from {published.encoder.fingerprint} to {self.encoder.fingerprint})"
-        lookup_uri = storage.join(self.config.work.uri, "carry_over", published.version)
-        images = [ShardFiles.of_embeddings(uri).images for uri in published.embedding_shards]
-        return PreviousVersion(
-            vectors=build_carry_over(published.embedding_shards, storage.join(lookup_uri, "vectors")),
-            images=build_known_images(images, storage.join(lookup_uri, "pictures")),
-        ), ""
+        shards = len(published.embedding_shards)
+        return PreviousLookups.of_version(self.config.index.uri, published.version, self.config.work.uri, shards), ""
 
 
 def _note_of(catalog: CatalogConfig) -> CatalogNote:
@@ -326,11 +345,16 @@ def _in_full(note: CatalogNote) -> tuple[list[str], list[str]]:
     return sorted(uri if "://" in uri else os.path.abspath(uri) for uri in uris), (note.query or "").split()
 
 
-def files_of_shard(files: ShardFiles, position: int, finished: FinishedRun | None, *, full: bool) -> ShardFiles:
+def files_of_shard(
+    files: ShardFiles, finished: FinishedRun | None, revisable: Collection[str], *, full: bool
+) -> ShardFiles:
     """The files of a shard in this run.
 
     Only a shard whose images can become others without the catalog (fetched from outside, or failed last time), or any
     with `full`, is named anew after each finished run; after a killed one it keeps its name, and so its work.
+
+    Args:
+        revisable: Keys of the finished run's shards of that kind.
     """
     if finished is None:
         return files
@@ -339,11 +363,7 @@ def files_of_shard(files: ShardFiles, position: int, finished: FinishedRun | Non
     key = finished.key_of(files.key)
     if key is None:
         return files
-    last = replace(files, key=key)
-    summary = last.read_summary(position)
-    if summary is not None and summary.revisable:
-        return replace(files, key=revision_key(files.key, finished.name))
-    return last
+    return replace(files, key=revision_key(files.key, finished.name) if key in revisable else key)
 
 
 @contextmanager
@@ -353,7 +373,7 @@ def embedding(
     fetch: FetchConfig,
     decode: DecodeConfig,
     encoder: EncoderConfig,
-    previous: PreviousVersion | None,
+    previous: PreviousLookups | None,
     load_encoder: Callable[[EncoderConfig], ProductEncoder] = load_product_encoder,
     measuring: Measuring | None = None,
     precision_is_chosen: bool = False,
@@ -362,8 +382,9 @@ def embedding(
     if precision_is_chosen:
         check_worker(encoder.precision, encoder.device)
     towers: ProductEncoder = once(lambda: load_encoder(encoder))
+    left = None if previous is None else previous.open()
     opened = ProductPreparer.open(
-        *(catalog, fetch, decode), inputs=towers, previous=previous, per_image=encoder.vectors == "per_image"
+        *(catalog, fetch, decode), inputs=towers, previous=left, per_image=encoder.vectors == "per_image"
     )
     with closing(opened) as preparer:
 

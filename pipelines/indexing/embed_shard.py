@@ -38,7 +38,6 @@ from pipelines.catalog.previous_version import (
     CarryOver,
     KnownImage,
     KnownImages,
-    LookupSource,
     write_known_images,
 )
 from pipelines.catalog.products import ProductBatch, to_products
@@ -56,6 +55,7 @@ from pipelines.images.product_images import (
 )
 from pipelines.images.thumbnails import shorter_side
 from pipelines.indexing.precision_loss import LossMeter
+from pipelines.indexing.previous_lookups import PreviousVersion
 from pipelines.indexing.product_table import WriteColumns, WritePlaces, columns_writer, places_writer
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary
 
@@ -74,14 +74,6 @@ class StepTimer:
         started = perf_counter()
         yield
         self.seconds[step] += perf_counter() - started
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PreviousVersion:
-    """What the previous version left for this run, in a form that travels to the workers."""
-
-    vectors: LookupSource
-    images: LookupSource
 
 
 @dataclass(slots=True)

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -24,6 +23,7 @@ import encoders
 from index_builder import embedding_shards, storage
 from index_builder.blocks import map_blocks
 from index_builder.embedding_shards import FINGERPRINT_BYTES, EmbeddingShardWriter, divided_halves, has_infinite
+from index_builder.errors import EmbeddingShardError
 from index_builder.manifest import EncoderSummary
 from index_builder.planner import check_index
 from pipelines.catalog.dead_letters import DeadLetter, Place, Places, Reason, places_table, write_dead_letters
@@ -35,11 +35,18 @@ from pipelines.indexing.job import checked_addresses
 from pipelines.indexing.product_table import columns_writer, places_writer
 from pipelines.indexing.publish_step import stage_query_encoder
 from pipelines.indexing.run_record import RunRecord
-from pipelines.indexing.shard_files import ShardFiles, ShardSummary, ShardTask, read_finished_run, shard_key
+from pipelines.indexing.shard_files import (
+    ShardFiles,
+    ShardSummary,
+    ShardTask,
+    StandingRows,
+    read_finished_run,
+    shard_key,
+    standing_keys,
+    summaries_of,
+)
 from pipelines.indexing.transforms import BeamOptions, MakeShard, Once, ShardPlan
 from pipelines.indexing.vector_files import BATCH_ROWS, VectorBatch, VectorRows, plan_vectors, read_vectors
-
-THREADS = 16
 
 MAX_LOST_SHARE = 2.0**-8
 """A vector may change so much in float16, as a share of its length; ten nearest neighbours then agree to 0.995."""
@@ -104,6 +111,7 @@ def imported_shards(config: EmbeddingsConfig, work_uri: str) -> ShardPlan:
     return ShardPlan(
         stage="import",
         tasks=tuple(tasks),
+        complete=len(standing_keys(folder) & {task.files.key for task in tasks}),
         maker=partial(_importing, config=config, dim=dim, fingerprint=encoder.fingerprint),
         rows=sum(rows.rows for rows in shards),
         encoder=encoder,
@@ -122,12 +130,12 @@ def standing_shards(work_uri: str) -> ShardPlan:
         )
     folder = embeddings_folder(work_uri, finished.encoder)
     files = [ShardFiles(folder=folder, key=key) for key in finished.shards]
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="standing-shards") as pool:
-        found = list(pool.map(lambda numbered: numbered[1].read_summary(numbered[0]), enumerate(files)))
-    summaries = tuple(summary for summary in found if summary is not None)
-    if len(summaries) < len(files):
-        gone = files[found.index(None)].embeddings
-        raise ConfigError(f"work.uri {work_uri}: the embedding shard {gone} of its last run is gone")
+    standing = standing_keys(folder)
+    summaries = summaries_of(work_uri, finished)
+    for each, summary in zip(files, summaries, strict=True):
+        if summary is None or each.key not in standing:
+            raise ConfigError(f"work.uri {work_uri}: the embedding shard {each.embeddings} of its last run is gone")
+    rows = [summary.vectors or summary.rows_in for summary in summaries if summary is not None]
     encoder_uri = stage_query_encoder(None, finished.encoder, work_uri)
     model = storage.read_json(storage.join(encoder_uri, "encoder.json"))["model"] if encoder_uri else ""
     encoder = EncoderSummary(
@@ -139,13 +147,30 @@ def standing_shards(work_uri: str) -> ShardPlan:
     )
     return ShardPlan(
         stage="import",
-        standing=summaries,
-        rows=sum(summary.vectors or summary.rows_in for summary in summaries),
+        tasks=tuple(
+            ShardTask(position=position, files=each, rows=StandingRows(count))
+            for position, (each, count) in enumerate(zip(files, rows, strict=True))
+        ),
+        complete=len(files),
+        maker=_standing,
+        rows=sum(rows),
         encoder=encoder,
         query_encoder=None,
         catalog_uri=finished.catalog_uri,
         group_field=finished.group_field,
     )
+
+
+@contextmanager
+def _standing(once: Once) -> Iterator[MakeShard]:
+    """A `transforms.ShardMaker` of shards that stand: what is damaged, or gone since, nobody here can make."""
+
+    def make(task: ShardTask, on_progress: object) -> ShardSummary:
+        raise EmbeddingShardError(
+            f"the embedding shard {task.files.embeddings} of the last run is damaged or gone; run the nightly job again"
+        )
+
+    yield make
 
 
 @contextmanager

@@ -26,17 +26,17 @@ from pipelines.indexing.build_steps import (
     RunContext,
     build_key,
     check_size,
-    embeddings_folder,
     reusable_codec,
     spec_to_build,
 )
+from pipelines.indexing.cpu_time import process_cpu_seconds
 from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.monitoring import WatchedRun, check_metrics, watched_run
 from pipelines.indexing.notices import Lineage, check_notify
 from pipelines.indexing.progress import index_lines, print_summary, show_progress
 from pipelines.indexing.publish_step import RunResult, read_result, stage_query_encoder
 from pipelines.indexing.run_record import RunRecord
-from pipelines.indexing.shard_files import read_finished_run, standing_keys
+from pipelines.indexing.shard_files import read_finished_run
 from pipelines.indexing.transforms import BeamOptions, ShardPlan, count_in_beam, run_pipeline
 from pipelines.indexing.work_folder import (
     LeaseHeldError,
@@ -123,6 +123,7 @@ def run_job(
     source.check()
     canaries = load_canaries(source.config.gates.canaries)
     queries = load_queries(source.config.gates.queries)
+    started = process_cpu_seconds()
     work_uri, config = source.config.work.uri, source.config
     work_lease = WorkLease(work_uri, source.config.work.takeover_seconds)
     with work_lease as lease, at_stop(work_lease.release):
@@ -135,8 +136,8 @@ def run_job(
             shards, reusable = plan_run(source)
             query_encoder_uri = stage_query_encoder(shards.query_encoder, shards.encoder.fingerprint, work_uri)
             _check_canaries(canaries, query_encoder_uri)
-            complete = standing_keys(embeddings_folder(work_uri, shards.encoder.fingerprint)) & set(shards.keys)
-            facts |= {"shards": len(shards.keys), "rows": shards.rows, "shards_complete": len(complete)}
+            facts |= {"shards": len(shards.keys), "rows": shards.rows, "shards_complete": shards.complete}
+            facts |= {"start_cpu_seconds": started, "shard_rows": shards.shard_rows}
             facts |= {"nothing_carried_over": shards.nothing_carried_over, "text_limit": shards.text_limit}
         if shards.nothing_carried_over:
             log.info("nothing is carried over: %s", shards.nothing_carried_over)

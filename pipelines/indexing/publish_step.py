@@ -230,9 +230,7 @@ def inspect_version(
     with run.record.timed("report"):
         uri = run.path(f"report-{publication.version}")
         made = storage.artifact(uri, [run.record.name, publication.version], make)
-        files = {
-            name: StagedFile(uri=storage.join(uri, name), sha256=sha256) for name, sha256 in _hashes(uri).items()
-        }
+        files = {name: StagedFile(uri=storage.join(uri, name), sha256=sha256) for name, sha256 in _hashes(uri).items()}
         copied = copy_files(publish.version_uri(run.index.uri, publication.version), files)
     return Inspection(**made.facts, written=copied)
 
@@ -256,7 +254,7 @@ def publish_build(
         result = _published(run, build, publication, written, inspection or Inspection(), counts or {})
         finished = FinishedRun(
             name=run.record.name,
-            shards=build.plan.shard_keys,
+            shards=build.plan.numbering.shard_keys,
             encoder=run.encoder.fingerprint,
             catalog_uri=run.catalog_uri,
             build=run.build,

@@ -30,6 +30,7 @@ from index_builder import storage
 from index_builder.errors import IndexBuilderError
 from index_builder.meter import METER, Counts
 from pipelines.config.log_lines import log_context
+from pipelines.indexing.cpu_time import cpu_timed
 from pipelines.indexing.metrics import add_up, in_short
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ REMOTE_PARTIAL_SECONDS = 10.0
 READERS = 32
 
 INDEX_STAGES = ("number", "sample", "refine", "train", "add", "merge", "verify", "report", "publish")
-STAGES = ("intake", "plan", "embed", "import", *INDEX_STAGES)
-"""The stages of a job, in order; products are embedded, or their vectors imported."""
+STAGES = ("intake", "plan", "load", "embed", "import", *INDEX_STAGES)
+"""The stages of a job, in order; an encoder is loaded and products are embedded, or their vectors imported."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,18 +104,20 @@ class RunRecord:
     def timed(self, stage: str, unit: str = "all") -> Iterator[dict[str, Any]]:
         """Times a task of a stage and reports it; facts put into the yielded dict are reported with it.
 
-        While it runs its seconds so far are reported, and its fact `products`; once it is over `counts` are what
-        `finish` gave. An exception is written down before it goes on: a distributed runner hands the submitting process
-        only a string.
+        While it runs its seconds so far are reported, and its fact `products`; once it is over `seconds` are how long
+        it took, `cpu_seconds` what the process used on it (see `cpu_time`), and `counts` what `finish` gave. An
+        exception is written down before it goes on: a distributed runner hands the submitting process only a string.
         """
         facts: dict[str, Any] = {}
         began, started = time.time(), perf_counter()
-        with log_context(run=self.name, stage=stage, shard=unit), self._signs_of_life(stage, unit, facts):
+        context = log_context(run=self.name, stage=stage, shard=unit)
+        with context, self._signs_of_life(stage, unit, facts), cpu_timed() as cpu_seconds:
             try:
                 yield facts
             except Exception as error:
                 self.report_failure(stage, unit, error)
                 raise
+        facts["cpu_seconds"] = cpu_seconds()
         facts["counts"] = self.finish(stage, unit, began=began, seconds=perf_counter() - started, **facts)
 
     @contextmanager

@@ -9,21 +9,28 @@ Under `<work uri>/embeddings/<encoder fingerprint>/` a shard named by its key le
     <key>.pictures.arrow     versions of the images that were fetched, so that they can be asked for again
     <key>.json               its description with the summary, written last (`storage.artifact`)
 
-The key is the content that the shard was made from, so a rerun finds what an earlier run finished.
+The key is the content that the shard was made from, so a rerun finds what an earlier run finished. What the next run
+has to know of all shards stands in one table besides (`write_summaries`): a plan asks for no shard by itself.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from index_builder import storage
 from index_builder.records import as_record, read_record
 from pipelines.indexing.precision_loss import summarize
 
+SUMMARIES = "summaries"
+"""The output in a build's folder with the summaries of its shards."""
 SHARD_FORMAT = 2
 """Raised when a change of the code makes other vectors or other columns from the same catalog."""
 
@@ -75,6 +82,35 @@ class ShardSummary:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+_COLUMNS: dict[Any, pa.DataType] = {
+    "int": pa.int64(),
+    "str": pa.string(),
+    "bool": pa.bool_(),
+    "list[float]": pa.list_(pa.float64()),
+    "dict[str, int]": pa.map_(pa.string(), pa.int64()),
+    "dict[str, float]": pa.map_(pa.string(), pa.float64()),
+}
+_SUMMARIES_SCHEMA = pa.schema([(each.name, _COLUMNS[each.type]) for each in fields(ShardSummary)])
+_MAPS = [each.name for each in _SUMMARIES_SCHEMA if pa.types.is_map(each.type)]
+_ASKED_AT_ONCE = 16
+
+
+def write_summaries(path: str, summaries: Iterable[ShardSummary]) -> None:
+    """Writes summaries, in plan order, as a Parquet file on this machine."""
+    rows = [asdict(summary) for summary in summaries]
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SUMMARIES_SCHEMA), path, compression="zstd")
+
+
+def read_summaries(uri: str) -> list[ShardSummary]:
+    """What `write_summaries` wrote, in its order; without columns of another version of Shelfmark."""
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    known = [name for name in table.column_names if name in _SUMMARIES_SCHEMA.names]
+    rows = table.select(known).to_pylist()
+    for row in rows:
+        row |= {name: dict(row[name]) for name in _MAPS if name in row}
+    return [ShardSummary(**row) for row in rows]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardFiles:
     """Where a shard's files lie: in a `folder`, named by its `key`."""
@@ -120,13 +156,28 @@ def standing_keys(folder: str) -> set[str]:
     return {name.removesuffix(".json") for name in storage.list_names(folder) if name.endswith(".json")}
 
 
+class SourceRows(Protocol):
+    """What a shard is made from, in whatever form its maker reads it."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows of the source that is."""
+
+
+@dataclass(frozen=True, slots=True)
+class StandingRows:
+    """Rows of a shard that stands, and is made from nothing."""
+
+    rows: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardTask:
-    """One shard to make, unless it is complete; `rows` is what it is made from, as its maker reads it."""
+    """One shard to make, unless it is complete."""
 
     position: int
     files: ShardFiles
-    rows: Any
+    rows: Any  # `SourceRows` of the source's own kind
 
 
 def shard_key(content_key: str, settings: Mapping[str, Any]) -> str:
@@ -184,6 +235,19 @@ def read_finished_run(work_uri: str) -> FinishedRun | None:
 def write_finished_run(work_uri: str, run: FinishedRun) -> None:
     """Remembers a run that came to its end."""
     storage.write_json_atomic(storage.join(work_uri, "finished_run.json"), asdict(run))
+
+
+def summaries_of(work_uri: str, run: FinishedRun) -> list[ShardSummary | None]:
+    """The summaries of a finished run's shards, in plan order, by one table.
+
+    Of a run that left none, an older Shelfmark's, the shards are asked one by one: None for one that is not complete.
+    """
+    if run.build and (table := storage.find_artifact(storage.join(work_uri, "builds", run.build, SUMMARIES))):
+        return [*read_summaries(table.files[0])]
+    folder = storage.join(work_uri, "embeddings", run.encoder)
+    files = [ShardFiles(folder=folder, key=key) for key in run.shards]
+    with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="summaries") as pool:
+        return list(pool.map(ShardFiles.read_summary, files, range(len(files))))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

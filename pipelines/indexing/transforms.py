@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -25,13 +25,16 @@ from apache_beam.utils import shared
 
 from encoders.config import EncoderConfig
 from index_builder import storage
+from index_builder.errors import IndexBuilderError
 from index_builder.manifest import EncoderSummary
 from index_builder.meter import Counts
 from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failures_of_work
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
-from pipelines.indexing.build_steps import RunContext
+from pipelines.indexing.build_steps import BuildPlan, RunContext
 from pipelines.indexing.metrics import STEPS, add_up, for_beam
+from pipelines.indexing.previous_lookups import PreviousLookups
+from pipelines.indexing.product_groups import ShardGroups
 from pipelines.indexing.progress import FirstStage, show_progress
 from pipelines.indexing.publish_step import (
     RunResult,
@@ -43,8 +46,11 @@ from pipelines.indexing.publish_step import (
 )
 from pipelines.indexing.run_record import STAGES, RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
+from pipelines.indexing.task_list import TaskList, TaskRange
 from pipelines.indexing.worker_probe import WorkerProbe, describe_workers, said_by_worker
 
+TASKS_FILE = "tasks.pickle"
+"""In the run's record, while it runs."""
 QUESTIONS = 256
 """How often the workers are asked together, dealt out at random: of 16 workers one is missed in 1 of 900,000 runs."""
 COUNTS = "counts"
@@ -71,8 +77,10 @@ class ShardPlan:
     """The embedding shards of a run.
 
     Attributes:
-        tasks: Shards that `maker` makes where they are not complete, in plan order.
-        standing: The shards of a source that has nothing to make, in plan order.
+        tasks: The shards in plan order.
+        maker: Makes those that are not complete.
+        complete: How many of them are, as far as a listing says.
+        previous: The lookups that the maker opens, if any.
         rows: Rows to read; None where the catalog does not say before reading.
         encoder: What makes the vectors, or made them.
         query_encoder: Whose query side is published with the index; None for what stands on the work URI, if anything.
@@ -83,12 +91,14 @@ class ShardPlan:
         vectors_of_row: The most that a row may give.
         group_field: The column by which searches group their answers, if any.
         text_limit: How much of a text is read, and what says so, in words; empty where nothing is embedded.
+        shard_rows: Rows that the shards were cut to; 0 for vectors, which were cut before.
     """
 
     stage: Stage
-    tasks: tuple[ShardTask, ...] = ()
-    maker: ShardMaker | None = None
-    standing: tuple[ShardSummary, ...] = ()
+    tasks: tuple[ShardTask, ...]
+    maker: ShardMaker
+    complete: int
+    previous: PreviousLookups | None = None
     rows: int | None
     encoder: EncoderSummary
     query_encoder: EncoderConfig | None
@@ -99,11 +109,12 @@ class ShardPlan:
     vectors_of_row: int = 1
     group_field: str | None = None
     text_limit: str = ""
+    shard_rows: int = 0
 
     @property
     def keys(self) -> list[str]:
         """Of the embedding shards, in plan order."""
-        return [task.files.key for task in self.tasks] or [summary.key for summary in self.standing]
+        return [task.files.key for task in self.tasks]
 
 
 @contextmanager
@@ -262,26 +273,38 @@ def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> di
     encoder = shards.query_encoder if shards.stage == "embed" else None
     elsewhere = runs_elsewhere(options)
     probe = WorkerProbe.begin(run.record, run.work_uri, encoder, shards.encoder.fingerprint) if elsewhere else None
+    tasks = TaskList.write(storage.join(run.record.uri, TASKS_FILE), shards.tasks)
     with beam_run(options, run.record) as root:
-        counts = None
-        if shards.maker is None:
-            summaries = after_probe(root | "StandingShards" >> beam.Create(shards.standing, reshuffle=False), probe)
-        else:
-            made = (
-                after_probe(root | "PlannedShards" >> beam.Create(shards.tasks, reshuffle=False), probe)
-                # Breaks fusion with the plan, so that the shards spread over the workers.
-                | "SpreadShards" >> beam.Reshuffle()
-                | "MakeShard"
-                >> beam.ParDo(MakeShards(shards.stage, shards.maker, run.record, probe)).with_outputs(
-                    COUNTS, main="summaries"
-                )
-            )
-            summaries = made.summaries
-            counts = AsSingleton(made[COUNTS] | "AddUpCounts" >> beam.CombineGlobally(add_up))
-        build_and_publish(summaries, run, shards.stage, counts)
+        summaries, counts = make_shards(root, tasks, shards, run, probe)
+        groups = ShardGroups.of_plan(shards.tasks)
+        build_and_publish(summaries, run, groups, shards.stage, counts)
+    with suppress(IndexBuilderError):
+        storage.remove_file(tasks.uri)  # of use to this run alone
     if probe is not None:
         log.info("%s", describe_workers(probe.answers()))
     return counted_by_runner(root.result)
+
+
+def make_shards(
+    root: beam.Pipeline, tasks: TaskList, shards: ShardPlan, run: RunContext, probe: WorkerProbe | None
+) -> tuple[beam.PCollection[ShardSummary], AsSingleton]:
+    """Wires in the making of the shards, which travel by the address of their list, so that the graph stays small.
+
+    Returns:
+        Their summaries, and what all of them counted.
+    """
+    planned = after_probe(root | "PlannedShards" >> beam.Create([tasks], reshuffle=False), probe)
+    if shards.previous is not None and shards.previous.groups > 1 and shards.complete < tasks.count:
+        planned = after_lookups(planned, shards.previous)
+    making = beam.ParDo(MakeShards(shards.stage, shards.maker, run.record, probe))
+    made = (
+        planned
+        | "CutShardTasks" >> beam.FlatMap(lambda tasks: tasks.ranges())
+        # Breaks fusion with the plan, so that the shards spread over the workers.
+        | "SpreadShards" >> beam.Reshuffle()
+        | "MakeShard" >> making.with_outputs(COUNTS, main="summaries")
+    )
+    return made.summaries, AsSingleton(made[COUNTS] | "AddUpCounts" >> beam.CombineGlobally(add_up))
 
 
 def after_probe(elements: beam.PCollection[Any], probe: WorkerProbe | None) -> beam.PCollection[Any]:
@@ -299,8 +322,29 @@ def after_probe(elements: beam.PCollection[Any], probe: WorkerProbe | None) -> b
     return elements | "AwaitWorkers" >> beam.Map(lambda element, _: element, AsSingleton(met))
 
 
+def after_lookups(elements: beam.PCollection[Any], previous: PreviousLookups) -> beam.PCollection[Any]:
+    """The elements, once all workers have made the lookups of a large previous version, or these stand."""
+    listed = (
+        elements
+        | "CutLookups" >> beam.FlatMap(lambda _: range(0 if previous.stand() else previous.groups))
+        | "SpreadLookups" >> beam.Reshuffle()
+        | "ListKeys" >> beam.Map(previous.list_keys)
+    )
+    all_listed = AsIter(listed)
+    made = (
+        elements.pipeline
+        | "LookupParts" >> beam.Create([None], reshuffle=False)
+        | "CutLookupParts" >> beam.FlatMap(lambda _, listed: range(len(list(listed))), all_listed)
+        | "SpreadLookupParts" >> beam.Reshuffle()
+        | "WriteLookupPart" >> beam.Map(lambda part, listed: previous.write_part(list(listed), part), all_listed)
+        | "GatherLookupParts" >> beam.combiners.ToList()
+        | "CompleteLookups" >> beam.Map(lambda parts: previous.complete(parts) if parts else None)
+    )
+    return elements | "AwaitLookups" >> beam.Map(lambda element, _: element, AsSingleton(made))
+
+
 class MakeShards(beam.DoFn):
-    """Makes embedding shards that are not complete yet: `ShardTask` in, `ShardSummary` and its counts out.
+    """Makes embedding shards that are not complete yet: `TaskRange` in, `ShardSummary` and its counts out.
 
     The maker is opened on the first of them: a rerun over complete shards loads no encoder.
     """
@@ -311,9 +355,10 @@ class MakeShards(beam.DoFn):
         self._open = ExitStack()
         self._make: MakeShard | None = None
 
-    def process(self, task: ShardTask) -> Iterator[ShardSummary | TaggedOutput]:
+    def process(self, element: TaskRange) -> Iterator[ShardSummary | TaggedOutput]:
         if self._probe is not None:
             self._probe.ask()  # a worker that came later, or took the place of one that died
+        task = element.read()
         unit = f"{task.position:06d}"
         summary = task.files.read_summary(task.position)
         if summary is not None:
@@ -322,9 +367,10 @@ class MakeShards(beam.DoFn):
             yield summary
             yield TaggedOutput(COUNTS, counts)
             return
-        with self._record.timed(self._stage, unit) as facts:
-            if self._make is None:
+        if self._make is None:
+            with self._record.timed("load", unit):
                 self._make = self._open.enter_context(self._maker(self._handle.acquire))
+        with self._record.timed(self._stage, unit) as facts:
             summary = self._make(task, lambda products: facts.update(products=products))
             facts |= {"skipped": False, "steps": summary.seconds, "counts": _counts(summary), **_facts(summary)}
         yield summary
@@ -355,25 +401,65 @@ def _counts(summary: ShardSummary) -> Counts:
     )
 
 
+def number_products(
+    summaries: beam.PCollection[ShardSummary], run: RunContext, groups: ShardGroups
+) -> beam.PCollection[BuildPlan]:
+    """Wires in the numbering: by one worker, or, of a catalog of several groups, by all."""
+    if len(groups.starts) == 1:
+        return (
+            summaries
+            | "GatherSummaries" >> beam.combiners.ToList()
+            | "NumberProducts" >> beam.Map(lambda summaries: steps.number(run, summaries))
+        )
+    listed = (
+        summaries
+        | "GroupOfShard" >> beam.Map(lambda summary: (groups.group_of(summary.position), summary))
+        | "ShardsOfGroup" >> beam.GroupByKey()
+        | "ListIds" >> beam.Map(lambda group: steps.list_ids(run, groups, group[0], group[1]))
+        | "GatherListed" >> beam.combiners.ToList()
+    )
+    numbers = listed | "CutNumbering" >> beam.FlatMap(lambda listed: range(len(listed)))
+    all_listed = AsSingleton(listed)
+    repeats = (
+        numbers
+        | "SpreadRepeats" >> beam.Reshuffle()
+        | "FindRepeats" >> beam.Map(lambda number, listed: steps.find_repeats(run, listed, number), all_listed)
+    )
+    written = (
+        numbers
+        | "SpreadProducts" >> beam.Reshuffle()
+        | "WriteProducts"
+        >> beam.Map(
+            lambda number, listed, repeats: steps.write_products(run, listed, list(repeats), number),
+            *(all_listed, AsIter(repeats)),
+        )
+    )
+    return (
+        written
+        | "GatherWritten" >> beam.combiners.ToList()
+        | "JoinGroups" >> beam.Map(lambda written, listed: steps.join_groups(run, listed, written), all_listed)
+    )
+
+
 def build_and_publish(
-    summaries: beam.PCollection[ShardSummary], run: RunContext, first_stage: Stage, counts: AsSingleton | None = None
+    summaries: beam.PCollection[ShardSummary],
+    run: RunContext,
+    groups: ShardGroups,
+    first_stage: Stage,
+    counts: AsSingleton,
 ) -> beam.PCollection[RunResult]:
     """Wires in the steps of `build_steps`, and the publishing, which also leaves the result in the run's folder.
 
     Args:
-        first_stage, counts: What made the shards, and what it counted; None where nothing was made.
+        first_stage, counts: What made the shards, and what it counted.
     """
-    plan = (
-        summaries
-        | "GatherSummaries" >> beam.combiners.ToList()
-        | "NumberProducts" >> beam.Map(lambda summaries: steps.number(run, summaries))
-    )
+    plan = number_products(summaries, run, groups)
     the_plan = AsSingleton(plan)
     samples = (
         plan
-        | "CutSampleTasks" >> beam.FlatMap(lambda plan: range(len(plan.numbering.shards)))
+        | "CutSampleTasks" >> beam.FlatMap(steps.sample_tasks)
         | "SpreadSampling" >> beam.Reshuffle()
-        | "SampleShard" >> beam.Map(lambda number, plan: steps.sample(run, plan, number), the_plan)
+        | "SampleShards" >> beam.Map(lambda first, plan: steps.sample(run, plan, first), the_plan)
     )
     all_samples = AsIter(samples)
     choice = plan | "TrainCodec" >> beam.Map(lambda plan, samples: steps.train(run, plan, list(samples)), all_samples)
@@ -399,8 +485,8 @@ def build_and_publish(
     )
     products = (
         plan
-        | "CutProducts" >> beam.FlatMap(lambda plan: range(len(steps.product_files(plan))))
-        | "SpreadProducts" >> beam.Reshuffle()
+        | "CutProducts" >> beam.FlatMap(lambda plan: range(len(plan.numbering.products)))
+        | "SpreadReading" >> beam.Reshuffle()
         | "ReadProducts" >> beam.Map(lambda number, plan: steps.read_products(run, plan, number), the_plan)
     )
     build = (
@@ -426,8 +512,8 @@ def build_and_publish(
         lambda build, begun, written: inspect_version(run, build, begun, list(written)), the_publication, all_written
     )
     return build | "PublishVersion" >> beam.Map(
-        lambda build, begun, written, inspected, counted={}: publish_build(
+        lambda build, begun, written, inspected, counted: publish_build(
             run, build, begun, list(written), inspected, {first_stage: counted} if counted else {}
         ),
-        *(the_publication, all_written, AsSingleton(inspected), *([] if counts is None else [counts])),
+        *(the_publication, all_written, AsSingleton(inspected), counts),
     )

@@ -112,7 +112,7 @@ def embed_all(catalog: CatalogConfig, work: Path, *, pictures: bool) -> dict[str
     with beam.Pipeline(options=to_pipeline_options({})) as root:
         _ = root | beam.Create(tasks, reshuffle=False) | beam.Reshuffle() | beam.ParDo(make_shards)
     numbering = number_products(files, str(work / "out"))
-    return {"products": numbering.products, "seconds": time.perf_counter() - started}
+    return {"products": numbering.product_count, "seconds": time.perf_counter() - started}
 
 
 def _jpeg(seed: int) -> bytes:

@@ -115,7 +115,7 @@ def build_index(
     sample = plan_sample(config, spec, rows)
     samples = [
         write_sample(
-            shard,
+            [shard],
             storage.join(root, "sample", f"{number}.parquet"),
             training_share=sample.training_share,
             query_share=sample.query_share,

@@ -33,7 +33,7 @@ def ready(root: str, factory: str = "OPQ4_8,IVF8,PQ4", *, seed: int = 0) -> Read
     vectors = clustered(ROWS, DIM)
     shards = write_shards(root, vectors, 500)
     samples = [
-        write_sample(shard, storage.join(root, f"sample/{n}"), training_share=0.9, query_share=0.1)
+        write_sample([shard], storage.join(root, f"sample/{n}"), training_share=0.9, query_share=0.1)
         for n, shard in enumerate(shards)
     ]
     uri = storage.join(root, f"codec-{seed}")

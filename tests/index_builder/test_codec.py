@@ -19,7 +19,7 @@ DIM = 16
 
 def pieces_of(root: str, rows: int = 1500) -> list[ShardSample]:
     return [
-        write_sample(shard, storage.join(root, f"sample/{number}"), training_share=0.9, query_share=0.1)
+        write_sample([shard], storage.join(root, f"sample/{number}"), training_share=0.9, query_share=0.1)
         for number, shard in enumerate(write_shards(root, clustered(rows, DIM), 500))
     ]
 

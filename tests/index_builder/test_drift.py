@@ -31,7 +31,7 @@ ASKED = {"factory": "x", "seed": 0}
 def sample(folder: Path, vectors: np.ndarray) -> list[ShardSample]:
     shards = write_shards(str(folder), vectors, 1000)
     return [
-        write_sample(shard, str(folder / f"{number}.parquet"), training_share=0.6, query_share=0.1)
+        write_sample([shard], str(folder / f"{number}.parquet"), training_share=0.6, query_share=0.1)
         for number, shard in enumerate(shards)
     ]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from index_builder import IndexReader, storage
 from index_builder.errors import StorageError, VerificationError
-from index_builder.filter_bitmaps import MOST_VALUES, FilterBitmaps, read_products_part, write_filter_bitmaps
+from index_builder.filter_bitmaps import MOST_VALUES, FilterBitmaps, read_products_file, write_filter_bitmaps
 from index_builder.manifest import FILTERS_FILE
 from index_builder.open_version import FILTERS_KEPT, ProductRows, RowFilters
 from index_builder.publish import publish_version, read_manifest, version_uri
@@ -60,7 +60,7 @@ def write(table: pa.Table, folder: Path, batch_rows: int = 700) -> tuple[str, pa
     path = str(folder / "products.arrow")
     with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=batch_rows)
-    part = read_products_part(path, str(folder / "values"), of_rows=len(table))
+    part = read_products_file(path, str(folder / "values"), of_rows=len(table))
     return write_filter_bitmaps([part], str(folder / "filters")), pa.ipc.open_file(pa.memory_map(path)).read_all()
 
 
@@ -126,7 +126,7 @@ def test_parts_give_the_bytes_of_the_whole(tmp_path: Path, edges: list[int]) -> 
             folder.mkdir()
             write(table.slice(start, stop - start), folder)
             parts.append(
-                read_products_part(str(folder / "products.arrow"), str(folder / "values-of-all"), of_rows=ROWS)
+                read_products_file(str(folder / "products.arrow"), str(folder / "values-of-all"), of_rows=ROWS)
             )
         united = write_filter_bitmaps(parts, str(tmp_path / f"{table.column_names[9]}-united"))
         (tmp_path / f"{table.column_names[9]}-whole").mkdir()
@@ -144,7 +144,7 @@ def test_products_that_were_damaged_after_they_were_made_are_not_read(tmp_path: 
     data[len(data) // 2] ^= 1
     Path(made.files[0]).write_bytes(data)
     with pytest.raises(StorageError, match="was damaged after it was made"):
-        read_products_part(made.files[0], str(tmp_path / "values"), of_rows=ROWS)
+        read_products_file(made.files[0], str(tmp_path / "values"), of_rows=ROWS)
 
 
 def test_columns_of_many_values_and_empty_tables_have_none(tmp_path: Path) -> None:

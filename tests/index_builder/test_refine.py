@@ -32,7 +32,7 @@ CONFIG = IndexConfig(
 
 def sampled(root: str, shards: list[NumberedShard]) -> list[ShardSample]:
     return [
-        write_sample(shard, storage.join(root, "sample", f"{number}.parquet"), training_share=0.5, query_share=0.1)
+        write_sample([shard], storage.join(root, "sample", f"{number}.parquet"), training_share=0.5, query_share=0.1)
         for number, shard in enumerate(shards)
     ]
 

@@ -20,7 +20,7 @@ ROWS, DIM = 4000, 8
 
 def sample(root: str, shards: list[NumberedShard], training: float = 0.5, queries: float = 0.1) -> list[ShardSample]:
     return [
-        write_sample(shard, storage.join(root, f"sample/{number}"), training_share=training, query_share=queries)
+        write_sample([shard], storage.join(root, f"sample/{number}"), training_share=training, query_share=queries)
         for number, shard in enumerate(shards)
     ]
 
@@ -85,7 +85,7 @@ def test_dropped_rows_are_never_sampled(tmp_path) -> None:
 def test_shares_that_overlap_are_refused(tmp_path) -> None:
     (shard,) = write_shards(str(tmp_path), clustered(10, DIM), 10)
     with pytest.raises(SpecError, match="at most 1"):
-        write_sample(shard, str(tmp_path / "s"), training_share=0.8, query_share=0.3)
+        write_sample([shard], str(tmp_path / "s"), training_share=0.8, query_share=0.3)
 
 
 def test_nothing_to_train_and_nothing_to_ask(tmp_path) -> None:
@@ -133,3 +133,20 @@ def test_a_file_that_is_not_there_or_something_else_is_refused(tmp_path: Path) -
         (tmp_path / "x.parquet").write_text("no Parquet")
         with pytest.raises(SpecError, match=r"expected a \.npy file or a Parquet file"):
             read_query_vectors(uri, 4)
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://sampling"])
+def test_shards_together_give_what_each_gives(tmp_path, scheme):
+    root = scheme + str(tmp_path)
+    shards = write_shards(root, clustered(900, DIM), 200)
+    apart = sample(root, shards)
+    shares = {"training_share": 0.5, "query_share": 0.1}
+    together = [
+        write_sample(shards[start : start + 3], f"{root}/t{start}.parquet", **shares)
+        for start in range(0, len(shards), 3)
+    ]
+    assert len(together) == 2 < len(apart)
+    assert np.array_equal(read_training(together), read_training(apart))
+    assert np.array_equal(read_training(together, limit=50), read_training(apart, limit=50))
+    assert np.array_equal(read_queries(together).rows, read_queries(apart).rows)
+    assert sum(each.training_rows for each in together) == sum(each.training_rows for each in apart) > 300

@@ -42,7 +42,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     plan = plan_sample(CONFIG, CODES, ROWS)
     samples = [
         write_sample(
-            *(shard, storage.join(root, "sample", f"{number}.parquet")),
+            *([shard], storage.join(root, "sample", f"{number}.parquet")),
             training_share=plan.training_share,
             query_share=plan.query_share,
         )
@@ -168,7 +168,7 @@ def test_a_gate_above_the_target_is_told_the_target_that_passes_it(root: str) ->
     shards = write_shards(root, clustered(3000, 16), 1500)
     build = build_index(root, shards, config, 16)
     samples = [
-        write_sample(shard, storage.join(root, "drawn", f"{number}.parquet"), training_share=0.5, query_share=0.06)
+        write_sample([shard], storage.join(root, "drawn", f"{number}.parquet"), training_share=0.5, query_share=0.06)
         for number, shard in enumerate(shards)
     ]
     held = find_held_out(config, build.spec, shards, samples, storage.join(root, "held_out"))

@@ -91,6 +91,19 @@ def test_a_file_that_comes_or_goes_leaves_the_keys_of_full_shards_alone(tmp_path
     assert [key for key in second if key in first] == first[:2] + first[4:]
 
 
+def test_a_group_field_that_is_carried_anyway_leaves_the_keys_alone(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.jsonl", encode([row | {"parent": "x"} for row in ROWS], "jsonl"))
+
+    def found(**options: Any) -> tuple[list[str], dict[str, Any]]:
+        config = CatalogConfig(uri=str(tmp_path / "in"), display_fields=("title",), **options)
+        return keys(plan_catalog(config, spool_uri=str(tmp_path / "spool"))), config.shaping
+
+    assert found(group_field="title") == found()
+    assert found(filter_fields=("parent",), group_field="parent") == found(filter_fields=("parent",))
+    assert found(group_field="parent")[0] != found()[0], "a column more"
+    assert found(group_field="parent")[1] != found()[1]
+
+
 @pytest.mark.parametrize(
     "options",
     [

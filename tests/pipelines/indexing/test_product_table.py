@@ -5,7 +5,6 @@ import pyarrow as pa
 import pytest
 
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality
-from pipelines.catalog import previous_version
 from pipelines.catalog.dead_letters import (
     DeadLetter,
     Places,
@@ -16,7 +15,13 @@ from pipelines.catalog.dead_letters import (
 )
 from pipelines.catalog.previous_version import first_rows
 from pipelines.indexing import product_table
-from pipelines.indexing.product_table import columns_writer, find_duplicates, number_products, places_writer
+from pipelines.indexing.product_table import (
+    columns_writer,
+    find_repeats,
+    list_ids,
+    number_products,
+    places_writer,
+)
 from pipelines.indexing.shard_files import ShardFiles
 
 
@@ -43,10 +48,10 @@ def test_rows_follow_the_plan_without_the_later_duplicates(tmp_path):
         write_shard(str(tmp_path), "s2", ["b", "c", "b", "d"], {"price": pa.array([4.5, 5.0, 6.0, 7.0])}),
     ]
     numbering = number_products(shards, str(tmp_path / "out"))
-    assert numbering.products == 4
+    assert numbering.product_count == 4
     assert numbering.duplicates == 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(product_table, "find_duplicates", None)
+        patch.setattr(product_table, "list_ids", None)
         assert number_products(shards, str(tmp_path / "out")) == numbering, "it is taken as it stands"
     assert [(shard.first_row, shard.dropped) for shard in numbering.shards] == [(0, (2,)), (2, ()), (2, (0, 2))]
     with pa.memory_map(numbering.products_uri) as source:
@@ -71,22 +76,19 @@ def test_without_display_columns_there_are_still_ids(tmp_path):
         assert pa.ipc.open_file(source).read_all().to_pydict() == {"product_id": ["a", "b"]}
 
 
-@pytest.mark.parametrize("records_per_bucket", [10, 1_000_000])
-def test_duplicates_over_many_shards_equal_a_plain_set(tmp_path, monkeypatch, records_per_bucket):
-    monkeypatch.setattr(previous_version, "RECORDS_PER_BUCKET", records_per_bucket)
+def test_repeats_over_many_shards_equal_a_plain_set(tmp_path):
     random = np.random.default_rng(7)
     shards = [[f"p{number}" for number in random.integers(0, 150, 60)] for _ in range(5)]
     files = [write_shard(str(tmp_path), f"s{i}", ids, {}) for i, ids in enumerate(shards)]
-    first: dict[str, list[int]] = {}
-    expected: list[list[list[int]]] = [[] for _ in shards]
+    first: dict[str, tuple[int, int]] = {}
+    expected = []
     for shard, ids in enumerate(shards):
         for row, product_id in enumerate(ids):
             if product_id in first:
-                expected[shard].append([row, *first[product_id]])
+                expected.append((shard, row, *first[product_id]))
             else:
-                first[product_id] = [shard, row]
-    found = find_duplicates([file.embeddings for file in files], expected=300)
-    assert [rows.tolist() for rows in found] == expected
+                first[product_id] = (shard, row)
+    assert find_repeats(list_ids(files, 0).records).tolist() == expected
 
 
 def test_all_rows_of_a_product_that_came_before_are_dropped(tmp_path):
@@ -107,7 +109,7 @@ def test_all_rows_of_a_product_that_came_before_are_dropped(tmp_path):
             write_places(places_table(Places(f"{key}.csv", "line", np.arange(2, n + 2))))
         shards.append(files)
     numbering = number_products(shards, str(tmp_path / "out"))
-    assert (numbering.rows, numbering.products, numbering.duplicates) == (6, 4, 3)
+    assert (numbering.rows, numbering.product_count, numbering.duplicates) == (6, 4, 3)
     assert numbering.duplicates_of_shards == (1, 2)
     assert [(shard.first_row, shard.dropped) for shard in numbering.shards] == [(0, (2, 3, 4)), (3, (2, 3, 5, 6))]
     with pa.memory_map(numbering.products_uri) as source:

@@ -16,12 +16,12 @@ from encoders.errors import EncoderError
 from index_builder import IndexReader, publish, storage
 from index_builder.drift import CodecChoice, CodecFit
 from index_builder.errors import StorageError
-from index_builder.filter_bitmaps import ProductsPart, read_products_part
+from index_builder.filter_bitmaps import ProductsFile, read_products_file
 from index_builder.manifest import EncoderSummary
 from index_builder.spec import IndexConfig
 from pipelines.catalog.dead_letters import write_dead_letters
 from pipelines.config.job import GatesConfig
-from pipelines.indexing import publish_step
+from pipelines.indexing import product_table, publish_step
 from pipelines.indexing.build_steps import BuildPlan, FinishedBuild, RunContext
 from pipelines.indexing.product_table import Numbering
 from pipelines.indexing.publish_step import (
@@ -80,10 +80,20 @@ def night(store: str, built: tuple[Build, EncoderConfig], tmp_path: Path) -> Ite
         )
         letters = f"{store}/work/letters.parquet"
         write_dead_letters(letters, [])
+        table = pa.table(
+            {
+                "key": [str(shard.first_row) for shard in build.shards],
+                "rows": [shard.rows for shard in build.shards],
+                "products": [shard.rows for shard in build.shards],
+                "duplicates": [0] * 3,
+                "dropped": [[]] * 3,
+            },
+            product_table._SHARDS_SCHEMA,
+        )
+        made = storage.artifact(f"{store}/work/numbered", 1, lambda path: product_table.write_shards(table, path))
         numbering = Numbering(
-            shards=tuple(build.shards), rows=ROWS, products=ROWS, duplicates=0, duplicates_of_shards=(0, 0, 0),
-            products_uri="", rejected_uri=letters,
-        )  # fmt: skip
+            shards_uri=made.files[0], folder=f"{store}/work/embeddings", products=(), rejected_uri=letters, **made.facts
+        )
         totals = Totals(
             rows_in=ROWS, products=ROWS, embedded=ROWS, carried_over=0, degraded=0, rejected=0, images_unchanged=0,
             texts_cut=0, by_reason={}, shards=3,
@@ -91,7 +101,7 @@ def night(store: str, built: tuple[Build, EncoderConfig], tmp_path: Path) -> Ite
         yield (
             run,
             FinishedBuild(
-                plan=BuildPlan(numbering=numbering, spec=build.spec, refine=build.refine, totals=totals, shard_keys=()),
+                plan=BuildPlan(numbering=numbering, spec=build.spec, refine=build.refine, totals=totals),
                 choice=CodecChoice(codec=build.codec, kept=False, reason="trained"),
                 fit=CodecFit(products=ROWS, quantization_error=0.1, list_imbalance=1.0),
                 serving_shards=tuple(moved[:3]),
@@ -105,7 +115,7 @@ def night(store: str, built: tuple[Build, EncoderConfig], tmp_path: Path) -> Ite
         )
 
 
-def products(store: str, edges: list[int]) -> tuple[ProductsPart, ...]:
+def products(store: str, edges: list[int]) -> tuple[ProductsFile, ...]:
     """The files of products in ranges of rows, as their stage leaves them."""
     parts = []
     for number, (start, stop) in enumerate(pairwise(edges)):
@@ -123,7 +133,7 @@ def products(store: str, edges: list[int]) -> tuple[ProductsPart, ...]:
                 writer.write_table(table, max_chunksize=150)
 
         made = storage.artifact(f"{store}/work/products-{number}-of-{len(edges)}", edges, make)
-        parts.append(read_products_part(made.files[0], f"{store}/work/values/{number}-of-{len(edges)}", of_rows=ROWS))
+        parts.append(read_products_file(made.files[0], f"{store}/work/values/{number}-of-{len(edges)}", of_rows=ROWS))
     return tuple(parts)
 
 

@@ -86,14 +86,15 @@ def add_up(counts: Iterable[Mapping[str, Any]]) -> Counts:
             if not isinstance(value, Mapping):
                 sums[name] = round(sums.get(name, 0) + value, 4)
             elif name in BY_NAME and BY_NAME[name].kind == "distribution":
-                sums[name] = _joined(sums[name], value) if name in sums else dict(value)
+                sums[name] = joined(sums[name], value) if name in sums else dict(value)
             else:
                 labels = sums.setdefault(name, {})
                 labels |= {label: labels.get(label, 0) + number for label, number in value.items()}
     return {name: sums[name] for name in BY_NAME if name in sums}
 
 
-def _joined(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+def joined(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Two distributions in short as one."""
     return {
         "count": one["count"] + other["count"],
         "sum": round(one["sum"] + other["sum"], 4),

@@ -117,7 +117,7 @@ class RunRecord:
             except Exception as error:
                 self.report_failure(stage, unit, error)
                 raise
-        facts["cpu_seconds"] = cpu_seconds()
+            facts["cpu_seconds"] = cpu_seconds()
         facts["counts"] = self.finish(stage, unit, began=began, seconds=perf_counter() - started, **facts)
 
     @contextmanager

@@ -32,7 +32,7 @@ from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failu
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
 from pipelines.indexing.build_steps import BuildPlan, RunContext
-from pipelines.indexing.metrics import STEPS, add_up, for_beam
+from pipelines.indexing.metrics import STEPS, add_up, for_beam, joined
 from pipelines.indexing.previous_lookups import PreviousLookups
 from pipelines.indexing.product_groups import ShardGroups
 from pipelines.indexing.progress import FirstStage, show_progress
@@ -260,7 +260,10 @@ def counted_by_runner(result: PipelineResult | None) -> dict[str, Counts]:
             continue
         is_counter = isinstance(value, int)
         short = value if is_counter else {part: getattr(value, part) for part in ("count", "sum", "min", "max")}
-        sums.setdefault(name.namespace, {})[name.name] = short
+        of_stage = sums.setdefault(name.namespace, {})
+        if (before := of_stage.get(name.name)) is not None:  # of another step of the same stage
+            short = before + short if is_counter else joined(before, short)
+        of_stage[name.name] = short
     return sums
 
 

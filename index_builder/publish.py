@@ -120,6 +120,18 @@ def finish_version(
     return manifest
 
 
+def named_version(manifest: Manifest, version: str, files: Sequence[FileEntry]) -> Manifest:
+    """The manifest of a version with its id, its time and its files."""
+    created = datetime.strptime(version.split("-")[0], _TIME_FORMAT)
+    return replace(
+        manifest,
+        version=version,
+        created_utc=created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        loaded_bytes=sum(entry.bytes for entry in files if is_searched(entry.path)),
+        files=tuple(sorted(files, key=lambda entry: entry.path)),
+    )
+
+
 def _write_manifest(index_uri: str, version: str, manifest: Manifest, written: Sequence[WrittenFile]) -> Manifest:
     searched = [file for file in written if is_searched(file.entry.path)]
     data = checksums_json(
@@ -127,14 +139,7 @@ def _write_manifest(index_uri: str, version: str, manifest: Manifest, written: S
     )
     own = FileEntry(path=CHECKSUMS_FILE, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     storage.write_bytes_atomic(storage.join(version_uri(index_uri, version), CHECKSUMS_FILE), data)
-    created = datetime.strptime(version.split("-")[0], _TIME_FORMAT)
-    manifest = replace(
-        manifest,
-        version=version,
-        created_utc=created.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        loaded_bytes=sum(file.entry.bytes for file in searched),
-        files=tuple(sorted((*(file.entry for file in written), own), key=lambda entry: entry.path)),
-    )
+    manifest = named_version(manifest, version, [*(file.entry for file in written), own])
     storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_sealed_json().encode())
     return manifest
 

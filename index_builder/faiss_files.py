@@ -65,28 +65,6 @@ def read_index(path: str, *, memory_mapped: bool = True) -> faiss.Index:
     return index
 
 
-def read_indexes(paths: Sequence[str]) -> list[faiss.Index]:
-    """Opens the serving shards of a version, memory-mapped; they share the coarse quantizer of the first, which must
-    live as long as they are searched.
-
-    All have one codec, so the others' is freed as soon as it is read: 20 shards of 16,384 lists of 256 dimensions take
-    83 MB, and would take 444.
-    """
-    indexes: list[faiss.Index] = []
-    for path in paths:
-        index = read_index(path)
-        if indexes:
-            ivf, first = ivf_of(index), ivf_of(indexes[0])
-            if (ivf.nlist, ivf.quantizer.d) == (first.nlist, first.quantizer.d):
-                # SWIG cannot free a part of an index; another index, whose part it becomes, can.
-                owner = faiss.IndexPreTransform(ivf.quantizer)
-                ivf.own_fields, owner.own_fields = False, True
-                ivf.quantizer = first.quantizer
-                del owner
-        indexes.append(index)
-    return indexes
-
-
 def write_merged(paths: Sequence[str], path: str) -> str:
     """Writes the inverted lists of several indexes of one codec as one index file, list after list.
 
@@ -188,6 +166,28 @@ def faiss_threads(count: int) -> Iterator[None]:
         yield
     finally:
         faiss.omp_set_num_threads(before)
+
+
+def read_indexes(paths: Sequence[str]) -> list[faiss.Index]:
+    """Opens the serving shards of a version, memory-mapped; they share the coarse quantizer of the first, which must
+    live as long as they are searched.
+
+    All have one codec, so the others' is freed as soon as it is read: 20 shards of 16,384 lists of 256 dimensions take
+    83 MB, and would take 444.
+    """
+    indexes: list[faiss.Index] = []
+    for path in paths:
+        index = read_index(path)
+        if indexes:
+            ivf, first = ivf_of(index), ivf_of(indexes[0])
+            if (ivf.nlist, ivf.quantizer.d) == (first.nlist, first.quantizer.d):
+                # SWIG cannot free a part of an index; another index, whose part it becomes, can.
+                owner = faiss.IndexPreTransform(ivf.quantizer)
+                ivf.own_fields, owner.own_fields = False, True
+                ivf.quantizer = first.quantizer
+                del owner
+        indexes.append(index)
+    return indexes
 
 
 @contextmanager

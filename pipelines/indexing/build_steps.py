@@ -25,7 +25,7 @@ from index_builder.drift import (
 )
 from index_builder.embedding_shards import NumberedShard
 from index_builder.faiss_files import IndexShard
-from index_builder.held_out import HeldOut, find_held_out
+from index_builder.held_out import HeldOut, find_held_out, held_out_queries, search_shards
 from index_builder.manifest import EncoderSummary
 from index_builder.merge import merge_index_shards
 from index_builder.planner import (
@@ -41,7 +41,7 @@ from index_builder.planner import (
     plan_sample,
 )
 from index_builder.refine import StoredKind, write_refine_codes
-from index_builder.sampling import ShardSample, write_sample
+from index_builder.sampling import QuerySet, ShardSample, write_sample
 from index_builder.selection import choose_candidate, settle
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import FilteredMeasurement, Remedy, SearchChoice, SearchMeasurement, measure_index
@@ -286,13 +286,26 @@ def sample(run: RunContext, plan: BuildPlan, first: int) -> ShardSample:
         return ShardSample(**(drawn.facts | {"uri": f"{drawn.uri}.parquet"}))
 
 
-def train(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> CodecChoice:
+def search_group(
+    run: RunContext, plan: BuildPlan, groups: ShardGroups, number: int, samples: Sequence[ShardSample]
+) -> str:
+    """What held-out queries should find among the shards of one group, in a file."""
+    name, shards = f"search-{number:05d}", plan.numbering.shards[groups.shards_of(number)]
+    with run.record.timed("sample", name):
+        return search_shards(run.index, _queries(run, plan, samples), shards, run.path("held_out_groups", name))
+
+
+def train(
+    run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample], searched: Sequence[str] = ()
+) -> CodecChoice:
     """The codec: that of the last run while it fits, else one trained on the sample, and the refinement beside it, as
     much of both as the target needs; and why.
+
+    `searched` is what `search_group` left of all groups; empty: the shards are searched here.
     """
     index, rows = run.index, plan.numbering.rows
     with run.record.timed("train") as facts:
-        held = _held_out(run, plan, samples)
+        held = _held_out(run, plan, samples, searched)
         chosen = Candidate(spec=plan.spec, refine=plan.refine)
 
         def choose() -> IndexSpec:
@@ -314,8 +327,15 @@ def train(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> C
     return replace(choice, refine=settled.refine, reasons=reasons, reach=settled.reach)
 
 
-def _held_out(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> HeldOut:
-    return find_held_out(run.index, plan.spec, plan.numbering.shards, samples, run.path("held_out"))
+def _queries(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> QuerySet:
+    return held_out_queries(run.index, plan.spec, plan.numbering.rows, samples, run.path("queries"))
+
+
+def _held_out(
+    run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample], searched: Sequence[str] = ()
+) -> HeldOut:
+    queries, uri = _queries(run, plan, samples), run.path("held_out")
+    return find_held_out(run.index, plan.spec, plan.numbering.shards, queries, uri, sorted(searched))
 
 
 def settled_plan(plan: BuildPlan, choice: CodecChoice) -> BuildPlan:

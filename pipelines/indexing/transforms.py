@@ -376,6 +376,25 @@ def number_products(
     )
 
 
+def search_groups(
+    plan: beam.PCollection[BuildPlan], samples: AsIter, run: RunContext, groups: ShardGroups
+) -> list[AsIter]:
+    """Wires in the search for what recall is measured by; none for a catalog of one group, which training searches."""
+    if len(groups.starts) == 1:
+        return []
+    searched = (
+        plan
+        | "CutSearch" >> beam.FlatMap(lambda _: range(len(groups.starts)))
+        | "SpreadSearch" >> beam.Reshuffle()
+        | "SearchGroup"
+        >> beam.Map(
+            lambda number, plan, samples: steps.search_group(run, plan, groups, number, list(samples)),
+            *(AsSingleton(plan), samples),
+        )
+    )
+    return [AsIter(searched)]
+
+
 def build_and_publish(
     summaries: beam.PCollection[ShardSummary], run: RunContext, groups: ShardGroups
 ) -> beam.PCollection[RunResult]:
@@ -389,7 +408,10 @@ def build_and_publish(
         | "SampleShards" >> beam.Map(lambda first, plan: steps.sample(run, plan, first), the_plan)
     )
     all_samples = AsIter(samples)
-    choice = plan | "TrainCodec" >> beam.Map(lambda plan, samples: steps.train(run, plan, list(samples)), all_samples)
+    choice = plan | "TrainCodec" >> beam.Map(
+        lambda plan, samples, *searched: steps.train(run, plan, list(samples), *map(list, searched)),
+        *(all_samples, *search_groups(plan, all_samples, run, groups)),
+    )
     the_choice = AsSingleton(choice)
     refined = (
         plan

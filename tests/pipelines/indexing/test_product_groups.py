@@ -132,4 +132,8 @@ def test_groups_are_cut_by_shards_and_by_rows(monkeypatch):
     )
     assert groups.starts == (0, 4, 6, 7, 8)
     assert [groups.group_of(position) for position in range(10)] == [0, 0, 0, 0, 1, 1, 2, 3, 4, 4]
+    assert [list(range(10))[groups.shards_of(number)] for number in range(5)] == [
+        *([0, 1, 2, 3], [4, 5], [6], [7]),
+        [8, 9],
+    ]
     assert ShardGroups.of_plan([]).starts == (0,)

@@ -40,28 +40,45 @@ Ranges = Sequence[Sequence[int]]
 """Bytes [start, stop) of a file."""
 
 
-@dataclass(slots=True)
-class WrittenChecksums:
-    """The checksums of a version while it is written."""
+class BlockHashes:
+    """Hashes the blocks of a file while it is written, chunk by chunk."""
 
-    _blocks: dict[str, str] = field(default_factory=dict)
-    _structure: dict[str, Ranges] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._done: list[str] = []
+        self._block, self._missing = xxhash.xxh3_64(), BLOCK_BYTES
 
-    def add(self, name: str, path: str) -> None:
-        """Takes the finished file of this name in the version; a local path."""
-        with open(path, "rb") as file:
-            self._blocks[name] = "".join(_hash(block) for block in iter(lambda: file.read(BLOCK_BYTES), b""))
-        if name.endswith(".arrow"):
-            self._structure[name] = _structure_of_products(path)
-        else:
-            self._structure[name] = (
-                _structure_of_refine_codes(path) if is_refine_file(name) else _structure_of_index(path)
-            )
+    def update(self, chunk: bytes) -> None:
+        """Takes the next bytes of the file, however many."""
+        rest = memoryview(chunk)
+        while rest:
+            part, rest = rest[: self._missing], rest[self._missing :]
+            self._block.update(part)
+            self._missing -= len(part)
+            if not self._missing:
+                self._end_block()
 
-    def to_json(self) -> bytes:
-        """What `checksums.json` holds."""
-        values = {"block_bytes": BLOCK_BYTES, "blocks": self._blocks, "structure": self._structure}
-        return (json.dumps(values, sort_keys=True) + "\n").encode()
+    def hexdigest(self) -> str:
+        """16 hex digits a block, one after the other; of a file that ends here."""
+        if self._missing < BLOCK_BYTES:
+            self._end_block()
+        return "".join(self._done)
+
+    def _end_block(self) -> None:
+        self._done.append(self._block.hexdigest())
+        self._block, self._missing = xxhash.xxh3_64(), BLOCK_BYTES
+
+
+def structure_of(name: str, path: str) -> Ranges:
+    """Which bytes of the finished file of this name in a version are its structure; a local path."""
+    if name.endswith(".arrow"):
+        return _structure_of_products(path)
+    return _structure_of_refine_codes(path) if is_refine_file(name) else _structure_of_index(path)
+
+
+def checksums_json(blocks: Mapping[str, str], structure: Mapping[str, Ranges]) -> bytes:
+    """What `checksums.json` holds, from the `BlockHashes` and the structure of each searched file."""
+    values = {"block_bytes": BLOCK_BYTES, "blocks": blocks, "structure": structure}
+    return (json.dumps(values, sort_keys=True) + "\n").encode()
 
 
 @dataclass(slots=True)

@@ -86,6 +86,42 @@ def _bytes_below(path: str) -> int:
     return 0
 
 
+def create_file(path: str, data: bytes, whole: str) -> None:
+    """Writes a file, by way of the path `whole` beside it; FileExistsError where one stands."""
+    Path(whole).write_bytes(data)
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without links, where a reader may see the file before it is whole
+        with open(path, "xb") as file:
+            file.write(data)
+
+
+def sizes_below(root: str, is_temporary: Callable[[str], bool]) -> dict[str, int]:
+    """The bytes of each file below a local folder, by its name relative to it; temporary folders are not entered."""
+    found = {}
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not is_temporary(name)]
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                path = os.path.join(folder, name)
+                found[os.path.relpath(path, root)] = os.lstat(path).st_size
+    return found
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: str) -> Iterator[None]:
+    """Lets one maker at a time complete an output in its folder; a killed one's lock is gone with it."""
+    descriptor = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # network disks without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def remove_old(root: str, is_temporary: Callable[[str], bool], *, older_than_seconds: float = 0.0) -> None:
     """Removes temporary files and folders below a local folder that nobody has written to for so long."""
     now = time.time()

@@ -10,7 +10,10 @@ Legend: `N` rows, `V` different values of a column.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +22,7 @@ import xxhash
 from pyroaring import BitMap
 
 from index_builder import storage
-from index_builder.errors import VerificationError
+from index_builder.errors import StorageError, VerificationError
 
 MOST_VALUES = 1000
 """A column with more different values than that has no bitmaps."""
@@ -36,27 +39,134 @@ SCHEMA = pa.schema(
     ]
 )
 _ROWS_KEY = b"shelfmark.rows"
+_Pieces = list[tuple[int, bytes]]
+"""The rows that have a value: of each part that has it the part's first row, and a bitmap that counts from there."""
+# Of one part, on the way: for each column its values, the first row of each in the part, and the bitmaps.
+_VALUES_SCHEMA = pa.schema(
+    [
+        ("column", pa.string()),
+        ("values", pa.large_binary()),
+        ("first", pa.list_(pa.int64())),
+        ("bitmaps", pa.list_(pa.large_binary())),
+    ]
+)
 
 
-def write_filter_bitmaps(products_uri: str, out_uri: str) -> str:
-    """Writes the bitmaps of all columns of a `products.arrow` that have few different values; the same table gives the
-    same bytes. Does nothing if they stand already. Gives the file's URI.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProductsFile:
+    """A file of products that was read: all products of a version, or those of a range of rows.
 
-    Null is a value too. Columns of lists and of nested values have none. Memory: 10 bytes a row.
+    Attributes:
+        sha256: of the file, 64 hex digits.
+        values_uri: which of its rows have which value, for `write_filter_bitmaps`.
     """
 
-    def make(path: str) -> None:
-        with storage.localized(products_uri) as source:
-            products = pa.ipc.open_file(pa.memory_map(source)).read_all()
-        schema = SCHEMA.with_metadata({_ROWS_KEY: str(products.num_rows).encode()})
-        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for field in products.schema:
-                numbers = _value_numbers(products.column(field.name)) if field.name != "product_id" else None
-                if numbers is not None and len(numbers):
-                    writer.write_batch(_bitmaps(field.name, numbers))
+    uri: str
+    rows: int
+    sha256: str
+    values_uri: str
 
-    inputs = [storage.sha256_file(products_uri), MOST_VALUES, ROWS_PER_VALUE, FEW_VALUES]
+
+def read_products_file(products_uri: str, out_uri: str, *, of_rows: int) -> ProductsFile:
+    """Reads a file of products once, for its sha256 and the rows of each value of its columns, which go to `out_uri`;
+    `of_rows` are those of all files. Does nothing if they stand already. Memory: 10 bytes a row.
+
+    Raises:
+        StorageError: the file has not the bytes that it had when it was made.
+    """
+    made, most = storage.made_hash(products_uri), _most_values(of_rows)
+
+    def make(path: str) -> dict[str, Any]:
+        with storage.localized(products_uri) as source:
+            as_made, sha256 = xxhash.xxh3_128(), hashlib.sha256()
+            with open(source, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    as_made.update(chunk)
+                    sha256.update(chunk)
+            if made and as_made.hexdigest() != made:
+                raise StorageError(f"{products_uri} was damaged after it was made, so nothing is published")
+            table = pa.ipc.open_file(pa.memory_map(source)).read_all()
+        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, _VALUES_SCHEMA) as writer:
+            for field in table.schema:
+                if field.name != "product_id" and (found := _values_of(table.column(field.name), most)) is not None:
+                    line = dict(zip(_VALUES_SCHEMA.names, (field.name, *found), strict=True))
+                    writer.write_batch(pa.RecordBatch.from_pylist([line], schema=_VALUES_SCHEMA))
+        return {"rows": table.num_rows, "sha256": sha256.hexdigest()}
+
+    inputs = [made or storage.sha256_file(products_uri), most]
+    return ProductsFile(uri=products_uri, values_uri=out_uri, **storage.artifact(out_uri, inputs, make).facts)
+
+
+def write_filter_bitmaps(parts: Sequence[ProductsFile], out_uri: str) -> str:
+    """Writes the bitmaps of all columns of a version's products that have few different values. The same products give
+    the same bytes, in one part or in many. Does nothing if they stand already. Gives the file's URI.
+
+    Null is a value too. Columns of lists and of nested values have none. Memory: the bitmaps, and 8 bytes for each row
+    of a value.
+    """
+    rows = sum(part.rows for part in parts)
+
+    def make(path: str) -> None:
+        opened = []
+        for part in parts:
+            with pa.BufferReader(storage.read_bytes(part.values_uri)) as source:
+                lines = pa.ipc.open_file(source).read_all().to_pylist()
+            opened.append({line["column"]: line for line in lines})
+        schema = SCHEMA.with_metadata({_ROWS_KEY: str(rows).encode()})
+        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for name in opened[0] if rows else ():
+                if all(name in each for each in opened):
+                    united = _united([each[name] for each in opened], [part.rows for part in parts])
+                    if united is not None:
+                        writer.write_batch(_batch(name, *united))
+
+    inputs = [[part.sha256 for part in parts], MOST_VALUES, ROWS_PER_VALUE, FEW_VALUES]
     return storage.artifact(out_uri, inputs, make).uri
+
+
+def _most_values(rows: int) -> int:
+    """Of how many different values at most a column has bitmaps."""
+    return min(MOST_VALUES, max(FEW_VALUES, rows // ROWS_PER_VALUE))
+
+
+def _values_of(column: pa.ChunkedArray, most: int) -> tuple[bytes, list[int], list[bytes]] | None:
+    """The values of a column in the order of their first rows, as an Arrow stream; these rows; and the bitmaps."""
+    found = _value_numbers(column, most)
+    if found is None:
+        return None
+    numbers, values = found
+    order = np.argsort(numbers, kind="stable").astype(np.uint32)
+    counts = np.bincount(numbers, minlength=len(values))
+    stops = np.cumsum(counts)
+    firsts = order[stops - counts].tolist() if len(numbers) else []
+    bitmaps = [BitMap(order[start:stop]) for start, stop in zip((stops - counts).tolist(), stops.tolist(), strict=True)]
+    sink = pa.BufferOutputStream()
+    batch = pa.record_batch({"value": values})
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes(), firsts, [bitmap.serialize() for bitmap in bitmaps]
+
+
+def _united(lines: Sequence[dict[str, Any]], rows: Sequence[int]) -> tuple[list[int], list[_Pieces]] | None:
+    """The first row of each value over all parts, of so many rows each, and its bitmap; None for too many values."""
+    first_rows: list[int] = []
+    pieces: list[_Pieces] = []
+    known, start = None, 0
+    for line, count in zip(lines, rows, strict=True):
+        values = pa.ipc.open_stream(line["values"]).read_all().column("value").combine_chunks()
+        known = values[:0] if known is None else known
+        places = pc.index_in(values, value_set=known).to_pylist()
+        known = pa.concat_arrays([known, values.filter(pa.array([place is None for place in places], pa.bool_()))])
+        if len(known) > _most_values(sum(rows)):
+            return None
+        for place, first, bitmap in zip(places, line["first"], line["bitmaps"], strict=True):
+            if place is None:
+                place = len(pieces)
+                first_rows.append(start + first)
+                pieces.append([])
+            pieces[place].append((start, bitmap))
+        start += count
+    return first_rows, pieces
 
 
 def _is_plain(kind: pa.DataType) -> bool:
@@ -67,9 +177,9 @@ def _is_plain(kind: pa.DataType) -> bool:
     )
 
 
-def _value_numbers(column: pa.ChunkedArray) -> np.ndarray | None:
-    """For each row the number of its value, in the order of their first rows: uint16 [N]; None for too many values, or
-    values of a kind that is not told apart here.
+def _value_numbers(column: pa.ChunkedArray, most: int) -> tuple[np.ndarray, pa.Array] | None:
+    """For each row the number of its value, in the order of their first rows: uint16 [N], and the values [V]; None for
+    more than `most` values, or values of a kind that is not told apart here.
     """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -84,27 +194,24 @@ def _value_numbers(column: pa.ChunkedArray) -> np.ndarray | None:
         numbers = places.fill_null(0).to_numpy().astype(np.uint16)
         numbers[new] = len(known) + np.arange(np.count_nonzero(new))
         known = pa.concat_arrays([known, encoded.dictionary.filter(pa.array(new))])
-        if len(known) > MOST_VALUES:
+        if len(known) > most:
             return None
         found.append(numbers[encoded.indices.to_numpy()])
-    if len(known) > max(FEW_VALUES, len(column) // ROWS_PER_VALUE):
-        return None
-    return np.concatenate(found) if found else np.empty(0, np.uint16)
+    return np.concatenate(found) if found else np.empty(0, np.uint16), known
 
 
-def _bitmaps(name: str, numbers: np.ndarray) -> pa.RecordBatch:
-    order = np.argsort(numbers, kind="stable").astype(np.uint32)
-    counts = np.bincount(numbers)
-    stops = np.cumsum(counts)
-    written = []
-    for start, stop in zip((stops - counts).tolist(), stops.tolist(), strict=True):
-        bitmap = BitMap(order[start:stop])
+def _batch(name: str, first_rows: Sequence[int], pieces: Sequence[_Pieces]) -> pa.RecordBatch:
+    written, counts = [], []
+    for of_value in pieces:
+        rows = [np.frombuffer(BitMap.deserialize(each).to_array(), np.uint32) + np.uint32(at) for at, each in of_value]
+        bitmap = BitMap(np.concatenate(rows))
         bitmap.run_optimize()
         written.append(bitmap.serialize())
+        counts.append(len(bitmap))
     columns = [
         pa.array([name] * len(written)),
-        pa.array(order[stops - counts].astype(np.int64)),
-        pa.array(counts.astype(np.int64)),
+        pa.array(first_rows, pa.int64()),
+        pa.array(counts, pa.int64()),
         pa.array(written, pa.large_binary()),
         pa.array([xxhash.xxh3_64_intdigest(each) for each in written], pa.uint64()),
     ]

@@ -22,11 +22,18 @@ from index_builder.tuning import FilteredMeasurement, Remedy, SearchMeasurement
 SCHEMA_VERSION = 2
 SEVERAL_ROWS_VERSION = 3
 """Of versions in which a product may have several rows: a reader that knows of none would answer with it as often."""
+PARTS_VERSION = 4
+"""Of versions whose products are in several files: a reader that knows of one would not find it."""
+NEWEST_VERSION = PARTS_VERSION
 IMAGE_COLUMNS = ("image_number", "image_address")
 """Of `products.arrow`, where an index has one vector an image: which image of its product a row is of, from 1, and
 where that stands; null where it is of none, or stands in the catalog itself."""
 CHECKSUMS_FILE = "checksums.json"
 """Hashes of the blocks of the files that are searched (see `checksums`); versions of before have none."""
+PRODUCTS_FILE = "products.arrow"
+"""Of a version whose products are in one file; the names of several are those of `products_file_name`."""
+FILTERS_FILE = "filters.arrow"
+QUERY_ENCODER_FOLDER = "query_encoder"
 _OWN_HASH = "manifest_sha256"
 
 
@@ -172,8 +179,8 @@ class Manifest:
             raise ManifestError(f"{where}: is damaged: its values are not those that were written; {remedy}")
         if not isinstance(version, int):
             raise ManifestError(f"{where}: expected a manifest with a schema_version, found none")
-        if version > SEVERAL_ROWS_VERSION:
-            known = f"expected schema version {SEVERAL_ROWS_VERSION} or older"
+        if version > NEWEST_VERSION:
+            known = f"expected schema version {NEWEST_VERSION} or older"
             fault = f"{known}, found {version}; update Shelfmark to open it"
             raise ManifestError(f"{where}: {fault}")
         try:
@@ -192,6 +199,10 @@ class Manifest:
     def refine_files(self) -> tuple[FileEntry, ...]:
         """The files that candidates are re-ranked from, in the order of their rows; empty without refinement."""
         return tuple(entry for entry in self.files if is_refine_file(entry.path))
+
+    def products_files(self) -> tuple[FileEntry, ...]:
+        """The products, in the order of their rows: one file, or the parts."""
+        return tuple(entry for entry in self.files if is_products_file(entry.path))
 
 
 def _as_json(values: dict[str, Any]) -> str:
@@ -238,3 +249,18 @@ def refine_file_name(number: int, count: int) -> str:
 def is_refine_file(path: str) -> bool:
     """Whether a file of a version holds vectors to re-rank from."""
     return path.startswith("refine-") and path.endswith(".faiss")
+
+
+def products_file_name(number: int, count: int) -> str:
+    """The name of a file of products in a version."""
+    return PRODUCTS_FILE if count == 1 else f"products-{number:05d}-of-{count:05d}.arrow"
+
+
+def is_products_file(path: str) -> bool:
+    """Whether a file of a version holds products, all of them or a part."""
+    return path == PRODUCTS_FILE or (path.startswith("products-") and path.endswith(".arrow"))
+
+
+def is_searched(path: str) -> bool:
+    """Whether a search reads the file: index, refine codes, products, bitmaps of filter columns."""
+    return is_index_file(path) or is_refine_file(path) or is_products_file(path) or path == FILTERS_FILE

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,21 +35,15 @@ from index_builder.faiss_files import read_index
 from index_builder.filter_bitmaps import FilterBitmaps
 from index_builder.filters import ColumnValues, Condition, parse_condition
 from index_builder.groups import GroupColumns
-from index_builder.manifest import CHECKSUMS_FILE, FileEntry, Manifest
-from index_builder.publish import (
-    FILTERS_FILE,
-    PRODUCTS_FILE,
-    is_searched,
-    manifest_uri,
-    read_current,
-    read_manifest,
-    version_uri,
-)
+from index_builder.manifest import CHECKSUMS_FILE, FILTERS_FILE, PRODUCTS_FILE, FileEntry, Manifest, is_searched
+from index_builder.publish import manifest_uri, read_current, read_manifest, version_uri
 from index_builder.row_selection import KeptBytes, RowSelection
 from index_builder.shard_search import RefineCodes, ShardSearch
 
 CACHED_VERSIONS = 2
 """Versions of a remote index kept in the cache: the one in use, and the one before for servers that still open it."""
+DOWNLOADS_AT_ONCE = 8
+"""Files of a remote version; a store answers each after some 30 ms, and versions may have hundreds."""
 CACHE_ATTEMPTS = 3
 """Downloads of a version of which another process's cleaning of the cache may have taken files away."""
 SETTLE_SECONDS = 1.0
@@ -122,8 +117,7 @@ def open_version(index_uri: str, version: str, verify: Verify = "sizes") -> Open
 def _open_files(index_uri: str, manifest: Manifest, verify: Verify) -> OpenVersion:
     """Opens the files that search needs; FileNotFoundError where one is not there."""
     uri = version_uri(index_uri, manifest.version)
-    products_entry = next((entry for entry in manifest.files if entry.path == PRODUCTS_FILE), None)
-    if products_entry is None or not manifest.index_files():
+    if not manifest.products_files() or not manifest.index_files():
         found = [entry.path for entry in manifest.files]
         raise VerificationError(f"{uri}: expected index files and {PRODUCTS_FILE} in the manifest, found {found}")
     needed = tuple(entry for entry in manifest.files if is_searched(entry.path) or entry.path == CHECKSUMS_FILE)
@@ -133,7 +127,7 @@ def _open_files(index_uri: str, manifest: Manifest, verify: Verify) -> OpenVersi
     checks = VersionChecks(folder, needed, verify)
     indexes = _opened(folder, manifest.index_files(), lambda paths: [read_index(path) for path in paths])
     # Read in place: the pages of a column are loaded when it is used.
-    products, check_column = _mapped_products(_present(folder, products_entry), checks)
+    products, check_column = _mapped_products(folder, manifest.products_files(), checks)
     rows = products.num_rows
     search = ShardSearch(indexes)
     if not checks.has_structure:
@@ -154,26 +148,40 @@ def _open_files(index_uri: str, manifest: Manifest, verify: Verify) -> OpenVersi
     return OpenVersion(uri, manifest, search, refine, lookup, filters, groups, checks)
 
 
-def _mapped_products(path: str, checks: VersionChecks) -> tuple[pa.Table, Callable[[str], None]]:
-    """The products where they lie, and what checks the values of a column, at its first use."""
+def _mapped_products(
+    folder: str, files: Sequence[FileEntry], checks: VersionChecks
+) -> tuple[pa.Table, Callable[[str], None]]:
+    """The products where they lie, all parts as one table, and what checks the values of a column, at its first use."""
+    parts = [_mapped_part(_present(folder, entry), validate=not checks.has_structure) for entry in files]
+    tables = [table for table, _ in parts]
+    for entry, table in zip(files, tables, strict=True):
+        if table.schema != tables[0].schema:
+            where, expected = storage.join(folder, entry.path), f"the columns of {files[0].path}"
+            raise VerificationError(f"{where}: expected {expected}, found {table.schema.to_string()}")
+
+    @cache
+    def check_column(name: str) -> None:
+        for entry, (table, base) in zip(files, parts, strict=True):
+            checks.check_column(entry.path, table.column(name), base)
+
+    return pa.concat_tables(tables), check_column
+
+
+def _mapped_part(path: str, *, validate: bool) -> tuple[pa.Table, int]:
+    """An Arrow file of products where it lies, and the address that its mapping begins at."""
     try:
         source = pa.memory_map(path)
         base = source.read_buffer(source.size()).address
         source.seek(0)
         table = pa.ipc.open_file(source).read_all()
-        if not checks.has_structure:
+        if validate:
             table.validate(full=True)
         table.schema.field("product_id")
     except FileNotFoundError:  # removed meanwhile
         raise
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise VerificationError(f"{path}: expected an Arrow file of products, found a damaged one ({error})") from error
-
-    @cache
-    def check_column(name: str) -> None:
-        checks.check_column(PRODUCTS_FILE, table.column(name), base)
-
-    return table, check_column
+    return table, base
 
 
 def _cached_folder(index_uri: str, version: str, needed: tuple[FileEntry, ...]) -> str:
@@ -183,10 +191,14 @@ def _cached_folder(index_uri: str, version: str, needed: tuple[FileEntry, ...]) 
     root = str(Path(cache, "indexes", hashlib.sha256(index_uri.rstrip("/").encode()).hexdigest()[:16]))
     folder = storage.join(root, version)
     source = version_uri(index_uri, version)
-    for entry in needed:
+
+    def download(entry: FileEntry) -> None:
         target = storage.join(folder, entry.path)
-        if not (storage.exists(target) and storage.size(target) == entry.bytes):
-            storage.copy_file(storage.join(source, entry.path), target, expected_sha256=entry.sha256)
+        storage.copy_file(storage.join(source, entry.path), target, expected_sha256=entry.sha256)
+
+    known = storage.list_sizes(folder)
+    with ThreadPoolExecutor(DOWNLOADS_AT_ONCE, "download") as pool:
+        list(pool.map(download, [entry for entry in needed if known.get(entry.path) != entry.bytes]))
     for older in [other for other in storage.list_folders(root) if other != version][: 1 - CACHED_VERSIONS]:
         storage.remove_tree(storage.join(root, older))
     return folder

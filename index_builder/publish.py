@@ -14,28 +14,22 @@ import hashlib
 import json
 import logging
 import re
-import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO
 
 from index_builder import storage
-from index_builder.checksums import WrittenChecksums
+from index_builder.checksums import checksums_json
 from index_builder.errors import IndexBuilderError, ManifestError, StorageError, VersionNotFoundError
-from index_builder.faiss_files import IndexShard
-from index_builder.manifest import CHECKSUMS_FILE, FileEntry, Manifest, SearchSettings, is_index_file, is_refine_file
-from index_builder.spec import IndexSpec
+from index_builder.manifest import CHECKSUMS_FILE, FileEntry, Manifest, is_searched
+from index_builder.version_files import Staged, WrittenFile, content_fingerprint, copy_files, staged_files
 
 log = logging.getLogger(__name__)
 
-PRODUCTS_FILE = "products.arrow"
-FILTERS_FILE = "filters.arrow"
-QUERY_ENCODER_FOLDER = "query_encoder"
+MANIFEST_FILE = "manifest.json"
 MARKS_FILE = "marks.json"
-CHUNK_BYTES = 4 << 20
 UNFINISHED_KEPT = timedelta(days=1)
 AHEAD_WARNED = timedelta(hours=1)
 """A newest version further in the future than this is warned of: retention and going back go by the ids."""
@@ -43,125 +37,106 @@ _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StagedFile:
-    """A file to publish, with `data` in place of its bytes from `offset` on; the file itself stays as it is."""
-
-    uri: str
-    offset: int = 0
-    data: bytes = b""
-
-
-Staged = str | Mapping[str, str | StagedFile]
-"""A folder with a version's files, or name -> file: a URI, or a `StagedFile`."""
-
-
-def with_nprobe(shard: IndexShard, nprobe: int) -> StagedFile:
-    """A merged index file, to be published with `nprobe` in it: plain `faiss.read_index` searches as was measured."""
-    if shard.nprobe_offset is None:
-        raise StorageError(f"{shard.uri}: expected a merged index file, found a part of one; merge it first")
-    return StagedFile(uri=shard.uri, offset=shard.nprobe_offset, data=struct.pack("<q", nprobe))
-
-
 def publish_version(
     index_uri: str,
     staged: Staged,
     manifest: Manifest,
     *,
-    files: tuple[FileEntry, ...] | None = None,
     make_current: bool = True,
     now: datetime | None = None,
     before_current: Callable[[], None] | None = None,
 ) -> str:
     """Copies staged files into a new version and, by default, makes it the current one.
 
+    What `new_version`, `copy_files` and `finish_version` do on several workers, done by one.
+
     Args:
-        staged: index files (see `with_nprobe`), `products.arrow`, `query_encoder/...`, and whatever else belongs to
-            the version. Files are copied and their bytes checked on the way.
+        staged: index files (see `with_nprobe`), products, `query_encoder/...`, and whatever else belongs to the
+            version. Files are copied and their bytes checked on the way.
         manifest: all but what is set here (see its class).
-        files: what `describe_files` says of them, if it was asked already: it reads every byte.
-        make_current: False keeps the version without publishing it (a gate failed).
-        before_current: called right before the pointer flips, and again after; what it raises stops or undoes that.
+        make_current, before_current: as `finish_version`.
 
     Returns:
         The version's id, `<yyyymmddThhmmssZ>-<12 hex digits of the content fingerprint>`.
 
     Raises:
-        StorageError: a staged file changed while it was copied, or the address cannot be written.
+        StorageError: a staged file has not the bytes that it was made with, or the address cannot be written.
     """
-    sources = _sources(staged)
-    files = tuple(entry for entry in files or describe_files(sources) if entry.path != CHECKSUMS_FILE)
-    fingerprint = content_fingerprint(files, manifest.encoder.fingerprint, manifest.index.spec, manifest.index.search)
-    created, version = _free_version(index_uri, fingerprint, now or datetime.now(UTC))
-    folder = version_uri(index_uri, version)
+    files = {name: file for name, file in staged_files(staged).items() if name not in (CHECKSUMS_FILE, MANIFEST_FILE)}
+    index = manifest.index
+    fingerprint = content_fingerprint(files, manifest.encoder.fingerprint, index.spec, index.search)
+    version = new_version(index_uri, fingerprint, now)
+    written = copy_files(version_uri(index_uri, version), files)
+    manifest = replace(manifest, content_fingerprint=fingerprint)
+    finish_version(index_uri, version, manifest, written, make_current=make_current, before_current=before_current)
+    return version
+
+
+def new_version(index_uri: str, fingerprint: str, now: datetime | None = None) -> str:
+    """The id of a version of this content: for this second, or for the first one after all that are taken.
+
+    So ids are in the order of publishing. Nothing is written.
+    """
+    now = (now or datetime.now(UTC)).replace(microsecond=0)
+    newest = max((name.split("-")[0] for name in _folders(index_uri)), default="")
+    if newest >= now.strftime(_TIME_FORMAT):
+        after = datetime.strptime(newest, _TIME_FORMAT).replace(tzinfo=UTC) + timedelta(seconds=1)
+        if after - now > AHEAD_WARNED:
+            message = "%s: the newest version is named %s, but it is %s now: some clock is wrong"
+            log.warning(message, index_uri, newest, now)
+        now = after
+    return f"{now.strftime(_TIME_FORMAT)}-{fingerprint[:12]}"
+
+
+def finish_version(
+    index_uri: str,
+    version: str,
+    manifest: Manifest,
+    written: Sequence[WrittenFile],
+    *,
+    make_current: bool = True,
+    before_current: Callable[[], None] | None = None,
+) -> Manifest:
+    """Writes checksums and manifest of a version whose files stand, and makes it the current one; gives the manifest.
+
+    Done twice, also at the same time, it comes to one version: a manifest that stands stays.
+
+    Args:
+        version: its id, of `new_version`.
+        manifest: all but what is set here (see its class), with the content fingerprint.
+        written: what `copy_files` gave for all files.
+        make_current: False keeps the version without publishing it (a gate failed).
+        before_current: called right before the pointer flips, and again after; what it raises stops or undoes that.
+
+    Raises:
+        VersionNotFoundError: a file is missing or has another size.
+    """
+    if storage.exists(manifest_uri(index_uri, version)):
+        manifest = read_manifest(index_uri, version)
+    else:
+        manifest = _write_manifest(index_uri, version, manifest, written)
+    if make_current and _current(index_uri) != version:
+        set_current(index_uri, version, before_current)
+    return manifest
+
+
+def _write_manifest(index_uri: str, version: str, manifest: Manifest, written: Sequence[WrittenFile]) -> Manifest:
+    searched = [file for file in written if is_searched(file.entry.path)]
+    data = checksums_json(
+        {file.entry.path: file.blocks for file in searched}, {file.entry.path: file.structure for file in searched}
+    )
+    own = FileEntry(path=CHECKSUMS_FILE, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    storage.write_bytes_atomic(storage.join(version_uri(index_uri, version), CHECKSUMS_FILE), data)
+    created = datetime.strptime(version.split("-")[0], _TIME_FORMAT)
     manifest = replace(
         manifest,
         version=version,
         created_utc=created.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        content_fingerprint=fingerprint,
-        loaded_bytes=sum(entry.bytes for entry in files if is_searched(entry.path)),
-        files=files,
+        loaded_bytes=sum(file.entry.bytes for file in searched),
+        files=tuple(sorted((*(file.entry for file in written), own), key=lambda entry: entry.path)),
     )
-    checksums = WrittenChecksums()
-    for entry in files:
-        source = sources[entry.path]
-        with storage.atomic_file(storage.join(folder, entry.path)) as path:
-            with open(path, "wb") as copy:
-                found = _described(entry.path, source, copy).sha256
-            if is_searched(entry.path) and found == entry.sha256:
-                checksums.add(entry.path, path)
-            if found != entry.sha256:
-                fault = f"expected sha256 {entry.sha256}, found {found}; the file was changed or is damaged"
-                raise StorageError(f"{source.uri}: {fault}")
-    data = checksums.to_json()
-    own = FileEntry(path=CHECKSUMS_FILE, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    storage.write_bytes_atomic(storage.join(folder, CHECKSUMS_FILE), data)
-    manifest = replace(manifest, files=tuple(sorted((*files, own), key=lambda entry: entry.path)))
     storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_sealed_json().encode())
-    if make_current:
-        set_current(index_uri, version, before_current)
-    return version
-
-
-def describe_files(staged: Staged) -> tuple[FileEntry, ...]:
-    """Size and sha256 of every staged file as it will be published, sorted by name."""
-    return tuple(_described(name, source) for name, source in sorted(_sources(staged).items()))
-
-
-def staged_bytes(source: StagedFile) -> Iterator[bytes]:
-    """A staged file as it will be published, in chunks."""
-    start = 0
-    with storage.open_read(source.uri) as reader:
-        while chunk := reader.read(CHUNK_BYTES):
-            first, last = max(start, source.offset), min(start + len(chunk), source.offset + len(source.data))
-            if first < last:
-                data = source.data[first - source.offset : last - source.offset]
-                chunk = chunk[: first - start] + data + chunk[last - start :]
-            yield chunk
-            start += len(chunk)
-
-
-def is_searched(path: str) -> bool:
-    """Whether a search reads the file: index, refine codes, products, bitmaps of filter columns."""
-    return is_index_file(path) or is_refine_file(path) or path in (PRODUCTS_FILE, FILTERS_FILE)
-
-
-def content_fingerprint(
-    files: Sequence[FileEntry], encoder_fingerprint: str, spec: IndexSpec, search: SearchSettings | None = None
-) -> str:
-    """64 hex digits over all that decides what a search answers: index and refine files, products, query encoder,
-    encoder, spec, and how many candidates are re-ranked (`nprobe` is in the index files). Reports do not count, nor the
-    bitmaps, which follow from the products.
-    """
-    counted = sorted(
-        (entry.path, entry.sha256)
-        for entry in files
-        if (is_searched(entry.path) and entry.path != FILTERS_FILE) or entry.path.startswith(f"{QUERY_ENCODER_FOLDER}/")
-    )
-    # Without refinement the fingerprint is that of schema version 1.
-    refined = [search.refine_factor] if search is not None and search.refine_factor else []
-    text = json.dumps([counted, encoder_fingerprint, spec.to_dict(), *refined], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return manifest
 
 
 def read_current(index_uri: str) -> str:
@@ -215,12 +190,11 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
         VersionNotFoundError: there is no such complete version, or a file of it is missing or has another size.
     """
     manifest = read_manifest(index_uri, version)
+    sizes = storage.list_sizes(version_uri(index_uri, version))
     for entry in manifest.files:
-        uri = storage.join(version_uri(index_uri, version), entry.path)
-        try:
-            found = storage.size(uri)
-        except FileNotFoundError:
-            raise VersionNotFoundError(f"{version} cannot be published: its file {uri} is missing") from None
+        uri, found = storage.join(version_uri(index_uri, version), entry.path), sizes.get(entry.path)
+        if found is None:
+            raise VersionNotFoundError(f"{version} cannot be published: its file {uri} is missing")
         if found != entry.bytes:
             fault = f"expected {entry.bytes} bytes, found {found}"
             raise VersionNotFoundError(f"{version} cannot be published: {uri}: {fault}")
@@ -363,7 +337,7 @@ def version_uri(index_uri: str, version: str) -> str:
 
 def manifest_uri(index_uri: str, version: str) -> str:
     """The manifest of a version."""
-    return storage.join(version_uri(index_uri, version), "manifest.json")
+    return storage.join(version_uri(index_uri, version), MANIFEST_FILE)
 
 
 def _current(index_uri: str) -> str:
@@ -399,33 +373,3 @@ def _put_back(index_uri: str, version: str, before: str, known: Sequence[str]) -
 
 def _folders(index_uri: str) -> list[str]:
     return list(filter(_VERSION_PATTERN.fullmatch, storage.list_folders(storage.join(index_uri, "versions"))))
-
-
-def _sources(staged: Staged) -> dict[str, StagedFile]:
-    if isinstance(staged, str):
-        staged = {name: storage.join(staged, name) for name in storage.list_names(staged)}
-    return {name: StagedFile(uri=file) if isinstance(file, str) else file for name, file in staged.items()}
-
-
-def _described(name: str, source: StagedFile, copy: IO[bytes] | None = None) -> FileEntry:
-    """A staged file as it will be published, written to `copy` on the way."""
-    digest, size = hashlib.sha256(), 0
-    for chunk in staged_bytes(source):
-        digest.update(chunk)
-        size += len(chunk)
-        if copy is not None:
-            copy.write(chunk)
-    return FileEntry(path=name, bytes=size, sha256=digest.hexdigest())
-
-
-def _free_version(index_uri: str, fingerprint: str, now: datetime) -> tuple[datetime, str]:
-    """The id for this second, or for the first one after all that are taken: ids are in the order of publishing."""
-    now = now.replace(microsecond=0)
-    newest = max((name.split("-")[0] for name in _folders(index_uri)), default="")
-    if newest >= now.strftime(_TIME_FORMAT):
-        after = datetime.strptime(newest, _TIME_FORMAT).replace(tzinfo=UTC) + timedelta(seconds=1)
-        if after - now > AHEAD_WARNED:
-            message = "%s: the newest version is named %s, but it is %s now: some clock is wrong"
-            log.warning(message, index_uri, newest, now)
-        now = after
-    return now, f"{now.strftime(_TIME_FORMAT)}-{fingerprint[:12]}"

@@ -20,9 +20,9 @@ from index_builder.checksums import Verify
 from index_builder.errors import FilterError, IndexBuilderError
 from index_builder.explanation import Asked, Explanation, WhyNot, explain, why_not
 from index_builder.groups import EXPECTED_MEMBERS, PRODUCT_COLUMN
-from index_builder.manifest import IMAGE_COLUMNS, Manifest
+from index_builder.manifest import IMAGE_COLUMNS, QUERY_ENCODER_FOLDER, Manifest
 from index_builder.open_version import OpenVersion, ProductRows, open_current, open_version
-from index_builder.publish import QUERY_ENCODER_FOLDER, read_current
+from index_builder.publish import read_current
 from index_builder.ranking import Ranking, sliced
 from index_builder.shard_search import filled_up
 

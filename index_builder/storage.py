@@ -10,7 +10,6 @@ complete** (`artifact`): the description is written last, so a rerun takes what 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -113,16 +112,15 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
 
 
 def create_file(uri: str, data: bytes) -> bool:
-    """Writes a file where none stands yet; False where one does. Of several at once, one succeeds.
+    """Writes a file where none stands yet, whole; False where one does. Of several at once, one succeeds.
 
     So do the local disk and stores with a conditional write (S3, Google, Azure). Other remote systems may let several
     succeed and keep the last: read it back where that matters.
     """
     with _storage(uri, "write") as (filesystem, path), contextlib.suppress(FileExistsError):
         if is_local(uri):
-            _make_folders(Path(path).parent)
-            with open(path, "xb") as file:
-                file.write(data)
+            with _beside(uri) as whole:
+                disk.create_file(path, data, whole)
         else:
             filesystem.pipe_file(path, data, mode="create")
         return True
@@ -175,18 +173,20 @@ def list_files(uri: str) -> list[str]:
 
 def list_names(uri: str) -> list[str]:
     """All files below the folder `uri` but temporary ones, as sorted names relative to it; none without a folder."""
+    return sorted(list_sizes(uri))
+
+
+def list_sizes(uri: str) -> dict[str, int]:
+    """The bytes of each file that `list_names` names; a store is asked for all of them at once."""
+    found: dict[str, int] = {}
     if is_local(uri):
-        names, root = [], local_path(uri)
-        for folder, folders, files in os.walk(root):
-            folders[:] = [name for name in folders if not is_temporary(name)]
-            below = PurePosixPath(os.path.relpath(folder, root))
-            names += [str(below / name) for name in files]
+        found = disk.sizes_below(local_path(uri), is_temporary)
     else:
-        names = []
         with _storage(uri, "list") as (filesystem, path), contextlib.suppress(FileNotFoundError):
             prefix = path.rstrip("/") + "/"
-            names = [name.removeprefix(prefix) for name in filesystem.find(path) if name.startswith(prefix)]
-    return sorted(name for name in names if not is_temporary(name))
+            entries = filesystem.find(path, detail=True).items()
+            found = {name.removeprefix(prefix): int(at["size"]) for name, at in entries if name.startswith(prefix)}
+    return {name: size for name, size in found.items() if not is_temporary(name)}
 
 
 def list_folders(uri: str) -> list[str]:
@@ -285,7 +285,7 @@ def artifact(uri: str, inputs: Any, make: Callable[[str], Mapping[str, Any] | No
         for file in sizes:
             if file == f"{name}.json" or not (file == name or file.startswith((f"{name}.", f"{name}/"))):
                 raise ValueError(f"{uri} was made with a file {file}: expected {name}, {name}.(not json) or {name}/...")
-        with _one_at_a_time(uri) if is_local(uri) else contextlib.nullcontext():
+        with disk.one_at_a_time(local_path(uri)) if is_local(uri) else contextlib.nullcontext():
             before = _read_description(uri)  # not later: without a lock, what another maker has just completed stays
             if standing := find_artifact(uri, inputs):
                 return standing
@@ -323,19 +323,23 @@ def find_artifact(uri: str, inputs: Any = None, *, read_bytes: bool = True) -> A
 
 
 def is_as_made(file_uri: str) -> bool:
-    """Whether a file of an output is there, with the bytes it had when it was made, as far as its description says.
-
-    The output's name is the file's up to the first dot.
-    """
+    """Whether a file of an output is there, with the bytes it had when it was made, as far as its description says."""
     if not exists(file_uri):
         return False
-    name = PurePosixPath(file_uri).name
-    known = _read_description(_file_uri(file_uri, name.partition(".")[0]))
-    made = None if known is None else known["hashes"].get(name)
-    if made is None or _fast_hash(file_uri) == made:
+    made = made_hash(file_uri)
+    if not made or _fast_hash(file_uri) == made:
         return True
     log.warning("%s is damaged: its bytes are not those that were made", file_uri)
     return False
+
+
+def made_hash(file_uri: str) -> str:
+    """The xxh3 (128 bits, 32 hex digits) that a file of an output had when it was made, by the output's description;
+    "" where that does not say. The output's name is the file's up to the first dot.
+    """
+    name = PurePosixPath(file_uri).name
+    known = _read_description(_file_uri(file_uri, name.partition(".")[0]))
+    return "" if known is None else str(known["hashes"].get(name, ""))
 
 
 def remove_artifact(uri: str) -> None:
@@ -392,18 +396,6 @@ def _sizes(uris: Sequence[str]) -> list[int | None]:
             return list(filesystem.sizes([url_to_fs(uri)[1] for uri in uris]))
         except FileNotFoundError:
             return [size(uri) if exists(uri) else None for uri in uris]
-
-
-@contextlib.contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Lets one maker at a time complete an output in a local folder; a killed one's lock is gone with it."""
-    descriptor = os.open(Path(local_path(uri)).parent, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # network disks without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def check_writable(uri: str) -> None:

@@ -31,57 +31,71 @@ STATM = Path("/proc/self/statm")
 
 
 def verify_index(shards: Sequence[IndexShard], *, rows: int, dim: int, codec_fingerprint: str) -> None:
-    """Checks the serving shards of a version: each file is the one described (sha256), opens memory-mapped (FastScan's
-    lists cannot be), has the metric and dimension, and was made with the codec; together they hold every row 0..rows-1
-    exactly once, each shard those of its range. Memory is one byte a row.
+    """Checks the serving shards of a version, as `check_index_shard` each of them and `check_ranges` all together."""
+    for shard in shards:
+        check_index_shard(shard, dim=dim, codec_fingerprint=codec_fingerprint)
+    check_ranges(shards, rows=rows)
+
+
+def verify_refine_codes(shards: Sequence[IndexShard], *, rows: int, dim: int, code_bytes: int) -> None:
+    """The same for the refine files of a version."""
+    for shard in shards:
+        check_refine_shard(shard, dim=dim, code_bytes=code_bytes)
+    check_ranges(shards, rows=rows)
+
+
+def check_index_shard(shard: IndexShard, *, dim: int, codec_fingerprint: str) -> None:
+    """Checks that a serving shard is the file described (sha256), opens memory-mapped (FastScan's lists cannot be), has
+    the metric and dimension, was made with the codec, and holds each row of its range exactly once. Memory is one byte
+    a row.
 
     Raises:
         VerificationError: names the file, what was expected and what was found.
     """
-    seen = np.zeros(rows, dtype=bool)
-    for shard in shards:
-        if shard.codec_fingerprint != codec_fingerprint:
-            raise _wrong(shard, "codec", codec_fingerprint, shard.codec_fingerprint)
-        with _the_one_described(shard) as path:
-            _check_index_file(shard, read_index(path), dim, seen)
-    if not seen.all():
-        missing = int(np.argmin(seen))
-        raise VerificationError(
-            f"{', '.join(shard.uri for shard in shards) or 'no serving shard'}: expected every row 0..{rows - 1}, "
-            f"found {int(seen.sum())} of {rows}; the first that is missing is {missing}"
-        )
+    if shard.codec_fingerprint != codec_fingerprint:
+        raise _wrong(shard, "codec", codec_fingerprint, shard.codec_fingerprint)
+    with _the_one_described(shard) as path:
+        _check_index_file(shard, read_index(path), dim)
 
 
-def verify_refine_codes(shards: Sequence[IndexShard], *, rows: int, dim: int, code_bytes: int) -> None:
-    """Checks the refine files of a version: each is the one described (sha256) and opens memory-mapped; together, in
-    their order, they hold rows 0..rows-1, all made with one quantizer.
+def check_refine_shard(shard: IndexShard, *, dim: int, code_bytes: int) -> None:
+    """Checks that a refine file is the one described (sha256), opens memory-mapped and holds as many rows.
+
+    Raises:
+        VerificationError: names the file, what was expected and what was found.
+    """
+    with _the_one_described(shard) as path:
+        codes = RefineCodes([path])
+        expected, found = (shard.rows, dim, code_bytes), (codes.rows, codes.dim, codes.code_size)
+        if found != expected:
+            raise _wrong(shard, "rows, dimensions and bytes of a vector", expected, found)
+
+
+def check_ranges(shards: Sequence[IndexShard], *, rows: int) -> None:
+    """Checks that files that were checked one by one make a whole: they have one codec, or quantizer, and their ranges,
+    in any order, follow each other from row 0 to the last of so many rows.
 
     Raises:
         VerificationError: names the file, what was expected and what was found.
     """
     next_row = 0
-    with ExitStack() as stack:
-        paths = []
-        for shard in shards:
-            paths.append(stack.enter_context(_the_one_described(shard)))
-            if shard.first_row != next_row:
-                raise _wrong(shard, "first row", next_row, shard.first_row)
-            codes = RefineCodes([paths[-1]])
-            expected, found = (shard.rows, dim, code_bytes), (codes.rows, codes.dim, codes.code_size)
-            if found != expected:
-                raise _wrong(shard, "rows, dimensions and bytes of a vector", expected, found)
-            next_row = shard.stop_row
-        if paths:
-            RefineCodes(paths)
+    for shard in sorted(shards, key=lambda shard: shard.first_row):
+        if shard.codec_fingerprint != shards[0].codec_fingerprint:
+            raise _wrong(shard, "codec", shards[0].codec_fingerprint, shard.codec_fingerprint)
+        if shard.first_row < next_row:
+            raise _wrong(shard, "rows", "each once", f"row {shard.first_row} twice")
+        if shard.first_row > next_row or shard.stop_row > rows:
+            raise _wrong(shard, "rows", f"{next_row}..{rows - 1}", f"{shard.first_row}..{shard.stop_row - 1}")
+        next_row = shard.stop_row
     if next_row != rows:
-        named = ", ".join(shard.uri for shard in shards) or "no refine file"
-        raise VerificationError(f"{named}: expected refine codes of {rows} products, found those of {next_row}")
+        named = ", ".join(shard.uri for shard in shards) or "no file"
+        raise VerificationError(f"{named}: expected every row 0..{rows - 1}, found the first {next_row}")
 
 
 def measure_resident_bytes(
     index_uris: Sequence[str],
     refine_uris: Sequence[str],
-    products_uri: str,
+    products_uris: Sequence[str],
     queries: np.ndarray,
     k: int,
     *,
@@ -104,7 +118,7 @@ def measure_resident_bytes(
         described = {
             "indexes": [stack.enter_context(storage.localized(uri)) for uri in index_uris],
             "refine": [stack.enter_context(storage.localized(uri)) for uri in refine_uris],
-            "products": stack.enter_context(storage.localized(products_uri)),
+            "products": [stack.enter_context(storage.localized(uri)) for uri in products_uris],
             "queries": path,
             "k": k,
             "setting": {"nprobe": nprobe, "refine_factor": refine_factor},
@@ -127,8 +141,8 @@ def measure_resident_bytes(
     return int(finished.stdout)
 
 
-def _check_index_file(shard: IndexShard, index: faiss.Index, dim: int, seen: np.ndarray) -> None:
-    ivf = ivf_of(index)
+def _check_index_file(shard: IndexShard, index: faiss.Index, dim: int) -> None:
+    ivf, seen = ivf_of(index), np.zeros(shard.rows, bool)
     if index.d != dim:
         raise _wrong(shard, "dimensions", dim, index.d)
     if {index.metric_type, ivf.metric_type} != {faiss.METRIC_INNER_PRODUCT}:
@@ -144,12 +158,12 @@ def _check_index_file(shard: IndexShard, index: faiss.Index, dim: int, seen: np.
         if not len(ids):
             continue
         listed += len(ids)
-        if ids.min() < max(0, shard.first_row) or ids.max() >= min(shard.stop_row, len(seen)):
+        if ids.min() < shard.first_row or ids.max() >= shard.stop_row:
             raise _wrong(shard, "ids", f"{shard.first_row}..{shard.stop_row - 1}", f"{ids.min()}..{ids.max()}")
-        unique, counts = np.unique(ids, return_counts=True)
+        unique, counts = np.unique(ids - shard.first_row, return_counts=True)
         if len(again := unique[seen[unique] | (counts > 1)]):
-            raise _wrong(shard, "ids", "each once", f"row {again[0]} twice")
-        seen[ids] = True
+            raise _wrong(shard, "ids", "each once", f"row {shard.first_row + again[0]} twice")
+        seen[unique] = True
     if listed != shard.rows:
         raise _wrong(shard, "rows in the inverted lists", shard.rows, listed)
 
@@ -175,7 +189,8 @@ def _serve(described: dict[str, Any]) -> int:
     before = _resident_bytes()
     search = ShardSearch([read_index(path) for path in described["indexes"]])
     codes = RefineCodes(described["refine"]) if described["refine"] else None
-    products = ProductRows(pa.ipc.open_file(pa.memory_map(described["products"])).read_all())
+    parts = [pa.ipc.open_file(pa.memory_map(path)).read_all() for path in described["products"]]
+    products = ProductRows(pa.concat_tables(parts))
     k = min(described["k"], max(1, search.rows))
     for query in queries:
         rows = search_refined(search, codes, query[None], k, **described["setting"])[1]

@@ -87,9 +87,7 @@ class CountingStore(MemoryFileSystem):
         if mode == "rb":
             return _Reading(self._bytes(path), _count("read", path))
         if mode in ("wb", "xb"):
-            if mode == "xb" and self.isfile(path):
-                raise FileExistsError(path)
-            return _Writing(self, path, _count("write", path), kwargs.get("data") or b"")
+            return _Writing(self, path, _count("write", path), kwargs.get("data") or b"", new=mode == "xb")
         return super()._open(path, mode, **kwargs)
 
     def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:  # type: ignore[override]
@@ -150,18 +148,23 @@ class _Reading(io.RawIOBase):
 
 
 class _Writing(io.BytesIO):
-    """What appears when it is closed."""
+    """What appears when it is closed; one that shall be `new` where nothing stands by then."""
 
-    def __init__(self, store: CountingStore, path: str, request: Request, data: bytes) -> None:
+    def __init__(self, store: CountingStore, path: str, request: Request, data: bytes, *, new: bool) -> None:
         super().__init__()
         self.write(data)
-        self._store, self._path, self._request = store, path, request
+        self._store, self._path, self._request, self._new = store, path, request, new
 
     def close(self) -> None:
-        if not self.closed:
-            self._request.bytes = len(self.getbuffer())
-            self._store.store[self._path] = MemoryFile(self._store, self._path, self.getvalue())
+        if self.closed:
+            return
+        self._request.bytes = len(self.getbuffer())
+        file = MemoryFile(self._store, self._path, self.getvalue())
         super().close()
+        if not self._new:
+            self._store.store[self._path] = file
+        elif self._store.store.setdefault(self._path, file) is not file:
+            raise FileExistsError(self._path)
 
 
 @contextmanager

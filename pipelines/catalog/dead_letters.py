@@ -171,8 +171,10 @@ def examples_by_reason(uri: str, wanted: Iterable[str]) -> dict[str, str]:
     """One letter of each kind in `wanted` (as "rejected: missing_id") in words, from a file of letters."""
     found: dict[str, str] = {}
     missing = set(wanted)
+    if not missing:
+        return found
     with localized(uri) as path, pq.ParquetFile(path) as file:
-        for batch in file.iter_batches() if missing else ():
+        for batch in file.iter_batches():
             kinds = pc.binary_join_element_wise(batch.column("outcome"), batch.column("reason"), ": ")
             for kind in sorted(missing):
                 if (row := pc.index(kinds, kind).as_py()) >= 0:

@@ -1,4 +1,4 @@
-"""The steps of an index build run in their order: number, sample, train, refine, add, merge, verify.
+"""The steps of an index build, of numbered products, run in their order: sample, train, refine, add, merge, verify.
 
 Each is a plain function from descriptors to descriptors that leaves files under the build's folder, which is named by
 all that shapes them: what is finished is not done again.
@@ -6,7 +6,8 @@ all that shapes them: what is finished is not done again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from index_builder.drift import (
 )
 from index_builder.embedding_shards import NumberedShard
 from index_builder.faiss_files import IndexShard
+from index_builder.filter_bitmaps import ProductsFile, read_products_file
 from index_builder.held_out import HeldOut, find_held_out, held_out_queries, search_shards
 from index_builder.manifest import EncoderSummary
 from index_builder.merge import merge_index_shards
@@ -37,7 +39,6 @@ from index_builder.planner import (
     is_open,
     plan_adds,
     plan_index,
-    plan_refinement,
     plan_sample,
 )
 from index_builder.refine import StoredKind, write_refine_codes
@@ -45,29 +46,14 @@ from index_builder.sampling import QuerySet, ShardSample, write_sample
 from index_builder.selection import choose_candidate, settle
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import FilteredMeasurement, Remedy, SearchChoice, SearchMeasurement, measure_index
-from index_builder.verify import measure_resident_bytes, verify_index, verify_refine_codes
+from index_builder.verify import check_index_shard, check_ranges, check_refine_shard, measure_resident_bytes
 from pipelines.config.job import GatesConfig
-from pipelines.indexing import product_groups
-from pipelines.indexing.product_groups import (
-    ListedGroup,
-    RepeatsFile,
-    ShardGroups,
-    WrittenGroup,
-    find_group_repeats,
-    list_group,
-    write_group_part,
-)
-from pipelines.indexing.product_table import Numbering, number_products
+from pipelines.indexing.product_groups import ShardGroups
+from pipelines.indexing.product_table import Numbering
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import (
-    SUMMARIES,
     FinishedRun,
-    ShardFiles,
-    ShardSummary,
     Totals,
-    read_finished_run,
-    total,
-    write_summaries,
 )
 from pipelines.indexing.work_folder import HeldLease
 
@@ -181,6 +167,7 @@ class FinishedBuild:
     Attributes:
         choice, fit: The codec, why it was trained or kept, and how well it fits the catalog.
         serving_shards, refine_shards: The index and refine files, by their rows; no refine files without refinement.
+        products: The files of products, by their rows.
         table: Recall and latency for each search setting that was tried.
         chosen: The setting that the index is published with.
         filtered: Recall with it under filters.
@@ -194,6 +181,7 @@ class FinishedBuild:
     fit: CodecFit
     serving_shards: tuple[IndexShard, ...]
     refine_shards: tuple[IndexShard, ...]
+    products: tuple[ProductsFile, ...]
     table: tuple[SearchMeasurement, ...]
     chosen: SearchChoice
     queries: int
@@ -202,68 +190,11 @@ class FinishedBuild:
     remedies: tuple[Remedy, ...] = ()
 
 
-def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
-    """Gives the products of all shards their rows, and settles the index; EmptyCatalogError where none is left."""
-    with run.record.timed("number") as facts:
-        summaries = sorted(summaries, key=lambda summary: summary.position)
-        keys = [summary.key for summary in summaries]
-        folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
-        storage.artifact(run.path(SUMMARIES), keys, lambda path: write_summaries(f"{path}.parquet", summaries))
-        numbering = number_products([ShardFiles(folder=folder, key=key) for key in keys], run.path())
-        plan = _numbered_plan(run, numbering, summaries)
-        facts |= {"products": numbering.product_count, "duplicates": numbering.duplicates}
-    return plan
-
-
-def list_ids(run: RunContext, groups: ShardGroups, number: int, summaries: Iterable[ShardSummary]) -> ListedGroup:
-    """The first step of a numbering by groups: the ids of one group."""
-    folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
-    with run.record.timed("number", f"ids-{number:05d}"):
-        return list_group(groups, number, summaries, folder, run.path())
-
-
-def find_repeats(run: RunContext, listed: Sequence[ListedGroup], partition: int) -> RepeatsFile:
-    """The second: the ids that occur again, in one partition of all."""
-    with run.record.timed("number", f"repeats-{partition:05d}"):
-        return find_group_repeats(listed, partition, run.path())
-
-
-def write_products(
-    run: RunContext, listed: Sequence[ListedGroup], repeats: Sequence[RepeatsFile], number: int
-) -> WrittenGroup:
-    """The third: the products of one group."""
-    with run.record.timed("number", f"products-{number:05d}"):
-        return write_group_part(listed, repeats, number, run.path())
-
-
-def join_groups(run: RunContext, listed: Sequence[ListedGroup], written: Sequence[WrittenGroup]) -> BuildPlan:
-    """The last, as `number` for all groups."""
-    with run.record.timed("number") as facts:
-        numbering, summaries = product_groups.join_groups(listed, written, run.path())
-        plan = _numbered_plan(run, numbering, summaries)
-        facts |= {"products": numbering.product_count, "duplicates": numbering.duplicates}
-    return plan
-
-
-def _numbered_plan(run: RunContext, numbering: Numbering, summaries: Sequence[ShardSummary]) -> BuildPlan:
-    finished = read_finished_run(run.work_uri)
-    earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
-    dropped = [len(shard.dropped) for shard in numbering.shards]
-    duplicates = numbering.duplicates_of_shards
-    totals = total(summaries, numbering.product_count, duplicates, frozenset(earlier), run.folded, dropped)
-    if not numbering.product_count:
-        raise EmptyCatalogError(_none_left(totals, numbering.rejected_uri))
-    spec = spec_to_build(run.index, numbering.rows, run.encoder.dim, run.reusable)
-    return BuildPlan(numbering=numbering, spec=spec, refine=plan_refinement(run.index, spec), totals=totals)
-
-
-def _none_left(totals: Totals, rejected_uri: str) -> str:
-    """Why no row became a product, in words."""
-    why = [f"{reason} {count:,}" for reason, count in totals.by_reason.items()]
-    why += [f"left out by catalog.where {totals.left_out:,}"] if totals.left_out else []
-    letters = f"; the dead letters are in {rejected_uri}" if totals.by_reason else ""
-    found = f"none of the {totals.rows_in:,} rows of the catalog became a product ({', '.join(why) or 'it is empty'})"
-    return f"{found}{letters}; the published version, if any, stays"
+def read_products(run: RunContext, plan: BuildPlan, number: int) -> ProductsFile:
+    """Reads one file of products, for its hash and the rows of its values."""
+    name, part = f"{number:05d}", plan.numbering.products[number]
+    with run.record.timed("number", f"part-{name}"):
+        return read_products_file(part.uri, run.path("products_values", name), of_rows=plan.numbering.rows)
 
 
 def sample_tasks(plan: BuildPlan) -> range:
@@ -372,19 +303,33 @@ def refine_tasks(run: RunContext, plan: BuildPlan, choice: CodecChoice) -> list[
 
 
 def refine(run: RunContext, choice: CodecChoice, task: AddTask, samples: Sequence[ShardSample]) -> IndexShard:
-    """Writes the vectors of one serving shard into its refine file."""
-    name = f"{task.serving_shard:05d}"
+    """Writes the vectors of one serving shard into its refine file, and checks it; raises as `verify`."""
+    name, dim, kind = f"{task.serving_shard:05d}", run.encoder.dim, cast(StoredKind, choice.refine)
     uri = run.path("refine", f"{name}.faiss")
     with run.record.timed("refine", name):
-        return write_refine_codes(task.shards, samples, cast(StoredKind, choice.refine), run.encoder.dim, uri)
+        shard = write_refine_codes(task.shards, samples, kind, dim, uri)
+
+        def check(path: str) -> None:
+            check_refine_shard(shard, dim=dim, code_bytes=BYTES_PER_DIM[kind] * dim)
+
+        storage.artifact(run.path("refine_checked", name), [asdict(shard), kind, dim], check)
+        return shard
 
 
 def merge(run: RunContext, choice: CodecChoice, serving_shard: int, index_shards: Sequence[IndexShard]) -> IndexShard:
-    """Merges the index shards of one serving shard into the layout in which it is served."""
-    name = f"{serving_shard:05d}"
+    """Merges the index shards of one serving shard into the layout in which it is served, and checks it; raises as
+    `verify`.
+    """
+    name, dim, codec = f"{serving_shard:05d}", run.encoder.dim, choice.codec
     uri = run.path("merged", f"{name}.faiss")
     with run.record.timed("merge", name):
-        return merge_index_shards(index_shards, uri, fast_scan=choice.codec.spec.fast_scan != "none")
+        shard = merge_index_shards(index_shards, uri, fast_scan=codec.spec.fast_scan != "none")
+
+        def check(path: str) -> None:
+            check_index_shard(shard, dim=dim, codec_fingerprint=codec.fingerprint)
+
+        storage.artifact(run.path("merged_checked", name), [asdict(shard), codec.fingerprint, dim], check)
+        return shard
 
 
 def verify(
@@ -393,21 +338,23 @@ def verify(
     choice: CodecChoice,
     samples: Sequence[ShardSample],
     merged: Sequence[IndexShard],
-    refined: Sequence[IndexShard] = (),
+    refined: Sequence[IndexShard],
+    products: Sequence[ProductsFile],
 ) -> FinishedBuild:
-    """Checks the index, measures it against exact search, and chooses the search parameters.
+    """Checks that the files, each of which was checked by who made it, are a whole index; measures it against exact
+    search, and chooses the search parameters.
 
     Raises:
         VerificationError: A file is not what it should be.
     """
-    codec, dim, rows = choice.codec, run.encoder.dim, plan.numbering.rows
-    plan = settled_plan(plan, choice)
+    codec, rows = choice.codec, plan.numbering.rows
+    plan, in_order = settled_plan(plan, choice), [part.uri for part in plan.numbering.products]
     with run.record.timed("verify") as facts:
         shards = tuple(sorted(merged, key=lambda shard: shard.first_row))
-        verify_index(shards, rows=rows, dim=dim, codec_fingerprint=codec.fingerprint)
+        check_ranges(shards, rows=rows)
         refine_shards = tuple(sorted(refined, key=lambda shard: shard.first_row))
         if plan.refine != "none":
-            verify_refine_codes(refine_shards, rows=rows, dim=dim, code_bytes=BYTES_PER_DIM[plan.refine] * dim)
+            check_ranges(refine_shards, rows=rows)
         measured = _measured(run, plan, choice, samples, shards, refine_shards)
         facts |= {name: measured[name] for name in ("queries", "resident_bytes")}
         facts |= {"recall": measured["chosen"]["recall"]}
@@ -422,6 +369,7 @@ def verify(
         fit=fit,
         serving_shards=shards,
         refine_shards=refine_shards,
+        products=tuple(sorted(products, key=lambda file: in_order.index(file.uri))),
         table=tuple(SearchMeasurement(**row) for row in measured["table"]),
         chosen=SearchChoice(**measured["chosen"]),
         queries=measured["queries"],
@@ -440,17 +388,26 @@ def _measured(
     refine_shards: Sequence[IndexShard],
 ) -> dict[str, Any]:
     """Recall and latency, the chosen setting, memory, and the fit of the codec, measured once an index."""
-    index, numbering = run.index, plan.numbering
-    uris, refine_uris = [shard.uri for shard in shards], [shard.uri for shard in refine_shards]
+    index = run.index
     wanted = run.gates.min_recall or 0.0
 
     def make(path: str) -> dict[str, Any]:
+        with ExitStack() as stack:
+
+            def local(uris: Sequence[str]) -> list[str]:
+                return [stack.enter_context(storage.localized(uri)) for uri in uris]
+
+            # All that is measured looks at the same copies.
+            files = (shards, refine_shards, plan.numbering.products)
+            return measure(*(local([file.uri for file in each]) for each in files))
+
+    def measure(uris: list[str], refine_uris: list[str], products_uris: list[str]) -> dict[str, Any]:
         held = _held_out(run, plan, samples)
         given = (index, plan.spec, plan.refine, held, choice.reach, samples, uris, refine_uris)
         found = measure_index(*given, wanted=wanted)
         chosen, queries = found.chosen, held.queries
         setting = {"nprobe": chosen.nprobe, "refine_factor": chosen.refine_factor}
-        memory = measure_resident_bytes(uris, refine_uris, numbering.products_uri, queries.vectors, index.k, **setting)
+        memory = measure_resident_bytes(uris, refine_uris, products_uris, queries.vectors, index.k, **setting)
         return {
             "table": [asdict(row) for row in found.table],
             "chosen": asdict(chosen),

@@ -1,10 +1,18 @@
-"""The publish step judges the gates, writes the version, and publishes it or holds it back."""
+"""Publishing judges the gates, writes the version, and publishes it or holds it back.
+
+One worker begins: it decides what becomes of the build, and the id of its version, once a run. Then each file is copied
+by any worker, and the last step writes the manifest and flips the pointer. Each may be done twice, also at the same
+time: it is one version.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
@@ -17,6 +25,9 @@ from index_builder.errors import IndexBuilderError, StorageError, VersionNotFoun
 from index_builder.explain import explain_index
 from index_builder.filter_bitmaps import write_filter_bitmaps
 from index_builder.manifest import (
+    FILTERS_FILE,
+    PARTS_VERSION,
+    QUERY_ENCODER_FOLDER,
     SCHEMA_VERSION,
     SEVERAL_ROWS_VERSION,
     CatalogSummary,
@@ -26,8 +37,10 @@ from index_builder.manifest import (
     RecallSummary,
     SearchSettings,
     index_file_name,
+    products_file_name,
     refine_file_name,
 )
+from index_builder.version_files import StagedFile, WrittenFile, content_fingerprint, copy_files, with_nprobe
 from pipelines.catalog.dead_letters import REJECTED_FILE, examples_by_reason
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
 from pipelines.indexing.gates import failed_gates
@@ -37,6 +50,8 @@ from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_r
 log = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
+PUBLICATION_FILE = "publication.json"
+"""In the run's folder: what was decided when the publishing began."""
 Status = Literal["published", "unchanged", "held"]
 
 _LISTED = (
@@ -98,13 +113,96 @@ def read_result(record: RunRecord) -> RunResult:
     return RunResult(**(values | {"totals": Totals(**values["totals"])}))
 
 
-def publish_build(run: RunContext, build: FinishedBuild) -> RunResult:
-    """Writes the version and, where no gate fails, flips the pointer to it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publication:
+    """What becomes of a build: decided once a run, before a file is copied, and the same for all who ask again.
 
-    A version that would answer every query as the published one does is not written again.
+    Attributes:
+        version: Its id; that of the published version where that is this very one.
+        content_fingerprint: Of the build.
+        failed_gates: Why it is held, in words.
+        previous_version: That was published when the publishing began; empty for none.
     """
+
+    status: Status
+    version: str
+    content_fingerprint: str
+    failed_gates: list[str]
+    previous_version: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CopyTask:
+    """Files of a version that one worker copies: one, or all of the query encoder."""
+
+    name: str
+    files: dict[str, StagedFile]
+
+
+def begin_publishing(run: RunContext, build: FinishedBuild) -> Publication:
+    """Judges the gates, and decides whether a version is written, and under which id.
+
+    A version that would answer every query as the published one does is not written again: nothing is read for that.
+    """
+    with run.record.timed("publish", "begin"):
+        run.lease.check()
+        uri = storage.join(run.record.uri, PUBLICATION_FILE)
+        if not storage.exists(uri):
+            storage.create_file(uri, json.dumps(asdict(_decided(run, build))).encode())
+        return Publication(**storage.read_json(uri))
+
+
+def _decided(run: RunContext, build: FinishedBuild) -> Publication:
+    previous = published_manifest(run.index.uri)
+    failed = failed_gates(run.gates, build.plan.totals, _recall(run, build), previous)
+    files = {name: file for task in _tasks(run, build) for name, file in task.files.items()}
+    search = SearchSettings(nprobe=build.chosen.nprobe, refine_factor=build.chosen.refine_factor)
+    fingerprint = content_fingerprint(files, run.encoder.fingerprint, build.plan.spec, search)
+    status: Status = "held" if failed else "published"
+    same_groups = previous is not None and previous.catalog.group_field == run.group_field
+    if not failed and previous is not None and previous.content_fingerprint == fingerprint and same_groups:
+        status, name = "unchanged", previous.version
+    else:
+        name = publish.new_version(run.index.uri, fingerprint)
+    return Publication(
+        status=status,
+        version=name,
+        content_fingerprint=fingerprint,
+        failed_gates=failed,
+        previous_version=previous.version if previous is not None else "",
+    )
+
+
+def copy_tasks(run: RunContext, build: FinishedBuild, publication: Publication) -> list[CopyTask]:
+    """What is to be copied, file by file; nothing where the published version is this very one."""
+    if publication.status == "unchanged":
+        return []
+    filters = write_filter_bitmaps(build.products, run.path("filters"))
+    letters = build.plan.numbering.rejected_uri
+    others = {FILTERS_FILE: filters, REJECTED_FILE: letters}
+    return _tasks(run, build) + [CopyTask(name=name, files={name: StagedFile(uri=uri)}) for name, uri in others.items()]
+
+
+def copy_to_version(run: RunContext, publication: Publication, task: CopyTask) -> tuple[WrittenFile, ...]:
+    """Copies some files of the version, each read once and compared with what was made; the query encoder is run once
+    before it appears.
+
+    Raises:
+        StorageError: A file is damaged, or cannot be read or written.
+        EncoderError: The query encoder does not run.
+    """
+    with run.record.timed("publish", task.name):
+        folder = publish.version_uri(run.index.uri, publication.version)
+        check = partial(_check_query_encoder, run.encoder.dim) if task.name == QUERY_ENCODER_FOLDER else None
+        return copy_files(folder, task.files, check)
+
+
+def publish_build(
+    run: RunContext, build: FinishedBuild, publication: Publication, written: Sequence[WrittenFile]
+) -> RunResult:
+    """Writes the manifest of the version whose files were copied and, where no gate fails, flips the pointer to it."""
     with run.record.timed("publish"):
-        result = _publish(run, build)
+        result = _published(run, build, publication, written)
         finished = FinishedRun(
             name=run.record.name,
             shards=build.plan.numbering.shard_keys,
@@ -121,26 +219,23 @@ def publish_build(run: RunContext, build: FinishedBuild) -> RunResult:
     return result
 
 
-def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
+def _published(
+    run: RunContext, build: FinishedBuild, publication: Publication, written: Sequence[WrittenFile]
+) -> RunResult:
     run.lease.check()
-    index_uri, totals, chosen, spec = run.index.uri, build.plan.totals, build.chosen, build.plan.spec
-    previous = published_manifest(index_uri)
-    recall = _recall(run, build)
-    failed = failed_gates(run.gates, totals, recall, previous)
-    manifest = _manifest(run, build, recall, failed)
-    _check_outputs(run, build)
-    staged = _staged(run, build)
-    files = publish.describe_files(staged)
-    fingerprint = publish.content_fingerprint(files, run.encoder.fingerprint, spec, manifest.index.search)
-    status: Status = "held" if failed else "published"
+    index_uri, totals, chosen = run.index.uri, build.plan.totals, build.chosen
+    version_id, status = publication.version, publication.status
     not_cleaned = ""
-    same_groups = previous is not None and previous.catalog.group_field == run.group_field
-    if not failed and previous is not None and previous.content_fingerprint == fingerprint and same_groups:
-        status, version_id = "unchanged", previous.version
+    if status == "unchanged":
+        manifest = publish.read_manifest(index_uri, version_id)
     else:
-        _check_query_encoder(run)
-        version_id = publish.publish_version(
-            index_uri, staged, manifest, files=files, make_current=not failed, before_current=run.lease.check
+        manifest = publish.finish_version(
+            index_uri,
+            version_id,
+            _manifest(run, build, publication),
+            written,
+            make_current=status == "published",
+            before_current=run.lease.check,
         )
         not_cleaned = _prune(run)
     uri, letters_uri = publish.version_uri(index_uri, version_id), build.plan.numbering.rejected_uri
@@ -150,14 +245,14 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
         version=version_id,
         uri=uri,
         totals=totals,
-        failed_gates=failed,
-        index_bytes=sum(entry.bytes for entry in files if entry.path.endswith(".faiss")),
+        failed_gates=publication.failed_gates,
+        index_bytes=sum(entry.bytes for entry in (*manifest.index_files(), *manifest.refine_files())),
         recall_k=run.index.k,
         recall_queries=build.queries,
         recall_over=_recall_over(run, totals),
-        factory=spec.factory,
+        factory=build.plan.spec.factory,
         serving_shards=len(build.serving_shards),
-        previous_version=previous.version if previous is not None else "",
+        previous_version=publication.previous_version,
         index_uri=index_uri,
         rejected_uri=letters_uri if status == "unchanged" else storage.join(uri, REJECTED_FILE),
         examples=examples_by_reason(letters_uri, totals.by_reason),
@@ -174,31 +269,17 @@ def _recall_over(run: RunContext, totals: Totals) -> str:
     return "vectors of held-out products" if totals.vectors else "held-out products"
 
 
-def _check_outputs(run: RunContext, build: FinishedBuild) -> None:
-    """StorageError where a file to be published has not the bytes that it had when it was made: it is not certified.
-
-    The run then fails; what is damaged is made again by the next one.
+def _check_query_encoder(dim: int, folder: str) -> None:
+    """Loads the query encoder among the files in a folder and runs it once; EncoderError or StorageError where a server
+    could not.
     """
-    numbering = build.plan.numbering
-    outputs = [shard.uri for shard in (*build.serving_shards, *build.refine_shards)]
-    outputs += [numbering.products_uri.removesuffix(".arrow")]
-    outputs += [] if run.query_encoder_uri is None else [run.query_encoder_uri]
-    for uri in outputs:
-        if storage.exists(f"{uri}.json") and storage.find_artifact(uri) is None:
-            raise StorageError(f"{uri} was damaged after it was made, so nothing is published")
-
-
-def _check_query_encoder(run: RunContext) -> None:
-    """Loads the query encoder and runs it once; EncoderError or StorageError where a server could not."""
-    if run.query_encoder_uri is None:
-        return
-    encoder = encoders.load_query_encoder(run.query_encoder_uri)
+    encoder = encoders.load_query_encoder(storage.join(folder, QUERY_ENCODER_FOLDER))
     images = None if encoder.accepts_text else [Image.new("RGB", (8, 8))]
     vectors = encoder.encode(texts=["a"] if encoder.accepts_text else None, images=images)
-    if vectors.shape != (1, run.encoder.dim) or not np.isfinite(vectors).all():
+    if vectors.shape != (1, dim) or not np.isfinite(vectors).all():
         raise StorageError(
-            f"{run.query_encoder_uri}: expected a query encoder of {run.encoder.dim} finite numbers a query, found "
-            f"{list(vectors.shape)}; remove the folder to have it written again"
+            f"expected a query encoder of {dim} finite numbers a query, found {list(vectors.shape)}; remove the folder "
+            "query_encoders of the work URI to have it written again"
         )
 
 
@@ -213,22 +294,48 @@ def _prune(run: RunContext) -> str:
     return ""
 
 
-def _staged(run: RunContext, build: FinishedBuild) -> dict[str, str | publish.StagedFile]:
-    """Name in the version -> where the file lies now."""
+def _tasks(run: RunContext, build: FinishedBuild) -> list[CopyTask]:
+    """The files that decide what a search answers, by their names in the version, each with its hash as it was made."""
     count = len(build.serving_shards)
-    files: dict[str, str | publish.StagedFile] = {
-        index_file_name(number, count): publish.with_nprobe(shard, build.chosen.nprobe)
+    files = {
+        index_file_name(number, count): with_nprobe(shard, build.chosen.nprobe)
         for number, shard in enumerate(build.serving_shards)
     }
-    files |= {refine_file_name(number, count): shard.uri for number, shard in enumerate(build.refine_shards)}
-    products = build.plan.numbering.products_uri
-    files[publish.PRODUCTS_FILE] = products
-    files[publish.FILTERS_FILE] = write_filter_bitmaps(products, products.removesuffix(".arrow") + "_filters")
-    files[REJECTED_FILE] = build.plan.numbering.rejected_uri
+    files |= {
+        refine_file_name(number, count): StagedFile(uri=shard.uri, sha256=shard.sha256)
+        for number, shard in enumerate(build.refine_shards)
+    }
+    files |= {
+        products_file_name(number, len(build.products)): StagedFile(uri=part.uri, sha256=part.sha256)
+        for number, part in enumerate(build.products)
+    }
+    tasks = [CopyTask(name=name, files={name: file}) for name, file in files.items()]
     if run.query_encoder_uri is not None:
-        for name in storage.list_names(run.query_encoder_uri):
-            files[f"{publish.QUERY_ENCODER_FOLDER}/{name}"] = storage.join(run.query_encoder_uri, name)
-    return files
+        hashes = _query_encoder_files(run.query_encoder_uri)
+        encoder = {
+            f"{QUERY_ENCODER_FOLDER}/{name}": StagedFile(uri=storage.join(run.query_encoder_uri, name), sha256=sha256)
+            for name, sha256 in hashes.items()
+        }
+        tasks.append(CopyTask(name=QUERY_ENCODER_FOLDER, files=encoder))
+    return tasks
+
+
+def _query_encoder_files(uri: str) -> Mapping[str, str]:
+    """The files of a query encoder, with the sha256 that each was made with."""
+    made = storage.find_artifact(uri, read_bytes=False)
+    if made is None:
+        raise StorageError(f"{uri}: expected the files of the query encoder, found them damaged or gone; run again")
+    if "sha256" in made.facts:
+        return made.facts["sha256"]
+    # Written by an earlier Shelfmark: read once more, to be compared with what was made.
+    if storage.find_artifact(uri) is None:
+        raise StorageError(f"{uri} was damaged after it was made, so nothing is published")
+    return _hashes(uri)
+
+
+def _hashes(uri: str) -> dict[str, str]:
+    """The sha256 of each file of a folder."""
+    return {name: storage.sha256_file(storage.join(uri, name)) for name in storage.list_names(uri)}
 
 
 def _recall(run: RunContext, build: FinishedBuild) -> RecallSummary:
@@ -253,7 +360,7 @@ def _missed_target(run: RunContext, build: FinishedBuild) -> str:
     return f"{found}; {tried or 'this index finds no more with more probes'}"
 
 
-def _manifest(run: RunContext, build: FinishedBuild, recall: RecallSummary, failed: list[str]) -> Manifest:
+def _manifest(run: RunContext, build: FinishedBuild, publication: Publication) -> Manifest:
     totals, spec, codec = build.plan.totals, build.plan.spec, build.choice.codec
     return Manifest(
         catalog=CatalogSummary(
@@ -288,13 +395,21 @@ def _manifest(run: RunContext, build: FinishedBuild, recall: RecallSummary, fail
                 *filter(None, [_missed_target(run, build)]),
             ),
         ),
-        recall=recall,
+        recall=_recall(run, build),
         embedding_shards=tuple(shard.uri for shard in build.plan.numbering.shards),
         resident_bytes=build.resident_bytes,
-        gates={"limits": asdict(run.gates), "failed": failed},
+        gates={"limits": asdict(run.gates), "failed": publication.failed_gates},
         software=_software(),
-        schema_version=SEVERAL_ROWS_VERSION if totals.vectors else SCHEMA_VERSION,
+        schema_version=_schema_version(build),
+        content_fingerprint=publication.content_fingerprint,
     )
+
+
+def _schema_version(build: FinishedBuild) -> int:
+    """The oldest that says what the version has."""
+    if len(build.products) > 1:
+        return PARTS_VERSION
+    return SEVERAL_ROWS_VERSION if build.plan.totals.vectors else SCHEMA_VERSION
 
 
 def published_manifest(index_uri: str) -> Manifest | None:
@@ -317,8 +432,9 @@ def stage_query_encoder(config: encoders.EncoderConfig | None, fingerprint: str,
     if config is None:
         return uri if storage.find_artifact(uri, fingerprint) else None
 
-    def make(path: str) -> None:
+    def make(path: str) -> dict[str, dict[str, str]]:
         encoders.save_query_encoder(config, path)
+        return {"sha256": _hashes(path)}
 
     return storage.artifact(uri, fingerprint, make).uri
 

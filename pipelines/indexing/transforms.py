@@ -29,10 +29,11 @@ from index_builder.manifest import EncoderSummary
 from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failures_of_work
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
+from pipelines.indexing import numbering_steps as numbering
 from pipelines.indexing.build_steps import BuildPlan, RunContext
 from pipelines.indexing.previous_lookups import PreviousLookups
 from pipelines.indexing.product_groups import ShardGroups
-from pipelines.indexing.publish_step import RunResult, publish_build
+from pipelines.indexing.publish_step import RunResult, begin_publishing, copy_tasks, copy_to_version, publish_build
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
 from pipelines.indexing.task_list import TaskList, TaskRange
@@ -344,13 +345,13 @@ def number_products(
         return (
             summaries
             | "GatherSummaries" >> beam.combiners.ToList()
-            | "NumberProducts" >> beam.Map(lambda summaries: steps.number(run, summaries))
+            | "NumberProducts" >> beam.Map(lambda summaries: numbering.number(run, summaries))
         )
     listed = (
         summaries
         | "GroupOfShard" >> beam.Map(lambda summary: (groups.group_of(summary.position), summary))
         | "ShardsOfGroup" >> beam.GroupByKey()
-        | "ListIds" >> beam.Map(lambda group: steps.list_ids(run, groups, group[0], group[1]))
+        | "ListIds" >> beam.Map(lambda group: numbering.list_ids(run, groups, group[0], group[1]))
         | "GatherListed" >> beam.combiners.ToList()
     )
     numbers = listed | "CutNumbering" >> beam.FlatMap(lambda listed: range(len(listed)))
@@ -358,21 +359,21 @@ def number_products(
     repeats = (
         numbers
         | "SpreadRepeats" >> beam.Reshuffle()
-        | "FindRepeats" >> beam.Map(lambda number, listed: steps.find_repeats(run, listed, number), all_listed)
+        | "FindRepeats" >> beam.Map(lambda number, listed: numbering.find_repeats(run, listed, number), all_listed)
     )
     written = (
         numbers
         | "SpreadProducts" >> beam.Reshuffle()
         | "WriteProducts"
         >> beam.Map(
-            lambda number, listed, repeats: steps.write_products(run, listed, list(repeats), number),
+            lambda number, listed, repeats: numbering.write_products(run, listed, list(repeats), number),
             *(all_listed, AsIter(repeats)),
         )
     )
     return (
         written
         | "GatherWritten" >> beam.combiners.ToList()
-        | "JoinGroups" >> beam.Map(lambda written, listed: steps.join_groups(run, listed, written), all_listed)
+        | "JoinGroups" >> beam.Map(lambda written, listed: numbering.join_groups(run, listed, written), all_listed)
     )
 
 
@@ -432,15 +433,31 @@ def build_and_publish(
         | "MergeIndexShards"
         >> beam.Map(lambda group, choice: steps.merge(run, choice, group[0], list(group[1])), the_choice)
     )
-    return (
+    products = (
+        plan
+        | "CutProducts" >> beam.FlatMap(lambda plan: range(len(plan.numbering.products)))
+        | "SpreadReading" >> beam.Reshuffle()
+        | "ReadProducts" >> beam.Map(lambda number, plan: steps.read_products(run, plan, number), the_plan)
+    )
+    build = (
         merged
         | "GatherMerged" >> beam.combiners.ToList()
         | "VerifyIndex"
         >> beam.Map(
-            lambda merged, plan, choice, samples, refined: steps.verify(
-                run, plan, choice, list(samples), merged, list(refined)
+            lambda merged, plan, choice, samples, refined, products: steps.verify(
+                run, plan, choice, list(samples), merged, list(refined), list(products)
             ),
-            *(the_plan, the_choice, all_samples, AsIter(refined)),
+            *(the_plan, the_choice, all_samples, AsIter(refined), AsIter(products)),
         )
-        | "PublishVersion" >> beam.Map(lambda build: publish_build(run, build))
+    )
+    the_publication = AsSingleton(build | "BeginPublishing" >> beam.Map(lambda build: begin_publishing(run, build)))
+    written = (
+        build
+        | "CutCopyTasks" >> beam.FlatMap(lambda build, begun: copy_tasks(run, build, begun), the_publication)
+        | "SpreadCopying" >> beam.Reshuffle()
+        | "CopyToVersion" >> beam.FlatMap(lambda task, begun: copy_to_version(run, begun, task), the_publication)
+    )
+    return build | "PublishVersion" >> beam.Map(
+        lambda build, begun, written: publish_build(run, build, begun, list(written)),
+        *(the_publication, AsIter(written)),
     )

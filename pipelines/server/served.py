@@ -19,7 +19,8 @@ from encoders.errors import EncoderError
 from encoders.query_batches import BaseQueryEncoder
 from index_builder import IndexReader
 from index_builder.errors import IndexBuilderError, VersionNotFoundError
-from index_builder.publish import QUERY_ENCODER_FOLDER, read_current
+from index_builder.manifest import QUERY_ENCODER_FOLDER
+from index_builder.publish import read_current
 from pipelines.server.config import ServerConfig
 
 log = logging.getLogger(__name__)

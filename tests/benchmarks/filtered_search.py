@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from index_builder import IndexReader
-from index_builder.filter_bitmaps import write_filter_bitmaps
+from index_builder.filter_bitmaps import read_products_file, write_filter_bitmaps
 from index_builder.publish import publish_version
 from index_builder.spec import IndexConfig
 from tests.benchmarks.filtered_answers import CLOCKS, K
@@ -145,7 +145,8 @@ def publish(arguments: argparse.Namespace, root: str, index: str, filters: dict[
         path = f"{root}/filtered.arrow"
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=4000)  # a catalog shard each
-    staged["products.arrow"], staged["filters.arrow"] = path, write_filter_bitmaps(path, f"{root}/filtered")
+    part = read_products_file(path, f"{root}/values", of_rows=len(table))
+    staged["products.arrow"], staged["filters.arrow"] = path, write_filter_bitmaps([part], f"{root}/filtered")
     publish_version(index, staged, manifest)
 
 

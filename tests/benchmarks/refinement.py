@@ -51,7 +51,7 @@ def main() -> None:
             resident = measure_resident_bytes(
                 [shard.uri for shard in build.merged],
                 [shard.uri for shard in build.refined],
-                staged["products.arrow"],
+                [staged["products.arrow"]],
                 build.queries.vectors,
                 arguments.k,
                 nprobe=build.choice.nprobe,

@@ -5,12 +5,13 @@ usage: python -m tests.index_builder.build_once EMBEDDINGS OUT FACTORY ROWS_PER_
 
 from __future__ import annotations
 
+import hashlib
 import sys
 
 from index_builder import kmeans, storage
 from index_builder.embedding_shards import NumberedShard, read_info
-from index_builder.publish import describe_files
 from index_builder.spec import IndexConfig
+from index_builder.version_files import staged_bytes
 from tests.index_builder.builds import build_index
 
 
@@ -24,8 +25,8 @@ def main(embeddings: str, out: str, factory: str, rows_per_add: str, order: str)
         first += info.rows
     config = IndexConfig(uri="x", factory=factory, serving_shards=2, rows_per_add=int(rows_per_add), verify_queries=200)
     build = build_index(out, shards, config, info.dim, backwards=order == "backwards")
-    for entry in describe_files({str(number): file for number, file in enumerate(build.staged)}):
-        print(entry.sha256)
+    for file in build.staged:
+        print(hashlib.sha256(staged_bytes(file)).hexdigest())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from index_builder.codec import CodecInfo, train_codec
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality, NumberedShard
 from index_builder.exact_search import GroundTruth, exact_neighbours
 from index_builder.faiss_files import IndexShard
+from index_builder.filter_bitmaps import read_products_file, write_filter_bitmaps
 from index_builder.manifest import (
+    FILTERS_FILE,
     SEVERAL_ROWS_VERSION,
     CatalogSummary,
     CodecSummary,
@@ -27,16 +29,18 @@ from index_builder.manifest import (
     RecallSummary,
     SearchSettings,
     index_file_name,
+    products_file_name,
     refine_file_name,
 )
 from index_builder.merge import merge_index_shards
 from index_builder.planner import BYTES_PER_DIM, plan_adds, plan_index, plan_refinement, plan_sample, probes_per_factor
-from index_builder.publish import StagedFile, publish_version, staged_bytes, with_nprobe
+from index_builder.publish import publish_version
 from index_builder.refine import write_refine_codes
 from index_builder.sampling import QuerySet, read_queries, write_sample
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import SearchChoice, SearchMeasurement, choose_search, measure_search
 from index_builder.verify import verify_index, verify_refine_codes
+from index_builder.version_files import StagedFile, staged_bytes, with_nprobe
 
 ENCODER = "0123456789abcdef"
 
@@ -211,11 +215,28 @@ def stage(root: str, build: Build, **columns: pa.Array) -> tuple[dict[str, str |
     return staged, manifest
 
 
+def in_parts(root: str, staged: Mapping[str, str | StagedFile], edges: Sequence[int]) -> dict[str, str | StagedFile]:
+    """The files of `stage` with the products in several, cut before these rows, and the bitmaps of their columns."""
+    name = products_file_name(0, 1)
+    source = staged[name]
+    with storage.localized(source if isinstance(source, str) else source.uri) as path:
+        table = pa.ipc.open_file(pa.memory_map(path)).read_all()
+    files = {key: file for key, file in staged.items() if key != name}
+    read = []
+    for number, (start, stop) in enumerate(pairwise(edges)):
+        key = products_file_name(number, len(edges) - 1)
+        with storage.atomic_file(storage.join(root, key)) as path, pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table.slice(start, stop - start))
+        files[key] = storage.join(root, key)
+        read.append(read_products_file(files[key], storage.join(root, f"values-{number}"), of_rows=edges[-1]))
+    return files | {FILTERS_FILE: write_filter_bitmaps(read, storage.join(root, "filters"))}
+
+
 def write_staged(staged: Mapping[str, str | StagedFile], folder: str) -> None:
     """Writes the files of a version into a folder, as they would be published."""
     for name, file in staged.items():
         source = StagedFile(uri=file) if isinstance(file, str) else file
-        storage.write_bytes_atomic(storage.join(folder, name), b"".join(staged_bytes(source)))
+        storage.write_bytes_atomic(storage.join(folder, name), staged_bytes(source))
 
 
 def published(root: str, rows: int = 300, dim: int = 16, *, seed: int = 0, **config: object) -> str:

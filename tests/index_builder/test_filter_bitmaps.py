@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from index_builder import IndexReader, storage
-from index_builder.errors import VerificationError
-from index_builder.filter_bitmaps import MOST_VALUES, FilterBitmaps, write_filter_bitmaps
+from index_builder.errors import StorageError, VerificationError
+from index_builder.filter_bitmaps import MOST_VALUES, FilterBitmaps, read_products_file, write_filter_bitmaps
+from index_builder.manifest import FILTERS_FILE
 from index_builder.open_version import FILTERS_KEPT, ProductRows, RowFilters
-from index_builder.publish import FILTERS_FILE, content_fingerprint, publish_version, read_manifest
+from index_builder.publish import publish_version, read_manifest, version_uri
 from index_builder.spec import IndexConfig
+from index_builder.version_files import content_fingerprint, staged_files
 from tests.index_builder.builds import build_index, clustered, stage, write_shards
 
 ROWS, DIM = 4000, 16
@@ -57,7 +60,8 @@ def write(table: pa.Table, folder: Path, batch_rows: int = 700) -> tuple[str, pa
     path = str(folder / "products.arrow")
     with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=batch_rows)
-    return write_filter_bitmaps(path, str(folder / "filters")), pa.ipc.open_file(pa.memory_map(path)).read_all()
+    part = read_products_file(path, str(folder / "values"), of_rows=len(table))
+    return write_filter_bitmaps([part], str(folder / "filters")), pa.ipc.open_file(pa.memory_map(path)).read_all()
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +116,37 @@ def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
     assert files[0] == files[1] == files[2]
 
 
+@pytest.mark.parametrize("edges", [[0, 1000, ROWS], [0, 0, 3, 4, 2500, 2500, ROWS]])
+def test_parts_give_the_bytes_of_the_whole(tmp_path: Path, edges: list[int]) -> None:
+    turned = TABLE.set_column(9, "late", pa.array(["new" if row >= 2500 else None for row in range(ROWS)]))
+    for table in (TABLE, turned):
+        parts = []
+        for number, (start, stop) in enumerate(pairwise(edges)):
+            folder = tmp_path / f"{table.column_names[9]}-{number}"
+            folder.mkdir()
+            write(table.slice(start, stop - start), folder)
+            parts.append(
+                read_products_file(str(folder / "products.arrow"), str(folder / "values-of-all"), of_rows=ROWS)
+            )
+        united = write_filter_bitmaps(parts, str(tmp_path / f"{table.column_names[9]}-united"))
+        (tmp_path / f"{table.column_names[9]}-whole").mkdir()
+        whole, _ = write(table, tmp_path / f"{table.column_names[9]}-whole")
+        assert Path(united).read_bytes() == Path(whole).read_bytes()
+
+
+def test_products_that_were_damaged_after_they_were_made_are_not_read(tmp_path: Path) -> None:
+    def make(path: str) -> None:
+        with pa.OSFile(f"{path}.arrow", "wb") as sink, pa.ipc.new_file(sink, TABLE.schema) as writer:
+            writer.write_table(TABLE)
+
+    made = storage.artifact(str(tmp_path / "products"), "x", make)
+    data = bytearray(Path(made.files[0]).read_bytes())
+    data[len(data) // 2] ^= 1
+    Path(made.files[0]).write_bytes(data)
+    with pytest.raises(StorageError, match="was damaged after it was made"):
+        read_products_file(made.files[0], str(tmp_path / "values"), of_rows=ROWS)
+
+
 def test_columns_of_many_values_and_empty_tables_have_none(tmp_path: Path) -> None:
     rows = 20 * MOST_VALUES
     numbers = np.arange(rows)
@@ -140,11 +175,13 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_bitmaps_do_not_change_what_a_version_is(index: str) -> None:
     manifest = read_manifest(index)
-    without = [entry for entry in manifest.files if entry.path != FILTERS_FILE]
-    assert len(without) == len(manifest.files) - 1
+    files = staged_files(version_uri(index, manifest.version))
+    without = {name: file for name, file in files.items() if name != FILTERS_FILE}
+    assert len(without) == len(files) - 1
     given = (manifest.encoder.fingerprint, manifest.index.spec, manifest.index.search)
-    assert content_fingerprint(without, *given) == manifest.content_fingerprint
-    assert manifest.loaded_bytes > sum(entry.bytes for entry in without if entry.path.endswith((".faiss", ".arrow")))
+    assert content_fingerprint(without, *given) == content_fingerprint(files, *given)
+    index_files, (products,) = manifest.index_files(), manifest.products_files()
+    assert manifest.loaded_bytes > sum(entry.bytes for entry in (*index_files, products))
 
 
 @given(condition=CONDITIONS, k=st.sampled_from([1, 10, 300]))

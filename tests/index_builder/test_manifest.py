@@ -105,7 +105,7 @@ def test_fields_that_came_later_are_ignored_and_missing_ones_default() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 4}, "expected schema version 3 or older, found 4; update Shelfmark"),
+        ({"schema_version": 5}, "expected schema version 4 or older, found 5; update Shelfmark"),
         ({"schema_version": None}, "expected a manifest with a schema_version"),
         ({"catalog": {"uri": "demo"}}, r"catalog\.rows_in"),
         ({"index": "flat"}, "index"),

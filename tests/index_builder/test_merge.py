@@ -12,9 +12,9 @@ from index_builder.errors import CodecMismatchError, VerificationError
 from index_builder.exact_search import GroundTruth, exact_neighbours
 from index_builder.faiss_files import ivf_of, write_merged
 from index_builder.merge import merge_index_shards
-from index_builder.publish import describe_files, with_nprobe
 from index_builder.sampling import QuerySet
 from index_builder.tuning import measure_search
+from index_builder.version_files import staged_bytes, with_nprobe
 from tests.index_builder.builds import clustered
 from tests.index_builder.ready import DIM, ROWS, Ready, ids_of, ready
 
@@ -78,11 +78,11 @@ def test_index_bytes_are_written_twice_at_most(tmp_path, factory: str) -> None:
     parts = [made.add(f"{n}.faiss", n) for n in range(4)]
     merged = merge_index_shards(parts, str(tmp_path / "merged.faiss"), fast_scan=factory.endswith("fs"))
     measure_search([merged.uri], *_asked(made))
-    entries = describe_files({"index-00000-of-00001.faiss": with_nprobe(merged, 3)})
+    published = staged_bytes(with_nprobe(merged, 3))
     written = _written_bytes() - before
     files = sum(storage.size(shard.uri) for shard in (*parts, merged))
     assert files <= written <= files + 8192
-    assert entries[0].bytes == storage.size(merged.uri)
+    assert len(published) == storage.size(merged.uri)
 
 
 def _written_bytes() -> int:

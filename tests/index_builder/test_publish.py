@@ -11,15 +11,11 @@ import faiss
 import numpy as np
 import pytest
 
-from index_builder import publish, storage
+from index_builder import publish, storage, version_files
 from index_builder.errors import ManifestError, StorageError, VersionNotFoundError
 from index_builder.faiss_files import ivf_of
-from index_builder.manifest import FileEntry
 from index_builder.merge import merge_index_shards
 from index_builder.publish import (
-    StagedFile,
-    content_fingerprint,
-    describe_files,
     list_versions,
     prune,
     publish_version,
@@ -28,12 +24,11 @@ from index_builder.publish import (
     read_marks,
     roll_back,
     set_current,
-    staged_bytes,
     version_uri,
-    with_nprobe,
 )
 from index_builder.reader import IndexReader
 from index_builder.spec import IndexConfig, IndexSpec
+from index_builder.version_files import StagedFile, content_fingerprint, staged_bytes, staged_files, with_nprobe
 from tests.index_builder.builds import (
     Build,
     build_index,
@@ -83,9 +78,13 @@ def test_a_staged_folder_does_as_well(root: str) -> None:
     staged, manifest = stage(root, built(root))
     folder = storage.join(root, "staged")
     write_staged(staged, folder)
-    one = publish_version(storage.join(root, "one"), folder, manifest, now=NOW)
-    other = publish_version(storage.join(root, "other"), staged, manifest, now=NOW)
-    assert one == other
+    indexes = [storage.join(root, name) for name in ("one", "other")]
+    one, other = (
+        publish_version(index, files, manifest, now=NOW) for index, files in zip(indexes, (folder, staged), strict=True)
+    )
+    assert one[:16] == other[:16]
+    files = [read_manifest(index).files for index in indexes]
+    assert files[0] == files[1], "with nprobe written into the index files before, or on the way"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_nprobe_is_published_in_the_file_and_nothing_else_changes(tmp_path: Path
     merged = merge_index_shards(added, str(tmp_path / "merged.faiss"), fast_scan=factory.endswith("fs"))
     before = storage.read_bytes(merged.uri)
     for nprobe in (7, 300):
-        after = b"".join(staged_bytes(with_nprobe(merged, nprobe)))
+        after = staged_bytes(with_nprobe(merged, nprobe))
         assert 1 <= (np.frombuffer(before, np.uint8) != np.frombuffer(after, np.uint8)).sum() <= 2
         (tmp_path / "published.faiss").write_bytes(after)
         index = faiss.read_index(str(tmp_path / "published.faiss"))
@@ -106,10 +105,10 @@ def test_nprobe_is_published_in_the_file_and_nothing_else_changes(tmp_path: Path
 
 
 def test_bytes_are_replaced_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "CHUNK_BYTES", 4)
+    monkeypatch.setattr(version_files, "CHUNK_BYTES", 4)
     (tmp_path / "file").write_bytes(bytes(range(20)))
     for offset in (0, 3, 4, 12):
-        found = b"".join(staged_bytes(StagedFile(uri=str(tmp_path / "file"), offset=offset, data=b"abcdefgh")))
+        found = staged_bytes(StagedFile(uri=str(tmp_path / "file"), offset=offset, data=b"abcdefgh"))
         assert found == bytes(range(offset)) + b"abcdefgh" + bytes(range(offset + 8, 20))
 
 
@@ -121,16 +120,18 @@ def test_a_part_of_an_index_file_is_not_published(tmp_path: Path) -> None:
 
 def test_the_content_fingerprint_is_about_answers_only(tmp_path: Path) -> None:
     staged, manifest = stage(str(tmp_path), built(str(tmp_path)))
-    spec = manifest.index.spec
-    files = describe_files(staged)
-    known = content_fingerprint(files, "e", spec)
-    report = FileEntry(path="report.html", bytes=1, sha256="0" * 64)
-    assert content_fingerprint([report, *reversed(files)], "e", spec) == known
-    assert content_fingerprint(files, "f", spec) != known
-    assert content_fingerprint(files, "e", IndexSpec.parse("IVF4,Flat", 8)) != known
-    for number, entry in enumerate(files):
-        changed = [*files[:number], dataclasses.replace(entry, sha256="0" * 64), *files[number + 1 :]]
-        assert content_fingerprint(changed, "e", spec) != known
+    spec, search = manifest.index.spec, manifest.index.search
+    files = staged_files(staged)
+    known = content_fingerprint(files, "e", spec, search)
+    report = StagedFile(uri="report", sha256="0" * 64)
+    assert content_fingerprint({"report.html": report} | dict(reversed(files.items())), "e", spec, search) == known
+    assert content_fingerprint(files, "f", spec, search) != known
+    assert content_fingerprint(files, "e", IndexSpec.parse("IVF4,Flat", 8), search) != known
+    for changed in ({"nprobe": search.nprobe + 1}, {"refine_factor": 9}):
+        assert content_fingerprint(files, "e", spec, dataclasses.replace(search, **changed)) != known
+    for name, file in files.items():
+        changed = files | {name: dataclasses.replace(file, sha256="0" * 64)}
+        assert content_fingerprint(changed, "e", spec, search) != known
 
 
 def test_a_version_can_be_kept_without_being_published(root: str) -> None:
@@ -201,15 +202,15 @@ def test_nothing_published_and_nonsense_in_current(root: str) -> None:
 def test_a_staged_file_that_changes_meanwhile_stops_the_publish(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     index = storage.join(root, "index")
     staged, manifest = stage(root, built(root))
-    real = publish.describe_files
+    real = publish.staged_files
 
-    def describe(files: dict[str, str]) -> tuple[FileEntry, ...]:
+    def hashed(files: dict[str, str]) -> dict[str, StagedFile]:
         found = real(files)
         storage.write_bytes_atomic(staged["products.arrow"], b"changed")
         return found
 
-    monkeypatch.setattr(publish, "describe_files", describe)
-    with pytest.raises(StorageError, match="expected sha256"):
+    monkeypatch.setattr(publish, "staged_files", hashed)
+    with pytest.raises(StorageError, match="damaged after it was made"):
         publish_version(index, staged, manifest)
     assert list_versions(index) == ()
 
@@ -259,7 +260,7 @@ def test_killed_at_any_point_the_published_version_still_opens(tmp_path: Path, s
     vectors = clustered(120, 16, seed=0)
     assert (reader.search(vectors, 1).rows[:, 0] == np.arange(120)).mean() > 0.95
     # What stands under a final name is whole.
-    expected = {entry.path: entry.sha256 for entry in describe_files(folder)}
+    expected = {name: file.sha256 for name, file in staged_files(folder).items()}
     (torn,) = set(storage.list_folders(storage.join(index, "versions"))) - {before}
     names = set(storage.list_names(version_uri(index, torn)))
     assert names <= {*expected, "manifest.json", "checksums.json"}
@@ -317,14 +318,13 @@ def test_prune_after_a_rollback_keeps_one_to_go_back_to(root: str) -> None:
 def test_a_version_pruned_while_it_is_looked_at_is_not_pointed_to(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     index, versions = versions_of(root, 2)
     pointed = []
-    real_size, real_put_back = storage.size, publish._put_back
+    real_sizes, real_put_back = storage.list_sizes, publish._put_back
 
-    def size(uri: str) -> int:
-        if storage.exists(manifest := publish.manifest_uri(index, versions[0])):
-            storage.remove_file(manifest)
-        return real_size(uri)
+    def sizes(uri: str) -> dict[str, int]:
+        storage.remove_file(publish.manifest_uri(index, versions[0]))
+        return real_sizes(uri)
 
-    monkeypatch.setattr(storage, "size", size)
+    monkeypatch.setattr(storage, "list_sizes", sizes)
     monkeypatch.setattr(publish, "_put_back", lambda *given: pointed.append(given) or real_put_back(*given))
     with pytest.raises(VersionNotFoundError, match="it is being pruned"):
         set_current(index, versions[0])

@@ -216,9 +216,10 @@ def test_verifying_refine_files(tmp_path: Path) -> None:
     size = BYTES_PER_DIM["fp16"] * DIM
     verify_refine_codes(made, rows=ROWS, dim=DIM, code_bytes=size)
     for wrong, message in (
-        ([made[0]], "expected refine codes of 3000 products, found those of 1500"),
-        ([], "no refine file"),
-        (made[::-1], "first row: expected 0, found 1500"),
+        ([made[0]], r"expected every row 0\.\.2999, found the first 1500"),
+        ([], "no file: expected every row"),
+        ([made[1]], r"rows: expected 0\.\.2999, found 1500\.\.2999"),
+        ([made[0], dataclasses.replace(made[1], codec_fingerprint="0" * 32)], "codec: expected"),
         ([made[0], dataclasses.replace(made[1], sha256="0" * 64)], "sha256"),
         ([made[0], dataclasses.replace(made[1], rows=1400)], "rows, dimensions and bytes"),
     ):
@@ -290,7 +291,7 @@ def test_memory_is_that_of_a_process_that_really_serves(tmp_path: Path) -> None:
 
     def resident(refine: list[str], factor: int) -> int:
         return measure_resident_bytes(
-            indexes, refine, staged["products.arrow"], queries, 20, nprobe=16, refine_factor=factor
+            indexes, refine, [staged["products.arrow"]], queries, 20, nprobe=16, refine_factor=factor
         )
 
     without, refined = resident([], 0), resident(refine, 8)

@@ -128,7 +128,7 @@ def test_fields_that_a_later_program_added_are_left_out(shop):
 def test_what_was_damaged_after_it_was_made_is_not_published_and_made_again(shop, monkeypatch, capsys, name):
     """By a disk, between the step that made it and the publishing of it."""
     options = ["--index.seed", str(50 + len(name)), "--index.reuse_codec", "false"]
-    real = transforms.publish_build
+    real = transforms.begin_publishing
 
     def damage_first(run, build):
         folder = run.query_encoder_uri if name.startswith("weights") else run.path()
@@ -140,7 +140,7 @@ def test_what_was_damaged_after_it_was_made_is_not_published_and_made_again(shop
 
     before = publish.read_current(str(shop / "index"))
     with monkeypatch.context() as patch:
-        patch.setattr(transforms, "publish_build", damage_first)
+        patch.setattr(transforms, "begin_publishing", damage_first)
         assert run(shop, *options) == 1
     assert "was damaged after it was made, so nothing is published" in capsys.readouterr().err
     assert publish.read_current(str(shop / "index")) == before

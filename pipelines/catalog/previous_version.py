@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from index_builder import embedding_shards, storage
 from index_builder.embedding_shards import Modality
+from index_builder.read_ahead import read_ahead
 from pipelines.catalog.products import id_digests
 
 _logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ KEYED_RECORD = np.dtype([("key", ">u8"), ("tail", ">u8"), ("shard", "<u4"), ("ro
 """A 16-byte key in two halves (big-endian, so that they sort as the bytes do), and where the product lies: the place of
 its shard in a list, and its row inside that shard."""
 
+LOOKUP = "the lookup of a version"
 RECORDS_PER_BUCKET = 1_000_000
 IDS_PER_READ = 65_536
 
@@ -39,11 +41,12 @@ _SHARDS_OPEN = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LookupSource:
-    """A lookup as it travels to the workers: its folder, the files that its records point into, and their number."""
+    """A lookup: its folder, the files that its records point into, and their number; of one in parts that of each."""
 
     uri: str
     files: tuple[str, ...]
     records: int
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +60,20 @@ class KnownImage:
     etag: str
 
 
+def fingerprints_of(uri: str) -> tuple[np.ndarray, np.ndarray]:
+    """The fingerprints of an embedding shard that vectors may be carried over by, uint8 `[n, 16]`, and their rows."""
+    modalities = embedding_shards.read_columns(uri, ["modalities"])["modalities"].to_numpy()
+    usable = np.flatnonzero((modalities & Modality.DEGRADED) == 0)
+    return embedding_shards.read_fingerprints(uri)[usable], usable
+
+
 def build_carry_over(shard_uris: Sequence[str], lookup_uri: str) -> LookupSource:
     """Writes the lookup of a version's embedding shards, by fingerprint; a finished one is taken as it stands.
 
     Degraded products are left out, so that they are tried again. A shard that is gone or damaged is left out with a
     warning: its products are embedded again.
     """
-
-    def fingerprints(uri: str) -> tuple[np.ndarray, np.ndarray]:
-        modalities = embedding_shards.read_columns(uri, ["modalities"])["modalities"].to_numpy()
-        usable = np.flatnonzero((modalities & Modality.DEGRADED) == 0)
-        return embedding_shards.read_fingerprints(uri)[usable], usable
-
-    source = _build_lookup(shard_uris, lookup_uri, fingerprints, lambda uri: embedding_shards.read_info(uri).rows)
+    source = _build_lookup(shard_uris, lookup_uri, fingerprints_of, lambda uri: embedding_shards.read_info(uri).rows)
     gone = len(shard_uris) - len(source.files)
     if gone:
         message = "%d of the previous version's %d embedding shards are gone or damaged; they are embedded again"
@@ -87,14 +91,15 @@ def write_known_images(uri: str, images: Sequence[KnownImage]) -> None:
         writer.write_table(table)
 
 
+def references_of(uri: str) -> tuple[np.ndarray, np.ndarray]:
+    """The references of a shard's file of images, uint8 `[n, 16]`, and their rows."""
+    keys = np.frombuffer(b"".join(_read_images(uri).column("reference").to_pylist()), np.uint8).reshape(-1, 16)
+    return keys, np.arange(len(keys))
+
+
 def build_known_images(file_uris: Sequence[str], lookup_uri: str) -> LookupSource:
     """Writes the lookup of a version's images, by reference; those of a file that is gone are fetched again."""
-
-    def references(uri: str) -> tuple[np.ndarray, np.ndarray]:
-        keys = np.frombuffer(b"".join(_read_images(uri).column("reference").to_pylist()), np.uint8).reshape(-1, 16)
-        return keys, np.arange(len(keys))
-
-    return _build_lookup(file_uris, lookup_uri, references, lambda uri: len(_read_images(uri)))
+    return _build_lookup(file_uris, lookup_uri, references_of, lambda uri: len(_read_images(uri)))
 
 
 class KnownImages:
@@ -102,7 +107,7 @@ class KnownImages:
 
     def __init__(self, source: LookupSource) -> None:
         self._files = source.files
-        self._lookup = KeyLookup(source.uri, source.records)
+        self._lookup = KeyLookup(source.uri, source.records, source.parts)
         self._open = lru_cache(_SHARDS_OPEN)(_read_images)
         self._is_usable = cache(lambda shard: storage.is_as_made(source.files[shard]))
 
@@ -112,7 +117,7 @@ class KnownImages:
         asked = np.array([number for number, reference in enumerate(references) if reference is not None], np.int64)
         joined = b"".join(reference for reference in references if reference is not None)
         numbers = self._lookup.find(np.frombuffer(joined, np.uint8).reshape(-1, 16))
-        asked, records = asked[numbers >= 0], self._lookup.records[numbers[numbers >= 0]]
+        asked, records = asked[numbers >= 0], self._lookup.records_at(numbers[numbers >= 0])
         for shard in filter(self._is_usable, np.unique(records["shard"]).tolist()):
             mine = np.flatnonzero(records["shard"] == shard)
             rows = self._open(self._files[shard]).take(pa.array(records["row"][mine]))
@@ -141,15 +146,21 @@ def _build_lookup(
     """
 
     def make(path: str) -> dict[str, Any]:
-        files = [uri for uri in file_uris if storage.is_as_made(uri)]
-        records = (
-            keyed_records(keys, number, rows) for number, uri in enumerate(files) for keys, rows in [keys_of(uri)]
-        )
-        return {"files": files, "records": write_key_lookup(path, records, expected=sum(map(rows_of, files)))}
+        standing = zip(file_uris, read_ahead(storage.is_as_made, file_uris), strict=True)
+        files = [uri for uri, stands in standing if stands]
+        found = enumerate(read_ahead(keys_of, files))
+        records = (keyed_records(keys, number, rows) for number, (keys, rows) in found)
+        return {"files": files, "records": write_key_lookup(path, records, expected=sum(read_ahead(rows_of, files)))}
 
     # A forecast comes here without the lease: what a running job reads must stand, whichever files are gone by now.
-    lookup = storage.artifact(lookup_uri, "the lookup of a version", make)
-    return LookupSource(uri=lookup_uri, files=tuple(lookup.facts["files"]), records=lookup.facts["records"])
+    return as_lookup(storage.artifact(lookup_uri, LOOKUP, make))
+
+
+def as_lookup(made: storage.Artifact) -> LookupSource:
+    """The lookup that stands as an output of the inputs `LOOKUP`, its files beside it or in parts."""
+    facts = made.facts
+    parts = tuple(facts.get("parts", ()))
+    return LookupSource(uri=made.uri, files=tuple(facts["files"]), records=facts["records"], parts=parts)
 
 
 def write_key_lookup(folder: str, records: Iterable[np.ndarray], *, expected: int) -> int:
@@ -175,12 +186,24 @@ def write_key_lookup(folder: str, records: Iterable[np.ndarray], *, expected: in
     return written
 
 
-class KeyLookup:
-    """Answers from a lookup of `size` `records` (`KEYED_RECORD`, sorted by key), which stay on disk."""
+def part_uri(folder: str, number: int, count: int) -> str:
+    """Where a part of a lookup lies: the records in one of so many equal ranges of keys."""
+    return f"{folder.rstrip('/')}-{number:05d}-of-{count:05d}"
 
-    def __init__(self, folder: str, size: int) -> None:
-        self._keys = _mapped(storage.join(folder, "keys.bin"), _FIRST_HALF, size)
-        self.records = _mapped(storage.join(folder, "records.bin"), KEYED_RECORD, size)
+
+class KeyLookup:
+    """Answers from a lookup of `size` records (`KEYED_RECORD`, sorted by key), which stay on disk.
+
+    One that many workers wrote is in `parts` of so many records (`part_uri`); records are numbered through.
+    """
+
+    def __init__(self, folder: str, size: int, parts: Sequence[int] = ()) -> None:
+        folders = [part_uri(folder, number, len(parts)) for number in range(len(parts))] or [folder]
+        sizes = list(parts) or [size]
+        places = list(zip(folders, sizes, strict=True))
+        self._keys = [_mapped(storage.join(uri, "keys.bin"), _FIRST_HALF, count) for uri, count in places]
+        self._records = [_mapped(storage.join(uri, "records.bin"), KEYED_RECORD, count) for uri, count in places]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """The number of each key's record.
@@ -192,19 +215,35 @@ class KeyLookup:
             int64 `[B]`: -1 where the key is not known; the first of several records of one key.
         """
         wanted = keyed_records(keys, 0, np.arange(len(keys)))
-        if not len(self._keys) or not len(wanted):
-            return np.full(len(wanted), -1, np.int64)
-        numbers = np.searchsorted(self._keys, wanted["key"].astype(_FIRST_HALF))
-        numbers = np.minimum(numbers, len(self._keys) - 1)
-        found = self.records[numbers]
-        return np.where((found["key"] == wanted["key"]) & (found["tail"] == wanted["tail"]), numbers, -1)
+        numbers = np.full(len(wanted), -1, np.int64)
+        part_of = bucket_numbers(wanted["key"], len(self._keys))
+        for part in np.unique(part_of).tolist():
+            if not len(self._keys[part]):
+                continue
+            mine = np.flatnonzero(part_of == part)
+            asked = wanted[mine]
+            places = np.searchsorted(self._keys[part], asked["key"].astype(_FIRST_HALF))
+            places = np.minimum(places, len(self._keys[part]) - 1)
+            found = self._records[part][places]
+            same = (found["key"] == asked["key"]) & (found["tail"] == asked["tail"])
+            numbers[mine[same]] = places[same] + self._starts[part]
+        return numbers
+
+    def records_at(self, numbers: np.ndarray) -> np.ndarray:
+        """Records by their numbers, int64 `[n]`."""
+        found = np.empty(len(numbers), KEYED_RECORD)
+        part_of = np.searchsorted(self._starts, numbers, "right") - 1
+        for part in np.unique(part_of).tolist():
+            mine = part_of == part
+            found[mine] = self._records[part][numbers[mine] - self._starts[part]]
+        return found
 
 
 class CarryOver(KeyLookup):
     """Answers which vectors are there already, by fingerprint. One per worker process."""
 
     def __init__(self, source: LookupSource) -> None:
-        super().__init__(source.uri, source.records)
+        super().__init__(source.uri, source.records, source.parts)
         self._shards = source.files
         self._is_usable = cache(lambda shard: storage.is_as_made(source.files[shard]))
 
@@ -212,7 +251,7 @@ class CarryOver(KeyLookup):
         """As `KeyLookup.find`; what lies in a shard that is gone or damaged since is not known."""
         numbers = super().find(keys)
         found = np.flatnonzero(numbers >= 0)
-        shards = self.records[numbers[found]]["shard"]
+        shards = self.records_at(numbers[found])["shard"]
         lost = [shard for shard in np.unique(shards).tolist() if not self._is_usable(shard)]
         numbers[found[np.isin(shards, lost)]] = -1
         return numbers
@@ -221,7 +260,7 @@ class CarryOver(KeyLookup):
         """The stored vectors of records (int `[n]`, n >= 1, as `find` gives them): float16 `[n, D]`, bit for bit."""
         if not len(numbers):
             raise ValueError("vectors() was asked for no record at all")
-        records = self.records[numbers]
+        records = self.records_at(numbers)
         found: list[np.ndarray] = []
         order: list[np.ndarray] = []
         for shard in np.unique(records["shard"]):

@@ -29,7 +29,6 @@ from pipelines.catalog.intake import not_taken_in, take_in_all
 from pipelines.catalog.layouts import Recognised, recognise
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.plan import CatalogShard, catalog_schema, plan_catalog
-from pipelines.catalog.previous_version import build_carry_over, build_known_images
 from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.catalog.stores import CatalogFile
@@ -40,9 +39,10 @@ from pipelines.demo_catalog import draw_named_catalog, is_demo_address
 from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
 from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.catalog_view import ShownProduct
-from pipelines.indexing.embed_shard import PreviousVersion, ProductPreparer, embed_shard
+from pipelines.indexing.embed_shard import ProductPreparer, embed_shard
 from pipelines.indexing.job import checked_addresses
 from pipelines.indexing.precision_loss import Measuring
+from pipelines.indexing.previous_lookups import PreviousLookups
 from pipelines.indexing.publish_step import published_manifest
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import (
@@ -77,11 +77,11 @@ class CatalogSource:
         recognised: What the catalog was taken for, once checked; None where the config names its fields.
         catalog_rows: Rows or records of all its files, those of a group each, once planned.
         encoder: What the encoder says of itself, once checked.
-        previous: Gives, once planned, what the previous version left for this run; None where nothing is carried over.
+        previous: What the previous version left for this run, once planned; None where nothing is carried over.
     """
 
     encoder: EncoderDescription
-    previous: Callable[[], PreviousVersion] | None
+    previous: PreviousLookups | None
 
     def __init__(self, config: JobConfig, *, full: bool = False, named: Collection[str] | None = None):
         self.config = self.given = config
@@ -278,6 +278,7 @@ class CatalogSource:
             stage="embed",
             tasks=tasks,
             complete=len(complete),
+            previous=self.previous,
             maker=partial(
                 of_catalog,
                 encoder=config.encoder,
@@ -303,8 +304,8 @@ class CatalogSource:
             text_limit=self._text_limit,
         )
 
-    def _previous_version(self) -> tuple[Callable[[], PreviousVersion] | None, str]:
-        """What gives what the previous version left, or None and why nothing is carried over, in words."""
+    def _previous_version(self) -> tuple[PreviousLookups | None, str]:
+        """What the previous version left, or None and why nothing is carried over, in words."""
         published = published_manifest(self.config.index.uri)
         if published is None:
             return None, "no version is published yet"
@@ -312,19 +313,8 @@ class CatalogSource:
             return None, "--full was given"
         if published.encoder.fingerprint != self.encoder.fingerprint:
             return None, f"the encoder changed (from {published.encoder.fingerprint} to {self.encoder.fingerprint})"
-        lookups = storage.join(self.config.work.uri, "carry_over", published.version)
-        return partial(previous_version, self.config.index.uri, published.version, lookups), ""
-
-
-def previous_version(index_uri: str, version: str, lookups_uri: str) -> PreviousVersion:
-    """The lookups of a published version, as they stand in a folder; written there where they do not."""
-    shards = publish.read_manifest(index_uri, version).embedding_shards
-    return PreviousVersion(
-        vectors=build_carry_over(shards, storage.join(lookups_uri, "vectors")),
-        images=build_known_images(
-            [ShardFiles.of_embeddings(uri).images for uri in shards], storage.join(lookups_uri, "pictures")
-        ),
-    )
+        shards = len(published.embedding_shards)
+        return PreviousLookups.of_version(self.config.index.uri, published.version, self.config.work.uri, shards), ""
 
 
 def _note_of(catalog: CatalogConfig) -> CatalogNote:
@@ -365,7 +355,7 @@ def embedding(
     fetch: FetchConfig,
     decode: DecodeConfig,
     encoder: EncoderConfig,
-    previous: Callable[[], PreviousVersion] | None,
+    previous: PreviousLookups | None,
     load_encoder: Callable[[EncoderConfig], ProductEncoder] = load_product_encoder,
     measuring: Measuring | None = None,
     precision_is_chosen: bool = False,
@@ -374,7 +364,7 @@ def embedding(
     if precision_is_chosen:
         check_worker(encoder.precision, encoder.device)
     towers: ProductEncoder = once(lambda: load_encoder(encoder))
-    left = None if previous is None else previous()
+    left = None if previous is None else previous.open()
     opened = ProductPreparer.open(
         *(catalog, fetch, decode), inputs=towers, previous=left, per_image=encoder.vectors == "per_image"
     )

@@ -37,7 +37,6 @@ from pipelines.catalog.previous_version import (
     CarryOver,
     KnownImage,
     KnownImages,
-    LookupSource,
     write_known_images,
 )
 from pipelines.catalog.products import ProductBatch, to_products
@@ -54,6 +53,7 @@ from pipelines.images.product_images import (
     fetch_images,
 )
 from pipelines.indexing.precision_loss import LossMeter
+from pipelines.indexing.previous_lookups import PreviousVersion
 from pipelines.indexing.product_table import WriteColumns, WritePlaces, columns_writer, places_writer
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary
 
@@ -72,14 +72,6 @@ class StepTimer:
         started = perf_counter()
         yield
         self.seconds[step] += perf_counter() - started
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PreviousVersion:
-    """What the previous version left for this run, in a form that travels to the workers."""
-
-    vectors: LookupSource
-    images: LookupSource
 
 
 @dataclass(slots=True)

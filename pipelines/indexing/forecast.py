@@ -95,7 +95,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
     found: list[tuple[bool, int, int]] = []  # of each shard whether it stands, products to embed and carried over
     expected = (shards.rows or 0) + (previous.catalog.products if previous else 0)
     sections = (config.catalog, config.fetch, config.decode)
-    left = None if source.previous is None else source.previous()
+    left = None if source.previous is None else source.previous.open()
     opened = ProductPreparer.open(*sections, inputs=source.encoder, previous=left, per_image=per_image)
     with closing(opened) as preparer, ExternalSort(expected) as ids:
         for number, task in enumerate(shards.tasks):

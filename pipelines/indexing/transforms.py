@@ -29,7 +29,9 @@ from index_builder.manifest import EncoderSummary
 from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failures_of_work
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
+from pipelines.indexing import numbering_steps as numbering
 from pipelines.indexing.build_steps import BuildPlan, RunContext
+from pipelines.indexing.previous_lookups import PreviousLookups
 from pipelines.indexing.product_groups import ShardGroups
 from pipelines.indexing.publish_step import RunResult, begin_publishing, copy_tasks, copy_to_version, publish_build
 from pipelines.indexing.run_record import RunRecord
@@ -67,6 +69,7 @@ class ShardPlan:
         tasks: The shards in plan order.
         maker: Makes those that are not complete.
         complete: How many of them are, as far as a listing says.
+        previous: The lookups that the maker opens, if any.
         rows: Rows to read; None where the catalog does not say before reading.
         encoder: What makes the vectors, or made them.
         query_encoder: Whose query side is published with the index; None for what stands on the work URI, if anything.
@@ -83,6 +86,7 @@ class ShardPlan:
     tasks: tuple[ShardTask, ...]
     maker: ShardMaker
     complete: int
+    previous: PreviousLookups | None = None
     rows: int | None
     encoder: EncoderSummary
     query_encoder: EncoderConfig | None
@@ -235,8 +239,11 @@ def make_shards(
     root: beam.Pipeline, tasks: TaskList, shards: ShardPlan, run: RunContext, probe: WorkerProbe | None
 ) -> beam.PCollection[ShardSummary]:
     """Wires in the making of the shards, which travel by the address of their list, so that the graph stays small."""
+    planned = after_probe(root | "PlannedShards" >> beam.Create([tasks], reshuffle=False), probe)
+    if shards.previous is not None and shards.previous.groups > 1 and shards.complete < tasks.count:
+        planned = after_lookups(planned, shards.previous)
     return (
-        after_probe(root | "PlannedShards" >> beam.Create([tasks], reshuffle=False), probe)
+        planned
         | "CutShardTasks" >> beam.FlatMap(lambda tasks: tasks.ranges())
         # Breaks fusion with the plan, so that the shards spread over the workers.
         | "SpreadShards" >> beam.Reshuffle()
@@ -257,6 +264,27 @@ def after_probe(elements: beam.PCollection[Any], probe: WorkerProbe | None) -> b
         | "MeetWorkers" >> beam.Map(probe.meet)
     )
     return elements | "AwaitWorkers" >> beam.Map(lambda element, _: element, AsSingleton(met))
+
+
+def after_lookups(elements: beam.PCollection[Any], previous: PreviousLookups) -> beam.PCollection[Any]:
+    """The elements, once all workers have made the lookups of a large previous version, or these stand."""
+    listed = (
+        elements
+        | "CutLookups" >> beam.FlatMap(lambda _: range(0 if previous.stand() else previous.groups))
+        | "SpreadLookups" >> beam.Reshuffle()
+        | "ListKeys" >> beam.Map(previous.list_keys)
+    )
+    all_listed = AsIter(listed)
+    made = (
+        elements.pipeline
+        | "LookupParts" >> beam.Create([None], reshuffle=False)
+        | "CutLookupParts" >> beam.FlatMap(lambda _, listed: range(len(list(listed))), all_listed)
+        | "SpreadLookupParts" >> beam.Reshuffle()
+        | "WriteLookupPart" >> beam.Map(lambda part, listed: previous.write_part(list(listed), part), all_listed)
+        | "GatherLookupParts" >> beam.combiners.ToList()
+        | "CompleteLookups" >> beam.Map(lambda parts: previous.complete(parts) if parts else None)
+    )
+    return elements | "AwaitLookups" >> beam.Map(lambda element, _: element, AsSingleton(made))
 
 
 class MakeShards(beam.DoFn):
@@ -317,13 +345,13 @@ def number_products(
         return (
             summaries
             | "GatherSummaries" >> beam.combiners.ToList()
-            | "NumberProducts" >> beam.Map(lambda summaries: steps.number(run, summaries))
+            | "NumberProducts" >> beam.Map(lambda summaries: numbering.number(run, summaries))
         )
     listed = (
         summaries
         | "GroupOfShard" >> beam.Map(lambda summary: (groups.group_of(summary.position), summary))
         | "ShardsOfGroup" >> beam.GroupByKey()
-        | "ListIds" >> beam.Map(lambda group: steps.list_ids(run, groups, group[0], group[1]))
+        | "ListIds" >> beam.Map(lambda group: numbering.list_ids(run, groups, group[0], group[1]))
         | "GatherListed" >> beam.combiners.ToList()
     )
     numbers = listed | "CutNumbering" >> beam.FlatMap(lambda listed: range(len(listed)))
@@ -331,22 +359,41 @@ def number_products(
     repeats = (
         numbers
         | "SpreadRepeats" >> beam.Reshuffle()
-        | "FindRepeats" >> beam.Map(lambda number, listed: steps.find_repeats(run, listed, number), all_listed)
+        | "FindRepeats" >> beam.Map(lambda number, listed: numbering.find_repeats(run, listed, number), all_listed)
     )
     written = (
         numbers
         | "SpreadProducts" >> beam.Reshuffle()
         | "WriteProducts"
         >> beam.Map(
-            lambda number, listed, repeats: steps.write_products(run, listed, list(repeats), number),
+            lambda number, listed, repeats: numbering.write_products(run, listed, list(repeats), number),
             *(all_listed, AsIter(repeats)),
         )
     )
     return (
         written
         | "GatherWritten" >> beam.combiners.ToList()
-        | "JoinGroups" >> beam.Map(lambda written, listed: steps.join_groups(run, listed, written), all_listed)
+        | "JoinGroups" >> beam.Map(lambda written, listed: numbering.join_groups(run, listed, written), all_listed)
     )
+
+
+def search_groups(
+    plan: beam.PCollection[BuildPlan], samples: AsIter, run: RunContext, groups: ShardGroups
+) -> list[AsIter]:
+    """Wires in the search for what recall is measured by; none for a catalog of one group, which training searches."""
+    if len(groups.starts) == 1:
+        return []
+    searched = (
+        plan
+        | "CutSearch" >> beam.FlatMap(lambda _: range(len(groups.starts)))
+        | "SpreadSearch" >> beam.Reshuffle()
+        | "SearchGroup"
+        >> beam.Map(
+            lambda number, plan, samples: steps.search_group(run, plan, groups, number, list(samples)),
+            *(AsSingleton(plan), samples),
+        )
+    )
+    return [AsIter(searched)]
 
 
 def build_and_publish(
@@ -362,7 +409,10 @@ def build_and_publish(
         | "SampleShards" >> beam.Map(lambda first, plan: steps.sample(run, plan, first), the_plan)
     )
     all_samples = AsIter(samples)
-    choice = plan | "TrainCodec" >> beam.Map(lambda plan, samples: steps.train(run, plan, list(samples)), all_samples)
+    choice = plan | "TrainCodec" >> beam.Map(
+        lambda plan, samples, *searched: steps.train(run, plan, list(samples), *map(list, searched)),
+        *(all_samples, *search_groups(plan, all_samples, run, groups)),
+    )
     the_choice = AsSingleton(choice)
     refined = (
         plan

@@ -78,7 +78,7 @@ def test_keys_lead_to_their_shard_and_row(tmp_path, monkeypatch):
     assert size == 2100
     lookup = KeyLookup(str(tmp_path), size)
     for number, keys in enumerate(shards):
-        found = lookup.records[lookup.find(keys[::-1])]
+        found = lookup.records_at(lookup.find(keys[::-1]))
         assert (found["shard"] == number).all()
         assert found["row"].tolist() == list(range(len(keys)))[::-1]
     assert (lookup.find(random_keys(100, seed=3)) == -1).all()

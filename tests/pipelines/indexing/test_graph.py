@@ -25,8 +25,9 @@ from pipelines.config.job import GatesConfig
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.indexing import product_groups, transforms
 from pipelines.indexing.build_steps import BuildPlan, RunContext
-from pipelines.indexing.catalog_source import embedding, previous_version
+from pipelines.indexing.catalog_source import embedding
 from pipelines.indexing.precision_loss import Measuring
+from pipelines.indexing.previous_lookups import PreviousLookups
 from pipelines.indexing.product_groups import ShardGroups
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary, ShardTask, StandingRows
@@ -53,17 +54,19 @@ def planned(work: str, count: int, *, repeated: int = 1) -> ShardPlan:
         files = ShardFiles(folder=f"{work}/embeddings/{'e' * 16}", key=f"{number:032x}-{number:08x}")
         tasks.append(ShardTask(position=number, files=files, rows=shard))
     encoder = EncoderConfig(uri=f"{work}/encoder")
+    previous = PreviousLookups.of_version("s3://shop/index", "v1", work, count * repeated)
     return ShardPlan(
         stage="embed",
         tasks=tuple(tasks) * repeated,
         complete=0,
+        previous=previous,
         maker=partial(
             embedding,
             catalog=CatalogConfig(uri="s3://shop/export"),
             fetch=FetchConfig(),
             decode=DecodeConfig(),
             encoder=encoder,
-            previous=partial(previous_version, "s3://shop/index", "v1", f"{work}/carry_over/v1"),
+            previous=previous,
             measuring=Measuring.of_plan(count, None),
         ),
         rows=None,

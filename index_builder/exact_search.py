@@ -152,6 +152,14 @@ def neighbours_under(
     )
 
 
+def joined_truth(before: GroundTruth, behind: GroundTruth) -> GroundTruth:
+    """What queries find among products, by what they find among those before a row, and among those behind it."""
+    scores = np.concatenate([before.scores, behind.scores], axis=1)
+    rows = np.concatenate([before.rows, behind.rows], axis=1)
+    scores, rows = top_by_score(scores, rows, before.rows.shape[1])
+    return GroundTruth(k=before.k, rows=rows, scores=scores)
+
+
 class _Candidates(NamedTuple):
     """Products that may be among the best of a query: int64, int64 and float32 [c]."""
 

@@ -1,6 +1,7 @@
 """What an index is asked to measure it, with the right answers: held-out queries and their true neighbours.
 
-Found once a build, in one pass over all vectors, and kept as a file: the codec is chosen by it before the index is
+Found once a build, in one pass over all vectors (of a large catalog by many workers, each over some shards), and kept
+as a file: the codec is chosen by it before the index is
 built, and the index is measured by it. The vectors of the neighbours are kept too: what they look like behind a code,
 and how far from a query their lists are, tells what recall can be reached (see reachable.py).
 
@@ -9,8 +10,10 @@ Legend: `Q` queries, `D` dimension, `K` neighbours kept of each, `P` different o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,9 +26,11 @@ from index_builder.exact_search import (
     HashFilter,
     NearFilter,
     RowFilter,
+    joined_truth,
     neighbours_under,
 )
 from index_builder.planner import plan_sample
+from index_builder.read_ahead import read_ahead
 from index_builder.sampling import QuerySet, ShardSample, read_queries, read_query_vectors
 from index_builder.spec import IndexConfig, IndexSpec
 
@@ -72,58 +77,132 @@ class HeldOut:
         )
 
 
-def find_held_out(
-    config: IndexConfig, spec: IndexSpec, shards: Sequence[NumberedShard], samples: Sequence[ShardSample], uri: str
-) -> HeldOut:
-    """The queries of a build with their neighbours, kept at `uri` (without an ending).
+def held_out_queries(
+    config: IndexConfig, spec: IndexSpec, rows: int, samples: Sequence[ShardSample], uri: str
+) -> QuerySet:
+    """The queries that an index of so many rows is measured with, kept at `uri` (without an ending).
 
     Raises:
         SpecError: `index.queries_uri` holds no queries of D dimensions.
     """
-    rows = sum(shard.kept_rows for shard in shards)
+    if config.queries_uri is not None:
+        return read_query_vectors(config.queries_uri, spec.dim, limit=config.verify_queries)
     limit = plan_sample(config, spec, rows).queries
-    if config.queries_uri is None:
+
+    def make(path: str) -> None:
         queries = read_queries(samples, limit=limit)
-    else:
-        queries = read_query_vectors(config.queries_uri, spec.dim, limit=config.verify_queries)
+        np.savez(f"{path}.npz", rows=queries.rows, vectors=queries.vectors)
+
+    storage.artifact(uri, [limit, sorted(sample.sha256 for sample in samples)], make)
+    with _arrays(uri) as arrays:
+        return QuerySet(rows=arrays["rows"], vectors=arrays["vectors"])
+
+
+def search_shards(config: IndexConfig, queries: QuerySet, shards: Sequence[NumberedShard], uri: str) -> str:
+    """Finds what queries should find among some neighbouring shards, and keeps it at `uri` (without an ending)."""
+
+    def make(path: str) -> dict[str, Any]:
+        _save(path, *_search(config, queries, shards))
+        return {"depth": _depth(config)}
+
+    asked = [config.k, config.verify_queries, _digest(queries), [asdict(shard) for shard in shards]]
+    return storage.artifact(uri, asked, make).uri
+
+
+def find_held_out(
+    config: IndexConfig,
+    spec: IndexSpec,
+    shards: Sequence[NumberedShard],
+    queries: QuerySet,
+    uri: str,
+    searched: Sequence[str] = (),
+) -> HeldOut:
+    """The queries of a build with their neighbours, kept at `uri` (without an ending).
+
+    Args:
+        searched: What `search_shards` left of all shards, in their order; empty: they are searched here.
+    """
     filters = _filters(queries)
 
     def make(path: str) -> dict[str, Any]:
-        depth = max(config.k, *RECALL_DEPTHS)
-        named = neighbours_under(
-            queries.vectors, queries.rows, shards, depth, tuple(filters.values()), filtered_k=config.k
-        )
-        truth, under = named
+        truth, under = _joined(config, searched, len(filters)) if searched else _search(config, queries, shards)
         near = truth.rows[:, : max(NEIGHBOURS_KEPT, 3 * config.k)]
         near_rows = np.unique(near[near >= 0])
-        arrays = {"rows": truth.rows, "scores": truth.scores, "near_rows": near_rows}
-        arrays["neighbours"] = np.where(near >= 0, np.searchsorted(near_rows, near), -1).astype(np.int32)
-        arrays["vectors"] = _vectors_of(near_rows, shards, spec.dim)
-        for number, found in enumerate(under):
-            arrays |= {f"passing_{number}": found.rows, f"rows_{number}": found.truth.rows}
-            arrays[f"scores_{number}"] = found.truth.scores
-        with open(f"{path}.npz", "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        return {"depth": depth}
+        neighbours = np.where(near >= 0, np.searchsorted(near_rows, near), -1).astype(np.int32)
+        vectors = _vectors_of(near_rows, shards, spec.dim)
+        _save(path, truth, under, near_rows=near_rows, neighbours=neighbours, vectors=vectors)
+        return {"depth": _depth(config)}
 
     asked = [config.k, config.verify_queries, _digest(queries), [asdict(shard) for shard in shards]]
-    found = storage.artifact(uri, asked, make)
-    with storage.localized(f"{uri}.npz") as path, np.load(path) as arrays:
-        truths = {
-            name: FilteredTruth(
-                rows=arrays[f"passing_{number}"],
-                truth=GroundTruth(k=config.k, rows=arrays[f"rows_{number}"], scores=arrays[f"scores_{number}"]),
-            )
-            for number, name in enumerate(filters)
-        }
+    storage.artifact(uri, asked, make)
+    with _arrays(uri) as arrays:
+        truth, under = _truths(config, arrays, len(filters))
         return HeldOut(
             queries=queries,
-            truth=GroundTruth(k=found.facts["depth"], rows=arrays["rows"], scores=arrays["scores"]),
-            filters=truths,
+            truth=truth,
+            filters=dict(zip(filters, under, strict=True)),
             neighbours=arrays["neighbours"],
             rows=arrays["near_rows"],
             vectors=arrays["vectors"],
         )
+
+
+_Truths = tuple[GroundTruth, tuple[FilteredTruth, ...]]
+
+
+def _depth(config: IndexConfig) -> int:
+    return max(config.k, *RECALL_DEPTHS)
+
+
+def _search(config: IndexConfig, queries: QuerySet, shards: Sequence[NumberedShard]) -> _Truths:
+    filters = tuple(_filters(queries).values())
+    return neighbours_under(queries.vectors, queries.rows, shards, _depth(config), filters, filtered_k=config.k)
+
+
+def _joined(config: IndexConfig, searched: Sequence[str], filters: int) -> _Truths:
+    """What was found in all shards, by what was found in some of them after the other."""
+    found: _Truths | None = None
+    for uri in searched:
+        with _arrays(uri) as arrays:
+            more = _truths(config, arrays, filters)
+        if found is None:
+            found = more
+            continue
+        both = zip(found[1], more[1], strict=True)
+        found = (
+            joined_truth(found[0], more[0]),
+            tuple(
+                FilteredTruth(rows=np.concatenate([one.rows, other.rows]), truth=joined_truth(one.truth, other.truth))
+                for one, other in both
+            ),
+        )
+    if found is None:
+        raise ValueError("expected shards that were searched, found none")
+    return found
+
+
+def _save(path: str, truth: GroundTruth, under: Sequence[FilteredTruth], **others: np.ndarray) -> None:
+    arrays = {"rows": truth.rows, "scores": truth.scores, **others}
+    for number, found in enumerate(under):
+        arrays |= {f"passing_{number}": found.rows, f"rows_{number}": found.truth.rows}
+        arrays[f"scores_{number}"] = found.truth.scores
+    np.savez(f"{path}.npz", **arrays)  # type: ignore[arg-type]
+
+
+def _truths(config: IndexConfig, arrays: Mapping[str, np.ndarray], filters: int) -> _Truths:
+    return GroundTruth(k=_depth(config), rows=arrays["rows"], scores=arrays["scores"]), tuple(
+        FilteredTruth(
+            rows=arrays[f"passing_{number}"],
+            truth=GroundTruth(k=config.k, rows=arrays[f"rows_{number}"], scores=arrays[f"scores_{number}"]),
+        )
+        for number in range(filters)
+    )
+
+
+@contextmanager
+def _arrays(uri: str) -> Iterator[Mapping[str, np.ndarray]]:
+    with storage.localized(f"{uri}.npz") as path, np.load(path) as arrays:
+        yield arrays
 
 
 def _filters(queries: QuerySet) -> dict[str, RowFilter]:
@@ -142,9 +221,16 @@ def _digest(queries: QuerySet) -> str:
 
 def _vectors_of(rows: np.ndarray, shards: Sequence[NumberedShard], dim: int) -> np.ndarray:
     """The vectors of rows int64 [P], ascending: float16 [P, D]."""
-    found = [np.empty((0, dim), np.float16)]
-    for shard in sorted(shards, key=lambda shard: shard.first_row):
-        here = rows[(rows >= shard.first_row) & (rows < shard.first_row + shard.kept_rows)] - shard.first_row
-        if len(here):
-            found.append(read_rows(shard.uri, shard.kept()[here])[0].astype(np.float16, copy=False))
-    return np.concatenate(found)
+    ordered = sorted((shard for shard in shards if shard.kept_rows), key=lambda shard: shard.first_row)
+    starts = np.searchsorted(rows, [*(shard.first_row for shard in ordered), np.iinfo(np.int64).max]).tolist()
+    wanted = [
+        (shard, rows[start:stop])
+        for shard, (start, stop) in zip(ordered, pairwise(starts), strict=True)
+        if stop > start
+    ]
+
+    def read(asked: tuple[NumberedShard, np.ndarray]) -> np.ndarray:
+        shard, here = asked
+        return read_rows(shard.uri, shard.kept()[here - shard.first_row])[0].astype(np.float16, copy=False)
+
+    return np.concatenate([np.empty((0, dim), np.float16), *read_ahead(read, wanted)])

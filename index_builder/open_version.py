@@ -31,7 +31,7 @@ import xxhash
 from index_builder import storage
 from index_builder.checksums import Verify, VersionChecks
 from index_builder.errors import FilterError, IndexBuilderError, VerificationError, VersionNotFoundError
-from index_builder.faiss_files import read_index
+from index_builder.faiss_files import read_indexes
 from index_builder.filter_bitmaps import FilterBitmaps
 from index_builder.filters import ColumnValues, Condition, parse_condition
 from index_builder.groups import GroupColumns
@@ -125,7 +125,7 @@ def _open_files(index_uri: str, manifest: Manifest, verify: Verify) -> OpenVersi
     for entry in needed:
         _present(folder, entry)
     checks = VersionChecks(folder, needed, verify)
-    indexes = _opened(folder, manifest.index_files(), lambda paths: [read_index(path) for path in paths])
+    indexes = _opened(folder, manifest.index_files(), read_indexes)
     # Read in place: the pages of a column are loaded when it is used.
     products, check_column = _mapped_products(folder, manifest.products_files(), checks)
     rows = products.num_rows

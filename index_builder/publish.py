@@ -119,28 +119,30 @@ def finish_version(
     return manifest
 
 
+def named_version(manifest: Manifest, version: str, files: Sequence[FileEntry]) -> Manifest:
+    """The manifest of a version with its id, its time and its files."""
+    created = datetime.strptime(version.split("-")[0], _TIME_FORMAT)
+    return replace(
+        manifest,
+        version=version,
+        created_utc=utc_text(created),
+        loaded_bytes=sum(entry.bytes for entry in files if is_searched(entry.path)),
+        files=tuple(sorted(files, key=lambda entry: entry.path)),
+    )
+
+
 def _write_manifest(index_uri: str, version: str, manifest: Manifest, written: Sequence[WrittenFile]) -> Manifest:
     searched = [file for file in written if is_searched(file.entry.path)]
     data = checksums_json(
         {file.entry.path: file.blocks for file in searched}, {file.entry.path: file.structure for file in searched}
     )
     own = FileEntry(path=CHECKSUMS_FILE, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    # Workers of other machines may have copied to disks of their own.
+    _check_files(index_uri, version, [file.entry for file in written])
     storage.write_bytes_atomic(storage.join(version_uri(index_uri, version), CHECKSUMS_FILE), data)
-    files = tuple(sorted((*(file.entry for file in written), own), key=lambda entry: entry.path))
-    manifest = named_version(manifest, version, files)
+    manifest = named_version(manifest, version, [*(file.entry for file in written), own])
     storage.write_bytes_atomic(manifest_uri(index_uri, version), manifest.to_sealed_json().encode())
     return manifest
-
-
-def named_version(manifest: Manifest, version: str, files: tuple[FileEntry, ...]) -> Manifest:
-    """The manifest of a version with its id, its time and its files."""
-    return replace(
-        manifest,
-        version=version,
-        created_utc=utc_text(datetime.strptime(version.split("-")[0], _TIME_FORMAT)),
-        loaded_bytes=sum(entry.bytes for entry in files if is_searched(entry.path)),
-        files=files,
-    )
 
 
 def read_current(index_uri: str) -> str:
@@ -206,15 +208,7 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
     Raises:
         VersionNotFoundError: there is no such complete version, or a file of it is missing or has another size.
     """
-    manifest = read_manifest(index_uri, version)
-    sizes = storage.list_sizes(version_uri(index_uri, version))
-    for entry in manifest.files:
-        uri, found = storage.join(version_uri(index_uri, version), entry.path), sizes.get(entry.path)
-        if found is None:
-            raise VersionNotFoundError(f"{version} cannot be published: its file {uri} is missing")
-        if found != entry.bytes:
-            fault = f"expected {entry.bytes} bytes, found {found}"
-            raise VersionNotFoundError(f"{version} cannot be published: {uri}: {fault}")
+    _check_files(index_uri, version, read_manifest(index_uri, version).files)
     before, known = _current(index_uri), list_versions(index_uri)
 
     def look() -> None:
@@ -236,6 +230,18 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
         _put_back(index_uri, version, before, known)
         raise
     write_marks(index_uri, remove=tuple(read_marks(index_uri).keys() & {version}))
+
+
+def _check_files(index_uri: str, version: str, files: Sequence[FileEntry]) -> None:
+    """VersionNotFoundError where a file of a version is missing or has another size."""
+    sizes = storage.list_sizes(version_uri(index_uri, version))
+    for entry in files:
+        uri, found = storage.join(version_uri(index_uri, version), entry.path), sizes.get(entry.path)
+        if found is None:
+            raise VersionNotFoundError(f"{version} cannot be published: its file {uri} is missing")
+        if found != entry.bytes:
+            fault = f"expected {entry.bytes} bytes, found {found}"
+            raise VersionNotFoundError(f"{version} cannot be published: {uri}: {fault}")
 
 
 def _being_pruned(version: str) -> VersionNotFoundError:

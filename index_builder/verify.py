@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from index_builder import storage
 from index_builder.errors import VerificationError
-from index_builder.faiss_files import IndexShard, ivf_of, list_ids, read_index
+from index_builder.faiss_files import IndexShard, ivf_of, list_ids, read_index, read_indexes
 from index_builder.open_version import ProductRows
 from index_builder.shard_search import RefineCodes, ShardSearch, search_refined
 
@@ -187,7 +187,7 @@ def _wrong(shard: IndexShard, what: str, expected: object, found: object) -> Ver
 def _serve(described: dict[str, Any]) -> int:
     queries = np.load(described["queries"])
     before = _resident_bytes()
-    search = ShardSearch([read_index(path) for path in described["indexes"]])
+    search = ShardSearch(read_indexes(described["indexes"]))
     codes = RefineCodes(described["refine"]) if described["refine"] else None
     parts = [pa.ipc.open_file(pa.memory_map(path)).read_all() for path in described["products"]]
     products = ProductRows(pa.concat_tables(parts))

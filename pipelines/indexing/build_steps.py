@@ -1,4 +1,4 @@
-"""The steps of an index build run in their order: number, sample, train, refine, add, merge, verify.
+"""The steps of an index build, of numbered products, run in their order: sample, train, refine, add, merge, verify.
 
 Each is a plain function from descriptors to descriptors that leaves files under the build's folder, which is named by
 all that shapes them: what is finished is not done again.
@@ -6,7 +6,7 @@ all that shapes them: what is finished is not done again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -27,7 +27,7 @@ from index_builder.drift import (
 from index_builder.embedding_shards import NumberedShard
 from index_builder.faiss_files import IndexShard
 from index_builder.filter_bitmaps import ProductsFile, read_products_file
-from index_builder.held_out import HeldOut, find_held_out
+from index_builder.held_out import HeldOut, find_held_out, held_out_queries, search_shards
 from index_builder.manifest import EncoderSummary
 from index_builder.merge import merge_index_shards
 from index_builder.planner import (
@@ -39,37 +39,21 @@ from index_builder.planner import (
     is_open,
     plan_adds,
     plan_index,
-    plan_refinement,
     plan_sample,
 )
 from index_builder.refine import StoredKind, write_refine_codes
-from index_builder.sampling import ShardSample, write_sample
+from index_builder.sampling import QuerySet, ShardSample, write_sample
 from index_builder.selection import choose_candidate, settle
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import FilteredMeasurement, Remedy, SearchChoice, SearchMeasurement, measure_index
 from index_builder.verify import check_index_shard, check_ranges, check_refine_shard, measure_resident_bytes
 from pipelines.config.job import Canary, GatesConfig
-from pipelines.indexing import product_groups
-from pipelines.indexing.product_groups import (
-    ListedGroup,
-    RepeatsFile,
-    ShardGroups,
-    WrittenGroup,
-    find_group_repeats,
-    list_group,
-    write_group_part,
-)
-from pipelines.indexing.product_table import Numbering, number_products
+from pipelines.indexing.product_groups import ShardGroups
+from pipelines.indexing.product_table import Numbering
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import (
-    SUMMARIES,
     FinishedRun,
-    ShardFiles,
-    ShardSummary,
     Totals,
-    read_finished_run,
-    total,
-    write_summaries,
 )
 from pipelines.indexing.work_folder import HeldLease
 
@@ -209,72 +193,6 @@ class FinishedBuild:
     remedies: tuple[Remedy, ...] = ()
 
 
-def number(run: RunContext, summaries: Sequence[ShardSummary]) -> BuildPlan:
-    """Gives the products of all shards their rows, and settles the index; EmptyCatalogError where none is left."""
-    with run.record.timed("number") as facts:
-        summaries = sorted(summaries, key=lambda summary: summary.position)
-        keys = [summary.key for summary in summaries]
-        folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
-        storage.artifact(run.path(SUMMARIES), keys, lambda path: write_summaries(f"{path}.parquet", summaries))
-        numbering = number_products([ShardFiles(folder=folder, key=key) for key in keys], run.path())
-        plan = _numbered_plan(run, numbering, summaries)
-        facts |= {"products": numbering.product_count, "duplicates": numbering.duplicates}
-    return plan
-
-
-def list_ids(run: RunContext, groups: ShardGroups, number: int, summaries: Iterable[ShardSummary]) -> ListedGroup:
-    """The first step of a numbering by groups: the ids of one group."""
-    folder = embeddings_folder(run.work_uri, run.encoder.fingerprint)
-    with run.record.timed("number", f"ids-{number:05d}"):
-        return list_group(groups, number, summaries, folder, run.path())
-
-
-def find_repeats(run: RunContext, listed: Sequence[ListedGroup], partition: int) -> RepeatsFile:
-    """The second: the ids that occur again, in one partition of all."""
-    with run.record.timed("number", f"repeats-{partition:05d}"):
-        return find_group_repeats(listed, partition, run.path())
-
-
-def write_products(
-    run: RunContext, listed: Sequence[ListedGroup], repeats: Sequence[RepeatsFile], number: int
-) -> WrittenGroup:
-    """The third: the products of one group."""
-    with run.record.timed("number", f"products-{number:05d}"):
-        return write_group_part(listed, repeats, number, run.path())
-
-
-def join_groups(run: RunContext, listed: Sequence[ListedGroup], written: Sequence[WrittenGroup]) -> BuildPlan:
-    """The last, as `number` for all groups."""
-    with run.record.timed("number") as facts:
-        numbering, summaries = product_groups.join_groups(listed, written, run.path())
-        plan = _numbered_plan(run, numbering, summaries)
-        facts |= {"products": numbering.product_count, "duplicates": numbering.duplicates}
-    return plan
-
-
-def _numbered_plan(run: RunContext, numbering: Numbering, summaries: Sequence[ShardSummary]) -> BuildPlan:
-    finished = read_finished_run(run.work_uri)
-    earlier = finished.shards if finished and finished.encoder == run.encoder.fingerprint else ()
-    dropped = [len(shard.dropped) for shard in numbering.shards]
-    duplicates = numbering.duplicates_of_shards
-    totals = total(summaries, numbering.product_count, duplicates, frozenset(earlier), run.folded, dropped)
-    if not numbering.product_count:
-        raise EmptyCatalogError(_none_left(totals, numbering.rejected_uri))
-    spec = spec_to_build(run.index, numbering.rows, run.encoder.dim, run.reusable)
-    plan = BuildPlan(numbering=numbering, spec=spec, refine=plan_refinement(run.index, spec), totals=totals)
-    run.record.expect("sample", len(sample_tasks(plan)))
-    return plan
-
-
-def _none_left(totals: Totals, rejected_uri: str) -> str:
-    """Why no row became a product, in words."""
-    why = [f"{reason} {count:,}" for reason, count in totals.by_reason.items()]
-    why += [f"left out by catalog.where {totals.left_out:,}"] if totals.left_out else []
-    letters = f"; the dead letters are in {rejected_uri}" if totals.by_reason else ""
-    found = f"none of the {totals.rows_in:,} rows of the catalog became a product ({', '.join(why) or 'it is empty'})"
-    return f"{found}{letters}; the published version, if any, stays"
-
-
 def read_products(run: RunContext, plan: BuildPlan, number: int) -> ProductsFile:
     """Reads one file of products, for its hash and the rows of its values."""
     name, part = f"{number:05d}", plan.numbering.products[number]
@@ -302,13 +220,26 @@ def sample(run: RunContext, plan: BuildPlan, first: int) -> ShardSample:
         return ShardSample(**(drawn.facts | {"uri": f"{drawn.uri}.parquet"}))
 
 
-def train(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> CodecChoice:
+def search_group(
+    run: RunContext, plan: BuildPlan, groups: ShardGroups, number: int, samples: Sequence[ShardSample]
+) -> str:
+    """What held-out queries should find among the shards of one group, in a file."""
+    name, shards = f"search-{number:05d}", plan.numbering.shards[groups.shards_of(number)]
+    with run.record.timed("sample", name):
+        return search_shards(run.index, _queries(run, plan, samples), shards, run.path("held_out_groups", name))
+
+
+def train(
+    run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample], searched: Sequence[str] = ()
+) -> CodecChoice:
     """The codec: that of the last run while it fits, else one trained on the sample, and the refinement beside it, as
     much of both as the target needs; and why.
+
+    `searched` is what `search_group` left of all groups; empty: the shards are searched here.
     """
     index, rows = run.index, plan.numbering.rows
     with run.record.timed("train") as facts:
-        held = _held_out(run, plan, samples)
+        held = _held_out(run, plan, samples, searched)
         chosen = Candidate(spec=plan.spec, refine=plan.refine)
 
         def choose() -> IndexSpec:
@@ -330,8 +261,15 @@ def train(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> C
     return replace(choice, refine=settled.refine, reasons=reasons, reach=settled.reach)
 
 
-def _held_out(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> HeldOut:
-    return find_held_out(run.index, plan.spec, plan.numbering.shards, samples, run.path("held_out"))
+def _queries(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> QuerySet:
+    return held_out_queries(run.index, plan.spec, plan.numbering.rows, samples, run.path("queries"))
+
+
+def _held_out(
+    run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample], searched: Sequence[str] = ()
+) -> HeldOut:
+    queries, uri = _queries(run, plan, samples), run.path("held_out")
+    return find_held_out(run.index, plan.spec, plan.numbering.shards, queries, uri, sorted(searched))
 
 
 def settled_plan(plan: BuildPlan, choice: CodecChoice) -> BuildPlan:

@@ -75,6 +75,10 @@ class ShardGroups:
         """The number of the group in which a shard is."""
         return bisect_right(self.starts, position) - 1
 
+    def shards_of(self, number: int) -> slice:
+        """The shards of a group, as a slice of all."""
+        return slice(*(*self.starts, None)[number : number + 2])
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListedGroup:

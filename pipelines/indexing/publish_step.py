@@ -212,7 +212,7 @@ def inspect_version(
     if publication.stands:
         return Inspection()
     described = manifest_of(run, build, publication.failed_gates, {})
-    named = publish.named_version(described, publication.version, tuple(file.entry for file in written))
+    named = publish.named_version(described, publication.version, [file.entry for file in written])
 
     def make(path: str) -> dict[str, list[str]]:
         with opened_candidate(run, build, named) as candidate:

@@ -31,6 +31,7 @@ from index_builder.meter import Counts
 from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failures_of_work
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
+from pipelines.indexing import numbering_steps as numbering
 from pipelines.indexing.build_steps import BuildPlan, RunContext
 from pipelines.indexing.metrics import STEPS, add_up, for_beam, joined
 from pipelines.indexing.previous_lookups import PreviousLookups
@@ -412,13 +413,13 @@ def number_products(
         return (
             summaries
             | "GatherSummaries" >> beam.combiners.ToList()
-            | "NumberProducts" >> beam.Map(lambda summaries: steps.number(run, summaries))
+            | "NumberProducts" >> beam.Map(lambda summaries: numbering.number(run, summaries))
         )
     listed = (
         summaries
         | "GroupOfShard" >> beam.Map(lambda summary: (groups.group_of(summary.position), summary))
         | "ShardsOfGroup" >> beam.GroupByKey()
-        | "ListIds" >> beam.Map(lambda group: steps.list_ids(run, groups, group[0], group[1]))
+        | "ListIds" >> beam.Map(lambda group: numbering.list_ids(run, groups, group[0], group[1]))
         | "GatherListed" >> beam.combiners.ToList()
     )
     numbers = listed | "CutNumbering" >> beam.FlatMap(lambda listed: range(len(listed)))
@@ -426,22 +427,41 @@ def number_products(
     repeats = (
         numbers
         | "SpreadRepeats" >> beam.Reshuffle()
-        | "FindRepeats" >> beam.Map(lambda number, listed: steps.find_repeats(run, listed, number), all_listed)
+        | "FindRepeats" >> beam.Map(lambda number, listed: numbering.find_repeats(run, listed, number), all_listed)
     )
     written = (
         numbers
         | "SpreadProducts" >> beam.Reshuffle()
         | "WriteProducts"
         >> beam.Map(
-            lambda number, listed, repeats: steps.write_products(run, listed, list(repeats), number),
+            lambda number, listed, repeats: numbering.write_products(run, listed, list(repeats), number),
             *(all_listed, AsIter(repeats)),
         )
     )
     return (
         written
         | "GatherWritten" >> beam.combiners.ToList()
-        | "JoinGroups" >> beam.Map(lambda written, listed: steps.join_groups(run, listed, written), all_listed)
+        | "JoinGroups" >> beam.Map(lambda written, listed: numbering.join_groups(run, listed, written), all_listed)
     )
+
+
+def search_groups(
+    plan: beam.PCollection[BuildPlan], samples: AsIter, run: RunContext, groups: ShardGroups
+) -> list[AsIter]:
+    """Wires in the search for what recall is measured by; none for a catalog of one group, which training searches."""
+    if len(groups.starts) == 1:
+        return []
+    searched = (
+        plan
+        | "CutSearch" >> beam.FlatMap(lambda _: range(len(groups.starts)))
+        | "SpreadSearch" >> beam.Reshuffle()
+        | "SearchGroup"
+        >> beam.Map(
+            lambda number, plan, samples: steps.search_group(run, plan, groups, number, list(samples)),
+            *(AsSingleton(plan), samples),
+        )
+    )
+    return [AsIter(searched)]
 
 
 def build_and_publish(
@@ -465,7 +485,10 @@ def build_and_publish(
         | "SampleShards" >> beam.Map(lambda first, plan: steps.sample(run, plan, first), the_plan)
     )
     all_samples = AsIter(samples)
-    choice = plan | "TrainCodec" >> beam.Map(lambda plan, samples: steps.train(run, plan, list(samples)), all_samples)
+    choice = plan | "TrainCodec" >> beam.Map(
+        lambda plan, samples, *searched: steps.train(run, plan, list(samples), *map(list, searched)),
+        *(all_samples, *search_groups(plan, all_samples, run, groups)),
+    )
     the_choice = AsSingleton(choice)
     refined = (
         plan

@@ -17,7 +17,9 @@ from index_builder.codec import CodecInfo, train_codec
 from index_builder.embedding_shards import EmbeddingShardWriter, Modality, NumberedShard
 from index_builder.exact_search import GroundTruth, exact_neighbours
 from index_builder.faiss_files import IndexShard
+from index_builder.filter_bitmaps import read_products_file, write_filter_bitmaps
 from index_builder.manifest import (
+    FILTERS_FILE,
     SEVERAL_ROWS_VERSION,
     CatalogSummary,
     CodecSummary,
@@ -27,6 +29,7 @@ from index_builder.manifest import (
     RecallSummary,
     SearchSettings,
     index_file_name,
+    products_file_name,
     refine_file_name,
 )
 from index_builder.merge import merge_index_shards
@@ -210,6 +213,23 @@ def stage(root: str, build: Build, **columns: pa.Array) -> tuple[dict[str, str |
         embedding_shards=tuple(shard.uri.rsplit("/", 1)[-1] for shard in build.shards),
     )
     return staged, manifest
+
+
+def in_parts(root: str, staged: Mapping[str, str | StagedFile], edges: Sequence[int]) -> dict[str, str | StagedFile]:
+    """The files of `stage` with the products in several, cut before these rows, and the bitmaps of their columns."""
+    name = products_file_name(0, 1)
+    source = staged[name]
+    with storage.localized(source if isinstance(source, str) else source.uri) as path:
+        table = pa.ipc.open_file(pa.memory_map(path)).read_all()
+    files = {key: file for key, file in staged.items() if key != name}
+    read = []
+    for number, (start, stop) in enumerate(pairwise(edges)):
+        key = products_file_name(number, len(edges) - 1)
+        with storage.atomic_file(storage.join(root, key)) as path, pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table.slice(start, stop - start))
+        files[key] = storage.join(root, key)
+        read.append(read_products_file(files[key], storage.join(root, f"values-{number}"), of_rows=edges[-1]))
+    return files | {FILTERS_FILE: write_filter_bitmaps(read, storage.join(root, "filters"))}
 
 
 def write_staged(staged: Mapping[str, str | StagedFile], folder: str) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from index_builder import IndexReader, checksums, publish
 from index_builder.errors import IndexBuilderError, ManifestError, VerificationError
-from tests.index_builder.builds import clustered, published
+from index_builder.spec import IndexConfig
+from tests.index_builder.builds import build_index, clustered, in_parts, published, stage, write_shards
 
 ROWS = 600
 
@@ -71,6 +72,23 @@ def test_a_column_is_checked_when_it_is_first_used(index: str) -> None:
     ):
         with pytest.raises(VerificationError, match=r"products\.arrow: bytes"):
             use()
+
+
+def test_a_part_of_the_products_is_checked_by_its_own_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checksums, "BLOCK_BYTES", 256)
+    root = str(tmp_path)
+    config = IndexConfig(uri=f"{root}/index", factory="Flat", serving_shards=2)
+    staged, manifest = stage(root, build_index(root, write_shards(root, clustered(ROWS, 16), 300), config, 16))
+    publish.publish_version(config.uri, in_parts(root, staged, [0, 70, 71, ROWS]), manifest)
+    path = folder(config.uri) / "products-00002-of-00003.arrow"
+    flip(path, path.read_bytes().index(b"title of 77"))
+    reader = IndexReader.open(config.uri)
+    found = reader.search(clustered(3, 16), 5, filter="price >= 0")
+    with pytest.raises(VerificationError, match=r"products-00002-of-00003\.arrow: bytes"):
+        found.columns(["title"])
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(VerificationError, match=r"products-00002-of-00003\.arrow: expected \d+ bytes"):
+        IndexReader.open(config.uri)
 
 
 def test_an_id_that_no_product_has_is_no_answer(index: str) -> None:

@@ -53,6 +53,19 @@ def test_version_3_answers_with_products_and_their_images() -> None:
     assert (len(products), first[:4].tolist()) == (51, [0, 1, 3, 6])
 
 
+def test_version_4_has_its_products_in_parts() -> None:
+    answers = storage.read_json(str(GOLDEN / "version_4" / "answers.json"))
+    reader = IndexReader.open(str(GOLDEN / "version_4" / "index"), verify="full")
+    assert reader.manifest.schema_version == 4
+    assert [entry.path for entry in reader.manifest.products_files()] == [
+        f"products-0000{number}-of-00003.arrow" for number in range(3)
+    ]
+    assert reader.products["product_id"].to_pylist() == [f"sku-{row}" for row in range(100)]
+    result = reader.search(np.array(answers["vectors"], dtype=np.float32), 5, filter="price < 90")
+    assert result.rows.tolist() == answers["rows_below_90"]
+    assert result.rows.max() < 90
+
+
 def test_an_old_version_can_be_gone_back_to(tmp_path: Path) -> None:
     index = str(tmp_path / "index")
     source = str(GOLDEN / "version_1" / "index")

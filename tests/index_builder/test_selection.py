@@ -11,7 +11,7 @@ from index_builder import storage
 from index_builder.codec import CodecInfo, open_codec, train_codec
 from index_builder.embedding_shards import NumberedShard
 from index_builder.exact_search import FILTERED_QUERIES
-from index_builder.held_out import HeldOut, find_held_out
+from index_builder.held_out import HeldOut, find_held_out, held_out_queries, search_shards
 from index_builder.planner import candidates, is_open, plan_sample
 from index_builder.reachable import reachable, refined_recall, without
 from index_builder.sampling import ShardSample, write_sample
@@ -35,6 +35,14 @@ class Catalog:
     codec: CodecInfo
 
 
+def held_out_of(
+    config: IndexConfig, spec: IndexSpec, shards: list[NumberedShard], samples: list[ShardSample], root: str
+) -> HeldOut:
+    rows = sum(shard.kept_rows for shard in shards)
+    queries = held_out_queries(config, spec, rows, samples, storage.join(root, "queries"))
+    return find_held_out(config, spec, shards, queries, storage.join(root, "held_out"))
+
+
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     root = str(tmp_path_factory.mktemp("selection"))
@@ -48,13 +56,13 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
         )
         for number, shard in enumerate(shards)
     ]
-    held = find_held_out(CONFIG, CODES, shards, samples, storage.join(root, "held_out"))
+    held = held_out_of(CONFIG, CODES, shards, samples, root)
     return Catalog(root, shards, samples, held, train_codec(samples, CODES, storage.join(root, "codec"), seed=0))
 
 
 def test_the_neighbours_are_kept_with_their_vectors(catalog: Catalog) -> None:
     held = catalog.held
-    again = find_held_out(CONFIG, CODES, catalog.shards, catalog.samples, storage.join(catalog.root, "held_out"))
+    again = held_out_of(CONFIG, CODES, catalog.shards, catalog.samples, catalog.root)
     for first, second in ((held.truth.rows, again.truth.rows), (held.vectors, again.vectors)):
         assert np.array_equal(first, second)
     assert np.array_equal(held.rows[held.neighbours], held.truth.rows[:, : held.neighbours.shape[1]])
@@ -62,6 +70,22 @@ def test_the_neighbours_are_kept_with_their_vectors(catalog: Catalog) -> None:
     assert np.allclose(scores, held.truth.scores[:, : scores.shape[1]], atol=1e-5)
     assert list(held.filters) == ["10 % at random", "1 % at random", "0.1 % at random", "those near one product"]
     assert all(len(under.truth.rows) == FILTERED_QUERIES for under in held.filters.values())
+
+
+def test_shards_searched_apart_give_the_same(catalog: Catalog) -> None:
+    held, shards, root = catalog.held, catalog.shards, storage.join(catalog.root, "apart")
+    groups = (shards[:1], shards[1:3], shards[3:])
+    uris = [search_shards(CONFIG, held.queries, some, f"{root}/{number}") for number, some in enumerate(groups)]
+    joined = find_held_out(CONFIG, CODES, shards, held.queries, f"{root}/held_out", uris)
+    for name in ("rows", "vectors", "neighbours"):
+        assert np.array_equal(getattr(joined, name), getattr(held, name)), name
+    pairs = [(joined.truth, held.truth)]
+    for name, whole in held.filters.items():
+        assert np.array_equal(joined.filters[name].rows, whole.rows), name
+        pairs.append((joined.filters[name].truth, whole.truth))
+    for truth, whole_truth in pairs:
+        assert np.array_equal(truth.rows, whole_truth.rows)
+        assert np.array_equal(truth.scores, whole_truth.scores)
 
 
 def test_what_can_be_reached_is_what_is_measured_with_all_lists_probed(catalog: Catalog) -> None:
@@ -171,7 +195,7 @@ def test_a_gate_above_the_target_is_told_the_target_that_passes_it(root: str) ->
         write_sample([shard], storage.join(root, "drawn", f"{number}.parquet"), training_share=0.5, query_share=0.06)
         for number, shard in enumerate(shards)
     ]
-    held = find_held_out(config, build.spec, shards, samples, storage.join(root, "held_out"))
+    held = held_out_of(config, build.spec, shards, samples, root)
     given = (build.spec, "none", held, reachable(open_codec(build.codec), held, 10, 3000), samples)
     uris = [shard.uri for shard in build.merged]
     enough = measure_index(config, *given, uris)

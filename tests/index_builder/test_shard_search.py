@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from index_builder.errors import IndexBuilderError
-from index_builder.faiss_files import ivf_of, read_index
+from index_builder.faiss_files import ivf_of, read_index, read_indexes
 from index_builder.shard_search import RowSelection, ShardSearch
 from index_builder.spec import IndexConfig
 from tests.index_builder.builds import Build, build_index, clustered, write_shards
@@ -41,6 +41,21 @@ def test_stacked_shards_answer_as_each_of_them_does(tmp_path: Path, factory: str
         assert np.allclose(scores, alone, atol=1e-6)
         assert (rows[:, 0] >= 0).all()
         assert selector is None or (rows[rows >= 0] % 3 == 1).all()
+
+
+@pytest.mark.parametrize("factory", ["Flat", "OPQ4_8,IVF32_HNSW8,PQ4", "PCAR8,IVF32,RaBitQ2", "IVF32,PQ8x4fs"])
+def test_shards_share_one_coarse_quantizer(tmp_path: Path, factory: str) -> None:
+    paths = [shard.uri for shard in build(tmp_path, factory).merged]
+    expected = ShardSearch([read_index(path) for path in paths]).search(QUERIES, 7, nprobe=4)
+    for _ in range(3):  # what is freed is freed once
+        indexes = read_indexes(paths)
+        assert len({int(ivf_of(index).quantizer.this) for index in indexes}) == 1
+        search = ShardSearch(indexes)
+        del indexes
+        gc.collect()
+        for found, same in zip(search.search(QUERIES, 7, nprobe=4), expected, strict=True):
+            assert np.array_equal(found, same)
+        del search
 
 
 KINDS = (

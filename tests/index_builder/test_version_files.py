@@ -13,7 +13,7 @@ import xxhash
 
 from index_builder import checksums, publish, storage
 from index_builder.checksums import BlockHashes
-from index_builder.errors import StorageError
+from index_builder.errors import StorageError, VersionNotFoundError
 from index_builder.manifest import Manifest, is_searched
 from index_builder.publish import finish_version, list_versions, new_version, read_current, set_current, version_uri
 from index_builder.reader import IndexReader
@@ -107,6 +107,17 @@ def test_workers_that_copy_the_same_files_at_the_same_time_make_one_version(
     with counting() as asked:
         assert finish(0) == before
     assert asked.of("write") == 0, "a version that stands stays as it is"
+
+
+def test_a_file_that_was_copied_to_another_disk_stops_before_the_manifest(
+    store: str, made: tuple[dict[str, StagedFile], Manifest]
+) -> None:
+    version = new_version(f"{store}/index", "0" * 64)
+    written = copy_files(version_uri(f"{store}/index", version), in_store(store, made))
+    storage.remove_file(f"{version_uri(f'{store}/index', version)}/products.arrow")
+    with pytest.raises(VersionNotFoundError, match=r"cannot be published: its file .*products\.arrow is missing"):
+        finish_version(f"{store}/index", version, made[1], written)
+    assert list_versions(f"{store}/index") == ()
 
 
 @pytest.mark.parametrize("kind", ["index", "refine", "products", "described"])

@@ -9,17 +9,22 @@ import pytest
 from index_builder import IndexReader, publish
 from pipelines import versions
 from pipelines.config.command_line import run_command
+from pipelines.indexing import product_groups
 from pipelines.published.version_diff import compare_versions
 from tests.pipelines.indexing.job import product, run_job, write_catalog
 
 
 @pytest.fixture(scope="module")
 def three_nights(tmp_path_factory) -> tuple[Path, list[str]]:
-    """An index with two good versions and one that a gate holds back; tests that change it take a copy."""
+    """An index with two good versions, the products of the first in parts as those of a large catalog are, and one that
+    a gate holds back; tests that change it take a copy.
+    """
     folder = tmp_path_factory.mktemp("versions")
     rows = [product(number) for number in range(120)]
     write_catalog(folder / "catalog", rows)
-    names = [run_job(folder)[0].version]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(product_groups, "SHARDS_OF_GROUP", 1)
+        names = [run_job(folder)[0].version]
     rows[4]["price"] = 999.0
     rows[5]["title"] = None
     rows[6]["price"] = None
@@ -69,7 +74,13 @@ def test_show_tells_what_a_version_is(three_nights, capsys):
     assert run(index, "show", names[2]) == 0
     assert "gate failed: gates.max_row_change" in capsys.readouterr().out
     assert run(index, "show", names[0], "--json") == 0
-    assert json.loads(capsys.readouterr().out)["version"] == names[0]
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["version"], shown["schema_version"]) == (names[0], 4)
+    assert [file["path"] for file in shown["files"] if "products" in file["path"]] == [
+        f"products-0000{number}-of-00004.arrow" for number in range(4)
+    ]
+    products = IndexReader.open(str(index), names[0], verify="full").products
+    assert products["product_id"].to_pylist() == [f"p{number:05d}" for number in range(120)]
 
 
 def test_show_verify_finds_a_damaged_and_a_missing_file(index, three_nights, capsys):

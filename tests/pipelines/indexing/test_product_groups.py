@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from index_builder import storage
+from index_builder import IndexReader, storage
 from pipelines.catalog.dead_letters import DeadLetter, Reason, read_dead_letters
 from pipelines.indexing import product_groups
 from pipelines.indexing.product_groups import (
@@ -29,6 +30,7 @@ from pipelines.indexing.shard_files import (
     StandingRows,
     read_summaries,
 )
+from tests.pipelines.indexing.job import index_files, product, run_job, version_files, write_catalog
 from tests.pipelines.indexing.test_product_table import write_shard
 
 SUMMARY = {"rows_in": 40, "by_reason": {"rejected: x": 1}, "cosines": [0.5], "seconds": {"wall": 1.5}}
@@ -132,4 +134,32 @@ def test_groups_are_cut_by_shards_and_by_rows(monkeypatch):
     )
     assert groups.starts == (0, 4, 6, 7, 8)
     assert [groups.group_of(position) for position in range(10)] == [0, 0, 0, 0, 1, 1, 2, 3, 4, 4]
+    assert [list(range(10))[groups.shards_of(number)] for number in range(5)] == [
+        *([0, 1, 2, 3], [4, 5], [6], [7]),
+        [8, 9],
+    ]
     assert ShardGroups.of_plan([]).starts == (0,)
+
+
+def test_a_night_by_groups_makes_the_same_index(tmp_path, monkeypatch):
+    """Three groups are numbered, searched for what recall is measured by, and published with products in parts."""
+    rows = [product(number, image=None) for number in range(118)] + [product(3, image=None), product(50, image=None)]
+    write_catalog(tmp_path / "catalog", rows)
+    overrides = ("--catalog.image_field", "null", "--catalog.shard_rows", "20")
+    whole, _ = run_job(tmp_path, *overrides)
+    monkeypatch.setattr(product_groups, "SHARDS_OF_GROUP", 2)
+    elsewhere = ("--work.uri", str(tmp_path / "work2"), "--index.uri", str(tmp_path / "index2"))
+    parted, record = run_job(tmp_path, *overrides, *elsewhere)
+    assert whole.status == parted.status == "published"
+    assert index_files(parted) == index_files(whole)
+    assert replace(parted.totals, precision_loss={}) == replace(whole.totals, precision_loss={})
+    assert {name for name in record.reports("sample") if name.startswith("search")} == {
+        f"search-{number:05d}" for number in range(3)
+    }
+    readers = [IndexReader.open(str(tmp_path / name)) for name in ("index", "index2")]
+    assert readers[0].products.to_pydict() == readers[1].products.to_pydict()
+    assert {name for name in version_files(parted) if name.startswith("products")} == {
+        f"products-{number:05d}-of-00003.arrow" for number in range(3)
+    }
+    again, record = run_job(tmp_path, *overrides, *elsewhere)
+    assert (again.status, again.totals.carried_over) == ("unchanged", 118)

@@ -21,7 +21,7 @@ from index_builder import publish, storage
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
 from pipelines.config.command_line import load_job_config
-from pipelines.indexing import build_steps, job, publish_step, work_folder
+from pipelines.indexing import job, numbering_steps, publish_step, work_folder
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.work_folder import (
@@ -370,13 +370,13 @@ def test_a_store_out_of_reach_for_a_while_does_not_lose_the_lease(tmp_path, monk
 
 def test_a_run_whose_lease_was_taken_over_does_not_publish(tmp_path, monkeypatch):
     write_catalog(tmp_path / "catalog", [product(number) for number in range(120)])
-    real = build_steps.number
+    real = numbering_steps.number
 
     def number(run, summaries):
         write_lease(tmp_path / "work", ELSEWHERE, 2)
         return real(run, summaries)
 
-    monkeypatch.setattr(build_steps, "number", number)
+    monkeypatch.setattr(numbering_steps, "number", number)
     with pytest.raises(LeaseLostError, match="process 1 of someone on elsewhere"):
         run_job(tmp_path)
     assert not (tmp_path / "index" / "CURRENT").exists()

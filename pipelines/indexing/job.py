@@ -6,6 +6,7 @@ The nightly run and the build from vectors are this one run, with another source
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -16,7 +17,7 @@ from pipelines.catalog.stores import absolute
 from pipelines.config import exit_codes
 from pipelines.config.exit_codes import RunFailedError, failures_of_work
 from pipelines.config.job import IndexJobConfig, JobConfig
-from pipelines.config.log_lines import say_error
+from pipelines.config.log_lines import log_context, say_error
 from pipelines.config.stopping import at_stop
 from pipelines.indexing.build_steps import (
     RunContext,
@@ -112,8 +113,9 @@ def run_job(
     source.check()
     work_uri, config = source.config.work.uri, source.config
     work_lease = WorkLease(work_uri, source.config.work.takeover_seconds)
-    with work_lease as lease, at_stop(work_lease.release):
+    with work_lease as lease, at_stop(work_lease.release), ExitStack() as logging_context:
         watched.record = record = RunRecord.begin(work_uri, counted=count_in_beam)
+        logging_context.enter_context(log_context(run=record.name))
         # What the config names may still be refused; that files cannot be written is no matter of the config any more.
         with failures_of_work(StorageError):
             remove_leftovers(work_uri, config.index.uri)

@@ -11,6 +11,7 @@ A run that is stopped by a signal or killed tells nothing: the figures of the ru
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -121,8 +122,11 @@ class WatchedRun:
 def check_metrics(config: MetricsConfig) -> None:
     """ConfigError where the `metrics:` section cannot be followed; before any work."""
     if config.textfile is not None:
+        folder = config.textfile.rpartition("/")[0] or "."
+        if not os.path.isdir(folder):  # made here, nobody would read it
+            raise ConfigError(f"metrics.textfile: expected a folder at {folder}, found none")
         try:
-            storage.check_writable(config.textfile.rpartition("/")[0] or ".")
+            storage.check_writable(folder)
         except IndexBuilderError as error:
             raise ConfigError(f"metrics.textfile: {error}") from error
     if config.traces:

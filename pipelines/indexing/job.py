@@ -87,7 +87,8 @@ def run_and_report(source: Source, beam_options: BeamOptions) -> int:
         watched.exit_code = exit_codes.NOT_CLEANED if result.not_cleaned else exit_codes.DONE
         if result.status == "held":
             watched.exit_code = exit_codes.HELD
-        print_summary(result, record)
+        watched.stages = record.stage_counts()
+        print_summary(result, record, watched.stages)
         if result.not_cleaned:
             say_error(f"cleaning up failed: {result.not_cleaned}")
     return watched.exit_code

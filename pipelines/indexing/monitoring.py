@@ -157,7 +157,8 @@ def _tell(run: WatchedRun, config: MetricsConfig, work_uri: str) -> None:
         return
     with _never_failing("what the run record holds"):
         run.last_success = run.ended if succeeded else _last_success(work_uri)
-        run.stages = {} if record is None else record.stage_counts()
+        if record is not None and not run.stages:
+            run.stages = record.stage_counts()
     values = run.as_json()
     if record is not None:
         with _never_failing(METRICS_FILE):

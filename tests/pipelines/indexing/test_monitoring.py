@@ -185,6 +185,7 @@ def test_a_push_gateway_that_refuses_costs_a_warning(tmp_path, monkeypatch, capl
         ({"textfile": "s3://bucket/x.prom"}, "expected a local path that ends with .prom"),
         ({"textfile": "/tmp/x.txt"}, "expected a local path that ends with .prom"),
         ({"pushgateway": "u:secret@gateway:9091"}, "expected an address such as http://pushgateway:9091"),
+        ({"pushgateway": "http://***@gateway:9091"}, "expected an address such as http://pushgateway:9091"),
         ({"job": " "}, "expected a name"),
     ],
 )

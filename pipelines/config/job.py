@@ -179,7 +179,8 @@ class MetricsConfig:
                 f"textfile is {self.textfile!r}: expected a local path that ends with .prom, which is what the node "
                 "exporter reads"
             )
-        if self.pushgateway is not None and re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", self.pushgateway) is None:
+        address = r"https?://(?!\*\*\*@)[^\s/?#]+(/[^\s?#]*)?"  # `***@` is how a printed config hides a login
+        if self.pushgateway is not None and re.fullmatch(address, self.pushgateway) is None:
             raise ValueError("pushgateway: expected an address such as http://pushgateway:9091; found another text")
         if not self.job.strip():
             raise ValueError(f"job is {self.job!r}: expected a name")

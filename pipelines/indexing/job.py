@@ -6,6 +6,7 @@ The nightly run and the build from vectors are this one run, with another source
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -19,7 +20,7 @@ from pipelines.config import exit_codes
 from pipelines.config.canaries import load_canaries, load_queries
 from pipelines.config.exit_codes import RunFailedError, failures_of_work
 from pipelines.config.job import Canary, IndexJobConfig, JobConfig
-from pipelines.config.log_lines import say_error
+from pipelines.config.log_lines import log_context, say_error
 from pipelines.config.stopping import at_stop
 from pipelines.config.validation import ConfigError
 from pipelines.indexing.build_steps import (
@@ -97,7 +98,8 @@ def run_and_report(source: Source, beam_options: BeamOptions) -> int:
         watched.exit_code = exit_codes.NOT_CLEANED if result.not_cleaned else exit_codes.DONE
         if result.status in ("held", "waiting"):
             watched.exit_code = exit_codes.HELD
-        print_summary(result, record)
+        watched.stages = record.stage_counts()
+        print_summary(result, record, watched.stages)
         if result.not_cleaned:
             say_error(f"cleaning up failed: {result.not_cleaned}")
     return watched.exit_code
@@ -126,8 +128,9 @@ def run_job(
     started = process_cpu_seconds()
     work_uri, config = source.config.work.uri, source.config
     work_lease = WorkLease(work_uri, source.config.work.takeover_seconds)
-    with work_lease as lease, at_stop(work_lease.release):
+    with work_lease as lease, at_stop(work_lease.release), ExitStack() as logging_context:
         watched.record = record = RunRecord.begin(work_uri, counted=count_in_beam)
+        logging_context.enter_context(log_context(run=record.name))
         # What the config names may still be refused; that files cannot be written is no matter of the config any more.
         with failures_of_work(StorageError):
             remove_leftovers(work_uri, config.index.uri)

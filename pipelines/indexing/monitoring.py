@@ -12,6 +12,7 @@ A run that is stopped by a signal or killed tells nothing: the figures of the ru
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -123,8 +124,11 @@ class WatchedRun:
 def check_metrics(config: MetricsConfig) -> None:
     """ConfigError where the `metrics:` section cannot be followed; before any work."""
     if config.textfile is not None:
+        folder = config.textfile.rpartition("/")[0] or "."
+        if not os.path.isdir(folder):  # made here, nobody would read it
+            raise ConfigError(f"metrics.textfile: expected a folder at {folder}, found none")
         try:
-            storage.check_writable(config.textfile.rpartition("/")[0] or ".")
+            storage.check_writable(folder)
         except IndexBuilderError as error:
             raise ConfigError(f"metrics.textfile: {error}") from error
     if config.traces:
@@ -156,9 +160,12 @@ def _tell(run: WatchedRun, config: MetricsConfig, work_uri: str, notify: NotifyC
     run.ended, run.error = time.time(), without_secrets(run.error)
     succeeded = run.exit_code in (exit_codes.DONE, exit_codes.NOT_CLEANED)
     record = run.record
-    with _never_failing("the counts of the run record"):
+    if record is None and config.textfile is None and config.pushgateway is None and not config.traces:
+        return
+    with _never_failing("what the run record holds"):
         run.last_success = run.ended if succeeded else _last_success(work_uri)
-        run.stages = {} if record is None else record.stage_counts()
+        if record is not None and not run.stages:
+            run.stages = record.stage_counts()
     values = run.as_json()
     if record is not None:
         with _never_failing(METRICS_FILE):

@@ -54,9 +54,10 @@ _STATUS = {
 }
 
 
-def print_summary(result: RunResult, record: RunRecord, *, console: Console | None = None) -> None:
-    """Prints the closing summary of a run to standard output, and a table of what its stages did."""
-    stages = record.stage_counts()
+def print_summary(
+    result: RunResult, record: RunRecord, stages: Mapping[str, Counts], *, console: Console | None = None
+) -> None:
+    """Prints the closing summary of a run to standard output, and a table of what its stages counted."""
     print_lines(summary_lines(result, record, stages), title="Summary", console=console)
     if stages:
         (console or table_console(110)).print(stage_table(stages))

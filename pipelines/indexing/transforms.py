@@ -57,6 +57,12 @@ QUESTIONS = 256
 COUNTS = "counts"
 """Name of the output of a transform that has the counts of its tasks."""
 _REASON_CHARACTERS = 400
+_LOST_WORKER = (
+    "Channel closed prematurely",  # Beam's own runners
+    "closed by remote task manager",  # Flink
+    "is no longer reachable",
+    "ExecutorLostFailure",  # Spark
+)
 _CHANNEL_LOGS = (
     "apache_beam.runners.worker.data_plane",
     "apache_beam.runners.portability.fn_api_runner.worker_handlers",
@@ -163,6 +169,10 @@ def _as_told(error: Exception, record: RunRecord, options: BeamOptions) -> Excep
     path = storage.join(record.uri, "runner.txt")
     storage.write_bytes_atomic(path, "".join(traceback.format_exception(error)).encode())
     reason = reason or _last_exception(str(error))
+    if any(sign in str(error) for sign in _LOST_WORKER):
+        reason = (
+            f"a worker ended before its work did; it was killed, or its machine is gone or out of memory ({reason})"
+        )
     if len(reason) > _REASON_CHARACTERS:
         reason = f"{reason[:_REASON_CHARACTERS]} ..."
     return RunFailedError(

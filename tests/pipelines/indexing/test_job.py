@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -24,6 +25,7 @@ from encoders import load_query_encoder
 from index_builder import IndexReader, publish
 from pipelines.catalog.config import CatalogError
 from pipelines.config.exit_codes import RunFailedError
+from pipelines.config.job import MetricsConfig
 from pipelines.indexing.job import run_and_report
 from pipelines.indexing.progress import summary_lines
 from pipelines.indexing.run_record import RunRecord
@@ -427,7 +429,7 @@ def test_pictures_on_the_web_are_not_fetched_again_while_their_etag_stands(tmp_p
 
 
 class FailingSource:
-    config = None
+    config = SimpleNamespace(metrics=MetricsConfig(), work=SimpleNamespace(uri="no-such-folder"))
 
     def __init__(self, error: Exception):
         self._error = error

@@ -187,6 +187,7 @@ def test_a_push_gateway_that_refuses_costs_a_warning(tmp_path, monkeypatch, capl
         ({"textfile": "s3://bucket/x.prom"}, "expected a local path that ends with .prom"),
         ({"textfile": "/tmp/x.txt"}, "expected a local path that ends with .prom"),
         ({"pushgateway": "u:secret@gateway:9091"}, "expected an address such as http://pushgateway:9091"),
+        ({"pushgateway": "http://***@gateway:9091"}, "expected an address such as http://pushgateway:9091"),
         ({"job": " "}, "expected a name"),
     ],
 )
@@ -197,9 +198,12 @@ def test_a_wrong_section_is_refused_without_its_secrets(tmp_path, section, said)
 
 
 def test_what_cannot_be_followed_is_refused_before_any_work(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"metrics\.textfile: "):
-        check_metrics(MetricsConfig(textfile=str(tmp_path / "file" / "x.prom")))
+    with pytest.raises(ConfigError, match=r"metrics\.textfile: expected a folder at .*/nobody-reads, found none"):
+        check_metrics(MetricsConfig(textfile=str(tmp_path / "nobody-reads" / "x.prom")))
+    monkeypatch.setattr(storage, "check_writable", lambda uri: (_ for _ in ()).throw(StorageError("read-only")))
+    with pytest.raises(ConfigError, match=r"metrics\.textfile: read-only"):
+        check_metrics(MetricsConfig(textfile=str(tmp_path / "x.prom")))
+    monkeypatch.undo()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with pytest.raises(ConfigError, match="OTEL_EXPORTER_OTLP_PROTOCOL is 'grpc': expected http/protobuf"):
         check_metrics(MetricsConfig(traces=True))

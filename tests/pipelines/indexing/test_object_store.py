@@ -32,8 +32,9 @@ def test_catalog_pictures_work_and_index_in_a_bucket(bucket, tmp_path, capsys):
         *("--catalog.uri", f"{bucket}/catalog", "--catalog.image_root", f"{bucket}/pictures"),
         *("--work.uri", f"{bucket}/work", "--index.uri", f"{bucket}/index"),
     ]
-    first, _ = run_job(tmp_path, *overrides)
+    first, record = run_job(tmp_path, *overrides)
     assert (first.status, first.totals.embedded, first.totals.rejected) == ("published", PRODUCTS, 0)
+    assert record.stage_counts()["embed"]["store_requests"] > 2 * PRODUCTS, "each picture is looked up and read"
     assert first.uri.startswith(f"{bucket}/index/versions/")
     assert IndexReader.open(f"{bucket}/index").products.num_rows == PRODUCTS
 

@@ -68,7 +68,9 @@ def test_the_summary_says_why_nothing_was_carried_over(tmp_path):
 
 def test_a_failed_gate_is_said_plainly(tmp_path, capsys):
     failed = ["gates.max_rejected_share: 100 of 1,200 rows (8.3%) were rejected, at most 5.0% are allowed"]
-    print_summary(outcome("held", failed), RunRecord(uri=str(tmp_path)), console=Console(width=120, highlight=False))
+    print_summary(
+        outcome("held", failed), RunRecord(uri=str(tmp_path)), {}, console=Console(width=120, highlight=False)
+    )
     printed = capsys.readouterr().out
     assert "NOT published: a gate failed" in printed
     assert failed[0] in printed

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
 import encoders
 from encoders import EncoderConfig, check_encoder
 from pipelines.config.command_line import run_command
 from pipelines.embed_catalog import main as embed_catalog
+from pipelines.indexing import transforms
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.worker_probe import (
     WorkerDisagreesError,
@@ -185,6 +187,26 @@ def test_a_worker_with_another_store_ends_the_run_before_any_work(folder, servic
     assert not (folder / "index" / "CURRENT").exists()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "BeamJobFailed: org.apache.flink.runtime.io.network.netty.exception.RemoteTransportException: Connection "
+        "unexpectedly closed by remote task manager '127.0.0.1/127.0.0.1:40123'.",
+        "Job aborted due to stage failure: ExecutorLostFailure (executor 1 exited caused by one of the running tasks)",
+    ],
+)
+def test_a_lost_machine_of_a_cluster_is_told_in_one_sentence(tmp_path, said):
+    record = RunRecord(uri=str(tmp_path / "lost"))
+    options = PipelineOptions(["--runner=PortableRunner"])
+    told = str(transforms._as_told(RuntimeError(said), record, options))
+    first, second = told.splitlines()
+    assert first.startswith(
+        "the runner ended the run: a worker ended before its work did; it was killed, or its machine"
+    )
+    assert second.endswith("What is complete stands: run the same command again to continue.")
+    assert said in (tmp_path / "lost" / "runner.txt").read_text()
+
+
 def test_a_killed_worker_is_told_in_one_sentence_and_the_next_run_goes_on(folder, service, capfd):
     with worker_pool(folder) as (workers, processes):
         command = arguments(folder, *service, *workers)
@@ -202,5 +224,8 @@ def test_a_killed_worker_is_told_in_one_sentence_and_the_next_run_goes_on(folder
         said = capfd.readouterr().err
         assert code == 1, said
         assert "Traceback" not in said, said
+        assert "a worker ended before its work did; it was killed, or its machine is gone or out of memory" in said, (
+            said
+        )
         assert said.splitlines()[-1].endswith("What is complete stands: run the same command again to continue.")
         assert run_command(embed_catalog, command) == 0

@@ -291,7 +291,7 @@ def render_markdown(report: NightReport) -> str:
     if report.mean_overlap is not None:
         empty = f", {report.without_answer:,} without an answer" if report.without_answer else ""
         lines.append(
-            f"Overlap@10 with the version before: {report.mean_overlap:.2f} over {len(report.queries):,} queries{empty}"
+            f"First ten answers as before: {report.mean_overlap:.0%} over {len(report.queries):,} queries{empty}"
         )
     open_gates = [f"{each.key.removeprefix('gates.')} {each.margin}" for each in report.gates if each.margin]
     lines.append(f"Margins: {'; '.join(open_gates)}" if open_gates else "")

@@ -30,11 +30,13 @@ from index_builder.manifest import (
     refine_file_name,
 )
 from pipelines.catalog.dead_letters import REJECTED_FILE, examples_by_reason
+from pipelines.images.thumbnails import THUMBNAILS_FILE
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
 from pipelines.indexing.gates import judge_gates
 from pipelines.indexing.report_step import Candidate, canaries_of, canary_faults, opened_candidate, write_report
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_run
+from pipelines.indexing.thumbnail_step import gather_thumbnails
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +137,9 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
     failed = [str(gate) for gate in gates if gate.holds is False]
     _check_outputs(run, build)
     staged = _staged(run, build)
+    thumbnails = gather_thumbnails(run, build.plan, previous)
+    if thumbnails is not None:
+        staged[THUMBNAILS_FILE] = thumbnails
     files = publish.describe_files(staged)
     manifest = _manifest(run, build, recall, failed)
     fingerprint = publish.content_fingerprint(files, run.encoder.fingerprint, spec, manifest.index.search)
@@ -144,7 +149,9 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
 
     def is_same(other: Manifest | None) -> bool:
         same_groups = other is not None and other.catalog.group_field == run.group_field
-        return other is not None and other.content_fingerprint == fingerprint and same_groups
+        has_pictures = other is not None and THUMBNAILS_FILE in {entry.path for entry in other.files}
+        same = same_groups and (has_pictures or thumbnails is None)
+        return other is not None and other.content_fingerprint == fingerprint and same
 
     waiting = publish.newest_waiting(index_uri) if run.index.publish == "ask" else None
     if not failed and previous is not None and is_same(previous):
@@ -159,7 +166,8 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
             canaries = canaries_of(run, candidate)
             failed += canary_faults(canaries)
             status = "held" if failed else "waiting" if run.index.publish == "ask" else "published"
-            judged = {"status": status, "gates": gates, "failed": failed, "canaries": canaries, "previous": previous}
+            judged: dict[str, Any] = {"thumbnails": thumbnails}
+            judged |= {"status": status, "gates": gates, "failed": failed, "canaries": canaries, "previous": previous}
             report, findings = _report(run, build, candidate, judged)
         manifest = _manifest(run, build, recall, failed)
         version_id = publish.publish_version(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,10 @@ from encoders.query_batches import BaseQueryEncoder
 from index_builder import IndexReader, embedding_shards, publish, storage
 from index_builder.embedding_shards import NumberedShard, fixed_binary
 from index_builder.errors import IndexBuilderError
+from index_builder.explanation import rows_of
 from index_builder.manifest import Manifest
 from index_builder.unpublished import opened_unpublished
+from pipelines.images.thumbnails import Thumbnails, open_thumbnails
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
 from pipelines.indexing.gates import JudgedGate
 from pipelines.indexing.product_table import read_columns
@@ -105,13 +107,22 @@ def write_report(
     failed: Sequence[str],
     canaries: Sequence[CanaryAnswer],
     previous: Manifest | None,
+    thumbnails: str | None,
 ) -> WrittenReport:
-    """Writes the report's files and the sample into the build's folder."""
+    """Writes the report's files and the sample into the build's folder; `thumbnails` are those of its rows."""
     folder, manifest = run.path("report"), candidate.manifest
     sample = draw_sample(build.plan.numbering.shards, run.encoder.dim)
     before = None if previous is None else _night_before(run.index.uri, previous)
     queries, note = _queries(run, candidate, sample)
-    with _reader_before(run.index.uri, previous) as old_reader:
+    with ExitStack() as stack:
+        old_reader = _reader_before(run.index.uri, previous)
+        pictures = [
+            None if opened is None else stack.enter_context(opened)
+            for opened in (
+                None if previous is None else open_thumbnails(run.index.uri, previous),
+                None if thumbnails is None else Thumbnails(thumbnails),
+            )
+        ]
         old = None if old_reader is None else (old_reader, _old_encoder(old_reader, candidate))
         compared = compare_queries(queries, (candidate.reader, candidate.encoder), old)
         night = Night(
@@ -144,12 +155,14 @@ def write_report(
             queries=compared,
             queries_note=note,
             nights=last_nights(run.work_uri, run.record),
-            letters=_letters(build.plan.numbering.rejected_uri),
+            letters=_letters(build.plan.numbering.rejected_uri, candidate.reader.products),
             list_sizes=candidate.reader.list_sizes(),
             image_sides=build.plan.totals.image_sides,
         )
         files = {
-            page.HTML_FILE: page.render_html(report, lambda of_new, row: None).encode(),
+            page.HTML_FILE: page.render_html(
+                report, lambda of_new, row: None if (opened := pictures[of_new]) is None else opened.get(row)
+            ).encode(),
             page.MARKDOWN_FILE: page.render_markdown(report).encode(),
             page.JSON_FILE: (json.dumps(page.to_json(report), indent=2, ensure_ascii=False) + "\n").encode(),
             SAMPLE_FILE: _parquet(sample),
@@ -160,13 +173,11 @@ def write_report(
     return WrittenReport(files=staged, findings=tuple(findings))
 
 
-@contextmanager
-def _reader_before(index_uri: str, previous: Manifest | None) -> Iterator[IndexReader | None]:
+def _reader_before(index_uri: str, previous: Manifest | None) -> IndexReader | None:
     """A reader of the version before; None where there is none, or it cannot be opened any more."""
-    reader = None
     with suppress(IndexBuilderError):
-        reader = None if previous is None else IndexReader.open(index_uri, previous.version)
-    yield reader
+        return None if previous is None else IndexReader.open(index_uri, previous.version)
+    return None
 
 
 def _old_encoder(reader: IndexReader, candidate: Candidate) -> BaseQueryEncoder | None:
@@ -325,6 +336,11 @@ def last_nights(work_uri: str, record: RunRecord) -> list[tuple[str, Mapping[str
     return nights
 
 
-def _letters(rejected_uri: str) -> list[LetterGroup]:
+def _letters(rejected_uri: str, products: pa.Table) -> list[LetterGroup]:
+    """The letters by kind; an example whose product is in the version all the same knows its row."""
     found: list[tuple[str, int, list[dict[str, Any]]]] = group_letters(rejected_uri, LETTERS_SHOWN)
+    for _, _, examples in found:
+        for letter in examples:
+            rows = rows_of(products, letter["product_id"] or "").tolist()
+            letter["row"] = rows[0] if rows else None
     return [LetterGroup(kind=kind, count=count, examples=examples) for kind, count, examples in found]

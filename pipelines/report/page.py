@@ -190,9 +190,13 @@ def _render(report: NightReport, picture: Picture) -> str:
     def card(answer: Answer, of_new: bool) -> dict[str, Any]:
         data = picture(of_new, answer.row)
         title = titles[of_new].of(answer.row)
-        source = None if data is None else f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+        source = _in_page(data)
         initials = "".join(word[0] for word in title.split()[:2]).upper() or "?"
         return {"id": answer.product_id, "title": title, "source": source, "initials": initials, "score": answer.score}
+
+    def letter_picture(letter: Mapping[str, Any]) -> str | None:
+        row = letter.get("row")
+        return None if row is None else _in_page(picture(True, row))
 
     moved = sorted((query for query in report.queries if query.old), key=lambda query: query.overlap)
     shown: list[dict[str, Any]] = [
@@ -218,7 +222,13 @@ def _render(report: NightReport, picture: Picture) -> str:
         plots=[(title, Markup(svg)) for title, svg in _plots(report) if svg],
         has_pictures=any(each["source"] for query in shown for each in (*query["old"], *query["new"])),
         shown_answers=SHOWN_ANSWERS,
+        letter_picture=letter_picture,
     )
+
+
+def _in_page(picture: bytes | None) -> str | None:
+    """A WebP picture as an address that holds it."""
+    return None if picture is None else f"data:image/webp;base64,{base64.b64encode(picture).decode()}"
 
 
 class _Titles:

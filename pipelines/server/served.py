@@ -20,6 +20,7 @@ from encoders.query_batches import BaseQueryEncoder
 from index_builder import IndexReader
 from index_builder.errors import IndexBuilderError, VersionNotFoundError
 from index_builder.publish import QUERY_ENCODER_FOLDER, read_current
+from pipelines.images.thumbnails import Thumbnails, open_thumbnails
 from pipelines.server.config import ServerConfig
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class ServedVersion:
     encoder: BaseQueryEncoder | None
     no_encoder: str = ""
     by_torch: bool = True
+    thumbnails: Thumbnails | None = None
 
     @property
     def version(self) -> str:
@@ -105,7 +107,8 @@ class ServedIndex:
     def _open(self, version: str) -> ServedVersion:
         reader = IndexReader.open(self.uri, version=version)
         encoder, why = self._encoder(reader)
-        return ServedVersion(reader, encoder, why, by_torch=not self._by_onnx)
+        pictures = open_thumbnails(self.uri, reader.manifest)
+        return ServedVersion(reader, encoder, why, by_torch=not self._by_onnx, thumbnails=pictures)
 
     def _encoder(self, reader: IndexReader) -> tuple[BaseQueryEncoder | None, str]:
         fingerprint = reader.manifest.encoder.fingerprint

@@ -194,7 +194,7 @@ def _queries(run: RunContext, candidate: Candidate, sample: pa.Table) -> tuple[l
     if encoder is not None and encoder.accepts_text:
         if run.queries:
             return [Query(text=text) for text in run.queries], f"{len(run.queries):,} queries of gates.queries."
-        drawn = drawn_queries(sample)
+        drawn = drawn_queries(sample, candidate.reader.products)
         return drawn, f"{len(drawn):,} titles of the catalog, the same each night (gates.queries names others)."
     products = drawn_products(sample)
     why = "the index has no query encoder" if encoder is None else "its query encoder reads pictures only"

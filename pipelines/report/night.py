@@ -19,6 +19,8 @@ SAMPLE_FILE = "sample.parquet"
 """Of a version: the sample, for the night after it."""
 SAMPLED = 4096
 """Products of a sample. A share of one in twenty is then measured to within 0.7 points (two standard errors)."""
+TITLES = ("title", "name", "product_name", "display_name", "product_title")
+"""Columns that hold what a product is called, the first that there is."""
 _IDS_AT_A_TIME = 65_536
 
 
@@ -85,6 +87,15 @@ class Finding:
     def weight(self) -> float:
         """How far beyond its limit the figure is: what is worst comes first."""
         return self.value / self.limit if self.limit else float("inf")
+
+
+def title_column(products: pa.Table) -> str | None:
+    """The column of texts that is called as titles are; None without one."""
+    return next((name for name in TITLES if name in products.column_names and _is_text(products, name)), None)
+
+
+def _is_text(products: pa.Table, name: str) -> bool:
+    return pa.types.is_string(products.schema.field(name).type)
 
 
 def smallest_digests(product_ids: pa.ChunkedArray | pa.Array, count: int = SAMPLED) -> tuple[np.ndarray, np.ndarray]:

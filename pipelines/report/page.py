@@ -24,7 +24,7 @@ from pipelines.catalog.dead_letters import cut_at_word, one_line
 from pipelines.published.version_diff import VersionDiff
 from pipelines.report import plots
 from pipelines.report.contents import TextFacts
-from pipelines.report.night import Finding, Night
+from pipelines.report.night import Finding, Night, title_column
 from pipelines.report.queries import Answer, CanaryAnswer, ComparedQuery, own_found
 
 HTML_FILE, MARKDOWN_FILE, JSON_FILE = "report.html", "report.md", "report.json"
@@ -32,7 +32,6 @@ MOST_BYTES = 5_000_000
 MOST_CHARACTERS = 3500
 """Of `report.md`: what chat systems take in one message."""
 WORST_QUERIES, SHOWN_ANSWERS = 6, 6
-_TITLES = ("title", "name", "product_name", "display_name", "product_title")
 _TITLE_CHARACTERS = 80
 _FINDINGS_IN_CHAT = 8
 
@@ -232,12 +231,12 @@ def _in_page(picture: bytes | None) -> str | None:
 
 
 class _Titles:
-    """What products are called, from the first column that looks like a title."""
+    """What products are called: the column of titles, else the first of texts."""
 
     def __init__(self, night: Night | None) -> None:
         names = [] if night is None else night.columns
         of_texts = [name for name in names if night and str(night.products.schema.field(name).type) == "string"]
-        name = next((name for name in _TITLES if name in of_texts), of_texts[0] if of_texts else None)
+        name = (night and title_column(night.products)) or next(iter(of_texts), None)
         self._column = None if night is None or name is None else night.products.column(name)
 
     def of(self, row: int) -> str:

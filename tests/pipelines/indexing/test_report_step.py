@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from fastapi.testclient import TestClient
 
 from index_builder import IndexReader, marks, publish
 from index_builder.publish import content_fingerprint
 from pipelines import versions
 from pipelines.config.command_line import run_command
+from pipelines.images.thumbnails import Thumbnails
 from pipelines.indexing import publish_step
 from pipelines.report.night import matrix_of
+from pipelines.server.app import create_app
+from pipelines.server.config import ServerConfig, ServerJobConfig
+from pipelines.server.served import open_indexes
 from tests.pipelines.indexing.job import product, run_job, write_catalog
 
 FILES = {"report.html", "report.md", "report.json", "sample.parquet"}
@@ -45,7 +50,7 @@ def test_nights_leave_their_reports_and_wait_for_a_person(tmp_path, written_repo
     for row in rows[:40]:
         row["price"] = None
     write_catalog(folder / "catalog", rows)
-    waiting, _ = run_job(folder, "--index.publish", "ask")
+    waiting, _ = run_job(folder, "--index.publish", "ask", "--index.thumbnails", "16")
     assert (waiting.status, publish.read_current(str(folder / "index"))) == ("waiting", result.version)
     assert waiting.findings[0].startswith("price lost its values: 33.3% of the products have no price")
     values = json.loads((Path(waiting.uri) / "report.json").read_text())
@@ -59,7 +64,20 @@ def test_nights_leave_their_reports_and_wait_for_a_person(tmp_path, written_repo
     }
     assert values["queries"]["compared"] > 50
 
-    again, _ = run_job(folder, "--index.publish", "ask")
+    with Thumbnails(str(Path(waiting.uri) / "thumbnails.arrow")) as pictures:
+        assert all(pictures.get(row).startswith(b"RIFF") for row in range(120)), "of images that were not embedded too"
+    assert "data:image/webp" in (Path(waiting.uri) / "report.html").read_text()
+    config = ServerJobConfig(server=ServerConfig(indexes={"main": str(folder / "index")}))
+    with TestClient(create_app(config, open_indexes(config.server))) as client:
+        served = client.get(f"/thumbnail/p00003?version={waiting.version}")
+        assert (served.headers["content-type"], served.content[:4]) == ("image/webp", b"RIFF")
+        assert client.get(f"/thumbnails/main/{waiting.version}/3").content == served.content
+        for missing in (f"/thumbnail/none?version={waiting.version}", "/thumbnail/p00003", "/thumbnails/main/x/3"):
+            assert client.get(missing).status_code == 404
+        hit = client.post("/search", json={"text": "red mug", "version": waiting.version}).json()["hits"][0]
+        assert hit["image"] == f"/thumbnails/main/{waiting.version}/{hit['row']}"
+
+    again, _ = run_job(folder, "--index.publish", "ask", "--index.thumbnails", "16")
     assert (again.status, again.version) == ("waiting", waiting.version), "one that waits is not written again"
     assert publish.prune(str(folder / "index"), 1) == ()
     command = ["--index", str(folder / "index"), "--by", "ann"]

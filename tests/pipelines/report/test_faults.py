@@ -12,7 +12,7 @@ PRODUCTS = 400
 SHORT = {
     "pictures swapped": "embedded anew",
     "a third of the texts in German": "texts changed",
-    "a tenth of the titles decoded wrongly": "decoded wrongly",
+    "a tenth of the titles decoded wrongly": "a wrong decoding in title",
     "another currency": "price changed",
     "a tenth of the prices null": "price lost its values",
     "one category gone": "a kind is gone",

@@ -61,9 +61,12 @@ def sample(texts: list[str | None]) -> pa.Table:
 
 
 def test_queries_are_drawn_from_texts_and_products_stand_in_for_them(reader):
-    drawn = drawn_queries(sample(["red mug", None, "red mug", "a long text " * 20, " "]))
+    texts = ["red mug", None, "red mug", "a long text " * 20, " "]
+    drawn = drawn_queries(sample(texts), pa.table({"price": [1] * 5}))
     assert [query.own for query in drawn] == ["sku-0", "sku-3"]
     assert drawn[0].text == "red mug" and len(drawn[1].text) <= 60
+    (titled, *_) = drawn_queries(sample(texts), pa.table({"title": ["A mug", "B", "C", "D", "E"]}))
+    assert titled.text == "A mug"
     products = drawn_products(sample([None, "blue"]))
     compared = compare_queries(products, (reader, None), (reader, None))
     assert [query.new[0].product_id for query in compared] == ["sku-0", "sku-1"]

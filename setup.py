@@ -45,7 +45,8 @@ REQUIREMENTS = [
     "PyYAML>=6.0",  # reads the configuration
     "rich>=14",  # progress and tables in the terminal
     "ir-measures>=0.3.7",  # the standard measures of `pipelines.evaluate`
-    "matplotlib>=3.10",  # its plot
+    "matplotlib>=3.10",  # its plot, and those of a night's report
+    "jinja2>=3.1.6",  # the report's page and the server's, with everything escaped
 ]
 
 EXTRAS = {
@@ -74,7 +75,6 @@ EXTRAS = {
         "httptools>=0.7",  # its HTTP parser in C
         "python-multipart>=0.0.20",  # uploaded pictures
         "prometheus-client>=0.22",  # metrics
-        "jinja2>=3.1.6",  # the page's template
     ],
     "s3": ["s3fs>=2025.3"],  # s3:// addresses
     "gcs": ["gcsfs>=2025.3"],  # gs:// addresses

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 from rich.filesize import decimal
 
 from index_builder.manifest import Manifest
@@ -218,7 +217,7 @@ def _render(report: NightReport, picture: Picture) -> str:
         changes=changes(report),
         moved=shown,
         own_title=own_found(report.queries),
-        plots=[(title, Markup(svg)) for title, svg in _plots(report) if svg],
+        plots=[(title, svg) for title, svg in _plots(report) if svg],
         has_pictures=any(each["source"] for query in shown for each in (*query["old"], *query["new"])),
         shown_answers=SHOWN_ANSWERS,
         letter_picture=letter_picture,

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 import encoders
+from encoders.query_batches import BaseQueryEncoder
 from index_builder import publish, storage
 from index_builder.errors import IndexBuilderError, StorageError, VersionNotFoundError
 from index_builder.explain import explain_index
@@ -159,10 +160,10 @@ def _publish(run: RunContext, build: FinishedBuild) -> RunResult:
     elif not failed and waiting is not None and is_same(waiting):  # written by an earlier night, and not said yet
         status, version_id = "waiting", waiting.version
     else:
-        _check_query_encoder(run)
+        encoder = _checked_query_encoder(run)
         created, version_id = publish.free_version(index_uri, fingerprint, datetime.now(UTC))
         named = publish.named_version(manifest, files, created, version_id)
-        with opened_candidate(run, build, named) as candidate:
+        with opened_candidate(build, named, encoder) as candidate:
             canaries = canaries_of(run, candidate)
             failed += canary_faults(canaries)
             status = "held" if failed else "waiting" if run.index.publish == "ask" else "published"
@@ -240,10 +241,10 @@ def _check_outputs(run: RunContext, build: FinishedBuild) -> None:
             raise StorageError(f"{uri} was damaged after it was made, so nothing is published")
 
 
-def _check_query_encoder(run: RunContext) -> None:
-    """Loads the query encoder and runs it once; EncoderError or StorageError where a server could not."""
+def _checked_query_encoder(run: RunContext) -> BaseQueryEncoder | None:
+    """The query encoder, loaded and run once; EncoderError or StorageError where a server could not."""
     if run.query_encoder_uri is None:
-        return
+        return None
     encoder = encoders.load_query_encoder(run.query_encoder_uri)
     images = None if encoder.accepts_text else [Image.new("RGB", (8, 8))]
     vectors = encoder.encode(texts=["a"] if encoder.accepts_text else None, images=images)
@@ -252,6 +253,7 @@ def _check_query_encoder(run: RunContext) -> None:
             f"{run.query_encoder_uri}: expected a query encoder of {run.encoder.dim} finite numbers a query, found "
             f"{list(vectors.shape)}; remove the folder to have it written again"
         )
+    return encoder
 
 
 def _prune(run: RunContext) -> str:

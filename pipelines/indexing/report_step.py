@@ -33,7 +33,7 @@ from pipelines.published.letters import group_letters
 from pipelines.published.version_diff import VersionDiff, compare_products
 from pipelines.report import page
 from pipelines.report.contents import find_faults
-from pipelines.report.night import SAMPLE_FILE, SAMPLED, Finding, Night, sample_schema, smallest_digests
+from pipelines.report.night import SAMPLE_FILE, SAMPLED, Finding, Night, sample_schema, sampled_rows, smallest_digests
 from pipelines.report.page import GateLine, LetterGroup, NightReport, Status
 from pipelines.report.queries import (
     CanaryAnswer,
@@ -76,11 +76,10 @@ class WrittenReport:
 
 
 @contextmanager
-def opened_candidate(run: RunContext, build: FinishedBuild, manifest: Manifest) -> Iterator[Candidate]:
-    """The version that `build` would become, for the length of the block."""
+def opened_candidate(build: FinishedBuild, manifest: Manifest, encoder: BaseQueryEncoder | None) -> Iterator[Candidate]:
+    """The version that `build` would become, with its query encoder, for the length of the block."""
     uris = [shard.uri for shard in build.serving_shards]
     refine = [shard.uri for shard in build.refine_shards]
-    encoder = None if run.query_encoder_uri is None else encoders.load_query_encoder(run.query_encoder_uri)
     with opened_unpublished(manifest, uris, refine, build.plan.numbering.products_uri) as reader:
         yield Candidate(manifest=manifest, reader=reader, encoder=encoder)
 
@@ -127,6 +126,7 @@ def write_report(
         compared = compare_queries(queries, (candidate.reader, candidate.encoder), old)
         night = Night(
             products=candidate.reader.products,
+            rows=sample["row"].to_numpy(),
             sample=sample,
             catalog=manifest.catalog,
             codec=manifest.codec,
@@ -262,6 +262,7 @@ def _night_before(index_uri: str, previous: Manifest) -> Night | None:
         return None
     return Night(
         products=products,
+        rows=sampled_rows(products) if sample is None else sample["row"].to_numpy(),
         sample=sample,
         catalog=previous.catalog,
         codec=previous.codec,

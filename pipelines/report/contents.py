@@ -25,7 +25,7 @@ from pipelines.report.columns import (
     edited_shares,
     largest_gap,
 )
-from pipelines.report.night import Finding, Night, Pairs, matrix_of, sampled_rows
+from pipelines.report.night import Finding, Night, Pairs, matrix_of
 
 ANEW = 0.12
 """Share of the products with another text or picture: more than twice what a good night edits. Columns may change more
@@ -242,7 +242,7 @@ def _sampled_texts(night: Night) -> Iterator[tuple[str, list[str | None]]]:
     """The sample's texts, and the values of each column of texts in sampled rows."""
     if night.sample is not None:
         yield "texts", night.sample["text"].to_pylist()
-    rows = pa.array(sampled_rows(night.products))
+    rows = pa.array(night.rows)
     for name in night.columns:
         if pa.types.is_string(night.products.schema.field(name).type):
             yield name, night.products.column(name).take(rows).to_pylist()

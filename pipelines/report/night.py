@@ -44,7 +44,7 @@ class Night:
     """One version, as far as it is compared with another.
 
     Attributes:
-        products: `products.arrow`.
+        products: `products.arrow`; `rows` are those of its sampled products (`sampled_rows`).
         sample: Of `sample_schema`; None of a version that was made without.
         catalog, codec, encoder: Of its manifest; the encoder's fingerprint.
         figures: Shares that one night has from another, by name: `own_title` of the drawn titles that find their own
@@ -55,6 +55,7 @@ class Night:
     """
 
     products: pa.Table
+    rows: np.ndarray
     sample: pa.Table | None
     catalog: CatalogSummary
     codec: CodecSummary
@@ -135,7 +136,7 @@ class Pairs:
     @classmethod
     def of(cls, old: Night, new: Night) -> Pairs:
         """Those of two nights."""
-        rows = [sampled_rows(night.products) for night in (old, new)]
+        rows = [night.rows for night in (old, new)]
         ids = [
             night.products.column("product_id").take(pa.array(own)).to_pylist()
             for night, own in zip((old, new), rows, strict=True)

@@ -126,7 +126,10 @@ class NightReport:
             ]
         if self.status == "published" and self.previous is not None:
             return [f"python -m pipelines.versions rollback --index {index}"]
-        return [f"python -m pipelines.versions rejected {version} --index {index}"] if self.letters else []
+        rejected = [f"python -m pipelines.versions rejected {version} --index {index}"] if self.letters else []
+        if self.status == "held":
+            return [f"python -m pipelines.versions approve {version} --index {index}", *rejected]
+        return rejected
 
 
 Picture = Callable[[bool, int], bytes | None]

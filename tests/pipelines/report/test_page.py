@@ -183,6 +183,8 @@ def test_the_next_night_reads_its_figures_back(report):
 
 
 def test_products_without_a_text_column_have_no_title(no_plots, report):
-    bare = replace(report.night, products=pa.table({"product_id": ["a"] * 10, "price": list(range(10))}))
+    bare = replace(
+        report.night, rows=np.arange(10), products=pa.table({"product_id": ["a"] * 10, "price": list(range(10))})
+    )
     text = Parsed(page.render_html(replace(report, night=bare), lambda of_new, row: None)).text
     assert "before" in text

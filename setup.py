@@ -47,7 +47,8 @@ REQUIREMENTS = [
     "prometheus-client>=0.22",  # metrics of runs and servers in Prometheus' format; small, and needs nothing itself
     "python-json-logger>=4.0",  # log lines as JSON objects (`log.format`); small too
     "ir-measures>=0.3.7",  # the standard measures of `pipelines.evaluate`
-    "matplotlib>=3.10",  # its plot
+    "matplotlib>=3.10",  # its plot, and those of a night's report
+    "jinja2>=3.1.6",  # the report's page and the server's, with everything escaped
 ]
 
 EXTRAS = {

@@ -30,6 +30,7 @@ FACTORY_HELP = (
     '"OPQ64_128,IVF1024,PQ64x4fsr" or "RR,IVF1024,RaBitQ4"'
 )
 MAX_LISTS = 1 << 20
+THUMBNAIL_SIDE = 128
 FAST_DIMS_PER_CODE = (2, 4, 8)
 """FAISS has kernels for sub-quantizers of these sizes: about 1 ns a distance, 10 ns with others."""
 Device = Literal["cpu", "gpu", "auto"]
@@ -71,6 +72,8 @@ class IndexConfig:
             root: on a million titles 0.0027 with 500, 0.0019 with 1000.
         k: recall is measured as recall k@k.
         keep_versions: published versions to keep; None keeps all.
+        thumbnails: write a small picture (WebP) of each product with the version, for the search page and the report:
+            true for 128 pixels a side, or how many. About 3 kB a product at 128.
         publish: `auto`: a version that passes its gates is published. `ask`: it is kept and waits for a person, who
             reads its report and says `python -m pipelines.versions approve` or `hold`.
     """
@@ -92,6 +95,7 @@ class IndexConfig:
     k: int = 10
     seed: int = 0
     keep_versions: int | None = None
+    thumbnails: bool | int = False
     publish: Literal["auto", "ask"] = "auto"
 
     def __post_init__(self) -> None:
@@ -103,6 +107,8 @@ class IndexConfig:
         _require(0.0 < share <= 1.0, "index.target_recall", share, "a share above 0, at most 1")
         _require(self.device in get_args(Device), "index.device", self.device, "cpu, gpu or auto")
         _require(self.refine in ("auto", "none", "sq8", "fp16"), "index.refine", self.refine, "auto, none, sq8 or fp16")
+        side = self.thumbnail_side
+        _require(side is None or 16 <= side <= 512, "index.thumbnails", self.thumbnails, "true, false, or 16 to 512")
         _require(self.publish in ("auto", "ask"), "index.publish", self.publish, "auto or ask")
         least_values = {"serving_shards": 1, "memory_budget_mb": 16, "verify_queries": 1, "k": 1, "seed": 0}
         least_values |= {"server_memory_mb": 1}
@@ -111,6 +117,13 @@ class IndexConfig:
         for key in ("training_rows", "keep_versions", "rows_per_add"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"index.{key}", value, "1 or more, or null")
+
+    @property
+    def thumbnail_side(self) -> int | None:
+        """Pixels of a thumbnail's longer side; None where none are made."""
+        if isinstance(self.thumbnails, bool):
+            return THUMBNAIL_SIDE if self.thumbnails else None
+        return self.thumbnails
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,7 +40,11 @@ def _read_canaries(uri: str) -> tuple[Canary, ...]:
         raise ConfigError(f"gates.canaries: {uri} is not valid YAML: {error}") from error
     if not isinstance(data, list) or not data:
         raise ConfigError(f"gates.canaries: {uri}: expected a list of {{query, ids, k}}, found {type(data).__name__}")
-    return build_config(_CanaryFile, {"canaries": data}, origins={"canaries": f"gates.canaries: {uri}"}).canaries
+    try:
+        return build_config(_CanaryFile, {"canaries": data}, origins={}).canaries
+    except ConfigError as error:
+        problems = (problem.partition("; set it in the YAML")[0] for problem in error.problems)
+        raise ConfigError([f"gates.canaries: {uri}: {problem}" for problem in problems]) from error
 
 
 def load_queries(given: str | tuple[str, ...] | None) -> tuple[str, ...]:

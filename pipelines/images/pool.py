@@ -78,6 +78,10 @@ class ImagePool:
         """
         return [self._decoding.submit(partial(_guarded, "decode", partial(self._decode, data))) for data in images]
 
+    def make_all(self, images: Iterable[bytes], make: Callable[[bytes], T]) -> list[ImageFuture[T]]:
+        """Starts making something else of images on the decoder's threads; one future an image, in order."""
+        return [self._decoding.submit(partial(_guarded, "decode", partial(make, data))) for data in images]
+
     def close(self) -> None:
         """Drops what has not begun, waits for what has, and closes the fetcher."""
         self._fetcher.close()

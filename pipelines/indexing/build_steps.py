@@ -106,7 +106,11 @@ def embeddings_folder(work_uri: str, fingerprint: str) -> str:
 
 def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint: str) -> str:
     """Names an index build by all that shapes it: the shards in order, the encoder, the index section."""
-    shaping = {name: value for name, value in asdict(index).items() if name not in ("uri", "keep_versions", "publish")}
+    shaping = {
+        name: value
+        for name, value in asdict(index).items()
+        if name not in ("uri", "keep_versions", "publish", "thumbnails")
+    }
     return storage.digest([shard_keys, encoder_fingerprint, shaping])
 
 

@@ -130,6 +130,10 @@ class CatalogSource:
         self.config = replace(config, catalog=catalog)
         if config.encoder.vectors == "per_image":
             self._check_vectors(catalog)
+        if config.index.thumbnail_side is not None and not self.encoder.uses_images:
+            raise ConfigError(
+                f"index.thumbnails: the {self.encoder.model} encoder reads texts only, not images; expected false"
+            )
 
     def _check_vectors(self, catalog: CatalogConfig) -> None:
         """ConfigError where products cannot have a vector an image."""
@@ -264,6 +268,8 @@ class CatalogSource:
         per_image = config.encoder.vectors == "per_image"
         if per_image:  # shards of one vector a product keep the names that they had before there was a choice
             settings["encoder.vectors"] = "per_image"
+        if config.index.thumbnail_side is not None:
+            settings["index.thumbnails"] = config.index.thumbnail_side
         folder = embeddings_folder(config.work.uri, self.encoder.fingerprint)
         revisable: frozenset[str] = frozenset()
         if finished is not None and finished.encoder == self.encoder.fingerprint:
@@ -290,6 +296,7 @@ class CatalogSource:
                 previous=self.previous,
                 measuring=Measuring.of_plan(len(tasks), catalog.rows),
                 precision_is_chosen=self.given.encoder.precision == "auto",
+                thumbnail_side=config.index.thumbnail_side,
             ),
             rows=catalog.rows,
             encoder=EncoderSummary(
@@ -377,6 +384,7 @@ def embedding(
     load_encoder: Callable[[EncoderConfig], ProductEncoder] = load_product_encoder,
     measuring: Measuring | None = None,
     precision_is_chosen: bool = False,
+    thumbnail_side: int | None = None,
 ) -> Iterator[MakeShard]:
     """A `transforms.ShardMaker`: loads the encoder, and starts the threads that read products up to it."""
     if precision_is_chosen:
@@ -390,6 +398,11 @@ def embedding(
 
         def make(task: ShardTask, on_progress: Callable[[int], None]) -> ShardSummary:
             measured = measuring.of_shard(task.position) if measuring is not None else 0
-            return embed_shard(towers, preparer, task.rows, task.files, measured=measured, on_progress=on_progress)
+            return embed_shard(
+                *(towers, preparer, task.rows, task.files),
+                measured=measured,
+                thumbnail_side=thumbnail_side,
+                on_progress=on_progress,
+            )
 
         yield make

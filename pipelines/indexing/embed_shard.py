@@ -53,7 +53,7 @@ from pipelines.images.product_images import (
     decode_images,
     fetch_images,
 )
-from pipelines.images.thumbnails import shorter_side
+from pipelines.images.thumbnails import ShardThumbnails, shorter_side
 from pipelines.indexing.precision_loss import LossMeter
 from pipelines.indexing.previous_lookups import PreviousVersion
 from pipelines.indexing.product_table import WriteColumns, WritePlaces, columns_writer, places_writer
@@ -248,6 +248,7 @@ def embed_shard(
     files: ShardFiles,
     *,
     measured: int = 0,
+    thumbnail_side: int | None = None,
     on_progress: Callable[[int], None] = lambda products: None,
 ) -> ShardSummary:
     """Embeds one shard and declares it complete.
@@ -258,12 +259,13 @@ def embed_shard(
         shard: Which rows to read.
         files: Where the outputs go.
         measured: Of how many products the loss by the towers' precision is measured.
+        thumbnail_side: Pixels a side of the pictures for people; None for none.
         on_progress: Gets the number of products written so far, after each batch.
     """
     measured = measured if encoder.load_exact is not None else 0
 
     def make(made: ShardFiles) -> ShardSummary:
-        return _ShardWork(encoder, preparer, shard, made, measured).run(on_progress)
+        return _ShardWork(encoder, preparer, shard, made, measured, thumbnail_side).run(on_progress)
 
     return files.complete(shard.position, make)
 
@@ -278,6 +280,7 @@ class _ShardWork:
         shard: CatalogShard,
         files: ShardFiles,
         measured: int,
+        thumbnail_side: int | None,
     ):
         self._meter = LossMeter(encoder, measured, shard.rows)
         self._encoder, self._preparer, self._shard, self._files = encoder, preparer, shard, files
@@ -286,6 +289,7 @@ class _ShardWork:
         self._counts: Counter[str] = Counter()  # by the names of a `ShardSummary`
         self._timer = StepTimer("read", "fetch", "decode", "queue", "embed", "write")
         self._revisable = False
+        self._thumbnails = None if thumbnail_side is None else ShardThumbnails(thumbnail_side)
         self._images: Counter[bytes] = Counter()  # rows by the digest of an image
         self._sides: Counter[str] = Counter()
         self._image_rows: dict[bytes, int] = {}  # digest -> row of _image_vectors
@@ -316,6 +320,8 @@ class _ShardWork:
                 self._embed(batch, vectors, write_columns, write_places)
                 on_progress(self._counts["products"])
         write_dead_letters(files.rejected, self._letters)
+        if self._thumbnails is not None:
+            self._thumbnails.write(files.thumbnails)
         if self._known_images:
             write_known_images(files.images, self._known_images)
         counts, letters = self._counts, self._letters
@@ -350,6 +356,8 @@ class _ShardWork:
                 self._sides.update(shorter_side(wanted[digest]) for digest in batch.pixels)
                 faults |= new_faults
                 batch.drop(faults)
+                if self._thumbnails is not None:
+                    self._thumbnails.make(pool, batch.data, faults)
                 batch.data = {}
             yield batch
 
@@ -361,6 +369,8 @@ class _ShardWork:
         self._letters += products.dead_letters + products.notes
         accepted = self._accept(batch)
         rows = np.flatnonzero(np.isin(batch.rows.products, accepted))
+        if self._thumbnails is not None:
+            self._thumbnails.add_rows([batch.rows.digests[row] for row in rows])
         self._images.update(digest for row in rows for digest in batch.rows.digests[row])
         with self._timer.timed("embed"):
             vectors = self._vectors(batch, rows)

@@ -34,12 +34,14 @@ from index_builder.manifest import (
 from index_builder.meter import Counts
 from index_builder.version_files import StagedFile, WrittenFile, content_fingerprint, copy_files, with_nprobe
 from pipelines.catalog.dead_letters import REJECTED_FILE, examples_by_reason
+from pipelines.images.thumbnails import THUMBNAILS_FILE
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
 from pipelines.indexing.describe_build import manifest_of, missed_target, recall_of, recall_over
 from pipelines.indexing.gates import judge_gates
 from pipelines.indexing.report_step import canaries_of, canary_faults, opened_candidate, write_report
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_run
+from pipelines.indexing.thumbnail_step import gather_thumbnails
 
 log = logging.getLogger(__name__)
 
@@ -170,8 +172,11 @@ def _decided(run: RunContext, build: FinishedBuild) -> Publication:
     waiting = publish.newest_waiting(run.index.uri) if asks else None
     known: list[tuple[Status, Manifest | None]] = [("unchanged", previous), ("waiting", waiting)]
     for status, other in known:
-        same_groups = other is not None and other.catalog.group_field == run.group_field
-        if other is not None and not failed and other.content_fingerprint == fingerprint and same_groups:
+        if other is None or failed or other.content_fingerprint != fingerprint:
+            continue
+        has_thumbnails = THUMBNAILS_FILE in {entry.path for entry in other.files}
+        wants_them = run.index.thumbnail_side is not None
+        if other.catalog.group_field == run.group_field and (has_thumbnails or not wants_them):
             return Publication(status=status, version=other.version, stands=True, failed_gates=[], **facts)
     status = "held" if failed else "waiting" if asks else "published"
     name = publish.new_version(run.index.uri, fingerprint)
@@ -185,6 +190,8 @@ def copy_tasks(run: RunContext, build: FinishedBuild, publication: Publication) 
     filters = write_filter_bitmaps(build.products, run.path("filters"))
     letters = build.plan.numbering.rejected_uri
     others = {FILTERS_FILE: filters, REJECTED_FILE: letters}
+    thumbnails = gather_thumbnails(run, build.plan, publish.published_manifest(run.index.uri))
+    others |= {} if thumbnails is None else {THUMBNAILS_FILE: thumbnails}
     return _tasks(run, build) + [CopyTask(name=name, files={name: StagedFile(uri=uri)}) for name, uri in others.items()]
 
 
@@ -214,14 +221,20 @@ def inspect_version(
     described = manifest_of(run, build, publication.failed_gates, {})
     named = publish.named_version(described, publication.version, [file.entry for file in written])
 
+    folder = publish.version_uri(run.index.uri, publication.version)
+    has_thumbnails = THUMBNAILS_FILE in {entry.path for entry in named.files}
+    thumbnails = storage.join(folder, THUMBNAILS_FILE) if has_thumbnails else None
+
     def make(path: str) -> dict[str, list[str]]:
-        with opened_candidate(run, build, named) as candidate:
+        uri = run.query_encoder_uri
+        encoder = None if uri is None else encoders.load_query_encoder(uri)
+        with opened_candidate(build, named, encoder) as candidate:
             canaries = canaries_of(run, candidate)
             failed = canary_faults(canaries)
             all_failed = [*publication.failed_gates, *failed]
             status: Any = "held" if all_failed else publication.status
             try:
-                findings = write_report(run, build, candidate, path, status, all_failed, canaries)
+                findings = write_report(run, build, candidate, path, status, all_failed, canaries, thumbnails)
             except Exception:
                 log.exception("the report of %s could not be written; the version goes without", publication.version)
                 findings = []
@@ -231,7 +244,7 @@ def inspect_version(
         uri = run.path(f"report-{publication.version}")
         made = storage.artifact(uri, [run.record.name, publication.version], make)
         files = {name: StagedFile(uri=storage.join(uri, name), sha256=sha256) for name, sha256 in _hashes(uri).items()}
-        copied = copy_files(publish.version_uri(run.index.uri, publication.version), files)
+        copied = copy_files(folder, files)
     return Inspection(**made.facts, written=copied)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,10 @@ from encoders.query_batches import BaseQueryEncoder
 from index_builder import IndexReader, embedding_shards, publish, storage
 from index_builder.embedding_shards import NumberedShard, fixed_binary
 from index_builder.errors import IndexBuilderError
+from index_builder.explanation import rows_of
 from index_builder.manifest import Manifest
 from index_builder.unpublished import opened_unpublished
+from pipelines.images.thumbnails import Thumbnails, open_thumbnails
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
 from pipelines.indexing.gates import JudgedGate, judge_gates
 from pipelines.indexing.product_table import read_columns
@@ -31,7 +33,7 @@ from pipelines.published.letters import group_letters
 from pipelines.published.version_diff import VersionDiff, compare_products
 from pipelines.report import page
 from pipelines.report.contents import find_faults
-from pipelines.report.night import SAMPLE_FILE, SAMPLED, Night, sample_schema, smallest_digests
+from pipelines.report.night import SAMPLE_FILE, SAMPLED, Night, sample_schema, sampled_rows, smallest_digests
 from pipelines.report.page import GateLine, LetterGroup, NightReport, Status
 from pipelines.report.queries import (
     CanaryAnswer,
@@ -66,11 +68,10 @@ class Candidate:
 
 
 @contextmanager
-def opened_candidate(run: RunContext, build: FinishedBuild, manifest: Manifest) -> Iterator[Candidate]:
-    """The version that `build` would become, for the length of the block."""
+def opened_candidate(build: FinishedBuild, manifest: Manifest, encoder: BaseQueryEncoder | None) -> Iterator[Candidate]:
+    """The version that `build` would become, with its query encoder, for the length of the block."""
     uris = [shard.uri for shard in build.serving_shards]
     refine = [shard.uri for shard in build.refine_shards]
-    encoder = None if run.query_encoder_uri is None else encoders.load_query_encoder(run.query_encoder_uri)
     with opened_unpublished(manifest, uris, refine, [part.uri for part in build.products]) as reader:
         yield Candidate(manifest=manifest, reader=reader, encoder=encoder)
 
@@ -95,18 +96,30 @@ def write_report(
     status: Status,
     failed: Sequence[str],
     canaries: Sequence[CanaryAnswer],
+    thumbnails: str | None,
 ) -> list[str]:
-    """Writes the report's files and the sample into a folder; gives what a person should look at, the worst first."""
+    """Writes the report's files and the sample into a folder; gives what a person should look at, the worst first.
+    `thumbnails` are those of its rows.
+    """
     manifest, previous = candidate.manifest, publish.published_manifest(run.index.uri)
     gates = judge_gates(run.gates, build.plan.totals, manifest.recall, previous)
     sample = draw_sample(build.plan.numbering.shards, run.encoder.dim)
     before = None if previous is None else _night_before(run.index.uri, previous)
     queries, note = _queries(run, candidate, sample)
-    with _reader_before(run.index.uri, previous) as old_reader:
+    with ExitStack() as stack:
+        old_reader = _reader_before(run.index.uri, previous)
+        pictures = [
+            None if opened is None else stack.enter_context(opened)
+            for opened in (
+                None if previous is None else open_thumbnails(run.index.uri, previous),
+                None if thumbnails is None else Thumbnails(thumbnails),
+            )
+        ]
         old = None if old_reader is None else (old_reader, _old_encoder(old_reader, candidate))
         compared = compare_queries(queries, (candidate.reader, candidate.encoder), old)
         night = Night(
             products=candidate.reader.products,
+            rows=sample["row"].to_numpy(),
             sample=sample,
             catalog=manifest.catalog,
             codec=manifest.codec,
@@ -135,12 +148,14 @@ def write_report(
             queries=compared,
             queries_note=note,
             nights=last_nights(run.work_uri, run.record),
-            letters=_letters(build.plan.numbering.rejected_uri),
+            letters=_letters(build.plan.numbering.rejected_uri, candidate.reader.products),
             list_sizes=candidate.reader.list_sizes(),
             image_sides=build.plan.totals.image_sides,
         )
         files = {
-            page.HTML_FILE: page.render_html(report, lambda of_new, row: None).encode(),
+            page.HTML_FILE: page.render_html(
+                report, lambda of_new, row: None if (opened := pictures[of_new]) is None else opened.get(row)
+            ).encode(),
             page.MARKDOWN_FILE: page.render_markdown(report).encode(),
             page.JSON_FILE: (json.dumps(page.to_json(report), indent=2, ensure_ascii=False) + "\n").encode(),
             SAMPLE_FILE: _parquet(sample),
@@ -150,13 +165,11 @@ def write_report(
     return [f"{each.what}: {each.found}" for each in findings]
 
 
-@contextmanager
-def _reader_before(index_uri: str, previous: Manifest | None) -> Iterator[IndexReader | None]:
+def _reader_before(index_uri: str, previous: Manifest | None) -> IndexReader | None:
     """A reader of the version before; None where there is none, or it cannot be opened any more."""
-    reader = None
     with suppress(IndexBuilderError):
-        reader = None if previous is None else IndexReader.open(index_uri, previous.version)
-    yield reader
+        return None if previous is None else IndexReader.open(index_uri, previous.version)
+    return None
 
 
 def _old_encoder(reader: IndexReader, candidate: Candidate) -> BaseQueryEncoder | None:
@@ -173,7 +186,7 @@ def _queries(run: RunContext, candidate: Candidate, sample: pa.Table) -> tuple[l
     if encoder is not None and encoder.accepts_text:
         if run.queries:
             return [Query(text=text) for text in run.queries], f"{len(run.queries):,} queries of gates.queries."
-        drawn = drawn_queries(sample)
+        drawn = drawn_queries(sample, candidate.reader.products)
         return drawn, f"{len(drawn):,} titles of the catalog, the same each night (gates.queries names others)."
     products = drawn_products(sample)
     why = "the index has no query encoder" if encoder is None else "its query encoder reads pictures only"
@@ -241,6 +254,7 @@ def _night_before(index_uri: str, previous: Manifest) -> Night | None:
         return None
     return Night(
         products=products,
+        rows=sampled_rows(products) if sample is None else sample["row"].to_numpy(),
         sample=sample,
         catalog=previous.catalog,
         codec=previous.codec,
@@ -315,6 +329,11 @@ def last_nights(work_uri: str, record: RunRecord) -> list[tuple[str, Mapping[str
     return nights
 
 
-def _letters(rejected_uri: str) -> list[LetterGroup]:
+def _letters(rejected_uri: str, products: pa.Table) -> list[LetterGroup]:
+    """The letters by kind; an example whose product is in the version all the same knows its row."""
     found: list[tuple[str, int, list[dict[str, Any]]]] = group_letters(rejected_uri, LETTERS_SHOWN)
+    for _, _, examples in found:
+        for letter in examples:
+            rows = rows_of(products, letter["product_id"] or "").tolist()
+            letter["row"] = rows[0] if rows else None
     return [LetterGroup(kind=kind, count=count, examples=examples) for kind, count, examples in found]

@@ -7,6 +7,7 @@ Under `<work uri>/embeddings/<encoder fingerprint>/` a shard named by its key le
     <key>.rejected.parquet   dead letters
     <key>.places.arrow       where in the catalog each product stands, for the letters of those found twice later
     <key>.pictures.arrow     versions of the images that were fetched, so that they can be asked for again
+    <key>.thumbnails.arrow   pictures for people, of the images that were decoded (`index.thumbnails`)
     <key>.json               its description with the summary, written last (`storage.artifact`)
 
 The key is the content that the shard was made from, so a rerun finds what an earlier run finished. What the next run
@@ -127,6 +128,7 @@ class ShardFiles:
     columns = property(lambda self: f"{self.uri}.columns.arrow")
     rejected = property(lambda self: f"{self.uri}.rejected.parquet")
     places = property(lambda self: f"{self.uri}.places.arrow")
+    thumbnails = property(lambda self: f"{self.uri}.thumbnails.arrow")
     images = property(lambda self: f"{self.uri}.pictures.arrow")
 
     @classmethod

@@ -27,6 +27,9 @@ from pipelines.report.columns import (
 )
 from pipelines.report.night import Finding, Night, Pairs, matrix_of
 
+ANEW = 0.12
+"""Share of the products with another text or picture: more than twice what a good night edits. Columns may change more
+(prices in a sale), so their limit is `EDITED`."""
 FLAWED = 0.02
 """Share of the texts that got what no text should have: markup, or characters of a wrong decoding."""
 TURNED = 0.1
@@ -73,6 +76,7 @@ def find_faults(old: Night | None, new: Night) -> tuple[list[Finding], dict[str,
     found = [
         *_whole_faults(old, new, pairs),
         *column_faults(old, new, pairs),
+        *_flaws(old, new),
         *_text_faults(old, new),
         *_vector_faults(old, new),
     ]
@@ -152,14 +156,12 @@ class TextFacts:
 
     Attributes:
         lengths: Characters of each text that is not empty, int64.
-        empty, markup, wrong_decoding: Shares of the texts.
+        empty: Share of the texts.
         scripts, words: Letters by script, and the most frequent words by number of texts.
     """
 
     lengths: np.ndarray
     empty: float
-    markup: float
-    wrong_decoding: float
     scripts: dict[object, int]
     words: dict[object, int]
 
@@ -175,12 +177,9 @@ class TextFacts:
             for name, (first, last) in _SCRIPTS:
                 if count := int(((codes >= first) & (codes <= last)).sum()):
                     letters[name] += count
-        size = max(1, len(texts))
         return cls(
             lengths=np.array([len(text) for text in there], np.int64),
-            empty=1.0 - len(there) / size,
-            markup=sum(_MARKUP.search(text) is not None for text in there) / size,
-            wrong_decoding=sum(_WRONG_DECODING.search(text) is not None for text in there) / size,
+            empty=1.0 - len(there) / max(1, len(texts)),
             scripts=dict(letters),
             words=dict(words),
         )
@@ -193,11 +192,6 @@ def _text_faults(old: Night | None, new: Night) -> Iterator[Finding]:
     was = None
     if old is not None and old.sample is not None:
         was = TextFacts.of(old.sample.column("text").to_pylist())
-    for name, what in (("markup", "texts with markup"), ("wrong_decoding", "texts decoded wrongly")):
-        share, before = getattr(now, name), getattr(was, name) if was else 0.0
-        if share - before > FLAWED:
-            found = f"{share:.1%} of the texts, it was {before:.1%}; such as {_example(new, name)}"
-            yield Finding(what=what, found=found, value=share - before, limit=FLAWED)
     if was is None or old is None or old.sample is None:
         return
     if abs(now.empty - was.empty) > EMPTIED:
@@ -223,16 +217,35 @@ def _text_faults(old: Night | None, new: Night) -> Iterator[Finding]:
         if name in old_texts
     ]
     changed = [pair for pair in both if pair[0] != pair[1]]
-    if both and len(changed) / len(both) > EDITED:
+    if both and len(changed) / len(both) > ANEW:
         found = f"{len(changed) / len(both):.1%} of the products have another text"
         found += f"; such as {_cut(changed[0][0])}, now {_cut(changed[0][1])}"
-        yield Finding(what="texts changed", found=found, value=len(changed) / len(both), limit=EDITED)
+        yield Finding(what="texts changed", found=found, value=len(changed) / len(both), limit=ANEW)
 
 
-def _example(night: Night, name: str) -> str:
-    pattern = _MARKUP if name == "markup" else _WRONG_DECODING
-    texts = night.sample.column("text").to_pylist() if night.sample is not None else []
-    return next((_cut(text) for text in texts if text and pattern.search(text)), "")
+def _flaws(old: Night | None, new: Night) -> Iterator[Finding]:
+    """Markup and wrong decoding in the texts that are embedded and in those that are shown."""
+    before = {} if old is None else dict(_sampled_texts(old))
+    for name, texts in _sampled_texts(new):
+        for what, pattern in (("markup", _MARKUP), ("a wrong decoding", _WRONG_DECODING)):
+            shares = [
+                sum(text is not None and pattern.search(text) is not None for text in each) / max(1, len(each))
+                for each in (before.get(name, ()), texts)
+            ]
+            if shares[1] - shares[0] > FLAWED:
+                example = next(_cut(text) for text in texts if text and pattern.search(text))
+                found = f"{shares[1]:.1%} of the products, it was {shares[0]:.1%}; such as {example}"
+                yield Finding(what=f"{what} in {name}", found=found, value=shares[1] - shares[0], limit=FLAWED)
+
+
+def _sampled_texts(night: Night) -> Iterator[tuple[str, list[str | None]]]:
+    """The sample's texts, and the values of each column of texts in sampled rows."""
+    if night.sample is not None:
+        yield "texts", night.sample["text"].to_pylist()
+    rows = pa.array(night.rows)
+    for name in night.columns:
+        if pa.types.is_string(night.products.schema.field(name).type):
+            yield name, night.products.column(name).take(rows).to_pylist()
 
 
 def _cut(text: str | None) -> str:
@@ -266,10 +279,10 @@ def _vector_faults(old: Night | None, new: Night) -> Iterator[Finding]:
     both = ((old.sample, rows[:, 0]), (new.sample, rows[:, 1]))
     digests = [sample["content_fingerprint"].take(pa.array(own)) for sample, own in both]
     edited = pc.not_equal(*digests).to_numpy(zero_copy_only=False).astype(bool)
-    if edited.mean() > EDITED:
+    if edited.mean() > ANEW:
         found = f"{edited.mean():.1%} of the products have another text or picture than the night before"
         found += f"; the median cosine of their vectors to those of before is {np.median(cosines[edited]):.2f}"
-        yield Finding(what="products were embedded anew", found=found, value=float(edited.mean()), limit=EDITED)
+        yield Finding(what="products were embedded anew", found=found, value=float(edited.mean()), limit=ANEW)
     drifted = float((cosines[~edited] < UNLIKE).mean()) if (~edited).any() else 0.0
     if drifted > 0.01:
         found = f"{drifted:.1%} of the products that nobody changed have another vector: of another encoder, or damaged"

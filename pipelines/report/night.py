@@ -19,6 +19,8 @@ SAMPLE_FILE = "sample.parquet"
 """Of a version: the sample, for the night after it."""
 SAMPLED = 4096
 """Products of a sample. A share of one in twenty is then measured to within 0.7 points (two standard errors)."""
+TITLES = ("title", "name", "product_name", "display_name", "product_title")
+"""Columns that hold what a product is called, the first that there is."""
 _IDS_AT_A_TIME = 65_536
 
 
@@ -42,7 +44,7 @@ class Night:
     """One version, as far as it is compared with another.
 
     Attributes:
-        products: `products.arrow`.
+        products: `products.arrow`; `rows` are those of its sampled products (`sampled_rows`).
         sample: Of `sample_schema`; None of a version that was made without.
         catalog, codec, encoder: Of its manifest; the encoder's fingerprint.
         figures: Shares that one night has from another, by name: `own_title` of the drawn titles that find their own
@@ -53,6 +55,7 @@ class Night:
     """
 
     products: pa.Table
+    rows: np.ndarray
     sample: pa.Table | None
     catalog: CatalogSummary
     codec: CodecSummary
@@ -85,6 +88,15 @@ class Finding:
     def weight(self) -> float:
         """How far beyond its limit the figure is: what is worst comes first."""
         return self.value / self.limit if self.limit else float("inf")
+
+
+def title_column(products: pa.Table) -> str | None:
+    """The column of texts that is called as titles are; None without one."""
+    return next((name for name in TITLES if name in products.column_names and _is_text(products, name)), None)
+
+
+def _is_text(products: pa.Table, name: str) -> bool:
+    return pa.types.is_string(products.schema.field(name).type)
 
 
 def smallest_digests(product_ids: pa.ChunkedArray | pa.Array, count: int = SAMPLED) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +136,7 @@ class Pairs:
     @classmethod
     def of(cls, old: Night, new: Night) -> Pairs:
         """Those of two nights."""
-        rows = [sampled_rows(night.products) for night in (old, new)]
+        rows = [night.rows for night in (old, new)]
         ids = [
             night.products.column("product_id").take(pa.array(own)).to_pylist()
             for night, own in zip((old, new), rows, strict=True)

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 from rich.filesize import decimal
 
 from index_builder.manifest import Manifest
@@ -24,7 +23,7 @@ from pipelines.catalog.dead_letters import cut_at_word, one_line
 from pipelines.published.version_diff import VersionDiff
 from pipelines.report import plots
 from pipelines.report.contents import TextFacts
-from pipelines.report.night import Finding, Night
+from pipelines.report.night import Finding, Night, title_column
 from pipelines.report.queries import Answer, CanaryAnswer, ComparedQuery, own_found
 
 HTML_FILE, MARKDOWN_FILE, JSON_FILE = "report.html", "report.md", "report.json"
@@ -32,7 +31,6 @@ MOST_BYTES = 5_000_000
 MOST_CHARACTERS = 3500
 """Of `report.md`: what chat systems take in one message."""
 WORST_QUERIES, SHOWN_ANSWERS = 6, 6
-_TITLES = ("title", "name", "product_name", "display_name", "product_title")
 _TITLE_CHARACTERS = 80
 _FINDINGS_IN_CHAT = 8
 
@@ -128,7 +126,10 @@ class NightReport:
             ]
         if self.status == "published" and self.previous is not None:
             return [f"python -m pipelines.versions rollback --index {index}"]
-        return [f"python -m pipelines.versions rejected {version} --index {index}"] if self.letters else []
+        rejected = [f"python -m pipelines.versions rejected {version} --index {index}"] if self.letters else []
+        if self.status == "held":
+            return [f"python -m pipelines.versions approve {version} --index {index}", *rejected]
+        return rejected
 
 
 Picture = Callable[[bool, int], bytes | None]
@@ -190,9 +191,13 @@ def _render(report: NightReport, picture: Picture) -> str:
     def card(answer: Answer, of_new: bool) -> dict[str, Any]:
         data = picture(of_new, answer.row)
         title = titles[of_new].of(answer.row)
-        source = None if data is None else f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+        source = _in_page(data)
         initials = "".join(word[0] for word in title.split()[:2]).upper() or "?"
         return {"id": answer.product_id, "title": title, "source": source, "initials": initials, "score": answer.score}
+
+    def letter_picture(letter: Mapping[str, Any]) -> str | None:
+        row = letter.get("row")
+        return None if row is None else _in_page(picture(True, row))
 
     moved = sorted((query for query in report.queries if query.old), key=lambda query: query.overlap)
     shown: list[dict[str, Any]] = [
@@ -215,19 +220,25 @@ def _render(report: NightReport, picture: Picture) -> str:
         changes=changes(report),
         moved=shown,
         own_title=own_found(report.queries),
-        plots=[(title, Markup(svg)) for title, svg in _plots(report) if svg],
+        plots=[(title, svg) for title, svg in _plots(report) if svg],
         has_pictures=any(each["source"] for query in shown for each in (*query["old"], *query["new"])),
         shown_answers=SHOWN_ANSWERS,
+        letter_picture=letter_picture,
     )
 
 
+def _in_page(picture: bytes | None) -> str | None:
+    """A WebP picture as an address that holds it."""
+    return None if picture is None else f"data:image/webp;base64,{base64.b64encode(picture).decode()}"
+
+
 class _Titles:
-    """What products are called, from the first column that looks like a title."""
+    """What products are called: the column of titles, else the first of texts."""
 
     def __init__(self, night: Night | None) -> None:
         names = [] if night is None else night.columns
         of_texts = [name for name in names if night and str(night.products.schema.field(name).type) == "string"]
-        name = next((name for name in _TITLES if name in of_texts), of_texts[0] if of_texts else None)
+        name = (night and title_column(night.products)) or next(iter(of_texts), None)
         self._column = None if night is None or name is None else night.products.column(name)
 
     def of(self, row: int) -> str:
@@ -291,7 +302,7 @@ def render_markdown(report: NightReport) -> str:
     if report.mean_overlap is not None:
         empty = f", {report.without_answer:,} without an answer" if report.without_answer else ""
         lines.append(
-            f"Overlap@10 with the version before: {report.mean_overlap:.2f} over {len(report.queries):,} queries{empty}"
+            f"First ten answers as before: {report.mean_overlap:.0%} over {len(report.queries):,} queries{empty}"
         )
     open_gates = [f"{each.key.removeprefix('gates.')} {each.margin}" for each in report.gates if each.margin]
     lines.append(f"Margins: {'; '.join(open_gates)}" if open_gates else "")

@@ -18,7 +18,7 @@ from encoders.query_batches import BaseQueryEncoder
 from index_builder import IndexReader
 from pipelines.catalog.dead_letters import cut_at_word
 from pipelines.config.job import Canary
-from pipelines.report.night import matrix_of
+from pipelines.report.night import matrix_of, title_column
 
 COMPARED = 10
 """Answers of each query that are compared."""
@@ -107,10 +107,14 @@ class ComparedQuery:
         return len(before & after) / max(1, min(COMPARED, max(len(before), len(after))))
 
 
-def drawn_queries(sample: pa.Table, count: int = DRAWN) -> list[Query]:
-    """Titles of sampled products as queries: the beginnings of their texts, each once; the same night after night."""
+def drawn_queries(sample: pa.Table, products: pa.Table, count: int = DRAWN) -> list[Query]:
+    """Titles of sampled products as queries, each once, the same night after night; where `products` have no column of
+    titles, the beginnings of the texts.
+    """
     found: dict[str, Query] = {}
-    for name, text in zip(sample["product_id"].to_pylist(), sample["text"].to_pylist(), strict=True):
+    column = title_column(products)
+    texts = sample["text"] if column is None else products.column(column).take(sample["row"])
+    for name, text in zip(sample["product_id"].to_pylist(), texts.to_pylist(), strict=True):
         words = cut_at_word((text or "").strip().split("\n")[0], _QUERY_CHARACTERS)
         if words and words not in found:
             found[words] = Query(text=words, own=name)

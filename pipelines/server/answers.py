@@ -358,7 +358,11 @@ class Answers:
         return hits
 
     def _picture_address(self, index: ServedIndex, served: ServedVersion, address: Any, row: int) -> str | None:
-        """Where a browser gets the picture: from the shop itself, or through this server from below `image_root`."""
+        """Where a browser gets the picture: the version's thumbnails, else the shop itself, else this server from below
+        `image_root`.
+        """
+        if served.thumbnails is not None:
+            return f"/thumbnails/{index.name}/{served.version}/{row}"
         if not isinstance(address, str) or not address.strip():
             return None
         if address.lower().startswith(("https://", "http://")):
@@ -378,6 +382,22 @@ class Answers:
             return await self._looking.submit(None, lambda: self._pictures.fetch(address).data)
         except ImageError as error:
             raise RequestError(404, "picture", f"{error.reason}") from error
+
+    async def thumbnail(self, index: str | None, version: str | None, row: int | None, product_id: str = "") -> bytes:
+        """The small picture of a row, or of a product, as a WebP file."""
+        _, served = await self.served(index, version)
+
+        def look() -> bytes | None:
+            found = row
+            if found is None:
+                rows = rows_of(served.reader.products, product_id)
+                found = int(rows[0]) if len(rows) else -1
+            return None if served.thumbnails is None else served.thumbnails.get(found)
+
+        data = await self._looking.submit(None, look)
+        if data is None:
+            raise RequestError(404, "picture", "there is no such picture")
+        return data
 
     async def facets(self, index: str | None, version: str | None) -> list[Facet]:
         """What the answers of a version can be filtered by."""

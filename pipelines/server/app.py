@@ -116,6 +116,16 @@ def create_app(config: ServerJobConfig, indexes: dict[str, ServedIndex]) -> Fast
             raise RequestError(404, "picture", "there is no such picture")
         return Response(data, media_type=kind, headers={"Cache-Control": "private, max-age=86400"})
 
+    @app.get("/thumbnails/{index}/{version}/{row}", response_class=Response, responses=_ERRORS)
+    async def thumbnail(index: str, version: str, row: int) -> Response:
+        """A product's small picture, where the night wrote some (`index.thumbnails`)."""
+        return _webp(await answers.thumbnail(index, version, row))
+
+    @app.get("/thumbnail/{product_id:path}", response_class=Response, responses=_ERRORS)
+    async def thumbnail_of(product_id: str, index: str | None = None, version: str | None = None) -> Response:
+        """The same by the product's id."""
+        return _webp(await answers.thumbnail(index, version, None, product_id))
+
     @app.get("/versions", responses=_ERRORS)
     async def list_versions(index: str | None = None) -> list[VersionInfo]:
         """The versions that stand at an index's address, newest first."""
@@ -168,6 +178,10 @@ def create_app(config: ServerJobConfig, indexes: dict[str, ServedIndex]) -> Fast
         )
     app.add_middleware(_Gate, config=config.server, metrics=metrics)
     return app
+
+
+def _webp(data: bytes) -> Response:
+    return Response(data, media_type="image/webp", headers={"Cache-Control": "private, max-age=86400"})
 
 
 def _page(*, needs_token: bool) -> str:

@@ -21,6 +21,7 @@ from index_builder import IndexReader
 from index_builder.errors import IndexBuilderError, VersionNotFoundError
 from index_builder.manifest import QUERY_ENCODER_FOLDER
 from index_builder.publish import read_current
+from pipelines.images.thumbnails import Thumbnails, open_thumbnails
 from pipelines.server.config import ServerConfig
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class ServedVersion:
     encoder: BaseQueryEncoder | None
     no_encoder: str = ""
     by_torch: bool = True
+    thumbnails: Thumbnails | None = None
 
     @property
     def version(self) -> str:
@@ -106,7 +108,8 @@ class ServedIndex:
     def _open(self, version: str) -> ServedVersion:
         reader = IndexReader.open(self.uri, version=version)
         encoder, why = self._encoder(reader)
-        return ServedVersion(reader, encoder, why, by_torch=not self._by_onnx)
+        pictures = open_thumbnails(self.uri, reader.manifest)
+        return ServedVersion(reader, encoder, why, by_torch=not self._by_onnx, thumbnails=pictures)
 
     def _encoder(self, reader: IndexReader) -> tuple[BaseQueryEncoder | None, str]:
         fingerprint = reader.manifest.encoder.fingerprint

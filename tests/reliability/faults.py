@@ -202,7 +202,13 @@ def night_of(catalog: Catalog, random: Random) -> tuple[Night, Totals]:
     )  # fmt: skip
     codec = CodecSummary(fingerprint="c", quantization_error=0.1, list_imbalance=1.2)
     night = Night(
-        products=products, sample=sample, catalog=summary, codec=codec, encoder=catalog.encoder, figures=figures
+        products=products,
+        rows=picked,
+        sample=sample,
+        catalog=summary,
+        codec=codec,
+        encoder=catalog.encoder,
+        figures=figures,
     )
     return night, totals
 
@@ -343,7 +349,7 @@ FAULTS["ids swapped"] = _mixed_up("product_id")
 FAULTS["feed truncated"] = _rows(lambda rows, random: rows[: int(0.6 * len(rows))])
 FAULTS["an eighth of the feed is missing"] = _rows(lambda rows, random: rows[: int(0.875 * len(rows))])
 FAULTS["one category gone"] = _rows(lambda rows, random: [row for row in rows if row["kind"] != "dress"])
-FAULTS["half of a category gone"] = _rows(
+FAULTS["three quarters of a category gone"] = _rows(
     lambda rows, random: [row for row in rows if row["kind"] != "shoe" or random.random() < 0.25]
 )
 FAULTS["ids doubled"] = _rows(lambda rows, random: [*rows, *rows])

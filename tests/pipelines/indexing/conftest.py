@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from index_builder import storage
-from pipelines.indexing import build_steps
+from pipelines.indexing import build_steps, publish_step
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -27,3 +27,15 @@ def measured_memory() -> None:
 def _no_fresh_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "measured_memory" not in request.fixturenames:
         monkeypatch.setattr(build_steps, "measure_resident_bytes", lambda *arguments, **settings: 1)
+
+
+@pytest.fixture
+def written_report() -> None:
+    """Asked for by a test that looks at a night's report."""
+
+
+@pytest.fixture(autouse=True)
+def _no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plots take longer than a small job's steps."""
+    if "written_report" not in request.fixturenames:
+        monkeypatch.setattr(publish_step, "write_report", lambda *given: [])

@@ -27,6 +27,10 @@ SCHEMA = pa.schema(
 )
 
 
+TOLD = ("manifest.json", "report.html", "report.md", "report.json", "sample.parquet")
+"""Files that say when a night was, or that only some tests write."""
+
+
 def product(number: int, **changes) -> dict:
     """A product with a text and a picture of its own."""
     words = [WORDS[number // 14**place % 14] for place in range(4)]
@@ -92,9 +96,7 @@ def run_job(folder: Path, *overrides: str) -> tuple[RunResult, RunRecord]:
 def version_files(result: RunResult) -> dict[str, str]:
     """sha256 of the files of a version that must be the same on every run: index, products, dead letters, encoder."""
     root = Path(result.uri)
-    files = sorted(
-        path for path in root.rglob("*") if path.is_file() and path.name not in ("manifest.json", "report.html")
-    )
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name not in TOLD)
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from random import Random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from index_builder.manifest import EncoderSummary, IndexSummary, Manifest, RecallSummary, SearchSettings
+from index_builder.spec import IndexSpec
+from index_builder.tuning import SearchMeasurement
+from pipelines.config.job import Canary
+from pipelines.published.version_diff import compare_products
+from pipelines.report import page
+from pipelines.report.contents import find_faults
+from pipelines.report.page import GateLine, LetterGroup, NightReport
+from pipelines.report.queries import Answer, CanaryAnswer, ComparedQuery, Query
+from tests.reliability.faults import first_night, good_night, night_of
+
+HOSTILE = (
+    '<script>alert(1)</script><img src=x onerror=alert(2)>" onmouseover="x [click](https://evil.example) @all `code`'
+)
+
+
+@pytest.fixture(scope="module")
+def report() -> NightReport:
+    """A night of which every text that a catalog may bring is hostile."""
+    random = Random(1)
+    before = first_night(random, 120)
+    catalog = good_night(before, random)
+    for row in catalog.rows:
+        row["title"] = row["kind"] = HOSTILE
+    old, new = night_of(before, random)[0], night_of(catalog, random)[0]
+    findings, edited = find_faults(old, new)
+    manifests = [
+        Manifest(
+            catalog=night.catalog,
+            encoder=EncoderSummary(model="clip", fingerprint=night.encoder, dim=32),
+            codec=night.codec,
+            index=IndexSummary(
+                spec=IndexSpec.parse("Flat", 32), factory="Flat", serving_shards=1, search=SearchSettings(nprobe=1)
+            ),
+            recall=RecallSummary(
+                k=10,
+                value=0.99,
+                queries=50,
+                table=tuple(SearchMeasurement(nprobe=n, recall=1 - 0.1 / n, latency_ms=0.1 * n) for n in (1, 2, 4)),
+            ),
+            version=f"2026112{number}T030000Z-0123456789ab",
+        )
+        for number, night in enumerate((old, new))
+    ]
+    answers = [Answer(product_id=HOSTILE, row=row, score=0.5) for row in range(10)]
+    query = ComparedQuery(
+        query=Query(text=HOSTILE), old=tuple(answers[:5]), new=(Answer(product_id="x", row=3, score=1.0),)
+    )
+    letter = {"file": HOSTILE, "unit": "line", "number": 3, "product_id": HOSTILE, "title": HOSTILE, "detail": HOSTILE}
+    return NightReport(
+        status="waiting",
+        index_uri="s3://bucket/index",
+        manifest=manifests[1],
+        previous=manifests[0],
+        gates=[GateLine(key="gates.min_recall", found="recall is 0.99", limit="≥ 0.05", margin="+0.94", holds=True)],
+        failed=[],
+        findings=findings,
+        edited=edited,
+        night=new,
+        night_before=old,
+        diff=compare_products(manifests, [old.products, new.products]),
+        embedded=10,
+        carried_over=110,
+        canaries=[CanaryAnswer(canary=Canary(query=HOSTILE, ids=(HOSTILE,)), missing=(HOSTILE,))],
+        queries=[query],
+        queries_note="One query.",
+        nights=[("11-26 03:00", {"embed": 12.0, "publish": 1.0})],
+        letters=[LetterGroup(kind="rejected: missing_id", count=1, examples=[letter | {"picture": HOSTILE}])],
+        list_sizes=np.array([4, 5, 6]),
+        image_sides={"64": 3, "512": 9, "?": 1},
+    )
+
+
+@pytest.fixture(scope="module")
+def html(report) -> str:
+    return page.render_html(report, lambda of_new, row: None)
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """They take most of the time of a page."""
+    monkeypatch.setattr(page, "_plots", lambda report: [])
+
+
+class Parsed(HTMLParser):
+    """The page's elements, their attributes, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_says_its_verdict_first_and_runs_and_loads_nothing(html):
+    parsed = Parsed(html)
+    assert parsed.text.index("Waits for your approval") < parsed.text.index("Look at this before approving")
+    assert parsed.text.index("Look at this before approving") < parsed.text.index("gates.min_recall")
+    assert "versions approve 20261121T030000Z-0123456789ab --index s3://bucket/index" in parsed.text
+    assert "script" not in {tag for tag, _ in parsed.elements}
+    loaded = [
+        value
+        for _, attributes in parsed.elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "srcset", "style") and "//" in (value or "")
+    ]
+    assert loaded == []
+    assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
+    assert parsed.text.count("<script>alert(1)</script>") > 10, "what the catalog says is shown as it is"
+
+
+def test_the_plots_stand_in_the_page_in_its_own_colours(html):
+    assert html.count("<svg") == 5
+    assert "var(--main)" in html and "#0102" not in html
+    ids = [attributes["id"] for _, attributes in Parsed(html).elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_thumbnails_stand_in_the_page_unless_they_make_it_too_large(no_plots, report):
+    small = page.render_html(report, lambda of_new, row: b"webp" if of_new else None)
+    assert small.count("data:image/webp;base64,d2VicA==") == 1
+    large = page.render_html(report, lambda of_new, row: bytes(2_000_000))
+    assert len(large.encode()) < page.MOST_BYTES and "data:image/webp" not in large
+
+
+def test_the_message_for_chat_is_short_and_brings_no_markup(report):
+    text = page.render_markdown(report)
+    assert text.startswith("**Waits for your approval**: 20261121T030000Z-0123456789ab")
+    assert len(text) <= page.MOST_CHARACTERS
+    assert not {"<", ">", "[", "@"} & set(text)
+    assert "https://evil" not in text
+    long = replace(report, findings=[replace(each, found=each.found * 30) for each in report.findings] * 8)
+    assert len(page.render_markdown(long)) <= page.MOST_CHARACTERS
+
+
+@pytest.mark.parametrize(
+    ("status", "failed", "verdict"),
+    [
+        ("published", [], "Published"),
+        (
+            "held",
+            ["gates.min_recall: recall is 0.01", "gates.canaries: a"],
+            "Held back by gates.min_recall, gates.canaries",
+        ),
+    ],
+)
+def test_the_verdict_names_the_gates(no_plots, report, status, failed, verdict):
+    other = replace(report, status=status, failed=failed)
+    assert other.verdict == verdict
+    assert verdict in Parsed(page.render_html(other, lambda of_new, row: None)).text
+
+
+def test_a_first_night_compares_with_nothing(no_plots, report):
+    first = replace(
+        report, previous=None, night_before=None, diff=None, findings=[], queries=[], canaries=[], nights=[]
+    )
+    text = Parsed(page.render_html(first, lambda of_new, row: None)).text
+    assert "the first version here" in text and "Nothing unusual" in text
+    assert page.render_markdown(first)
+
+
+def test_the_next_night_reads_its_figures_back(report):
+    data = json.dumps(page.to_json(report)).encode()
+    assert page.read_figures(data) == (report.night.figures, report.edited)
+    assert page.read_figures(b"not JSON") == page.read_figures(b"[]") == ({}, {})
+
+
+def test_products_without_a_text_column_have_no_title(no_plots, report):
+    bare = replace(
+        report.night, rows=np.arange(10), products=pa.table({"product_id": ["a"] * 10, "price": list(range(10))})
+    )
+    text = Parsed(page.render_html(replace(report, night=bare), lambda of_new, row: None)).text
+    assert "before" in text

@@ -60,7 +60,7 @@ class IndexConfig:
         rows_per_add: products an add task takes; None: as many as the memory budget allows, at most 200,000.
         seed: of all that is random in training.
         memory_budget_mb: megabytes that the vectors and codes of one step of the build may take (training, adding,
-            laying out); a build that needs more is refused before it begins.
+            merging, laying out); a build that needs more is refused before it begins.
         queries_uri: vectors of real queries, to measure recall with, to choose `nprobe` by, and to shape `auto`'s codes
             for (those behind the first `verify_queries`, if at least D): a `.npy` file [Q, D] or a Parquet file with a
             column `vector`. None: products held out of the catalog.

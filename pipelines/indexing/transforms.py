@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from pipelines.indexing.build_steps import RunContext
 from pipelines.indexing.publish_step import RunResult, publish_build
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
+from pipelines.indexing.shared_maker import SharedMaker
 from pipelines.indexing.worker_probe import WorkerProbe, describe_workers, said_by_worker
 
 PROGRESS_SECONDS = 1.0
@@ -254,7 +255,7 @@ class MakeShards(beam.DoFn):
     def __init__(self, stage: Stage, maker: ShardMaker, record: RunRecord, probe: WorkerProbe | None = None):
         self._stage, self._maker, self._record, self._probe = stage, maker, record, probe
         self._handle = shared.Shared()
-        self._open = ExitStack()
+        self._shared: SharedMaker[MakeShard] | None = None
         self._make: MakeShard | None = None
         names = ("products_embedded", "products_carried_over", "products_rejected", "shards_already_complete")
         self._counters = {name: Metrics.counter(stage, name) for name in names}
@@ -279,15 +280,22 @@ class MakeShards(beam.DoFn):
 
         with self._record.timed(self._stage, unit) as facts:
             if self._make is None:
-                self._make = self._open.enter_context(self._maker(self._handle.acquire))
+                self._make = self._enter()
             summary = self._make(task, on_progress)
             facts |= {"skipped": False, "steps": summary.seconds, **_facts(summary)}
         for name in ("embedded", "carried_over", "rejected"):
             self._counters[f"products_{name}"].inc(getattr(summary, name))
         yield summary
 
+    def _enter(self) -> MakeShard:
+        """Opens the maker, or joins the threads of this process for which it is open."""
+        self._shared = self._handle.acquire(lambda: SharedMaker(self._maker))
+        return self._shared.enter()
+
     def teardown(self) -> None:
-        self._open.close()
+        if self._make is not None and self._shared is not None:
+            self._make = None
+            self._shared.leave()
 
 
 def _facts(summary: ShardSummary) -> dict[str, int]:

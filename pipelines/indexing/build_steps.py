@@ -51,6 +51,7 @@ from pipelines.indexing.product_table import Numbering, number_products
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, ShardFiles, ShardSummary, Totals, read_finished_run, total
 from pipelines.indexing.work_folder import HeldLease
+from pipelines.indexing.worker_cores import core_share
 
 
 class EmptyCatalogError(Exception):
@@ -275,7 +276,7 @@ def add_tasks(run: RunContext, plan: BuildPlan, choice: CodecChoice) -> list[Add
 def add(run: RunContext, codec: CodecInfo, task: AddTask) -> IndexShard:
     """Encodes one task's vectors into an index shard."""
     name = f"{task.serving_shard:05d}-{task.number:05d}"
-    with run.record.timed("add", name):
+    with run.record.timed("add", name), core_share().limited():
         return add_shards(codec, task.shards, run.path("index_shards", f"{name}.faiss"))
 
 
@@ -294,7 +295,7 @@ def refine(run: RunContext, choice: CodecChoice, task: AddTask, samples: Sequenc
     """Writes the vectors of one serving shard into its refine file."""
     name = f"{task.serving_shard:05d}"
     uri = run.path("refine", f"{name}.faiss")
-    with run.record.timed("refine", name):
+    with run.record.timed("refine", name), core_share().limited():
         return write_refine_codes(task.shards, samples, cast(StoredKind, choice.refine), run.encoder.dim, uri)
 
 

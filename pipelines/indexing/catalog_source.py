@@ -57,6 +57,7 @@ from pipelines.indexing.shard_files import (
 )
 from pipelines.indexing.transforms import BeamOptions, MakeShard, Once, ShardPlan, run_on_workers
 from pipelines.indexing.work_folder import CatalogNote, note_index, noted_catalog
+from pipelines.indexing.worker_cores import core_share
 
 FILES_AT_ONCE = 4
 """Files that one worker takes in side by side."""
@@ -361,7 +362,11 @@ def embedding(
     """A `transforms.ShardMaker`: loads the encoder, and starts the threads that read products up to it."""
     if precision_is_chosen:
         check_worker(encoder.precision, encoder.device)
-    towers: ProductEncoder = once(lambda: load_encoder(encoder))
+    share = core_share()
+    fetch, decode = share.of_images(fetch, decode)
+    log.info("%s", share.describe(fetch, decode))
+    with share.limited():  # an encoder keeps the threads that it begins with
+        towers: ProductEncoder = once(lambda: load_encoder(encoder))
     opened = ProductPreparer.open(
         *(catalog, fetch, decode), inputs=towers, previous=previous, per_image=encoder.vectors == "per_image"
     )

@@ -132,7 +132,7 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
 
 def _as_told(error: Exception, record: RunRecord, options: BeamOptions) -> Exception:
     """What a person is told of a run that no worker wrote a failure down for."""
-    if not (runs_elsewhere(options) or options.view_as(DirectOptions).direct_running_mode == "multi_processing"):
+    if not has_workers(options):
         return error
     reason = said_by_worker(str(error))
     if reason is not None and not any(record.reports(stage) for stage in ("embed", "import")):
@@ -155,9 +155,10 @@ def _last_exception(text: str) -> str:
     return said[-1].strip() if said and len(said) < len(lines) else " ".join(text.split())
 
 
-def runs_elsewhere(options: BeamOptions) -> bool:
-    """Whether the work is done by processes that other machines may run."""
-    return str(options.view_as(StandardOptions).runner) not in StandardOptions.LOCAL_RUNNERS
+def has_workers(options: BeamOptions) -> bool:
+    """Whether the work is done by other processes than this one, here or on other machines."""
+    elsewhere = str(options.view_as(StandardOptions).runner) not in StandardOptions.LOCAL_RUNNERS
+    return elsewhere or options.view_as(DirectOptions).direct_running_mode == "multi_processing"
 
 
 def _is_no_job_error(line: logging.LogRecord) -> bool:
@@ -205,7 +206,7 @@ def run_on_workers(
         with record.timed(stage, f"{number:06d}"):
             deed(element)
 
-    probe = WorkerProbe.begin(record, work_uri) if runs_elsewhere(options) else None
+    probe = WorkerProbe.begin(record, work_uri) if has_workers(options) else None
     with beam_run(options, record) as root:
         numbered = root | beam.Create(list(enumerate(elements)), reshuffle=False)
         _ = after_probe(numbered, probe) | beam.Reshuffle() | beam.Map(timed)
@@ -214,8 +215,8 @@ def run_on_workers(
 def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> None:
     """Makes the embedding shards of a run, builds its index and publishes it; raises as `beam_run`."""
     encoder = shards.query_encoder if shards.stage == "embed" else None
-    elsewhere = runs_elsewhere(options)
-    probe = WorkerProbe.begin(run.record, run.work_uri, encoder, shards.encoder.fingerprint) if elsewhere else None
+    asked = has_workers(options)
+    probe = WorkerProbe.begin(run.record, run.work_uri, encoder, shards.encoder.fingerprint) if asked else None
     with beam_run(options, run.record) as root:
         if shards.maker is None:
             summaries = after_probe(root | "StandingShards" >> beam.Create(shards.standing, reshuffle=False), probe)

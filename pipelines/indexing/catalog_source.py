@@ -35,6 +35,7 @@ from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.catalog.stores import CatalogFile
 from pipelines.config import own_catalog
+from pipelines.config.gpu import GpuRequest
 from pipelines.config.job import JobConfig
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
@@ -102,6 +103,12 @@ class CatalogSource:
                 holds another catalog.
             CatalogError: The catalog is missing, empty, or has no such field.
         """
+        gpu = GpuRequest.of(self.config.beam)
+        if gpu is not None and not self.config.encoder.device.startswith("cuda"):
+            raise ConfigError(
+                f"beam.gpu asks for workers with {gpu.count} {gpu.kind}, but encoder.device is "
+                f"{self.config.encoder.device!r}; expected cuda, so that a worker without one is refused"
+            )
         config = checked_addresses(self.config)
         self._refuse_other_catalog(config)
         # Decided once for all workers; each of them sees whether it has it (`check_worker`).
@@ -298,6 +305,7 @@ class CatalogSource:
             vectors_of_row=config.catalog.images_per_product if per_image else 1,
             group_field=config.catalog.group_field,
             text_limit=self._text_limit,
+            gpu=GpuRequest.of(config.beam),
         )
 
     def _previous_version(self) -> tuple[PreviousVersion | None, str]:

@@ -26,6 +26,7 @@ from encoders.config import EncoderConfig
 from index_builder import storage
 from index_builder.manifest import EncoderSummary
 from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failures_of_work
+from pipelines.config.gpu import GpuRequest
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
 from pipelines.indexing.build_steps import RunContext
@@ -72,6 +73,7 @@ class ShardPlan:
         vectors_of_row: The most that a row may give.
         group_field: The column by which searches group their answers, if any.
         text_limit: How much of a text is read, and what says so, in words; empty where nothing is embedded.
+        gpu: What the workers that make shards need; None where any worker will do.
     """
 
     stage: Stage
@@ -88,6 +90,7 @@ class ShardPlan:
     vectors_of_row: int = 1
     group_field: str | None = None
     text_limit: str = ""
+    gpu: GpuRequest | None = None
 
     @property
     def keys(self) -> list[str]:
@@ -222,25 +225,37 @@ def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> No
             summaries = after_probe(root | "StandingShards" >> beam.Create(shards.standing, reshuffle=False), probe)
         else:
             summaries = (
-                after_probe(root | "PlannedShards" >> beam.Create(shards.tasks, reshuffle=False), probe)
+                after_probe(root | "PlannedShards" >> beam.Create(shards.tasks, reshuffle=False), probe, shards.gpu)
                 # Breaks fusion with the plan, so that the shards spread over the workers.
                 | "SpreadShards" >> beam.Reshuffle()
-                | "MakeShard" >> beam.ParDo(MakeShards(shards.stage, shards.maker, run.record, probe))
+                | "MakeShard"
+                >> beam.ParDo(MakeShards(shards.stage, shards.maker, run.record, probe)).with_resource_hints(
+                    **_hints(shards.gpu)
+                )
             )
         build_and_publish(summaries, run)
     if probe is not None:
         log.info("%s", describe_workers(probe.answers()))
 
 
-def after_probe(elements: beam.PCollection[Any], probe: WorkerProbe | None) -> beam.PCollection[Any]:
-    """The elements, once the workers were asked and all agree; at once without a probe."""
+def _hints(gpu: GpuRequest | None) -> dict[str, str]:
+    return {} if gpu is None else {"accelerator": gpu.hint}
+
+
+def after_probe(
+    elements: beam.PCollection[Any], probe: WorkerProbe | None, gpu: GpuRequest | None = None
+) -> beam.PCollection[Any]:
+    """The elements, once the workers were asked and all agree; at once without a probe.
+
+    With `gpu` those are asked that will run the towers.
+    """
     if probe is None:
         return elements
     met = (
         elements.pipeline
         | "Questions" >> beam.Create(range(QUESTIONS), reshuffle=False)
         | "SpreadQuestions" >> beam.Reshuffle()
-        | "AskWorkers" >> beam.Map(lambda _: probe.ask())
+        | "AskWorkers" >> beam.Map(lambda _: probe.ask()).with_resource_hints(**_hints(gpu))
         | "GatherAnswers" >> beam.combiners.ToList()
         | "MeetWorkers" >> beam.Map(probe.meet)
     )

@@ -25,6 +25,7 @@ from index_builder.exact_search import (
     RowFilter,
     neighbours_under,
 )
+from index_builder.gpu import on_gpu
 from index_builder.planner import plan_sample
 from index_builder.sampling import QuerySet, ShardSample, read_queries, read_query_vectors
 from index_builder.spec import IndexConfig, IndexSpec
@@ -91,7 +92,13 @@ def find_held_out(
     def make(path: str) -> dict[str, Any]:
         depth = max(config.k, *RECALL_DEPTHS)
         named = neighbours_under(
-            queries.vectors, queries.rows, shards, depth, tuple(filters.values()), filtered_k=config.k
+            queries.vectors,
+            queries.rows,
+            shards,
+            depth,
+            tuple(filters.values()),
+            filtered_k=config.k,
+            gpu=on_gpu(config.device),
         )
         truth, under = named
         near = truth.rows[:, : max(NEIGHBOURS_KEPT, 3 * config.k)]

@@ -20,9 +20,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from index_builder.codec import on_gpu
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import SpecError
+from index_builder.gpu import on_gpu
 from index_builder.inverted_lists import MERGE_BYTES
 from index_builder.product_quantizer import MAX_CODE_ROWS
 from index_builder.sampling import read_query_vectors

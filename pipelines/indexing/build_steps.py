@@ -25,6 +25,7 @@ from index_builder.drift import (
 )
 from index_builder.embedding_shards import NumberedShard
 from index_builder.faiss_files import IndexShard
+from index_builder.gpu import GPU_LINE, on_gpu
 from index_builder.held_out import HeldOut, find_held_out
 from index_builder.manifest import EncoderSummary
 from index_builder.merge import merge_index_shards
@@ -250,7 +251,7 @@ def train(run: RunContext, plan: BuildPlan, samples: Sequence[ShardSample]) -> C
         earlier = run.reusable.refine if choice.kept and run.reusable is not None else None
         settled = settle(index, choice.codec, chosen.refine, held, samples, rows, earlier=earlier)
         facts |= {"codec": choice.reason}
-    reasons = (settled.reason,) if settled.reason else ()
+    reasons = ((settled.reason,) if settled.reason else ()) + ((GPU_LINE,) if on_gpu(index.device) else ())
     return replace(choice, refine=settled.refine, reasons=reasons, reach=settled.reach)
 
 
@@ -277,7 +278,7 @@ def add(run: RunContext, codec: CodecInfo, task: AddTask) -> IndexShard:
     """Encodes one task's vectors into an index shard."""
     name = f"{task.serving_shard:05d}-{task.number:05d}"
     with run.record.timed("add", name), core_share().limited():
-        return add_shards(codec, task.shards, run.path("index_shards", f"{name}.faiss"))
+        return add_shards(codec, task.shards, run.path("index_shards", f"{name}.faiss"), device=run.index.device)
 
 
 def refine_tasks(run: RunContext, plan: BuildPlan, choice: CodecChoice) -> list[AddTask]:

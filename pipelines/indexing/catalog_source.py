@@ -371,8 +371,8 @@ def embedding(
     if precision_is_chosen:
         check_worker(encoder.precision, encoder.device)
     share = core_share()
-    fetch, decode = share.of_images(fetch, decode)
-    log.info("%s", share.describe(fetch, decode))
+    fetch, decode = fetch.shared_out(share.processes), decode.on_cores(share.threads)
+    log.info("%s", share.describe(decode_threads=decode.threads, fetch_threads=fetch.threads))
     with share.limited():  # an encoder keeps the threads that it begins with
         towers: ProductEncoder = once(lambda: load_encoder(encoder))
     opened = ProductPreparer.open(

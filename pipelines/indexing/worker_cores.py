@@ -20,12 +20,10 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
-
-from pipelines.images.config import DecodeConfig, FetchConfig
 
 PLACES = 256
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -51,17 +49,6 @@ class CoreShare:
         """Threads that compute at a time, at least one."""
         return max(1, self.cores // self.processes)
 
-    def of_images(self, fetch: FetchConfig, decode: DecodeConfig) -> tuple[FetchConfig, DecodeConfig]:
-        """The sections for one process; what protects the hosts that are asked is shared out too."""
-        return (
-            replace(
-                fetch,
-                threads=math.ceil(fetch.threads / self.processes),
-                connections_per_host=math.ceil(fetch.connections_per_host / self.processes),
-            ),
-            replace(decode, threads=decode.threads or self.threads),
-        )
-
     @contextmanager
     def limited(self) -> Iterator[None]:
         """For the length of the block, libraries that this thread calls compute on no more threads than the share's."""
@@ -71,12 +58,12 @@ class CoreShare:
         with threadpool_limits(self.threads):
             yield
 
-    def describe(self, fetch: FetchConfig, decode: DecodeConfig) -> str:
-        """The share in one line, for the log, with the image threads that one process's sections ask for."""
+    def describe(self, *, decode_threads: int, fetch_threads: int) -> str:
+        """The share in one line, for the log, with the image threads of this process."""
         beside = f", which {self.processes} processes share" if self.processes > 1 else ""
         return (
             f"{self.threads} of {self.cores} cores{beside}: {self.threads} threads for towers, BLAS and FAISS, "
-            f"{decode.thread_count} that decode images ahead of them, {fetch.threads} that wait for images"
+            f"{decode_threads} that decode images ahead of them, {fetch_threads} that wait for images"
         )
 
 

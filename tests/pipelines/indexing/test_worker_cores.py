@@ -77,17 +77,17 @@ def test_a_machine_without_a_folder_for_places_is_not_shared_out(tmp_path, monke
 
 
 def test_image_threads_and_connections_are_shared_out() -> None:
-    fetch, decode = CoreShare(cores=8, processes=3).of_images(FetchConfig(), DecodeConfig())
-    assert (fetch.threads, fetch.connections_per_host, decode.threads) == (6, 3, 2)
-    asked = DecodeConfig(threads=5)
-    assert CoreShare(cores=8, processes=3).of_images(FetchConfig(), asked)[1] == asked
-    fetch, decode = CoreShare(cores=8).of_images(FetchConfig(), DecodeConfig())
-    assert (fetch, decode.threads) == (FetchConfig(), 8)
+    fetch = FetchConfig().shared_out(3)
+    assert (fetch.threads, fetch.connections_per_host) == (6, 3)
+    assert FetchConfig().shared_out(1) == FetchConfig()
+    assert FetchConfig().shared_out(99).threads == 1
+    assert DecodeConfig().on_cores(2).thread_count == 2
+    assert DecodeConfig(threads=5).on_cores(2).thread_count == 5
 
 
 def test_the_share_is_told_in_one_line() -> None:
     share = CoreShare(cores=8, processes=3)
-    assert share.describe(*share.of_images(FetchConfig(), DecodeConfig())) == (
+    assert share.describe(decode_threads=2, fetch_threads=6) == (
         "2 of 8 cores, which 3 processes share: 2 threads for towers, BLAS and FAISS, 2 that decode images ahead of "
         "them, 6 that wait for images"
     )

@@ -40,6 +40,8 @@ PROGRESS_SECONDS = 1.0
 QUESTIONS = 256
 """How often the workers are asked together, dealt out at random: of 16 workers one is missed in 1 of 900,000 runs."""
 _REASON_CHARACTERS = 400
+_WORKER_LOST = "Channel closed prematurely"
+"""What Beam's own runner says when the connection to a worker ends."""
 _CHANNEL_LOGS = (
     "apache_beam.runners.worker.data_plane",
     "apache_beam.runners.portability.fn_api_runner.worker_handlers",
@@ -143,6 +145,10 @@ def _as_told(error: Exception, record: RunRecord, options: BeamOptions) -> Excep
     path = storage.join(record.uri, "runner.txt")
     storage.write_bytes_atomic(path, "".join(traceback.format_exception(error)).encode())
     reason = reason or _last_exception(str(error))
+    if _WORKER_LOST in reason:
+        reason = (
+            "a worker process ended in the middle of its work: it was killed, as a system does that is out of memory"
+        )
     if len(reason) > _REASON_CHARACTERS:
         reason = f"{reason[:_REASON_CHARACTERS]} ..."
     return RunFailedError(

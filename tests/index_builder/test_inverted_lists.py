@@ -14,6 +14,7 @@ from index_builder.errors import VerificationError
 from index_builder.faiss_files import IndexShard
 from index_builder.inverted_lists import ListFile, list_table, merged_lists
 from index_builder.merge import merge_index_shards
+from tests.benchmarks.machine import peak_bytes
 
 ROWS_OF_LISTS = [
     [[0, 3, 0, 0, 1, 0, 0, 0], [2, 0, 0, 5, 1, 0, 0, 0], [0] * 8],
@@ -105,10 +106,9 @@ def merge_many(folder: str) -> dict[str, int]:
         faiss.write_index(codec, path)
         parts.append(IndexShard(uri=path, rows=20, first_row=number * 20, codec_fingerprint="one", sha256=str(number)))
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     merged = merge_index_shards(parts, f"{folder}/merged.faiss")
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"rows": merged.rows, "grown_bytes": grown * 1024}
+    return {"rows": merged.rows, "grown_bytes": peak_bytes() - before}
 
 
 def test_memory_and_open_files_do_not_grow_with_the_number_of_shards(tmp_path) -> None:

@@ -202,5 +202,6 @@ def test_a_killed_worker_is_told_in_one_sentence_and_the_next_run_goes_on(folder
         said = capfd.readouterr().err
         assert code == 1, said
         assert "Traceback" not in said, said
+        assert "the runner ended the run: a worker process ended in the middle of its work: it was killed" in said
         assert said.splitlines()[-1].endswith("What is complete stands: run the same command again to continue.")
         assert run_command(embed_catalog, command) == 0

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from index_builder.errors import IndexBuilderError
 from index_builder.manifest import EncoderSummary
 from index_builder.meter import Counts
 from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failures_of_work
+from pipelines.config.gpu import GpuRequest
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
 from pipelines.indexing import numbering_steps as numbering
@@ -47,6 +48,7 @@ from pipelines.indexing.publish_step import (
 )
 from pipelines.indexing.run_record import STAGES, RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
+from pipelines.indexing.shared_maker import SharedMaker
 from pipelines.indexing.task_list import TaskList, TaskRange
 from pipelines.indexing.worker_probe import WorkerProbe, describe_workers, said_by_worker
 
@@ -99,6 +101,7 @@ class ShardPlan:
         group_field: The column by which searches group their answers, if any.
         text_limit: How much of a text is read, and what says so, in words; empty where nothing is embedded.
         shard_rows: Rows that the shards were cut to; 0 for vectors, which were cut before.
+        gpu: What the workers that make shards need; None where any worker will do.
     """
 
     stage: Stage
@@ -117,6 +120,7 @@ class ShardPlan:
     group_field: str | None = None
     text_limit: str = ""
     shard_rows: int = 0
+    gpu: GpuRequest | None = None
 
     @property
     def keys(self) -> list[str]:
@@ -161,7 +165,7 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
 
 def _as_told(error: Exception, record: RunRecord, options: BeamOptions) -> Exception:
     """What a person is told of a run that no worker wrote a failure down for."""
-    if not (runs_elsewhere(options) or options.view_as(DirectOptions).direct_running_mode == "multi_processing"):
+    if not has_workers(options):
         return error
     reason = said_by_worker(str(error))
     if reason is not None and not any(record.reports(stage) for stage in ("embed", "import")):
@@ -188,9 +192,10 @@ def _last_exception(text: str) -> str:
     return said[-1].strip() if said and len(said) < len(lines) else " ".join(text.split())
 
 
-def runs_elsewhere(options: BeamOptions) -> bool:
-    """Whether the work is done by processes that other machines may run."""
-    return str(options.view_as(StandardOptions).runner) not in StandardOptions.LOCAL_RUNNERS
+def has_workers(options: BeamOptions) -> bool:
+    """Whether the work is done by other processes than this one, here or on other machines."""
+    elsewhere = str(options.view_as(StandardOptions).runner) not in StandardOptions.LOCAL_RUNNERS
+    return elsewhere or options.view_as(DirectOptions).direct_running_mode == "multi_processing"
 
 
 def _is_no_job_error(line: logging.LogRecord) -> bool:
@@ -241,7 +246,7 @@ def run_on_workers(
         with record.timed(stage, f"{number:06d}"):
             deed(element)
 
-    probe = WorkerProbe.begin(record, work_uri) if runs_elsewhere(options) else None
+    probe = WorkerProbe.begin(record, work_uri) if has_workers(options) else None
     progress = show_progress(record, shards=len(elements), rows=None, first_stage=stage, later_stages=())
     with progress, beam_run(options, record) as root:
         numbered = root | beam.Create(list(enumerate(elements)), reshuffle=False)
@@ -285,8 +290,8 @@ def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> di
         What the runner counted, by stage.
     """
     encoder = shards.query_encoder if shards.stage == "embed" else None
-    elsewhere = runs_elsewhere(options)
-    probe = WorkerProbe.begin(run.record, run.work_uri, encoder, shards.encoder.fingerprint) if elsewhere else None
+    asked = has_workers(options)
+    probe = WorkerProbe.begin(run.record, run.work_uri, encoder, shards.encoder.fingerprint) if asked else None
     tasks = TaskList.write(storage.join(run.record.uri, TASKS_FILE), shards.tasks)
     with beam_run(options, run.record) as root:
         summaries, counts = make_shards(root, tasks, shards, run, probe)
@@ -307,10 +312,11 @@ def make_shards(
     Returns:
         Their summaries, and what all of them counted.
     """
-    planned = after_probe(root | "PlannedShards" >> beam.Create([tasks], reshuffle=False), probe)
+    planned = after_probe(root | "PlannedShards" >> beam.Create([tasks], reshuffle=False), probe, shards.gpu)
     if shards.previous is not None and shards.previous.groups > 1 and shards.complete < tasks.count:
         planned = after_lookups(planned, shards.previous)
     making = beam.ParDo(MakeShards(shards.stage, shards.maker, run.record, probe))
+    making = making.with_resource_hints(**_hints(shards.gpu))
     made = (
         planned
         | "CutShardTasks" >> beam.FlatMap(lambda tasks: tasks.ranges())
@@ -321,15 +327,24 @@ def make_shards(
     return made.summaries, AsSingleton(made[COUNTS] | "AddUpCounts" >> beam.CombineGlobally(add_up))
 
 
-def after_probe(elements: beam.PCollection[Any], probe: WorkerProbe | None) -> beam.PCollection[Any]:
-    """The elements, once the workers were asked and all agree; at once without a probe."""
+def _hints(gpu: GpuRequest | None) -> dict[str, str]:
+    return {} if gpu is None else {"accelerator": gpu.hint}
+
+
+def after_probe(
+    elements: beam.PCollection[Any], probe: WorkerProbe | None, gpu: GpuRequest | None = None
+) -> beam.PCollection[Any]:
+    """The elements, once the workers were asked and all agree; at once without a probe.
+
+    With `gpu` those are asked that will run the towers.
+    """
     if probe is None:
         return elements
     met = (
         elements.pipeline
         | "Questions" >> beam.Create(range(QUESTIONS), reshuffle=False)
         | "SpreadQuestions" >> beam.Reshuffle()
-        | "AskWorkers" >> beam.Map(lambda _: probe.ask())
+        | "AskWorkers" >> beam.Map(lambda _: probe.ask()).with_resource_hints(**_hints(gpu))
         | "GatherAnswers" >> beam.combiners.ToList()
         | "MeetWorkers" >> beam.Map(probe.meet)
     )
@@ -366,7 +381,7 @@ class MakeShards(beam.DoFn):
     def __init__(self, stage: Stage, maker: ShardMaker, record: RunRecord, probe: WorkerProbe | None = None):
         self._stage, self._maker, self._record, self._probe = stage, maker, record, probe
         self._handle = shared.Shared()
-        self._open = ExitStack()
+        self._shared: SharedMaker[MakeShard] | None = None
         self._make: MakeShard | None = None
 
     def process(self, element: TaskRange) -> Iterator[ShardSummary | TaggedOutput]:
@@ -383,15 +398,22 @@ class MakeShards(beam.DoFn):
             return
         if self._make is None:
             with self._record.timed("load", unit):
-                self._make = self._open.enter_context(self._maker(self._handle.acquire))
+                self._make = self._enter()
         with self._record.timed(self._stage, unit) as facts:
             summary = self._make(task, lambda products: facts.update(products=products))
             facts |= {"skipped": False, "steps": summary.seconds, "counts": _counts(summary), **_facts(summary)}
         yield summary
         yield TaggedOutput(COUNTS, facts["counts"])
 
+    def _enter(self) -> MakeShard:
+        """Opens the maker, or joins the threads of this process for which it is open."""
+        self._shared = self._handle.acquire(lambda: SharedMaker(self._maker))
+        return self._shared.enter()
+
     def teardown(self) -> None:
-        self._open.close()
+        if self._make is not None and self._shared is not None:
+            self._make = None
+            self._shared.leave()
 
 
 def _facts(summary: ShardSummary) -> dict[str, int]:

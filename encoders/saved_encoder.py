@@ -264,6 +264,8 @@ def resolve_encoder(config: EncoderConfig) -> SavedEncoder | TowerSources:
         source = TowerSources(architecture=architecture, text=text, clip=clip)
     if config.image_weight is not None:
         source = replace(source, architecture=replace(source.architecture, image_weight=config.image_weight))
+    if config.dim is not None:
+        source = replace(source, architecture=replace(source.architecture, prefix=config.dim))
     return source
 
 

@@ -59,15 +59,21 @@ def _system(text: str) -> dict[str, Any]:
         raise ConfigError(
             f"{OPTION}: found {text!r}, expected NAME=WHAT, where WHAT is a job's config, a saved encoder or an index"
         )
-    version = _VERSION.match(what)
+    address, version = split_version(what)
     if version:
-        return {"name": name, "index": version[1], "version": version[2]}
+        return {"name": name, "index": address, "version": version}
     encoders = [_encoder(name, one) for one in what.split(",")]
     if len(encoders) > 1:
         if None in encoders:
             raise ConfigError(f"{OPTION} {name}: found an index among several, expected encoders of one kind")
         return {"name": name, "encoders": encoders}
     return {"name": name, "index": what} if encoders[0] is None else {"name": name, "encoder": encoders[0]}
+
+
+def split_version(what: str) -> tuple[str, str | None]:
+    """The address of an index and the version in INDEX@VERSION; None for the published one."""
+    found = _VERSION.match(what)
+    return (found[1], found[2]) if found else (what, None)
 
 
 def _encoder(name: str, what: str) -> dict[str, Any] | None:

@@ -65,8 +65,8 @@ class TrainEncoderJob:
             raise EncoderConfigError("data.uri is null: expected pairs, or a catalog whose products are trained on")
         if self.training.mine_from is not None and self.catalog is None:
             raise EncoderConfigError(
-                f"training.mine_from is {self.training.mine_from!r}: expected a catalog section, in which the products that "
-                "are mined are read"
+                f"training.mine_from is {self.training.mine_from!r}: expected a catalog section, in which the products "
+                "that are mined are read"
             )
         check_together(self.data, self.training)
 

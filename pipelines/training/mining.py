@@ -37,14 +37,14 @@ def negative_miner(training: TrainingConfig, say: Callable[[str], None] = print)
     manifest = reader.manifest
     if reader.query_encoder_uri is None:
         raise EncoderConfigError(
-            f"training.mine_from is {training.mine_from!r}: version {manifest.version} has no query encoder, so no query "
-            "can be searched; expected an index that the indexing job published"
+            f"training.mine_from is {training.mine_from!r}: version {manifest.version} has no query encoder, so no "
+            "query can be searched; expected an index that the indexing job published"
         )
     encoder = load_query_encoder(reader.query_encoder_uri)
     if not encoder.accepts_text:
         raise EncoderConfigError(
-            f"training.mine_from is {training.mine_from!r}: its {encoder.model} encoder reads no texts, and the queries "
-            "that are searched are texts"
+            f"training.mine_from is {training.mine_from!r}: its {encoder.model} encoder reads no texts, and the "
+            "queries that are searched are texts"
         )
 
     def mine(

@@ -257,9 +257,10 @@ class EncoderTraining(LightningModule):
         own = {"text": queries.text, "image": queries.image}
         has: dict[str, torch.Tensor] = {}
         found = {name: gather_rows(view)[columns] for name, view in views.items()}
-        if self._weights.keys() & set(MATCH_TERMS):
+        if self._weights.keys() & set(MATCH_TERMS) or len(self._dims) > 1:
             own["image"], has["photo"] = gather_rows(queries.image), gather_rows(batch.queries.has_image)
             own["text"], has["words"] = gather_rows(queries.text), gather_rows(batch.queries.has_text)
+        if self._weights.keys() & set(MATCH_TERMS):
             images = gather_rows(functional.normalize(products.image, dim=-1))[columns]
             has["image"] = gather_rows(batch.products.has_image)[columns]
             texts = gather_rows(functional.normalize(products.text, dim=-1))[columns]
@@ -291,6 +292,10 @@ class EncoderTraining(LightningModule):
 
         losses: dict[str, torch.Tensor] = {}
         fused = cut(batch.queries.fused)
+        if dim != self._dims[-1] and (both := batch.has["words"] & batch.has["photo"]).any():
+            # As a server adds them: each of length 1 by itself.
+            added = self.model.fuse_photo_text(cut(batch.queries.text), cut(batch.queries.image))
+            fused = torch.where(both.unsqueeze(-1), added, fused)
         settings: dict[str, Any] = {"temperature": temperature, "symmetric": self._config.symmetric}
         settings |= {"not_negative": batch.not_negative, "weights": batch.weights}
         for name, view in batch.views.items():

@@ -182,6 +182,8 @@ class EvaluationConfig:
         annotator: Labels pairs that no file labels: a Python function as module:function.
         annotations: File that keeps the annotator's labels for the next run (default: below work.uri).
         annotator_batch: Pairs that the annotator gets at a time.
+        vectors: A local folder that keeps the vectors of towers, by tower and by what it saw, for the next evaluation;
+            null keeps them while this one lasts.
         k: Results of a query that recall, label precision, overlap and net figures look at.
         measures: Further measures as ir-measures names them.
         resamples: Bootstrap samples of the queries.
@@ -206,6 +208,7 @@ class EvaluationConfig:
     annotator: str | None = None
     annotations: str | None = None
     annotator_batch: int = 64
+    vectors: str | None = None
     k: int = 100
     measures: tuple[str, ...] = ()
     resamples: int = 2000

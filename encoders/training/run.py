@@ -27,6 +27,7 @@ from encoders.model import EncoderParts
 from encoders.precision import native_precision
 from encoders.saved_encoder import resolve_device, save_encoder
 from encoders.training.batches import PairDataset, ProductOrder, load
+from encoders.training.card import model_card
 from encoders.training.checkpoints import CheckpointFolder, KeepCheckpoints, open_loggers, read_checkpoint
 from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig, check_together
 from encoders.training.frozen_towers import store_frozen
@@ -101,7 +102,9 @@ def train_encoder(
                 note |= run.fit(folder, checkpoint, device, say)
     if rank == 0:
         parts.model.cpu().eval()
-        save_encoder(parts, out, training=note)
+        name, shown = Path(out).absolute().name, data.uri or "the catalog"
+        card = model_card(name, parts.model.architecture, note, data=shown, start=start, small=small)
+        save_encoder(parts, out, training=note, card=card)
         if training.epochs:
             folder.finish(settings)
     say(f"saved {out} after {time.monotonic() - began:.0f} s")

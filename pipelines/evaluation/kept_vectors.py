@@ -33,7 +33,7 @@ class _Store:
         if path is None or not path.is_file():
             return
         try:
-            with np.load(path) as stored:
+            with path.open("rb") as file, np.load(file) as stored:
                 keys, vectors = stored["keys"], stored["vectors"]
             if vectors.dtype != np.float32 or vectors.shape != (len(keys), width):
                 raise ValueError(

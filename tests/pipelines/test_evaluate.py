@@ -113,9 +113,9 @@ def test_a_catalog_of_ones_own_needs_queries(command, capsys):
     assert command(own_files=False) == 2
     assert "--queries FILE and --judgments FILE" in capsys.readouterr().err
     assert command("--queries", "x", own_files=False) == 2
-    assert "belong together" in capsys.readouterr().err
+    assert "--queries x: expected --judgments" in capsys.readouterr().err
     assert command("--purchases", "x", own_files=False) == 2
-    assert "belong together" in capsys.readouterr().err
+    assert "x: cannot be read" in capsys.readouterr().err
 
 
 def test_judgments_of_another_catalog_are_refused(command, capsys, tmp_path):

@@ -1,7 +1,7 @@
 """The model card of a trained encoder: `README.md` in its folder, as model hubs show one.
 
-The front matter is Hugging Face's (https://huggingface.co/docs/hub/model-cards). What only its owner can say, such as the
-licence of the data, is left to add.
+The front matter is Hugging Face's (https://huggingface.co/docs/hub/model-cards). What only its owner can say, such as
+the licence of the data, is left to add.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def model_card(
     settings = note["settings"]
     shown = {key: settings[key] for key in _SHOWN if settings.get(key) not in (None, [], {}, 0.0)}
     rows = "\n".join(f"| {key} | `{value}` |" for key, value in shown.items())
-    found = "\n".join(f"| {metric} | {100 * value:.1f} % |" for metric, value in measured.items())
+    figures = "\n".join(f"| {metric} | {100 * value:.1f} % |" for metric, value in measured.items())
     blocks = [
         f"---\n{front.to_yaml()}\n---",
         f"# {name}",
@@ -81,8 +81,8 @@ def model_card(
         f"({' or '.join(asked)}) become vectors of {architecture.dim} dimensions, whose inner product is the score.",
         "## Use",
         "```yaml\n# in the config of pipelines.embed_catalog\nencoder:\n  uri: PATH_OF_THIS_FOLDER\n```",
-        '```python\nfrom encoders import load_query_encoder\n\nvectors = load_query_encoder("PATH_OF_THIS_FOLDER").encode('
-        + ('["red dress"])\n```' if architecture.query_takes_text else 'images=["photo.jpg"])\n```'),
+        "```python\nfrom encoders import load_query_encoder\n\n"
+        f'vectors = load_query_encoder("PATH_OF_THIS_FOLDER").{call}\n```',
         f"A product that lacks a half: {architecture.missing_rule}.",
     ]
     if settings.get("matryoshka"):
@@ -90,8 +90,8 @@ def model_card(
         blocks.append(f"The first {dims} dimensions stand alone too (`encoder.dim`).")
     blocks += [
         "## Training",
-        f"{note['pairs']:,} pairs of a query and a product, {note['products']:,} products, out of `{data}`; started from "
-        f"{', '.join(f'`{base}`' for base in bases) or 'nothing'}.",
+        f"{note['pairs']:,} pairs of a query and a product, {note['products']:,} products, out of `{data}`; started "
+        f"from {', '.join(f'`{base}`' for base in bases) or 'nothing'}.",
         f"| setting | value |\n|---|---|\n{rows}",
     ]
     blocks += [f"```\n{note['command']}\n```"] if note.get("command") else []
@@ -101,14 +101,14 @@ def model_card(
             "Held-out pairs, by exact search over "
             + ("the whole catalog" if settings["validation_candidates"] == "all" else "the held-out products")
             + f"; they chose step {note['step']:,} of the training, so a test set would find somewhat less:",
-            f"| | |\n|---|---|\n{found}",
+            f"| | |\n|---|---|\n{figures}",
         ]
     else:
         blocks.append("Nothing was held out, so nothing was measured: `python -m pipelines.evaluate`.")
     blocks += [
         "## Limits",
-        "It knows the products and queries that it was trained on, their language and their kinds. Licence and origin of "
-        "the training data are not stated here: add them before you share it.",
+        "It knows the products and queries that it was trained on, their language and their kinds. Licence and origin "
+        "of the training data are not stated here: add them before you share it.",
     ]
     return "\n\n".join(blocks) + "\n"
 

@@ -62,14 +62,10 @@ def model_card(
         eval_results=results or None,
         ignore_metadata_errors=False,
     )
-    reads = [
-        word for word, there in (("texts", architecture.uses_text), ("pictures", architecture.uses_images)) if there
-    ]
-    asked = [
-        word
-        for word, there in (("a text", architecture.query_takes_text), ("a picture", architecture.uses_images))
-        if there
-    ]
+    pictures = architecture.uses_images
+    reads = ["texts"] * architecture.uses_text + ["pictures"] * pictures
+    asked = ["a text"] * architecture.query_takes_text + ["a picture"] * pictures
+    call = 'encode(["red dress"])' if architecture.query_takes_text else 'encode(images=["photo.jpg"])'
     settings = note["settings"]
     shown = {key: settings[key] for key in _SHOWN if settings.get(key) not in (None, [], {}, 0.0)}
     rows = "\n".join(f"| {key} | `{value}` |" for key, value in shown.items())

@@ -153,11 +153,11 @@ def read_pairs(
             raise EncoderConfigError("data.uri is null: expected pairs, or a catalog whose products are trained on")
         return _titles(read_products(None), None)
     table, validation_start = _read_tables(config, with_products=read_products is None)
-    weights, worthless = None, None
+    ids = pc.dictionary_encode(column_of(table, config.id_field))
+    whole, weights, worthless = table, None, None
     if label_weights:
         weights = weights_of(column_of(table, str(config.label_field)), label_weights, config)
         table, validation_start, weights, worthless = without_worthless(table, validation_start, weights, config)
-    ids = pc.dictionary_encode(column_of(table, config.id_field))
     teacher = None
     if config.teacher_uri is not None:
         teacher = teacher_scores(_read_columns(config.teacher_uri, "data.teacher_uri", TEACHER_COLUMNS), config)
@@ -165,14 +165,12 @@ def read_pairs(
     if read_products is None:
         # The dictionary is in order of appearance.
         _, first_rows = np.unique(ids.indices.to_numpy(), return_index=True)
-        products = _own_products(table.take(pa.array(first_rows)), ids.dictionary, config)
+        products = _own_products(whole.take(pa.array(first_rows)), ids.dictionary, config)
     else:
         wanted = set(ids.dictionary.to_pylist())
         if config.negatives_field is not None:
             negatives = pc.list_flatten(table[config.negatives_field].combine_chunks()).cast(pa.string())
             wanted.update(pc.unique(pc.drop_null(negatives)).to_pylist())
-        for lists in (worthless or {}).values():
-            wanted.update(lists)
         for of_pair in found_by_miner or ():
             wanted.update(of_pair)
         wanted.update(() if teacher is None else teacher["negative"].to_pylist())

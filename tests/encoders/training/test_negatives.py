@@ -34,8 +34,8 @@ def test_labels_weigh_pairs_and_worthless_ones_become_negatives_of_their_query(t
     pairs = read_pairs(labelled(tmp_path), label_weights=WEIGHTS)
     assert pairs.queries == ["a", "a", "b", "b"]
     np.testing.assert_allclose(pairs.weights, [1.0, 0.1, 1.0, 0.1])
-    # Without a catalog, p2 stands in no row that is left, so nothing is known of it.
-    assert pairs.products.product_ids == ["p0", "p1", "p3", "p4"]
+    assert pairs.products.product_ids == [f"p{number}" for number in range(5)]
+    assert pairs.negative_rows.tolist() == [[2], [2], [-1], [-1]]
     both = read_pairs(labelled(tmp_path / "two", "ESIEI", "aaabb"), label_weights=WEIGHTS | {"I": 0.01})
     assert both.weights.tolist() == pytest.approx([1.0, 0.1, 0.01, 1.0, 0.01])
 

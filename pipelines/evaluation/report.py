@@ -59,6 +59,8 @@ def print_views(evaluated: Evaluated, console: Console | None = None) -> None:
         table.add_row(system.name, *(f"{value:.3f}" for value in values))
     console = console or table_console(width=110)
     console.print(table)
+    if evaluated.comparison.segments:
+        console.print(_rich_table(_segment_table(evaluated.comparison)))
     console.print(f"{evaluated.queries:,} queries over {evaluated.products:,} products, exact search")
     if evaluated.without_relevant:
         console.print(f"queries left out because no product is relevant to them: {evaluated.without_relevant:,}")
@@ -73,14 +75,18 @@ def print_comparison(comparison: Comparison, *, title: str, console: Console | N
     console = console or table_console(PIPE_WIDTH)
     console.print(title, style="bold", markup=False)
     for text in _comparison_tables(comparison):
-        table = Table(title=text.title, title_justify="left", title_style="italic")
-        for column, heading in enumerate(text.header):
-            table.add_column(heading, justify="right" if column else "left", no_wrap=column > 0)
-        for row in text.rows:
-            table.add_row(*row)
-        console.print(table)
+        console.print(_rich_table(text))
     for note in comparison.notes:
         console.print(note, markup=False)
+
+
+def _rich_table(text: TextTable) -> Table:
+    table = Table(title=text.title, title_justify="left", title_style="italic")
+    for column, heading in enumerate(text.header):
+        table.add_column(heading, justify="right" if column else "left", no_wrap=column > 0)
+    for row in text.rows:
+        table.add_row(*row)
+    return table
 
 
 def write_report(comparison: Comparison, folder: str, *, title: str, command: str) -> list[str]:

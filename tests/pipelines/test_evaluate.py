@@ -57,8 +57,10 @@ def test_the_table_has_a_line_for_each_view(command, capsys):
 
 
 def test_other_measures(command, capsys):
-    assert command("--measures", "P@1", "AP") == 0
-    assert "precision@1" in capsys.readouterr().out
+    assert command("--measures", "P@1", "AP", "--by", "price") == 0
+    told = capsys.readouterr().out
+    assert "precision@1" in told
+    assert "recall@100 by price, %" in told
 
 
 def test_the_demo_catalog_brings_its_own_queries(command, capsys, tmp_path):

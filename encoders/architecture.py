@@ -72,15 +72,23 @@ class ClipArchitecture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderArchitecture:
-    """A whole encoder, query and product side."""
+    """A whole encoder, query and product side; `prefix`: its vectors are cut to so many dimensions (None: whole)."""
 
     model: ModelName
     text: TextArchitecture | None = None
     clip: ClipArchitecture | None = None
     fusion: FusionSpec = field(default_factory=FusionSpec)
     image_weight: float = 0.5
+    prefix: int | None = None
 
     def __post_init__(self) -> None:
+        if self.prefix is not None and self.whole_because:
+            raise EncoderConfigError(f"encoder.dim is {self.prefix}: {self.whole_because}; remove it")
+        if self.prefix is not None and not 1 <= self.prefix <= self.whole_dim:
+            raise EncoderConfigError(
+                f"encoder.dim is {self.prefix}: expected 1 to {self.whole_dim}, the dimensions of this {self.model} "
+                "encoder"
+            )
         towers = ("BERT tower", self.text, NEEDS_TEXT_TOWER), ("CLIP towers", self.clip, NEEDS_CLIP_TOWER)
         for name, part, users in towers:
             if part is None and users is NEEDS_TEXT_TOWER and self.model == "match3":
@@ -95,26 +103,41 @@ class EncoderArchitecture:
                 f"fusion.method is {self.fusion.method!r}: an encoder of model {self.model!r} expects "
                 f"{' or '.join(FUSIONS_OF_MODEL[self.model])}"
             )
-        if self.is_match and self.text is not None and self.text.dim != self.dim:
+        if self.is_match and self.text is not None and self.text.dim != self.whole_dim:
             raise EncoderConfigError(
-                f"an encoder of model {self.model!r} whose texts have width {self.text.dim} and pictures {self.dim}: "
-                "expected one width, give the text tower a projection to that of the pictures, or fusion.dim"
+                f"an encoder of model {self.model!r} whose texts have width {self.text.dim} and pictures "
+                f"{self.whole_dim}: expected one width, give the text tower a projection to that of the pictures, "
+                "or fusion.dim"
             )
 
     @property
     def dim(self) -> int:
-        """Width D of the vectors of both sides."""
+        """Width D of the vectors of both sides, as they are served."""
+        return self.prefix or self.whole_dim
+
+    @property
+    def whole_dim(self) -> int:
+        """Width of the vectors before they are cut."""
         if self.is_match and self.clip is not None:
             return self.fusion.dim or self.clip.dim
         widths = [part.dim for part in (self.text, self.clip) if part is not None]
         return sum(widths) if self.fusion.method in ("concat", "alpha") else widths[0]
 
     @property
+    def whole_because(self) -> str | None:
+        """Why the first dimensions of the vectors cannot stand for all of them; None where they can."""
+        if self.fusion.method in ("concat", "alpha"):
+            return f"the first dimensions of fusion {self.fusion.method} are those of the text alone"
+        if self.is_match and self.fusion.method == "mlp":
+            return f"the head of {self.model} with fusion mlp reads all dimensions"
+        return None
+
+    @property
     def parts(self) -> dict[str, slice]:
         """The dimensions of the vectors of both sides that are of text and image alone; empty where they are mixed."""
         if self.fusion.method not in ("concat", "alpha") or self.text is None:
             return {}
-        return {"text": slice(self.text.dim), "image": slice(self.text.dim, self.dim)}
+        return {"text": slice(self.text.dim), "image": slice(self.text.dim, self.whole_dim)}
 
     @property
     def is_match(self) -> bool:
@@ -124,7 +147,8 @@ class EncoderArchitecture:
     @property
     def image_projection_dim(self) -> int | None:
         """Width of the projection after the image tower; None where the tower's own last layer serves."""
-        return self.dim if self.is_match and self.clip is not None and self.clip.dim != self.dim else None
+        dim = self.whole_dim
+        return dim if self.is_match and self.clip is not None and self.clip.dim != dim else None
 
     @property
     def query_takes_text(self) -> bool:
@@ -177,6 +201,7 @@ class EncoderArchitecture:
         clip = self.clip
         values["clip_tower"] = {"library": clip.library, "model_config": clip.model_config} if clip else None
         values["preprocessing"] = asdict(self.clip.preprocessing) if self.clip else None
+        values |= {} if self.prefix is None else {"prefix": self.prefix}
         # Left out of the models that have no such settings: their folders, and so their fingerprints, are older.
         for key in () if self.is_match else ("dim", "product_text_weight"):
             del values["fusion"][key]
@@ -197,4 +222,5 @@ class EncoderArchitecture:
                 raise EncoderConfigError(message)
             clip = ClipArchitecture(model_config=config, preprocessing=preprocessing, library=library)
         fusion = FusionSpec(**values["fusion"])
-        return cls(model=values["model"], text=text, clip=clip, fusion=fusion, image_weight=values["image_weight"])
+        cut = {"image_weight": values["image_weight"], "prefix": values.get("prefix")}
+        return cls(model=values["model"], text=text, clip=clip, fusion=fusion, **cut)

@@ -121,6 +121,8 @@ class EncoderConfig:
             text tower that belongs to it, so there it is an open_clip model.
         fusion: How text and image become one vector (3tmm: mlp; 4tmm: concat, alpha or mlp; match3: sum; match4: sum or
             mlp).
+        dim: Cut the vectors to their first so many dimensions, of length 1 again, on both sides: for encoders trained
+            for it (`training.matryoshka`). Null: all of them.
         image_weight: Query of image and text: weight of the image's vector, 0 to 1. None: what the saved encoder says,
             else 0.5.
         batch_size: Texts or images per forward pass on a GPU, and of queries: memory of the device against speed. On a
@@ -142,6 +144,7 @@ class EncoderConfig:
     text_tower: TowerSpec | None = None
     clip_tower: TowerSpec | None = None
     fusion: FusionSpec = field(default_factory=FusionSpec)
+    dim: int | None = None
     image_weight: float | None = None
     batch_size: int = 64
     device: str = "auto"
@@ -165,6 +168,8 @@ class EncoderConfig:
             _check_towers(self, self.model)
         if self.image_weight is not None and not 0.0 <= self.image_weight <= 1.0:
             raise EncoderConfigError(f"encoder.image_weight is {self.image_weight}: expected a number from 0 to 1")
+        if self.dim is not None and self.dim < 1:
+            raise EncoderConfigError(f"encoder.dim is {self.dim}: expected 1 or more")
         if self.batch_size < 1:
             raise EncoderConfigError(f"encoder.batch_size is {self.batch_size}: expected 1 or more")
         _check_choice("encoder.precision", self.precision, get_args(Precision))

@@ -11,7 +11,7 @@ change the last digits. Vectors are L2-normalised, so that cosine is the inner p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from encoders.query_batches import BaseQueryEncoder
 from encoders.running import ImageRunner, Lanes, Placement, TextRunner, fixed_rows, run_batches
 from encoders.text_tower import TextTower
 from encoders.tokenizers import TokenizedTexts
+from encoders.tower_features import TowerFeatures
 
 _ROWS_FUSED_AT_A_TIME = 64
 
@@ -60,9 +61,9 @@ class ProductEncoder:
         self.text_is_fallback = architecture.text_is_fallback
         self.uses_images = architecture.uses_images
         self._model = move_towers(model, device, precision)
-        self._device = device
+        self._device, self._precision, self._parts, self._compiled = device, precision, parts, compiled
         self._lanes = Lanes() if device.type == "cpu" else None
-        placement = Placement(device, batch_size, self._lanes, graphed=device.type == "cuda")
+        self._placement = placement = Placement(device, batch_size, self._lanes, graphed=device.type == "cuda")
         texts = _text_runners(model.document_text, model.clip_text, parts, placement)
         if self.uses_text and not texts:
             raise ValueError(f"a {self.model} encoder without a text tower and its tokenizer cannot encode products")
@@ -88,6 +89,24 @@ class ProductEncoder:
         if self._images is None:
             raise ValueError(f"a {self.model} encoder reads no pictures: expected encode_images not to be called")
         return self._images.run(pixels)
+
+    def tower_features(self, name: Literal["text", "image"]) -> TowerFeatures | None:
+        """One tower without its projection; None where there is none, or where it is compiled as a whole."""
+        model, architecture = self._model, self._model.architecture
+        tower = model.image if name == "image" else model.document_text or model.clip_text
+        if tower is None or self._compiled or (name == "text" and self._text is None):
+            return None
+        text, clip = architecture.text, architecture.clip
+        shape: dict[str, Any] = {"clip": clip.model_config if clip and tower is not model.document_text else None}
+        shape["preprocessing"] = self.preprocessing if name == "image" else None
+        shape |= {"text": (text.config, text.pooling) if text and tower is model.document_text else None}
+        tokenizer = self._parts.tokenizer if model.document_text is not None else self._parts.clip_tokenizer
+        return TowerFeatures(
+            tower,
+            f"{sorted(shape.items())}, {self._precision}, {self._device.type}",
+            self._placement,
+            reads=tokenizer if name == "text" else self.preprocessing,
+        )
 
     def fuse(
         self,

@@ -19,6 +19,7 @@ def nt_xent(
     temperature: float | Tensor,
     not_negative: Tensor | None = None,
     symmetric: bool = False,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Temperature-scaled cross entropy of each query's own product against the other products; a scalar, the mean.
 
@@ -34,6 +35,7 @@ def nt_xent(
             The positives count whatever it says.
         symmetric: Also the cross entropy of each product's own query against the queries of other products, averaged
             with the first.
+        weights: float32 `[B]`, 0 or more: the mean over the pairs is weighted by them; None: all alike.
 
     Raises ValueError on shapes that do not belong together, or a temperature that is not positive.
     """
@@ -50,24 +52,70 @@ def nt_xent(
         not_negative = torch.zeros_like(scores, dtype=torch.bool)
     own = torch.zeros_like(not_negative)
     own[torch.arange(len(positives), device=own.device), positives] = True
-    loss = functional.cross_entropy(scores.masked_fill(not_negative & ~own, float("-inf")), positives)
+    loss = _cross_entropy(scores.masked_fill(not_negative & ~own, float("-inf")), positives, weights)
     if symmetric:
         # Row i: all queries against the product of pair i, without those that belong to it or must not count.
         others = (own | not_negative).T[positives]
         others.fill_diagonal_(False)
         target = torch.arange(len(positives), device=scores.device)
-        loss = (loss + functional.cross_entropy(scores.T[positives].masked_fill(others, float("-inf")), target)) / 2
+        backwards = _cross_entropy(scores.T[positives].masked_fill(others, float("-inf")), target, weights)
+        loss = (loss + backwards) / 2
     return loss
 
 
-def shared_queries(query_keys: Tensor, positives: Tensor, product_count: int) -> Tensor:
+def _cross_entropy(scores: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return functional.cross_entropy(scores, targets)
+    return (functional.cross_entropy(scores, targets, reduction="none") * weights).sum() / weights.sum()
+
+
+def shared_queries(query_keys: Tensor, positives: Tensor, product_count: int, weights: Tensor | None = None) -> Tensor:
     """Which products another pair of the batch chose for the same query text: no negatives of it; bool `[B, P]`.
 
     `query_keys` int64 `[B]` are equal for equal query texts; `positives` int64 `[B]` are rows of the pairs' products.
+    With `weights`, float32 `[B]`, a product that weighs less for the query than the pair's own is a negative after all.
     """
-    same = (query_keys[:, None] == query_keys[None, :]).float()
-    own = functional.one_hot(positives, product_count).float()
-    return same @ own > 0
+    same = query_keys[:, None] == query_keys[None, :]
+    if weights is None:
+        own = functional.one_hot(positives, product_count).float()
+        return same.float() @ own > 0
+    known = torch.where(same, weights[None, :], -1.0)
+    heaviest = known.new_full((len(query_keys), product_count), -1.0)
+    heaviest.scatter_reduce_(1, positives.expand(len(query_keys), -1), known, "amax")
+    return heaviest >= weights[:, None]
+
+
+def strange_negatives(negatives: Tensor, product_keys: Tensor, positives: Tensor) -> Tensor:
+    """Which products are in the batch as negatives of other queries alone; bool `[B, P]`.
+
+    `negatives` int64 `[B, N]` are keys of each query's own negatives, -1 padded, `product_keys` int64 `[P]` those of
+    the products, ascending, and `positives` int64 `[B]` rows of the pairs' products.
+    """
+    strange = torch.ones(len(negatives), len(product_keys), dtype=torch.bool, device=negatives.device)
+    strange[:, positives] = False
+    pair, place = torch.nonzero(negatives >= 0, as_tuple=True)
+    strange[pair, torch.searchsorted(product_keys, negatives[pair, place])] = False
+    return strange
+
+
+def margin_mse(queries: Tensor, products: Tensor, positives: Tensor, negatives: Tensor, margins: Tensor) -> Tensor:
+    """Mean squared difference between the margins of cosines and a teacher's; a scalar, zero where it has none.
+
+    Hofstätter et al. 2020, "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge Distillation".
+
+    Args:
+        queries: `[B, D]`, L2-normalised.
+        products: `[P, D]`, L2-normalised.
+        positives: int64 `[B]`: row of `products` that belongs to each query.
+        negatives: int64 `[B, N]`: rows of its negatives.
+        margins: float32 `[B, N]`: the teacher's score of the positive less that of the negative, NaN where unknown.
+    """
+    known = ~torch.isnan(margins)
+    scores = queries.float() @ products.float().T
+    if not known.any():
+        return scores.sum() * 0.0  # a loss that the gradient goes through, on every device alike
+    found = scores.gather(1, positives[:, None]) - scores.gather(1, torch.where(known, negatives, 0))
+    return functional.mse_loss(found[known], margins[known])
 
 
 def alignment(

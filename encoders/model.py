@@ -160,11 +160,11 @@ class EncoderModel(nn.Module):
                 self.clip_text = ClipTextTower(clip.text, dim=dim)
         if architecture.is_match:
             fusion = architecture.fusion
-            self.product_fusion = SumFusion(architecture.dim, text_weight=fusion.product_text_weight)
+            self.product_fusion = SumFusion(architecture.whole_dim, text_weight=fusion.product_text_weight)
             if fusion.method == "mlp":
-                self.photo_text_fusion = PhotoTextFusion(architecture.dim, hidden=fusion.hidden)
+                self.photo_text_fusion = PhotoTextFusion(architecture.whole_dim, hidden=fusion.hidden)
         elif self.document_text is not None and self.image is not None:
-            widths = {"text_dim": self.document_text.dim, "image_dim": self.image.dim, "dim": architecture.dim}
+            widths = {"text_dim": self.document_text.dim, "image_dim": self.image.dim, "dim": architecture.whole_dim}
             self.product_fusion = build_fusion(architecture.fusion, **widths)
             if self.clip_text is not None:
                 self.query_fusion = build_fusion(architecture.fusion, **widths)
@@ -210,14 +210,20 @@ class EncoderModel(nn.Module):
             text = self.product_fusion(text, has_text, image, has_image)
         elif self.image is not None:
             text = torch.where(has_image.unsqueeze(-1), image, text)
-        return functional.normalize(text, dim=-1)
+        return self._as_served(text)
 
     def fuse_query(self, text: Tensor, clip_text: Tensor | None = None) -> Tensor:
         """Query vectors `[B, D]`, normalised, of texts: of the only text tower's vectors, or BERT's and CLIP's."""
         if self.query_fusion is not None and clip_text is not None:
             there = torch.ones(len(text), dtype=torch.bool, device=text.device)
             text = self.query_fusion(text, there, clip_text, there)
-        return functional.normalize(text, dim=-1)
+        return self._as_served(text)
+
+    def _as_served(self, vectors: Tensor) -> Tensor:
+        """Cut to the architecture's `prefix`, and of length 1."""
+        if self.architecture.prefix is not None:
+            vectors = vectors[:, : self.architecture.prefix]
+        return functional.normalize(vectors, dim=-1)
 
     def keep_side(self, side: Side) -> EncoderModel:
         """Drops the towers that one side alone does not need, to free their memory; returns self."""

@@ -3,6 +3,7 @@
 `resolve_encoder` looks at files and reads no weights into memory; everything that could fail early fails there. A saved
 encoder is a folder, written whole and read back with checks:
 
+    README.md               the model card of one that was trained here
     encoder.json            schema version, model, dims, towers, fusion, preprocessing, rules, fingerprint, training
     weights.safetensors     every tensor once
     text_tower/             config.json and tokenizer.json of the BERT tower, where there is one
@@ -210,6 +211,7 @@ def save_encoder(
     training: dict[str, Any] | None = None,
     side: Side = "both",
     fingerprint: str | None = None,
+    card: str | None = None,
 ) -> None:
     """Writes an encoder, in place only when it is whole; equal parts give equal bytes.
 
@@ -217,6 +219,7 @@ def save_encoder(
         folder: Local folder; an earlier saved encoder there is replaced, anything else is left alone (CheckpointError).
         training: What made the weights, for people to read.
         fingerprint: Recorded with a query side: that of the encoder of the products' vectors.
+        card: The text of `README.md`, for people too.
     """
     architecture = parts.model.architecture
     with replaced_folder(Path(folder), marker=_CONFIG, kind="saved encoder") as staged:
@@ -226,6 +229,8 @@ def save_encoder(
         values = {"schema_version": SCHEMA_VERSION, "side": side, **architecture.to_dict()}
         values |= {"fingerprint": fingerprint} if fingerprint is not None else {}
         write_config(staged / _CONFIG, values | ({"training": training} if training is not None else {}))
+        if card is not None:
+            (staged / "README.md").write_text(card, encoding="utf-8")
         if architecture.text is not None and parts.tokenizer is not None:
             (staged / _TEXT).mkdir()
             write_config(staged / _TEXT / "config.json", architecture.text.config)
@@ -264,6 +269,8 @@ def resolve_encoder(config: EncoderConfig) -> SavedEncoder | TowerSources:
         source = TowerSources(architecture=architecture, text=text, clip=clip)
     if config.image_weight is not None:
         source = replace(source, architecture=replace(source.architecture, image_weight=config.image_weight))
+    if config.dim is not None:
+        source = replace(source, architecture=replace(source.architecture, prefix=config.dim))
     return source
 
 

@@ -59,6 +59,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         ("split", "NAME", None, "only the queries of this split (column split)"),
         ("unlabelled", "LABEL", None, "what counts for a pair without a label (or leave-out)"),
         ("relevant", "LABEL", "+", "labels that mean relevant (default: numbers above 0, or Exact)"),
+        ("by", "COLUMN", None, "recall by the values of a column of the products, such as a brand"),
         ("measures", "NAME", "+", "as ir-measures names them (default: R@10 nDCG@10 RR@10, of systems also AP@100)"),
     ):
         parser.add_argument(f"--{name}", dest=f"key.evaluation.{name}", metavar=metavar, nargs=nargs, help=text)

@@ -19,6 +19,7 @@ from pathlib import Path
 from pipelines.config.command_line import parse_arguments, run_command
 from pipelines.config.validation import ConfigError
 from pipelines.training.job import TrainEncoderJob, decode_for_training, product_reader
+from pipelines.training.mining import negative_miner
 
 _PROG = "python -m pipelines.train_encoder"
 _OF_THE_EXTRA = ("lightning", "matplotlib", "tensorboard")
@@ -48,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
             start=job.encoder,
             small=job.small,
             read_products=None if job.catalog is None else product_reader(job, job.catalog, Path(folder)),
+            mine=None if job.training.mine_from is None else negative_miner(job.training),
             decode=partial(decode_for_training, config=job.decode),
             command=shlex.join([*_PROG.split(), *argv]),
         )

@@ -106,6 +106,9 @@ class PairBatch:
         query_text_keys: int64 `[B]`; equal for equal query texts.
         product_keys: int64 `[P]`; equal for the same product, on whatever device.
         text_keys: int64 `[P]`; equal for products of equal text.
+        negatives: int64 `[B, N]`: keys of each pair's own negatives, -1 padded.
+        margins: float32 `[B, N]`: a teacher's, NaN where there is none; None without a teacher.
+        weights: float32 `[B]`: what each pair weighs; None where all weigh the same.
     """
 
     queries: QueryInputs
@@ -115,6 +118,9 @@ class PairBatch:
     query_text_keys: torch.Tensor
     product_keys: torch.Tensor
     text_keys: torch.Tensor
+    negatives: torch.Tensor
+    margins: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
     to = moved  # Lightning calls it
 
@@ -243,7 +249,7 @@ class PairDataset(Dataset):
                     "that can be decoded; check data.query_field, query_image_field and image_root"
                 )
             queries = self._queries_of(rows)
-        negatives = pairs.negative_rows[rows].reshape(-1)
+        negatives = pairs.negative_rows[rows]
         own = pairs.product_rows[rows]
         products = np.unique(np.concatenate([own, negatives[negatives >= 0]]))
         return PairBatch(
@@ -254,6 +260,9 @@ class PairDataset(Dataset):
             query_text_keys=torch.from_numpy(pairs.query_text_keys[rows]),
             product_keys=torch.from_numpy(products),
             text_keys=torch.from_numpy(pairs.text_keys[products]),
+            negatives=torch.from_numpy(negatives),
+            margins=None if pairs.margins is None else torch.from_numpy(pairs.margins[rows]),
+            weights=None if pairs.weights is None else torch.from_numpy(pairs.weights[rows]),
         )
 
     def queries(self, indices: np.ndarray) -> QueryInputs:

@@ -31,6 +31,9 @@ class PairsConfig:
         image_field: Column of the product's picture, as `query_image_field`; null for none; not looked at with a
             catalog.
         negatives_field: Column of seen negatives, a list of product ids of the catalog (of the data without one).
+        label_field: Column of the pair's label, which `training.label_weights` weighs; null for pairs of one kind.
+        teacher_uri: File of a teacher's scores (Parquet or JSON Lines) with columns query, positive, negative,
+            positive_score and negative_score: of a pair of the data, and of another product for its query.
         queries: `pairs` takes the queries of the data; `titles` takes the text of each product as the query for its
             own picture, as CLIP is trained: one pair a product that has both.
         unknown_products: What happens where a product id is not in the catalog: `error`, or `drop` the pair.
@@ -47,6 +50,8 @@ class PairsConfig:
     text_fields: tuple[str, ...] = ("title", "description")
     image_field: str | None = "image"
     negatives_field: str | None = None
+    label_field: str | None = None
+    teacher_uri: str | None = None
     queries: Literal["pairs", "titles"] = "pairs"
     unknown_products: Literal["error", "drop"] = "error"
     max_pairs: int | None = None
@@ -65,10 +70,13 @@ class PairsConfig:
             message = "data.query_field and query_image_field are both null: expected at least one of the two"
             raise EncoderConfigError(message)
         _check_choices("data", self, "queries", "unknown_products")
-        for key in ("negatives_field", "validation_uri"):
+        for key in ("negatives_field", "label_field", "teacher_uri", "validation_uri"):
             if self.queries == "titles" and (value := getattr(self, key)) is not None:
                 message = f"data.{key} is {value!r}: data.queries titles makes its own pairs, remove it"
                 raise EncoderConfigError(message)
+        if self.teacher_uri is not None and self.query_field is None:
+            message = f"data.teacher_uri is {self.teacher_uri!r}: its queries are texts, and data.query_field is null"
+            raise EncoderConfigError(message)
         if self.max_pairs is not None and self.max_pairs < 2:
             raise EncoderConfigError(f"data.max_pairs is {self.max_pairs}: expected 2 or more")
         if not 0.0 <= self.validation_share < 1.0:
@@ -218,6 +226,8 @@ class LossWeights:
         photo_text: Query picture against product text.
         query_text_picture: Short query text against product picture (match4).
         query_text_text: Short query text against product text (match4).
+        distillation: Where `data.teacher_uri` is given: the squared difference between the margin of positive and
+            negative here, of cosines, and the teacher's.
     """
 
     query_product: float | None = None
@@ -226,6 +236,7 @@ class LossWeights:
     photo_text: float = 0.5
     query_text_picture: float = 0.5
     query_text_text: float = 0.5
+    distillation: float = 1.0
 
     def __post_init__(self) -> None:
         for weight in fields(self):
@@ -259,7 +270,23 @@ class TrainingConfig:
         dropped_weight: Weight of the loss on a second view of the batch in which each product loses its text or its
             picture at random (modality dropout): it trains the vectors that stand for what is missing, and search by
             picture.
+        drop_image: Probability that a product is seen without its picture in the first view too, if it has a text.
+        drop_text: The same of its text, if it has a picture.
         losses: Weights of the loss's terms.
+        matryoshka: Dimensions of which the first so many are trained to stand alone, beside all of them; the mean of
+            the losses counts. `encoder.dim` of the indexing job picks one.
+        label_weights: Weight of a pair by its label (`data.label_field`), such as {Exact: 1, Substitute: 0.1,
+            Irrelevant: 0}. For one query a product of a smaller weight is a negative of those of a larger one; weight 0
+            makes a product a negative of its query and no pair.
+        negatives: Whose negatives the seen, mined, teacher's and weightless products are: of the whole `batch`, or of
+            their `own` query alone.
+        mine_from: A published index, or INDEX@VERSION, that is searched for each query of the training pairs: what it
+            finds and nobody chose are further negatives. Needs a catalog.
+        mine_negatives: So many a pair, the best found ones.
+        mine_depth: Results of a query that are looked at.
+        mine_margin: A result is no negative unless its score is less than that of the pair's own product by so much:
+            nearer ones are likely to be right.
+        teacher_scale: The teacher's scores are multiplied by it, to be compared with cosines.
         tuned: What is trained, some of bert, projection, clip_image, clip_text, fusion, or text (the first two) and
             image (the next two); the rest keeps its weights.
         seed: Of weights, order and dropout.
@@ -294,7 +321,17 @@ class TrainingConfig:
     temperature_range: tuple[float, float] = (0.01, 1.0)
     symmetric: bool = False
     dropped_weight: float = 0.5
+    drop_image: float = 0.0
+    drop_text: float = 0.0
     losses: LossWeights = field(default_factory=LossWeights)
+    matryoshka: tuple[int, ...] = ()
+    label_weights: dict[str, float] = field(default_factory=dict)
+    negatives: Literal["batch", "own"] = "batch"
+    mine_from: str | None = None
+    mine_negatives: int = 4
+    mine_depth: int = 100
+    mine_margin: float = 0.05
+    teacher_scale: float = 1.0
     tuned: tuple[TunedPart, ...] = ("fusion", "text")
     seed: int = 0
     device: str = "auto"
@@ -324,13 +361,31 @@ class TrainingConfig:
                 f"training.dropped_weight is {self.dropped_weight}, expected 0 or more; "
                 f"training.warmup_share is {self.warmup_share}, expected 0 up to 1"
             )
+        if min(self.drop_image, self.drop_text) < 0 or self.drop_image + self.drop_text > 1:
+            raise EncoderConfigError(
+                f"training.drop_image is {self.drop_image}, training.drop_text {self.drop_text}: expected "
+                "probabilities of a sum of 1 at most, for no product loses both"
+            )
+        if any(dim < 1 for dim in self.matryoshka) or list(self.matryoshka) != sorted(set(self.matryoshka)):
+            raise EncoderConfigError(
+                f"training.matryoshka is {list(self.matryoshka)}: expected numbers of dimensions, each larger than the "
+                "one before"
+            )
+        if any(not weight >= 0 for weight in self.label_weights.values()) or (
+            self.label_weights and not any(self.label_weights.values())
+        ):
+            raise EncoderConfigError(
+                f"training.label_weights is {self.label_weights}: expected weights of 0 or more, and one above 0"
+            )
+        if not self.teacher_scale > 0:
+            raise EncoderConfigError(f"training.teacher_scale is {self.teacher_scale}: expected a positive number")
         low, high = self.temperature_range
         if not 0 < low < high or (self.learn_temperature and not low <= self.temperature <= high):
             raise EncoderConfigError(
                 f"training.temperature_range is {list(self.temperature_range)}, temperature {self.temperature}: "
                 "expected two positive numbers, the smaller first, and a learned temperature between them"
             )
-        _check_choices("training", self, "precision", "validation_candidates", "best_by")
+        _check_choices("training", self, "precision", "validation_candidates", "best_by", "negatives")
         if not self.tuned or set(self.tuned) - set(get_args(TunedPart)):
             message = f"training.tuned is {list(self.tuned)}: expected some of {', '.join(get_args(TunedPart))}"
             raise EncoderConfigError(message)
@@ -354,7 +409,21 @@ class TrainingConfig:
 
 _LEAST = {"epochs": 0, "workers": 0, "batch_size": 2}
 _LEAST |= dict.fromkeys(("group_pairs", "accumulate_batches", "chunk_rows", "devices", "validate_steps"), 1)
-_LEAST |= dict.fromkeys(("patience", "checkpoint_steps"), 1)
+_LEAST |= dict.fromkeys(("patience", "checkpoint_steps", "mine_negatives", "mine_depth"), 1)
+
+
+def check_together(data: PairsConfig, training: TrainingConfig) -> None:
+    """Raises EncoderConfigError where one section asks for what the other does not give."""
+    if bool(training.label_weights) != (data.label_field is not None):
+        raise EncoderConfigError(
+            f"data.label_field is {data.label_field!r}, training.label_weights {training.label_weights or None}: "
+            "expected both (the column of the labels, and what each label weighs) or neither"
+        )
+    if training.mine_from is not None and (data.queries == "titles" or data.query_field is None):
+        raise EncoderConfigError(
+            f"training.mine_from is {training.mine_from!r}: it searches query texts, so expected data.queries pairs "
+            "and a data.query_field"
+        )
 
 
 def _check_choices(section: str, config: object, *keys: str) -> None:

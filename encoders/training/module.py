@@ -14,7 +14,8 @@ whole batch's loss, as one device with the whole batch would compute it.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,16 @@ from torch import nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional
 
-from encoders.errors import TrainingError
-from encoders.losses import alignment, distinct_products, nt_xent, shared_queries
+from encoders.architecture import EncoderArchitecture
+from encoders.errors import EncoderConfigError, TrainingError
+from encoders.losses import (
+    alignment,
+    distinct_products,
+    margin_mse,
+    nt_xent,
+    shared_queries,
+    strange_negatives,
+)
 from encoders.model import EncoderModel
 from encoders.training.batches import PairBatch
 from encoders.training.config import TrainingConfig
@@ -40,6 +49,7 @@ from encoders.training.frozen_towers import (
 )
 
 Drop = tuple[torch.Tensor, torch.Tensor]  # products that lose their text, and their image: bool [P] each
+Temperature = float | torch.Tensor
 MATCH_TERMS = ("photo_picture", "picture_text", "photo_text", "query_text_picture", "query_text_text")
 CLIP_GRADIENT_NORM = 1.0
 
@@ -69,8 +79,8 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)]).to(rows.dtype)
 
 
-def term_weights(model: EncoderModel, config: TrainingConfig) -> dict[str, float]:
-    """Weight of each term of the loss that counts for this model."""
+def term_weights(model: EncoderModel, config: TrainingConfig, *, taught: bool = False) -> dict[str, float]:
+    """Weight of each term of the loss that counts for this model; `taught`: there are a teacher's scores."""
     weights, architecture = config.losses, model.architecture
     matches = architecture.model in ("match3", "match4")
     query_product = weights.query_product
@@ -80,39 +90,46 @@ def term_weights(model: EncoderModel, config: TrainingConfig) -> dict[str, float
     found = {"query_product": query_product}
     if query_product and config.dropped_weight and model.product_fusion is not None and not matches:
         found["dropped"] = query_product * config.dropped_weight
+    if taught:
+        found["distillation"] = weights.distillation
     if matches:
         terms = MATCH_TERMS if architecture.model == "match4" else MATCH_TERMS[:3]
         found |= {name: getattr(weights, name) for name in terms}
     return {name: weight for name, weight in found.items() if weight}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Gathered:
+    """What the terms compare, of all devices: vectors, of P distinct products, and who may stand against whom."""
+
+    queries: QueryVectors
+    views: dict[str, torch.Tensor]  # of term: fused products, [P, D]
+    texts: torch.Tensor  # [P, Dt], as `images` where match terms count, else empty
+    images: torch.Tensor
+    has: dict[str, torch.Tensor]  # words, photo: bool [B]; text, image: bool [P]
+    positives: torch.Tensor  # int64 [B]
+    negatives: torch.Tensor  # int64 [B, N], rows of the products, any where there is none
+    margins: torch.Tensor | None  # float32 [B, N]
+    weights: torch.Tensor | None  # float32 [B]
+    not_negative: torch.Tensor  # bool [B, P]
+    same_words: torch.Tensor  # bool [B, P]: products of an equal query text
+    same_text: torch.Tensor  # bool [P, P]: products of equal text
+
+
 def _match_losses(
-    batch: PairBatch,
-    queries: QueryVectors,
-    products: ProductVectors,
-    pool: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    wanted: Collection[str],
-    temperature: float | torch.Tensor,
+    batch: _Gathered, cut: Callable[[torch.Tensor], torch.Tensor], wanted: Collection[str], temperature: Temperature
 ) -> dict[str, torch.Tensor]:
     """The alignment terms; every vector lies in one space."""
-    columns, own, not_negative = pool
-    photos, has_photo = gather_rows(queries.image), gather_rows(batch.queries.has_image)
-    words, has_words = gather_rows(queries.text), gather_rows(batch.queries.has_text)
-    images = gather_rows(functional.normalize(products.image, dim=-1))[columns]
-    has_image = gather_rows(batch.products.has_image)[columns]
-    texts = gather_rows(functional.normalize(products.text, dim=-1))[columns]
-    has_text = gather_rows(batch.products.has_text)[columns]
-    text_keys = gather_rows(batch.text_keys)[columns]
-    same_text = text_keys[:, None] == text_keys[None, :]
-    own_text = same_text[own]  # products whose text is that of the pair's own
-    same_words = shared_queries(gather_rows(batch.query_text_keys), own, len(columns))
-    each = torch.arange(len(columns), device=columns.device)
+    photos, words, has, own = cut(batch.queries.image), cut(batch.queries.text), batch.has, batch.positives
+    images, texts = cut(batch.images), cut(batch.texts)
+    own_text = batch.same_text[own]  # products whose text is that of the pair's own
+    each = torch.arange(len(images), device=images.device)
     terms = {
-        "photo_picture": (photos, images, own, has_photo, has_image, not_negative),
-        "picture_text": (images, texts, each, has_image, has_text, same_text),
-        "photo_text": (photos, texts, own, has_photo, has_text, not_negative | own_text),
-        "query_text_picture": (words, images, own, has_words, has_image, same_words),
-        "query_text_text": (words, texts, own, has_words, has_text, same_words | own_text),
+        "photo_picture": (photos, images, own, has["photo"], has["image"], batch.not_negative),
+        "picture_text": (images, texts, each, has["image"], has["text"], batch.same_text),
+        "photo_text": (photos, texts, own, has["photo"], has["text"], batch.not_negative | own_text),
+        "query_text_picture": (words, images, own, has["words"], has["image"], batch.same_words),
+        "query_text_text": (words, texts, own, has["words"], has["text"], batch.same_words | own_text),
     }
     names = ("rows", "columns", "positives", "has_row", "has_column", "not_negative")
     return {
@@ -122,6 +139,17 @@ def _match_losses(
     }
 
 
+def check_matryoshka(architecture: EncoderArchitecture, dims: Sequence[int]) -> None:
+    """Raises EncoderConfigError where the first dimensions cannot stand alone, or there are not so many."""
+    if dims and (reason := architecture.whole_because):
+        raise EncoderConfigError(f"training.matryoshka is {list(dims)}: {reason}; remove it")
+    if dims and dims[-1] > architecture.dim:
+        raise EncoderConfigError(
+            f"training.matryoshka is {list(dims)}: the vectors of this {architecture.model} encoder have "
+            f"{architecture.dim} dimensions, expected no more than these"
+        )
+
+
 class EncoderTraining(LightningModule):
     """Trains an `EncoderModel` on batches of pairs; `steps`, those of the whole run, are for the rate's schedule.
 
@@ -129,15 +157,17 @@ class EncoderTraining(LightningModule):
     draws what it would have drawn.
     """
 
-    def __init__(self, model: EncoderModel, config: TrainingConfig, *, steps: int) -> None:
+    def __init__(self, model: EncoderModel, config: TrainingConfig, *, steps: int, taught: bool = False) -> None:
         super().__init__()
+        check_matryoshka(model.architecture, config.matryoshka)
         self.model = model
         self.log_temperature: nn.Parameter | None = None
         if config.learn_temperature:
             self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)))
         self._config, self._steps = config, steps
         self._frozen = freeze_all_but(model, config)
-        self._weights = term_weights(model, config)
+        self._weights = term_weights(model, config, taught=taught)
+        self._dims = sorted({*config.matryoshka, model.architecture.dim})
         if not self._weights:
             raise TrainingError(
                 "training.losses: every weight that counts for this model is 0, so there is nothing to learn from"
@@ -145,7 +175,7 @@ class EncoderTraining(LightningModule):
         self.train()  # encoders come in evaluation mode, and Lightning keeps the mode that it finds
 
     @property
-    def temperature(self) -> float | torch.Tensor:
+    def temperature(self) -> Temperature:
         """The temperature, as it stands now; a tensor with gradient where it learns."""
         return self._config.temperature if self.log_temperature is None else self.log_temperature.exp()
 
@@ -160,7 +190,7 @@ class EncoderTraining(LightningModule):
         Raises:
             TrainingError: The loss is not a finite number.
         """
-        terms = self.terms(batch, drop=self._drops(batch))
+        terms = self.terms(batch, drop=self._drops(batch), lost=self._lost(batch))
         loss = self._weighted(terms)
         self._check_finite("the loss", loss, batch_idx, terms)
         count = len(batch.query_keys)
@@ -175,34 +205,107 @@ class EncoderTraining(LightningModule):
         """The loss of a batch; `drop` gives the products that lose text and image in the second view (bool `[P]`)."""
         return self._weighted(self.terms(batch, drop=drop))
 
-    def terms(self, batch: PairBatch, *, drop: Drop | None) -> dict[str, torch.Tensor]:
-        """The terms of the loss of this device's pairs against the products of all, unweighted."""
+    def terms(self, batch: PairBatch, *, drop: Drop | None, lost: Drop | None = None) -> dict[str, torch.Tensor]:
+        """The terms of the loss of this device's pairs against the products of all, unweighted.
+
+        Products lose what `lost` says in the first view, and what `drop` says in the second.
+        """
         queries, products = encode_pairs(self.model, batch.queries, batch.products, chunk_rows=self._config.chunk_rows)
-        has_text, has_image, temperature = batch.products.has_text, batch.products.has_image, self.temperature
         with float32(batch.positives.device):
             # All towers first, then all that is gathered: devices meet each other in the same order, back as forth.
-            views: dict[str, torch.Tensor] = {}
-            if "query_product" in self._weights:
-                views["query_product"] = self.model.fuse_product(products.text, has_text, products.image, has_image)
-            if drop is not None and "dropped" in self._weights:
-                views["dropped"] = self.model.fuse_product(
-                    products.text, has_text & ~drop[0], products.image, has_image & ~drop[1]
-                )
-            # Rows among those gathered that stand for one product each, the pairs' products among them, and what is no
-            # negative: products chosen for the same query by another pair.
-            keys = gather_rows(batch.product_keys)
-            columns, positives = distinct_products(keys, gather_rows(batch.product_keys[batch.positives]))
-            not_negative = shared_queries(gather_rows(batch.query_keys), positives, len(columns))
-            losses = {}
-            if views:
-                settings: dict[str, Any] = {"temperature": temperature, "symmetric": self._config.symmetric}
-                fused = gather_rows(queries.fused)
-                for name, view in views.items():
-                    found = gather_rows(view)[columns]
-                    losses[name] = nt_xent(fused, found, positives, not_negative=not_negative, **settings)
-            if self._weights.keys() & set(MATCH_TERMS):
-                pool = (columns, positives, not_negative)
-                losses |= _match_losses(batch, queries, products, pool, self._weights.keys(), temperature)
+            gathered = self._gather(batch, queries, products, self._views(batch, products, drop, lost))
+            sums: dict[str, torch.Tensor] = {}
+            for dim in self._dims:
+                for name, term in self._terms_of(gathered, dim).items():
+                    sums[name] = sums[name] + term if name in sums else term
+        return {name: total / len(self._dims) for name, total in sums.items()}
+
+    def _views(
+        self, batch: PairBatch, products: ProductVectors, drop: Drop | None, lost: Drop | None
+    ) -> dict[str, torch.Tensor]:
+        """Fused products by the term that compares them with queries; of the distillation, those of the first."""
+
+        def fused(missing: Drop | None) -> torch.Tensor:
+            has_text, has_image = batch.products.has_text, batch.products.has_image
+            if missing is not None:
+                has_text, has_image = has_text & ~missing[0], has_image & ~missing[1]
+            return self.model.fuse_product(products.text, has_text, products.image, has_image)
+
+        views: dict[str, torch.Tensor] = {}
+        if self._weights.keys() & {"query_product", "distillation"}:
+            views["query_product"] = fused(lost)
+        if drop is not None and "dropped" in self._weights:
+            views["dropped"] = fused(drop)
+        return views
+
+    def _gather(
+        self, batch: PairBatch, queries: QueryVectors, products: ProductVectors, views: dict[str, torch.Tensor]
+    ) -> _Gathered:
+        # Rows among those gathered that stand for one product each, the pairs' products among them, and what is no
+        # negative: products chosen for the same query by another pair.
+        keys = gather_rows(batch.product_keys)
+        columns, positives = distinct_products(keys, gather_rows(batch.product_keys[batch.positives]))
+        weights = None if batch.weights is None else gather_rows(batch.weights)
+        not_negative = shared_queries(gather_rows(batch.query_keys), positives, len(columns), weights)
+        negatives = gather_rows(batch.negatives)
+        if self._config.negatives == "own":
+            not_negative |= strange_negatives(negatives, keys[columns], positives)
+        words = gather_rows(batch.query_text_keys)
+        same_words, same_text = not_negative, not_negative
+        texts = images = products.text[:0]
+        fused = gather_rows(queries.fused) if views else queries.fused
+        own = {"text": queries.text, "image": queries.image}
+        has: dict[str, torch.Tensor] = {}
+        found = {name: gather_rows(view)[columns] for name, view in views.items()}
+        if self._weights.keys() & set(MATCH_TERMS) or len(self._dims) > 1:
+            own["image"], has["photo"] = gather_rows(queries.image), gather_rows(batch.queries.has_image)
+            own["text"], has["words"] = gather_rows(queries.text), gather_rows(batch.queries.has_text)
+        if self._weights.keys() & set(MATCH_TERMS):
+            images = gather_rows(functional.normalize(products.image, dim=-1))[columns]
+            has["image"] = gather_rows(batch.products.has_image)[columns]
+            texts = gather_rows(functional.normalize(products.text, dim=-1))[columns]
+            has["text"] = gather_rows(batch.products.has_text)[columns]
+            text_keys = gather_rows(batch.text_keys)[columns]
+            same_text = text_keys[:, None] == text_keys[None, :]
+            same_words = shared_queries(words, positives, len(columns))
+        return _Gathered(
+            queries=QueryVectors(fused=fused, **own),
+            views=found,
+            texts=texts,
+            images=images,
+            has=has,
+            positives=positives,
+            negatives=torch.searchsorted(keys[columns], negatives.clamp(min=0)),
+            margins=None if batch.margins is None else gather_rows(batch.margins),
+            weights=weights,
+            not_negative=not_negative,
+            same_words=same_words,
+            same_text=same_text,
+        )
+
+    def _terms_of(self, batch: _Gathered, dim: int) -> dict[str, torch.Tensor]:
+        """The terms by the first `dim` dimensions of the vectors, which are then of length 1 by themselves."""
+        temperature = self.temperature
+
+        def cut(vectors: torch.Tensor) -> torch.Tensor:
+            return vectors if dim == self._dims[-1] else functional.normalize(vectors[:, :dim], dim=-1)
+
+        losses: dict[str, torch.Tensor] = {}
+        fused = cut(batch.queries.fused)
+        if dim != self._dims[-1] and (both := batch.has["words"] & batch.has["photo"]).any():
+            # As a server adds them: each of length 1 by itself.
+            added = self.model.fuse_photo_text(cut(batch.queries.text), cut(batch.queries.image))
+            fused = torch.where(both.unsqueeze(-1), added, fused)
+        settings: dict[str, Any] = {"temperature": temperature, "symmetric": self._config.symmetric}
+        settings |= {"not_negative": batch.not_negative, "weights": batch.weights}
+        for name, view in batch.views.items():
+            if name in self._weights:
+                losses[name] = nt_xent(fused, cut(view), batch.positives, **settings)
+        if "distillation" in self._weights and batch.margins is not None:
+            view = cut(batch.views["query_product"])
+            losses["distillation"] = margin_mse(fused, view, batch.positives, batch.negatives, batch.margins)
+        if self._weights.keys() & set(MATCH_TERMS):
+            losses |= _match_losses(batch, cut, self._weights.keys(), temperature)
         return losses
 
     def _weighted(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -252,6 +355,15 @@ class EncoderTraining(LightningModule):
         coin = (torch.rand(len(products.has_text)) < 0.5).to(products.has_text.device)
         both = products.has_text & products.has_image
         return both & coin, both & ~coin
+
+    def _lost(self, batch: PairBatch) -> Drop | None:
+        """Which products lose text and image in the first view, of those that have both."""
+        config, products = self._config, batch.products
+        if not (config.drop_image or config.drop_text):
+            return None
+        drawn = torch.rand(len(products.has_text)).to(products.has_text.device)
+        both = products.has_text & products.has_image
+        return both & (drawn >= 1 - config.drop_text), both & (drawn < config.drop_image)
 
     def _check_finite(self, what: str, value: torch.Tensor, batch_idx: int, terms: dict[str, torch.Tensor]) -> None:
         if not torch.isfinite(value):

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from encoders.architecture import ClipArchitecture, EncoderArchitecture, TextArchitecture
 from encoders.checkpoint import local_folder
 from encoders.config import MATCH_MODELS, NEEDS_CLIP_TOWER, NEEDS_TEXT_TOWER, EncoderConfig, FusionSpec, TowerSpec
-from encoders.errors import CheckpointError
+from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.image_backbones import ImageCheckpoint
 from encoders.model import EncoderModel, EncoderParts
 from encoders.preprocessing import ImagePreprocessing
@@ -35,7 +35,13 @@ def find_starting_point(config: EncoderConfig) -> SavedEncoder | TowerSources:
 
     Raises:
         CheckpointError: As `check_encoder`, and for a folder that holds the query side only.
+        EncoderConfigError: `encoder.dim`: what is trained keeps all dimensions.
     """
+    if config.dim is not None:
+        raise EncoderConfigError(
+            f"encoder.dim is {config.dim}: training keeps all dimensions; name those that are to stand alone in "
+            "training.matryoshka, and give encoder.dim to the indexing job"
+        )
     source = resolve_encoder(config)
     if isinstance(source, SavedEncoder):
         _check_whole(source)

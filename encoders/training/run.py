@@ -27,13 +27,14 @@ from encoders.model import EncoderParts
 from encoders.precision import native_precision
 from encoders.saved_encoder import resolve_device, save_encoder
 from encoders.training.batches import PairDataset, ProductOrder, load
+from encoders.training.card import model_card
 from encoders.training.checkpoints import CheckpointFolder, KeepCheckpoints, open_loggers, read_checkpoint
-from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
+from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig, check_together
 from encoders.training.frozen_towers import store_frozen
 from encoders.training.images import Decoder, decode_or_none
-from encoders.training.module import EncoderTraining
+from encoders.training.module import EncoderTraining, check_matryoshka
 from encoders.training.new_encoder import find_parts, find_starting_point, new_small_encoder
-from encoders.training.pairs import ProductReader, TrainingPairs, read_pairs
+from encoders.training.pairs import NegativeMiner, ProductReader, TrainingPairs, read_pairs
 from encoders.training.validation import HeldOut, evaluating, validate
 
 _MACHINE_SETTINGS = ("device", "workers", "progress", "resume", "checkpoint_steps", "vectors")
@@ -47,6 +48,7 @@ def train_encoder(
     start: EncoderConfig | None = None,
     small: SmallEncoderConfig | None = None,
     read_products: ProductReader | None = None,
+    mine: NegativeMiner | None = None,
     decode: Decoder = decode_or_none,
     command: str = "",
     say: Callable[[str], None] = print,
@@ -57,6 +59,7 @@ def train_encoder(
         out: Local folder of the saved encoder; an earlier saved encoder there is replaced at the end.
         start: The encoder to start from; None puts one of shape `small` together.
         read_products: Reads the catalog; None takes the products from the pairs' own files.
+        mine: Finds the negatives that `training.mine_from` asks for.
         command: What the training note, which is returned and stands in `encoder.json`, has as the way to repeat it.
 
     Raises:
@@ -67,9 +70,16 @@ def train_encoder(
     rank = int(os.environ.get("LOCAL_RANK", 0))  # Lightning starts the further processes with it
     say = say if rank == 0 else lambda line: None
     device, small = resolve_device(training.device), small or SmallEncoderConfig()
+    check_together(data, training)
+    if training.mine_from is not None and mine is None:
+        raise EncoderConfigError(f"training.mine_from is {training.mine_from!r}: expected `mine`, which searches it")
     saved_start = None if start is None else find_starting_point(start)
     parts_from = find_parts(small) if saved_start is None else None
-    pairs = read_pairs(data, read_products)
+    if saved_start is not None:
+        check_matryoshka(saved_start.architecture, training.matryoshka)
+    pairs = read_pairs(
+        data, read_products, label_weights=training.label_weights, mine=mine, teacher_scale=training.teacher_scale
+    )
     with _seeded(training.seed):
         if saved_start is not None:
             parts = saved_start.load()
@@ -92,7 +102,9 @@ def train_encoder(
                 note |= run.fit(folder, checkpoint, device, say)
     if rank == 0:
         parts.model.cpu().eval()
-        save_encoder(parts, out, training=note)
+        name, shown = Path(out).absolute().name, data.uri or "the catalog"
+        card = model_card(name, parts.model.architecture, note, data=shown, start=start, small=small)
+        save_encoder(parts, out, training=note, card=card)
         if training.epochs:
             folder.finish(settings)
     say(f"saved {out} after {time.monotonic() - began:.0f} s")
@@ -155,7 +167,7 @@ class TrainingRun:
     ) -> dict[str, Any]:
         """Trains, and leaves the best weights in the model; returns what was measured."""
         training, model = self._training, self._parts.model
-        module = EncoderTraining(model, training, steps=self.steps)
+        module = EncoderTraining(model, training, steps=self.steps, taught=self._pairs.margins is not None)
         keep = KeepCheckpoints(
             folder,
             training,

@@ -59,15 +59,21 @@ def _system(text: str) -> dict[str, Any]:
         raise ConfigError(
             f"{OPTION}: found {text!r}, expected NAME=WHAT, where WHAT is a job's config, a saved encoder or an index"
         )
-    version = _VERSION.match(what)
+    address, version = split_version(what)
     if version:
-        return {"name": name, "index": version[1], "version": version[2]}
+        return {"name": name, "index": address, "version": version}
     encoders = [_encoder(name, one) for one in what.split(",")]
     if len(encoders) > 1:
         if None in encoders:
             raise ConfigError(f"{OPTION} {name}: found an index among several, expected encoders of one kind")
         return {"name": name, "encoders": encoders}
     return {"name": name, "index": what} if encoders[0] is None else {"name": name, "encoder": encoders[0]}
+
+
+def split_version(what: str) -> tuple[str, str | None]:
+    """The address of an index and the version in INDEX@VERSION; None for the published one."""
+    found = _VERSION.match(what)
+    return (found[1], found[2]) if found else (what, None)
 
 
 def _encoder(name: str, what: str) -> dict[str, Any] | None:
@@ -152,17 +158,24 @@ class SystemConfig:
         return self.encoders or (() if self.encoder is None else (self.encoder,))
 
 
+def exact_name(system: SystemConfig) -> str:
+    """What the tables call an index's vectors when they are searched exactly."""
+    return f"{system.name}, exact"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
     """The `evaluation:` section.
 
     Attributes:
-        queries: File of the queries: Parquet, CSV, TSV or JSON Lines, anywhere that fsspec reads.
+        queries: File of the queries: Parquet, CSV, TSV or JSON Lines, anywhere that fsspec reads; null where judgments
+            or purchases hold the queries' texts.
         judgments: File of query, product and label: E/S/C/I, the words Exact, Substitute, Complement, Irrelevant, or
             numbers.
         purchases: File of query and product bought for it; recall is then that of the purchases.
         split: Only the queries of this split (column split).
-        query_id_field: Column of the query's id, in all three files.
+        only: Only rows with these values, such as {product_locale: us}, in those of the files that have the columns.
+        query_id_field: Column of the query's id, in all three files; of a file without one the query's text is its id.
         query_field: Column of the query's text; null where queries are pictures only.
         query_image_field: Column of the query's picture: path, URI or bytes; null for none.
         query_image_root: What relative paths of query pictures are relative to.
@@ -176,8 +189,13 @@ class EvaluationConfig:
         annotator: Labels pairs that no file labels: a Python function as module:function.
         annotations: File that keeps the annotator's labels for the next run (default: below work.uri).
         annotator_batch: Pairs that the annotator gets at a time.
+        vectors: A local folder that keeps the vectors of towers, by tower and by what it saw, for the next evaluation;
+            null keeps them while this one lasts.
         k: Results of a query that recall, label precision, overlap and net figures look at.
         measures: Further measures as ir-measures names them.
+        by: Column of the products (of the catalog; of the index's products where indexes alone are compared): recall is
+            told for each of its values too.
+        segments: So many of these values, those that the most products are wanted of.
         resamples: Bootstrap samples of the queries.
         confidence: Of the intervals, between 0 and 1.
         seed: Of the bootstrap.
@@ -187,6 +205,7 @@ class EvaluationConfig:
     judgments: str | None = None
     purchases: str | None = None
     split: str | None = None
+    only: dict[str, str | int | float] = field(default_factory=dict)
     query_id_field: str = "query_id"
     query_field: str | None = "query"
     query_image_field: str | None = None
@@ -200,14 +219,17 @@ class EvaluationConfig:
     annotator: str | None = None
     annotations: str | None = None
     annotator_batch: int = 64
+    vectors: str | None = None
     k: int = 100
     measures: tuple[str, ...] = ()
+    by: str | None = None
+    segments: int = 20
     resamples: int = 2000
     confidence: float = 0.95
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("annotator_batch", "k", "resamples"):
+        for key in ("annotator_batch", "k", "segments", "resamples"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}: expected 1 or more")
         if not 0.0 < self.confidence < 1.0:
@@ -249,6 +271,7 @@ class EvaluateJob:
 
     def __post_init__(self) -> None:
         names = [system.name for system in self.systems]
+        names += [exact_name(system) for system in self.systems if system.index is not None]
         problems = [
             f"systems: the name {name!r} stands more than once; expected each once"
             for name in sorted({name for name in names if names.count(name) > 1})

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +35,9 @@ from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.evaluation.config import EvaluateJob, QueryPart, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
+from pipelines.evaluation.kept_vectors import KeptTower, KeptVectors
 from pipelines.evaluation.ranking import ProductNumbers, QueryVectors, Ranked, numbered, query_vectors
+from pipelines.images.config import DECODING_RULES
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
 from pipelines.images.product_images import ProductImages, VectorRows, decode_images, fetch_images
@@ -171,6 +174,7 @@ def encode_catalog(
     *,
     spool_uri: str,
     per_image: Sequence[bool] = (),
+    kept: KeptVectors | None = None,
     on_progress: Callable[[int], None] = lambda products: None,
 ) -> list[EncodedCatalog]:
     """Runs every product through each encoder's towers once, and fuses in the views asked of it.
@@ -182,7 +186,9 @@ def encode_catalog(
         encoders: Each with its views; `View.TEXT` alone comes of one that reads no images, and of all without a pool.
             Those that read images must want them as the pool prepares them.
         per_image: Of each encoder whether every image of a product gives a vector; empty: one vector a product.
+        kept: Vectors of towers that were computed before; an image that every tower knows is not even decoded.
     """
+    kept = kept or KeptVectors(None)
     encoders = [
         (encoder, views if pool is not None and encoder.preprocessing is not None else (View.TEXT,))
         for encoder, views in encoders
@@ -193,20 +199,30 @@ def encode_catalog(
     present = [{view: [np.zeros(0, bool)] for view in views} for _, views in encoders]
     owners = [{view: [np.zeros(0, np.int64)] for view in views} for _, views in encoders]
     flags = per_image or [False] * len(encoders)
-    for batch in prefetch(_read_batches(catalog, pool, spool_uri), name="catalog-reader"):
+    towers = [
+        _Towers(encoder, kept.tower(encoder, "text"), None if views == (View.TEXT,) else kept.tower(encoder, "image"))
+        for encoder, views in encoders
+    ]
+    seen_by = [tower.image for tower, (_, views) in zip(towers, encoders, strict=True) if tuple(views) != (View.TEXT,)]
+
+    def is_known(digest: bytes) -> bool:
+        return all(tower is not None and digest in tower for tower in seen_by)
+
+    for batch in prefetch(_read_batches(catalog, pool, spool_uri, is_known), name="catalog-reader"):
         numbers = np.full(len(batch.product_ids), -1, np.int64)
         for row, product_id in enumerate(batch.product_ids):
             if product_id not in product_ids:
                 numbers[row] = len(product_ids)
                 product_ids[product_id] = None
-        of_encoders = zip(encoders, flags, vectors, present, owners, strict=True)
-        for (encoder, views), of_images, own_vectors, own_present, own_owners in of_encoders:
-            for view, (fused, there, products) in _encode_batch(encoder, batch, views, of_images).items():
+        of_encoders = zip(towers, encoders, flags, vectors, present, owners, strict=True)
+        for tower, (_, views), of_images, own_vectors, own_present, own_owners in of_encoders:
+            for view, (fused, there, products) in _encode_batch(tower, batch, views, of_images).items():
                 new = numbers[products] >= 0
                 own_vectors[view].append(fused[new])
                 own_present[view].append(there[new])
                 own_owners[view].append(numbers[products][new])
         on_progress(int((numbers >= 0).sum()))
+    kept.save()
     return [
         EncodedCatalog(
             product_ids=list(product_ids),
@@ -220,7 +236,9 @@ def encode_catalog(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Batch:
-    """B products: `pixels` are their distinct images by digest, uint8 `[3, S, S]`, `images` each one's usable ones."""
+    """B products: `images` are each one's usable ones, `pixels` those distinct ones of them that some tower has not
+    seen, by digest, uint8 `[3, S, S]`.
+    """
 
     product_ids: list[str]
     texts: list[str | None]
@@ -228,7 +246,27 @@ class _Batch:
     images: list[ProductImages]
 
 
-def _read_batches(catalog: CatalogConfig, pool: ImagePool | None, spool_uri: str) -> Iterator[_Batch]:
+class _Towers(NamedTuple):
+    encoder: ProductEncoder
+    text: KeptTower | None
+    image: KeptTower | None
+
+    def encode_texts(self, texts: list[str]) -> Any:
+        """As the encoder's own."""
+        if self.text is None:
+            return self.encoder.encode_texts(texts)
+        return self.text.take(self.text.text_keys(texts), lambda places: [texts[place] for place in places])
+
+    def encode_images(self, digests: list[bytes], pixels: dict[bytes, np.ndarray]) -> Any:
+        """As the encoder's own, by digest."""
+        if self.image is None:
+            return self.encoder.encode_images(np.stack([pixels[digest] for digest in digests]))
+        return self.image.take(digests, lambda places: np.stack([pixels[digests[place]] for place in places]))
+
+
+def _read_batches(
+    catalog: CatalogConfig, pool: ImagePool | None, spool_uri: str, is_known: Callable[[bytes], bool]
+) -> Iterator[_Batch]:
     for shard in plan_catalog(catalog, spool_uri=spool_uri).shards:
         for rows in read_shard(shard, catalog, batch_rows=BATCH_ROWS):
             products = to_products(rows, catalog)
@@ -236,7 +274,8 @@ def _read_batches(catalog: CatalogConfig, pool: ImagePool | None, spool_uri: str
             pixels: dict[bytes, np.ndarray] = {}
             if pool is not None:
                 fetched = fetch_images(pool, products.images)
-                pixels, broken = decode_images(pool, fetched.data)
+                new = {digest: data for digest, data in fetched.data.items() if not is_known(digest)}
+                pixels, broken = decode_images(pool, new)
                 images = fetched.products
                 for product in images:
                     product.drop(broken)
@@ -245,16 +284,17 @@ def _read_batches(catalog: CatalogConfig, pool: ImagePool | None, spool_uri: str
 
 
 def _encode_batch(
-    encoder: ProductEncoder, batch: _Batch, views: Sequence[View], per_image: bool
+    towers: _Towers, batch: _Batch, views: Sequence[View], per_image: bool
 ) -> dict[View, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """For each view the vectors, float32 `[R, D]`, which are there, bool `[R]`, and of which product each is."""
-    texts = [text for text in batch.texts if text is not None]
+    encoder, texts = towers.encoder, [text for text in batch.texts if text is not None]
     has_text = np.array([text is not None for text in batch.texts], bool)
     text_rows = np.where(has_text, np.cumsum(has_text) - 1, -1)
-    text = encoder.encode_texts(texts) if texts else None
-    wants_images = bool(batch.pixels) and set(views) != {View.TEXT}
-    image = encoder.encode_images(np.stack(list(batch.pixels.values()))) if wants_images else None
-    row_of = {digest: row for row, digest in enumerate(batch.pixels)}
+    text = towers.encode_texts(texts) if texts else None
+    digests = list(dict.fromkeys(digest for product in batch.images for digest in product.digests))
+    wants_images = bool(digests) and set(views) != {View.TEXT}
+    image = towers.encode_images(digests, batch.pixels) if wants_images else None
+    row_of = {digest: row for row, digest in enumerate(digests)}
     encoded = {}
     for view in views:
         rows = VectorRows.of(batch.images, per_image=per_image and view is not View.TEXT)
@@ -293,7 +333,10 @@ def rank_encoders(
     depth: int,
     on_progress: Callable[[int], None],
 ) -> dict[str, Ranked]:
-    """What every system that is an encoder finds, by name; an encoder that several use runs over the catalog once."""
+    """What every system that is an encoder finds, by name; an encoder that several use runs over the catalog once, and
+    so does a tower that several encoders have.
+    """
+    kept = KeptVectors(job.evaluation.vectors, decoding=f"{DECODING_RULES}, {job.decode.max_pixels}")
     users: dict[EncoderConfig, list[SystemConfig]] = {}
     for system in systems:
         for config in system.runs:
@@ -304,7 +347,7 @@ def rank_encoders(
     configs = iter(users)
     while group := list(islice(configs, ENCODERS_AT_A_TIME)):
         prepared = [_prepare(config, users[config], queries, job) for config in group]
-        for config, one, encoded in zip(group, prepared, _encode(prepared, job, on_progress), strict=True):
+        for config, one, encoded in zip(group, prepared, _encode(prepared, job, kept, on_progress), strict=True):
             about[config] = f"{one.encoder.model} encoder {one.encoder.fingerprint}"
             own_numbers = numbers.add(pa.array(encoded.product_ids, pa.string()))
             for system in users[config]:
@@ -354,7 +397,7 @@ def _prepare(
 
 
 def _encode(
-    prepared: Sequence[_PreparedEncoder], job: EvaluateJob, on_progress: Callable[[int], None]
+    prepared: Sequence[_PreparedEncoder], job: EvaluateJob, kept: KeptVectors, on_progress: Callable[[int], None]
 ) -> list[EncodedCatalog]:
     """The catalog through every encoder: one reading for each way of preparing images."""
     readings: dict[ImagePreprocessing | None, list[int]] = {}
@@ -377,6 +420,7 @@ def _encode(
                 *(encoders, job.catalog, pool),
                 spool_uri=job.spool_uri,
                 per_image=per_image,
+                kept=kept,
                 on_progress=on_progress,
             )
         encoded |= dict(zip(indices, catalogs, strict=True))

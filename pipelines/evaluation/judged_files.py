@@ -4,6 +4,11 @@ Files are small tables: Parquet, CSV, TSV or JSON Lines, told apart by their nam
 have an id with a text, an image, or both (and perhaps a split); judgments query, product and label; purchases query and
 product. Labels are words or numbers, with an order in which tables show them.
 
+Files of others are read as they are: columns go by the names that public sets give them too (`OTHER_NAMES`), judgments
+without a query id are known by the query's text, and judgments with a text are queries as well: one file
+`query,docid,rating`, or the Shopping Queries set's own (Reddy et al. 2022, "Shopping Queries Dataset: a large-scale
+ESCI benchmark for improving product search"), is enough.
+
 Legend: J pairs of a query and a product, each once; Q queries.
 """
 
@@ -11,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +33,12 @@ from pipelines.evaluation.config import LEAVE_OUT, EvaluationConfig
 
 ESCI = ("Exact", "Substitute", "Complement", "Irrelevant")
 """The labels of paper A and of the ESCI data, best first."""
+OTHER_NAMES = {
+    "query_id": ("qid",),
+    "product_id": ("docid", "doc_id", "item_id"),
+    "label": ("rating", "esci_label", "relevance", "grade"),
+}
+"""Of the columns that `evaluation.*_field` name if nothing is said, where a file has none of that name."""
 MOST_LABELS = 12
 """More different labels are no categories."""
 _BY_LETTER = {label[0]: label for label in ESCI}
@@ -123,27 +135,66 @@ def label_number(label: str) -> float | None:
         return None
 
 
-def read_columns(uri: str, columns: Sequence[str], *, as_they_are: Sequence[str] = ()) -> pa.Table:
+def read_columns(
+    uri: str,
+    columns: Sequence[str],
+    *,
+    as_they_are: Sequence[str] = (),
+    instead: Mapping[str, str] = MappingProxyType({}),
+    only: Mapping[str, str | int | float] = MappingProxyType({}),
+) -> pa.Table:
     """Columns of a table, each once, as strings; those `as_they_are` keep their type.
 
+    Args:
+        instead: Column that stands for one that the file lacks, also under its other names.
+        only: Rows that have these values alone, in columns that the file has; the others do not count.
+
     Raises:
-        ConfigError: The file is missing, cannot be read, or lacks a column.
+        ConfigError: The file is missing, cannot be read, lacks a column, or has no such row.
     """
+    wanted = [*columns, *only, *instead.values(), *(other for name in columns for other in OTHER_NAMES.get(name, ()))]
     try:
         with storage.localized(uri) as path:
-            table = _read_table(path, columns)
+            table = _read_table(path, wanted)
     except storage.StorageError as error:
         raise ConfigError(f"{uri}: cannot be read: {error}") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise ConfigError(f"{uri}: expected Parquet, CSV, TSV or JSON Lines by its name, found: {error}") from error
-    names = list(dict.fromkeys(columns))
-    for name in names:
-        if name not in table.column_names:
+    table = _with_values(table, only, uri)
+    names = {name: _named(name, table.column_names, instead) for name in dict.fromkeys(columns)}
+    for name, found in names.items():
+        if found is None:
             raise ConfigError(f"{uri}: has no column {name!r}. {nearest(name, table.column_names)}")
+    found_names = {name: str(found) for name, found in names.items()}
     try:
-        return pa.table({name: table[name] if name in as_they_are else table[name].cast(pa.string()) for name in names})
+        return pa.table(
+            {
+                name: table[found] if name in as_they_are else table[found].cast(pa.string())
+                for name, found in found_names.items()
+            }
+        )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(f"{uri}: expected text or numbers in {', '.join(names)}: {error}") from error
+
+
+def _named(name: str, names: Collection[str], instead: Mapping[str, str]) -> str | None:
+    """The column that is meant by a name; None where there is none."""
+    others = (*OTHER_NAMES.get(name, ()), *([instead[name]] if name in instead else []))
+    return next((one for one in (name, *others) if one in names), None)
+
+
+def _with_values(table: pa.Table, only: Mapping[str, str | int | float], uri: str) -> pa.Table:
+    for name, value in only.items():
+        if name in table.column_names:
+            column = table[name].cast(pa.string())
+            kept = table.filter(pc.equal(column, f"{value}"))
+            if not len(kept):
+                known = [text for text in pc.unique(column).to_pylist() if text is not None]
+                raise ConfigError(
+                    f"evaluation.only: {uri} has no row whose {name} is {value!r}. {nearest(str(value), known)}"
+                )
+            table = kept
+    return table
 
 
 def _read_table(path: str, columns: Sequence[str]) -> pa.Table:
@@ -166,8 +217,8 @@ def _read_queries(config: EvaluationConfig) -> pa.Table:
     columns = [name for name in fields if name is not None] + ([] if config.split is None else ["split"])
     # An image that is also the id is a path.
     image_only = [name for name in columns if name == config.query_image_field and name != config.query_id_field]
-    uri = str(config.queries)
-    table = read_columns(uri, columns, as_they_are=image_only)
+    uri = str(config.queries or config.judgments or config.purchases)
+    table = read_columns(uri, columns, as_they_are=image_only, instead=_text_instead(config), only=config.only)
     if config.split is not None:
         known = pc.unique(table["split"]).to_pylist()
         table = table.filter(pc.equal(table["split"], config.split))
@@ -220,12 +271,17 @@ class Pairs:
         return Pairs(queries=self.queries[kept], product_ids=ids, labels=self.labels[kept])
 
 
-def _read_judgments(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> tuple[Pairs, tuple[str, ...], int]:
+def _text_instead(config: EvaluationConfig) -> dict[str, str]:
+    """The query's text stands for an id that a file lacks."""
+    return {} if config.query_field is None else {config.query_id_field: config.query_field}
+
+
+def _read_judgments(config: EvaluationConfig, queries: pa.Table) -> tuple[Pairs, tuple[str, ...], int]:
     """Labelled pairs of these queries, the labels (best first), and the number of pairs with more than one."""
     if config.judgments is None:
         none = np.zeros(0, np.int64)
         return Pairs(queries=none, product_ids=pa.array([], pa.string()), labels=none), (), 0
-    table = _read_pairs(config, config.judgments, query_ids, label_field=config.label_field)
+    table = _read_pairs(config, config.judgments, queries, label_field=config.label_field)
     table = table.filter(pc.is_valid(table["label"]))
     found = pc.unique(table["label"]).to_pylist()
     if len(found) > MOST_LABELS:
@@ -241,10 +297,11 @@ def _read_judgments(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> tup
     two_labels = np.flatnonzero(pairs.labels != worst)
     if len(two_labels) and config.two_labels == "refuse":
         one = int(two_labels[0])
+        query = queries["id"][int(pairs.queries[one])].as_py()
         raise ConfigError(
             f"{config.judgments}: {len(two_labels):,} pairs stand there with two labels; product "
             f"{pairs.product_ids[one].as_py()!r} is {labels[pairs.labels[one]]!r} and {labels[worst[one]]!r} for query "
-            f"{query_ids[int(pairs.queries[one])].as_py()!r}; expected one label a pair; "
+            f"{query!r}; expected one label a pair; "
             "--evaluation.two_labels best takes the better one, leave-out takes none"
         )
     if len(two_labels) and config.two_labels == "leave-out":
@@ -252,20 +309,23 @@ def _read_judgments(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> tup
     return pairs, labels, len(two_labels)
 
 
-def _read_purchases(config: EvaluationConfig, query_ids: pa.ChunkedArray) -> Pairs | None:
+def _read_purchases(config: EvaluationConfig, queries: pa.Table) -> Pairs | None:
     if config.purchases is None:
         return None
-    table = _read_pairs(config, config.purchases, query_ids)
+    table = _read_pairs(config, config.purchases, queries)
     return _unique_pairs(table, np.zeros(len(table), np.int64))[0]
 
 
-def _read_pairs(
-    config: EvaluationConfig, uri: str, query_ids: pa.ChunkedArray, *, label_field: str | None = None
-) -> pa.Table:
+def _read_pairs(config: EvaluationConfig, uri: str, queries: pa.Table, *, label_field: str | None = None) -> pa.Table:
     """Columns query (row), product and perhaps label, of the queries asked about."""
     fields = {"product": config.product_id_field} | ({} if label_field is None else {"label": label_field})
-    table = read_columns(uri, [config.query_id_field, *fields.values()])
-    rows = pc.index_in(table[config.query_id_field], value_set=query_ids.combine_chunks())
+    instead = _text_instead(config)
+    table = read_columns(uri, [config.query_id_field, *fields.values()], instead=instead, only=config.only)
+    keys = table[config.query_id_field]
+    rows = pc.index_in(keys, value_set=queries["id"].combine_chunks())
+    if instead and rows.null_count == len(rows):
+        # A file that knows queries by their texts, beside one that gives them ids.
+        rows = pc.index_in(keys, value_set=queries["text"].combine_chunks(), skip_nulls=True)
     pairs = pa.table({"query": rows, **{name: table[column] for name, column in fields.items()}})
     return pairs.filter(pc.and_(pc.is_valid(pairs["query"]), pc.is_valid(pairs["product"])))
 
@@ -327,15 +387,15 @@ def read_judged_queries(config: EvaluationConfig) -> JudgedQueries:
         ConfigError: A file is missing, cannot be read or lacks a column; a query or a pair is given twice and
             differently; there are too many labels; or nothing is known of any query.
     """
-    if config.queries is None:
-        raise ConfigError("no queries: expected --queries FILE (evaluation.queries)")
+    if config.queries is None and config.judgments is None and config.purchases is None:
+        raise ConfigError("no queries: expected --queries FILE (evaluation.queries), or judgments with their texts")
     if config.judgments is None and config.purchases is None and config.annotator is None:
         raise ConfigError(
             "nothing to measure with: expected --judgments FILE, --purchases FILE or evaluation.annotator"
         )
     queries = _read_queries(config)
-    judged, labels, two_labels = _read_judgments(config, queries["id"])
-    purchases = _read_purchases(config, queries["id"])
+    judged, labels, two_labels = _read_judgments(config, queries)
+    purchases = _read_purchases(config, queries)
     relevant = relevant_labels(labels, config.relevant)
     if purchases is None and config.annotator is None and not relevant:
         raise ConfigError(

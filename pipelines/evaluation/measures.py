@@ -42,6 +42,12 @@ class KeyedPairs:
         """Pairs of each query, int64 `[Q]`."""
         return np.bincount(self.keys // self.products, minlength=queries)
 
+    def of_products(self, chosen: np.ndarray) -> KeyedPairs:
+        """The pairs whose product is `chosen`, bool `[products that some system has]`."""
+        numbers = self.keys % self.products
+        kept = (numbers < len(chosen)) & chosen[np.minimum(numbers, len(chosen) - 1)]
+        return KeyedPairs(keys=self.keys[kept], labels=self.labels[kept], products=self.products)
+
     def labels_of(self, found: np.ndarray) -> np.ndarray:
         """The label of each result, int64 `[Q, K]`; UNKNOWN where the pair is not here, or nothing was found."""
         keys = np.arange(len(found), dtype=np.int64)[:, None] * self.products + found
@@ -161,6 +167,7 @@ class Figure:
         queries: Queries that have a value.
         difference: Value, low and high of system minus baseline, on the same resamples; None for the baseline itself
             and for metrics that compare with it already.
+        p_value: Of that difference, by a paired randomisation test over the queries; None as `difference`.
     """
 
     value: float
@@ -170,6 +177,7 @@ class Figure:
     runs: tuple[float, ...]
     queries: int
     difference: tuple[float, float, float] | None = None
+    p_value: float | None = None
 
     @property
     def spread(self) -> float | None:
@@ -187,6 +195,16 @@ class SystemFigures:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentFigures:
+    """Recall of the wanted products that have one value of a column: how many, of how many queries, by system name."""
+
+    name: str
+    pairs: int
+    queries: int
+    figures: dict[str, Figure]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
     """All figures of all systems.
 
@@ -195,6 +213,7 @@ class Comparison:
         baseline: Name of the system that others are compared with; None without one.
         k: Results that recall, labels, overlap and net figures look at.
         notes: What the figures stand on, one sentence each.
+        by: The column that `segments` are values of, most wanted products first; None without.
     """
 
     systems: tuple[SystemFigures, ...]
@@ -204,6 +223,8 @@ class Comparison:
     confidence: float
     resamples: int
     notes: tuple[str, ...] = ()
+    by: str | None = None
+    segments: tuple[SegmentFigures, ...] = ()
 
     def of_kind(self, *kinds: Kind) -> list[Metric]:
         """The metrics of some tables."""

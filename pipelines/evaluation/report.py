@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 STEM = "evaluation"
 CSV_COLUMNS = (
     "system", "metric", "mean", "low", "high", "deviation_over_queries", "minus_baseline", "minus_baseline_low",
-    "minus_baseline_high", "seeds", "spread_over_seeds", "queries", "about",
+    "minus_baseline_high", "p_value", "seeds", "spread_over_seeds", "queries", "about",
 )  # fmt: skip
 PIPE_WIDTH = 140
 _NOTHING = "–"
@@ -59,6 +59,8 @@ def print_views(evaluated: Evaluated, console: Console | None = None) -> None:
         table.add_row(system.name, *(f"{value:.3f}" for value in values))
     console = console or table_console(width=110)
     console.print(table)
+    if evaluated.comparison.segments:
+        console.print(_rich_table(_segment_table(evaluated.comparison)))
     console.print(f"{evaluated.queries:,} queries over {evaluated.products:,} products, exact search")
     if evaluated.without_relevant:
         console.print(f"queries left out because no product is relevant to them: {evaluated.without_relevant:,}")
@@ -73,14 +75,18 @@ def print_comparison(comparison: Comparison, *, title: str, console: Console | N
     console = console or table_console(PIPE_WIDTH)
     console.print(title, style="bold", markup=False)
     for text in _comparison_tables(comparison):
-        table = Table(title=text.title, title_justify="left", title_style="italic")
-        for column, heading in enumerate(text.header):
-            table.add_column(heading, justify="right" if column else "left", no_wrap=column > 0)
-        for row in text.rows:
-            table.add_row(*row)
-        console.print(table)
+        console.print(_rich_table(text))
     for note in comparison.notes:
         console.print(note, markup=False)
+
+
+def _rich_table(text: TextTable) -> Table:
+    table = Table(title=text.title, title_justify="left", title_style="italic")
+    for column, heading in enumerate(text.header):
+        table.add_column(heading, justify="right" if column else "left", no_wrap=column > 0)
+    for row in text.rows:
+        table.add_row(*row)
+    return table
 
 
 def write_report(comparison: Comparison, folder: str, *, title: str, command: str) -> list[str]:
@@ -115,7 +121,7 @@ def csv_text(comparison: Comparison) -> str:
     writer.writerow(CSV_COLUMNS)
     for system, metric, figure in _all_figures(comparison):
         difference: Sequence[float | None] = figure.difference or (None, None, None)
-        numbers = (figure.value, figure.low, figure.high, figure.deviation, *difference)
+        numbers = (figure.value, figure.low, figure.high, figure.deviation, *difference, figure.p_value)
         seeds = " ".join(f"{run:.6g}" for run in figure.runs)
         spread = _plain(figure.spread)
         writer.writerow([system.name, metric.name, *map(_plain, numbers), seeds, spread, figure.queries, system.about])
@@ -127,12 +133,17 @@ def _plain(number: float | None) -> str:
 
 
 def _all_figures(comparison: Comparison) -> list[tuple[SystemFigures, Metric, Figure]]:
-    return [
+    figures = [
         (system, metric, system.figures[metric.name])
         for system in comparison.systems
         for metric in comparison.metrics
         if metric.name in system.figures
     ]
+    for segment in comparison.segments:
+        name = f"R@{comparison.k} where {comparison.by} is {segment.name}"
+        metric = Metric(name=name, title=name, kind=Kind.MEASURE)
+        figures += [(system, metric, segment.figures[system.name]) for system in comparison.systems]
+    return figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +175,8 @@ def _comparison_tables(comparison: Comparison) -> list[TextTable]:
     if measures:
         # The first one stands with its interval and its difference to the baseline.
         lead: list[Column] = [(f"{comparison.confidence:.0%} interval", measures[0], _interval)]
-        lead += [(f"minus {comparison.baseline}", measures[0], _difference)] if comparison.baseline else []
+        if comparison.baseline:
+            lead += [(f"minus {comparison.baseline}", measures[0], _difference), ("p", measures[0], _p_value)]
         if any(len(figure.runs) > 1 for figure in _figures(comparison, measures[0])):
             lead.append(("seeds", measures[0], _runs))
         columns[1:1] = lead
@@ -184,7 +196,34 @@ def _comparison_tables(comparison: Comparison) -> list[TextTable]:
         columns += [(metric.title, metric, _value) for metric in comparison.of_kind(Kind.NET, Kind.NET_LABEL)]
         others = [system for system in comparison.systems if system.name != comparison.baseline]
         tables.append(_table(title, others, columns))
+    if comparison.segments:
+        tables.append(_segment_table(comparison))
     return tables
+
+
+def _segment_table(comparison: Comparison) -> TextTable:
+    """Recall of the wanted products of each value of the column: one line a value."""
+    recall = Metric(name=f"R@{comparison.k}", title="", kind=Kind.MEASURE)
+    names = [system.name for system in comparison.systems]
+    others = [name for name in names if name != comparison.baseline] if comparison.baseline else []
+    header = [
+        str(comparison.by),
+        "wanted",
+        "queries",
+        *names,
+        *(f"{name} minus {comparison.baseline}" for name in others),
+    ]
+    rows = [
+        [
+            segment.name,
+            f"{segment.pairs:,}",
+            f"{segment.queries:,}",
+            *(f"{_value(segment.figures[name], recall)} {_interval(segment.figures[name], recall)}" for name in names),
+            *(_with_p_value(segment.figures[name], recall) for name in others),
+        ]
+        for segment in comparison.segments
+    ]
+    return TextTable(f"recall@{comparison.k} by {comparison.by}, %", header, rows)
 
 
 def _table(title: str, systems: Sequence[SystemFigures], columns: Sequence[Column]) -> TextTable:
@@ -202,14 +241,14 @@ def _interval_table(comparison: Comparison) -> TextTable:
         (
             system.name,
             metric.name,
-            *(show(figure, metric) for show in (_value, _interval, _difference)),
+            *(show(figure, metric) for show in (_value, _interval, _difference, _p_value)),
             _runs(figure, metric) if len(figure.runs) > 1 else _NOTHING,
             f"{figure.queries:,}",
         )
         for system, metric, figure in _all_figures(comparison)
     ]
     against = f"minus {comparison.baseline}" if comparison.baseline else "difference"
-    header = ("system", "metric", "mean", f"{comparison.confidence:.0%} interval", against, "seeds", "queries")
+    header = ("system", "metric", "mean", f"{comparison.confidence:.0%} interval", against, "p", "seeds", "queries")
     return TextTable("every figure with its interval", header, rows)
 
 
@@ -238,6 +277,14 @@ def _difference(figure: Figure, metric: Metric) -> str:
         return _NOTHING
     value, low, high = (_number(number, metric, sign="+") for number in figure.difference)
     return f"{value} [{low}, {high}]"
+
+
+def _p_value(figure: Figure, _: Metric) -> str:
+    return _NOTHING if figure.p_value is None else f"{figure.p_value:.3f}" if figure.p_value >= 0.001 else "<0.001"
+
+
+def _with_p_value(figure: Figure, metric: Metric) -> str:
+    return f"{_difference(figure, metric)} (p {_p_value(figure, metric)})"
 
 
 def _number(value: float, metric: Metric, sign: str = "") -> str:

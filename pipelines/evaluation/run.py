@@ -28,6 +28,7 @@ from pipelines.evaluation.measures import (
     results_needed,
 )
 from pipelines.evaluation.ranking import ProductNumbers, Ranked
+from pipelines.evaluation.segments import check_segments, read_segments
 from pipelines.evaluation.systems import check_system, rank_systems
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int], None]]]
@@ -78,12 +79,15 @@ def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
     systems, title = _systems_of(job)
     for system in systems:
         check_system(system, job.catalog)
+    by = config.by
     if job.out is not None:
         storage.check_writable(job.out)
     queries_config = _with_queries(job)
     job = _with_drawn_catalog(job)
     if any(system.index is None for system in systems):
         catalog_schema(job.catalog)
+    if by is not None:
+        check_segments(by, systems, job)
     queries = read_judged_queries(queries_config)
     annotator = None if config.annotator is None else load_annotator(config.annotator)
     if annotator is None:
@@ -126,6 +130,8 @@ def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
         confidence=config.confidence,
         seed=config.seed,
         notes=[*notes, *annotator_notes],
+        segments=None if by is None else read_segments(by, systems, job, numbers),
+        most_segments=config.segments,
     )
     return Evaluated(
         title=f"{title} over {len(numbers):,} products" if job.systems else title,
@@ -168,12 +174,12 @@ def _with_queries(job: EvaluateJob) -> EvaluationConfig:
     """The evaluation section; without queries, with those that were drawn with the demo catalog."""
     config = job.evaluation
     known = [config.judgments, config.purchases, config.annotator]
-    if (config.queries is None) == any(known):
+    if config.queries is not None and not any(known):
         raise ConfigError(
-            "--queries and --judgments (or --purchases) belong together: expected both, or none for the demo catalog's "
-            "own"
+            f"--queries {config.queries}: expected --judgments (or --purchases, or an annotator) beside it, to measure "
+            "with"
         )
-    if config.queries is not None:
+    if any(known):
         return config
     if not is_demo_address(job.catalog.uri):
         raise ConfigError(f"catalog {job.catalog.uri}: expected --queries FILE and --judgments FILE to measure with")

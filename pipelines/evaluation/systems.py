@@ -19,7 +19,7 @@ from index_builder.embedding_shards import read_products, read_vectors
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.previous_version import first_rows
 from pipelines.config.validation import ConfigError
-from pipelines.evaluation.config import EvaluateJob, SystemConfig
+from pipelines.evaluation.config import EvaluateJob, SystemConfig, exact_name
 from pipelines.evaluation.encoder_ranking import (
     best_of_each,
     most_rows,
@@ -65,7 +65,7 @@ def rank_systems(
     k: int,
     on_progress: Callable[[int], None] = lambda products: None,
 ) -> tuple[list[Ranked], ProductNumbers]:
-    """What every system finds, in their order, and the products' numbers.
+    """What every system finds, in their order, and the products' numbers; beside an index its vectors searched exactly.
 
     Args:
         depth: Results of a query.
@@ -74,16 +74,19 @@ def rank_systems(
     """
     numbers = ProductNumbers()
     ranked = rank_encoders(systems, queries, job, numbers, depth=depth, on_progress=on_progress)
+    found: list[Ranked] = []
     for system in systems:
         if system.index is not None:
-            ranked[system.name] = _rank_index(system, queries, job, numbers, depth=depth, k=k)
-    return [ranked[system.name] for system in systems], numbers
+            found += _rank_index(system, queries, job, numbers, depth=depth, k=k)
+        else:
+            found.append(ranked[system.name])
+    return found, numbers
 
 
 def _rank_index(
     system: SystemConfig, queries: JudgedQueries, job: EvaluateJob, numbers: ProductNumbers, *, depth: int, k: int
-) -> Ranked:
-    """A published version searched as a server would, with the parameters that were tuned for it."""
+) -> list[Ranked]:
+    """A published version searched as a server would, with the parameters that were tuned for it; and exactly."""
     reader = IndexReader.open(str(system.index), system.version)
     encoder = load_query_encoder(str(reader.query_encoder_uri))
     asked = query_vectors(encoder, queries, system, job)
@@ -95,7 +98,7 @@ def _rank_index(
     ]
     rows = np.concatenate(blocks)
     notes = [f"{system.name}: {note}" for note in asked.notes]
-    share = None
+    share, exact = None, None
     vectors = _stored_vectors(reader)
     if vectors is None:
         notes.append(
@@ -104,16 +107,20 @@ def _rank_index(
     else:
         present = np.ones(len(vectors), bool)
         # With a vector an image, a product counts once: by its best image, as the reader finds it.
-        wanted = k * most_rows(own_numbers)
-        exact = best_of_each(search_exactly(asked.vectors, vectors, present, wanted), own_numbers, k)
-        share = np.where(asked.usable, share_of_exact(rows[:, :k], asked.vectors, vectors, present, exact), np.nan)
+        wanted = depth * most_rows(own_numbers)
+        exact = best_of_each(search_exactly(asked.vectors, vectors, present, wanted), own_numbers, depth)
+        share = share_of_exact(rows[:, :k], asked.vectors, vectors, present, exact[:, :k])
+        share = np.where(asked.usable, share, np.nan)
     manifest = reader.manifest
-    about = (
-        f"index version {manifest.version}, {manifest.encoder.model} encoder {manifest.encoder.fingerprint}, "
-        f"nprobe {manifest.index.search.nprobe}"
-    )
+    about = f"index version {manifest.version}, {manifest.encoder.model} encoder {manifest.encoder.fingerprint}"
+    settings = manifest.index.search
+    served = f"{about}, nprobe {settings.nprobe}, refine_factor {settings.refine_factor}"
     found = numbered(rows, own_numbers, asked.usable)
-    return Ranked(name=system.name, about=about, runs=(found,), exact_share=share, notes=tuple(notes))
+    ranked = [Ranked(name=system.name, about=served, runs=(found,), exact_share=share, notes=tuple(notes))]
+    if exact is not None:
+        runs = (numbered(exact, own_numbers, asked.usable),)
+        ranked.append(Ranked(name=exact_name(system), about=f"{about}; its vectors, exact search", runs=runs))
+    return ranked
 
 
 def _stored_vectors(reader: IndexReader) -> np.ndarray | None:

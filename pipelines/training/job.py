@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from encoders import ImagePreprocessing
 from encoders.config import EncoderConfig
 from encoders.errors import EncoderConfigError
-from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig
+from encoders.training.config import PairsConfig, SmallEncoderConfig, TrainingConfig, check_together
 from encoders.training.pairs import PRODUCTS_SCHEMA, TrainingProducts, map_products, write_products
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import ImageError
@@ -63,6 +63,12 @@ class TrainEncoderJob:
             raise EncoderConfigError(f"out is {self.out!r}: expected a local folder")
         if self.data.uri is None and self.catalog is None:
             raise EncoderConfigError("data.uri is null: expected pairs, or a catalog whose products are trained on")
+        if self.training.mine_from is not None and self.catalog is None:
+            raise EncoderConfigError(
+                f"training.mine_from is {self.training.mine_from!r}: expected a catalog section, in which the products "
+                "that are mined are read"
+            )
+        check_together(self.data, self.training)
 
 
 def product_reader(

@@ -11,7 +11,14 @@ from open_clip.loss import ClipLoss
 from pytorch_metric_learning.losses import NTXentLoss
 from torch.nn import functional
 
-from encoders.losses import alignment, distinct_products, nt_xent, shared_queries
+from encoders.losses import (
+    alignment,
+    distinct_products,
+    margin_mse,
+    nt_xent,
+    shared_queries,
+    strange_negatives,
+)
 
 ROWS = torch.arange(3)
 
@@ -231,3 +238,50 @@ def test_a_duplicate_product_or_query_is_no_negative_of_itself():
     mask[0, 0] = mask[2, 1] = True  # products 2 and 4 answer the same query
     expected = reference(queries, products[order], np.array([1, 2, 0, 2]), 0.1, mask, False)
     assert found[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_weighted_pairs_are_a_weighted_mean_in_both_directions():
+    queries, products, weights = unit(3, 8), unit(3, 8, seed=1), torch.tensor([1.0, 0.1, 0.5])
+    scores = queries @ products.T / 0.1
+    each = [functional.cross_entropy(way, ROWS, reduction="none") for way in (scores, scores.T)]
+    expected = sum((losses * weights).sum() / weights.sum() for losses in each) / 2
+    found = nt_xent(queries, products, ROWS, temperature=0.1, symmetric=True, weights=weights)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    alike = nt_xent(queries, products, ROWS, temperature=0.1, weights=torch.full((3,), 0.3))
+    assert alike.item() == pytest.approx(nt_xent(queries, products, ROWS, temperature=0.1).item(), rel=1e-6)
+
+
+def test_a_lighter_product_is_a_negative_of_a_heavier_one_for_the_same_query():
+    query_keys, weights = torch.tensor([7, 7, 7, 2]), torch.tensor([1.0, 0.1, 1.0, 1.0])
+    mask = shared_queries(query_keys, torch.arange(4), 4, weights)
+    assert mask.tolist() == [
+        [True, False, True, False],  # product 1 weighs less: it stands against the exact ones
+        [True, True, True, False],  # they do not stand against it
+        [True, False, True, False],
+        [False, False, False, True],
+    ]
+    # Two pairs of one query and product, of different weight: the heavier counts.
+    twice = shared_queries(torch.tensor([7, 7, 7]), torch.tensor([0, 1, 1]), 2, torch.tensor([1.0, 0.1, 1.0]))
+    assert twice.all()
+
+
+def test_negatives_of_other_queries_are_strange():
+    keys = torch.tensor([3, 5, 8, 9])
+    strange = strange_negatives(torch.tensor([[8, -1], [9, 8]]), keys, torch.tensor([0, 1]))
+    assert strange.tolist() == [[False, False, False, True], [False, False, False, False]]
+
+
+def test_margins_of_a_teacher():
+    queries, products = unit(2, 8).requires_grad_(), unit(4, 8, seed=1)
+    negatives, positives = torch.tensor([[2, 3], [3, 0]]), torch.tensor([0, 1])
+    margins = torch.tensor([[0.3, -0.1], [0.5, float("nan")]])
+    cosine = (queries.detach() @ products.T).numpy().astype(np.float64)
+    ours = [cosine[0, 0] - cosine[0, 2], cosine[0, 0] - cosine[0, 3], cosine[1, 1] - cosine[1, 3]]
+    expected = np.mean((np.array(ours) - [0.3, -0.1, 0.5]) ** 2)
+    loss = margin_mse(queries, products, positives, negatives, margins)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert torch.isfinite(queries.grad).all() and queries.grad.any()
+    nothing = margin_mse(queries, products, positives, negatives, torch.full((2, 2), float("nan")))
+    nothing.backward()
+    assert nothing.item() == 0

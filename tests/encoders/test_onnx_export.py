@@ -286,3 +286,14 @@ def test_a_graph_that_differs_from_its_tower_is_noticed(exported):
         tower.projection.weight[0, 0] += 0.1
     with pytest.raises(CheckpointError, match=r"query_text\.onnx differs from its tower"):
         _compare(tower, (ids, ids != 0), fixed, graph)
+
+
+def test_a_cut_encoder_is_exported_cut(tmp_path):
+    parts = tiny_parts_of_like_towers("3tmm")
+    save_encoder(parts, str(tmp_path / "whole"))
+    save_query_encoder(EncoderConfig(uri=str(tmp_path / "whole"), dim=5, precision="float32"), str(tmp_path / "query"))
+    values = export_onnx(str(tmp_path / "query"), str(tmp_path / "onnx"))
+    expected = load_query_encoder(str(tmp_path / "query"), device="cpu").encode(TEXTS[:1], [PICTURES[1]])
+    assert values["dim"] == expected.shape[1] == 5
+    found = load_onnx_query_encoder(str(tmp_path / "onnx")).encode(TEXTS[:1], [PICTURES[1]])
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import fsspec
 import numpy as np
@@ -270,3 +271,37 @@ def test_another_process_and_another_place_give_the_same(tmp_path):
     )
     assert done.stdout[:16].decode() == GOLDEN["3tmm", None]
     assert done.stdout[16:] == vectors.tobytes()
+
+
+@pytest.mark.parametrize(("model", "fusion"), [("bibert", None), ("3tmm", None), ("4tmm", "mlp"), ("match3", None)])
+def test_vectors_are_cut_to_their_first_dimensions_on_both_sides(tmp_path, model, fusion):
+    whole = save_tiny_encoder(tmp_path / "one", model=model, fusion=fusion)
+    cut = replace(whole, dim=5)
+    description = check_encoder(cut)
+    assert description.dim == 5
+    assert description.fingerprint != check_encoder(whole).fingerprint
+    pictures = [random_picture(1), None, random_picture(2)]
+    vectors = [load_product_encoder(config).encode(TEXTS, pictures) for config in (whole, cut)]
+    expected = vectors[0][:, :5] / np.linalg.norm(vectors[0][:, :5], axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors[1], expected, atol=1e-6)
+    save_query_encoder(cut, str(tmp_path / "query"))
+    queries = load_query_encoder(str(tmp_path / "query"), device="cpu")
+    assert (queries.dim, queries.fingerprint) == (5, description.fingerprint)
+    asked = {"images": [random_picture(3)]} if model == "match3" else {"texts": TEXTS}
+    found, uncut = queries.encode(**asked), load_query_encoder(whole.uri, device="cpu").encode(**asked)
+    np.testing.assert_allclose(found, uncut[:, :5] / np.linalg.norm(uncut[:, :5], axis=1, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "fusion", "dim", "words"),
+    [
+        ("3tmm", None, 13, "encoder.dim is 13: expected 1 to 12"),
+        ("3tmm", None, 0, "encoder.dim is 0"),
+        ("4tmm", "alpha", 5, "those of the text alone"),
+        ("match4", "mlp", 5, "reads all dimensions"),
+    ],
+)
+def test_dimensions_that_an_encoder_cannot_be_cut_to(tmp_path, model, fusion, dim, words):
+    whole = save_tiny_encoder(tmp_path / "one", model=model, fusion=fusion)
+    with pytest.raises(EncoderConfigError, match=words):
+        check_encoder(replace(whole, dim=dim))

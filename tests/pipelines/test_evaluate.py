@@ -57,8 +57,10 @@ def test_the_table_has_a_line_for_each_view(command, capsys):
 
 
 def test_other_measures(command, capsys):
-    assert command("--measures", "P@1", "AP") == 0
-    assert "precision@1" in capsys.readouterr().out
+    assert command("--measures", "P@1", "AP", "--by", "price") == 0
+    told = capsys.readouterr().out
+    assert "precision@1" in told
+    assert "recall@100 by price, %" in told
 
 
 def test_the_demo_catalog_brings_its_own_queries(command, capsys, tmp_path):
@@ -113,9 +115,9 @@ def test_a_catalog_of_ones_own_needs_queries(command, capsys):
     assert command(own_files=False) == 2
     assert "--queries FILE and --judgments FILE" in capsys.readouterr().err
     assert command("--queries", "x", own_files=False) == 2
-    assert "belong together" in capsys.readouterr().err
+    assert "--queries x: expected --judgments" in capsys.readouterr().err
     assert command("--purchases", "x", own_files=False) == 2
-    assert "belong together" in capsys.readouterr().err
+    assert "x: cannot be read" in capsys.readouterr().err
 
 
 def test_judgments_of_another_catalog_are_refused(command, capsys, tmp_path):

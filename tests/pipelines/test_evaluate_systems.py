@@ -84,6 +84,12 @@ def test_encoders_and_an_index_side_by_side(shop, tmp_path, capsys):
     assert shared / 10 - 0.05 <= of_exact <= shared / 10 + 0.3
     assert float(rows["live", "overlap@10"]["mean"]) > 3.0
     assert ("exact", "of exact@10") not in rows
+    # The index's own vectors, searched exactly: what the encoder finds, recall and labels alike, up to rounding.
+    for metric in ("R@10", "P(Exact)@10"):
+        of_vectors, of_encoder = (float(rows[name, metric]["mean"]) for name in ("live, exact", "exact"))
+        assert of_vectors == pytest.approx(of_encoder, abs=0.05)
+    assert ("live, exact", "of exact@10") not in rows
+    assert 0.0 < float(rows["live", "R@10"]["p_value"]) <= 1.0
     # A clip has one text tower for both sides, but products are seen by their picture here.
     for label in LABELS:
         assert ("clip", f"net P({label})@10") in rows
@@ -111,10 +117,27 @@ def test_an_index_of_version_and_without_its_vectors(shop, tmp_path, capsys):
     assert ("live", "R@10") in rows
 
 
-def test_an_index_alone_needs_no_catalog(shop, tmp_path):
-    code, rows = evaluated(shop, tmp_path / "out", "--catalog.uri", "/nowhere", "--systems", f"live={shop}/index")
+def test_an_index_alone_needs_no_catalog(shop, tmp_path, capsys):
+    alone = ["--catalog.uri", "/nowhere", "--systems", f"live={shop}/index"]
+    code, rows = evaluated(shop, tmp_path / "out", *alone, "--baseline", "live, exact", "--by", "price")
     assert code == 0
-    assert ("live", "R@10") in rows
+    assert rows["live", "R@10"]["p_value"]
+    assert ("live", "R@10 where price is 3.0") in rows
+    assert evaluated(shop, tmp_path / "out", *alone, "--by", "prize")[0] == 2
+    assert "--by prize: system 'live' has no such column" in capsys.readouterr().err
+
+
+def test_recall_by_a_column_of_the_catalog(shop, tmp_path, capsys):
+    systems = ["--systems", f"one={shop}/bert", f"live={shop}/index"]
+    code, rows = evaluated(shop, tmp_path / "out", *systems, "--by", "price", "--evaluation.segments", "3")
+    assert code == 0
+    segments = {metric for _, metric in rows if " where price is " in metric}
+    assert len(segments) == 3
+    assert "recall@10 by price, %" in capsys.readouterr().out
+    for metric in segments:
+        assert rows["one", metric]["queries"] == "1"
+    assert evaluated(shop, tmp_path / "out", *systems, "--by", "prize")[0] == 2
+    assert "prize" in capsys.readouterr().err
 
 
 def test_photos_find_the_product_that_they_show(shop, tmp_path):

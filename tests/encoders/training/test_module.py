@@ -482,3 +482,48 @@ def test_rows_of_unequal_number_stand_in_the_order_of_the_devices(two_devices):
 def test_on_one_device_rows_are_themselves():
     rows = torch.ones(2, 3, requires_grad=True)
     assert gather_rows(rows) is rows
+
+
+@pytest.mark.parametrize("model", ["3tmm", "match4"])
+def test_a_prefix_is_trained_as_it_is_served(pairs, photos, model):
+    """The mean of two losses: of all 12 dimensions, and of an encoder whose vectors are cut to 4."""
+    options = {"losses": LossWeights(query_product=1.0), "dropped_weight": 0.0}
+    module, batch = module_and_batch(photos if model == "match4" else pairs, model, matryoshka=(4,), **options)
+    module.eval()
+    with torch.no_grad():
+        both = module.terms(batch, drop=None)
+        module._dims = [12]
+        whole = module.terms(batch, drop=None)
+        module.model.architecture = replace(module.model.architecture, prefix=4)
+        module._dims, module._weights = [4], {"query_product": 1.0}
+        cut = float(module.terms(batch, drop=None)["query_product"])
+    assert 2 * float(both["query_product"]) - float(whole["query_product"]) == pytest.approx(cut, rel=1e-5)
+    assert both.keys() == whole.keys()
+    for name, term in both.items():  # of match4 every single vector is cut too
+        assert torch.isfinite(term) and float(term) != pytest.approx(float(whole[name]), rel=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("model", "fusion", "dims", "words"),
+    [
+        ("3tmm", None, (8, 16), "have 12 dimensions"),
+        ("4tmm", "concat", (4,), "those of the text alone"),
+        ("match4", "mlp", (4,), "reads all dimensions"),
+    ],
+)
+def test_dimensions_that_cannot_be_nested(pairs, model, fusion, dims, words):
+    with pytest.raises(EncoderConfigError, match=words):
+        module_and_batch(pairs, model, fusion, matryoshka=dims)
+
+
+def test_products_lose_a_half_in_the_first_view_as_often_as_told(pairs):
+    module, batch = module_and_batch(pairs, drop_image=0.25, drop_text=0.5)
+    lost = torch.zeros(2)
+    for _ in range(200):
+        without_text, without_image = module._lost(batch)
+        assert not (without_text & without_image).any()
+        lost += torch.tensor([without_text.sum(), without_image.sum()])
+    shares = lost / (200 * len(batch.product_keys))
+    assert shares.tolist() == pytest.approx([0.5, 0.25], abs=0.04)
+    module, batch = module_and_batch(pairs)
+    assert module._lost(batch) is None, "nothing is drawn, so that runs of before keep their dropout"

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from encoders import EncoderConfig, load_product_encoder, load_query_encoder
@@ -60,6 +61,18 @@ def test_the_note_says_what_made_the_weights(trained):
     assert len(said) == 2 + 8, "what is done, a line for each validation, what was saved"
 
 
+def test_a_model_card_stands_beside_the_weights(trained):
+    folder, data, note, _ = trained
+    card = ModelCard.load(folder / "out" / "README.md")  # Hugging Face's own reading of it
+    assert card.data.library_name == "shelfmark"
+    assert card.data.model_name == "out"
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results["recall@1"] == note["validation_recall@1"]
+    assert results.keys() == {"recall@1", "recall@10", "recall@100"}
+    for words in (f"{note['pairs']:,} pairs", "16 dimensions", "| learning_rate | `0.005` |", "the command", data.uri):
+        assert words in card.text, words
+
+
 def test_the_same_run_gives_the_same_bytes(trained, tmp_path):
     _, data, *_ = trained
     torch.manual_seed(99)  # whatever the caller did before
@@ -68,7 +81,13 @@ def test_the_same_run_gives_the_same_bytes(trained, tmp_path):
     )
     for name in ("one", "two"):
         train_encoder(data, short, str(tmp_path / name), small=SMALL, say=lambda _: None)
-    for name in ("weights.safetensors", "encoder.json", "text_tower/tokenizer.json", "text_tower/config.json"):
+    for name in (
+        "weights.safetensors",
+        "encoder.json",
+        "README.md",
+        "text_tower/tokenizer.json",
+        "text_tower/config.json",
+    ):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert not torch.are_deterministic_algorithms_enabled(), "the caller's setting"
 

@@ -2,9 +2,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import permutation_test
 
 from pipelines.evaluation import comparison as comparison_module
-from pipelines.evaluation.comparison import compare_systems, percentile_interval, resampled_means
+from pipelines.evaluation.comparison import (
+    Segments,
+    compare_systems,
+    percentile_interval,
+    randomisation_p_values,
+    resampled_means,
+)
 from pipelines.evaluation.measures import Kind
 from pipelines.evaluation.ranking import Ranked
 from tests.pipelines.evaluation.made import LABELS, Random, plain_precision, plain_recall
@@ -192,3 +199,55 @@ def test_a_column_without_values_has_no_interval():
     low, high = percentile_interval(resampled_means(values, resamples=20, seed=0), 0.95)
     assert (low[0], high[0]) == (1.0, 1.0)
     assert np.isnan(low[1]) and np.isnan(high[1])
+
+
+def test_chance_is_told_as_scipy_tells_it():
+    generator = np.random.default_rng(3)
+    differences = generator.normal([0.0, 0.4, 1.5], 1.0, (12, 3))
+    expected = [
+        permutation_test((column, np.zeros(12)), lambda one, two: (one - two).mean(), permutation_type="samples").pvalue
+        for column in differences.T
+    ]  # all 2^12 exchanges
+    found = randomisation_p_values(differences, resamples=20_000, seed=0)
+    assert found == pytest.approx(expected, abs=0.01)
+    assert found[2] < 0.01 < found[0]
+    assert randomisation_p_values(differences[:, :1] * 0, resamples=50, seed=0)[0] == 1.0
+    missing = np.vstack([differences, np.full((5, 3), np.nan)])
+    assert randomisation_p_values(missing, resamples=20_000, seed=0) == pytest.approx(expected, abs=0.01)
+
+
+def test_systems_that_differ_only_by_chance_seldom_seem_to_differ():
+    generator = np.random.default_rng(0)
+    found = randomisation_p_values(generator.normal(size=(80, 300)), resamples=500, seed=1)
+    assert 0.02 <= np.mean(found <= 0.05) <= 0.09
+
+
+def test_every_difference_has_its_chance(comparison):
+    base, new = comparison.systems
+    assert {figure.p_value for figure in base.figures.values()} == {None}
+    for name, figure in new.figures.items():
+        assert (figure.p_value is None) == (figure.difference is None), name
+        if figure.difference is not None and figure.difference[1] > 0:
+            assert figure.p_value <= 0.1
+
+
+def test_recall_by_segment_is_that_of_its_products_alone(made):
+    codes = np.array([number % 3 - 1 for number in range(made.products)])  # a third have no value
+    compared = compare_systems(
+        [Ranked(name="a", about="", runs=(made.baseline,)), Ranked(name="b", about="", runs=(made.found,))],
+        made.judgments(), baseline="a", k=K, measures=[], resamples=50, confidence=0.95, seed=0,
+        segments=Segments(by="brand", names=("Ori", "Nod"), codes=codes),
+    )  # fmt: skip
+    assert compared.by == "brand"
+    assert {segment.name for segment in compared.segments} == {"Ori", "Nod"}
+    for segment in compared.segments:
+        own = {f"p{number}" for number in np.flatnonzero(codes == ("Ori", "Nod").index(segment.name))}
+        bought = [wanted & own for wanted in made.bought]
+        assert (segment.pairs, segment.queries) == (sum(map(len, bought)), sum(map(bool, bought)))
+        for name, found in (("a", made.baseline), ("b", made.found)):
+            values = per_query(made, found, lambda ids, row, bought=bought: plain_recall(ids, bought[row]))
+            assert segment.figures[name].value == pytest.approx(np.nanmean(values), abs=1e-12)
+        assert segment.figures["b"].p_value is not None
+    assert [segment.pairs for segment in compared.segments] == sorted(
+        (segment.pairs for segment in compared.segments), reverse=True
+    )

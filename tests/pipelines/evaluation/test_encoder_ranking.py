@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from encoders import load_product_encoder
+from encoders import EncoderConfig, load_product_encoder
+from encoders.saved_encoder import save_encoder
 from pipelines.catalog.config import CatalogConfig
 from pipelines.evaluation import encoder_ranking
 from pipelines.evaluation.encoder_ranking import (
@@ -16,10 +18,11 @@ from pipelines.evaluation.encoder_ranking import (
     search_exactly,
     share_of_exact,
 )
+from pipelines.evaluation.kept_vectors import KeptVectors
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
-from tests.encoders.tiny import save_tiny_encoder
+from tests.encoders.tiny import save_tiny_encoder, tiny_parts
 from tests.pipelines.indexing.job import product, write_catalog
 
 
@@ -172,3 +175,63 @@ def test_equal_products_are_ties_wherever_they_stand():
         for kind, found in enumerate(rows):
             best = found[0] % 7
             assert found.tolist() == [best + 7 * step for step in range(5)], (dim, kind)
+
+
+def test_a_tower_that_was_run_before_is_not_run_again(tmp_path, monkeypatch):
+    """Encoders of the same towers, one after the other: other fusion weights, other projections, the same vectors."""
+    rows = [product(number) for number in range(6)]
+    rows[1] |= {"title": None, "image": rows[0]["image"]}
+    rows[4] |= {"image": BROKEN}
+    write_catalog(tmp_path / "catalog", rows)
+    catalog, spool = CatalogConfig(uri=str(tmp_path / "catalog"), image_field="image"), str(tmp_path / "spool")
+    parts = tiny_parts("match3")
+    save_encoder(parts, str(tmp_path / "one"))
+    with torch.no_grad():
+        parts.model.image.projection.weight.mul_(torch.linspace(0.5, 1.5, parts.model.image.dim)[:, None])
+    save_encoder(parts, str(tmp_path / "two"))
+    encoders = [
+        load_product_encoder(EncoderConfig(uri=str(tmp_path / name), device="cpu", precision="float32"))
+        for name in ("one", "two")
+    ]
+    decoded: list[int] = []
+    original = encoder_ranking.decode_images
+    counted = lambda pool, data: decoded.append(len(data)) or original(pool, data)  # noqa: E731
+    monkeypatch.setattr(encoder_ranking, "decode_images", counted)
+    found = {}
+    with ImagePool(ImageFetcher(FetchConfig()), encoders[0].preprocessing, DecodeConfig(threads=1)) as pool:
+
+        def encode(encoder, kept):
+            return encode_catalog([(encoder, list(View))], catalog, pool, spool_uri=spool, kept=kept)[0]
+
+        found["first"] = encode(encoders[0], KeptVectors(str(tmp_path / "kept")))
+        assert sum(decoded) == 5
+        decoded.clear()
+        found["again"] = encode(encoders[0], KeptVectors(str(tmp_path / "kept")))
+        found["second"] = encode(encoders[1], KeptVectors(str(tmp_path / "kept")))
+        assert sum(decoded) == 2, "what is broken alone is tried again"
+        found["alone"] = encode(encoders[1], KeptVectors(None))
+        kept = sorted(path.name.split("-")[0] for path in (tmp_path / "kept").iterdir())
+        assert kept == ["image", "text"]
+        for path in (tmp_path / "kept").iterdir():
+            path.write_bytes(path.read_bytes()[:50])
+        found["damaged"] = encode(encoders[0], KeptVectors(str(tmp_path / "kept")))
+    for view in View:
+        assert np.array_equal(found["first"].vectors[view], found["again"].vectors[view])
+        assert np.array_equal(found["second"].vectors[view], found["alone"].vectors[view])
+        assert np.array_equal(found["first"].vectors[view], found["damaged"].vectors[view])
+    assert not np.allclose(found["first"].vectors[View.IMAGE], found["second"].vectors[View.IMAGE])
+
+
+@pytest.mark.parametrize(("model", "fusion"), [("3tmm", None), ("clip", None), ("match4", None)])
+def test_a_tower_apart_from_its_projection_gives_what_the_tower_gives(tmp_path, model, fusion):
+    encoder = load_product_encoder(save_tiny_encoder(tmp_path / "encoder", model=model, fusion=fusion))
+    texts = ["red dress", "small lamp", "red  dress", ""]
+    kept = KeptVectors(None)
+    tower = kept.tower(encoder, "text")
+    keys = tower.text_keys(texts)
+    assert keys[0] == keys[2] != keys[1], "equal tokens"
+    vectors = tower.take(keys, lambda places: [texts[place] for place in places])
+    np.testing.assert_allclose(vectors.numpy(), encoder.encode_texts(texts).numpy(), atol=1e-6)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 16, 16), dtype=np.uint8)
+    images = kept.tower(encoder, "image").take([b"a" * 16, b"b" * 16, b"c" * 16], lambda places: pixels[places])
+    np.testing.assert_allclose(images.numpy(), encoder.encode_images(pixels).numpy(), atol=1e-6)

@@ -211,7 +211,7 @@ def test_what_cannot_be_measured_is_explained(tmp_path):
         read(queries, write(tmp_path / "scores.csv", scores))
     with pytest.raises(ConfigError, match="nothing to measure with"):
         read(queries)
-    with pytest.raises(ConfigError, match="no queries"):
+    with pytest.raises(ConfigError, match="no column 'query'"):
         read_judged_queries(EvaluationConfig(judgments=judgments))
 
 
@@ -276,3 +276,53 @@ def test_grades_are_asked_for_or_numbers_or_relevance():
     assert label_grades(("1", "0.5"), {"1"}, {}) == [1, 0]
     with pytest.raises(ConfigError, match=r"evaluation\.grades: 'great' is no label"):
         label_grades(("good", "poor"), {"good"}, {"great": 2})
+
+
+RATINGS = [
+    {"query": "laptop", "docid": "00042", "rating": 3},
+    {"query": "laptop", "docid": "7", "rating": 0},
+    {"query": "red mug", "docid": "7", "rating": 1},
+]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_ratings_of_query_texts_are_enough(tmp_path, suffix):
+    ratings = write(tmp_path / f"ratings{suffix}", RATINGS)
+    queries = read_judged_queries(EvaluationConfig(judgments=ratings))
+    assert texts_of(queries) == {"laptop": "laptop", "red mug": "red mug"}
+    assert queries.labels == ("3", "1", "0")
+    assert by_query(queries, queries.relevant_pairs) == {"laptop": {"00042"}, "red mug": {"7"}}
+
+
+def test_ratings_of_texts_beside_queries_with_ids(tmp_path):
+    ratings = write(tmp_path / "ratings.csv", RATINGS)
+    queries = read(write(tmp_path / "queries.parquet", QUERIES), ratings)
+    assert by_query(queries, queries.relevant_pairs) == {"q1": {"7"}}
+
+
+ESCI_ROWS = [
+    {"example_id": row, "query": query, "query_id": query_id, "product_id": product, "product_locale": locale,
+     "esci_label": label, "small_version": 1, "large_version": 1, "split": split}
+    for row, (query, query_id, product, locale, label, split) in enumerate([
+        ("revent 80 cfm", 0, "B000MOO21W", "us", "I", "train"),
+        ("revent 80 cfm", 0, "B07X3Y6B1V", "us", "E", "train"),
+        ("gafas de sol", 1, "B07X3Y6B1V", "es", "S", "test"),
+        ("sun glasses", 2, "B07WDM7MQQ", "us", "E", "test"),
+        ("sun glasses", 2, "B07WP4RXHY", "us", "C", "test"),
+    ])
+]  # fmt: skip
+
+
+def test_the_shopping_queries_set_is_read_as_it_is(tmp_path):
+    examples = write(tmp_path / "shopping_queries_dataset_examples.parquet", ESCI_ROWS)
+    found = read_judged_queries(EvaluationConfig(judgments=examples, split="test", only={"product_locale": "us"}))
+    assert texts_of(found) == {"2": "sun glasses"}
+    assert found.labels == ("Exact", "Complement")
+    assert by_query(found, found.relevant_pairs) == {"2": {"B07WDM7MQQ"}}
+    assert texts_of(read_judged_queries(EvaluationConfig(judgments=examples, only={"small_version": 1}))).keys() == {
+        "0", "1", "2",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"evaluation.only: .* has no row whose product_locale is 'uk'"):
+        read_judged_queries(EvaluationConfig(judgments=examples, only={"product_locale": "uk"}))
+    with pytest.raises(ConfigError, match=r"no column 'query'"):
+        read_judged_queries(EvaluationConfig(judgments=write(tmp_path / "j.csv", JUDGMENTS)))

@@ -24,6 +24,9 @@ os.environ.update(
     # Threads that wait sleep: spinning takes the cores from the tests beside them (three times the CPU time of some).
     OMP_WAIT_POLICY="PASSIVE",
 )
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores: a second thread of each would wait for the other worker's.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # On every CPU `encoder.precision: auto` is float32 here: the same vectors with bfloat16 in hardware and without.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.engines.flink import FlinkCluster, flink_cluster
-from tests.engines.jobs import PRODUCTS, SHARD_ROWS, start_night
+from tests.engines.jobs import PRODUCTS, SHARD_ROWS, start_night, whole_catalog
 
 pytestmark = pytest.mark.timeout(1800)
 SHARDS = PRODUCTS // SHARD_ROWS
@@ -41,14 +41,13 @@ def test_the_bytes_are_those_of_the_direct_runner(tmp_path, cluster, catalog, di
 def test_the_fashion_catalog_gives_the_bytes_of_the_direct_runner(tmp_path, cluster, shared_data):
     """A slice of it; all 19,758 products where SHELFMARK_WHOLE_CATALOGS is set."""
     folder = shared_data / "fashion" / "catalog"
-    settings = ("--config", "demo", "--catalog.text_fields", "[title]", "--gates.min_recall", "0")
+    settings = whole_catalog("title")
     if "SHELFMARK_WHOLE_CATALOGS" not in os.environ:
         rows = pq.read_table(next(iter(sorted(folder.glob("*.parquet"))))).slice(0, 300)
         folder = tmp_path / "slice"
         folder.mkdir()
         pq.write_table(rows, folder / "part.parquet")
         settings = (*settings, "--index.factory", "IVF4,PQ32x4", "--catalog.shard_rows", "50")
-    settings = (*settings, "--catalog.display_fields", "[title]")
     direct = start_night(tmp_path / "direct", str(folder), ["--runner=DirectRunner"], settings)
     night = start_night(tmp_path / "flink", str(folder), cluster.options, settings)
     direct.finish()

@@ -22,8 +22,10 @@ demo: $(VENV)/.installed  ## index the drawn catalog of 3,000 products, search i
 	$(PY) -m pipelines.search --index $(DEMO)/index -k 5 --image $(PICTURES)/floral_purple_dress.png "dress for summer"
 	$(PY) -m pipelines.evaluate
 
+# Processes of the whole suite; each takes a core and 2.5 GB. A file's tests share fixtures, and stay in one of them.
+WORKERS ?= $(if $(TESTS),0,2)
 test: $(VENV)/.installed-test  ## the whole test suite; one file: make test TESTS=tests/encoders/test_model.py
-	$(PY) -m pytest -q $(TESTS)
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=15 $(TESTS)
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy and hadolint
 	$(PY) -m ruff check .

@@ -138,6 +138,7 @@ EXTRAS["test"] = [
     "pytest>=8.3",  # runs the tests
     "pytest-socket>=0.7",  # fails a test that leaves the machine
     "pytest-timeout>=2.3",  # ends a test that hangs
+    "pytest-xdist>=3.6",  # runs the files of tests side by side, in a process for each core
     "hypothesis>=6.120",  # finds inputs that we did not think of
     "packaging>=24",  # reads requirements, for the packaging test
     "setuptools>=77",  # builds the wheel that the packaging test looks into

@@ -24,6 +24,11 @@ os.environ.update(
     # Threads that wait sleep: spinning takes the cores from the tests beside them (three times the CPU time of some).
     OMP_WAIT_POLICY="PASSIVE",
 )
+# Tables are as wide as where output goes to no terminal, whatever a shell or pytest-xdist says.
+os.environ.pop("COLUMNS", None)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores: a second thread of each would wait for the other worker's.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # On every CPU `encoder.precision: auto` is float32 here: the same vectors with bfloat16 in hardware and without.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
 
@@ -31,6 +36,11 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of quick tests come last: they fill the time in which another worker ends a long file."""
+    items.sort(key=lambda item: "catalog" in item.path.parts)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """One night on each engine: does it work, the same bytes, wall and CPU seconds, memory of all its processes.
 
     python -m tests.benchmarks.engines direct flink spark [--products 480] [--shard-rows 30]
+    python -m tests.benchmarks.engines direct flink --catalog ../shared/data/fashion/catalog --text title
 
 `make engines` fetches the jars. CPU and memory are those of all processes that the engine needs (the command, JVMs,
 worker pools, Python workers), sampled twice a second; the time to start a cluster is not the night's and stands apart.
@@ -22,7 +23,7 @@ from pipelines.config.stopping import _descendants
 from pipelines.demo_catalog import draw_named_catalog
 from tests.benchmarks.machine import command_line, machine_line
 from tests.engines.flink import flink_cluster
-from tests.engines.jobs import SETTINGS, SHARD_ROWS, start_night
+from tests.engines.jobs import SETTINGS, SHARD_ROWS, start_night, whole_catalog
 from tests.engines.processes import PROJECT_ROOT
 from tests.engines.spark import spark_cluster
 
@@ -75,12 +76,16 @@ def main() -> None:
     parser.add_argument("engines", nargs="+", choices=CLUSTERS)
     parser.add_argument("--products", type=int, default=480)
     parser.add_argument("--shard-rows", type=int, default=SHARD_ROWS)
+    parser.add_argument("--catalog", help="instead of a drawn one; shards and index are the default's then")
+    parser.add_argument("--text", help="the text field of that catalog")
     given = parser.parse_args()
     print(machine_line("torch", "apache-beam"), command_line(), f"load before: {os.getloadavg()[0]:.1f}", sep="\n")
     settings = (*SETTINGS, "--catalog.shard_rows", str(given.shard_rows))
     with tempfile.TemporaryDirectory() as name:
         folder, expected = Path(name), None
-        catalog = draw_named_catalog(f"demo://{given.products}", str(folder))
+        catalog = given.catalog or draw_named_catalog(f"demo://{given.products}", str(folder))
+        if given.catalog:
+            settings = whole_catalog(given.text)
         for engine in given.engines:
             started = time.monotonic()
             with CLUSTERS[engine](folder / f"{engine}-cluster") as cluster:
@@ -88,7 +93,7 @@ def main() -> None:
                 options = cluster.options if cluster else ["--runner=DirectRunner"]
                 with Sampler() as used:
                     night = start_night(folder / engine, catalog, options, settings)
-                    night.finish(1800)
+                    night.finish(7200)
                     wall = time.monotonic() - started - up
             files = night.files()
             expected = expected or files

@@ -21,6 +21,15 @@ SETTINGS = (
 )
 
 
+def whole_catalog(text_field: str) -> tuple[str, ...]:
+    """Settings for a catalog of pictures and one text field, its shards and index as the defaults make them."""
+    fields = f"[{text_field}]"
+    return (
+        *("--config", "demo", "--gates.min_recall", "0"),
+        *("--catalog.text_fields", fields, "--catalog.display_fields", fields),
+    )
+
+
 class Night(NamedTuple):
     """One run of the job in a folder of its own, as a process."""
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.engines.flink import FlinkCluster, flink_cluster
-from tests.engines.jobs import PRODUCTS, SHARD_ROWS, start_night
+from tests.engines.jobs import PRODUCTS, SHARD_ROWS, start_night, whole_catalog
 
 pytestmark = pytest.mark.timeout(1800)
 SHARDS = PRODUCTS // SHARD_ROWS
@@ -30,7 +30,7 @@ def restarts(cluster: FlinkCluster) -> int:
     return len(cluster.get(f"/jobs/{newest['jid']}/exceptions")["exceptionHistory"]["entries"])
 
 
-def test_the_bytes_are_those_of_the_direct_runner(tmp_path, catalog, direct_files, cluster):
+def test_the_bytes_are_those_of_the_direct_runner(tmp_path, cluster, catalog, direct_files):
     night = start_night(tmp_path / "night", catalog, cluster.options)
     output = night.finish()
     assert night.files() == direct_files
@@ -38,17 +38,16 @@ def test_the_bytes_are_those_of_the_direct_runner(tmp_path, catalog, direct_file
     assert restarts(cluster) == 0
 
 
-def test_the_fashion_catalog_gives_the_bytes_of_the_direct_runner(tmp_path, shared_data, cluster):
+def test_the_fashion_catalog_gives_the_bytes_of_the_direct_runner(tmp_path, cluster, shared_data):
     """A slice of it; all 19,758 products where SHELFMARK_WHOLE_CATALOGS is set."""
     folder = shared_data / "fashion" / "catalog"
-    settings = ("--config", "demo", "--catalog.text_fields", "[title]", "--gates.min_recall", "0")
+    settings = whole_catalog("title")
     if "SHELFMARK_WHOLE_CATALOGS" not in os.environ:
         rows = pq.read_table(next(iter(sorted(folder.glob("*.parquet"))))).slice(0, 300)
         folder = tmp_path / "slice"
         folder.mkdir()
         pq.write_table(rows, folder / "part.parquet")
         settings = (*settings, "--index.factory", "IVF4,PQ32x4", "--catalog.shard_rows", "50")
-    settings = (*settings, "--catalog.display_fields", "[title]")
     direct = start_night(tmp_path / "direct", str(folder), ["--runner=DirectRunner"], settings)
     night = start_night(tmp_path / "flink", str(folder), cluster.options, settings)
     direct.finish()
@@ -56,7 +55,7 @@ def test_the_fashion_catalog_gives_the_bytes_of_the_direct_runner(tmp_path, shar
     assert night.files() == direct.files()
 
 
-def test_a_killed_worker_and_a_killed_machine_cost_their_shards_alone(tmp_path, catalog, direct_files, cluster):
+def test_a_killed_worker_and_a_killed_machine_cost_their_shards_alone(tmp_path, cluster, catalog, direct_files):
     night = start_night(tmp_path / "night", catalog, cluster.options)
     night.wait_for("the first shards", lambda: night.complete_shards() >= 2)
     os.kill(cluster.workers("tm1")[-1], signal.SIGKILL)

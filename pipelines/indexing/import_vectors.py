@@ -30,6 +30,7 @@ from pipelines.catalog.dead_letters import DeadLetter, Place, Places, Reason, pl
 from pipelines.catalog.stores import absolute
 from pipelines.config.job import EmbeddingsConfig, IndexJobConfig
 from pipelines.config.validation import ConfigError
+from pipelines.indexing.beam_run import BeamOptions
 from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.job import checked_addresses
 from pipelines.indexing.product_table import columns_writer, places_writer
@@ -45,7 +46,7 @@ from pipelines.indexing.shard_files import (
     standing_keys,
     summaries_of,
 )
-from pipelines.indexing.transforms import BeamOptions, MakeShard, Once, ShardPlan
+from pipelines.indexing.transforms import MakeShard, Once, ShardPlan
 from pipelines.indexing.vector_files import BATCH_ROWS, VectorBatch, VectorRows, plan_vectors, read_vectors
 
 MAX_LOST_SHARE = 2.0**-8

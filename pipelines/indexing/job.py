@@ -23,6 +23,7 @@ from pipelines.config.job import Canary, IndexJobConfig, JobConfig
 from pipelines.config.log_lines import log_context, say_error
 from pipelines.config.stopping import at_stop
 from pipelines.config.validation import ConfigError
+from pipelines.indexing.beam_run import BeamOptions, count_in_beam
 from pipelines.indexing.build_steps import (
     RunContext,
     build_key,
@@ -38,7 +39,7 @@ from pipelines.indexing.progress import index_lines, print_summary, show_progres
 from pipelines.indexing.publish_step import RunResult, read_result, stage_query_encoder
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import read_finished_run
-from pipelines.indexing.transforms import BeamOptions, ShardPlan, count_in_beam, run_pipeline
+from pipelines.indexing.transforms import ShardPlan, run_pipeline
 from pipelines.indexing.work_folder import (
     LeaseHeldError,
     LeaseLostError,

@@ -72,7 +72,7 @@ class WatchedRun:
     Attributes:
         error: Why it failed, in words.
         record, result: Once it has them.
-        counted_by_runner: What the runner counted, by stage; see `transforms.counted_by_runner`.
+        counted_by_runner: What the runner counted, by stage; see `beam_run.counted_by_runner`.
         stages: What its stages counted, by the record.
     """
 

@@ -24,6 +24,7 @@ from pipelines.catalog.stores import CatalogFile
 from pipelines.config.job import GatesConfig
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.indexing import product_groups, transforms
+from pipelines.indexing.beam_run import BeamOptions
 from pipelines.indexing.build_steps import BuildPlan, RunContext
 from pipelines.indexing.catalog_source import embedding
 from pipelines.indexing.precision_loss import Measuring
@@ -32,7 +33,7 @@ from pipelines.indexing.product_groups import ShardGroups
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary, ShardTask, StandingRows
 from pipelines.indexing.task_list import TaskList
-from pipelines.indexing.transforms import BeamOptions, ShardPlan, number_products, run_pipeline
+from pipelines.indexing.transforms import ShardPlan, number_products, run_pipeline
 from pipelines.indexing.work_folder import HeldLease
 from tests.pipelines.indexing.test_product_groups import shards as write_shards
 

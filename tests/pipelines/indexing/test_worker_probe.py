@@ -19,7 +19,7 @@ import encoders
 from encoders import EncoderConfig, check_encoder
 from pipelines.config.command_line import run_command
 from pipelines.embed_catalog import main as embed_catalog
-from pipelines.indexing import transforms
+from pipelines.indexing import beam_run
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.worker_probe import (
     WorkerDisagreesError,
@@ -197,7 +197,7 @@ def test_a_worker_with_another_store_ends_the_run_before_any_work(folder, servic
 def test_a_lost_machine_of_a_cluster_is_told_in_one_sentence(tmp_path, said):
     record = RunRecord(uri=str(tmp_path / "lost"))
     options = PipelineOptions(["--runner=PortableRunner"])
-    told = str(transforms._as_told(RuntimeError(said), record, options))
+    told = str(beam_run.as_told(RuntimeError(said), record, options))
     first, second = told.splitlines()
     assert first.startswith(
         "the runner ended the run: a worker ended before its work did; it was killed, or its machine"

@@ -233,4 +233,4 @@ def _vectors_of(rows: np.ndarray, shards: Sequence[NumberedShard], dim: int) -> 
         shard, here = asked
         return read_rows(shard.uri, shard.kept()[here - shard.first_row])[0].astype(np.float16, copy=False)
 
-    return np.concatenate([np.empty((0, dim), np.float16), *read_ahead(read, wanted)])
+    return np.concatenate([np.empty((0, dim), np.float16), *read_ahead(read, wanted, shards[0].uri)])

@@ -280,6 +280,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def gpu_count() -> int:
+    """How many GPUs this process can see; asking does not start CUDA where the driver answers by itself."""
+    return torch.cuda.device_count()
+
+
 def describe_device(name: str) -> str:
     """The device that a name stands for on this machine, in words; raises as `resolve_device`."""
     device = resolve_device(name)

@@ -22,15 +22,20 @@ from index_builder.codec import CodecInfo, open_codec
 from index_builder.embedding_shards import NumberedShard, iter_vectors, read_info, widened
 from index_builder.errors import EmbeddingShardError
 from index_builder.faiss_files import IndexShard, ivf_of, make_index_shard
+from index_builder.gpu import GpuProducts, on_gpu
 from index_builder.kmeans import shared_assigner
 from index_builder.product_quantizer import Correction
 from index_builder.rotation import columns_of, documents_map
+from index_builder.spec import Device
 
 
-def add_shards(codec: CodecInfo, shards: Sequence[NumberedShard], out_uri: str) -> IndexShard:
+def add_shards(
+    codec: CodecInfo, shards: Sequence[NumberedShard], out_uri: str, *, device: Device = "cpu"
+) -> IndexShard:
     """Encodes the kept products of `shards` into the index file `out_uri`; does nothing if it stands already.
 
     Raises:
+        TrainingError: `device` is a GPU, and this worker has none.
         EmbeddingShardError: the rows have a gap, or a shard's dimension or row count is not the expected one.
     """
     shards = sorted(shards, key=lambda shard: (shard.first_row, shard.kept_rows))
@@ -41,9 +46,11 @@ def add_shards(codec: CodecInfo, shards: Sequence[NumberedShard], out_uri: str) 
                 f"{after.uri}: expected its first row to be {expected}, after {before.uri}; found {after.first_row}"
             )
 
+    gpu = on_gpu(device)
+
     def make(path: str) -> dict[str, Any]:
         index = open_codec(codec)
-        encoder = BlockEncoder(index)
+        encoder = BlockEncoder(index, gpu=gpu)
         blocks = (block for shard in shards for block in kept_vectors(shard, codec.spec.dim))
         for rows, codes in map_blocks(lambda block: (block[0], encoder.encode(block[1])), blocks):
             encoder.append(rows, codes)
@@ -55,16 +62,19 @@ def add_shards(codec: CodecInfo, shards: Sequence[NumberedShard], out_uri: str) 
             "sha256": storage.sha256_file(path),
         }
 
+    # A standing file is taken, whichever device the worker has that asks for it.
     return make_index_shard(out_uri, [codec.fingerprint, *map(asdict, shards)], make)
 
 
 class BlockEncoder:
     """Encodes and appends blocks of vectors. `encode` may run on several threads at a time, `append` on one.
 
+    With `gpu` the list of a vector is found there.
+
     Legend: `n` vectors of a block, `D` dimension, `S` bytes of a code with the number of its list in front.
     """
 
-    def __init__(self, index: faiss.Index) -> None:
+    def __init__(self, index: faiss.Index, *, gpu: bool = False) -> None:
         self._index = index
         self._ivf = ivf_of(index)
         centroids = self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist)
@@ -78,7 +88,7 @@ class BlockEncoder:
                 self._centroids = centroids
                 self._correction = Correction(faiss.downcast_index(self._ivf).pq, centroids, transform)
                 centroids = self._correction.asked_centroids
-        self._assigner = shared_assigner(centroids)
+        self._assigner = GpuProducts(centroids) if gpu and self._ivf.nlist > 1 else shared_assigner(centroids)
 
     def encode(self, vectors: np.ndarray, lists: np.ndarray | None = None) -> np.ndarray:
         """List numbers and codes of float16 or float32 [n, D], in their nearest lists or in int64 [n]: uint8 [n, S]."""

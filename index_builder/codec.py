@@ -19,6 +19,7 @@ import numpy as np
 from index_builder import storage
 from index_builder.errors import CodecMismatchError, TrainingError
 from index_builder.faiss_files import read_index
+from index_builder.gpu import on_gpu
 from index_builder.kmeans import build_quantizer, shared_assigner, train_centroids
 from index_builder.product_quantizer import code_training_rows, train_corrected_quantizer, train_product_quantizer
 from index_builder.rotation import columns_of, documents_map, rotated, shaped_rotation, train_rotation
@@ -93,17 +94,6 @@ def train_codec(
         inputs.append(hashlib.sha256(queries.tobytes()).hexdigest())
     storage.artifact(storage.join(out_uri, "codec"), inputs, make)
     return load_codec(out_uri)
-
-
-def on_gpu(device: Device) -> bool:
-    """Whether k-means runs on a GPU; TrainingError where one is asked for and FAISS sees none."""
-    found = faiss.get_num_gpus()
-    if device == "gpu" and not found:
-        expected = "faiss-gpu and a driver that it works with, or index.device: cpu"
-        raise TrainingError(
-            f"index.device is 'gpu', but this FAISS ({faiss.__version__}) sees no GPU: expected {expected}"
-        )
-    return device != "cpu" and found > 0
 
 
 def load_codec(uri: str) -> CodecInfo:

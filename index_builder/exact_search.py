@@ -19,6 +19,7 @@ from index_builder.add import kept_vectors
 from index_builder.blocks import BLOCK_ROWS, map_blocks
 from index_builder.embedding_shards import NumberedShard, widened
 from index_builder.faiss_files import top_by_score
+from index_builder.gpu import GpuProducts
 
 FILTERED_QUERIES = 100
 """Queries that are asked under filters too."""
@@ -121,11 +122,15 @@ def neighbours_under(
     filters: Sequence[RowFilter],
     *,
     filtered_k: int | None = None,
+    gpu: bool = False,
 ) -> tuple[GroundTruth, tuple[FilteredTruth, ...]]:
-    """As `exact_neighbours`, and in the same pass over the vectors the `filtered_k` best under each filter."""
+    """As `exact_neighbours`, and in the same pass over the vectors the `filtered_k` best under each filter.
+
+    With `gpu` all are compared there.
+    """
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     query_rows = np.asarray(query_rows)
-    best = _Best(queries, query_rows, k + TIES_KEPT)
+    best = _Best(queries, query_rows, k + TIES_KEPT, gpu=gpu)
     filtered_k = k if filtered_k is None else filtered_k
     asked = slice(FILTERED_QUERIES)
     under = [_Best(queries[asked], query_rows[asked], filtered_k + TIES_KEPT) for _ in filters]
@@ -175,8 +180,9 @@ class _Best:
     block counts only if it beats the worst that is kept, however far the threads that compare are ahead.
     """
 
-    def __init__(self, queries: np.ndarray, query_rows: np.ndarray, width: int) -> None:
+    def __init__(self, queries: np.ndarray, query_rows: np.ndarray, width: int, *, gpu: bool = False) -> None:
         self._columns = queries.T.copy()
+        self._gpu = GpuProducts(queries) if gpu and len(queries) else None
         self._query_rows = query_rows
         self._waiting: list[_Candidates] = []
         self.scores = np.full((len(query_rows), width), -np.inf, dtype=np.float32)
@@ -186,7 +192,7 @@ class _Best:
         """Scores of a block of vectors float16 [n, D]: float32 [n, Q], filled up to whole groups."""
         filled = np.zeros((-(-len(vectors) // GROUP_ROWS) * GROUP_ROWS, vectors.shape[1]), dtype=np.float32)
         widened(vectors, out=filled[: len(vectors)])
-        scores: np.ndarray = filled @ self._columns
+        scores: np.ndarray = filled @ self._columns if self._gpu is None else self._gpu.scores(filled)
         scores[len(vectors) :] = -np.inf
         return scores
 

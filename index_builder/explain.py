@@ -31,7 +31,7 @@ def explain_index(config: IndexConfig, spec: IndexSpec, rows: int, refine: Refin
     memory = estimate_memory(config, spec, rows=rows, training_rows=training_rows, refine=kind)
     mapped = "mapped from disk" if spec.memory_mapped else "held in memory"
     lines.append(
-        f"memory: training {_mb(memory.training)}, an add task {_mb(memory.adding)}"
+        f"memory: training {_mb(memory.training)}, an add task {_mb(memory.adding)}, merging {_mb(memory.merging)}"
         + (f", laying out {_mb(memory.laying_out)}" if memory.laying_out else "")
         + f" (budget {config.memory_budget_mb:,} MB); a server {_mb(memory.serving)}, {mapped}"
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,8 +12,6 @@ import numpy as np
 
 from index_builder import storage
 from index_builder.errors import VerificationError
-
-_LISTS_TAG = b"ilar"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,68 +61,6 @@ def read_index(path: str, *, memory_mapped: bool = True) -> faiss.Index:
     return index
 
 
-def write_merged(paths: Sequence[str], path: str) -> str:
-    """Writes the inverted lists of several indexes of one codec as one index file, list after list.
-
-    The bytes are those of `faiss.write_index` on the merged index (format of faiss/impl/index_write.cpp: after the
-    index's own part the tag "ilar", the number of lists, the code size, the lists' sizes, and for each list its codes
-    and its ids), without the merged index ever being in memory. Gives the file's sha256.
-
-    Raises:
-        VerificationError: a file cannot be read, or this FAISS lays index files out in another way.
-    """
-    ivfs = [ivf_of(read_index(shard)) for shard in paths]
-    lists, code_size = ivfs[0].nlist, ivfs[0].code_size
-    sizes = list_sizes(ivfs).sum(axis=0)
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
-
-        def write(data: Any) -> None:  # bytes, or a view of a list
-            file.write(data)
-            digest.update(data)
-
-        before = _LISTS_TAG + struct.pack("<QQ", lists, code_size)
-        none = before + _packed_sizes(np.zeros(lists))
-        write(bytes_before(none, emptied(paths[0], rows=int(sizes.sum())), "inverted lists"))
-        write(before + _packed_sizes(sizes))
-        for number in np.flatnonzero(sizes).tolist():
-            filled = [(ivf.invlists, rows) for ivf in ivfs if (rows := ivf.invlists.list_size(number))]
-            for invlists, rows in filled:
-                write(faiss.rev_swig_ptr(invlists.get_codes(number), rows * code_size))
-            for invlists, rows in filled:
-                write(faiss.rev_swig_ptr(invlists.get_ids(number), rows))
-    return digest.hexdigest()
-
-
-def read_merged(paths: Sequence[str]) -> faiss.Index:
-    """The index that `write_merged` writes, in memory instead."""
-    ivfs = [ivf_of(read_index(path)) for path in paths]
-    sizes = list_sizes(ivfs)
-    index = emptied(paths[0], rows=int(sizes.sum()))
-    merged = ivf_of(index).invlists
-    for number in np.flatnonzero(sizes.sum(axis=0)).tolist():
-        merged.resize(number, int(sizes[:, number].sum()))
-        start = 0
-        for ivf, rows in zip(ivfs, sizes[:, number].tolist(), strict=True):
-            if rows:
-                merged.update_entries(number, start, rows, ivf.invlists.get_ids(number), ivf.invlists.get_codes(number))
-            start += rows
-    return index
-
-
-def nprobe_offset(index: faiss.Index) -> int:
-    """The byte at which the file of an index holds `nprobe`; VerificationError where FAISS has another layout."""
-    # Written twice, with two numbers that differ in their lowest byte only.
-    ivf = ivf_of(index)
-    ivf.nprobe = 1
-    ones = faiss.serialize_index(index)
-    ivf.nprobe = 2
-    differing = np.flatnonzero(ones != faiss.serialize_index(index))
-    if len(differing) != 1:
-        raise VerificationError(f"expected one byte for nprobe in an index file, found {len(differing)}")
-    return int(differing[0])
-
-
 def emptied(path: str, *, rows: int = 0) -> faiss.Index:
     """The index in a file, without its inverted lists, but as if it had `rows` vectors."""
     index = read_index(path)
@@ -145,16 +79,6 @@ def bytes_before(tail: bytes, index: faiss.Index, what: str) -> bytes:
         fault = f"lays out {what} in another way than expected; install the version of constraints.txt"
         raise VerificationError(f"FAISS {faiss.__version__} {fault}")
     return data[: -len(tail)]
-
-
-def _packed_sizes(sizes: np.ndarray) -> bytes:
-    """The sizes of the lists as FAISS writes them: all of them, or number and size of those that are not empty."""
-    sizes = sizes.astype("<u8")
-    filled = np.flatnonzero(sizes)
-    if len(filled) > len(sizes) // 2:
-        return b"full" + struct.pack("<Q", len(sizes)) + sizes.tobytes()
-    pairs = np.stack([filled.astype("<u8"), sizes[filled]], axis=1)
-    return b"sprs" + struct.pack("<Q", pairs.size) + pairs.tobytes()
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from index_builder.exact_search import (
     joined_truth,
     neighbours_under,
 )
+from index_builder.gpu import on_gpu
 from index_builder.planner import plan_sample
 from index_builder.read_ahead import read_ahead
 from index_builder.sampling import QuerySet, ShardSample, read_queries, read_query_vectors
@@ -156,7 +157,8 @@ def _depth(config: IndexConfig) -> int:
 
 def _search(config: IndexConfig, queries: QuerySet, shards: Sequence[NumberedShard]) -> _Truths:
     filters = tuple(_filters(queries).values())
-    return neighbours_under(queries.vectors, queries.rows, shards, _depth(config), filters, filtered_k=config.k)
+    asked = (queries.vectors, queries.rows, shards, _depth(config), filters)
+    return neighbours_under(*asked, filtered_k=config.k, gpu=on_gpu(config.device))
 
 
 def _joined(config: IndexConfig, searched: Sequence[str], filters: int) -> _Truths:

@@ -7,8 +7,8 @@ string is taken as it is, and refused before any work where the catalog is
 too small to train it. Should so many products be rejected on the way that the rest is too small, it is built with fewer
 lists, or of vectors as they are, with a line in the log: the run is not lost.
 
-Memory is that of arrays which grow with the catalog or the sample; the process itself takes some 200 MB more. Merging
-is not reckoned: it holds one inverted list.
+Memory is that of arrays which grow with the catalog, the sample or the lists; the process itself takes some 200 MB
+more.
 
 Legend: `D` dimension of the embeddings, `N` products.
 """
@@ -20,9 +20,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from index_builder.codec import on_gpu
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import SpecError
+from index_builder.gpu import on_gpu
+from index_builder.inverted_lists import MERGE_BYTES
 from index_builder.product_quantizer import MAX_CODE_ROWS
 from index_builder.sampling import read_query_vectors
 from index_builder.spec import FAST_DIMS_PER_CODE, IndexConfig, IndexSpec, RefineKind
@@ -55,6 +56,8 @@ MOST_ROWS_PER_ADD = 200_000
 _QUERY_MARGIN = 1.2
 _GROWING = 2
 """Lists in memory grow by doubling."""
+_MERGED_LIST_BYTES = 64
+"""Of one list: its sizes in all files together, and FAISS's own record of where the list lies in the merged file."""
 _MB = 1_000_000
 
 
@@ -75,12 +78,15 @@ class BuildMemory:
     Attributes:
         training: the sample, before and behind the rotation.
         adding: the codes of one add task.
-        laying_out: a serving shard, plain and in its SIMD layout; 0 for layouts that are written list by list.
+        merging: the codec, once, and what is read of the lists at a time; however many index shards there are.
+        laying_out: a serving shard, plain and in its SIMD layout, and the codec of each; 0 for layouts that are written
+            list by list.
         serving: codes, ids, the codec, and what candidates are re-ranked from.
     """
 
     training: int
     adding: int
+    merging: int
     laying_out: int
     serving: int
 
@@ -144,6 +150,7 @@ def check_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_ro
     for size, name, remedy in (
         (memory.training, "training", f"ask for fewer lists than {spec.lists} or a smaller index.training_rows"),
         (memory.adding, "an add task", f"lower index.rows_per_add, which is {config.rows_per_add}"),
+        (memory.merging, "merging", f"ask for fewer lists than {spec.lists}"),
         (memory.laying_out, "laying a serving shard out for FastScan", more_shards),
     ):
         needed = -(-size // _MB)
@@ -254,12 +261,14 @@ def estimate_memory(
     refine = plan_refinement(config, spec) if refine is None else refine
     row_bytes = spec.code_bytes + ID_BYTES
     shard_rows = -(-rows // config.serving_shards)
+    lists_bytes = spec.lists * ((2 if spec.corrected else 4) * spec.index_dim + 8 * spec.hnsw_links)
+    codec_bytes = lists_bytes + (4 * spec.dim * spec.index_dim if spec.rotation != "none" else 0)
     return BuildMemory(
         training=training_rows * _training_row_bytes(spec),
         adding=min(rows, rows_per_add(config, spec)) * row_bytes * _GROWING,
-        laying_out=0 if spec.memory_mapped else 2 * shard_rows * row_bytes,
-        serving=rows * (row_bytes + BYTES_PER_DIM[refine] * spec.dim)
-        + spec.lists * ((2 if spec.corrected else 4) * spec.index_dim + 8 * spec.hnsw_links),
+        merging=codec_bytes + _MERGED_LIST_BYTES * spec.lists + MERGE_BYTES,
+        laying_out=0 if spec.memory_mapped else 2 * (shard_rows * row_bytes + codec_bytes),
+        serving=rows * (row_bytes + BYTES_PER_DIM[refine] * spec.dim) + lists_bytes,
     )
 
 

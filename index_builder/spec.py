@@ -60,12 +60,13 @@ class IndexConfig:
         rows_per_add: products an add task takes; None: as many as the memory budget allows, at most 200,000.
         seed: of all that is random in training.
         memory_budget_mb: megabytes that the vectors and codes of one step of the build may take (training, adding,
-            laying out); a build that needs more is refused before it begins.
+            merging, laying out); a build that needs more is refused before it begins.
         queries_uri: vectors of real queries, to measure recall with, to choose `nprobe` by, and to shape `auto`'s codes
             for (those behind the first `verify_queries`, if at least D): a `.npy` file [Q, D] or a Parquet file with a
             column `vector`. None: products held out of the catalog.
         reuse_codec: keep the codec of the last run while it fits the catalog (see drift.py); false trains each time.
-        device: where k-means of the training runs: `cpu`; `gpu` (other bytes); or `auto`, a GPU where FAISS sees one.
+        device: where k-means runs, and the lists of products and their exact neighbours are found: `cpu`; `gpu` (other
+            bytes); or `auto`, a GPU on each worker where FAISS sees one.
         training_rows: vectors the codec is trained on; None: as many as the lists need.
         verify_queries: held-out products that recall is measured with. The standard error of recall falls with its
             root: on a million titles 0.0027 with 500, 0.0019 with 1000.

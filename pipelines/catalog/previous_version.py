@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -294,36 +295,53 @@ def keyed_records(keys: np.ndarray, shard: int, rows: np.ndarray) -> np.ndarray:
 class ExternalSort:
     """Sorts more records than memory holds: dealt into bucket files by key, then sorted bucket by bucket.
 
-    Records with the same key land in the same bucket. Memory is one bucket, disk is 24 bytes a record, in a temporary
-    folder that leaving the context removes. `expected` sets the number of buckets, not a limit.
+    Records with the same key land in the same bucket. Memory is one bucket, or as many records that wait to be dealt;
+    disk is 24 bytes a record, in a temporary folder that leaving the context removes. One file is open at a time,
+    however many buckets there are. `expected` sets their number, not a limit.
     """
 
     def __init__(self, expected: int) -> None:
         self.buckets = max(1, -(-expected // RECORDS_PER_BUCKET))
         self._folder = tempfile.TemporaryDirectory(prefix="shelfmark-sort-")
-        paths = (os.path.join(self._folder.name, f"{bucket:05d}.records") for bucket in range(self.buckets))
-        # Open until the block ends: records arrive for all buckets at once.
-        self._files = [open(path, "wb") for path in paths]  # noqa: SIM115
+        self._waiting: list[np.ndarray] = []
+        self._waiting_records = 0
 
     def add(self, records: np.ndarray) -> None:
-        """Deals records (`KEYED_RECORD`) out to the buckets."""
-        bucket_of = bucket_numbers(records["key"], self.buckets)
-        for bucket in np.unique(bucket_of):
-            self._files[bucket].write(records[bucket_of == bucket].tobytes())
+        """Takes records (`KEYED_RECORD`), in any order."""
+        self._waiting.append(records)
+        self._waiting_records += len(records)
+        if self._waiting_records >= RECORDS_PER_BUCKET:
+            self._deal()
 
     def sorted_buckets(self) -> Iterator[np.ndarray]:
         """Each bucket's records, sorted by key, then shard, then row. The bucket's order follows the key's."""
-        for file in self._files:
-            file.close()
-            records = np.fromfile(file.name, KEYED_RECORD)
+        self._deal()
+        for bucket in range(self.buckets):
+            path = self._path(bucket)
+            records = np.fromfile(path, KEYED_RECORD) if os.path.exists(path) else np.empty(0, KEYED_RECORD)
             yield records[np.lexsort((records["row"], records["shard"], records["tail"], records["key"]))]
+
+    def _deal(self) -> None:
+        """Appends the records that wait to the files of their buckets."""
+        if not self._waiting:
+            return
+        records = np.concatenate(self._waiting, dtype=KEYED_RECORD)  # else of the byte order of the machine
+        self._waiting, self._waiting_records = [], 0
+        bucket_of = bucket_numbers(records["key"], self.buckets)
+        order = np.argsort(bucket_of, kind="stable")
+        ends = np.cumsum(np.bincount(bucket_of, minlength=self.buckets))
+        for bucket, (start, stop) in enumerate(pairwise([0, *ends.tolist()])):
+            if stop > start:
+                with open(self._path(bucket), "ab") as file:
+                    file.write(records[order[start:stop]].tobytes())
+
+    def _path(self, bucket: int) -> str:
+        return os.path.join(self._folder.name, f"{bucket:06d}.records")
 
     def __enter__(self) -> ExternalSort:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for file in self._files:
-            file.close()
         self._folder.cleanup()
 
 

@@ -26,6 +26,7 @@ import yaml
 
 from pipelines.config import own_catalog
 from pipelines.config.exit_codes import EXPECTED_ERRORS, FAILED, REFUSED, RunFailedError
+from pipelines.config.gpu import GpuRequest
 from pipelines.config.job import IndexJobConfig, JobConfig, to_yaml
 from pipelines.config.stopping import wait_if_stopping
 from pipelines.config.validation import (
@@ -431,12 +432,13 @@ def to_pipeline_options(
     whose options the package knows in full.
 
     Args:
-        section: Option name -> value; false and null mean that the option is not given.
+        section: Option name -> value; false and null mean that the option is not given. `gpu` is ours.
         option_names: Our own options, so that a mistyped one of these is recognised.
 
     Raises:
         ConfigError: An option that Beam does not know, a value that it refuses, a runner that cannot run this job.
     """
+    gpu, section = GpuRequest.of(section), {name: value for name, value in section.items() if name != "gpu"}
     with ExitStack() as stack:
         # Keeps Beam from setting up the root logger, which is the command's: one that has a handler it leaves alone.
         logging.getLogger().addHandler(handler := logging.NullHandler())
@@ -462,6 +464,8 @@ def to_pipeline_options(
         unknown = option_names_in(rest)
         if rest and not unknown:
             raise ConfigError(_no_option(rest))
+        if gpu is not None and runner in beam.StandardOptions.LOCAL_RUNNERS:
+            raise ConfigError(f"beam.gpu asks an engine for machines, and {runner} has this one; leave it out")
         if unknown and runner in beam.StandardOptions.LOCAL_RUNNERS:
             beam_names = [name[2:] for name in actions]
             raise ConfigError(

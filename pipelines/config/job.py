@@ -126,7 +126,8 @@ class JobConfig:
     """Everything that decides what a nightly run makes.
 
     Attributes:
-        beam: Apache Beam's own options by name, such as {runner: PortableRunner}; the command line wins over them.
+        beam: Apache Beam's own options by name, such as {runner: PortableRunner}; the command line wins over them. And
+            `gpu`, such as `nvidia-l4:1`: workers with GPUs for the towers alone, where the engine hires machines.
     """
 
     catalog: CatalogConfig

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipelines.catalog.config import CatalogConfigError
@@ -45,6 +45,10 @@ class DecodeConfig:
     def thread_count(self) -> int:
         """`threads`, or the cores this process may use."""
         return self.threads or len(os.sched_getaffinity(0))
+
+    def on_cores(self, cores: int) -> DecodeConfig:
+        """The same for a process that has so many cores of its machine."""
+        return replace(self, threads=self.threads or cores)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +123,11 @@ class FetchConfig:
                     "fetch.proxy: expected an address such as http://proxy.example.com:3128, with its login where it "
                     "wants one; found another text, which is not shown"
                 )
+
+    def shared_out(self, processes: int) -> FetchConfig:
+        """The same for one of several processes of a machine: together they ask hosts no more than one would."""
+        threads, connections = (-(-limit // processes) for limit in (self.threads, self.connections_per_host))
+        return replace(self, threads=threads, connections_per_host=connections)
 
     def _check(self, holds: bool, key: str, expected: str) -> None:
         _require(holds, f"fetch.{key}", getattr(self, key), expected)

@@ -27,6 +27,7 @@ from index_builder.drift import (
 from index_builder.embedding_shards import NumberedShard
 from index_builder.faiss_files import IndexShard
 from index_builder.filter_bitmaps import ProductsFile, read_products_file
+from index_builder.gpu import GPU_LINE, on_gpu
 from index_builder.held_out import HeldOut, find_held_out, held_out_queries, search_shards
 from index_builder.manifest import EncoderSummary
 from index_builder.merge import merge_index_shards
@@ -56,6 +57,7 @@ from pipelines.indexing.shard_files import (
     Totals,
 )
 from pipelines.indexing.work_folder import HeldLease
+from pipelines.indexing.worker_cores import core_share
 
 SHARDS_OF_SAMPLE = 32
 """Neighbouring shards whose sample is one file: enough to train from few files, few enough to spread over workers."""
@@ -222,7 +224,7 @@ def search_group(
 ) -> str:
     """What held-out queries should find among the shards of one group, in a file."""
     name, shards = f"search-{number:05d}", plan.numbering.shards[groups.shards_of(number)]
-    with run.record.timed("sample", name):
+    with run.record.timed("sample", name), core_share().limited():
         return search_shards(run.index, _queries(run, plan, samples), shards, run.path("held_out_groups", name))
 
 
@@ -254,7 +256,7 @@ def train(
         earlier = run.reusable.refine if choice.kept and run.reusable is not None else None
         settled = settle(index, choice.codec, chosen.refine, held, samples, rows, earlier=earlier)
         facts |= {"codec": choice.reason}
-    reasons = (settled.reason,) if settled.reason else ()
+    reasons = ((settled.reason,) if settled.reason else ()) + ((GPU_LINE,) if on_gpu(index.device) else ())
     return replace(choice, refine=settled.refine, reasons=reasons, reach=settled.reach)
 
 
@@ -287,8 +289,8 @@ def add_tasks(run: RunContext, plan: BuildPlan, choice: CodecChoice) -> list[Add
 def add(run: RunContext, codec: CodecInfo, task: AddTask) -> IndexShard:
     """Encodes one task's vectors into an index shard."""
     name = f"{task.serving_shard:05d}-{task.number:05d}"
-    with run.record.timed("add", name):
-        return add_shards(codec, task.shards, run.path("index_shards", f"{name}.faiss"))
+    with run.record.timed("add", name), core_share().limited():
+        return add_shards(codec, task.shards, run.path("index_shards", f"{name}.faiss"), device=run.index.device)
 
 
 def refine_tasks(run: RunContext, plan: BuildPlan, choice: CodecChoice) -> list[AddTask]:
@@ -306,7 +308,7 @@ def refine(run: RunContext, choice: CodecChoice, task: AddTask, samples: Sequenc
     """Writes the vectors of one serving shard into its refine file, and checks it; raises as `verify`."""
     name, dim, kind = f"{task.serving_shard:05d}", run.encoder.dim, cast(StoredKind, choice.refine)
     uri = run.path("refine", f"{name}.faiss")
-    with run.record.timed("refine", name):
+    with run.record.timed("refine", name), core_share().limited():
         shard = write_refine_codes(task.shards, samples, kind, dim, uri)
 
         def check(path: str) -> None:

@@ -33,6 +33,7 @@ from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
 from pipelines.catalog.stores import CatalogFile
 from pipelines.config import own_catalog
+from pipelines.config.gpu import GpuRequest
 from pipelines.config.job import JobConfig
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
@@ -58,6 +59,7 @@ from pipelines.indexing.shard_files import (
 )
 from pipelines.indexing.transforms import BeamOptions, MakeShard, Once, ShardPlan, run_on_workers
 from pipelines.indexing.work_folder import CatalogNote, note_index, noted_catalog
+from pipelines.indexing.worker_cores import core_share
 
 FILES_AT_ONCE = 4
 """Files that one worker takes in side by side."""
@@ -101,6 +103,12 @@ class CatalogSource:
                 holds another catalog.
             CatalogError: The catalog is missing, empty, or has no such field.
         """
+        gpu = GpuRequest.of(self.config.beam)
+        if gpu is not None and not self.config.encoder.device.startswith("cuda"):
+            raise ConfigError(
+                f"beam.gpu asks for workers with {gpu.count} {gpu.kind}, but encoder.device is "
+                f"{self.config.encoder.device!r}; expected cuda, so that a worker without one is refused"
+            )
         config = checked_addresses(self.config)
         self._refuse_other_catalog(config)
         # Decided once for all workers; each of them sees whether it has it (`check_worker`).
@@ -302,6 +310,7 @@ class CatalogSource:
             vectors_of_row=config.catalog.images_per_product if per_image else 1,
             group_field=config.catalog.group_field,
             text_limit=self._text_limit,
+            gpu=GpuRequest.of(config.beam),
         )
 
     def _previous_version(self) -> tuple[PreviousLookups | None, str]:
@@ -363,7 +372,11 @@ def embedding(
     """A `transforms.ShardMaker`: loads the encoder, and starts the threads that read products up to it."""
     if precision_is_chosen:
         check_worker(encoder.precision, encoder.device)
-    towers: ProductEncoder = once(lambda: load_encoder(encoder))
+    share = core_share()
+    fetch, decode = fetch.shared_out(share.processes), decode.on_cores(share.threads)
+    log.info("%s", share.describe(decode_threads=decode.threads, fetch_threads=fetch.threads))
+    with share.limited():  # an encoder keeps the threads that it begins with
+        towers: ProductEncoder = once(lambda: load_encoder(encoder))
     left = None if previous is None else previous.open()
     opened = ProductPreparer.open(
         *(catalog, fetch, decode), inputs=towers, previous=left, per_image=encoder.vectors == "per_image"

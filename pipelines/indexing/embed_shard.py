@@ -87,7 +87,8 @@ class PreparedBatch:
         fingerprints: uint8 `[R, 16]`.
         lookup_rows: int64 `[R]`, rows of the carry-over lookup; -1 for a vector that the previous version lacks.
         images_unchanged: How many images were not read again.
-        pixels: digest -> uint8 `[3, S, S]`, of the images that the shard met first in this batch.
+        tower_input: uint8 `[n, 3, S, S]`, the images that the shard met first in this batch; None where there are none.
+        pixels: digest -> uint8 `[3, S, S]`, the rows of `tower_input` in their order.
     """
 
     products: ProductBatch
@@ -98,6 +99,7 @@ class PreparedBatch:
     fingerprints: np.ndarray
     lookup_rows: np.ndarray
     images_unchanged: int = 0
+    tower_input: np.ndarray | None = None
     pixels: dict[bytes, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -332,7 +334,10 @@ class _ShardWork:
                     digest: batch.data[digest] for row in new for digest in batch.rows.digests[row] if digest not in met
                 }
                 met |= wanted.keys()
-                batch.pixels, new_faults = decode_images(pool, wanted)
+                pixels, new_faults = decode_images(pool, wanted)
+                if pixels:  # side by side here, so that the thread of the towers copies nothing
+                    batch.tower_input = np.stack(list(pixels.values()))
+                    batch.pixels = dict(zip(pixels, batch.tower_input, strict=True))
                 faults |= new_faults
                 batch.drop(faults)
                 batch.data = {}
@@ -408,8 +413,8 @@ class _ShardWork:
         carried, new = np.flatnonzero(lookup_rows >= 0), np.flatnonzero(lookup_rows < 0)
         if self._preparer.carry_over is not None and len(carried):
             vectors[carried] = self._preparer.carry_over.vectors(lookup_rows[carried])
-        if batch.pixels:  # of rejected products too: a later one may have the same image
-            self._embed_images(batch.pixels)
+        if batch.tower_input is not None:  # of rejected products too: a later one may have the same image
+            self._embed_images(list(batch.pixels), batch.tower_input)
         if len(new):
             vectors[new] = self._run_towers(batch, rows[new])
             if self._meter.wants_more:
@@ -423,10 +428,10 @@ class _ShardWork:
         texts = [batch.texts[product] for product in batch.rows.products[rows[chosen]]]
         self._meter.measure(texts, images, vectors[chosen])
 
-    def _embed_images(self, pixels: dict[bytes, np.ndarray]) -> None:
-        """Runs the image tower over images that this shard has not met before, given by digest."""
-        new_vectors = self._encoder.encode_images(np.stack(list(pixels.values()))).cpu().numpy()
-        self._image_rows |= {digest: len(self._image_rows) + i for i, digest in enumerate(pixels)}
+    def _embed_images(self, digests: Sequence[bytes], pixels: np.ndarray) -> None:
+        """Runs the image tower over images that this shard has not met before: uint8 `[n, 3, S, S]`."""
+        new_vectors = self._encoder.encode_images(pixels).cpu().numpy()
+        self._image_rows |= {digest: len(self._image_rows) + i for i, digest in enumerate(digests)}
         known = [self._image_vectors] if len(self._image_vectors) else []
         self._image_vectors = np.concatenate([*known, new_vectors])
 

@@ -6,11 +6,10 @@ Elements are descriptors: no image and no vector crosses the boundary of a stage
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from index_builder import storage
 from index_builder.errors import IndexBuilderError
 from index_builder.manifest import EncoderSummary
 from pipelines.config.exit_codes import NothingBegunError, RunFailedError, failures_of_work
+from pipelines.config.gpu import GpuRequest
 from pipelines.config.stopping import at_stop
 from pipelines.indexing import build_steps as steps
 from pipelines.indexing import numbering_steps as numbering
@@ -35,7 +35,9 @@ from pipelines.indexing.previous_lookups import PreviousLookups
 from pipelines.indexing.product_groups import ShardGroups
 from pipelines.indexing.publish_step import RunResult, begin_publishing, copy_tasks, copy_to_version, publish_build
 from pipelines.indexing.run_record import RunRecord
+from pipelines.indexing.runner_logs import quiet_runner
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
+from pipelines.indexing.shared_maker import SharedMaker
 from pipelines.indexing.task_list import TaskList, TaskRange
 from pipelines.indexing.worker_probe import WorkerProbe, describe_workers, said_by_worker
 
@@ -45,10 +47,8 @@ PROGRESS_SECONDS = 1.0
 QUESTIONS = 256
 """How often the workers are asked together, dealt out at random: of 16 workers one is missed in 1 of 900,000 runs."""
 _REASON_CHARACTERS = 400
-_CHANNEL_LOGS = (
-    "apache_beam.runners.worker.data_plane",
-    "apache_beam.runners.portability.fn_api_runner.worker_handlers",
-)
+_WORKER_LOST = "Channel closed prematurely"
+"""What Beam's own runner says when the connection to a worker ends."""
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class ShardPlan:
         vectors_of_row: The most that a row may give.
         group_field: The column by which searches group their answers, if any.
         text_limit: How much of a text is read, and what says so, in words; empty where nothing is embedded.
+        gpu: What the workers that make shards need; None where any worker will do.
     """
 
     stage: Stage
@@ -97,6 +98,7 @@ class ShardPlan:
     vectors_of_row: int = 1
     group_field: str | None = None
     text_limit: str = ""
+    gpu: GpuRequest | None = None
 
     @property
     def keys(self) -> list[str]:
@@ -112,14 +114,9 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
         NothingBegunError: A worker must not work for this run (see `worker_probe`), and none had begun.
         RunFailedError: A worker failed; what is complete stands, and a rerun continues from there.
     """
-    filters = {"apache_beam.runners.common": _is_unexpected, "": _is_no_job_error}
-    filters |= dict.fromkeys(_CHANNEL_LOGS, _has_no_traceback)
-    for name, keeps in filters.items():
-        logging.getLogger(name).addFilter(keeps)
-    said_of_threads, threading.excepthook = threading.excepthook, partial(_say_of_thread, threading.excepthook)
     try:
         root = beam.Pipeline(options=options)
-        with failures_of_work(), at_stop(partial(_cancel, root)), root:
+        with quiet_runner(), failures_of_work(), at_stop(partial(_cancel, root)), root:
             yield root
     except Exception as error:
         failures = record.failures()
@@ -133,15 +130,11 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
             f"The traceback is in {storage.join(record.uri, 'failures')}. What is complete stands: "
             "run the same command again to continue."
         ) from error
-    finally:
-        threading.excepthook = said_of_threads
-        for name, keeps in filters.items():
-            logging.getLogger(name).removeFilter(keeps)
 
 
 def _as_told(error: Exception, record: RunRecord, options: BeamOptions) -> Exception:
     """What a person is told of a run that no worker wrote a failure down for."""
-    if not (runs_elsewhere(options) or options.view_as(DirectOptions).direct_running_mode == "multi_processing"):
+    if not has_workers(options):
         return error
     reason = said_by_worker(str(error))
     if reason is not None and not any(record.reports(stage) for stage in ("embed", "import")):
@@ -149,6 +142,10 @@ def _as_told(error: Exception, record: RunRecord, options: BeamOptions) -> Excep
     path = storage.join(record.uri, "runner.txt")
     storage.write_bytes_atomic(path, "".join(traceback.format_exception(error)).encode())
     reason = reason or _last_exception(str(error))
+    if _WORKER_LOST in reason:
+        reason = (
+            "a worker process ended in the middle of its work: it was killed, as a system does that is out of memory"
+        )
     if len(reason) > _REASON_CHARACTERS:
         reason = f"{reason[:_REASON_CHARACTERS]} ..."
     return RunFailedError(
@@ -164,32 +161,10 @@ def _last_exception(text: str) -> str:
     return said[-1].strip() if said and len(said) < len(lines) else " ".join(text.split())
 
 
-def runs_elsewhere(options: BeamOptions) -> bool:
-    """Whether the work is done by processes that other machines may run."""
-    return str(options.view_as(StandardOptions).runner) not in StandardOptions.LOCAL_RUNNERS
-
-
-def _is_no_job_error(line: logging.LogRecord) -> bool:
-    """False for the traceback with which a job server says that a job failed: the run says why, and keeps it."""
-    return line.module != "portable_runner" or line.levelno < logging.ERROR
-
-
-def _is_unexpected(line: logging.LogRecord) -> bool:
-    """False for Beam's own lines, with traceback, about errors that our rooms raise on purpose: the run says those."""
-    kind = line.exc_info[0] if line.exc_info else None
-    return kind is None or kind.__module__.partition(".")[0] not in ("pipelines", "index_builder", "encoders")
-
-
-def _has_no_traceback(line: logging.LogRecord) -> bool:
-    """False for what a channel says when the worker at its other end is gone."""
-    return line.exc_info is None
-
-
-def _say_of_thread(say: Callable[[threading.ExceptHookArgs], object], failure: threading.ExceptHookArgs) -> None:
-    """Leaves out Beam's own threads, which fail one by one when a worker is gone: the run says that once."""
-    frames = traceback.extract_tb(failure.exc_traceback)
-    if not any("apache_beam" in frame.filename for frame in frames):
-        say(failure)
+def has_workers(options: BeamOptions) -> bool:
+    """Whether the work is done by other processes than this one, here or on other machines."""
+    elsewhere = str(options.view_as(StandardOptions).runner) not in StandardOptions.LOCAL_RUNNERS
+    return elsewhere or options.view_as(DirectOptions).direct_running_mode == "multi_processing"
 
 
 def _cancel(root: beam.Pipeline) -> None:
@@ -214,7 +189,7 @@ def run_on_workers(
         with record.timed(stage, f"{number:06d}"):
             deed(element)
 
-    probe = WorkerProbe.begin(record, work_uri) if runs_elsewhere(options) else None
+    probe = WorkerProbe.begin(record, work_uri) if has_workers(options) else None
     with beam_run(options, record) as root:
         numbered = root | beam.Create(list(enumerate(elements)), reshuffle=False)
         _ = after_probe(numbered, probe) | beam.Reshuffle() | beam.Map(timed)
@@ -223,8 +198,8 @@ def run_on_workers(
 def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> None:
     """Makes the embedding shards of a run, builds its index and publishes it; raises as `beam_run`."""
     encoder = shards.query_encoder if shards.stage == "embed" else None
-    elsewhere = runs_elsewhere(options)
-    probe = WorkerProbe.begin(run.record, run.work_uri, encoder, shards.encoder.fingerprint) if elsewhere else None
+    asked = has_workers(options)
+    probe = WorkerProbe.begin(run.record, run.work_uri, encoder, shards.encoder.fingerprint) if asked else None
     tasks = TaskList.write(storage.join(run.record.uri, TASKS_FILE), shards.tasks)
     with beam_run(options, run.record) as root:
         summaries = make_shards(root, tasks, shards, run, probe)
@@ -235,31 +210,41 @@ def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> No
         log.info("%s", describe_workers(probe.answers()))
 
 
+def _hints(gpu: GpuRequest | None) -> dict[str, str]:
+    return {} if gpu is None else {"accelerator": gpu.hint}
+
+
 def make_shards(
     root: beam.Pipeline, tasks: TaskList, shards: ShardPlan, run: RunContext, probe: WorkerProbe | None
 ) -> beam.PCollection[ShardSummary]:
     """Wires in the making of the shards, which travel by the address of their list, so that the graph stays small."""
-    planned = after_probe(root | "PlannedShards" >> beam.Create([tasks], reshuffle=False), probe)
+    planned = after_probe(root | "PlannedShards" >> beam.Create([tasks], reshuffle=False), probe, shards.gpu)
     if shards.previous is not None and shards.previous.groups > 1 and shards.complete < tasks.count:
         planned = after_lookups(planned, shards.previous)
+    making = beam.ParDo(MakeShards(shards.stage, shards.maker, run.record, probe))
     return (
         planned
         | "CutShardTasks" >> beam.FlatMap(lambda tasks: tasks.ranges())
         # Breaks fusion with the plan, so that the shards spread over the workers.
         | "SpreadShards" >> beam.Reshuffle()
-        | "MakeShard" >> beam.ParDo(MakeShards(shards.stage, shards.maker, run.record, probe))
+        | "MakeShard" >> making.with_resource_hints(**_hints(shards.gpu))
     )
 
 
-def after_probe(elements: beam.PCollection[Any], probe: WorkerProbe | None) -> beam.PCollection[Any]:
-    """The elements, once the workers were asked and all agree; at once without a probe."""
+def after_probe(
+    elements: beam.PCollection[Any], probe: WorkerProbe | None, gpu: GpuRequest | None = None
+) -> beam.PCollection[Any]:
+    """The elements, once the workers were asked and all agree; at once without a probe.
+
+    With `gpu` those are asked that will run the towers.
+    """
     if probe is None:
         return elements
     met = (
         elements.pipeline
         | "Questions" >> beam.Create(range(QUESTIONS), reshuffle=False)
         | "SpreadQuestions" >> beam.Reshuffle()
-        | "AskWorkers" >> beam.Map(lambda _: probe.ask())
+        | "AskWorkers" >> beam.Map(lambda _: probe.ask()).with_resource_hints(**_hints(gpu))
         | "GatherAnswers" >> beam.combiners.ToList()
         | "MeetWorkers" >> beam.Map(probe.meet)
     )
@@ -296,7 +281,7 @@ class MakeShards(beam.DoFn):
     def __init__(self, stage: Stage, maker: ShardMaker, record: RunRecord, probe: WorkerProbe | None = None):
         self._stage, self._maker, self._record, self._probe = stage, maker, record, probe
         self._handle = shared.Shared()
-        self._open = ExitStack()
+        self._shared: SharedMaker[MakeShard] | None = None
         self._make: MakeShard | None = None
         names = ("products_embedded", "products_carried_over", "products_rejected", "shards_already_complete")
         self._counters = {name: Metrics.counter(stage, name) for name in names}
@@ -322,15 +307,22 @@ class MakeShards(beam.DoFn):
 
         with self._record.timed(self._stage, unit) as facts:
             if self._make is None:
-                self._make = self._open.enter_context(self._maker(self._handle.acquire))
+                self._make = self._enter()
             summary = self._make(task, on_progress)
             facts |= {"skipped": False, "steps": summary.seconds, **_facts(summary)}
         for name in ("embedded", "carried_over", "rejected"):
             self._counters[f"products_{name}"].inc(getattr(summary, name))
         yield summary
 
+    def _enter(self) -> MakeShard:
+        """Opens the maker, or joins the threads of this process for which it is open."""
+        self._shared = self._handle.acquire(lambda: SharedMaker(self._maker))
+        return self._shared.enter()
+
     def teardown(self) -> None:
-        self._open.close()
+        if self._make is not None and self._shared is not None:
+            self._make = None
+            self._shared.leave()
 
 
 def _facts(summary: ShardSummary) -> dict[str, int]:

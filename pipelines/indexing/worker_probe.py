@@ -29,6 +29,7 @@ from encoders.errors import EncoderError
 from index_builder import storage
 from index_builder.errors import IndexBuilderError
 from pipelines.indexing.run_record import RunRecord
+from pipelines.indexing.worker_cores import begin_work, choose_gpu, usable_cores
 
 ROOMS = ("encoders", "index_builder", "pipelines")
 BUILD_PACKAGES = ("apache-beam", "faiss", "numpy", "pyarrow")
@@ -135,6 +136,7 @@ class WorkerProbe:
         return storage.join(self.record.uri, "workers", *(f"{name}.json" for name in names))
 
     def _ask(self) -> str:
+        begin_work()
         self._read_token()
         facts = _own_facts(with_encoder=self.encoder is not None)
         self._compare(facts)
@@ -176,11 +178,11 @@ class WorkerProbe:
     def _find_encoder(self, config: EncoderConfig) -> str:
         """The device that the encoder will run on."""
         try:
-            found = encoders.check_encoder(config)
-            from encoders.saved_encoder import (
-                describe_device,  # loads torch, as the line before: only embedding needs it
-            )
+            from encoders.saved_encoder import describe_device, gpu_count  # loads torch: only embedding needs it
 
+            if config.device in ("auto", "cuda"):
+                choose_gpu(gpu_count())
+            found = encoders.check_encoder(config)
             device = describe_device(config.device)
         except ImportError as error:
             raise WorkerDisagreesError.because(
@@ -237,7 +239,7 @@ def _own_facts(*, with_encoder: bool) -> WorkerFacts:
         python=platform.python_version(),
         code=_source_digest(),
         versions={name: _version_of(name) for name in packages},
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory_bytes=_memory_bytes(),
         processor=_processor(),
     )

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 
 def machine_line(*packages: str) -> str:
@@ -18,6 +19,12 @@ def machine_line(*packages: str) -> str:
         f"{models[0] if models else platform.processor()}, {len(os.sched_getaffinity(0))} cores, "
         f"{memory_gib:.0f} GiB, Python {platform.python_version()}, {named}"
     )
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had; unlike `ru_maxrss` without that of the process which started it."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
 
 
 def command_line() -> str:

@@ -30,7 +30,7 @@ def python() -> Path:
 def test_the_job_comes_whole_to_the_door(tmp_path, python):
     write_catalog(tmp_path / "catalog", [product(number) for number in range(200)])
     shipped = load_job_config(["--config", "dataflow_gpu"]).config.beam
-    given = [f"--beam.{name}={json.dumps(value)}" for name, value in shipped.items()]
+    given = [f"--beam.{name}={json.dumps(value)}" for name, value in shipped.items()] + ["--encoder.device=cuda"]
     command = [python, "-m", "tests.engines.dataflow_job", tmp_path, *arguments(tmp_path, *given)]
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "NO_GCE_CHECK": "true"}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=PROJECT_ROOT, check=False)
@@ -41,11 +41,10 @@ def test_the_job_comes_whole_to_the_door(tmp_path, python):
     job = json.loads((tmp_path / "job.json").read_text())
     assert job["type"] == "JOB_TYPE_BATCH"
     options = job["environment"]["sdkPipelineOptions"]["options"]
-    assert "worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver" in options["dataflow_service_options"]
     assert options["number_of_worker_harness_threads"] == 1
     assert "no_use_multiple_sdk_containers" in job["environment"]["experiments"]
     (pool,) = job["environment"]["workerPools"]
-    assert pool["machineType"] == "g2-standard-8"
+    assert pool["machineType"] == "e2-standard-8"
     assert pool["diskSizeGb"] == 100
     assert [image["containerImage"] for image in pool["sdkHarnessContainerImages"]] == [IMAGE]
 
@@ -57,4 +56,7 @@ def test_the_job_comes_whole_to_the_door(tmp_path, python):
     steps = ("AskWorkers", "MeetWorkers", "AwaitWorkers", "MakeShard", "NumberProducts", "TrainCodec", "PublishVersion")
     assert not [step for step in steps if not any(name.startswith(step) for name in names)]
     assert {each.urn for each in graph.components.environments.values()} == {"beam:env:docker:v1"}
+    hints = [dict(each.resource_hints) for each in graph.components.environments.values()]
+    accelerator = b"type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver"
+    assert {"beam:resources:accelerator:v1": accelerator} in hints
     assert not list((tmp_path / "work" / "embeddings").glob("*"))

@@ -126,12 +126,19 @@ def build_index(
         for number, shard in enumerate(shards)
     ]
     codec = train_codec(
-        samples[::turn], spec, storage.join(root, "codec"), seed=config.seed, training_rows=sample.training_rows
+        samples[::turn],
+        spec,
+        storage.join(root, "codec"),
+        seed=config.seed,
+        training_rows=sample.training_rows,
+        device=config.device,
     )
     merged = []
     for number, tasks in enumerate(plan_adds(config, spec, shards)):
         parts = [
-            add_shards(codec, task[::turn], storage.join(root, "parts", f"{number}-{place}.faiss"))
+            add_shards(
+                codec, task[::turn], storage.join(root, "parts", f"{number}-{place}.faiss"), device=config.device
+            )
             for place, task in enumerate(tasks)
         ]
         uri = storage.join(root, "merged", f"{number}.faiss")

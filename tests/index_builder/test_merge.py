@@ -10,7 +10,7 @@ from index_builder import merge as merge_module
 from index_builder import storage
 from index_builder.errors import CodecMismatchError, VerificationError
 from index_builder.exact_search import GroundTruth, exact_neighbours
-from index_builder.faiss_files import ivf_of, write_merged
+from index_builder.faiss_files import IndexShard, ivf_of
 from index_builder.merge import merge_index_shards
 from index_builder.sampling import QuerySet
 from index_builder.tuning import measure_search
@@ -51,9 +51,13 @@ def test_the_merged_file_is_laid_out_as_faiss_does(tmp_path, factory: str, rows:
         paths.append(str(tmp_path / f"{number}.faiss"))
         faiss.write_index(part, paths[-1])
     faiss.write_index(whole, str(tmp_path / "whole.faiss"))
-    sha256 = write_merged(paths, str(tmp_path / "merged.faiss"))
-    assert sha256 == storage.sha256_file(str(tmp_path / "merged.faiss"))
-    assert sha256 == storage.sha256_file(str(tmp_path / "whole.faiss"))
+    parts = [
+        IndexShard(uri=path, rows=rows, first_row=number * rows, codec_fingerprint="f", sha256=str(number))
+        for number, path in enumerate(paths)
+    ]
+    merged = merge_index_shards(parts, str(tmp_path / "merged.faiss"))
+    assert merged.sha256 == storage.sha256_file(str(tmp_path / "merged.faiss"))
+    assert merged.sha256 == storage.sha256_file(str(tmp_path / "whole.faiss"))
 
 
 @pytest.mark.parametrize("factory", ["IVF16,PQ8x4fs", "OPQ8_16,IVF16,PQ8x4fsr"])

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from index_builder.embedding_shards import NumberedShard
 from index_builder.errors import SpecError
 from index_builder.explain import explain_index
-from index_builder.planner import check_index, check_rows, estimate_memory, plan_adds, plan_index, plan_sample
+from index_builder.planner import (
+    check_index,
+    check_memory,
+    check_rows,
+    estimate_memory,
+    plan_adds,
+    plan_index,
+    plan_sample,
+)
 from index_builder.spec import IndexConfig, IndexSpec
 
 
@@ -136,6 +144,7 @@ def test_the_sample_and_the_add_tasks_fit_into_the_budget() -> None:
     memory = estimate_memory(settings, spec, rows=4_000_000, training_rows=plan.training_rows)
     assert 400e6 < memory.training <= 500e6
     assert memory.adding <= 500e6
+    assert 4 * 2 * spec.lists < memory.merging <= 500e6
     assert plan.training_rows < plan_sample(config(), spec, 4_000_000).training_rows
 
 
@@ -156,6 +165,19 @@ def test_auto_takes_fewer_lists_where_the_budget_trains_no_more() -> None:
 def test_a_build_over_the_budget_is_refused_with_what_to_change(settings: dict, dim: int, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         plan_index(config(**settings), 4_000_000, dim)
+
+
+def test_a_kept_codec_is_refused_where_merging_would_not_hold_it() -> None:
+    """Nothing is trained then: what is left to hold is the codec, while the parts of a shard are merged."""
+    spec = IndexSpec.parse("IVF65536,PQ128x4", 512)
+    with pytest.raises(
+        SpecError, match=r"memory_budget_mb is 128, but merging of .* 151 MB; .* fewer lists than 65536"
+    ):
+        check_memory(config(memory_budget_mb=128), spec, rows=1000, training_rows=0)
+    check_memory(config(memory_budget_mb=160), spec, rows=1000, training_rows=0)
+    packed = IndexSpec.parse("IVF65536,PQ128x4fs", 512)
+    with pytest.raises(SpecError, match=r"memory_budget_mb is 160, but laying a serving shard out .* 269 MB"):
+        check_memory(config(memory_budget_mb=160), packed, rows=1000, training_rows=0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +65,27 @@ def test_many_buckets_give_the_same_order_as_one(monkeypatch):
         assert many.buckets == 50
         many.add(keyed_records(keys, 0, np.arange(5000)))
         assert np.array_equal(np.concatenate(list(many.sorted_buckets())), expected)
+
+
+def test_more_buckets_than_files_may_be_open(monkeypatch):
+    """A process may have 1,024 files open, often fewer; a billion ids have a thousand buckets."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(previous_version, "RECORDS_PER_BUCKET", 10)
+    keys = random_keys(20_000, seed=8)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 8, before[1]))
+    try:
+        with ExternalSort(20_000) as sorting:
+            assert sorting.buckets == 2000
+            for start in range(0, 20_000, 5000):
+                sorting.add(keyed_records(keys[start : start + 5000], 0, np.arange(start, start + 5000)))
+            records = np.concatenate(list(sorting.sorted_buckets()))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert sorted(records["row"].tolist()) == list(range(20_000))
+    halves = list(zip(records["key"].tolist(), records["tail"].tolist(), strict=True))
+    assert halves == sorted(halves)
 
 
 def random_keys(count: int, *, seed: int) -> np.ndarray:

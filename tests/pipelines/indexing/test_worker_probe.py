@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,18 +188,23 @@ def test_a_killed_worker_is_told_in_one_sentence_and_the_next_run_goes_on(folder
     with worker_pool(folder) as (workers, processes):
         command = arguments(folder, *service, *workers)
 
+        over = threading.Event()
+
         def kill_in_the_middle() -> None:
             while not list((folder / "work" / "embeddings").glob("*/*.json")):
-                time.sleep(0.02)
+                if over.wait(0.02):  # a run that was refused embeds nothing
+                    return
             for pid in processes.children(processes.running["pool"].pid):
                 os.kill(pid, signal.SIGKILL)
 
         thread = threading.Thread(target=kill_in_the_middle)
         thread.start()
         code = run_command(embed_catalog, command)
+        over.set()
         thread.join()
         said = capfd.readouterr().err
         assert code == 1, said
         assert "Traceback" not in said, said
+        assert "the runner ended the run: a worker process ended in the middle of its work: it was killed" in said
         assert said.splitlines()[-1].endswith("What is complete stands: run the same command again to continue.")
         assert run_command(embed_catalog, command) == 0

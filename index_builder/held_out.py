@@ -157,8 +157,8 @@ def _depth(config: IndexConfig) -> int:
 
 def _search(config: IndexConfig, queries: QuerySet, shards: Sequence[NumberedShard]) -> _Truths:
     filters = tuple(_filters(queries).values())
-    depth, gpu = _depth(config), on_gpu(config.device)
-    return neighbours_under(queries.vectors, queries.rows, shards, depth, filters, filtered_k=config.k, gpu=gpu)
+    asked = (queries.vectors, queries.rows, shards, _depth(config), filters)
+    return neighbours_under(*asked, filtered_k=config.k, gpu=on_gpu(config.device))
 
 
 def _joined(config: IndexConfig, searched: Sequence[str], filters: int) -> _Truths:
@@ -235,4 +235,4 @@ def _vectors_of(rows: np.ndarray, shards: Sequence[NumberedShard], dim: int) -> 
         shard, here = asked
         return read_rows(shard.uri, shard.kept()[here - shard.first_row])[0].astype(np.float16, copy=False)
 
-    return np.concatenate([np.empty((0, dim), np.float16), *read_ahead(read, wanted)])
+    return np.concatenate([np.empty((0, dim), np.float16), *read_ahead(read, wanted, shards[0].uri)])

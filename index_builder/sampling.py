@@ -22,7 +22,7 @@ import xxhash
 from index_builder import storage
 from index_builder.embedding_shards import NumberedShard, fixed_binary, read_ids, read_rows
 from index_builder.errors import SpecError
-from index_builder.read_ahead import AT_ONCE, read_ahead
+from index_builder.read_ahead import read_ahead
 
 VECTOR_COLUMN = "vector"
 _HASHES = 2.0**64
@@ -84,7 +84,7 @@ def write_sample(
         }
         return pa.table(columns | {"vector": fixed_binary(np.ascontiguousarray(vectors))})
 
-    tables = read_ahead(read, shards, at_once=1 if storage.is_local(shards[0].uri) else AT_ONCE)
+    tables = read_ahead(read, shards, shards[0].uri)
     rows = queries = 0
     with storage.atomic_file(out_uri) as path:
         first = next(tables)
@@ -121,8 +121,9 @@ def _read(samples: Sequence[ShardSample], *, queries: bool, limit: int | None) -
     hashes: list[np.ndarray] = [np.empty(0, dtype=np.uint64)]
     vectors: list[np.ndarray] = [np.empty((0, dim), dtype=np.float16)]
     wanted_samples = [sample for sample in samples if (sample.query_rows if queries else sample.training_rows)]
-    at_once = 1 if not samples or storage.is_local(samples[0].uri) else _SAMPLES_AT_ONCE
-    all_data = read_ahead(lambda sample: storage.read_bytes(sample.uri), wanted_samples, at_once=at_once)
+    where = samples[0].uri if samples else ""
+    uris = [sample.uri for sample in wanted_samples]
+    all_data = read_ahead(storage.read_bytes, uris, where, at_once=_SAMPLES_AT_ONCE)
     for sample, data in zip(wanted_samples, all_data, strict=True):
         table = pq.read_table(pa.BufferReader(data)).combine_chunks()
         wanted = table.column("is_query").to_numpy() == queries

@@ -45,7 +45,7 @@ def list_keys(file_uris: Sequence[str], group: int, lookup_uri: str, keys_of: Re
 
     def write(path: str) -> dict[str, Any]:
         files = enumerate(file_uris[first : first + FILES_OF_GROUP], first)
-        found = [records for some in read_ahead(read, files) for records in some]
+        found = [records for some in read_ahead(read, files, file_uris[0]) for records in some]
         return {"starts": write_run(path, sorted_by_key(found), count)}
 
     uri = f"{part_uri(lookup_uri, group, count)}-keys"

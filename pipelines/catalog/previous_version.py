@@ -147,11 +147,15 @@ def _build_lookup(
     """
 
     def make(path: str) -> dict[str, Any]:
-        standing = zip(file_uris, read_ahead(storage.is_as_made, file_uris), strict=True)
+        where = file_uris[0] if file_uris else ""
+        standing = zip(file_uris, read_ahead(storage.is_as_made, file_uris, where), strict=True)
         files = [uri for uri, stands in standing if stands]
-        found = enumerate(read_ahead(keys_of, files))
+        found = enumerate(read_ahead(keys_of, files, where))
         records = (keyed_records(keys, number, rows) for number, (keys, rows) in found)
-        return {"files": files, "records": write_key_lookup(path, records, expected=sum(read_ahead(rows_of, files)))}
+        return {
+            "files": files,
+            "records": write_key_lookup(path, records, expected=sum(read_ahead(rows_of, files, where))),
+        }
 
     # A forecast comes here without the lease: what a running job reads must stand, whichever files are gone by now.
     return as_lookup(storage.artifact(lookup_uri, LOOKUP, make))

@@ -6,7 +6,7 @@ range of keys of every run, and merges what it finds there. Runs are read once, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,16 @@ class SortedRun:
     starts: tuple[int, ...]
 
 
-def sorted_by_key(records: Sequence[np.ndarray]) -> np.ndarray:
-    """Batches of `KEYED_RECORD` as one, sorted by key; of the same key in the order in which they were given."""
-    joined = np.concatenate([np.empty(0, KEYED_RECORD), *records])
-    return joined[np.lexsort((joined["tail"], joined["key"]))]
+def sorted_by_key(records: list[np.ndarray]) -> np.ndarray:
+    """Batches of `KEYED_RECORD` as one, sorted by key; of the same key in the order given. The list is emptied."""
+    # The type is given: without it, joined records are of the byte order of the machine.
+    joined = np.concatenate([np.empty(0, KEYED_RECORD), *records], dtype=KEYED_RECORD)
+    records.clear()
+    found = joined[np.argsort(joined["key"].astype(np.uint64), kind="stable")]
+    same = found["key"][1:] == found["key"][:-1]
+    if (found["tail"][1:][same] != found["tail"][:-1][same]).any():  # two keys of one first half: one in 2**64 pairs
+        found = joined[np.lexsort((joined["tail"], joined["key"]))]
+    return found
 
 
 def write_run(path: str, records: np.ndarray, partitions: int) -> list[int]:
@@ -37,11 +43,11 @@ def write_run(path: str, records: np.ndarray, partitions: int) -> list[int]:
     return [0, *np.searchsorted(bucket_numbers(records["key"], partitions), np.arange(partitions), "right").tolist()]
 
 
-def read_partition(runs: Iterable[SortedRun], partition: int) -> np.ndarray:
+def read_partition(runs: Sequence[SortedRun], partition: int) -> np.ndarray:
     """The records of all runs in one partition, sorted by key; of the same key in the order of the runs."""
 
     def read(run: SortedRun) -> np.ndarray:
         start, stop = (KEYED_RECORD.itemsize * run.starts[partition + behind] for behind in (0, 1))
         return np.frombuffer(storage.read_range(run.uri, start, stop) if stop > start else b"", KEYED_RECORD)
 
-    return sorted_by_key(list(read_ahead(read, runs)))
+    return sorted_by_key(list(read_ahead(read, runs, runs[0].uri)))

@@ -231,7 +231,7 @@ def search_group(
 ) -> str:
     """What held-out queries should find among the shards of one group, in a file."""
     name, shards = f"search-{number:05d}", plan.numbering.shards[groups.shards_of(number)]
-    with run.record.timed("sample", name):
+    with run.record.timed("sample", name), core_share().limited():
         return search_shards(run.index, _queries(run, plan, samples), shards, run.path("held_out_groups", name))
 
 

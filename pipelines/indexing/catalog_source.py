@@ -399,12 +399,12 @@ def embedding(
     """A `transforms.ShardMaker`: loads the encoder, and starts the threads that read products up to it."""
     if precision_is_chosen:
         check_worker(encoder.precision, encoder.device)
-    left = None if previous is None else previous.open()
     share = core_share()
     fetch, decode = fetch.shared_out(share.processes), decode.on_cores(share.threads)
     log.info("%s", share.describe(decode_threads=decode.threads, fetch_threads=fetch.threads))
     with share.limited():  # an encoder keeps the threads that it begins with
         towers: ProductEncoder = once(lambda: load_encoder(encoder))
+    left = None if previous is None else previous.open()
     opened = ProductPreparer.open(
         *(catalog, fetch, decode), inputs=towers, previous=left, per_image=encoder.vectors == "per_image"
     )

@@ -179,7 +179,7 @@ def write_group_part(
         return ShardFiles(folder=there.folder, key=there.keys[position - there.first_shard])
 
     def write(path: str) -> dict[str, Any]:
-        found = np.concatenate(list(read_ahead(read, repeats)))
+        found = np.concatenate(list(read_ahead(read, repeats, out_uri)))
         found = found[np.lexsort((found["row"], found["shard"]))]
         table = write_part(group.shards, group.first_shard, found, unified(_schemas(listed)), path, shard_at)
         return write_shards(table, path)
@@ -196,7 +196,9 @@ def join_groups(
     listed = sorted(listed, key=lambda group: group.number)
     groups = sorted(written, key=lambda group: group.uri)
     summaries = [
-        summary for found in read_ahead(read_summaries, [each.summaries_uri for each in listed]) for summary in found
+        summary
+        for found in read_ahead(read_summaries, [each.summaries_uri for each in listed], out_uri)
+        for summary in found
     ]
     for position, summary in enumerate(summaries):
         if summary.position != position:
@@ -206,7 +208,7 @@ def join_groups(
         write_summaries(f"{path}.parquet", summaries)
 
     def write(path: str) -> dict[str, Any]:
-        tables = read_ahead(lambda group: read_columns(f"{group.uri}.shards.arrow"), groups)
+        tables = read_ahead(lambda group: read_columns(f"{group.uri}.shards.arrow"), groups, out_uri)
         with pq.ParquetWriter(f"{path}.rejected.parquet", REJECTED_SCHEMA, compression="zstd") as writer:
             for group in groups:
                 with storage.localized(f"{group.uri}.rejected.parquet") as letters, pq.ParquetFile(letters) as file:

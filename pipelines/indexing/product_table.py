@@ -170,7 +170,7 @@ def list_ids(shards: Sequence[ShardFiles], first_shard: int) -> ListedIds:
 
     found: list[np.ndarray] = []
     schemas: list[pa.Schema] = []
-    for records, schema in read_ahead(read, enumerate(shards, first_shard)):
+    for records, schema in read_ahead(read, enumerate(shards, first_shard), _where(shards)):
         found += records
         if len(schema) and schema not in schemas:
             schemas.append(schema)
@@ -235,7 +235,9 @@ def write_part(
     with columns_writer(f"{path}.arrow") as write:
         write(pa.RecordBatch.from_arrays([pa.array([], field.type) for field in whole], schema=whole))
         pairs = list(zip(shards, of_shards, strict=True))
-        for (files, again), (batch, dropped, products) in zip(pairs, read_ahead(read, pairs), strict=True):
+        for (files, again), (batch, dropped, products) in zip(
+            pairs, read_ahead(read, pairs, _where(shards)), strict=True
+        ):
             write(batch)
             values = (files.key, len(dropped) + batch.num_rows, products, len(again), dropped)
             for name, value in zip(_SHARDS_SCHEMA.names, values, strict=True):
@@ -321,6 +323,10 @@ def read_columns(uri: str) -> pa.Table:
         return reader.read_all()
 
 
+def _where(shards: Sequence[ShardFiles]) -> str:
+    return shards[0].folder if shards else ""
+
+
 def _columns_schema(files: ShardFiles) -> pa.Schema:
     """That of one shard's columns; a store is asked for the end of the file alone."""
     with storage.open_read(files.columns) as source, pa.ipc.open_file(source) as reader:
@@ -361,7 +367,7 @@ def _write_rejected(
         return table.take(pc.sort_indices(keys, [("file", "ascending"), ("number", "ascending")]))
 
     with pq.ParquetWriter(path, REJECTED_SCHEMA, compression="zstd") as writer:
-        for table in read_ahead(read, zip(shards, repeats, strict=True)):
+        for table in read_ahead(read, zip(shards, repeats, strict=True), _where(shards)):
             writer.write_table(table)
 
 
@@ -375,7 +381,9 @@ def _places_of_firsts(repeats: np.ndarray, shard_at: Callable[[int], ShardFiles]
         found = zip(rows.tolist(), _places_at(shard_at(shard), rows), strict=True)
         return [((shard, row), place) for row, (place, _) in found]
 
-    return dict(pair for found in read_ahead(read, shards) for pair in found)
+    return dict(
+        pair for found in read_ahead(read, shards, shard_at(shards[0]).folder if shards else "") for pair in found
+    )
 
 
 def _places_at(files: ShardFiles, rows: np.ndarray) -> list[tuple[Place, str]]:

@@ -30,6 +30,7 @@ from pipelines.indexing.shard_files import (
     StandingRows,
     read_summaries,
 )
+from tests.counting_store import counted_store, counting
 from tests.pipelines.indexing.job import index_files, product, run_job, version_files, write_catalog
 from tests.pipelines.indexing.test_product_table import write_shard
 
@@ -122,6 +123,25 @@ def test_each_step_may_run_twice_at_the_same_time(tmp_path, monkeypatch):
     before = stamps()
     assert number_by_groups(files, groups, str(tmp_path / "once")) == once
     assert stamps() == before, "what stands is taken"
+
+
+def test_numbering_asks_five_requests_a_shard(monkeypatch):
+    """By one worker or by groups: ids and the columns' schema, then ids, columns and letters."""
+
+    def asked(count: int, size: int) -> int:
+        with counted_store() as store:
+            files = [
+                write_shard(f"{store}/shards", f"k{number}", [f"p{number}", f"q{number}"], {"a": pa.array([1, 2])})
+                for number in range(count)
+            ]
+            with counting() as found:
+                if size:
+                    number_by_groups(files, groups_of(files, monkeypatch, size), f"{store}/out")
+                else:
+                    number_products(files, f"{store}/out")
+            return found.of("read", "head", "list", below="shards")
+
+    assert asked(9, 0) - asked(3, 0) == asked(9, 3) - asked(3, 1) == 6 * 5
 
 
 def test_groups_are_cut_by_shards_and_by_rows(monkeypatch):

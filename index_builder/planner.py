@@ -56,6 +56,8 @@ MOST_ROWS_PER_ADD = 200_000
 _QUERY_MARGIN = 1.2
 _GROWING = 2
 """Lists in memory grow by doubling."""
+_CENTROID_COPIES = 6
+"""As float32, while lists are grouped: 4.75 with 32,768 lists of 256 dimensions; corrected codes hold one more."""
 _MERGED_LIST_BYTES = 64
 """Of one list: its sizes in all files together, and FAISS's own record of where the list lies in the merged file."""
 _MB = 1_000_000
@@ -77,7 +79,7 @@ class BuildMemory:
 
     Attributes:
         training: the sample, before and behind the rotation.
-        adding: the codes of one add task.
+        adding: the codes of one add task, the codec, and its centroids as the search for lists holds them.
         merging: the codec, once, and what is read of the lists at a time; however many index shards there are.
         laying_out: a serving shard, plain and in its SIMD layout, and the codec of each; 0 for layouts that are written
             list by list.
@@ -149,7 +151,7 @@ def check_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_ro
     more_shards = f"raise index.serving_shards, which is {config.serving_shards}"
     for size, name, remedy in (
         (memory.training, "training", f"ask for fewer lists than {spec.lists} or a smaller index.training_rows"),
-        (memory.adding, "an add task", f"lower index.rows_per_add, which is {config.rows_per_add}"),
+        (memory.adding, "an add task", _remedy_of_adding(config, spec)),
         (memory.merging, "merging", f"ask for fewer lists than {spec.lists}"),
         (memory.laying_out, "laying a serving shard out for FastScan", more_shards),
     ):
@@ -159,6 +161,12 @@ def check_memory(config: IndexConfig, spec: IndexSpec, *, rows: int, training_ro
                 f"index.memory_budget_mb is {config.memory_budget_mb}, but {name} of {spec.factory} over {rows:,} "
                 f"products needs about {needed:,} MB; {remedy}, or raise the budget"
             )
+
+
+def _remedy_of_adding(config: IndexConfig, spec: IndexSpec) -> str:
+    if _encoder_bytes(spec) >= config.memory_budget_mb * _MB:
+        return f"ask for fewer lists than {spec.lists}"
+    return f"lower index.rows_per_add, which is {config.rows_per_add}"
 
 
 def plan_index(config: IndexConfig, rows: int, dim: int) -> IndexSpec:
@@ -261,11 +269,11 @@ def estimate_memory(
     refine = plan_refinement(config, spec) if refine is None else refine
     row_bytes = spec.code_bytes + ID_BYTES
     shard_rows = -(-rows // config.serving_shards)
-    lists_bytes = spec.lists * ((2 if spec.corrected else 4) * spec.index_dim + 8 * spec.hnsw_links)
-    codec_bytes = lists_bytes + (4 * spec.dim * spec.index_dim if spec.rotation != "none" else 0)
+    lists_bytes = _lists_bytes(spec)
+    codec_bytes = _codec_bytes(spec)
     return BuildMemory(
         training=training_rows * _training_row_bytes(spec),
-        adding=min(rows, rows_per_add(config, spec)) * row_bytes * _GROWING,
+        adding=min(rows, rows_per_add(config, spec)) * row_bytes * _GROWING + _encoder_bytes(spec),
         merging=codec_bytes + _MERGED_LIST_BYTES * spec.lists + MERGE_BYTES,
         laying_out=0 if spec.memory_mapped else 2 * (shard_rows * row_bytes + codec_bytes),
         serving=rows * (row_bytes + BYTES_PER_DIM[refine] * spec.dim) + lists_bytes,
@@ -276,7 +284,7 @@ def rows_per_add(config: IndexConfig, spec: IndexSpec) -> int:
     """Products an add task takes: as asked for, or what the budget allows."""
     if config.rows_per_add is not None:
         return config.rows_per_add
-    affordable = config.memory_budget_mb * _MB // ((spec.code_bytes + ID_BYTES) * _GROWING)
+    affordable = (config.memory_budget_mb * _MB - _encoder_bytes(spec)) // ((spec.code_bytes + ID_BYTES) * _GROWING)
     return max(1, min(MOST_ROWS_PER_ADD, affordable))
 
 
@@ -389,6 +397,21 @@ def _needed_by_code(spec: IndexSpec) -> int:
 def _most_training_rows(rows: int) -> int:
     """Of a catalog of `rows` products at most a tenth is held out."""
     return rows - rows // 10
+
+
+def _lists_bytes(spec: IndexSpec) -> int:
+    """Of the coarse quantizer: centroids, and the graph that finds them."""
+    return spec.lists * ((2 if spec.corrected else 4) * spec.index_dim + 8 * spec.hnsw_links)
+
+
+def _codec_bytes(spec: IndexSpec) -> int:
+    """Of the coarse quantizer and the map in front of it."""
+    return _lists_bytes(spec) + (4 * spec.dim * spec.index_dim if spec.rotation != "none" else 0)
+
+
+def _encoder_bytes(spec: IndexSpec) -> int:
+    """Of what encodes vectors (add.py), before the first one: the codec, and the centroids in several layouts."""
+    return _codec_bytes(spec) + _CENTROID_COPIES * 4 * spec.lists * spec.index_dim
 
 
 def _training_row_bytes(spec: IndexSpec) -> int:

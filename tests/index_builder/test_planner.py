@@ -167,17 +167,21 @@ def test_a_build_over_the_budget_is_refused_with_what_to_change(settings: dict, 
         plan_index(config(**settings), 4_000_000, dim)
 
 
-def test_a_kept_codec_is_refused_where_merging_would_not_hold_it() -> None:
-    """Nothing is trained then: what is left to hold is the codec, while the parts of a shard are merged."""
+def test_a_kept_codec_is_refused_where_a_step_would_not_hold_it() -> None:
+    """Nothing is trained then: the codec is held while products are added, and once while their parts are merged."""
     spec = IndexSpec.parse("IVF65536,PQ128x4", 512)
     with pytest.raises(
-        SpecError, match=r"memory_budget_mb is 128, but merging of .* 151 MB; .* fewer lists than 65536"
+        SpecError, match=r"_mb is 900, but an add task of .* about 940 MB; ask for fewer lists than 65536"
     ):
-        check_memory(config(memory_budget_mb=128), spec, rows=1000, training_rows=0)
-    check_memory(config(memory_budget_mb=160), spec, rows=1000, training_rows=0)
+        check_memory(config(memory_budget_mb=900), spec, rows=1000, training_rows=0)
+    check_memory(config(memory_budget_mb=950), spec, rows=1000, training_rows=0)
+    memory = estimate_memory(config(), spec, rows=1000, training_rows=0)
+    assert 4 * 65536 * 512 < memory.merging < memory.adding
     packed = IndexSpec.parse("IVF65536,PQ128x4fs", 512)
-    with pytest.raises(SpecError, match=r"memory_budget_mb is 160, but laying a serving shard out .* 269 MB"):
-        check_memory(config(memory_budget_mb=160), packed, rows=1000, training_rows=0)
+    with pytest.raises(
+        SpecError, match=r"_mb is 1200, but laying a serving shard out .* 1,389 MB; raise index.serving"
+    ):
+        check_memory(config(memory_budget_mb=1200), packed, rows=7_776_000, training_rows=0)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ LEAST_DECODE_SECONDS = 2e-4
 OPERATIONS_PER_SECOND = {"float32": 9e10, "bfloat16": 3e11, "float16": 9e10, "int8": 2e11}
 GPU_OPERATIONS_PER_SECOND = 1e14
 SMALL_TOWER_OPERATIONS = 2e8
-"""A tower of fewer operations is slower than its arithmetic: what an operation costs before it begins counts."""
+"""Added to those of a tower: small ones are slower than their arithmetic."""
 UNKNOWN_TOWER_OPERATIONS = 5e9
 START_SECONDS = 6.0
 LOAD_SECONDS_PER_WEIGHT = 4e-9

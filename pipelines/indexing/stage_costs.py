@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 
 from index_builder.planner import BYTES_PER_DIM, estimate_memory, plan_sample, rows_per_add
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
+from pipelines.indexing.build_steps import SHARDS_OF_SAMPLE
+from pipelines.indexing.product_groups import ROWS_OF_GROUP, SHARDS_OF_GROUP
 
 # One core's seconds. Where each was measured stands in COST.md.
 READ_SECONDS = 3.5e-5
@@ -24,11 +26,12 @@ LEAST_DECODE_SECONDS = 2e-4
 OPERATIONS_PER_SECOND = {"float32": 9e10, "bfloat16": 3e11, "float16": 9e10, "int8": 2e11}
 GPU_OPERATIONS_PER_SECOND = 1e14
 SMALL_TOWER_OPERATIONS = 2e8
-"""A tower of fewer operations is slower than its arithmetic: what an operation costs before it begins counts."""
+"""Added to those of a tower: small ones are slower than their arithmetic."""
 UNKNOWN_TOWER_OPERATIONS = 5e9
 START_SECONDS = 6.0
 LOAD_SECONDS_PER_WEIGHT = 4e-9
-PLAN_SECONDS_PER_SHARD = 1e-3
+PLAN_SECONDS = 0.1
+PLAN_SECONDS_PER_SHARD = 1e-4
 LOOKUP_SECONDS = 2e-6
 NUMBER_SECONDS = 4e-6
 SAMPLE_SECONDS = 3e-6
@@ -50,12 +53,13 @@ TOWERS_BYTES = 900e6
 SHARD_OBJECT_BYTES = 2_000
 CODEC_BYTES_PER_LIST = 4
 
-SHARD_REQUESTS = {"plan": 1, "embed": 26, "number": 12, "sample": 8, "train": 4, "refine": 3, "add": 3}
-"""Of a store, for each embedding shard; counted by `tests.benchmarks.bill requests`."""
-TASK_REQUESTS = {"add": 8, "merge": 10, "refine": 8, "verify": 6, "publish": 10}
-"""For each file that the stage makes or looks at."""
-RUN_REQUESTS = 60
-"""Of the plan and the clean-up, whatever the size."""
+SHARD_REQUESTS = {"plan": 0.01, "embed": 19.0, "import": 19.0, "number": 5.3, "sample": 1.8, "train": 3.3, "add": 2.0}
+"""Of a store for each embedding shard; a listing names 1,000 files. `tests.benchmarks.bill requests` counts them."""
+TASK_REQUESTS = {"number": 30.0, "sample": 7.0, "train": 19.0, "refine": 10.0, "add": 10.0, "merge": 17.0}
+TASK_REQUESTS |= {"verify": 70.0, "publish": 20.0}
+"""For each task of a stage, besides; counted there too."""
+RUN_REQUESTS = 25
+"""Of the plan, whatever the size."""
 DEFAULT_IMAGE_BYTES = 100_000
 
 
@@ -187,36 +191,32 @@ def stage_costs(work: Workload, workers: int = 1) -> tuple[StageCost, ...]:
     files = serving * (2 if work.refine != "none" else 1)
 
     def cost(stage: str, seconds: float, *, tasks: int = 1, units: int = rows, used: float = 0.0, **sizes) -> StageCost:
-        requests = SHARD_REQUESTS.get(stage, 0) * (work.open_shards if stage in ("embed", "import") else work.shards)
-        requests += TASK_REQUESTS.get(stage, 0) * max(tasks, files)
+        requests = SHARD_REQUESTS.get(stage, 0.0) * work.shards + TASK_REQUESTS.get(stage, 0.0) * tasks
         facts = {"memory": PROCESS_BYTES + used, "requests": requests, **sizes}
         return StageCost(stage=stage, units=units, tasks=tasks, cpu_seconds=seconds, busy_seconds=seconds, **facts)
 
-    plan_seconds = PLAN_SECONDS_PER_SHARD * work.shards + LOOKUP_SECONDS * work.published
-    lookup = work.published * (SORTED_RECORD_BYTES + 8)
+    plan_seconds = PLAN_SECONDS + PLAN_SECONDS_PER_SHARD * work.shards
+    groups = max(1, math.ceil(work.shards / SHARDS_OF_GROUP), math.ceil(rows / ROWS_OF_GROUP))
     stages = [
         cost("start", START_SECONDS * workers, tasks=workers, units=workers),
         cost(
             *("plan", plan_seconds),
             units=work.shards,
             used=work.shards * SHARD_OBJECT_BYTES,
-            read=work.published * FINGERPRINT_BYTES,
-            written=lookup,
-            kept=lookup,
-            scratch=work.published * SORTED_RECORD_BYTES,
             requests=RUN_REQUESTS + SHARD_REQUESTS["plan"] * work.shards,
         ),
         *_making(work, vector_bytes, workers, cost),
         cost(
             *("number", NUMBER_SECONDS * rows + TASK_SECONDS * work.shards),
-            used=4 * SORTED_RECORD_BYTES * 1e6 + work.shards * SHARD_OBJECT_BYTES,
-            read=products_bytes,
-            written=products_bytes,
-            scratch=SORTED_RECORD_BYTES * work.products + products_bytes,
+            tasks=groups,
+            used=4 * SORTED_RECORD_BYTES * rows / groups + work.shards * SHARD_OBJECT_BYTES,
+            read=products_bytes + 2 * SORTED_RECORD_BYTES * work.products,
+            written=products_bytes + SORTED_RECORD_BYTES * work.products,
+            scratch=products_bytes / groups,
         ),
         cost(
             *("sample", SAMPLE_SECONDS * rows + TASK_SECONDS * work.shards),
-            tasks=work.shards,
+            tasks=math.ceil(work.shards / SHARDS_OF_SAMPLE),
             read=rows * ID_BYTES + sampled,
             written=sampled,
         ),
@@ -239,7 +239,7 @@ def stage_costs(work: Workload, workers: int = 1) -> tuple[StageCost, ...]:
             written=list_bytes,
         ),
         cost(
-            *("merge", SECONDS_PER_BYTE_COPIED * list_bytes + TASK_SECONDS * adds),
+            *("merge", 2 * SECONDS_PER_BYTE_COPIED * list_bytes + VERIFY_ROW_SECONDS * rows + TASK_SECONDS * adds),
             tasks=serving,
             used=max(memory.laying_out, entry_bytes * rows / spec.lists),
             read=list_bytes,
@@ -247,17 +247,18 @@ def stage_costs(work: Workload, workers: int = 1) -> tuple[StageCost, ...]:
             scratch=2 * list_bytes / serving,
         ),
         cost(
-            *("verify", VERIFY_SECONDS + VERIFY_ROW_SECONDS * rows + _tuning_seconds(work) + copied),
-            used=rows + memory.serving / 4,
+            *("verify", VERIFY_SECONDS + _tuning_seconds(work)),
+            used=memory.serving / 4,
             read=searched,
             scratch=searched,
         ),
         cost(
-            *("publish", PUBLISH_SECONDS + 4 * copied),
-            read=3 * searched,
+            *("publish", PUBLISH_SECONDS + copied),
+            tasks=files + groups,
+            read=searched,
             written=searched,
             kept=searched,
-            scratch=searched / max(1, files),
+            scratch=searched / (files + groups),
         ),
     ]
     return tuple(stages)
@@ -286,7 +287,7 @@ def _making(work: Workload, vector_bytes: float, workers: int, cost) -> list[Sta
     shards = max(1, work.open_shards)
     for stage, products, seconds, part in (
         ("embed", work.embedded, per_product, share),
-        ("carry", work.carried, CARRY_SECONDS, 1 - share),
+        ("carry", work.carried, CARRY_SECONDS + LOOKUP_SECONDS * work.published / max(1, work.carried), 1 - share),
     ):
         if products:
             made_here = cost(

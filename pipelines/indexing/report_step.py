@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import encoders
@@ -33,7 +34,16 @@ from pipelines.published.letters import group_letters
 from pipelines.published.version_diff import VersionDiff, compare_products
 from pipelines.report import page
 from pipelines.report.contents import find_faults
-from pipelines.report.night import SAMPLE_FILE, SAMPLED, Night, sample_schema, sampled_rows, smallest_digests
+from pipelines.report.night import (
+    SAMPLE_FILE,
+    SAMPLED,
+    UNKNOWN,
+    Night,
+    matrix_of,
+    sample_schema,
+    sampled_rows,
+    smallest_digests,
+)
 from pipelines.report.page import GateLine, LetterGroup, NightReport, Status
 from pipelines.report.queries import (
     CanaryAnswer,
@@ -124,7 +134,7 @@ def write_report(
             catalog=manifest.catalog,
             codec=manifest.codec,
             encoder=manifest.encoder.fingerprint,
-            figures=_figures(build.plan.numbering.shards, build.plan.totals, compared),
+            figures=_figures(build.plan.numbering.shards, build.plan.totals, sample, compared),
         )
         findings, edited = find_faults(before, night)
         diff: VersionDiff | None = None
@@ -264,9 +274,14 @@ def _night_before(index_uri: str, previous: Manifest) -> Night | None:
     )
 
 
-def _figures(shards: Sequence[NumberedShard], totals: Totals, compared: Sequence[ComparedQuery]) -> dict[str, float]:
+def _figures(
+    shards: Sequence[NumberedShard], totals: Totals, sample: pa.Table, compared: Sequence[ComparedQuery]
+) -> dict[str, float]:
     """Shares that one night has from another (`Night.figures`)."""
-    figures = {"repeated_content": _repeated_content(shards)}
+    if pc.any(pc.not_equal(sample["content_fingerprint"], UNKNOWN)).as_py():
+        figures = {"repeated_content": _repeated_content(shards)}
+    else:  # of vectors made elsewhere only themselves can be compared
+        figures = {"repeated_content": _repeated(matrix_of(sample["vector"], np.uint8))}
     if totals.products:
         figures["repeated_image"] = totals.repeated_image / totals.products
         figures["without_image"] = min(1.0, totals.without_image / totals.products)
@@ -284,10 +299,15 @@ def _repeated_content(shards: Sequence[NumberedShard]) -> float:
     found = []
     for shard in shards:
         digests = embedding_shards.read_fingerprints(shard.uri)[shard.kept()]
-        found.append(np.ascontiguousarray(digests[digests[:, 0] < below]).view(np.dtype((np.void, 16))).reshape(-1))
-    digests = np.concatenate(found)
-    counts = np.unique(digests, return_counts=True)[1]
-    return float(counts[counts > 1].sum() / len(digests)) if len(digests) else 0.0
+        found.append(digests[digests[:, 0] < below])
+    return _repeated(np.concatenate(found))
+
+
+def _repeated(rows: np.ndarray) -> float:
+    """Share of rows, uint8 [n, w], that are equal to another."""
+    values = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1]))).reshape(-1)
+    counts = np.unique(values, return_counts=True)[1]
+    return float(counts[counts > 1].sum() / len(rows)) if len(rows) else 0.0
 
 
 def _gate_line(gate: JudgedGate) -> GateLine:

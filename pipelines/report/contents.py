@@ -25,7 +25,7 @@ from pipelines.report.columns import (
     edited_shares,
     largest_gap,
 )
-from pipelines.report.night import Finding, Night, Pairs, matrix_of
+from pipelines.report.night import UNKNOWN, Finding, Night, Pairs, matrix_of
 
 ANEW = 0.12
 """Share of the products with another text or picture: more than twice what a good night edits. Columns may change more
@@ -47,7 +47,7 @@ OVERLAP = 0.6
 night about as many stay as products did; a codec that was trained anew may cost another tenth or two."""
 FELL = 0.1
 """What the share of titles that find their own product may fall by."""
-ERROR_GROWN, IMBALANCE_GROWN = 1.1, 1.5
+ERROR_GROWN, LEAST_ERROR, IMBALANCE_GROWN = 1.1, 0.001, 1.5
 _MARKUP = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]*(?:\s[^<>]*)?/?>|&(?:[a-zA-Z]{2,8}|#\d{2,5});")
 # UTF-8 read as Windows-1252 or Latin-1: a lead byte's letter and what continuation bytes become; and what could not be
 # decoded at all.
@@ -116,7 +116,7 @@ def _whole_faults(old: Night | None, new: Night, pairs: Pairs | None) -> Iterato
             found = f"{after.by_reason[reason]:,} rows ({shares[1]:.1%}), it was {shares[0]:.1%}"
             yield Finding(what=reason.replace("_", " "), found=found, value=shares[1] - shares[0], limit=GROWN / 2)
     errors = old.codec.quantization_error, new.codec.quantization_error
-    if errors[0] and errors[1] and errors[1] > ERROR_GROWN * errors[0]:
+    if errors[0] and errors[1] and errors[1] > max(ERROR_GROWN * errors[0], errors[0] + LEAST_ERROR):
         found = f"quantization error {errors[1]:.4f}, it was {errors[0]:.4f}"
         yield Finding(what="codes fit worse", found=found, value=errors[1] / errors[0], limit=ERROR_GROWN)
     sizes = old.codec.list_imbalance, new.codec.list_imbalance
@@ -279,6 +279,8 @@ def _vector_faults(old: Night | None, new: Night) -> Iterator[Finding]:
     both = ((old.sample, rows[:, 0]), (new.sample, rows[:, 1]))
     digests = [sample["content_fingerprint"].take(pa.array(own)) for sample, own in both]
     edited = pc.not_equal(*digests).to_numpy(zero_copy_only=False).astype(bool)
+    if pc.all(pc.equal(digests[1], UNKNOWN)).as_py():  # what made the vectors is not known
+        edited = cosines < UNLIKE
     if edited.mean() > ANEW:
         found = f"{edited.mean():.1%} of the products have another text or picture than the night before"
         found += f"; the median cosine of their vectors to those of before is {np.median(cosines[edited]):.2f}"

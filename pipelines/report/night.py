@@ -17,6 +17,8 @@ from pipelines.catalog.products import id_digests
 
 SAMPLE_FILE = "sample.parquet"
 """Of a version: the sample, for the night after it."""
+UNKNOWN = bytes(16)
+"""The digest of what was embedded where vectors came from elsewhere."""
 SAMPLED = 4096
 """Products of a sample. A share of one in twenty is then measured to within 0.7 points (two standard errors)."""
 TITLES = ("title", "name", "product_name", "display_name", "product_title")

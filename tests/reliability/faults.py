@@ -217,14 +217,13 @@ def _digest(row: Product) -> bytes:
     return hashlib.blake2b(f"{text_of(row)}\0{row.get('image')}".encode(errors="replace"), digest_size=16).digest()
 
 
-def judged(before: Catalog, after: Catalog, random: Random) -> tuple[list[str], list[Finding]]:
-    """The gates that fail, and what the report's first screen says, of a night after a good one after `before`."""
-    quiet = good_night(before, random)
-    old, _ = night_of(before, random)
-    middle, _ = night_of(quiet, random)
+def judged(first: Catalog, second: Catalog, third: Catalog, random: Random) -> tuple[list[str], list[Finding]]:
+    """The gates that the third of three nights fails, and what the report's first screen says of it."""
+    old, _ = night_of(first, random)
+    middle, _ = night_of(second, random)
     _, edited = find_faults(old, middle)  # what changes every night is known from the night before
     middle = replace(middle, edited=edited)
-    new, totals = night_of(after, random)
+    new, totals = night_of(third, random)
     findings, _ = find_faults(middle, new)
     previous: Any = type("Previous", (), {"catalog": middle.catalog})()
     return failed_gates(GATES, totals, 0.95, previous), findings
@@ -423,10 +422,11 @@ def run(trials: int, seed: int) -> Outcomes:
     names = list(FAULTS)
     for number in range(trials):
         random = Random(f"{seed} {number}")
-        before = first_night(random)
-        after = good_night(good_night(before, random), random)
+        first = first_night(random)
+        second = good_night(first, random)
+        third = good_night(second, random)
         name = names[number // 2 % len(names)] if number % 2 == 0 else ""
-        gates, findings = judged(before, FAULTS[name](after, random) if name else after, random)
+        gates, findings = judged(first, second, FAULTS[name](third, random) if name else third, random)
         said = "; ".join(f"{each.what}: {each.found}" for each in findings)
         if name:
             outcome = "stopped" if gates else "flagged" if findings else "missed"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
+import pyarrow as pa
 import pytest
 
-from tests.reliability.faults import FAULTS, first_night, good_night, judged
+from pipelines.report.contents import find_faults
+from pipelines.report.night import UNKNOWN
+from tests.reliability.faults import FAULTS, Catalog, first_night, good_night, judged, night_of
 
 PRODUCTS = 400
 SHORT = {
@@ -23,11 +27,16 @@ SHORT = {
 }
 
 
+def two_nights(random: Random) -> tuple[Catalog, Catalog]:
+    first = first_night(random, PRODUCTS)
+    return first, good_night(first, random)
+
+
 @pytest.mark.parametrize("name", SHORT)
 def test_a_planted_fault_is_said_by_its_name(name):
     random = Random(name)
-    before = first_night(random, PRODUCTS)
-    gates, findings = judged(before, FAULTS[name](good_night(before, random), random), random)
+    first, second = two_nights(random)
+    gates, findings = judged(first, second, FAULTS[name](good_night(second, random), random), random)
     assert not gates
     assert any(SHORT[name] in finding.what for finding in findings), findings
 
@@ -35,16 +44,37 @@ def test_a_planted_fault_is_said_by_its_name(name):
 @pytest.mark.parametrize("name", ["feed truncated", "ids doubled"])
 def test_a_gate_stops_what_is_half_a_catalog(name):
     random = Random(name)
-    before = first_night(random, PRODUCTS)
-    assert judged(before, FAULTS[name](good_night(before, random), random), random)[0]
+    first, second = two_nights(random)
+    assert judged(first, second, FAULTS[name](good_night(second, random), random), random)[0]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_nothing_is_said_of_a_good_night(seed):
     random = Random(seed)
-    before = first_night(random, PRODUCTS)
-    assert judged(before, good_night(good_night(before, random), random), random) == ([], [])
+    first, second = two_nights(random)
+    assert judged(first, second, good_night(second, random), random) == ([], [])
 
 
 def test_there_are_fifty_faults_at_least():
     assert len(FAULTS) >= 50
+
+
+def test_of_vectors_made_elsewhere_nobody_knows_what_was_changed():
+    random = Random(5)
+    before = first_night(random, PRODUCTS)
+    nights = [night_of(catalog, random)[0] for catalog in (before, FAULTS["pictures swapped"](before, random))]
+    unknown = pa.array([UNKNOWN] * PRODUCTS, pa.binary(16))
+    old, new = (replace(night, sample=night.sample.set_column(3, "content_fingerprint", unknown)) for night in nights)
+    said = {finding.what for finding in find_faults(old, new)[0]}
+    assert "products were embedded anew" in said
+    assert "vectors changed by themselves" not in said
+
+
+def test_a_column_that_changes_every_night_is_no_fault():
+    random = Random(6)
+    before = first_night(random, PRODUCTS)
+    (old, _), (new, _) = night_of(before, random), night_of(good_night(before, random), random)
+    findings, edited = find_faults(old, new)
+    assert [finding.what for finding in findings] == ["stock changed"]
+    assert edited["stock"] > 0.8 > edited["price"]
+    assert find_faults(replace(old, edited=edited), new)[0] == []

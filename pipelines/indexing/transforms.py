@@ -152,7 +152,7 @@ def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> di
         storage.remove_file(tasks.uri)  # of use to this run alone
     if probe is not None:
         log.info("%s", describe_workers(probe.answers()))
-    return counted_by_runner(root.result)
+    return counted_by_runner(getattr(root, "result", None))
 
 
 def make_shards(

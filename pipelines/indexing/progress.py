@@ -298,7 +298,7 @@ class ProgressReader:
 
     def _finished(self, stage: str) -> dict[str, dict[str, Any]]:
         """The reports of a stage; each is read once, and a stage that is over is not looked at again."""
-        known = self._reports.get(stage, {})
+        known = self._reports.setdefault(stage, {})
         if not ("all" in known or (stage == self.first_stage and len(known) >= self.shards)):
             self._reports[stage] = self._record.reports(stage, known)
         return self._reports[stage]

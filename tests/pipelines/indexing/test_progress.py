@@ -95,6 +95,12 @@ def test_a_snapshot_counts_unfinished_shards_once_and_skipped_ones_not_as_speed(
     assert fast > 0
 
 
+def test_a_build_from_shards_that_stand_begins_with_the_index(record):
+    reader = ProgressReader(record, shards=0, first_stage="import", rows=100)
+    assert (reader.snapshot().stage, reader.snapshot().finished_tasks) == ("number", 0)
+    assert progress_line(reader.snapshot(), reader) == "number"
+
+
 def test_the_stage_at_work_is_the_first_that_has_not_ended(record):
     reader = ProgressReader(record, shards=1)
     record.report("embed", "000000", skipped=False, rows_in=1, products=1)

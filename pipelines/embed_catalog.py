@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
     from pipelines.indexing.job import run_and_report
 
     source = CatalogSource(command.config, full=command.flags.full, named=command.given)
-    if command.flags.plan:
+    # Who gives a key of the plan asks for one: a night is nothing to begin by mistake.
+    if command.flags.plan or any(argument.startswith("--plan.") for argument in argv):
         print_forecast(forecast_run(source))
         return 0
     return run_and_report(source, command.pipeline_options)

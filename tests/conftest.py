@@ -43,6 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "catalog" in item.path.parts)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes give a test no name: archives hold the time, and worker processes have to agree on the names."""
+    return f"{argname} of {len(val)} bytes" if isinstance(val, bytes) and len(val) > 20 else None
+
+
 @pytest.fixture(autouse=True)
 def _no_name_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names do not resolve, as on a machine without a network; pytest-socket stops connections to addresses."""

@@ -196,7 +196,7 @@ def test_a_work_folder_on_another_store(tmp_path: Path, memory_root: str) -> Non
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("cut.jsonl.gz", gzip.compress(encode(ROWS, "jsonl"))[:-20]),
+        ("cut.jsonl.gz", gzip.compress(encode(ROWS, "jsonl"), mtime=0)[:-20]),
         ("plain.jsonl.gz", encode(ROWS, "jsonl")),
         ("cut.jsonl.zst", compress(encode(ROWS, "jsonl"), "zstd")[:-20]),
         ("plain.csv.bz2", b"product_id,title\n"),

@@ -129,7 +129,7 @@ def test_an_archive_holds_one_data_file(tmp_path: Path, caplog: pytest.LogCaptur
         ("a.pdf", b"%PDF-1.7 ...", "a PDF file: export the products"),
         ("a.7z", b"7z\xbc\xaf\x27\x1c...", "a 7z archive: unpack it"),
         ("a.tar", b"a.csv".ljust(257, b"\0") + b"ustar\0", "a tar archive: unpack it"),
-        ("a.tar.gz", gzip.compress(b"a.csv".ljust(257, b"\0") + b"ustar\0"), "a tar archive: unpack it"),
+        ("a.tar.gz", gzip.compress(b"a.csv".ljust(257, b"\0") + b"ustar\0", mtime=0), "a tar archive: unpack it"),
         ("a.bin", b"\x01\0\x02", "it is no text; export the products as CSV"),
     ],
 )

@@ -383,7 +383,7 @@ def test_a_run_whose_lease_was_taken_over_does_not_publish(tmp_path, monkeypatch
     assert not (tmp_path / "work" / "finished_run.json").exists()
 
 
-@pytest.mark.parametrize(("room", "step"), [(publish_step, "_publish"), (job, "run_pipeline"), (job, "clean_work")])
+@pytest.mark.parametrize(("room", "step"), [(publish_step, "_published"), (job, "run_pipeline"), (job, "clean_work")])
 def test_a_run_that_is_taken_over_after_it_published_leaves_the_rest_to_the_winner(
     tmp_path, monkeypatch, capsys, room, step
 ):

@@ -36,7 +36,7 @@ from index_builder.filter_bitmaps import FilterBitmaps
 from index_builder.filters import ColumnValues, Condition, parse_condition
 from index_builder.groups import GroupColumns
 from index_builder.manifest import CHECKSUMS_FILE, FILTERS_FILE, PRODUCTS_FILE, FileEntry, Manifest, is_searched
-from index_builder.publish import manifest_uri, read_current, read_manifest, version_uri
+from index_builder.publish import manifest_uri, pointed_version, read_manifest, version_uri
 from index_builder.row_selection import KeptBytes, RowSelection
 from index_builder.shard_search import RefineCodes, ShardSearch
 
@@ -74,15 +74,17 @@ class OpenVersion:
     checks: VersionChecks
 
 
-def open_current(index_uri: str, verify: Verify = "sizes") -> OpenVersion:
-    """Opens the published version; one that is replaced while it is being opened gives way to its successor."""
-    version, gives_up = read_current(index_uri), time.monotonic() + SETTLE_SECONDS
+def open_current(index_uri: str, verify: Verify = "sizes", tag: str | None = None) -> OpenVersion:
+    """Opens the published version, or that with a tag; one that is replaced while it is being opened gives way to its
+    successor.
+    """
+    version, gives_up = pointed_version(index_uri, tag), time.monotonic() + SETTLE_SECONDS
     while True:
         try:
             return open_version(index_uri, version, verify)
         except (IndexBuilderError, OSError) as error:
             # Retention removes what was published before: the version that is published now is the one to open.
-            newer = read_current(index_uri)
+            newer = pointed_version(index_uri, tag)
             if newer == version:
                 # Where one goes back to a version while it is being pruned, its manifest is away for a moment.
                 if not isinstance(error, VersionNotFoundError) or time.monotonic() > gives_up:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +23,7 @@ from index_builder.checksums import checksums_json
 from index_builder.errors import IndexBuilderError, ManifestError, StorageError, VersionNotFoundError
 from index_builder.manifest import CHECKSUMS_FILE, FileEntry, Manifest, is_searched
 from index_builder.marks import may_be_published, read_decisions, read_marks, utc_text, waits_for_approval, write_marks
+from index_builder.tags import is_version_id, read_tag, read_tags, resolved, write_tag
 from index_builder.version_files import Staged, WrittenFile, content_fingerprint, copy_files, staged_files
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ UNFINISHED_KEPT = timedelta(days=1)
 AHEAD_WARNED = timedelta(hours=1)
 """A newest version further in the future than this is warned of: retention and going back go by the ids."""
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
-_VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 
 
 def publish_version(
@@ -156,7 +155,7 @@ def read_current(index_uri: str) -> str:
         raise VersionNotFoundError(
             f"{index_uri}: expected a file CURRENT that names the published version, found none; {why}"
         ) from None
-    if not _VERSION_PATTERN.fullmatch(version):
+    if not is_version_id(version):
         remedy = "publish again, or go back to a version (python -m pipelines.versions list, rollback)"
         raise VersionNotFoundError(f"{index_uri}/CURRENT: expected a version id, found {version[:80]!r}; {remedy}")
     return version
@@ -167,17 +166,40 @@ def published_version(index_uri: str) -> str:
     return _current(index_uri)
 
 
+def pointed_version(index_uri: str, tag: str | None = None) -> str:
+    """The id of the version with a tag, by default of the published one; VersionNotFoundError where there is none."""
+    return read_current(index_uri) if tag is None else read_tag(index_uri, tag)
+
+
+def set_tag(index_uri: str, tag: str, version: str) -> str:
+    """Lets a tag stand for a complete version, which is then never pruned; gives the id of the one that had it ("":
+    none).
+
+    Raises:
+        VersionNotFoundError: there is no such complete version, or it is being pruned.
+        StorageError: no tag has such a name.
+    """
+    before, version = read_tags(index_uri).get(tag, ""), read_manifest(index_uri, version).version
+    write_tag(index_uri, tag, version)
+    # A prune that looked at the tags before looks again once it has removed the manifest.
+    if not storage.exists(manifest_uri(index_uri, version)):
+        if before and storage.exists(manifest_uri(index_uri, before)):
+            write_tag(index_uri, tag, before)
+        raise _being_pruned(version)
+    return before
+
+
 def read_manifest(index_uri: str, version: str | None = None) -> Manifest:
-    """The manifest of a version, by default of the published one.
+    """The manifest of a version, by its id or a tag; by default of the published one.
 
     Raises:
         VersionNotFoundError: nothing is published, or there is no such complete version.
         ManifestError: the manifest cannot be read.
     """
-    version = version or read_current(index_uri)
+    version = read_current(index_uri) if not version else resolved(index_uri, version)
     uri = manifest_uri(index_uri, version)
     try:
-        text = storage.read_bytes(uri) if _VERSION_PATTERN.fullmatch(version) else None
+        text = storage.read_bytes(uri) if is_version_id(version) else None
     except FileNotFoundError:
         text = None
     if text is None:
@@ -189,10 +211,10 @@ def read_manifest(index_uri: str, version: str | None = None) -> Manifest:
     return manifest
 
 
-def published_manifest(index_uri: str) -> Manifest | None:
-    """The manifest of the version that CURRENT names; None before the first one."""
+def published_manifest(index_uri: str, tag: str | None = None) -> Manifest | None:
+    """The manifest of the version that CURRENT names, or the tag; None before the first one."""
     try:
-        return read_manifest(index_uri)
+        return read_manifest(index_uri, tag)
     except VersionNotFoundError:
         return None
 
@@ -208,7 +230,9 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
     Raises:
         VersionNotFoundError: there is no such complete version, or a file of it is missing or has another size.
     """
-    _check_files(index_uri, version, read_manifest(index_uri, version).files)
+    manifest = read_manifest(index_uri, version)
+    version = manifest.version
+    _check_files(index_uri, version, manifest.files)
     before, known = _current(index_uri), list_versions(index_uri)
 
     def look() -> None:
@@ -292,20 +316,27 @@ def damaged_files(index_uri: str, version: str) -> list[str]:
     return damaged
 
 
-def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[str, ...]:
-    """Removes all but the `keep` newest complete versions, never the published one, and what killed runs left behind;
-    gives the ids of the complete versions removed.
+def to_prune(index_uri: str, keep: int) -> tuple[str, ...]:
+    """Ids of the complete versions that `prune` would remove, oldest first: all but the published one, those with a
+    tag, and the `keep` newest of the others.
 
     Of two or more that are kept one can be gone back to: where the others were rolled back or are held by a gate, the
     newest that was not stays too. So does the newest one that waits for approval.
     """
     if keep < 1:
         raise StorageError(f"expected to keep at least 1 version, found {keep}")
-    complete = list_versions(index_uri)
-    kept = {*complete[-keep:], *([_last_good(index_uri, complete)] if keep > 1 else [])}
+    tagged = set(read_tags(index_uri).values())
+    complete = [version for version in list_versions(index_uri) if version not in tagged]
+    kept = {*complete[-keep:], _current(index_uri), *([_last_good(index_uri, complete)] if keep > 1 else [])}
     if (waiting := newest_waiting(index_uri)) is not None:
         kept.add(waiting.version)
-    removed = tuple(version for version in complete if version not in kept and _remove_version(index_uri, version))
+    return tuple(version for version in complete if version not in kept)
+
+
+def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[str, ...]:
+    """Removes what `to_prune` names, and what killed runs left behind; gives the ids of the complete versions removed."""
+    complete = list_versions(index_uri)
+    removed = tuple(version for version in to_prune(index_uri, keep) if remove_version(index_uri, version))
     write_marks(index_uri, remove=removed)
     oldest_kept = ((now or datetime.now(UTC)) - UNFINISHED_KEPT).strftime(_TIME_FORMAT)
     for version in _folders(index_uri):
@@ -325,19 +356,23 @@ def _last_good(index_uri: str, complete: Sequence[str]) -> str:
     return ""
 
 
-def _remove_version(index_uri: str, version: str) -> bool:
-    """Removes a version, unless it is the published one; whether it did."""
-    if _current(index_uri) == version:
+def remove_version(index_uri: str, version: str) -> bool:
+    """Removes a version, unless it is the published one or has a tag; whether it did."""
+    if _is_pointed_to(index_uri, version):
         return False
     uri = manifest_uri(index_uri, version)
     manifest = storage.read_bytes(uri)
     # Without its manifest a version is incomplete: nobody takes it for a whole one while it goes.
     storage.remove_file(uri)
-    if _current(index_uri) == version:  # gone back to in this moment
+    if _is_pointed_to(index_uri, version):  # gone back to, or tagged, in this moment
         storage.write_bytes_atomic(uri, manifest)
         return False
     storage.remove_tree(version_uri(index_uri, version))
     return True
+
+
+def _is_pointed_to(index_uri: str, version: str) -> bool:
+    return _current(index_uri) == version or version in read_tags(index_uri).values()
 
 
 def version_uri(index_uri: str, version: str) -> str:
@@ -382,4 +417,4 @@ def _put_back(index_uri: str, version: str, before: str, known: Sequence[str]) -
 
 
 def _folders(index_uri: str) -> list[str]:
-    return list(filter(_VERSION_PATTERN.fullmatch, storage.list_folders(storage.join(index_uri, "versions"))))
+    return list(filter(is_version_id, storage.list_folders(storage.join(index_uri, "versions"))))

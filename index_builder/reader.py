@@ -22,9 +22,10 @@ from index_builder.explanation import Asked, Explanation, WhyNot, explain, why_n
 from index_builder.groups import EXPECTED_MEMBERS, PRODUCT_COLUMN
 from index_builder.manifest import IMAGE_COLUMNS, QUERY_ENCODER_FOLDER, Manifest
 from index_builder.open_version import OpenVersion, ProductRows, open_current, open_version
-from index_builder.publish import read_current
+from index_builder.publish import pointed_version
 from index_builder.ranking import Ranking, sliced
 from index_builder.shard_search import filled_up
+from index_builder.tags import is_tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class IndexReader:
         """Opens a version of the index at `uri`, by default the published one.
 
         Args:
+            version: Its id, which pins it; or a tag, which `refresh` follows.
             verify: How much of the files is compared with what was published, besides their sizes and all that could
                 crash the process, which always is: `sizes` nothing more; `sampled` blocks drawn at random; `full` all
                 bytes. A column of the products is checked when it is first used. See `check_next` for the rest.
@@ -118,7 +120,8 @@ class IndexReader:
             VersionNotFoundError: nothing is published there, or there is no such version.
             VerificationError: a file is not what the manifest says.
         """
-        state = open_current(uri, verify) if version is None else open_version(uri, version, verify)
+        follows = version is None or is_tag(version)
+        state = open_current(uri, verify, version) if follows or version is None else open_version(uri, version, verify)
         return cls(uri, version, state, verify)
 
     @property
@@ -146,18 +149,19 @@ class IndexReader:
         return storage.join(self._state.uri, QUERY_ENCODER_FOLDER) if files else None
 
     def refresh(self) -> bool:
-        """Opens the version that is published now, if it is another one; whether it was. A pinned version stays.
+        """Opens the version that is published now, or has the tag, if it is another one; whether it was. A pinned version
+        stays.
 
         Searches that are under way finish on the version of before, and new ones go on there until the new version is
         open. After an error, one that `open` raises, the reader stays on the version that it has.
         """
-        if self._pinned is not None:
+        if self._pinned is not None and not is_tag(self._pinned):
             return False
         # One at a time: a slow refresh must not put an older version over the one that a later refresh opened.
         with self._refreshing:
-            if read_current(self._uri) == self.manifest.version:
+            if pointed_version(self._uri, self._pinned) == self.manifest.version:
                 return False
-            opened = open_current(self._uri, self._verify)
+            opened = open_current(self._uri, self._verify, self._pinned)
             changed = opened.manifest.version != self.manifest.version
             self._state = opened
             return changed

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from index_builder.errors import SpecError
+from index_builder.tags import is_tag
 
 FACTORY_HELP = (
     'a FAISS factory string such as "auto", "Flat", "IVF64,Flat", "OPQ32_128,IVF1024,PQ32x8", '
@@ -77,6 +78,9 @@ class IndexConfig:
             true for 128 pixels a side, or how many. About 3 kB a product at 128.
         publish: `auto`: a version that passes its gates is published. `ask`: it is kept and waits for a person, who
             reads its report and says `python -m pipelines.versions approve` or `hold`.
+        channel: null: what passes its gates is published. A name such as shadow: it gets this tag instead, beside the
+            published version, until `python -m pipelines.versions promote`; the one that had the tag goes, unless it is
+            published or has another. Another encoder or index is rehearsed so, at best with a `work.uri` of its own.
     """
 
     uri: str
@@ -98,10 +102,13 @@ class IndexConfig:
     keep_versions: int | None = None
     thumbnails: bool | int = False
     publish: Literal["auto", "ask"] = "auto"
+    channel: str | None = None
 
     def __post_init__(self) -> None:
         _require(bool(self.uri.strip()), "index.uri", self.uri, "a folder, local or an fsspec URI")
         _require(bool(self.factory.strip()), "index.factory", self.factory, FACTORY_HELP)
+        tag = "null, or small letters, digits, _ and -, a letter first"
+        _require(self.channel is None or is_tag(self.channel), "index.channel", self.channel, tag)
         size = self.bytes_per_vector
         _require(size is None or 1 <= size <= 4096, "index.bytes_per_vector", size, "1 to 4096, or null")
         share = self.target_recall

@@ -1,9 +1,13 @@
 """Lists, compares and takes back published versions: `python -m pipelines.versions COMMAND --index URI`.
 
     list, show, diff     which versions there are, what one is, what changed from one to another
+    compare              what the same queries find in two of them, each asked by its own encoder
     rejected             the rows and pictures that could not be used, each with its place, reason and detail
     approve, hold        publish one that waits for a person (`index.publish: ask`), or say that it is not to be
+    tag, untag, promote  name a version, which is then never removed; publish the one with a tag (`index.channel`)
     rollback, prune      publish an older one, and mark the one gone back from; remove old ones
+
+A tag may stand wherever a version is named.
 
 Exit codes: 0 done, 1 `show --verify` found a damaged file, 2 there is no such version or reason, or the address cannot
 be used, 130 stopped by Ctrl-C.
@@ -21,8 +25,9 @@ from typing import get_args
 
 import pyarrow.csv
 
-from index_builder import VersionNotFoundError, approval, marks, publish
+from index_builder import VersionNotFoundError, approval, marks, publish, tags
 from pipelines.catalog.dead_letters import MAX_DETAIL_CHARACTERS, Outcome, one_line
+from pipelines.config.canaries import load_queries
 from pipelines.config.command_line import address, run_command
 from pipelines.config.terminal import table_console
 from pipelines.published.letters import read_letters, without_formulas
@@ -42,6 +47,7 @@ from pipelines.published.version_diff import (
     newest_version,
     version_before,
 )
+from pipelines.report.comparison import as_plain, compare_by_queries, print_comparison
 
 LETTERS_SHOWN = 20
 
@@ -49,24 +55,28 @@ LETTERS_SHOWN = 20
 def main(argv: Sequence[str]) -> int:
     """Runs one of the subcommands; see the module for the exit codes."""
     arguments = _parser().parse_args(argv)
+    if getattr(arguments, "version", None) is not None:
+        arguments.version = tags.resolved(arguments.index, arguments.version)
     return arguments.run(arguments) or 0
 
 
 def _list(arguments: argparse.Namespace) -> None:
     manifests = [publish.read_manifest(arguments.index, version) for version in complete_versions(arguments.index)]
     current, decisions = current_version(arguments.index), marks.read_decisions(arguments.index)
+    by_tag = tags.read_tags(arguments.index)
     if arguments.json:
         states = [
             {
                 "published": each.version == current,
                 "rolled_back": "rolled_back_utc" in decisions.get(each.version, {}),
                 "state": state_of(each, current, decisions),
+                "tags": sorted(tag for tag, version in by_tag.items() if version == each.version),
             }
             for each in manifests
         ]
         print_json([state | described(manifest) for state, manifest in zip(states, manifests, strict=True)])
     else:
-        print_versions(manifests, arguments.index, current, decisions, table_console())
+        print_versions(manifests, arguments.index, current, decisions, table_console(), by_tag)
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -96,6 +106,17 @@ def _diff(arguments: argparse.Namespace) -> None:
         print_json({**asdict(diff), "old": described(diff.old), "new": described(diff.new)})
     else:
         print_diff(diff, table_console())
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    new = arguments.new or publish.read_current(arguments.index)
+    old = arguments.old or version_before(arguments.index, publish.read_manifest(arguments.index, new).version)
+    texts = load_queries(arguments.queries)
+    comparison = compare_by_queries(arguments.index, old, new, texts)
+    if arguments.json:
+        print_json(as_plain(comparison))
+    else:
+        print_comparison(comparison, arguments.n, table_console())
 
 
 def _rejected(arguments: argparse.Namespace) -> None:
@@ -145,6 +166,24 @@ def _waiting(index_uri: str) -> str:
     return manifest.version
 
 
+def _tag(arguments: argparse.Namespace) -> None:
+    version = publish.read_manifest(arguments.index, arguments.version).version
+    before = publish.set_tag(arguments.index, arguments.tag, version)
+    moved = f" (before: {before})" if before and before != version else ""
+    sys.stdout.write(f"{arguments.tag}: {version}{moved}\n")
+
+
+def _untag(arguments: argparse.Namespace) -> None:
+    version = tags.remove_tag(arguments.index, arguments.tag)
+    sys.stdout.write(f"{version} has not the tag {arguments.tag} any more\n")
+
+
+def _promote(arguments: argparse.Namespace) -> None:
+    version, before = tags.read_tag(arguments.index, arguments.tag), current_version(arguments.index)
+    publish.set_current(arguments.index, version)
+    sys.stdout.write(f"published: {version}, as {arguments.tag} names it (before: {before or 'none'})\n")
+
+
 def _rollback(arguments: argparse.Namespace) -> None:
     # Nothing may be published: a first version that is held by a gate is published by name.
     version = arguments.version or version_before(arguments.index, publish.read_current(arguments.index))
@@ -155,6 +194,10 @@ def _rollback(arguments: argparse.Namespace) -> None:
 
 def _prune(arguments: argparse.Namespace) -> None:
     complete_versions(arguments.index)  # else a mistyped address would look like a tidy one
+    if arguments.dry_run:
+        gone = publish.to_prune(arguments.index, arguments.keep)
+        sys.stdout.write("\n  ".join([f"would remove {len(gone)} version{'s' * (len(gone) != 1)}", *gone]) + "\n")
+        return
     removed = publish.prune(arguments.index, arguments.keep)
     left = len(publish.list_versions(arguments.index))
     count = f"removed {len(removed)} version{'s' * (len(removed) != 1)}, {left} left"
@@ -188,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help, description=help)
         of_index = "where versions are published (index.uri)"
         made.add_argument("--index", type=address, required=True, metavar="URI", help=of_index)
-        if run in (_list, _show, _diff, _rejected):
+        if run in (_list, _show, _diff, _compare, _rejected):
             made.add_argument("--json", action="store_true", help="for scripts")
         made.set_defaults(run=run)
         return made
@@ -200,6 +243,11 @@ def _parser() -> argparse.ArgumentParser:
     diff = command("diff", _diff, "what changed between two versions")
     diff.add_argument("old", nargs="?", help="default: the one before the new one")
     diff.add_argument("new", nargs="?", help="default: the published one")
+    compare = command("compare", _compare, "what the same queries find in two versions, the worst-moved first")
+    compare.add_argument("old", nargs="?", help="default: the one before the new one")
+    compare.add_argument("new", nargs="?", help="default: the published one")
+    compare.add_argument("--queries", type=address, required=True, metavar="FILE", help="texts, one a line")
+    compare.add_argument("-n", type=_count, default=20, metavar="N", help="queries to show (default 20)")
     rejected = command("rejected", _rejected, "rows and pictures that could not be used, and why")
     rejected.add_argument("version", nargs="?", help="default: the newest, published or held")
     rejected.add_argument("--reason", help="only letters of this reason, such as missing_id")
@@ -220,10 +268,18 @@ def _parser() -> argparse.ArgumentParser:
     for made in (approve, hold):
         by = "who says so (default: the user of this process)"
         made.add_argument("--by", type=_said, default=_user(), metavar="NAME", help=by)
+    tag = command("tag", _tag, "name a version; one with a tag is never removed")
+    tag.add_argument("tag", help="such as black-friday: small letters, digits, _ and -")
+    tag.add_argument("version", help="its id, or another tag of it")
+    untag = command("untag", _untag, "take a tag away; the version stays until it is pruned")
+    untag.add_argument("tag")
+    promote = command("promote", _promote, "publish the version with a tag, such as what index.channel rehearsed")
+    promote.add_argument("tag", nargs="?", default="shadow", help="default: shadow")
     rollback = command("rollback", _rollback, "publish an older version; the one gone back from is marked")
     rollback.add_argument("version", nargs="?", help="default: the one before the published one")
     prune = command("prune", _prune, "remove old versions, never the published one")
     prune.add_argument("--keep", type=int, required=True, metavar="N", help="the newest N stay, and one to go back to")
+    prune.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     return parser
 
 

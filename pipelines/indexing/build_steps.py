@@ -111,7 +111,7 @@ def build_key(shard_keys: Sequence[str], index: IndexConfig, encoder_fingerprint
     shaping = {
         name: value
         for name, value in asdict(index).items()
-        if name not in ("uri", "keep_versions", "publish", "thumbnails")
+        if name not in ("uri", "keep_versions", "publish", "channel", "thumbnails")
     }
     return storage.digest([shard_keys, encoder_fingerprint, shaping])
 

@@ -22,7 +22,7 @@ from encoders import (
 )
 from encoders.precision import check_worker
 from index_builder import publish, storage
-from index_builder.manifest import IMAGE_COLUMNS, EncoderSummary
+from index_builder.manifest import IMAGE_COLUMNS, EncoderSummary, Manifest
 from index_builder.planner import check_index
 from index_builder.publish import published_manifest
 from pipelines.catalog.config import USUAL_SHARD_ROWS, CatalogConfig, CatalogError
@@ -180,7 +180,7 @@ class CatalogSource:
     def _with_precision(self, config: JobConfig) -> EncoderConfig:
         if config.encoder.precision != "auto":
             return config.encoder
-        published = None if self._full else published_manifest(config.index.uri)
+        published = None if self._full else self._published(config)
         return decide_precision(config.encoder, published=published.encoder.fingerprint if published else None)
 
     def _refuse_other_catalog(self, config: JobConfig) -> None:
@@ -327,6 +327,12 @@ class CatalogSource:
             gpu=GpuRequest.of(config.beam),
         )
 
+    @staticmethod
+    def _published(config: JobConfig) -> Manifest | None:
+        """What this run follows: the version of its channel, else the published one."""
+        index = config.index
+        return (index.channel and published_manifest(index.uri, index.channel)) or published_manifest(index.uri)
+
     def _rows_per_shard(self, finished: FinishedRun | None) -> int:
         """As the config says, or what one worker embeds in a minute."""
         catalog, encoder = self.config.catalog, self.encoder
@@ -341,7 +347,7 @@ class CatalogSource:
 
     def _previous_version(self) -> tuple[PreviousLookups | None, str]:
         """What the previous version left, or None and why nothing is carried over, in words."""
-        published = published_manifest(self.config.index.uri)
+        published = self._published(self.config)
         if published is None:
             return None, "no version is published yet"
         if self._full:

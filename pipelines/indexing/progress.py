@@ -54,6 +54,10 @@ _STATUS = {
 }
 
 
+def _on_channel(result: RunResult) -> str:
+    return f" on the channel {result.channel}" if result.channel is not None and result.status == "published" else ""
+
+
 def print_summary(
     result: RunResult, record: RunRecord, stages: Mapping[str, Counts], *, console: Console | None = None
 ) -> None:
@@ -145,7 +149,7 @@ def summary_lines(
         ("index", f"{indexed}, {result.factory}, {files}"),
         (f"recall {result.recall_k}@{result.recall_k}", recall),
         *([("", result.missed_target)] if result.missed_target else []),
-        ("version", f"{result.version} ({_STATUS.get(result.status, result.status)})"),
+        ("version", f"{result.version} ({_STATUS.get(result.status, result.status)}{_on_channel(result)})"),
         ("at", Verbatim(result.uri)),
     ]
     lines += [("gate failed", failed) for failed in result.failed_gates]

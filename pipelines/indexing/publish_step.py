@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -59,6 +60,7 @@ class RunResult:
         status: `published`; `unchanged`: the published version is this very one; `held`: written, but a gate failed;
             `waiting`: written, and a person is to say whether it is published (`index.publish: ask`).
         findings: What a person should look at, the worst first, in words.
+        channel: The tag that a published version has instead of being the one that everybody gets (`index.channel`).
         failed_gates: Why it is held, in words.
         recall: Measured recall k@k (`recall_k`) against exact search, over `recall_queries` of `recall_over`.
         refine_factor: Candidates re-ranked for each neighbour; 0: none.
@@ -93,6 +95,7 @@ class RunResult:
     missed_target: str = ""
     not_cleaned: str = ""
     findings: list[str] = field(default_factory=list)
+    channel: str | None = None
 
 
 def read_result(record: RunRecord) -> RunResult:
@@ -168,9 +171,10 @@ def _decided(run: RunContext, build: FinishedBuild) -> Publication:
         "content_fingerprint": fingerprint,
         "previous_version": previous.version if previous is not None else "",
     }
-    asks = run.index.publish == "ask"
+    asks, channel = run.index.publish == "ask", run.index.channel
+    known_as_this = previous if channel is None else publish.published_manifest(run.index.uri, channel)
     waiting = publish.newest_waiting(run.index.uri) if asks else None
-    known: list[tuple[Status, Manifest | None]] = [("unchanged", previous), ("waiting", waiting)]
+    known: list[tuple[Status, Manifest | None]] = [("unchanged", known_as_this), ("waiting", waiting)]
     for status, other in known:
         if other is None or failed or other.content_fingerprint != fingerprint:
             continue
@@ -303,9 +307,12 @@ def _published(
             version_id,
             replace(described, content_fingerprint=publication.content_fingerprint),
             [*written, *inspection.written],
-            make_current=status == "published",
+            make_current=status == "published" and run.index.channel is None,
             before_current=run.lease.check,
         )
+        if status == "published" and run.index.channel is not None:
+            run.lease.check()
+            _move_channel(run.index.uri, run.index.channel, version_id)
         not_cleaned = _prune(run)
     uri, letters_uri = publish.version_uri(index_uri, version_id), build.plan.numbering.rejected_uri
     measured = {name: getattr(chosen, name) for name in ("recall", "nprobe", "refine_factor", "latency_ms")}
@@ -328,8 +335,17 @@ def _published(
         missed_target=missed_target(run, build),
         not_cleaned=not_cleaned,
         findings=inspection.findings,
+        channel=run.index.channel,
         **measured,
     )
+
+
+def _move_channel(index_uri: str, channel: str, version_id: str) -> None:
+    """Lets a channel point to a version; the one that it pointed to goes, unless it is published or has another tag."""
+    before = publish.set_tag(index_uri, channel, version_id)
+    if before and before != version_id:
+        with suppress(FileNotFoundError, StorageError):  # removed by hand
+            publish.remove_version(index_uri, before)
 
 
 def _check_query_encoder(dim: int, folder: str) -> None:

@@ -30,9 +30,14 @@ LEAST_WIDTH = 12
 
 
 def print_versions(
-    manifests: Sequence[Manifest], index_uri: str, current: str, decisions: Decisions, console: Console
+    manifests: Sequence[Manifest],
+    index_uri: str,
+    current: str,
+    decisions: Decisions,
+    console: Console,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Prints a line a version, newest first; `current` is the id of the published one."""
+    """Prints a line a version, newest first; `current` is the id of the published one, `tags` are ids by tag."""
     console.print(f"{len(manifests)} version{'s' * (len(manifests) != 1)} at {index_uri}", markup=False, soft_wrap=True)
     table = Table()
     table.add_column("version", no_wrap=True)
@@ -48,7 +53,7 @@ def print_versions(
             f"{manifest.recall.value:.4f}",
             decimal(total_bytes(manifest)),
             manifest.index.factory,
-            state_of(manifest, current, decisions),
+            ", ".join(filter(None, [state_of(manifest, current, decisions), tags_of(manifest.version, tags or {})])),
         )
     console.print(table)
 
@@ -290,6 +295,12 @@ def described(manifest: Manifest) -> dict[str, object]:
         "bytes": total_bytes(manifest),
         "failed_gates": manifest.gates.get("failed", []),
     }
+
+
+def tags_of(version: str, tags: Mapping[str, str]) -> str:
+    """The tags of a version in words; "" for none."""
+    names = sorted(tag for tag, tagged in tags.items() if tagged == version)
+    return f"tag{'s' * (len(names) > 1)} {', '.join(names)}" if names else ""
 
 
 def state_of(manifest: Manifest, current: str, decisions: Decisions) -> str:

@@ -19,6 +19,7 @@ class ServerConfig:
 
     Attributes:
         indexes: Name -> address where versions are published (`index.uri`). Requests that name no index get the first.
+            Behind a `#` may stand a tag to follow instead of what is published, such as s3://shop/index#shadow.
         host: Address to listen on; 0.0.0.0 for all of the machine's.
         port: Port to listen on; 0 takes a free one.
         refresh_seconds: How often each address is asked whether another version is published there.

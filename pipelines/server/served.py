@@ -20,7 +20,7 @@ from encoders.query_batches import BaseQueryEncoder
 from index_builder import IndexReader
 from index_builder.errors import IndexBuilderError, VersionNotFoundError
 from index_builder.manifest import QUERY_ENCODER_FOLDER
-from index_builder.publish import read_current
+from index_builder.publish import pointed_version
 from pipelines.images.thumbnails import Thumbnails, open_thumbnails
 from pipelines.server.config import ServerConfig
 
@@ -54,21 +54,23 @@ class ServedIndex:
     """An index by name. `current` is what requests get that name no version."""
 
     def __init__(self, name: str, config: ServerConfig) -> None:
-        self.name, self.uri = name, config.indexes[name]
+        self.name = name
+        self.uri, _, tag = config.indexes[name].partition("#")
+        self._tag = tag or None
         self._config = config
         self._onnx = config.onnx_uri.get(name)
         self._by_onnx = self._onnx is not None and config.query_encoder != "torch"
         self._kept: OrderedDict[str, ServedVersion] = OrderedDict()
         self._opening = threading.Lock()
         self.failures = 0
-        self.current = self._open(read_current(self.uri))
+        self.current = self._open(pointed_version(self.uri, self._tag))
 
     def refresh(self) -> bool:
         """Opens the version that is published now, if it is another one, and serves it once it has answered; whether
         it was. After an error the version of before goes on being served.
         """
         try:
-            published = read_current(self.uri)
+            published = pointed_version(self.uri, self._tag)
             if published == self.current.version:
                 return False
             with self._opening:

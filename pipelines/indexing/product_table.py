@@ -107,12 +107,6 @@ class Numbering:
         """The duplicates of each."""
         return tuple(_shards_table(self.shards_uri)["duplicates"].to_pylist())
 
-    @property
-    def products_uri(self) -> str:
-        """The one `products.arrow` of a catalog of one group."""
-        (part,) = self.products
-        return part.uri
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListedIds:

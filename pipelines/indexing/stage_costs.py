@@ -28,9 +28,10 @@ GPU_OPERATIONS_PER_SECOND = 1e14
 SMALL_TOWER_OPERATIONS = 2e8
 """Added to those of a tower: small ones are slower than their arithmetic."""
 UNKNOWN_TOWER_OPERATIONS = 5e9
-START_SECONDS = 6.0
+START_SECONDS = 10.0
+LOAD_SECONDS = 0.2
 LOAD_SECONDS_PER_WEIGHT = 4e-9
-PLAN_SECONDS = 0.1
+PLAN_SECONDS = 0.3
 PLAN_SECONDS_PER_SHARD = 1e-4
 LOOKUP_SECONDS = 2e-6
 NUMBER_SECONDS = 4e-6
@@ -39,7 +40,8 @@ TASK_SECONDS = 4e-3
 MULTIPLY_ADDS_PER_SECOND = 1e10
 CODE_SECONDS = 2e-6
 SECONDS_PER_BYTE_COPIED = 3e-9
-VERIFY_SECONDS = 1.0
+VERIFY_SECONDS = 1.5
+TRAIN_SECONDS = 0.5
 VERIFY_ROW_SECONDS = 1e-7
 TUNING_SECONDS = 5.0
 PUBLISH_SECONDS = 0.4
@@ -282,7 +284,13 @@ def _making(work: Workload, vector_bytes: float, workers: int, cost) -> list[Sta
     stages = []
     if loads:
         stages.append(
-            cost("load", loads * LOAD_SECONDS_PER_WEIGHT * towers.weights, tasks=loads, units=loads, used=memory)
+            cost(
+                "load",
+                loads * (LOAD_SECONDS + LOAD_SECONDS_PER_WEIGHT * towers.weights),
+                tasks=loads,
+                units=loads,
+                used=memory,
+            )
         )
     shards = max(1, work.open_shards)
     for stage, products, seconds, part in (
@@ -328,7 +336,8 @@ def _training_seconds(work: Workload, training_rows: int, queries: int) -> float
         products += training_rows * (spec.dim * spec.rotation_dim + 8.0 * lists * spec.rotation_dim)
         products += min(training_rows, 16_384) * 8.0 * 256 * spec.rotation_dim * (spec.code == "pq")
     open_choice = work.index.factory == "auto" and work.index.bytes_per_vector is None and not spec.exact
-    return products / MULTIPLY_ADDS_PER_SECOND + TUNING_SECONDS * (open_choice and work.trains)
+    tuning = TUNING_SECONDS * (open_choice and work.trains)
+    return TRAIN_SECONDS * bool(training_rows) + products / MULTIPLY_ADDS_PER_SECOND + tuning
 
 
 def _seconds_to_add(spec: IndexSpec) -> float:

@@ -24,12 +24,11 @@ from pipelines.demo_catalog import draw_named_catalog
 from tests.benchmarks.machine import command_line, machine_line
 from tests.engines.flink import flink_cluster
 from tests.engines.jobs import SETTINGS, SHARD_ROWS, start_night, whole_catalog
-from tests.engines.processes import PROJECT_ROOT
+from tests.engines.processes import JARS
 from tests.engines.spark import spark_cluster
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
-JARS = Path(os.environ.get("SHELFMARK_ENGINES", PROJECT_ROOT / ".engines"))
 CLUSTERS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
     "direct": lambda folder: nullcontext(),
     "flink": lambda folder: flink_cluster(folder, JARS),

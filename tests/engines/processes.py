@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,9 +14,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from pipelines.config.stopping import _descendants
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
+JARS = Path(os.environ.get("SHELFMARK_ENGINES", PROJECT_ROOT / ".engines"))
 
 # What Flink's and Spark's scripts add for Java 17, where those packages are closed to reflection.
 _OPENED = (
@@ -26,6 +30,15 @@ _OPENED = (
     *("java.base/sun.nio.cs", "java.base/sun.security.action", "java.base/sun.util.calendar"),
 )
 OPENED_PACKAGES = tuple(f"--add-opens={name}=ALL-UNNAMED" for name in _OPENED)
+
+
+def needs_jars(*names: str) -> pytest.MarkDecorator:
+    """Skips a file of tests before any fixture where Java or a folder of jars is missing."""
+    missing = [name for name in names if not (JARS / name / ".complete").exists()]
+    reason = f"no {' and '.join(missing)} in {JARS}: `make engines` fetches the jars"
+    if shutil.which("java") is None:
+        missing, reason = ["java"], "no Java on this machine: the engines' tests need 17 or newer"
+    return pytest.mark.skipif(bool(missing), reason=reason)
 
 
 @dataclass

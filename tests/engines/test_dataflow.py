@@ -12,6 +12,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 
 from pipelines.config.command_line import load_job_config
 from tests.conftest import PROJECT_ROOT
+from tests.engines.processes import JARS
 from tests.pipelines.indexing.job import arguments, product, write_catalog
 
 pytestmark = pytest.mark.timeout(600)
@@ -21,7 +22,7 @@ IMAGE = "europe-west4-docker.pkg.dev/my-project/shelfmark/worker:gpu"
 @pytest.fixture
 def python() -> Path:
     """An interpreter that has Google's packages beside ours."""
-    folder = Path(os.environ.get("SHELFMARK_ENGINES", PROJECT_ROOT / ".engines")) / "dataflow"
+    folder = JARS / "dataflow"
     if not (folder / ".complete").exists():
         pytest.skip(f"no Google packages in {folder}: `make dataflow-test` installs them")
     return folder / "bin" / "python"

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pyarrow.parquet as pq
 import pytest
 
 from tests.engines.flink import FlinkCluster, flink_cluster
 from tests.engines.jobs import PRODUCTS, SHARD_ROWS, start_night, whole_catalog
+from tests.engines.processes import JARS, needs_jars
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), needs_jars("flink", "flink-job-server")]
 SHARDS = PRODUCTS // SHARD_ROWS
 
 
 @pytest.fixture(scope="module")
-def cluster(jars: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
-    folder = jars("flink", "flink-job-server")
-    with flink_cluster(tmp_path_factory.mktemp("flink"), folder) as running:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
+    with flink_cluster(tmp_path_factory.mktemp("flink"), JARS) as running:
         yield running
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from tests.engines.jobs import start_night
+from tests.engines.processes import JARS, needs_jars
 from tests.engines.spark import SparkCluster, spark_cluster
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), needs_jars("spark", "spark-job-server")]
 
 
 @pytest.fixture(scope="module")
-def cluster(jars: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkCluster]:
-    folder = jars("spark", "spark-job-server")
-    with spark_cluster(tmp_path_factory.mktemp("spark"), folder) as running:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkCluster]:
+    with spark_cluster(tmp_path_factory.mktemp("spark"), JARS) as running:
         yield running
 
 

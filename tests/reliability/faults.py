@@ -1,4 +1,4 @@
-"""Fifty planted faults of a catalog, each stopped by a gate or said on the report's first screen, and as many good
+"""Planted faults of a catalog, each stopped by a gate or said on the report's first screen, and as many good
 nights (1 to 5 % of the products added, removed and edited) of which nothing is said.
 
     python -m tests.reliability.faults --trials 100 --seed 17

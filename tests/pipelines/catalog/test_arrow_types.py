@@ -132,7 +132,7 @@ def published(config: CatalogConfig, folder: Path) -> pa.Table:
         write_dead_letters(files.rejected, [])
         shards.append(files)
     numbering = number_products(shards, str(folder / "out"))
-    return pa.ipc.open_file(pa.memory_map(numbering.products_uri)).read_all()
+    return pa.ipc.open_file(pa.memory_map(numbering.products[0].uri)).read_all()
 
 
 @pytest.mark.parametrize("format", ["parquet", "arrow"])

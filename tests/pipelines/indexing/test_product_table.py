@@ -54,7 +54,7 @@ def test_rows_follow_the_plan_without_the_later_duplicates(tmp_path):
         patch.setattr(product_table, "list_ids", None)
         assert number_products(shards, str(tmp_path / "out")) == numbering, "it is taken as it stands"
     assert [(shard.first_row, shard.dropped) for shard in numbering.shards] == [(0, (2,)), (2, ()), (2, (0, 2))]
-    with pa.memory_map(numbering.products_uri) as source:
+    with pa.memory_map(numbering.products[0].uri) as source:
         products = pa.ipc.open_file(source).read_all()
     # An integer column that meets a float one becomes float.
     assert products.to_pydict() == {"product_id": ["a", "b", "c", "d"], "price": [1.0, 2.0, 5.0, 7.0]}
@@ -72,7 +72,7 @@ def test_rows_follow_the_plan_without_the_later_duplicates(tmp_path):
 def test_without_display_columns_there_are_still_ids(tmp_path):
     files = write_shard(str(tmp_path), "s0", ["a", "b"], {})
     numbering = number_products([files], str(tmp_path / "out"))
-    with pa.memory_map(numbering.products_uri) as source:
+    with pa.memory_map(numbering.products[0].uri) as source:
         assert pa.ipc.open_file(source).read_all().to_pydict() == {"product_id": ["a", "b"]}
 
 
@@ -112,7 +112,7 @@ def test_all_rows_of_a_product_that_came_before_are_dropped(tmp_path):
     assert (numbering.rows, numbering.product_count, numbering.duplicates) == (6, 4, 3)
     assert numbering.duplicates_of_shards == (1, 2)
     assert [(shard.first_row, shard.dropped) for shard in numbering.shards] == [(0, (2, 3, 4)), (3, (2, 3, 5, 6))]
-    with pa.memory_map(numbering.products_uri) as source:
+    with pa.memory_map(numbering.products[0].uri) as source:
         products = pa.ipc.open_file(source).read_all()
     assert products["product_id"].to_pylist() == ["a", "a", "b", "c", "c", "d"]
     assert products["place"].to_pylist() == ["s0-0", "s0-1", "s0-5", "s1-0", "s1-1", "s1-4"]

@@ -334,7 +334,7 @@ def to_prune(index_uri: str, keep: int) -> tuple[str, ...]:
 
 
 def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[str, ...]:
-    """Removes what `to_prune` names, and what killed runs left behind; gives the ids of the complete versions removed."""
+    """Removes what `to_prune` names, and what killed runs left behind; gives the ids of complete versions removed."""
     complete = list_versions(index_uri)
     removed = tuple(version for version in to_prune(index_uri, keep) if remove_version(index_uri, version))
     write_marks(index_uri, remove=removed)

@@ -149,8 +149,8 @@ class IndexReader:
         return storage.join(self._state.uri, QUERY_ENCODER_FOLDER) if files else None
 
     def refresh(self) -> bool:
-        """Opens the version that is published now, or has the tag, if it is another one; whether it was. A pinned version
-        stays.
+        """Opens the version that is published now, or has the tag, if it is another one; whether it was. One that was
+        named by its id stays.
 
         Searches that are under way finish on the version of before, and new ones go on there until the new version is
         open. After an error, one that `open` raises, the reader stays on the version that it has.

@@ -135,6 +135,7 @@ EXTRAS["test"] = [
     "flask>=3.0",  # what that server runs on
     "flask-cors>=5.0",  # the same
     "pytorch-metric-learning>=2.9",  # its NTXentLoss, which ours must equal
+    "scipy>=1.13",  # its permutation test, which ours must equal
     "pytest>=8.3",  # runs the tests
     "pytest-socket>=0.7",  # fails a test that leaves the machine
     "pytest-timeout>=2.3",  # ends a test that hangs

@@ -30,6 +30,7 @@ from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import ExternalSort, add_ids, first_rows, repeats_id
 from pipelines.config.job import to_short_yaml
 from pipelines.config.terminal import print_lines
+from pipelines.images.config import FetchConfig
 from pipelines.images.fetch import FetchedImage, ImageFetcher
 from pipelines.images.pool import ImagePool
 from pipelines.indexing.bill import Bill, make_out_bill, print_bill
@@ -101,13 +102,23 @@ class Forecast:
 
 
 class UnreadImages(ImageFetcher):
-    """Gives the images of a catalog to whoever only has to know which they are, and reads none from elsewhere."""
+    """Gives the images of a catalog to whoever only has to know which they are, and reads none from elsewhere.
+
+    With `reads_local` files of this machine are read where their addresses say nothing of a version before: pictures
+    that were moved are the same ones.
+    """
+
+    def __init__(self, config: FetchConfig, root: str | None, *, reads_local: bool) -> None:
+        super().__init__(config, root)
+        self._reads_local = reads_local
 
     def fetch(self, reference: ImageRef, known_etag: str | None = None) -> FetchedImage:
         """Bytes in the catalog as they are; a known version of others as unchanged, and for one that is not known bytes
         that no image has.
         """
-        if isinstance(reference, bytes) or (known_etag is not None and self._is_local(reference)):
+        if isinstance(reference, bytes):
+            return super().fetch(reference, known_etag)
+        if (known_etag is not None or self._reads_local) and self._is_local(reference):
             return super().fetch(reference, known_etag)
         if known_etag is not None:
             return FetchedImage(b"", known_etag, not_modified=True)
@@ -264,7 +275,7 @@ def _preparer(source: CatalogSource, *, per_image: bool) -> ProductPreparer:
     if opened.pool is None or encoder.preprocessing is None:
         return opened
     opened.close()
-    fetcher = UnreadImages(config.fetch, config.catalog.image_root)
+    fetcher = UnreadImages(config.fetch, config.catalog.image_root, reads_local=left is not None)
     return replace(opened, pool=ImagePool(fetcher, encoder.preprocessing, config.decode))
 
 

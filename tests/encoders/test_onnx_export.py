@@ -40,6 +40,12 @@ TEXTS = ["red dress", None, "a small wooden lamp with cotton, for a large chair 
 PICTURES = [None, random_picture(1), random_picture(2, (40, 11)), None, None, None, random_picture(3)]
 
 
+def dim_of(module: torch.nn.Module) -> int | None:
+    """Of the vectors that a fusion makes, which may be cut."""
+    model = getattr(module, "model", None)
+    return None if model is None else model.architecture.dim
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _each_graph_is_exported_once(tmp_path_factory):
     """An export takes a second or two a graph, whatever its size, and the encoders here have towers in common.
@@ -51,7 +57,9 @@ def _each_graph_is_exported_once(tmp_path_factory):
 
     def export_once(module, inputs, shapes, to):
         weights = hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in module.state_dict().values()))
-        made_of = f"{to.name} {module!r} {getattr(module, 'pooling', None)} {shapes} {weights.hexdigest()}"
+        made_of = (
+            f"{to.name} {module!r} {getattr(module, 'pooling', None)} {shapes} {dim_of(module)} {weights.hexdigest()}"
+        )
         graph = kept / hashlib.sha256(made_of.encode()).hexdigest()
         if not graph.exists():
             export(module, inputs, shapes, to)

@@ -157,7 +157,7 @@ def test_a_plan_scales_the_shares_it_sees_and_reads_a_sample(tmp_path, capsys):
 
 def test_no_image_outside_the_catalog_is_read(tmp_path):
     """The network is closed to tests: what would fetch fails."""
-    fetcher = UnreadImages(FetchConfig(), None)
+    fetcher = UnreadImages(FetchConfig(), None, reads_local=False)
     known = fetcher.fetch("https://shop.example/a.jpg", '"v1"')
     assert (known.not_modified, known.etag) == (True, '"v1"')
     new, other = fetcher.fetch("https://shop.example/a.jpg"), fetcher.fetch("https://shop.example/b.jpg")

@@ -130,13 +130,13 @@ def test_what_was_damaged_after_it_was_made_is_not_published_and_made_again(shop
     options = ["--index.seed", str(50 + len(name)), "--index.reuse_codec", "false"]
     real = transforms.begin_publishing
 
-    def damage_first(run, build, counts):
+    def damage_first(run, build):
         folder = run.query_encoder_uri if name.startswith("weights") else run.path()
         path = next(path for path in Path(folder).rglob(name.rpartition("/")[2]))
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-        return real(run, build, counts)
+        return real(run, build)
 
     before = publish.read_current(str(shop / "index"))
     with monkeypatch.context() as patch:

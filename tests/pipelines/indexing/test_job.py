@@ -25,7 +25,7 @@ from encoders import load_query_encoder
 from index_builder import IndexReader, publish
 from pipelines.catalog.config import CatalogError
 from pipelines.config.exit_codes import RunFailedError
-from pipelines.config.job import MetricsConfig
+from pipelines.config.job import MetricsConfig, NotifyConfig
 from pipelines.indexing.job import run_and_report
 from pipelines.indexing.progress import summary_lines
 from pipelines.indexing.run_record import RunRecord
@@ -428,7 +428,7 @@ def test_pictures_on_the_web_are_not_fetched_again_while_their_etag_stands(tmp_p
 
 
 class FailingSource:
-    config = SimpleNamespace(metrics=MetricsConfig(), work=SimpleNamespace(uri="no-such-folder"))
+    config = SimpleNamespace(metrics=MetricsConfig(), notify=NotifyConfig(), work=SimpleNamespace(uri="no-such-folder"))
 
     def __init__(self, error: Exception):
         self._error = error

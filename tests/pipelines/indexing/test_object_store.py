@@ -36,7 +36,7 @@ def test_catalog_pictures_work_and_index_in_a_bucket(bucket, tmp_path, capsys):
     ]
     first, record = run_job(tmp_path, *overrides)
     assert (first.status, first.totals.embedded, first.totals.rejected) == ("published", PRODUCTS, 0)
-    assert record.stage_counts()["embed"]["store_requests"] > 2 * PRODUCTS, "each picture is looked up and read"
+    assert record.stage_counts()["embed"]["store_requests"] > 2 * WITH_PICTURES, "each picture is looked up and read"
     assert first.uri.startswith(f"{bucket}/index/versions/")
     assert IndexReader.open(f"{bucket}/index").products.num_rows == PRODUCTS
 

@@ -186,6 +186,7 @@ def test_the_index_stages_say_how_many_tasks_are_left(record, clock):
     assert (now.finished_tasks, now.tasks, now.seconds_left) == (2, 8, 90.0)
     assert progress_line(now, reader) == "add: 2 of 8 done, 2 min left"
     record.report("verify", "all", seconds=1.0)
+    record.report("report", "all", seconds=1.0)
     record.report_partial("publish", "all", seconds=40.0, products=0)
     assert progress_line(reader.snapshot(), reader) == "publish: 40 s so far"
 

@@ -30,7 +30,6 @@ from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import ExternalSort, add_ids, first_rows, repeats_id
 from pipelines.config.job import to_short_yaml
 from pipelines.config.terminal import print_lines
-from pipelines.images.config import FetchConfig
 from pipelines.images.fetch import FetchedImage, ImageFetcher
 from pipelines.images.pool import ImagePool
 from pipelines.indexing.bill import Bill, make_out_bill, print_bill
@@ -108,8 +107,8 @@ class UnreadImages(ImageFetcher):
     that were moved are the same ones.
     """
 
-    def __init__(self, config: FetchConfig, root: str | None, *, reads_local: bool) -> None:
-        super().__init__(config, root)
+    def __init__(self, *given: Any, reads_local: bool) -> None:
+        super().__init__(*given)
         self._reads_local = reads_local
 
     def fetch(self, reference: ImageRef, known_etag: str | None = None) -> FetchedImage:

@@ -57,9 +57,8 @@ def _each_graph_is_exported_once(tmp_path_factory):
 
     def export_once(module, inputs, shapes, to):
         weights = hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in module.state_dict().values()))
-        made_of = (
-            f"{to.name} {module!r} {getattr(module, 'pooling', None)} {shapes} {dim_of(module)} {weights.hexdigest()}"
-        )
+        of_module = f"{module!r} {getattr(module, 'pooling', None)} {dim_of(module)}"
+        made_of = f"{to.name} {of_module} {shapes} {weights.hexdigest()}"
         graph = kept / hashlib.sha256(made_of.encode()).hexdigest()
         if not graph.exists():
             export(module, inputs, shapes, to)

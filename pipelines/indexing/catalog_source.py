@@ -22,9 +22,9 @@ from encoders import (
 )
 from encoders.precision import check_worker
 from index_builder import publish, storage
-from index_builder.manifest import IMAGE_COLUMNS, EncoderSummary, Manifest
+from index_builder.manifest import IMAGE_COLUMNS, EncoderSummary
 from index_builder.planner import check_index
-from index_builder.publish import published_manifest
+from index_builder.publish import followed_manifest, published_manifest
 from pipelines.catalog.config import USUAL_SHARD_ROWS, CatalogConfig, CatalogError
 from pipelines.catalog.intake import not_taken_in, take_in_all
 from pipelines.catalog.layouts import Recognised, recognise
@@ -180,7 +180,7 @@ class CatalogSource:
     def _with_precision(self, config: JobConfig) -> EncoderConfig:
         if config.encoder.precision != "auto":
             return config.encoder
-        published = None if self._full else self._published(config)
+        published = None if self._full else followed_manifest(config.index.uri, config.index.channel)
         return decide_precision(config.encoder, published=published.encoder.fingerprint if published else None)
 
     def _refuse_other_catalog(self, config: JobConfig) -> None:
@@ -327,12 +327,6 @@ class CatalogSource:
             gpu=GpuRequest.of(config.beam),
         )
 
-    @staticmethod
-    def _published(config: JobConfig) -> Manifest | None:
-        """What this run follows: the version of its channel, else the published one."""
-        index = config.index
-        return (index.channel and published_manifest(index.uri, index.channel)) or published_manifest(index.uri)
-
     def _rows_per_shard(self, finished: FinishedRun | None) -> int:
         """As the config says, or what one worker embeds in a minute."""
         catalog, encoder = self.config.catalog, self.encoder
@@ -347,7 +341,7 @@ class CatalogSource:
 
     def _previous_version(self) -> tuple[PreviousLookups | None, str]:
         """What the previous version left, or None and why nothing is carried over, in words."""
-        published = self._published(self.config)
+        published = followed_manifest(self.config.index.uri, self.config.index.channel)
         if published is None:
             return None, "no version is published yet"
         if self._full:

@@ -139,10 +139,13 @@ class CatalogSource:
         self.config = replace(config, catalog=catalog)
         if config.encoder.vectors == "per_image":
             self._check_vectors(catalog)
-        if config.index.thumbnail_side is not None and not self.encoder.uses_images:
-            raise ConfigError(
-                f"index.thumbnails: the {self.encoder.model} encoder reads texts only, not images; expected false"
-            )
+        if config.index.thumbnail_side is not None:
+            if not self.encoder.uses_images:
+                raise ConfigError(
+                    f"index.thumbnails: the {self.encoder.model} encoder reads texts only, not images; expected false"
+                )
+            if not catalog.has_images:
+                raise ConfigError("index.thumbnails: the catalog has no images; expected false, or catalog.image_field")
 
     def _check_vectors(self, catalog: CatalogConfig) -> None:
         """ConfigError where products cannot have a vector an image."""

@@ -219,6 +219,14 @@ def published_manifest(index_uri: str, tag: str | None = None) -> Manifest | Non
         return None
 
 
+def followed_manifest(index_uri: str, channel: str | None) -> Manifest | None:
+    """The manifest of the version that a run follows, whose vectors and pictures it carries over: that of its channel,
+    else the published one; None before the first one.
+    """
+    of_channel = None if channel is None else published_manifest(index_uri, channel)
+    return of_channel or published_manifest(index_uri)
+
+
 def list_versions(index_uri: str) -> tuple[str, ...]:
     """Ids of all complete versions, oldest first, published or not."""
     return tuple(version for version in _folders(index_uri) if storage.exists(manifest_uri(index_uri, version)))

@@ -15,9 +15,6 @@ from pipelines.config.terminal import table_console
 from pipelines.indexing.rates import measured_rates, rated_costs
 from pipelines.indexing.stage_costs import StageCost, Workload, index_bytes
 
-HOURS_OF_MONTH = 730.0
-_NUMBERS_RIGHT = 9
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bill:

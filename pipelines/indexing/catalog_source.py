@@ -22,9 +22,9 @@ from encoders import (
 )
 from encoders.precision import check_worker
 from index_builder import publish, storage
-from index_builder.manifest import IMAGE_COLUMNS, EncoderSummary, Manifest
+from index_builder.manifest import IMAGE_COLUMNS, EncoderSummary
 from index_builder.planner import check_index
-from index_builder.publish import published_manifest
+from index_builder.publish import followed_manifest, published_manifest
 from pipelines.catalog.config import USUAL_SHARD_ROWS, CatalogConfig, CatalogError
 from pipelines.catalog.intake import not_taken_in, take_in_all
 from pipelines.catalog.layouts import Recognised, recognise
@@ -139,10 +139,13 @@ class CatalogSource:
         self.config = replace(config, catalog=catalog)
         if config.encoder.vectors == "per_image":
             self._check_vectors(catalog)
-        if config.index.thumbnail_side is not None and not self.encoder.uses_images:
-            raise ConfigError(
-                f"index.thumbnails: the {self.encoder.model} encoder reads texts only, not images; expected false"
-            )
+        if config.index.thumbnail_side is not None:
+            if not self.encoder.uses_images:
+                raise ConfigError(
+                    f"index.thumbnails: the {self.encoder.model} encoder reads texts only, not images; expected false"
+                )
+            if not catalog.has_images:
+                raise ConfigError("index.thumbnails: the catalog has no images; expected false, or catalog.image_field")
 
     def _check_vectors(self, catalog: CatalogConfig) -> None:
         """ConfigError where products cannot have a vector an image."""
@@ -180,7 +183,7 @@ class CatalogSource:
     def _with_precision(self, config: JobConfig) -> EncoderConfig:
         if config.encoder.precision != "auto":
             return config.encoder
-        published = None if self._full else self._published(config)
+        published = None if self._full else followed_manifest(config.index.uri, config.index.channel)
         return decide_precision(config.encoder, published=published.encoder.fingerprint if published else None)
 
     def _refuse_other_catalog(self, config: JobConfig) -> None:
@@ -327,12 +330,6 @@ class CatalogSource:
             gpu=GpuRequest.of(config.beam),
         )
 
-    @staticmethod
-    def _published(config: JobConfig) -> Manifest | None:
-        """What this run follows: the version of its channel, else the published one."""
-        index = config.index
-        return (index.channel and published_manifest(index.uri, index.channel)) or published_manifest(index.uri)
-
     def _rows_per_shard(self, finished: FinishedRun | None) -> int:
         """As the config says, or what one worker embeds in a minute."""
         catalog, encoder = self.config.catalog, self.encoder
@@ -347,7 +344,7 @@ class CatalogSource:
 
     def _previous_version(self) -> tuple[PreviousLookups | None, str]:
         """What the previous version left, or None and why nothing is carried over, in words."""
-        published = self._published(self.config)
+        published = followed_manifest(self.config.index.uri, self.config.index.channel)
         if published is None:
             return None, "no version is published yet"
         if self._full:

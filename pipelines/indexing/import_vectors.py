@@ -74,9 +74,12 @@ class VectorSource:
 
         Raises:
             CatalogError: The files are not there, or hold no such vectors.
-            ConfigError: The encoder makes vectors of another dimension, or there is nothing to build from.
+            ConfigError: The encoder makes vectors of another dimension, there is nothing to build from, or thumbnails
+                are asked for.
             SpecError: The index section cannot be built for the vectors' dimension.
         """
+        if self.config.index.thumbnail_side is not None:
+            raise ConfigError("index.thumbnails: vectors come without images to make thumbnails of; expected false")
         embeddings, work_uri = self.config.embeddings, self.config.work.uri
         plan = standing_shards(work_uri) if embeddings.uri is None else imported_shards(embeddings, work_uri)
         check_index(self.config.index, plan.encoder.dim)

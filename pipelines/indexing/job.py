@@ -124,7 +124,6 @@ def run_job(
     """
     watched = watched or WatchedRun()
     source.check()
-    _check_thumbnails(source.config)
     canaries = load_canaries(source.config.gates.canaries)
     queries = load_queries(source.config.gates.queries)
     started = process_cpu_seconds()
@@ -171,16 +170,6 @@ def run_job(
         left = clean_work(work_uri, held=lease, encoder=encoder, shard_keys=keys, build=run.build, catalog_files=files)
     not_cleaned = "; ".join(filter(None, (result.not_cleaned, left, work_lease.not_released)))
     return replace(result, not_cleaned=not_cleaned), record
-
-
-def _check_thumbnails(config: JobConfig | IndexJobConfig) -> None:
-    """ConfigError where there are no images to make thumbnails of."""
-    if config.index.thumbnail_side is None:
-        return
-    if isinstance(config, IndexJobConfig):
-        raise ConfigError("index.thumbnails: vectors come without images to make thumbnails of; expected false")
-    if not config.catalog.has_images:
-        raise ConfigError("index.thumbnails: the catalog has no images; expected false, or catalog.image_field")
 
 
 def _check_canaries(canaries: tuple[Canary, ...], query_encoder_uri: str | None) -> None:

@@ -194,7 +194,8 @@ def copy_tasks(run: RunContext, build: FinishedBuild, publication: Publication) 
     filters = write_filter_bitmaps(build.products, run.path("filters"))
     letters = build.plan.numbering.rejected_uri
     others = {FILTERS_FILE: filters, REJECTED_FILE: letters}
-    thumbnails = gather_thumbnails(run, build.plan, publish.published_manifest(run.index.uri))
+    followed = publish.followed_manifest(run.index.uri, run.index.channel)
+    thumbnails = gather_thumbnails(run, build.plan, followed)
     others |= {} if thumbnails is None else {THUMBNAILS_FILE: thumbnails}
     return _tasks(run, build) + [CopyTask(name=name, files={name: StagedFile(uri=uri)}) for name, uri in others.items()]
 

@@ -24,7 +24,7 @@ def gather_thumbnails(run: RunContext, plan: BuildPlan, previous: Manifest | Non
     """Writes the pictures of a build's rows, once a build, and gives their file; None where none are asked for.
 
     Args:
-        previous: The published version, whose pictures stand for images that were not read again.
+        previous: The version that the run follows, whose pictures stand for images that were not read again.
     """
     if run.index.thumbnail_side is None:
         return None

@@ -36,6 +36,8 @@ def test_a_tag_stands_for_a_version(index, cache):
     assert reader.search(query, 1).product_ids == [["sku-7"]]
     assert np.isclose(reader.search(query, 1).scores[0, 0], 1.0, atol=1e-2)
     assert publish.read_current(uri) == versions[2], "what is published stays"
+    assert publish.followed_manifest(uri, "shadow") == publish.read_manifest(uri, versions[1])
+    assert publish.followed_manifest(uri, "not-yet") == publish.followed_manifest(uri, None)
     publish.set_current(uri, "shadow")
     assert publish.read_current(uri) == versions[1]
     assert tags.remove_tag(uri, "shadow") == versions[1]

@@ -3,9 +3,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from pipelines.config.command_line import load_job_config
+from pipelines.config.validation import ConfigError
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.forecast import Forecast, forecast_run, print_forecast
 from pipelines.indexing.progress import summary_lines
@@ -45,6 +47,12 @@ def test_the_forecast_is_what_the_run_then_does(tmp_path, caplog):
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"S3cret" in path.read_bytes()]
     full = forecast(tmp_path, "--full")
     assert (full.to_embed, full.reason) == (199, "--full was given")
+
+
+def test_thumbnails_of_a_catalog_without_images_are_refused_by_the_plan_too(tmp_path):
+    write_catalog(tmp_path / "catalog", [product(0)])
+    with pytest.raises(ConfigError, match=r"index\.thumbnails: the catalog has no images"):
+        forecast(tmp_path, "--index.thumbnails", "true", "--catalog.image_field", "null")
 
 
 def test_rows_that_the_condition_leaves_out_are_counted(tmp_path, capsys):

@@ -435,6 +435,7 @@ def many_vectors(tmp_path_factory) -> Path:
             "needs 131,072 products beside those held out, and the catalog has 120,000",
         ),
         (("--index.queries_uri", "nowhere.npy"), "index.queries_uri is 'nowhere.npy'"),
+        (("--index.thumbnails", "true", "--plan"), "index.thumbnails: vectors come without images"),
     ],
 )
 def test_an_index_that_cannot_be_built_stops_before_any_work(tmp_path, many_vectors, capsys, override, message):

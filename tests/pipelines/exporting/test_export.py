@@ -285,6 +285,26 @@ def test_pgvector(index, expected, postgres, tmp_path, capsys):
     np.testing.assert_allclose(json.loads(halves[0]), expected[0][7], atol=2e-3)
 
 
+def test_a_view_keeps_its_grants_and_dependents_while_its_columns_stay(index, postgres, tmp_path, capsys):
+    import psycopg
+
+    copy, versions = republished(index, tmp_path)
+    assert run(copy, "pgvector", postgres, "--name", "granted", "--version", versions[0]) == 0
+    with psycopg.connect(postgres) as connection:
+        connection.execute(
+            "CREATE ROLE shop; GRANT SELECT ON granted TO shop; CREATE VIEW ids AS SELECT product_id FROM granted"
+        )
+    assert run(copy, "pgvector", postgres, "--name", "granted", "--version", versions[1]) == 0, capsys.readouterr().err
+    with psycopg.connect(postgres) as connection:
+        held = connection.execute("SELECT has_table_privilege('shop', 'granted', 'SELECT')").fetchone()
+        shown = connection.execute("SELECT pg_get_viewdef('granted'::regclass)").fetchone()
+        assert (held, versions[1][:8] in shown[0]) == ((True,), True)
+        assert versions[1].lower().replace("-", "_") in shown[0]
+        connection.execute("DROP VIEW ids")
+    arguments = ["--name", "granted", "--version", versions[2], "--vector-type", "float16"]
+    assert run(copy, "pgvector", postgres, *arguments) == 0, capsys.readouterr().err
+
+
 def test_a_failed_export_to_postgres_leaves_what_queries_use(index, postgres, monkeypatch, capsys):
     import psycopg
 

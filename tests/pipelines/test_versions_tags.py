@@ -85,6 +85,8 @@ def test_a_server_follows_the_channel_and_each_version_has_its_own_encoder(rehea
     for served in (live.current, following.current):
         assert served.encoder is not None
         assert served.encoder.fingerprint == served.reader.manifest.encoder.fingerprint
+    assert live.version("shadow") is live.version("shadow") is live.version(names[2]), "opened once"
+    assert following.version("shadow") is following.current
     publish.set_tag(str(index), "shadow", names[0])
     try:
         assert following.refresh()

@@ -298,8 +298,7 @@ def test_a_view_keeps_its_grants_and_dependents_while_its_columns_stay(index, po
     with psycopg.connect(postgres) as connection:
         held = connection.execute("SELECT has_table_privilege('shop', 'granted', 'SELECT')").fetchone()
         shown = connection.execute("SELECT pg_get_viewdef('granted'::regclass)").fetchone()
-        assert (held, versions[1][:8] in shown[0]) == ((True,), True)
-        assert versions[1].lower().replace("-", "_") in shown[0]
+        assert (held, versions[1].lower().replace("-", "_") in str(shown)) == ((True,), True)
         connection.execute("DROP VIEW ids")
     arguments = ["--name", "granted", "--version", versions[2], "--vector-type", "float16"]
     assert run(copy, "pgvector", postgres, *arguments) == 0, capsys.readouterr().err

@@ -27,13 +27,18 @@ def waits_for_approval(manifest: Manifest, decisions: Mapping[str, object]) -> b
 
 
 def may_be_published(manifest: Manifest, decisions: Mapping[str, Mapping[str, str]]) -> bool:
-    """Whether a version may be gone back to without being named: approved, or all gates held and nobody was asked; and
-    nobody took it back.
+    """Whether a version may be gone back to without being named: approved, or all gates held, nobody was asked and it
+    was not for a channel alone; and nobody took it back.
     """
     mark = decisions.get(manifest.version)
     if mark is not None:
         return "approved_utc" in mark
-    return not manifest.gates.get("failed") and manifest.gates.get("publish") != "ask"
+    return not manifest.gates.get("failed") and manifest.gates.get("publish") != "ask" and not is_rehearsal(manifest)
+
+
+def is_rehearsal(manifest: Manifest) -> bool:
+    """Whether a version was made for a channel (`index.channel`), and so published only if a person promoted it."""
+    return "channel" in manifest.gates
 
 
 def read_decisions(index_uri: str) -> dict[str, dict[str, str]]:

@@ -109,6 +109,8 @@ class IndexConfig:
         _require(bool(self.factory.strip()), "index.factory", self.factory, FACTORY_HELP)
         tag = "null, or small letters, digits, _ and -, a letter first"
         _require(self.channel is None or is_tag(self.channel), "index.channel", self.channel, tag)
+        alone = "null beside index.publish: ask; what a channel rehearses is published by `versions promote` alone"
+        _require(self.channel is None or self.publish == "auto", "index.channel", self.channel, alone)
         size = self.bytes_per_vector
         _require(size is None or 1 <= size <= 4096, "index.bytes_per_vector", size, "1 to 4096, or null")
         share = self.target_recall

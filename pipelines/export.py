@@ -31,7 +31,12 @@ def main(argv: Sequence[str]) -> int:
         vector_type=arguments.vector_type,
         keep=arguments.keep,
     )
-    print(f"{done.version}: {done.rows:,} rows in {done.seconds:,.1f} s, vectors {done.vectors_are}")
+    if done.stood:
+        print(
+            f"{done.version}: its {done.rows:,} rows stood there whole, as they were exported; none was written again"
+        )
+    else:
+        print(f"{done.version}: {done.rows:,} rows in {done.seconds:,.1f} s, vectors {done.vectors_are}")
     print(f"{arguments.to}: {done.made}")
     return 0
 

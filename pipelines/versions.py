@@ -111,7 +111,7 @@ def _diff(arguments: argparse.Namespace) -> None:
 def _compare(arguments: argparse.Namespace) -> None:
     new = arguments.new or publish.read_current(arguments.index)
     old = arguments.old or version_before(arguments.index, publish.read_manifest(arguments.index, new).version)
-    texts = load_queries(arguments.queries)
+    texts = load_queries(arguments.queries, "--queries")
     comparison = compare_by_queries(arguments.index, old, new, texts)
     if arguments.json:
         print_json(as_plain(comparison))
@@ -142,10 +142,18 @@ def _rejected(arguments: argparse.Namespace) -> None:
 
 def _approve(arguments: argparse.Namespace) -> None:
     version = arguments.version or _waiting(arguments.index)
-    for failed in publish.read_manifest(arguments.index, version).gates.get("failed", ()):
-        sys.stderr.write(f"note: a gate had held {version}: {failed}\n")
+    _note_faults(arguments.index, version)
     before = approval.approve(arguments.index, version, by=arguments.by)
     sys.stdout.write(f"published: {version}, approved by {arguments.by} (before: {before or 'none'})\n")
+
+
+def _note_faults(index_uri: str, version: str) -> None:
+    """Says what a gate, or a person, had against a version that is about to be published."""
+    for failed in publish.read_manifest(index_uri, version).gates.get("failed", ()):
+        sys.stderr.write(f"note: a gate had held {version}: {failed}\n")
+    mark = marks.read_decisions(index_uri).get(version, {})
+    if "held_utc" in mark:
+        sys.stderr.write(f"note: {mark['by']} had held {version}: {mark['reason']}\n")
 
 
 def _hold(arguments: argparse.Namespace) -> None:
@@ -179,8 +187,9 @@ def _untag(arguments: argparse.Namespace) -> None:
 
 
 def _promote(arguments: argparse.Namespace) -> None:
-    version, before = tags.read_tag(arguments.index, arguments.tag), current_version(arguments.index)
-    publish.set_current(arguments.index, version)
+    version = tags.read_tag(arguments.index, arguments.tag)
+    _note_faults(arguments.index, version)
+    before = approval.approve(arguments.index, version, by=_user())
     sys.stdout.write(f"published: {version}, as {arguments.tag} names it (before: {before or 'none'})\n")
 
 

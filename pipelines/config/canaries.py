@@ -47,15 +47,18 @@ def _read_canaries(uri: str) -> tuple[Canary, ...]:
         raise ConfigError([f"gates.canaries: {uri}: {problem}" for problem in problems]) from error
 
 
-def load_queries(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The queries of `gates.queries`, each once; ConfigError where its file cannot be read, or there are too many."""
+def load_queries(given: str | tuple[str, ...] | None, key: str = "gates.queries") -> tuple[str, ...]:
+    """The queries of `gates.queries`, or of the option `key`, each once.
+
+    ConfigError where the file cannot be read, or there are too many.
+    """
     if given is None:
         return ()
-    lines = _read("gates.queries", given).splitlines() if isinstance(given, str) else given
+    lines = _read(key, given).splitlines() if isinstance(given, str) else given
     queries = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not queries:
-        raise ConfigError(f"gates.queries: expected texts, one a line, found none in {given!r}")
-    _check_number("gates.queries", len(queries))
+        raise ConfigError(f"{key}: expected texts, one a line, found none in {given!r}")
+    _check_number(key, len(queries))
     return queries
 
 

@@ -8,7 +8,7 @@ point there. What fails on the way is removed; what queries use is never touched
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,8 @@ from pipelines.config.exit_codes import RunFailedError
 
 ROW_FIELD = "shelfmark_row"
 """Where engines that need a number for each row have it: its number in the version."""
+ROWS_FACT = "shelfmark.rows"
+"""The fact by which a place that has fewer is known as half written."""
 VectorType = Literal["float32", "float16"]
 _VERSION = r"\d{8}t\d{6}z_[0-9a-f]{12}"
 
@@ -70,17 +72,29 @@ class Export:
             "shelfmark.version": self.manifest.version,
             "shelfmark.encoder_fingerprint": self.manifest.encoder.fingerprint,
             "shelfmark.vectors": f"{self.vectors_are}, L2-normalised: compare by inner product",
+            ROWS_FACT: str(self.rows),
         }
 
-    def outdated(self, places: Iterable[str]) -> list[str]:
-        """Of the places that stand, those of versions older than the newest `keep`; never this version's."""
+    def outdated(self, places: Iterable[str], is_whole: Callable[[str], bool] = lambda place: True) -> list[str]:
+        """Of the places that stand, those of versions older than the newest `keep`; never this version's.
+
+        What a killed export left half written is none of these: it goes, if it is older than this version.
+        """
         ours = re.compile(re.escape(self.name) + "_" + _VERSION)
         known = sorted(place for place in places if ours.fullmatch(place))
-        return [place for place in known[: max(0, len(known) - self.keep)] if place != self.place]
+        whole = [place for place in known if place == self.place or is_whole(place)]
+        half = [place for place in known if place not in whole and place < self.place]
+        return half + [place for place in whole[: max(0, len(whole) - self.keep)] if place != self.place]
 
 
 Write = Callable[[Export, Iterator[RowBatch]], str]
 """Writes the rows, and says in words what was made."""
+
+
+def has_all_rows(facts: object, found: int) -> bool:
+    """Whether a place with so many rows has as many as its facts say; one of before they said so has."""
+    said = facts.get(ROWS_FACT) if isinstance(facts, Mapping) else None
+    return said is None or str(found) == said
 
 
 def check_count(found: int, export: Export) -> None:

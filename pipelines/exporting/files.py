@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from index_builder import storage
+from index_builder.tags import is_version_id
 from index_builder.version_rows import RowBatch
 from pipelines.exporting.export import Export, ExportError, check_count, vector_column
 
@@ -31,7 +32,8 @@ def write_parquet(export: Export, batches: Iterator[RowBatch]) -> str:
         check_count(found, export)
         storage.write_bytes_atomic(storage.join(folder, _DONE_FILE), b"")
     storage.write_bytes_atomic(storage.join(export.out, f"{export.name}.{LATEST_FILE}"), f"{export.place}\n".encode())
-    for place in export.outdated(storage.list_folders(export.out)):
+    done = lambda place: storage.exists(storage.join(export.out, place, _DONE_FILE))  # noqa: E731
+    for place in export.outdated(storage.list_folders(export.out), done):
         storage.remove_tree(storage.join(export.out, place))
     return f"{folder}/*.parquet"
 
@@ -91,7 +93,8 @@ def write_lance(export: Export, batches: Iterator[RowBatch]) -> str:
         raise ExportError(f"{uri}: {error}") from error
     check_count(dataset.count_rows(), export)
     dataset.tags.create(tag, dataset.version)
-    for old in sorted(dataset.tags.list())[: -export.keep]:
+    # A dataset may have tags of its people, whose versions stay.
+    for old in sorted(filter(is_version_id, dataset.tags.list()))[: -export.keep]:
         if old != tag:
             dataset.tags.delete(old)
     dataset.cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)

@@ -5,15 +5,17 @@ https://milvus.io/docs/manage-aliases.md
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import partial
 
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from index_builder.version_rows import RowBatch
-from pipelines.exporting.export import ROW_FIELD, Export, ExportError, check_count
+from pipelines.exporting.export import ROW_FIELD, Export, ExportError, check_count, has_all_rows
 from pipelines.published.json_values import plain_rows
 
 BATCH = 1000
@@ -36,12 +38,14 @@ def write(export: Export, batches: Iterator[RowBatch]) -> str:
 def _write(client: MilvusClient, export: Export, batches: Iterator[RowBatch]) -> str:
     if not client.has_collection(export.place) or _count(client, export.place) != export.rows:
         client.drop_collection(export.place)
-        schema = client.create_schema(auto_id=False, enable_dynamic_field=True, description=str(export.facts))
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=True, description=json.dumps(export.facts))
         schema.add_field(ROW_FIELD, DataType.INT64, is_primary=True)
         schema.add_field(export.vector_field, DataType.FLOAT_VECTOR, dim=export.dim)
         index = client.prepare_index_params()
         index.add_index(export.vector_field, index_type="AUTOINDEX", metric_type="IP")
-        client.create_collection(export.place, schema=schema, index_params=index)
+        # Milvus Lite keeps no descriptions.
+        kept = {} if "://" in export.out else {"properties": export.facts}
+        client.create_collection(export.place, schema=schema, index_params=index, **kept)
         try:
             for batch in batches:
                 numbers = range(batch.first_row, batch.first_row + len(batch))
@@ -57,18 +61,34 @@ def _write(client: MilvusClient, export: Export, batches: Iterator[RowBatch]) ->
             client.drop_collection(export.place)
             raise
     client.load_collection(export.place)
-    try:
-        client.alter_alias(collection_name=export.place, alias=export.name)
-    except MilvusException:
-        with suppress(MilvusException):  # Milvus Lite keeps the alias of a dropped collection
-            client.drop_alias(export.name)
-        client.create_alias(collection_name=export.place, alias=export.name)
-    for place in export.outdated(client.list_collections()):
+    _move_alias(client, export)
+    for place in export.outdated(client.list_collections(), partial(_is_whole, client)):
         client.drop_collection(place)
     return f"collection {export.place}, which the alias {export.name} names"
+
+
+def _move_alias(client: MilvusClient, export: Export) -> None:
+    known = client.list_aliases()  # one that is altered and not there is told by the client with a traceback
+    if export.name not in (known["aliases"] if isinstance(known, dict) else known):
+        client.create_alias(collection_name=export.place, alias=export.name)
+        return
+    try:
+        client.alter_alias(collection_name=export.place, alias=export.name)
+    except MilvusException:  # Milvus Lite keeps the alias of a dropped collection
+        with suppress(MilvusException):
+            client.drop_alias(export.name)
+        client.create_alias(collection_name=export.place, alias=export.name)
 
 
 def _count(client: MilvusClient, place: str) -> int:
     client.load_collection(place)
     found = client.query(place, filter="", output_fields=["count(*)"])
     return int(found[0]["count(*)"])
+
+
+def _is_whole(client: MilvusClient, place: str) -> bool:
+    said = client.describe_collection(place)
+    facts: object = said["properties"]
+    with suppress(ValueError):
+        facts = json.loads(said["description"])
+    return has_all_rows(facts, _count(client, place))

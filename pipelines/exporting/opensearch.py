@@ -14,7 +14,7 @@ from opensearchpy.exceptions import OpenSearchException
 from opensearchpy.helpers import streaming_bulk
 
 from index_builder.version_rows import RowBatch
-from pipelines.exporting.export import ROW_FIELD, Export, ExportError, check_count
+from pipelines.exporting.export import ROW_FIELD, Export, ExportError, check_count, has_all_rows
 from pipelines.published.json_values import plain_rows
 
 ATTEMPTS = 5
@@ -38,7 +38,7 @@ def write(export: Export, batches: Iterator[RowBatch]) -> str:
 
 
 def _write(client: OpenSearch, export: Export, batches: Iterator[RowBatch]) -> str:
-    if not client.indices.exists(index=export.place) or _count(client, export) != export.rows:
+    if not client.indices.exists(index=export.place) or _count(client, export.place) != export.rows:
         client.indices.delete(index=export.place, ignore_unavailable=True)
         client.indices.create(index=export.place, body=_body(export))
         try:
@@ -47,7 +47,7 @@ def _write(client: OpenSearch, export: Export, batches: Iterator[RowBatch]) -> s
             for _ in streaming_bulk(client, actions, **settings):
                 pass
             client.indices.put_settings(index=export.place, body={"index": {"refresh_interval": None}})
-            check_count(_count(client, export), export)
+            check_count(_count(client, export.place), export)
         except BaseException:
             client.indices.delete(index=export.place, ignore_unavailable=True)
             raise
@@ -56,14 +56,19 @@ def _write(client: OpenSearch, export: Export, batches: Iterator[RowBatch]) -> s
     changes = [{"remove": {"index": index, "alias": export.name}} for index in holders]
     changes.append({"add": {"index": export.place, "alias": export.name}})
     client.indices.update_aliases(body={"actions": changes})
-    for place in export.outdated(client.indices.get(index=f"{export.name}_*")):
+    standing = client.indices.get(index=f"{export.name}_*")
+
+    def is_whole(place: str) -> bool:
+        return has_all_rows(standing[place]["mappings"].get("_meta"), _count(client, place))
+
+    for place in export.outdated(standing, is_whole):
         client.indices.delete(index=place)
     return f"index {export.place}, which the alias {export.name} names"
 
 
-def _count(client: OpenSearch, export: Export) -> int:
-    client.indices.refresh(index=export.place)
-    return int(client.count(index=export.place)["count"])
+def _count(client: OpenSearch, place: str) -> int:
+    client.indices.refresh(index=place)
+    return int(client.count(index=place)["count"])
 
 
 def _body(export: Export) -> dict[str, Any]:

@@ -75,15 +75,26 @@ def _write(connection: psycopg.Connection[Any], export: Export, batches: Iterato
         connection.execute(sql.SQL("CREATE INDEX ON {} (product_id)").format(table))
         said = "; ".join(f"{name}: {value}" for name, value in export.facts.items())
         connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(table, sql.Literal(said)))
-    # The view of another version may have other columns, which CREATE OR REPLACE would refuse.
-    connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(view))
-    connection.execute(sql.SQL("CREATE VIEW {} AS SELECT * FROM {}").format(view, table))
+    _point_view(connection, view, table)
     for place in export.outdated(_tables(connection)):
         connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(place)))
     connection.commit()
     connection.autocommit = True
     connection.execute(sql.SQL("ANALYZE {}").format(table))
     return f"table {export.place}, which the view {export.name} shows"
+
+
+def _point_view(connection: psycopg.Connection[Any], view: sql.Identifier, table: sql.Identifier) -> None:
+    """Lets a view show a table. While its columns stay the same, or more come behind them, it keeps its grants and
+    what depends on it; else it is made anew.
+    """
+    shown = sql.SQL("{} AS SELECT * FROM {}").format(view, table)
+    try:
+        with connection.transaction():
+            connection.execute(sql.SQL("CREATE OR REPLACE VIEW {}").format(shown))
+    except psycopg.errors.InvalidTableDefinition:
+        connection.execute(sql.SQL("DROP VIEW {}").format(view))
+        connection.execute(sql.SQL("CREATE VIEW {}").format(shown))
 
 
 def _fill(connection: psycopg.Connection[Any], export: Export, batches: Iterator[RowBatch], types: list[str]) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
 from index_builder.version_rows import RowBatch
-from pipelines.exporting.export import ROW_FIELD, Export, ExportError, check_count
+from pipelines.exporting.export import ROW_FIELD, Export, ExportError, check_count, has_all_rows
 from pipelines.published.json_values import plain_rows
 
 BATCH = 256
@@ -63,6 +64,12 @@ def _write(client: QdrantClient, export: Export, batches: Iterator[RowBatch]) ->
     create = models.CreateAlias(collection_name=export.place, alias_name=export.name)
     changes = [delete] if export.name in stand else []
     client.update_collection_aliases([*changes, models.CreateAliasOperation(create_alias=create)])
-    for place in export.outdated(each.name for each in client.get_collections().collections):
+    for place in export.outdated(
+        (each.name for each in client.get_collections().collections), partial(_is_whole, client)
+    ):
         client.delete_collection(place)
     return f"collection {export.place}, which the alias {export.name} names"
+
+
+def _is_whole(client: QdrantClient, place: str) -> bool:
+    return has_all_rows(client.get_collection(place).config.metadata, client.count(place, exact=True).count)

@@ -40,10 +40,11 @@ ENGINES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """What an export made: `made` in words."""
+    """What an export made: `made` in words; `stood`: the rows were there whole already, and none was written."""
 
     version: str
     rows: int
+    stood: bool
     made: str
     vectors_are: str
     seconds: float
@@ -77,6 +78,11 @@ def export_version(
         raise ConfigError(f"--name {name!r}: expected small letters, digits and _, a letter first, at most 31 of them")
     if keep < 1:
         raise ConfigError(f"--keep {keep}: expected 1 or more")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,62}", vector_field) or vector_field == ROW_FIELD:
+        raise ConfigError(
+            f"--vector-field {vector_field!r}: expected letters, digits and _, no digit first, at most 63 of them, and "
+            f"not {ROW_FIELD}"
+        )
     if vector_type == "float16" and not engine.halves:
         known = ", ".join(other for other, each in ENGINES.items() if each.halves)
         raise ConfigError(f"--vector-type float16: {to} takes float32 here; float16 goes to {known}")
@@ -88,8 +94,10 @@ def export_version(
             f"--version {manifest.version} is held back ({failed[0]}): expected one that passed its gates"
         )
     rows = VersionRows(reader, vectors)
-    if taken := {vector_field, ROW_FIELD} & set(rows.schema.names):
-        raise ConfigError(f"{taken.pop()} is a column of the catalog: name the vectors otherwise by --vector-field")
+    if vector_field in rows.schema.names:
+        raise ConfigError(f"{vector_field} is a column of the catalog: name the vectors otherwise by --vector-field")
+    if ROW_FIELD in rows.schema.names:
+        raise ConfigError(f"{ROW_FIELD} is a column of the catalog, and the number of a row in an export: rename it")
     export = Export(
         out=out,
         name=name,
@@ -101,17 +109,26 @@ def export_version(
         vectors_are=rows.vectors_are,
         keep=keep,
     )
-    began = monotonic()
+    began, stood = monotonic(), True
     with failures_of_work(), shown_progress(f"exporting {manifest.version} to {to}", rows.count) as advance:
 
         def counted() -> Iterator[RowBatch]:
+            nonlocal stood
+            stood = False
             for batch in rows:
                 yield batch
                 advance(len(batch))
 
         made = write(export, counted())
     seconds = monotonic() - began
-    return Exported(version=manifest.version, rows=rows.count, made=made, vectors_are=rows.vectors_are, seconds=seconds)
+    return Exported(
+        version=manifest.version,
+        rows=rows.count,
+        stood=stood,
+        made=made,
+        vectors_are=rows.vectors_are,
+        seconds=seconds,
+    )
 
 
 def _writer(engine: Engine) -> Write:

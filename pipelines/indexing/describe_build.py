@@ -73,6 +73,7 @@ def manifest_of(
     """
     limits = {name: value for name, value in asdict(run.gates).items() if name not in ("canaries", "queries")}
     totals, spec, codec = build.plan.totals, build.plan.spec, build.choice.codec
+    channel = {} if run.index.channel is None else {"channel": run.index.channel}
     return Manifest(
         catalog=CatalogSummary(
             uri=run.catalog_uri,
@@ -109,7 +110,7 @@ def manifest_of(
         recall=recall_of(run, build),
         embedding_shards=tuple(shard.uri for shard in build.plan.numbering.shards),
         resident_bytes=build.resident_bytes,
-        gates={"limits": limits, "failed": list(failed_gates), "publish": run.index.publish},
+        gates={"limits": limits, "failed": list(failed_gates), "publish": run.index.publish} | channel,
         software=_software(),
         schema_version=_schema_version(build),
         run=_run_section(run, counts),

@@ -35,7 +35,7 @@ from pipelines.config.job import MetricsConfig, NotifyConfig
 from pipelines.config.log_lines import without_secrets
 from pipelines.config.validation import ConfigError
 from pipelines.indexing.metrics import BY_NAME
-from pipelines.indexing.notices import Lineage, notice_of, run_command, send_webhook
+from pipelines.indexing.notices import Lineage, is_heard, notice_of, run_command, send_webhook
 from pipelines.indexing.publish_step import RunResult
 from pipelines.indexing.run_record import RunRecord
 
@@ -160,7 +160,8 @@ def _tell(run: WatchedRun, config: MetricsConfig, work_uri: str, notify: NotifyC
     run.ended, run.error = time.time(), without_secrets(run.error)
     succeeded = run.exit_code in (exit_codes.DONE, exit_codes.NOT_CLEANED)
     record = run.record
-    if record is None and config.textfile is None and config.pushgateway is None and not config.traces:
+    monitored = config.textfile is not None or config.pushgateway is not None or config.traces
+    if record is None and not monitored and lineage is None and not is_heard(notify):
         return
     with _never_failing("what the run record holds"):
         run.last_success = run.ended if succeeded else _last_success(work_uri)

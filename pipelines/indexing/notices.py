@@ -6,12 +6,15 @@ A notice is the first lines of the version's report where there is one, else wha
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import httpx2
@@ -69,6 +72,7 @@ def notice_of(values: Mapping[str, Any], result: RunResult | None) -> Notice:
             rejected = f"{values['rows_rejected']:,} rows rejected"
             lines = [f"{values['products']:,} products, {rejected}, recall {result.recall:.4f}"]
     text = "\n".join([heading, *"\n".join(lines).splitlines()][:LINES])
+    text = text.encode(errors="backslashreplace").decode()  # file names may hold what no UTF-8 has
     names = ("exit_code", "status", "version", "products", "rows_rejected", "recall", "duration_seconds")
     facts = {name: values[name] for name in names if name in values}
     return Notice(status=status, text=text[:MOST_CHARACTERS], facts=facts)
@@ -89,9 +93,19 @@ def check_notify(config: NotifyConfig) -> None:
         )
 
 
+def is_heard(config: NotifyConfig) -> bool:
+    """Whether a webhook or a command hears of any end."""
+    return bool(_webhook(config) or config.command)
+
+
+def _webhook(config: NotifyConfig) -> str:
+    # A secret that was mounted as a file, or pasted, often ends in a line break.
+    return config.webhook or os.environ.get(WEBHOOK_VARIABLE, "").strip()
+
+
 def send_webhook(config: NotifyConfig, notice: Notice) -> None:
     """POSTs a notice as JSON, `text` as Slack, Mattermost and Teams take it; tried three times. Raises what it met."""
-    url = config.webhook or os.environ.get(WEBHOOK_VARIABLE)
+    url = _webhook(config)
     if not url or notice.status not in config.on:
         return
     retrying = tenacity.Retrying(
@@ -100,9 +114,10 @@ def send_webhook(config: NotifyConfig, notice: Notice) -> None:
     body = {"text": notice.text, **notice.facts, "status": notice.status}
 
     def post() -> None:
-        answer = httpx2.post(url, json=body, timeout=WEBHOOK_SECONDS)
-        if not answer.is_success:  # httpx's own error tells the address, which often is the secret
-            raise OSError(f"it answered {answer.status_code} {answer.reason_phrase}")
+        # Of the answer only the status is read, whatever its body has.
+        with httpx2.stream("POST", url, json=body, timeout=WEBHOOK_SECONDS) as answer:
+            if not answer.is_success:  # httpx's own error tells the address, which often is the secret
+                raise OSError(f"it answered {answer.status_code} {answer.reason_phrase}")
 
     retrying(post)
 
@@ -110,15 +125,31 @@ def send_webhook(config: NotifyConfig, notice: Notice) -> None:
 def run_command(config: NotifyConfig, notice: Notice) -> None:
     """Runs `notify.command` with the notice on its standard input, and its facts as SHELFMARK_STATUS and so on.
 
+    What it prints is dropped, for standard output has the run's summary; its errors go where the run's go.
+
     Raises:
-        OSError, subprocess.SubprocessError: it cannot be started, takes too long, or says that it failed.
+        OSError: it cannot be started, takes too long, or says that it failed. Its arguments, often secrets, are not
+            told.
     """
     if not config.command or notice.status not in config.on:
         return
     facts = {f"SHELFMARK_{name.upper()}": str(value) for name, value in notice.facts.items()}
     environment = os.environ | facts | {"SHELFMARK_STATUS": notice.status}
-    words = [word.replace("{status}", notice.status) for word in config.command]
-    subprocess.run(words, input=notice.text, text=True, env=environment, timeout=COMMAND_SECONDS, check=True)
+    program, *words = (word.replace("{status}", notice.status) for word in config.command)
+    # A session of its own: what it started goes with it, where it takes too long.
+    with subprocess.Popen(
+        [program, *words], stdin=PIPE, stdout=DEVNULL, env=environment, start_new_session=True
+    ) as process:
+        try:
+            process.communicate(notice.text.encode(), timeout=COMMAND_SECONDS)
+        except BaseException as error:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise OSError(f"{program} took longer than {COMMAND_SECONDS:g} s") from None
+            raise
+    if process.returncode:
+        raise OSError(f"{program} ended with exit code {process.returncode}")
 
 
 class Lineage:

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 import encoders
-from index_builder import publish, storage
-from index_builder.errors import IndexBuilderError, StorageError
+from index_builder import marks, publish, storage
+from index_builder.errors import IndexBuilderError, StorageError, VersionNotFoundError
 from index_builder.filter_bitmaps import write_filter_bitmaps
 from index_builder.manifest import (
     FILTERS_FILE,
@@ -342,11 +342,15 @@ def _published(
 
 
 def _move_channel(index_uri: str, channel: str, version_id: str) -> None:
-    """Lets a channel point to a version; the one that it pointed to goes, unless it is published or has another tag."""
+    """Lets a channel point to a version; the rehearsal that it pointed to goes, unless it was published or has another
+    tag.
+    """
     before = publish.set_tag(index_uri, channel, version_id)
     if before and before != version_id:
-        with suppress(FileNotFoundError, StorageError):  # removed by hand
-            publish.remove_version(index_uri, before)
+        with suppress(FileNotFoundError, StorageError, VersionNotFoundError):  # removed by hand
+            manifest, decisions = publish.read_manifest(index_uri, before), marks.read_decisions(index_uri)
+            if marks.is_rehearsal(manifest) and not marks.may_be_published(manifest, decisions):
+                publish.remove_version(index_uri, before)
 
 
 def _check_query_encoder(dim: int, folder: str) -> None:

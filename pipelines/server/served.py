@@ -17,7 +17,7 @@ import numpy as np
 from encoders import load_onnx_query_encoder
 from encoders.errors import EncoderError
 from encoders.query_batches import BaseQueryEncoder
-from index_builder import IndexReader
+from index_builder import IndexReader, tags
 from index_builder.errors import IndexBuilderError, VersionNotFoundError
 from index_builder.manifest import QUERY_ENCODER_FOLDER
 from index_builder.publish import pointed_version
@@ -87,13 +87,16 @@ class ServedIndex:
         return True
 
     def version(self, version: str | None) -> ServedVersion:
-        """The version of that id, by default the published one.
+        """The version of that id or tag, by default the published one.
 
         Raises:
             VersionNotFoundError: there is no such version.
             VerificationError: its files are not what its manifest says.
         """
         if version is None or version == self.current.version:
+            return self.current
+        version = tags.resolved(self.uri, version)
+        if version == self.current.version:
             return self.current
         with self._opening:
             found = self._kept.get(version) or self._open(version)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from index_builder import IndexReader, publish, tags
+from index_builder import IndexReader, publish, storage, tags
 from pipelines import versions
 from pipelines.config.command_line import run_command
+from pipelines.indexing.publish_step import _move_channel
 from pipelines.server.config import ServerConfig
 from pipelines.server.served import ServedIndex
 from tests.encoders.tiny import WORDS, save_tiny_encoder
@@ -20,10 +22,10 @@ from tests.pipelines.indexing.job import product, run_job, write_catalog
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A published version, and two of another encoder on the channel shadow, the first of which has gone by now."""
     folder = tmp_path_factory.mktemp("channel")
-    rows = [product(number) for number in range(100)]
+    rows = [product(number) for number in range(120)]
     write_catalog(folder / "catalog", rows)
     names = [run_job(folder)[0].version]
-    other = save_tiny_encoder(folder / "other", model="4tmm", fusion="mlp")
+    other = save_tiny_encoder(folder / "other", seed=1)
     shadow = ["--encoder.uri", str(other.uri), "--index.channel", "shadow", "--work.uri", str(folder / "work_shadow")]
     for price in (1.0, 2.0):
         rows[3]["price"] = price
@@ -31,7 +33,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]
         result, _ = run_job(folder, *shadow)
         assert (result.status, result.channel) == ("published", "shadow")
         names.append(result.version)
-    assert result.totals.carried_over >= 90, "the night before on the channel left its vectors"
+    assert result.totals.carried_over >= 110, "the night before on the channel left its vectors"
     again, _ = run_job(folder, *shadow)
     assert (again.status, again.version) == ("unchanged", names[-1])
     return folder / "index", names
@@ -83,12 +85,41 @@ def test_a_server_follows_the_channel_and_each_version_has_its_own_encoder(rehea
     for served in (live.current, following.current):
         assert served.encoder is not None
         assert served.encoder.fingerprint == served.reader.manifest.encoder.fingerprint
+    assert live.version("shadow") is live.version("shadow") is live.version(names[2]), "opened once"
+    assert following.version("shadow") is following.current
     publish.set_tag(str(index), "shadow", names[0])
     try:
         assert following.refresh()
         assert following.current.version == names[0]
     finally:
         publish.set_tag(str(index), "shadow", names[2])
+
+
+def test_a_rehearsal_is_never_gone_back_to_nor_taken_for_one_that_was_published(rehearsed, tmp_path, capsys):
+    index, names = shutil.copytree(rehearsed[0], tmp_path / "index"), rehearsed[1]
+    manifest = publish.read_manifest(str(index))
+    folder = publish.version_uri(str(index), manifest.version)
+    staged = {e.path: storage.join(folder, e.path) for e in manifest.files if e.path != "checksums.json"}
+    newer = publish.publish_version(str(index), staged, manifest)
+    assert names[0] < names[2] < newer
+    assert run(index, "rollback") == 0
+    assert publish.read_current(str(index)) == names[0], "the rehearsal stands between, and was never published"
+    assert run(index, "hold", "shadow", "--reason", "blue is red", "--by", "ann") == 0
+    assert run(index, "promote") == 0
+    assert f"note: ann had held {names[2]}: blue is red" in capsys.readouterr().err
+    assert run(index, "rollback", names[0]) == 0
+    for published in (names[0], newer):  # by hand: what was published to all is not the channel's to remove
+        publish.set_tag(str(index), "shadow", published)
+        _move_channel(str(index), "shadow", names[2])
+        assert published in publish.list_versions(str(index))
+
+
+def test_what_was_promoted_stays_when_the_channel_moves_on(rehearsed, tmp_path):
+    index, names = shutil.copytree(rehearsed[0], tmp_path / "index"), rehearsed[1]
+    assert run(index, "promote") == 0
+    publish.set_current(str(index), names[0])
+    _move_channel(str(index), "shadow", names[0])
+    assert names[2] in publish.list_versions(str(index))
 
 
 def test_promoted_pinned_and_taken_back(rehearsed, capsys):

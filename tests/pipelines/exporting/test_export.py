@@ -159,6 +159,60 @@ def test_parquet_in_files_of_a_size_and_old_ones_go(index, tmp_path, monkeypatch
     assert parts[0].stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("to", ["parquet", "qdrant", "opensearch", "milvus"])
+def test_what_a_killed_export_left_is_no_version_to_go_back_to(index, tmp_path, monkeypatch, capsys, to, opensearch):
+    """Of three versions the second one's export is killed in the middle: the first stays, the half goes."""
+    copy, versions = republished(index, tmp_path)
+    places = [f"products_{version.lower().replace('-', '_')}" for version in versions]
+    for package in {"qdrant": ["qdrant_client"], "milvus": ["pymilvus", "milvus_lite"]}.get(to, []):
+        pytest.importorskip(package)
+    out = {"opensearch": opensearch[0], "milvus": str(tmp_path / "milvus.db")}.get(to, str(tmp_path / "out"))
+    assert run(copy, to, out, "--version", versions[0]) == 0
+    with monkeypatch.context() as patched:  # as a kill does: rows have arrived, and nothing is removed
+        whole = VersionRows.__iter__
+
+        def first_rows(self: VersionRows) -> Iterator[Any]:
+            yield next(whole(self))
+            raise storage.StorageError("killed")
+
+        patched.setattr(VersionRows, "__iter__", first_rows)
+        for client, method in [
+            ("qdrant_client.QdrantClient", "delete_collection"),
+            ("pymilvus.MilvusClient", "drop_collection"),
+            ("opensearchpy.client.IndicesClient", "delete"),
+        ]:
+            if to in client:
+                patched.setattr(f"{client}.{method}", lambda *_, **__: None)
+        assert run(copy, to, out, "--version", versions[1]) == 1
+    assert _places(to, out, opensearch[1]) == places[:2]
+    assert run(copy, to, out, "--version", versions[2]) == 0, capsys.readouterr().err
+    assert _places(to, out, opensearch[1]) == [places[0], places[2]]
+    capsys.readouterr()
+    assert run(copy, to, out, "--version", versions[0], "--vectors", "codes") == 0
+    said = capsys.readouterr()
+    assert "its 240 rows stood there whole, as they were exported; none was written again" in said.out
+    assert "Traceback" not in said.err
+
+
+def _places(to: str, out: str, opensearch: type[_OpenSearch]) -> list[str]:
+    if to == "parquet":
+        return sorted(path.name for path in Path(out).iterdir() if path.is_dir())
+    if to == "opensearch":
+        return sorted(opensearch.indices)
+    if to == "qdrant":
+        from qdrant_client import QdrantClient
+
+        client: Any = QdrantClient(path=out)
+        found = [each.name for each in client.get_collections().collections]
+    else:
+        from pymilvus import MilvusClient
+
+        client = MilvusClient(out)
+        found = client.list_collections()
+    client.close()
+    return sorted(found)
+
+
 def test_lance(index, expected, tmp_path):
     lance = pytest.importorskip("lance")
     copy, versions = republished(index, tmp_path)
@@ -175,6 +229,11 @@ def test_lance(index, expected, tmp_path):
     assert run(copy, "lance", tmp_path / "out", "--version", versions[1]) == 0
     metadata = lance.dataset(uri).schema.metadata
     assert metadata[b"shelfmark.version"].decode() == versions[1]
+    # A tag of the dataset's people is none of ours.
+    lance.dataset(uri).tags.create("approved", lance.dataset(uri).version)
+    lance.dataset(uri).tags.create("0-best", lance.dataset(uri).version)
+    assert run(copy, "lance", tmp_path / "out", "--version", versions[0], "--keep", "1") == 0
+    assert {"approved", "0-best", versions[0]} <= set(lance.dataset(uri).tags.list())
 
 
 def exact(expected: tuple[np.ndarray, pa.Table], query: np.ndarray, k: int = 10) -> set[str]:
@@ -224,6 +283,25 @@ def test_pgvector(index, expected, postgres, tmp_path, capsys):
     with psycopg.connect(postgres) as connection:
         halves = connection.execute("SELECT vector::text FROM halves WHERE shelfmark_row = 7").fetchone()
     np.testing.assert_allclose(json.loads(halves[0]), expected[0][7], atol=2e-3)
+
+
+def test_a_view_keeps_its_grants_and_dependents_while_its_columns_stay(index, postgres, tmp_path, capsys):
+    import psycopg
+
+    copy, versions = republished(index, tmp_path)
+    assert run(copy, "pgvector", postgres, "--name", "granted", "--version", versions[0]) == 0
+    with psycopg.connect(postgres) as connection:
+        connection.execute(
+            "CREATE ROLE shop; GRANT SELECT ON granted TO shop; CREATE VIEW ids AS SELECT product_id FROM granted"
+        )
+    assert run(copy, "pgvector", postgres, "--name", "granted", "--version", versions[1]) == 0, capsys.readouterr().err
+    with psycopg.connect(postgres) as connection:
+        held = connection.execute("SELECT has_table_privilege('shop', 'granted', 'SELECT')").fetchone()
+        shown = connection.execute("SELECT pg_get_viewdef('granted'::regclass)").fetchone()
+        assert (held, versions[1].lower().replace("-", "_") in str(shown)) == ((True,), True)
+        connection.execute("DROP VIEW ids")
+    arguments = ["--name", "granted", "--version", versions[2], "--vector-type", "float16"]
+    assert run(copy, "pgvector", postgres, *arguments) == 0, capsys.readouterr().err
 
 
 def test_a_failed_export_to_postgres_leaves_what_queries_use(index, postgres, monkeypatch, capsys):
@@ -335,7 +413,8 @@ class _OpenSearch(BaseHTTPRequestHandler):
         elif action == "_count":
             self._answer(200, {"count": len(index["documents"])})
         elif self.command == "GET" and name.endswith("*"):
-            self._answer(200, {known: {} for known in state.indices if known.startswith(name[:-1])})
+            found = {known: of["body"] for known, of in state.indices.items() if known.startswith(name[:-1])}
+            self._answer(200, found)
         else:  # refresh, settings
             self._answer(200, {"acknowledged": True})
 
@@ -383,6 +462,8 @@ def test_opensearch_refuses_a_document(index, opensearch, capsys):
     [
         (["--name", "My Products"], "--name 'My Products': expected small letters"),
         (["--vector-field", "kind"], "kind is a column of the catalog"),
+        (["--vector-field", "a.b"], "--vector-field 'a.b': expected letters, digits and _"),
+        (["--vector-field", "shelfmark_row"], "and not shelfmark_row"),
         (["--keep", "0"], "--keep 0: expected 1 or more"),
         (["--version", "20990101T000000Z-000000000000"], "no complete version"),
     ],

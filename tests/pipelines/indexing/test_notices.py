@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from index_builder import storage
 from pipelines.config.exit_codes import DONE, FAILED, HELD, RunFailedError
-from pipelines.config.job import JobConfig, NotifyConfig
+from pipelines.config.job import JobConfig, MetricsConfig, NotifyConfig
 from pipelines.config.validation import ConfigError, build_config
 from pipelines.indexing import notices
+from pipelines.indexing.monitoring import watched_run
 from pipelines.indexing.notices import LINES, Lineage, notice_of
 from tests.pipelines.indexing.test_monitoring import FakeSource, gateway, run
 from tests.pipelines.indexing.test_progress import outcome
@@ -72,6 +76,58 @@ def test_a_command_that_fails_costs_a_warning(tmp_path, monkeypatch, caplog, com
     assert "notify.command could not be written or sent" in caplog.text
 
 
+def test_a_command_tells_no_secret_floods_nothing_and_is_ended_with_what_it_started(
+    tmp_path, monkeypatch, caplog, capfd
+):
+    held = outcome("held", ["gates.min_recall: 0.4 is less than 0.5"])
+    flood = f"{sys.executable} -c \"print('x' * 4_000_000)\"; exit 7 # hunter2"
+    assert run(monkeypatch, notifying(tmp_path, command=["sh", "-c", flood]), result=held)[0] == HELD
+    assert "sh ended with exit code 7" in caplog.text
+    monkeypatch.setattr(notices, "COMMAND_SECONDS", 0.3)
+    slow = f"sleep 60 & echo $! > {tmp_path}/pid; wait # hunter2"
+    assert run(monkeypatch, notifying(tmp_path, command=["sh", "-c", slow]), result=held, number=1)[0] == HELD
+    assert "sh took longer than 0.3 s" in caplog.text
+    assert "hunter2" not in caplog.text
+    assert len(capfd.readouterr().out) < 10_000
+    stat = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"
+
+
+def test_a_run_that_was_refused_or_failed_before_it_had_a_record_tells_too(tmp_path, monkeypatch, heard):
+    command, out = heard
+    config = notifying(tmp_path, command=command).config
+    with pytest.raises(ConfigError), watched_run(MetricsConfig(), config.work.uri, config.notify):
+        raise ConfigError("catalog.uri: nothing stands at c\udcff")
+    words, text, seen = json.loads(out.read_text())
+    assert words == ["Shelfmark: refused"]
+    assert text == "Shelfmark: refused\ncatalog.uri: nothing stands at c\\udcff"
+    assert seen["SHELFMARK_EXIT_CODE"] == "2"
+
+
+def test_a_webhook_whose_answer_never_ends(tmp_path, monkeypatch, caplog):
+    class Endless(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"x" * 65_536)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setenv("SHELFMARK_WEBHOOK", f"http://127.0.0.1:{server.server_port}/hooks/secret\n")
+        assert run(monkeypatch, notifying(tmp_path), error=RunFailedError("the disk is full"))[0] == FAILED
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "notify" not in caplog.text
+
+
 def test_a_webhook_gets_json(tmp_path, monkeypatch):
     with gateway() as (port, got):
         monkeypatch.setenv("SHELFMARK_WEBHOOK", f"http://127.0.0.1:{port}/hooks/secret")
@@ -88,11 +144,11 @@ def test_a_webhook_that_is_down_is_tried_again_and_costs_a_warning(tmp_path, mon
     tried = []
     monkeypatch.setattr(notices.tenacity, "wait_exponential", lambda **_: notices.tenacity.wait_none())
 
-    def post(url, **_):
+    def stream(method, url, **_):
         tried.append(url)
         raise OSError("refused")
 
-    monkeypatch.setattr(notices.httpx2, "post", post)
+    monkeypatch.setattr(notices.httpx2, "stream", stream)
     source = notifying(tmp_path, webhook="https://127.0.0.1:1/hooks/secret")
     assert run(monkeypatch, source, error=RunFailedError("the disk is full"))[0] == FAILED
     assert len(tried) == notices.ATTEMPTS

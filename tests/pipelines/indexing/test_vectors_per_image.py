@@ -23,6 +23,7 @@ from pipelines.config.exit_codes import RunFailedError
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog.picture import encode_jpeg
 from pipelines.demo_catalog.products import fresh_picture, make_product
+from pipelines.exporting.run import export_version
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.forecast import forecast_run
 from pipelines.indexing.progress import summary_lines
@@ -111,6 +112,18 @@ def second_night(night, tmp_path):
 def of_product(reader: IndexReader, product_id: str) -> list[tuple[int | None, str | None]]:
     rows = reader.products.filter(pa.compute.equal(reader.products["product_id"], product_id)).to_pylist()
     return [(row["image_number"], row["image_address"]) for row in rows]
+
+
+@pytest.mark.parametrize("source", ["embedded", "codes"])
+def test_each_image_is_exported_with_its_own_vector(night, tmp_path, source):
+    index = str(night[0] / "index")
+    done = export_version(index, "parquet", str(tmp_path), vectors=source)
+    reader = IndexReader.open(index)
+    table = pq.read_table(tmp_path / (tmp_path / "products.LATEST").read_text().strip())
+    assert done.rows == table.num_rows == reader.products.num_rows > PRODUCTS
+    assert table.drop_columns("vector").to_pylist() == reader.products.to_pylist()
+    vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+    np.testing.assert_allclose(vectors, reader.vectors(np.arange(table.num_rows)), atol=2e-3)
 
 
 def test_each_usable_image_is_a_row_beside_those_of_its_product(night):

@@ -1,0 +1,78 @@
+"""What the pages name is there: files, chapters, modules to run, and keys of a config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from pipelines.config.job import IndexJobConfig, JobConfig
+from tests.conftest import PROJECT_ROOT
+
+ROOMS = ("encoders", "index_builder", "pipelines", "run_configs", "tests")
+PAGES = [*PROJECT_ROOT.glob("*.md"), *(page for room in ROOMS for page in (PROJECT_ROOT / room).rglob("*.md"))]
+NO_KEYS = {
+    "catalog.vectors",  # of the manifest
+    "gates.publish",
+    "encoder.batch_invariant",
+    "encoder.precision_loss",
+    "encoder.json",  # files
+    "metrics.json",
+    "metrics.csv",
+    "beam.gpu",  # a label of GPU images
+}
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(PROJECT_ROOT).as_posix()
+
+
+def chapters(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        where, _, chapter = link.partition("#")
+        if link.startswith(("https://", "http://", "mailto:")):
+            continue
+        found = page.parent / where if where else page
+        if not found.exists() or (chapter and found.suffix == ".md" and chapter not in chapters(found)):
+            dead.append(link)
+    assert not dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_modules_can_be_run(page):
+    """`python -m NAME` of one of our rooms; words in capitals stand for names."""
+    named = set(re.findall(rf"python -m ((?:{'|'.join(ROOMS)})[\w.]*\w)", page.read_text(encoding="utf-8")))
+    files = {name: PROJECT_ROOT / name.replace(".", "/") for name in named if not name.rpartition(".")[2].isupper()}
+    assert [n for n, f in files.items() if not (f.with_suffix(".py").exists() or (f / "__main__.py").exists())] == []
+
+
+def keys_of(section: Any, before: str = "") -> Iterator[str]:
+    """Dotted keys of a config and its sections."""
+    types = get_type_hints(section)
+    for each in fields(section):
+        yield before + each.name
+        for kind in (types[each.name], *get_args(types[each.name])):
+            if is_dataclass(kind):
+                yield from keys_of(kind, f"{before}{each.name}.")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_keys_are_those_of_the_config(page):
+    """`section.key` as the pages name it; the change log names those of older versions, too."""
+    known = {*keys_of(JobConfig), *keys_of(IndexJobConfig)}
+    sections = "|".join(sorted({key.partition(".")[0] for key in known}))
+    named = re.findall(rf"`(?:--)?((?:{sections})\.[a-z_]+)\b(?![./])", page.read_text(encoding="utf-8"))
+    if page.name != "CHANGELOG.md":
+        assert set(named) - known - NO_KEYS == set()

@@ -194,7 +194,11 @@ def checked_addresses(config: Config) -> Config:
 
 
 def plan_run(source: Source) -> tuple[ShardPlan, ReusableCodec | None]:
-    """The embedding shards, and the last run's codec where this one may keep it; raises as `check_size`."""
+    """The embedding shards, and the last run's codec where this one may keep it; raises as `check_size`, and ConfigError
+    where the files of `gates` cannot be used: a plan is refused for what would refuse its run.
+    """
+    load_canaries(source.config.gates.canaries)
+    load_queries(source.config.gates.queries)
     shards, config = source.plan(), source.config
     finished = read_finished_run(config.work.uri)
     reusable = reusable_codec(config.work.uri, finished, config.index, shards.encoder.fingerprint)

@@ -55,6 +55,14 @@ def test_thumbnails_of_a_catalog_without_images_are_refused_by_the_plan_too(tmp_
         forecast(tmp_path, "--index.thumbnails", "true", "--catalog.image_field", "null")
 
 
+@pytest.mark.parametrize("key", ["gates.canaries", "gates.queries"])
+def test_a_file_of_the_gates_that_is_not_there_is_refused_by_the_plan_too(tmp_path, key):
+    write_catalog(tmp_path / "catalog", [product(number) for number in range(100)])
+    given = arguments(tmp_path, f"--{key}", str(tmp_path / "nothing.yaml"))
+    with pytest.raises(ConfigError, match=rf"{key}: .*nothing\.yaml"):
+        forecast_run(CatalogSource(load_job_config(given).config))
+
+
 def test_rows_that_the_condition_leaves_out_are_counted(tmp_path, capsys):
     rows = [product(number) for number in range(120)]
     rows[3]["product_id"] = None

@@ -194,8 +194,10 @@ def checked_addresses(config: Config) -> Config:
 
 
 def plan_run(source: Source) -> tuple[ShardPlan, ReusableCodec | None]:
-    """The embedding shards, and the last run's codec where this one may keep it; raises as `check_size`, and ConfigError
-    where the files of `gates` cannot be used: a plan is refused for what would refuse its run.
+    """The embedding shards, and the last run's codec where this one may keep it.
+
+    Raises as `check_size`, and ConfigError where the files of `gates` cannot be used: a plan is refused for what would
+    refuse its run.
     """
     load_canaries(source.config.gates.canaries)
     load_queries(source.config.gates.queries)

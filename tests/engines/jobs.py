@@ -44,10 +44,11 @@ class Night(NamedTuple):
         return output
 
     def files(self) -> dict[str, str]:
-        """sha256 of every file of the published version but the manifest."""
+        """sha256 of every file of the published version but those that tell when a night was."""
         index = str(self.folder / "index")
         root = Path(publish.version_uri(index, publish.read_current(index)))
-        files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != "manifest.json")
+        told = ("manifest.json", "report.html", "report.md", "report.json")
+        files = sorted(path for path in root.rglob("*") if path.is_file() and path.name not in told)
         return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     def complete_shards(self) -> int:

@@ -76,7 +76,6 @@ EXTRAS = {
         "uvloop>=0.22; sys_platform != 'win32'",  # its event loop, twice as fast as Python's
         "httptools>=0.7",  # its HTTP parser in C
         "python-multipart>=0.0.20",  # uploaded pictures
-        "jinja2>=3.1.6",  # the page's template
     ],
     # Spans of a run for an OpenTelemetry collector: `metrics.traces`
     "tracing": [

@@ -113,7 +113,7 @@ def finish_version(
         manifest = read_manifest(index_uri, version)
     else:
         manifest = _write_manifest(index_uri, version, manifest, written)
-    if make_current and _current(index_uri) != version:
+    if make_current and published_version(index_uri) != version:
         set_current(index_uri, version, before_current)
     return manifest
 
@@ -159,11 +159,6 @@ def read_current(index_uri: str) -> str:
         remedy = "publish again, or go back to a version (python -m pipelines.versions list, rollback)"
         raise VersionNotFoundError(f"{index_uri}/CURRENT: expected a version id, found {version[:80]!r}; {remedy}")
     return version
-
-
-def published_version(index_uri: str) -> str:
-    """The id of the published version; "" where nothing has been published."""
-    return _current(index_uri)
 
 
 def pointed_version(index_uri: str, tag: str | None = None) -> str:
@@ -241,7 +236,7 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
     manifest = read_manifest(index_uri, version)
     version = manifest.version
     _check_files(index_uri, version, manifest.files)
-    before, known = _current(index_uri), list_versions(index_uri)
+    before, known = published_version(index_uri), list_versions(index_uri)
 
     def look() -> None:
         """The last look before the flip: sizes may have taken a while to ask, and a prune may have come between."""
@@ -285,7 +280,7 @@ def roll_back(index_uri: str, version: str, *, now: datetime | None = None) -> s
 
     A version that is published again, by name, loses its mark. Raises as `set_current`.
     """
-    before = _current(index_uri)
+    before = published_version(index_uri)
     set_current(index_uri, version)
     if before > version:
         write_marks(index_uri, add={before: {"rolled_back_utc": utc_text(now), "to": version}})
@@ -298,7 +293,7 @@ def _is_good(index_uri: str, version: str) -> bool:
 
 def newest_waiting(index_uri: str) -> Manifest | None:
     """The newest version that waits for approval and is newer than the published one; None where there is none."""
-    current, decisions = _current(index_uri), read_decisions(index_uri)
+    current, decisions = published_version(index_uri), read_decisions(index_uri)
     for version in reversed([name for name in list_versions(index_uri) if name > current]):
         with suppress(IndexBuilderError):  # pruned meanwhile, or damaged
             manifest = read_manifest(index_uri, version)
@@ -335,7 +330,7 @@ def to_prune(index_uri: str, keep: int) -> tuple[str, ...]:
         raise StorageError(f"expected to keep at least 1 version, found {keep}")
     tagged = set(read_tags(index_uri).values())
     complete = [version for version in list_versions(index_uri) if version not in tagged]
-    kept = {*complete[-keep:], _current(index_uri), *([_last_good(index_uri, complete)] if keep > 1 else [])}
+    kept = {*complete[-keep:], published_version(index_uri), *([_last_good(index_uri, complete)] if keep > 1 else [])}
     if (waiting := newest_waiting(index_uri)) is not None:
         kept.add(waiting.version)
     return tuple(version for version in complete if version not in kept)
@@ -356,7 +351,7 @@ def prune(index_uri: str, keep: int, *, now: datetime | None = None) -> tuple[st
 
 def _last_good(index_uri: str, complete: Sequence[str]) -> str:
     """The newest version, beside the published one, that no gate holds and nobody went back from; "" for none."""
-    current = _current(index_uri)
+    current = published_version(index_uri)
     for version in reversed(complete):
         with suppress(VersionNotFoundError):  # pruned by another run meanwhile
             if version != current and _is_good(index_uri, version):
@@ -380,7 +375,7 @@ def remove_version(index_uri: str, version: str) -> bool:
 
 
 def _is_pointed_to(index_uri: str, version: str) -> bool:
-    return _current(index_uri) == version or version in read_tags(index_uri).values()
+    return published_version(index_uri) == version or version in read_tags(index_uri).values()
 
 
 def version_uri(index_uri: str, version: str) -> str:
@@ -393,8 +388,8 @@ def manifest_uri(index_uri: str, version: str) -> str:
     return storage.join(version_uri(index_uri, version), MANIFEST_FILE)
 
 
-def _current(index_uri: str) -> str:
-    """The id of the published version, "" where there is none."""
+def published_version(index_uri: str) -> str:
+    """The id of the published version; "" where nothing has been published."""
     try:
         return read_current(index_uri)
     except VersionNotFoundError:
@@ -417,7 +412,7 @@ def _put_back(index_uri: str, version: str, before: str, known: Sequence[str]) -
                 break
     else:
         name = ""
-    if _current(index_uri) == version:
+    if published_version(index_uri) == version:
         if name:
             _point_to(index_uri, name)
         elif not storage.exists(manifest_uri(index_uri, version)):  # a whole one stays: there is no other to answer

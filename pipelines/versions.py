@@ -43,7 +43,6 @@ from pipelines.published.tables import (
 from pipelines.published.version_diff import (
     compare_versions,
     complete_versions,
-    current_version,
     newest_version,
     version_before,
 )
@@ -62,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _list(arguments: argparse.Namespace) -> None:
     manifests = [publish.read_manifest(arguments.index, version) for version in complete_versions(arguments.index)]
-    current, decisions = current_version(arguments.index), marks.read_decisions(arguments.index)
+    current, decisions = publish.published_version(arguments.index), marks.read_decisions(arguments.index)
     by_tag = tags.read_tags(arguments.index)
     if arguments.json:
         states = [
@@ -80,7 +79,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    newest, current = newest_version(arguments.index), current_version(arguments.index)
+    newest, current = newest_version(arguments.index), publish.published_version(arguments.index)
     decisions = marks.read_decisions(arguments.index)
     version = arguments.version or current or newest
     manifest = publish.read_manifest(arguments.index, version)
@@ -122,7 +121,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 def _rejected(arguments: argparse.Namespace) -> None:
     version = arguments.version or newest_version(arguments.index)
     manifest, decisions = publish.read_manifest(arguments.index, version), marks.read_decisions(arguments.index)
-    state = state_of(manifest, current_version(arguments.index), decisions) or "not published"
+    state = state_of(manifest, publish.published_version(arguments.index), decisions) or "not published"
     whole = arguments.csv or arguments.json
     limit = arguments.n if arguments.n is not None or whole else LETTERS_SHOWN
     letters = read_letters(arguments.index, version, reason=arguments.reason, outcome=arguments.outcome, limit=limit)
@@ -159,7 +158,7 @@ def _note_faults(index_uri: str, version: str) -> None:
 def _hold(arguments: argparse.Namespace) -> None:
     version = arguments.version or _waiting(arguments.index)
     approval.hold(arguments.index, version, by=arguments.by, reason=arguments.reason)
-    current = current_version(arguments.index)
+    current = publish.published_version(arguments.index)
     sys.stdout.write(f"held: {version}, by {arguments.by}; published stays {current or 'none'}\n")
 
 

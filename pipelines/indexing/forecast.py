@@ -38,7 +38,7 @@ from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.catalog_view import CatalogView, print_config_to_keep, print_view
 from pipelines.indexing.embed_shard import PreparedBatch, ProductPreparer, StepTimer
 from pipelines.indexing.gates import planned_gates
-from pipelines.indexing.job import plan_run
+from pipelines.indexing.job import plan_run, read_asked
 from pipelines.indexing.progress import index_lines
 from pipelines.indexing.shard_files import ShardTask, without_duplicates
 from pipelines.indexing.stage_costs import DEFAULT_IMAGE_BYTES, ID_BYTES, Workload
@@ -171,6 +171,7 @@ def forecast_run(source: CatalogSource) -> Forecast:
         The errors of `CatalogSource.check`: a config that would stop the run stops its forecast.
     """
     source.check()
+    read_asked(source.config.gates)
     shards, reusable = plan_run(source)
     config, tasks = source.config, shards.tasks
     looked_at = _spread(tasks, config.plan.sample_rows)

@@ -19,7 +19,7 @@ from pipelines.catalog.stores import absolute
 from pipelines.config import exit_codes
 from pipelines.config.canaries import load_canaries, load_queries
 from pipelines.config.exit_codes import RunFailedError, failures_of_work
-from pipelines.config.job import Canary, IndexJobConfig, JobConfig
+from pipelines.config.job import Canary, GatesConfig, IndexJobConfig, JobConfig
 from pipelines.config.log_lines import log_context, say_error
 from pipelines.config.stopping import at_stop
 from pipelines.config.validation import ConfigError
@@ -124,8 +124,7 @@ def run_job(
     """
     watched = watched or WatchedRun()
     source.check()
-    canaries = load_canaries(source.config.gates.canaries)
-    queries = load_queries(source.config.gates.queries)
+    canaries, queries = read_asked(source.config.gates)
     started = process_cpu_seconds()
     work_uri, config = source.config.work.uri, source.config
     work_lease = WorkLease(work_uri, source.config.work.takeover_seconds)
@@ -193,14 +192,13 @@ def checked_addresses(config: Config) -> Config:
     )
 
 
-def plan_run(source: Source) -> tuple[ShardPlan, ReusableCodec | None]:
-    """The embedding shards, and the last run's codec where this one may keep it.
+def read_asked(gates: GatesConfig) -> tuple[tuple[Canary, ...], tuple[str, ...]]:
+    """The canaries and the queries that a version is asked; ConfigError where their files cannot be used."""
+    return load_canaries(gates.canaries), load_queries(gates.queries)
 
-    Raises as `check_size`, and ConfigError where the files of `gates` cannot be used: a plan is refused for what would
-    refuse its run.
-    """
-    load_canaries(source.config.gates.canaries)
-    load_queries(source.config.gates.queries)
+
+def plan_run(source: Source) -> tuple[ShardPlan, ReusableCodec | None]:
+    """The embedding shards, and the last run's codec where this one may keep it; raises as `check_size`."""
     shards, config = source.plan(), source.config
     finished = read_finished_run(config.work.uri)
     reusable = reusable_codec(config.work.uri, finished, config.index, shards.encoder.fingerprint)
@@ -213,6 +211,7 @@ def plan_run(source: Source) -> tuple[ShardPlan, ReusableCodec | None]:
 
 def forecast_index(source: Source) -> list[tuple[str, str]]:
     """What a build from vectors would make, and why, as (what, how) pairs; what would stop the build stops this too."""
+    read_asked(source.config.gates)
     shards, reusable = plan_run(source)
     index, rows, dim = source.config.index, shards.rows or 0, shards.encoder.dim
     lines = [("vectors", f"{rows:,} of {dim} dimensions, in {len(shards.keys):,} shards")]

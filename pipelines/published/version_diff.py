@@ -129,14 +129,6 @@ def complete_versions(index_uri: str) -> tuple[str, ...]:
     return versions
 
 
-def current_version(index_uri: str) -> str:
-    """The id of the published version; "" where none is published yet."""
-    try:
-        return publish.read_current(index_uri)
-    except VersionNotFoundError:
-        return ""
-
-
 def _paired(records: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Rows (old, new) of products that both versions have, and the rows of those that one alone has, int64.
 

@@ -300,7 +300,7 @@ def test_a_run_paused_between_its_check_and_the_flip_does_not_keep_the_pointer(
     with pytest.raises(RuntimeError, match="the lease was lost"):
         publish_version(index, staged, manifest, before_current=check)
     assert calls == [names["before"], names["older" if meanwhile == "flipped" else "own"]]
-    assert publish._current(index) == names[pointer]
+    assert publish.published_version(index) == names[pointer]
 
 
 def test_a_run_that_lost_its_lease_does_not_flip_the_pointer(root: str) -> None:

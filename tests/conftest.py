@@ -44,8 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes give a test no name: archives hold the time, and worker processes have to agree on the names."""
-    return f"{argname} of {len(val)} bytes" if isinstance(val, bytes) and len(val) > 20 else None
+    """Bytes give a test no name, nor does their number: archives hold the time, compressed, and worker processes have to agree."""
+    return f"{argname} of many bytes" if isinstance(val, bytes) and len(val) > 20 else None
 
 
 @pytest.fixture(autouse=True)

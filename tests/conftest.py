@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes give a test no name, nor does their number: archives hold the time, compressed, and worker processes have to agree."""
+    """Bytes give a test no name, nor does their number: archives hold the time, and worker processes have to agree."""
     return f"{argname} of many bytes" if isinstance(val, bytes) and len(val) > 20 else None
 
 

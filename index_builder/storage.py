@@ -33,6 +33,7 @@ from index_builder.errors import MissingFileError, StorageError
 from index_builder.meter import METER, CountedFile, count_ranges
 from index_builder.plain_values import check_plain
 from index_builder.plain_values import digest as digest
+from index_builder.plain_values import digests as digests
 
 log = logging.getLogger(__name__)
 
@@ -417,7 +418,7 @@ def temporary_name(name: str) -> str:
 
 def is_temporary(name: str) -> bool:
     """Whether a (relative) name is, or lies in, the leftover of an interrupted write."""
-    return any(part.startswith(".") and part.endswith(".tmp") for part in PurePosixPath(name).parts)
+    return any(part.startswith(".") and part.endswith(".tmp") for part in name.split("/"))
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ from pipelines.indexing.shard_files import (
     ShardTask,
     read_finished_run,
     revision_key,
-    shard_key,
+    shard_keys,
     standing_keys,
     summaries_of,
 )
@@ -288,12 +288,12 @@ class CatalogSource:
             last = summaries_of(config.work.uri, finished)
             revisable = frozenset(summary.key for summary in last if summary is not None and summary.revisable)
 
-        def task(shard: CatalogShard) -> ShardTask:
-            named = ShardFiles(folder=folder, key=shard_key(shard.key, settings))
-            files = files_of_shard(named, finished, revisable, full=self._full)
+        def task(shard: CatalogShard, key: str) -> ShardTask:
+            files = files_of_shard(ShardFiles(folder=folder, key=key), finished, revisable, full=self._full)
             return ShardTask(position=shard.position, files=files, rows=shard)
 
-        tasks = tuple(map(task, catalog.shards))
+        keys = shard_keys((shard.key for shard in catalog.shards), settings)
+        tasks = tuple(map(task, catalog.shards, keys))
         complete = standing_keys(folder) & {task.files.key for task in tasks}
         encoder = self.encoder
         of_catalog = partial(embedding, catalog=config.catalog, fetch=config.fetch, decode=config.decode)

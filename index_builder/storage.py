@@ -347,11 +347,6 @@ def made_hash(file_uri: str) -> str:
     return "" if known is None else str(known["hashes"].get(name, ""))
 
 
-def remove_artifact(uri: str) -> None:
-    """Removes an output; its description goes first, so that it never seems to stand without its files."""
-    _remove(uri, _read_description(uri) or {"files": ()})  # a damaged description goes too
-
-
 def _remove(uri: str, known: dict[str, Any] | None) -> None:
     if known is not None:
         remove_file(f"{uri}.json")

@@ -119,7 +119,8 @@ def _pattern(node: ast.expr) -> str:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _pattern(node.left) + (_pattern(node.right) or _filled_in(node.right))
     if isinstance(node, ast.IfExp):
-        return " | ".join(filter(None, (_pattern(node.body), _pattern(node.orelse))))
+        text = " | ".join(filter(None, (_pattern(node.body), _pattern(node.orelse))))
+        return text if "<" in text or not text else f"{' ' * text.startswith(' ')}<{text.strip()}>"
     if isinstance(node, (ast.List, ast.Tuple)):
         return " ".join(filter(None, map(_pattern, node.elts)))
     return ""
@@ -136,16 +137,12 @@ def _filled_in(node: ast.expr) -> str:
 def server_answers() -> list[tuple[str, str, str]]:
     """Status, code and messages of what the server refuses."""
     found: dict[tuple[int, str], set[str]] = defaultdict(set)
-    for module, tree in modules().items():
-        for node in ast.walk(tree):
-            if module.startswith("pipelines/server/") and isinstance(node, ast.Call) and len(node.args) == 3:
-                status, code, message = node.args
-                if (
-                    isinstance(status, ast.Constant)
-                    and isinstance(code, ast.Constant)
-                    and _last_name(node.func) in ("RequestError", "_error", "refuse")
-                ):
-                    found[status.value, str(code.value)].add(_pattern(message) or "<where>: <what was expected>")
+    trees = [tree for module, tree in modules().items() if module.startswith("pipelines/server/")]
+    for node in itertools.chain.from_iterable(map(ast.walk, trees)):
+        is_answer = isinstance(node, ast.Call) and _last_name(node.func) in ("RequestError", "_error", "refuse")
+        if is_answer and len(node.args) == 3 and isinstance(node.args[0], ast.Constant):
+            status, code, message = node.args
+            found[status.value, _pattern(code)].add(_pattern(message) or "<where>: <what was expected>")
     return [
         (str(status), f"`{code}`", "; ".join(f"`{message}`" for message in sorted(texts)))
         for (status, code), texts in sorted(found.items())

@@ -13,7 +13,7 @@ import pytest
 from pipelines.config.job import IndexJobConfig, JobConfig
 from tests.conftest import PROJECT_ROOT
 
-ROOMS = ("encoders", "index_builder", "pipelines", "run_configs", "tests")
+ROOMS = ("encoders", "guides", "index_builder", "pipelines", "run_configs", "tests")
 PAGES = [*PROJECT_ROOT.glob("*.md"), *(page for room in ROOMS for page in (PROJECT_ROOT / room).rglob("*.md"))]
 NO_KEYS = {
     "catalog.vectors",  # of the manifest

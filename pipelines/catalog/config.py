@@ -43,11 +43,18 @@ _TEMPLATE_FIELD = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<start>-?[0-9]+)?:(?P<s
 
 
 class CatalogError(Exception):
-    """The catalog cannot be read as the config asks; the message names what was expected, what was found and where."""
+    """The catalog cannot be read as the config asks; the message names what was expected, what was found and where.
+
+    Remedy: `--plan` shows what the catalog is taken for, before anything is done. Correct the file, or the key that the
+        message names.
+    """
 
 
 class CatalogConfigError(CatalogError, ValueError):
-    """A value in the `catalog:` section is not usable; the message names key, value and what is expected."""
+    """A value in the `catalog:` section is not usable; the message names key, value and what is expected.
+
+    Remedy: Set the key that the message names to what it expects.
+    """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

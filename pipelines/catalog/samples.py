@@ -38,7 +38,10 @@ _DOCUMENTS = {"json": "JSON document", "xml": "XML", "xlsx": "Excel sheet", "sql
 
 
 class NoRowsError(CatalogError):
-    """A file of no row that can be read; another file of the catalog may have some."""
+    """A file of no row that can be read; another file of the catalog may have some.
+
+    Remedy: Check that the export is whole; an empty file is no catalog.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

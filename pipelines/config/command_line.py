@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, get_origin
 import yaml
 
 from pipelines.config import own_catalog
-from pipelines.config.exit_codes import EXPECTED_ERRORS, FAILED, REFUSED, RunFailedError
+from pipelines.config.exit_codes import EXPECTED_ERRORS, FAILED, INTERRUPTED, REFUSED, RunFailedError
 from pipelines.config.gpu import GpuRequest
 from pipelines.config.job import IndexJobConfig, JobConfig, to_yaml
 from pipelines.config.log_lines import say_error
@@ -68,7 +68,7 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
         return FAILED if isinstance(error, RunFailedError) else REFUSED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: run the same command again to continue from what is complete\n")
-        return 130
+        return INTERRUPTED
     finally:
         wait_if_stopping()
 

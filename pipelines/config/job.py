@@ -117,22 +117,30 @@ class GatesConfig:
         min_precision_cosine: Smallest cosine to float32, 0 to 1, that the 1st percentile of the measured products may
             have where the towers run in another precision (`encoder.precision`); null for no limit. By default what
             only towers fall below that lose more than neighbours are apart; the manifest has what yours lose.
+            Remedy: `encoder.precision: float32`, or `bfloat16` instead of `int8`.
         min_recall: Smallest measured recall against exact search, 0 to 1, of all products and under the filters that
             it is measured with (the least counts); null to publish whatever it is. By default
             what only a broken index falls below: one whose codes or ids are wrong finds k of all products by chance,
             under 0.01 from 1,000 products on. Codes of 64 bytes alone measure 0.9 on titles, 0.53
             where each product has 20 near copies, and 0.07 with 200. Set it closer to what your own versions measure.
+            Remedy: The message says which option measures more (`--index.refine sq8`); of a codec that no longer fits,
+            more `index.bytes_per_vector`.
         max_rejected_share: Largest share of the catalog's rows that may be rejected, 0 to 1. Exports have a few broken
             rows in a thousand; more than one in twenty is a wrong separator, column or encoding.
+            Remedy: The message names the most frequent reason and its key; `python -m pipelines.versions rejected`
+            lists the rows.
         max_degraded_share: Largest share of the products that may be indexed without a picture or value that could not
             be used, 0 to 1: a picture host that is down for a night must not turn an index into one of texts. null for
             no limit.
+            Remedy: Run again when the host is back: only what failed is fetched.
         max_row_change: Largest change of the number of products from the published version, as a share of it (0.2: a
             fifth more or fewer); null for no limit. By default 0.3: the loss of one of three files of an export is
             held back, a season's assortment is not.
+            Remedy: Is the export whole? Where the change is meant, the option that the message names lets it pass.
         canaries: Queries that must find certain products, a list of {query, ids, k} or a YAML file with such a list: a
             version in which one of them misses an id among its first k is held back. They are few, the searches that
             a shop would be called about, and are asked of the new version before it is published.
+            Remedy: `python -m pipelines.search --version ID --why-not PRODUCT` says what keeps the product out.
         queries: Texts whose first ten answers are compared with those of the version before, in the report: a list, or
             a file with one a line. null: titles of the catalog are drawn.
     """

@@ -64,7 +64,11 @@ SHARDS_OF_SAMPLE = 32
 
 
 class EmptyCatalogError(Exception):
-    """No product of the catalog could be embedded."""
+    """No product of the catalog could be embedded.
+
+    Remedy: The message counts the reasons: name other `catalog.id_field`, `catalog.text_fields` or
+        `catalog.image_field`, or mend the export.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -73,11 +73,19 @@ class _UnusedCopies:
 
 
 class LeaseHeldError(Exception):
-    """Another run holds the work URI."""
+    """Another run holds the work URI.
+
+    Remedy: Wait for the run that is named: it publishes. A dead one's lease is taken over by itself after
+        `work.takeover_seconds`.
+    """
 
 
 class LeaseLostError(Exception):
-    """This run held the work URI, and another one has taken it over: it must not publish or remove anything."""
+    """This run held the work URI, and another one has taken it over: it must not publish or remove anything.
+
+    Remedy: Nothing: the other run publishes. If that happens again, this machine pauses for longer than
+        `work.takeover_seconds`: set more.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

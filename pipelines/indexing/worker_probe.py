@@ -42,7 +42,11 @@ _LIMIT_OF_CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
 class WorkerDisagreesError(Exception):
-    """A worker that must not work for this run; the text says which, and why, in one sentence, between marks."""
+    """A worker that must not work for this run; the text says which, and why, in one sentence, between marks.
+
+    Remedy: Install the same Shelfmark and packages on all machines, and give all the same `work.uri`, encoder and
+        device.
+    """
 
     @classmethod
     def because(cls, reason: str) -> WorkerDisagreesError:

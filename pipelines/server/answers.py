@@ -33,7 +33,10 @@ from pipelines.server.served import ServedIndex, ServedVersion
 
 
 class RequestError(Exception):
-    """A request that is not answered: HTTP status, a word for programs, a sentence for people."""
+    """A request that is not answered: HTTP status, a word for programs, a sentence for people.
+
+    Remedy: Correct the request as the sentence says; of 503, wait or publish again.
+    """
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)

@@ -1,6 +1,6 @@
 """Makes the README's picture of a report: two nights of the drawn shop, the second one with faults, in a browser.
 
-    python -m tests.benchmarks.report_picture [--out tests/benchmarks/report.png]
+    python -m tests.benchmarks.report_picture [--out guides/report.png]
 
 Needs Chromium and Playwright (`pip install playwright`); `--chromium` names the browser.
 """
@@ -55,7 +55,7 @@ def run(folder: Path, *options: str) -> str:
 def main() -> None:
     """Writes the picture."""
     parser = argparse.ArgumentParser(description="The README's picture of a report.")
-    parser.add_argument("--out", default="tests/benchmarks/report.png")
+    parser.add_argument("--out", default="guides/report.png")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

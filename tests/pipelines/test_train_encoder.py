@@ -289,7 +289,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(shop, whole_run, tm
 
 
 def test_what_fails_while_it_trains_ends_with_1(pairs, tmp_path, capsys):
-    given = ["--data.uri", pairs, "--out", str(tmp_path / "out"), *QUICK, "--training.learning_rate", "1.0e30"]
+    given = ["--data.uri", pairs, "--out", str(tmp_path / "out"), *QUICK, "--training.learning_rate", "1.0e+30"]
     assert run_command(main, [*given, "--training.batch_size", "2", "--training.epochs", "3"]) == 1
     assert capsys.readouterr().err.endswith("Run the same command again to go on from the last checkpoint.\n")
     assert not (tmp_path / "out").exists()

@@ -31,6 +31,8 @@ NULL_VALUES = ("NULL", "Null", "null", "\\N", "NaN", "nan", "None", "none", "N/A
 
 USUAL_RECORD_BYTES = 64 << 20
 """`catalog.max_record_bytes` where it is not given; a product's texts and pictures together."""
+USUAL_FILE_RATIO = 500.0
+"""`catalog.max_file_ratio` where it is not given."""
 
 USUAL_SHARD_ROWS = 4096
 """Rows of a shard where `catalog.shard_rows` is `auto` and nobody has worked out a size."""
@@ -207,7 +209,7 @@ class CatalogConfig:
     shard_rows: int | Literal["auto"] = "auto"
     shard_bytes: int = 64 << 20
     max_record_bytes: int = USUAL_RECORD_BYTES
-    max_file_ratio: float = 500.0
+    max_file_ratio: float = USUAL_FILE_RATIO
 
     def __post_init__(self) -> None:
         uris = self.uris

@@ -89,10 +89,14 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
                 problems = {at: why for at, why in enumerate(rows.column(PROBLEM).to_pylist()) if why is not None}
             rows = rows.drop_columns([LINE, PROBLEM])
         rows = at_paths(rows, config)
+        oversized = oversized_rows(rows, config.max_record_bytes)
         if not is_text:
+            if oversized:  # before they are written out
+                places = np.arange(rows.num_rows)
+                rows = rows.take(pa.array(places, mask=np.isin(places, list(oversized))))
             rows = plain_columns(rows, config)
             problems |= dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
-        problems = oversized_rows(rows, config.max_record_bytes) | problems
+        problems = oversized | problems
         wrong = {at: why for at, why in problems.items() if why != LEFT_OUT}
         letters = [malformed(Place(part.file.name, unit, int(numbers[at])), why) for at, why in wrong.items()]
         rows = with_partitions(rows, part.file.partitions, config.fields)

@@ -56,8 +56,9 @@ _KEY = "key."  # before a key's name in argparse's namespace: apart from a comma
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function over arguments, by default those of the process, and give the exit code.
 
-    It is what `main` gave; 2 after an error that our rooms raise on purpose, 1 where work had begun, its message on
-    stderr; 130 after Ctrl-C (the long jobs hear it by `stopping.end_on_signals`, and SIGTERM too: 143).
+    It is what `main` gave; 2 after an error that our rooms raise on purpose, 1 where work had begun
+    (`exit_codes.failures_of_work`), its message on stderr; 130 after Ctrl-C (the long jobs hear it by
+    `stopping.end_on_signals`, and SIGTERM too: 143).
     """
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0

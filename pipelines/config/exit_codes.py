@@ -1,6 +1,7 @@
 """Exit codes tell what became of a command, so that a scheduler can act on them.
 
-An error that our rooms raise on purpose is a refusal until work begins, and a failure from then on.
+An error that our rooms raise on purpose is a refusal until work begins, and a failure from then on: `failures_of_work`
+stands around the work of every command. What each command gives: run_configs/deploy/README.md.
 """
 
 from __future__ import annotations
@@ -67,12 +68,16 @@ class RunFailedError(Exception):
     """
 
 
+CONTINUES = "Run the same command again to continue from what is complete."
+
+
 @contextmanager
-def failures_of_work(*kinds: type[Exception]) -> Iterator[None]:
+def failures_of_work(*kinds: type[Exception], remedy: str = CONTINUES) -> Iterator[None]:
     """Makes RunFailedError of errors within the block that would otherwise be taken for refusals.
 
     Args:
         kinds: Which; by default all that our rooms raise on purpose.
+        remedy: What to do, behind the error's own message; "" for a command that keeps nothing of what it did.
     """
     taken = kinds or EXPECTED_ERRORS
     try:
@@ -80,4 +85,4 @@ def failures_of_work(*kinds: type[Exception]) -> Iterator[None]:
     except NothingBegunError:
         raise
     except taken as error:
-        raise RunFailedError(f"{error}\nRun the same command again to continue from what is complete.") from error
+        raise RunFailedError(f"{error}\n{remedy}".rstrip()) from error

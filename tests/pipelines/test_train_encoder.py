@@ -286,3 +286,10 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(shop, whole_run, tm
     assert run_command(main, of_a_long_run(shop, tmp_path / "out")) == 0
     resumed = load_file(tmp_path / "out" / "weights.safetensors")
     assert all(resumed[name].numpy().tobytes() == weight.numpy().tobytes() for name, weight in whole_run.items())
+
+
+def test_what_fails_while_it_trains_ends_with_1(pairs, tmp_path, capsys):
+    given = ["--data.uri", pairs, "--out", str(tmp_path / "out"), *QUICK, "--training.learning_rate", "1.0e+30"]
+    assert run_command(main, [*given, "--training.batch_size", "2", "--training.epochs", "3"]) == 1
+    assert capsys.readouterr().err.endswith("Run the same command again to go on from the last checkpoint.\n")
+    assert not (tmp_path / "out").exists()

@@ -284,6 +284,15 @@ def test_the_command_refuses_what_it_cannot_serve(tmp_path, capsys):
     assert "max_k is 0" in capsys.readouterr().err
 
 
+def test_an_application_that_does_not_start_ends_with_1(folder, monkeypatch):
+    def start(self: object) -> None:
+        raise RuntimeError("no thread")
+
+    monkeypatch.setattr("pipelines.server.served.Refresher.start", start)
+    options = ["--index", str(folder / "index"), "--server.port", "0"]
+    assert run_command(serve.main, options) == 1
+
+
 def test_the_index_of_the_command_line_is_the_default_and_may_have_graphs(tmp_path, capsys):
     (tmp_path / "serve.yaml").write_text("server: {indexes: {other: a, main: b}}\n")
     options = ["--config", str(tmp_path / "serve.yaml"), "--index", str(tmp_path), "--server.onnx_uri.main", "graphs"]

@@ -38,9 +38,7 @@ def test_the_keys_of_the_page_are_keys() -> None:
     known = {key.name for key in list_keys(JobConfig)}
     found = set(re.findall(r"(?<![/\w])((?:catalog|fetch|decode|gates|index|work)\.[a-z_]+)", PAGE))
     assert found <= known | {"catalog.where"}, found - known
-    table = re.findall(
-        r"^\| (`[^|]*) \|", PAGE[PAGE.index("`--catalog.KEY`") : PAGE.index("## Size")], re.M
-    )
+    table = re.findall(r"^\| (`[^|]*) \|", PAGE[PAGE.index("`--catalog.KEY`") : PAGE.index("## Size")], re.M)
     keys = {name for row in table for name in re.findall(r"`([a-z_]+)", row)} - {"title", "images"}
     assert keys <= {field.name for field in dataclasses.fields(CatalogConfig)}, keys
 

@@ -14,13 +14,17 @@ import itertools
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("encoders", "index_builder", "pipelines")
 PAGE, MESSAGES = ROOT / "guides" / "errors.md", ROOT / "guides" / "messages.md"
+SENTENCES = ("pipelines/config/command_line.py", "pipelines/config/validation.py")
+"""Modules that make their sentences before they raise one ConfigError with all of them."""
 SECTIONS = r"\n\s*(?:Attributes|Args|Raises):\n"
 
 
@@ -77,14 +81,7 @@ def kinds() -> list[Raised]:
     for raised in found.values():
         by_name[raised.name].append(raised)
     for module, tree in modules().items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and (makes := by_name.get(_last_name(node.func))):
-                raised = next((each for each in makes if each.room == module.split("/")[0]), makes[0])
-                raised.messages.add(" ".join(filter(None, map(_pattern, node.args))))
-            elif isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
-                # A section of the config refuses a value by ValueError, and the command line makes one of ours of it.
-                (config_error,) = by_name["ConfigError"]
-                config_error.messages |= set(_refusals(node))
+        _note_messages(module, tree, by_name)
     for raised in found.values():
         raised.messages.discard("")
         if raised.name.startswith("_"):
@@ -94,11 +91,45 @@ def kinds() -> list[Raised]:
     return sorted(shown, key=lambda raised: (raised.room, raised.name))
 
 
-def _refusals(function: ast.FunctionDef) -> list[str]:
-    calls = [
-        node for node in ast.walk(function) if isinstance(node, ast.Call) and _last_name(node.func) == "ValueError"
-    ]
-    return [_pattern(call.args[0]) for call in calls if call.args]
+def _note_messages(module: str, tree: ast.Module, by_name: dict[str, list[Raised]]) -> None:
+    """Adds the messages that a module makes to their kinds."""
+    room, (config_error,) = module.split("/")[0], by_name["ConfigError"]
+    helpers: dict[str, list[tuple[Raised, list[str], ast.Call]]] = defaultdict(list)
+    for function in (each for each in tree.body if isinstance(each, ast.FunctionDef)):
+        parameters = [each.arg for each in (*function.args.posonlyargs, *function.args.args)]
+        for call, raised in _made_in(function, room, by_name):
+            words = {each.id for argument in call.args for each in ast.walk(argument) if isinstance(each, ast.Name)}
+            if words.intersection(parameters) and function.name.startswith("_"):
+                helpers[function.name].append((raised, parameters, call))
+    called = {name: calls for name in helpers if (calls := [node for node in ast.walk(tree)
+              if isinstance(node, ast.Call) and _last_name(node.func) == name])}  # fmt: skip
+    told_by_callers = {id(call) for name in called for _, _, call in helpers[name]}
+    for call, raised in _made_in(tree, room, by_name):
+        if id(call) not in told_by_callers:
+            raised.messages.add(_message(call))
+    for name, calls in called.items():
+        for raised, parameters, made in helpers[name]:
+            given = (dict(zip(parameters, call.args, strict=False)) for call in calls)
+            raised.messages |= {_message(made, each) for each in given}
+    for node in ast.walk(tree):
+        # A section of the config refuses a value by ValueError, of which the command line makes one of its sentences.
+        if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+            calls = [each for each in ast.walk(node) if isinstance(each, ast.Call)]
+            config_error.messages |= {_message(each) for each in calls if _last_name(each.func) == "ValueError"}
+        elif isinstance(node, ast.JoinedStr) and module in SENTENCES:
+            text = _pattern(node)
+            config_error.messages |= {text} if re.search("expected|unknown|found", text) else set()
+
+
+def _made_in(tree: ast.AST, room: str, by_name: dict[str, list[Raised]]) -> Iterator[tuple[ast.Call, Raised]]:
+    """The calls below a node that make an exception, with its class: that of the room where two have one name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (makes := by_name.get(_last_name(node.func))):
+            yield node, next((each for each in makes if each.room == room), makes[0])
+
+
+def _message(call: ast.Call, given: Mapping[str, ast.expr] = MappingProxyType({})) -> str:
+    return " ".join(filter(None, (_pattern(each, given) for each in call.args)))
 
 
 def _last_name(node: ast.expr) -> str:
@@ -108,21 +139,28 @@ def _last_name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _pattern(node: ast.expr) -> str:
-    """A text as people see it, with `<name>` for what is filled in; "" for what is no text of the source."""
+def _pattern(node: ast.expr, given: Mapping[str, ast.expr] = MappingProxyType({})) -> str:
+    """A text as people see it, with `<name>` for what is filled in; "" for what is no text of the source.
+
+    Args:
+        given: What stands for the parameters of the function that makes the text.
+    """
+    if isinstance(node, ast.Name) and node.id in given:
+        return _pattern(given[node.id])
     if isinstance(node, ast.Constant) and not isinstance(node.value, (bytes, bool)):
         return " ".join(str(node.value).split("\n"))
     if isinstance(node, ast.JoinedStr):
-        return "".join(map(_pattern, node.values))
+        return "".join(_pattern(each, given) for each in node.values)
     if isinstance(node, ast.FormattedValue):
-        return _filled_in(node.value)
+        value = given.get(node.value.id, node.value) if isinstance(node.value, ast.Name) else node.value
+        return (_pattern(value) if value is not node.value else "") or _filled_in(value)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _pattern(node.left) + (_pattern(node.right) or _filled_in(node.right))
+        return _pattern(node.left, given) + (_pattern(node.right, given) or _filled_in(node.right))
     if isinstance(node, ast.IfExp):
-        text = " | ".join(filter(None, (_pattern(node.body), _pattern(node.orelse))))
+        text = " | ".join(filter(None, (_pattern(node.body, given), _pattern(node.orelse, given))))
         return text if "<" in text or not text else f"{' ' * text.startswith(' ')}<{text.strip()}>"
     if isinstance(node, (ast.List, ast.Tuple)):
-        return " ".join(filter(None, map(_pattern, node.elts)))
+        return " ".join(filter(None, (_pattern(each, given) for each in node.elts)))
     return ""
 
 

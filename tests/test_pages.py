@@ -40,7 +40,8 @@ def chapters(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
     dead = []
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+    for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", page.read_text(encoding="utf-8")):
+        link = link[0] or link[1]
         where, _, chapter = link.partition("#")
         if link.startswith(("https://", "http://", "mailto:")):
             continue

@@ -49,5 +49,6 @@ def test_the_index_of_the_two_commands_is_that_of_the_catalog() -> None:
 
 
 def test_the_index_of_a_shipped_config_is_that_of_the_page() -> None:
-    (index,) = set(re.findall(r"--index (\S+) ", PAGE[PAGE.index("## What it knows") : PAGE.index("### Shopify, exp")]))
+    section = PAGE[PAGE.index("### Shopify, exp") : PAGE.index("### Shopify, pages")]
+    (index,) = set(re.findall(r"--index (\S+) ", section))
     assert load_job_config(["--config", "catalogs/shopify"]).config.index.uri == index

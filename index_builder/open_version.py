@@ -133,7 +133,7 @@ def _open_files(index_uri: str, manifest: Manifest, verify: Verify) -> OpenVersi
     rows = products.num_rows
     search = ShardSearch(indexes)
     if not checks.has_structure:
-        search.check_lists()
+        search.check_lists(", ".join(storage.join(folder, entry.path) for entry in manifest.index_files()))
     if search.rows != rows:
         raise VerificationError(f"{uri}: expected an index row for each of {rows} products, found {search.rows}")
     files = manifest.refine_files()

@@ -1,13 +1,7 @@
-"""Parquet and Arrow files give their footer to the plan and row ranges to the reader, only the columns needed.
-
-pyarrow tells the rows of an Arrow record batch only by reading the batch. The plan must not read 100 GB to count rows,
-so the footer and the head of each batch are taken apart here: two small flatbuffers, laid out as `File.fbs` and
-`Message.fbs` say (https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format).
-"""
+"""Parquet and Arrow files give their footer to the plan and row ranges to the reader, only the columns needed."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
 from pipelines.catalog.arrow_checks import sound_batch, sound_schema
+from pipelines.catalog.arrow_files import check_packed, read_blocks
 from pipelines.catalog.arrow_types import is_list, plain_row_bytes
 from pipelines.catalog.config import USUAL_FILE_RATIO, CatalogError
 from pipelines.catalog.limits import bounded_batches, check_unpacked, row_bytes
@@ -33,15 +28,9 @@ class ColumnFile:
     chunk_bytes: np.ndarray
 
 
-_MAGIC = b"ARROW1"
-_TRAILER_BYTES = 4 + len(_MAGIC)
-_CONTINUATION = b"\xff\xff\xff\xff"
-_BLOCK = struct.Struct("<qi4xq")  # offset, metadata bytes, padding, body bytes
 # Column chunks of Parquet are streamed, never held whole; on a remote store each refill is one request.
 _LOCAL_BUFFER_BYTES = 1 << 20
 _REMOTE_BUFFER_BYTES = 8 << 20
-_FOOTER_RECORD_BATCHES, _MESSAGE_HEADER = 3, 2  # field numbers in their tables
-_BATCH_LENGTH, _BATCH_BUFFERS, _BATCH_COMPRESSION = 0, 2, 3
 _BYTES_OF_VALUE = 4
 """What a value takes in memory at least, though a file may hold a million nulls in a few bytes."""
 _MOST_TIMES = 8
@@ -55,9 +44,9 @@ def read_arrow_footer(uri: str, columns: Sequence[str], max_file_ratio: float = 
     """
     with stores.open_input(uri) as source, pa.ipc.open_file(source) as reader:
         schema, size = sound_schema(reader.schema, uri), source.size()
-    rows, stored = _read_batches(uri)
-    check_unpacked(uri, size, _BYTES_OF_VALUE * int(rows.sum()), max_file_ratio)
-    return ColumnFile(schema, rows, stored)
+    blocks = read_blocks(uri)
+    check_unpacked(uri, size, _BYTES_OF_VALUE * int(blocks.rows.sum()), max_file_ratio)
+    return ColumnFile(schema, blocks.rows, np.array([block.body_bytes for block in blocks.batches], np.int64))
 
 
 def iter_arrow_rows(
@@ -75,7 +64,8 @@ def iter_arrow_rows(
     One record batch of the file is in memory at a time, of the columns that hold the named fields (see `paths`);
     CatalogError for one that unpacks to more than `max_file_ratio` times what it takes in the file.
     """
-    blocks, rows = _read_blocks(uri)
+    blocks = read_blocks(uri)
+    rows = blocks.rows
     ends = np.cumsum(rows)
     with stores.open_input(uri) as source:
         with pa.ipc.open_file(source) as whole:
@@ -83,13 +73,14 @@ def iter_arrow_rows(
             names = list(dict.fromkeys(root for fields in needed for root, *_ in fields))
             fields = [whole.schema.get_field_index(name) for name in names]
         with pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields)) as reader:
+            check_packed(source, uri, blocks.dictionaries, max_file_ratio)
             first = int(np.searchsorted(ends, start, side="right"))
             for number in range(first, len(rows)):
                 begin = int(ends[number] - rows[number])
                 if begin >= stop:
                     break
                 lower, upper = max(start - begin, 0), min(stop - begin, int(rows[number]))
-                _check_packed(source, uri, blocks[number], max_file_ratio)
+                check_packed(source, uri, [blocks.batches[number]], max_file_ratio)
                 batch = sound_batch(reader.get_batch(number), uri).select(names)
                 if batch.num_rows < upper:
                     raise CatalogError(f"{uri}: expected {rows[number]} rows in batch {number}, found {batch.num_rows}")
@@ -99,105 +90,23 @@ def iter_arrow_rows(
                 yield from bounded_batches(batch, size, _MOST_TIMES * batch_bytes)
 
 
-def _read_batches(uri: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and bytes of each record batch, `[G]` int64 each."""
-    blocks, rows = _read_blocks(uri)
-    return rows, np.array([body_bytes for _, _, body_bytes in blocks], np.int64)
-
-
-def _read_blocks(uri: str) -> tuple[list[tuple[int, int, int]], np.ndarray]:
-    """(offset, metadata bytes, body bytes) of each record batch, and its rows, `[G]` int64."""
-    with stores.open_input(uri) as source:
-        size = source.size()
-        trailer = source.read_at(_TRAILER_BYTES, max(0, size - _TRAILER_BYTES))
-        if len(trailer) < _TRAILER_BYTES or not trailer.endswith(_MAGIC):
-            raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found no footer at its end: is it cut off?")
-        footer_bytes = int.from_bytes(trailer[:4], "little")
-        footer = source.read_at(footer_bytes, size - _TRAILER_BYTES - footer_bytes)
-    try:
-        blocks = _footer_blocks(footer)
-        heads = stores.read_ranges(uri, [(offset, offset + length) for offset, length, _ in blocks]) if blocks else []
-        rows = [_batch_rows(head) for head in heads]
-    except (struct.error, IndexError) as error:
-        raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found a damaged footer ({error})") from error
-    if any(count < 0 for count in rows):
-        raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found a damaged footer (rows below zero)")
-    return blocks, np.array(rows, np.int64)
-
-
-def _check_packed(source: pa.NativeFile, uri: str, block: tuple[int, int, int], max_file_ratio: float) -> None:
-    """CatalogError where the buffers of a compressed record batch say that they unpack to far more than they are."""
-    offset, head_bytes, body_bytes = block
-    try:
-        buffers = packed_buffers(source.read_at(head_bytes, offset))
-        if not buffers:
-            return
-        body = offset + head_bytes
-        sizes = [int.from_bytes(source.read_at(8, body + at), "little", signed=True) for at, size in buffers if size]
-    except (struct.error, IndexError) as error:
-        raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found a damaged batch ({error})") from error
-    check_unpacked(uri, body_bytes, sum(max(0, size) for size in sizes), max_file_ratio)
-
-
-def packed_buffers(head: bytes) -> list[tuple[int, int]]:
-    """(place in the body, bytes) of each buffer of a record batch, by its head; none where it is not compressed."""
-    message = head[8:] if head.startswith(_CONTINUATION) else head[4:]
-    header = _field(message, _u32(message, 0), _MESSAGE_HEADER)
-    if header is None:
-        raise struct.error("a record batch without a header")
-    batch = header + _u32(message, header)
-    buffers = _field(message, batch, _BATCH_BUFFERS)
-    if buffers is None or _field(message, batch, _BATCH_COMPRESSION) is None:
-        return []
-    vector = buffers + _u32(message, buffers)
-    count = _u32(message, vector)
-    return [struct.unpack_from("<qq", message, vector + 4 + number * 16) for number in range(count)]
-
-
-def _footer_blocks(footer: bytes) -> list[tuple[int, int, int]]:
-    """(offset, metadata bytes, body bytes) of each record batch."""
-    field = _field(footer, _u32(footer, 0), _FOOTER_RECORD_BATCHES)
-    if field is None:
-        return []
-    vector = field + _u32(footer, field)
-    count = _u32(footer, vector)
-    return [_BLOCK.unpack_from(footer, vector + 4 + number * _BLOCK.size) for number in range(count)]
-
-
-def _batch_rows(head: bytes) -> int:
-    """The row count from the head of a record batch."""
-    message = head[8:] if head.startswith(_CONTINUATION) else head[4:]
-    header = _field(message, _u32(message, 0), _MESSAGE_HEADER)
-    if header is None:
-        raise struct.error("a record batch without a header")
-    length = _field(message, header + _u32(message, header), _BATCH_LENGTH)
-    return 0 if length is None else int(struct.unpack_from("<q", message, length)[0])
-
-
-def _field(buffer: bytes, table: int, number: int) -> int | None:
-    """Where a field of a flatbuffer table stands; None where it has its default."""
-    vtable = table - struct.unpack_from("<i", buffer, table)[0]
-    if 4 + 2 * number >= struct.unpack_from("<H", buffer, vtable)[0]:
-        return None
-    offset = struct.unpack_from("<H", buffer, vtable + 4 + 2 * number)[0]
-    return table + offset if offset else None
-
-
-def _u32(buffer: bytes, position: int) -> int:
-    return int(struct.unpack_from("<I", buffer, position)[0])
-
-
 def read_parquet_footer(uri: str, columns: Sequence[str], max_file_ratio: float = USUAL_FILE_RATIO) -> ColumnFile:
     """Schema, and rows and stored bytes of the named fields in each row group, from the footer alone.
 
     CatalogError where these fields hold more than `max_file_ratio` times the bytes of the file.
     """
     with stores.open_input(uri) as source:
-        size = source.size()
-        metadata = pq.read_metadata(source)
-        chunks = read_chunks(source, uri, metadata.num_columns)
+        return parquet_footer(source, uri, columns, max_file_ratio)
+
+
+def parquet_footer(
+    source: pa.NativeFile, uri: str, columns: Sequence[str] | None, max_file_ratio: float = USUAL_FILE_RATIO
+) -> ColumnFile:
+    """The same of a file that is open; None stands for all columns."""
+    size, metadata = source.size(), pq.read_metadata(source)
+    chunks = read_chunks(source, uri, metadata.num_columns)
     schema = sound_schema(metadata.schema.to_arrow_schema(), uri)
-    leaves, _ = _leaves(metadata, schema, columns)
+    leaves = list(range(metadata.num_columns)) if columns is None else _leaves(metadata, schema, columns)[0]
     held = np.maximum(chunks.uncompressed[:, leaves], _BYTES_OF_VALUE * chunks.values[:, leaves])
     check_unpacked(uri, size, int(held.sum(dtype=np.float64)), max_file_ratio)
     return ColumnFile(schema, chunks.rows, chunks.compressed[:, leaves].sum(axis=1))

@@ -49,6 +49,18 @@ def check_unpacked(uri: str, size: int, unpacked: int, max_ratio: float) -> None
         raise _too_much(uri, size, unpacked, max_ratio)
 
 
+def lines_within_ratio(lines: Iterable[bytes | str], uri: str, size: int, max_ratio: float) -> Iterator[bytes | str]:
+    """What was made of a file of `size` bytes; CatalogError once it is more than `catalog.max_file_ratio` times that.
+
+    A text that a workbook holds once may stand in every cell.
+    """
+    made = 0
+    for line in lines:
+        made += len(line)
+        check_unpacked(uri, size, made, max_ratio)
+        yield line
+
+
 def row_bytes(rows: pa.RecordBatch) -> np.ndarray:
     """Bytes of each row once dictionaries, run ends and views are written out, int64 `[R]`."""
     return sum((plain_row_bytes(column) for column in rows.columns), np.zeros(rows.num_rows, np.int64))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -76,6 +77,8 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
 def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batch_rows: int) -> Iterator[RawBatch]:
     row = part.start
     read, is_text = _ROW_READERS[shard.format], part.file.is_text
+    if shard.format == "arrow":
+        read = partial(read, max_file_ratio=config.max_file_ratio)
     has_lines = is_text or config.group_by is not None
     columns = [*config.fields, LINE, PROBLEM] if has_lines else list(config.fields)
     for rows in read(part.path, part.start, part.stop, columns, batch_rows=batch_rows, batch_bytes=BATCH_BYTES):

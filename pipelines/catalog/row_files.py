@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipelines.catalog import column_files, stores
 from pipelines.catalog.arrow_checks import sound_batch, sound_schema
+from pipelines.catalog.arrow_files import CheckedStream
 from pipelines.catalog.arrow_types import plain
 from pipelines.catalog.config import CatalogError
 from pipelines.catalog.limits import within_ratio
@@ -56,7 +57,7 @@ def write_copy(file: CatalogFile, path: str, max_file_ratio: float) -> None:
     """Writes what a compressed file holds, and an Arrow stream as an Arrow file."""
     if file.compression is None:
         with stores.open_input(file.uri, from_start_to_end=True) as source:
-            _write_arrow_file(file, source, path)
+            _write_arrow_file(file, source, path, max_file_ratio)
         return
     with open(path, "wb") as sink:
         for chunk in within_ratio(iter_bytes(file.uri, file.compression), file, max_file_ratio):
@@ -65,13 +66,13 @@ def write_copy(file: CatalogFile, path: str, max_file_ratio: float) -> None:
         # An open file keeps its content when its name is given away: the stream is read while the file takes its place.
         with stores.open_input(path) as stream:
             os.unlink(path)
-            _write_arrow_file(file, stream, path)
+            _write_arrow_file(file, stream, path, max_file_ratio)
 
 
-def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str) -> None:
+def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str, max_file_ratio: float) -> None:
     """Copies a stream batch by batch. Dictionaries are written out: a stream may replace them, a file may not."""
     try:
-        with pa.ipc.open_stream(source) as stream:
+        with pa.ipc.open_stream(CheckedStream(source, file.uri, max_file_ratio)) as stream:
             types = [field.type for field in sound_schema(stream.schema, file.uri)]
             types = [each.value_type if pa.types.is_dictionary(each) else each for each in types]
             schema = pa.schema(list(zip(stream.schema.names, types, strict=True)))

@@ -2,7 +2,7 @@
 
 A night, a job service, a pool of workers and each worker of two are processes of their own, with threads, sockets and
 an end of their own; the six seconds of imports, in which nothing can be lost, are spent once. This process must stay
-without threads: it is forked from. What needs FAISS or torch to look at an index does so in a fork (`trials.run_apart`).
+without threads: it is forked from. What opens an index with FAISS does so in a fork (`trials.run_apart`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,22 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 LONGEST_SECONDS = 600.0
 _POLL_SECONDS = 0.02
+
+_LOADED = (
+    *(f"apache_beam.{name}" for name in ("runners.portability.portable_runner", "testing.test_stream")),
+    *("apache_beam.runners.portability.fn_api_runner.fn_runner", "apache_beam.runners.worker.worker_pool_main"),
+    *("matplotlib.backends.backend_svg", "matplotlib.figure", "transformers.models.bert.modeling_bert"),
+    *("encoders.encoder", "encoders.saved_encoder", "pipelines.embed_catalog", "pipelines.report.plots"),
+    *(f"pipelines.indexing.{name}" for name in ("catalog_source", "forecast", "job")),
+    *("tests.encoders.tiny", "tests.pipelines.indexing.job"),
+)
 
 _forked: set[int] = set()
 
@@ -33,22 +43,8 @@ def load() -> None:
     os.environ.update(OMP_WAIT_POLICY="PASSIVE", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # else NumPy starts threads while it is loaded
         os.environ.setdefault(name, "1")
-    import apache_beam.runners.portability.fn_api_runner.fn_runner
-    import apache_beam.runners.portability.portable_runner
-    import apache_beam.runners.worker.worker_pool_main
-    import apache_beam.testing.test_stream
-    import matplotlib.backends.backend_svg
-    import matplotlib.figure
-    import transformers.models.bert.modeling_bert  # noqa: F401
-
-    import encoders.encoder
-    import encoders.saved_encoder
-    import pipelines.embed_catalog
-    import pipelines.indexing.catalog_source
-    import pipelines.indexing.forecast
-    import pipelines.indexing.job
-    import pipelines.report.plots  # noqa: F401
-    import tests.pipelines.indexing.job  # noqa: F401
+    for name in _LOADED:
+        import_module(name)
     from index_builder import verify
 
     verify.STATM = Path("/none")  # the fresh process that measures a server's memory costs a third of the night
@@ -101,7 +97,7 @@ def _be_fork(run: Callable[..., int], arguments: Sequence[Any], log: Path) -> No
         code = run(*arguments)
     except SystemExit as stop:
         code = int(stop.code or 0)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - it is written down, and the process ends
         traceback.print_exc()
     finally:
         with suppress(Exception):
@@ -196,8 +192,11 @@ def be_job_service(folder: Path) -> int:
     """Beam's job service; its port stands in the file `job-service`."""
     from apache_beam.runners.portability.local_job_service import LocalJobServicer
 
-    _announce(folder, "job-service", LocalJobServicer().start_grpc_server(0))
-    threading.Event().wait()
+    from pipelines.indexing.beam_run import tasks_of_lost_workers_fail
+
+    with tasks_of_lost_workers_fail():  # its runner is that of a night with worker processes, and waits as that did
+        _announce(folder, "job-service", LocalJobServicer().start_grpc_server(0))
+        threading.Event().wait()
     return 0
 
 

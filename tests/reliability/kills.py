@@ -234,12 +234,16 @@ def run(trials: int, seed: int, kept: Path | None = None, kinds: tuple[str, ...]
             killed = number = 0
             while killed < trials // len(kinds):
                 number += 1
-                before = [name for name, trial in outcomes.done if name.startswith(kind) and trial.startswith(f"({number},")]
+                before = [
+                    name for name, trial in outcomes.done if name.startswith(kind) and trial.startswith(f"({number},")
+                ]
                 if f"{kind}, night" in before:
                     killed += len(before) - 1
                     continue
                 ground.clear()
-                for step, (victim, outcome) in enumerate(attempt(ground, Random(f"{seed} {kind} {number}"), files, expected)):
+                for step, (victim, outcome) in enumerate(
+                    attempt(ground, Random(f"{seed} {kind} {number}"), files, expected)
+                ):
                     name = f"{kind}, night" if victim == "night" else f"{kind}, {victim} killed"
                     outcomes.add(name, (number, step), outcome)
                     killed += victim != "night"

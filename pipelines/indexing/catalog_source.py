@@ -59,6 +59,7 @@ from pipelines.indexing.shard_files import (
     summaries_of,
 )
 from pipelines.indexing.shard_size import choose_size, first_guess, read_last_size
+from pipelines.indexing.tower_memory import TowerMemory
 from pipelines.indexing.transforms import MakeShard, Once, ShardPlan, run_on_workers
 from pipelines.indexing.work_folder import CatalogNote, note_index, noted_catalog
 from pipelines.indexing.worker_cores import core_share
@@ -406,7 +407,7 @@ def embedding(
     fetch, decode = fetch.shared_out(share.processes), decode.on_cores(share.threads)
     log.info("%s", share.describe(decode_threads=decode.threads, fetch_threads=fetch.threads))
     with share.limited():  # an encoder keeps the threads that it begins with
-        towers: ProductEncoder = once(lambda: load_encoder(encoder))
+        towers, memory = once(lambda: (load_encoder(encoder), TowerMemory()))
     left = None if previous is None else previous.open()
     opened = ProductPreparer.open(
         *(catalog, fetch, decode), inputs=towers, previous=left, per_image=encoder.vectors == "per_image"
@@ -417,6 +418,7 @@ def embedding(
             measured = measuring.of_shard(task.position) if measuring is not None else 0
             return embed_shard(
                 *(towers, preparer, task.rows, task.files),
+                memory=memory,
                 measured=measured,
                 thumbnail_side=thumbnail_side,
                 on_progress=on_progress,

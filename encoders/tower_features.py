@@ -33,6 +33,8 @@ class _Below(nn.Module):
         self.tower, self.dim = tower, tower.feature_dim
         if isinstance(tower, ImageTower):
             self.mean = tower.mean
+        if isinstance(tower, TextTower):
+            self.packs, self.packed = tower.packs, tower.features_packed
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Vectors `[., F]`."""

@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel
 
 from encoders.architecture import ClipArchitecture
 from encoders.checkpoint import file_sha256, local_folder, read_config, safetensors_files
@@ -102,6 +101,8 @@ class ImageCheckpoint:
         return visual
 
     def _load_transformers(self) -> nn.Module:
+        from transformers import AutoModel  # takes seconds, which a tower of timm does without
+
         options = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
         try:
             with quiet_transformers():
@@ -170,6 +171,8 @@ def build_backbone(architecture: ClipArchitecture) -> ImageModel:
             if not values.get("fixed_input_size"):
                 visual = visual.to(memory_format=torch.channels_last)  # convolutions run a fifth faster so
             return ImageModel(visual=StagePooled(visual) if values.get("stages") else visual)
+        from transformers import AutoConfig, AutoModel
+
         config = AutoConfig.for_model(values["model_type"], **{k: v for k, v in values.items() if k != "model_type"})
         return ImageModel(visual=TransformersVision(AutoModel.from_config(config)))
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -231,6 +234,8 @@ def _find_transformers(folder: Path, values: dict[str, Any], spec: TowerSpec) ->
     config = values.get("vision_config", values)
     if "vision_config" in values and "model_type" not in config:
         config = {**config, "model_type": f"{values.get('model_type')}_vision_model"}
+    from transformers import AutoConfig
+
     if "model_type" not in config:
         raise CheckpointError(f"{folder}/config.json names no model_type: expected a vision model of transformers")
     try:  # with the defaults that the folder leaves out

@@ -161,8 +161,12 @@ def _last_exception(text: str) -> str:
 
 def has_workers(options: BeamOptions) -> bool:
     """Whether the work is done by other processes than this one, here or on other machines."""
-    elsewhere = str(options.view_as(StandardOptions).runner) not in StandardOptions.LOCAL_RUNNERS
-    return elsewhere or options.view_as(DirectOptions).direct_running_mode == "multi_processing"
+    return works_elsewhere(options) or options.view_as(DirectOptions).direct_running_mode == "multi_processing"
+
+
+def works_elsewhere(options: BeamOptions) -> bool:
+    """Whether other machines may do the work."""
+    return str(options.view_as(StandardOptions).runner) not in StandardOptions.LOCAL_RUNNERS
 
 
 def _is_no_job_error(line: logging.LogRecord) -> bool:

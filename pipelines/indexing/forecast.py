@@ -36,7 +36,8 @@ from pipelines.indexing.bill import Bill, make_out_bill, print_bill
 from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.catalog_view import CatalogView, print_config_to_keep, print_view
-from pipelines.indexing.embed_shard import PreparedBatch, ProductPreparer, StepTimer
+from pipelines.indexing.cpu_time import StepTimer
+from pipelines.indexing.embed_shard import PreparedBatch, ProductPreparer
 from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.job import plan_run, read_asked
 from pipelines.indexing.progress import index_lines

@@ -29,7 +29,6 @@ from encoders import (
     load_query_encoder,
     save_query_encoder,
 )
-from encoders import checkpoint as checkpoints
 from encoders.image_tower import build_clip
 from encoders.running import ImageRunner, Lanes, Placement
 from encoders.saved_encoder import resolve_encoder, save_encoder
@@ -305,7 +304,7 @@ def test_shipped_configs_load_through_the_hubs_one_door(name, asked, tmp_path, m
         names.add(hub_name)
         return str(folder)
 
-    monkeypatch.setattr(checkpoints, "snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     monkeypatch.setattr(open_clip, "get_model_config", lambda name: copy.deepcopy(SIGLIP))
     shipped = build_config(JobConfig, read_config_file(name).data, origins={}).encoder
     assert shipped.precision == "auto"
@@ -327,7 +326,7 @@ def test_a_hub_name_goes_through_the_one_door(folders, monkeypatch):
         asked.append(name)
         return folders["timm"].checkpoint
 
-    monkeypatch.setattr(checkpoints, "snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     config = images_alone(TowerSpec(library="timm", checkpoint="timm/test_efficientnet.r160_in1k"))
     assert check_encoder(config).fingerprint == check_encoder(images_alone(folders["timm"])).fingerprint
     assert set(asked) == {"timm/test_efficientnet.r160_in1k"}

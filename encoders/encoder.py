@@ -21,6 +21,7 @@ from encoders.config import ModelName, Precision
 from encoders.image_decoding import AnyImage
 from encoders.image_tower import ClipTextTower
 from encoders.model import EncoderModel, EncoderParts
+from encoders.packed_layers import packing_helps
 from encoders.precision import apply_precision
 from encoders.preprocessing import ImagePreprocessing
 from encoders.query_batches import BaseQueryEncoder
@@ -61,6 +62,8 @@ class ProductEncoder:
         self.text_is_fallback = architecture.text_is_fallback
         self.uses_images = architecture.uses_images
         self._model = move_towers(model, device, precision)
+        if not compiled:
+            pack_towers(model, device)
         self._device, self._precision, self._parts, self._compiled = device, precision, parts, compiled
         self._lanes = Lanes() if device.type == "cpu" else None
         self._placement = placement = Placement(device, batch_size, self._lanes, graphed=device.type == "cuda")
@@ -216,6 +219,13 @@ def move_towers(model: EncoderModel, device: torch.device, precision: Precision)
         if tower is not None:
             apply_precision(tower, precision)
     return model.eval()
+
+
+def pack_towers(model: EncoderModel, device: torch.device) -> None:
+    """Has the product side's towers keep their weights as this device multiplies them fastest (`packed_layers`)."""
+    for tower in (model.document_text, model.clip_text, model.image):
+        if tower is not None and packing_helps(next(tower.parameters()).dtype, device):
+            tower.pack()
 
 
 def _text_runners(

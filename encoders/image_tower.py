@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from encoders.errors import CheckpointError
+from encoders.packed_layers import PackedBlock, pack_layers
 from encoders.preprocessing import ImagePreprocessing
 
 if TYPE_CHECKING:  # open_clip takes seconds to load, which other towers do without
@@ -61,6 +62,11 @@ class ImageTower(nn.Module):
         if self._pools_one_token and not self.visual.transformer.grad_checkpointing:
             return encode_images(self.visual, scaled)
         return self.visual(scaled)
+
+    def pack(self) -> None:
+        """Packs the tower for a CPU (`packed_layers`); it cannot be trained or compiled afterwards."""
+        _pack_blocks(getattr(self.visual, "transformer", None))
+        pack_layers(self)
 
 
 class ClipTextTower(nn.Module):
@@ -108,6 +114,17 @@ class ClipTextTower(nn.Module):
         if isinstance(projection, nn.Module):
             return projection(pooled)
         return pooled if projection is None else pooled @ projection
+
+    def pack(self) -> None:
+        """As `ImageTower.pack`."""
+        if not self.text.use_pad_mask and self.text.cls_emb is None:  # else each text has a mask of its own
+            _pack_blocks(self.text.transformer)
+        pack_layers(self)
+
+
+def _pack_blocks(transformer: Any) -> None:
+    if has_plain_blocks(transformer) and not transformer.grad_checkpointing:
+        transformer.resblocks = nn.ModuleList(PackedBlock(block) for block in transformer.resblocks)
 
 
 def build_clip(model_config: dict[str, Any], *, with_text: bool) -> CustomTextCLIP:
@@ -187,6 +204,8 @@ def run_for_token(transformer: Any, states: Tensor, token: Tensor | None, *, mas
     *blocks, last = transformer.resblocks
     for block in blocks:
         states = block(states, attn_mask=mask)
+    if isinstance(last, PackedBlock):
+        return last.for_token(states, token, mask)
     attention, width = last.attn, states.shape[-1]
     weight, bias, heads = attention.in_proj_weight, attention.in_proj_bias, attention.num_heads
     normed = last.ln_1(states)

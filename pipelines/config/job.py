@@ -236,9 +236,15 @@ class LogConfig:
     format: Literal["text", "json"] = "text"
 
 
+GPU_STAGES = ("embed", "carry", "load")
+"""Whose workers have the GPU, where the towers run on one."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PricesConfig:
     """The `plan.prices:` section, in whatever money: what is null costs nothing, and with none there is no column.
+
+    A night's report tells by the same prices what the last nights cost.
 
     Attributes:
         worker_hour: An hour of one worker.
@@ -260,10 +266,26 @@ class PricesConfig:
             if value is not None and not 0.0 <= value < float("inf"):
                 raise ValueError(f"prices.{each.name} is {value}: expected a number of at least 0, or null")
 
+    def of_stage(self, stage: str, busy_seconds: float, requests: float, read_bytes: float, *, on_gpu: bool) -> float:
+        """What a stage's workers, its requests to the store and what it read cost; without what is kept there.
+
+        Args:
+            on_gpu: Whether the towers run on one.
+        """
+        hour = (self.worker_hour or 0.0) + (self.gpu_hour or 0.0) * (on_gpu and stage in GPU_STAGES)
+        of_store = requests / 1000 * (self.thousand_requests or 0.0) + read_bytes / 1e9 * (self.gb_read or 0.0)
+        return busy_seconds / 3600 * hour + of_store
+
+    @property
+    def prices_work(self) -> bool:
+        """Whether `of_stage` has anything to reckon with."""
+        work = (self.worker_hour, self.gpu_hour, self.thousand_requests, self.gb_read)
+        return any(price is not None for price in work)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanConfig:
-    """The `plan:` section: what `--plan` reckons the bill of a run with. A run itself does not look at it.
+    """The `plan:` section: what `--plan` reckons the bill of a run with. Of a run only its report looks at the prices.
 
     Attributes:
         rows: Rows of a catalog to reckon with, such as 1e9, in the shares that this one shows; null: as many as it has.

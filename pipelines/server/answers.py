@@ -6,6 +6,7 @@ Nothing here knows of HTTP: what cannot be answered is a `RequestError` with the
 from __future__ import annotations
 
 import base64
+import os
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -177,11 +178,14 @@ class Answers:
     def __init__(self, config: ServerJobConfig, indexes: dict[str, ServedIndex], metrics: ServerMetrics) -> None:
         self._config, self.indexes, self._metrics = config, indexes, metrics
         most = config.server.max_batch
+        # One core answers requests; the others encode and search. A short search shared out over cores takes longer
+        # than on one, and several times the CPU time while others want these cores.
+        cores = max(1, len(os.sched_getaffinity(0)) - 1)
         self._encoding: Batcher[_ToEncode, np.ndarray] = Batcher(
-            _encode, most=most, name="encode", observe=partial(metrics.batch, "encode")
+            _encode, most=most, name="encode", cores=cores, observe=partial(metrics.batch, "encode")
         )
         self._searching: Batcher[tuple[_Search, np.ndarray], tuple[SearchResult, int]] = Batcher(
-            _search, most=most, name="search", observe=partial(metrics.batch, "search")
+            _search, most=most, name="search", threads=cores, cores=1, observe=partial(metrics.batch, "search")
         )
         self._fetching: Batcher[str, bytes] = Batcher(self._fetch, most=1, name="fetch", threads=8)
         self._looking: Batcher[Any, Any] = Batcher(
@@ -333,9 +337,9 @@ class Answers:
         request: SearchRequest,
         own_row: int | None,
     ) -> list[Hit]:
-        names = [name for name in result.products.column_names if name != "product_id"]
+        names = [name for name in served.column_names if name != "product_id"]
         if request.columns is not None:
-            if unknown := [name for name in request.columns if name not in result.products.column_names]:
+            if unknown := [name for name in request.columns if name not in served.column_names]:
                 raise RequestError(422, "columns", f"no column {unknown[0]!r}; there are {', '.join(names)}")
             names = request.columns
         picture = served.picture_column(self._config.server.image_field)

@@ -27,6 +27,8 @@ async function call(path, body) {
 function askForToken() {
   return new Promise((resolve) => {
     const dialog = $("token-asked");
+    $("token").value = "";
+    $("token-said").textContent = token ? "The server refused that token." : "";
     if (!dialog.open) dialog.showModal();
     dialog.addEventListener("close", () => {
       token = $("token").value.trim();

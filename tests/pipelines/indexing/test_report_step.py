@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from fastapi.testclient import TestClient
 
 from index_builder import IndexReader, marks, publish
@@ -48,7 +49,8 @@ def test_nights_leave_their_reports_and_wait_for_a_person(tmp_path, written_repo
     for row in rows[:40]:
         row["price"] = None
     write_catalog(folder / "catalog", rows)
-    waiting, _ = run_job(folder, "--index.publish", "ask", "--index.thumbnails", "16")
+    prices = ["--plan.prices.worker_hour", "3.6"]
+    waiting, _ = run_job(folder, "--index.publish", "ask", "--index.thumbnails", "16", *prices)
     assert (waiting.status, publish.read_current(str(folder / "index"))) == ("waiting", result.version)
     assert waiting.findings[0].startswith("price lost its values: 33.3% of the products have no price")
     values = json.loads((Path(waiting.uri) / "report.json").read_text())
@@ -61,6 +63,9 @@ def test_nights_leave_their_reports_and_wait_for_a_person(tmp_path, written_repo
         "carried_over": 0,
     }
     assert values["queries"]["compared"] > 50
+    assert len(values["nights"]) == 2
+    for night in values["nights"]:
+        assert night["money"] == pytest.approx(sum(night["seconds"].values()) / 1000), "the first one's at these prices"
 
     with Thumbnails(str(Path(waiting.uri) / "thumbnails.arrow")) as pictures:
         assert all(pictures.get(row).startswith(b"RIFF") for row in range(120)), "of images that were not embedded too"

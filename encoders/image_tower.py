@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from encoders.errors import CheckpointError
-from encoders.packed_layers import PackedBlock, pack_layers
+from encoders.prepacking import PrepackedBlock, prepack_layers
 from encoders.preprocessing import ImagePreprocessing
 
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "layers": 1}
@@ -63,10 +63,10 @@ class ImageTower(nn.Module):
             return encode_images(self.visual, scaled)
         return self.visual(scaled)
 
-    def pack(self) -> None:
-        """Packs the tower for a CPU (`packed_layers`); it cannot be trained or compiled afterwards."""
-        _pack_blocks(getattr(self.visual, "transformer", None))
-        pack_layers(self)
+    def prepack(self) -> None:
+        """Prepacks the weights for a CPU (`prepacking`); it cannot be trained or compiled afterwards."""
+        _prepack_blocks(getattr(self.visual, "transformer", None))
+        prepack_layers(self)
 
 
 class ClipTextTower(nn.Module):
@@ -111,16 +111,17 @@ class ClipTextTower(nn.Module):
             return projection(pooled)
         return pooled if projection is None else pooled @ projection
 
-    def pack(self) -> None:
-        """As `ImageTower.pack`."""
+    def prepack(self) -> None:
+        """As `ImageTower.prepack`."""
         if not self.text.use_pad_mask and self.text.cls_emb is None:  # else each text has a mask of its own
-            _pack_blocks(self.text.transformer)
-        pack_layers(self)
+            _prepack_blocks(self.text.transformer)
+        prepack_layers(self)
 
 
-def _pack_blocks(transformer: Any) -> None:
-    if has_plain_blocks(transformer) and not transformer.grad_checkpointing:
-        transformer.resblocks = nn.ModuleList(PackedBlock(block) for block in transformer.resblocks)
+def _prepack_blocks(transformer: Any) -> None:
+    of_open_clip = type(transformer).__module__.startswith("open_clip.")
+    if of_open_clip and has_plain_blocks(transformer) and not transformer.grad_checkpointing:
+        transformer.resblocks = nn.ModuleList(PrepackedBlock(block) for block in transformer.resblocks)
 
 
 def build_clip(model_config: dict[str, Any], *, with_text: bool) -> CustomTextCLIP:
@@ -191,7 +192,7 @@ def run_for_token(transformer: Any, states: Tensor, token: Tensor | None, *, mas
     *blocks, last = transformer.resblocks
     for block in blocks:
         states = block(states, attn_mask=mask)
-    if isinstance(last, PackedBlock):
+    if isinstance(last, PrepackedBlock):
         return last.for_token(states, token, mask)
     attention, width = last.attn, states.shape[-1]
     weight, bias, heads = attention.in_proj_weight, attention.in_proj_bias, attention.num_heads

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from encoders.config import Pooling
 from encoders.errors import EncoderConfigError
-from encoders.packed_layers import pack_layers
+from encoders.prepacking import prepack_layers
 
 
 class TextTower(nn.Module):
@@ -58,9 +58,9 @@ class TextTower(nn.Module):
             pooled = ((states.float() * weights).sum(1) / weights.sum(1)).to(states.dtype)
         return pooled
 
-    def pack(self) -> None:
-        """Packs the tower for a CPU (`packed_layers`); it cannot be trained or compiled afterwards."""
-        pack_layers(self)
+    def prepack(self) -> None:
+        """Prepacks the weights for a CPU (`prepacking`); it cannot be trained or compiled afterwards."""
+        prepack_layers(self)
 
 
 def build_backbone(config: dict[str, Any]) -> PreTrainedModel:

@@ -207,12 +207,12 @@ def saved_clip(tower: str, folder: Path) -> tuple[torch.nn.Module, Path]:
 
 def matrix_rate(dtype: torch.dtype) -> Callable[[], float]:
     """Gives multiplications and additions a second of a large product, the weights laid out as the CPU reads them."""
-    from encoders.packed_layers import PackedLinear, packing_helps
+    from encoders.prepacking import PrepackedLinear, prepacking_helps
 
     left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(dtype) for _ in range(2))
     layers = [torch.nn.Linear(MATRIX_SIDE, MATRIX_SIDE, bias=False).to(dtype)]
-    if packing_helps(dtype, torch.device("cpu")):
-        layers.append(PackedLinear(right, None))
+    if prepacking_helps(dtype, torch.device("cpu")):
+        layers.append(PrepackedLinear(right, None))
 
     @torch.inference_mode()
     def measure() -> float:

@@ -21,8 +21,8 @@ from encoders.config import ModelName, Precision
 from encoders.image_decoding import AnyImage
 from encoders.image_tower import ClipTextTower
 from encoders.model import EncoderModel, EncoderParts
-from encoders.prepacking import prepacking_helps
 from encoders.precision import apply_precision
+from encoders.prepacking import prepack_layers, prepacking_helps
 from encoders.preprocessing import ImagePreprocessing
 from encoders.query_batches import BaseQueryEncoder
 from encoders.running import ImageRunner, Lanes, Placement, TextRunner, fixed_rows, run_batches
@@ -225,7 +225,9 @@ def prepack_towers(model: EncoderModel, device: torch.device) -> None:
     """Has the product side's towers keep their weights as this device multiplies them fastest (`prepacking`)."""
     for tower in (model.document_text, model.clip_text, model.image):
         if tower is not None and prepacking_helps(next(tower.parameters()).dtype, device):
-            tower.prepack()
+            if not isinstance(tower, TextTower):
+                tower.prepack_blocks()
+            prepack_layers(tower)
 
 
 def _text_runners(

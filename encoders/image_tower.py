@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from encoders.errors import CheckpointError
-from encoders.prepacking import PrepackedBlock, prepack_layers
+from encoders.prepacking import PrepackedBlock
 from encoders.preprocessing import ImagePreprocessing
 
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "layers": 1}
@@ -63,10 +63,9 @@ class ImageTower(nn.Module):
             return encode_images(self.visual, scaled)
         return self.visual(scaled)
 
-    def prepack(self) -> None:
-        """Prepacks the weights for a CPU (`prepacking`); it cannot be trained or compiled afterwards."""
-        _prepack_blocks(getattr(self.visual, "transformer", None))
-        prepack_layers(self)
+    def prepack_blocks(self) -> None:
+        """Prepacks the blocks of open_clip's own transformer (`prepacking`)."""
+        prepack_blocks(getattr(self.visual, "transformer", None))
 
 
 class ClipTextTower(nn.Module):
@@ -111,14 +110,14 @@ class ClipTextTower(nn.Module):
             return projection(pooled)
         return pooled if projection is None else pooled @ projection
 
-    def prepack(self) -> None:
-        """As `ImageTower.prepack`."""
+    def prepack_blocks(self) -> None:
+        """As `ImageTower.prepack_blocks`."""
         if not self.text.use_pad_mask and self.text.cls_emb is None:  # else each text has a mask of its own
-            _prepack_blocks(self.text.transformer)
-        prepack_layers(self)
+            prepack_blocks(self.text.transformer)
 
 
-def _prepack_blocks(transformer: Any) -> None:
+def prepack_blocks(transformer: Any) -> None:
+    """Replaces the blocks of an open_clip transformer, in place, where they are known here."""
     of_open_clip = type(transformer).__module__.startswith("open_clip.")
     if of_open_clip and has_plain_blocks(transformer) and not transformer.grad_checkpointing:
         transformer.resblocks = nn.ModuleList(PrepackedBlock(block) for block in transformer.resblocks)

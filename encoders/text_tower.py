@@ -20,7 +20,6 @@ from transformers.utils import logging as transformers_logging
 
 from encoders.config import Pooling
 from encoders.errors import EncoderConfigError
-from encoders.prepacking import prepack_layers
 
 
 class TextTower(nn.Module):
@@ -57,10 +56,6 @@ class TextTower(nn.Module):
             weights = mask.unsqueeze(-1).float()
             pooled = ((states.float() * weights).sum(1) / weights.sum(1)).to(states.dtype)
         return pooled
-
-    def prepack(self) -> None:
-        """Prepacks the weights for a CPU (`prepacking`); it cannot be trained or compiled afterwards."""
-        prepack_layers(self)
 
 
 def build_backbone(config: dict[str, Any]) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
-from encoders.image_tower import _prepack_blocks, run_for_token
+from encoders.image_tower import prepack_blocks, run_for_token
 from encoders.prepacking import PrepackedBlock, PrepackedLinear, PrepackedPatches, prepack_layers, prepacking_helps
 
 pytestmark = pytest.mark.skipif(
@@ -54,7 +54,7 @@ def test_packed_blocks_agree_with_the_exact_sums_as_plain_ones_do(activation, sc
     exact.requires_grad_(False)
     plain = copy.deepcopy(exact).to(torch.bfloat16)
     packed = copy.deepcopy(plain)
-    _prepack_blocks(packed)
+    prepack_blocks(packed)
     assert all(type(block) is PrepackedBlock for block in packed.resblocks)
     states = torch.randn(4, 9, 64)
     mask = torch.full((9, 9), float("-inf")).triu(1) if causal else None

@@ -61,9 +61,7 @@ from pipelines.indexing.shard_files import ShardFiles, ShardSummary
 
 TEXT_ONLY_BATCH_ROWS = 8192
 WHOLE_BATCHES = 32
-"""Images that the towers run in two batches side by side (`encoders.running.IMAGES_PER_BATCH`): where a few more are left
-over, one core waits for them.
-"""
+"""Images that the towers run in two batches side by side (`encoders.running`); of a few more, one core waits for them."""
 
 
 class StepTimer:

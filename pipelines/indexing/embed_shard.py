@@ -61,7 +61,7 @@ from pipelines.indexing.shard_files import ShardFiles, ShardSummary
 
 TEXT_ONLY_BATCH_ROWS = 8192
 WHOLE_BATCHES = 32
-"""Images that the towers run in two batches side by side (`encoders.running`); of a few more, one core waits for them."""
+"""Images that the towers run in two batches side by side (`encoders.running`); one core waits for a few more."""
 
 
 class StepTimer:

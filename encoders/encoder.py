@@ -21,8 +21,8 @@ from encoders.config import ModelName, Precision
 from encoders.image_decoding import AnyImage
 from encoders.image_tower import ClipTextTower
 from encoders.model import EncoderModel, EncoderParts
-from encoders.packed_layers import packing_helps
 from encoders.precision import apply_precision
+from encoders.prepacking import prepack_layers, prepacking_helps
 from encoders.preprocessing import ImagePreprocessing
 from encoders.query_batches import BaseQueryEncoder
 from encoders.running import ImageRunner, Lanes, Placement, TextRunner, fixed_rows, run_batches
@@ -63,7 +63,7 @@ class ProductEncoder:
         self.uses_images = architecture.uses_images
         self._model = move_towers(model, device, precision)
         if not compiled:
-            pack_towers(model, device)
+            prepack_towers(model, device)
         self._device, self._precision, self._parts, self._compiled = device, precision, parts, compiled
         self._lanes = Lanes() if device.type == "cpu" else None
         self._placement = placement = Placement(device, batch_size, self._lanes, graphed=device.type == "cuda")
@@ -221,11 +221,13 @@ def move_towers(model: EncoderModel, device: torch.device, precision: Precision)
     return model.eval()
 
 
-def pack_towers(model: EncoderModel, device: torch.device) -> None:
-    """Has the product side's towers keep their weights as this device multiplies them fastest (`packed_layers`)."""
+def prepack_towers(model: EncoderModel, device: torch.device) -> None:
+    """Has the product side's towers keep their weights as this device multiplies them fastest (`prepacking`)."""
     for tower in (model.document_text, model.clip_text, model.image):
-        if tower is not None and packing_helps(next(tower.parameters()).dtype, device):
-            tower.pack()
+        if tower is not None and prepacking_helps(next(tower.parameters()).dtype, device):
+            if not isinstance(tower, TextTower):
+                tower.prepack_blocks()
+            prepack_layers(tower)
 
 
 def _text_runners(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from encoders.errors import CheckpointError
-from encoders.packed_layers import PackedBlock, pack_layers
+from encoders.prepacking import PrepackedBlock
 from encoders.preprocessing import ImagePreprocessing
 
 if TYPE_CHECKING:  # open_clip takes seconds to load, which other towers do without
@@ -63,10 +63,9 @@ class ImageTower(nn.Module):
             return encode_images(self.visual, scaled)
         return self.visual(scaled)
 
-    def pack(self) -> None:
-        """Packs the tower for a CPU (`packed_layers`); it cannot be trained or compiled afterwards."""
-        _pack_blocks(getattr(self.visual, "transformer", None))
-        pack_layers(self)
+    def prepack_blocks(self) -> None:
+        """Prepacks the blocks of open_clip's own transformer (`prepacking`)."""
+        prepack_blocks(getattr(self.visual, "transformer", None))
 
 
 class ClipTextTower(nn.Module):
@@ -115,16 +114,17 @@ class ClipTextTower(nn.Module):
             return projection(pooled)
         return pooled if projection is None else pooled @ projection
 
-    def pack(self) -> None:
-        """As `ImageTower.pack`."""
+    def prepack_blocks(self) -> None:
+        """As `ImageTower.prepack_blocks`."""
         if not self.text.use_pad_mask and self.text.cls_emb is None:  # else each text has a mask of its own
-            _pack_blocks(self.text.transformer)
-        pack_layers(self)
+            prepack_blocks(self.text.transformer)
 
 
-def _pack_blocks(transformer: Any) -> None:
-    if has_plain_blocks(transformer) and not transformer.grad_checkpointing:
-        transformer.resblocks = nn.ModuleList(PackedBlock(block) for block in transformer.resblocks)
+def prepack_blocks(transformer: Any) -> None:
+    """Replaces the blocks of an open_clip transformer, in place, where they are known here."""
+    of_open_clip = type(transformer).__module__.startswith("open_clip.")
+    if of_open_clip and has_plain_blocks(transformer) and not transformer.grad_checkpointing:
+        transformer.resblocks = nn.ModuleList(PrepackedBlock(block) for block in transformer.resblocks)
 
 
 def build_clip(model_config: dict[str, Any], *, with_text: bool) -> CustomTextCLIP:
@@ -204,7 +204,7 @@ def run_for_token(transformer: Any, states: Tensor, token: Tensor | None, *, mas
     *blocks, last = transformer.resblocks
     for block in blocks:
         states = block(states, attn_mask=mask)
-    if isinstance(last, PackedBlock):
+    if isinstance(last, PrepackedBlock):
         return last.for_token(states, token, mask)
     attention, width = last.attn, states.shape[-1]
     weight, bias, heads = attention.in_proj_weight, attention.in_proj_bias, attention.num_heads

@@ -20,7 +20,6 @@ from torch.nn import functional
 from encoders.bert import Bert, is_plain_bert
 from encoders.config import Pooling
 from encoders.errors import EncoderConfigError
-from encoders.packed_layers import pack_layers
 
 ROWS_PROJECTED_AT_A_TIME = 64
 """Of texts whose number varies: a product of one shape sums each row alike."""
@@ -92,10 +91,6 @@ class TextTower(nn.Module):
             else:
                 pooled.append(own[:, 0] if self.pooling == "cls" else own[:, -1])
         return torch.cat(pooled)
-
-    def pack(self) -> None:
-        """Packs the tower for a CPU (`packed_layers`); it cannot be trained or compiled afterwards."""
-        pack_layers(self)
 
 
 def build_backbone(config: dict[str, Any]) -> nn.Module:

@@ -62,6 +62,8 @@ from pipelines.indexing.shard_files import ShardFiles, ShardSummary
 from pipelines.indexing.tower_memory import TowerMemory
 
 TEXT_ONLY_BATCH_ROWS = 8192
+WHOLE_BATCHES = 32
+"""Images that the towers run in two batches side by side (`encoders.running`); one core waits for a few more."""
 
 
 @dataclass(slots=True)
@@ -175,6 +177,7 @@ class ProductPreparer:
         batch_rows = TEXT_ONLY_BATCH_ROWS
         if self.pool is not None:  # three batches of decoded images are alive: in the decoder, waiting, in the model
             batch_rows = max(1, self.pool.pending_images // (3 * self.catalog.images_per_product))
+            batch_rows -= batch_rows % WHOLE_BATCHES if batch_rows > WHOLE_BATCHES else 0
         rows_by_batch = iter(read_shard(shard, self.catalog, batch_rows=batch_rows))
         while True:
             with timer.timed("read"):

@@ -10,24 +10,24 @@ from open_clip.transformer import LayerNorm, QuickGELU, Transformer
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
-from encoders.image_tower import _pack_blocks, run_for_token
-from encoders.packed_layers import PackedBlock, PackedLinear, PackedPatches, pack_layers, packing_helps
+from encoders.image_tower import prepack_blocks, run_for_token
+from encoders.prepacking import PrepackedBlock, PrepackedLinear, PrepackedPatches, prepack_layers, prepacking_helps
 
 pytestmark = pytest.mark.skipif(
-    not packing_helps(torch.bfloat16, torch.device("cpu")), reason="this CPU does not multiply bfloat16"
+    not prepacking_helps(torch.bfloat16, torch.device("cpu")), reason="this CPU does not multiply bfloat16"
 )
 
 
 def test_only_bfloat16_on_a_cpu_is_packed():
-    assert not packing_helps(torch.float32, torch.device("cpu"))
-    assert not packing_helps(torch.bfloat16, torch.device("cuda"))
+    assert not prepacking_helps(torch.float32, torch.device("cpu"))
+    assert not prepacking_helps(torch.bfloat16, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
 def test_a_packed_layer_gives_the_plain_ones_bits_and_its_weights_back(rows):
     torch.manual_seed(0)
     plain = nn.Linear(64, 96).to(torch.bfloat16)
-    packed, inputs = PackedLinear(plain.weight, plain.bias), torch.randn(rows, 64).to(torch.bfloat16)
+    packed, inputs = PrepackedLinear(plain.weight, plain.bias), torch.randn(rows, 64).to(torch.bfloat16)
     with torch.inference_mode():
         assert torch.equal(packed(inputs), plain(inputs))
     assert torch.equal(packed.state_dict()["weight"], plain.weight)
@@ -40,7 +40,7 @@ def test_patches_are_those_of_the_convolution(side):
     convolution = nn.Conv2d(3, 32, 16, 16, bias=False).to(torch.bfloat16)
     pixels = torch.randn(2, 3, side, side).to(torch.bfloat16)
     with torch.inference_mode():
-        expected, found = convolution(pixels), PackedPatches(convolution)(pixels)
+        expected, found = convolution(pixels), PrepackedPatches(convolution)(pixels)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
 
@@ -54,8 +54,8 @@ def test_packed_blocks_agree_with_the_exact_sums_as_plain_ones_do(activation, sc
     exact.requires_grad_(False)
     plain = copy.deepcopy(exact).to(torch.bfloat16)
     packed = copy.deepcopy(plain)
-    _pack_blocks(packed)
-    assert all(type(block) is PackedBlock for block in packed.resblocks)
+    prepack_blocks(packed)
+    assert all(type(block) is PrepackedBlock for block in packed.resblocks)
     states = torch.randn(4, 9, 64)
     mask = torch.full((9, 9), float("-inf")).triu(1) if causal else None
     token = torch.tensor([2, 8, 0, 5]) if causal else None
@@ -74,6 +74,6 @@ def test_projections_and_convolutions_of_other_shapes_stay():
     tower = nn.Module()
     tower.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 2, 2), nn.Linear(8, 8))
     tower.projection = nn.Linear(8, 4)
-    pack_layers(tower.to(torch.bfloat16))
+    prepack_layers(tower.to(torch.bfloat16))
     kinds = [type(layer) for layer in (*tower.body, tower.projection)]
-    assert kinds == [nn.Conv2d, nn.Conv2d, PackedLinear, nn.Linear]
+    assert kinds == [nn.Conv2d, nn.Conv2d, PrepackedLinear, nn.Linear]

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from open_clip.transformer import ResidualAttentionBlock  # which a night of texts alone does without
+if TYPE_CHECKING:  # open_clip takes seconds to load, which other towers do without
+    from open_clip.transformer import ResidualAttentionBlock
 
 
-def packing_helps(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether towers of this type, on this device, are to be packed."""
+def prepacking_helps(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a tower of this type, on this device, is faster with its weights laid out once."""
     return (
         dtype == torch.bfloat16
         and device.type == "cpu"
@@ -33,24 +33,24 @@ def packing_helps(dtype: torch.dtype, device: torch.device) -> bool:
     )
 
 
-def pack_layers(tower: nn.Module) -> None:
+def prepack_layers(tower: nn.Module) -> None:
     """Replaces, in place, the layers of a tower that is only ever run from now on; a `projection` stays as it is.
 
-    Blocks of open_clip's own transformers must be packed before (`PackedBlock`), for their attention is no layer.
+    Blocks of open_clip's own transformers come before (`PrepackedBlock`), for their attention is no layer.
     """
     for name, child in list(tower.named_children()):
         if name == "projection":
             continue
         if type(child) is nn.Linear:  # subclasses are layers whose weights others read
-            setattr(tower, name, PackedLinear(child.weight, child.bias))
+            setattr(tower, name, PrepackedLinear(child.weight, child.bias))
         elif type(child) is nn.Conv2d and _cuts_patches(child):
-            setattr(tower, name, PackedPatches(child))
+            setattr(tower, name, PrepackedPatches(child))
         else:
-            pack_layers(child)
+            prepack_layers(child)
 
 
-class PackedLinear(nn.Module):
-    """A linear layer of packed weights `[N, K]`, with an activation of oneDNN's after it.
+class PrepackedLinear(nn.Module):
+    """A linear layer of prepacked weights `[N, K]`, with an activation of oneDNN's after it.
 
     Args:
         activation: `none`, or `gelu` with `algorithm` none (exact) or tanh.
@@ -87,13 +87,13 @@ class PackedLinear(nn.Module):
         destination[f"{prefix}weight"] = self.weight
 
 
-class PackedPatches(nn.Module):
+class PrepackedPatches(nn.Module):
     """A convolution that cuts an image into patches beside each other: one product of all patches with its weights."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self._side = int(convolution.kernel_size[0])
-        self.linear = PackedLinear(convolution.weight.flatten(1), convolution.bias)
+        self.linear = PrepackedLinear(convolution.weight.flatten(1), convolution.bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """`[B, 3, S, S]` to `[B, N, G, G]`, the channels last in memory."""
@@ -105,7 +105,7 @@ class PackedPatches(nn.Module):
         return self.linear(patches).transpose(1, 2).unflatten(2, (rows, columns))
 
 
-class PackedBlock(nn.Module):
+class PrepackedBlock(nn.Module):
     """A block of an open_clip transformer (batch first, self-attention), its residuals added inside the products."""
 
     def __init__(self, block: ResidualAttentionBlock) -> None:
@@ -113,16 +113,16 @@ class PackedBlock(nn.Module):
         attention, mlp = block.attn, block.mlp
         self._heads = attention.num_heads
         self.ln_1, self.ls_1, self.ln_2, self.ls_2 = block.ln_1, block.ls_1, block.ln_2, block.ls_2
-        self.in_proj = PackedLinear(attention.in_proj_weight, attention.in_proj_bias)
-        self.out_proj = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
+        self.in_proj = PrepackedLinear(attention.in_proj_weight, attention.in_proj_bias)
+        self.out_proj = PrepackedLinear(attention.out_proj.weight, attention.out_proj.bias)
         if type(mlp.gelu) is nn.GELU:
-            self.c_fc = PackedLinear(
+            self.c_fc = PrepackedLinear(
                 mlp.c_fc.weight, mlp.c_fc.bias, activation="gelu", algorithm=str(mlp.gelu.approximate)
             )
             self.activation: nn.Module = nn.Identity()
         else:
-            self.c_fc, self.activation = PackedLinear(mlp.c_fc.weight, mlp.c_fc.bias), mlp.gelu
-        self.c_proj = PackedLinear(mlp.c_proj.weight, mlp.c_proj.bias)
+            self.c_fc, self.activation = PrepackedLinear(mlp.c_fc.weight, mlp.c_fc.bias), mlp.gelu
+        self.c_proj = PrepackedLinear(mlp.c_proj.weight, mlp.c_proj.bias)
 
     def get_weight_dtype(self) -> torch.dtype:
         """As open_clip's blocks say it."""
@@ -155,7 +155,7 @@ class PackedBlock(nn.Module):
         return _add(states, self.c_proj, self.ls_2, self.activation(self.c_fc(self.ln_2(states))))
 
 
-def _add(states: Tensor, layer: PackedLinear, scale: nn.Module, inputs: Tensor) -> Tensor:
+def _add(states: Tensor, layer: PrepackedLinear, scale: nn.Module, inputs: Tensor) -> Tensor:
     if type(scale) is nn.Identity:
         return layer.added_to(states, inputs)
     return states + scale(layer(inputs))

@@ -151,7 +151,7 @@ def grocery_real_systems() -> list[System]:
         "match3-twice": match3 | twice,
         "match4": match4,
     }
-    common = REAL_TOWERS | IN_ONE_SPACE | {"training.epochs": "30"}
+    common = REAL_TOWERS | IN_ONE_SPACE
     return [System(name=f"grocery_real/{name}", config="train_grocery", settings=common | row)
             for name, row in rows.items()]  # fmt: skip
 

@@ -384,7 +384,7 @@ def train(system: System, seed: int, folder: Path) -> None:
     out = f"trained/{system.name}-seed{seed}"
     if (folder / out / "encoder.json").is_file():
         return
-    settings = {key: value.format(seed=seed) for key, value in system.settings.items()}
+    settings = {key: value.replace("{seed}", str(seed)) for key, value in system.settings.items()}
     settings |= {"training.seed": str(seed), "out": out}
     print(f"\n{out}", flush=True)
     began = time.monotonic()

@@ -228,16 +228,13 @@ def _own_pairs(products: TrainingProducts, rows: np.ndarray | None, config: Pair
     if not len(rows):
         raise EncoderConfigError(f"data.queries is {config.queries}: no product has both a text and a picture")
     text_keys = _codes(pa.array(products.texts, pa.large_string()))
-    query_keys, query_texts, images = text_keys[rows], [products.texts[row] for row in rows], None
-    query_text_keys = query_keys
-    if config.queries == "pictures":
-        images = products.images.at(rows)
-        query_keys, query_texts, query_text_keys = images.keys(), [None] * len(rows), np.full(len(rows), -1, np.int64)
+    asks_pictures = config.queries == "pictures"
+    images = products.images.at(rows) if asks_pictures else None
     return TrainingPairs(
-        queries=query_texts,
+        queries=[None if asks_pictures else products.texts[row] for row in rows],
         query_images=images,
-        query_keys=query_keys,
-        query_text_keys=query_text_keys,
+        query_keys=text_keys[rows] if images is None else images.keys(),
+        query_text_keys=np.full(len(rows), -1, np.int64) if asks_pictures else text_keys[rows],
         product_rows=rows.astype(np.int64),
         negative_rows=np.full((len(rows), 0), -1, np.int64),
         products=products,

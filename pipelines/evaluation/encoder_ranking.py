@@ -283,9 +283,8 @@ def _seen_batches(batches: Iterable[_Batch], towers: Sequence[tuple[_Towers, Seq
     rows = 0
     for batch in batches:
         for image in of_images:
-            digests = list(batch.pixels)
-            if image is not None and digests:
-                image.see(digests, lambda places, of=batch.pixels: np.stack([list(of.values())[p] for p in places]))
+            if image is not None:
+                _see_images(image, batch.pixels)
         if all(image is not None for image in of_images):
             batch.pixels.clear()
         block.append(batch)
@@ -294,6 +293,11 @@ def _seen_batches(batches: Iterable[_Batch], towers: Sequence[tuple[_Towers, Seq
             yield from _seen_texts(block, towers)
             block, rows = [], 0
     yield from _seen_texts(block, towers)
+
+
+def _see_images(tower: KeptTower, pixels: dict[bytes, np.ndarray]) -> None:
+    images = list(pixels.values())
+    tower.see(list(pixels), lambda places: np.stack([images[place] for place in places]))
 
 
 def _seen_texts(block: Sequence[_Batch], towers: Sequence[tuple[_Towers, Sequence[View]]]) -> Sequence[_Batch]:

@@ -106,6 +106,14 @@ def _be_fork(run: Callable[..., int], arguments: Sequence[Any], log: Path) -> No
         os._exit(code)
 
 
+def do(run: Callable[..., int], *arguments: Any, log: Path) -> None:
+    """Runs a function in a fork to its end; RuntimeError with the log where it fails."""
+    fork = Fork(run, *arguments, log=log)
+    wait_until(lambda: fork.poll() is not None, f"{run} did not end")
+    if fork.code:
+        raise RuntimeError(log.read_text(errors="replace")[-2000:])
+
+
 class Workers:
     """Forks the workers that nights with worker processes ask for; Beam starts a Python for each.
 

@@ -44,16 +44,18 @@ class Ground:
 
     Attributes:
         kind: One of `KINDS`.
+        options: Of every night, beside `SETTINGS`.
     """
 
     folder: Path
     kind: str
+    options: tuple[str, ...] = ()
     servers: dict[str, Fork] = field(default_factory=dict)
     workers: forks.Workers | None = None
 
-    def start(self, *options: str) -> Fork:
+    def start(self) -> Fork:
         """A night; what it needs beside itself is started where it does not run."""
-        options = ("--config", str(self.folder / "job.yaml"), *SETTINGS, *options)
+        options = ("--config", str(self.folder / "job.yaml"), *SETTINGS, *self.options)
         if self.workers is not None:
             options = (*options, "--direct_running_mode=multi_processing", "--direct_num_workers=2")
             return self._fork(forks.be_night, options, self.workers.address)
@@ -127,10 +129,7 @@ def shop(root: Path, products: int = PRODUCTS) -> Iterator[Path]:
         arguments(folder)
         return 0
 
-    maker = Fork(make, log=folder / "log.txt")
-    forks.wait_until(lambda: maker.poll() is not None, "no catalog was written")
-    if maker.code:
-        raise RuntimeError((folder / "log.txt").read_text())
+    forks.do(make, log=folder / "log.txt")
     try:
         yield folder
     finally:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipelines.catalog import column_files
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.dead_letters import DeadLetter, Place, malformed
-from pipelines.catalog.limits import oversized_rows
+from pipelines.catalog.limits import check_unpacked, oversized_rows, row_bytes
 from pipelines.catalog.plan import CatalogShard, RowRange
 from pipelines.catalog.schemas import LEFT_OUT, LINE, PROBLEM, at_paths, invalid_rows, plain_columns
 from pipelines.catalog.stores import with_partitions
@@ -75,7 +75,7 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
 
 
 def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batch_rows: int) -> Iterator[RawBatch]:
-    row = part.start
+    row, held = part.start, 0
     read, is_text = _ROW_READERS[shard.format], part.file.is_text
     if shard.format == "arrow":
         read = partial(read, max_file_ratio=config.max_file_ratio)
@@ -92,8 +92,11 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
                 problems = {at: why for at, why in enumerate(rows.column(PROBLEM).to_pylist()) if why is not None}
             rows = rows.drop_columns([LINE, PROBLEM])
         rows = at_paths(rows, config)
-        oversized = oversized_rows(rows, config.max_record_bytes)
+        sizes = row_bytes(rows)
+        oversized = oversized_rows(sizes, config.max_record_bytes)
         if not is_text:
+            held += int(sizes.sum())
+            check_unpacked(part.file.uri, part.file.size, held, config.max_file_ratio)
             if oversized:  # before they are written out
                 places = np.arange(rows.num_rows)
                 rows = rows.take(pa.array(places, mask=np.isin(places, list(oversized))))

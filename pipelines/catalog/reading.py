@@ -22,6 +22,8 @@ from pipelines.catalog.schemas import LEFT_OUT, LINE, PROBLEM, at_paths, invalid
 from pipelines.catalog.stores import with_partitions
 
 BATCH_BYTES = 32 << 20
+LARGEST_BATCH_BYTES = column_files.MOST_TIMES * BATCH_BYTES
+"""Of rows that are read, written out; a single row has at most `catalog.max_record_bytes`."""
 
 _ROW_READERS = {"parquet": column_files.iter_parquet_rows, "arrow": column_files.iter_arrow_rows}
 

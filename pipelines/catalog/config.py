@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from index_builder.errors import FilterError
 from index_builder.filters import Condition, parse_condition
+from pipelines.catalog.dead_letters import one_line
 
 CatalogFormat = Literal["auto", "parquet", "csv", "jsonl", "json", "xml", "xlsx", "arrow", "delta", "iceberg", "sql"]
 
@@ -46,6 +47,12 @@ _TEMPLATE_FIELD = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<start>-?[0-9]+)?:(?P<s
 
 class CatalogError(Exception):
     """The catalog cannot be read as the config asks; the message names what was expected, what was found and where."""
+
+
+def damaged_file(uri: str, expected: str, found: str, error: object = "") -> CatalogError:
+    """The refusal of a file that cannot be read: what a library says of it becomes one line that can be printed."""
+    why = f" ({one_line(str(error), 300)})" if error else ""
+    return CatalogError(f"{uri}: expected {expected}, found {found}{why}; export or copy it again")
 
 
 class CatalogConfigError(CatalogError, ValueError):

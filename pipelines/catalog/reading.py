@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipelines.catalog import column_files
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.dead_letters import DeadLetter, Place, malformed
+from pipelines.catalog.dead_letters import DeadLetter, Place, malformed, one_line
 from pipelines.catalog.limits import check_unpacked, oversized_rows, row_bytes
 from pipelines.catalog.plan import CatalogShard, RowRange
 from pipelines.catalog.schemas import LEFT_OUT, LINE, PROBLEM, at_paths, invalid_rows, plain_columns
@@ -67,12 +67,12 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
         try:
             yield from _read_range(shard, part, config, batch_rows)
         except (pa.ArrowException, OSError, EOFError) as error:
-            hint = "was the file changed or damaged since planning?"
+            hint = "was it changed or damaged since planning? Export or copy it again"
             if "lists to be of size" in str(error):  # so that pyarrow says that of a null one
                 hint = "null lists of a fixed size cannot be read from Parquet: write them as plain lists"
             raise CatalogError(
                 f"{part.file.name} ({part.path}): expected rows {part.start} to {part.stop} of a {shard.format} "
-                f"file, cannot read them ({error}); {hint}"
+                f"file, cannot read them ({one_line(str(error), 300)}); {hint}"
             ) from error
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.catalog import stores
-from pipelines.catalog.config import CatalogError
+from pipelines.catalog.config import damaged_file
 from pipelines.catalog.limits import check_unpacked
 
 _MAGIC = b"ARROW1"
@@ -52,7 +52,7 @@ def read_blocks(uri: str) -> ArrowBlocks:
         size = source.size()
         trailer = source.read_at(_TRAILER_BYTES, max(0, size - _TRAILER_BYTES))
         if len(trailer) < _TRAILER_BYTES or not trailer.endswith(_MAGIC):
-            raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found no footer at its end: is it cut off?")
+            raise damaged_file(uri, "a whole Arrow IPC file", "no footer at its end: is it cut off?")
         footer_bytes = int.from_bytes(trailer[:4], "little")
         footer = source.read_at(footer_bytes, size - _TRAILER_BYTES - footer_bytes)
     try:
@@ -60,9 +60,9 @@ def read_blocks(uri: str) -> ArrowBlocks:
         ranges = [(block.offset, block.offset + block.head_bytes) for block in blocks]
         rows = [_batch_rows(head) for head in (stores.read_ranges(uri, ranges) if ranges else [])]
     except (struct.error, IndexError) as error:
-        raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found a damaged footer ({error})") from error
+        raise damaged_file(uri, "a whole Arrow IPC file", "a damaged footer", error) from error
     if min(rows, default=0) < 0:
-        raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found a damaged footer (rows below zero)")
+        raise damaged_file(uri, "a whole Arrow IPC file", "a damaged footer (rows below zero)")
     return ArrowBlocks(dictionaries, blocks, np.array(rows, np.int64))
 
 
@@ -73,7 +73,7 @@ def check_packed(source: pa.NativeFile, uri: str, blocks: Sequence[Block], max_f
             body, places = block.offset + block.head_bytes, _packed(source.read_at(block.head_bytes, block.offset))
             sizes = [int.from_bytes(source.read_at(8, body + place), "little", signed=True) for place in places]
         except (struct.error, IndexError) as error:
-            raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found a damaged head ({error})") from error
+            raise damaged_file(uri, "a whole Arrow IPC file", "a damaged head", error) from error
         check_unpacked(uri, block.body_bytes, sum(max(0, size) for size in sizes), max_file_ratio)
 
 
@@ -111,7 +111,7 @@ class CheckedStream:
                 places = _packed(_CONTINUATION + bytes(4) + message.metadata.to_pybytes())
                 sizes = [int.from_bytes(body.read_at(8, place), "little", signed=True) for place in places]
             except (struct.error, IndexError) as error:
-                raise CatalogError(f"{self._uri}: expected an Arrow stream, found a damaged head ({error})") from error
+                raise damaged_file(self._uri, "an Arrow stream", "a damaged head", error) from error
             check_unpacked(self._uri, body.size(), sum(max(0, size) for size in sizes), self._max_file_ratio)
         return message.serialize()
 

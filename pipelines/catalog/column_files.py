@@ -33,7 +33,7 @@ _LOCAL_BUFFER_BYTES = 1 << 20
 _REMOTE_BUFFER_BYTES = 8 << 20
 _BYTES_OF_VALUE = 4
 """What a value takes in memory at least, though a file may hold a million nulls in a few bytes."""
-_MOST_TIMES = 8
+MOST_TIMES = 8
 """How far a batch may exceed `batch_bytes`, which goes by the mean of its rows, once it is written out."""
 
 
@@ -87,7 +87,7 @@ def iter_arrow_rows(
                 batch = batch.slice(lower, upper - lower)
                 row_bytes = max(1, batch.nbytes // max(batch.num_rows, 1))
                 size = min(batch_rows, max(1, batch_bytes // row_bytes))
-                yield from bounded_batches(batch, size, _MOST_TIMES * batch_bytes)
+                yield from bounded_batches(batch, size, MOST_TIMES * batch_bytes)
 
 
 def read_parquet_footer(uri: str, columns: Sequence[str], max_file_ratio: float = USUAL_FILE_RATIO) -> ColumnFile:
@@ -132,7 +132,7 @@ def iter_parquet_rows(
             if first_row < stop and last_row > start and group_rows:
                 row_bytes = int(decoded[group]) / group_rows
                 size = int(min(batch_rows, max(1, batch_bytes // max(row_bytes, 1))))
-                most = _MOST_TIMES * batch_bytes
+                most = MOST_TIMES * batch_bytes
                 coded = [leaf for leaf in leaves if chunks.has_dictionary[group, leaf]]
                 if size * int(chunks.uncompressed[group, coded].sum()) > most:
                     # One value of a dictionary, of any length, may stand in every row.

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from index_builder.errors import FilterError
 from index_builder.filters import Condition, parse_condition
+from pipelines.catalog.dead_letters import one_line
 
 CatalogFormat = Literal["auto", "parquet", "csv", "jsonl", "json", "xml", "xlsx", "arrow", "delta", "iceberg", "sql"]
 
@@ -50,6 +51,12 @@ class CatalogError(Exception):
     Remedy: `--plan` shows what the catalog is taken for, before anything is done. Correct the file, or the key that the
         message names.
     """
+
+
+def damaged_file(uri: str, expected: str, found: str, error: object = "") -> CatalogError:
+    """The refusal of a file that cannot be read: what a library says of it becomes one line that can be printed."""
+    why = f" ({one_line(str(error), 300)})" if error else ""
+    return CatalogError(f"{uri}: expected {expected}, found {found}{why}; export or copy it again")
 
 
 class CatalogConfigError(CatalogError, ValueError):
@@ -171,9 +178,9 @@ class CatalogConfig:
             large row groups have more rows.
         shard_bytes: Bytes of a catalog shard, where that is the tighter limit.
         max_record_bytes: A record of more bytes, of all fields that are read, becomes a letter; it is never held whole.
-        max_file_ratio: A compressed file (gzip, zstd, zip, xlsx, ...) that holds more than 64 MiB and more than so many
-            times its own size is refused: exports stay below a tenth of that, and what does not was made to fill
-            memory or disk.
+        max_file_ratio: A file (gzip, zstd, zip, xlsx, Parquet, Arrow, ...) that holds more than 64 MiB and more than so
+            many times its own size, its dictionaries written out, is refused: exports stay below a tenth of that, and
+            what does not was made to fill memory or disk.
     """
 
     uri: str | tuple[str, ...] = field(repr=False)

@@ -42,6 +42,10 @@ _NEWLINE, _RETURN = b"\n\r"
 _BYTE_CLASSES = ("[0-9]", "[a-z]", "[A-Z]", "[^0-9a-zA-Z]")
 
 
+MOST_COLUMNS = 65_536
+"""Four times as many as Excel has; each takes about two kilobytes of memory."""
+
+
 class CsvReader:
     """Reads one file, block by block.
 
@@ -146,6 +150,9 @@ class CsvReader:
             return 0
         if not names:
             raise CatalogError(f"{wanted}, found none")
+        if len(names) > MOST_COLUMNS:
+            found = f"found {len(names):,}; is it another delimiter (catalog.csv_delimiter)?"
+            raise CatalogError(f"{self._name}: expected at most {MOST_COLUMNS:,} columns, {found}")
         self._header = [name.replace(LONE_RETURN, "\r").strip() for name in names]
         extra = self._dialect.columns - len(names)
         if abs(extra) == 1:

@@ -83,9 +83,8 @@ def bounded_batches(rows: pa.RecordBatch, most_rows: int, most_bytes: int) -> It
         yield part.slice(start)
 
 
-def oversized_rows(rows: pa.RecordBatch, max_record_bytes: int) -> dict[int, str]:
-    """Rows of more than `catalog.max_record_bytes`, and why they are no records."""
-    sizes = row_bytes(rows)
+def oversized_rows(sizes: np.ndarray, max_record_bytes: int) -> dict[int, str]:
+    """Rows of more than `catalog.max_record_bytes`, of all by their `row_bytes`, and why they are no records."""
     if sizes.sum() <= max_record_bytes:
         return {}
     expected = f"expected a record of at most {max_record_bytes:,} bytes (catalog.max_record_bytes)"

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from pipelines.catalog.config import CatalogError
+from pipelines.catalog.config import damaged_file
 
 _TAIL_BYTES = 8
 _MAGIC = b"PAR1"
@@ -55,11 +55,11 @@ def read_chunks(source: pa.NativeFile, uri: str, columns: int) -> ParquetChunks:
     tail = source.read_at(_TAIL_BYTES, max(0, size - _TAIL_BYTES))
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != _MAGIC or length > size - _TAIL_BYTES:
-        raise CatalogError(f"{uri}: expected a whole Parquet file, found no footer at its end: is it cut off?")
+        raise damaged_file(uri, "a whole Parquet file", "no footer at its end: is it cut off?")
     try:
         return _parsed(source.read_at(length, size - _TAIL_BYTES - length), columns)
     except (IndexError, ValueError, OverflowError, RecursionError) as error:
-        raise CatalogError(f"{uri}: expected a whole Parquet file, found a damaged footer ({error})") from error
+        raise damaged_file(uri, "a whole Parquet file", "a damaged footer", error) from error
 
 
 @lru_cache(_FOOTERS_KEPT)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipelines.catalog import column_files, stores
 from pipelines.catalog.arrow_checks import sound_schema
 from pipelines.catalog.column_files import ColumnFile
-from pipelines.catalog.config import USUAL_FILE_RATIO, CatalogConfig, CatalogError
+from pipelines.catalog.config import USUAL_FILE_RATIO, CatalogConfig, CatalogError, damaged_file
 from pipelines.catalog.intake import TakenIn, look_at_head, take_in_all, text_format
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.schemas import CatalogSchema, SeenColumns, grouped_type, merged_schema, schema_text, voted_schema
@@ -207,9 +207,7 @@ def _read_footer(
     try:
         return read(uri, columns, max_file_ratio)
     except (pa.ArrowException, OSError) as error:
-        raise CatalogError(
-            f"{file.uri}: expected a whole {file.format} file, found one that cannot be read ({error})"
-        ) from error
+        raise damaged_file(file.uri, f"a whole {file.format} file", "one that cannot be read", error) from error
 
 
 def _schema_of(file: CatalogFile) -> pa.Schema | None:
@@ -225,7 +223,7 @@ def _schema_of(file: CatalogFile) -> pa.Schema | None:
                 plain.read(8)  # an Arrow file is a stream behind eight bytes of magic
             return sound_schema(pa.ipc.open_stream(plain).schema, file.uri)
     except (pa.ArrowException, OSError) as error:
-        raise CatalogError(f"{file.uri}: expected an Arrow IPC file or stream, found neither ({error})") from error
+        raise damaged_file(file.uri, "an Arrow IPC file or stream", "neither", error) from error
 
 
 def _row_ranges(

@@ -15,13 +15,15 @@ import pyarrow as pa
 
 from pipelines.catalog import column_files
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.dead_letters import DeadLetter, Place, malformed
-from pipelines.catalog.limits import oversized_rows
+from pipelines.catalog.dead_letters import DeadLetter, Place, malformed, one_line
+from pipelines.catalog.limits import check_unpacked, oversized_rows, row_bytes
 from pipelines.catalog.plan import CatalogShard, RowRange
 from pipelines.catalog.schemas import LEFT_OUT, LINE, PROBLEM, at_paths, invalid_rows, plain_columns
 from pipelines.catalog.stores import with_partitions
 
 BATCH_BYTES = 32 << 20
+LARGEST_BATCH_BYTES = column_files.MOST_TIMES * BATCH_BYTES
+"""Of rows that are read, written out; a single row has at most `catalog.max_record_bytes`."""
 
 _ROW_READERS = {"parquet": column_files.iter_parquet_rows, "arrow": column_files.iter_arrow_rows}
 
@@ -65,17 +67,17 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
         try:
             yield from _read_range(shard, part, config, batch_rows)
         except (pa.ArrowException, OSError, EOFError) as error:
-            hint = "was the file changed or damaged since planning?"
+            hint = "was it changed or damaged since planning? Export or copy it again"
             if "lists to be of size" in str(error):  # so that pyarrow says that of a null one
                 hint = "null lists of a fixed size cannot be read from Parquet: write them as plain lists"
             raise CatalogError(
                 f"{part.file.name} ({part.path}): expected rows {part.start} to {part.stop} of a {shard.format} "
-                f"file, cannot read them ({error}); {hint}"
+                f"file, cannot read them ({one_line(str(error), 300)}); {hint}"
             ) from error
 
 
 def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batch_rows: int) -> Iterator[RawBatch]:
-    row = part.start
+    row, held = part.start, 0
     read, is_text = _ROW_READERS[shard.format], part.file.is_text
     if shard.format == "arrow":
         read = partial(read, max_file_ratio=config.max_file_ratio)
@@ -92,8 +94,11 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
                 problems = {at: why for at, why in enumerate(rows.column(PROBLEM).to_pylist()) if why is not None}
             rows = rows.drop_columns([LINE, PROBLEM])
         rows = at_paths(rows, config)
-        oversized = oversized_rows(rows, config.max_record_bytes)
+        sizes = row_bytes(rows)
+        oversized = oversized_rows(sizes, config.max_record_bytes)
         if not is_text:
+            held += int(sizes.sum())
+            check_unpacked(part.file.uri, part.file.size, held, config.max_file_ratio)
             if oversized:  # before they are written out
                 places = np.arange(rows.num_rows)
                 rows = rows.take(pa.array(places, mask=np.isin(places, list(oversized))))

@@ -14,7 +14,7 @@ from pipelines.catalog import column_files, stores
 from pipelines.catalog.arrow_checks import sound_batch, sound_schema
 from pipelines.catalog.arrow_files import CheckedStream
 from pipelines.catalog.arrow_types import plain
-from pipelines.catalog.config import CatalogError
+from pipelines.catalog.config import damaged_file
 from pipelines.catalog.limits import within_ratio
 from pipelines.catalog.schemas import LINE, PROBLEM, invalid_rows
 from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
@@ -80,9 +80,8 @@ def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str, max_f
                 for batch in stream:
                     sink.write_batch(sound_batch(batch, file.uri).cast(schema))
     except (pa.ArrowException, OSError) as error:
-        raise CatalogError(
-            f"{file.uri}: expected an Arrow IPC file or stream, found neither, or one that is cut off ({error})"
-        ) from error
+        expected, found = "an Arrow IPC file or stream", "neither, or one that is cut off"
+        raise damaged_file(file.uri, expected, found, error) from error
 
 
 def stated_rows(
@@ -119,6 +118,4 @@ def stated_rows(
             start += len(rows)
             yield pa.RecordBatch.from_arrays([lines, problems, *columns], names=[LINE, PROBLEM, *rows.schema.names])
     except (pa.ArrowException, OSError) as error:
-        raise CatalogError(
-            f"{file.uri}: expected a whole {file.format} file, found one that cannot be read ({error})"
-        ) from error
+        raise damaged_file(file.uri, f"a whole {file.format} file", "one that cannot be read", error) from error

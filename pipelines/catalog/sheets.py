@@ -17,7 +17,7 @@ from itertools import chain, islice
 from typing import Any
 
 from pipelines.catalog import sheet_rows
-from pipelines.catalog.config import USUAL_RECORD_BYTES, CatalogError, nearest
+from pipelines.catalog.config import USUAL_RECORD_BYTES, CatalogError, damaged_file, nearest
 from pipelines.catalog.csv_dialect import AMAZON_MARK, is_header
 
 SHEET_BYTES = 4 << 30
@@ -155,7 +155,7 @@ def _refusal(told: dict[str, Any], data: bytes, name: str) -> CatalogError:
     elif start and b"\0" not in start and not start.startswith((b"pk", b"\xd0\xcf")):
         found = "text under its name; set catalog.format to csv"
     else:
-        found = f"one that cannot be read ({told['unreadable']})"
+        return damaged_file(name, "a whole Excel file", "one that cannot be read", told["unreadable"])
     return CatalogError(f"{name}: expected a whole Excel file, found {found}")
 
 

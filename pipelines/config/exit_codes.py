@@ -1,7 +1,7 @@
 """Exit codes tell what became of a command, so that a scheduler can act on them.
 
 An error that our rooms raise on purpose is a refusal until work begins, and a failure from then on: `failures_of_work`
-stands around the work of every command. What each command gives: run_configs/deploy/README.md.
+stands around the work of every command. What each command gives: guides/errors.md.
 """
 
 from __future__ import annotations

@@ -176,7 +176,10 @@ def test_a_long_text_that_stands_in_a_dictionary_once_is_never_written_out_for_a
         rows += batch.num_rows
         assert sum(plain_row_bytes(column).sum() for column in batch.columns) <= 8 << 20
     assert rows == 3000
-    config = CatalogConfig(uri=path, max_record_bytes=50_000)
+    config = CatalogConfig(uri=path)
+    with pytest.raises(CatalogError, match=rf"a\.{format}: expected .* at most 500 times .*max_file_ratio\), found"):
+        read_plan(plan_catalog(config, spool_uri=str(tmp_path / "work")), config)
+    config = CatalogConfig(uri=path, max_record_bytes=50_000, max_file_ratio=1e6)
     batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "work")), config)
     letters = letters_of(batches)
     assert len(letters) == 3000
@@ -280,3 +283,9 @@ def test_a_row_of_a_sheet_that_is_too_large_is_a_letter(tmp_path: Path) -> None:
     assert letter.detail == (
         "expected a record of at most 10,000 bytes (catalog.max_record_bytes), found one of 20,001"
     )
+
+
+def test_a_header_of_far_too_many_columns_is_refused_by_name(tmp_path: Path) -> None:
+    uri = write(tmp_path / "a.csv", b"product_id,title" + b",c" * 100_000 + b"\n1,2\n")
+    with pytest.raises(CatalogError, match=r"a\.csv: expected at most 65,536 columns, found 100,002; .*csv_delimiter"):
+        plan_catalog(CatalogConfig(uri=uri), spool_uri=str(tmp_path / "work"))

@@ -384,12 +384,18 @@ def parse_config(text: str, name: str) -> ConfigFile:
 
 
 class _ConfigLoader(yaml.SafeLoader):
-    """The safe loader with dates left as text: no key is a date."""
+    """The safe loader with dates left as text, for no key is a date, and keys too: `on` (of `notify:`) is no truth."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the safe loader, of keys as they are written."""
+        for key, _ in node.value:
+            key.tag = key.tag.replace("2002:bool", "2002:str")
+        return super().construct_mapping(node, deep)
 
 
 def _parse_value(text: str) -> Any:

@@ -46,9 +46,3 @@ def test_the_keys_of_the_page_are_keys() -> None:
 def test_the_index_of_the_two_commands_is_that_of_the_catalog() -> None:
     first, index = re.search(r"--catalog\.uri (\S+)\npython -m pipelines\.search --index (\S+)", GUIDE).groups()  # type: ignore[union-attr]
     assert load_job_config(["--catalog.uri", first]).config.index.uri == index
-
-
-def test_the_index_of_a_shipped_config_is_that_of_the_page() -> None:
-    section = PAGE[PAGE.index("### Shopify, exp") : PAGE.index("### Shopify, pages")]
-    (index,) = set(re.findall(r"--index (\S+) ", section))
-    assert load_job_config(["--config", "catalogs/shopify"]).config.index.uri == index

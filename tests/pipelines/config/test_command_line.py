@@ -44,6 +44,12 @@ def test_the_file_alone() -> None:
     assert (config.source.uri, config.source.share, config.output.shards) == ("a.csv", 0.25, 3)
 
 
+def test_a_key_is_text_whatever_yaml_takes_it_for() -> None:
+    config = parse_config("on: [held]\noff: {yes: true}\n", "job.yaml")
+    assert config.data == {"on": ["held"], "off": {"yes": True}}
+    assert set(config.lines) == {"on", "off", "off.yes"}
+
+
 def test_a_key_on_the_command_line_wins_over_the_file_both_spellings() -> None:
     config = parse("--output.shards=5", "--source.share", "1", "--output.overwrite", "true").config
     assert (config.output.shards, config.source.share, config.output.overwrite) == (5, 1.0, True)

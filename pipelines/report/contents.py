@@ -293,9 +293,7 @@ def _vector_faults(old: Night | None, new: Night) -> Iterator[Finding]:
         found += f"(as far as its first {TEXT_CHARACTERS} characters tell); {moved_by}"
         rows_of = [sample["row"].to_numpy()[own[pictures][:SHOWN_EXAMPLES]].tolist() for sample, own in both]
         examples = tuple(zip(*rows_of, strict=True))
-        yield Finding(
-            what="pictures changed", found=found, value=float(pictures.mean()), limit=ANEW, examples=examples
-        )
+        yield Finding(what="pictures changed", found=found, value=float(pictures.mean()), limit=ANEW, examples=examples)
     elif edited.mean() > ANEW:
         found = f"{edited.mean():.1%} of the products have another text or picture than the night before; {moved_by}"
         yield Finding(what="products were embedded anew", found=found, value=float(edited.mean()), limit=ANEW)

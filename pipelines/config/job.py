@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from encoders.config import EncoderConfig
+from index_builder import storage
 from index_builder.spec import IndexConfig
 from pipelines.catalog.config import CatalogConfig, without_login
 from pipelines.config.validation import list_keys
@@ -103,6 +104,11 @@ class Canary:
             raise ValueError(f"ids of the query {self.query!r}: expected at least one product id, found none")
         if self.k < len(self.ids):
             raise ValueError(f"k is {self.k}: expected at least {len(self.ids)}, as many as there are ids")
+
+    @property
+    def digest(self) -> str:
+        """By which a version knows whether it was asked this one."""
+        return storage.digest([self.query, sorted(self.ids), self.k])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -215,6 +215,13 @@ def _render(report: NightReport, picture: Picture) -> str:
         initials = "".join(word[0] for word in title.split()[:2]).upper() or "?"
         return {"id": answer.product_id, "title": title, "source": source, "initials": initials, "score": answer.score}
 
+    def examples(finding: Finding) -> list[dict[str, Any]]:
+        shown = [
+            {"title": titles[True].of(new), "old": _in_page(picture(False, old)), "new": _in_page(picture(True, new))}
+            for old, new in finding.examples
+        ]
+        return [each for each in shown if each["old"] and each["new"]]
+
     def letter_picture(letter: Mapping[str, Any]) -> str | None:
         row = letter.get("row")
         return None if row is None else _in_page(picture(True, row))
@@ -244,6 +251,7 @@ def _render(report: NightReport, picture: Picture) -> str:
         has_pictures=any(each["source"] for query in shown for each in (*query["old"], *query["new"])),
         shown_answers=SHOWN_ANSWERS,
         letter_picture=letter_picture,
+        examples=examples,
     )
 
 

@@ -27,10 +27,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.server.answers import Answers, IndexInfo, RequestError, SearchAnswer, SearchRequest, VersionInfo
+from pipelines.server.answers import Answers, RequestError
 from pipelines.server.config import ServerConfig, ServerJobConfig
 from pipelines.server.facets import Facet
 from pipelines.server.metrics import ServerMetrics
+from pipelines.server.schema import IndexInfo, SearchAnswer, SearchRequest, VersionInfo
 from pipelines.server.served import Refresher, ServedIndex
 
 log = logging.getLogger(__name__)

@@ -37,9 +37,9 @@ WARM_UP_SECONDS = 1.0
 
 
 @contextmanager
-def server(index: str, onnx: str | None) -> Iterator[tuple[int, psutil.Process]]:
+def server(index: str, onnx: str | None, *options: str) -> Iterator[tuple[int, psutil.Process]]:
     """The server in a process of its own; gives its port, and the process."""
-    command = [sys.executable, "-m", "pipelines.serve", "--index", index, "--server.port", "0"]
+    command = [sys.executable, "-m", "pipelines.serve", "--index", index, "--server.port", "0", *options]
     command += ["--server.onnx_uri.main", onnx] if onnx else []
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:

@@ -268,7 +268,7 @@ async function fillVersions(side) {
   if (side === "left" && versions.length > 1) $("left-version").value = versions[1].version;
 }
 
-const sideOf = (side) => ({ index: $(`${side}-index`).value, version: $(`${side}-version`).value });
+const sideOf = (side) => ({ index: $(`${side}-index`).value, version: $(`${side}-version`).value || null });
 
 async function compareQueries() {
   const queries = [...new Set($("queries").value.split("\n").map((line) => line.trim()).filter(Boolean))];

@@ -107,6 +107,31 @@ def test_nights_leave_their_reports_and_wait_for_a_person(tmp_path, written_repo
     assert "Held back by gates.canaries" in (Path(held.uri) / "report.html").read_text()
 
 
+def test_what_is_asked_for_since_a_version_was_made_is_not_taken_for_unchanged(tmp_path):
+    write_catalog(tmp_path / "catalog", [product(number) for number in range(60)])
+    first, _ = run_job(tmp_path, "--index.factory", "Flat")
+    own = product(3)["title"]
+
+    def again(*options):
+        result, _ = run_job(tmp_path, "--index.factory", "Flat", *options)
+        return result.status, result.version, result.failed_gates
+
+    found = f"[{{query: {own}, ids: [p00003], k: 60}}]"
+    assert again("--gates.canaries", found) == ("unchanged", first.version, [])
+    status, version, failed = again("--gates.canaries", "[{query: red mug, ids: [none]}]")
+    assert (status, version) == ("held", first.version)
+    assert failed == [
+        "gates.canaries: the query 'red mug' does not find none (none not in the catalog) among its first 10"
+    ]
+    small = again("--index.thumbnails", "16", "--gates.canaries", found)
+    assert small[0] == "published" and small[1] != first.version
+    assert len(publish.read_manifest(str(tmp_path / "index")).gates["canaries"]) == 1
+    large = again("--index.thumbnails", "24")
+    assert large[0] == "published" and large[1] != small[1]
+    assert again("--index.thumbnails", "24") == ("unchanged", large[1], [])
+    assert again() == ("unchanged", large[1], [])
+
+
 def test_a_report_that_fails_costs_the_report_alone(tmp_path, monkeypatch, written_report, caplog):
     def fail(*arguments, **settings):
         raise ValueError("no ink")

@@ -131,7 +131,7 @@ def test_the_page_says_its_verdict_first_and_runs_and_loads_nothing(html):
 
 def test_what_the_last_nights_cost_is_told_by_stage(report, html, no_plots):
     text = " ".join(Parsed(html).text.split())
-    assert "cost, the night before0.40, 0.30" in text
+    assert "cost0.40before 0.30" in text
     assert "11-25 03:00embed 12.0, number 0.5embed 0.30, number 0.0040.30" in text
     assert "Cost until this report: 0.40, the night before 0.30" in page.render_markdown(report)
     unpriced = replace(report, nights=[replace(night, money={}) for night in report.nights])

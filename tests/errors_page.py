@@ -47,6 +47,50 @@ class Raised:
     messages: set[str] = field(default_factory=set)
 
 
+OTHER_COMMANDS: tuple[tuple[str, ...], ...] = (
+    ("`build_index`", "as the night, 3, 4 and 5 too", "", ""),
+    (
+        "`train_encoder`",
+        "trained and saved",
+        "training or saving; run again, it goes on from the last checkpoint",
+        "the config, the pairs or the catalog cannot be used",
+    ),
+    (
+        "`evaluate`",
+        "measured",
+        "encoding, ranking, labelling or writing the report",
+        "a system, a file or a measure cannot be used",
+    ),
+    (
+        "`search`",
+        "answered",
+        "searching: a file is damaged, or cannot be read any more",
+        "the query, the filter or the address cannot be used",
+    ),
+    (
+        "`versions`",
+        "done",
+        "comparing or changing versions; `show --verify` found damage",
+        "no such version, tag or address",
+    ),
+    (
+        "`export`",
+        "every row is there",
+        "the engine or the index; the engine answers as before",
+        "the engine, the name or the version cannot be used",
+    ),
+    (
+        "`export_onnx`",
+        "written",
+        "making or comparing graphs; an earlier export stays",
+        "no such encoder, or the folder holds something else",
+    ),
+    ("`serve`", "ended by a signal", "starting the application", "the config, an index or the port cannot be used"),
+    ("`demo_catalog`", "drawn", "drawing; run it again", "the folder cannot be written"),
+)
+"""What the exit codes of commands other than the night say: 0, 1 and 2."""
+
+
 def told_by(docstring: str) -> Told:
     """Splits a docstring into cause and remedy, each in one line, without the sections of Google's style."""
     cause, _, remedy = docstring.partition("Remedy:")
@@ -244,17 +288,7 @@ Only 1, 130 and 143 are worth another try by a scheduler; 2 and 3 want a person.
 
 These are the night's. The other commands keep to the same numbers, 2 as long as nothing was begun and 1 from then on:
 
-| command | 0 | 1: it failed in | 2: refused before |
-|---|---|---|---|
-| `build_index` | as the night, 3, 4 and 5 too | | |
-| `train_encoder` | trained and saved | training or saving; run again, it goes on from the last checkpoint | the config, the pairs or the catalog cannot be used |
-| `evaluate` | measured | encoding, ranking, labelling or writing the report | a system, a file or a measure cannot be used |
-| `search` | answered | searching: a file is damaged, or cannot be read any more | the query, the filter or the address cannot be used |
-| `versions` | done | comparing or changing versions; `show --verify` found damage | no such version, tag or address |
-| `export` | every row is there | the engine or the index; the engine answers as before | the engine, the name or the version cannot be used |
-| `export_onnx` | written | making or comparing graphs; an earlier export stays | no such encoder, or the folder holds something else |
-| `serve` | ended by a signal | starting the application | the config, an index or the port cannot be used |
-| `demo_catalog` | drawn | drawing; run it again | the folder cannot be written |
+{_table(("command", "0", "1: it failed in", "2: refused before"), [*OTHER_COMMANDS])}
 
 ## Kinds of errors
 

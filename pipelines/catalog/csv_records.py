@@ -164,11 +164,11 @@ class CsvReader:
             if count > 1:
                 raise CatalogError(f"{self._name}: expected one column {name!r}, found {count}; rename one")
         for name in self._id_fields:
-            found = [self._header.index(column) for column in Path(name).columns if column in self._header]
-            if not found:
+            places = [self._header.index(column) for column in Path(name).columns if column in self._header]
+            if not places:
                 refusal = unknown_field("catalog.id_field", name, self._header, self._name)
                 raise CatalogError(f"{refusal}{self._later_header(name)}")
-            self._id_columns.append(found[0])
+            self._id_columns.append(places[0])
         return end
 
     def _later_header(self, name: str) -> str:

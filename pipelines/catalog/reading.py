@@ -5,7 +5,7 @@ In memory are at most a batch, and one Arrow record batch of the file; Parquet i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -25,7 +25,10 @@ BATCH_BYTES = 32 << 20
 LARGEST_BATCH_BYTES = column_files.MOST_TIMES * BATCH_BYTES
 """Of rows that are read, written out; a single row has at most `catalog.max_record_bytes`."""
 
-_ROW_READERS = {"parquet": column_files.iter_parquet_rows, "arrow": column_files.iter_arrow_rows}
+_ROW_READERS: dict[str, Callable[..., Iterator[pa.RecordBatch]]] = {
+    "parquet": column_files.iter_parquet_rows,
+    "arrow": column_files.iter_arrow_rows,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

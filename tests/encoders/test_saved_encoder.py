@@ -192,7 +192,7 @@ def test_a_failed_save_leaves_the_earlier_one(tmp_path, monkeypatch):
 
 
 def test_libraries_are_loaded_when_they_are_needed(tmp_path):
-    """Naming an encoder needs no torch; a text tower, from its check to the vectors of both sides, nothing but torch."""
+    """Naming an encoder needs no torch; a text tower, from its check to both sides' vectors, nothing but torch."""
     save_tiny_encoder(tmp_path / "encoder", model="bibert")
     code = (
         "import sys, encoders\n"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class Bert(nn.Module):
         super().__init__()
         self.config = values = SimpleNamespace(**{key: config.get(key, _DEFAULTS[key]) for key in _DEFAULTS})
         self.embeddings = _Embeddings(values)
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Layer(values) for _ in range(values.num_hidden_layers))})
+        self.encoder = _Layers(values)
         self.apply(self._draw)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Bert(nn.Module):
         positions = torch.arange(ids.shape[1], device=ids.device)
         states = self.embeddings(ids, positions)
         seen = mask[:, None, None]
-        for layer in self.encoder["layer"]:
+        for layer in self.encoder.layer:
             states = layer(states, seen)
         return states
 
@@ -79,8 +79,8 @@ class Bert(nn.Module):
             groups: (number of texts, tokens of each) of neighbours of equal length, in their order.
         """
         states = self.embeddings(ids, positions)
-        for layer in self.encoder["layer"]:
-            states = layer.packed(states, groups)
+        for layer in self.encoder.layer:
+            states = cast(_Layer, layer).packed(states, groups)
         return states
 
     def _draw(self, module: nn.Module) -> None:
@@ -125,15 +125,15 @@ class _Attention(nn.Module):
         mixed, start = torch.zeros_like(query), 0
         for texts, length in groups:
             stop = start + texts * length
-            own = (part[start:stop].view(texts, length, -1) for part in (query, key, value))
-            mixed[start:stop] = self._mixed(*own, None).view(stop - start, -1)
+            own = [part[start:stop].view(texts, length, -1) for part in (query, key, value)]
+            mixed[start:stop] = self._mixed(own[0], own[1], own[2], None).view(stop - start, -1)
             start = stop
         return mixed
 
     def _mixed(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
-        parts = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
         dropped = self.dropped if self.training else 0.0
-        found = functional.scaled_dot_product_attention(*parts, attn_mask=seen, dropout_p=dropped)
+        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropped)
         return found.transpose(1, 2).flatten(2)
 
 
@@ -148,19 +148,36 @@ class _AddAndNorm(nn.Module):
         return self.LayerNorm(self.dropout(self.dense(found)) + states)
 
 
+class _AttentionAndNorm(nn.Module):
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        self.self, self.output = _Attention(config), _AddAndNorm(config, config.hidden_size)
+
+
+class _Intermediate(nn.Module):
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+
 class _Layer(nn.Module):
     def __init__(self, config: SimpleNamespace) -> None:
         super().__init__()
-        self.attention = nn.ModuleDict({"self": _Attention(config), "output": _AddAndNorm(config, config.hidden_size)})
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
+        self.attention, self.intermediate = _AttentionAndNorm(config), _Intermediate(config)
         self.output = _AddAndNorm(config, config.intermediate_size)
 
     def forward(self, states: Tensor, seen: Tensor | None) -> Tensor:
-        return self._beside(states, self.attention["self"](states, seen))
+        return self._beside(states, self.attention.self(states, seen))
 
     def packed(self, states: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
-        return self._beside(states, self.attention["self"].packed(states, groups))
+        return self._beside(states, self.attention.self.packed(states, groups))
 
     def _beside(self, states: Tensor, mixed: Tensor) -> Tensor:
-        states = self.attention["output"](mixed, states)
-        return self.output(functional.gelu(self.intermediate["dense"](states)), states)
+        states = self.attention.output(mixed, states)
+        return self.output(functional.gelu(self.intermediate.dense(states)), states)
+
+
+class _Layers(nn.Module):
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))

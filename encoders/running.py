@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -196,7 +196,9 @@ class TextRunner(_Runner):
         self._tokens_per_batch = TOKENS_PER_BATCH[dtype]
         # A pack takes the longest text, too; its size belongs to the encoder, so that it shapes all vectors alike.
         self._tokens_per_pack = max(TOKENS_PER_PACK[dtype], self.max_tokens)
-        self._encode_pack = tower.packed if getattr(tower, "packs", False) else None
+        self._encode_pack: Callable[..., torch.Tensor] | None = None
+        if getattr(tower, "packs", False):
+            self._encode_pack = cast(TextTower, tower).packed
 
     def compile(self) -> None:
         """Compiles the tower; raises EncoderConfigError where that cannot be done."""

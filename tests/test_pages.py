@@ -10,8 +10,8 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from pipelines.config.command_line import parse_config
 from pipelines.config.job import IndexJobConfig, JobConfig
+from pipelines.config.yaml_files import parse_config
 from pipelines.server.config import ServerJobConfig
 from tests.conftest import PROJECT_ROOT
 from tests.page_commands import blocks, pages

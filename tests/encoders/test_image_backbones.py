@@ -32,9 +32,9 @@ from encoders import (
 from encoders.image_tower import build_clip
 from encoders.running import ImageRunner, Lanes, Placement
 from encoders.saved_encoder import resolve_encoder, save_encoder
-from pipelines.config.command_line import read_config_file
 from pipelines.config.job import JobConfig
 from pipelines.config.validation import build_config
+from pipelines.config.yaml_files import read_config_file
 from tests.encoders.tiny import random_picture, save_tiny_bert, save_tiny_clip, save_tiny_siglip_tokenizer
 
 PICTURES = [random_picture(seed, (40, 30)) for seed in range(3)]

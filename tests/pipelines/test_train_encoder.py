@@ -18,7 +18,8 @@ import yaml
 from safetensors.torch import load_file
 
 from encoders import EncoderConfig, check_encoder
-from pipelines.config.command_line import read_config_file, run_command
+from pipelines.config.command_line import run_command
+from pipelines.config.yaml_files import read_config_file
 from pipelines.train_encoder import main
 from tests.encoders.test_image_backbones import save_timm
 from tests.encoders.tiny import save_tiny_bert

@@ -11,9 +11,10 @@ import pytest
 
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.layouts import LAYOUTS
-from pipelines.config.command_line import load_job_config, shipped_configs
+from pipelines.config.command_line import load_job_config
 from pipelines.config.job import JobConfig
 from pipelines.config.validation import list_keys
+from pipelines.config.yaml_files import shipped_configs
 from tests.conftest import PROJECT_ROOT
 
 PAGE = (PROJECT_ROOT / "pipelines/catalog/README.md").read_text(encoding="utf-8")

@@ -14,13 +14,8 @@ from encoders.errors import CheckpointError, EncoderError
 from index_builder.errors import StorageError
 from pipelines.catalog.config import CatalogError
 from pipelines.config import ConfigError, run_command
-from pipelines.config.command_line import (
-    ParsedCommand,
-    load_job_config,
-    parse_arguments,
-    parse_config,
-    read_config_file,
-)
+from pipelines.config.command_line import ParsedCommand, load_job_config, parse_arguments
+from pipelines.config.yaml_files import parse_config, read_config_file
 from tests.pipelines.config.sections import Tower, Tree
 
 

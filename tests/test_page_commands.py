@@ -195,8 +195,6 @@ def write_exports(page: Path, folder: Path) -> None:
         drawn = Path(EXPORTS[found[1]].write(place).removeprefix("sqlite:///"))
         target = folder / found[2].removeprefix("sqlite:///").replace("*", "1").rstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_file():  # larger ones, by `write_csv`: a gate holds back so few rows
-            continue
         if drawn.is_dir():
             shutil.copytree(drawn, target, dirs_exist_ok=True)
         else:

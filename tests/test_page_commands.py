@@ -261,7 +261,10 @@ def help_of(module: str, *subcommand: str) -> str:
     sys.argv = [module, *subcommand, "--help"]
     sys.stdout = SimpleNamespace(write=said.append, flush=lambda: None, isatty=lambda: False)  # type: ignore[assignment]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=False)
+        if module.startswith("pipelines."):
+            run_command(main_of(module), [*subcommand, "--help"])
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=False)
     except SystemExit:
         pass
     finally:

@@ -49,7 +49,7 @@ NOT_HERE = {
     r"--config starter\b": "weights of the extra `starter`: tests/encoders/test_starter_weights.py",
     r"--to pgvector\b": "a PostgreSQL server: tests/pipelines/exporting",
     r"gs://bucket/": "a bucket at Google",
-    r"--layout triton": "a second export: tests/pipelines/test_export_onnx.py",
+    r"--out onnx_encoder$": "the same runs in tests/pipelines/test_export_onnx.py; the other layout runs here",
     r"tests\.benchmarks\.": "hours of training, or a quiet machine",
     r"--out encoders/pretrained/demo$": "trains the committed encoder anew",
     r"--out (bibert|clip|4tmm_cat|4tmm_mlp|3tmm_joint)\b": "five trainings: tests/encoders/training makes each model",

@@ -49,7 +49,7 @@ NOT_HERE = {
     r"--config starter\b": "weights of the extra `starter`: tests/encoders/test_starter_weights.py",
     r"--to pgvector\b": "a PostgreSQL server: tests/pipelines/exporting",
     r"gs://bucket/": "a bucket at Google",
-    r"--layout triton": "a second export: tests/pipelines/test_export_onnx.py",
+    r"--out onnx_encoder$": "the same runs in tests/pipelines/test_export_onnx.py; the other layout runs here",
     r"tests\.benchmarks\.": "hours of training, or a quiet machine",
     r"--out encoders/pretrained/demo$": "trains the committed encoder anew",
     r"--out (bibert|clip|4tmm_cat|4tmm_mlp|3tmm_joint)\b": "five trainings: tests/encoders/training makes each model",
@@ -195,8 +195,6 @@ def write_exports(page: Path, folder: Path) -> None:
         drawn = Path(EXPORTS[found[1]].write(place).removeprefix("sqlite:///"))
         target = folder / found[2].removeprefix("sqlite:///").replace("*", "1").rstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_file():  # larger ones, by `write_csv`: a gate holds back so few rows
-            continue
         if drawn.is_dir():
             shutil.copytree(drawn, target, dirs_exist_ok=True)
         else:
@@ -263,7 +261,10 @@ def help_of(module: str, *subcommand: str) -> str:
     sys.argv = [module, *subcommand, "--help"]
     sys.stdout = SimpleNamespace(write=said.append, flush=lambda: None, isatty=lambda: False)  # type: ignore[assignment]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=False)
+        if module.startswith("pipelines."):
+            run_command(main_of(module), [*subcommand, "--help"])
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=False)
     except SystemExit:
         pass
     finally:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from index_builder import storage
 from index_builder.errors import MissingFileError, StorageError
@@ -516,3 +518,43 @@ def test_an_output_of_an_earlier_program_has_no_hashes_and_stands(tmp_path: Path
     assert storage.find_artifact(uri, "inputs") is not None
     (tmp_path / "out.json").write_text(json.dumps(known | {"added": 1}))
     assert storage.find_artifact(uri, "inputs") is None
+
+
+class ClientError(Exception):
+    """As botocore's: none of OSError's."""
+
+
+@pytest.mark.parametrize("at", ["cat_file", "_open", "_fetch_range"])
+def test_an_error_of_a_stores_client_names_the_file(remote_root: str, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ClientError("the connection was closed")
+
+    uri = storage.join(remote_root, "x")
+    storage.write_bytes_atomic(uri, b"data")
+    if at == "_fetch_range":  # while the file is read, long after it was opened
+
+        def opened(filesystem: Any, path: str, **_: Any) -> AbstractBufferedFile:
+            return AbstractBufferedFile(filesystem, path, size=4)
+
+        monkeypatch.setattr(MemoryFileSystem, "_open", opened)
+        monkeypatch.setattr(AbstractBufferedFile, "_fetch_range", fail)
+    else:
+        monkeypatch.setattr(MemoryFileSystem, at, fail)
+    read = storage.read_bytes if at == "cat_file" else storage.sha256_file
+    with pytest.raises(StorageError, match=f"cannot read {uri}: the connection was closed"):
+        read(uri)
+
+
+def test_a_store_that_is_asked_again_after_a_lost_answer_has_created_the_file(
+    remote_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = MemoryFileSystem.pipe_file
+
+    def twice(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        real(*arguments, **options)
+
+    uri = storage.join(remote_root, "x")
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", twice)
+    assert storage.create_file(uri, b"mine")
+    assert not storage.create_file(uri, b"yours")

@@ -74,9 +74,9 @@ def kind_of(night: int) -> str:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Bytes of all files of work and index, but for the records of runs."""
+    """Bytes of all files of work and index, but for the records of runs and the lease, which tell seconds."""
     files = (path for root in ("work", "index") for path in (folder / root).rglob("*"))
-    return sum(path.stat().st_size for path in files if path.is_file() and "runs" not in path.parts)
+    return sum(path.stat().st_size for path in files if path.is_file() and not {"runs", "lease"} & {*path.parts})
 
 
 def look(index: str, rows: Mapping[int, Mapping[str, Any]]) -> str:

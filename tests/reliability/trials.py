@@ -81,7 +81,7 @@ class Outcomes:
         console = Console(width=max(120, 16 * (3 + len(names))))
         console.print(table)
         for kind, trial, outcome in self.losses[:50]:
-            console.print(f"loss: {kind}: {trial}: {outcome}", soft_wrap=True, highlight=False)
+            console.print(f"loss: {kind}: {trial}: {outcome}", soft_wrap=True, highlight=False, markup=False)
 
 
 def run_apart(

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import chain, islice
 from typing import Any
@@ -107,7 +107,7 @@ def _check_header(
             )
 
 
-def _rows(data: bytes, name: str, sheet: str | None, max_record_bytes: int) -> Iterator[list[Any] | int]:
+def _rows(data: bytes, name: str, sheet: str | None, max_record_bytes: int) -> Generator[list[Any] | int, None, None]:
     """The cells of each row, or the bytes of one that is too large; raises as `iter_sheet`."""
     if importlib.util.find_spec("python_calamine") is None:
         raise CatalogError(f"{name}: Excel files need the extra `excel`; in the clone: pip install -e '.[excel]'")

@@ -57,6 +57,8 @@ def read_blocks(uri: str) -> ArrowBlocks:
         footer = source.read_at(footer_bytes, size - _TRAILER_BYTES - footer_bytes)
     try:
         dictionaries, blocks = (_blocks(footer, field) for field in (_FOOTER_DICTIONARIES, _FOOTER_RECORD_BATCHES))
+        if any(min(block) < 0 or sum(block) > size for block in (*dictionaries, *blocks)):
+            raise IndexError("a batch outside the file")
         ranges = [(block.offset, block.offset + block.head_bytes) for block in blocks]
         rows = [_batch_rows(head) for head in (stores.read_ranges(uri, ranges) if ranges else [])]
     except (struct.error, IndexError) as error:

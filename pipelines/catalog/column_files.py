@@ -13,7 +13,7 @@ from pipelines.catalog import stores
 from pipelines.catalog.arrow_checks import sound_batch, sound_schema
 from pipelines.catalog.arrow_files import check_packed, read_blocks
 from pipelines.catalog.arrow_types import is_list, plain_row_bytes
-from pipelines.catalog.config import USUAL_FILE_RATIO, CatalogError
+from pipelines.catalog.config import USUAL_FILE_RATIO, CatalogError, damaged_file
 from pipelines.catalog.limits import bounded_batches, check_unpacked, row_bytes
 from pipelines.catalog.parquet_footer import read_chunks
 from pipelines.catalog.paths import needed_fields
@@ -103,7 +103,11 @@ def parquet_footer(
     source: pa.NativeFile, uri: str, columns: Sequence[str] | None, max_file_ratio: float = USUAL_FILE_RATIO
 ) -> ColumnFile:
     """The same of a file that is open; None stands for all columns."""
-    size, metadata = source.size(), pq.read_metadata(source)
+    size = source.size()
+    try:
+        metadata = pq.read_metadata(source)
+    except UnicodeDecodeError as error:
+        raise damaged_file(uri, "names of columns in UTF-8", "other bytes", error) from error
     chunks = read_chunks(source, uri, metadata.num_columns)
     schema = sound_schema(metadata.schema.to_arrow_schema(), uri)
     leaves = list(range(metadata.num_columns)) if columns is None else _leaves(metadata, schema, columns)[0]

@@ -151,8 +151,8 @@ class CsvReader:
         if not names:
             raise CatalogError(f"{wanted}, found none")
         if len(names) > MOST_COLUMNS:
-            found = f"found {len(names):,}; is it another delimiter (catalog.csv_delimiter)?"
-            raise CatalogError(f"{self._name}: expected at most {MOST_COLUMNS:,} columns, {found}")
+            hint = "is it another delimiter (catalog.csv_delimiter)?"
+            raise CatalogError(f"{self._name}: expected at most {MOST_COLUMNS:,} columns, found {len(names):,}; {hint}")
         self._header = [name.replace(LONE_RETURN, "\r").strip() for name in names]
         extra = self._dialect.columns - len(names)
         if abs(extra) == 1:

@@ -98,6 +98,6 @@ def _limit(size: int, max_ratio: float) -> float:
 
 def _too_much(uri: str, size: int, unpacked: int, max_ratio: float) -> CatalogError:
     return CatalogError(
-        f"{uri}: expected a compressed file that holds at most {max_ratio:g} times its {size:,} bytes "
+        f"{uri}: expected a file that holds at most {max_ratio:g} times its {size:,} bytes "
         f"(catalog.max_file_ratio), found {unpacked:,} bytes and more; if it is what it should be, set that higher"
     )

@@ -137,6 +137,8 @@ class ClipTextTower(nn.Module):
         projected = [self._project(text.ln_final(part)) for part in parts.split(_ROWS_PROJECTED_AT_A_TIME)]
         return torch.cat(projected)[: len(pooled)]
 
+    features_packed = packed  # as `features` and `forward`
+
     def _project(self, pooled: Tensor) -> Tensor:
         projection = self.text.text_projection
         if isinstance(projection, nn.Module):

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.tower_speed [--products N] [--rounds R] [--threads T] [--batch-size B]
                                            [--resident N] [--peers VENV] [--precisions P ...] [--tower NAME]
+                                           [--ways NAME ...]
 
 Weights are random (seed 0) and the same on every side, as are titles, photos and threads. Rounds go through all ways in
 turn, there and back, so that a slow minute of the machine meets all of them; medians count.
@@ -69,6 +70,7 @@ from tests.benchmarks.tower_peers import TITLES, ClipRetrieval, OnnxInt8, OpenVi
 
 SIDE, DISTINCT_PHOTOS, MATRIX_SIDE = 800, 64, 2048
 SMALL, LARGE, BOTH, BOTH_LARGE = "picture 60x80", "picture 800x800", "both 60x80", "both 800x800"
+OTHERS = ("onnxruntime", "openvino", "clip-retrieval")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -242,6 +244,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="of open_clip, ONNX Runtime and clip-retrieval")
     parser.add_argument("--peers", type=Path, help="environment that has clip-retrieval and openvino")
     parser.add_argument("--tower", default="ViT-B-32", help="a model that open_clip has a config of")
+    parser.add_argument(
+        "--ways", nargs="+", choices=(*OTHERS, "none"), default=OTHERS, help="beside the stage, the towers, open_clip"
+    )
     parser.add_argument("--precisions", nargs="+", choices=tuple(DTYPES))
     given = parser.parse_args()
     precisions = given.precisions or list(dict.fromkeys((native_precision("cpu"), "float32")))
@@ -299,28 +304,30 @@ def measure(given: argparse.Namespace, precisions: list[str], folder: Path, cons
     exact = Plain(clip, floats, tokens, given.batch_size)
 
     graphs = {TITLES: folder / "text.onnx", SMALL: folder / "image.onnx"}
-    export(clip.text, tokens[:2], graphs[TITLES])
-    export(clip.visual, floats[:2], graphs[SMALL])
     arrays = {TITLES: tokens.numpy(), SMALL: floats.numpy()}
-    int8 = OnnxInt8(graphs, arrays, given.threads, given.batch_size)
-    for what in graphs:
-        ways.append(("ONNX Runtime int8", what, lambda w=what: timed(lambda: int8.vectors(w), len(titles))))
-        vectors["ONNX Runtime int8", what] = lambda w=what: int8.vectors(w)
+    if {"onnxruntime", "openvino"} & set(given.ways):
+        export(clip.text, tokens[:2], graphs[TITLES])
+        export(clip.visual, floats[:2], graphs[SMALL])
+    if "onnxruntime" in given.ways:
+        int8 = OnnxInt8(graphs, arrays, given.threads, given.batch_size)
+        for what in graphs:
+            ways.append(("ONNX Runtime int8", what, lambda w=what: timed(lambda: int8.vectors(w), len(titles))))
+            vectors["ONNX Runtime int8", what] = lambda w=what: int8.vectors(w)
 
     vino: list[OpenVino] = []
     retrieval: ClipRetrieval | None = None
-    if given.peers is None:
+    if given.peers is None and {"openvino", "clip-retrieval"} & set(given.ways):
         console.print("without --peers: OpenVINO and clip-retrieval are left out")
-    else:
+    elif given.peers is not None:
         python = given.peers.absolute() / "bin" / "python"
-        for what, graph in graphs.items():
+        for what, graph in graphs.items() if "openvino" in given.ways else ():
             np.save(folder / f"{graph.stem}.npy", arrays[what])
             for precision in precisions:
                 peer = OpenVino(python, graph, folder / f"{graph.stem}.npy", precision, given.threads, given.batch_size)
                 vino.append(peer)
                 ways.append((f"OpenVINO, {precision}", what, peer.run))
                 vectors[f"OpenVINO, {precision}", what] = peer.vectors
-        for what in (BOTH, BOTH_LARGE):
+        for what in (BOTH, BOTH_LARGE) if "clip-retrieval" in given.ways else ():
             command = ClipRetrieval(
                 python, folder / "data" / dataset_name(what), weights, given.tower, given.threads, given.batch_size
             )

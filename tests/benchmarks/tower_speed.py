@@ -301,7 +301,7 @@ def measure(given: argparse.Namespace, precisions: list[str], folder: Path, cons
                 (f"open_clip, {precision}", what, lambda p=plain, w=what: timed(lambda: p.vectors(w), len(titles)))
             )
             vectors[f"open_clip, {precision}", what] = lambda p=plain, w=what: p.vectors(w)
-    exact = Plain(clip, floats, tokens, given.batch_size)
+    plain = Plain(clip, floats, tokens, given.batch_size)
 
     graphs = {TITLES: folder / "text.onnx", SMALL: folder / "image.onnx"}
     arrays = {TITLES: tokens.numpy(), SMALL: floats.numpy()}
@@ -351,10 +351,11 @@ def measure(given: argparse.Namespace, precisions: list[str], folder: Path, cons
             for precision, meter in meters.items():
                 rates[precision].append(meter())
         console.print(f"round {number + 1}: {way}, {what}: {wall * 1e3:.1f} ms", style="dim")
-    cosines = {key: cosine(exact.vectors(key[1]), get()) for key, get in vectors.items() if key[1] != LARGE}
+    exact = {what: plain.vectors(what) for what in (TITLES, SMALL)}
+    cosines = {key: cosine(exact[key[1]], get()) for key, get in vectors.items() if key[1] != LARGE}
     if retrieval is not None:
         first = {what: torch.from_numpy(retrieval.vectors(what)) for what in (TITLES, SMALL)}
-        cosines |= {("clip-retrieval, float32", what): cosine(exact.vectors(what), first[what]) for what in first}
+        cosines |= {("clip-retrieval, float32", what): cosine(exact[what], first[what]) for what in first}
         for precision in precisions:
             pairs = (f"{what} {cosine(first[what], vectors[f'stage, {precision}', what]()):.6f}" for what in first)
             console.print(f"stage, {precision}: cosine to clip-retrieval's own vectors: {', '.join(pairs)}")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # open_clip takes seconds to load, which other towers do with
     from open_clip import CustomTextCLIP
 
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "layers": 1}
+_ROWS_PROJECTED_AT_A_TIME = 64
 
 
 class ImageTower(nn.Module):
@@ -109,7 +110,41 @@ class ClipTextTower(nn.Module):
 
             states = text.ln_final(text.transformer(states, attn_mask=causal_mask))
             pooled = text_global_pool(states, ids, pool_type=text.pool_type, eos_token_id=text.eos_id)
-        projection = text.text_projection
+        return self._project(pooled)
+
+    @property
+    def packs(self) -> bool:
+        """Whether texts may lie end to end (`packed`)."""
+        return self.cuts_batches and isinstance(self.text.transformer.resblocks[-1], PrepackedBlock)
+
+    def packed(self, ids: Tensor, positions: Tensor, groups: Tensor) -> Tensor:
+        """Encodes texts that lie end to end, in a number of tokens that is always the same, to `[T, D]`.
+
+        Args:
+            ids: int64 `[N]`; behind the last text there may be others, of no text.
+            positions: int64 `[N]`, of each token in its text.
+            groups: int64 `[., 2]`, (number of texts, tokens of each) of neighbours of equal length, in their order.
+        """
+        text, sizes = self.text, [(texts, length) for texts, length in groups.tolist()]
+        states = text.token_embedding(ids) + text.positional_embedding[positions]
+        for block in text.transformer.resblocks:
+            states = block.packed(states, sizes, text.attn_mask)
+        ends, start = [], 0
+        for texts, length in sizes:
+            own = ids[start : start + texts * length].view(texts, length)
+            last = own.argmax(-1) if text.pool_type == "argmax" else (own == text.eos_id).int().argmax(-1)
+            ends.append(start + length * torch.arange(texts, device=ids.device) + last)
+            start += texts * length
+        pooled = states[torch.cat(ends)]
+        # The number of texts varies: products of one shape sum each row alike.
+        parts = functional.pad(pooled, (0, 0, 0, -len(pooled) % _ROWS_PROJECTED_AT_A_TIME))
+        projected = [self._project(text.ln_final(part)) for part in parts.split(_ROWS_PROJECTED_AT_A_TIME)]
+        return torch.cat(projected)[: len(pooled)]
+
+    features_packed = packed  # as `features` and `forward`
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        projection = self.text.text_projection
         if isinstance(projection, nn.Module):
             return projection(pooled)
         return pooled if projection is None else pooled @ projection

@@ -1,11 +1,12 @@
 """What it costs that a product's vector depends on the product alone: fixed batches in lanes against plain batches.
 
     python -m tests.benchmarks.batch_shapes [--texts N] [--images N] [--rounds R] [--threads T] [--precision P]
+                                           [--prepacked]
 
 Plain: batches of 64 in order of length, all threads inside each operation, as `encode_texts` and `encode_images` ran
 before. Lanes: batches of fixed shape, one thread each, side by side. Same towers: a ViT-B-32 with random weights,
-MiniLM (extra `minilm`), both towers of the demo encoder; texts of 4 to 16 words, images of noise. Rounds are
-interleaved, medians count; CPU seconds are those of the whole process.
+MiniLM (extra `minilm`), both towers of the demo encoder; with `--prepacked` as a night runs them in bfloat16. Texts of
+4 to 16 words, images of noise. Rounds are interleaved, medians count; CPU seconds are those of the whole process.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders import EncoderConfig, TowerSpec
-from encoders.encoder import move_towers
+from encoders.encoder import move_towers, prepack_towers
 from encoders.running import ImageRunner, Lanes, Placement, TextRunner
 from encoders.saved_encoder import resolve_encoder
 from tests.benchmarks.machine import command_line, machine_line
@@ -42,7 +43,7 @@ def titles(count: int) -> list[str]:
     return [" ".join(rng.choice(WORDS, rng.integers(4, 17))) for _ in range(count)]
 
 
-def towers(texts: int, images: int, precision: str) -> dict[str, tuple[Callable, Callable, int]]:
+def towers(texts: int, images: int, precision: str, *, prepacked: bool) -> dict[str, tuple[Callable, Callable, int]]:
     """For each tower the plain run, the run in lanes, and the number of items."""
     placements, ways = (Placement(CPU, 64), Placement(CPU, 64, Lanes())), {}
     for name, config, reads in (
@@ -53,6 +54,8 @@ def towers(texts: int, images: int, precision: str) -> dict[str, tuple[Callable,
     ):
         parts = resolve_encoder(replace(config, precision=precision)).load()
         model = move_towers(parts.model, CPU, precision)
+        if prepacked:
+            prepack_towers(model, CPU)
         if reads == "text":
             runners = [TextRunner(model.document_text, parts.tokenizer, placement) for placement in placements]
             items: object = runners[0].tokenize(titles(texts))
@@ -76,13 +79,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--prepacked", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     console = Console(width=110)
     console.print(machine_line("torch"), f"{arguments.threads} threads, {arguments.precision}", cpu_flags(), sep="; ")
     console.print(command_line())
     table = Table("", "plain, ms each", "lanes, ms each", "plain, CPU ms", "lanes, CPU ms", "times as fast")
-    for name, (plain, lanes, count) in towers(arguments.texts, arguments.images, arguments.precision).items():
+    ways = towers(arguments.texts, arguments.images, arguments.precision, prepacked=arguments.prepacked)
+    for name, (plain, lanes, count) in ways.items():
         difference = float((plain() - lanes()).abs().max())  # also the warm-up
         seconds: dict[str, list[tuple[float, float]]] = {"plain": [], "lanes": []}
         for turn in range(arguments.rounds):

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.tower_speed [--products N] [--rounds R] [--threads T] [--batch-size B]
                                            [--resident N] [--peers VENV] [--precisions P ...] [--tower NAME]
+                                           [--ways NAME ...]
 
 Weights are random (seed 0) and the same on every side, as are titles, photos and threads. Rounds go through all ways in
 turn, there and back, so that a slow minute of the machine meets all of them; medians count.
@@ -15,7 +16,7 @@ turn, there and back, so that a slow minute of the machine meets all of them; me
 - "ONNX Runtime int8" is that model exported and quantised by `quantize_dynamic`; "OpenVINO" the same export, compiled
   for throughput, batches in flight. Both get what open_clip gets.
 - "clip-retrieval" runs as a command over a WebDataset file of the same JPEG and titles, both towers together. Its time
-  is what its `stats/0.json` adds up over the batches; starting does not count.
+  is what its `stats/0.json` adds up over the batches; starting does not count. With 800x800 pixels it runs once.
 
 OpenVINO and clip-retrieval run from `--peers`, an environment of their own:
 `pip install clip-retrieval==2.45.0 openvino`, then `pip install "setuptools<70"`.
@@ -69,6 +70,7 @@ from tests.benchmarks.tower_peers import TITLES, ClipRetrieval, OnnxInt8, OpenVi
 
 SIDE, DISTINCT_PHOTOS, MATRIX_SIDE = 800, 64, 2048
 SMALL, LARGE, BOTH, BOTH_LARGE = "picture 60x80", "picture 800x800", "both 60x80", "both 800x800"
+OTHERS = ("onnxruntime", "openvino", "clip-retrieval")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -235,13 +237,16 @@ def there_and_back(ways: list[tuple[str, str, Run]], rounds: int) -> Iterator[tu
 def main() -> None:
     """Prepares all sides, measures them in turn, prints the table and what the goals say of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--products", type=int, default=128, help="through the stage, and clip-retrieval")
-    parser.add_argument("--resident", type=int, default=128, help="titles and pictures in memory, at most")
+    parser.add_argument("--products", type=int, default=96, help="through the stage, and clip-retrieval")
+    parser.add_argument("--resident", type=int, default=64, help="titles and pictures in memory, at most")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--batch-size", type=int, default=64, help="of open_clip, ONNX Runtime and clip-retrieval")
     parser.add_argument("--peers", type=Path, help="environment that has clip-retrieval and openvino")
     parser.add_argument("--tower", default="ViT-B-32", help="a model that open_clip has a config of")
+    parser.add_argument(
+        "--ways", nargs="+", choices=(*OTHERS, "none"), default=OTHERS, help="beside the stage, the towers, open_clip"
+    )
     parser.add_argument("--precisions", nargs="+", choices=tuple(DTYPES))
     given = parser.parse_args()
     precisions = given.precisions or list(dict.fromkeys((native_precision("cpu"), "float32")))
@@ -296,31 +301,33 @@ def measure(given: argparse.Namespace, precisions: list[str], folder: Path, cons
                 (f"open_clip, {precision}", what, lambda p=plain, w=what: timed(lambda: p.vectors(w), len(titles)))
             )
             vectors[f"open_clip, {precision}", what] = lambda p=plain, w=what: p.vectors(w)
-    exact = Plain(clip, floats, tokens, given.batch_size)
+    plain = Plain(clip, floats, tokens, given.batch_size)
 
     graphs = {TITLES: folder / "text.onnx", SMALL: folder / "image.onnx"}
-    export(clip.text, tokens[:2], graphs[TITLES])
-    export(clip.visual, floats[:2], graphs[SMALL])
     arrays = {TITLES: tokens.numpy(), SMALL: floats.numpy()}
-    int8 = OnnxInt8(graphs, arrays, given.threads, given.batch_size)
-    for what in graphs:
-        ways.append(("ONNX Runtime int8", what, lambda w=what: timed(lambda: int8.vectors(w), len(titles))))
-        vectors["ONNX Runtime int8", what] = lambda w=what: int8.vectors(w)
+    if {"onnxruntime", "openvino"} & set(given.ways):
+        export(clip.text, tokens[:2], graphs[TITLES])
+        export(clip.visual, floats[:2], graphs[SMALL])
+    if "onnxruntime" in given.ways:
+        int8 = OnnxInt8(graphs, arrays, given.threads, given.batch_size)
+        for what in graphs:
+            ways.append(("ONNX Runtime int8", what, lambda w=what: timed(lambda: int8.vectors(w), len(titles))))
+            vectors["ONNX Runtime int8", what] = lambda w=what: int8.vectors(w)
 
     vino: list[OpenVino] = []
     retrieval: ClipRetrieval | None = None
-    if given.peers is None:
+    if given.peers is None and {"openvino", "clip-retrieval"} & set(given.ways):
         console.print("without --peers: OpenVINO and clip-retrieval are left out")
-    else:
+    elif given.peers is not None:
         python = given.peers.absolute() / "bin" / "python"
-        for what, graph in graphs.items():
+        for what, graph in graphs.items() if "openvino" in given.ways else ():
             np.save(folder / f"{graph.stem}.npy", arrays[what])
             for precision in precisions:
                 peer = OpenVino(python, graph, folder / f"{graph.stem}.npy", precision, given.threads, given.batch_size)
                 vino.append(peer)
                 ways.append((f"OpenVINO, {precision}", what, peer.run))
                 vectors[f"OpenVINO, {precision}", what] = peer.vectors
-        for what in (BOTH, BOTH_LARGE):
+        for what in (BOTH, BOTH_LARGE) if "clip-retrieval" in given.ways else ():
             command = ClipRetrieval(
                 python, folder / "data" / dataset_name(what), weights, given.tower, given.threads, given.batch_size
             )
@@ -334,6 +341,8 @@ def measure(given: argparse.Namespace, precisions: list[str], folder: Path, cons
         if "clip-retrieval" not in way:  # a warm-up, but of a command that starts anew each time
             run()
     for number, way, what, run in there_and_back(ways, given.rounds):
+        if number and "clip-retrieval" in way and what == BOTH_LARGE:
+            continue
         wall, cpu = run()
         found[way][what].wall.append(wall)
         if cpu is not None:
@@ -342,10 +351,11 @@ def measure(given: argparse.Namespace, precisions: list[str], folder: Path, cons
             for precision, meter in meters.items():
                 rates[precision].append(meter())
         console.print(f"round {number + 1}: {way}, {what}: {wall * 1e3:.1f} ms", style="dim")
-    cosines = {key: cosine(exact.vectors(key[1]), get()) for key, get in vectors.items() if key[1] != LARGE}
+    exact = {what: plain.vectors(what) for what in (TITLES, SMALL)}
+    cosines = {key: cosine(exact[key[1]], get()) for key, get in vectors.items() if key[1] != LARGE}
     if retrieval is not None:
         first = {what: torch.from_numpy(retrieval.vectors(what)) for what in (TITLES, SMALL)}
-        cosines |= {("clip-retrieval, float32", what): cosine(exact.vectors(what), first[what]) for what in first}
+        cosines |= {("clip-retrieval, float32", what): cosine(exact[what], first[what]) for what in first}
         for precision in precisions:
             pairs = (f"{what} {cosine(first[what], vectors[f'stage, {precision}', what]()):.6f}" for what in first)
             console.print(f"stage, {precision}: cosine to clip-retrieval's own vectors: {', '.join(pairs)}")

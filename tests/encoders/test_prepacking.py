@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from open_clip.transformer import LayerNorm, QuickGELU, Transformer
+from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer, Transformer
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
-from encoders.image_tower import prepack_blocks, run_for_token
+from encoders.image_tower import ClipTextTower, prepack_blocks, run_for_token
 from encoders.prepacking import PrepackedBlock, PrepackedLinear, PrepackedPatches, prepack_layers, prepacking_helps
 
 pytestmark = pytest.mark.skipif(
@@ -77,3 +77,30 @@ def test_projections_and_convolutions_of_other_shapes_stay():
     prepack_layers(tower.to(torch.bfloat16))
     kinds = [type(layer) for layer in (*tower.body, tower.projection)]
     assert kinds == [nn.Conv2d, nn.Conv2d, PrepackedLinear, nn.Linear]
+
+
+def test_texts_end_to_end_are_encoded_as_each_alone():
+    torch.manual_seed(0)
+    text = TextTransformer(context_length=16, vocab_size=50, width=64, heads=4, layers=2, output_dim=32).eval()
+    exact = ClipTextTower(text.requires_grad_(False), dim=32)
+    tower = copy.deepcopy(exact).to(torch.bfloat16)
+    assert not tower.packs
+    tower.prepack_blocks()
+    prepack_layers(tower)
+    assert tower.packs
+    lengths = (9, 9, 5, 3, 3, 3)
+    texts = [torch.cat([torch.randint(1, 49, (length - 1,)), torch.tensor([49])]) for length in lengths]
+
+    def run(texts: list[torch.Tensor], groups: list[tuple[int, int]]) -> torch.Tensor:
+        ids, positions = torch.zeros((2, 40), dtype=torch.int64)
+        used = sum(map(len, texts))
+        ids[:used] = torch.cat(texts)
+        positions[:used] = torch.cat([torch.arange(len(each)) for each in texts])
+        return tower.packed(ids, positions, torch.tensor(groups))
+
+    with torch.inference_mode():
+        together = run(texts, [(2, 9), (1, 5), (3, 3)])
+        for row, each in enumerate(texts):
+            assert torch.equal(run([each], [(1, len(each))])[0], together[row])
+            alone = exact(each[None], torch.ones((1, len(each)), dtype=torch.bool))[0]
+            assert cosine_similarity(together[row].float(), alone, dim=-1) > 0.9995

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
@@ -239,7 +239,7 @@ class Answers:
         wanted = dict.fromkeys(["product_id", *names, *([picture] if picture else [])])
         hits: list[Hit] = []
         found = result.columns(list(wanted), number)
-        places = range(len(found))
+        places: Sequence[int] = range(len(found))
         if own_rows:
             others = [place for place in places if int(result.rows[number, place]) not in own_rows]
             found, places = found.take(pa.array(others[request.offset :], pa.int64())), others[request.offset :]

@@ -110,15 +110,16 @@ def test_nights_leave_their_reports_and_wait_for_a_person(tmp_path, written_repo
 def test_what_is_asked_for_since_a_version_was_made_is_not_taken_for_unchanged(tmp_path):
     write_catalog(tmp_path / "catalog", [product(number) for number in range(60)])
     first, _ = run_job(tmp_path, "--index.factory", "Flat")
-    own = product(3)["title"]
+    found, missed = str(tmp_path / "found.yaml"), str(tmp_path / "missed.yaml")
+    Path(found).write_text("- {query: red mug, ids: [p00003], k: 60}\n")
+    Path(missed).write_text("- {query: red mug, ids: [none]}\n")
 
     def again(*options):
         result, _ = run_job(tmp_path, "--index.factory", "Flat", *options)
         return result.status, result.version, result.failed_gates
 
-    found = f"[{{query: {own}, ids: [p00003], k: 60}}]"
     assert again("--gates.canaries", found) == ("unchanged", first.version, [])
-    status, version, failed = again("--gates.canaries", "[{query: red mug, ids: [none]}]")
+    status, version, failed = again("--gates.canaries", missed)
     assert (status, version) == ("held", first.version)
     assert failed == [
         "gates.canaries: the query 'red mug' does not find none (none not in the catalog) among its first 10"

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from encoders.errors import CheckpointError
 
@@ -61,6 +59,14 @@ def local_folder(address: str, *, hub: bool = False) -> Path:
 
 def hub_folder(name: str, files: Sequence[str] = _HUB_FILES) -> Path:
     """Fetches a hub repository's files of the given patterns (never pickles) and returns the local snapshot."""
+    from huggingface_hub import snapshot_download  # brings clients of the web, which a local folder does without
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
     others = ["onnx/*", "openvino/*"]
     try:
         found = snapshot_download(name, allow_patterns=[*files], ignore_patterns=others, etag_timeout=_CONNECT_SECONDS)

@@ -51,6 +51,8 @@ class TowerSpec:
             convolutional networks of timm and for DINOv2: fewer pixels, less time.
         resize_mode: How an image fills that square: `shortest` crops its long side, `longest` pads, `squash` shows all
             of it, out of proportion. Null: as the checkpoint states.
+        stages: Of timm's image towers whose layers give maps: also the means of every stage's map, beside the last
+            vector. Early layers know colours and patterns that a classifier forgets; they cost nothing, for they run.
     """
 
     library: TowerLibrary
@@ -59,11 +61,14 @@ class TowerSpec:
     max_tokens: int = 64
     image_size: int | None = None
     resize_mode: ResizeMode | None = None
+    stages: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("library", self.library, get_args(TowerLibrary))
         if self.resize_mode is not None:
             _check_choice("resize_mode", self.resize_mode, get_args(ResizeMode))
+        if self.stages and self.library != "timm":
+            raise EncoderConfigError(f"stages is true: expected library 'timm', found {self.library!r}")
         if self.image_size is not None and self.image_size < 1:
             raise EncoderConfigError(f"image_size is {self.image_size}: expected 1 or more pixels")
         if self.pooling is not None:

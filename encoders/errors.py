@@ -13,19 +13,34 @@ from typing import Literal
 
 
 class EncoderError(Exception):
-    """Root of all errors raised on purpose by `encoders`."""
+    """Root of all errors raised on purpose by `encoders`.
+
+    Remedy: See the kind that was raised; the message says what was found and expected.
+    """
 
 
 class CheckpointError(EncoderError):
-    """A checkpoint is missing, unreachable, unsafe (a pickle), incomplete, or of another shape than expected."""
+    """A checkpoint is missing, unreachable, unsafe (a pickle), incomplete, or of another shape than expected.
+
+    Remedy: Compare the address in the message with what lies there; pickles are converted to safetensors as the message
+        says, a hub name needs the network or a local copy once, and an export or a copy that is incomplete is made
+        again.
+    """
 
 
 class EncoderConfigError(EncoderError, ValueError):
-    """A setting of the `encoder:` section has an impossible value; the message gives key, value, what is expected."""
+    """A setting of the `encoder:` section has an impossible value; the message gives key, value, what is expected.
+
+    Remedy: Set the key that the message names to what it expects; `--print-config` shows what is in force.
+    """
 
 
 class ImageDecodingError(EncoderError, ValueError):
-    """An image could not be decoded: `reason` says in which of four ways, `detail` what was found."""
+    """An image could not be decoded: `reason` says in which of four ways, `detail` what was found.
+
+    Remedy: Give an image (JPEG, PNG, WebP, AVIF, GIF) that other programs open, within `decode.max_pixels`. Of a
+        catalog it becomes a dead letter and stops nothing.
+    """
 
     def __init__(
         self, reason: Literal["unreadable", "truncated", "too_large", "unsupported_type"], detail: str = ""
@@ -38,4 +53,8 @@ class ImageDecodingError(EncoderError, ValueError):
 
 
 class TrainingError(EncoderError):
-    """A training run met numbers or data that it cannot go on with; its last checkpoint is good."""
+    """A training run met numbers or data that it cannot go on with; its last checkpoint is good.
+
+    Remedy: Numbers that are not finite: a lower `training.learning_rate`, or `precision: float32`, from the last
+        checkpoint (`training.resume: last`). Else mend what the message names and give the same command again.
+    """

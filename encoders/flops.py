@@ -13,10 +13,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from encoders.architecture import EncoderArchitecture
+from encoders.bert import Bert
 from encoders.config import EncoderConfig
 from encoders.model import EncoderModel
 from encoders.saved_encoder import resolve_encoder
-from encoders.text_tower import quiet_transformers
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def count_flops(config: EncoderConfig, *, tokens: int) -> TowerFlops | None:
 
 
 def _count(architecture: EncoderArchitecture, tokens: int) -> TowerFlops:
-    with torch.device("meta"), torch.no_grad(), quiet_transformers():
+    with torch.device("meta"), torch.no_grad():
         # Without gradients, also for parts that a library has made: the counter's hooks would ask for them.
         model = EncoderModel(architecture).keep_side("product").requires_grad_(False)
         tokens = max(1, min(tokens, architecture.max_tokens)) if architecture.uses_text else 0
@@ -63,9 +63,11 @@ def _count(architecture: EncoderArchitecture, tokens: int) -> TowerFlops:
         text = image = 0
         if model.document_text is not None:
             # Without a mask, whose values the backbone would look at; the projection is less than a hundredth.
-            model.document_text.backbone.set_attn_implementation("eager")
+            backbone = model.document_text.backbone
+            if not isinstance(backbone, Bert):
+                backbone.set_attn_implementation("eager")
             with FlopCounterMode(display=False) as counter:
-                model.document_text.backbone(input_ids=ids)
+                backbone(ids, mask) if isinstance(backbone, Bert) else backbone(input_ids=ids)
             text = counter.get_total_flops()
         elif model.clip_text is not None:
             with FlopCounterMode(display=False) as counter:

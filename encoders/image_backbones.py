@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from torch.nn import functional
 
 from encoders.architecture import ClipArchitecture
 from encoders.checkpoint import file_sha256, local_folder, read_config, safetensors_files
@@ -29,7 +29,7 @@ from encoders.starter_weights import LITE0, lite0_folder
 from encoders.text_tower import quiet_transformers
 
 _BILINEAR = 2  # as Pillow numbers them
-_KEPT_OF_TIMM = ("architecture", "num_features", "model_args", "fixed_input_size")
+_KEPT_OF_TIMM = ("architecture", "num_features", "model_args", "fixed_input_size", "stages")
 
 
 class TransformersVision(nn.Module):
@@ -44,6 +44,23 @@ class TransformersVision(nn.Module):
         found = self.backbone(pixel_values=pixels)
         pooled = getattr(found, "pooler_output", None)
         return found.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
+
+class StagePooled(nn.Module):
+    """A timm backbone that gives its own vector, and after it the mean of every stage's map.
+
+    Each part has length sqrt(its width), so that a projection of them all starts from numbers of one scale.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encodes normalised pixels `[P, 3, S, S]` to `[P, D]`."""
+        last, maps = self.backbone.forward_intermediates(pixels)
+        pooled = [self.backbone.forward_head(last, pre_logits=True), *(each.mean((2, 3)) for each in maps)]
+        return torch.cat([functional.normalize(part, dim=-1) * part.shape[-1] ** 0.5 for part in pooled], dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +87,8 @@ class ImageCheckpoint:
             tensors = {name: tensor for path in self.weight_files for name, tensor in load_file(str(path)).items()}
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.folder}: its weights cannot be read: {error}") from error
-        expected, heads = visual.state_dict(), _timm_heads(visual)
+        backbone = visual.backbone if isinstance(visual, StagePooled) else visual
+        expected, heads = backbone.state_dict(), _timm_heads(backbone)
         misfits = {
             "missing": sorted(expected.keys() - tensors.keys()),
             "not known": sorted(name for name in tensors.keys() - expected.keys() if not name.startswith(heads)),
@@ -79,10 +97,12 @@ class ImageCheckpoint:
             ),
         }
         self._check(misfits)
-        visual.load_state_dict({name: tensors[name].float() for name in expected})
+        backbone.load_state_dict({name: tensors[name].float() for name in expected})
         return visual
 
     def _load_transformers(self) -> nn.Module:
+        from transformers import AutoModel  # takes seconds, which a tower of timm does without
+
         options = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
         try:
             with quiet_transformers():
@@ -150,7 +170,9 @@ def build_backbone(architecture: ClipArchitecture) -> ImageModel:
             visual = timm.create_model(values["architecture"], pretrained=False, num_classes=0, **options)
             if not values.get("fixed_input_size"):
                 visual = visual.to(memory_format=torch.channels_last)  # convolutions run a fifth faster so
-            return ImageModel(visual=visual)
+            return ImageModel(visual=StagePooled(visual) if values.get("stages") else visual)
+        from transformers import AutoConfig, AutoModel
+
         config = AutoConfig.for_model(values["model_type"], **{k: v for k, v in values.items() if k != "model_type"})
         return ImageModel(visual=TransformersVision(AutoModel.from_config(config)))
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -191,14 +213,29 @@ def _find_timm(folder: Path, values: dict[str, Any], spec: TowerSpec) -> ClipArc
         raise _fixed_size(spec, name, pretrained["input_size"][1])
     config = {**values, "num_features": int(getattr(model, "head_hidden_size", model.num_features))}
     config["fixed_input_size"] = fixed
+    if spec.stages:
+        config |= {"stages": True, "num_features": config["num_features"] + _stage_widths(model, name)}
     kept = {key: config[key] for key in _KEPT_OF_TIMM if key in config}
     return ClipArchitecture(library="timm", model_config=kept, preprocessing=preprocessing)
+
+
+def _stage_widths(model: Any, name: str) -> int:
+    """Of all stages together; raises EncoderConfigError for a backbone whose stages are no maps."""
+    widths = [int(stage["num_chs"]) for stage in getattr(model, "feature_info", ())]
+    if not widths or not hasattr(model, "forward_intermediates") or hasattr(model, "patch_embed"):
+        raise EncoderConfigError(
+            f"clip_tower.stages is true: timm's {name} has no stages that give maps; expected a convolutional network, "
+            "or leave it out"
+        )
+    return sum(widths)
 
 
 def _find_transformers(folder: Path, values: dict[str, Any], spec: TowerSpec) -> ClipArchitecture:
     config = values.get("vision_config", values)
     if "vision_config" in values and "model_type" not in config:
         config = {**config, "model_type": f"{values.get('model_type')}_vision_model"}
+    from transformers import AutoConfig
+
     if "model_type" not in config:
         raise CheckpointError(f"{folder}/config.json names no model_type: expected a vision model of transformers")
     try:  # with the defaults that the folder leaves out

@@ -10,18 +10,18 @@ width of a transformer, D width of the joint CLIP space (of the projection after
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from open_clip import CustomTextCLIP
-from open_clip.transformer import ResidualAttentionBlock as Block
-from open_clip.transformer import TextTransformer, Transformer, VisionTransformer, text_global_pool
 from torch import Tensor, nn
 from torch.nn import functional
 
 from encoders.errors import CheckpointError
 from encoders.prepacking import PrepackedBlock
 from encoders.preprocessing import ImagePreprocessing
+
+if TYPE_CHECKING:  # open_clip takes seconds to load, which other towers do without
+    from open_clip import CustomTextCLIP
 
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "layers": 1}
 _ROWS_PROJECTED_AT_A_TIME = 64
@@ -75,6 +75,8 @@ class ClipTextTower(nn.Module):
     """
 
     def __init__(self, text: nn.Module, *, dim: int) -> None:
+        from open_clip.transformer import TextTransformer
+
         super().__init__()
         if not isinstance(text, TextTransformer):
             raise CheckpointError(
@@ -104,6 +106,8 @@ class ClipTextTower(nn.Module):
             end = ids.argmax(-1) if text.pool_type == "argmax" else (ids == text.eos_id).int().argmax(-1)
             pooled = text.ln_final(run_for_token(text.transformer, states, end, mask=causal_mask))
         else:
+            from open_clip.transformer import text_global_pool
+
             states = text.ln_final(text.transformer(states, attn_mask=causal_mask))
             pooled = text_global_pool(states, ids, pool_type=text.pool_type, eos_token_id=text.eos_id)
         return self._project(pooled)
@@ -180,6 +184,8 @@ def build_clip(model_config: dict[str, Any], *, with_text: bool) -> CustomTextCL
             f"the text tower of this open_clip model is the Hugging Face model {text_config['hf_model_name']!r}: "
             "such a model can serve as the picture tower of 3tmm, not as clip or 4tmm"
         )
+    from open_clip import CustomTextCLIP
+
     known = ("embed_dim", "quick_gelu", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")
     options = {key: model_config[key] for key in known if key in model_config}
     # Base weights of a timm tower would be fetched from a hub only to be overwritten by the checkpoint.
@@ -191,6 +197,10 @@ def build_clip(model_config: dict[str, Any], *, with_text: bool) -> CustomTextCL
 
 def pools_one_token(visual: Any) -> bool:
     """Whether an image tower is a ViT whose vector comes of its class token alone, with blocks known here."""
+    if not type(visual).__module__.startswith("open_clip."):
+        return False
+    from open_clip.transformer import VisionTransformer
+
     return (
         type(visual) is VisionTransformer
         and visual.attn_pool is None
@@ -202,6 +212,9 @@ def pools_one_token(visual: Any) -> bool:
 
 def has_plain_blocks(transformer: Any) -> bool:
     """Whether `run_for_token` may stand for a transformer's own forward pass."""
+    from open_clip.transformer import ResidualAttentionBlock as Block
+    from open_clip.transformer import Transformer
+
     return (
         type(transformer) is Transformer
         and transformer.batch_first

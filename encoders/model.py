@@ -26,12 +26,10 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from encoders.architecture import EncoderArchitecture
 from encoders.config import FusionSpec
 from encoders.errors import CheckpointError, EncoderConfigError
-from encoders.image_backbones import build_backbone as build_image_backbone
 from encoders.image_tower import ClipTextTower, ImageTower, build_clip
 from encoders.text_tower import TextTower, build_backbone, tie_document_and_query
 from encoders.tokenizers import TextTokenizer
@@ -121,7 +119,7 @@ class EncoderModel(nn.Module):
     token ids int64 `[B, L]` and mask bool `[B, L]`, each `[B, D]`, normalised, with gradients; ValueError for other
     models and towers that are not there. `fuse_*` give those that search compares, normalised again.
 
-    `backbone` is a loaded transformers model for the text towers, and `clip` has the loaded image tower as `visual` and
+    `backbone` is a loaded text encoder for the text towers, and `clip` has the loaded image tower as `visual` and
     the text tower that belongs to it as `text`; what the architecture has and is not given has random weights.
     """
 
@@ -129,7 +127,7 @@ class EncoderModel(nn.Module):
         self,
         architecture: EncoderArchitecture,
         *,
-        backbone: PreTrainedModel | None = None,
+        backbone: nn.Module | None = None,
         clip: Any = None,
     ) -> None:
         super().__init__()
@@ -151,6 +149,8 @@ class EncoderModel(nn.Module):
                 self.query_text = tie_document_and_query(self.document_text)
         if architecture.clip is not None:
             if clip is None and architecture.clip.library != "open_clip":
+                from encoders.image_backbones import build_backbone as build_image_backbone  # loads timm
+
                 clip = build_image_backbone(architecture.clip)
             elif clip is None:
                 clip = build_clip(architecture.clip.model_config, with_text=architecture.uses_clip_text)

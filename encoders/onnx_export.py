@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,20 +60,27 @@ class _Call(nn.Module):
         return self._function(*inputs)
 
 
-def export_onnx(uri: str, out: str, *, image_weight: float | None = None, layout: Layout = "files") -> dict[str, Any]:
+def export_onnx(
+    uri: str,
+    out: str,
+    *,
+    image_weight: float | None = None,
+    layout: Layout = "files",
+    working: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> dict[str, Any]:
     """Writes the query side of a saved encoder, or of a published version's `query_encoder/`, as ONNX graphs.
 
     Each graph is run and compared with the tower it was made of.
 
     `uri` is a local path, `package://` or fsspec URI; `out` a local folder, in which an earlier export is replaced;
     `image_weight` that of the image in a query of both, 0 to 1 (None: what the encoder says); `layout` is `triton` for
-    a model repository (see the module).
+    a model repository (see the module); `working` is entered once the encoder is loaded and `out` looked at.
 
     Returns what `onnx.json` holds. Raises CheckpointError where no saved encoder is at `uri`, something else is at
     `out`, or a graph differs from its tower.
     """
     parts, fingerprint = load_query_parts(local_folder(uri))
-    with replaced_folder(Path(out), marker=CONFIG, kind="exported encoder") as staged:
+    with replaced_folder(Path(out), marker=CONFIG, kind="exported encoder") as staged, working():
         names = []
         for name, (module, inputs, shapes) in _graphs(parts.model).items():
             names.append(name)

@@ -99,6 +99,8 @@ def load_onnx_query_encoder(uri: str, *, threads: int | None = None) -> OnnxQuer
 def _session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    # Threads that wait sleep: spinning costs a query of a few words as much again, and takes cores from other queries.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library raises classes of its C++ side, without a common root

@@ -42,6 +42,12 @@ def is_native(precision: Precision, device: str) -> bool:
     return precision == native_precision(device) or (on_gpu and precision == "float16")
 
 
+def gaining_precisions(device: str) -> tuple[Precision, ...]:
+    """The floating-point formats that a device multiplies at no loss of time, the narrowest first."""
+    formats: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
+    return tuple(precision for precision in formats if is_native(precision, device))
+
+
 def check_precision(precision: Precision, device: str) -> None:
     """Raises EncoderConfigError where a device cannot run towers in a precision at all."""
     if precision == "int8" and (device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())):

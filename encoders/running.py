@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 
 from encoders.cuda_graph import GraphedImageTower
 from encoders.errors import EncoderConfigError
@@ -35,6 +34,7 @@ from encoders.tokenizers import TextTokenizer, TokenizedTexts
 # (tests/benchmarks/batch_shapes.py). Half precision lays its weights out anew for every batch, so it wants more.
 IMAGES_PER_BATCH = {torch.float32: 8, torch.bfloat16: 16, torch.float16: 8}
 TOKENS_PER_BATCH = {torch.float32: 128, torch.bfloat16: 512, torch.float16: 256}
+TOKENS_PER_PACK = {torch.float32: 512, torch.bfloat16: 512, torch.float16: 512}
 
 _MKL_AVX2, _MKL_STRICT = 10, 0x10000  # MKL_CBWR_AVX2 and MKL_CBWR_STRICT of mkl_types.h
 log = logging.getLogger(__name__)
@@ -122,6 +122,8 @@ def compile_tower(tower: _Tower, *example: torch.Tensor) -> _Tower:
     It runs once, on an example of at least two items, so that what cannot be compiled is known when the encoder is
     loaded: EncoderConfigError where no compiler works, or torch cannot compile this tower.
     """
+    from torch._dynamo.exc import TorchDynamoException  # the compiler takes seconds to load
+
     compiled = torch.compile(tower, dynamic=True)
     try:
         with torch.inference_mode():
@@ -161,14 +163,23 @@ class _Runner:
         # In a lane, where the generated code is made for one thread.
         (self._tower,) = run_batches(self._lanes, lambda tower: compile_tower(tower, *example), [self._tower])
 
-    def _run(self, count: int, batches: Iterable[tuple[np.ndarray, tuple[np.ndarray, ...]]]) -> torch.Tensor:
-        """Runs (rows, inputs) batches; inputs may have more rows than there are. Float32 `[count, D]`."""
+    def _run(
+        self,
+        count: int,
+        batches: Iterable[tuple[np.ndarray, tuple[np.ndarray, ...]]],
+        encode: Callable[..., torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Runs (rows, inputs) batches; inputs may have more rows than there are. Float32 `[count, D]`.
+
+        `encode` takes the inputs, else the tower does.
+        """
+        encode = encode or self._tower
         vectors = torch.empty((count, self.dim), dtype=torch.float32, device=self._device)
 
         def run_batch(batch: tuple[np.ndarray, tuple[np.ndarray, ...]]) -> None:
             rows, inputs = batch
             tensors = (torch.from_numpy(values).to(self._device, non_blocking=True) for values in inputs)
-            vectors[torch.from_numpy(rows).to(self._device)] = self._tower(*tensors)[: len(rows)].float()
+            vectors[torch.from_numpy(rows).to(self._device)] = encode(*tensors)[: len(rows)].float()
 
         run_batches(self._lanes, run_batch, batches)
         return vectors
@@ -181,16 +192,25 @@ class TextRunner(_Runner):
         super().__init__(tower, placement)
         self.max_tokens = tokenizer.max_tokens
         self.tokenize = tokenizer.tokenize
-        self._tokens_per_batch = TOKENS_PER_BATCH[next(tower.parameters()).dtype]
+        dtype = next(tower.parameters()).dtype
+        self._tokens_per_batch = TOKENS_PER_BATCH[dtype]
+        # A pack takes the longest text, too; its size belongs to the encoder, so that it shapes all vectors alike.
+        self._tokens_per_pack = max(TOKENS_PER_PACK[dtype], self.max_tokens)
+        self._encode_pack: Callable[..., torch.Tensor] | None = None
+        if getattr(tower, "packs", False):
+            self._encode_pack = cast(TextTower, tower).packed
 
     def compile(self) -> None:
         """Compiles the tower; raises EncoderConfigError where that cannot be done."""
+        self._encode_pack = None
         ids = torch.zeros((2, 3), dtype=torch.int64, device=self._device)
         self._compile(ids, torch.ones_like(ids, dtype=torch.bool))
 
     def run(self, texts: Sequence[str] | TokenizedTexts) -> torch.Tensor:
         """Encodes T texts in batches of like length; float32 `[T, D]` on the device, in the order given."""
         tokens = texts if isinstance(texts, TokenizedTexts) else self.tokenize(texts)
+        if self._lanes is not None and self._encode_pack is not None:
+            return self._run(len(tokens), self._packs(tokens), self._encode_pack)
         if self._lanes is not None:
             return self._run(len(tokens), self._fixed_batches(tokens))
         batches = ((rows, (ids, mask)) for rows, ids, mask in tokens.batches(self._batch_size))
@@ -204,6 +224,25 @@ class TextRunner(_Runner):
             size = max(1, self._tokens_per_batch // max(1, int(length)))
             for rows, filled in fixed_rows(np.flatnonzero(lengths == length), size):
                 yield rows, tokens.padded(filled)
+
+    def _packs(self, tokens: TokenizedTexts) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
+        # Texts end to end, the longest first, in packs of one number of tokens: nothing is padded but the end of each
+        # pack, however few texts of a length there are.
+        lengths = np.diff(tokens.offsets)
+        order = np.argsort(-lengths, kind="stable")
+        start = 0
+        while start < len(order):
+            ends = np.cumsum(lengths[order[start : start + self._tokens_per_pack]])
+            count = int(np.searchsorted(ends, self._tokens_per_pack, side="right"))
+            rows = order[start : start + count]
+            start += count
+            own, used = lengths[rows], int(ends[count - 1])
+            inside = np.arange(used) - np.repeat(ends[:count] - own, own)
+            places = np.repeat(tokens.offsets[rows], own) + inside
+            ids, positions = np.zeros((2, self._tokens_per_pack), np.int64)
+            ids[:used], positions[:used] = tokens.ids[places], inside
+            sizes, texts = np.unique(own, return_counts=True)
+            yield rows, (ids, positions, np.stack([texts, sizes], axis=1)[::-1].copy())
 
 
 class ImageRunner(_Runner):

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,12 +31,14 @@ from encoders.checkpoint import file_sha256, local_folder, read_config, replaced
 from encoders.config import MATCH_MODELS, USES_CLIP_TEXT, EncoderConfig, ModelName, Precision
 from encoders.encoder import ProductEncoder, QueryEncoder
 from encoders.errors import CheckpointError, EncoderConfigError
-from encoders.image_backbones import ImageCheckpoint
 from encoders.model import EncoderModel, EncoderParts, Side
-from encoders.precision import check_precision, is_native, native_precision
+from encoders.precision import check_precision, gaining_precisions, native_precision
 from encoders.preprocessing import ImagePreprocessing
 from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 from encoders.towers import ClipCheckpoint, TextCheckpoint, find_clip_checkpoint, find_text_checkpoint
+
+if TYPE_CHECKING:
+    from encoders.image_backbones import ImageCheckpoint
 
 SCHEMA_VERSION = 1
 _CONFIG, _WEIGHTS, _TEXT, _CLIP_TOKENIZER = "encoder.json", "weights.safetensors", "text_tower", "clip_tokenizer"
@@ -161,21 +164,26 @@ def load_product_encoder(config: EncoderConfig) -> ProductEncoder:
     )
 
 
-def decide_precision(config: EncoderConfig, *, published: str | None = None) -> EncoderConfig:
+def decide_precision(
+    config: EncoderConfig, *, published: str | None = None, workers: Collection[Collection[Precision]] = ()
+) -> EncoderConfig:
     """The config with a precision in place of `auto`, for all processes of a run; raises as `check_encoder`.
 
-    That of the `published` encoder's fingerprint, where it is this encoder in a precision by which the device gains:
-    its vectors then stay good. Else what the device multiplies natively.
+    That of the `published` encoder's fingerprint, where it is this encoder in a precision that all workers have: its
+    vectors then stay good. Else the narrowest that all have.
+
+    Args:
+        workers: What each of them answered (`precision.gaining_precisions`); empty: this machine does the work.
     """
     if config.precision != "auto":
         return config
+    own = gaining_precisions(config.device) if not workers else ()
+    formats: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
+    common = [each for each in formats if all(each in had for had in workers or (own,))]
     if published is not None:
         shape = _identity(_trained_source(config))
-        kept: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
-        for precision in kept:
-            if is_native(precision, config.device) and _digest(shape, precision) == published:
-                return replace(config, precision=precision)
-    return replace(config, precision=native_precision(config.device))
+        common.sort(key=lambda precision: _digest(shape, precision) != published)
+    return replace(config, precision=common[0])
 
 
 def load_query_encoder(uri: str, *, device: str = "auto") -> QueryEncoder:

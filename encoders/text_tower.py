@@ -15,22 +15,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from torch.nn import functional
 
+from encoders.bert import Bert, is_plain_bert
 from encoders.config import Pooling
 from encoders.errors import EncoderConfigError
 
+ROWS_PROJECTED_AT_A_TIME = 64
+"""Of texts whose number varies: a product of one shape sums each row alike."""
+
 
 class TextTower(nn.Module):
-    """A BERT-like transformers encoder without its pooler, pooled to one vector a text, with an optional projection.
+    """A BERT-like encoder without its pooler, pooled to one vector a text, with an optional projection.
+
+    BERT itself is `encoders.bert.Bert`; other architectures are modules of transformers.
 
     Args:
         pooling: `mean` over the text's tokens, `cls`: the first token, `eos`: the last.
         projection_dim: Width D of the linear projection; None leaves the pooled vector as it is (D = H).
     """
 
-    def __init__(self, backbone: PreTrainedModel, *, pooling: Pooling, projection_dim: int | None = None) -> None:
+    def __init__(self, backbone: Any, *, pooling: Pooling, projection_dim: int | None = None) -> None:
         super().__init__()
         if getattr(backbone, "pooler", None) is not None:
             setattr(backbone, "pooler", None)  # noqa: B010  a module by the class's own account
@@ -46,7 +51,10 @@ class TextTower(nn.Module):
 
     def features(self, ids: Tensor, mask: Tensor) -> Tensor:
         """What the projection gets: `[T, H]`."""
-        states = self.backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        if isinstance(self.backbone, Bert):
+            states = self.backbone(ids, mask)
+        else:
+            states = self.backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         if self.pooling == "cls":
             pooled = states[:, 0]
         elif self.pooling == "eos":
@@ -57,9 +65,40 @@ class TextTower(nn.Module):
             pooled = ((states.float() * weights).sum(1) / weights.sum(1)).to(states.dtype)
         return pooled
 
+    @property
+    def packs(self) -> bool:
+        """Whether texts may lie end to end (`packed`)."""
+        return isinstance(self.backbone, Bert)
 
-def build_backbone(config: dict[str, Any]) -> PreTrainedModel:
-    """Builds a transformers encoder with random weights from its `config.json` values."""
+    def packed(self, ids: Tensor, positions: Tensor, groups: Tensor) -> Tensor:
+        """Encodes texts that lie end to end to `[T, D]`; arguments as `Bert.packed` has them, groups int64 `[., 2]`."""
+        pooled = self.features_packed(ids, positions, groups)
+        if isinstance(self.projection, nn.Identity):
+            return pooled
+        parts = functional.pad(pooled, (0, 0, 0, -len(pooled) % ROWS_PROJECTED_AT_A_TIME))
+        return torch.cat([self.projection(part) for part in parts.split(ROWS_PROJECTED_AT_A_TIME)])[: len(pooled)]
+
+    def features_packed(self, ids: Tensor, positions: Tensor, groups: Tensor) -> Tensor:
+        """What the projection gets: `[T, H]`."""
+        sizes: list[tuple[int, int]] = [(texts, length) for texts, length in groups.tolist()]
+        states = self.backbone.packed(ids, positions, sizes)
+        pooled, start = [], 0
+        for texts, length in sizes:
+            own = states[start : start + texts * length].view(texts, length, -1)
+            start += texts * length
+            if self.pooling == "mean":
+                pooled.append((own.float().sum(1) / length).to(states.dtype))
+            else:
+                pooled.append(own[:, 0] if self.pooling == "cls" else own[:, -1])
+        return torch.cat(pooled)
+
+
+def build_backbone(config: dict[str, Any]) -> nn.Module:
+    """Builds a text encoder with random weights from its `config.json` values."""
+    if is_plain_bert(config):
+        return Bert(config)
+    from transformers import AutoConfig, AutoModel  # takes seconds, which BERT does without
+
     values = {key: value for key, value in config.items() if key != "model_type"}
     return AutoModel.from_config(AutoConfig.for_model(config["model_type"], **values))
 
@@ -90,6 +129,8 @@ def tie_document_and_query(document: TextTower) -> TextTower:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keeps the library's progress bars and advice off the terminal while it loads."""
+    from transformers.utils import logging as transformers_logging
+
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

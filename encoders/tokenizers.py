@@ -11,10 +11,12 @@ Legend: T texts, B texts of a batch, L tokens of the longest of them.
 from __future__ import annotations
 
 import copy
+import hashlib
 import html
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ def clean_text(text: str, cleaning: str) -> str:
 CHARACTERS_PER_TOKEN = 256
 """A text is cut to so many characters for each token of the limit before it is tokenized. Tokens are words or parts of
 them: of texts with shorter words nothing changes."""
+KEY_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +73,18 @@ class TokenizedTexts:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def keys(self) -> list[bytes]:
+        """16 bytes a text, equal for texts of equal tokens: a tower sees nothing else of them."""
+        starts = self.offsets.tolist()
+        return [hashlib.sha256(self.ids[start:stop].tobytes()).digest()[:KEY_BYTES] for start, stop in pairwise(starts)]
+
+    def take(self, rows: np.ndarray) -> TokenizedTexts:
+        """Some of them, by their rows; all that `truncated` counts may be among the others."""
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return TokenizedTexts(ids=self.ids[places], offsets=offsets, truncated=self.truncated, pad_id=self.pad_id)
 
     def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yields (rows int64 `[B]`, ids int64 `[B, L]`, mask bool `[B, L]`), texts of like length together.

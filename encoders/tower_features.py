@@ -22,7 +22,6 @@ from encoders.running import ImageRunner, Placement, TextRunner, fixed_rows, run
 from encoders.text_tower import TextTower
 from encoders.tokenizers import TextTokenizer
 
-KEY_BYTES = 16
 _ROWS_PROJECTED_AT_A_TIME = 64
 
 
@@ -34,6 +33,8 @@ class _Below(nn.Module):
         self.tower, self.dim = tower, tower.feature_dim
         if isinstance(tower, ImageTower):
             self.mean = tower.mean
+        if isinstance(tower, TextTower):
+            self.packs, self.packed = tower.packs, tower.features_packed
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Vectors `[., F]`."""
@@ -79,11 +80,7 @@ class TowerFeatures:
 
     def text_keys(self, texts: Sequence[str]) -> list[bytes]:
         """16 bytes a text, equal for texts of equal tokens: a tower sees nothing else of them."""
-        tokens = cast(TextTokenizer, self._tokenizer).tokenize(texts)
-        parts = np.split(tokens.ids, tokens.offsets[1:-1])
-        return [
-            hashlib.sha256(np.ascontiguousarray(part).tobytes()).digest()[:KEY_BYTES] for part in parts[: len(texts)]
-        ]
+        return cast(TextTokenizer, self._tokenizer).tokenize(texts).keys()
 
     def run(self, items: Sequence[str] | np.ndarray) -> np.ndarray:
         """Vectors before the projection, float32 `[n, F]`, of T texts or of uint8 `[P, 3, S, S]`."""

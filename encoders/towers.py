@@ -9,25 +9,28 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-import open_clip
 import torch
-from open_clip.transform import PreprocessCfg
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from torch import nn
 
 from encoders.architecture import ClipArchitecture, TextArchitecture
+from encoders.bert import Bert, is_plain_bert
 from encoders.checkpoint import CONVERT_PICKLE, file_sha256, hub_folder, local_folder, read_config, safetensors_files
 from encoders.config import Pooling, TowerSpec
 from encoders.errors import CheckpointError, EncoderConfigError
-from encoders.image_backbones import ImageCheckpoint, find_image_checkpoint
 from encoders.image_tower import build_clip
 from encoders.preprocessing import ImagePreprocessing
 from encoders.text_tower import check_max_tokens, quiet_transformers
 from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
+
+if TYPE_CHECKING:  # the libraries of towers take seconds to load: each where a tower is of it
+    import open_clip
+
+    from encoders.image_backbones import ImageCheckpoint
 
 _CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 _POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "eos"}  # sentence-transformers' names
@@ -47,8 +50,12 @@ class TextCheckpoint:
         files = [*self.weight_files, *(self.folder / name for name in _TOKENIZER_FILES)]
         return {f"text/{path.name}": file_sha256(path) for path in files if path.is_file()}
 
-    def load(self) -> PreTrainedModel:
+    def load(self) -> nn.Module:
         """Loads the backbone in float32."""
+        if is_plain_bert(self.architecture.config):
+            return self._load_bert()
+        from transformers import AutoModel
+
         options = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
         try:
             with quiet_transformers():
@@ -63,11 +70,45 @@ class TextCheckpoint:
             )
         return model
 
+    def _load_bert(self) -> Bert:
+        found: dict[str, torch.Tensor] = {}
+        try:
+            for path in self.weight_files:
+                found |= load_file(str(path))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.folder}: its weights cannot be read: {error}") from error
+        with torch.device("meta"):  # no weights are drawn that these replace
+            model = Bert(self.architecture.config)
+        expected = model.state_dict()
+        # With a head names begin with `bert.`; the first BERTs call a LayerNorm's weights otherwise.
+        named = {
+            name.removeprefix("bert.")
+            .replace("LayerNorm.gamma", "LayerNorm.weight")
+            .replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+            for name, tensor in found.items()
+        }
+        missing = sorted(expected.keys() - named.keys())
+        if missing:
+            raise CheckpointError(
+                f"{self.folder}: the weights lack {len(missing)} tensors (first: {missing[0]}): "
+                "they are not those of the model in config.json"
+            )
+        for name, tensor in expected.items():
+            if named[name].shape != tensor.shape:
+                raise CheckpointError(
+                    f"{self.folder}: tensor {name} has shape {list(named[name].shape)}, and config.json says "
+                    f"{list(tensor.shape)}: they are not those of one model"
+                )
+        model.load_state_dict({name: named[name].float() for name in expected}, assign=True)
+        return model.eval()
+
     def tokenizer(self) -> FastTokenizer:
         """Loads the tokenizer; a slow one (vocab.txt alone) is converted by transformers."""
         max_tokens = self.architecture.max_tokens
         if (self.folder / "tokenizer.json").is_file():
             return FastTokenizer.load(self.folder, max_tokens=max_tokens)
+        from transformers import AutoTokenizer
+
         try:
             with quiet_transformers():
                 loaded = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
@@ -112,6 +153,8 @@ class ClipCheckpoint:
         model = build_clip(self.architecture.model_config, with_text=with_text or plain_text)
         try:
             if plain_text:
+                import open_clip
+
                 open_clip.load_checkpoint(model, str(self.weights))
             else:
                 named = load_file(str(self.weights)).items()
@@ -142,6 +185,8 @@ def find_clip_checkpoint(spec: TowerSpec, *, with_text: bool) -> ClipCheckpoint 
     `hf-hub:org/name`, or a folder; of others as `find_image_checkpoint`.
     """
     if spec.library != "open_clip":
+        from encoders.image_backbones import find_image_checkpoint
+
         return find_image_checkpoint(spec, with_text=with_text)
     found = _find_open_clip(spec, with_text=with_text)
     if spec.image_size not in (None, found.architecture.preprocessing.size):
@@ -156,6 +201,8 @@ def find_clip_checkpoint(spec: TowerSpec, *, with_text: bool) -> ClipCheckpoint 
 
 
 def _find_open_clip(spec: TowerSpec, *, with_text: bool) -> ClipCheckpoint:
+    import open_clip
+
     name = spec.checkpoint
     if name.startswith("random:"):
         model_name, _, query = name.removeprefix("random:").partition("?")
@@ -189,6 +236,8 @@ def _find_open_clip(spec: TowerSpec, *, with_text: bool) -> ClipCheckpoint:
 
 
 def _builtin_config(name: str) -> dict[str, Any]:
+    import open_clip
+
     config = open_clip.get_model_config(name)
     if config is None:
         raise EncoderConfigError(f"open_clip knows no model {name!r}: see open_clip.list_models() for the names")
@@ -196,6 +245,8 @@ def _builtin_config(name: str) -> dict[str, Any]:
 
 
 def _builtin_checkpoint(name: str, tag: str, *, with_text: bool) -> ClipCheckpoint:
+    import open_clip
+
     tag_config = open_clip.get_pretrained_cfg(name, tag)
     if not tag_config:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
@@ -224,6 +275,8 @@ def _builtin_checkpoint(name: str, tag: str, *, with_text: bool) -> ClipCheckpoi
 
 
 def _clip_architecture(model_config: dict[str, Any], preprocess: dict[str, Any]) -> ClipArchitecture:
+    from open_clip.transform import PreprocessCfg
+
     # The preprocessing that the checkpoint names, on top of open_clip's defaults.
     try:
         known = {field.name for field in fields(PreprocessCfg)} & preprocess.keys()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from index_builder.errors import StorageError
+from index_builder.errors import MissingFileError, StorageError
 
 DOWNLOADS_PREFIX = "shelfmark-download-"
 
@@ -48,6 +48,31 @@ def failure_of(deed: str, uri: str, error: BaseException, *, path: str = "", wan
     found = StorageError(f"cannot {deed} {uri}: {why}{shown}; {remedy}")
     found.uri, found.wanted_bytes, found.free_bytes = uri, wanted, free
     return found
+
+
+@contextlib.contextmanager
+def told(uri: str, deed: str, path: str | None) -> Iterator[None]:
+    """Turns what a filesystem raises into our errors, with the URI in the message.
+
+    Args:
+        deed: What is tried, such as `write`.
+        path: Where it lies on a local disk; None for a remote one.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingFileError(f"cannot {deed} {uri}: no such file or folder") from error
+    except ImportError as error:
+        raise StorageError(f"cannot {deed} {uri}: this kind of address needs another package: {error}") from error
+    except StorageError:
+        raise
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise failure_of(deed, uri, error, path=(path or "") if deed == "write" else "") from error
+    except Exception as error:
+        # The clients of stores have errors of their own, too: botocore's of a lost connection is no OSError.
+        if path is not None or type(error).__module__ == "builtins":
+            raise
+        raise failure_of(deed, uri, error) from error
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def read_index(path: str, *, memory_mapped: bool = True) -> faiss.Index:
     try:
         index = faiss.read_index(path, faiss.IO_FLAG_MMAP if memory_mapped else 0)
         lists = faiss.downcast_InvertedLists(ivf_of(index).invlists)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:  # MemoryError: a damaged file may say that it holds terabytes
         raise VerificationError(f"{path} is not an index file that FAISS {faiss.__version__} reads: {error}") from error
     if isinstance(lists, faiss.OnDiskInvertedLists):
         # FAISS would start a thread for each list probed, up to 32 a search, to read the list's pages ahead. Where the

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -133,7 +133,7 @@ def _open_files(index_uri: str, manifest: Manifest, verify: Verify) -> OpenVersi
     rows = products.num_rows
     search = ShardSearch(indexes)
     if not checks.has_structure:
-        search.check_lists()
+        search.check_lists(", ".join(storage.join(folder, entry.path) for entry in manifest.index_files()))
     if search.rows != rows:
         raise VerificationError(f"{uri}: expected an index row for each of {rows} products, found {search.rows}")
     files = manifest.refine_files()
@@ -239,6 +239,7 @@ class ProductRows:
         self._table = table
         self._check_column = check_column or (lambda name: None)
         self._chunks = cache(self._checked_chunks)
+        self._batches = lru_cache(maxsize=64)(self._checked_batches)
 
     @property
     def table(self) -> pa.Table:
@@ -265,8 +266,22 @@ class ProductRows:
 
     def take_columns(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Several columns, in the order of `rows`, int64 [n]."""
+        batches, starts = self._batches(tuple(columns))
+        if len(batches) > 1 and len(rows) < GROUPED_FROM_ROWS_PER_BATCH * len(batches) and len(columns) > 1:
+            holding = np.searchsorted(starts, rows, side="right") - 1
+            found = zip(holding.tolist(), (rows - starts[holding]).tolist(), strict=True)
+            return pa.Table.from_batches(
+                [batches[batch].slice(row, 1) for batch, row in found], batches[0].schema
+            ).combine_chunks()
         schema = pa.schema([self._table.schema.field(name) for name in columns])
         return pa.table([self.take(rows, name) for name in columns], schema=schema)
+
+    def _checked_batches(self, columns: tuple[str, ...]) -> tuple[list[pa.RecordBatch], np.ndarray]:
+        """Some columns side by side, and the row that each batch starts with."""
+        for name in columns:
+            self._check_column(name)
+        batches = [batch for batch in self._table.select(list(columns)).to_batches() if len(batch)]
+        return batches, np.cumsum([0, *(len(batch) for batch in batches[:-1])])
 
 
 def _chunks_of(table: pa.Table, column: str) -> tuple[list[pa.Array], np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -14,8 +15,23 @@ def digest(inputs: Any) -> str:
     The order of a dict's keys does not matter, that of a list does; a tuple counts as a list; 1, 1.0, "1" and True are
     four values. TypeError or ValueError where there is something else than plain JSON values; the message says where.
     """
-    check_plain(inputs, "inputs")
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
+    return _named(canonical_json(inputs))
+
+
+def digests(first: Any, texts: Iterable[str], last: Any) -> list[str]:
+    """The digest of `[first, text, last]` for each text, where `first` and `last` are looked at once."""
+    before, after = canonical_json(first), canonical_json(last)
+    return [_named(f"[{before}, {json.dumps(text)}, {after}]") for text in texts]
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a plain value; TypeError or ValueError as `digest` raises them."""
+    check_plain(value, "inputs")
+    return json.dumps(value, sort_keys=True)
+
+
+def _named(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def check_plain(value: Any, name: str) -> None:

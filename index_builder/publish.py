@@ -97,7 +97,8 @@ def finish_version(
 ) -> Manifest:
     """Writes checksums and manifest of a version whose files stand, and makes it the current one; gives the manifest.
 
-    Done twice, also at the same time, it comes to one version: a manifest that stands stays.
+    Done twice, also at the same time, it comes to one version: a manifest that stands stays. Of several publishers, the
+    newest version is the current one: an older one that is finished later is not.
 
     Args:
         version: its id, of `new_version`.
@@ -114,7 +115,12 @@ def finish_version(
     else:
         manifest = _write_manifest(index_uri, version, manifest, written)
     if make_current and published_version(index_uri) != version:
-        set_current(index_uri, version, before_current)
+        try:
+            set_current(index_uri, version, before_current, is_new=True)
+        except VersionNotFoundError:  # another run may have published a newer one, and pruned this one
+            if (newer := published_version(index_uri)) <= version:
+                raise
+            log.warning("%s is not published: another run has published %s meanwhile", version, newer)
     return manifest
 
 
@@ -227,11 +233,17 @@ def list_versions(index_uri: str) -> tuple[str, ...]:
     return tuple(version for version in _folders(index_uri) if storage.exists(manifest_uri(index_uri, version)))
 
 
-def set_current(index_uri: str, version: str, before_current: Callable[[], None] | None = None) -> None:
+def set_current(
+    index_uri: str, version: str, before_current: Callable[[], None] | None = None, *, is_new: bool = False
+) -> None:
     """Makes a complete version the published one: how a version is published, and how one goes back to an older one.
 
+    Args:
+        is_new: whether it must be newer than the published one.
+
     Raises:
-        VersionNotFoundError: there is no such complete version, or a file of it is missing or has another size.
+        VersionNotFoundError: there is no such complete version, or a file of it is missing or has another size; or it
+            `is_new` and a newer one is published.
     """
     manifest = read_manifest(index_uri, version)
     version = manifest.version
@@ -244,6 +256,8 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
             before_current()
         if not storage.exists(manifest_uri(index_uri, version)):
             raise _being_pruned(version)
+        if is_new and (newer := published_version(index_uri)) > version:
+            raise VersionNotFoundError(f"{version} cannot be published: {newer} is newer, and was published meanwhile")
 
     _point_to(index_uri, version, look)
     try:
@@ -256,6 +270,8 @@ def set_current(index_uri: str, version: str, before_current: Callable[[], None]
     except Exception:
         _put_back(index_uri, version, before, known)
         raise
+    if is_new and (newer := _newer_than(index_uri, version)):  # flipped to between the look and this flip
+        _point_to(index_uri, newer)
     write_marks(index_uri, remove=tuple(read_marks(index_uri).keys() & {version}))
 
 
@@ -364,7 +380,10 @@ def remove_version(index_uri: str, version: str) -> bool:
     if _is_pointed_to(index_uri, version):
         return False
     uri = manifest_uri(index_uri, version)
-    manifest = storage.read_bytes(uri)
+    try:
+        manifest = storage.read_bytes(uri)
+    except FileNotFoundError:  # another run prunes it
+        return False
     # Without its manifest a version is incomplete: nobody takes it for a whole one while it goes.
     storage.remove_file(uri)
     if _is_pointed_to(index_uri, version):  # gone back to, or tagged, in this moment
@@ -401,6 +420,15 @@ def _point_to(index_uri: str, version: str, check: Callable[[], None] | None = N
         Path(path).write_text(f"{version}\n")
         if check is not None:
             check()
+
+
+def _newer_than(index_uri: str, version: str) -> str:
+    """The newest whole version after this one that nothing speaks against; "" for none."""
+    for name in sorted((name for name in _folders(index_uri) if name > version), reverse=True):
+        with suppress(IndexBuilderError):  # not whole, or pruned meanwhile
+            if _is_good(index_uri, name):
+                return name
+    return ""
 
 
 def _put_back(index_uri: str, version: str, before: str, known: Sequence[str]) -> None:

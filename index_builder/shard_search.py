@@ -178,12 +178,16 @@ class ShardSearch:
             raise VerificationError(damaged_ids(int(rows.min()), int(rows.max()), self.rows))
         return found
 
-    def check_lists(self) -> None:
-        """VerificationError where the lists do not hold as many rows as the index says; for files without checksums."""
+    def check_lists(self, where: str) -> None:
+        """VerificationError where the lists do not hold as many rows as the index says; for files without checksums.
+
+        `where` names the files.
+        """
         held = int(self._records.counts.sum())
         if held != self.rows:
             raise VerificationError(
-                f"index files: expected inverted lists of {self.rows:,} rows, found {held:,}: a file is damaged"
+                f"{where}: expected inverted lists of {self.rows:,} rows, found {held:,}: the file is damaged; publish "
+                "again, go back to another version, or restore the file"
             )
 
     def reconstruct(self, rows: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ from index_builder.errors import MissingFileError, StorageError
 from index_builder.meter import METER, CountedFile, count_ranges
 from index_builder.plain_values import check_plain
 from index_builder.plain_values import digest as digest
+from index_builder.plain_values import digests as digests
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,12 @@ def size(uri: str) -> int:
 def open_read(uri: str) -> io.BufferedIOBase:
     """A seekable binary file open for reading."""
     with _storage(uri, "read") as (filesystem, path):
-        return io.BufferedReader(CountedFile(path)) if is_local(uri) else count_ranges(filesystem.open(path, "rb"))
+        if is_local(uri):
+            return io.BufferedReader(CountedFile(path))
+        file = filesystem.open(path, "rb")
+    if fetch := getattr(getattr(file, "cache", None), "fetcher", None):
+        file.cache.fetcher = disk.told(uri, "read", None)(fetch)
+    return count_ranges(file)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -115,7 +121,7 @@ def write_bytes_atomic(uri: str, data: bytes) -> None:
 
 
 def create_file(uri: str, data: bytes) -> bool:
-    """Writes a file where none stands yet, whole; False where one does. Of several at once, one succeeds.
+    """Writes a file where none stands yet, whole; False where another does. Of several at once, one succeeds.
 
     So do the local disk and stores with a conditional write (S3, Google, Azure). Other remote systems may let several
     succeed and keep the last: read it back where that matters.
@@ -127,7 +133,8 @@ def create_file(uri: str, data: bytes) -> bool:
         else:
             filesystem.pipe_file(path, data, mode="create")
         return True
-    return False
+    # A store whose answer was lost is asked again by its client, and then has the file already.
+    return not is_local(uri) and read_bytes(uri) == data
 
 
 def write_json_atomic(uri: str, value: Any) -> None:
@@ -346,11 +353,6 @@ def made_hash(file_uri: str) -> str:
     return "" if known is None else str(known["hashes"].get(name, ""))
 
 
-def remove_artifact(uri: str) -> None:
-    """Removes an output; its description goes first, so that it never seems to stand without its files."""
-    _remove(uri, _read_description(uri) or {"files": ()})  # a damaged description goes too
-
-
 def _remove(uri: str, known: dict[str, Any] | None) -> None:
     if known is not None:
         remove_file(f"{uri}.json")
@@ -417,7 +419,7 @@ def temporary_name(name: str) -> str:
 
 def is_temporary(name: str) -> bool:
     """Whether a (relative) name is, or lies in, the leftover of an interrupted write."""
-    return any(part.startswith(".") and part.endswith(".tmp") for part in PurePosixPath(name).parts)
+    return any(part.startswith(".") and part.endswith(".tmp") for part in name.split("/"))
 
 
 @contextlib.contextmanager
@@ -478,15 +480,6 @@ def _sync(path: Path) -> None:
 def _storage(uri: str, deed: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
     """The filesystem of a URI and the path there; turns its errors into ours, with the URI in the message."""
     METER.add("store_requests", 0 if is_local(uri) else 1)
-    try:
+    with disk.told(uri, deed, local_path(uri) if is_local(uri) else None):
         # A cached listing would hide what another process has just written.
         yield url_to_fs(uri, use_listings_cache=False) if not is_local(uri) else (LocalFileSystem(), local_path(uri))
-    except FileNotFoundError as error:
-        raise MissingFileError(f"cannot {deed} {uri}: no such file or folder") from error
-    except ImportError as error:
-        raise StorageError(f"cannot {deed} {uri}: this kind of address needs another package: {error}") from error
-    except StorageError:
-        raise
-    except (OSError, ValueError, NotImplementedError) as error:
-        path = local_path(uri) if is_local(uri) and deed == "write" else ""
-        raise disk.failure_of(deed, uri, error, path=path) from error

@@ -21,6 +21,12 @@ def is_tag(name: str) -> bool:
     return _TAG.fullmatch(name) is not None
 
 
+def check_tag(name: str) -> None:
+    """StorageError for a name that no tag may have."""
+    if not is_tag(name):
+        raise StorageError(f"expected a tag of small letters, digits, _ and -, a letter first, found {name[:80]!r}")
+
+
 def is_version_id(name: str) -> bool:
     """Whether a name is a version's own."""
     return _ID.fullmatch(name) is not None
@@ -51,8 +57,7 @@ def resolved(index_uri: str, version: str) -> str:
 
 def write_tag(index_uri: str, tag: str, version: str) -> None:
     """Lets a tag stand for a version, whatever it stood for before. That the version is there, the caller has seen."""
-    if not is_tag(tag):
-        raise StorageError(f"expected a tag of small letters, digits, _ and -, a letter first, found {tag[:80]!r}")
+    check_tag(tag)
     storage.write_bytes_atomic(storage.join(index_uri, "tags", tag), f"{version}\n".encode())
 
 

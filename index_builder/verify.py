@@ -30,20 +30,6 @@ SERVER_TIMEOUT_SECONDS = 600
 STATM = Path("/proc/self/statm")
 
 
-def verify_index(shards: Sequence[IndexShard], *, rows: int, dim: int, codec_fingerprint: str) -> None:
-    """Checks the serving shards of a version, as `check_index_shard` each of them and `check_ranges` all together."""
-    for shard in shards:
-        check_index_shard(shard, dim=dim, codec_fingerprint=codec_fingerprint)
-    check_ranges(shards, rows=rows)
-
-
-def verify_refine_codes(shards: Sequence[IndexShard], *, rows: int, dim: int, code_bytes: int) -> None:
-    """The same for the refine files of a version."""
-    for shard in shards:
-        check_refine_shard(shard, dim=dim, code_bytes=code_bytes)
-    check_ranges(shards, rows=rows)
-
-
 def check_index_shard(shard: IndexShard, *, dim: int, codec_fingerprint: str) -> None:
     """Checks that a serving shard is the file described (sha256), opens memory-mapped (FastScan's lists cannot be), has
     the metric and dimension, was made with the codec, and holds each row of its range exactly once. Memory is one byte

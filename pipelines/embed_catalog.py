@@ -1,16 +1,7 @@
 """Runs the indexing job: `python -m pipelines.embed_catalog [--config FILE] [overrides] [Beam options]`.
 
 With no arguments it indexes the embedded demo catalog; with `--catalog.uri X` alone it recognises what X is.
-Exit codes:
-
-    0     a version is published, or nothing changed
-    1     the run failed in its work; the same command goes on from what is complete
-    2     the config, or what it names, is not usable; nothing was done
-    3     a gate held the version back; the published one stays
-    4     another run works on this work folder, or took it over; this one stopped there
-    5     a version is published, or nothing changed, but cleaning up failed
-    130   stopped by Ctrl-C: the lease is released, and the same command goes on from what is complete
-    143   the same by SIGTERM
+Exit codes: `pipelines.config.exit_codes`, told with what to do in guides/errors.md.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 
 Of one encoder it tells what products' texts, their pictures, and both together find. Several systems (`--systems`) are
 compared as paper A compares them. Encoders are searched exactly: the figures are the encoder's, without any loss of an
-index; an index is searched as it serves.
+index; an index is searched as it serves. Exit codes: 0 measured, 1 failed once it was encoding, 2 refused before.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.config.command_line import parse_arguments, run_command
+from pipelines.config.exit_codes import failures_of_work
 from pipelines.config.terminal import shown_progress
 from pipelines.evaluation.config import EvaluateJob, expand_systems
 from pipelines.evaluation.report import print_comparison, print_views, write_report
@@ -45,8 +46,9 @@ def main(argv: Sequence[str]) -> int:
         print_views(evaluated)
     if job.out is not None:
         command = shlex.join([*_PROG.split(), *argv])
-        for address in write_report(evaluated.comparison, job.out, title=evaluated.title, command=command):
-            sys.stdout.write(f"{address}\n")
+        with failures_of_work(remedy=""):
+            written = write_report(evaluated.comparison, job.out, title=evaluated.title, command=command)
+        sys.stdout.writelines(f"{address}\n" for address in written)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Exports a query encoder: `python -m pipelines.export_onnx (--index URI | --encoder FOLDER) --out FOLDER`.
 
-What a server on CPUs loads with `encoders.load_onnx_query_encoder(FOLDER)`, without torch.
+What a server on CPUs loads with `encoders.load_onnx_query_encoder(FOLDER)`, without torch. Exit codes: 0 written, 1
+failed while it wrote (an earlier export stays), 2 the address or the folder cannot be used.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from index_builder import IndexReader
 from pipelines.config.command_line import address, run_command
+from pipelines.config.exit_codes import failures_of_work
 from pipelines.config.validation import ConfigError
 
 
@@ -29,7 +32,8 @@ def main(argv: Sequence[str]) -> int:
         if reader.query_encoder_uri is None:
             raise ConfigError(f"--index {arguments.index}: version {reader.manifest.version} has no query encoder")
         uri = reader.query_encoder_uri
-    values = export_onnx(uri, arguments.out, layout=arguments.layout)
+    working = partial(failures_of_work, remedy="")
+    values = export_onnx(uri, arguments.out, layout=arguments.layout, working=working)
     kinds = [name for name, there in (("texts", "accepts_text"), ("pictures", "accepts_images")) if values[there]]
     print(
         f"wrote {arguments.out}: {values['model']}, {values['dim']} numbers a vector, queries are "

@@ -1,7 +1,7 @@
 """Answers one query in the terminal: `python -m pipelines.search --index URI "text" [--image FILE] [--filter WHICH]`.
 
-Loads the published version only, its query encoder included. Exit codes: 0 answered, 2 the query, the filter, the
-group or the address cannot be used.
+Loads the published version only, its query encoder included. Exit codes: 0 answered, 1 a file turned out to be damaged
+or could not be read while it searched, 2 the query, the filter, the group or the address cannot be used.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 
 import fsspec
+import numpy as np
 
-from encoders import ImageDecodingError, load_query_encoder
-from index_builder import IndexReader
+from encoders import ImageDecodingError, QueryEncoder, load_query_encoder
+from index_builder import IndexReader, StorageError, VerificationError
 from pipelines.config.command_line import address, run_command
+from pipelines.config.exit_codes import failures_of_work
 from pipelines.config.terminal import table_console
 from pipelines.config.validation import ConfigError
 from pipelines.published.answers import explained, print_explanations, print_why_not, why_not_values
@@ -51,6 +53,13 @@ def main(argv: Sequence[str]) -> int:
         vectors = encoder.encode(texts=None if arguments.text is None else [arguments.text], images=images)
     except ImageDecodingError as error:
         raise ConfigError(f"--image {arguments.image}: expected a picture (JPEG, PNG, WebP ...): {error}") from error
+    with failures_of_work(StorageError, VerificationError, remedy=""):
+        _answer(arguments, reader, encoder, vectors)
+    return 0
+
+
+def _answer(arguments: argparse.Namespace, reader: IndexReader, encoder: QueryEncoder, vectors: np.ndarray) -> None:
+    """Searches, and prints what was found."""
     settings = {name: getattr(arguments, name) for name in ("k", "filter", "nprobe", "refine_factor", "offset")}
     settings["group"] = arguments.group_by or arguments.group or None
     if arguments.why_not is not None:
@@ -61,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
             print_json(why_not_values(why, letters))
         else:
             print_why_not(why, letters, version=version, asked={"k": arguments.k, "offset": arguments.offset})
-        return 0
+        return
     result = reader.search(vectors, **settings)
     places = range(len(result.product_ids[0]) if arguments.explain else 0)
     explanations = [result.explain(place, parts=encoder.parts) for place in places]
@@ -70,13 +79,12 @@ def main(argv: Sequence[str]) -> int:
         for product, explanation in zip(found, explanations, strict=False):
             product["explanation"] = explained(explanation)
         print_json(found)
-        return 0
+        return
     console, filtered = table_console(width=110), arguments.filter is not None
     print_result(result, title=_title(arguments), console=console, filtered=filtered)
     if arguments.explain:
         mixed = f"scores of the {encoder.model} encoder have no shares of text and image"
         print_explanations(explanations, first_rank=1 + arguments.offset, mixed=mixed, console=console)
-    return 0
 
 
 def _title(arguments: argparse.Namespace) -> str:

@@ -1,6 +1,7 @@
 """Serves published versions over HTTP, with a search page: `python -m pipelines.serve --index URI`.
 
-Exit codes: 0 ended by a signal, 2 the configuration, an address or the port cannot be used.
+Exit codes: 0 ended by a signal, 1 the application did not start, 2 the configuration, an address or the port cannot be
+used.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
         --encoder.uri package://encoders/pretrained/demo --out my_encoder
 
 Without `--encoder.*` one is put together (`small:`), from nothing, as the demo encoder was, or from parts of others.
-The result is a saved encoder folder, for `encoder.uri` of the indexing job.
+The result is a saved encoder folder, for `encoder.uri` of the indexing job. Exit codes: 0 trained, 1 failed while it
+trained or saved (the same command goes on from the last checkpoint), 2 refused before, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from pipelines.config.command_line import parse_arguments, run_command
+from pipelines.config.exit_codes import failures_of_work
 from pipelines.config.validation import ConfigError
 from pipelines.training.job import TrainEncoderJob, decode_for_training, product_reader
 from pipelines.training.mining import negative_miner
@@ -52,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
             mine=None if job.training.mine_from is None else negative_miner(job.training),
             decode=partial(decode_for_training, config=job.decode),
             command=shlex.join([*_PROG.split(), *argv]),
+            working=partial(failures_of_work, remedy="Run the same command again to go on from the last checkpoint."),
         )
     return 0
 

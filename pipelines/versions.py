@@ -9,8 +9,8 @@
 
 A tag may stand wherever a version is named.
 
-Exit codes: 0 done, 1 `show --verify` found a damaged file, 2 there is no such version or reason, or the address cannot
-be used, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 `show --verify` found a damaged file, or what was begun failed, 2 there is no such version or
+reason, or the address cannot be used, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ import codecs
 import getpass
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import get_args
 
 import pyarrow.csv
 
-from index_builder import VersionNotFoundError, approval, marks, publish, tags
+from index_builder import StorageError, VerificationError, VersionNotFoundError, approval, marks, publish, tags
 from pipelines.catalog.dead_letters import MAX_DETAIL_CHARACTERS, Outcome, one_line
 from pipelines.config.canaries import load_queries
 from pipelines.config.command_line import address, run_command
+from pipelines.config.exit_codes import failures_of_work
 from pipelines.config.terminal import table_console
 from pipelines.published.letters import read_letters, without_formulas
 from pipelines.published.tables import (
@@ -49,6 +51,11 @@ from pipelines.published.version_diff import (
 from pipelines.report.comparison import as_plain, compare_by_queries, print_comparison
 
 LETTERS_SHOWN = 20
+
+
+def _working() -> AbstractContextManager[None]:
+    """Around what changes an index, or reads all of a version: once it has begun, a failure is none of the request."""
+    return failures_of_work(StorageError, VerificationError, remedy="")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -100,7 +107,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _diff(arguments: argparse.Namespace) -> None:
     new = arguments.new or publish.read_current(arguments.index)
-    diff = compare_versions(arguments.index, arguments.old or version_before(arguments.index, new), new)
+    old = arguments.old or version_before(arguments.index, new)
+    with _working():
+        diff = compare_versions(arguments.index, old, new)
     if arguments.json:
         print_json({**asdict(diff), "old": described(diff.old), "new": described(diff.new)})
     else:
@@ -111,7 +120,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     new = arguments.new or publish.read_current(arguments.index)
     old = arguments.old or version_before(arguments.index, publish.read_manifest(arguments.index, new).version)
     texts = load_queries(arguments.queries, "--queries")
-    comparison = compare_by_queries(arguments.index, old, new, texts)
+    with _working():
+        comparison = compare_by_queries(arguments.index, old, new, texts)
     if arguments.json:
         print_json(as_plain(comparison))
     else:
@@ -124,7 +134,10 @@ def _rejected(arguments: argparse.Namespace) -> None:
     state = state_of(manifest, publish.published_version(arguments.index), decisions) or "not published"
     whole = arguments.csv or arguments.json
     limit = arguments.n if arguments.n is not None or whole else LETTERS_SHOWN
-    letters = read_letters(arguments.index, version, reason=arguments.reason, outcome=arguments.outcome, limit=limit)
+    with _working():
+        letters = read_letters(
+            arguments.index, version, reason=arguments.reason, outcome=arguments.outcome, limit=limit
+        )
     if letters is None:
         sys.stderr.write(f"version {version} has no rejected.parquet: it was made without dead letters\n")
     elif arguments.csv:
@@ -142,7 +155,8 @@ def _rejected(arguments: argparse.Namespace) -> None:
 def _approve(arguments: argparse.Namespace) -> None:
     version = arguments.version or _waiting(arguments.index)
     _note_faults(arguments.index, version)
-    before = approval.approve(arguments.index, version, by=arguments.by)
+    with _working():
+        before = approval.approve(arguments.index, version, by=arguments.by)
     sys.stdout.write(f"published: {version}, approved by {arguments.by} (before: {before or 'none'})\n")
 
 
@@ -157,7 +171,8 @@ def _note_faults(index_uri: str, version: str) -> None:
 
 def _hold(arguments: argparse.Namespace) -> None:
     version = arguments.version or _waiting(arguments.index)
-    approval.hold(arguments.index, version, by=arguments.by, reason=arguments.reason)
+    with _working():
+        approval.hold(arguments.index, version, by=arguments.by, reason=arguments.reason)
     current = publish.published_version(arguments.index)
     sys.stdout.write(f"held: {version}, by {arguments.by}; published stays {current or 'none'}\n")
 
@@ -175,38 +190,45 @@ def _waiting(index_uri: str) -> str:
 
 def _tag(arguments: argparse.Namespace) -> None:
     version = publish.read_manifest(arguments.index, arguments.version).version
-    before = publish.set_tag(arguments.index, arguments.tag, version)
+    tags.check_tag(arguments.tag)
+    with _working():
+        before = publish.set_tag(arguments.index, arguments.tag, version)
     moved = f" (before: {before})" if before and before != version else ""
     sys.stdout.write(f"{arguments.tag}: {version}{moved}\n")
 
 
 def _untag(arguments: argparse.Namespace) -> None:
-    version = tags.remove_tag(arguments.index, arguments.tag)
+    tags.read_tag(arguments.index, arguments.tag)
+    with _working():
+        version = tags.remove_tag(arguments.index, arguments.tag)
     sys.stdout.write(f"{version} has not the tag {arguments.tag} any more\n")
 
 
 def _promote(arguments: argparse.Namespace) -> None:
     version = tags.read_tag(arguments.index, arguments.tag)
     _note_faults(arguments.index, version)
-    before = approval.approve(arguments.index, version, by=_user())
+    with _working():
+        before = approval.approve(arguments.index, version, by=_user())
     sys.stdout.write(f"published: {version}, as {arguments.tag} names it (before: {before or 'none'})\n")
 
 
 def _rollback(arguments: argparse.Namespace) -> None:
     # Nothing may be published: a first version that is held by a gate is published by name.
     version = arguments.version or version_before(arguments.index, publish.read_current(arguments.index))
-    current = publish.roll_back(arguments.index, version)
+    with _working():
+        current = publish.roll_back(arguments.index, version)
     next_run = "The next night publishes a new version on top of it."
     sys.stdout.write(f"published: {version} (before: {current or 'none'}). {next_run}\n")
 
 
 def _prune(arguments: argparse.Namespace) -> None:
     complete_versions(arguments.index)  # else a mistyped address would look like a tidy one
+    gone = publish.to_prune(arguments.index, arguments.keep)
     if arguments.dry_run:
-        gone = publish.to_prune(arguments.index, arguments.keep)
         sys.stdout.write("\n  ".join([f"would remove {len(gone)} version{'s' * (len(gone) != 1)}", *gone]) + "\n")
         return
-    removed = publish.prune(arguments.index, arguments.keep)
+    with _working():
+        removed = publish.prune(arguments.index, arguments.keep)
     left = len(publish.list_versions(arguments.index))
     count = f"removed {len(removed)} version{'s' * (len(removed) != 1)}, {left} left"
     sys.stdout.write("\n  ".join([count, *removed]) + "\n")

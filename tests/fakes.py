@@ -23,6 +23,12 @@ class FakeTokens:
     texts: tuple[str, ...]
     truncated: int
 
+    def keys(self) -> list[bytes]:
+        return [text.encode() for text in self.texts]
+
+    def take(self, rows: np.ndarray) -> FakeTokens:
+        return FakeTokens(texts=tuple(self.texts[row] for row in rows), truncated=self.truncated)
+
 
 class FakeProductEncoder:
     """A product encoder without a network: texts go to seeded random vectors, pictures to their mean colours.
@@ -58,7 +64,11 @@ class FakeProductEncoder:
         return torch.from_numpy(np.tile(means, (1, -(-self.dim // 3)))[:, : self.dim].astype(np.float32))
 
     def fuse(
-        self, text: torch.Tensor | None, text_rows: np.ndarray, image: np.ndarray | None, image_rows: np.ndarray
+        self,
+        text: torch.Tensor | None,
+        text_rows: np.ndarray,
+        image: torch.Tensor | np.ndarray | None,
+        image_rows: np.ndarray,
     ) -> np.ndarray:
         fused = np.zeros((len(text_rows), self.dim), np.float32)
         if text is not None:
@@ -66,5 +76,5 @@ class FakeProductEncoder:
         for row, pictures in enumerate(image_rows):
             present = pictures[pictures >= 0]
             if image is not None and len(present):
-                fused[row] += image[present].mean(axis=0)
+                fused[row] += np.asarray(image)[present].mean(axis=0)
         return fused / np.linalg.norm(fused, axis=1, keepdims=True)

@@ -11,10 +11,13 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from pipelines.config.job import IndexJobConfig, JobConfig
+from pipelines.config.yaml_files import parse_config
+from pipelines.server.config import ServerJobConfig
 from tests.conftest import PROJECT_ROOT
+from tests.page_commands import blocks, pages
 
-ROOMS = ("encoders", "index_builder", "pipelines", "run_configs", "tests")
-PAGES = [*PROJECT_ROOT.glob("*.md"), *(page for room in ROOMS for page in (PROJECT_ROOT / room).rglob("*.md"))]
+ROOMS = ("encoders", "guides", "index_builder", "pipelines", "run_configs", "tests")
+PAGES = pages(PROJECT_ROOT, ROOMS)
 NO_KEYS = {
     "catalog.vectors",  # of the manifest
     "gates.publish",
@@ -40,7 +43,8 @@ def chapters(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
     dead = []
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+    for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", page.read_text(encoding="utf-8")):
+        link = link[0] or link[1]
         where, _, chapter = link.partition("#")
         if link.startswith(("https://", "http://", "mailto:")):
             continue
@@ -76,3 +80,20 @@ def test_keys_are_those_of_the_config(page):
     named = re.findall(rf"`(?:--)?((?:{sections})\.[a-z_]+)\b(?![./])", page.read_text(encoding="utf-8"))
     if page.name != "CHANGELOG.md":
         assert set(named) - known - NO_KEYS == set()
+
+
+def keys_in(text: Any, known: set[str], before: str = "") -> Iterator[str]:
+    """Dotted keys of a mapping that was read from YAML, down to those that a config has."""
+    for name, value in (text or {}).items():
+        if isinstance(value, dict) and f"{before}{name}" not in known:
+            yield from keys_in(value, known, f"{before}{name}.")
+        else:
+            yield before + name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_yaml_of_a_page_has_keys_of_a_config(page):
+    known = {*keys_of(JobConfig), *keys_of(IndexJobConfig), *keys_of(ServerJobConfig)}
+    sections = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
+    texts = [parse_config(block, name_of(page)).data for block in blocks(page.read_text(encoding="utf-8"), "yaml")]
+    assert {key for text in texts for key in keys_in(text, known - sections)} <= known

@@ -22,7 +22,7 @@ class PairsConfig:
 
     Attributes:
         uri: A Parquet file or a folder of them, or a file of JSON Lines, local or fsspec; null with `queries: titles`
-            takes the whole catalog.
+            or `pictures` takes the whole catalog.
         query_field: Column of the query text; null where queries are pictures alone.
         query_image_field: Column of the query picture: struct of bytes and path, binary, or a path; null for none.
         image_root: What relative paths of pictures in these files are relative to, a folder or a URI.
@@ -35,7 +35,10 @@ class PairsConfig:
         teacher_uri: File of a teacher's scores (Parquet or JSON Lines) with columns query, positive, negative,
             positive_score and negative_score: of a pair of the data, and of another product for its query.
         queries: `pairs` takes the queries of the data; `titles` takes the text of each product as the query for its
-            own picture, as CLIP is trained: one pair a product that has both.
+            own picture, as CLIP is trained, `pictures` its picture as the query for its own text (match3, whose queries
+            are pictures): one pair a product that has both.
+        show_texts: With `queries: titles`, products are seen with their texts too, for a fusion of the two to learn;
+            `training.drop_text` hides those of a share, which are then to be found by their pictures.
         unknown_products: What happens where a product id is not in the catalog: `error`, or `drop` the pair.
         max_pairs: Take the first this many rows; null for all.
         validation_share: Share of the products, chosen by hash of the id, whose pairs are held out for validation.
@@ -52,7 +55,8 @@ class PairsConfig:
     negatives_field: str | None = None
     label_field: str | None = None
     teacher_uri: str | None = None
-    queries: Literal["pairs", "titles"] = "pairs"
+    queries: Literal["pairs", "titles", "pictures"] = "pairs"
+    show_texts: bool = False
     unknown_products: Literal["error", "drop"] = "error"
     max_pairs: int | None = None
     validation_share: float = 0.02
@@ -62,7 +66,7 @@ class PairsConfig:
         if not self.uri and (self.uri is not None or self.queries == "pairs"):
             raise EncoderConfigError(
                 f"data.uri is {self.uri!r}: expected a Parquet file or a folder of them (or, to train on the products' "
-                "own texts and pictures, data.queries: titles)"
+                "own texts and pictures, data.queries: titles or pictures)"
             )
         if not self.text_fields and self.image_field is None:
             raise EncoderConfigError("data.text_fields is empty: expected at least one column, or an image_field")
@@ -71,9 +75,12 @@ class PairsConfig:
             raise EncoderConfigError(message)
         _check_choices("data", self, "queries", "unknown_products")
         for key in ("negatives_field", "label_field", "teacher_uri", "validation_uri"):
-            if self.queries == "titles" and (value := getattr(self, key)) is not None:
-                message = f"data.{key} is {value!r}: data.queries titles makes its own pairs, remove it"
+            if self.queries != "pairs" and (value := getattr(self, key)) is not None:
+                message = f"data.{key} is {value!r}: data.queries {self.queries} makes its own pairs, remove it"
                 raise EncoderConfigError(message)
+        if self.show_texts and self.queries != "titles":
+            message = f"data.show_texts is true: expected data.queries titles, found {self.queries}"
+            raise EncoderConfigError(message)
         if self.teacher_uri is not None and self.query_field is None:
             message = f"data.teacher_uri is {self.teacher_uri!r}: its queries are texts, and data.query_field is null"
             raise EncoderConfigError(message)
@@ -419,7 +426,12 @@ def check_together(data: PairsConfig, training: TrainingConfig) -> None:
             f"data.label_field is {data.label_field!r}, training.label_weights {training.label_weights or None}: "
             "expected both (the column of the labels, and what each label weighs) or neither"
         )
-    if training.mine_from is not None and (data.queries == "titles" or data.query_field is None):
+    if data.show_texts and not training.drop_text:
+        raise EncoderConfigError(
+            "data.show_texts is true and training.drop_text 0: every title would find its product by its own words; "
+            "expected training.drop_text above 0, such as 0.5"
+        )
+    if training.mine_from is not None and (data.queries != "pairs" or data.query_field is None):
         raise EncoderConfigError(
             f"training.mine_from is {training.mine_from!r}: it searches query texts, so expected data.queries pairs "
             "and a data.query_field"

@@ -33,6 +33,7 @@ class EncodedImages:
         data: Encoded bytes, binary; None where all are paths.
         paths: Where an image is read from that `data` has not; relative ones are so to `root`.
         mapped_file: The Arrow IPC file whose column `image` `data` maps: what pickling takes in place of the bytes.
+        rows: int64: which rows of the columns these are, in their order; None: all.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class EncodedImages:
         *,
         root: str | None = None,
         mapped_file: str | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
         self._data, self._paths, self._root, self._mapped_file = data, paths, root, mapped_file
+        self._rows = rows
         self._chunks = [] if data is None else data.chunks
         self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks)])
 
@@ -71,40 +74,46 @@ class EncodedImages:
         return images
 
     @classmethod
-    def mapped(cls, path: str) -> EncodedImages:
-        """Those of column `image` of an Arrow IPC file, memory-mapped."""
-        return cls(pa.ipc.open_file(pa.memory_map(path)).read_all()["image"], mapped_file=path)
+    def mapped(cls, path: str, rows: np.ndarray | None = None) -> EncodedImages:
+        """Those of column `image` of an Arrow IPC file, memory-mapped; `rows`: of these alone."""
+        return cls(pa.ipc.open_file(pa.memory_map(path)).read_all()["image"], mapped_file=path, rows=rows)
+
+    def at(self, rows: np.ndarray) -> EncodedImages:
+        """The images at these rows (int64), in their order; no bytes are copied."""
+        chosen = rows if self._rows is None else self._rows[rows]
+        return EncodedImages(self._data, self._paths, root=self._root, mapped_file=self._mapped_file, rows=chosen)
 
     def __len__(self) -> int:
+        if self._rows is not None:
+            return len(self._rows)
         return int(self._starts[-1]) if self._paths is None else len(self._paths)
 
     def __reduce__(self) -> Any:
         """Loader processes map the file anew; images in memory travel to them."""
         if self._mapped_file is not None:
-            return EncodedImages.mapped, (self._mapped_file,)
-        return partial(EncodedImages, root=self._root), (self._data, self._paths)
+            return EncodedImages.mapped, (self._mapped_file, self._rows)
+        return partial(EncodedImages, root=self._root, rows=self._rows), (self._data, self._paths)
 
     def present(self) -> np.ndarray:
         """Bool `[rows]`: which rows have an image, or at least a path."""
-        there = np.zeros(len(self), bool)
-        for column in (self._data, self._paths):
-            if column is not None:
-                there |= pc.is_valid(column).to_numpy()
-        return there
+        valid = [pc.is_valid(column).to_numpy() for column in (self._data, self._paths) if column is not None]
+        there = np.logical_or.reduce(valid)
+        return there if self._rows is None else there[self._rows]
 
     def take(self, rows: Sequence[int] | np.ndarray) -> list[bytes | None]:
         """The encoded images of these rows; None where there is none, or none at its path."""
-        return [self._image(int(row)) for row in rows]
+        places = np.asarray(rows, np.int64) if self._rows is None else self._rows[np.asarray(rows, np.int64)]
+        return [self._image(row) for row in places.tolist()]
 
     def keys(self) -> np.ndarray:
         """int64 `[rows]`: equal for equal images (by bytes or by path), -1 where there is none."""
-        keys = np.full(len(self), -1, np.int64)
-        for column in (self._paths, self._data):  # where a row has both, its bytes count
-            if column is not None:
-                codes = pc.dictionary_encode(column).combine_chunks().indices
-                found = pc.fill_null(codes, -1).to_numpy().astype(np.int64)
-                keys = np.where(found >= 0, found + int(keys.max(initial=-1)) + 1, keys)
-        return keys
+        columns = [column for column in (self._paths, self._data) if column is not None]
+        keys = np.full(len(columns[0]), -1, np.int64)
+        for column in columns:  # where a row has both, its bytes, which come last, count
+            codes = pc.dictionary_encode(column).combine_chunks().indices
+            found = pc.fill_null(codes, -1).to_numpy().astype(np.int64)
+            keys = np.where(found >= 0, found + int(keys.max(initial=-1)) + 1, keys)
+        return keys if self._rows is None else keys[self._rows]
 
     def _image(self, row: int) -> bytes | None:
         if self._chunks:

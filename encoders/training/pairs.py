@@ -151,7 +151,7 @@ def read_pairs(
     if config.uri is None:
         if read_products is None:
             raise EncoderConfigError("data.uri is null: expected pairs, or a catalog whose products are trained on")
-        return _titles(read_products(None), None)
+        return _own_pairs(read_products(None), None, config)
     table, validation_start = _read_tables(config, with_products=read_products is None)
     ids = pc.dictionary_encode(column_of(table, config.id_field))
     whole, weights, worthless = table, None, None
@@ -184,8 +184,8 @@ def read_pairs(
         table = table.filter(pa.array(there))
     known = pa.array(products.product_ids, pa.string())
     product_rows = pc.index_in(column_of(table, config.id_field), value_set=known).to_numpy().astype(np.int64)
-    if config.queries == "titles":
-        return _titles(products, np.unique(product_rows))
+    if config.queries != "pairs":
+        return _own_pairs(products, np.unique(product_rows), config)
     no_texts = pa.nulls(len(table), pa.string())
     texts = no_texts if config.query_field is None else column_of(table, config.query_field)
     text_keys = _codes(texts)
@@ -220,24 +220,26 @@ def read_pairs(
     )
 
 
-def _titles(products: TrainingProducts, rows: np.ndarray | None) -> TrainingPairs:
-    """Each product's text as the query for its image, of the products at `rows` that have both."""
+def _own_pairs(products: TrainingProducts, rows: np.ndarray | None, config: PairsConfig) -> TrainingPairs:
+    """Each product's text as the query for its image, or its image for its text, of those at `rows` that have both."""
     has_text = np.fromiter((text is not None for text in products.texts), bool, len(products))
     has_both = np.flatnonzero(has_text & products.images.present())
     rows = has_both if rows is None else np.intersect1d(rows, has_both)
     if not len(rows):
-        raise EncoderConfigError("data.queries is titles: no product has both a text and a picture")
+        raise EncoderConfigError(f"data.queries is {config.queries}: no product has both a text and a picture")
     text_keys = _codes(pa.array(products.texts, pa.large_string()))
+    asks_pictures = config.queries == "pictures"
+    images = products.images.at(rows) if asks_pictures else None
     return TrainingPairs(
-        queries=[products.texts[row] for row in rows],
-        query_images=None,
-        query_keys=text_keys[rows],
-        query_text_keys=text_keys[rows],
+        queries=[None if asks_pictures else products.texts[row] for row in rows],
+        query_images=images,
+        query_keys=text_keys[rows] if images is None else images.keys(),
+        query_text_keys=np.full(len(rows), -1, np.int64) if asks_pictures else text_keys[rows],
         product_rows=rows.astype(np.int64),
         negative_rows=np.full((len(rows), 0), -1, np.int64),
         products=products,
         text_keys=text_keys,
-        hides_texts=True,
+        hides_texts=config.queries == "titles" and not config.show_texts,
     )
 
 

@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,7 @@ def train_encoder(
     decode: Decoder = decode_or_none,
     command: str = "",
     say: Callable[[str], None] = print,
+    working: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> dict[str, Any]:
     """Trains an encoder and saves it whole; what a run keeps meanwhile stands in `OUT.checkpoints` (`checkpoints.py`).
 
@@ -61,6 +62,7 @@ def train_encoder(
         read_products: Reads the catalog; None takes the products from the pairs' own files.
         mine: Finds the negatives that `training.mine_from` asks for.
         command: What the training note, which is returned and stands in `encoder.json`, has as the way to repeat it.
+        working: Entered around training and saving, once all that can be checked before is.
 
     Raises:
         EncoderConfigError, CheckpointError: As the parts of it do.
@@ -99,14 +101,16 @@ def train_encoder(
             folder = CheckpointFolder(out)
             with folder.lease() if rank == 0 else nullcontext():
                 checkpoint = folder.start(settings, resume=training.resume, say=say, writes=rank == 0)
-                note |= run.fit(folder, checkpoint, device, say)
+                with working():
+                    note |= run.fit(folder, checkpoint, device, say)
     if rank == 0:
         parts.model.cpu().eval()
         name, shown = Path(out).absolute().name, data.uri or "the catalog"
         card = model_card(name, parts.model.architecture, note, data=shown, start=start, small=small)
-        save_encoder(parts, out, training=note, card=card)
-        if training.epochs:
-            folder.finish(settings)
+        with working():
+            save_encoder(parts, out, training=note, card=card)
+            if training.epochs:
+                folder.finish(settings)
     say(f"saved {out} after {time.monotonic() - began:.0f} s")
     return note
 

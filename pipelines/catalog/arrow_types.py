@@ -80,6 +80,68 @@ def plain(column: pa.Array) -> pa.Array:
     return column.cast(wanted)
 
 
+def plain_row_bytes(column: pa.Array) -> np.ndarray:
+    """About how many bytes each row has once the column is `plain`, int64 `[R]`; nothing is written out to know it.
+
+    Dictionaries, run ends and views may each stand for far more than they hold.
+    """
+    types, kind = pa.types, column.type
+    if isinstance(column, pa.ExtensionArray):
+        return plain_row_bytes(column.storage)
+    if not len(column) or (width := _fixed_bytes(kind)) is not None:
+        return np.full(len(column), width if len(column) else 0, np.int64)
+    if types.is_dictionary(kind):
+        places = np.asarray(pc.fill_null(column.indices.cast(pa.int64()), len(column.dictionary)))
+        return np.append(plain_row_bytes(column.dictionary), 0)[places]
+    if types.is_run_end_encoded(kind):
+        ends = (np.asarray(column.run_ends, np.int64) - column.offset).clip(0, len(column))
+        return np.repeat(plain_row_bytes(column.values), np.diff(ends, prepend=0))
+    if types.is_struct(kind):
+        return sum(map(plain_row_bytes, column.flatten()), np.zeros(len(column), np.int64))
+    if types.is_map(kind):
+        offsets = np.asarray(column.offsets, np.int64)[: len(column) + 1]
+        parts = (each.slice(offsets[0], offsets[-1] - offsets[0]) for each in (column.keys, column.items))
+        items = sum(map(plain_row_bytes, parts), np.zeros(offsets[-1] - offsets[0], np.int64))
+        return _OFFSET_BYTES + _sums(items, offsets[:-1] - offsets[0], np.diff(offsets))
+    if is_list(kind):
+        lengths = lengths_of(column)
+        if (width := _fixed_bytes(kind.value_type)) is not None:
+            return _OFFSET_BYTES + lengths * width
+        if types.is_list_view(kind) or types.is_large_list_view(kind):
+            starts, items = np.asarray(column.offsets, np.int64)[: len(column)], column.values
+        else:
+            starts, items = np.cumsum(lengths) - lengths, column.flatten()
+        return _OFFSET_BYTES + _sums(plain_row_bytes(items), starts, lengths)
+    if types.is_string_view(kind) or types.is_binary_view(kind):
+        views = np.frombuffer(column.buffers()[1], np.int32).reshape(-1, 4)  # the length and where the text stands
+        lengths = views[column.offset :][: len(column), 0].astype(np.int64)
+        return _OFFSET_BYTES + np.where(column.is_valid().to_numpy(zero_copy_only=False), lengths, 0)
+    return _OFFSET_BYTES + np.asarray(pc.fill_null(pc.binary_length(column), 0), np.int64)
+
+
+_OFFSET_BYTES = 4
+
+
+def _fixed_bytes(kind: pa.DataType) -> int | None:
+    """Bytes of every value of a type; None where they differ."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _fixed_bytes(kind.storage_type)
+    if pa.types.is_null(kind) or pa.types.is_union(kind):  # of a union no column is carried
+        return 0
+    if pa.types.is_dictionary(kind):
+        return None
+    try:
+        return max(1, kind.bit_width // 8)
+    except ValueError:
+        return None
+
+
+def _sums(items: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The sum of so many items from each start on, int64 `[R]`."""
+    ends = np.concatenate([[0], np.cumsum(items)])
+    return np.where(lengths, ends[np.where(lengths, starts + lengths, 0)] - ends[np.where(lengths, starts, 0)], 0)
+
+
 def list_of(lists: pa.Array, items: pa.Array) -> pa.ListArray:
     """Lists as long as these, null where they are, of other items (those of null lists left out)."""
     lengths = lengths_of(lists)

@@ -1,13 +1,7 @@
-"""Parquet and Arrow files give their footer to the plan and row ranges to the reader, only the columns needed.
-
-pyarrow tells the rows of an Arrow record batch only by reading the batch. The plan must not read 100 GB to count rows,
-so the footer and the head of each batch are taken apart here: two small flatbuffers, laid out as `File.fbs` and
-`Message.fbs` say (https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format).
-"""
+"""Parquet and Arrow files give their footer to the plan and row ranges to the reader, only the columns needed."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +11,10 @@ import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
 from pipelines.catalog.arrow_checks import sound_batch, sound_schema
-from pipelines.catalog.arrow_types import is_list
-from pipelines.catalog.config import CatalogError
+from pipelines.catalog.arrow_files import check_packed, read_blocks
+from pipelines.catalog.arrow_types import is_list, plain_row_bytes
+from pipelines.catalog.config import USUAL_FILE_RATIO, CatalogError, damaged_file
+from pipelines.catalog.limits import bounded_batches, check_unpacked, row_bytes
 from pipelines.catalog.parquet_footer import read_chunks
 from pipelines.catalog.paths import needed_fields
 
@@ -32,31 +28,44 @@ class ColumnFile:
     chunk_bytes: np.ndarray
 
 
-_MAGIC = b"ARROW1"
-_TRAILER_BYTES = 4 + len(_MAGIC)
-_CONTINUATION = b"\xff\xff\xff\xff"
-_BLOCK = struct.Struct("<qi4xq")  # offset, metadata bytes, padding, body bytes
 # Column chunks of Parquet are streamed, never held whole; on a remote store each refill is one request.
 _LOCAL_BUFFER_BYTES = 1 << 20
 _REMOTE_BUFFER_BYTES = 8 << 20
-_FOOTER_RECORD_BATCHES, _MESSAGE_HEADER, _BATCH_LENGTH = 3, 2, 0  # field numbers in their tables
+_BYTES_OF_VALUE = 4
+"""What a value takes in memory at least, though a file may hold a million nulls in a few bytes."""
+MOST_TIMES = 8
+"""How far a batch may exceed `batch_bytes`, which goes by the mean of its rows, once it is written out."""
 
 
-def read_arrow_footer(uri: str, columns: Sequence[str]) -> ColumnFile:
-    """Schema, and rows and bytes of each record batch; the bytes are those of all columns together."""
+def read_arrow_footer(uri: str, columns: Sequence[str], max_file_ratio: float = USUAL_FILE_RATIO) -> ColumnFile:
+    """Schema, and rows and bytes of each record batch; the bytes are those of all columns together.
+
+    CatalogError where rows without content are more than `max_file_ratio` lets the file hold.
+    """
     with stores.open_input(uri) as source, pa.ipc.open_file(source) as reader:
-        schema = sound_schema(reader.schema, uri)
-    return ColumnFile(schema, *_read_batches(uri))
+        schema, size = sound_schema(reader.schema, uri), source.size()
+    blocks = read_blocks(uri)
+    check_unpacked(uri, size, _BYTES_OF_VALUE * int(blocks.rows.sum()), max_file_ratio)
+    return ColumnFile(schema, blocks.rows, np.array([block.body_bytes for block in blocks.batches], np.int64))
 
 
 def iter_arrow_rows(
-    uri: str, start: int, stop: int, columns: Sequence[str], *, batch_rows: int, batch_bytes: int
+    uri: str,
+    start: int,
+    stop: int,
+    columns: Sequence[str],
+    *,
+    batch_rows: int,
+    batch_bytes: int,
+    max_file_ratio: float = USUAL_FILE_RATIO,
 ) -> Iterator[pa.RecordBatch]:
     """Rows [start, stop) of a file, in batches of at most `batch_rows` rows and about `batch_bytes`.
 
-    One record batch of the file is in memory at a time, of the columns that hold the named fields (see `paths`).
+    One record batch of the file is in memory at a time, of the columns that hold the named fields (see `paths`);
+    CatalogError for one that unpacks to more than `max_file_ratio` times what it takes in the file.
     """
-    rows, _ = _read_batches(uri)
+    blocks = read_blocks(uri)
+    rows = blocks.rows
     ends = np.cumsum(rows)
     with stores.open_input(uri) as source:
         with pa.ipc.open_file(source) as whole:
@@ -64,80 +73,46 @@ def iter_arrow_rows(
             names = list(dict.fromkeys(root for fields in needed for root, *_ in fields))
             fields = [whole.schema.get_field_index(name) for name in names]
         with pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields)) as reader:
+            check_packed(source, uri, blocks.dictionaries, max_file_ratio)
             first = int(np.searchsorted(ends, start, side="right"))
             for number in range(first, len(rows)):
                 begin = int(ends[number] - rows[number])
                 if begin >= stop:
                     break
                 lower, upper = max(start - begin, 0), min(stop - begin, int(rows[number]))
+                check_packed(source, uri, [blocks.batches[number]], max_file_ratio)
                 batch = sound_batch(reader.get_batch(number), uri).select(names)
                 if batch.num_rows < upper:
                     raise CatalogError(f"{uri}: expected {rows[number]} rows in batch {number}, found {batch.num_rows}")
                 batch = batch.slice(lower, upper - lower)
                 row_bytes = max(1, batch.nbytes // max(batch.num_rows, 1))
                 size = min(batch_rows, max(1, batch_bytes // row_bytes))
-                for row in range(0, batch.num_rows, size):
-                    yield batch.slice(row, size)
+                yield from bounded_batches(batch, size, MOST_TIMES * batch_bytes)
 
 
-def _read_batches(uri: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and bytes of each record batch, `[G]` int64 each."""
+def read_parquet_footer(uri: str, columns: Sequence[str], max_file_ratio: float = USUAL_FILE_RATIO) -> ColumnFile:
+    """Schema, and rows and stored bytes of the named fields in each row group, from the footer alone.
+
+    CatalogError where these fields hold more than `max_file_ratio` times the bytes of the file.
+    """
     with stores.open_input(uri) as source:
-        size = source.size()
-        trailer = source.read_at(_TRAILER_BYTES, max(0, size - _TRAILER_BYTES))
-        if len(trailer) < _TRAILER_BYTES or not trailer.endswith(_MAGIC):
-            raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found no footer at its end: is it cut off?")
-        footer_bytes = int.from_bytes(trailer[:4], "little")
-        footer = source.read_at(footer_bytes, size - _TRAILER_BYTES - footer_bytes)
+        return parquet_footer(source, uri, columns, max_file_ratio)
+
+
+def parquet_footer(
+    source: pa.NativeFile, uri: str, columns: Sequence[str] | None, max_file_ratio: float = USUAL_FILE_RATIO
+) -> ColumnFile:
+    """The same of a file that is open; None stands for all columns."""
+    size = source.size()
     try:
-        blocks = _footer_blocks(footer)
-        heads = stores.read_ranges(uri, [(offset, offset + length) for offset, length, _ in blocks]) if blocks else []
-        rows = [_batch_rows(head) for head in heads]
-    except (struct.error, IndexError) as error:
-        raise CatalogError(f"{uri}: expected a whole Arrow IPC file, found a damaged footer ({error})") from error
-    return np.array(rows, np.int64), np.array([body_bytes for _, _, body_bytes in blocks], np.int64)
-
-
-def _footer_blocks(footer: bytes) -> list[tuple[int, int, int]]:
-    """(offset, metadata bytes, body bytes) of each record batch."""
-    field = _field(footer, _u32(footer, 0), _FOOTER_RECORD_BATCHES)
-    if field is None:
-        return []
-    vector = field + _u32(footer, field)
-    count = _u32(footer, vector)
-    return [_BLOCK.unpack_from(footer, vector + 4 + number * _BLOCK.size) for number in range(count)]
-
-
-def _batch_rows(head: bytes) -> int:
-    """The row count from the head of a record batch."""
-    message = head[8:] if head.startswith(_CONTINUATION) else head[4:]
-    header = _field(message, _u32(message, 0), _MESSAGE_HEADER)
-    if header is None:
-        raise struct.error("a record batch without a header")
-    length = _field(message, header + _u32(message, header), _BATCH_LENGTH)
-    return 0 if length is None else int(struct.unpack_from("<q", message, length)[0])
-
-
-def _field(buffer: bytes, table: int, number: int) -> int | None:
-    """Where a field of a flatbuffer table stands; None where it has its default."""
-    vtable = table - struct.unpack_from("<i", buffer, table)[0]
-    if 4 + 2 * number >= struct.unpack_from("<H", buffer, vtable)[0]:
-        return None
-    offset = struct.unpack_from("<H", buffer, vtable + 4 + 2 * number)[0]
-    return table + offset if offset else None
-
-
-def _u32(buffer: bytes, position: int) -> int:
-    return int(struct.unpack_from("<I", buffer, position)[0])
-
-
-def read_parquet_footer(uri: str, columns: Sequence[str]) -> ColumnFile:
-    """Schema, and rows and stored bytes of the named fields in each row group, from the footer alone."""
-    with stores.open_input(uri) as source:
         metadata = pq.read_metadata(source)
-        chunks = read_chunks(source, uri, metadata.num_columns)
+    except UnicodeDecodeError as error:
+        raise damaged_file(uri, "names of columns in UTF-8", "other bytes", error) from error
+    chunks = read_chunks(source, uri, metadata.num_columns)
     schema = sound_schema(metadata.schema.to_arrow_schema(), uri)
-    leaves, _ = _leaves(metadata, schema, columns)
+    leaves = list(range(metadata.num_columns)) if columns is None else _leaves(metadata, schema, columns)[0]
+    held = np.maximum(chunks.uncompressed[:, leaves], _BYTES_OF_VALUE * chunks.values[:, leaves])
+    check_unpacked(uri, size, int(held.sum(dtype=np.float64)), max_file_ratio)
     return ColumnFile(schema, chunks.rows, chunks.compressed[:, leaves].sum(axis=1))
 
 
@@ -161,16 +136,44 @@ def iter_parquet_rows(
             if first_row < stop and last_row > start and group_rows:
                 row_bytes = int(decoded[group]) / group_rows
                 size = int(min(batch_rows, max(1, batch_bytes // max(row_bytes, 1))))
+                most = MOST_TIMES * batch_bytes
+                coded = [leaf for leaf in leaves if chunks.has_dictionary[group, leaf]]
+                if size * int(chunks.uncompressed[group, coded].sum()) > most:
+                    # One value of a dictionary, of any length, may stand in every row.
+                    size = min(size, max(1, most // max(1, _longest_row(source, file, group, paths, coded))))
                 row = first_row
                 for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=paths, use_threads=False):
                     lower, upper = max(start - row, 0), min(stop - row, batch.num_rows)
                     row += batch.num_rows
                     if upper > lower:
                         # The path of a part of a struct can also be the name of a column.
-                        yield batch.select(names).slice(lower, upper - lower)
+                        yield from bounded_batches(batch.select(names).slice(lower, upper - lower), batch_rows, most)
                     if row >= stop:
                         break
             first_row = last_row
+
+
+def _longest_row(
+    source: pa.NativeFile, file: pq.ParquetFile, group: int, paths: Sequence[str], coded: Sequence[int]
+) -> int:
+    """Bytes of a row of a row group that has the longest value of each dictionary."""
+    kept = [file.metadata.schema.column(leaf).path for leaf in coded]
+    with pq.ParquetFile(source, metadata=file.metadata, read_dictionary=kept, pre_buffer=False) as again:
+        first = next(again.iter_batches(batch_size=1, row_groups=[group], columns=paths, use_threads=False), None)
+    return 0 if first is None else int(row_bytes(first).sum()) + sum(map(_longest_value, first.columns))
+
+
+def _longest_value(column: pa.Array) -> int:
+    """Bytes of the longest value of the dictionaries in a column."""
+    if isinstance(column, pa.DictionaryArray):
+        return int(plain_row_bytes(column.dictionary).max(initial=0))
+    if isinstance(column, pa.ExtensionArray):
+        return _longest_value(column.storage)
+    if isinstance(column, pa.StructArray):
+        return sum(map(_longest_value, column.flatten()))
+    if isinstance(column, pa.MapArray):
+        return _longest_value(column.keys) + _longest_value(column.items)
+    return _longest_value(column.values) if is_list(column.type) else 0
 
 
 def _leaves(metadata: pq.FileMetaData, schema: pa.Schema, columns: Sequence[str]) -> tuple[list[int], list[str]]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from index_builder.errors import FilterError
 from index_builder.filters import Condition, parse_condition
+from pipelines.catalog.dead_letters import one_line
 
 CatalogFormat = Literal["auto", "parquet", "csv", "jsonl", "json", "xml", "xlsx", "arrow", "delta", "iceberg", "sql"]
 
@@ -31,6 +32,8 @@ NULL_VALUES = ("NULL", "Null", "null", "\\N", "NaN", "nan", "None", "none", "N/A
 
 USUAL_RECORD_BYTES = 64 << 20
 """`catalog.max_record_bytes` where it is not given; a product's texts and pictures together."""
+USUAL_FILE_RATIO = 500.0
+"""`catalog.max_file_ratio` where it is not given."""
 
 USUAL_SHARD_ROWS = 4096
 """Rows of a shard where `catalog.shard_rows` is `auto` and nobody has worked out a size."""
@@ -43,11 +46,24 @@ _TEMPLATE_FIELD = re.compile(r"(?P<name>[^\[\]]+)(?:\[(?P<start>-?[0-9]+)?:(?P<s
 
 
 class CatalogError(Exception):
-    """The catalog cannot be read as the config asks; the message names what was expected, what was found and where."""
+    """The catalog cannot be read as the config asks; the message names what was expected, what was found and where.
+
+    Remedy: `--plan` shows what the catalog is taken for, before anything is done. Correct the file, or the key that the
+        message names.
+    """
+
+
+def damaged_file(uri: str, expected: str, found: str, error: object = "") -> CatalogError:
+    """The refusal of a file that cannot be read: what a library says of it becomes one line that can be printed."""
+    why = f" ({one_line(str(error), 300)})" if error else ""
+    return CatalogError(f"{uri}: expected {expected}, found {found}{why}; export or copy it again")
 
 
 class CatalogConfigError(CatalogError, ValueError):
-    """A value in the `catalog:` section is not usable; the message names key, value and what is expected."""
+    """A value in the `catalog:` section is not usable; the message names key, value and what is expected.
+
+    Remedy: Set the key that the message names to what it expects.
+    """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -162,9 +178,9 @@ class CatalogConfig:
             large row groups have more rows.
         shard_bytes: Bytes of a catalog shard, where that is the tighter limit.
         max_record_bytes: A record of more bytes, of all fields that are read, becomes a letter; it is never held whole.
-        max_file_ratio: A compressed file (gzip, zstd, zip, xlsx, ...) that holds more than 64 MiB and more than so many
-            times its own size is refused: exports stay below a tenth of that, and what does not was made to fill
-            memory or disk.
+        max_file_ratio: A file (gzip, zstd, zip, xlsx, Parquet, Arrow, ...) that holds more than 64 MiB and more than so
+            many times its own size, its dictionaries written out, is refused: exports stay below a tenth of that, and
+            what does not was made to fill memory or disk.
     """
 
     uri: str | tuple[str, ...] = field(repr=False)
@@ -200,7 +216,7 @@ class CatalogConfig:
     shard_rows: int | Literal["auto"] = "auto"
     shard_bytes: int = 64 << 20
     max_record_bytes: int = USUAL_RECORD_BYTES
-    max_file_ratio: float = 500.0
+    max_file_ratio: float = USUAL_FILE_RATIO
 
     def __post_init__(self) -> None:
         uris = self.uris

@@ -42,6 +42,10 @@ _NEWLINE, _RETURN = b"\n\r"
 _BYTE_CLASSES = ("[0-9]", "[a-z]", "[A-Z]", "[^0-9a-zA-Z]")
 
 
+MOST_COLUMNS = 65_536
+"""Four times as many as Excel has; each takes about two kilobytes of memory."""
+
+
 class CsvReader:
     """Reads one file, block by block.
 
@@ -146,6 +150,9 @@ class CsvReader:
             return 0
         if not names:
             raise CatalogError(f"{wanted}, found none")
+        if len(names) > MOST_COLUMNS:
+            hint = "is it another delimiter (catalog.csv_delimiter)?"
+            raise CatalogError(f"{self._name}: expected at most {MOST_COLUMNS:,} columns, found {len(names):,}; {hint}")
         self._header = [name.replace(LONE_RETURN, "\r").strip() for name in names]
         extra = self._dialect.columns - len(names)
         if abs(extra) == 1:
@@ -157,11 +164,11 @@ class CsvReader:
             if count > 1:
                 raise CatalogError(f"{self._name}: expected one column {name!r}, found {count}; rename one")
         for name in self._id_fields:
-            found = [self._header.index(column) for column in Path(name).columns if column in self._header]
-            if not found:
+            places = [self._header.index(column) for column in Path(name).columns if column in self._header]
+            if not places:
                 refusal = unknown_field("catalog.id_field", name, self._header, self._name)
                 raise CatalogError(f"{refusal}{self._later_header(name)}")
-            self._id_columns.append(found[0])
+            self._id_columns.append(places[0])
         return end
 
     def _later_header(self, name: str) -> str:

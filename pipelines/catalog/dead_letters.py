@@ -39,28 +39,95 @@ PLACES_SCHEMA = pa.schema([REJECTED_SCHEMA.field(name) for name in ("file", "uni
 
 
 class Reason(StrEnum):
-    """Why a row, a value or an image was not taken. The values are part of the artifact contract."""
+    """Why a row, a value or an image was not taken, by an example, and what to do. Part of the artifact contract."""
 
     missing_id = "missing_id"
+    """The id column is empty, or `NULL`.
+
+    Remedy: Fill it in, or name another column as `catalog.id_field`; footers of reports are rows too: `catalog.where
+        "id is not null"`.
+    """
     duplicate_id = "duplicate_id"
+    """`row id 12 already stands for this id`.
+
+    Remedy: The first row is indexed. Several columns make an id (`[product_id, locale]`), or rows of one product are
+        grouped by `catalog.group_by`.
+    """
     malformed_record = "malformed_record"
+    """`expected 14 columns, got 15`: a delimiter or a quote inside a value that is not quoted, or a line of JSON that
+    is cut off.
+
+    Remedy: Quote values in the export (a record may have `catalog.max_record_bytes`); `catalog.csv_quote`, `csv_escape`
+        and `csv_delimiter` where the whole file is written otherwise.
+    """
     empty_product = "empty_product"
-    """Neither text nor picture."""
+    """Neither text nor picture: the title is empty or a null word, and there is no picture.
+
+    Remedy: Name more `catalog.text_fields`, or leave such rows out by `catalog.where`.
+    """
     field_type_mismatch = "field_type_mismatch"
-    """A display or filter value does not fit its column's type: it becomes null, the product stays (degraded)."""
+    """`price: expected double, found 'on request'`: a display or filter value does not fit its column's type; it
+    becomes null, the product stays (degraded).
+
+    Remedy: Correct the value, or `catalog.column_types '{price: string}'`.
+    """
     vector_unusable = "vector_unusable"
-    """A vector made elsewhere that is missing, of another length, not finite, or zero (`pipelines.build_index`)."""
+    """A vector made elsewhere that is missing, of another length, not finite, or zero (`pipelines.build_index`).
+
+    Remedy: Make the vector again.
+    """
     picture_missing = "picture_missing"
+    """The value is an address, and there is no file, or a 404.
+
+    Remedy: Relative paths start at the current folder, or at `catalog.image_root` where it is set; are the export and
+        the pictures of the same day?
+    """
     picture_unreadable = "picture_unreadable"
+    """The file is no picture: often an HTML page of the shop.
+
+    Remedy: Open the address in a browser; name the right column as `catalog.image_field`.
+    """
     picture_truncated = "picture_truncated"
+    """The file ends early, or is damaged inside.
+
+    Remedy: Upload the picture again.
+    """
     picture_too_large = "picture_too_large"
-    """More pixels than `decode.max_pixels`."""
+    """More pixels than `decode.max_pixels`.
+
+    Remedy: Scale it down, or raise the limit.
+    """
     picture_too_many_bytes = "picture_too_many_bytes"
+    """More bytes than `fetch.max_bytes`.
+
+    Remedy: Make the file smaller, or raise the limit.
+    """
     picture_unsupported_type = "picture_unsupported_type"
+    """A PDF, an SVG, a video.
+
+    Remedy: Export JPEG, PNG, WebP, AVIF or GIF.
+    """
     host_not_allowed = "host_not_allowed"
+    """The address leads into a private network, to a host that `fetch.allowed_hosts` leaves out, or out of
+    `catalog.image_root`.
+
+    Remedy: If the host is yours: `fetch.allow_private_hosts '[images.shop.local]'`.
+    """
     scheme_not_allowed = "scheme_not_allowed"
+    """`ftp://`, or what else `fetch.allowed_schemes` leaves out.
+
+    Remedy: Serve pictures over https, or set `catalog.image_root`.
+    """
     fetch_failed = "fetch_failed"
+    """The server said 403 or 500, or refused the connection.
+
+    Remedy: Ask who runs it; the next run fetches only what failed.
+    """
     fetch_timeout = "fetch_timeout"
+    """No answer within `fetch.timeout_seconds`.
+
+    Remedy: Fewer `fetch.connections_per_host`, or more seconds.
+    """
 
 
 class Place(NamedTuple):
@@ -117,7 +184,10 @@ class DeadLetter:
 
 
 class ImageError(Exception):
-    """An image could not be fetched or decoded. Costs its product the image, never its batch."""
+    """An image could not be fetched or decoded. Costs its product the image, never its batch.
+
+    Remedy: By its reason, see the letters. It stops no run.
+    """
 
     def __init__(self, stage: Literal["fetch", "decode"], reason: Reason, detail: str = "") -> None:
         super().__init__(stage, reason, detail)

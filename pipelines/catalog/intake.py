@@ -31,7 +31,7 @@ from pipelines.catalog.documents import is_document, iter_documents
 from pipelines.catalog.feeds import Feed
 from pipelines.catalog.grouping import Grouper
 from pipelines.catalog.json_lines import JsonLinesReader
-from pipelines.catalog.limits import check_archive, within_ratio
+from pipelines.catalog.limits import check_archive, lines_within_ratio, within_ratio
 from pipelines.catalog.paths import flat_columns
 from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.row_files import has_rows, stated_rows, write_copy, write_rows
@@ -290,7 +290,15 @@ def objects_of(file: CatalogFile, config: CatalogConfig) -> Iterable[bytes | str
     if file.format == "xlsx":
         data, skip_lines = b"".join(chunks()), config.csv_skip_lines
         check_archive(data, file, config.max_file_ratio)
-        return iter_sheet(data, file.name, sheet=config.sheet, skip_lines=skip_lines, wanted=config.fields)
+        lines = iter_sheet(
+            data,
+            file.name,
+            sheet=config.sheet,
+            skip_lines=skip_lines,
+            wanted=config.fields,
+            max_record_bytes=config.max_record_bytes,
+        )
+        return lines_within_ratio(lines, file.uri, len(data), config.max_file_ratio)
     if file.format == "xml":
         refuse_other_content(file, read_head(file.uri, file.compression))
         return Feed(

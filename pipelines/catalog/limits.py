@@ -6,8 +6,10 @@ import io
 import zipfile
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import pyarrow as pa
 
+from pipelines.catalog.arrow_types import plain_row_bytes
 from pipelines.catalog.config import CatalogError
 from pipelines.catalog.stores import CatalogFile
 
@@ -24,7 +26,7 @@ def within_ratio(chunks: Iterable[bytes], file: CatalogFile, max_ratio: float) -
     for chunk in chunks:
         size += len(chunk)
         if size > limit:
-            raise _too_much(file, size, max_ratio)
+            raise _too_much(file.uri, file.size, size, max_ratio)
         yield chunk
 
 
@@ -38,25 +40,64 @@ def check_archive(data: bytes, file: CatalogFile, max_ratio: float) -> None:
             size = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
         return
-    if size > _limit(len(data), max_ratio):
-        raise _too_much(file, size, max_ratio)
+    check_unpacked(file.uri, len(data), size, max_ratio)
 
 
-def oversized_rows(rows: pa.RecordBatch, max_record_bytes: int) -> dict[int, str]:
-    """Rows of more than `catalog.max_record_bytes`, and why they are no records."""
-    if rows.nbytes <= max_record_bytes:
+def check_unpacked(uri: str, size: int, unpacked: int, max_ratio: float) -> None:
+    """CatalogError where what a file of `size` bytes says it holds is more than `catalog.max_file_ratio` times that."""
+    if unpacked > _limit(size, max_ratio):
+        raise _too_much(uri, size, unpacked, max_ratio)
+
+
+def lines_within_ratio(lines: Iterable[bytes | str], uri: str, size: int, max_ratio: float) -> Iterator[bytes | str]:
+    """What was made of a file of `size` bytes; CatalogError once it is more than `catalog.max_file_ratio` times that.
+
+    A text that a workbook holds once may stand in every cell.
+    """
+    made = 0
+    for line in lines:
+        made += len(line)
+        check_unpacked(uri, size, made, max_ratio)
+        yield line
+
+
+def row_bytes(rows: pa.RecordBatch) -> np.ndarray:
+    """Bytes of each row once dictionaries, run ends and views are written out, int64 `[R]`."""
+    return sum((plain_row_bytes(column) for column in rows.columns), np.zeros(rows.num_rows, np.int64))
+
+
+def bounded_batches(rows: pa.RecordBatch, most_rows: int, most_bytes: int) -> Iterator[pa.RecordBatch]:
+    """The rows in batches of at most so many rows and, once they are written out, so many bytes; one row at least."""
+    for first in range(0, rows.num_rows, most_rows):
+        part = rows.slice(first, most_rows)
+        sizes = row_bytes(part)
+        if sizes.sum() <= most_bytes:
+            yield part
+            continue
+        start = size = 0
+        for row, each in enumerate(sizes.tolist()):
+            if row > start and size + each > most_bytes:
+                yield part.slice(start, row - start)
+                start, size = row, 0
+            size += each
+        yield part.slice(start)
+
+
+def oversized_rows(sizes: np.ndarray, max_record_bytes: int) -> dict[int, str]:
+    """Rows of more than `catalog.max_record_bytes`, of all by their `row_bytes`, and why they are no records."""
+    if sizes.sum() <= max_record_bytes:
         return {}
-    sizes = ((row, rows.slice(row, 1).nbytes) for row in range(rows.num_rows))
     expected = f"expected a record of at most {max_record_bytes:,} bytes (catalog.max_record_bytes)"
-    return {row: f"{expected}, found one of {size:,}" for row, size in sizes if size > max_record_bytes}
+    large = np.flatnonzero(sizes > max_record_bytes)
+    return {int(row): f"{expected}, found one of {sizes[row]:,}" for row in large}
 
 
 def _limit(size: int, max_ratio: float) -> float:
     return max(SMALL_BYTES, size * max_ratio)
 
 
-def _too_much(file: CatalogFile, size: int, max_ratio: float) -> CatalogError:
+def _too_much(uri: str, size: int, unpacked: int, max_ratio: float) -> CatalogError:
     return CatalogError(
-        f"{file.uri}: expected a compressed file that holds at most {max_ratio:g} times its {file.size:,} bytes "
-        f"(catalog.max_file_ratio), found {size:,} bytes and more; if it is what it should be, set that higher"
+        f"{uri}: expected a file that holds at most {max_ratio:g} times its {size:,} bytes "
+        f"(catalog.max_file_ratio), found {unpacked:,} bytes and more; if it is what it should be, set that higher"
     )

@@ -15,22 +15,31 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from pipelines.catalog.config import CatalogError
+from pipelines.catalog.config import damaged_file
 
 _TAIL_BYTES = 8
 _MAGIC = b"PAR1"
 _FOOTERS_KEPT = 8
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
-_ROW_GROUPS, _COLUMNS, _NUM_ROWS, _META_DATA, _UNCOMPRESSED, _COMPRESSED = 4, 1, 3, 3, 6, 7  # numbers of fields
+_ROW_GROUPS, _COLUMNS, _NUM_ROWS, _META_DATA = 4, 1, 3, 3  # numbers of fields
+_VALUES, _UNCOMPRESSED, _COMPRESSED, _DICTIONARY = 5, 6, 7, 11
 
 
 @dataclass(frozen=True, slots=True)
 class ParquetChunks:
-    """`G` row groups of `C` column chunks: rows int64 `[G]`, stored and decoded bytes int64 `[G, C]`."""
+    """`G` row groups of `C` column chunks: rows int64 `[G]`, stored and unpacked bytes int64 `[G, C]`.
+
+    Attributes:
+        uncompressed: Bytes once unpacked, before what dictionaries and run lengths stand for is written out.
+        values: How many, those that are null too, int64 `[G, C]`.
+        has_dictionary: bool `[G, C]`.
+    """
 
     rows: np.ndarray
     compressed: np.ndarray
     uncompressed: np.ndarray
+    values: np.ndarray
+    has_dictionary: np.ndarray
 
 
 def read_chunks(source: pa.NativeFile, uri: str, columns: int) -> ParquetChunks:
@@ -46,21 +55,21 @@ def read_chunks(source: pa.NativeFile, uri: str, columns: int) -> ParquetChunks:
     tail = source.read_at(_TAIL_BYTES, max(0, size - _TAIL_BYTES))
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != _MAGIC or length > size - _TAIL_BYTES:
-        raise CatalogError(f"{uri}: expected a whole Parquet file, found no footer at its end: is it cut off?")
+        raise damaged_file(uri, "a whole Parquet file", "no footer at its end: is it cut off?")
     try:
         return _parsed(source.read_at(length, size - _TAIL_BYTES - length), columns)
     except (IndexError, ValueError, OverflowError, RecursionError) as error:
-        raise CatalogError(f"{uri}: expected a whole Parquet file, found a damaged footer ({error})") from error
+        raise damaged_file(uri, "a whole Parquet file", "a damaged footer", error) from error
 
 
 @lru_cache(_FOOTERS_KEPT)
 def _parsed(footer: bytes, columns: int) -> ParquetChunks:
     rows: list[int] = []
-    sizes: list[tuple[int, int]] = []
+    sizes: list[tuple[int, int, int, int]] = []
     reader = _Compact(footer)
 
     def chunk() -> None:
-        found = {_UNCOMPRESSED: -1, _COMPRESSED: -1}
+        found = {_COMPRESSED: -1, _UNCOMPRESSED: -1, _VALUES: 0, _DICTIONARY: 0}
 
         def size_of(number: int) -> Callable[[], None]:
             def read() -> None:
@@ -70,7 +79,7 @@ def _parsed(footer: bytes, columns: int) -> ParquetChunks:
 
         meta_data = {number: (_I64, size_of(number)) for number in found}
         reader.struct({_META_DATA: (_STRUCT, lambda: reader.struct(meta_data))})
-        sizes.append((found[_COMPRESSED], found[_UNCOMPRESSED]))
+        sizes.append((found[_COMPRESSED], found[_UNCOMPRESSED], found[_VALUES], found[_DICTIONARY]))
 
     def group() -> None:
         before = len(sizes)
@@ -85,11 +94,11 @@ def _parsed(footer: bytes, columns: int) -> ParquetChunks:
         rows.append(own[0])
 
     reader.struct({_ROW_GROUPS: (_LIST, lambda: reader.items(_STRUCT, group))})
-    both = np.array(sizes, np.int64).reshape(len(rows), columns, 2)
+    facts = np.array(sizes, np.int64).reshape(len(rows), columns, 4)
     counts = np.array(rows, np.int64)
-    if (counts < 0).any() or (both < 0).any():
+    if (counts < 0).any() or (facts[..., :2] < 0).any():
         raise ValueError("rows or bytes below zero")
-    return ParquetChunks(counts, both[..., 0], both[..., 1])
+    return ParquetChunks(counts, facts[..., 0], facts[..., 1], facts[..., 2], facts[..., 3] > 0)
 
 
 class _Compact:

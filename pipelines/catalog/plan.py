@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 from pipelines.catalog import column_files, stores
 from pipelines.catalog.arrow_checks import sound_schema
 from pipelines.catalog.column_files import ColumnFile
-from pipelines.catalog.config import CatalogConfig, CatalogError
+from pipelines.catalog.config import USUAL_FILE_RATIO, CatalogConfig, CatalogError, damaged_file
 from pipelines.catalog.intake import TakenIn, look_at_head, take_in_all, text_format
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.schemas import CatalogSchema, SeenColumns, grouped_type, merged_schema, schema_text, voted_schema
@@ -146,10 +147,11 @@ def plan_taken_in(files: Sequence[TakenIn], config: CatalogConfig) -> CatalogPla
     Raises:
         CatalogError: as `plan_catalog`.
     """
-    columns = list(config.fields)
+    columns, ratio = list(config.fields), config.max_file_ratio
     stored = [(taken, part, uri) for taken in files for part, uri in enumerate(taken.uris)]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="footers") as pool:
-        footers = list(pool.map(lambda each: _read_footer(each[0].file, each[0].format, each[2], columns), stored))
+        look = partial(_read_footer, columns=columns, max_file_ratio=ratio)
+        footers = list(pool.map(lambda each: look(each[0].file, each[0].format, each[2]), stored))
     seen = [taken.seen for taken in files if taken.seen is not None]
     if seen:
         schema, _ = _text_schema([taken.file for taken in files], seen, config)
@@ -198,14 +200,14 @@ def _grouped(schema: pa.Schema, config: CatalogConfig) -> pa.Schema:
     return pa.schema([field.with_type(grouped_type(field.name, field.type, config)) for field in schema])
 
 
-def _read_footer(file: CatalogFile, format: str, uri: str, columns: Sequence[str]) -> ColumnFile:
+def _read_footer(
+    file: CatalogFile, format: str, uri: str, columns: Sequence[str], max_file_ratio: float = USUAL_FILE_RATIO
+) -> ColumnFile:
     read = column_files.read_parquet_footer if format == "parquet" else column_files.read_arrow_footer
     try:
-        return read(uri, columns)
+        return read(uri, columns, max_file_ratio)
     except (pa.ArrowException, OSError) as error:
-        raise CatalogError(
-            f"{file.uri}: expected a whole {file.format} file, found one that cannot be read ({error})"
-        ) from error
+        raise damaged_file(file.uri, f"a whole {file.format} file", "one that cannot be read", error) from error
 
 
 def _schema_of(file: CatalogFile) -> pa.Schema | None:
@@ -221,7 +223,7 @@ def _schema_of(file: CatalogFile) -> pa.Schema | None:
                 plain.read(8)  # an Arrow file is a stream behind eight bytes of magic
             return sound_schema(pa.ipc.open_stream(plain).schema, file.uri)
     except (pa.ArrowException, OSError) as error:
-        raise CatalogError(f"{file.uri}: expected an Arrow IPC file or stream, found neither ({error})") from error
+        raise damaged_file(file.uri, "an Arrow IPC file or stream", "neither", error) from error
 
 
 def _row_ranges(

@@ -5,8 +5,9 @@ In memory are at most a batch, and one Arrow record batch of the file; Parquet i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,15 +15,20 @@ import pyarrow as pa
 
 from pipelines.catalog import column_files
 from pipelines.catalog.config import CatalogConfig, CatalogError
-from pipelines.catalog.dead_letters import DeadLetter, Place, malformed
-from pipelines.catalog.limits import oversized_rows
+from pipelines.catalog.dead_letters import DeadLetter, Place, malformed, one_line
+from pipelines.catalog.limits import check_unpacked, oversized_rows, row_bytes
 from pipelines.catalog.plan import CatalogShard, RowRange
 from pipelines.catalog.schemas import LEFT_OUT, LINE, PROBLEM, at_paths, invalid_rows, plain_columns
 from pipelines.catalog.stores import with_partitions
 
 BATCH_BYTES = 32 << 20
+LARGEST_BATCH_BYTES = column_files.MOST_TIMES * BATCH_BYTES
+"""Of rows that are read, written out; a single row has at most `catalog.max_record_bytes`."""
 
-_ROW_READERS = {"parquet": column_files.iter_parquet_rows, "arrow": column_files.iter_arrow_rows}
+_ROW_READERS: dict[str, Callable[..., Iterator[pa.RecordBatch]]] = {
+    "parquet": column_files.iter_parquet_rows,
+    "arrow": column_files.iter_arrow_rows,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,18 +70,20 @@ def read_shard(shard: CatalogShard, config: CatalogConfig, *, batch_rows: int = 
         try:
             yield from _read_range(shard, part, config, batch_rows)
         except (pa.ArrowException, OSError, EOFError) as error:
-            hint = "was the file changed or damaged since planning?"
+            hint = "was it changed or damaged since planning? Export or copy it again"
             if "lists to be of size" in str(error):  # so that pyarrow says that of a null one
                 hint = "null lists of a fixed size cannot be read from Parquet: write them as plain lists"
             raise CatalogError(
                 f"{part.file.name} ({part.path}): expected rows {part.start} to {part.stop} of a {shard.format} "
-                f"file, cannot read them ({error}); {hint}"
+                f"file, cannot read them ({one_line(str(error), 300)}); {hint}"
             ) from error
 
 
 def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batch_rows: int) -> Iterator[RawBatch]:
-    row = part.start
+    row, held = part.start, 0
     read, is_text = _ROW_READERS[shard.format], part.file.is_text
+    if shard.format == "arrow":
+        read = partial(read, max_file_ratio=config.max_file_ratio)
     has_lines = is_text or config.group_by is not None
     columns = [*config.fields, LINE, PROBLEM] if has_lines else list(config.fields)
     for rows in read(part.path, part.start, part.stop, columns, batch_rows=batch_rows, batch_bytes=BATCH_BYTES):
@@ -89,10 +97,17 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
                 problems = {at: why for at, why in enumerate(rows.column(PROBLEM).to_pylist()) if why is not None}
             rows = rows.drop_columns([LINE, PROBLEM])
         rows = at_paths(rows, config)
+        sizes = row_bytes(rows)
+        oversized = oversized_rows(sizes, config.max_record_bytes)
         if not is_text:
+            held += int(sizes.sum())
+            check_unpacked(part.file.uri, part.file.size, held, config.max_file_ratio)
+            if oversized:  # before they are written out
+                places = np.arange(rows.num_rows)
+                rows = rows.take(pa.array(places, mask=np.isin(places, list(oversized))))
             rows = plain_columns(rows, config)
             problems |= dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
-        problems = oversized_rows(rows, config.max_record_bytes) | problems
+        problems = oversized | problems
         wrong = {at: why for at, why in problems.items() if why != LEFT_OUT}
         letters = [malformed(Place(part.file.name, unit, int(numbers[at])), why) for at, why in wrong.items()]
         rows = with_partitions(rows, part.file.partitions, config.fields)

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 
 from pipelines.catalog import column_files, stores
 from pipelines.catalog.arrow_checks import sound_batch, sound_schema
+from pipelines.catalog.arrow_files import CheckedStream
 from pipelines.catalog.arrow_types import plain
-from pipelines.catalog.config import CatalogError
+from pipelines.catalog.config import damaged_file
 from pipelines.catalog.limits import within_ratio
 from pipelines.catalog.schemas import LINE, PROBLEM, invalid_rows
 from pipelines.catalog.stores import ARROW_FILE_MAGIC, CatalogFile, iter_bytes, read_head
@@ -56,7 +57,7 @@ def write_copy(file: CatalogFile, path: str, max_file_ratio: float) -> None:
     """Writes what a compressed file holds, and an Arrow stream as an Arrow file."""
     if file.compression is None:
         with stores.open_input(file.uri, from_start_to_end=True) as source:
-            _write_arrow_file(file, source, path)
+            _write_arrow_file(file, source, path, max_file_ratio)
         return
     with open(path, "wb") as sink:
         for chunk in within_ratio(iter_bytes(file.uri, file.compression), file, max_file_ratio):
@@ -65,13 +66,13 @@ def write_copy(file: CatalogFile, path: str, max_file_ratio: float) -> None:
         # An open file keeps its content when its name is given away: the stream is read while the file takes its place.
         with stores.open_input(path) as stream:
             os.unlink(path)
-            _write_arrow_file(file, stream, path)
+            _write_arrow_file(file, stream, path, max_file_ratio)
 
 
-def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str) -> None:
+def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str, max_file_ratio: float) -> None:
     """Copies a stream batch by batch. Dictionaries are written out: a stream may replace them, a file may not."""
     try:
-        with pa.ipc.open_stream(source) as stream:
+        with pa.ipc.open_stream(CheckedStream(source, file.uri, max_file_ratio)) as stream:
             types = [field.type for field in sound_schema(stream.schema, file.uri)]
             types = [each.value_type if pa.types.is_dictionary(each) else each for each in types]
             schema = pa.schema(list(zip(stream.schema.names, types, strict=True)))
@@ -79,9 +80,8 @@ def _write_arrow_file(file: CatalogFile, source: pa.NativeFile, path: str) -> No
                 for batch in stream:
                     sink.write_batch(sound_batch(batch, file.uri).cast(schema))
     except (pa.ArrowException, OSError) as error:
-        raise CatalogError(
-            f"{file.uri}: expected an Arrow IPC file or stream, found neither, or one that is cut off ({error})"
-        ) from error
+        expected, found = "an Arrow IPC file or stream", "neither, or one that is cut off"
+        raise damaged_file(file.uri, expected, found, error) from error
 
 
 def stated_rows(
@@ -118,6 +118,4 @@ def stated_rows(
             start += len(rows)
             yield pa.RecordBatch.from_arrays([lines, problems, *columns], names=[LINE, PROBLEM, *rows.schema.names])
     except (pa.ArrowException, OSError) as error:
-        raise CatalogError(
-            f"{file.uri}: expected a whole {file.format} file, found one that cannot be read ({error})"
-        ) from error
+        raise damaged_file(file.uri, f"a whole {file.format} file", "one that cannot be read", error) from error

@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
 from pipelines.catalog.arrow_checks import sound_batch
-from pipelines.catalog.config import NULL_VALUES, CatalogError
+from pipelines.catalog.arrow_files import CheckedStream
+from pipelines.catalog.column_files import parquet_footer
+from pipelines.catalog.config import NULL_VALUES, USUAL_FILE_RATIO, CatalogError
 from pipelines.catalog.csv_dialect import (
     delimiter_by_name,
     find_dialect,
@@ -24,8 +26,9 @@ from pipelines.catalog.csv_dialect import (
     read_records,
     sample_lines,
 )
+from pipelines.catalog.limits import within_ratio
 from pipelines.catalog.schemas import IMAGE_KEYS
-from pipelines.catalog.stores import CatalogFile, read_head
+from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head
 from pipelines.catalog.text_encoding import UTF8
 from pipelines.catalog.text_files import HEAD_BYTES, look_at_text
 
@@ -38,7 +41,10 @@ _DOCUMENTS = {"json": "JSON document", "xml": "XML", "xlsx": "Excel sheet", "sql
 
 
 class NoRowsError(CatalogError):
-    """A file of no row that can be read; another file of the catalog may have some."""
+    """A file of no row that can be read; another file of the catalog may have some.
+
+    Remedy: Check that the export is whole; an empty file is no catalog.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,17 +197,24 @@ def _stored_rows(file: CatalogFile) -> Iterator[Mapping[str, Any]]:
         with stores.open_input(file.uri) as source:
             plain = source if file.compression is None else pa.CompressedInputStream(source, file.compression)
             if file.format == "parquet":
-                plain = plain if file.compression is None else pa.BufferReader(plain.read())
+                plain = plain if file.compression is None else pa.BufferReader(_unpacked(file))
+                parquet_footer(plain, file.uri, None)  # refuses what holds too much
                 batches = _first_batches(pq.ParquetFile(plain).iter_batches(64))
             else:
                 if read_head(file.uri, file.compression, 8).startswith(stores.ARROW_FILE_MAGIC):
                     plain.read(8)  # an Arrow file is a stream behind eight bytes of magic
-                batches = _first_batches(sound_batch(batch, file.uri) for batch in pa.ipc.open_stream(plain))
+                checked = CheckedStream(plain, file.uri, USUAL_FILE_RATIO)
+                batches = _first_batches(sound_batch(batch, file.uri) for batch in pa.ipc.open_stream(checked))
         rows = [row for batch in batches for row in batch.to_pylist(maps_as_pydicts="lossy")]
     except (pa.ArrowException, OSError, ValueError) as error:
         expected = f"expected a whole {file.format} file, found one that cannot be read"
         raise CatalogError(f"{file.uri}: {expected} ({error})") from error
     return iter(rows)
+
+
+def _unpacked(file: CatalogFile) -> bytes:
+    """All of a compressed file, which `catalog.max_file_ratio` bounds."""
+    return b"".join(within_ratio(iter_bytes(file.uri, file.compression), file, USUAL_FILE_RATIO))
 
 
 def _first_batches(batches: Iterable[pa.RecordBatch]) -> list[pa.RecordBatch]:

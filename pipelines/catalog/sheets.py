@@ -1,31 +1,41 @@
 """Excel: the rows of one sheet become objects, a cell of each kind in its way.
 
-The whole sheet is in memory while it is read: a file has at most 1,048,576 rows.
+The whole sheet is in memory while it is read, in a process of its own (`sheet_rows`) that has `SHEET_BYTES` of it.
 """
 
 from __future__ import annotations
 
-import io
+import importlib.util
 import json
-from collections.abc import Collection, Iterator, Sequence
-from datetime import date, datetime, time, timedelta
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import closing
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipelines.catalog.config import CatalogError, nearest
+from pipelines.catalog import sheet_rows
+from pipelines.catalog.config import USUAL_RECORD_BYTES, CatalogError, damaged_file, nearest
 from pipelines.catalog.csv_dialect import AMAZON_MARK, is_header
 
-if TYPE_CHECKING:
-    import python_calamine
-
-_MAX_EXACT = 2**53
+SHEET_BYTES = 4 << 30
+"""Memory that a sheet may take: about a hundred million cells, those between its first and its last, full or not."""
 _LOOKED_AT_ROWS = 30
 
 
 def iter_sheet(
-    data: bytes, name: str, *, sheet: str | None, skip_lines: int, wanted: Collection[str]
-) -> Iterator[bytes]:
-    """Each row of the sheet as a line of JSON, in order from the first; empty where it holds no product.
+    data: bytes,
+    name: str,
+    *,
+    sheet: str | None,
+    skip_lines: int,
+    wanted: Collection[str],
+    max_record_bytes: int = USUAL_RECORD_BYTES,
+) -> Iterator[bytes | str]:
+    """Each row of the sheet as a line of JSON, in order from the first; empty where it holds no product, and a word
+    where it is too large.
 
     The first row behind `skip_lines` that is not empty names the columns. Whole numbers stay whole, texts keep
     their leading zeros, days and times are ISO text, errors such as `#N/A` are nothing.
@@ -36,17 +46,20 @@ def iter_sheet(
         sheet: As `catalog.sheet`.
         skip_lines: Rows before the one with the column names.
         wanted: Columns that must not be there twice.
+        max_record_bytes: As `catalog.max_record_bytes`.
 
     Raises:
         CatalogError: it is no Excel file or has a password, no such sheet, no header, or one without a wanted column
-            that a later row has, or a wanted column twice.
+            that a later row has, a wanted column twice, or one that does not fit into `SHEET_BYTES`.
     """
     header: list[tuple[int, str]] = []
-    rows = _sheet(data, name, sheet).iter_rows()
+    rows = _rows(data, name, sheet, max_record_bytes)
     first = list(islice(rows, _LOOKED_AT_ROWS))
-    for number, row in enumerate(chain(first, rows)):
-        cells = [_as_json(cell) for cell in row]
-        if not header and number >= skip_lines:
+    for number, cells in enumerate(chain(first, rows)):
+        if isinstance(cells, int):
+            expected = f"expected a record of at most {max_record_bytes:,} bytes (catalog.max_record_bytes)"
+            yield f"{expected}, found one of {cells:,}"
+        elif not header and number >= skip_lines:
             header = _columns(cells, name, wanted)
             _check_header([column for _, column in header], first[number + 1 :], number + 1, name, wanted)
             yield b""
@@ -66,10 +79,9 @@ def rows_above_header(data: bytes, name: str, sheet: str | None) -> int:
     The names are the first row of texts, all different, that fills most of the columns; a row above it fills at most
     half as many. Raises as `iter_sheet`.
     """
-    rows = [
-        [cell for cell in map(_as_json, row) if cell is not None]
-        for row in islice(_sheet(data, name, sheet).iter_rows(), _LOOKED_AT_ROWS)
-    ]
+    with closing(_rows(data, name, sheet, USUAL_RECORD_BYTES)) as found:
+        first_rows = [row for row in islice(found, _LOOKED_AT_ROWS) if isinstance(row, list)]
+    rows = [[cell for cell in row if cell is not None] for row in first_rows]
     most = max(map(len, rows), default=0)
     first = next((row for row in rows if row), [])
     if first and str(first[0]).startswith(AMAZON_MARK):
@@ -81,11 +93,12 @@ def rows_above_header(data: bytes, name: str, sheet: str | None) -> int:
 
 
 def _check_header(
-    columns: Sequence[str], rows: Sequence[Sequence[Any]], number: int, name: str, wanted: Collection[str]
+    columns: Sequence[str], rows: Sequence[list[Any] | int], number: int, name: str, wanted: Collection[str]
 ) -> None:
     if not columns or any(column in wanted for column in columns):
         return
     for later, row in enumerate(rows, number):
+        row = [] if isinstance(row, int) else row
         found = next((cell.strip() for cell in row if isinstance(cell, str) and cell.strip() in wanted), None)
         if found is not None:
             raise CatalogError(
@@ -94,38 +107,56 @@ def _check_header(
             )
 
 
-def _sheet(data: bytes, name: str, sheet: str | None) -> python_calamine.CalamineSheet:
-    try:
-        import python_calamine as calamine
-    except ImportError as error:
-        raise CatalogError(
-            f"{name}: Excel files need the extra `excel`; in the clone: pip install -e '.[excel]' ({error})"
-        ) from error
-    try:
-        book = calamine.CalamineWorkbook.from_filelike(io.BytesIO(data))
-        shown = [
-            each.name
-            for each in book.sheets_metadata
-            if each.typ == calamine.SheetTypeEnum.WorkSheet and each.visible == calamine.SheetVisibleEnum.Visible
-        ]
-        chosen = sheet if sheet is not None else next(iter(shown or book.sheet_names), "")
-        if chosen not in book.sheet_names:
-            raise CatalogError(
-                f"catalog.sheet: expected the name of a sheet of {name}, found {chosen!r}. "
-                f"{nearest(chosen, book.sheet_names)}"
-            )
-        return book.get_sheet_by_name(chosen)
-    except calamine.PasswordError as error:
-        raise CatalogError(f"{name}: expected a file without a password; save it without one") from error
-    except (calamine.CalamineError, OSError, ValueError) as error:
-        start = data.lstrip()[:200].lower()
-        if start.startswith((b"<html", b"<!doctype html", b"<table", b"<meta", b"<?xml")):
-            found = "an HTML or XML table under its name, as some shops write; open it in Excel, and save it as .xlsx"
-        elif start and b"\0" not in start and not start.startswith((b"pk", b"\xd0\xcf")):
-            found = "text under its name; set catalog.format to csv"
-        else:
-            found = f"one that cannot be read ({error})"
-        raise CatalogError(f"{name}: expected a whole Excel file, found {found}") from error
+def _rows(data: bytes, name: str, sheet: str | None, max_record_bytes: int) -> Generator[list[Any] | int, None, None]:
+    """The cells of each row, or the bytes of one that is too large; raises as `iter_sheet`."""
+    if importlib.util.find_spec("python_calamine") is None:
+        raise CatalogError(f"{name}: Excel files need the extra `excel`; in the clone: pip install -e '.[excel]'")
+    command = [sys.executable, sheet_rows.__file__, str(SHEET_BYTES), str(max_record_bytes)]
+    found_here = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with tempfile.TemporaryFile() as book, tempfile.TemporaryFile() as said:
+        book.write(data)
+        book.seek(0)
+        reading = subprocess.Popen(
+            [*command, *([] if sheet is None else [sheet])],
+            stdin=book,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env=found_here,
+        )
+        try:
+            with reading.stdout as lines:  # type: ignore[union-attr]
+                head = json.loads(next(lines, b"null"))
+                if isinstance(head, dict):
+                    raise _refusal(head, data, name)
+                # What ended on its way leaves half a line.
+                yield from (json.loads(line) for line in lines if line.endswith(b"\n"))
+            if reading.wait():
+                raise CatalogError(
+                    f"{name}: expected an Excel sheet that takes at most {SHEET_BYTES >> 30} GiB of memory, found one "
+                    "that takes more, or that ends its reader: take away what stands far outside the table, or save "
+                    "it as CSV"
+                )
+        finally:
+            reading.kill()
+            reading.wait()
+
+
+def _refusal(told: dict[str, Any], data: bytes, name: str) -> CatalogError:
+    """What the reader of a sheet has to say against it."""
+    if "no_sheet" in told:
+        chosen, sheets = told["no_sheet"], told["sheets"]
+        expected = f"catalog.sheet: expected the name of a sheet of {name}, found {chosen!r}."
+        return CatalogError(f"{expected} {nearest(chosen, sheets)}")
+    if "password" in told:
+        return CatalogError(f"{name}: expected a file without a password; save it without one")
+    start = data.lstrip()[:200].lower()
+    if start.startswith((b"<html", b"<!doctype html", b"<table", b"<meta", b"<?xml")):
+        found = "an HTML or XML table under its name, as some shops write; open it in Excel, and save it as .xlsx"
+    elif start and b"\0" not in start and not start.startswith((b"pk", b"\xd0\xcf")):
+        found = "text under its name; set catalog.format to csv"
+    else:
+        return damaged_file(name, "a whole Excel file", "one that cannot be read", told["unreadable"])
+    return CatalogError(f"{name}: expected a whole Excel file, found {found}")
 
 
 def _columns(cells: list[Any], name: str, wanted: Collection[str]) -> list[tuple[int, str]]:
@@ -135,14 +166,3 @@ def _columns(cells: list[Any], name: str, wanted: Collection[str]) -> list[tuple
         if names.count(each) > 1:
             raise CatalogError(f"{name}: expected one column {each!r}, found {names.count(each)}; rename one")
     return [(at, column) for at, column in enumerate(names) if column and names.index(column) == at]
-
-
-def _as_json(cell: Any) -> Any:
-    """A cell as JSON has it; None for an empty one."""
-    if isinstance(cell, str):
-        return cell if cell.strip() else None
-    if isinstance(cell, float):
-        return int(cell) if cell.is_integer() and abs(cell) < _MAX_EXACT else cell
-    if isinstance(cell, date | datetime | time):
-        return cell.isoformat()
-    return str(cell) if isinstance(cell, timedelta) else cell

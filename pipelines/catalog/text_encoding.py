@@ -73,7 +73,10 @@ _ERRORS = "shelfmark-no-text"
 
 
 class OtherEncodingError(Exception):
-    """A file that was being read as UTF-8 is in `encoding`."""
+    """A file that was being read as UTF-8 is in `encoding`.
+
+    Remedy: None is needed: the file is read again in that encoding.
+    """
 
     def __init__(self, encoding: str) -> None:
         super().__init__(encoding)

@@ -10,7 +10,7 @@ from index_builder import storage
 from index_builder.errors import IndexBuilderError
 from pipelines.config.job import Canary
 from pipelines.config.validation import ConfigError, build_config
-from pipelines.config.yaml_limits import check_size
+from pipelines.config.yaml_files import check_size
 
 MOST_QUERIES = 1000
 """They are searched for each night, in both versions."""

@@ -15,17 +15,15 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, get_origin
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, get_origin
 
 import yaml
 
 from pipelines.config import own_catalog
-from pipelines.config.exit_codes import EXPECTED_ERRORS, FAILED, REFUSED, RunFailedError
+from pipelines.config.exit_codes import EXPECTED_ERRORS, FAILED, INTERRUPTED, REFUSED, RunFailedError
 from pipelines.config.gpu import GpuRequest
 from pipelines.config.job import IndexJobConfig, JobConfig, to_yaml
 from pipelines.config.log_lines import say_error
@@ -40,7 +38,7 @@ from pipelines.config.validation import (
     list_keys,
     union_options,
 )
-from pipelines.config.yaml_limits import check_size
+from pipelines.config.yaml_files import ConfigFile, describe_yaml_error, parse_value, read_config_file
 from pipelines.images.config import hide_login
 
 if TYPE_CHECKING:
@@ -56,8 +54,9 @@ _KEY = "key."  # before a key's name in argparse's namespace: apart from a comma
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function over arguments, by default those of the process, and give the exit code.
 
-    It is what `main` gave; 2 after an error that our rooms raise on purpose, 1 where work had begun, its message on
-    stderr; 130 after Ctrl-C (the long jobs hear it by `stopping.end_on_signals`, and SIGTERM too: 143).
+    It is what `main` gave; 2 after an error that our rooms raise on purpose, 1 where work had begun
+    (`exit_codes.failures_of_work`), its message on stderr; 130 after Ctrl-C (the long jobs hear it by
+    `stopping.end_on_signals`, and SIGTERM too: 143).
     """
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
@@ -68,7 +67,7 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
         return FAILED if isinstance(error, RunFailedError) else REFUSED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: run the same command again to continue from what is complete\n")
-        return 130
+        return INTERRUPTED
     finally:
         wait_if_stopping()
 
@@ -267,7 +266,7 @@ def _set_given(
         try:
             value = text if isinstance(text, list) else _command_line_value(text, declared)
         except (yaml.YAMLError, RecursionError) as error:
-            what = f"expected {describe_type(declared)} as YAML, found {text!r}: {_describe_yaml_error(error)}"
+            what = f"expected {describe_type(declared)} as YAML, found {text!r}: {describe_yaml_error(error)}"
             problems.append(f"command line: {name}: {what}")
             continue
         *sections, leaf = name.split(".")
@@ -288,13 +287,13 @@ def _command_line_value(text: str, declared: Any) -> Any:
     accepted = union_options(declared)
     takes_list = tuple[str, ...] in accepted
     if declared is not Any and str not in accepted:
-        value = _parse_value(text.strip())
+        value = parse_value(text.strip())
         return text if takes_list and isinstance(value, (int, float)) else value
     if type(None) in accepted and text in ("null", "~"):
         return None
     if declared is Any or text.startswith(("'", '"')) or (takes_list and text.startswith("[")):
         try:
-            value = _parse_value(text)
+            value = parse_value(text)
         except yaml.YAMLError:
             return text
         return value if declared is Any or isinstance(value, (str, list)) else text
@@ -312,109 +311,6 @@ def _no_option(arguments: Iterable[str]) -> str:
 
 def _unknown_option(option: str, known: Iterable[str]) -> str:
     return f"command line: unknown option {option}. {did_you_mean(option, known)}"
-
-
-class ConfigFile(NamedTuple):
-    """A config file: how messages call it, its mapping, and the line (from 1) of every dotted key."""
-
-    name: str
-    data: dict[str, Any]
-    lines: dict[str, int]
-
-
-def read_config_file(name: str) -> ConfigFile:
-    """Read a config file by path, or a shipped one by name (`minilm`, `run_configs/minilm.yaml`).
-
-    A file that exists wins over a shipped config of the same name.
-
-    Raises:
-        ConfigError: No such file; not YAML; not a mapping; a key given twice.
-    """
-    path = Path(name)
-    if path.is_dir():
-        raise ConfigError(f"config {name}: expected a YAML file, found a folder")
-    if path.is_file():
-        try:
-            return parse_config(path.read_text(encoding="utf-8"), name)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config {name}: cannot be read as UTF-8 text: {error}") from error
-    shipped = shipped_configs()
-    stem = name.removeprefix("run_configs/").removesuffix(".yaml")
-    if stem not in shipped:
-        hint = did_you_mean(stem, shipped, otherwise=f"Shipped are {', '.join(sorted(shipped))}.")
-        raise ConfigError(f"config {name}: expected a YAML file or the name of a shipped config, found neither. {hint}")
-    return parse_config(shipped[stem].read_text(encoding="utf-8"), f"run_configs/{stem}.yaml")
-
-
-def shipped_configs() -> dict[str, Any]:
-    """The shipped files by name; one in a folder has the folder's before it (`papers/grocery`)."""
-    entries = {entry.name: entry for entry in resources.files("run_configs").iterdir()}
-    for name, folder in list(entries.items()):
-        if folder.is_dir():
-            entries |= {f"{name}/{entry.name}": entry for entry in folder.iterdir()}
-    return {name.removesuffix(".yaml"): entry for name, entry in entries.items() if name.endswith(".yaml")}
-
-
-def parse_config(text: str, name: str) -> ConfigFile:
-    """Parse the text of a config file; raises as `read_config_file`.
-
-    Beyond `yaml.safe_load` every key has its line, and a key that occurs twice is an error: YAML would keep the last.
-    """
-    try:
-        loader = _ConfigLoader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return ConfigFile(name=name, data={}, lines={})
-        check_size(node)
-        if not isinstance(node, yaml.MappingNode):
-            kind = "list" if isinstance(node, yaml.SequenceNode) else "single value"
-            raise ConfigError(f"{name}, line 1: expected a mapping of sections such as catalog:, found a {kind}")
-        lines: dict[str, int] = {}
-        problems: list[str] = []
-        for key, line in _keys_with_lines(node):
-            if key in lines:
-                problems.append(f"{name}, line {line}: the key {key} stands already on line {lines[key]}; keep one")
-            lines.setdefault(key, line)
-        if problems:
-            raise ConfigError(problems)
-        return ConfigFile(name=name, data=loader.construct_document(node), lines=lines)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{name}: is not valid YAML: {_describe_yaml_error(error)}") from error
-
-
-class _ConfigLoader(yaml.SafeLoader):
-    """The safe loader with dates left as text: no key is a date."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-def _parse_value(text: str) -> Any:
-    loader = _ConfigLoader(text)
-    node = loader.get_single_node()
-    if node is None:
-        return None
-    check_size(node)
-    return loader.construct_document(node)
-
-
-def _keys_with_lines(
-    node: yaml.MappingNode, prefix: str = "", above: frozenset[int] = frozenset()
-) -> Iterator[tuple[str, int]]:
-    for key_node, value_node in node.value:
-        key = f"{prefix}{key_node.value}"
-        yield key, key_node.start_mark.line + 1
-        # An alias may lead back to a mapping that is being walked.
-        if isinstance(value_node, yaml.MappingNode) and id(value_node) not in above | {id(node)}:
-            yield from _keys_with_lines(value_node, f"{key}.", above | {id(node)})
-
-
-def _describe_yaml_error(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None) or " ".join(str(error).split())
-    return f"line {mark.line + 1}, column {mark.column + 1}: {what}" if mark else what
 
 
 def to_pipeline_options(

@@ -1,11 +1,7 @@
 """Exit codes tell what became of a command, so that a scheduler can act on them.
 
-    0    published, or nothing changed        3    a gate held the version back, or it waits for approval
-    1    failed in work: run again            4    another run works here
-    2    refused before any work              5    published, but cleaning up failed
-    130, 143: stopped by Ctrl-C or SIGTERM (see `stopping`)
-
-An error that our rooms raise on purpose is a refusal until work begins, and a failure from then on.
+An error that our rooms raise on purpose is a refusal until work begins, and a failure from then on: `failures_of_work`
+stands around the work of every command. What each command gives: guides/errors.md.
 """
 
 from __future__ import annotations
@@ -19,30 +15,69 @@ from pipelines.catalog.config import CatalogError
 from pipelines.config.validation import ConfigError
 
 DONE = 0
+"""A version is published, or nothing has changed.
+
+Remedy: None is needed.
+"""
 FAILED = 1
+"""The run failed in its work; the published version stays.
+
+Remedy: Run again: it goes on from what is complete. Read the last line of its log if it fails twice.
+"""
 REFUSED = 2
+"""The config, or what it names, is not usable; nothing was done.
+
+Remedy: Mend the key, the address or the right that the message names.
+"""
 HELD = 3
+"""A gate held the version back, or it waits for approval (`index.publish: ask`); the published one stays.
+
+Remedy: Read its `report.html`, then `python -m pipelines.versions approve`, `hold`, or mend the catalog.
+"""
 BUSY = 4
+"""Another run works on this `work.uri`, or took it over from this one, which stopped there.
+
+Remedy: None is needed: that one publishes.
+"""
 NOT_CLEANED = 5
+"""A version is published, or nothing has changed, but what is no longer needed could not be removed.
+
+Remedy: Free what the message names; the version is good.
+"""
+INTERRUPTED = 130
+"""Stopped by Ctrl-C, or by SIGTERM (143); the lease is given back.
+
+Remedy: Run again: it goes on from what is complete.
+"""
 
 # What our rooms raise on purpose, with messages written for people. Anything else keeps its traceback.
 EXPECTED_ERRORS = (ConfigError, CatalogError, EncoderError, IndexBuilderError)
 
 
 class NothingBegunError(ConfigError):
-    """A refusal that comes from the workers: they were asked before the work, and none of it has begun."""
+    """A refusal that comes from the workers: they were asked before the work, and none of it has begun.
+
+    Remedy: Give the worker that is named what the submitting machine has: the same folder, packages, encoder or device.
+    """
 
 
 class RunFailedError(Exception):
-    """Work failed after it had begun; what is complete stands, and the same command continues."""
+    """Work failed after it had begun; what is complete stands, and the same command continues.
+
+    Remedy: Mend what the message names, and give the same command again: it continues from what is complete.
+    """
+
+
+CONTINUES = "Run the same command again to continue from what is complete."
 
 
 @contextmanager
-def failures_of_work(*kinds: type[Exception]) -> Iterator[None]:
+def failures_of_work(*kinds: type[Exception], remedy: str = CONTINUES) -> Iterator[None]:
     """Makes RunFailedError of errors within the block that would otherwise be taken for refusals.
 
     Args:
         kinds: Which; by default all that our rooms raise on purpose.
+        remedy: What to do, behind the error's own message; "" for a command that keeps nothing of what it did.
     """
     taken = kinds or EXPECTED_ERRORS
     try:
@@ -50,4 +85,4 @@ def failures_of_work(*kinds: type[Exception]) -> Iterator[None]:
     except NothingBegunError:
         raise
     except taken as error:
-        raise RunFailedError(f"{error}\nRun the same command again to continue from what is complete.") from error
+        raise RunFailedError(f"{error}\n{remedy}".rstrip()) from error

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from encoders.config import EncoderConfig
+from index_builder import storage
 from index_builder.spec import IndexConfig
 from pipelines.catalog.config import CatalogConfig, without_login
 from pipelines.config.validation import list_keys
@@ -104,6 +105,11 @@ class Canary:
         if self.k < len(self.ids):
             raise ValueError(f"k is {self.k}: expected at least {len(self.ids)}, as many as there are ids")
 
+    @property
+    def digest(self) -> str:
+        """By which a version knows whether it was asked this one."""
+        return storage.digest([self.query, sorted(self.ids), self.k])
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatesConfig:
@@ -117,22 +123,30 @@ class GatesConfig:
         min_precision_cosine: Smallest cosine to float32, 0 to 1, that the 1st percentile of the measured products may
             have where the towers run in another precision (`encoder.precision`); null for no limit. By default what
             only towers fall below that lose more than neighbours are apart; the manifest has what yours lose.
+            Remedy: `encoder.precision: float32`, or `bfloat16` instead of `int8`.
         min_recall: Smallest measured recall against exact search, 0 to 1, of all products and under the filters that
             it is measured with (the least counts); null to publish whatever it is. By default
             what only a broken index falls below: one whose codes or ids are wrong finds k of all products by chance,
             under 0.01 from 1,000 products on. Codes of 64 bytes alone measure 0.9 on titles, 0.53
             where each product has 20 near copies, and 0.07 with 200. Set it closer to what your own versions measure.
+            Remedy: The message says which option measures more (`--index.refine sq8`); of a codec that no longer fits,
+            more `index.bytes_per_vector`.
         max_rejected_share: Largest share of the catalog's rows that may be rejected, 0 to 1. Exports have a few broken
             rows in a thousand; more than one in twenty is a wrong separator, column or encoding.
+            Remedy: The message names the most frequent reason and its key; `python -m pipelines.versions rejected`
+            lists the rows.
         max_degraded_share: Largest share of the products that may be indexed without a picture or value that could not
             be used, 0 to 1: a picture host that is down for a night must not turn an index into one of texts. null for
             no limit.
+            Remedy: Run again when the host is back: only what failed is fetched.
         max_row_change: Largest change of the number of products from the published version, as a share of it (0.2: a
             fifth more or fewer); null for no limit. By default 0.3: the loss of one of three files of an export is
             held back, a season's assortment is not.
+            Remedy: Is the export whole? Where the change is meant, the option that the message names lets it pass.
         canaries: Queries that must find certain products, a list of {query, ids, k} or a YAML file with such a list: a
             version in which one of them misses an id among its first k is held back. They are few, the searches that
             a shop would be called about, and are asked of the new version before it is published.
+            Remedy: `python -m pipelines.search --version ID --why-not PRODUCT` says what keeps the product out.
         queries: Texts whose first ten answers are compared with those of the version before, in the report: a list, or
             a file with one a line. null: titles of the catalog are drawn.
     """
@@ -228,9 +242,15 @@ class LogConfig:
     format: Literal["text", "json"] = "text"
 
 
+GPU_STAGES = ("embed", "carry", "load")
+"""Whose workers have the GPU, where the towers run on one."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PricesConfig:
     """The `plan.prices:` section, in whatever money: what is null costs nothing, and with none there is no column.
+
+    A night's report tells by the same prices what the last nights cost.
 
     Attributes:
         worker_hour: An hour of one worker.
@@ -252,10 +272,26 @@ class PricesConfig:
             if value is not None and not 0.0 <= value < float("inf"):
                 raise ValueError(f"prices.{each.name} is {value}: expected a number of at least 0, or null")
 
+    def of_stage(self, stage: str, busy_seconds: float, requests: float, read_bytes: float, *, on_gpu: bool) -> float:
+        """What a stage's workers, its requests to the store and what it read cost; without what is kept there.
+
+        Args:
+            on_gpu: Whether the towers run on one.
+        """
+        hour = (self.worker_hour or 0.0) + (self.gpu_hour or 0.0) * (on_gpu and stage in GPU_STAGES)
+        of_store = requests / 1000 * (self.thousand_requests or 0.0) + read_bytes / 1e9 * (self.gb_read or 0.0)
+        return busy_seconds / 3600 * hour + of_store
+
+    @property
+    def prices_work(self) -> bool:
+        """Whether `of_stage` has anything to reckon with."""
+        work = (self.worker_hour, self.gpu_hour, self.thousand_requests, self.gb_read)
+        return any(price is not None for price in work)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanConfig:
-    """The `plan:` section: what `--plan` reckons the bill of a run with. A run itself does not look at it.
+    """The `plan:` section: what `--plan` reckons the bill of a run with. Of a run only its report looks at the prices.
 
     Attributes:
         rows: Rows of a catalog to reckon with, such as 1e9, in the shares that this one shows; null: as many as it has.

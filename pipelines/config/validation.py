@@ -27,6 +27,9 @@ _VALUE_WORDS = {str: "text", int: "a number", float: "a number", list: "a list",
 class ConfigError(ValueError):
     """A configuration, or a command line, that stops a command before any work.
 
+    Remedy: Correct the keys and options that are named, all at once; `--help` lists them, `--print-config` shows what
+        is in force.
+
     Attributes:
         problems: One sentence for each thing that is wrong: the key, what was expected, what was found and where.
     """

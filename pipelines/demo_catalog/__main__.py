@@ -1,4 +1,7 @@
-"""Draws products into a folder: `python -m pipelines.demo_catalog --out DIR [--products N | --pairs N]`."""
+"""Draws products into a folder: `python -m pipelines.demo_catalog --out DIR [--products N | --pairs N]`.
+
+Exit codes: 0 drawn, 1 failed while it drew (run it again), 2 the folder cannot be written.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from index_builder.errors import IndexBuilderError
+from index_builder import storage
+from pipelines.config.command_line import run_command
+from pipelines.config.exit_codes import failures_of_work
 from pipelines.demo_catalog.write import DEFAULT_PRODUCTS, DEFAULT_SEED, write_demo_catalog, write_training_pairs
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and gives its exit code."""
+def main(argv: Sequence[str]) -> int:
+    """Draws; errors are raised."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.demo_catalog",
         description="Draw the demo catalog with its queries and judgments, or pairs to train the demo encoder on.",
@@ -31,16 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seed", type=int, default=DEFAULT_SEED, help="another seed draws other products (default: %(default)s)"
     )
     arguments = parser.parse_args(argv)
-    try:
+    storage.check_writable(arguments.out)
+    with failures_of_work(remedy="Run the same command again."):
         if arguments.pairs is not None:
             write_training_pairs(arguments.out, pairs=arguments.pairs, seed=arguments.seed)
             print(f"{arguments.pairs} training pairs are in {arguments.out}")
         else:
             write_demo_catalog(arguments.out, products=arguments.products, seed=arguments.seed)
             print(f"{arguments.products} products, their test queries and judgments are in {arguments.out}")
-    except IndexBuilderError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0
 
 
@@ -52,4 +55,4 @@ def _count(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -21,9 +21,9 @@ from typing import Any, Literal
 from encoders import EncoderConfig
 from index_builder import storage
 from pipelines.catalog.config import CatalogConfig
-from pipelines.config.command_line import read_config_file
 from pipelines.config.job import WorkConfig
 from pipelines.config.validation import ConfigError
+from pipelines.config.yaml_files import read_config_file
 from pipelines.images.config import DecodeConfig, FetchConfig
 
 OPTION = "--systems"

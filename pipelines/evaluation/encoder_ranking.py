@@ -10,7 +10,7 @@ dimension of the vectors, S side of an image.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
@@ -44,6 +44,8 @@ from pipelines.images.product_images import ProductImages, VectorRows, decode_im
 
 SCORES_AT_A_TIME = 1 << 24
 BATCH_ROWS = 256
+TEXT_ROWS = 4096
+"""Products whose texts a tower is given together: it pads a batch of every length that they have."""
 ENCODERS_AT_A_TIME = 4
 """Encoders that share a reading of the catalog, and the fetching and decoding of its images: all are in memory."""
 
@@ -208,7 +210,8 @@ def encode_catalog(
     def is_known(digest: bytes) -> bool:
         return all(tower is not None and digest in tower for tower in seen_by)
 
-    for batch in prefetch(_read_batches(catalog, pool, spool_uri, is_known), name="catalog-reader"):
+    batches = prefetch(_read_batches(catalog, pool, spool_uri, is_known), name="catalog-reader")
+    for batch in _seen_batches(batches, [(tower, views) for tower, (_, views) in zip(towers, encoders, strict=True)]):
         numbers = np.full(len(batch.product_ids), -1, np.int64)
         for row, product_id in enumerate(batch.product_ids):
             if product_id not in product_ids:
@@ -257,11 +260,52 @@ class _Towers(NamedTuple):
             return self.encoder.encode_texts(texts)
         return self.text.take(self.text.text_keys(texts), lambda places: [texts[place] for place in places])
 
+    def see_texts(self, texts: list[str]) -> None:
+        """Lets the tower compute those that are new, all together, where what it computes is kept."""
+        if self.text is not None:
+            self.text.see(self.text.text_keys(texts), lambda places: [texts[place] for place in places])
+
     def encode_images(self, digests: list[bytes], pixels: dict[bytes, np.ndarray]) -> Any:
         """As the encoder's own, by digest."""
         if self.image is None:
             return self.encoder.encode_images(np.stack([pixels[digest] for digest in digests]))
         return self.image.take(digests, lambda places: np.stack([pixels[digests[place]] for place in places]))
+
+
+def _seen_batches(batches: Iterable[_Batch], towers: Sequence[tuple[_Towers, Sequence[View]]]) -> Iterator[_Batch]:
+    """The batches, after the towers have seen their texts in blocks of `TEXT_ROWS` products.
+
+    Pixels are seen batch by batch, and given up, so that a block holds none; a tower that keeps nothing wants them with
+    its own batch, and each batch is then a block by itself.
+    """
+    of_images = [tower.image for tower, views in towers if tuple(views) != (View.TEXT,)]
+    block: list[_Batch] = []
+    rows = 0
+    for batch in batches:
+        for image in of_images:
+            if image is not None:
+                _see_images(image, batch.pixels)
+        if all(image is not None for image in of_images):
+            batch.pixels.clear()
+        block.append(batch)
+        rows += len(batch.product_ids)
+        if rows >= TEXT_ROWS or batch.pixels:
+            yield from _seen_texts(block, towers)
+            block, rows = [], 0
+    yield from _seen_texts(block, towers)
+
+
+def _see_images(tower: KeptTower, pixels: dict[bytes, np.ndarray]) -> None:
+    images = list(pixels.values())
+    tower.see(list(pixels), lambda places: np.stack([images[place] for place in places]))
+
+
+def _seen_texts(block: Sequence[_Batch], towers: Sequence[tuple[_Towers, Sequence[View]]]) -> Sequence[_Batch]:
+    texts = [text for batch in block for text in batch.texts if text is not None]
+    for tower, _ in towers:
+        if texts:
+            tower.see_texts(texts)
+    return block
 
 
 def _read_batches(

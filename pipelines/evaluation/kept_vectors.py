@@ -65,17 +65,18 @@ class KeptTower:
     def __contains__(self, key: bytes) -> bool:
         return key in self._vectors
 
-    def take(self, keys: Sequence[bytes], items: Callable[[list[int]], Any]) -> Any:
-        """What the tower gives for each key, a tensor float32 `[n, D]` on its device.
-
-        `items` gives the texts, or the pixels, at the places of keys that are new.
-        """
+    def see(self, keys: Sequence[bytes], items: Callable[[list[int]], Any]) -> None:
+        """Computes what is new among the keys; `items` gives the texts, or the pixels, at the places of such keys."""
         new: dict[bytes, int] = {}
         for place, key in enumerate(keys):
             if key not in self._vectors:
                 new.setdefault(key, place)
         if new:
             self._vectors.update(zip(new, self._features.run(items(list(new.values()))), strict=True))
+
+    def take(self, keys: Sequence[bytes], items: Callable[[list[int]], Any]) -> Any:
+        """What the tower gives for each key, a tensor float32 `[n, D]` on its device; `items` as `see` has it."""
+        self.see(keys, items)
         return self._features.project(np.stack([self._vectors[key] for key in keys]))
 
 

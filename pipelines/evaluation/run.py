@@ -12,9 +12,10 @@ from encoders import check_encoder
 from index_builder import storage
 from pipelines.catalog.layouts import resolved
 from pipelines.catalog.plan import catalog_schema
+from pipelines.config.exit_codes import failures_of_work
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import demo_folder, draw_named_catalog, is_demo_address
-from pipelines.evaluation.annotation import annotate_results, catalog_records, load_annotator
+from pipelines.evaluation.annotation import Annotator, annotate_results, catalog_records, load_annotator
 from pipelines.evaluation.comparison import compare_systems
 from pipelines.evaluation.config import EvaluateJob, EvaluationConfig, ProductPart, SystemConfig
 from pipelines.evaluation.encoder_ranking import VIEWS
@@ -68,6 +69,7 @@ def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
         ConfigError: A measure, a system or an address is not what it should be, the judgments belong to another
             catalog, or an annotator does not do its part.
         CatalogError: The catalog cannot be read.
+        RunFailedError: It failed once products were being encoded.
     """
     config = job.evaluation
     measures = config.measures or (COMPARED_MEASURES if job.systems else DEFAULT_MEASURES)
@@ -95,6 +97,21 @@ def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
         unlabelled_label(config, queries.labels)
         label_grades(queries.labels, queries.relevant, config.grades)
 
+    with failures_of_work(remedy=""):
+        return _evaluated(job, systems, title, queries, annotator, measures, progress)
+
+
+def _evaluated(
+    job: EvaluateJob,
+    systems: Sequence[SystemConfig],
+    title: str,
+    queries: JudgedQueries,
+    annotator: Annotator | None,
+    measures: Sequence[str],
+    progress: Progress,
+) -> Evaluated:
+    """Ranks, labels and measures."""
+    config, by = job.evaluation, job.evaluation.by
     depth = max(config.k, results_needed(measures))
     with progress("encoding products") as advance:
         ranked, numbers = rank_systems(systems, queries, job, depth=depth, k=config.k, on_progress=advance)

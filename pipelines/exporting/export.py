@@ -28,7 +28,11 @@ _VERSION = r"\d{8}t\d{6}z_[0-9a-f]{12}"
 
 
 class ExportError(RunFailedError):
-    """An engine refused something, or could not be reached: what it said, and what was being done."""
+    """An engine refused something, or could not be reached: what it said, and what was being done.
+
+    Remedy: Mend what the engine's own words name (address, rights, space), and give the same command again: what was
+        half written is removed first.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,14 @@ MOST_DIMENSIONS = {"float32": 2000, "float16": 4000}
 _LONGEST_NAME = 63
 """Bytes of an identifier that PostgreSQL keeps (NAMEDATALEN - 1): two longer ones that begin alike are one."""
 
+_GRANTS = """
+SELECT format('GRANT %%s ON %%s TO %%s', privilege_type, oid::regclass,
+              CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END)
+       || CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END
+FROM pg_class, aclexplode(relacl) WHERE oid = %s::regclass AND grantee <> relowner
+"""
+"""The statements that grant a view's privileges again, but for its owner's."""
+
 
 def write(export: Export, batches: Iterator[RowBatch]) -> str:
     """Fills the table `name_version` by COPY, indexes it, and points the view `name` to it in one transaction.
@@ -85,16 +93,19 @@ def _write(connection: psycopg.Connection[Any], export: Export, batches: Iterato
 
 
 def _point_view(connection: psycopg.Connection[Any], view: sql.Identifier, table: sql.Identifier) -> None:
-    """Lets a view show a table. While its columns stay the same, or more come behind them, it keeps its grants and
-    what depends on it; else it is made anew.
+    """Lets a view show a table. While its columns stay the same, or more come behind them, it keeps what depends on it;
+    else it is made anew, and granted again what it had been.
     """
     shown = sql.SQL("{} AS SELECT * FROM {}").format(view, table)
     try:
         with connection.transaction():
             connection.execute(sql.SQL("CREATE OR REPLACE VIEW {}").format(shown))
     except psycopg.errors.InvalidTableDefinition:
+        granted = connection.execute(_GRANTS, [view.as_string(connection)]).fetchall()
         connection.execute(sql.SQL("DROP VIEW {}").format(view))
         connection.execute(sql.SQL("CREATE VIEW {}").format(shown))
+        for (statement,) in granted:
+            connection.execute(statement)
 
 
 def _fill(connection: psycopg.Connection[Any], export: Export, batches: Iterator[RowBatch], types: list[str]) -> None:

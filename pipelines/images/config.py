@@ -21,6 +21,10 @@ _HOST_PATTERN = re.compile(r"(\*\.)?[^\s/*@]+")
 _PROXY_PATTERN = re.compile(r"http://([^\s/@]+@)?(\[[0-9A-Fa-f:.]+\]|[^\s/:@\[\]]+)(:\d{1,5})?/?")
 
 
+BYTES_PER_PIXEL = 18
+"""What decoding takes at most: WebP with alpha does."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeConfig:
     """Limits of decoding.
@@ -40,6 +44,15 @@ class DecodeConfig:
         for key, least in (("threads", 0), ("max_pixels", 1), ("pending_images", 2)):
             value = getattr(self, key)
             _require(value >= least, f"decode.{key}", value, f"a whole number of at least {least}")
+
+    @property
+    def decoding_bytes(self) -> int:
+        """The most memory that images take while they are decoded, all threads together."""
+        return self.thread_count * BYTES_PER_PIXEL * self.max_pixels
+
+    def waiting_bytes(self, fetch: FetchConfig) -> int:
+        """The most that encoded images take which wait for it: they have half of the room."""
+        return self.pending_images // 2 * fetch.max_bytes
 
     @property
     def thread_count(self) -> int:

@@ -33,6 +33,7 @@ QUALITY = 70
 """Of WebP: a shop picture of 128 pixels takes about 3 kB."""
 _HALVES = np.dtype([("head", ">u8"), ("tail", ">u8")])
 """Of a digest: numbers that sort."""
+_SIDE = "shelfmark.side"
 SCHEMA = pa.schema([("digest", pa.binary(16)), ("thumbnail", pa.binary())])
 
 
@@ -95,15 +96,19 @@ class ShardThumbnails:
             writer.write_table(table)
 
 
-def write_thumbnails(uri: str, tables: Iterable[pa.Table], previous: Thumbnails | None) -> dict[str, int]:
+def write_thumbnails(uri: str, tables: Iterable[pa.Table], previous: Thumbnails | None, side: int) -> dict[str, int]:
     """Writes the tables of `SCHEMA`, in their order, as one file; a row whose image was not read this time gets what
     the previous version has for that image.
+
+    Args:
+        side: Pixels a side that were asked for, which the file says.
 
     Returns:
         How many rows have a picture, and how many lack that of an image that they have.
     """
     counts = {"thumbnails": 0, "missing": 0}
-    with storage.atomic_file(uri) as path, pa.ipc.new_file(path, SCHEMA) as writer:
+    said = SCHEMA.with_metadata({_SIDE: str(side)})
+    with storage.atomic_file(uri) as path, pa.ipc.new_file(path, said) as writer:
         waiting = SCHEMA.empty_table()
         for table in tables:
             table = table if previous is None else previous.fill(table)
@@ -136,6 +141,12 @@ class Thumbnails:
             self._file = pa.ipc.open_file(source)
             self._stack = stack.pop_all()
         self._sorted: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def side(self) -> int | None:
+        """Pixels a side that were asked for; None in a file that does not say."""
+        said = (self._file.schema.metadata or {}).get(_SIDE.encode(), b"")
+        return int(said) if said.isdigit() else None
 
     def get(self, row: int) -> bytes | None:
         """The picture of a row; None without one."""

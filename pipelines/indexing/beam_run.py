@@ -9,13 +9,17 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
+from weakref import WeakSet
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 from apache_beam.options.pipeline_options import PipelineOptions as BeamOptions
+from apache_beam.portability.api import beam_fn_api_pb2
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import ControlConnection, SubprocessSdkWorkerHandler
 from apache_beam.runners.runner import PipelineResult
 
 from index_builder import storage
@@ -57,7 +61,7 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
     said_of_threads, threading.excepthook = threading.excepthook, partial(_say_of_thread, threading.excepthook)
     try:
         root = beam.Pipeline(options=options)
-        with failures_of_work(), at_stop(partial(_cancel, root)), root:
+        with failures_of_work(), at_stop(partial(_cancel, root)), tasks_of_lost_workers_fail(), root:
             yield root
     except Exception as error:
         failures = record.failures()
@@ -75,6 +79,55 @@ def beam_run(options: BeamOptions, record: RunRecord) -> Iterator[beam.Pipeline]
         threading.excepthook = said_of_threads
         for name, keeps in filters.items():
             logging.getLogger(name).removeFilter(keeps)
+
+
+@contextmanager
+def tasks_of_lost_workers_fail() -> Iterator[None]:
+    """Within the block, what a worker process was asked for fails when that process is gone.
+
+    Beam's own runner notices only by the channel of data, while it is open: for the rest of a worker that was killed as
+    it started, between two tasks, or after it had handed over its data, it waits for ever.
+    """
+    read, push = ControlConnection._read, ControlConnection.push
+    start_worker = SubprocessSdkWorkerHandler.start_worker
+    lost = WeakSet[ControlConnection]()
+
+    def lose(connection: ControlConnection) -> None:
+        lost.add(connection)
+        for name in list(connection._futures_by_id):
+            if (waiting := connection._futures_by_id.pop(name, None)) is not None:
+                said = f"{_LOST_WORKER[0]}: the worker is gone"
+                waiting.set(beam_fn_api_pb2.InstructionResponse(instruction_id=name, error=said))
+
+    def read_until_lost(connection: ControlConnection) -> None:
+        try:
+            read(connection)
+        finally:
+            lose(connection)
+
+    def push_unless_lost(connection: ControlConnection, request: Any) -> Any:
+        future = push(connection, request)
+        if connection in lost:
+            lose(connection)
+        return future
+
+    def start_and_watch(handler: SubprocessSdkWorkerHandler) -> None:
+        def watch() -> None:
+            handler.worker_thread.join()
+            lose(handler.control_conn)
+
+        start_worker(handler)
+        threading.Thread(target=watch, name="worker-watch", daemon=True).start()
+
+    with ExitStack() as patched:
+        for kind, name, function in (
+            (ControlConnection, "_read", read_until_lost),
+            (ControlConnection, "push", push_unless_lost),
+            (SubprocessSdkWorkerHandler, "start_worker", start_and_watch),
+        ):
+            patched.callback(setattr, kind, name, getattr(kind, name))
+            setattr(kind, name, function)
+        yield
 
 
 def as_told(error: Exception, record: RunRecord, options: BeamOptions) -> Exception:
@@ -108,8 +161,12 @@ def _last_exception(text: str) -> str:
 
 def has_workers(options: BeamOptions) -> bool:
     """Whether the work is done by other processes than this one, here or on other machines."""
-    elsewhere = str(options.view_as(StandardOptions).runner) not in StandardOptions.LOCAL_RUNNERS
-    return elsewhere or options.view_as(DirectOptions).direct_running_mode == "multi_processing"
+    return works_elsewhere(options) or options.view_as(DirectOptions).direct_running_mode == "multi_processing"
+
+
+def works_elsewhere(options: BeamOptions) -> bool:
+    """Whether other machines may do the work."""
+    return str(options.view_as(StandardOptions).runner) not in StandardOptions.LOCAL_RUNNERS
 
 
 def _is_no_job_error(line: logging.LogRecord) -> bool:

@@ -50,18 +50,13 @@ class Bill:
 
     def money(self, stage: StageCost) -> float:
         """Of a stage, for the workers that it keeps busy, its requests, and what it reads."""
-        prices, hours = self.prices, stage.busy_seconds / 3600
-        on_gpu = self.work.towers.on_gpu and stage.stage in ("embed", "carry", "load")
-        price_of_hour = (prices.worker_hour or 0.0) + (prices.gpu_hour or 0.0) * on_gpu
-        requests = stage.requests / 1000 * (prices.thousand_requests or 0.0)
-        return hours * price_of_hour + requests + stage.read / 1e9 * (prices.gb_read or 0.0)
+        spent = stage.busy_seconds, stage.requests, stage.read
+        return self.prices.of_stage(stage.stage, *spent, on_gpu=self.work.towers.on_gpu)
 
     @property
     def has_prices(self) -> bool:
         """Whether there is anything to reckon money with."""
-        prices = self.prices
-        hours = (prices.worker_hour, prices.gpu_hour)
-        return any(price is not None for price in (*hours, prices.gb_month, prices.thousand_requests, prices.gb_read))
+        return self.prices.prices_work or self.prices.gb_month is not None
 
 
 def make_out_bill(work: Workload, config: PlanConfig, work_uri: str) -> Bill:

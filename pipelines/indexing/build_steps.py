@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from index_builder import storage
@@ -48,7 +48,7 @@ from index_builder.selection import choose_candidate, settle
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import FilteredMeasurement, Remedy, SearchChoice, SearchMeasurement, measure_index
 from index_builder.verify import check_index_shard, check_ranges, check_refine_shard, measure_resident_bytes
-from pipelines.config.job import Canary, GatesConfig
+from pipelines.config.job import Canary, GatesConfig, PricesConfig
 from pipelines.indexing.product_groups import ShardGroups
 from pipelines.indexing.product_table import Numbering
 from pipelines.indexing.run_record import RunRecord
@@ -64,7 +64,11 @@ SHARDS_OF_SAMPLE = 32
 
 
 class EmptyCatalogError(Exception):
-    """No product of the catalog could be embedded."""
+    """No product of the catalog could be embedded.
+
+    Remedy: The message counts the reasons: name other `catalog.id_field`, `catalog.text_fields` or
+        `catalog.image_field`, or mend the export.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +83,7 @@ class RunContext:
         folded: Rows of the catalog that went into another's (`catalog.group_by`).
         group_field: The column by which searches group their answers, if any.
         canaries, queries: Of the gates, read from their files.
+        prices: What the report tells the last nights' cost by.
     """
 
     work_uri: str
@@ -95,6 +100,7 @@ class RunContext:
     group_field: str | None = None
     canaries: tuple[Canary, ...] = ()
     queries: tuple[str, ...] = ()
+    prices: PricesConfig = field(default_factory=PricesConfig)
 
     def path(self, *names: str) -> str:
         """The address of a file in the build's folder."""

@@ -39,7 +39,7 @@ from pipelines.config.job import JobConfig
 from pipelines.config.validation import ConfigError
 from pipelines.demo_catalog import draw_named_catalog, is_demo_address
 from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
-from pipelines.indexing.beam_run import BeamOptions
+from pipelines.indexing.beam_run import BeamOptions, works_elsewhere
 from pipelines.indexing.build_steps import embeddings_folder
 from pipelines.indexing.catalog_view import ShownProduct
 from pipelines.indexing.embed_shard import ProductPreparer, embed_shard
@@ -54,14 +54,16 @@ from pipelines.indexing.shard_files import (
     ShardTask,
     read_finished_run,
     revision_key,
-    shard_key,
+    shard_keys,
     standing_keys,
     summaries_of,
 )
 from pipelines.indexing.shard_size import choose_size, first_guess, read_last_size
-from pipelines.indexing.transforms import MakeShard, Once, ShardPlan, run_on_workers
+from pipelines.indexing.tower_memory import TowerMemory
+from pipelines.indexing.transforms import MakeShard, Once, ShardPlan, ask_workers, run_on_workers
 from pipelines.indexing.work_folder import CatalogNote, note_index, noted_catalog
 from pipelines.indexing.worker_cores import core_share
+from pipelines.indexing.worker_probe import WorkerFacts
 
 FILES_AT_ONCE = 4
 """Files that one worker takes in side by side."""
@@ -93,6 +95,7 @@ class CatalogSource:
         self.catalog_rows = 0
         self._full = full
         self._named = named
+        self._workers: list[WorkerFacts] = []  # of other machines, once asked for their precisions
 
     def check(self) -> None:
         """Checks addresses, encoder, index section and catalog, the cheapest first; draws a `demo://N` catalog once.
@@ -181,10 +184,14 @@ class CatalogSource:
         return note
 
     def _with_precision(self, config: JobConfig) -> EncoderConfig:
-        if config.encoder.precision != "auto":
-            return config.encoder
+        if self.given.encoder.precision != "auto":
+            return self.given.encoder
         published = None if self._full else followed_manifest(config.index.uri, config.index.channel)
-        return decide_precision(config.encoder, published=published.encoder.fingerprint if published else None)
+        return decide_precision(
+            self.given.encoder,
+            published=published.encoder.fingerprint if published else None,
+            workers={worker.precisions for worker in self._workers},
+        )
 
     def _refuse_other_catalog(self, config: JobConfig) -> None:
         """ConfigError where the index folder has its name from a catalog's, and stands for another of that name."""
@@ -222,6 +229,11 @@ class CatalogSource:
             log.info("catalog %s", self.recognised.sentence)
             log.info("%s; the index goes to %s", self.encoder_note, self.given.index.uri)
         if self.given.encoder.precision == "auto":
+            if works_elsewhere(beam_options):
+                gpu = GpuRequest.of(self.config.beam)
+                self._workers = ask_workers(record, self.config.work.uri, self.given.encoder, beam_options, gpu)
+                self.config = replace(self.config, encoder=self._with_precision(self.config))
+                self.encoder = check_encoder(self.config.encoder)
             log.info("%s", self._precision_note)
         catalog, folder = self.config.catalog, self._intake_folder
         self._refuse_other_catalog(self.config)  # again, now that no other run is at work here
@@ -241,7 +253,10 @@ class CatalogSource:
     @property
     def _precision_note(self) -> str:
         decided = self.encoder.precision
-        best = decide_precision(self.given.encoder).precision
+        best = decide_precision(self.given.encoder, workers={worker.precisions for worker in self._workers}).precision
+        hosts = sorted({f"{worker.host} ({worker.precisions[0]})" for worker in self._workers})
+        if decided == best and len({worker.precisions for worker in self._workers}) > 1:
+            return f"encoder.precision auto: {decided}, which all workers have: {', '.join(hosts)}"
         if decided == best:
             return f"encoder.precision auto: {decided}"
         return (
@@ -288,12 +303,12 @@ class CatalogSource:
             last = summaries_of(config.work.uri, finished)
             revisable = frozenset(summary.key for summary in last if summary is not None and summary.revisable)
 
-        def task(shard: CatalogShard) -> ShardTask:
-            named = ShardFiles(folder=folder, key=shard_key(shard.key, settings))
-            files = files_of_shard(named, finished, revisable, full=self._full)
+        def task(shard: CatalogShard, key: str) -> ShardTask:
+            files = files_of_shard(ShardFiles(folder=folder, key=key), finished, revisable, full=self._full)
             return ShardTask(position=shard.position, files=files, rows=shard)
 
-        tasks = tuple(map(task, catalog.shards))
+        keys = shard_keys((shard.key for shard in catalog.shards), settings)
+        tasks = tuple(map(task, catalog.shards, keys))
         complete = standing_keys(folder) & {task.files.key for task in tasks}
         encoder = self.encoder
         of_catalog = partial(embedding, catalog=config.catalog, fetch=config.fetch, decode=config.decode)
@@ -406,7 +421,7 @@ def embedding(
     fetch, decode = fetch.shared_out(share.processes), decode.on_cores(share.threads)
     log.info("%s", share.describe(decode_threads=decode.threads, fetch_threads=fetch.threads))
     with share.limited():  # an encoder keeps the threads that it begins with
-        towers: ProductEncoder = once(lambda: load_encoder(encoder))
+        towers, memory = once(lambda: (load_encoder(encoder), TowerMemory()))
     left = None if previous is None else previous.open()
     opened = ProductPreparer.open(
         *(catalog, fetch, decode), inputs=towers, previous=left, per_image=encoder.vectors == "per_image"
@@ -417,6 +432,7 @@ def embedding(
             measured = measuring.of_shard(task.position) if measuring is not None else 0
             return embed_shard(
                 *(towers, preparer, task.rows, task.files),
+                memory=memory,
                 measured=measured,
                 thumbnail_side=thumbnail_side,
                 on_progress=on_progress,

@@ -1,4 +1,4 @@
-"""CPU time is told task by task: what a process used while it worked on a task, on all its threads."""
+"""Time is told task by task: the CPU time of a process while it worked on a task, and the busy time of its steps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import perf_counter
 
 _lock = threading.Lock()
 _at_work: dict[object, float] = {}
@@ -50,3 +51,17 @@ def _settle() -> None:
     for task in _at_work:
         _at_work[task] += (now - _settled) / len(_at_work)
     _settled = now
+
+
+class StepTimer:
+    """Adds up busy seconds by step. Each step is timed by one thread at a time; steps may run side by side."""
+
+    def __init__(self, *steps: str):
+        self.seconds: dict[str, float] = dict.fromkeys(steps, 0.0)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Adds the block's seconds to a step; a block that fails is not counted."""
+        started = perf_counter()
+        yield
+        self.seconds[step] += perf_counter() - started

@@ -73,7 +73,8 @@ def manifest_of(
     """
     limits = {name: value for name, value in asdict(run.gates).items() if name not in ("canaries", "queries")}
     totals, spec, codec = build.plan.totals, build.plan.spec, build.choice.codec
-    channel = {} if run.index.channel is None else {"channel": run.index.channel}
+    others: dict[str, Any] = {} if run.index.channel is None else {"channel": run.index.channel}
+    others |= {"canaries": [canary.digest for canary in run.canaries]} if run.canaries else {}
     return Manifest(
         catalog=CatalogSummary(
             uri=run.catalog_uri,
@@ -110,7 +111,7 @@ def manifest_of(
         recall=recall_of(run, build),
         embedding_shards=tuple(shard.uri for shard in build.plan.numbering.shards),
         resident_bytes=build.resident_bytes,
-        gates={"limits": limits, "failed": list(failed_gates), "publish": run.index.publish} | channel,
+        gates={"limits": limits, "failed": list(failed_gates), "publish": run.index.publish} | others,
         software=_software(),
         schema_version=_schema_version(build),
         run=_run_section(run, counts),

@@ -1,8 +1,9 @@
 """One catalog shard becomes one embedding shard: read, look up, fetch, decode, embed, fuse, write.
 
 The steps form a stream of batches, each running ahead of the next on its own thread, so that the disk, the decoder and
-the model work at the same time; memory is bounded by a few batches. A text that occurs several times in a batch, or an
-image in the shard, goes through its tower once. A dry run (`forecast`) stops before the towers.
+the model work at the same time; memory is bounded by a few batches. A text or an image that this process has embedded
+goes through its tower once, and such an image is not decoded again (`tower_memory`). A dry run (`forecast`) stops
+before the towers.
 
 Legend of shapes: `B` products of a batch, `R` vectors of them (one each, or one an image), `n` some of these, `D` fused
 dimension, `S` image side.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -54,28 +54,16 @@ from pipelines.images.product_images import (
     fetch_images,
 )
 from pipelines.images.thumbnails import ShardThumbnails, shorter_side
+from pipelines.indexing.cpu_time import StepTimer
 from pipelines.indexing.precision_loss import LossMeter
 from pipelines.indexing.previous_lookups import PreviousVersion
 from pipelines.indexing.product_table import WriteColumns, WritePlaces, columns_writer, places_writer
 from pipelines.indexing.shard_files import ShardFiles, ShardSummary
+from pipelines.indexing.tower_memory import TowerMemory
 
 TEXT_ONLY_BATCH_ROWS = 8192
 WHOLE_BATCHES = 32
 """Images that the towers run in two batches side by side (`encoders.running`); one core waits for a few more."""
-
-
-class StepTimer:
-    """Adds up busy seconds by step. Each step is timed by one thread at a time; steps may run side by side."""
-
-    def __init__(self, *steps: str):
-        self.seconds: dict[str, float] = dict.fromkeys(steps, 0.0)
-
-    @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
-        """Adds the block's seconds to a step; a block that fails is not counted."""
-        started = perf_counter()
-        yield
-        self.seconds[step] += perf_counter() - started
 
 
 @dataclass(slots=True)
@@ -93,6 +81,8 @@ class PreparedBatch:
         images_unchanged: How many images were not read again.
         tower_input: uint8 `[n, 3, S, S]`, the images that the shard met first in this batch; None where there are none.
         pixels: digest -> uint8 `[3, S, S]`, the rows of `tower_input` in their order.
+        kept: digest -> float32 `[Di]`, what the image tower made, in another shard, of images that this one met first
+            in this batch.
     """
 
     products: ProductBatch
@@ -105,6 +95,7 @@ class PreparedBatch:
     images_unchanged: int = 0
     tower_input: np.ndarray | None = None
     pixels: dict[bytes, np.ndarray] = field(default_factory=dict)
+    kept: dict[bytes, np.ndarray] = field(default_factory=dict)
 
     @property
     def new_products(self) -> np.ndarray:
@@ -252,6 +243,7 @@ def embed_shard(
     shard: CatalogShard,
     files: ShardFiles,
     *,
+    memory: TowerMemory | None = None,
     measured: int = 0,
     thumbnail_side: int | None = None,
     on_progress: Callable[[int], None] = lambda products: None,
@@ -263,6 +255,7 @@ def embed_shard(
         preparer: Reads products up to its towers.
         shard: Which rows to read.
         files: Where the outputs go.
+        memory: What the same encoder made in other shards; None: this one's own alone.
         measured: Of how many products the loss by the towers' precision is measured.
         thumbnail_side: Pixels a side of the pictures for people; None for none.
         on_progress: Gets the number of products written so far, after each batch.
@@ -270,7 +263,8 @@ def embed_shard(
     measured = measured if encoder.load_exact is not None else 0
 
     def make(made: ShardFiles) -> ShardSummary:
-        return _ShardWork(encoder, preparer, shard, made, measured, thumbnail_side).run(on_progress)
+        own = memory if memory is not None else TowerMemory()
+        return _ShardWork(encoder, preparer, shard, made, own, measured, thumbnail_side).run(on_progress)
 
     return files.complete(shard.position, make)
 
@@ -284,9 +278,11 @@ class _ShardWork:
         preparer: ProductPreparer,
         shard: CatalogShard,
         files: ShardFiles,
+        memory: TowerMemory,
         measured: int,
         thumbnail_side: int | None,
     ):
+        self._memory, self._measures = memory, measured > 0
         self._meter = LossMeter(encoder, measured, shard.rows)
         self._encoder, self._preparer, self._shard, self._files = encoder, preparer, shard, files
         self._letters: list[DeadLetter] = []
@@ -357,8 +353,11 @@ class _ShardWork:
                     digest: batch.data[digest] for row in new for digest in batch.rows.digests[row] if digest not in met
                 }
                 met |= wanted.keys()
-                pixels, new_faults = decode_images(pool, wanted)
-                self._sides.update(shorter_side(wanted[digest]) for digest in pixels)
+                if not self._measures:  # which needs the pixels
+                    batch.kept = self._memory.images.find(wanted)
+                missing = {digest: data for digest, data in wanted.items() if digest not in batch.kept}
+                pixels, new_faults = decode_images(pool, missing)
+                self._sides.update(shorter_side(wanted[digest]) for digest in (*pixels, *batch.kept))
                 if pixels:  # side by side here, so that the thread of the towers copies nothing
                     batch.tower_input = np.stack(list(pixels.values()))
                     batch.pixels = dict(zip(pixels, batch.tower_input, strict=True))
@@ -442,8 +441,7 @@ class _ShardWork:
         carried, new = np.flatnonzero(lookup_rows >= 0), np.flatnonzero(lookup_rows < 0)
         if self._preparer.carry_over is not None and len(carried):
             vectors[carried] = self._preparer.carry_over.vectors(lookup_rows[carried])
-        if batch.tower_input is not None:  # of rejected products too: a later one may have the same image
-            self._embed_images(list(batch.pixels), batch.tower_input)
+        self._embed_images(batch)  # of rejected products too: a later one may have the same image
         if len(new):
             vectors[new] = self._run_towers(batch, rows[new])
             if self._meter.wants_more:
@@ -457,15 +455,20 @@ class _ShardWork:
         texts = [batch.texts[product] for product in batch.rows.products[rows[chosen]]]
         self._meter.measure(texts, images, vectors[chosen])
 
-    def _embed_images(self, digests: Sequence[bytes], pixels: np.ndarray) -> None:
-        """Runs the image tower over images that this shard has not met before: uint8 `[n, 3, S, S]`."""
-        new_vectors = self._encoder.encode_images(pixels).cpu().numpy()
-        self._image_rows |= {digest: len(self._image_rows) + i for i, digest in enumerate(digests)}
-        known = [self._image_vectors] if len(self._image_vectors) else []
-        self._image_vectors = np.concatenate([*known, new_vectors])
+    def _embed_images(self, batch: PreparedBatch) -> None:
+        """Takes in vectors of images that this shard has not met before: of the tower, or as they were kept."""
+        new = dict(batch.kept)
+        if batch.tower_input is not None:
+            made = dict(zip(batch.pixels, self._encoder.encode_images(batch.tower_input).cpu().numpy(), strict=True))
+            self._memory.images.keep(made)
+            new |= made
+        if new:
+            self._image_rows |= {digest: len(self._image_rows) + i for i, digest in enumerate(new)}
+            known = [self._image_vectors] if len(self._image_vectors) else []
+            self._image_vectors = np.concatenate([*known, np.stack(list(new.values()))])
 
     def _run_towers(self, batch: PreparedBatch, rows: np.ndarray) -> np.ndarray:
-        """New vectors at `rows` of the batch, float32 `[n, D]`; equal texts and images are run once."""
+        """New vectors at `rows` of the batch, float32 `[n, D]`."""
         encoder = self._encoder
         texts: dict[str, int] = {}
         text_rows = np.full(len(rows), -1, np.int64)
@@ -480,7 +483,12 @@ class _ShardWork:
         if texts:
             tokens = encoder.tokenize(list(texts))
             self._counts["texts_cut"] += tokens.truncated
-            text_vectors = encoder.encode_texts(tokens)
+            text_vectors, made = self._memory.texts.take(
+                tokens.keys(), lambda rows: encoder.encode_texts(tokens.take(rows)).cpu().numpy()
+            )
+            METER.add("texts_reused", int((text_rows >= 0).sum()) - made)
+        first = batch.pixels.keys() & {digest for row in rows for digest in batch.rows.digests[row]}
+        METER.add("images_reused", int((image_rows >= 0).sum()) - len(first))
         image_vectors = self._image_vectors if len(self._image_vectors) else None
         return encoder.fuse(text_vectors, text_rows, image_vectors, image_rows)
 

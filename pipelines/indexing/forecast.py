@@ -28,6 +28,7 @@ from pipelines.catalog.image_values import ImageRef
 from pipelines.catalog.layouts import as_configured
 from pipelines.catalog.plan import CatalogShard
 from pipelines.catalog.previous_version import ExternalSort, add_ids, first_rows, repeats_id
+from pipelines.catalog.reading import LARGEST_BATCH_BYTES
 from pipelines.config.job import to_short_yaml
 from pipelines.config.terminal import print_lines
 from pipelines.images.fetch import FetchedImage, ImageFetcher
@@ -36,7 +37,8 @@ from pipelines.indexing.bill import Bill, make_out_bill, print_bill
 from pipelines.indexing.build_steps import spec_to_build
 from pipelines.indexing.catalog_source import CatalogSource
 from pipelines.indexing.catalog_view import CatalogView, print_config_to_keep, print_view
-from pipelines.indexing.embed_shard import PreparedBatch, ProductPreparer, StepTimer
+from pipelines.indexing.cpu_time import StepTimer
+from pipelines.indexing.embed_shard import PreparedBatch, ProductPreparer
 from pipelines.indexing.gates import planned_gates
 from pipelines.indexing.job import plan_run, read_asked
 from pipelines.indexing.progress import index_lines
@@ -341,7 +343,10 @@ def _limits(source: CatalogSource, shards: ShardPlan) -> Iterator[tuple[str, str
     """What is read of a catalog at most, as (what, how) pairs."""
     catalog, fetch, decode = source.config.catalog, source.config.fetch, source.config.decode
     record = f"{decimal(catalog.max_record_bytes)} a record (catalog.max_record_bytes)"
-    yield "limits", f"{record}; {catalog.max_file_ratio:g} times a compressed file's size (catalog.max_file_ratio)"
+    yield (
+        "limits",
+        f"{record}; {catalog.max_file_ratio:g} times a file's size once it is unpacked (catalog.max_file_ratio)",
+    )
     if source.encoder.uses_text:
         yield "", f"{shards.text_limit} of a text"
     if source.encoder.uses_images and catalog.has_images:
@@ -349,6 +354,9 @@ def _limits(source: CatalogSource, shards: ShardPlan) -> Iterator[tuple[str, str
         yield "", f"{size}, {fetch.total_timeout_seconds:g} s (fetch.total_timeout_seconds) a picture"
         hosts = ", ".join(fetch.allowed_hosts) or "any with a public address"
         yield "", f"pictures by {', '.join(fetch.allowed_schemes)}; hosts: {hosts} (fetch.allowed_hosts)"
+        waiting = f"{decimal(decode.waiting_bytes(fetch))} of pictures that wait (decode.pending_images)"
+        yield "", f"memory of a worker, at most: {waiting}, {decimal(decode.decoding_bytes)} to decode (decode.threads)"
+    yield "", f"{decimal(LARGEST_BATCH_BYTES)} of rows at a time, or one record"
 
 
 def _view_of(source: CatalogSource, shards: list[CatalogShard]) -> CatalogView:

@@ -42,7 +42,7 @@ from pipelines.indexing.shard_files import (
     ShardTask,
     StandingRows,
     read_finished_run,
-    shard_key,
+    shard_keys,
     standing_keys,
     summaries_of,
 )
@@ -106,12 +106,15 @@ def imported_shards(config: EmbeddingsConfig, work_uri: str) -> ShardPlan:
         encoder = EncoderSummary(model=found.model, fingerprint=found.fingerprint, dim=dim)
     folder = embeddings_folder(work_uri, encoder.fingerprint)
     shaping = {name: value for name, value in asdict(config).items() if name not in ("uri", "encoder", "shard_rows")}
-    tasks = []
-    for position, rows in enumerate(shards):
+    contents = []
+    for rows in shards:
         which = {"first_row": rows.first_row, "rows": rows.rows, "row_groups": rows.row_groups}
-        content = [_RULES, rows.uri, rows.version, rows.format, which, rows.rows_before]
-        files = ShardFiles(folder=folder, key=shard_key(storage.digest(content), {"embeddings": shaping}))
-        tasks.append(ShardTask(position=position, files=files, rows=rows))
+        contents.append(storage.digest([_RULES, rows.uri, rows.version, rows.format, which, rows.rows_before]))
+    keys = shard_keys(contents, {"embeddings": shaping})
+    tasks = [
+        ShardTask(position=position, files=ShardFiles(folder=folder, key=key), rows=rows)
+        for position, (rows, key) in enumerate(zip(shards, keys, strict=True))
+    ]
     return ShardPlan(
         stage="import",
         tasks=tuple(tasks),

@@ -19,7 +19,7 @@ from pipelines.catalog.stores import absolute
 from pipelines.config import exit_codes
 from pipelines.config.canaries import load_canaries, load_queries
 from pipelines.config.exit_codes import RunFailedError, failures_of_work
-from pipelines.config.job import Canary, GatesConfig, IndexJobConfig, JobConfig
+from pipelines.config.job import Canary, GatesConfig, IndexJobConfig, JobConfig, PricesConfig
 from pipelines.config.log_lines import log_context, say_error
 from pipelines.config.stopping import at_stop
 from pipelines.config.validation import ConfigError
@@ -159,6 +159,7 @@ def run_job(
             group_field=shards.group_field,
             canaries=canaries,
             queries=queries,
+            prices=config.plan.prices if isinstance(config, JobConfig) else PricesConfig(),
         )
         with failures_of_work():
             note_index(work_uri, config.index.uri)

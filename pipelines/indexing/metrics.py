@@ -55,6 +55,16 @@ METRICS = (
     Metric("letters", "labelled", "Dead letters by outcome and reason"),
     Metric("images", "counter", "Distinct images of a batch whose bytes were read"),
     Metric("images_unchanged", "counter", "Images that were not read again"),
+    Metric(
+        "texts_reused",
+        "counter",
+        "Texts whose vector the text tower had made before",
+    ),
+    Metric(
+        "images_reused",
+        "counter",
+        "Images whose vector the image tower had made before",
+    ),
     Metric("image_bytes", "counter", "Bytes of the images that were read"),
     Metric("image_requests", "counter", "Requests to image hosts, redirects and repeated ones included"),
     Metric("image_retries", "counter", "Attempts at an image after one that failed"),

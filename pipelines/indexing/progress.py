@@ -54,6 +54,12 @@ _STATUS = {
 }
 
 
+def _status_of(result: RunResult) -> str:
+    if result.status == "held" and result.version == result.previous_version:
+        return "published before, nothing changed; a gate that was added fails"
+    return _STATUS.get(result.status, result.status)
+
+
 def _on_channel(result: RunResult) -> str:
     return f" on the channel {result.channel}" if result.channel is not None and result.status == "published" else ""
 
@@ -149,7 +155,7 @@ def summary_lines(
         ("index", f"{indexed}, {result.factory}, {files}"),
         (f"recall {result.recall_k}@{result.recall_k}", recall),
         *([("", result.missed_target)] if result.missed_target else []),
-        ("version", f"{result.version} ({_STATUS.get(result.status, result.status)}{_on_channel(result)})"),
+        ("version", f"{result.version} ({_status_of(result)}{_on_channel(result)})"),
         ("at", Verbatim(result.uri)),
     ]
     lines += [("gate failed", failed) for failed in result.failed_gates]

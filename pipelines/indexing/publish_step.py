@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 import encoders
-from index_builder import marks, publish, storage
+from index_builder import IndexReader, marks, publish, storage
 from index_builder.errors import IndexBuilderError, StorageError, VersionNotFoundError
 from index_builder.filter_bitmaps import write_filter_bitmaps
 from index_builder.manifest import (
@@ -35,7 +35,7 @@ from index_builder.manifest import (
 from index_builder.meter import Counts
 from index_builder.version_files import StagedFile, WrittenFile, content_fingerprint, copy_files, with_nprobe
 from pipelines.catalog.dead_letters import REJECTED_FILE, examples_by_reason
-from pipelines.images.thumbnails import THUMBNAILS_FILE
+from pipelines.images.thumbnails import THUMBNAILS_FILE, open_thumbnails
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
 from pipelines.indexing.describe_build import manifest_of, missed_target, recall_of, recall_over
 from pipelines.indexing.gates import judge_gates
@@ -43,6 +43,7 @@ from pipelines.indexing.report_step import canaries_of, canary_faults, opened_ca
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, Totals, write_finished_run
 from pipelines.indexing.thumbnail_step import gather_thumbnails
+from pipelines.report.queries import ask_canaries
 
 log = logging.getLogger(__name__)
 
@@ -178,13 +179,21 @@ def _decided(run: RunContext, build: FinishedBuild) -> Publication:
     for status, other in known:
         if other is None or failed or other.content_fingerprint != fingerprint:
             continue
-        has_thumbnails = THUMBNAILS_FILE in {entry.path for entry in other.files}
-        wants_them = run.index.thumbnail_side is not None
-        if other.catalog.group_field == run.group_field and (has_thumbnails or not wants_them):
+        if other.catalog.group_field == run.group_field and _has_thumbnails(run, other):
             return Publication(status=status, version=other.version, stands=True, failed_gates=[], **facts)
     status = "held" if failed else "waiting" if asks else "published"
     name = publish.new_version(run.index.uri, fingerprint)
     return Publication(status=status, version=name, stands=False, failed_gates=failed, **facts)
+
+
+def _has_thumbnails(run: RunContext, manifest: Manifest) -> bool:
+    """Whether a version has those that are asked for, or none are."""
+    side = run.index.thumbnail_side
+    if side is None:
+        return True
+    with ExitStack() as stack:
+        found = open_thumbnails(run.index.uri, manifest)
+        return found is not None and stack.enter_context(found).side in (side, None)
 
 
 def copy_tasks(run: RunContext, build: FinishedBuild, publication: Publication) -> list[CopyTask]:
@@ -217,12 +226,13 @@ def copy_to_version(run: RunContext, publication: Publication, task: CopyTask) -
 def inspect_version(
     run: RunContext, build: FinishedBuild, publication: Publication, written: Sequence[WrittenFile]
 ) -> Inspection:
-    """Opens the version whose files were copied, asks the canaries, and writes its report; nothing of one that stands.
+    """Opens the version whose files were copied, asks the canaries, and writes its report; of one that stands, asks the
+    canaries that it was not asked yet.
 
     A report that cannot be written costs a line in the log: the version is as good without it.
     """
     if publication.stands:
-        return Inspection()
+        return Inspection(failed_gates=_asked_now(run, publication.version))
     described = manifest_of(run, build, publication.failed_gates, {})
     named = publish.named_version(described, publication.version, [file.entry for file in written])
 
@@ -251,6 +261,17 @@ def inspect_version(
         files = {name: StagedFile(uri=storage.join(uri, name), sha256=sha256) for name, sha256 in _hashes(uri).items()}
         copied = copy_files(folder, files)
     return Inspection(**made.facts, written=copied)
+
+
+def _asked_now(run: RunContext, version: str) -> list[str]:
+    """What canaries miss, in words, that were added since a version was made."""
+    asked = publish.read_manifest(run.index.uri, version).gates.get("canaries", [])
+    added = [canary for canary in run.canaries if canary.digest not in asked]
+    if not added or run.query_encoder_uri is None:
+        return []
+    with run.record.timed("report"):
+        encoder = encoders.load_query_encoder(run.query_encoder_uri)
+        return canary_faults(ask_canaries(added, IndexReader.open(run.index.uri, version), encoder))
 
 
 def publish_build(

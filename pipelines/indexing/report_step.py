@@ -6,7 +6,7 @@ All of it is for people: an index comes out the same without it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +24,11 @@ from index_builder.errors import IndexBuilderError
 from index_builder.explanation import rows_of
 from index_builder.manifest import Manifest
 from index_builder.unpublished import opened_unpublished
+from pipelines.config.job import PricesConfig
 from pipelines.images.thumbnails import Thumbnails, open_thumbnails
 from pipelines.indexing.build_steps import FinishedBuild, RunContext
 from pipelines.indexing.gates import JudgedGate, judge_gates
+from pipelines.indexing.metrics import add_up
 from pipelines.indexing.product_table import read_columns
 from pipelines.indexing.run_record import STAGES, RunRecord
 from pipelines.indexing.shard_files import ShardFiles, Totals
@@ -44,7 +46,7 @@ from pipelines.report.night import (
     sampled_rows,
     smallest_digests,
 )
-from pipelines.report.page import GateLine, LetterGroup, NightReport, Status
+from pipelines.report.page import GateLine, LetterGroup, NightCost, NightReport, Status
 from pipelines.report.queries import (
     CanaryAnswer,
     ComparedQuery,
@@ -157,7 +159,7 @@ def write_report(
             canaries=canaries,
             queries=compared,
             queries_note=note,
-            nights=last_nights(run.work_uri, run.record),
+            nights=last_nights(run.work_uri, run.record, run.prices, on_gpu=not run.encoder.batch_invariant),
             letters=_letters(build.plan.numbering.rejected_uri, candidate.reader.products),
             list_sizes=candidate.reader.list_sizes(),
             image_sides=build.plan.totals.image_sides,
@@ -334,18 +336,27 @@ def _canary_line(answers: Sequence[CanaryAnswer]) -> list[GateLine]:
     return [GateLine(key="gates.canaries", found=said, limit="all", margin=f"{-missed:,}", holds=not missed)]
 
 
-def last_nights(work_uri: str, record: RunRecord) -> list[tuple[str, Mapping[str, float]]]:
-    """The last runs on a work URI, the latest first, each with busy seconds by stage; those of one that ended at once
-    are left out.
+def last_nights(work_uri: str, record: RunRecord, prices: PricesConfig, *, on_gpu: bool) -> list[NightCost]:
+    """What the last runs on a work URI took, the latest first; one that ended at once is left out.
+
+    Args:
+        on_gpu: Whether the towers ran on one, now and then.
     """
     names = sorted(storage.list_folders(storage.join(work_uri, "runs")), reverse=True)[:NIGHTS_SHOWN]
-    nights: list[tuple[str, Mapping[str, float]]] = []
+    nights = []
     for name in names:
         reports = record if name == record.name else RunRecord(uri=storage.join(work_uri, "runs", name))
-        times = {stage: sum(each.get("seconds", 0.0) for each in reports.reports(stage).values()) for stage in STAGES}
-        times = {stage: round(seconds, 3) for stage, seconds in times.items() if seconds}
-        if times:
-            nights.append((f"{name[4:6]}-{name[6:8]} {name[9:11]}:{name[11:13]}", times))
+        tasks = {stage: list(reports.reports(stage).values()) for stage in STAGES}
+        seconds = {stage: sum(each.get("seconds", 0.0) for each in tasks[stage]) for stage in STAGES}
+        seconds = {stage: round(total, 3) for stage, total in seconds.items() if total}
+        money = {}
+        for stage, total in seconds.items() if prices.prices_work else ():
+            counts = add_up([each.get("counts", {}) for each in tasks[stage]])
+            of_store = counts.get("store_requests", 0), counts.get("read_bytes", 0)
+            money[stage] = prices.of_stage(stage, total, *of_store, on_gpu=on_gpu)
+        if seconds:
+            when = f"{name[4:6]}-{name[6:8]} {name[9:11]}:{name[11:13]}"
+            nights.append(NightCost(name=when, seconds=seconds, money=money))
     return nights
 
 

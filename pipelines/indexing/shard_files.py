@@ -182,9 +182,9 @@ class ShardTask:
     rows: Any  # `SourceRows` of the source's own kind
 
 
-def shard_key(content_key: str, settings: Mapping[str, Any]) -> str:
-    """The name of a shard's files: 32 hex digits over the identity of its rows and the settings that shape them."""
-    return storage.digest([SHARD_FORMAT, content_key, dict(settings)])
+def shard_keys(content_keys: Iterable[str], settings: Mapping[str, Any]) -> list[str]:
+    """The names of shards' files: 32 hex digits each, over the identity of its rows and the settings that shape all."""
+    return storage.digests(SHARD_FORMAT, content_keys, dict(settings))
 
 
 def revision_key(key: str, after_run: str) -> str:

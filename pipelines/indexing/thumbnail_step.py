@@ -26,7 +26,8 @@ def gather_thumbnails(run: RunContext, plan: BuildPlan, previous: Manifest | Non
     Args:
         previous: The version that the run follows, whose pictures stand for images that were not read again.
     """
-    if run.index.thumbnail_side is None:
+    side = run.index.thumbnail_side
+    if side is None:
         return None
     shards = plan.numbering.shards
     uri = run.path("thumbnails")
@@ -35,9 +36,9 @@ def gather_thumbnails(run: RunContext, plan: BuildPlan, previous: Manifest | Non
         with ExitStack() as stack:
             before = None if previous is None else open_thumbnails(run.index.uri, previous)
             before = None if before is None else stack.enter_context(before)
-            return write_thumbnails(f"{path}.arrow", _tables(shards), before)
+            return write_thumbnails(f"{path}.arrow", _tables(shards), before, side)
 
-    inputs = [None if previous is None else previous.version]  # the folder is named by the shards
+    inputs = [None if previous is None else previous.version, side]  # the folder is named by the shards
     made = storage.artifact(uri, inputs, make)
     if missing := made.facts["missing"]:
         log.info("%d products have no thumbnail yet: their images were not read again; --full reads all", missing)

@@ -42,7 +42,7 @@ from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import ShardSummary, ShardTask
 from pipelines.indexing.shared_maker import SharedMaker
 from pipelines.indexing.task_list import TaskList, TaskRange
-from pipelines.indexing.worker_probe import WorkerProbe, describe_workers
+from pipelines.indexing.worker_probe import WorkerFacts, WorkerProbe, describe_workers
 
 TASKS_FILE = "tasks.pickle"
 """In the run's record, while it runs."""
@@ -132,6 +132,16 @@ def run_on_workers(
     with progress, beam_run(options, record) as root:
         numbered = root | beam.Create(list(enumerate(elements)), reshuffle=False)
         _ = after_probe(numbered, probe) | beam.Reshuffle() | beam.Map(timed)
+
+
+def ask_workers(
+    record: RunRecord, work_uri: str, encoder: EncoderConfig, options: BeamOptions, gpu: GpuRequest | None
+) -> list[WorkerFacts]:
+    """What the workers are that will run an encoder's towers, by a pipeline of its own; raises as `beam_run`."""
+    probe = WorkerProbe.begin(record, work_uri, encoder)
+    with beam_run(options, record) as root:
+        after_probe(root | "Asked" >> beam.Create([None], reshuffle=False), probe, gpu)
+    return probe.answers()
 
 
 def run_pipeline(shards: ShardPlan, run: RunContext, options: BeamOptions) -> dict[str, Counts]:

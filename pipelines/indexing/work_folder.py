@@ -4,7 +4,7 @@
     spool/           kept: intake copies that this run or another since the last one read
     embeddings/      kept: shards that a version of any index fed from here names, and those of this run
     builds/          kept: this run's
-    carry_over/      kept: the lookup of a published version
+    carry_over/      kept: the lookups of versions that a run may follow: published, or with a tag (a channel is one)
     query_encoders/  kept: this run's encoder
     runs/            kept: the newest RUNS_KEPT records
 
@@ -32,8 +32,9 @@ from types import TracebackType
 from typing import NamedTuple
 
 from index_builder import disk, publish, storage
-from index_builder.errors import IndexBuilderError, VersionNotFoundError
+from index_builder.errors import IndexBuilderError
 from index_builder.records import as_record, read_record
+from index_builder.tags import read_tags
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +74,19 @@ class _UnusedCopies:
 
 
 class LeaseHeldError(Exception):
-    """Another run holds the work URI."""
+    """Another run holds the work URI.
+
+    Remedy: Wait for the run that is named: it publishes. A dead one's lease is taken over by itself after
+        `work.takeover_seconds`.
+    """
 
 
 class LeaseLostError(Exception):
-    """This run held the work URI, and another one has taken it over: it must not publish or remove anything."""
+    """This run held the work URI, and another one has taken it over: it must not publish or remove anything.
+
+    Remedy: Nothing: the other run publishes. If that happens again, this machine pauses for longer than
+        `work.takeover_seconds`: set more.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -378,16 +387,15 @@ def clean_work(
     """
     try:
         held.check()
-        current: set[str] = set()
+        followed: set[str] = set()
         shards = {f"{encoder}/{key}" for key in shard_keys}
         for index_uri in noted_indexes(work_uri):
             for version in publish.list_versions(index_uri):
                 uris = publish.read_manifest(index_uri, version).embedding_shards
                 shards |= {"/".join(uri.split("/")[-2:]).removesuffix(".parquet") for uri in uris}
-            with suppress(VersionNotFoundError):
-                current.add(publish.read_current(index_uri))
+            followed |= {publish.published_version(index_uri), *read_tags(index_uri).values()}
         newest = set(storage.list_folders(storage.join(work_uri, "runs"))[-RUNS_KEPT:])
-        folders = {"builds": {build}, "carry_over": current, "query_encoders": {encoder}, "runs": newest}
+        folders = {"builds": {build}, "carry_over": followed, "query_encoders": {encoder}, "runs": newest}
         removed = _remove_outputs(storage.join(work_uri, "embeddings"), 2, held, lambda name: name not in shards)
         for folder, kept in folders.items():
             for name in storage.list_folders(storage.join(work_uri, folder)):

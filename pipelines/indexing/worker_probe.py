@@ -22,9 +22,10 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import encoders
-from encoders.config import EncoderConfig
+from encoders.config import EncoderConfig, Precision
 from encoders.errors import EncoderError
 from index_builder import storage
 from index_builder.errors import IndexBuilderError
@@ -42,7 +43,11 @@ _LIMIT_OF_CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
 class WorkerDisagreesError(Exception):
-    """A worker that must not work for this run; the text says which, and why, in one sentence, between marks."""
+    """A worker that must not work for this run; the text says which, and why, in one sentence, between marks.
+
+    Remedy: Install the same Shelfmark and packages on all machines, and give all the same `work.uri`, encoder and
+        device.
+    """
 
     @classmethod
     def because(cls, reason: str) -> WorkerDisagreesError:
@@ -60,6 +65,7 @@ class WorkerFacts:
         cores: That this process may use.
         memory_bytes: Of the machine, or what its container may use.
         device: Where an encoder runs; "" where none is needed.
+        precisions: Of towers, by which that device gains, the narrowest first; empty where nobody asks.
     """
 
     host: str
@@ -71,6 +77,7 @@ class WorkerFacts:
     memory_bytes: int
     processor: str
     device: str = ""
+    precisions: tuple[Precision, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +87,8 @@ class WorkerProbe:
     Attributes:
         expected: The submitting process itself.
         encoder: The encoder that workers load; None where they need none.
-        fingerprint: Of that encoder, as the submitting process found it.
+        fingerprint: Of that encoder, as the submitting process found it; "" before its precision is decided, when the
+            workers are asked what they have.
     """
 
     record: RunRecord
@@ -130,20 +138,24 @@ class WorkerProbe:
     def answers(self) -> list[WorkerFacts]:
         """What the workers said of themselves, those of a rerun bundle too, by host."""
         uris = [uri for uri in storage.list_files(self._uri()) if uri.endswith(".json") and "/token" not in uri]
-        return [WorkerFacts(**storage.read_json(uri)) for uri in uris]
+        answers = [storage.read_json(uri) for uri in uris]
+        return [WorkerFacts(**answer | {"precisions": tuple(answer["precisions"])}) for answer in answers]
 
     def _uri(self, *names: str) -> str:
-        return storage.join(self.record.uri, "workers", *(f"{name}.json" for name in names))
+        folder = "precisions" if self.encoder is not None and not self.fingerprint else "workers"
+        return storage.join(self.record.uri, folder, *(f"{name}.json" for name in names))
 
     def _ask(self) -> str:
         begin_work()
         self._read_token()
         facts = _own_facts(with_encoder=self.encoder is not None)
         self._compare(facts)
-        device = self._find_encoder(self.encoder) if self.encoder is not None else ""
+        found: dict[str, Any] = {}
+        if self.encoder is not None:
+            found = self._find_encoder(self.encoder)
         name = f"{facts.host}-{facts.pid}-{uuid.uuid4().hex[:8]}"
         try:
-            storage.write_json_atomic(self._uri(name), asdict(facts) | {"device": device})
+            storage.write_json_atomic(self._uri(name), asdict(facts) | found)
         except (IndexBuilderError, OSError) as error:
             raise WorkerDisagreesError.because(f"work.uri {self.work_uri} cannot be written: {error}") from error
         return name
@@ -175,15 +187,18 @@ class WorkerProbe:
                 "Install the same on all machines."
             )
 
-    def _find_encoder(self, config: EncoderConfig) -> str:
-        """The device that the encoder will run on."""
+    def _find_encoder(self, config: EncoderConfig) -> dict[str, Any]:
+        """The device that the encoder will run on, and its precisions where they are asked for."""
         try:
-            from encoders.saved_encoder import describe_device, gpu_count  # loads torch: only embedding needs it
+            from encoders.precision import gaining_precisions  # loads torch: only embedding needs it
+            from encoders.saved_encoder import describe_device, gpu_count
 
             if config.device in ("auto", "cuda"):
                 choose_gpu(gpu_count())
             found = encoders.check_encoder(config)
             device = describe_device(config.device)
+            if not self.fingerprint:
+                return {"device": device, "precisions": gaining_precisions(config.device)}
         except ImportError as error:
             raise WorkerDisagreesError.because(
                 f"cannot import {error.name or 'a library'} for the encoder: {error}"
@@ -195,7 +210,7 @@ class WorkerProbe:
                 f"has another encoder ({found.fingerprint} instead of {self.fingerprint}) at "
                 f"{config.uri or config.model}: its files differ from the submitting process's"
             )
-        return device
+        return {"device": device}
 
 
 @dataclass

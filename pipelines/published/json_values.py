@@ -18,11 +18,13 @@ def plain_value(value: Any) -> Any:
     """A value of an Arrow column as JSON has it: decimals as numbers, dates and times as texts; what is neither finite
     nor a text, such as bytes, as null.
     """
+    if value is None or isinstance(value, str):  # most are
+        return value
     if isinstance(value, decimal.Decimal):
         value = float(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, str | int | bool | type(None)):
+    if isinstance(value, int):
         return value
     if isinstance(value, list):
         return [plain_value(item) for item in value]

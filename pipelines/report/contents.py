@@ -30,6 +30,9 @@ from pipelines.report.night import UNKNOWN, Finding, Night, Pairs, matrix_of
 ANEW = 0.12
 """Share of the products with another text or picture: more than twice what a good night edits. Columns may change more
 (prices in a sale), so their limit is `EDITED`."""
+SHOWN_EXAMPLES = 5
+TEXT_CHARACTERS = 121
+"""Of a text are sampled."""
 FLAWED = 0.02
 """Share of the texts that got what no text should have: markup, or characters of a wrong decoding."""
 TURNED = 0.1
@@ -279,11 +282,20 @@ def _vector_faults(old: Night | None, new: Night) -> Iterator[Finding]:
     both = ((old.sample, rows[:, 0]), (new.sample, rows[:, 1]))
     digests = [sample["content_fingerprint"].take(pa.array(own)) for sample, own in both]
     edited = pc.not_equal(*digests).to_numpy(zero_copy_only=False).astype(bool)
+    same_text = pc.equal(*(sample["text"].take(pa.array(own)) for sample, own in both)).fill_null(False)
+    pictures = edited & same_text.to_numpy(zero_copy_only=False).astype(bool)
     if pc.all(pc.equal(digests[1], UNKNOWN)).as_py():  # what made the vectors is not known
-        edited = cosines < UNLIKE
-    if edited.mean() > ANEW:
-        found = f"{edited.mean():.1%} of the products have another text or picture than the night before"
-        found += f"; the median cosine of their vectors to those of before is {np.median(cosines[edited]):.2f}"
+        edited, pictures = cosines < UNLIKE, np.zeros(len(rows), bool)
+    middle = float(np.median(cosines[edited])) if edited.any() else 1.0
+    moved_by = f"the median cosine of their vectors to those of before is {middle:.2f}"
+    if pictures.mean() > ANEW and new.figures.get("without_image", 1.0) < 1.0:
+        found = f"{pictures.mean():.1%} of the products have another picture than the night before, and the same text "
+        found += f"(as far as its first {TEXT_CHARACTERS} characters tell); {moved_by}"
+        rows_of = [sample["row"].to_numpy()[own[pictures][:SHOWN_EXAMPLES]].tolist() for sample, own in both]
+        examples = tuple(zip(*rows_of, strict=True))
+        yield Finding(what="pictures changed", found=found, value=float(pictures.mean()), limit=ANEW, examples=examples)
+    elif edited.mean() > ANEW:
+        found = f"{edited.mean():.1%} of the products have another text or picture than the night before; {moved_by}"
         yield Finding(what="products were embedded anew", found=found, value=float(edited.mean()), limit=ANEW)
     drifted = float((cosines[~edited] < UNLIKE).mean()) if (~edited).any() else 0.0
     if drifted > 0.01:

@@ -79,12 +79,14 @@ class Finding:
         what: In a few words, such as "prices changed".
         found: The figure in words, and what it was before.
         value, limit: The figure, and from where on it is said.
+        examples: Products that show it: their rows in `products.arrow` of the night before and of this one.
     """
 
     what: str
     found: str
     value: float
     limit: float
+    examples: tuple[tuple[int, int], ...] = ()
 
     @property
     def weight(self) -> float:

@@ -38,6 +38,22 @@ Status = Literal["published", "held", "waiting"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NightCost:
+    """What one of the last nights took until its report: `seconds` that workers were busy, and `money`, by stage; no
+    money where `plan.prices` has none.
+    """
+
+    name: str
+    seconds: Mapping[str, float]
+    money: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float | None:
+        """Of all stages; None without prices."""
+        return sum(self.money.values()) if self.money else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GateLine:
     """A gate: its key, what was found, its limit and how far from it, in words; `holds` is None where it is open."""
 
@@ -69,7 +85,7 @@ class NightReport:
         diff: Products that came, went, changed; None without a version before.
         embedded, carried_over: Products that went through the towers, and that did not.
         queries_note: Which queries were compared, or why none were.
-        nights: The last nights, each with busy seconds by stage, the latest first.
+        nights: What the last nights took, the latest first.
         list_sizes: Products of each inverted list, int64.
         image_sides: Images that were decoded, by the power of two below the shorter side.
     """
@@ -90,7 +106,7 @@ class NightReport:
     canaries: Sequence[CanaryAnswer]
     queries: Sequence[ComparedQuery]
     queries_note: str
-    nights: Sequence[tuple[str, Mapping[str, float]]]
+    nights: Sequence[NightCost]
     letters: Sequence[LetterGroup]
     list_sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     image_sides: Mapping[str, int] = field(default_factory=dict)
@@ -185,7 +201,11 @@ def render_html(report: NightReport, picture: Picture) -> str:
 
 def _render(report: NightReport, picture: Picture) -> str:
     folder = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    folder.filters |= {"percent": lambda share: f"{share:.1%}", "thousands": lambda number: f"{number:,}"}
+    folder.filters |= {
+        "percent": lambda share: f"{share:.1%}",
+        "thousands": lambda number: f"{number:,}",
+        "money": money,
+    }
     titles = {True: _Titles(report.night), False: _Titles(report.night_before)}
 
     def card(answer: Answer, of_new: bool) -> dict[str, Any]:
@@ -194,6 +214,13 @@ def _render(report: NightReport, picture: Picture) -> str:
         source = _in_page(data)
         initials = "".join(word[0] for word in title.split()[:2]).upper() or "?"
         return {"id": answer.product_id, "title": title, "source": source, "initials": initials, "score": answer.score}
+
+    def examples(finding: Finding) -> list[dict[str, Any]]:
+        shown = [
+            {"title": titles[True].of(new), "old": _in_page(picture(False, old)), "new": _in_page(picture(True, new))}
+            for old, new in finding.examples
+        ]
+        return [each for each in shown if each["old"] and each["new"]]
 
     def letter_picture(letter: Mapping[str, Any]) -> str | None:
         row = letter.get("row")
@@ -224,6 +251,7 @@ def _render(report: NightReport, picture: Picture) -> str:
         has_pictures=any(each["source"] for query in shown for each in (*query["old"], *query["new"])),
         shown_answers=SHOWN_ANSWERS,
         letter_picture=letter_picture,
+        examples=examples,
     )
 
 
@@ -261,7 +289,14 @@ def _plots(report: NightReport) -> list[tuple[str, str]]:
             "Recall by list of search settings",
             plots.recall_by_setting(manifest.recall.table, (chosen.nprobe, chosen.refine_factor), manifest.recall.k),
         ),
-        ("Time of each stage over the last nights", plots.stage_times(report.nights)),
+        (
+            "Time of each stage over the last nights",
+            plots.stage_bars("times", [(night.name, night.seconds) for night in report.nights], "busy seconds"),
+        ),
+        (
+            "Money of each stage over the last nights",
+            plots.stage_bars("money", [(night.name, night.money) for night in report.nights], "by plan.prices"),
+        ),
     ]
     if texts[1] is not None:
         old = texts[0] if texts[0] is not None else empty
@@ -310,15 +345,23 @@ def render_markdown(report: NightReport) -> str:
         counts = ", ".join(f"{_plain(group.kind)} {group.count:,}" for group in report.letters[:6])
         lines.append(f"Dead letters: {counts}")
     if report.nights:
-        seconds = report.nights[0][1]
+        seconds = report.nights[0].seconds
         lines.append(
             f"Busy seconds: {', '.join(f'{stage} {value:.0f}' for stage, value in seconds.items() if value >= 1)}"
         )
+        if costs := [money(night.total) for night in report.nights[:2] if night.total is not None]:
+            before = f", the night before {costs[1]}" if costs[1:] else ""
+            lines.append(f"Cost until this report: {costs[0]}{before}")
     lines += ["", *(f"`{command}`" for command in report.commands), f"{HTML_FILE} beside the version has the rest."]
     text = "\n".join(lines) + "\n"
     if len(text) <= MOST_CHARACTERS:
         return text
     return f"{cut_at_word(text, MOST_CHARACTERS - 40)}\n... ({HTML_FILE} has the rest)\n"
+
+
+def money(amount: float) -> str:
+    """An amount of whatever money in two decimals, or in two digits that count."""
+    return f"{amount:,.2f}" if amount >= 0.1 or not amount else f"{amount:.2g}"
 
 
 def _plain(text: str) -> str:
@@ -352,6 +395,7 @@ def to_json(report: NightReport) -> dict[str, Any]:
             "mean_overlap": report.mean_overlap,
             "without_answer": report.without_answer,
         },
+        "nights": [{"night": each.name, "seconds": dict(each.seconds), "money": each.total} for each in report.nights],
         "figures": dict(report.night.figures),
         "edited": dict(report.edited),
     }

@@ -49,8 +49,8 @@ _STYLE: dict[Any, Any] = {
 _BINS = 24
 
 
-def stage_times(nights: Sequence[tuple[str, Mapping[str, float]]]) -> str:
-    """Busy seconds of each stage, a bar a night, the latest at the bottom; "" without any."""
+def stage_bars(name: str, nights: Sequence[tuple[str, Mapping[str, float]]], label: str) -> str:
+    """What each stage took, a bar a night, the latest at the top; "" without any."""
     stages = list(dict.fromkeys(itertools.chain(*(times for _, times in nights))))
     # What takes little in every night is one part.
     longest = sorted(stages, key=lambda stage: -max(times.get(stage, 0.0) for _, times in nights))[: len(_SERIES) - 1]
@@ -66,10 +66,10 @@ def stage_times(nights: Sequence[tuple[str, Mapping[str, float]]]) -> str:
                 start += seconds
         axis.set_yticks(range(len(nights)), [name for name, _ in nights])
         axis.invert_yaxis()
-        axis.set_xlabel("busy seconds")
+        axis.set_xlabel(label)
         axis.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(-0.02, 1.0), handlelength=0.9)
 
-    return _svg("times", draw, height=0.8 + 0.24 * len(nights)) if nights and stages else ""
+    return _svg(name, draw, height=0.8 + 0.24 * len(nights)) if nights and stages else ""
 
 
 def recall_by_setting(table: Sequence[SearchMeasurement], chosen: tuple[int, int], k: int) -> str:

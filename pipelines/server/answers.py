@@ -5,15 +5,15 @@ Nothing here knows of HTTP: what cannot be answered is a `RequestError` with the
 
 from __future__ import annotations
 
-import base64
+import os
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+import pyarrow as pa
 
 from encoders import ImageDecodingError, ImagePreprocessing, image_pixels
 from encoders.errors import EncoderError
@@ -29,122 +29,19 @@ from pipelines.server.batching import Batcher
 from pipelines.server.config import ServerJobConfig
 from pipelines.server.facets import Facet, facets_of
 from pipelines.server.metrics import ServerMetrics
+from pipelines.server.schema import Hit, IndexInfo, SearchAnswer, SearchRequest, VersionInfo
 from pipelines.server.served import ServedIndex, ServedVersion
 
 
 class RequestError(Exception):
-    """A request that is not answered: HTTP status, a word for programs, a sentence for people."""
+    """A request that is not answered: HTTP status, a word for programs, a sentence for people.
+
+    Remedy: Correct the request as the sentence says; of 503, wait or publish again.
+    """
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-def _from_base64(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value  # a file that was uploaded
-    try:
-        return base64.b64decode(value, validate=True)
-    except ValueError as error:
-        raise ValueError("expected a picture file in Base64") from error
-
-
-def _written(value: str) -> str:
-    """JSON may hold halves of characters, which no tokenizer, column or answer can."""
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("expected Unicode text, found half of a surrogate pair")
-    return value
-
-
-_Text = Annotated[str, AfterValidator(_written)]
-
-
-class SearchRequest(_Strict):
-    """One query: words, a picture, both, a vector, or a product that the others should be like."""
-
-    text: _Text | None = Field(None, description="The query's words.")
-    image: Annotated[bytes, BeforeValidator(_from_base64)] | None = Field(
-        None, description="A picture file (JPEG, PNG, WebP ...) in Base64."
-    )
-    image_url: _Text | None = Field(None, description="Address of a picture, fetched under the rules of `fetch:`.")
-    image_weight: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="Of words and picture: the picture's weight. Default: the encoder's own."
-    )
-    vector: list[float] | None = Field(None, description="A query vector, as the version's query encoder makes them.")
-    encoder_fingerprint: _Text | None = Field(
-        None, description="The encoder that made `vector`; refused (409) where the version was made by another one."
-    )
-    product_id: _Text | None = Field(None, description="Products like this one.")
-    index: _Text | None = Field(None, description="Which index; default: the first.")
-    version: _Text | None = Field(None, description="Which version; default: the published one.")
-    k: int = Field(10, ge=1, description="Answers wanted.")
-    offset: int = Field(0, ge=0, description="Answers of the same sequence to leave out, for further pages.")
-    filter: _Text | None = Field(
-        None, description="Only products for which this is true: \"kind = 'mug' and price < 20\"."
-    )
-    group: bool | _Text | None = Field(
-        None, description="A column of which each value answers once; true: the catalog's."
-    )
-    columns: list[_Text] | None = Field(None, description="Columns of the products to send; default: all.")
-    explain: bool = Field(False, description="Say how each score came about.")
-
-
-class Hit(_Strict):
-    """One product found; of a group its best member."""
-
-    rank: int
-    product_id: str
-    score: float
-    row: int
-    columns: dict[str, Any]
-    members: int | None = None
-    image: str | None = None
-    explanation: dict[str, Any] | None = None
-
-
-class SearchAnswer(_Strict):
-    """What was found, by which version."""
-
-    index: str
-    version: str
-    encoder_fingerprint: str
-    hits: list[Hit]
-    more: bool = Field(description="Whether a further page holds anything.")
-    encode_ms: float
-    search_ms: float
-
-
-class VersionInfo(_Strict):
-    """A version that stands at an index's address."""
-
-    version: str
-    created_utc: str
-    products: int
-    encoder_fingerprint: str
-    is_current: bool
-
-
-class IndexInfo(_Strict):
-    """An index, and the version of it that is served."""
-
-    name: str
-    version: str
-    created_utc: str
-    products: int
-    encoder: str
-    encoder_fingerprint: str
-    takes_text: bool
-    takes_images: bool
-    group_field: str | None
-    recall: float
-    recall_k: int
-    factory: str
-    columns: dict[str, str]
-    without_encoder: str
 
 
 class _ToEncode(NamedTuple):
@@ -174,11 +71,14 @@ class Answers:
     def __init__(self, config: ServerJobConfig, indexes: dict[str, ServedIndex], metrics: ServerMetrics) -> None:
         self._config, self.indexes, self._metrics = config, indexes, metrics
         most = config.server.max_batch
+        # One core answers requests; the others encode and search. A short search shared out over cores takes longer
+        # than on one, and several times the CPU time while others want these cores.
+        cores = max(1, len(os.sched_getaffinity(0)) - 1)
         self._encoding: Batcher[_ToEncode, np.ndarray] = Batcher(
-            _encode, most=most, name="encode", observe=partial(metrics.batch, "encode")
+            _encode, most=most, name="encode", cores=cores, observe=partial(metrics.batch, "encode")
         )
         self._searching: Batcher[tuple[_Search, np.ndarray], tuple[SearchResult, int]] = Batcher(
-            _search, most=most, name="search", observe=partial(metrics.batch, "search")
+            _search, most=most, name="search", threads=cores, cores=1, observe=partial(metrics.batch, "search")
         )
         self._fetching: Batcher[str, bytes] = Batcher(self._fetch, most=1, name="fetch", threads=8)
         self._looking: Batcher[Any, Any] = Batcher(
@@ -224,10 +124,12 @@ class Answers:
             )  # fmt: skip
         index, served = await self.served(request.index, request.version)
         started = time.perf_counter()
-        vector, own_row = await self._vector(request, served)
+        vector, own_rows = await self._vector(request, served)
         encoded = time.perf_counter()
-        spare = own_row is not None  # a product is the first that is like itself
-        search = _Search(served, request.k + 1 + spare, request.offset, request.filter, request.group)
+        # A product is not like itself: it is left out of the whole sequence, of which this page is a slice.
+        k, offset = request.k + 1, request.offset
+        k, offset = (k + offset + 1, 0) if own_rows else (k, offset)
+        search = _Search(served, k, offset, request.filter, request.group)
         try:
             result, number = await self._searching.submit(search.key(), (search, vector))
         except FilterError as error:
@@ -237,7 +139,7 @@ class Answers:
         searched = time.perf_counter()
         self._metrics.part("encode", encoded - started)
         self._metrics.part("search", searched - encoded)
-        hits = self._hits(index, served, result, number, request, own_row)
+        hits = self._hits(index, served, result, number, request, own_rows)
         if request.explain:
             await self._looking.submit(None, partial(_explain, hits[: request.k], served, result, number))
         return SearchAnswer(
@@ -250,8 +152,8 @@ class Answers:
             search_ms=round(1000 * (searched - encoded), 3),
         )
 
-    async def _vector(self, request: SearchRequest, served: ServedVersion) -> tuple[np.ndarray, int | None]:
-        """The query's vector float32 `[D]`, and the row of the product that was asked with."""
+    async def _vector(self, request: SearchRequest, served: ServedVersion) -> tuple[np.ndarray, frozenset[int]]:
+        """The query's vector float32 `[D]`, and the rows of the product that was asked with."""
         asked = [
             name
             for name, there in (
@@ -277,10 +179,10 @@ class Answers:
             vector = np.asarray(request.vector, np.float32)
             if len(vector) != dim or not np.isfinite(vector).all():
                 raise RequestError(422, "vector", f"expected {dim} finite numbers, found {len(vector)} numbers")
-            return vector, None
+            return vector, frozenset()
         if request.product_id is not None:
             return await self._looking.submit(None, partial(_vector_of, served, request.product_id))
-        return await self._encoded(request, served), None
+        return await self._encoded(request, served), frozenset()
 
     async def _encoded(self, request: SearchRequest, served: ServedVersion) -> np.ndarray:
         encoder, text = served.encoder, request.text if request.text and request.text.strip() else None
@@ -328,21 +230,24 @@ class Answers:
         result: SearchResult,
         number: int,
         request: SearchRequest,
-        own_row: int | None,
+        own_rows: frozenset[int],
     ) -> list[Hit]:
-        names = [name for name in result.products.column_names if name != "product_id"]
+        names = [name for name in served.column_names if name != "product_id"]
         if request.columns is not None:
-            if unknown := [name for name in request.columns if name not in result.products.column_names]:
+            if unknown := [name for name in request.columns if name not in served.column_names]:
                 raise RequestError(422, "columns", f"no column {unknown[0]!r}; there are {', '.join(names)}")
             names = request.columns
         picture = served.picture_column(self._config.server.image_field)
         # The ids come along: a table without a column would have no rows.
         wanted = dict.fromkeys(["product_id", *names, *([picture] if picture else [])])
         hits: list[Hit] = []
-        for place, values in enumerate(result.columns(list(wanted), number).to_pylist()):
+        found = result.columns(list(wanted), number)
+        places: Sequence[int] = range(len(found))
+        if own_rows:
+            others = [place for place in places if int(result.rows[number, place]) not in own_rows]
+            found, places = found.take(pa.array(others[request.offset :], pa.int64())), others[request.offset :]
+        for place, values in zip(places, found.to_pylist(), strict=True):
             row = int(result.rows[number, place])
-            if row == own_row:
-                continue
             address = values.get(picture) if picture else None
             hits.append(
                 Hit(
@@ -440,13 +345,13 @@ def _explain(hits: list[Hit], served: ServedVersion, result: SearchResult, numbe
         hit.explanation = explained(result.explain(places[hit.row], number, parts))
 
 
-def _vector_of(served: ServedVersion, product_id: str) -> tuple[np.ndarray, int]:
+def _vector_of(served: ServedVersion, product_id: str) -> tuple[np.ndarray, frozenset[int]]:
+    """The vector of a product, of the last of several, and its rows."""
     rows = rows_of(served.reader.products, product_id)
     if not len(rows):
         raise RequestError(404, "unknown_product", f"version {served.version} has no product {product_id!r}")
-    row = int(rows[-1])
     try:
-        return served.reader.vectors([row])[0], row
+        return served.reader.vectors([int(rows[-1])])[0], frozenset(rows.tolist())
     except IndexBuilderError as error:
         raise RequestError(422, "unusable_query", f"no products like {product_id!r}: {error}") from error
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
 
+from threadpoolctl import threadpool_limits
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -29,6 +31,7 @@ class Batcher(Generic[Item, Result]):
         run: (key, items) -> a result for each, in order.
         most: Items of a batch at most.
         threads: Batches that run at a time.
+        cores: What OpenMP (torch, FAISS) may use of one batch; None: all.
         observe: Gets the size of each batch.
     """
 
@@ -39,10 +42,13 @@ class Batcher(Generic[Item, Result]):
         most: int,
         name: str,
         threads: int = 1,
+        cores: int | None = None,
         observe: Callable[[int], object] = lambda size: None,
     ) -> None:
         self._run, self._most, self._free, self._observe = run, most, threads, observe
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        # OpenMP keeps the number for each thread that calls it.
+        limit = {} if cores is None else {"initializer": threadpool_limits, "initargs": (cores, "openmp")}
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name, **limit)
         self._line: deque[_Waiting[Item, Result]] = deque()
         self._running: set[asyncio.Task[None]] = set()
 

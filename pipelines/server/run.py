@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from pipelines.config.exit_codes import DONE, FAILED
 from pipelines.config.validation import ConfigError
 from pipelines.server.app import create_app
 from pipelines.server.config import ServerJobConfig
@@ -48,8 +49,13 @@ def serve(config: ServerJobConfig) -> int:
             lifespan="on",
             timeout_graceful_shutdown=int(config.server.timeout_seconds) + 1,
         )
-        uvicorn.Server(settings).run(sockets=[listening])
-    return 0
+        try:
+            uvicorn.Server(settings).run(sockets=[listening])
+        except SystemExit as stop:  # a signal's has the code 0; uvicorn's own, having said why it did not start, 3
+            if not stop.code:
+                raise
+            return FAILED
+    return DONE
 
 
 @contextmanager

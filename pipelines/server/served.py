@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -45,9 +46,13 @@ class ServedVersion:
 
     def picture_column(self, asked: str | None) -> str | None:
         """The column that holds the address of a product's picture; None without one."""
-        names = self.reader.products.column_names
         wanted = _PICTURES if asked is None else (asked,)
-        return next((name for name in wanted if name in names), None)
+        return next((name for name in wanted if name in self.column_names), None)
+
+    @cached_property
+    def column_names(self) -> tuple[str, ...]:
+        """Of the products: `product_id`, then what is shown and filtered by."""
+        return tuple(self.reader.products.column_names)
 
 
 class ServedIndex:

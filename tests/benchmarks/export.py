@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from index_builder import publish, storage
+from index_builder.embedding_shards import NumberedShard
 from index_builder.spec import IndexConfig
 from pipelines.exporting.run import export_version
 from tests.benchmarks.machine import command_line, machine_line
-from tests.index_builder.builds import build_index, stage, write_shards
+from tests.index_builder.builds import build_index, stage, write_shard
 
 SHARD_ROWS = 50_000
 
@@ -61,12 +62,15 @@ def copied(folder: Path, to: Path) -> float:
 
 
 def draw(root: str, index: str, rows: int, dim: int) -> None:
-    """Publishes a version of random vectors."""
-    random = np.random.default_rng(0)
-    vectors = random.standard_normal((rows, dim), dtype=np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    shards = write_shards(root, vectors, SHARD_ROWS)
-    config = IndexConfig(uri=index, factory="IVF256,SQ8", training_rows=20_000)
+    """Publishes a version of random vectors, which are held a shard at a time."""
+    random, shards = np.random.default_rng(0), []
+    for start in range(0, rows, SHARD_ROWS):
+        vectors = random.standard_normal((min(SHARD_ROWS, rows - start), dim), dtype=np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        uri = storage.join(root, "embeddings", f"{start:07d}.parquet")
+        write_shard(uri, vectors, [f"sku-{row}" for row in range(start, start + len(vectors))])
+        shards.append(NumberedShard(uri=uri, rows=len(vectors), first_row=start))
+    config = IndexConfig(uri=index, factory="IVF8,SQ8", training_rows=5_000, verify_queries=20)  # the cheapest
     build = build_index(root, shards, config, dim)
     kinds = pa.array([["mug", "chair", "dress"][row % 3] for row in range(rows)]).dictionary_encode()
     staged, manifest = stage(root, build, kind=kinds)

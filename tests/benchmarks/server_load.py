@@ -2,25 +2,31 @@
 
     python -m tests.benchmarks.server_load INDEX [--users 1 8 32] [--seconds 5] [--queries FILE] [--onnx FOLDER]
 
-INDEX is an address with a published version and its query encoder. Users ask one query after another over HTTP/1.1 to
-loopback: vectors (drawn), and texts (FILE, one a line; default: words drawn from the products' titles). `encode` and
-`search` are the medians that the answers tell, apart from HTTP.
+INDEX is an address with a published version and its query encoder. Queries go over HTTP/1.1 to loopback: vectors
+(drawn), and texts (FILE, one a line; default: words drawn from the products' titles). First as fast as the server
+answers: each user asks again once it has an answer. Then at a given rate, as shoppers do who do not wait for each other
+(`--rates 500 60`, vectors and texts): the arrivals are drawn (Poisson), and a query's time begins when it arrives,
+whether or not a user is free to ask it. `encode` and `search` are the medians that the answers tell, apart from HTTP;
+CPU is what the server's process used for an answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import cycle
+from dataclasses import dataclass, field
 
 import numpy as np
+import psutil
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -31,9 +37,9 @@ WARM_UP_SECONDS = 1.0
 
 
 @contextmanager
-def server(index: str, onnx: str | None) -> Iterator[int]:
-    """The server in a process of its own; gives its port."""
-    command = [sys.executable, "-m", "pipelines.serve", "--index", index, "--server.port", "0"]
+def server(index: str, onnx: str | None, *options: str) -> Iterator[tuple[int, psutil.Process]]:
+    """The server in a process of its own; gives its port, and the process."""
+    command = [sys.executable, "-m", "pipelines.serve", "--index", index, "--server.port", "0", *options]
     command += ["--server.onnx_uri.main", onnx] if onnx else []
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -44,44 +50,106 @@ def server(index: str, onnx: str | None) -> Iterator[int]:
             raise SystemExit("the server did not start")
         # Its log goes on; nobody reads it here, and a full pipe would stop it.
         subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
-        yield int(found[1])
+        yield int(found[1]), psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait()
 
 
-async def user(port: int, bodies: Iterator[bytes], until: float, times: list[float], parts: list[tuple[float, float]]):
-    """Asks one query after another over one connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    while time.perf_counter() < until:
-        body = next(bodies)
-        head = (
-            f"POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        began = time.perf_counter()
-        writer.write(head.encode() + body)
-        answered = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = int(re.search(r"content-length: (\d+)", answered, re.IGNORECASE)[1])  # type: ignore[index]
-        found = await reader.readexactly(length)
-        times.append(time.perf_counter() - began)
-        if not answered.startswith("HTTP/1.1 200"):
-            raise SystemExit(f"{answered}{found.decode()}")
-        answer = json.loads(found)
-        parts.append((answer["encode_ms"], answer["search_ms"]))
-    writer.close()
+@dataclass
+class Measured:
+    """Answers of one load: seconds of each, and (encode, search) in ms as they tell them."""
+
+    times: list[float] = field(default_factory=list)
+    parts: list[tuple[float, float]] = field(default_factory=list)
 
 
-async def load(
-    port: int, bodies: list[bytes], users: int, seconds: float
-) -> tuple[list[float], list[tuple[float, float]]]:
-    """Times of all answers of so many users, in seconds, and their (encode, search) in ms."""
-    for length in (WARM_UP_SECONDS, seconds):
-        times: list[float] = []
-        parts: list[tuple[float, float]] = []
-        until = time.perf_counter() + length
-        starts = [cycle(bodies[number * 17 % len(bodies) :] + bodies) for number in range(users)]
-        await asyncio.gather(*(user(port, each, until, times, parts) for each in starts))
-    return times, parts
+class User:
+    """One connection, one query at a time."""
+
+    def __init__(self, port: int, measured: Measured) -> None:
+        self._port, self._measured = port, measured
+
+    async def __aenter__(self) -> User:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._writer.close()
+
+    async def ask(self, body: bytes, arrived: float) -> None:
+        """Asks one query, and counts its time since it arrived."""
+        head = b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        self._writer.write(head % len(body) + body)
+        answered = await self._reader.readuntil(b"\r\n\r\n")
+        length = int(re.search(rb"content-length: (\d+)", answered, re.IGNORECASE)[1])  # type: ignore[index]
+        found = await self._reader.readexactly(length)
+        self._measured.times.append(time.perf_counter() - arrived)
+        if not answered.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(f"{answered.decode()}{found.decode()}")
+        encode, search = re.search(rb'"encode_ms":([\d.]+),"search_ms":([\d.]+)', found).groups()  # type: ignore[union-attr]
+        self._measured.parts.append((float(encode), float(search)))
+
+
+async def asked_again(port: int, bodies: Iterator[bytes], users: int, seconds: float) -> Measured:
+    """So many users, each of whom asks again once it has an answer."""
+    measured, until = Measured(), time.perf_counter() + seconds
+
+    async def go_on() -> None:
+        async with User(port, measured) as user:
+            while (now := time.perf_counter()) < until:
+                await user.ask(next(bodies), now)
+
+    await asyncio.gather(*(go_on() for _ in range(users)))
+    return measured
+
+
+async def at_rate(port: int, bodies: Iterator[bytes], users: int, seconds: float, rate: float) -> Measured:
+    """So many queries a second, over so many connections."""
+    measured, random = Measured(), np.random.default_rng(1)
+    arrivals: asyncio.Queue[float] = asyncio.Queue()
+
+    async def serve_arrivals() -> None:
+        async with User(port, measured) as user:
+            while True:
+                arrived = await arrivals.get()
+                if arrived < 0:
+                    return
+                await user.ask(next(bodies), arrived)
+
+    tasks = [asyncio.create_task(serve_arrivals()) for _ in range(users)]
+    start = following = time.perf_counter()
+    while following < start + seconds:
+        await asyncio.sleep(max(0.0, following - time.perf_counter()))
+        arrivals.put_nowait(following)
+        following += random.exponential(1 / rate)
+    for _ in tasks:
+        arrivals.put_nowait(-1.0)
+    await asyncio.gather(*tasks)
+    return measured
+
+
+def line(
+    port: int, process: psutil.Process, bodies: Sequence[bytes], users: int, seconds: float, rate: float | None
+) -> list[str]:
+    """A table's cells for one load, after a warm-up."""
+    asked = itertools.cycle(bodies)
+
+    async def load() -> tuple[Measured, float, float]:
+        await asked_again(port, asked, users, WARM_UP_SECONDS)
+        before, began = sum(process.cpu_times()[:2]), time.perf_counter()
+        if rate is None:
+            measured = await asked_again(port, asked, users, seconds)
+        else:
+            measured = await at_rate(port, asked, users, seconds, rate)
+        return measured, time.perf_counter() - began, sum(process.cpu_times()[:2]) - before
+
+    measured, took, cpu = uvloop.run(load())
+    middle, late, latest = np.percentile(measured.times, [50, 99, 100]) * 1000
+    encode, search = np.median(measured.parts, axis=0)
+    answers = len(measured.times)
+    cells = [f"{answers / took:,.0f}", f"{middle:.1f}", f"{late:.1f}", f"{latest:.0f}"]
+    return [*cells, f"{encode:.2f}", f"{search:.2f}", f"{1000 * cpu / answers:.2f}"]
 
 
 def main() -> None:
@@ -90,6 +158,7 @@ def main() -> None:
     parser.add_argument("index")
     parser.add_argument("--users", type=int, nargs="+", default=(1, 8, 32))
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rates", type=float, nargs=2, default=(500.0, 60.0), metavar=("VECTORS", "TEXTS"))
     parser.add_argument("--queries")
     parser.add_argument("--onnx")
     arguments = parser.parse_args()
@@ -108,17 +177,21 @@ def main() -> None:
         "texts": [json.dumps({"text": text}).encode() for text in texts],
     }
     console = Console(width=140)
-    console.print(machine_line("fastapi", "uvicorn", "faiss-cpu", "torch"))
+    console.print(
+        machine_line("fastapi", "uvicorn", "faiss-cpu", "torch", *(["onnxruntime"] if arguments.onnx else []))
+    )
     console.print(command_line())
-    table = Table("queries", "users", "a second", "p50 ms", "p99 ms", "encode ms", "search ms")
-    with server(arguments.index, arguments.onnx) as port:
-        for kind, bodies in asked.items():
+    table = Table(
+        "queries", "users", "asked a second", "answered", "p50 ms", "p99", "max", "encode ms", "search ms", "CPU ms"
+    )
+    with server(arguments.index, arguments.onnx) as (port, process):
+        for (kind, bodies), rate in zip(asked.items(), arguments.rates, strict=True):
             for users in arguments.users:
-                times, parts = asyncio.run(load(port, bodies, users, arguments.seconds))
-                middle, late = np.percentile(times, [50, 99]) * 1000
-                encode, search = np.median(parts, axis=0)
-                rate = f"{len(times) / arguments.seconds:,.0f}"
-                table.add_row(kind, str(users), rate, f"{middle:.1f}", f"{late:.1f}", f"{encode:.2f}", f"{search:.2f}")
+                cells = line(port, process, bodies, users, arguments.seconds, None)
+                table.add_row(kind, str(users), "as answered", *cells)
+            most = max(arguments.users)
+            cells = line(port, process, bodies, most, arguments.seconds, rate)
+            table.add_row(kind, str(most), f"{rate:g}", *cells, end_section=True)
     console.print(table)
 
 

@@ -1,6 +1,7 @@
 """What a newcomer has of the starter pair: minutes from a catalog to a fused, searchable index, and what it finds.
 
-    python -m tests.benchmarks.starter --folder WORK [--text title_nocolour] [--set training.epochs=10 ...]
+    python -m tests.benchmarks.starter --folder WORK [--config starter_3tmm] [--text title_nocolour]
+        [--set training.epochs=10 ...]
 
 Needs the extra `starter` and the fashion set (19,758 products with photos of 60x80 pixels; its purchases are derived
 by rule). Three commands, each in a process of its own as a user gives it: `train_encoder --config starter` learns from
@@ -63,6 +64,7 @@ def main() -> None:
     """Trains, embeds, evaluates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--config", default="starter", choices=("starter", "starter_3tmm"))
     parser.add_argument("--text", default="title")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further keys of train_encoder")
     arguments = parser.parse_args()
@@ -71,19 +73,20 @@ def main() -> None:
     if not (data / "catalog").is_dir():
         sys.exit(f"no fashion set at {data}: SHELFMARK_SHARED_DATA names the folder that holds it; nothing measured")
     print(machine_line("torch", "timm", "transformers"), command_line(), sep="\n", flush=True)
-    encoder, index = folder / f"starter-{arguments.text}", folder / f"index-{arguments.text}"
+    name = f"{arguments.config}-{arguments.text}"
+    encoder, index = folder / name, folder / f"index-{name}"
     catalog = ["--catalog.uri", str(data / "catalog"), "--catalog.text_fields", f"[{arguments.text}]"]
     settings = [part for one in arguments.set for part in (f"--{one.partition('=')[0]}", one.partition("=")[2])]
     if not (encoder / "encoder.json").is_file():
-        timed("train", ["pipelines.train_encoder", "--config", "starter", *catalog, "--out", str(encoder),
+        timed("train", ["pipelines.train_encoder", "--config", arguments.config, *catalog, "--out", str(encoder),
                         "--training.vectors", str(folder / "vectors"), *settings])  # fmt: skip
     timed("embed, index", ["pipelines.embed_catalog", *catalog, "--catalog.id_field", "product_id",
                            "--catalog.image_field", "image", "--encoder.uri", str(encoder),
-                           "--work.uri", str(folder / f"work-{arguments.text}"), "--index.uri", str(index),
+                           "--work.uri", str(folder / f"work-{name}"), "--index.uri", str(index),
                            "--runner=DirectRunner"])  # fmt: skip
-    config = folder / f"evaluate-{arguments.text}.yaml"
+    config = folder / f"evaluate-{name}.yaml"
     config.write_text(yaml.safe_dump(evaluation(data, arguments.text, encoder, index), sort_keys=False))
-    out = folder / f"figures-{arguments.text}"
+    out = folder / f"figures-{name}"
     timed("evaluate", ["pipelines.evaluate", "--config", str(config), "--out", str(out)])
 
 

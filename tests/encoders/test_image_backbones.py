@@ -29,13 +29,12 @@ from encoders import (
     load_query_encoder,
     save_query_encoder,
 )
-from encoders import checkpoint as checkpoints
 from encoders.image_tower import build_clip
 from encoders.running import ImageRunner, Lanes, Placement
 from encoders.saved_encoder import resolve_encoder, save_encoder
-from pipelines.config.command_line import read_config_file
 from pipelines.config.job import JobConfig
 from pipelines.config.validation import build_config
+from pipelines.config.yaml_files import read_config_file
 from tests.encoders.tiny import random_picture, save_tiny_bert, save_tiny_clip, save_tiny_siglip_tokenizer
 
 PICTURES = [random_picture(seed, (40, 30)) for seed in range(3)]
@@ -101,6 +100,7 @@ def folders(tmp_path_factory) -> dict[str, TowerSpec]:
     root = tmp_path_factory.mktemp("backbones")
     return {
         "timm": tower("timm", save_timm(root / "timm")),
+        "stages": tower("timm", save_timm(root / "stages"), stages=True),
         "timm vit": tower("timm", save_timm(root / "vit", "test_vit")),
         "dinov2": tower("transformers", save_transformers(root / "dinov2", "dinov2")),
         "siglip": tower("transformers", save_transformers(root / "siglip", "siglip")),
@@ -139,7 +139,35 @@ def test_vectors_are_those_of_the_library(folders, name):
     }[name]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["timm", "timm vit", "dinov2", "siglip", "open_clip"])
+def test_stages_stand_beside_the_last_vector(folders):
+    """Each part of length sqrt(width): the backbone's own vector, then the means of its maps, the earliest first."""
+    plain, staged = (resolve_encoder(images_alone(folders[name])).load().model for name in ("timm", "stages"))
+    pixels = torch.from_numpy(np.stack([image_pixels(p, plain.architecture.clip.preprocessing) for p in PICTURES]))
+    with torch.no_grad():
+        scaled = (pixels.float() / 255 - plain.image.mean) / plain.image.std
+        backbone = plain.image.visual
+        expected = [backbone(scaled)]
+        maps = backbone.bn1(backbone.conv_stem(scaled))
+        ends = {stage["module"] for stage in backbone.feature_info}
+        for number, block in enumerate(backbone.blocks):
+            maps = block(maps)
+            if f"blocks.{number}" in ends:
+                expected.append(maps.mean((2, 3)))
+        expected = [part / part.norm(dim=-1, keepdim=True) * part.shape[-1] ** 0.5 for part in expected]
+        found = staged.image.features(pixels)
+    assert len(expected) == len(ends) + 1 > 2
+    assert torch.allclose(found, torch.cat(expected, dim=-1), atol=1e-4)
+    assert found.shape[1] == staged.architecture.clip.dim
+
+
+def test_stages_are_of_convolutional_networks(folders):
+    with pytest.raises(EncoderConfigError, match=r"clip_tower.stages is true: timm's test_vit has no stages"):
+        check_encoder(images_alone(replace(folders["timm vit"], stages=True)))
+    with pytest.raises(EncoderConfigError, match="stages is true: expected library 'timm', found 'open_clip'"):
+        replace(folders["open_clip"], stages=True)
+
+
+@pytest.mark.parametrize("name", ["timm", "stages", "timm vit", "dinov2", "siglip", "open_clip"])
 def test_images_alone_both_sides(folders, name, tmp_path):
     config = images_alone(folders[name])
     description = check_encoder(config)
@@ -156,7 +184,7 @@ def test_images_alone_both_sides(folders, name, tmp_path):
         products.tokenize(["red dress"])
 
 
-@pytest.mark.parametrize("name", ["timm", "dinov2", "siglip", "open_clip"])
+@pytest.mark.parametrize("name", ["timm", "stages", "dinov2", "siglip", "open_clip"])
 @pytest.mark.parametrize(("model", "fusion"), [("3tmm", "mlp"), ("match3", "sum"), ("match4", "mlp")])
 def test_fused_models_start_from_any_image_tower_and_travel(folders, name, model, fusion, tmp_path):
     bert = TowerSpec(library="transformers", checkpoint=str(save_tiny_bert(tmp_path / "bert")), max_tokens=12)
@@ -179,7 +207,7 @@ def test_fused_models_start_from_any_image_tower_and_travel(folders, name, model
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["timm", "timm vit", "dinov2", "siglip"])
+@pytest.mark.parametrize("name", ["timm", "stages", "timm vit", "dinov2", "siglip"])
 def test_a_vectors_bits_are_its_own(folders, name, dtype):
     model = resolve_encoder(images_alone(folders[name])).load().model
     rules = model.architecture.clip.preprocessing
@@ -190,8 +218,9 @@ def test_a_vectors_bits_are_its_own(folders, name, dtype):
         assert np.array_equal(runner.run(pixels[part]).numpy(), together[part])
 
 
-def test_queries_without_torch(folders, tmp_path):
-    config = images_alone(folders["timm"])
+@pytest.mark.parametrize("name", ["timm", "stages"])
+def test_queries_without_torch(folders, name, tmp_path):
+    config = images_alone(folders[name])
     save_query_encoder(config, str(tmp_path / "query"))
     export_onnx(str(tmp_path / "query"), str(tmp_path / "onnx"))
     expected = load_query_encoder(str(tmp_path / "query"), device="cpu").encode(images=PICTURES)
@@ -275,7 +304,7 @@ def test_shipped_configs_load_through_the_hubs_one_door(name, asked, tmp_path, m
         names.add(hub_name)
         return str(folder)
 
-    monkeypatch.setattr(checkpoints, "snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     monkeypatch.setattr(open_clip, "get_model_config", lambda name: copy.deepcopy(SIGLIP))
     shipped = build_config(JobConfig, read_config_file(name).data, origins={}).encoder
     assert shipped.precision == "auto"
@@ -297,7 +326,7 @@ def test_a_hub_name_goes_through_the_one_door(folders, monkeypatch):
         asked.append(name)
         return folders["timm"].checkpoint
 
-    monkeypatch.setattr(checkpoints, "snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     config = images_alone(TowerSpec(library="timm", checkpoint="timm/test_efficientnet.r160_in1k"))
     assert check_encoder(config).fingerprint == check_encoder(images_alone(folders["timm"])).fingerprint
     assert set(asked) == {"timm/test_efficientnet.r160_in1k"}

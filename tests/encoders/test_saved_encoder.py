@@ -191,13 +191,24 @@ def test_a_failed_save_leaves_the_earlier_one(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["e"]
 
 
-def test_naming_an_encoder_needs_no_torch():
+def test_libraries_are_loaded_when_they_are_needed(tmp_path):
+    """Naming an encoder needs no torch; a text tower, from its check to both sides' vectors, nothing but torch."""
+    save_tiny_encoder(tmp_path / "encoder", model="bibert")
     code = (
-        "import sys, encoders; encoders.EncoderConfig(uri='x'); encoders.image_pixels\n"
-        "print([m for m in ('torch', 'transformers', 'open_clip', 'lightning') if m in sys.modules])"
+        "import sys, encoders\n"
+        "others = ('transformers', 'open_clip', 'timm', 'torchvision', 'torch._dynamo', 'scipy', 'lightning')\n"
+        "loaded = lambda names: [name for name in names if name in sys.modules]\n"
+        "config = encoders.EncoderConfig(uri=sys.argv[1]); encoders.image_pixels\n"
+        "print(loaded(('torch', *others)))\n"
+        "encoders.check_encoder(config)\n"
+        "encoders.load_product_encoder(config).encode(['red mug'])\n"
+        "encoders.save_query_encoder(config, sys.argv[1] + '-query')\n"
+        "encoders.load_query_encoder(sys.argv[1] + '-query').encode(['red mug'])\n"
+        "print(loaded(others))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert done.stdout.strip() == "[]"
+    command = [sys.executable, "-c", code, str(tmp_path / "encoder")]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    assert done.stdout.splitlines() == ["[]", "[]"]
 
 
 def test_devices():

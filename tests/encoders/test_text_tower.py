@@ -34,18 +34,26 @@ def test_padding_changes_nothing(tower, pooling):
 
 
 def test_mean_pooling_is_the_mean_of_real_tokens(tower):
-    states = tower.backbone(input_ids=IDS, attention_mask=MASK.long()).last_hidden_state
+    states = tower.backbone(IDS, MASK)
     expected = tower.projection(torch.stack([states[0].mean(0), states[1, :3].mean(0)]))
     assert torch.allclose(tower(IDS, MASK), expected, atol=1e-6)
 
 
 def test_cls_and_eos_pooling_take_the_first_and_the_last_token(tower):
-    states = tower.backbone(input_ids=IDS, attention_mask=MASK.long()).last_hidden_state
+    states = tower.backbone(IDS, MASK)
     tower.pooling = "cls"
     assert torch.allclose(tower(IDS, MASK), tower.projection(states[:, 0]), atol=1e-6)
     tower.pooling = "eos"
     expected = tower.projection(torch.stack([states[0, 3], states[1, 2]]))
     assert torch.allclose(tower(IDS, MASK), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "eos"])
+def test_texts_end_to_end_give_the_same_vectors(tower, pooling):
+    tower.pooling = pooling
+    ids, positions = torch.tensor([2, 5, 6, 3, 2, 7, 3, 9]), torch.tensor([0, 1, 2, 3, 0, 1, 2, 0])
+    packed = tower.packed(ids, positions, torch.tensor([[1, 4], [1, 3]]))
+    assert torch.allclose(packed, tower(IDS, MASK), atol=1e-6)
 
 
 def test_tied_towers_share_all_but_layer_norms_and_projection(tower):

@@ -39,10 +39,24 @@ from index_builder.refine import write_refine_codes
 from index_builder.sampling import QuerySet, read_queries, write_sample
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from index_builder.tuning import SearchChoice, SearchMeasurement, choose_search, measure_search
-from index_builder.verify import verify_index, verify_refine_codes
+from index_builder.verify import check_index_shard, check_ranges, check_refine_shard
 from index_builder.version_files import StagedFile, staged_bytes, with_nprobe
 
 ENCODER = "0123456789abcdef"
+
+
+def verify_index(shards: Sequence[IndexShard], *, rows: int, dim: int, codec_fingerprint: str) -> None:
+    """Checks the serving shards of a version, each and together, as the workers and the join of a night do."""
+    for shard in shards:
+        check_index_shard(shard, dim=dim, codec_fingerprint=codec_fingerprint)
+    check_ranges(shards, rows=rows)
+
+
+def verify_refine_codes(shards: Sequence[IndexShard], *, rows: int, dim: int, code_bytes: int) -> None:
+    """The same for its refine files."""
+    for shard in shards:
+        check_refine_shard(shard, dim=dim, code_bytes=code_bytes)
+    check_ranges(shards, rows=rows)
 
 
 def clustered(rows: int, dim: int, *, seed: int = 0) -> np.ndarray:

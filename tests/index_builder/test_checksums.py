@@ -122,3 +122,14 @@ def test_every_byte_of_a_manifest_counts(index: str) -> None:
     path.write_text(text.replace('"nprobe": ', '"nprobe": 1'))
     with pytest.raises(ManifestError, match=r"manifest\.json: is damaged: its values are not those that were written"):
         IndexReader.open(index)
+
+
+def test_a_file_of_before_checksums_that_claims_terabytes_is_named(index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged length there makes FAISS ask for as much memory, which is no matter of this machine."""
+
+    def read(path: str, flags: int) -> None:
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr("index_builder.faiss_files.faiss.read_index", read)
+    with pytest.raises(VerificationError, match=r"\.faiss is not an index file that FAISS .* reads: std::bad_alloc"):
+        IndexReader.open(index)

@@ -314,3 +314,35 @@ def test_a_run_that_lost_its_lease_does_not_flip_the_pointer(root: str) -> None:
     assert read_current(index) == versions[1]
     assert storage.list_names(index).count("CURRENT") == 1
     assert not [name for name in storage.list_names(index) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("moment", ["checked", "pruned", "flipped"])
+def test_a_publication_that_ends_after_a_newer_one_does_not_go_back(
+    root: str, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    index, (_, before) = two_versions(root)
+    manifest = publish.read_manifest(index, before)
+    staged = {entry.path: storage.join(publish.version_uri(index, before), entry.path) for entry in manifest.files}
+    module, name = (storage, "_move_in") if moment == "flipped" else (publish, "_check_files")
+    real, newer = getattr(module, name), []
+
+    def after(*arguments: Any) -> None:
+        """Another publisher comes between the last look and the flip, or before that look."""
+        if len(list_versions(index)) == 3 and (moment != "flipped" or arguments[1].endswith("CURRENT")):
+            monkeypatch.setattr(module, name, real)
+            newer.append(publish_version(index, staged, manifest))
+            prune(index, 1) if moment == "pruned" else None
+        real(*arguments)
+
+    monkeypatch.setattr(module, name, after)
+    older = publish_version(index, staged, manifest)
+    assert newer == [read_current(index)]
+    assert older < newer[0]
+    assert (older in list_versions(index)) is (moment != "pruned")
+
+
+def test_what_another_run_has_pruned_is_no_failure(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, versions = two_versions(root)
+    monkeypatch.setattr(publish, "to_prune", lambda *_: (versions[0],))
+    assert prune(index, 1) == (versions[0],)
+    assert prune(index, 1) == ()

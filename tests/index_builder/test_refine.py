@@ -19,8 +19,16 @@ from index_builder.sampling import ShardSample, write_sample
 from index_builder.shard_search import RefineCodes, ShardSearch, best_by_score, search_refined
 from index_builder.spec import IndexConfig, IndexSpec
 from index_builder.tuning import SearchMeasurement, choose_search
-from index_builder.verify import measure_resident_bytes, verify_refine_codes
-from tests.index_builder.builds import NumberedShard, build_index, clustered, stage, write_index, write_shards
+from index_builder.verify import measure_resident_bytes
+from tests.index_builder.builds import (
+    NumberedShard,
+    build_index,
+    clustered,
+    stage,
+    verify_refine_codes,
+    write_index,
+    write_shards,
+)
 
 ROWS, DIM = 3000, 32
 VECTORS = clustered(ROWS, DIM)

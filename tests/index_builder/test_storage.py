@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from index_builder import storage
 from index_builder.errors import MissingFileError, StorageError
@@ -180,9 +182,6 @@ def test_an_output_is_made_once(root: str) -> None:
     assert storage.artifact(uri, {"shards": (1, 2)}, refuse) == made
     assert storage.find_artifact(uri) == storage.find_artifact(uri, {"shards": [1, 2]}) == made
     assert storage.find_artifact(uri, {"shards": [2, 1]}) is None
-    storage.remove_artifact(uri)
-    storage.remove_artifact(uri)
-    assert storage.list_names(root) == []
 
 
 def test_an_output_may_be_one_file_or_only_facts(root: str) -> None:
@@ -206,7 +205,7 @@ def test_other_inputs_replace_the_output_and_all_its_files(root: str) -> None:
 def test_outputs_whose_names_begin_alike_are_two(root: str) -> None:
     for name in ("1", "10", "1-0"):
         storage.artifact(storage.join(root, name), name, make_two_files)
-    storage.remove_artifact(storage.join(root, "1"))
+    storage.artifact(storage.join(root, "1"), "others", lambda path: {})
     for name in ("10", "1-0"):
         storage.artifact(storage.join(root, name), name, refuse)
 
@@ -519,3 +518,43 @@ def test_an_output_of_an_earlier_program_has_no_hashes_and_stands(tmp_path: Path
     assert storage.find_artifact(uri, "inputs") is not None
     (tmp_path / "out.json").write_text(json.dumps(known | {"added": 1}))
     assert storage.find_artifact(uri, "inputs") is None
+
+
+class ClientError(Exception):
+    """As botocore's: none of OSError's."""
+
+
+@pytest.mark.parametrize("at", ["cat_file", "_open", "_fetch_range"])
+def test_an_error_of_a_stores_client_names_the_file(remote_root: str, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ClientError("the connection was closed")
+
+    uri = storage.join(remote_root, "x")
+    storage.write_bytes_atomic(uri, b"data")
+    if at == "_fetch_range":  # while the file is read, long after it was opened
+
+        def opened(filesystem: Any, path: str, **_: Any) -> AbstractBufferedFile:
+            return AbstractBufferedFile(filesystem, path, size=4)
+
+        monkeypatch.setattr(MemoryFileSystem, "_open", opened)
+        monkeypatch.setattr(AbstractBufferedFile, "_fetch_range", fail)
+    else:
+        monkeypatch.setattr(MemoryFileSystem, at, fail)
+    read = storage.read_bytes if at == "cat_file" else storage.sha256_file
+    with pytest.raises(StorageError, match=f"cannot read {uri}: the connection was closed"):
+        read(uri)
+
+
+def test_a_store_that_is_asked_again_after_a_lost_answer_has_created_the_file(
+    remote_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = MemoryFileSystem.pipe_file
+
+    def twice(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        real(*arguments, **options)
+
+    uri = storage.join(remote_root, "x")
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", twice)
+    assert storage.create_file(uri, b"mine")
+    assert not storage.create_file(uri, b"yours")

@@ -9,8 +9,7 @@ import pytest
 from index_builder import storage
 from index_builder.errors import VerificationError
 from index_builder.faiss_files import IndexShard
-from index_builder.verify import verify_index
-from tests.index_builder.builds import write_index
+from tests.index_builder.builds import verify_index, write_index
 
 ROWS, DIM, CODEC = 100, 8, "c" * 32
 

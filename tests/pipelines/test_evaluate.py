@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from index_builder import StorageError
 from pipelines import evaluate
 from pipelines.config.command_line import run_command
 from tests.encoders.tiny import save_tiny_encoder
@@ -120,8 +121,18 @@ def test_a_catalog_of_ones_own_needs_queries(command, capsys):
     assert "x: cannot be read" in capsys.readouterr().err
 
 
-def test_judgments_of_another_catalog_are_refused(command, capsys, tmp_path):
+def test_judgments_of_another_catalog_fail_once_it_is_read(command, capsys, tmp_path):
     other = tmp_path / "other.csv"
     other.write_text("query_id,product_id,label\na,p99999,1\n")
-    assert command("--judgments", str(other)) == 2
+    assert command("--judgments", str(other)) == 1
     assert "do they belong together?" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_ends_with_1(command, tmp_path, capsys, monkeypatch):
+    def full(uri: str, data: bytes) -> None:
+        raise StorageError(f"{uri}: cannot be written: No space left on device")
+
+    monkeypatch.setattr("pipelines.evaluation.report.storage.write_bytes_atomic", full)
+    monkeypatch.setattr("pipelines.evaluation.run.storage.check_writable", lambda uri: None)
+    assert command("--out", str(tmp_path / "report")) == 1
+    assert "No space left on device" in capsys.readouterr().err

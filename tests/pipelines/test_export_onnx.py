@@ -49,3 +49,13 @@ def test_without_the_extra(tmp_path, capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "encoders.onnx_export", raising=False)
     assert run_command(export_onnx.main, ["--encoder", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     assert "pip install -e '.[onnx]'" in capsys.readouterr().err
+
+
+def test_what_fails_while_it_writes_ends_with_1(tmp_path, capsys, monkeypatch):
+    from encoders import onnx_export
+
+    encoder, out = save_tiny_encoder(tmp_path / "encoder", model="bibert"), tmp_path / "out"
+    monkeypatch.setattr(onnx_export, "_LARGEST_DIFFERENCE", -1.0)  # no graph is as near to its tower as that
+    assert run_command(export_onnx.main, ["--encoder", str(encoder.uri), "--out", str(out)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not out.exists()

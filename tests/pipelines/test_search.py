@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from index_builder import IndexReader
+from index_builder import IndexReader, VerificationError
 from index_builder.explanation import WhyNot
 from pipelines import build_index, embed_catalog, search
 from pipelines.config.command_line import run_command
@@ -168,3 +168,14 @@ def test_a_group_field_that_cannot_be_one(published, capsys) -> None:
         given = [*arguments(published), "--catalog.group_field", name]
         assert run_command(embed_catalog.main, given) == 2
         assert message in capsys.readouterr().err
+
+
+def test_damage_that_the_search_meets_ends_with_1(ask, monkeypatch) -> None:
+    """The address is good, and so is the query. A small version's columns are checked whole when it is opened."""
+
+    def damaged(*others: object, **named: object) -> None:
+        raise VerificationError("products.arrow: column 'title' is damaged")
+
+    assert "siz" in ask("--filter", "siz = 1", code=2)
+    monkeypatch.setattr(IndexReader, "search", damaged)
+    assert ask(code=1) == "error: products.arrow: column 'title' is damaged\n"

@@ -18,7 +18,8 @@ import yaml
 from safetensors.torch import load_file
 
 from encoders import EncoderConfig, check_encoder
-from pipelines.config.command_line import read_config_file, run_command
+from pipelines.config.command_line import run_command
+from pipelines.config.yaml_files import read_config_file
 from pipelines.train_encoder import main
 from tests.encoders.test_image_backbones import save_timm
 from tests.encoders.tiny import save_tiny_bert
@@ -209,10 +210,13 @@ def test_two_devices_train_together(shop, tmp_path):
     check_encoder(EncoderConfig(uri=str(tmp_path / "out")))
 
 
-@pytest.mark.parametrize("name", ["train_catalog_pairs", "train_match4", "train_demo_encoder", "starter"])
+STARTERS = ["starter", "starter_3tmm", "starter_match3"]
+
+
+@pytest.mark.parametrize("name", ["train_catalog_pairs", "train_match4", "train_demo_encoder", *STARTERS])
 def test_the_shipped_configs_are_whole(name, capsys):
     arguments = ["--config", name, "--print-config", "--out", "x"]
-    arguments += [] if name == "starter" else ["--data.uri", "pairs"]  # it learns from the catalog alone
+    arguments += [] if name in STARTERS else ["--data.uri", "pairs"]  # they learn from the catalog alone
     if name != "train_demo_encoder":
         arguments += ["--catalog.uri", "catalog"]
     assert run_command(main, arguments) == 0
@@ -225,23 +229,33 @@ def test_the_shipped_configs_are_whole(name, capsys):
                 assert printed[section][key] == value
 
 
-def test_the_starter_learns_from_a_catalog_alone(shop, tmp_path, capsys):
-    """Small towers of its kinds: both keep their weights, and the projection of images into the texts' space learns."""
+@pytest.mark.parametrize(
+    ("name", "model", "learned"),
+    [
+        ("starter", "match4", ("image.projection.",)),
+        ("starter_3tmm", "3tmm", ("product_fusion.",)),
+        ("starter_match3", "match3", ("image.projection.",)),
+    ],
+)
+def test_the_starter_learns_from_a_catalog_alone(shop, tmp_path, capsys, name, model, learned):
+    """Small towers of its kinds: both keep their weights, and what brings images into the texts' space learns."""
     bert, network = save_tiny_bert(tmp_path / "bert"), save_timm(tmp_path / "network")
     vectors = tmp_path / "vectors"
     arguments = [
-        "--config", "starter", "--catalog.uri", str(shop / "products.jsonl"), "--catalog.id_field", "id",
+        "--config", name, "--catalog.uri", str(shop / "products.jsonl"), "--catalog.id_field", "id",
         "--catalog.text_fields", "[name, size]", "--catalog.image_field", "photo",
-        "--catalog.image_root", str(shop / "pictures"), "--data.validation_share", "0.2",
+        "--catalog.image_root", str(shop / "pictures"),
         "--encoder.text_tower.checkpoint", str(bert), "--encoder.text_tower.max_tokens", "12",
         "--encoder.clip_tower.checkpoint", str(network), "--encoder.clip_tower.image_size", "32",
-        "--encoder.fusion.dim", "16", "--training.vectors", str(vectors), "--training.epochs", "3",
+        "--training.vectors", str(vectors), "--training.epochs", "3",
         "--training.batch_size", "8", "--training.progress", "false", "--training.device", "cpu",
     ]  # fmt: skip
+    arguments += [] if model == "match3" else ["--data.validation_share", "0.2"]
+    arguments += [] if model == "3tmm" else ["--encoder.fusion.dim", "16"]
     assert run_command(main, [*arguments, "--out", str(tmp_path / "first")]) == 0
-    assert capsys.readouterr().out.count("vectors computed once") == 2
+    assert "vectors computed once" in capsys.readouterr().out
     description = check_encoder(EncoderConfig(uri=str(tmp_path / "first")))
-    assert (description.model, description.dim, description.preprocessing.size) == ("match4", 16, 32)
+    assert (description.model, description.dim, description.preprocessing.size) == (model, 16, 32)
     weights = load_file(tmp_path / "first" / "weights.safetensors")
     kept = load_file(network / "model.safetensors")
     assert torch.equal(weights["image.visual.conv_stem.weight"], kept["conv_stem.weight"])
@@ -250,9 +264,23 @@ def test_the_starter_learns_from_a_catalog_alone(shop, tmp_path, capsys):
     assert run_command(main, [*arguments, "--training.learning_rate", "1.0e-4", "--out", str(tmp_path / "second")]) == 0
     assert "vectors computed once" not in capsys.readouterr().out
     changed = load_file(tmp_path / "second" / "weights.safetensors")
-    assert {name for name, weight in weights.items() if not torch.equal(weight, changed[name])} == {
-        "image.projection.weight"
-    }
+    different = {name for name, weight in weights.items() if not torch.equal(weight, changed[name])}
+    assert different and all(name.startswith(learned) for name in different)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["--data.show_texts", "true"], "data.show_texts is true and training.drop_text 0: every title"),
+        (["--data.queries", "pictures", "--data.show_texts", "true"], "expected data.queries titles, found pictures"),
+        (["--data.queries", "pictures", "--data.label_field", "x"], "data.queries pictures makes its own pairs"),
+    ],
+    ids=["by its own words", "pictures show texts", "pictures and labels"],
+)
+def test_pairs_of_the_catalog_itself_are_checked(tmp_path, capsys, settings, words):
+    arguments = ["--config", "starter", "--catalog.uri", "nowhere.jsonl", "--out", str(tmp_path / "out")]
+    assert run_command(main, [*arguments, *settings]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
 
 
 def of_a_long_run(shop: Path, out: Path) -> list[str]:
@@ -286,3 +314,10 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(shop, whole_run, tm
     assert run_command(main, of_a_long_run(shop, tmp_path / "out")) == 0
     resumed = load_file(tmp_path / "out" / "weights.safetensors")
     assert all(resumed[name].numpy().tobytes() == weight.numpy().tobytes() for name, weight in whole_run.items())
+
+
+def test_what_fails_while_it_trains_ends_with_1(pairs, tmp_path, capsys):
+    given = ["--data.uri", pairs, "--out", str(tmp_path / "out"), *QUICK, "--training.learning_rate", "1.0e+30"]
+    assert run_command(main, [*given, "--training.batch_size", "2", "--training.epochs", "3"]) == 1
+    assert capsys.readouterr().err.endswith("Run the same command again to go on from the last checkpoint.\n")
+    assert not (tmp_path / "out").exists()

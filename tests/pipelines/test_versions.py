@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from index_builder import IndexReader, publish
+from index_builder import IndexReader, StorageError, publish, storage
 from pipelines import versions
 from pipelines.config.command_line import run_command
 from pipelines.indexing import product_groups
@@ -212,3 +212,32 @@ def test_the_letters_are_those_of_the_newest_version(index, three_nights, capsys
     assert (found["version"], found["state"]) == (second, "published")
     assert run(index, "rejected", first) == 0
     assert f"{first} (not published)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "broken"),
+    [
+        (["rollback"], "write_bytes_atomic"),
+        (["approve", "HELD"], "write_bytes_atomic"),
+        (["hold", "HELD", "--reason", "no"], "write_bytes_atomic"),
+        (["tag", "spring"], "write_bytes_atomic"),
+        (["prune", "--keep", "1"], "remove_file"),
+    ],
+)
+def test_what_fails_once_it_has_begun_ends_with_1(index, three_nights, capsys, monkeypatch, arguments, broken):
+    def full(uri: str, *others: object) -> None:
+        raise StorageError(f"{uri}: cannot be written: No space left on device")
+
+    _, second, held = three_nights[1]
+    monkeypatch.setattr(storage, broken, full)
+    given = [held if each == "HELD" else each for each in arguments]
+    assert run(index, *given, *([second] if arguments[0] == "tag" else [])) == 1
+    said = capsys.readouterr().err
+    assert "error: " in said
+    assert said.endswith("No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", [["tag", "No Tag"], ["prune", "--keep", "0"], ["untag", "spring"]])
+def test_what_is_refused_ends_with_2(index, three_nights, capsys, arguments):
+    assert run(index, *arguments, *([three_nights[1][0]] if arguments[0] == "tag" else [])) == 2
+    assert "expected" in (said := capsys.readouterr().err) or "no version has the tag" in said

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from tests.reliability import addresses, catalogs, images, store, versions
+from tests.reliability import addresses, catalogs, images, publishers, s3, store, versions
 from tests.reliability.trials import options
 
-TRIALS = {images: 60, catalogs: 5, addresses: 300, store: 50, versions: 50}
+TRIALS = {images: 60, catalogs: 5, addresses: 300, publishers: 12, store: 50, versions: 50, s3: 6}
 
 
 def main() -> int:

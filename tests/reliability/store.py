@@ -4,7 +4,7 @@
 
 Each operation (an output kept, a version published, an index opened and searched, a lease) is run once to count its
 calls, and then with one fault at each of them. Allowed: the right result; or an error of ours, after which the same
-operation on a store that works gives the right result.
+operation on a store that works gives the right result. `tests.reliability.s3` has the same operations.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import fsspec
@@ -97,24 +97,33 @@ for _name in (*_WRITES, *_READS, *_LISTS, *_OTHERS):
 fsspec.register_implementation("faulty", FaultyStore, clobber=True)
 
 
-def _keep(uri: str, build: Build) -> object:
+class Faults(Protocol):
+    """What makes a store fail: it counts the calls since `begin`, and one of them is given a fault."""
+
+    calls: int
+
+    def begin(self, fault_at: int = -1, fault: str = "error") -> None:
+        """Counts from here on; -1: no call fails."""
+
+
+def _keep(uri: str, build: Build, faults: Faults) -> object:
     made = storage.artifact(f"{uri}/out", "inputs", lambda path: Path(f"{path}.a").write_bytes(b"x" * 5000) and None)
-    FaultyStore.begin()
+    faults.begin()
     return [storage.read_bytes(file) == b"x" * 5000 for file in made.files]
 
 
-def _publish(uri: str, build: Build) -> object:
+def _publish(uri: str, build: Build, faults: Faults) -> object:
     staged, manifest = stage(str(Path(build.shards[0].uri).parent), build)
     version = publish.publish_version(uri, staged, manifest)
     return publish.read_current(uri) == version and not publish.damaged_files(uri, version)
 
 
-def _open(uri: str, build: Build) -> object:
+def _open(uri: str, build: Build, faults: Faults) -> object:
     reader = IndexReader.open(uri)
     return reader.search(clustered(5, 16, seed=1), 3).rows.tolist()
 
 
-def _lease(uri: str, build: Build) -> object:
+def _lease(uri: str, build: Build, faults: Faults) -> object:
     with WorkLease(uri, 30.0) as held:
         held.check()
     return True
@@ -123,26 +132,34 @@ def _lease(uri: str, build: Build) -> object:
 OPERATIONS = {"output": _keep, "publish": _publish, "open": _open, "lease": _lease}
 
 
-def _prepared(name: str, uri: str, build: Build) -> None:
+def _prepared(name: str, uri: str, build: Build, faults: Faults) -> None:
+    faults.begin()
     if name == "open":
-        _publish(uri, build)
+        _publish(uri, build, faults)
 
 
-def _attempt(name: str, uri: str, build: Build, expected: object) -> str:
+def _attempt(name: str, uri: str, build: Build, expected: object, faults: Faults) -> str:
     operation = OPERATIONS[name]
     try:
-        found = operation(uri, build)
+        found = operation(uri, build, faults)
         return "right" if found == expected else f"wrong: {found}"
     except (IndexBuilderError, LeaseHeldError, LeaseLostError) as error:
         first = str(error)
-    FaultyStore.begin()
+    faults.begin()
     storage.remove_tree(f"{uri}/lease")  # or its time would have to pass
-    found = operation(uri, build)
+    found = operation(uri, build, faults)
     return f"refused, then right: {first}" if found == expected else f"wrong after {first}: {found}"
 
 
-def run(trials: int, seed: int) -> Outcomes:
-    """As many trials as there are calls and faults, or fewer, drawn at random."""
+def try_store(
+    root: str, faults: Faults, kinds: Sequence[str], trials: int, seed: int, after: Callable[[], None] | None = None
+) -> Outcomes:
+    """As many trials as there are calls and kinds of fault, or fewer, drawn at random.
+
+    Args:
+        root: The address of the store.
+        after: Called after each trial.
+    """
     logging.disable()
     outcomes = Outcomes(ALLOWED)
     random = Random(seed)
@@ -156,23 +173,29 @@ def run(trials: int, seed: int) -> Outcomes:
         wanted = []
         expected: dict[str, object] = {}
         for name in OPERATIONS:
-            uri = f"faulty://count/{name}"
-            _prepared(name, uri, build)
-            FaultyStore.begin()
-            expected[name] = OPERATIONS[name](uri, build)
-            wanted += [(name, at, fault) for at in range(FaultyStore.calls) for fault in FAULTS]
+            uri = f"{root}/count/{name}"
+            _prepared(name, uri, build, faults)
+            faults.begin()
+            expected[name] = OPERATIONS[name](uri, build, faults)
+            wanted += [(name, at, fault) for at in range(faults.calls) for fault in kinds]
         for number, (name, at, fault) in enumerate(random.sample(wanted, min(trials, len(wanted)))):
-            uri = f"faulty://trial-{number}/{name}"
-            FaultyStore.begin()
-            _prepared(name, uri, build)
-            FaultyStore.begin(at, fault)
+            uri = f"{root}/trial-{number}/{name}"
+            _prepared(name, uri, build, faults)
+            faults.begin(at, fault)
             try:
-                outcome = _attempt(name, uri, build, expected[name])
+                outcome = _attempt(name, uri, build, expected[name], faults)
             except Exception as error:  # noqa: BLE001 - it is what the trial came to
                 outcome = f"error: {type(error).__name__}: {error}"
             outcomes.add(f"{name}, {fault}", (at, uri), outcome)
-            FaultyStore.store.clear()
+            faults.begin()
+            if after is not None:
+                after()
     return outcomes
+
+
+def run(trials: int, seed: int) -> Outcomes:
+    """So many trials on a store in memory."""
+    return try_store("faulty:/", FaultyStore(), FAULTS, trials, seed, FaultyStore.store.clear)
 
 
 if __name__ == "__main__":

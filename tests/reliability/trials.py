@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
+import resource
 import select
 import signal
 import struct
@@ -13,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
@@ -31,18 +34,34 @@ class Outcomes:
     Attributes:
         counts: By kind and outcome.
         losses: Trials that came to no allowed outcome: kind, trial, outcome.
+        kept: A file of all outcomes, one a line, which are read from it first: long trials go on where they stopped.
+        done: Kind and trial, as `repr` gives it, of all that were counted.
     """
 
     allowed: frozenset[str]
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     losses: list[tuple[str, str, str]] = field(default_factory=list)
+    kept: Path | None = None
+    done: set[tuple[str, str]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        lines = self.kept.read_text().splitlines() if self.kept is not None and self.kept.exists() else []
+        for kind, trial, outcome in map(json.loads, lines):
+            self._count(kind, trial, outcome)
 
     def add(self, kind: str, trial: object, outcome: str) -> None:
         """Counts a trial; an outcome is allowed by what stands before its colon."""
+        self._count(kind, repr(trial), outcome)
+        if self.kept is not None:
+            with self.kept.open("a") as file:
+                file.write(json.dumps([kind, repr(trial), outcome]) + "\n")
+
+    def _count(self, kind: str, trial: str, outcome: str) -> None:
+        self.done.add((kind, trial))
         name = outcome.partition(":")[0]
         self.counts.setdefault(kind, Counter())[name] += 1
         if name not in self.allowed:
-            self.losses.append((kind, repr(trial)[:200], outcome[:500]))
+            self.losses.append((kind, trial[:200], outcome[:500]))
 
     @property
     def trials(self) -> int:
@@ -62,7 +81,7 @@ class Outcomes:
         console = Console(width=max(120, 16 * (3 + len(names))))
         console.print(table)
         for kind, trial, outcome in self.losses[:50]:
-            console.print(f"loss: {kind}: {trial}: {outcome}", soft_wrap=True, highlight=False)
+            console.print(f"loss: {kind}: {trial}: {outcome}", soft_wrap=True, highlight=False, markup=False)
 
 
 def run_apart(
@@ -161,20 +180,22 @@ def damaged(data: bytes, random: Random) -> bytes:
 
 
 def options(description: str, trials: int) -> argparse.Namespace:
-    """`--trials` and `--seed` of a command."""
+    """`--trials`, `--seed` and `--keep` of a command."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--trials", type=int, default=trials, help=f"how many (default: {trials})")
     parser.add_argument("--seed", type=int, default=16, help="of the random choices (default: 16)")
+    parser.add_argument("--keep", type=Path, help="a file of outcomes: what it holds is not tried again (kills, work)")
     return parser.parse_args()
 
 
-def run_command(title: str, trials: int, run: Callable[[int, int], Outcomes]) -> None:
+def run_command(title: str, trials: int, run: Callable[..., Outcomes]) -> None:
     """Runs a command's trials, prints their table, and exits with 1 where there is a loss."""
     given = options(title, trials)
     started = time.perf_counter()
-    outcomes = run(given.trials, given.seed)
+    outcomes = run(given.trials, given.seed, *([] if given.keep is None else [given.keep]))
     outcomes.print(title, given.seed)
-    sys.stdout.write(f"{time.perf_counter() - started:.0f} s\n")
+    used = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    sys.stdout.write(f"{time.perf_counter() - started:.0f} s, {used:.0f} CPU s\n")
     sys.exit(1 if outcomes.losses else 0)
 
 

@@ -27,6 +27,8 @@ async function call(path, body) {
 function askForToken() {
   return new Promise((resolve) => {
     const dialog = $("token-asked");
+    $("token").value = "";
+    $("token-said").textContent = token ? "The server refused that token." : "";
     if (!dialog.open) dialog.showModal();
     dialog.addEventListener("close", () => {
       token = $("token").value.trim();
@@ -266,7 +268,7 @@ async function fillVersions(side) {
   if (side === "left" && versions.length > 1) $("left-version").value = versions[1].version;
 }
 
-const sideOf = (side) => ({ index: $(`${side}-index`).value, version: $(`${side}-version`).value });
+const sideOf = (side) => ({ index: $(`${side}-index`).value, version: $(`${side}-version`).value || null });
 
 async function compareQueries() {
   const queries = [...new Set($("queries").value.split("\n").map((line) => line.trim()).filter(Boolean))];

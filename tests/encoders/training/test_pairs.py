@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 
 import fsspec
@@ -171,6 +172,27 @@ def test_titles_as_queries_for_their_own_pictures(tmp_path):
     assert not batch.products.has_text.any(), "its text would give it away"
     assert batch.products.has_image.all()
     assert batch.queries.has_text.all()
+
+
+def test_pictures_as_queries_for_their_own_texts(tmp_path):
+    catalog = {"a": ("red mug", b"1"), "b": (None, b"2"), "c": ("red mug", b"3"), "d": ("lamp", b"3"), "e": ("x", None)}
+    pairs = read_pairs(PairsConfig(queries="pictures"), catalog_reader(catalog))
+    assert pairs.queries == [None] * 3 and pairs.product_rows.tolist() == [0, 2, 3]
+    assert pairs.query_images.take([0, 1, 2]) == [b"1", b"3", b"3"]
+    assert pairs.query_images.present().tolist() == [True] * 3
+    assert pairs.query_keys[1] == pairs.query_keys[2] != pairs.query_keys[0], "equal pictures are one query"
+    again = pickle.loads(pickle.dumps(pairs.query_images))
+    assert again.at(np.array([2, 0])).take([0, 1]) == [b"3", b"1"] and len(again) == 3
+    rows = coloured_rows(12)
+    pairs = read_pairs(PairsConfig(uri=write_pairs(tmp_path, rows), queries="pictures"))
+    batch = PairDataset(pairs, np.arange(12), tiny_parts("match3"))[[0, 1, 2]]
+    assert batch.products.has_text.all() and batch.queries.has_image.all() and not batch.queries.has_text.any()
+
+
+def test_titles_may_be_shown(tmp_path):
+    data = PairsConfig(uri=write_pairs(tmp_path, coloured_rows(12)), queries="titles", show_texts=True)
+    batch = PairDataset(read_pairs(data), np.arange(12), tiny_parts("3tmm"))[[0, 1, 2]]
+    assert batch.products.has_text.all() and batch.products.has_image.all() and batch.queries.has_text.all()
 
 
 def test_queries_that_are_pictures(tmp_path):

@@ -19,7 +19,8 @@ from pipelines.catalog.layouts import LAYOUTS, recognise, recognise_sample, reso
 from pipelines.catalog.listing import list_catalog
 from pipelines.catalog.plan import catalog_schema, plan_catalog
 from pipelines.catalog.samples import Sample, TextOptions, flattened, read_sample
-from pipelines.config.command_line import load_job_config, shipped_configs
+from pipelines.config.command_line import load_job_config
+from pipelines.config.yaml_files import shipped_configs
 from tests.pipelines.catalog.catalogs import read_plan
 from tests.pipelines.catalog.exports import EXPORTS, Export
 from tests.pipelines.catalog.test_sheets import sheet

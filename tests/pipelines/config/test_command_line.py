@@ -14,13 +14,8 @@ from encoders.errors import CheckpointError, EncoderError
 from index_builder.errors import StorageError
 from pipelines.catalog.config import CatalogError
 from pipelines.config import ConfigError, run_command
-from pipelines.config.command_line import (
-    ParsedCommand,
-    load_job_config,
-    parse_arguments,
-    parse_config,
-    read_config_file,
-)
+from pipelines.config.command_line import ParsedCommand, load_job_config, parse_arguments
+from pipelines.config.yaml_files import parse_config, read_config_file
 from tests.pipelines.config.sections import Tower, Tree
 
 
@@ -42,6 +37,12 @@ def problems_of(*argv: str, **options: Any) -> list[str]:
 def test_the_file_alone() -> None:
     config = parse().config
     assert (config.source.uri, config.source.share, config.output.shards) == ("a.csv", 0.25, 3)
+
+
+def test_a_key_is_text_whatever_yaml_takes_it_for() -> None:
+    config = parse_config("on: [held]\noff: {yes: true}\n", "job.yaml")
+    assert config.data == {"on": ["held"], "off": {"yes": True}}
+    assert set(config.lines) == {"on", "off", "off.yes"}
 
 
 def test_a_key_on_the_command_line_wins_over_the_file_both_spellings() -> None:

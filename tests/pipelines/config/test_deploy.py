@@ -13,17 +13,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import yaml
 
-from pipelines.config import exit_codes
 from pipelines.config.command_line import load_job_config, run_command
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "run_configs" / "deploy"
-
-
-def test_the_table_of_exit_codes_is_ours():
-    told = {int(code) for code in re.findall(r"^\| (\d) \|", (DEPLOY / "README.md").read_text(), re.MULTILINE)}
-    names = ("DONE", "FAILED", "REFUSED", "HELD", "BUSY", "NOT_CLEANED")
-    assert told == {getattr(exit_codes, name) for name in names}
 
 
 def test_containers_start_python_as_the_image_would_start_a_worker():

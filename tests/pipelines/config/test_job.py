@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.config.command_line import parse_config, read_config_file
 from pipelines.config.job import GatesConfig, JobConfig, WorkConfig, to_yaml
 from pipelines.config.validation import build_config, list_keys
+from pipelines.config.yaml_files import parse_config, read_config_file
 
 SHIPPED = (
     *("demo", "minilm", "clip_vit_b32", "4tmm_dfn5b", "marqo_ecommerce_b", "fashion_siglip", "siglip2_b16"),

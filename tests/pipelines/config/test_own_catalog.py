@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 from pipelines.config import own_catalog
-from pipelines.config.command_line import load_job_config, read_config_file, shipped_configs
+from pipelines.config.command_line import load_job_config
 from pipelines.config.job import JobConfig, to_short_yaml, to_yaml
 from pipelines.config.own_catalog import name_of
 from pipelines.config.validation import build_config
+from pipelines.config.yaml_files import read_config_file, shipped_configs
 
 DEMO = load_job_config([]).config
 

@@ -242,6 +242,12 @@ def exact(expected: tuple[np.ndarray, pa.Table], query: np.ndarray, k: int = 10)
     return set(expected[1]["product_id"].take(pa.array(best)).to_pylist())
 
 
+OF_VIEW = """
+SELECT grantee::regrole::text, privilege_type, is_grantable FROM pg_class, aclexplode(relacl)
+WHERE oid = 'granted'::regclass ORDER BY 1, 2
+"""
+
+
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
     """The address of a PostgreSQL with pgvector, of this module's own, on a socket.
@@ -285,14 +291,16 @@ def test_pgvector(index, expected, postgres, tmp_path, capsys):
     np.testing.assert_allclose(json.loads(halves[0]), expected[0][7], atol=2e-3)
 
 
-def test_a_view_keeps_its_grants_and_dependents_while_its_columns_stay(index, postgres, tmp_path, capsys):
+def test_a_view_keeps_its_grants_and_while_its_columns_stay_its_dependents(index, postgres, tmp_path, capsys):
     import psycopg
 
     copy, versions = republished(index, tmp_path)
     assert run(copy, "pgvector", postgres, "--name", "granted", "--version", versions[0]) == 0
     with psycopg.connect(postgres) as connection:
         connection.execute(
-            "CREATE ROLE shop; GRANT SELECT ON granted TO shop; CREATE VIEW ids AS SELECT product_id FROM granted"
+            "CREATE ROLE shop; GRANT SELECT ON granted TO shop; GRANT SELECT ON granted TO PUBLIC;"
+            'CREATE ROLE "two words"; GRANT SELECT, UPDATE ON granted TO "two words" WITH GRANT OPTION;'
+            "CREATE VIEW ids AS SELECT product_id FROM granted"
         )
     assert run(copy, "pgvector", postgres, "--name", "granted", "--version", versions[1]) == 0, capsys.readouterr().err
     with psycopg.connect(postgres) as connection:
@@ -300,8 +308,14 @@ def test_a_view_keeps_its_grants_and_dependents_while_its_columns_stay(index, po
         shown = connection.execute("SELECT pg_get_viewdef('granted'::regclass)").fetchone()
         assert (held, versions[1].lower().replace("-", "_") in str(shown)) == ((True,), True)
         connection.execute("DROP VIEW ids")
+        before = connection.execute(OF_VIEW).fetchall()
     arguments = ["--name", "granted", "--version", versions[2], "--vector-type", "float16"]
     assert run(copy, "pgvector", postgres, *arguments) == 0, capsys.readouterr().err
+    with psycopg.connect(postgres) as connection:
+        assert connection.execute(OF_VIEW).fetchall() == before
+        assert (
+            sorted(passed_on for grantee, _, passed_on in before if grantee != "postgres") == [False] * 2 + [True] * 2
+        )
 
 
 def test_a_failed_export_to_postgres_leaves_what_queries_use(index, postgres, monkeypatch, capsys):

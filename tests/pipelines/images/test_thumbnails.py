@@ -64,13 +64,13 @@ def test_rows_are_read_one_by_one_and_filled_from_the_version_before(place, tmp_
     first = storage.join(folder, "first.arrow")
     pictures = [f"picture {row}".encode() for row in range(count)]
     shards = [table(list(range(100)), pictures[:100]), table(list(range(100, count)), pictures[100:])]
-    assert write_thumbnails(first, shards, None) == {"thumbnails": count, "missing": 0}
+    assert write_thumbnails(first, shards, None, 16) == {"thumbnails": count, "missing": 0}
     with Thumbnails(first) as opened:
         for row in (0, 99, 100, ROWS_PER_BATCH, count - 1):
             assert opened.get(row) == pictures[row]
         assert opened.get(count) is opened.get(-1) is opened.get(10**9) is None
         second = storage.join(folder, "second.arrow")
         again = table([5, None, count - 1, 10**6, 7], [None, None, None, None, b"new"])
-        assert write_thumbnails(second, [again], opened) == {"thumbnails": 3, "missing": 1}
+        assert write_thumbnails(second, [again], opened, 16) == {"thumbnails": 3, "missing": 1}
     with Thumbnails(second) as opened:
         assert [opened.get(row) for row in range(5)] == [pictures[5], None, pictures[count - 1], None, b"new"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -153,6 +154,9 @@ def test_a_plan_scales_the_shares_it_sees_and_reads_a_sample(tmp_path, capsys):
     assert bill.work.image_bytes == pytest.approx(len(product(0)["image"]["bytes"]), rel=0.2)
     assert not (tmp_path / "work" / "embeddings").exists()
     assert dict(planned.limits)["limits"].startswith("67.1 MB a record (catalog.max_record_bytes)")
+    told = "\n".join(how for _, how in planned.limits)
+    assert re.search(r"5\.\d GB of pictures that wait \(decode\.pending_images\), [\d.]+ GB to decode", told), told
+    assert "268.4 MB of rows at a time" in told
 
 
 def test_no_image_outside_the_catalog_is_read(tmp_path):

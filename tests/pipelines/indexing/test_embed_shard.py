@@ -11,6 +11,7 @@ from PIL import Image
 
 from index_builder import embedding_shards
 from index_builder.embedding_shards import Modality
+from index_builder.meter import METER
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.dead_letters import Reason, read_dead_letters
 from pipelines.catalog.plan import plan_catalog
@@ -18,9 +19,12 @@ from pipelines.catalog.previous_version import CarryOver, build_carry_over
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
+from pipelines.images.product_images import decode_images
+from pipelines.indexing import embed_shard as embed_shard_module
 from pipelines.indexing.embed_shard import ProductPreparer, embed_shard
 from pipelines.indexing.product_table import read_columns
 from pipelines.indexing.shard_files import ShardFiles
+from pipelines.indexing.tower_memory import TowerMemory
 from tests.fakes import FakeProductEncoder
 
 
@@ -54,6 +58,8 @@ class Embedded:
         previous: Embedded | None = None,
         name="shard",
         per_image: bool = False,
+        memory: TowerMemory | None = None,
+        measured: int = 0,
     ):
         self.encoder = encoder or FakeProductEncoder()
         (shard,) = plan_catalog(catalog, spool_uri=str(folder / "spool")).shards
@@ -73,7 +79,9 @@ class Embedded:
                 carry_over=carry_over,
                 per_image=per_image,
             )
-            self.summary = embed_shard(self.encoder, preparer, shard, self.files)
+            METER.take()
+            self.summary = embed_shard(self.encoder, preparer, shard, self.files, memory=memory, measured=measured)
+            self.counts = METER.take()
         finally:
             if pool is not None:
                 pool.close()
@@ -145,13 +153,44 @@ def test_bad_pictures_reject_where_the_shop_wants_that(tmp_path):
 
 
 def test_equal_texts_and_pictures_go_through_the_towers_once(tmp_path):
-    # 40 rows are several batches of four: pictures are told apart over the whole shard.
+    # 40 rows are several batches of four: texts and pictures are told apart over the whole shard.
     rows = [row(f"p{number}", image=RED if number % 2 else BLUE) for number in range(40)]
     made = Embedded(tmp_path, write_catalog(tmp_path / "catalog", rows))
     assert made.encoder.image_calls == 2
-    assert made.encoder.text_calls == 10
+    assert made.encoder.text_calls == 1
     assert len(made.ids) == 40
     assert len(np.unique(made.vectors, axis=0)) == 2
+
+
+def test_what_another_shard_embedded_is_neither_decoded_nor_embedded_again(tmp_path, monkeypatch):
+    rows = [row(f"p{number}", title=f"mug {number % 3}", image=BLUE if number % 2 else RED) for number in range(12)]
+    memory, encoder = TowerMemory(), FakeProductEncoder()
+    first = Embedded(tmp_path, write_catalog(tmp_path / "catalog", rows), encoder=encoder, memory=memory, name="first")
+    assert (first.counts["texts_reused"], first.counts["images_reused"]) == (9, 10)
+    rows[5] = row("p5", title="another mug", image=GREEN)
+    catalog = write_catalog(tmp_path / "changed", rows)
+    decoded: list[int] = []
+    monkeypatch.setattr(
+        embed_shard_module, "decode_images", lambda pool, data: decoded.append(len(data)) or decode_images(pool, data)
+    )
+    second = Embedded(tmp_path, catalog, encoder=encoder, memory=memory, name="second")
+    assert (encoder.text_calls, encoder.image_calls, sum(decoded)) == (3 + 1, 2 + 1, 1)
+    assert (second.counts["texts_reused"], second.counts["images_reused"]) == (11, 11)
+    alone = Embedded(tmp_path, catalog, name="alone")
+    assert np.array_equal(second.vectors, alone.vectors)
+    unlike = ("key", "seconds")
+    assert {name: value for name, value in dataclasses.asdict(second.summary).items() if name not in unlike} == {
+        name: value for name, value in dataclasses.asdict(alone.summary).items() if name not in unlike
+    }
+
+
+def test_a_shard_that_measures_decodes_all_images_of_its_own(tmp_path):
+    encoder = FakeProductEncoder(uses_text=False)
+    encoder.load_exact = lambda: FakeProductEncoder(uses_text=False)
+    catalog, memory = write_catalog(tmp_path / "catalog", [row(f"p{number}") for number in range(4)]), TowerMemory()
+    made = [Embedded(tmp_path, catalog, encoder=encoder, memory=memory, name=name, measured=2) for name in ("a", "b")]
+    assert len(made[0].summary.cosines) == 2
+    assert made[0].summary.cosines == made[1].summary.cosines
 
 
 def test_a_second_run_embeds_only_what_changed(tmp_path):

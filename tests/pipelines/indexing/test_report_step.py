@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from fastapi.testclient import TestClient
 
 from index_builder import IndexReader, marks, publish
@@ -48,7 +49,8 @@ def test_nights_leave_their_reports_and_wait_for_a_person(tmp_path, written_repo
     for row in rows[:40]:
         row["price"] = None
     write_catalog(folder / "catalog", rows)
-    waiting, _ = run_job(folder, "--index.publish", "ask", "--index.thumbnails", "16")
+    prices = ["--plan.prices.worker_hour", "3.6"]
+    waiting, _ = run_job(folder, "--index.publish", "ask", "--index.thumbnails", "16", *prices)
     assert (waiting.status, publish.read_current(str(folder / "index"))) == ("waiting", result.version)
     assert waiting.findings[0].startswith("price lost its values: 33.3% of the products have no price")
     values = json.loads((Path(waiting.uri) / "report.json").read_text())
@@ -61,6 +63,9 @@ def test_nights_leave_their_reports_and_wait_for_a_person(tmp_path, written_repo
         "carried_over": 0,
     }
     assert values["queries"]["compared"] > 50
+    assert len(values["nights"]) == 2
+    for night in values["nights"]:
+        assert night["money"] == pytest.approx(sum(night["seconds"].values()) / 1000), "the first one's at these prices"
 
     with Thumbnails(str(Path(waiting.uri) / "thumbnails.arrow")) as pictures:
         assert all(pictures.get(row).startswith(b"RIFF") for row in range(120)), "of images that were not embedded too"
@@ -100,6 +105,32 @@ def test_nights_leave_their_reports_and_wait_for_a_person(tmp_path, written_repo
         "its first 10"
     ]
     assert "Held back by gates.canaries" in (Path(held.uri) / "report.html").read_text()
+
+
+def test_what_is_asked_for_since_a_version_was_made_is_not_taken_for_unchanged(tmp_path):
+    write_catalog(tmp_path / "catalog", [product(number) for number in range(60)])
+    first, _ = run_job(tmp_path, "--index.factory", "Flat")
+    found, missed = str(tmp_path / "found.yaml"), str(tmp_path / "missed.yaml")
+    Path(found).write_text("- {query: red mug, ids: [p00003], k: 60}\n")
+    Path(missed).write_text("- {query: red mug, ids: [none]}\n")
+
+    def again(*options):
+        result, _ = run_job(tmp_path, "--index.factory", "Flat", *options)
+        return result.status, result.version, result.failed_gates
+
+    assert again("--gates.canaries", found) == ("unchanged", first.version, [])
+    status, version, failed = again("--gates.canaries", missed)
+    assert (status, version) == ("held", first.version)
+    assert failed == [
+        "gates.canaries: the query 'red mug' does not find none (none not in the catalog) among its first 10"
+    ]
+    small = again("--index.thumbnails", "16", "--gates.canaries", found)
+    assert small[0] == "published" and small[1] != first.version
+    assert len(publish.read_manifest(str(tmp_path / "index")).gates["canaries"]) == 1
+    large = again("--index.thumbnails", "24")
+    assert large[0] == "published" and large[1] != small[1]
+    assert again("--index.thumbnails", "24") == ("unchanged", large[1], [])
+    assert again() == ("unchanged", large[1], [])
 
 
 def test_a_report_that_fails_costs_the_report_alone(tmp_path, monkeypatch, written_report, caplog):

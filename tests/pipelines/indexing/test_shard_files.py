@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from index_builder import storage
 from pipelines.indexing.shard_files import (
+    SHARD_FORMAT,
     FinishedRun,
     ShardFiles,
     ShardSummary,
     base_key,
     read_finished_run,
     revision_key,
-    shard_key,
+    shard_keys,
     standing_keys,
     total,
     write_finished_run,
@@ -63,9 +64,12 @@ def test_the_files_beside_an_embedding_shard_are_found_by_its_name(tmp_path):
 
 
 def test_a_key_names_the_rows_and_the_settings():
-    key = shard_key("content", {"a": 1, "b": [2]})
-    assert key == shard_key("content", {"b": (2,), "a": 1})
-    assert len({key, shard_key("other", {"a": 1, "b": [2]}), shard_key("content", {"a": 1, "b": 2})}) == 3
+    key, other = shard_keys(["content", 'o"\n'], {"a": 1, "b": [2]})
+    assert key == storage.digest([SHARD_FORMAT, "content", {"b": (2,), "a": 1}])
+    assert other == storage.digest([SHARD_FORMAT, 'o"\n', {"a": 1, "b": [2]}])
+    assert len({key, other, *shard_keys(["content"], {"a": 1, "b": 2})}) == 3
+    with pytest.raises(ValueError, match="finite"):
+        shard_keys(["content"], {"a": float("nan")})
     assert base_key(revision_key(revision_key(key, "one"), "two")) == base_key(key) == key
     assert revision_key(key, "one") != revision_key(key, "two")
 

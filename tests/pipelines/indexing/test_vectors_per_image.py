@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fastapi.testclient import TestClient
 
 from encoders import EncoderConfig, load_product_encoder, load_query_encoder
 from index_builder import IndexReader, embedding_shards
@@ -29,6 +30,9 @@ from pipelines.indexing.forecast import forecast_run
 from pipelines.indexing.progress import summary_lines
 from pipelines.indexing.run_record import RunRecord
 from pipelines.published.version_diff import compare_versions
+from pipelines.server.app import create_app
+from pipelines.server.config import ServerConfig, ServerJobConfig
+from pipelines.server.served import open_indexes
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.indexing.job import arguments, index_files, run_job, version_files
 
@@ -219,6 +223,18 @@ def test_an_answer_is_a_product_once_and_says_which_image_matched(night, capsys)
     assert "image_number" in capsys.readouterr().out
     passing = reader.search(vector, 50, filter="image_number = 2")
     assert {number for number, _ in passing.images[0]} == {2}
+
+
+def test_a_product_of_several_images_is_left_out_of_those_like_it(night):
+    folder, rows, *_ = night
+    config = ServerJobConfig(server=ServerConfig(indexes={"main": str(folder / "index")}))
+    name = rows[0]["product_id"]
+    reader = IndexReader.open(str(folder / "index"))
+    assert len(of_product(reader, name)) > 1
+    with TestClient(create_app(config, open_indexes(config.server))) as client:
+        found = client.post("/search", json={"product_id": name, "k": 100}).json()["hits"]
+    ids = [hit["product_id"] for hit in found]
+    assert sorted(ids) == sorted(set(reader.products["product_id"].to_pylist()) - {name})
 
 
 def test_a_column_of_groups_wins_and_products_without_a_value_stay_whole(second_night):

@@ -35,6 +35,7 @@ from pipelines.indexing.work_folder import (
     note_index,
     noted_indexes,
 )
+from tests.index_builder.builds import published
 from tests.pipelines.indexing.job import arguments, product, run_job, write_catalog
 
 ELSEWHERE = LeaseRecord(
@@ -509,6 +510,18 @@ def test_an_intake_copy_stays_for_one_run_more_than_it_is_needed(tmp_path):
     clean(tmp_path, str(spool / "one.jsonl"))
     clean(tmp_path, str(spool / "one.jsonl"))
     assert storage.list_names(str(spool)) == ["one.jsonl"]
+
+
+def test_the_lookups_of_whatever_a_run_may_follow_stay(tmp_path):
+    for seed in range(3):
+        index = published(str(tmp_path), 50, 16, seed=seed, factory="Flat")
+    first, second, last = publish.list_versions(index)
+    publish.set_tag(index, "shadow", first)
+    note_index(str(tmp_path / "work"), index)
+    for version in (first, second, last):
+        storage.write_bytes_atomic(str(tmp_path / "work" / "carry_over" / version / "vectors.json"), b"")
+    clean(tmp_path / "work")
+    assert names(tmp_path / "work" / "carry_over") == {first, last}
 
 
 def test_planning_removes_nothing_and_a_run_then_finds_its_copies(tmp_path):

@@ -14,7 +14,7 @@ from tests.reliability.faults import FAULTS, Catalog, first_night, good_night, j
 
 PRODUCTS = 400
 SHORT = {
-    "pictures swapped": "embedded anew",
+    "pictures swapped": "pictures changed",
     "a third of the texts in German": "texts changed",
     "a tenth of the titles decoded wrongly": "a wrong decoding in title",
     "another currency": "price changed",
@@ -57,6 +57,19 @@ def test_nothing_is_said_of_a_good_night(seed):
 
 def test_there_are_fifty_faults_at_least():
     assert len(FAULTS) >= 50
+
+
+def test_pictures_that_changed_are_told_as_such_with_products_to_look_at():
+    random = Random(5)
+    before = first_night(random, PRODUCTS)
+    after = FAULTS["pictures swapped"](before, random)
+    old, new = (night_of(catalog, random)[0] for catalog in (before, after))
+    found = next(finding for finding in find_faults(old, new)[0] if finding.what == "pictures changed")
+    images = [{row["product_id"]: row["image"] for row in catalog.rows} for catalog in (before, after)]
+    assert len(found.examples) == 5
+    for rows in found.examples:
+        first, second = (night.products["product_id"][row].as_py() for night, row in zip((old, new), rows, strict=True))
+        assert first == second and images[0][first] != images[1][second]
 
 
 def test_of_vectors_made_elsewhere_nobody_knows_what_was_changed():

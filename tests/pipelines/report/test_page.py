@@ -16,7 +16,7 @@ from pipelines.config.job import Canary
 from pipelines.published.version_diff import compare_products
 from pipelines.report import page
 from pipelines.report.contents import find_faults
-from pipelines.report.page import GateLine, LetterGroup, NightReport
+from pipelines.report.page import GateLine, LetterGroup, NightCost, NightReport
 from pipelines.report.queries import Answer, CanaryAnswer, ComparedQuery, Query
 from tests.reliability.faults import first_night, good_night, night_of
 
@@ -75,7 +75,10 @@ def report() -> NightReport:
         canaries=[CanaryAnswer(canary=Canary(query=HOSTILE, ids=(HOSTILE,)), missing=(HOSTILE,))],
         queries=[query],
         queries_note="One query.",
-        nights=[("11-26 03:00", {"embed": 12.0, "publish": 1.0})],
+        nights=[
+            NightCost(name=name, seconds={"embed": 12.0, "number": 0.5}, money={"embed": amount, "number": 0.004})
+            for name, amount in (("11-26 03:00", 0.4), ("11-25 03:00", 0.3))
+        ],
         letters=[LetterGroup(kind="rejected: missing_id", count=1, examples=[letter | {"picture": HOSTILE}])],
         list_sizes=np.array([4, 5, 6]),
         image_sides={"64": 3, "512": 9, "?": 1},
@@ -126,8 +129,17 @@ def test_the_page_says_its_verdict_first_and_runs_and_loads_nothing(html):
     assert parsed.text.count("<script>alert(1)</script>") > 10, "what the catalog says is shown as it is"
 
 
+def test_what_the_last_nights_cost_is_told_by_stage(report, html, no_plots):
+    text = " ".join(Parsed(html).text.split())
+    assert "cost0.40before 0.30" in text
+    assert "11-25 03:00embed 12.0, number 0.5embed 0.30, number 0.0040.30" in text
+    assert "Cost until this report: 0.40, the night before 0.30" in page.render_markdown(report)
+    unpriced = replace(report, nights=[replace(night, money={}) for night in report.nights])
+    assert "cost" not in Parsed(page.render_html(unpriced, lambda of_new, row: None)).text
+
+
 def test_the_plots_stand_in_the_page_in_its_own_colours(html):
-    assert html.count("<svg") == 5
+    assert html.count("<svg") == 6
     assert "var(--main)" in html and "#0102" not in html
     ids = [attributes["id"] for _, attributes in Parsed(html).elements if "id" in attributes]
     assert len(ids) == len(set(ids))

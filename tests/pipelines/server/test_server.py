@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from encoders import load_query_encoder
 from index_builder import IndexReader
 from index_builder.publish import list_versions, read_current, set_current
 from pipelines import serve
@@ -27,7 +29,10 @@ from pipelines.server.app import create_app
 from pipelines.server.config import ServerConfig, ServerJobConfig
 from pipelines.server.run import serve as serve_config
 from pipelines.server.served import open_indexes
+from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.indexing.job import product, run_job, write_catalog
+from tests.pipelines.server.on_thread import served
+from tests.reliability import api
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +69,6 @@ def test_words_find_what_the_reader_finds(client, folder):
     status, found = ask(client, text="red mug", k=5)
     assert status == 200
     reader = IndexReader.open(str(folder / "index"))
-    from encoders import load_query_encoder
-
     vector = load_query_encoder(reader.query_encoder_uri).encode(texts=["red mug"])
     expected = reader.search(vector, 5)
     assert [hit["product_id"] for hit in found["hits"]] == expected.product_ids[0]
@@ -104,6 +107,10 @@ def test_more_like_a_product_leaves_that_product_out(client):
     found = ask(client, product_id="p00003", k=70)[1]["hits"]
     assert len(found) == 69
     assert "p00003" not in {hit["product_id"] for hit in found}
+    pages = [ask(client, product_id="p00003", k=20, offset=offset)[1] for offset in (0, 20, 40, 60)]
+    assert [hit["product_id"] for page in pages for hit in page["hits"]] == [hit["product_id"] for hit in found]
+    assert [hit["rank"] for page in pages for hit in page["hits"]] == list(range(1, 70))
+    assert [page["more"] for page in pages] == [True, True, True, False]
 
 
 def test_a_score_is_explained(client):
@@ -256,6 +263,58 @@ def test_the_other_version_is_served_without_a_failed_request(folder):
     assert read_current(index) == after
 
 
+def test_ten_flips_between_two_encoders_no_query_meets_vectors_of_another(folder, tmp_path):
+    shutil.copytree(folder / "index", tmp_path / "index")
+    shutil.copytree(folder / "catalog", tmp_path / "catalog")
+    other = save_tiny_encoder(tmp_path / "other", seed=1)
+    run_job(tmp_path, "--index.factory", "auto", "--catalog.group_field", "title", "--encoder.uri", other.uri)
+    index = str(tmp_path / "index")
+    before, after = read_current(str(folder / "index")), read_current(index)
+    config = config_of(tmp_path, refresh_seconds=0.02)
+    with TestClient(create_app(config, open_indexes(config.server))) as client:
+        wanted = {}
+        for version in (before, after):
+            reader = IndexReader.open(index, version)
+            vectors = load_query_encoder(reader.query_encoder_uri).encode(texts=["red mug", "blue"])
+            for text, vector in zip(("red mug", "blue"), vectors, strict=True):
+                wanted[version, text] = reader.search(vector, 5).scores[0].tolist()
+        assert wanted[before, "blue"] != pytest.approx(wanted[after, "blue"], abs=1e-3)
+        wrong, seen, end = [], Counter(), threading.Event()
+
+        def load(text: str) -> None:
+            while not end.is_set():
+                status, found = ask(client, text=text, k=5)
+                if status != 200 or [hit["score"] for hit in found["hits"]] != pytest.approx(
+                    wanted[found["version"], text], abs=1e-5
+                ):
+                    wrong.append(found)
+                seen[found.get("version")] += 1
+
+        threads = [threading.Thread(target=load, args=(text,)) for text in ("red mug", "blue")]
+        for thread in threads:
+            thread.start()
+        try:
+            for version in (before, after) * 5:
+                set_current(index, version)
+                asked = seen[version]
+                while seen[version] < asked + 5:  # a hang is pytest's to end
+                    time.sleep(0.005)
+        finally:
+            end.set()
+            for thread in threads:
+                thread.join()
+    assert not wrong
+    assert set(seen) == {before, after}
+
+
+def test_calls_that_the_schema_makes_up_are_never_the_servers_fault(folder):
+    with served(config_of(folder)) as url:
+        outcomes = api.call(url, 200, seed=1, dim=16)
+    assert not outcomes.losses
+    assert outcomes.trials == 200
+    assert outcomes.counts["POST /search"]["2xx"] > 20
+
+
 def test_requests_at_the_same_time_get_their_own_answers(client, folder):
     reader = IndexReader.open(str(folder / "index"))
     vectors = np.random.default_rng(0).normal(size=(24, reader.manifest.index.spec.dim)).astype(np.float32)
@@ -282,6 +341,15 @@ def test_the_command_refuses_what_it_cannot_serve(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
     assert run_command(serve.main, ["--index", "x", "--server.max_k", "0"]) == 2
     assert "max_k is 0" in capsys.readouterr().err
+
+
+def test_an_application_that_does_not_start_ends_with_1(folder, monkeypatch):
+    def start(self: object) -> None:
+        raise RuntimeError("no thread")
+
+    monkeypatch.setattr("pipelines.server.served.Refresher.start", start)
+    options = ["--index", str(folder / "index"), "--server.port", "0"]
+    assert run_command(serve.main, options) == 1
 
 
 def test_the_index_of_the_command_line_is_the_default_and_may_have_graphs(tmp_path, capsys):

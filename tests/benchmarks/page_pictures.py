@@ -1,8 +1,9 @@
-"""Makes the README's picture of a report: two nights of the drawn shop, the second one with faults, in a browser.
+"""Makes the pictures of the README: the report of a night with faults, and the search page over the drawn shop.
 
-    python -m tests.benchmarks.report_picture [--out tests/benchmarks/report.png]
+    python -m tests.benchmarks.page_pictures [--out guides]
 
-Needs Chromium and Playwright (`pip install playwright`); `--chromium` names the browser.
+Writes `report.png` and `search_page.png`. Needs Chromium and Playwright (`pip install playwright`); `--chromium` names
+the browser.
 """
 
 from __future__ import annotations
@@ -12,19 +13,28 @@ import io
 import random
 import shutil
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import uvicorn
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 from pipelines.config.command_line import load_job_config
 from pipelines.demo_catalog import draw_named_catalog
 from pipelines.indexing import job
 from pipelines.indexing.catalog_source import CatalogSource
+from pipelines.server.app import create_app
+from pipelines.server.config import ServerConfig, ServerJobConfig
+from pipelines.server.served import open_indexes
 
-PRODUCTS, WIDTH, HEIGHT = 600, 1000, 1240
+PRODUCTS, WIDTH, REPORT_HEIGHT, PAGE_HEIGHT = 600, 1000, 1240, 760
+QUERY = "striped blue mug"
 
 
 def faulty_night(rows: list[dict]) -> list[dict]:
@@ -52,10 +62,42 @@ def run(folder: Path, *options: str) -> str:
     return job.run_job(CatalogSource(command.config), command.pipeline_options)[0].uri
 
 
+@contextmanager
+def served(index_uri: str) -> Iterator[str]:
+    """The server over an index, on a free port of loopback; its address."""
+    config = ServerJobConfig(server=ServerConfig(indexes={"shop": index_uri}))
+    settings = uvicorn.Config(create_app(config, open_indexes(config.server)), port=0, log_level="warning")
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def picture(browser: Browser, address: str, height: int, ready: str) -> Image.Image:
+    """What a page shows once an element is there and its pictures have come."""
+    page = browser.new_page(viewport={"width": WIDTH, "height": height})
+    page.goto(address)
+    page.wait_for_selector(ready)
+    page.wait_for_load_state("networkidle")
+    return Image.open(io.BytesIO(page.screenshot()))
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """As a small PNG of 96 colours."""
+    image.convert("RGB").quantize(96).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
 def main() -> None:
-    """Writes the picture."""
-    parser = argparse.ArgumentParser(description="The README's picture of a report.")
-    parser.add_argument("--out", default="tests/benchmarks/report.png")
+    """Writes both pictures."""
+    parser = argparse.ArgumentParser(description="The pictures of the README.")
+    parser.add_argument("--out", default="guides", type=Path)
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -70,14 +112,12 @@ def main() -> None:
         run(folder)
         pq.write_table(pa.Table.from_pylist(faulty_night(rows), schema=table.schema), catalog / "part.parquet")
         report = Path(run(folder, "--index.publish", "ask")) / "report.html"
-        with sync_playwright() as playwright:
+        with sync_playwright() as playwright, served(str(folder / "index")) as address:
             browser = playwright.chromium.launch(executable_path=given.chromium, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-            page.goto(report.resolve().as_uri())
-            data = page.screenshot()
+            save(picture(browser, report.resolve().as_uri(), REPORT_HEIGHT, "body"), given.out / "report.png")
+            of_query = f"{address}/?q={QUERY.replace(' ', '+')}"
+            save(picture(browser, of_query, PAGE_HEIGHT, "#answers img"), given.out / "search_page.png")
             browser.close()
-    image = Image.open(io.BytesIO(data)).convert("RGB").quantize(64)
-    image.save(given.out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class _Below(nn.Module):
         self.tower, self.dim = tower, tower.feature_dim
         if isinstance(tower, ImageTower):
             self.mean = tower.mean
-        if isinstance(tower, TextTower):
+        if isinstance(tower, TextTower | ClipTextTower):
             self.packs, self.packed = tower.packs, tower.features_packed
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:

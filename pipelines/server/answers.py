@@ -176,7 +176,8 @@ class Answers:
                 f"{manifest.encoder.fingerprint}: encode it again"
             )  # fmt: skip
         if request.vector is not None:
-            vector = np.asarray(request.vector, np.float32)
+            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+                vector = np.asarray(request.vector, np.float32)
             if len(vector) != dim or not np.isfinite(vector).all():
                 raise RequestError(422, "vector", f"expected {dim} finite numbers, found {len(vector)} numbers")
             return vector, frozenset()

@@ -298,6 +298,9 @@ def test_a_version_that_was_rolled_back_is_marked_until_it_is_published_again(ro
     storage.write_bytes_atomic(storage.join(index, "marks.json"), b"[")
     with pytest.raises(StorageError, match=r"marks\.json: expected JSON"):
         read_marks(index)
+    with pytest.raises(StorageError, match=r"marks\.json: expected JSON"):
+        roll_back(index, versions[0])
+    assert read_current(index) == versions[2], "without a mark nothing is published"
 
 
 def test_prune_after_a_rollback_keeps_one_to_go_back_to(root: str) -> None:

@@ -226,9 +226,7 @@ def store_frozen(
         batch_size = min(batch_size, _ROWS_ON_CPU)
     for name, tower, rows, count, batches in _work(model, pairs, make, batch_size):
         if shared:
-            clip = model.architecture.clip
-            wishes = clip.preprocessing if clip is not None and "image" in name else None
-            data = f"{_content(name, pairs)}, {wishes}, {mixed}"
+            data = f"{_content(name, pairs)}, {_shape(name, model)}, {mixed}"
         path = folder / f"{'image' if shared and 'image' in name else name}-{_digest(tower, data)}.npy"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
@@ -304,6 +302,16 @@ def _digest(tower: _Tower, data: str) -> str:
         if not name.startswith("projection."):
             digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _shape(name: str, model: EncoderModel) -> str:
+    """What a tower's vectors depend on beside its weights and inputs."""
+    text, clip = model.architecture.text, model.architecture.clip
+    if "image" in name and clip is not None:
+        return f"{clip.model_config}, {clip.preprocessing}"
+    if "clip" in name or text is None:
+        return "" if clip is None else str(clip.model_config)
+    return f"{text.pooling}, {text.max_tokens}"
 
 
 def _content(name: str, pairs: TrainingPairs) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +127,19 @@ def test_a_shared_folder_serves_another_model_of_the_same_towers(pairs, tmp_path
         expected = module.terms(dataset[[1, 4, 2]], drop=None)
         dataset.make.frozen = found
         assert torch.allclose(module.terms(dataset[[1, 4, 2]], drop=None)["picture_text"], expected["picture_text"])
+
+
+def test_a_shared_folder_tells_towers_of_the_same_weights_apart(pairs, tmp_path):
+    """Other pooling, or more of a network's maps, gives other vectors without a weight more."""
+    module, _, store = module_and_data(pairs, tmp_path, "match4", None, ("projection",), shared=True)
+    store()
+    first = {path.name for path in tmp_path.iterdir()}
+    known = module.model.architecture
+    changed = replace(known.clip, model_config=known.clip.model_config | {"stages": True})
+    module.model.architecture = replace(known, text=replace(known.text, pooling="cls"), clip=changed)
+    store()
+    added = {path.name for path in tmp_path.iterdir()} - first
+    assert sorted(name.split("-")[0] for name in added) == ["image", "image", "product_text", "query_text"]
 
 
 def test_vectors_of_other_weights_are_not_taken(pairs, tmp_path):

@@ -99,6 +99,26 @@ def test_a_row_that_is_too_large_is_a_letter(format: str, tmp_path: Path) -> Non
     )
 
 
+_STORED = {
+    "views": lambda texts: pa.array(texts, pa.string_view()),
+    "dictionary": lambda texts: pa.array(texts).dictionary_encode(),
+    "runs": lambda texts: pa.RunEndEncodedArray.from_arrays(np.arange(1, len(texts) + 1, dtype=np.int32), texts),
+}
+
+
+@pytest.mark.parametrize("way", _STORED)
+def test_a_row_that_is_too_large_is_a_letter_however_it_is_stored(way: str, tmp_path: Path) -> None:
+    titles = ["t" * (50_000 if number in (0, 5, 9) else 50) for number in range(10)]
+    rows = pa.record_batch({"product_id": [str(number) for number in range(10)], "title": _STORED[way](titles)})
+    path = str(tmp_path / "a.arrow")
+    with pa.ipc.new_file(path, rows.schema) as writer:
+        writer.write_batch(rows)
+    config = CatalogConfig(uri=path, max_record_bytes=10_000)
+    batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "work")), config)
+    assert [each for batch in batches for each in batch.product_ids.to_pylist()] == list("1234678")
+    assert [letter.reason for letter in letters_of(batches)] == ["malformed_record"] * 3
+
+
 def test_a_text_is_looked_at_up_to_a_limit() -> None:
     texts = text_column(pa.array(["a", "<b>x</b> " * 400_000, None, "ü" * (LONGEST_TEXT + 5)]))
     assert texts[0].as_py() == "a"
@@ -267,7 +287,9 @@ def test_cells_far_apart_cost_the_reader_of_the_sheet_alone(monkeypatch: pytest.
     book.active["XFD1048576"] = "far away"
     book.save(tmp_path / "a.xlsx")
     config = CatalogConfig(uri=str(tmp_path / "a.xlsx"))
-    with pytest.raises(CatalogError, match=r"a\.xlsx: expected .* that takes at most 1 GiB .* save it as CSV"):
+    with pytest.raises(
+        CatalogError, match=r"a\.xlsx: expected .* that takes at most 1 GiB .* \(.*alloc.*\): .* save it as CSV"
+    ):
         plan_catalog(config, spool_uri=str(tmp_path / "work"))
 
 

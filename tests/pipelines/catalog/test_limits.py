@@ -19,6 +19,7 @@ from pipelines.catalog import column_files, limits, sheets
 from pipelines.catalog.arrow_types import plain, plain_row_bytes
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.plan import plan_catalog
+from pipelines.catalog.stores import CatalogFile
 from pipelines.catalog.values import LONGEST_TEXT, text_column
 from tests.pipelines.catalog.catalogs import letters_of, read_plan, write
 
@@ -64,6 +65,15 @@ def test_a_sheet_that_unpacks_to_far_more_is_refused_by_name(small: None, tmp_pa
     uri = write(tmp_path / "a.xlsx", zipped(b" " * 3_000_000, "xl/worksheets/sheet1.xml"))
     with pytest.raises(CatalogError, match=r"a\.xlsx: expected .*catalog\.max_file_ratio"):
         plan_catalog(CatalogConfig(uri=uri), spool_uri=str(tmp_path / "work"))
+
+
+def test_a_file_that_does_not_say_its_size_may_hold_as_much_as_one_of_64_mib(small: None) -> None:
+    file = CatalogFile(uri="a.csv.gz", name="a", size=-1, version="", format="csv", compression="gzip")
+    assert sum(map(len, limits.within_ratio([b"x" * 100_000] * 3, file, 3.0))) == 300_000
+    with pytest.raises(
+        CatalogError, match=r"at most 3 times 100,000 bytes, for its own size is not known .*max_file_r"
+    ):
+        list(limits.within_ratio([b"x" * 100_000] * 4, file, 3.0))
 
 
 def test_what_exports_have_is_far_below_the_limit(tmp_path: Path) -> None:

@@ -297,14 +297,16 @@ def roll_back(index_uri: str, version: str, *, now: datetime | None = None) -> s
     A version that is published again, by name, loses its mark. Raises as `set_current`; nothing is marked then, and
     where no mark can be written nothing is published.
     """
+    version = resolved(index_uri, version)
     before, decisions = published_version(index_uri), read_decisions(index_uri)
     if before > version:  # marked first: a version that is gone back from unmarked would be taken for a good one
         write_marks(index_uri, add={before: {"rolled_back_utc": utc_text(now), "to": version}})
     try:
         set_current(index_uri, version)
     except Exception:
-        kept = {before: decisions[before]} if before in decisions else {}
-        write_marks(index_uri, add=kept, remove=() if kept else (before,))
+        if published_version(index_uri) == before:
+            kept = {before: decisions[before]} if before in decisions else {}
+            write_marks(index_uri, add=kept, remove=() if kept else (before,))
         raise
     return before
 

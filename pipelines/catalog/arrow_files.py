@@ -9,7 +9,8 @@ and heads are small flatbuffers, laid out as `File.fbs` and `Message.fbs` say
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -68,15 +69,20 @@ def read_blocks(uri: str) -> ArrowBlocks:
     return ArrowBlocks(dictionaries, blocks, np.array(rows, np.int64))
 
 
-def check_packed(source: pa.NativeFile, uri: str, blocks: Sequence[Block], max_file_ratio: float) -> None:
+def check_packed(uri: str, blocks: Sequence[Block], max_file_ratio: float) -> None:
     """CatalogError where the compressed buffers of a message say that they unpack to far more than they are."""
-    for block in blocks:
-        try:
-            body, places = block.offset + block.head_bytes, _packed(source.read_at(block.head_bytes, block.offset))
-            sizes = [int.from_bytes(source.read_at(8, body + place), "little", signed=True) for place in places]
-        except (struct.error, IndexError) as error:
-            raise damaged_file(uri, "a whole Arrow IPC file", "a damaged head", error) from error
-        check_unpacked(uri, block.body_bytes, sum(max(0, size) for size in sizes), max_file_ratio)
+    if not blocks:
+        return
+    heads = stores.read_ranges(uri, [(block.offset, block.offset + block.head_bytes) for block in blocks])
+    try:
+        places = [_packed(head, block.body_bytes) for head, block in zip(heads, blocks, strict=True)]
+    except (struct.error, IndexError) as error:
+        raise damaged_file(uri, "a whole Arrow IPC file", "a damaged head", error) from error
+    bodies = [block.offset + block.head_bytes for block in blocks]
+    ranges = [(body + place, body + place + 8) for body, own in zip(bodies, places, strict=True) for place in own]
+    sizes = iter(stores.read_ranges(uri, ranges) if ranges else ())
+    for block, own in zip(blocks, places, strict=True):
+        check_unpacked(uri, block.body_bytes, _unpacked_bytes(islice(sizes, len(own))), max_file_ratio)
 
 
 class CheckedStream:
@@ -110,11 +116,11 @@ class CheckedStream:
         if message.type != "schema":
             try:
                 body = pa.BufferReader(message.body)
-                places = _packed(_CONTINUATION + bytes(4) + message.metadata.to_pybytes())
-                sizes = [int.from_bytes(body.read_at(8, place), "little", signed=True) for place in places]
+                places = _packed(_CONTINUATION + bytes(4) + message.metadata.to_pybytes(), body.size())
             except (struct.error, IndexError) as error:
                 raise damaged_file(self._uri, "an Arrow stream", "a damaged head", error) from error
-            check_unpacked(self._uri, body.size(), sum(max(0, size) for size in sizes), self._max_file_ratio)
+            sizes = (body.read_at(8, place) for place in places)
+            check_unpacked(self._uri, body.size(), _unpacked_bytes(sizes), self._max_file_ratio)
         return message.serialize()
 
     def close(self) -> None:
@@ -124,8 +130,16 @@ class CheckedStream:
         """Nothing: it is read only."""
 
 
-def _packed(head: bytes) -> list[int]:
-    """Where in the body each buffer of a compressed message begins, by its head; none where it is not compressed."""
+def _unpacked_bytes(sizes: Iterable[bytes]) -> int:
+    """The sum of what buffers say first: how far they unpack, or -1 where they are stored as they are."""
+    return sum(max(0, int.from_bytes(size, "little", signed=True)) for size in sizes)
+
+
+def _packed(head: bytes, body_bytes: int) -> list[int]:
+    """Where in the body each buffer of a compressed message begins, by its head; none where it is not compressed.
+
+    IndexError for one that begins outside the body.
+    """
     message = _message(head)
     batch = _header(message)
     kind = _field(message, _u32(message, 0), _MESSAGE_TYPE)
@@ -139,7 +153,10 @@ def _packed(head: bytes) -> list[int]:
         return []
     vector = buffers + _u32(message, buffers)
     found = [_BUFFER.unpack_from(message, vector + 4 + n * _BUFFER.size) for n in range(_u32(message, vector))]
-    return [place for place, size in found if size]
+    places = [place for place, size in found if size]
+    if places and not 0 <= min(places) <= max(places) <= body_bytes - 8:
+        raise IndexError("a buffer outside its batch")
+    return places
 
 
 def _blocks(footer: bytes, number: int) -> list[Block]:

@@ -73,14 +73,14 @@ def iter_arrow_rows(
             names = list(dict.fromkeys(root for fields in needed for root, *_ in fields))
             fields = [whole.schema.get_field_index(name) for name in names]
         with pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields)) as reader:
-            check_packed(source, uri, blocks.dictionaries, max_file_ratio)
+            check_packed(uri, blocks.dictionaries, max_file_ratio)
             first = int(np.searchsorted(ends, start, side="right"))
             for number in range(first, len(rows)):
                 begin = int(ends[number] - rows[number])
                 if begin >= stop:
                     break
                 lower, upper = max(start - begin, 0), min(stop - begin, int(rows[number]))
-                check_packed(source, uri, [blocks.batches[number]], max_file_ratio)
+                check_packed(uri, [blocks.batches[number]], max_file_ratio)
                 batch = sound_batch(reader.get_batch(number), uri).select(names)
                 if batch.num_rows < upper:
                     raise CatalogError(f"{uri}: expected {rows[number]} rows in batch {number}, found {batch.num_rows}")

@@ -179,8 +179,8 @@ class CatalogConfig:
         shard_bytes: Bytes of a catalog shard, where that is the tighter limit.
         max_record_bytes: A record of more bytes, of all fields that are read, becomes a letter; it is never held whole.
         max_file_ratio: A file (gzip, zstd, zip, xlsx, Parquet, Arrow, ...) that holds more than 64 MiB and more than so
-            many times its own size, its dictionaries written out, is refused: exports stay below a tenth of that, and
-            what does not was made to fill memory or disk.
+            many times its own size (of one that does not say it: 64 MiB), its dictionaries written out, is refused:
+            exports stay below a tenth of that, and what does not was made to fill memory or disk.
     """
 
     uri: str | tuple[str, ...] = field(repr=False)

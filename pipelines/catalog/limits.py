@@ -93,11 +93,13 @@ def oversized_rows(sizes: np.ndarray, max_record_bytes: int) -> dict[int, str]:
 
 
 def _limit(size: int, max_ratio: float) -> float:
-    return max(SMALL_BYTES, size * max_ratio)
+    """Of a file that does not say its size (-1), such as one that a shop makes while it sends it: as of 64 MiB."""
+    return max(SMALL_BYTES, (size if size >= 0 else SMALL_BYTES) * max_ratio)
 
 
 def _too_much(uri: str, size: int, unpacked: int, max_ratio: float) -> CatalogError:
+    own = f"its {size:,} bytes" if size >= 0 else f"{SMALL_BYTES:,} bytes, for its own size is not known"
     return CatalogError(
-        f"{uri}: expected a file that holds at most {max_ratio:g} times its {size:,} bytes "
+        f"{uri}: expected a file that holds at most {max_ratio:g} times {own} "
         f"(catalog.max_file_ratio), found {unpacked:,} bytes and more; if it is what it should be, set that higher"
     )

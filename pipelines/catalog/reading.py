@@ -102,10 +102,7 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
         if not is_text:
             held += int(sizes.sum())
             check_unpacked(part.file.uri, part.file.size, held, config.max_file_ratio)
-            if oversized:  # before they are written out
-                places = np.arange(rows.num_rows)
-                rows = rows.take(pa.array(places, mask=np.isin(places, list(oversized))))
-            rows = plain_columns(rows, config)
+            rows = _plain_rows(rows, config, sorted(oversized))
             problems |= dict.fromkeys(invalid_rows(rows), "expected UTF-8 text, found other bytes")
         problems = oversized | problems
         wrong = {at: why for at, why in problems.items() if why != LEFT_OUT}
@@ -125,3 +122,16 @@ def _read_range(shard: CatalogShard, part: RowRange, config: CatalogConfig, batc
         )
     if row != part.stop:
         raise EOFError(f"the file ends at row {row}")
+
+
+def _plain_rows(rows: pa.RecordBatch, config: CatalogConfig, left_out: list[int]) -> pa.RecordBatch:
+    """As `plain_columns`; the rows left out are never written out, and are null."""
+    if not left_out:
+        return plain_columns(rows, config)
+    # By slices: pyarrow takes rows of no column that is a view or run-end encoded.
+    starts, stops = [0, *(row + 1 for row in left_out)], [*left_out, rows.num_rows]
+    parts = [plain_columns(rows.slice(start, stop - start), config) for start, stop in zip(starts, stops, strict=True)]
+    schema = parts[0].schema
+    no_row = pa.RecordBatch.from_arrays([pa.nulls(1, kind) for kind in schema.types], schema=schema)
+    between = [part for each in parts[1:] for part in (no_row, each)]
+    return pa.concat_batches([parts[0], *between])

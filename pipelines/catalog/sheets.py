@@ -19,6 +19,7 @@ from typing import Any
 from pipelines.catalog import sheet_rows
 from pipelines.catalog.config import USUAL_RECORD_BYTES, CatalogError, damaged_file, nearest
 from pipelines.catalog.csv_dialect import AMAZON_MARK, is_header
+from pipelines.catalog.dead_letters import one_line
 
 SHEET_BYTES = 4 << 30
 """Memory that a sheet may take: about a hundred million cells, those between its first and its last, full or not."""
@@ -111,8 +112,9 @@ def _rows(data: bytes, name: str, sheet: str | None, max_record_bytes: int) -> G
     """The cells of each row, or the bytes of one that is too large; raises as `iter_sheet`."""
     if importlib.util.find_spec("python_calamine") is None:
         raise CatalogError(f"{name}: Excel files need the extra `excel`; in the clone: pip install -e '.[excel]'")
-    command = [sys.executable, sheet_rows.__file__, str(SHEET_BYTES), str(max_record_bytes)]
-    found_here = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # -P: beside the script stand modules with names of the standard library's, such as numbers.
+    command = [sys.executable, "-P", sheet_rows.__file__, str(SHEET_BYTES), str(max_record_bytes)]
+    found_here = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RUST_BACKTRACE": "0"}
     with tempfile.TemporaryFile() as book, tempfile.TemporaryFile() as said:
         book.write(data)
         book.seek(0)
@@ -130,11 +132,14 @@ def _rows(data: bytes, name: str, sheet: str | None, max_record_bytes: int) -> G
                     raise _refusal(head, data, name)
                 # What ended on its way leaves half a line.
                 yield from (json.loads(line) for line in lines if line.endswith(b"\n"))
-            if reading.wait():
+            if status := reading.wait():
+                said.seek(0)
+                words = [line for line in said if line.strip() and not line.startswith(b"note:")]  # Rust's notes
+                last = words[-1].decode(errors="replace") if words else f"exit status {status}"
                 raise CatalogError(
                     f"{name}: expected an Excel sheet that takes at most {SHEET_BYTES >> 30} GiB of memory, found one "
-                    "that takes more, or that ends its reader: take away what stands far outside the table, or save "
-                    "it as CSV"
+                    f"that takes more, or that ends its reader ({one_line(last, 300)}): take away what stands far "
+                    "outside the table, or save it as CSV"
                 )
         finally:
             reading.kill()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -24,6 +25,7 @@ from index_builder.publish import (
     read_marks,
     roll_back,
     set_current,
+    set_tag,
     version_uri,
 )
 from index_builder.reader import IndexReader
@@ -301,6 +303,31 @@ def test_a_version_that_was_rolled_back_is_marked_until_it_is_published_again(ro
     with pytest.raises(StorageError, match=r"marks\.json: expected JSON"):
         roll_back(index, versions[0])
     assert read_current(index) == versions[2], "without a mark nothing is published"
+
+
+def test_going_back_to_a_tag_marks_too(root: str) -> None:
+    index, versions = versions_of(root, 2)
+    set_tag(index, "good", versions[0])
+    assert roll_back(index, "good", now=NOW) == versions[1]
+    assert read_current(index) == versions[0]
+    assert read_marks(index) == {versions[1]: {"rolled_back_utc": "2026-11-21T03:00:00Z", "to": versions[0]}}
+
+
+def test_once_the_pointer_is_back_the_mark_stays(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the last write of going back fails, the version gone back from must not be taken for a good one."""
+    index, versions = versions_of(root, 3)
+    roll_back(index, versions[1])
+    real = publish.write_marks
+
+    def fail_at_the_end(index_uri: str, **change: Any) -> None:
+        if "add" not in change:
+            raise StorageError("no answer")
+        real(index_uri, **change)
+
+    monkeypatch.setattr(publish, "write_marks", fail_at_the_end)
+    with pytest.raises(StorageError, match="no answer"):
+        roll_back(index, versions[0])
+    assert (read_current(index), set(read_marks(index))) == (versions[0], set(versions[1:]))
 
 
 def test_prune_after_a_rollback_keeps_one_to_go_back_to(root: str) -> None:

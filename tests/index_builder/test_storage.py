@@ -558,3 +558,15 @@ def test_a_store_that_is_asked_again_after_a_lost_answer_has_created_the_file(
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", twice)
     assert storage.create_file(uri, b"mine")
     assert not storage.create_file(uri, b"yours")
+
+
+def test_a_file_that_is_gone_once_it_was_in_the_way_is_another_s(
+    remote_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for a lease that is given back in that moment asks again."""
+
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise FileExistsError
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
+    assert not storage.create_file(storage.join(remote_root, "gone"), b"mine")

@@ -19,6 +19,7 @@ from pipelines.catalog import column_files, limits, sheets
 from pipelines.catalog.arrow_types import plain, plain_row_bytes
 from pipelines.catalog.config import CatalogConfig, CatalogError
 from pipelines.catalog.plan import plan_catalog
+from pipelines.catalog.stores import CatalogFile
 from pipelines.catalog.values import LONGEST_TEXT, text_column
 from tests.pipelines.catalog.catalogs import letters_of, read_plan, write
 
@@ -66,6 +67,15 @@ def test_a_sheet_that_unpacks_to_far_more_is_refused_by_name(small: None, tmp_pa
         plan_catalog(CatalogConfig(uri=uri), spool_uri=str(tmp_path / "work"))
 
 
+def test_a_file_that_does_not_say_its_size_may_hold_as_much_as_one_of_64_mib(small: None) -> None:
+    file = CatalogFile(uri="a.csv.gz", name="a", size=-1, version="", format="csv", compression="gzip")
+    assert sum(map(len, limits.within_ratio([b"x" * 100_000] * 3, file, 3.0))) == 300_000
+    with pytest.raises(
+        CatalogError, match=r"at most 3 times 100,000 bytes, for its own size is not known .*max_file_r"
+    ):
+        list(limits.within_ratio([b"x" * 100_000] * 4, file, 3.0))
+
+
 def test_what_exports_have_is_far_below_the_limit(tmp_path: Path) -> None:
     """The most even file that is one: all rows alike but for a number that counts up."""
     text = b"".join(b'{"product_id": "%d", "title": "T-Shirt", "stock": 0}\n' % number for number in range(20_000))
@@ -97,6 +107,26 @@ def test_a_row_that_is_too_large_is_a_letter(format: str, tmp_path: Path) -> Non
     assert letter.detail.startswith(
         "expected a record of at most 10,000 bytes (catalog.max_record_bytes), found one of 5"
     )
+
+
+_STORED = {
+    "views": lambda texts: pa.array(texts, pa.string_view()),
+    "dictionary": lambda texts: pa.array(texts).dictionary_encode(),
+    "runs": lambda texts: pa.RunEndEncodedArray.from_arrays(np.arange(1, len(texts) + 1, dtype=np.int32), texts),
+}
+
+
+@pytest.mark.parametrize("way", _STORED)
+def test_a_row_that_is_too_large_is_a_letter_however_it_is_stored(way: str, tmp_path: Path) -> None:
+    titles = ["t" * (50_000 if number in (0, 5, 9) else 50) for number in range(10)]
+    rows = pa.record_batch({"product_id": [str(number) for number in range(10)], "title": _STORED[way](titles)})
+    path = str(tmp_path / "a.arrow")
+    with pa.ipc.new_file(path, rows.schema) as writer:
+        writer.write_batch(rows)
+    config = CatalogConfig(uri=path, max_record_bytes=10_000)
+    batches = read_plan(plan_catalog(config, spool_uri=str(tmp_path / "work")), config)
+    assert [each for batch in batches for each in batch.product_ids.to_pylist()] == list("1234678")
+    assert [letter.reason for letter in letters_of(batches)] == ["malformed_record"] * 3
 
 
 def test_a_text_is_looked_at_up_to_a_limit() -> None:
@@ -267,7 +297,9 @@ def test_cells_far_apart_cost_the_reader_of_the_sheet_alone(monkeypatch: pytest.
     book.active["XFD1048576"] = "far away"
     book.save(tmp_path / "a.xlsx")
     config = CatalogConfig(uri=str(tmp_path / "a.xlsx"))
-    with pytest.raises(CatalogError, match=r"a\.xlsx: expected .* that takes at most 1 GiB .* save it as CSV"):
+    with pytest.raises(
+        CatalogError, match=r"a\.xlsx: expected .* that takes at most 1 GiB .* \(.*alloc.*\): .* save it as CSV"
+    ):
         plan_catalog(config, spool_uri=str(tmp_path / "work"))
 
 

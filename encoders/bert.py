@@ -52,11 +52,17 @@ class Bert(nn.Module):
 
     Args:
         config: The values of a transformers `config.json` that `is_plain_bert`.
+
+    Raises:
+        ValueError: The attention heads do not share the width evenly.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.config = values = SimpleNamespace(**{key: config.get(key, _DEFAULTS[key]) for key in _DEFAULTS})
+        heads = values.num_attention_heads
+        if heads < 1 or values.hidden_size % heads:
+            raise ValueError(f"hidden_size is {values.hidden_size}, num_attention_heads {heads}: expected a divisor")
         self.embeddings = _Embeddings(values)
         self.encoder = _Layers(values)
         self.apply(self._draw)

@@ -19,12 +19,12 @@ from torch.nn import functional
 from encoders.errors import CheckpointError
 from encoders.prepacking import PrepackedBlock
 from encoders.preprocessing import ImagePreprocessing
+from encoders.text_tower import in_equal_parts
 
 if TYPE_CHECKING:  # open_clip takes seconds to load, which other towers do without
     from open_clip import CustomTextCLIP
 
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "layers": 1}
-_ROWS_PROJECTED_AT_A_TIME = 64
 
 
 class ImageTower(nn.Module):
@@ -136,10 +136,7 @@ class ClipTextTower(nn.Module):
             ends.append(start + length * torch.arange(texts, device=ids.device) + last)
             start += texts * length
         pooled = states[torch.cat(ends)]
-        # The number of texts varies: products of one shape sum each row alike.
-        parts = functional.pad(pooled, (0, 0, 0, -len(pooled) % _ROWS_PROJECTED_AT_A_TIME))
-        projected = [self._project(text.ln_final(part)) for part in parts.split(_ROWS_PROJECTED_AT_A_TIME)]
-        return torch.cat(projected)[: len(pooled)]
+        return in_equal_parts(lambda part: self._project(text.ln_final(part)), pooled)
 
     features_packed = packed  # as `features` and `forward`
 

@@ -96,6 +96,11 @@ class PrepackedPatches(nn.Module):
         self._side = int(convolution.kernel_size[0])
         self.linear = PrepackedLinear(convolution.weight.flatten(1), convolution.bias)
 
+    @property
+    def weight(self) -> Tensor:
+        """The convolution's, `[N, 3, side, side]`, unpacked anew: transformers' CLIP and SigLIP look at their type."""
+        return self.linear.weight.unflatten(1, (-1, self._side, self._side))
+
     def forward(self, pixels: Tensor) -> Tensor:
         """`[B, 3, S, S]` to `[B, N, G, G]`, the channels last in memory."""
         images, channels, height, width = pixels.shape

@@ -31,10 +31,11 @@ from encoders.text_tower import TextTower
 from encoders.tokenizers import TextTokenizer, TokenizedTexts
 
 # Large enough that one thread computes as fast as it can, small enough that padding the last batch costs little
-# (tests/benchmarks/batch_shapes.py). Half precision lays its weights out anew for every batch, so it wants more.
+# (tests/benchmarks/batch_shapes.py, text_packing.py). Layers that are not prepacked lay their
+# weights out anew for every batch in half precision, so it wants more.
 IMAGES_PER_BATCH = {torch.float32: 8, torch.bfloat16: 16, torch.float16: 8}
 TOKENS_PER_BATCH = {torch.float32: 128, torch.bfloat16: 512, torch.float16: 256}
-TOKENS_PER_PACK = {torch.float32: 512, torch.bfloat16: 512, torch.float16: 512}
+TOKENS_PER_PACK = 512
 
 _MKL_AVX2, _MKL_STRICT = 10, 0x10000  # MKL_CBWR_AVX2 and MKL_CBWR_STRICT of mkl_types.h
 log = logging.getLogger(__name__)
@@ -192,10 +193,9 @@ class TextRunner(_Runner):
         super().__init__(tower, placement)
         self.max_tokens = tokenizer.max_tokens
         self.tokenize = tokenizer.tokenize
-        dtype = next(tower.parameters()).dtype
-        self._tokens_per_batch = TOKENS_PER_BATCH[dtype]
+        self._tokens_per_batch = TOKENS_PER_BATCH[next(tower.parameters()).dtype]
         # A pack takes the longest text, too; its size belongs to the encoder, so that it shapes all vectors alike.
-        self._tokens_per_pack = max(TOKENS_PER_PACK[dtype], self.max_tokens)
+        self._tokens_per_pack = max(TOKENS_PER_PACK, self.max_tokens)
         self._encode_pack: Callable[..., torch.Tensor] | None = None
         if getattr(tower, "packs", False):
             self._encode_pack = cast(TextTower, tower).packed

@@ -9,7 +9,7 @@ product search", BiBERT), so an update of one side is an update of both.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from encoders.config import Pooling
 from encoders.errors import EncoderConfigError
 
 ROWS_PROJECTED_AT_A_TIME = 64
-"""Of texts whose number varies: a product of one shape sums each row alike."""
+"""Of vectors whose number varies: a product of one shape sums each row alike."""
 
 
 class TextTower(nn.Module):
@@ -73,10 +73,7 @@ class TextTower(nn.Module):
     def packed(self, ids: Tensor, positions: Tensor, groups: Tensor) -> Tensor:
         """Encodes texts that lie end to end to `[T, D]`; arguments as `Bert.packed` has them, groups int64 `[., 2]`."""
         pooled = self.features_packed(ids, positions, groups)
-        if isinstance(self.projection, nn.Identity):
-            return pooled
-        parts = functional.pad(pooled, (0, 0, 0, -len(pooled) % ROWS_PROJECTED_AT_A_TIME))
-        return torch.cat([self.projection(part) for part in parts.split(ROWS_PROJECTED_AT_A_TIME)])[: len(pooled)]
+        return pooled if isinstance(self.projection, nn.Identity) else in_equal_parts(self.projection, pooled)
 
     def features_packed(self, ids: Tensor, positions: Tensor, groups: Tensor) -> Tensor:
         """What the projection gets: `[T, H]`."""
@@ -91,6 +88,12 @@ class TextTower(nn.Module):
             else:
                 pooled.append(own[:, 0] if self.pooling == "cls" else own[:, -1])
         return torch.cat(pooled)
+
+
+def in_equal_parts(layer: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """What a layer makes of each of n rows, `[n, D]`, a fixed number of them at a time."""
+    filled = functional.pad(rows, (0, 0, 0, -len(rows) % ROWS_PROJECTED_AT_A_TIME))
+    return torch.cat([layer(part) for part in filled.split(ROWS_PROJECTED_AT_A_TIME)])[: len(rows)]
 
 
 def build_backbone(config: dict[str, Any]) -> nn.Module:

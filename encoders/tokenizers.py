@@ -163,7 +163,9 @@ class FastTokenizer:
             texts = [clean_text(text, self.cleaning) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(list(texts))
         cut = sum(bool(each.overflowing) or row in too_long for row, each in enumerate(encodings))
-        tokens = _packed([encoding.ids for encoding in encodings], truncated=cut, pad_id=self.pad_id)
+        # Without special tokens a text may have none at all: then one of padding, for a tower needs something to read.
+        rows = [encoding.ids or [self.pad_id] for encoding in encodings]
+        tokens = _packed(rows, truncated=cut, pad_id=self.pad_id)
         if self.dropped_id is not None:
             tokens.ids[tokens.ids == self.dropped_id] = 0
         return tokens

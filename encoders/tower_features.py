@@ -19,10 +19,8 @@ from torch import nn
 from encoders.image_tower import ClipTextTower, ImageTower
 from encoders.preprocessing import ImagePreprocessing
 from encoders.running import ImageRunner, Placement, TextRunner, fixed_rows, run_batches
-from encoders.text_tower import TextTower
+from encoders.text_tower import ROWS_PROJECTED_AT_A_TIME, TextTower
 from encoders.tokenizers import TextTokenizer
-
-_ROWS_PROJECTED_AT_A_TIME = 64
 
 
 class _Below(nn.Module):
@@ -100,5 +98,5 @@ class TowerFeatures:
             found = self._projection(vectors[torch.from_numpy(filled)].to(device, weights.dtype))
             projected[torch.from_numpy(rows).to(device)] = found[: len(rows)].float()
 
-        run_batches(self._placement.lanes, run_rows, fixed_rows(np.arange(len(vectors)), _ROWS_PROJECTED_AT_A_TIME))
+        run_batches(self._placement.lanes, run_rows, fixed_rows(np.arange(len(vectors)), ROWS_PROJECTED_AT_A_TIME))
         return projected

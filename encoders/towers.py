@@ -77,8 +77,11 @@ class TextCheckpoint:
                 found |= load_file(str(path))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.folder}: its weights cannot be read: {error}") from error
-        with torch.device("meta"):  # no weights are drawn that these replace
-            model = Bert(self.architecture.config)
+        try:
+            with torch.device("meta"):  # no weights are drawn that these replace
+                model = Bert(self.architecture.config)
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise CheckpointError(f"{self.folder}/config.json is of no BERT that can be built: {error}") from error
         expected = model.state_dict()
         # With a head names begin with `bert.`; the first BERTs call a LayerNorm's weights otherwise.
         named = {

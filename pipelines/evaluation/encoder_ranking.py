@@ -45,7 +45,7 @@ from pipelines.images.product_images import ProductImages, VectorRows, decode_im
 SCORES_AT_A_TIME = 1 << 24
 BATCH_ROWS = 256
 TEXT_ROWS = 4096
-"""Products whose texts a tower is given together: it pads a batch of every length that they have."""
+"""Products whose texts a tower is given together: it pads the last pack, or without packs a batch of every length."""
 ENCODERS_AT_A_TIME = 4
 """Encoders that share a reading of the catalog, and the fetching and decoding of its images: all are in memory."""
 

@@ -66,10 +66,10 @@ def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
     """Checks everything that can be checked before any work, then ranks, labels and measures.
 
     Raises:
-        ConfigError: A measure, a system or an address is not what it should be, the judgments belong to another
-            catalog, or an annotator does not do its part.
+        ConfigError: A measure, a system or an address is not what it should be.
         CatalogError: The catalog cannot be read.
-        RunFailedError: It failed once products were being encoded.
+        RunFailedError: It failed once products were being encoded, by whose ids it is known that judgments belong to
+            another catalog; or an annotator does not do its part.
     """
     config = job.evaluation
     measures = config.measures or (COMPARED_MEASURES if job.systems else DEFAULT_MEASURES)

@@ -159,7 +159,7 @@ def write_report(
             canaries=canaries,
             queries=compared,
             queries_note=note,
-            nights=last_nights(run.work_uri, run.record, run.prices, on_gpu=not run.encoder.batch_invariant),
+            nights=last_nights(run.work_uri, run.record, run.prices, on_gpu=run.encoder.batch_invariant is False),
             letters=_letters(build.plan.numbering.rejected_uri, candidate.reader.products),
             list_sizes=candidate.reader.list_sizes(),
             image_sides=build.plan.totals.image_sides,

@@ -1,7 +1,7 @@
 """What the towers of a process made is kept by the content of their inputs, for all shards that the process embeds.
 
 Variants, locales and resellers of a product share titles and pictures, mostly across batches and shards. A vector
-depends on its input alone, so one that was kept is the one that would be made again.
+depends on its input alone, so one that was kept is the one that would be made again; on a GPU up to its last digits.
 """
 
 from __future__ import annotations

@@ -91,6 +91,15 @@ def test_checkpoints_with_a_head_and_old_names_are_read(tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("change", [{"num_attention_heads": 3}, {"pad_token_id": 999}, {"vocab_size": "many"}], ids=str)
+def test_a_config_of_no_bert_is_refused(tmp_path, change):
+    folder = save_tiny_bert(tmp_path / "bert")
+    (folder / "config.json").write_text(json.dumps({**tiny_bert_config(), **change}))
+    checkpoint = find_text_checkpoint(TowerSpec(library="transformers", checkpoint=str(folder), max_tokens=16))
+    with pytest.raises(CheckpointError, match=r"config\.json is of no BERT that can be built: "):
+        checkpoint.load()
+
+
 def test_weights_of_another_size_are_refused(tmp_path):
     folder = save_tiny_bert(tmp_path / "bert")
     (folder / "config.json").write_text(json.dumps({**tiny_bert_config(), "intermediate_size": 40}))

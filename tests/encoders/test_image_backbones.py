@@ -218,6 +218,16 @@ def test_a_vectors_bits_are_its_own(folders, name, dtype):
         assert np.array_equal(runner.run(pixels[part]).numpy(), together[part])
 
 
+@pytest.mark.parametrize("name", ["timm", "stages", "timm vit", "dinov2", "siglip", "open_clip"])
+def test_products_in_bfloat16_agree_with_exact_ones(folders, name):
+    """Where the CPU multiplies bfloat16 the towers are prepacked, which their libraries must bear."""
+    config = images_alone(folders[name])
+    exact, half = (load_product_encoder(replace(config, precision=each)) for each in ("float32", "bfloat16"))
+    pixels = np.stack([image_pixels(picture, exact.preprocessing) for picture in PICTURES])
+    expected, found = (encoder.encode_images(pixels) for encoder in (exact, half))
+    assert torch.nn.functional.cosine_similarity(expected, found, dim=-1).min() > 0.999
+
+
 @pytest.mark.parametrize("name", ["timm", "stages"])
 def test_queries_without_torch(folders, name, tmp_path):
     config = images_alone(folders[name])

@@ -40,7 +40,9 @@ def test_patches_are_those_of_the_convolution(side):
     convolution = nn.Conv2d(3, 32, 16, 16, bias=False).to(torch.bfloat16)
     pixels = torch.randn(2, 3, side, side).to(torch.bfloat16)
     with torch.inference_mode():
-        expected, found = convolution(pixels), PrepackedPatches(convolution)(pixels)
+        packed = PrepackedPatches(convolution)
+        expected, found = convolution(pixels), packed(pixels)
+    assert torch.equal(packed.weight, convolution.weight)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from encoders.errors import CheckpointError
@@ -132,6 +132,14 @@ def test_no_texts():
     tokens = FastTokenizer(tiny_tokenizer(), max_tokens=6).tokenize([])
     assert len(tokens) == 0
     assert list(tokens.batches(4)) == []
+
+
+def test_a_text_without_tokens_is_one_of_padding():
+    tokenizer = tiny_tokenizer()
+    tokenizer.post_processor = processors.Sequence([])
+    tokens = FastTokenizer(tokenizer, max_tokens=6).tokenize(["\u200b", "red red", ""])
+    assert np.diff(tokens.offsets).tolist() == [1, 2, 1]
+    assert tokens.ids[[0, 3]].tolist() == [tokens.pad_id] * 2
 
 
 def test_save_and_load(tmp_path):

@@ -24,12 +24,13 @@ def test_only_bfloat16_on_a_cpu_is_packed():
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
-def test_a_packed_layer_gives_the_plain_ones_bits_and_its_weights_back(rows):
+def test_a_packed_layer_gives_what_the_plain_one_does_and_its_weights_back(rows):
+    """The same bits on the CPUs tried; another one's kernels may round in another place."""
     torch.manual_seed(0)
     plain = nn.Linear(64, 96).to(torch.bfloat16)
     packed, inputs = PrepackedLinear(plain.weight, plain.bias), torch.randn(rows, 64).to(torch.bfloat16)
     with torch.inference_mode():
-        assert torch.equal(packed(inputs), plain(inputs))
+        torch.testing.assert_close(packed(inputs), plain(inputs), rtol=0.02, atol=0.02)
     assert torch.equal(packed.state_dict()["weight"], plain.weight)
     assert torch.equal(packed.state_dict()["bias"], plain.bias)
 

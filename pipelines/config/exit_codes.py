@@ -55,9 +55,10 @@ EXPECTED_ERRORS = (ConfigError, CatalogError, EncoderError, IndexBuilderError)
 
 
 class NothingBegunError(ConfigError):
-    """A refusal that comes from the workers: they were asked before the work, and none of it has begun.
+    """A refusal by a worker or an encoder that was asked before the work; none of it has begun.
 
-    Remedy: Give the worker that is named what the submitting machine has: the same folder, packages, encoder or device.
+    Remedy: Give the worker that is named what the submitting machine has: the same folder, packages, encoder or device;
+        ask an encoder that is named for what it reads.
     """
 
 

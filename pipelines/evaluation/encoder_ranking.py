@@ -33,6 +33,8 @@ from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.products import to_products
 from pipelines.catalog.reading import read_shard
+from pipelines.config.exit_codes import NothingBegunError
+from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import EvaluateJob, QueryPart, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
 from pipelines.evaluation.kept_vectors import KeptTower, KeptVectors
@@ -429,7 +431,10 @@ def _prepare(
     asked: dict[QueryPart, QueryVectors] = {}
     for system in users:
         if system.queries not in asked:
-            asked[system.queries] = query_vectors(query_side, queries, system, job)
+            try:
+                asked[system.queries] = query_vectors(query_side, queries, system, job)
+            except ConfigError as error:  # no product is encoded before all encoders were asked
+                raise NothingBegunError(error.problems) from error
     encoder = load_product_encoder(config)
     views = tuple(dict.fromkeys(VIEWS[system.products] for system in users))
     needs_images = job.catalog.has_images and set(views) != {View.TEXT}

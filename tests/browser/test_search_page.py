@@ -191,6 +191,23 @@ def test_two_versions_side_by_side(page, address, shop):
     assert (lost, came) == ([each for each in old if each not in new], [each for each in new if each not in old])
 
 
+def test_who_is_faster_than_the_server_gets_what_was_asked_for(page, address, shop):
+    page.add_init_script(
+        "const real = window.fetch; let asked = 0;"
+        "const late = () => new Promise(done => setTimeout(done, 900 - 200 * Math.min(asked++, 4)));"
+        "window.fetch = async (...args) => { await late(); return real(...args); };"
+    )
+    page.goto(address)
+    search(page, "for the kitchen")
+    assert ids(page) == found_ids(page, address, text="for the kitchen")
+    page.get_by_role("button", name="Compare").first.click()
+    page.locator("#right-index").select_option("other")
+    page.get_by_label("Queries, one a line").fill("floral dress")
+    page.get_by_role("button", name="Compare").last.click()
+    expect(page.locator("#right-title")).to_contain_text("other")
+    assert ids(page, "#right-answers li") == found_ids(page, address, text="floral dress", k=10, index="other")
+
+
 def test_two_encoders_side_by_side(page, address, shop):
     page.goto(address)
     page.get_by_role("button", name="Compare").first.click()

@@ -213,7 +213,7 @@ def test_an_annotator_labels_what_no_file_labels(shop, tmp_path, monkeypatch, ca
     assert sum(map(int, log.read_text().split())) == asked
     wrong = ["--systems", f"clip={shop}/clip", "--evaluation.annotations", str(tmp_path / "other.parquet")]
     wrong += ["--evaluation.annotator", "relevance_for_this_test:short"]
-    assert evaluated(shop, tmp_path / "out", *wrong)[0] == 2
+    assert evaluated(shop, tmp_path / "out", *wrong)[0] == 1
     assert "expected 64 labels for a batch of 64 pairs, found 1" in capsys.readouterr().err
 
 

@@ -2,7 +2,7 @@
 const $ = (id) => document.getElementById(id);
 const PAGE = 24, COMPARED = 10;
 const GRADES = { 1: ["E", "exact"], 2: ["S", "substitute"], 3: ["C", "complement"], 4: ["I", "irrelevant"] };
-const state = { indexes: [], facets: [], picture: null, like: null, chosen: new Map(), ranges: new Map(), offset: 0, asked: 0 };
+const state = { indexes: [], facets: [], picture: null, like: null, chosen: new Map(), ranges: new Map(), offset: 0, asked: 0, loaded: null, filling: {} };
 const judgments = new Map(JSON.parse(localStorage.getItem("shelfmark-judgments") || "[]"));
 let token = sessionStorage.getItem("shelfmark-token") || "";
 
@@ -114,13 +114,18 @@ function remember() {
   if (location.search.slice(1) !== text) history.pushState(null, "", text ? `?${text}` : location.pathname);
 }
 
+// What needs no server, at once: while the rest is fetched a person may type, and that stays.
+function fillIn() {
+  const place = new URLSearchParams(location.search);
+  $("text").value = place.get("q") || "";
+  state.like = place.get("like");
+  $("group").checked = place.get("group") === "1";
+}
+
 async function recall() {
   const place = new URLSearchParams(location.search);
   if (place.get("index")) $("index").value = place.get("index");
   await changeIndex();
-  $("text").value = place.get("q") || "";
-  state.like = place.get("like");
-  $("group").checked = place.get("group") === "1";
   for (const [name, value] of place) {
     if (name.startsWith("in.")) { const column = name.slice(3); state.chosen.set(column, (state.chosen.get(column) || new Set()).add(value)); }
     if (name.startsWith("range.")) state.ranges.set(name.slice(6), value.split(".."));
@@ -139,7 +144,10 @@ function emptyWords() {
 function say(text, isBad = false, where = "said") { $(where).textContent = text; $(where).classList.toggle("bad", isBad); }
 
 async function search(more = false) {
-  const text = $("text").value.trim(), number = ++state.asked, index = indexNow();
+  const number = ++state.asked;
+  try { await state.loaded.catch(() => state.loaded = loadIndexes()); } catch (error) { say(error.message, true); return; }
+  const text = $("text").value.trim(), index = indexNow();
+  if (number !== state.asked || !index) return;
   if (!text && !state.picture && !state.like) { $("answers").replaceChildren(); $("more").hidden = true; say(emptyWords()); return; }
   state.offset = more ? state.offset + PAGE : 0;
   remember();
@@ -262,8 +270,11 @@ async function takePicture(file) {
 
 // ---- Compare
 
-async function fillVersions(side) {
+const fillVersions = (side) => state.filling[side] = listVersions(side);
+
+async function listVersions(side) {
   const index = $(`${side}-index`).value, versions = await call(`versions?index=${encodeURIComponent(index)}`);
+  if ($(`${side}-index`).value !== index) return;  // another was chosen meanwhile, and lists its own
   $(`${side}-version`).replaceChildren(...versions.map((each) => element("option", { value: each.version }, each.version + (each.is_current ? " (published)" : ""))));
   if (side === "left" && versions.length > 1) $("left-version").value = versions[1].version;
 }
@@ -273,6 +284,7 @@ const sideOf = (side) => ({ index: $(`${side}-index`).value, version: $(`${side}
 async function compareQueries() {
   const queries = [...new Set($("queries").value.split("\n").map((line) => line.trim()).filter(Boolean))];
   if (!queries.length) { say("Write a query first, one a line.", true, "compare-said"); return; }
+  try { await Promise.all(Object.values(state.filling)); } catch (error) { say(error.message, true, "compare-said"); return; }
   const left = sideOf("left"), right = sideOf("right"), found = [];
   for (const [number, text] of queries.entries()) {
     say(`${number + 1} of ${queries.length} …`, false, "compare-said");
@@ -347,9 +359,9 @@ $("more").addEventListener("click", () => search(true));
 $("index").addEventListener("change", async () => { await changeIndex(); search(); });
 $("compare").addEventListener("submit", (event) => { event.preventDefault(); compareQueries(); });
 $("save-judgments").addEventListener("click", saveJudgments);
-for (const side of ["left", "right"]) $(`${side}-index`).addEventListener("change", () => fillVersions(side));
+for (const side of ["left", "right"]) $(`${side}-index`).addEventListener("change", () => fillVersions(side).catch((error) => say(error.message, true, "compare-said")));
 for (const button of document.querySelectorAll("nav button")) button.addEventListener("click", () => show(button.dataset.view));
-addEventListener("popstate", recall);
+addEventListener("popstate", () => { fillIn(); recall(); });
 addEventListener("keydown", (event) => { if (event.key === "/" && !/INPUT|TEXTAREA|SELECT/.test(document.activeElement.tagName)) { $("text").focus(); event.preventDefault(); } });
 for (const kind of ["dragenter", "dragover"]) addEventListener(kind, (event) => { event.preventDefault(); $("drop").classList.add("over"); });
 for (const kind of ["dragleave", "drop"]) addEventListener(kind, () => $("drop").classList.remove("over"));
@@ -366,5 +378,6 @@ async function show(view) {
 }
 
 $("judged").textContent = judgments.size;
-try { await loadIndexes(); await recall(); $("text").focus(); } catch (error) { say(error.message, true); }
+fillIn();
+try { await (state.loaded = loadIndexes()); await recall(); $("text").focus(); } catch (error) { say(error.message, true); }
 if (matchMedia("(max-width: 50rem)").matches) $("filters").open = false;

@@ -57,7 +57,7 @@ def test_the_note_says_what_made_the_weights(trained):
     assert note["command"] == "the command"
     assert note["pairs"] + 2 >= 92
     assert 0 < note["loss"] < 6.5
-    assert note["validation_loss"] > 0
+    assert 0 <= note["validation_loss"] < 1, "rounded to four digits, it may be nothing"
     assert len(said) == 2 + 8, "what is done, a line for each validation, what was saved"
 
 

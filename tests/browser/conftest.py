@@ -72,8 +72,9 @@ def serving(**settings) -> AbstractContextManager[str]:
     return served(ServerJobConfig(server=config))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
+    """Chromium, while tests of this folder run: Playwright holds the event loop of the thread, which others want then."""
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium")
     with sync_playwright() as playwright:
@@ -82,7 +83,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shop(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """Two nights of drawn products: in the second some are new, some gone, prices of a quarter missing, and texts are
     hostile. A third index holds them by another encoder.
@@ -104,7 +105,7 @@ def shop(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return Shop(folder, rows, (first, second))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def address(shop: Shop) -> Iterator[str]:
     with serving(indexes={"main": shop.index, "other": str(shop.folder / "other")}) as url:
         yield url

@@ -74,7 +74,7 @@ def serving(**settings) -> AbstractContextManager[str]:
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Chromium, while tests of this folder run: Playwright holds the event loop of the thread, which others want then."""
+    """Chromium, while tests of this folder run: Playwright holds the thread's event loop, which others want then."""
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium")
     with sync_playwright() as playwright:

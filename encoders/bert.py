@@ -9,7 +9,7 @@ Legend: T texts, L tokens of the longest text of the batch, N tokens of a pack, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -45,6 +45,15 @@ def is_plain_bert(config: Mapping[str, Any]) -> bool:
         and not config.get("add_cross_attention")
         and not config.get("embedding_size")
     )
+
+
+def spans(groups: Sequence[tuple[int, int]]) -> Iterator[tuple[slice, tuple[int, int]]]:
+    """Where each group of a pack lies, and the group itself: (number of texts, tokens of each)."""
+    start = 0
+    for texts, length in groups:
+        stop = start + texts * length
+        yield slice(start, stop), (texts, length)
+        start = stop
 
 
 class Bert(nn.Module):
@@ -128,12 +137,10 @@ class _Attention(nn.Module):
     def packed(self, states: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
         """`[N, H]` to the same, of texts that lie end to end."""
         query, key, value = self.query(states), self.key(states), self.value(states)
-        mixed, start = torch.zeros_like(query), 0
-        for texts, length in groups:
-            stop = start + texts * length
-            own = [part[start:stop].view(texts, length, -1) for part in (query, key, value)]
-            mixed[start:stop] = self._mixed(own[0], own[1], own[2], None).view(stop - start, -1)
-            start = stop
+        mixed = torch.zeros_like(query)
+        for place, group in spans(groups):
+            own = [part[place].unflatten(0, group) for part in (query, key, value)]
+            mixed[place] = self._mixed(own[0], own[1], own[2], None).flatten(0, 1)
         return mixed
 
     def _mixed(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:

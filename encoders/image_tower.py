@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from encoders.bert import spans
 from encoders.errors import CheckpointError
 from encoders.prepacking import PrepackedBlock
 from encoders.preprocessing import ImagePreprocessing
@@ -129,12 +130,11 @@ class ClipTextTower(nn.Module):
         states = text.token_embedding(ids) + text.positional_embedding[positions]
         for block in text.transformer.resblocks:
             states = block.packed(states, sizes, text.attn_mask)
-        ends, start = [], 0
-        for texts, length in sizes:
-            own = ids[start : start + texts * length].view(texts, length)
+        ends = []
+        for place, (texts, length) in spans(sizes):
+            own = ids[place].view(texts, length)
             last = own.argmax(-1) if text.pool_type == "argmax" else (own == text.eos_id).int().argmax(-1)
-            ends.append(start + length * torch.arange(texts, device=ids.device) + last)
-            start += texts * length
+            ends.append(place.start + length * torch.arange(texts, device=ids.device) + last)
         pooled = states[torch.cat(ends)]
         return in_equal_parts(lambda part: self._project(text.ln_final(part)), pooled)
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from encoders.config import Precision
 from encoders.errors import EncoderConfigError
 
+FLOATING_POINT: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
+"""The narrowest first."""
 _TOWER_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _NATIVE_FLAGS = ("avx512_bf16", "amx_bf16")
 
@@ -44,8 +46,7 @@ def is_native(precision: Precision, device: str) -> bool:
 
 def gaining_precisions(device: str) -> tuple[Precision, ...]:
     """The floating-point formats that a device multiplies at no loss of time, the narrowest first."""
-    formats: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
-    return tuple(precision for precision in formats if is_native(precision, device))
+    return tuple(precision for precision in FLOATING_POINT if is_native(precision, device))
 
 
 def check_precision(precision: Precision, device: str) -> None:

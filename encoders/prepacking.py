@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from encoders.bert import spans
+
 if TYPE_CHECKING:  # open_clip takes seconds to load, which other towers do without
     from open_clip.transformer import ResidualAttentionBlock
 
@@ -147,14 +149,12 @@ class PrepackedBlock(nn.Module):
         `mask` `[L, L]` of the longest text, or longer; behind the last text there may be tokens that mean nothing.
         """
         mixed = self.in_proj(self.ln_1(states)).unflatten(-1, (3, self._heads, -1))
-        seen, start = torch.zeros_like(states), 0
-        for texts, length in groups:
-            stop = start + texts * length
-            query, keys, values = mixed[start:stop].unflatten(0, (texts, length)).permute(2, 0, 3, 1, 4).unbind(0)
+        seen = torch.zeros_like(states)
+        for place, (texts, length) in spans(groups):
+            query, keys, values = mixed[place].unflatten(0, (texts, length)).permute(2, 0, 3, 1, 4).unbind(0)
             own = mask[:length, :length].to(states.dtype)
             found = functional.scaled_dot_product_attention(query, keys, values, attn_mask=own)
-            seen[start:stop] = found.transpose(1, 2).reshape(stop - start, -1)
-            start = stop
+            seen[place] = found.transpose(1, 2).reshape(texts * length, -1)
         return self._after_attention(states, seen)
 
     def for_token(self, states: Tensor, token: Tensor | None, mask: Tensor | None) -> Tensor:

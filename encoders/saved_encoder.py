@@ -32,7 +32,7 @@ from encoders.config import MATCH_MODELS, USES_CLIP_TEXT, EncoderConfig, ModelNa
 from encoders.encoder import ProductEncoder, QueryEncoder
 from encoders.errors import CheckpointError, EncoderConfigError
 from encoders.model import EncoderModel, EncoderParts, Side
-from encoders.precision import check_precision, gaining_precisions, native_precision
+from encoders.precision import FLOATING_POINT, check_precision, gaining_precisions, native_precision
 from encoders.preprocessing import ImagePreprocessing
 from encoders.tokenizers import FastTokenizer, TextTokenizer, clip_tokenizer
 from encoders.towers import ClipCheckpoint, TextCheckpoint, find_clip_checkpoint, find_text_checkpoint
@@ -177,9 +177,8 @@ def decide_precision(
     """
     if config.precision != "auto":
         return config
-    own = gaining_precisions(config.device) if not workers else ()
-    formats: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
-    common = [each for each in formats if all(each in had for had in workers or (own,))]
+    had_by = workers or (gaining_precisions(config.device),)
+    common = [each for each in FLOATING_POINT if all(each in had for had in had_by)]
     if published is not None:
         shape = _identity(_trained_source(config))
         common.sort(key=lambda precision: _digest(shape, precision) != published)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from encoders.bert import Bert, is_plain_bert
+from encoders.bert import Bert, is_plain_bert, spans
 from encoders.config import Pooling
 from encoders.errors import EncoderConfigError
 
@@ -79,12 +79,11 @@ class TextTower(nn.Module):
         """What the projection gets: `[T, H]`."""
         sizes: list[tuple[int, int]] = [(texts, length) for texts, length in groups.tolist()]
         states = self.backbone.packed(ids, positions, sizes)
-        pooled, start = [], 0
-        for texts, length in sizes:
-            own = states[start : start + texts * length].view(texts, length, -1)
-            start += texts * length
+        pooled = []
+        for place, group in spans(sizes):
+            own = states[place].unflatten(0, group)
             if self.pooling == "mean":
-                pooled.append((own.float().sum(1) / length).to(states.dtype))
+                pooled.append((own.float().sum(1) / group[1]).to(states.dtype))
             else:
                 pooled.append(own[:, 0] if self.pooling == "cls" else own[:, -1])
         return torch.cat(pooled)

@@ -167,6 +167,14 @@ def read_current(index_uri: str) -> str:
     return version
 
 
+def published_version(index_uri: str) -> str:
+    """The id of the published version; "" where nothing has been published."""
+    try:
+        return read_current(index_uri)
+    except VersionNotFoundError:
+        return ""
+
+
 def pointed_version(index_uri: str, tag: str | None = None) -> str:
     """The id of the version with a tag, by default of the published one; VersionNotFoundError where there is none."""
     return read_current(index_uri) if tag is None else read_tag(index_uri, tag)
@@ -413,14 +421,6 @@ def version_uri(index_uri: str, version: str) -> str:
 def manifest_uri(index_uri: str, version: str) -> str:
     """The manifest of a version."""
     return storage.join(version_uri(index_uri, version), MANIFEST_FILE)
-
-
-def published_version(index_uri: str) -> str:
-    """The id of the published version; "" where nothing has been published."""
-    try:
-        return read_current(index_uri)
-    except VersionNotFoundError:
-        return ""
 
 
 def _point_to(index_uri: str, version: str, check: Callable[[], None] | None = None) -> None:

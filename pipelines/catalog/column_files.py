@@ -85,8 +85,8 @@ def iter_arrow_rows(
                 if batch.num_rows < upper:
                     raise CatalogError(f"{uri}: expected {rows[number]} rows in batch {number}, found {batch.num_rows}")
                 batch = batch.slice(lower, upper - lower)
-                row_bytes = max(1, batch.nbytes // max(batch.num_rows, 1))
-                size = min(batch_rows, max(1, batch_bytes // row_bytes))
+                mean_bytes = max(1, batch.nbytes // max(batch.num_rows, 1))
+                size = min(batch_rows, max(1, batch_bytes // mean_bytes))
                 yield from bounded_batches(batch, size, MOST_TIMES * batch_bytes)
 
 
@@ -134,8 +134,8 @@ def iter_parquet_rows(
         for group, group_rows in enumerate(chunks.rows.tolist()):
             last_row = first_row + group_rows
             if first_row < stop and last_row > start and group_rows:
-                row_bytes = int(decoded[group]) / group_rows
-                size = int(min(batch_rows, max(1, batch_bytes // max(row_bytes, 1))))
+                mean_bytes = int(decoded[group]) / group_rows
+                size = int(min(batch_rows, max(1, batch_bytes // max(mean_bytes, 1))))
                 most = MOST_TIMES * batch_bytes
                 coded = [leaf for leaf in leaves if chunks.has_dictionary[group, leaf]]
                 if size * int(chunks.uncompressed[group, coded].sum()) > most:

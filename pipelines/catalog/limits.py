@@ -87,9 +87,13 @@ def oversized_rows(sizes: np.ndarray, max_record_bytes: int) -> dict[int, str]:
     """Rows of more than `catalog.max_record_bytes`, of all by their `row_bytes`, and why they are no records."""
     if sizes.sum() <= max_record_bytes:
         return {}
-    expected = f"expected a record of at most {max_record_bytes:,} bytes (catalog.max_record_bytes)"
     large = np.flatnonzero(sizes > max_record_bytes)
-    return {int(row): f"{expected}, found one of {sizes[row]:,}" for row in large}
+    return {int(row): too_large(int(sizes[row]), max_record_bytes) for row in large}
+
+
+def too_large(size: int, max_record_bytes: int) -> str:
+    """Why a record of so many bytes is none."""
+    return f"expected a record of at most {max_record_bytes:,} bytes (catalog.max_record_bytes), found one of {size:,}"
 
 
 def _limit(size: int, max_ratio: float) -> float:

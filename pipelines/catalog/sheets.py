@@ -20,6 +20,7 @@ from pipelines.catalog import sheet_rows
 from pipelines.catalog.config import USUAL_RECORD_BYTES, CatalogError, damaged_file, nearest
 from pipelines.catalog.csv_dialect import AMAZON_MARK, is_header
 from pipelines.catalog.dead_letters import one_line
+from pipelines.catalog.limits import too_large
 
 SHEET_BYTES = 4 << 30
 """Memory that a sheet may take: about a hundred million cells, those between its first and its last, full or not."""
@@ -58,8 +59,7 @@ def iter_sheet(
     first = list(islice(rows, _LOOKED_AT_ROWS))
     for number, cells in enumerate(chain(first, rows)):
         if isinstance(cells, int):
-            expected = f"expected a record of at most {max_record_bytes:,} bytes (catalog.max_record_bytes)"
-            yield f"{expected}, found one of {cells:,}"
+            yield too_large(cells, max_record_bytes)
         elif not header and number >= skip_lines:
             header = _columns(cells, name, wanted)
             _check_header([column for _, column in header], first[number + 1 :], number + 1, name, wanted)

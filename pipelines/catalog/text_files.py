@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipelines.catalog.config import CatalogError
 from pipelines.catalog.csv_records import CsvReader, count_lines
 from pipelines.catalog.json_lines import JsonLinesReader
-from pipelines.catalog.limits import within_ratio
+from pipelines.catalog.limits import too_large, within_ratio
 from pipelines.catalog.schemas import LINE, PROBLEM, Records
 from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head, refuse_other_content
 from pipelines.catalog.text_encoding import UTF8, OtherEncodingError, as_utf8, encoding_of_head, find_encoding
@@ -95,8 +95,7 @@ def iter_text_rows(
             held = b"" if place < 0 else held[place + 1 :]
             if place < 0 and not is_last:
                 continue
-            expected = f"expected a record of at most {max_record_bytes:,} bytes (catalog.max_record_bytes)"
-            why = f"{expected}, found one of {skipped:,}"
+            why = too_large(skipped, max_record_bytes)
             empty, _ = reader.parse(b"", line, False)
             yield as_rows(Records(empty.rows, empty.lines, [(line, why)]))
             line, skipped = line + 1, 0

@@ -20,6 +20,7 @@ from encoders import (
     decide_precision,
     load_product_encoder,
 )
+from encoders.config import Precision
 from encoders.precision import check_worker
 from index_builder import publish, storage
 from index_builder.manifest import IMAGE_COLUMNS, EncoderSummary
@@ -190,7 +191,7 @@ class CatalogSource:
         return decide_precision(
             self.given.encoder,
             published=published.encoder.fingerprint if published else None,
-            workers={worker.precisions for worker in self._workers},
+            workers=self._had_by_workers,
         )
 
     def _refuse_other_catalog(self, config: JobConfig) -> None:
@@ -251,11 +252,16 @@ class CatalogSource:
         run_on_workers("intake", some, take_in_some, record, self.config.work.uri, beam_options)
 
     @property
+    def _had_by_workers(self) -> set[tuple[Precision, ...]]:
+        """Precisions of workers elsewhere, each set of them once; empty where this machine does the work."""
+        return {worker.precisions for worker in self._workers}
+
+    @property
     def _precision_note(self) -> str:
         decided = self.encoder.precision
-        best = decide_precision(self.given.encoder, workers={worker.precisions for worker in self._workers}).precision
+        best = decide_precision(self.given.encoder, workers=self._had_by_workers).precision
         hosts = sorted({f"{worker.host} ({worker.precisions[0]})" for worker in self._workers})
-        if decided == best and len({worker.precisions for worker in self._workers}) > 1:
+        if decided == best and len(self._had_by_workers) > 1:
             return f"encoder.precision auto: {decided}, which all workers have: {', '.join(hosts)}"
         if decided == best:
             return f"encoder.precision auto: {decided}"

@@ -128,7 +128,7 @@ def run_job(
     started = process_cpu_seconds()
     work_uri, config = source.config.work.uri, source.config
     work_lease = WorkLease(work_uri, source.config.work.takeover_seconds)
-    with work_lease as lease, at_stop(work_lease.release), ExitStack() as logging_context:
+    with at_stop(work_lease.release), work_lease as lease, ExitStack() as logging_context:
         watched.record = record = RunRecord.begin(work_uri, counted=count_in_beam)
         logging_context.enter_context(log_context(run=record.name))
         # What the config names may still be refused; that files cannot be written is no matter of the config any more.

@@ -163,14 +163,22 @@ class WorkLease:
         self._silent_seconds = silent_seconds
         self._folder = storage.join(work_uri, "lease")
         self._stop = threading.Event()
+        self._acquiring = threading.Lock()
+        self._held: HeldLease | None = None
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> HeldLease:
         while True:
             number = self._wait_until_free() + 1
             record = _own_record()
-            self._uri = _lease_uri(self._folder, number)
-            if not storage.create_file(self._uri, json.dumps(asdict(record)).encode()):
-                continue
+            with self._acquiring:
+                if self._stop.is_set():
+                    raise LeaseLostError(f"this run was stopped before it held the lease in {self._folder}")
+                self._uri = _lease_uri(self._folder, number)
+                if not storage.create_file(self._uri, json.dumps(asdict(record)).encode()):
+                    continue
+                self._record, self._acquired = record, time.monotonic()
+                self._held = held = HeldLease(folder=self._folder, number=number, token=record.token)
             if not storage.is_local(self._folder):
                 time.sleep(SETTLE_SECONDS)
             newest, data = _newest(self._folder)
@@ -181,11 +189,10 @@ class WorkLease:
         for earlier in _numbers(self._folder):
             if earlier < number:
                 storage.remove_file(_lease_uri(self._folder, earlier))
-        self._record, self._acquired = record, time.monotonic()
-        self._held = HeldLease(folder=self._folder, number=number, token=record.token)
-        self._thread = threading.Thread(target=self._beat, name="work-lease", daemon=True)
-        self._thread.start()
-        return self._held
+        thread = threading.Thread(target=self._beat, args=(held,), name="work-lease", daemon=True)
+        thread.start()
+        self._thread = thread
+        return held
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -203,16 +210,25 @@ class WorkLease:
             log.warning("%s", self.not_released)
 
     def release(self) -> None:
-        """Gives the lease back before the block ends; LeaseLostError where it is held no more."""
+        """Gives the lease back before the block ends; LeaseLostError where it is held no more.
+
+        May be called from another thread at any moment, also while the block is being entered: the lease is then
+        either given back or never acquired.
+        """
         self._stop.set()
-        self._thread.join()
-        self._held.check()
+        with self._acquiring:
+            held = self._held
+        if held is None:
+            return
+        if self._thread is not None:
+            self._thread.join()
+        held.check()
         self._write(released=True)
 
-    def _beat(self) -> None:
+    def _beat(self, held: HeldLease) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             try:
-                self._held.check()
+                held.check()
                 self._write()
             except LeaseLostError as lost:
                 log.error("%s", lost)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -333,6 +333,27 @@ def test_a_lease_given_back_early_lets_nothing_be_published_any_more(tmp_path):
         pass
     with pytest.raises(LeaseLostError):
         lease.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("moment", ["create_file", "read_bytes", "list_names"])
+def test_a_run_stopped_while_it_acquires_the_lease_leaves_none(tmp_path, monkeypatch, moment):
+    lease, real = WorkLease(str(tmp_path)), getattr(storage, moment)
+    stopping = threading.Thread(target=lease.release)
+
+    def stopped_before(*given: object) -> object:
+        if not stopping.ident:
+            stopping.start()
+            stopping.join(0.1)
+        return real(*given)
+
+    monkeypatch.setattr(storage, moment, stopped_before)
+    (tmp_path / "lease").mkdir()
+    with suppress(LeaseLostError):
+        lease.__enter__()
+    stopping.join()
+    assert all(record.released for record in read_leases(tmp_path).values())
+    with pytest.raises(LeaseLostError):
+        lease.__enter__()
 
 
 def test_a_lease_that_somebody_removed_is_lost(tmp_path):

@@ -31,6 +31,7 @@ from encoders.checkpoint import file_sha256, local_folder, read_config, replaced
 from encoders.config import MATCH_MODELS, USES_CLIP_TEXT, EncoderConfig, ModelName, Precision
 from encoders.encoder import ProductEncoder, QueryEncoder
 from encoders.errors import CheckpointError, EncoderConfigError
+from encoders.kept_vectors import KeptVectors
 from encoders.model import EncoderModel, EncoderParts, Side
 from encoders.precision import FLOATING_POINT, check_precision, gaining_precisions, native_precision
 from encoders.preprocessing import ImagePreprocessing
@@ -185,13 +186,15 @@ def decide_precision(
     return replace(config, precision=common[0])
 
 
-def load_query_encoder(uri: str, *, device: str = "auto") -> QueryEncoder:
+def load_query_encoder(uri: str, *, device: str = "auto", kept: KeptVectors | None = None) -> QueryEncoder:
     """Loads the query side of a published version's `query_encoder/`, or of a saved encoder, in float32.
+
+    `kept` holds what its towers made before (`QueryEncoder`).
 
     Raises CheckpointError where there is none, or an incomplete one.
     """
     parts, fingerprint = load_query_parts(local_folder(uri))
-    return QueryEncoder(parts, fingerprint=fingerprint, device=resolve_device(device))
+    return QueryEncoder(parts, fingerprint=fingerprint, device=resolve_device(device), kept=kept)
 
 
 def load_query_parts(folder: Path) -> tuple[EncoderParts, str]:

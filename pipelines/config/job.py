@@ -83,6 +83,11 @@ class WorkConfig:
         if not self.uri.strip():
             raise ValueError(f"uri is {self.uri!r}: expected a folder, local or fsspec")
 
+    @property
+    def vectors(self) -> str | None:
+        """Where training and evaluation keep the vectors of towers; None in an object store, which cannot be mapped."""
+        return storage.local_path(storage.join(self.uri, "vectors")) if storage.is_local(self.uri) else None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Canary:

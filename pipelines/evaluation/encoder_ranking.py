@@ -203,7 +203,7 @@ def encode_catalog(
     owners = [{view: [np.zeros(0, np.int64)] for view in views} for _, views in encoders]
     flags = per_image or [False] * len(encoders)
     towers = [
-        _Towers(encoder, *(_kept(encoder, kept, name) for name in ("text", *["image"] * (views != (View.TEXT,)))))
+        _Towers(encoder, _kept(encoder, kept, "text"), None if views == (View.TEXT,) else _kept(encoder, kept, "image"))
         for encoder, views in encoders
     ]
     seen_by = [tower.image for tower, (_, views) in zip(towers, encoders, strict=True) if tuple(views) != (View.TEXT,)]
@@ -253,7 +253,7 @@ class _Batch:
 class _Towers(NamedTuple):
     encoder: ProductEncoder
     text: KeptTower | None
-    image: KeptTower | None = None
+    image: KeptTower | None
 
     def encode_texts(self, texts: list[str]) -> Any:
         """As the encoder's own."""

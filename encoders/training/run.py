@@ -26,7 +26,7 @@ from encoders.errors import EncoderConfigError
 from encoders.kept_vectors import KeptVectors
 from encoders.model import EncoderParts
 from encoders.precision import native_precision
-from encoders.saved_encoder import resolve_device, save_encoder
+from encoders.saved_encoder import check_out, resolve_device, save_encoder
 from encoders.training.batches import PairDataset, ProductOrder, load
 from encoders.training.card import model_card
 from encoders.training.checkpoints import CheckpointFolder, KeepCheckpoints, open_loggers, read_checkpoint
@@ -75,6 +75,7 @@ def train_encoder(
     rank = int(os.environ.get("LOCAL_RANK", 0))  # Lightning starts the further processes with it
     say = say if rank == 0 else lambda line: None
     device, small = resolve_device(training.device), small or SmallEncoderConfig()
+    check_out(out)
     check_together(data, training)
     if training.mine_from is not None and mine is None:
         raise EncoderConfigError(f"training.mine_from is {training.mine_from!r}: expected `mine`, which searches it")

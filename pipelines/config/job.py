@@ -205,7 +205,7 @@ class MetricsConfig:
             raise ValueError(f"job is {self.job!r}: expected a name")
 
 
-End = Literal["published", "unchanged", "held", "waiting", "failed", "refused", "busy", "not_cleaned"]
+End = Literal["published", "unchanged", "held", "waiting", "superseded", "failed", "refused", "busy", "not_cleaned"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

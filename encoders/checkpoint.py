@@ -125,14 +125,19 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_replaceable(target: Path, *, marker: str, kind: str) -> None:
+    """CheckpointError unless a folder is new, empty, or of a kind of which every folder has the file `marker`."""
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / marker).is_file())):
+        raise CheckpointError(f"{target} exists and holds no {kind}: expected a new folder, or an earlier {kind}")
+
+
 @contextmanager
 def replaced_folder(target: Path, *, marker: str, kind: str) -> Iterator[Path]:
     """Gives a new folder to write into, which takes the place of `target` once the block has ended without an error.
 
-    `target` may be new, empty, or of the same kind, of which every folder has the file `marker`; else CheckpointError.
+    `target` as `check_replaceable` wants it.
     """
-    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / marker).is_file())):
-        raise CheckpointError(f"{target} exists and holds no {kind}: expected a new folder, or an earlier {kind}")
+    check_replaceable(target, marker=marker, kind=kind)
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.part-"))
     try:

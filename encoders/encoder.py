@@ -20,6 +20,7 @@ from torch.nn import functional
 from encoders.config import ModelName, Precision
 from encoders.image_decoding import AnyImage
 from encoders.image_tower import ClipTextTower
+from encoders.kept_vectors import KeptTower, KeptVectors
 from encoders.model import EncoderModel, EncoderParts
 from encoders.precision import apply_precision
 from encoders.prepacking import prepack_layers, prepacking_helps
@@ -28,7 +29,7 @@ from encoders.query_batches import BaseQueryEncoder
 from encoders.running import ImageRunner, Lanes, Placement, TextRunner, fixed_rows, run_batches
 from encoders.text_tower import TextTower
 from encoders.tokenizers import TokenizedTexts
-from encoders.tower_features import TowerFeatures
+from encoders.tower_features import TowerFeatures, TowerPart
 
 _ROWS_FUSED_AT_A_TIME = 64
 
@@ -95,21 +96,11 @@ class ProductEncoder:
 
     def tower_features(self, name: Literal["text", "image"]) -> TowerFeatures | None:
         """One tower without its projection; None where there is none, or where it is compiled as a whole."""
-        model, architecture = self._model, self._model.architecture
-        tower = model.image if name == "image" else model.document_text or model.clip_text
-        if tower is None or self._compiled or (name == "text" and self._text is None):
+        document: TowerPart = "clip_text" if self._model.document_text is None else "document_text"
+        part: TowerPart = "image" if name == "image" else document
+        if self._compiled or (self._images if name == "image" else self._text) is None:
             return None
-        text, clip = architecture.text, architecture.clip
-        shape: dict[str, Any] = {"clip": clip.model_config if clip and tower is not model.document_text else None}
-        shape["preprocessing"] = self.preprocessing if name == "image" else None
-        shape |= {"text": (text.config, text.pooling) if text and tower is model.document_text else None}
-        tokenizer = self._parts.tokenizer if model.document_text is not None else self._parts.clip_tokenizer
-        return TowerFeatures(
-            tower,
-            f"{sorted(shape.items())}, {self._precision}, {self._device.type}",
-            self._placement,
-            reads=tokenizer if name == "text" else self.preprocessing,
-        )
+        return TowerFeatures(self._parts, part, precision=self._precision, placement=self._placement)
 
     def fuse(
         self,
@@ -182,9 +173,21 @@ class ProductEncoder:
 
 
 class QueryEncoder(BaseQueryEncoder):
-    """The query side in torch, in float32, as a server loads it (`load_query_encoder`)."""
+    """The query side in torch, in float32, as a server loads it (`load_query_encoder`).
 
-    def __init__(self, parts: EncoderParts, *, fingerprint: str, device: torch.device, batch_size: int = 64) -> None:
+    With `kept` its towers compute what is not known there, in batches of fixed shape as the product side's; the image
+    tower is then `kept_image`.
+    """
+
+    def __init__(
+        self,
+        parts: EncoderParts,
+        *,
+        fingerprint: str,
+        device: torch.device,
+        batch_size: int = 64,
+        kept: KeptVectors | None = None,
+    ) -> None:
         model, architecture = parts.model, parts.model.architecture
         self.model, self.dim, self.fingerprint = architecture.model, architecture.dim, fingerprint
         self.accepts_text, self.accepts_images = architecture.query_takes_text, architecture.uses_images
@@ -193,9 +196,22 @@ class QueryEncoder(BaseQueryEncoder):
         self._model = move_towers(model, device, "float32")
         self._device = device
         placement = Placement(device, batch_size)
+        self._texts: Sequence[TextRunner | KeptTower]
         self._texts = _text_runners(model.query_text, model.clip_text, parts, placement)
-        self._images = _image_runner(model, placement)
-        self.preprocessing = self._images.preprocessing if self._images else None
+        images = _image_runner(model, placement)
+        self.preprocessing = images.preprocessing if images else None
+        self._images: ImageRunner | KeptTower | None = images
+        self.kept_image: KeptTower | None = None
+        if kept is not None:
+            placement = placement._replace(lanes=Lanes() if device.type == "cpu" else None)
+
+            def kept_tower(part: TowerPart) -> KeptTower:
+                return kept.tower(TowerFeatures(parts, part, precision="float32", placement=placement))
+
+            there: list[TowerPart] = ["query_text"] * (model.query_text is not None and parts.tokenizer is not None)
+            there += ["clip_text"] * (model.clip_text is not None and parts.clip_tokenizer is not None)
+            self._texts = [kept_tower(part) for part in there]
+            self._images = self.kept_image = kept_tower("image") if images else None
 
     @torch.inference_mode()
     def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -203,7 +219,7 @@ class QueryEncoder(BaseQueryEncoder):
 
     @torch.inference_mode()
     def _encode_images(self, images: Sequence[AnyImage]) -> np.ndarray:
-        runner = cast(ImageRunner, self._images)  # `encode` asks only where images are accepted
+        runner = cast("ImageRunner | KeptTower", self._images)  # `encode` asks only where images are accepted
         return self._model.fuse_photo(runner.run_images(images)).cpu().numpy()
 
     @torch.inference_mode()
@@ -222,8 +238,8 @@ def move_towers(model: EncoderModel, device: torch.device, precision: Precision)
 
 
 def prepack_towers(model: EncoderModel, device: torch.device) -> None:
-    """Has the product side's towers keep their weights as this device multiplies them fastest (`prepacking`)."""
-    for tower in (model.document_text, model.clip_text, model.image):
+    """Has towers that are only ever run keep their weights as this device multiplies them fastest (`prepacking`)."""
+    for tower in (model.document_text, model.query_text, model.clip_text, model.image):
         if tower is not None and prepacking_helps(next(tower.parameters()).dtype, device):
             if not isinstance(tower, TextTower):
                 tower.prepack_blocks()

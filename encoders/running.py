@@ -195,7 +195,7 @@ class TextRunner(_Runner):
         self.tokenize = tokenizer.tokenize
         self._tokens_per_batch = TOKENS_PER_BATCH[next(tower.parameters()).dtype]
         # A pack takes the longest text, too; its size belongs to the encoder, so that it shapes all vectors alike.
-        self._tokens_per_pack = max(TOKENS_PER_PACK, self.max_tokens)
+        self.tokens_per_pack = max(TOKENS_PER_PACK, self.max_tokens)
         self._encode_pack: Callable[..., torch.Tensor] | None = None
         if getattr(tower, "packs", False):
             self._encode_pack = cast(TextTower, tower).packed
@@ -232,14 +232,14 @@ class TextRunner(_Runner):
         order = np.argsort(-lengths, kind="stable")
         start = 0
         while start < len(order):
-            ends = np.cumsum(lengths[order[start : start + self._tokens_per_pack]])
-            count = int(np.searchsorted(ends, self._tokens_per_pack, side="right"))
+            ends = np.cumsum(lengths[order[start : start + self.tokens_per_pack]])
+            count = int(np.searchsorted(ends, self.tokens_per_pack, side="right"))
             rows = order[start : start + count]
             start += count
             own, used = lengths[rows], int(ends[count - 1])
             inside = np.arange(used) - np.repeat(ends[:count] - own, own)
             places = np.repeat(tokens.offsets[rows], own) + inside
-            ids, positions = np.zeros((2, self._tokens_per_pack), np.int64)
+            ids, positions = np.zeros((2, self.tokens_per_pack), np.int64)
             ids[:used], positions[:used] = tokens.ids[places], inside
             sizes, texts = np.unique(own, return_counts=True)
             yield rows, (ids, positions, np.stack([texts, sizes], axis=1)[::-1].copy())

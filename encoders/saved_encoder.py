@@ -27,10 +27,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from encoders.architecture import EncoderArchitecture
-from encoders.checkpoint import file_sha256, local_folder, read_config, replaced_folder, write_config
+from encoders.checkpoint import check_replaceable, file_sha256, local_folder, read_config, replaced_folder, write_config
 from encoders.config import MATCH_MODELS, USES_CLIP_TEXT, EncoderConfig, ModelName, Precision
 from encoders.encoder import ProductEncoder, QueryEncoder
 from encoders.errors import CheckpointError, EncoderConfigError
+from encoders.kept_vectors import KeptVectors
 from encoders.model import EncoderModel, EncoderParts, Side
 from encoders.precision import FLOATING_POINT, check_precision, gaining_precisions, native_precision
 from encoders.preprocessing import ImagePreprocessing
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from encoders.image_backbones import ImageCheckpoint
 
 SCHEMA_VERSION = 1
+_KIND = "saved encoder"
 _CONFIG, _WEIGHTS, _TEXT, _CLIP_TOKENIZER = "encoder.json", "weights.safetensors", "text_tower", "clip_tokenizer"
 
 
@@ -185,13 +187,15 @@ def decide_precision(
     return replace(config, precision=common[0])
 
 
-def load_query_encoder(uri: str, *, device: str = "auto") -> QueryEncoder:
+def load_query_encoder(uri: str, *, device: str = "auto", kept: KeptVectors | None = None) -> QueryEncoder:
     """Loads the query side of a published version's `query_encoder/`, or of a saved encoder, in float32.
+
+    `kept` holds what its towers made before (`QueryEncoder`).
 
     Raises CheckpointError where there is none, or an incomplete one.
     """
     parts, fingerprint = load_query_parts(local_folder(uri))
-    return QueryEncoder(parts, fingerprint=fingerprint, device=resolve_device(device))
+    return QueryEncoder(parts, fingerprint=fingerprint, device=resolve_device(device), kept=kept)
 
 
 def load_query_parts(folder: Path) -> tuple[EncoderParts, str]:
@@ -209,6 +213,11 @@ def save_query_encoder(config: EncoderConfig, folder: str) -> None:
     """
     source = _trained_source(config)
     save_encoder(_load(source), folder, side="query", fingerprint=_fingerprint(source, _decided(config)))
+
+
+def check_out(folder: str) -> None:
+    """CheckpointError where `save_encoder` would refuse the folder."""
+    check_replaceable(Path(folder), marker=_CONFIG, kind=_KIND)
 
 
 def save_encoder(
@@ -229,7 +238,7 @@ def save_encoder(
         card: The text of `README.md`, for people too.
     """
     architecture = parts.model.architecture
-    with replaced_folder(Path(folder), marker=_CONFIG, kind="saved encoder") as staged:
+    with replaced_folder(Path(folder), marker=_CONFIG, kind=_KIND) as staged:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.model.weights(side).items()}
         save_file(weights, str(staged / _WEIGHTS), metadata={"format": "pt"})
         (staged / _WEIGHTS).chmod(0o644)  # safetensors writes files that only their owner may read

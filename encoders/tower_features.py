@@ -9,18 +9,26 @@ Legend: T texts, P images, S side of an image in pixels, F width before the proj
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import asdict
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import nn
 
+from encoders.architecture import ClipArchitecture, EncoderArchitecture
+from encoders.config import Precision
 from encoders.image_tower import ClipTextTower, ImageTower
+from encoders.model import EncoderParts
 from encoders.preprocessing import ImagePreprocessing
 from encoders.running import ImageRunner, Placement, TextRunner, fixed_rows, run_batches
 from encoders.text_tower import ROWS_PROJECTED_AT_A_TIME, TextTower
 from encoders.tokenizers import TextTokenizer
+
+TowerPart = Literal["document_text", "query_text", "clip_text", "image"]
+"""As `EncoderModel` names its towers."""
 
 
 class _Below(nn.Module):
@@ -40,36 +48,36 @@ class _Below(nn.Module):
 
 
 class TowerFeatures:
-    """A tower on its device; see `ProductEncoder.tower_features`.
+    """A tower, on its device and in its precision already.
 
     Args:
-        shape: All that shapes the vectors beside the weights: architecture, precision, device.
-        reads: A text tower's tokenizer, or an image tower's preprocessing.
+        part: Which tower of the encoder.
 
     Attributes:
-        fingerprint: 16 hex digits; equal ones give equal vectors for equal token ids or pixels, up to the last digits
-            on a GPU.
+        fingerprint: 16 hex digits of all that shapes the vectors; equal ones give equal vectors for equal token ids or
+            pixels, up to the last digits on a GPU.
         dim: F.
+        preprocessing: What an image tower wants to see.
     """
 
-    def __init__(
-        self,
-        tower: TextTower | ClipTextTower | ImageTower,
-        shape: str,
-        placement: Placement,
-        *,
-        reads: TextTokenizer | ImagePreprocessing | None,
-    ) -> None:
+    preprocessing: ImagePreprocessing
+
+    def __init__(self, parts: EncoderParts, part: TowerPart, *, precision: Precision, placement: Placement) -> None:
+        architecture, tower = parts.model.architecture, getattr(parts.model, part)
         below, plain = _Below(tower), placement._replace(graphed=False)
-        self.dim, self._placement = below.dim, placement
+        self.part, self.dim, self._placement = part, below.dim, placement
         self._projection = getattr(tower, "projection", nn.Identity())
-        self._tokenizer = None if isinstance(reads, ImagePreprocessing) else reads
         self._runner: TextRunner | ImageRunner
-        if isinstance(reads, ImagePreprocessing):
-            self._runner = ImageRunner(cast(ImageTower, below), reads, plain)
+        shape = _shape(architecture, part)
+        if part == "image":
+            self.preprocessing = cast(ClipArchitecture, architecture.clip).preprocessing
+            self._runner = ImageRunner(cast(ImageTower, below), self.preprocessing, plain)
         else:
-            self._runner = TextRunner(cast(TextTower, below), cast(TextTokenizer, reads), plain)
-        digest = hashlib.sha256(shape.encode())
+            self._tokenizer = cast(TextTokenizer, parts.clip_tokenizer if part == "clip_text" else parts.tokenizer)
+            self._runner = TextRunner(cast(TextTower, below), self._tokenizer, plain)
+            shape |= {"tokens_per_pack": self._runner.tokens_per_pack}
+        shape |= {"precision": precision, "device": placement.device.type}
+        digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
         for name, weight in sorted(tower.state_dict().items()):
             if not name.startswith("projection."):
                 digest.update(name.encode())
@@ -78,7 +86,7 @@ class TowerFeatures:
 
     def text_keys(self, texts: Sequence[str]) -> list[bytes]:
         """16 bytes a text, equal for texts of equal tokens: a tower sees nothing else of them."""
-        return cast(TextTokenizer, self._tokenizer).tokenize(texts).keys()
+        return self._tokenizer.tokenize(texts).keys()
 
     def run(self, items: Sequence[str] | np.ndarray) -> np.ndarray:
         """Vectors before the projection, float32 `[n, F]`, of T texts or of uint8 `[P, 3, S, S]`."""
@@ -100,3 +108,12 @@ class TowerFeatures:
 
         run_batches(self._placement.lanes, run_rows, fixed_rows(np.arange(len(vectors)), ROWS_PROJECTED_AT_A_TIME))
         return projected
+
+
+def _shape(architecture: EncoderArchitecture, part: TowerPart) -> dict[str, Any]:
+    """What a tower's vectors depend on beside its weights and where it runs, as JSON holds it."""
+    text, clip = architecture.text, architecture.clip
+    if part in ("image", "clip_text"):
+        shape = {} if clip is None else asdict(clip)
+        return shape if part == "image" else {"model_config": shape["model_config"]}
+    return {} if text is None else {"config": text.config, "pooling": text.pooling}

@@ -239,7 +239,7 @@ class ProductRows:
         self._table = table
         self._check_column = check_column or (lambda name: None)
         self._chunks = cache(self._checked_chunks)
-        self._batches = lru_cache(maxsize=64)(self._checked_batches)
+        self._batches = lru_cache(maxsize=8)(self._checked_batches)  # by sorted names, whatever their order
 
     @property
     def table(self) -> pa.Table:
@@ -266,13 +266,12 @@ class ProductRows:
 
     def take_columns(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Several columns, in the order of `rows`, int64 [n]."""
-        batches, starts = self._batches(tuple(columns))
+        batches, starts = self._batches(tuple(sorted(set(columns))))
         if len(batches) > 1 and len(rows) < GROUPED_FROM_ROWS_PER_BATCH * len(batches) and len(columns) > 1:
             holding = np.searchsorted(starts, rows, side="right") - 1
             found = zip(holding.tolist(), (rows - starts[holding]).tolist(), strict=True)
-            return pa.Table.from_batches(
-                [batches[batch].slice(row, 1) for batch, row in found], batches[0].schema
-            ).combine_chunks()
+            taken = pa.Table.from_batches([batches[batch].slice(row, 1) for batch, row in found], batches[0].schema)
+            return taken.select(list(columns)).combine_chunks()
         schema = pa.schema([self._table.schema.field(name) for name in columns])
         return pa.table([self.take(rows, name) for name in columns], schema=schema)
 

@@ -14,6 +14,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,16 +44,18 @@ def main(argv: Sequence[str]) -> int:
         if error.name not in _OF_THE_EXTRA:
             raise
         raise ConfigError(["training needs the extra `train`: pip install -e '.[train]'"]) from error
+    kept = job.training.vectors or (None if job.work is None else job.work.vectors)
     with tempfile.TemporaryDirectory(prefix="shelfmark-training-") as folder:
         train_encoder(
             job.data,
-            job.training,
+            replace(job.training, vectors=kept),
             job.out,
             start=job.encoder,
             small=job.small,
             read_products=None if job.catalog is None else product_reader(job, job.catalog, Path(folder)),
             mine=None if job.training.mine_from is None else negative_miner(job.training),
             decode=partial(decode_for_training, config=job.decode),
+            decoding=job.decode.rules,
             command=shlex.join([*_PROG.split(), *argv]),
             working=partial(failures_of_work, remedy="Run the same command again to go on from the last checkpoint."),
         )

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from encoders.errors import EncoderConfigError, TrainingError
+from encoders.kept_vectors import take_rows
 from encoders.model import EncoderParts
 from encoders.tokenizers import TextTokenizer
 from encoders.training.images import DecodedImages, Decoder, EncodedImages, decode_or_none
@@ -77,21 +78,26 @@ class QueryInputs(ProductInputs):
 
 
 class StoredVectors:
-    """A frozen tower's vectors by row in a memory-mapped file (`frozen_towers.py`); loader processes open it anew."""
+    """A frozen tower's vectors by row, in memory-mapped files (`frozen_towers.py`); loader processes open them anew.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._vectors = np.load(path, mmap_mode="r")
+    Args:
+        paths: Files of `KeptVectors`.
+        rows: int64: of each row its place in them, -1 where it has none.
+    """
+
+    def __init__(self, paths: Sequence[Path], rows: np.ndarray) -> None:
+        self._paths, self._rows = tuple(paths), rows
+        self._blocks = [np.load(path, mmap_mode="r") for path in self._paths]
 
     def __reduce__(self) -> Any:
-        return StoredVectors, (self._path,)
+        return StoredVectors, (self._paths, self._rows)
 
     def take(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 `[len(rows), width]`, zeros where nothing is (as at rows below 0), and bool: where there is."""
-        vectors = np.asarray(self._vectors[np.maximum(rows, 0)])
-        there = (rows >= 0) & ~np.isnan(vectors[:, 0])
-        vectors[~there] = 0.0
-        return torch.from_numpy(vectors), torch.from_numpy(there)
+        places = np.where(rows >= 0, self._rows[rows], -1)
+        vectors = take_rows(self._blocks, np.maximum(places, 0))
+        vectors[places < 0] = 0.0
+        return torch.from_numpy(vectors), torch.from_numpy(places >= 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -307,8 +307,9 @@ class TrainingConfig:
         best_by: Which recall makes a validation the best; among equals that at the next smaller number decides, then
             the newer. recall@1 or recall@10 where few products are searched.
         patience: Validations without a better one after which training stops; null: never.
-        vectors: A local folder that keeps the vectors of towers that do not learn, for other runs over the same texts
-            and images; null keeps them while this run lasts.
+        vectors: A local folder that keeps the vectors of towers that do not learn, by tower and by what it saw, for
+            other runs and for evaluations; default: `vectors` below a local work.uri, and without any they are kept
+            while this run lasts.
         checkpoint_steps: Steps from one checkpoint to the next; there is one after each validation besides.
         resume: auto goes on with an unfinished run of the same settings; never starts anew; or a checkpoint to go on
             from: last, best or a file.

@@ -5,11 +5,9 @@ What is kept stands before a tower's projection, which is applied anew each time
 A frozen tower runs without dropout and sees no augmentation, so it would give the same vectors in every epoch and at
 every validation. What is left of a step that trains the fusion alone is then the fusion.
 
-    OUT.checkpoints/frozen/NAME-DIGEST.npy    float32 [rows, width], NaN where there is nothing to encode
-
-The digest is that of the tower's weights below its projection, and of the data: a resumed run reads what it finds. In
-a folder of its own (`training.vectors`) the data are the texts and images themselves, so that other runs find them too:
-a second model of the same towers starts at once.
+They are kept by what the tower saw (`encoders.kept_vectors`), in the precision of the training, as the product side
+computes them: a resumed run reads what it finds, in `OUT.checkpoints/frozen`, and in a folder of its own
+(`training.vectors`) so do other runs, and evaluations.
 
 Legend: B queries, P products, D fused dimension, Dt and Di widths of text and image vectors.
 
@@ -21,10 +19,10 @@ under Memory Limited Setup").
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,18 +32,23 @@ from rich.progress import track
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from encoders.errors import EncoderConfigError, TrainingError
-from encoders.image_tower import ClipTextTower, ImageTower
-from encoders.model import EncoderModel
+from encoders.config import Precision
+from encoders.encoder import move_towers, prepack_towers
+from encoders.errors import EncoderConfigError
+from encoders.image_decoding import image_digest
+from encoders.image_tower import ClipTextTower
+from encoders.kept_vectors import KeptTower, KeptVectors
+from encoders.model import EncoderModel, EncoderParts
+from encoders.running import Lanes, Placement
 from encoders.text_tower import TextTower
+from encoders.tower_features import TowerFeatures, TowerPart
 from encoders.training.batches import InputMaker, ProductInputs, QueryInputs, StoredVectors
 from encoders.training.config import Part, TrainingConfig
 from encoders.training.images import EncodedImages
 from encoders.training.pairs import TrainingPairs
 
-_Tower = TextTower | ImageTower | ClipTextTower
-_ROWS_ON_CPU = 32
-"""Of a batch whose vectors are kept: the activations of more leave the caches, at several times the time."""
+_AT_A_TIME = 512
+"""Texts, or decoded images, that a tower is given together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,23 +198,23 @@ def _document_tower(model: EncoderModel) -> TextTower | ClipTextTower:
 
 
 def store_frozen(
-    folder: Path,
-    model: EncoderModel,
+    kept: KeptVectors,
+    parts: EncoderParts,
     pairs: TrainingPairs,
     make: InputMaker,
     *,
     batch_size: int,
     device: torch.device,
-    shared: bool = False,
     mixed: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, StoredVectors]:
-    """Runs the towers of `model` of which no weight learns over what they will be asked for, into files of `folder`.
+    """Runs the towers of which no weight learns over what they will be asked for, where that is not kept.
 
     Args:
-        model: With the gradients of what does not learn switched off; it stays on `device`.
-        shared: Whether other runs read the folder too.
+        kept: With a folder.
+        parts: With the gradients of what does not learn switched off; a copy of it is run.
+        batch_size: On a GPU.
         mixed: In bfloat16, as the training.
 
     Returns:
@@ -219,117 +222,76 @@ def store_frozen(
         by the pairs' `query_text_keys`, `query_image` by pair: what towers that do not learn give.
 
     Raises:
-        TrainingError: A tower gives a vector that is not finite.
+        CheckpointError: A tower gives a vector that is not finite.
     """
-    stored, data = {}, f"{pairs.digest()}, {mixed}"
-    if device.type == "cpu":
-        batch_size = min(batch_size, _ROWS_ON_CPU)
-    for name, tower, rows, count, batches in _work(model, pairs, make, batch_size):
-        if shared:
-            data = f"{_content(name, pairs)}, {_shape(name, model)}, {mixed}"
-        path = folder / f"{'image' if shared and 'image' in name else name}-{_digest(tower, data)}.npy"
-        if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            title, console = name.replace("_", " "), Console(stderr=True)
-            what, total = f"{title}: vectors of a tower that does not learn", -(-count // batch_size)
-            hidden = not (progress and console.is_terminal)
-            shown = track(batches, what, total=total, console=console, transient=True, disable=hidden)
-            model.to(device)
-            _write(path, tower, rows, shown, device, mixed)
-            say(f"{title}: {count:,} vectors computed once, their tower does not learn")
-        stored[name] = StoredVectors(path)
+    stored: dict[str, StoredVectors] = {}
+    asked = list(_asked(parts.model, pairs))
+    if not asked:
+        return stored
+    precision: Precision = "bfloat16" if mixed else "float32"
+    copied = replace(parts, model=move_towers(copy.deepcopy(parts.model), device, precision))
+    prepack_towers(copied.model, device)
+    placement = Placement(device, batch_size, Lanes() if device.type == "cpu" else None)
+    for name, part, count, inputs in asked:
+        tower = kept.tower(TowerFeatures(copied, part, precision=precision, placement=placement))
+        known, title, console = len(tower), name.replace("_", " "), Console(stderr=True)
+        see = partial(_see_images, tower, inputs, make) if part == "image" else partial(_see_texts, tower, inputs)
+        starts = range(0, count, _AT_A_TIME)
+        what = f"{title}: vectors of a tower that does not learn"
+        hidden = not (progress and console.is_terminal)
+        shown = track(starts, what, total=len(starts), console=console, transient=True, disable=hidden)
+        rows = np.concatenate([see(slice(start, min(start + _AT_A_TIME, count))) for start in shown])
+        kept.save()
+        if (rows >= 0).any():
+            stored[name] = StoredVectors(tower.paths, rows)
+        if computed := len(tower) - known:
+            say(f"{title}: {computed:,} vectors computed once, their tower does not learn")
     return stored
 
 
-def _work(
-    model: EncoderModel, pairs: TrainingPairs, make: InputMaker, batch_size: int
-) -> Iterator[tuple[str, _Tower, int, int, Iterator[Any]]]:
-    """Of each tower that does not learn: name, itself, rows of its file, how many are computed, and their batches."""
-
-    def of_texts(name: str, texts: list[str | None], distinct: np.ndarray, first: np.ndarray) -> Iterator[Any]:
-        for start in range(0, len(distinct), batch_size):
-            chosen = slice(start, start + batch_size)
-            yield distinct[chosen], make.tokens(name, [texts[row] for row in first[chosen]])
-
-    def of_images(encoded: EncodedImages, present: np.ndarray) -> Iterator[Any]:
-        for start in range(0, len(present), batch_size):
-            rows = present[start : start + batch_size]
-            pixels, readable = make.pixels(encoded, rows, keep=False)  # nobody asks again
-            yield rows[readable.numpy()], (pixels[readable],)
-
+def _asked(model: EncoderModel, pairs: TrainingPairs) -> Iterator[tuple[str, TowerPart, int, Any]]:
+    """Of each tower that does not learn: what its vectors are called, itself, how many inputs it has, and these."""
     products = pairs.products
-    document = None if pairs.hides_texts else model.document_text
-    for name, tower, texts, keys in (
-        ("product_text", document, products.texts, pairs.text_keys),
-        ("query_text", model.query_text, pairs.queries, pairs.query_text_keys),
-        ("query_clip_text", model.clip_text, pairs.queries, pairs.query_text_keys),
-    ):
+    parts: tuple[tuple[str, TowerPart, Any, Any], ...] = (
+        ("product_text", "document_text", products.texts, pairs.text_keys),
+        ("query_text", "query_text", pairs.queries, pairs.query_text_keys),
+        ("query_clip_text", "clip_text", pairs.queries, pairs.query_text_keys),
+    )
+    for name, part, texts, keys in parts:
+        tower = getattr(model, part)
+        if tower is None or _features_learn(tower) or (name == "product_text" and pairs.hides_texts):
+            continue
         distinct, first = np.unique(keys, return_index=True)  # each text once, at the row of its key
-        first, distinct = first[distinct >= 0], distinct[distinct >= 0]
-        if tower is not None and not _features_learn(tower) and len(distinct):
-            yield name, tower, int(distinct[-1]) + 1, len(distinct), of_texts(name, texts, distinct, first)
+        by_key: list[str | None] = [None] * (int(distinct[-1]) + 1 if len(distinct) else 0)
+        for key, row in zip(distinct.tolist(), first.tolist(), strict=True):
+            if key >= 0:
+                by_key[key] = texts[row]
+        if by_key:
+            yield name, part, len(by_key), by_key
     if model.image is None or _features_learn(model.image):
         return
     for name, encoded in (("product_image", products.images), ("query_image", pairs.query_images)):
-        if encoded is not None and (present := np.flatnonzero(encoded.present())).size:
-            yield name, model.image, len(encoded), len(present), of_images(encoded, present)
+        if encoded is not None and encoded.present().any():
+            yield name, "image", len(encoded), encoded
 
 
-def _write(path: Path, tower: _Tower, rows: int, batches: Iterable[Any], device: torch.device, mixed: bool) -> None:
-    """Writes under another name and moves into place."""
-    staged = path.with_suffix(".part")
-    vectors = np.lib.format.open_memmap(staged, mode="w+", dtype=np.float32, shape=(rows, tower.feature_dim))
-    vectors[:] = np.nan
-    tower.eval()
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-        for chosen, inputs in batches:
-            if not len(chosen):
-                continue
-            found = tower.features(*(tensor.to(device) for tensor in inputs)).float().cpu().numpy()
-            if not np.isfinite(found).all():
-                raise TrainingError(
-                    f"the tower of {path.name} gives vectors that are not finite: expected numbers; look at the "
-                    "encoder that training started from"
-                )
-            vectors[chosen] = found
-    vectors.flush()
-    staged.replace(path)
+def _see_texts(tower: KeptTower, texts: Sequence[str | None], chosen: slice) -> np.ndarray:
+    """Where the vectors of some texts stand, int64; -1 where there is none."""
+    there = [text for text in texts[chosen] if text is not None]
+    rows = np.full(chosen.stop - chosen.start, -1)
+    rows[[text is not None for text in texts[chosen]]] = tower.rows(tower.see_texts(there))
+    return rows
 
 
-def _digest(tower: _Tower, data: str) -> str:
-    digest = hashlib.sha256(data.encode())
-    for name, weight in tower.state_dict().items():
-        if not name.startswith("projection."):
-            digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _shape(name: str, model: EncoderModel) -> str:
-    """What a tower's vectors depend on beside its weights and inputs."""
-    text, clip = model.architecture.text, model.architecture.clip
-    if "image" in name and clip is not None:
-        return f"{clip.model_config}, {clip.preprocessing}"
-    if "clip" in name or text is None:
-        return "" if clip is None else str(clip.model_config)
-    return f"{text.pooling}, {text.max_tokens}"
-
-
-def _content(name: str, pairs: TrainingPairs) -> str:
-    """A digest of what a tower reads, row by row."""
-    digest, products = hashlib.sha256(), pairs.products
-    images = {"product_image": products.images, "query_image": pairs.query_images}.get(name)
-    if images is not None:
-        for row in range(len(images)):
-            (image,) = images.take([row])
-            digest.update(hashlib.sha256(image or b"").digest())
-        return digest.hexdigest()
-    texts, keys = (
-        (products.texts, pairs.text_keys) if name == "product_text" else (pairs.queries, pairs.query_text_keys)
-    )
-    distinct, first = np.unique(keys, return_index=True)
-    for key, row in zip(distinct.tolist(), first.tolist(), strict=True):
-        digest.update(f"{key}:{texts[row] or ''}\0".encode(errors="surrogatepass"))
-    return digest.hexdigest()
+def _see_images(tower: KeptTower, encoded: EncodedImages, make: InputMaker, chosen: slice) -> np.ndarray:
+    """The same of images; -1 also of those that cannot be decoded."""
+    wanted = np.arange(chosen.start, chosen.stop)
+    keys = [image_digest(data) if data else b"" for data in encoded.take(wanted)]
+    new = {key: place for place, key in enumerate(keys) if key and key not in tower}  # each distinct image once
+    pixels, readable = make.pixels(encoded, wanted[list(new.values())], keep=False)  # nobody asks again
+    seen = {key: image for key, image, there in zip(new, pixels.numpy(), readable.tolist(), strict=True) if there}
+    tower.see_pixels(seen)
+    return tower.rows(keys)
 
 
 def _features_learn(tower: nn.Module) -> bool:

@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader
 
 from encoders.config import EncoderConfig
 from encoders.errors import EncoderConfigError
+from encoders.kept_vectors import KeptVectors
 from encoders.model import EncoderParts
 from encoders.precision import native_precision
-from encoders.saved_encoder import resolve_device, save_encoder
+from encoders.saved_encoder import check_out, resolve_device, save_encoder
 from encoders.training.batches import PairDataset, ProductOrder, load
 from encoders.training.card import model_card
 from encoders.training.checkpoints import CheckpointFolder, KeepCheckpoints, open_loggers, read_checkpoint
@@ -50,6 +51,7 @@ def train_encoder(
     read_products: ProductReader | None = None,
     mine: NegativeMiner | None = None,
     decode: Decoder = decode_or_none,
+    decoding: str = "",
     command: str = "",
     say: Callable[[str], None] = print,
     working: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -60,6 +62,7 @@ def train_encoder(
         out: Local folder of the saved encoder; an earlier saved encoder there is replaced at the end.
         start: The encoder to start from; None puts one of shape `small` together.
         read_products: Reads the catalog; None takes the products from the pairs' own files.
+        decoding: The rules of `decode`, for whoever finds the vectors that are kept.
         mine: Finds the negatives that `training.mine_from` asks for.
         command: What the training note, which is returned and stands in `encoder.json`, has as the way to repeat it.
         working: Entered around training and saving, once all that can be checked before is.
@@ -72,6 +75,7 @@ def train_encoder(
     rank = int(os.environ.get("LOCAL_RANK", 0))  # Lightning starts the further processes with it
     say = say if rank == 0 else lambda line: None
     device, small = resolve_device(training.device), small or SmallEncoderConfig()
+    check_out(out)
     check_together(data, training)
     if training.mine_from is not None and mine is None:
         raise EncoderConfigError(f"training.mine_from is {training.mine_from!r}: expected `mine`, which searches it")
@@ -88,7 +92,7 @@ def train_encoder(
         else:
             texts = [text for text in [*pairs.products.texts, *pairs.queries] if text is not None]
             parts = new_small_encoder(small, texts, parts_from)
-        run = TrainingRun(pairs, parts, data, training, decode=decode, rank=rank)
+        run = TrainingRun(pairs, parts, data, training, decode=decode, decoding=decoding, rank=rank)
         say(run.describe(device))
         note = {"command": command, "pairs": len(run.train_rows), "products": len(pairs.products)}
         decisive = {key: value for key, value in asdict(training).items() if key not in _MACHINE_SETTINGS}
@@ -126,9 +130,10 @@ class TrainingRun:
         training: TrainingConfig,
         *,
         decode: Decoder,
+        decoding: str,
         rank: int,
     ) -> None:
-        self._parts, self._pairs, self._training = parts, pairs, training
+        self._parts, self._pairs, self._training, self._decoding = parts, pairs, training, decoding
         make_dataset = partial(PairDataset, pairs, parts=parts, decode=decode)
         self.train_rows, self.validation_rows = (
             _readable(pairs, rows, make_dataset(rows)) for rows in pairs.split(data.validation_share)
@@ -186,11 +191,15 @@ class TrainingRun:
             self.order.start = keep.batches
             say(f"going on after batch {self.order.start:,} of {len(self.order):,}")
         if self.order.start < len(self.order) and not keep.gave_up:
-            make, size = self._datasets[0].make, training.chunk_rows or training.batch_size
-            shown = {"mixed": _is_mixed(training), "progress": training.progress}
-            kept = folder.frozen if training.vectors is None else Path(training.vectors).expanduser()
-            shown["shared"] = training.vectors is not None
-            frozen = store_frozen(kept, model, self._pairs, make, batch_size=size, device=device, say=say, **shown)
+            frozen = store_frozen(
+                KeptVectors(training.vectors or folder.frozen, decoding=self._decoding),
+                *(self._parts, self._pairs, self._datasets[0].make),
+                batch_size=training.chunk_rows or training.batch_size,
+                device=device,
+                mixed=_is_mixed(training),
+                progress=training.progress,
+                say=say,
+            )
             for dataset in self._datasets:
                 dataset.make.frozen = frozen
             with _quiet_lightning():

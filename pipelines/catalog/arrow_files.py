@@ -40,10 +40,11 @@ class Block(NamedTuple):
 
 
 class ArrowBlocks(NamedTuple):
-    """The dictionaries and record batches of a file, and the rows of each batch, `[G]` int64."""
+    """The dictionaries and record batches of a file, and of each batch the head, and its rows, `[G]` int64."""
 
     dictionaries: list[Block]
     batches: list[Block]
+    heads: list[bytes]
     rows: np.ndarray
 
 
@@ -61,19 +62,25 @@ def read_blocks(uri: str) -> ArrowBlocks:
         if any(min(block) < 0 or sum(block) > size for block in (*dictionaries, *blocks)):
             raise IndexError("a batch outside the file")
         ranges = [(block.offset, block.offset + block.head_bytes) for block in blocks]
-        rows = [_batch_rows(head) for head in (stores.read_ranges(uri, ranges) if ranges else [])]
+        heads = stores.read_ranges(uri, ranges) if ranges else []
+        rows = [_batch_rows(head) for head in heads]
     except (struct.error, IndexError) as error:
         raise damaged_file(uri, "a whole Arrow IPC file", "a damaged footer", error) from error
     if min(rows, default=0) < 0:
         raise damaged_file(uri, "a whole Arrow IPC file", "a damaged footer (rows below zero)")
-    return ArrowBlocks(dictionaries, blocks, np.array(rows, np.int64))
+    return ArrowBlocks(dictionaries, blocks, heads, np.array(rows, np.int64))
 
 
-def check_packed(uri: str, blocks: Sequence[Block], max_file_ratio: float) -> None:
-    """CatalogError where the compressed buffers of a message say that they unpack to far more than they are."""
+def check_packed(
+    uri: str, blocks: Sequence[Block], max_file_ratio: float, heads: Sequence[bytes] | None = None
+) -> None:
+    """CatalogError where the compressed buffers of a message say that they unpack to far more than they are; `heads`:
+    of the blocks, where they were read.
+    """
     if not blocks:
         return
-    heads = stores.read_ranges(uri, [(block.offset, block.offset + block.head_bytes) for block in blocks])
+    if heads is None:
+        heads = stores.read_ranges(uri, [(block.offset, block.offset + block.head_bytes) for block in blocks])
     try:
         places = [_packed(head, block.body_bytes) for head, block in zip(heads, blocks, strict=True)]
     except (struct.error, IndexError) as error:

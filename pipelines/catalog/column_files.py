@@ -80,7 +80,7 @@ def iter_arrow_rows(
                 if begin >= stop:
                     break
                 lower, upper = max(start - begin, 0), min(stop - begin, int(rows[number]))
-                check_packed(uri, [blocks.batches[number]], max_file_ratio)
+                check_packed(uri, [blocks.batches[number]], max_file_ratio, [blocks.heads[number]])
                 batch = sound_batch(reader.get_batch(number), uri).select(names)
                 if batch.num_rows < upper:
                     raise CatalogError(f"{uri}: expected {rows[number]} rows in batch {number}, found {batch.num_rows}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 
 # English, German, French, Spanish, Italian; without accents, spaces and signs. The likelier ones first.
 _ROLE_NAMES = {
@@ -81,6 +81,7 @@ COMPOUND = 50
 Rank = tuple[int, int, int]
 
 
+@lru_cache(1 << 14)
 def canonical(name: str) -> str:
     """A column's name without case, accents, spaces, signs and namespace: `g:Image Link` and `image_link` are one."""
     plain = unicodedata.normalize("NFKD", name.removeprefix("g:").casefold().replace("ß", "ss"))

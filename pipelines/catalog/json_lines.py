@@ -23,7 +23,7 @@ import pyarrow.json
 
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.paths import NESTED_NAMES, Path, Wanted, at_path, value_at
-from pipelines.catalog.schemas import IMAGE_KEYS, Records, SeenColumns, common_type, settled_type
+from pipelines.catalog.schemas import IMAGE_KEYS, MOST_FIELDS, Records, SeenColumns, common_type, settled_type
 
 MAX_DEPTH = 60  # of lists and objects in a value
 THREAD_BYTES = 1 << 20  # what one thread of pyarrow parses at a time
@@ -447,7 +447,7 @@ def kind_of(value: Any) -> str:
 
 
 def type_of(value: Any) -> pa.DataType:
-    """The type of one value; `null` for null and NaN."""
+    """The type of one value; `null` for null and NaN, text for an object of more names than a struct has."""
     if isinstance(value, str):
         return pa.string()
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -458,6 +458,8 @@ def type_of(value: Any) -> pa.DataType:
         return pa.int64() if value in _INT64 else pa.string()
     if isinstance(value, float):
         return pa.float64()
+    if isinstance(value, dict) and len(value) > MOST_FIELDS:
+        return pa.string()
     if isinstance(value, dict):
         return pa.struct([(name, type_of(item)) for name, item in value.items()])
     return pa.list_(reduce(common_type, map(type_of, value), pa.null()))

@@ -6,6 +6,7 @@ Nothing is decided here that a run goes by: the reader of each format decides ag
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -34,6 +35,8 @@ from pipelines.catalog.text_files import HEAD_BYTES, look_at_text
 
 SAMPLE_ROWS = 1000
 SAMPLE_BYTES = 2 << 20
+SAMPLE_COLUMNS = 5000
+"""Those of the most rows: objects with an id for a name may hold a million, and each is asked for in every row."""
 STORED_BYTES = 16 << 20  # of rows that may hold pictures
 MAX_DEPTH = 4  # of names in a path, such as hits._source.title.en
 
@@ -54,7 +57,8 @@ class Sample:
     Attributes:
         format: As `CatalogFile.format`.
         read_as: Format and, of text, encoding and delimiter, in words.
-        columns: Names in the order of the file; of nested values their paths (`_source.title`).
+        columns: Names in the order of the file, at most `SAMPLE_COLUMNS`; of nested values their paths
+            (`_source.title`).
         rows: At most `SAMPLE_ROWS`, values by column; a column without a value is absent or None.
         header_lines: Lines before the one with the column names.
         delimiter: Of CSV, where the file's name does not say it.
@@ -131,7 +135,9 @@ def _sample(
     if not rows:
         found = f"found no row that can be read ({read_as}){hint}"
         raise NoRowsError(f"catalog.uri: expected products in {file.name}, {found}")
-    columns = dict.fromkeys(name for row in rows for name in row)
+    named = Counter(name for row in rows for name in row)
+    kept = named.keys() if len(named) <= SAMPLE_COLUMNS else dict(named.most_common(SAMPLE_COLUMNS)).keys()
+    columns = dict.fromkeys(name for name in named if name in kept)
     columns |= dict.fromkeys(name for name, _ in file.partitions)
     return Sample(
         format=file.format,

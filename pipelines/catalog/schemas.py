@@ -33,6 +33,9 @@ LEFT_OUT = "left out by catalog.where"
 IMAGE_KEYS = ("bytes", "path", "uri", "url")
 """Fields of a struct that holds a picture, in the order in which they are asked."""
 
+MOST_FIELDS = 1000
+"""Names of an object that becomes a struct: one with more has ids for names, and is kept as JSON text."""
+
 DECISIVE_SHARE = 0.95
 """Of the values of a column, so many must be of one kind for the column to be of that kind."""
 
@@ -106,7 +109,9 @@ class TypeVotes:
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """The type that values of both types fit: int64 and float64 are numbers, anything else that differs is text."""
+    """The type that values of both types fit: int64 and float64 are numbers, anything else that differs is text, and so
+    are objects of more than `MOST_FIELDS` names in all.
+    """
     if one.equals(other) or pa.types.is_null(other):
         return one
     if pa.types.is_null(one):
@@ -119,7 +124,7 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
         fields = {field.name: field.type for field in one}
         for field in other:
             fields[field.name] = common_type(fields.get(field.name, pa.null()), field.type)
-        return pa.struct(list(fields.items()))
+        return pa.struct(list(fields.items())) if len(fields) <= MOST_FIELDS else pa.string()
     return pa.string()
 
 

@@ -15,7 +15,7 @@ from pipelines.catalog.config import CatalogError
 from pipelines.config.validation import ConfigError
 
 DONE = 0
-"""A version is published, or nothing has changed.
+"""A version is published, or nothing has changed, or another run has published a newer version meanwhile.
 
 Remedy: None is needed.
 """

@@ -83,6 +83,11 @@ class WorkConfig:
         if not self.uri.strip():
             raise ValueError(f"uri is {self.uri!r}: expected a folder, local or fsspec")
 
+    @property
+    def vectors(self) -> str | None:
+        """Where training and evaluation keep the vectors of towers; None in an object store, which cannot be mapped."""
+        return storage.local_path(storage.join(self.uri, "vectors")) if storage.is_local(self.uri) else None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Canary:
@@ -200,7 +205,7 @@ class MetricsConfig:
             raise ValueError(f"job is {self.job!r}: expected a name")
 
 
-End = Literal["published", "unchanged", "held", "waiting", "failed", "refused", "busy", "not_cleaned"]
+End = Literal["published", "unchanged", "held", "waiting", "superseded", "failed", "refused", "busy", "not_cleaned"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

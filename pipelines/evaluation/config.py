@@ -189,8 +189,8 @@ class EvaluationConfig:
         annotator: Labels pairs that no file labels: a Python function as module:function.
         annotations: File that keeps the annotator's labels for the next run (default: below work.uri).
         annotator_batch: Pairs that the annotator gets at a time.
-        vectors: A local folder that keeps the vectors of towers, by tower and by what it saw, for the next evaluation;
-            null keeps them while this one lasts.
+        vectors: A local folder that keeps the vectors of towers, by tower and by what it saw, for the next evaluation
+            or training; default: `vectors` below a local work.uri.
         k: Results of a query that recall, label precision, overlap and net figures look at.
         measures: Further measures as ir-measures names them.
         by: Column of the products (of the catalog; of the index's products where indexes alone are compared): recall is
@@ -283,6 +283,11 @@ class EvaluateJob:
             )
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def vectors(self) -> str | None:
+        """Local folder that keeps the vectors of towers; None keeps them while the evaluation lasts."""
+        return self.evaluation.vectors or self.work.vectors
 
     @property
     def spool_uri(self) -> str:

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from encoders import (
     load_query_encoder,
     save_query_encoder,
 )
+from encoders.kept_vectors import KeptTower, KeptVectors
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.plan import plan_catalog
 from pipelines.catalog.prefetch import prefetch
@@ -37,9 +38,7 @@ from pipelines.config.exit_codes import NothingBegunError
 from pipelines.config.validation import ConfigError
 from pipelines.evaluation.config import EvaluateJob, QueryPart, SystemConfig
 from pipelines.evaluation.judged_files import JudgedQueries
-from pipelines.evaluation.kept_vectors import KeptTower, KeptVectors
 from pipelines.evaluation.ranking import ProductNumbers, QueryVectors, Ranked, numbered, query_vectors
-from pipelines.images.config import DECODING_RULES
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
 from pipelines.images.product_images import ProductImages, VectorRows, decode_images, fetch_images
@@ -204,7 +203,7 @@ def encode_catalog(
     owners = [{view: [np.zeros(0, np.int64)] for view in views} for _, views in encoders]
     flags = per_image or [False] * len(encoders)
     towers = [
-        _Towers(encoder, kept.tower(encoder, "text"), None if views == (View.TEXT,) else kept.tower(encoder, "image"))
+        _Towers(encoder, _kept(encoder, kept, "text"), None if views == (View.TEXT,) else _kept(encoder, kept, "image"))
         for encoder, views in encoders
     ]
     seen_by = [tower.image for tower, (_, views) in zip(towers, encoders, strict=True) if tuple(views) != (View.TEXT,)]
@@ -258,20 +257,19 @@ class _Towers(NamedTuple):
 
     def encode_texts(self, texts: list[str]) -> Any:
         """As the encoder's own."""
-        if self.text is None:
-            return self.encoder.encode_texts(texts)
-        return self.text.take(self.text.text_keys(texts), lambda places: [texts[place] for place in places])
-
-    def see_texts(self, texts: list[str]) -> None:
-        """Lets the tower compute those that are new, all together, where what it computes is kept."""
-        if self.text is not None:
-            self.text.see(self.text.text_keys(texts), lambda places: [texts[place] for place in places])
+        return (self.text.run if self.text is not None else self.encoder.encode_texts)(texts)
 
     def encode_images(self, digests: list[bytes], pixels: dict[bytes, np.ndarray]) -> Any:
-        """As the encoder's own, by digest."""
+        """As the encoder's own, by digest; of a tower that keeps what it sees, those that it has seen."""
         if self.image is None:
             return self.encoder.encode_images(np.stack([pixels[digest] for digest in digests]))
-        return self.image.take(digests, lambda places: np.stack([pixels[digests[place]] for place in places]))
+        return self.image.take(digests)
+
+
+def _kept(encoder: ProductEncoder, kept: KeptVectors, name: Literal["text", "image"]) -> KeptTower | None:
+    """None where the encoder has no such tower, or one that cannot be taken apart."""
+    features = encoder.tower_features(name)
+    return None if features is None else kept.tower(features)
 
 
 def _seen_batches(batches: Iterable[_Batch], towers: Sequence[tuple[_Towers, Sequence[View]]]) -> Iterator[_Batch]:
@@ -286,7 +284,7 @@ def _seen_batches(batches: Iterable[_Batch], towers: Sequence[tuple[_Towers, Seq
     for batch in batches:
         for image in of_images:
             if image is not None:
-                _see_images(image, batch.pixels)
+                image.see_pixels(batch.pixels)
         if all(image is not None for image in of_images):
             batch.pixels.clear()
         block.append(batch)
@@ -297,16 +295,11 @@ def _seen_batches(batches: Iterable[_Batch], towers: Sequence[tuple[_Towers, Seq
     yield from _seen_texts(block, towers)
 
 
-def _see_images(tower: KeptTower, pixels: dict[bytes, np.ndarray]) -> None:
-    images = list(pixels.values())
-    tower.see(list(pixels), lambda places: np.stack([images[place] for place in places]))
-
-
 def _seen_texts(block: Sequence[_Batch], towers: Sequence[tuple[_Towers, Sequence[View]]]) -> Sequence[_Batch]:
     texts = [text for batch in block for text in batch.texts if text is not None]
     for tower, _ in towers:
-        if texts:
-            tower.see_texts(texts)
+        if texts and tower.text is not None:
+            tower.text.see_texts(texts)
     return block
 
 
@@ -375,6 +368,7 @@ def rank_encoders(
     queries: JudgedQueries,
     job: EvaluateJob,
     numbers: ProductNumbers,
+    kept: KeptVectors,
     *,
     depth: int,
     on_progress: Callable[[int], None],
@@ -382,7 +376,6 @@ def rank_encoders(
     """What every system that is an encoder finds, by name; an encoder that several use runs over the catalog once, and
     so does a tower that several encoders have.
     """
-    kept = KeptVectors(job.evaluation.vectors, decoding=f"{DECODING_RULES}, {job.decode.max_pixels}")
     users: dict[EncoderConfig, list[SystemConfig]] = {}
     for system in systems:
         for config in system.runs:
@@ -392,7 +385,7 @@ def rank_encoders(
     notes: dict[tuple[str, EncoderConfig], list[str]] = {}
     configs = iter(users)
     while group := list(islice(configs, ENCODERS_AT_A_TIME)):
-        prepared = [_prepare(config, users[config], queries, job) for config in group]
+        prepared = [_prepare(config, users[config], queries, job, kept) for config in group]
         for config, one, encoded in zip(group, prepared, _encode(prepared, job, kept, on_progress), strict=True):
             about[config] = f"{one.encoder.model} encoder {one.encoder.fingerprint}"
             own_numbers = numbers.add(pa.array(encoded.product_ids, pa.string()))
@@ -421,13 +414,13 @@ def rank_encoders(
 
 
 def _prepare(
-    config: EncoderConfig, users: Sequence[SystemConfig], queries: JudgedQueries, job: EvaluateJob
+    config: EncoderConfig, users: Sequence[SystemConfig], queries: JudgedQueries, job: EvaluateJob, kept: KeptVectors
 ) -> _PreparedEncoder:
     """An encoder with its queries encoded: what does not fit them fails before the catalog is read."""
     # As a version's `query_encoder/` would hold it.
     with tempfile.TemporaryDirectory(prefix="shelfmark-query-encoder-") as folder:
         save_query_encoder(config, folder)
-        query_side = load_query_encoder(folder, device=config.device)
+        query_side = load_query_encoder(folder, device=config.device, kept=kept)
     asked: dict[QueryPart, QueryVectors] = {}
     for system in users:
         if system.queries not in asked:

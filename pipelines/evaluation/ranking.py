@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from encoders import QueryEncoder
+from encoders.kept_vectors import KeptTower
 from pipelines.catalog.dead_letters import ImageError
 from pipelines.catalog.image_values import ImageRef
 from pipelines.config.validation import ConfigError
@@ -80,6 +81,9 @@ def query_vectors(
 ) -> QueryVectors:
     """The queries as a system asks them; images are decoded as the products' are.
 
+    Args:
+        encoder: Loaded with `kept`: what it knows of a query is not computed, nor decoded, again.
+
     Raises:
         ConfigError: The encoder does not read what is asked for, or no query has it.
     """
@@ -108,7 +112,7 @@ def query_vectors(
     with pool or nullcontext():
         for start in range(0, size, QUERIES_AT_A_TIME):
             block = slice(start, start + QUERIES_AT_A_TIME)
-            images = _read_images(pool, references[block], faults)
+            images = _read_images(pool, encoder.kept_image, references[block], faults)
             pairs = list(zip(texts[block], images, strict=True))
             rows = [row for row, (text, image) in enumerate(pairs) if text is not None or image is not None]
             if rows:
@@ -125,20 +129,19 @@ def query_vectors(
 
 
 def _read_images(
-    pool: ImagePool | None, references: Sequence[ImageRef | None], faults: list[ImageError]
-) -> list[np.ndarray | None]:
-    """Images in the encoder's own size, uint8 `[S, S, 3]`; None where there is none."""
-    if pool is None:
+    pool: ImagePool | None, tower: KeptTower | None, references: Sequence[ImageRef | None], faults: list[ImageError]
+) -> list[bytes | None]:
+    """The bytes of images, which the tower has seen; None where there is none that can be used."""
+    if pool is None or tower is None:
         return [None] * len(references)
     fetched = fetch_images(pool, [[] if reference is None else [reference] for reference in references])
-    pixels, broken = decode_images(pool, fetched.data)
-    images: list[np.ndarray | None] = []
+    pixels, broken = decode_images(pool, {key: data for key, data in fetched.data.items() if key not in tower})
+    tower.see_pixels(pixels)
+    images: list[bytes | None] = []
     for product in fetched.products:
         product.drop(broken)
         faults += [fault for _, fault in product.faults]
-        usable = [digest for digest in product.digests if digest in pixels]
-        # The encoder's own resize leaves an image of this size as it is.
-        images.append(pixels[usable[0]].transpose(1, 2, 0) if usable else None)
+        images.append(fetched.data[product.digests[0]] if product.digests else None)
     return images
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from encoders import check_encoder, load_query_encoder
+from encoders.kept_vectors import KeptVectors
 from index_builder import EmbeddingShardError, IndexReader, StorageError
 from index_builder.embedding_shards import read_products, read_vectors
 from pipelines.catalog.config import CatalogConfig
@@ -72,23 +73,31 @@ def rank_systems(
         k: How many of an index's are compared with exact search.
         on_progress: Told the number of products encoded, batch by batch.
     """
-    numbers = ProductNumbers()
-    ranked = rank_encoders(systems, queries, job, numbers, depth=depth, on_progress=on_progress)
+    numbers, kept = ProductNumbers(), KeptVectors(job.vectors, decoding=job.decode.rules)
+    ranked = rank_encoders(systems, queries, job, numbers, kept, depth=depth, on_progress=on_progress)
     found: list[Ranked] = []
     for system in systems:
         if system.index is not None:
-            found += _rank_index(system, queries, job, numbers, depth=depth, k=k)
+            found += _rank_index(system, queries, job, numbers, kept, depth=depth, k=k)
         else:
             found.append(ranked[system.name])
+    kept.save()
     return found, numbers
 
 
 def _rank_index(
-    system: SystemConfig, queries: JudgedQueries, job: EvaluateJob, numbers: ProductNumbers, *, depth: int, k: int
+    system: SystemConfig,
+    queries: JudgedQueries,
+    job: EvaluateJob,
+    numbers: ProductNumbers,
+    kept: KeptVectors,
+    *,
+    depth: int,
+    k: int,
 ) -> list[Ranked]:
     """A published version searched as a server would, with the parameters that were tuned for it; and exactly."""
     reader = IndexReader.open(str(system.index), system.version)
-    encoder = load_query_encoder(str(reader.query_encoder_uri))
+    encoder = load_query_encoder(str(reader.query_encoder_uri), kept=kept)
     asked = query_vectors(encoder, queries, system, job)
     own_ids = reader.products.column("product_id").combine_chunks().cast(pa.string())
     own_numbers = numbers.add(own_ids)

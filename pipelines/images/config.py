@@ -46,6 +46,11 @@ class DecodeConfig:
             _require(value >= least, f"decode.{key}", value, f"a whole number of at least {least}")
 
     @property
+    def rules(self) -> str:
+        """By which an image's bytes become pixels: other ones give other vectors, or none."""
+        return f"{DECODING_RULES}, {self.max_pixels}"
+
+    @property
     def decoding_bytes(self) -> int:
         """The most memory that images take while they are decoded, all threads together."""
         return self.thread_count * BYTES_PER_PIXEL * self.max_pixels

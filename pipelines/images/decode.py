@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import xxhash
 
 from encoders import image_decoding
 from encoders.errors import ImageDecodingError
@@ -32,8 +31,3 @@ def decode_image(data: bytes, preprocessing: ImagePreprocessing, max_pixels: int
     except Exception as error:
         detail = f"{len(data)} bytes: {type(error).__name__}: {error}"
         raise ImageError("decode", Reason.picture_unreadable, detail) from error
-
-
-def image_digest(data: bytes) -> bytes:
-    """xxh3-128 of an image's encoded bytes, 16 bytes: equal for byte-identical images."""
-    return xxhash.xxh3_128_digest(data)

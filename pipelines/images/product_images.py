@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from encoders.image_decoding import image_digest
 from index_builder.embedding_shards import FINGERPRINT_BYTES, Modality
 from index_builder.manifest import IMAGE_COLUMNS
 from pipelines.catalog.dead_letters import ImageError
 from pipelines.catalog.image_values import ImageRef
 from pipelines.catalog.previous_version import KnownImage, KnownImages
 from pipelines.images.config import DECODING_RULES
-from pipelines.images.decode import image_digest
 from pipelines.images.fetch import shown_reference
 from pipelines.images.pool import ImagePool
 

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-import encoders
 from index_builder import storage
 from index_builder.drift import ReusableCodec
 from index_builder.errors import StorageError
@@ -176,9 +175,12 @@ def _check_canaries(canaries: tuple[Canary, ...], query_encoder_uri: str | None)
     """ConfigError where the version will have no query encoder to ask canaries with."""
     if not canaries:
         return
+    from encoders.checkpoint import local_folder
+    from encoders.saved_encoder import read_saved  # loads torch
+
     if query_encoder_uri is None:
         raise ConfigError("gates.canaries: expected a query encoder to ask them with, found none (embeddings.encoder)")
-    if not encoders.load_query_encoder(query_encoder_uri).accepts_text:
+    if not read_saved(local_folder(query_encoder_uri)).architecture.query_takes_text:
         raise ConfigError("gates.canaries: they are words, and the query encoder reads pictures only; take them out")
 
 

@@ -51,6 +51,7 @@ _STATUS = {
     "unchanged": "nothing changed: stays published",
     "held": "NOT published: a gate failed",
     "waiting": "NOT published: waits for approval",
+    "superseded": "NOT published: another run has published a newer one meanwhile",
 }
 
 

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 RESULT_FILE = "result.json"
 PUBLICATION_FILE = "publication.json"
 """In the run's folder: what was decided when the publishing began."""
-Status = Literal["published", "unchanged", "held", "waiting"]
+Status = Literal["published", "unchanged", "held", "waiting", "superseded"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,8 @@ class RunResult:
 
     Attributes:
         status: `published`; `unchanged`: the published version is this very one; `held`: written, but a gate failed;
-            `waiting`: written, and a person is to say whether it is published (`index.publish: ask`).
+            `waiting`: written, and a person is to say whether it is published (`index.publish: ask`); `superseded`:
+            written, and another run has published a newer one meanwhile.
         findings: What a person should look at, the worst first, in words.
         channel: The tag that a published version has instead of being the one that everybody gets (`index.channel`).
         failed_gates: Why it is held, in words.
@@ -335,6 +336,8 @@ def _published(
         if status == "published" and run.index.channel is not None:
             run.lease.check()
             _move_channel(run.index.uri, run.index.channel, version_id)
+        elif status == "published" and publish.published_version(index_uri) > version_id:
+            status = "superseded"  # `finish_version` gave way
         not_cleaned = _prune(run)
     uri, letters_uri = publish.version_uri(index_uri, version_id), build.plan.numbering.rejected_uri
     measured = {name: getattr(chosen, name) for name in ("recall", "nprobe", "refine_factor", "latency_ms")}

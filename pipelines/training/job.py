@@ -26,6 +26,7 @@ from pipelines.catalog.plan import catalog_schema, plan_catalog
 from pipelines.catalog.prefetch import prefetch
 from pipelines.catalog.products import ProductBatch, to_products
 from pipelines.catalog.reading import read_shard
+from pipelines.config.job import WorkConfig
 from pipelines.config.terminal import shown_progress
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.decode import decode_image
@@ -47,6 +48,8 @@ class TrainEncoderJob:
         encoder: The encoder to start from; null puts one together.
         small: Shape of the one that is put together.
         training: How it is trained.
+        work: The folder of the catalog's other commands: an evaluation with the same `work.uri` finds there what towers
+            that do not learn made of texts and images.
     """
 
     data: PairsConfig
@@ -57,6 +60,7 @@ class TrainEncoderJob:
     encoder: EncoderConfig | None = None
     small: SmallEncoderConfig = field(default_factory=SmallEncoderConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    work: WorkConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.out or "://" in self.out:

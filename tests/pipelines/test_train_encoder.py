@@ -79,6 +79,15 @@ def test_errors_are_one_message_and_exit_code_2(pairs, arguments, words, capsys)
     assert "Traceback" not in printed.err
 
 
+def test_an_occupied_folder_is_refused_before_any_work(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert run_command(main, ["--out", str(tmp_path), "--data.uri", "/nowhere", *QUICK]) == 2
+    assert "exists and holds no saved encoder: expected a new folder" in capsys.readouterr().err, (
+        "pairs are not looked at"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_prints_its_config(capsys):
     assert run_command(main, ["--print-config", "--out", "x", "--training.temperature", "0.07"]) == 0
     assert "temperature: 0.07" in capsys.readouterr().out

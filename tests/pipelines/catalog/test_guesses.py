@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from pipelines.catalog.guesses import guess_columns
-from pipelines.catalog.samples import Sample, flattened
+from pipelines.catalog.samples import SAMPLE_COLUMNS, Sample, flattened, sample_objects
+from pipelines.catalog.stores import CatalogFile
 
 
 def roles_of(record: Callable[[int], Mapping[str, Any]], rows: int = 40) -> dict[str, str]:
@@ -130,3 +132,13 @@ def test_a_column_that_is_not_named_as_an_id_is_one_only_without_any_doubled_val
 def test_a_better_name_that_was_passed_over_is_told_with_why() -> None:
     why = guess_columns(sample_of(lambda n: {"sku": n if n % 4 else None, "ean": n, "name": f"Cup {n}"}))["id"].why
     assert why.endswith("not sku: 10 of 40 rows have none")
+
+
+def test_of_very_many_columns_those_of_the_most_rows_are_looked_at():
+    rows = [{"sku": f"A{number}", "titel": f"Tasse rot {number}"} for number in range(40)]
+    rows[0] = {"stock": {f"shop-{number}": number for number in range(2 * SAMPLE_COLUMNS)}} | rows[0]
+    file = CatalogFile(uri="c.json", name="c.json", size=1, version="1", format="json", compression=None)
+    sample = sample_objects(file, (json.dumps(row).encode() for row in rows))
+    assert len(sample.columns) == SAMPLE_COLUMNS
+    assert sample.columns[0] == "stock.shop-0" and sample.columns[-2:] == ("sku", "titel"), "in the order of the file"
+    assert {role: guess.columns[0] for role, guess in guess_columns(sample).items()} == {"id": "sku", "title": "titel"}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines.catalog.config import CatalogConfig
 from pipelines.catalog.json_lines import JsonLinesReader
-from pipelines.catalog.schemas import Records
+from pipelines.catalog.schemas import MOST_FIELDS, Records
 
 CONFIG = CatalogConfig(
     uri="a.jsonl",
@@ -280,3 +280,18 @@ def test_empty_objects_leave_their_block_to_the_fast_way(monkeypatch: pytest.Mon
     assert records.lines.tolist() == [3, 5, 6, 7]
     assert records.rows.column("tags").to_pylist() == [None, {"a": None}, None, {"a": 0.1}]
     assert records.rows.column("title").to_pylist() == ["\U0001f600 {}", "{}", None, None]
+
+
+@pytest.mark.parametrize("is_slow", [True, False])
+def test_an_object_with_ids_for_names_is_kept_as_text(is_slow: bool) -> None:
+    """One object of very many names, or many objects of other ones each: a struct of them all would take minutes."""
+    one = {str(number): {"in": number} for number in range(3 * MOST_FIELDS)}
+    other = [{f"{row}-{number}": 1 for number in range(300)} for row in range(10)]
+    if is_slow:
+        other[0]["half"] = None
+    for values in ([{"a": 1}, one], other):
+        rows = [{"id": str(number), "tags": value} for number, value in enumerate(values)]
+        records = read("".join(json.dumps(row) + "\n" for row in rows).encode())
+        tags = records.rows.column("tags")
+        assert tags.type == pa.string() and not records.bad
+        assert [json.loads(text) for text in tags.to_pylist()] == values

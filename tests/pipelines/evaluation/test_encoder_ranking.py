@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from encoders import EncoderConfig, load_product_encoder
+from encoders.kept_vectors import KeptVectors
 from encoders.saved_encoder import save_encoder
 from pipelines.catalog.config import CatalogConfig
 from pipelines.evaluation import encoder_ranking
@@ -18,7 +19,6 @@ from pipelines.evaluation.encoder_ranking import (
     search_exactly,
     share_of_exact,
 )
-from pipelines.evaluation.kept_vectors import KeptVectors
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
@@ -177,7 +177,7 @@ def test_equal_products_are_ties_wherever_they_stand():
             assert found.tolist() == [best + 7 * step for step in range(5)], (dim, kind)
 
 
-def test_a_tower_that_was_run_before_is_not_run_again(tmp_path, monkeypatch):
+def test_a_tower_that_was_run_before_is_not_run_again(tmp_path, monkeypatch, caplog):
     """Encoders of the same towers, one after the other: other fusion weights, other projections, the same vectors."""
     rows = [product(number) for number in range(6)]
     rows[1] |= {"title": None, "image": rows[0]["image"]}
@@ -210,11 +210,13 @@ def test_a_tower_that_was_run_before_is_not_run_again(tmp_path, monkeypatch):
         found["second"] = encode(encoders[1], KeptVectors(str(tmp_path / "kept")))
         assert sum(decoded) == 2, "what is broken alone is tried again"
         found["alone"] = encode(encoders[1], KeptVectors(None))
-        kept = sorted(path.name.split("-")[0] for path in (tmp_path / "kept").iterdir())
-        assert kept == ["image", "text"]
-        for path in (tmp_path / "kept").iterdir():
-            path.write_bytes(path.read_bytes()[:50])
+        kept = sorted((tmp_path / "kept").rglob("*.npy"))
+        assert [path.parent.name.split("-")[0] for path in kept] == ["image", "text"]
+        kept[0].write_bytes(kept[0].read_bytes()[:-50])
+        kept[1].write_bytes(kept[1].read_bytes()[:-1] + b"!")
         found["damaged"] = encode(encoders[0], KeptVectors(str(tmp_path / "kept")))
+        assert caplog.text.count("is damaged, its vectors are computed again") == 2
+        assert sum(map(len, map(np.load, (tmp_path / "kept").rglob("*.npy")))) == 9, "made again"
     for view in View:
         assert np.array_equal(found["first"].vectors[view], found["again"].vectors[view])
         assert np.array_equal(found["second"].vectors[view], found["alone"].vectors[view])
@@ -227,11 +229,11 @@ def test_a_tower_apart_from_its_projection_gives_what_the_tower_gives(tmp_path, 
     encoder = load_product_encoder(save_tiny_encoder(tmp_path / "encoder", model=model, fusion=fusion))
     texts = ["red dress", "small lamp", "red  dress", ""]
     kept = KeptVectors(None)
-    tower = kept.tower(encoder, "text")
+    tower = kept.tower(encoder.tower_features("text"))
     keys = tower.text_keys(texts)
     assert keys[0] == keys[2] != keys[1], "equal tokens"
-    vectors = tower.take(keys, lambda places: [texts[place] for place in places])
-    np.testing.assert_allclose(vectors.numpy(), encoder.encode_texts(texts).numpy(), atol=1e-6)
+    np.testing.assert_allclose(tower.run(texts).numpy(), encoder.encode_texts(texts).numpy(), atol=1e-6)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 16, 16), dtype=np.uint8)
-    images = kept.tower(encoder, "image").take([b"a" * 16, b"b" * 16, b"c" * 16], lambda places: pixels[places])
-    np.testing.assert_allclose(images.numpy(), encoder.encode_images(pixels).numpy(), atol=1e-6)
+    tower, keys = kept.tower(encoder.tower_features("image")), [b"a" * 16, b"b" * 16, b"c" * 16]
+    tower.see_pixels(dict(zip(keys, pixels, strict=True)))
+    np.testing.assert_allclose(tower.take(keys).numpy(), encoder.encode_images(pixels).numpy(), atol=1e-6)

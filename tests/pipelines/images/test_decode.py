@@ -19,11 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from encoders.image_decoding import image_digest
 from encoders.jpeg_decoding import decode_scaled_jpeg
 from encoders.preprocessing import ImagePreprocessing
 from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.images.config import DecodeConfig
-from pipelines.images.decode import decode_image, image_digest
+from pipelines.images.decode import decode_image
 from tests.encoders.tiny import pillow_pixels
 
 SIZE = 32

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encoders.image_decoding import image_digest
 from encoders.preprocessing import ImagePreprocessing
 from pipelines.catalog.dead_letters import ImageError, Reason
 from pipelines.catalog.image_values import ImageRef
 from pipelines.catalog.previous_version import KnownImage
 from pipelines.images import product_images
 from pipelines.images.config import DecodeConfig, FetchConfig
-from pipelines.images.decode import image_digest
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
 from pipelines.images.product_images import content_fingerprints, decode_images, fetch_images

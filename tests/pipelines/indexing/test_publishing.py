@@ -21,7 +21,7 @@ from index_builder.manifest import EncoderSummary
 from index_builder.spec import IndexConfig
 from pipelines.catalog.dead_letters import write_dead_letters
 from pipelines.config.job import GatesConfig
-from pipelines.indexing import product_table, publish_step
+from pipelines.indexing import product_table, progress, publish_step
 from pipelines.indexing.build_steps import BuildPlan, FinishedBuild, RunContext
 from pipelines.indexing.product_table import Numbering
 from pipelines.indexing.publish_step import (
@@ -265,6 +265,26 @@ def test_a_version_that_a_gate_holds_is_written_and_not_published(night):
     assert publish.read_current(run.index.uri) == first.version
     assert publish.list_versions(run.index.uri) == (first.version, result.version)
     assert publish.read_manifest(run.index.uri, result.version).gates["failed"] == result.failed_gates
+
+
+def test_a_version_that_gives_way_to_a_newer_one_is_not_called_published(night):
+    run, build = night
+    first = publish_all(run, build)
+    chosen = [dataclasses.replace(build.chosen, nprobe=build.chosen.nprobe + more) for more in (1, 2)]
+    run, build = in_next_run(run), dataclasses.replace(build, chosen=chosen[0])
+    begun = begin_publishing(run, build)
+    written = [file for task in copy_tasks(run, build, begun) for file in copy_to_version(run, begun, task)]
+    # Another run, on another work folder, publishes the same index later and is done earlier.
+    other = dataclasses.replace(run, record=RunRecord(uri=f"{run.work_uri}/runs/other"))
+    newer = publish_all(other, dataclasses.replace(build, chosen=chosen[1]))
+    result = publish_build(run, build, begun, written)
+    assert (result.status, newer.status) == ("superseded", "published")
+    assert first.version < result.version < newer.version
+    assert publish.read_current(run.index.uri) == newer.version
+    assert publish.read_manifest(run.index.uri, result.version).version == result.version, "it stands, to go back to"
+    assert publish_build(run, build, begun, written).status == "superseded", "done again"
+    lines = dict(progress.summary_lines(result, run.record, {}))
+    assert lines["version"] == f"{result.version} (NOT published: another run has published a newer one meanwhile)"
 
 
 def test_a_lost_lease_stops_before_the_pointer_flips(night):

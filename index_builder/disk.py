@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -17,7 +18,10 @@ from pathlib import Path
 
 from index_builder.errors import MissingFileError, StorageError
 
+log = logging.getLogger(__name__)
+
 DOWNLOADS_PREFIX = "shelfmark-download-"
+_LOCK_POLL_SECONDS = 0.005
 
 _CAUSES = {
     errno.ENOSPC: ("the disk is full", "free some space there"),
@@ -136,15 +140,35 @@ def sizes_below(root: str, is_temporary: Callable[[str], bool]) -> dict[str, int
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: str) -> Iterator[None]:
-    """Lets one maker at a time complete an output in its folder; a killed one's lock is gone with it."""
+def one_at_a_time(path: str, *, seconds: float | None = None) -> Iterator[None]:
+    """Lets one maker at a time complete an output in its folder; a killed one's lock is gone with it.
+
+    Args:
+        seconds: How long to wait for another maker, before going on beside it; None: as long as it takes.
+    """
     descriptor = os.open(Path(path).parent, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # network disks without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if seconds is None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            else:
+                _lock_within(descriptor, seconds, path)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock_within(descriptor: int, seconds: float, path: str) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                log.warning("another process has been writing %s for %.0f s: it is not waited for", path, seconds)
+                return
+            time.sleep(_LOCK_POLL_SECONDS)
 
 
 def remove_old(root: str, is_temporary: Callable[[str], bool], *, older_than_seconds: float = 0.0) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from index_builder import storage
 from index_builder.errors import StorageError
 from index_builder.manifest import Manifest
+from index_builder.updates import update_file
 
 MARKS_FILE = "marks.json"
 
@@ -49,9 +50,15 @@ def read_decisions(index_uri: str) -> dict[str, dict[str, str]]:
     """
     uri = storage.join(index_uri, MARKS_FILE)
     try:
-        marks = json.loads(storage.read_bytes(uri))
+        data = storage.read_bytes(uri)
     except FileNotFoundError:
         return {}
+    return _parsed(data, uri)
+
+
+def _parsed(data: bytes, uri: str) -> dict[str, dict[str, str]]:
+    try:
+        marks = json.loads(data)
     except ValueError as error:
         raise StorageError(f"{uri}: expected JSON, found: {error}; remove the file to forget the marks") from error
     if not isinstance(marks, dict):
@@ -60,11 +67,16 @@ def read_decisions(index_uri: str) -> dict[str, dict[str, str]]:
 
 
 def write_marks(index_uri: str, *, add: Mapping[str, dict[str, str]] | None = None, remove: Sequence[str] = ()) -> None:
-    """Adds marks, by version, and removes those of others."""
-    marks = read_decisions(index_uri)
-    changed = {name: mark for name, mark in (marks | dict(add or {})).items() if name not in remove}
-    if changed != marks:
-        storage.write_json_atomic(storage.join(index_uri, MARKS_FILE), changed)
+    """Adds marks, by version, and removes those of others; what others add and remove meanwhile is kept."""
+    uri = storage.join(index_uri, MARKS_FILE)
+
+    def change(standing: bytes | None) -> bytes | None:
+        marks = {} if standing is None else _parsed(standing, uri)
+        changed = {name: mark for name, mark in (marks | dict(add or {})).items() if name not in remove}
+        return standing if changed == marks else storage.json_bytes(changed)
+
+    if add or remove:
+        update_file(uri, change)
 
 
 def utc_text(now: datetime | None = None) -> str:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from index_builder import storage
 from index_builder.checksums import checksums_json
@@ -24,6 +23,7 @@ from index_builder.errors import IndexBuilderError, ManifestError, StorageError,
 from index_builder.manifest import CHECKSUMS_FILE, FileEntry, Manifest, is_searched
 from index_builder.marks import may_be_published, read_decisions, read_marks, utc_text, waits_for_approval, write_marks
 from index_builder.tags import is_version_id, read_tag, read_tags, resolved, write_tag
+from index_builder.updates import update_file
 from index_builder.version_files import Staged, WrittenFile, content_fingerprint, copy_files, staged_files
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def _write_manifest(index_uri: str, version: str, manifest: Manifest, written: S
 def read_current(index_uri: str) -> str:
     """The id of the published version; VersionNotFoundError where nothing has been published."""
     try:
-        version = storage.read_bytes(storage.join(index_uri, "CURRENT")).decode(errors="backslashreplace").strip()
+        version = _text(storage.read_bytes(storage.join(index_uri, "CURRENT")))
     except FileNotFoundError:
         why = "check the address, or publish a version first (python -m pipelines.embed_catalog)"
         if held := list_versions(index_uri):
@@ -258,13 +258,13 @@ def set_current(
     _check_files(index_uri, version, manifest.files)
     before, known = published_version(index_uri), list_versions(index_uri)
 
-    def look() -> None:
+    def look(published: str) -> None:
         """The last look before the flip: sizes may have taken a while to ask, and a prune may have come between."""
         if before_current is not None:
             before_current()
         if not storage.exists(manifest_uri(index_uri, version)):
             raise _being_pruned(version)
-        if is_new and (newer := published_version(index_uri)) > version:
+        if is_new and (newer := published) > version:
             raise VersionNotFoundError(f"{version} cannot be published: {newer} is newer, and was published meanwhile")
 
     _point_to(index_uri, version, look)
@@ -278,8 +278,8 @@ def set_current(
     except Exception:
         _put_back(index_uri, version, before, known)
         raise
-    if is_new and (newer := _newer_than(index_uri, version)):  # flipped to between the look and this flip
-        _point_to(index_uri, newer)
+    if is_new and (newer := _newer_than(index_uri, version)):  # flipped to meanwhile, where the store lets it
+        _advance(index_uri, newer)
     write_marks(index_uri, remove=tuple(read_marks(index_uri).keys() & {version}))
 
 
@@ -423,11 +423,34 @@ def manifest_uri(index_uri: str, version: str) -> str:
     return storage.join(version_uri(index_uri, version), MANIFEST_FILE)
 
 
-def _point_to(index_uri: str, version: str, check: Callable[[], None] | None = None) -> None:
-    with storage.atomic_file(storage.join(index_uri, "CURRENT")) as path:
-        Path(path).write_text(f"{version}\n")
-        if check is not None:
-            check()
+def _point_to(index_uri: str, version: str, look: Callable[[str], None] | None = None) -> None:
+    """Flips the pointer; `look` gets the version that is published, "" for none, and may raise."""
+
+    def change(standing: bytes | None) -> bytes:
+        if look is not None:
+            look(_version_in(standing))
+        return f"{version}\n".encode()
+
+    update_file(storage.join(index_uri, "CURRENT"), change)
+
+
+def _advance(index_uri: str, version: str) -> None:
+    """Flips the pointer, unless it names a newer version by now."""
+
+    def change(standing: bytes | None) -> bytes | None:
+        return standing if _version_in(standing) > version else f"{version}\n".encode()
+
+    update_file(storage.join(index_uri, "CURRENT"), change)
+
+
+def _text(pointer: bytes) -> str:
+    return pointer.decode(errors="backslashreplace").strip()
+
+
+def _version_in(pointer: bytes | None) -> str:
+    """The version that a pointer names; "" where there is none, or it is damaged."""
+    version = _text(pointer or b"")
+    return version if is_version_id(version) else ""
 
 
 def _newer_than(index_uri: str, version: str) -> str:
@@ -448,11 +471,16 @@ def _put_back(index_uri: str, version: str, before: str, known: Sequence[str]) -
                 break
     else:
         name = ""
-    if published_version(index_uri) == version:
+
+    def change(standing: bytes | None) -> bytes | None:
+        if _version_in(standing) != version:  # another flip came after this one's
+            return standing
         if name:
-            _point_to(index_uri, name)
-        elif not storage.exists(manifest_uri(index_uri, version)):  # a whole one stays: there is no other to answer
-            storage.remove_file(storage.join(index_uri, "CURRENT"))
+            return f"{name}\n".encode()
+        is_whole = storage.exists(manifest_uri(index_uri, version))
+        return standing if is_whole else None  # a whole one stays: there is no other to answer
+
+    update_file(storage.join(index_uri, "CURRENT"), change)
 
 
 def _folders(index_uri: str) -> list[str]:

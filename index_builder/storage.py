@@ -140,9 +140,14 @@ def create_file(uri: str, data: bytes) -> bool:
 
 
 def write_json_atomic(uri: str, value: Any) -> None:
-    """Writes JSON with sorted keys, two spaces of indent and a newline at the end, atomically."""
+    """Writes what `json_bytes` gives, atomically."""
+    write_bytes_atomic(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON with sorted keys, two spaces of indent and a newline at the end."""
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes_atomic(uri, (text + "\n").encode())
+    return f"{text}\n".encode()
 
 
 @contextlib.contextmanager

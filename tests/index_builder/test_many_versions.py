@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from index_builder import IndexReader, VersionNotFoundError, open_version, publish, storage
+from index_builder import IndexReader, VersionNotFoundError, open_version, publish, storage, updates
 from index_builder.publish import list_versions, prune, publish_version, read_current, set_current
 from tests.index_builder import publish_many
 from tests.index_builder.builds import clustered, published
@@ -297,6 +297,7 @@ def test_a_run_paused_between_its_check_and_the_flip_does_not_keep_the_pointer(
             publish._point_to(index, names["older"])
 
     monkeypatch.setattr(storage, "_move_in", move_after_a_pause)
+    monkeypatch.setattr(updates, "LOCK_SECONDS", 0.0)  # a pause that is longer than others wait
     with pytest.raises(RuntimeError, match="the lease was lost"):
         publish_version(index, staged, manifest, before_current=check)
     assert calls == [names["before"], names["older" if meanwhile == "flipped" else "own"]]
@@ -335,10 +336,71 @@ def test_a_publication_that_ends_after_a_newer_one_does_not_go_back(
         real(*arguments)
 
     monkeypatch.setattr(module, name, after)
+    monkeypatch.setattr(updates, "LOCK_SECONDS", 0.0)  # as where there are no locks
     older = publish_version(index, staged, manifest)
     assert newer == [read_current(index)]
     assert older < newer[0]
     assert (older in list_versions(index)) is (moment != "pruned")
+
+
+def test_an_older_version_is_not_current_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process publishes a newer one when this one has looked, and is about to flip the pointer."""
+    index, (_, before) = two_versions(str(tmp_path))
+    manifest = publish.read_manifest(index, before)
+    staged = {entry.path: storage.join(publish.version_uri(index, before), entry.path) for entry in manifest.files}
+    real, shown, others = storage._move_in, [before], []
+
+    def publish_newer() -> None:
+        others.append(publish_version(index, staged, manifest))
+
+    other = threading.Thread(target=publish_newer)
+
+    def move_in(path: str, uri: str) -> None:
+        if uri.endswith("CURRENT") and other.ident is None:
+            other.start()
+            other.join(1.0)  # it publishes meanwhile, or waits for this flip
+        real(path, uri)
+        if uri.endswith("CURRENT"):
+            shown.append(read_current(index))
+
+    monkeypatch.setattr(storage, "_move_in", move_in)
+    own = publish_version(index, staged, manifest)
+    other.join()
+    assert shown == [before, own, *others]
+
+
+def test_an_older_version_is_not_current_for_a_moment_on_s3(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, (_, before) = two_versions(bucket)
+    manifest = publish.read_manifest(index, before)
+    staged = {entry.path: storage.join(publish.version_uri(index, before), entry.path) for entry in manifest.files}
+    newer = []
+
+    def come_between() -> None:
+        if not newer:
+            newer.append("")
+            newer[:] = [publish_version(index, staged, manifest)]
+
+    monkeypatch.setattr(publish, "_newer_than", lambda *_: "")  # without a second look
+    older = publish_version(index, staged, manifest, before_current=come_between)
+    assert older < newer[0] == read_current(index)
+
+
+def test_a_second_look_flips_to_no_version_that_was_overtaken(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, (_, before) = two_versions(root)
+    manifest = publish.read_manifest(index, before)
+    staged = {entry.path: storage.join(publish.version_uri(index, before), entry.path) for entry in manifest.files}
+    real, others = publish._newer_than, []
+
+    def newer_than(index_uri: str, version: str) -> str:
+        monkeypatch.setattr(publish, "_newer_than", real)
+        others.append(publish_version(index, staged, manifest, make_current=False))  # about to flip
+        found = real(index_uri, version)
+        others.append(publish_version(index, staged, manifest))
+        return found
+
+    monkeypatch.setattr(publish, "_newer_than", newer_than)
+    publish_version(index, staged, manifest)
+    assert read_current(index) == others[1] > others[0]
 
 
 def test_what_another_run_has_pruned_is_no_failure(root: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
     python -m tests.reliability.publishers --trials 60 --seed 16
 
 Each publication must be taken: by its end it was published, or a newer one was. At last CURRENT names the newest of
-all, whole. No open and no refresh may fail, and each answer must be that of exact search over one publication.
+all, whole. No open and no refresh may fail, each answer must be that of exact search over one publication, and no
+reader may see an older version after a newer one.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def be_reader(index: str, builds: Path, stop: Path, is_refreshed: bool, said: Pa
     vectors = [np.load(builds / str(number) / "vectors.npy") for number in range(len(publish_many.BUILDS))]
     queries = publish_many.clustered(4, publish_many.DIM, seed=99)
     reader, number = IndexReader.open(index), 0
+    last = reader.manifest.version
     while not stop.exists():
         number += 1
         try:
@@ -64,7 +66,12 @@ def be_reader(index: str, builds: Path, stop: Path, is_refreshed: bool, said: Pa
             else:
                 reader = IndexReader.open(index)
             check(reader, queries, vectors)
-            outcome = "answered"
+            outcome = (
+                "answered"
+                if reader.manifest.version >= last
+                else f"went back: to {reader.manifest.version} from {last}"
+            )
+            last = max(last, reader.manifest.version)
         except (IndexBuilderError, AssertionError, OSError) as error:
             outcome = f"failed: {type(error).__name__}: {error}"
         _say(said, number, outcome)

@@ -137,6 +137,7 @@ def write_report(
             codec=manifest.codec,
             encoder=manifest.encoder.fingerprint,
             figures=_figures(build.plan.numbering.shards, build.plan.totals, sample, compared),
+            made_before=_made_before(run.index.uri, manifest, previous),
         )
         findings, edited = find_faults(before, night)
         diff: VersionDiff | None = None
@@ -190,6 +191,19 @@ def _old_encoder(reader: IndexReader, candidate: Candidate) -> BaseQueryEncoder 
         return candidate.encoder
     uri = reader.query_encoder_uri
     return None if uri is None else encoders.load_query_encoder(uri)
+
+
+def _made_before(index_uri: str, manifest: Manifest, previous: Manifest | None) -> str:
+    """The latest version that the same encoder made, where another one made the version before; "" without one."""
+    fingerprint = manifest.encoder.fingerprint
+    if previous is None or previous.encoder.fingerprint == fingerprint:
+        return ""
+    for version in reversed(publish.list_versions(index_uri)):
+        with suppress(IndexBuilderError):  # pruned since it was listed
+            was_published = version < previous.version
+            if was_published and publish.read_manifest(index_uri, version).encoder.fingerprint == fingerprint:
+                return version
+    return ""
 
 
 def _queries(run: RunContext, candidate: Candidate, sample: pa.Table) -> tuple[list[Query], str]:

@@ -105,7 +105,13 @@ def _whole_faults(old: Night | None, new: Night, pairs: Pairs | None) -> Iterato
         yield Finding(what="answers moved", found=found, value=1.0 - overlap, limit=1.0 - OVERLAP)
     if new.encoder != old.encoder:
         found = f"{new.encoder} instead of {old.encoder}: all vectors are others, and the query encoder with them"
-        yield Finding(what="another encoder", found=found, value=1.0, limit=0.1)
+        if new.made_before:
+            found += f"; it is not new, but the one that made {new.made_before}: is it meant that it comes back?"
+        own = [night.figures["own_title"] for night in (old, new) if "own_title" in night.figures]
+        if len(own) == 2:
+            found += f"; {own[1]:.1%} of the titles find their own product, it was {own[0]:.1%}"
+        what = "an encoder of before" if new.made_before else "another encoder"
+        yield Finding(what=what, found=found, value=1.0, limit=0.1)
     yield from _came_and_went(old, new, pairs)
     before, after = old.catalog, new.catalog
     for word in ("rejected", "degraded", "left_out"):

@@ -54,6 +54,7 @@ class Night:
             most frequent image, `without_image`, and `overlap` of the answers with those of the night before.
         edited: Share of the products whose value changed from the night before it, by column: columns that change every
             night are no fault.
+        made_before: The latest version before the night before that the same encoder made, "" without one.
     """
 
     products: pa.Table
@@ -64,6 +65,7 @@ class Night:
     encoder: str
     figures: dict[str, float] = field(default_factory=dict)
     edited: dict[str, float] = field(default_factory=dict)
+    made_before: str = ""
 
     @property
     def columns(self) -> list[str]:

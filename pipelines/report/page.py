@@ -307,7 +307,8 @@ def _plots(report: NightReport) -> list[tuple[str, str]]:
         order = sorted(report.image_sides.items(), key=lambda each: int(each[0]) if each[0].isdecimal() else 0)
         sides = {name: count for name, count in order if name != "?"}
         title = f"Sizes of the {sum(sides.values()):,} images decoded for its vectors"
-        drawn.append((title, plots.counts_by_name("image-sides", sides, "pixels of the shorter side, at least")))
+        if len(sides) > 1:
+            drawn.append((title, plots.counts_by_name("image-sides", sides, "pixels of the shorter side, at least")))
     if len(report.list_sizes) > 1:
         drawn.append(
             ("Balance of the lists", plots.histograms("list-sizes", empty, report.list_sizes, "products of a list"))

@@ -5,6 +5,7 @@ Nothing here knows of HTTP: what cannot be answered is a `RequestError` with the
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Hashable, Sequence
@@ -60,9 +61,18 @@ class _Search:
     offset: int
     filter: str | None
     group: bool | str | None
+    columns: tuple[str, ...]
 
     def key(self) -> Hashable:
-        return id(self.served), self.k, self.offset, self.filter, self.group
+        return id(self.served), self.k, self.offset, self.filter, self.group, self.columns
+
+
+class _Found(NamedTuple):
+    """What one search of a batch found: its number there, and the values of the columns of each answer."""
+
+    result: SearchResult
+    number: int
+    columns: dict[str, list[Any]]
 
 
 class Answers:
@@ -77,7 +87,7 @@ class Answers:
         self._encoding: Batcher[_ToEncode, np.ndarray] = Batcher(
             _encode, most=most, name="encode", cores=cores, observe=partial(metrics.batch, "encode")
         )
-        self._searching: Batcher[tuple[_Search, np.ndarray], tuple[SearchResult, int]] = Batcher(
+        self._searching: Batcher[tuple[_Search, np.ndarray], _Found] = Batcher(
             _search, most=most, name="search", threads=cores, cores=1, observe=partial(metrics.batch, "search")
         )
         self._fetching: Batcher[str, bytes] = Batcher(self._fetch, most=1, name="fetch", threads=8)
@@ -129,9 +139,9 @@ class Answers:
         # A product is not like itself: it is left out of the whole sequence, of which this page is a slice.
         k, offset = request.k + 1, request.offset
         k, offset = (k + offset + 1, 0) if own_rows else (k, offset)
-        search = _Search(served, k, offset, request.filter, request.group)
+        search = _Search(served, k, offset, request.filter, request.group, self._columns(served, request.columns))
         try:
-            result, number = await self._searching.submit(search.key(), (search, vector))
+            found = await self._searching.submit(search.key(), (search, vector))
         except FilterError as error:
             raise RequestError(422, "filter", str(error)) from error
         except IndexBuilderError as error:
@@ -139,18 +149,18 @@ class Answers:
         searched = time.perf_counter()
         self._metrics.part("encode", encoded - started)
         self._metrics.part("search", searched - encoded)
-        hits = self._hits(index, served, result, number, request, own_rows)
+        hits = self._hits(index, served, found, request, own_rows)
         if request.explain:
-            await self._looking.submit(None, partial(_explain, hits[: request.k], served, result, number))
-        return SearchAnswer(
-            index=index.name,
-            version=served.version,
-            encoder_fingerprint=served.reader.manifest.encoder.fingerprint,
-            hits=hits[: request.k],
-            more=len(hits) > request.k,
-            encode_ms=round(1000 * (encoded - started), 3),
-            search_ms=round(1000 * (searched - encoded), 3),
-        )
+            await self._looking.submit(None, partial(_explain, hits[: request.k], served, found))
+        return {
+            "index": index.name,
+            "version": served.version,
+            "encoder_fingerprint": served.reader.manifest.encoder.fingerprint,
+            "hits": hits[: request.k],
+            "more": len(hits) > request.k,
+            "encode_ms": round(1000 * (encoded - started), 3),
+            "search_ms": round(1000 * (searched - encoded), 3),
+        }
 
     async def _vector(self, request: SearchRequest, served: ServedVersion) -> tuple[np.ndarray, frozenset[int]]:
         """The query's vector float32 `[D]`, and the rows of the product that was asked with."""
@@ -224,43 +234,46 @@ class Answers:
         except ImageError as error:
             raise RequestError(422, "image_url", f"{error.reason}: {error.detail}") from error
 
+    def _columns(self, served: ServedVersion, asked: list[str] | None) -> tuple[str, ...]:
+        """The columns to look up: those that are sent, and last the one of pictures where it is looked at."""
+        names = served.shown_names
+        if asked is not None:
+            if unknown := [name for name in asked if name not in served.column_names]:
+                raise RequestError(422, "columns", f"no column {unknown[0]!r}; there are {', '.join(names)}")
+            names = tuple(asked)
+        picture = None if served.thumbnails is not None else served.picture_column(self._config.server.image_field)
+        return tuple(dict.fromkeys([*names, *([picture] if picture else [])]))
+
     def _hits(
         self,
         index: ServedIndex,
         served: ServedVersion,
-        result: SearchResult,
-        number: int,
+        found: _Found,
         request: SearchRequest,
         own_rows: frozenset[int],
     ) -> list[Hit]:
-        names = [name for name in served.column_names if name != "product_id"]
-        if request.columns is not None:
-            if unknown := [name for name in request.columns if name not in served.column_names]:
-                raise RequestError(422, "columns", f"no column {unknown[0]!r}; there are {', '.join(names)}")
-            names = request.columns
-        picture = served.picture_column(self._config.server.image_field)
-        # The ids come along: a table without a column would have no rows.
-        wanted = dict.fromkeys(["product_id", *names, *([picture] if picture else [])])
-        hits: list[Hit] = []
-        found = result.columns(list(wanted), number)
-        places: Sequence[int] = range(len(found))
+        result, number, columns = found
+        names = served.shown_names if request.columns is None else request.columns
+        addresses = columns.get(served.picture_column(self._config.server.image_field) or "")
+        rows, scores = result.rows[number].tolist(), result.scores[number].tolist()
+        places: Sequence[int] = range(len(result.product_ids[number]))
         if own_rows:
-            others = [place for place in places if int(result.rows[number, place]) not in own_rows]
-            found, places = found.take(pa.array(others[request.offset :], pa.int64())), others[request.offset :]
-        for place, values in zip(places, found.to_pylist(), strict=True):
-            row = int(result.rows[number, place])
-            address = values.get(picture) if picture else None
-            hits.append(
-                Hit(
-                    rank=request.offset + len(hits) + 1,
-                    product_id=values["product_id"],
-                    score=round(float(result.scores[number, place]), 6),
-                    row=row,
-                    columns={name: plain_value(values[name]) for name in names},
-                    members=None if result.members is None else int(result.members[number, place]),
-                    image=self._picture_address(index, served, address, row),
-                )
-            )
+            places = [place for place in places if rows[place] not in own_rows][request.offset :]
+        hits: list[Hit] = []
+        for rank, place in enumerate(places, start=request.offset + 1):
+            hit: Hit = {
+                "rank": rank,
+                "product_id": result.product_ids[number][place],
+                "score": round(scores[place], 6),
+                "row": rows[place],
+                "columns": {name: columns[name][place] for name in names},
+            }
+            if result.members is not None:
+                hit["members"] = int(result.members[number, place])
+            address = addresses[place] if addresses else None
+            if (picture := self._picture_address(index, served, address, rows[place])) is not None:
+                hit["image"] = picture
+            hits.append(hit)
         return hits
 
     def _picture_address(self, index: ServedIndex, served: ServedVersion, address: Any, row: int) -> str | None:
@@ -332,18 +345,38 @@ def _decoded(data: bytes, encoder: BaseQueryEncoder, max_pixels: int, library: L
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
-def _search(_: Hashable, items: list[tuple[_Search, np.ndarray]]) -> list[tuple[SearchResult, int]]:
+def _search(_: Hashable, items: list[tuple[_Search, np.ndarray]]) -> list[_Found]:
     search = items[0][0]
     vectors = np.stack([vector for _, vector in items])
     found = search.served.reader.search(vectors, search.k, search.filter, offset=search.offset, group=search.group)
-    return [(found, number) for number in range(len(items))]
+    values = _values(found, search.columns)
+    ends = np.cumsum([0, *map(len, found.product_ids)]).tolist()
+    return [
+        _Found(found, number, {name: of_all[start:end] for name, of_all in values.items()})
+        for number, (start, end) in enumerate(itertools.pairwise(ends))
+    ]
 
 
-def _explain(hits: list[Hit], served: ServedVersion, result: SearchResult, number: int) -> None:
+def _values(found: SearchResult, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Columns of all that a batch found, as JSON can say them: looked up at once, which costs little more than for one
+    of its queries.
+    """
+    if not names:
+        return {}
+    table = found.lookup.take_columns(found.rows[found.rows >= 0], names)
+    columns = dict(zip(names, table.columns, strict=True))
+    return {
+        name: column.to_pylist() if pa.types.is_string(column.type) else [*map(plain_value, column.to_pylist())]
+        for name, column in columns.items()
+    }
+
+
+def _explain(hits: list[Hit], served: ServedVersion, found: _Found) -> None:
+    result, number = found.result, found.number
     parts = served.encoder.parts if served.encoder is not None else None
     places = {int(row): place for place, row in enumerate(result.rows[number])}
     for hit in hits:
-        hit.explanation = explained(result.explain(places[hit.row], number, parts))
+        hit["explanation"] = explained(result.explain(places[hit["row"]], number, parts))
 
 
 def _vector_of(served: ServedVersion, product_id: str) -> tuple[np.ndarray, frozenset[int]]:

@@ -23,6 +23,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader
 from pydantic import ValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -50,7 +51,7 @@ _PICTURE_TYPES = (
 )
 
 
-def create_app(config: ServerJobConfig, indexes: dict[str, ServedIndex]) -> FastAPI:
+def create_app(config: ServerJobConfig, indexes: dict[str, ServedIndex]) -> ASGIApp:
     """The application over indexes that are open; it closes what it starts."""
     metrics = ServerMetrics()
     answers = Answers(config, indexes, metrics)
@@ -84,11 +85,8 @@ def create_app(config: ServerJobConfig, indexes: dict[str, ServedIndex]) -> Fast
     @app.post("/search", response_model=SearchAnswer, responses=_ERRORS, openapi_extra=_SEARCH_BODY)
     async def search(request: Request) -> Response:
         """Search with words, a picture, both, a vector, or a product."""
-        # Read and written by pydantic alone: FastAPI would turn each into Python's objects and look at them once more,
-        # which takes as long as the rest of a request.
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise RequestError(422, "request", "expected the header Content-Type: application/json")
-        return _written(await answers.search(_read(await request.body())))
+        # For the schema and for other methods: `_Searches` answers before a search comes as far as this.
+        return await _searched(answers, request.headers.get("content-type", ""), await request.body())
 
     @app.post("/search/upload", response_model=SearchAnswer, responses=_ERRORS)
     async def search_upload(
@@ -173,15 +171,45 @@ def create_app(config: ServerJobConfig, indexes: dict[str, ServedIndex]) -> Fast
         answer.headers.update(error.headers or {})  # 405 says which methods there are
         return answer
 
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:  # the gate logs it
+        return _error(500, *_FAILED)
+
+    outer: ASGIApp = _Searches(app, answers)
     if config.server.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware,
+        outer = CORSMiddleware(
+            outer,
             allow_origins=list(config.server.allowed_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
-    app.add_middleware(_Gate, config=config.server, metrics=metrics)
-    return app
+    return _Gate(outer, config.server, metrics)
+
+
+async def _searched(answers: Answers, content_type: str, body: bytes) -> Response:
+    # Read by pydantic alone: FastAPI would turn it into Python's objects and look at them once more.
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise RequestError(422, "request", "expected the header Content-Type: application/json")
+    return _written(await answers.search(_read(body)))
+
+
+class _Searches:
+    """Answers `POST /search`, and hands on all else: FastAPI's way to a route takes as long as the rest of a search."""
+
+    def __init__(self, app: FastAPI, answers: Answers) -> None:
+        self._app, self._answers = app, answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/search" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+        try:
+            message = await receive()  # the gate has read it all
+            response = await _searched(self._answers, content_type.decode("latin-1"), message.get("body", b""))
+        except RequestError as error:
+            response = _error(error.status, error.code, error.message)
+        await response(scope, receive, send)
 
 
 def _read(body: bytes | str) -> SearchRequest:
@@ -192,7 +220,7 @@ def _read(body: bytes | str) -> SearchRequest:
 
 
 def _written(answer: SearchAnswer) -> Response:
-    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+    return Response(to_json(answer, inf_nan_mode="null"), media_type="application/json")
 
 
 def _webp(data: bytes) -> Response:
@@ -244,7 +272,7 @@ class _Gate:
                 await self._run(scope, receive, send_seen, refuse)
         finally:
             seconds = time.perf_counter() - started
-            route = getattr(scope.get("route"), "path", None) or "other"
+            route = "/search" if scope["path"] == "/search" else getattr(scope.get("route"), "path", None) or "other"
             self._metrics.request(route, status or 499, seconds)
             if not is_probe:
                 _log(scope, status, seconds)
@@ -264,7 +292,7 @@ class _Gate:
             await refuse(504, "too_slow", text)
         except Exception:
             log.exception("a request failed")
-            await refuse(500, "failed", "the server failed on this request; its log says more")
+            await refuse(500, *_FAILED)
         finally:
             self._running -= 1
             self._metrics.running.set(self._running)
@@ -338,6 +366,7 @@ def _first_fault(errors: Any) -> str:
     return f"{where or 'request'}: {first['msg']}"
 
 
+_FAILED = ("failed", "the server failed on this request; its log says more")
 _SEARCH_BODY = {
     "requestBody": {
         "required": True,

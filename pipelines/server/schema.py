@@ -1,11 +1,15 @@
-"""What requests and answers hold: the API's schema is made of this."""
+"""What requests and answers hold: the API's schema is made of this.
+
+Answers of searches are plain dicts: each is written once, and what is in it is checked where it comes from.
+"""
 
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic takes typing's own only from Python 3.12 on
 
 
 class _Strict(BaseModel):
@@ -61,7 +65,8 @@ class SearchRequest(_Strict):
     explain: bool = Field(False, description="Say how each score came about.")
 
 
-class Hit(_Strict):
+@with_config(extra="forbid")
+class Hit(TypedDict):
     """One product found; of a group its best member."""
 
     rank: int
@@ -69,19 +74,20 @@ class Hit(_Strict):
     score: float
     row: int
     columns: dict[str, Any]
-    members: int | None = None
-    image: str | None = None
-    explanation: dict[str, Any] | None = None
+    members: NotRequired[int]
+    image: NotRequired[str]
+    explanation: NotRequired[dict[str, Any]]
 
 
-class SearchAnswer(_Strict):
+@with_config(extra="forbid")
+class SearchAnswer(TypedDict):
     """What was found, by which version."""
 
     index: str
     version: str
     encoder_fingerprint: str
     hits: list[Hit]
-    more: bool = Field(description="Whether a further page holds anything.")
+    more: Annotated[bool, Field(description="Whether a further page holds anything.")]
     encode_ms: float
     search_ms: float
 

@@ -54,6 +54,11 @@ class ServedVersion:
         """Of the products: `product_id`, then what is shown and filtered by."""
         return tuple(self.reader.products.column_names)
 
+    @cached_property
+    def shown_names(self) -> tuple[str, ...]:
+        """The columns without the id: what an answer shows of a product."""
+        return tuple(name for name in self.column_names if name != "product_id")
+
 
 class ServedIndex:
     """An index by name. `current` is what requests get that name no version."""

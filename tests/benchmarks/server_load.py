@@ -1,13 +1,17 @@
 """What the server answers a second, and how late: users in a process of their own, each with one connection.
 
     python -m tests.benchmarks.server_load INDEX [--users 1 8 32] [--seconds 5] [--queries FILE] [--onnx FOLDER]
+        [--beside CHECKOUT --rounds 5]
 
 INDEX is an address with a published version and its query encoder. Queries go over HTTP/1.1 to loopback: vectors
 (drawn), and texts (FILE, one a line; default: words drawn from the products' titles). First as fast as the server
 answers: each user asks again once it has an answer. Then at a given rate, as shoppers do who do not wait for each other
 (`--rates 500 60`, vectors and texts): the arrivals are drawn (Poisson), and a query's time begins when it arrives,
 whether or not a user is free to ask it. `encode` and `search` are the medians that the answers tell, apart from HTTP;
-CPU is what the server's process used for an answer.
+CPU is what the server's process used for an answer, and users' CPU what the process of the users did.
+
+`--beside` starts the server of another checkout too, and asks both in turns, `--rounds` times: on a busy machine only
+their ratio says anything.
 """
 
 from __future__ import annotations
@@ -16,12 +20,13 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,11 +42,14 @@ WARM_UP_SECONDS = 1.0
 
 
 @contextmanager
-def server(index: str, onnx: str | None, *options: str) -> Iterator[tuple[int, psutil.Process]]:
-    """The server in a process of its own; gives its port, and the process."""
+def server(
+    index: str, onnx: str | None, *options: str, checkout: str | None = None
+) -> Iterator[tuple[int, psutil.Process]]:
+    """The server in a process of its own, of this code or of another checkout; gives its port, and the process."""
     command = [sys.executable, "-m", "pipelines.serve", "--index", index, "--server.port", "0", *options]
     command += ["--server.onnx_uri.main", onnx] if onnx else []
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | ({"PYTHONPATH": checkout} if checkout else {})
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=checkout, env=environment)
     try:
         for line in process.stderr or ():
             if found := re.search(r"listening at http://127\.0\.0\.1:(\d+)", line):
@@ -58,10 +66,24 @@ def server(index: str, onnx: str | None, *options: str) -> Iterator[tuple[int, p
 
 @dataclass
 class Measured:
-    """Answers of one load: seconds of each, and (encode, search) in ms as they tell them."""
+    """Answers of one load: seconds of each, and (encode, search) in ms as they tell them; all of the load in seconds,
+    and CPU seconds of the server and of the users.
+    """
 
     times: list[float] = field(default_factory=list)
     parts: list[tuple[float, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    server_cpu: float = 0.0
+    users_cpu: float = 0.0
+
+    def cells(self) -> list[str]:
+        """Of a table."""
+        answers = len(self.times)
+        middle, late, latest = np.percentile(self.times, [50, 99, 100]) * 1000
+        encode, search = np.median(self.parts, axis=0)
+        found = [f"{answers / self.seconds:,.0f}", f"{middle:.1f}", f"{late:.1f}", f"{latest:.0f}"]
+        cpu = (f"{1000 * used / answers:.2f}" for used in (self.server_cpu, self.users_cpu))
+        return [*found, f"{encode:.2f}", f"{search:.2f}", *cpu]
 
 
 class User:
@@ -91,9 +113,12 @@ class User:
         self._measured.parts.append((float(encode), float(search)))
 
 
-async def asked_again(port: int, bodies: Iterator[bytes], users: int, seconds: float) -> Measured:
+async def asked_again(
+    port: int, bodies: Iterator[bytes], users: int, seconds: float, measured: Measured | None = None
+) -> Measured:
     """So many users, each of whom asks again once it has an answer."""
-    measured, until = Measured(), time.perf_counter() + seconds
+    measured = measured or Measured()
+    until = time.perf_counter() + seconds
 
     async def go_on() -> None:
         async with User(port, measured) as user:
@@ -104,9 +129,12 @@ async def asked_again(port: int, bodies: Iterator[bytes], users: int, seconds: f
     return measured
 
 
-async def at_rate(port: int, bodies: Iterator[bytes], users: int, seconds: float, rate: float) -> Measured:
+async def at_rate(
+    port: int, bodies: Iterator[bytes], users: int, seconds: float, rate: float, measured: Measured | None = None
+) -> Measured:
     """So many queries a second, over so many connections."""
-    measured, random = Measured(), np.random.default_rng(1)
+    measured = measured or Measured()
+    random = np.random.default_rng(1)
     arrivals: asyncio.Queue[float] = asyncio.Queue()
 
     async def serve_arrivals() -> None:
@@ -129,27 +157,25 @@ async def at_rate(port: int, bodies: Iterator[bytes], users: int, seconds: float
     return measured
 
 
-def line(
-    port: int, process: psutil.Process, bodies: Sequence[bytes], users: int, seconds: float, rate: float | None
-) -> list[str]:
-    """A table's cells for one load, after a warm-up."""
-    asked = itertools.cycle(bodies)
-
-    async def load() -> tuple[Measured, float, float]:
-        await asked_again(port, asked, users, WARM_UP_SECONDS)
-        before, began = sum(process.cpu_times()[:2]), time.perf_counter()
-        if rate is None:
-            measured = await asked_again(port, asked, users, seconds)
-        else:
-            measured = await at_rate(port, asked, users, seconds, rate)
-        return measured, time.perf_counter() - began, sum(process.cpu_times()[:2]) - before
-
-    measured, took, cpu = uvloop.run(load())
-    middle, late, latest = np.percentile(measured.times, [50, 99, 100]) * 1000
-    encode, search = np.median(measured.parts, axis=0)
-    answers = len(measured.times)
-    cells = [f"{answers / took:,.0f}", f"{middle:.1f}", f"{late:.1f}", f"{latest:.0f}"]
-    return [*cells, f"{encode:.2f}", f"{search:.2f}", f"{1000 * cpu / answers:.2f}"]
+def load(
+    port: int,
+    process: psutil.Process,
+    asked: Iterator[bytes],
+    users: int,
+    seconds: float,
+    rate: float | None,
+    measured: Measured,
+) -> None:
+    """One load after a warm-up, added to what was measured."""
+    uvloop.run(asked_again(port, asked, users, WARM_UP_SECONDS))
+    before, mine, began = sum(process.cpu_times()[:2]), time.process_time(), time.perf_counter()
+    if rate is None:
+        uvloop.run(asked_again(port, asked, users, seconds, measured))
+    else:
+        uvloop.run(at_rate(port, asked, users, seconds, rate, measured))
+    measured.seconds += time.perf_counter() - began
+    measured.server_cpu += sum(process.cpu_times()[:2]) - before
+    measured.users_cpu += time.process_time() - mine
 
 
 def main() -> None:
@@ -161,6 +187,8 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs=2, default=(500.0, 60.0), metavar=("VECTORS", "TEXTS"))
     parser.add_argument("--queries")
     parser.add_argument("--onnx")
+    parser.add_argument("--beside", metavar="CHECKOUT")
+    parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     reader = IndexReader.open(arguments.index)
     random = np.random.default_rng(0)
@@ -182,16 +210,28 @@ def main() -> None:
     )
     console.print(command_line())
     table = Table(
-        "queries", "users", "asked a second", "answered", "p50 ms", "p99", "max", "encode ms", "search ms", "CPU ms"
-    )
-    with server(arguments.index, arguments.onnx) as (port, process):
-        for (kind, bodies), rate in zip(asked.items(), arguments.rates, strict=True):
-            for users in arguments.users:
-                cells = line(port, process, bodies, users, arguments.seconds, None)
-                table.add_row(kind, str(users), "as answered", *cells)
-            most = max(arguments.users)
-            cells = line(port, process, bodies, most, arguments.seconds, rate)
-            table.add_row(kind, str(most), f"{rate:g}", *cells, end_section=True)
+        "queries", "users", "asked a second", "answered", "p50 ms", "p99", "max", "encode ms", "search ms", "CPU ms",
+        "users' CPU", *(["checkout"] if arguments.beside else []),
+    )  # fmt: skip
+    most = max(arguments.users)
+    loads = [(kind, users, None) for kind in asked for users in arguments.users]
+    loads += [(kind, most, rate) for kind, rate in zip(asked, arguments.rates, strict=True)]
+    with ExitStack() as stack:
+        checkouts = [None, *([arguments.beside] if arguments.beside else [])]
+        servers = [
+            stack.enter_context(server(arguments.index, arguments.onnx, checkout=checkout)) for checkout in checkouts
+        ]
+        for kind, users, rate in sorted(loads, key=lambda each: each[0], reverse=True):
+            found = [Measured() for _ in servers]
+            bodies = itertools.cycle(asked[kind])
+            for _ in range(arguments.rounds):
+                for (port, process), measured in zip(servers, found, strict=True):
+                    load(port, process, bodies, users, arguments.seconds, rate, measured)
+            for checkout, measured in zip(checkouts, found, strict=True):
+                name = [checkout or "this"] if arguments.beside else []
+                given = "as answered" if rate is None else f"{rate:g}"
+                is_last = rate is not None and measured is found[-1]
+                table.add_row(kind, str(users), given, *measured.cells(), *name, end_section=is_last)
     console.print(table)
 
 

@@ -41,6 +41,20 @@ def test_a_planted_fault_is_said_by_its_name(name):
     assert any(SHORT[name] in finding.what for finding in findings), findings
 
 
+def test_an_encoder_that_comes_back_is_told_from_a_new_one():
+    random = Random(3)
+    first, second = two_nights(random)
+    old, new = (night_of(catalog, random)[0] for catalog in (first, replace(second, encoder="f" * 16, own_title=0.7)))
+    (fault,) = (each for each in find_faults(old, new)[0] if "encoder" in each.what)
+    assert fault.what == "another encoder"
+    assert fault.found.endswith("70.0% of the titles find their own product, it was 90.0%")
+    (fault,) = (
+        each for each in find_faults(old, replace(new, made_before="20261101T030000Z-0a"))[0] if "encoder" in each.what
+    )
+    assert fault.what == "an encoder of before"
+    assert "20261101T030000Z-0a" in fault.found
+
+
 @pytest.mark.parametrize("name", ["feed truncated", "ids doubled"])
 def test_a_gate_stops_what_is_half_a_catalog(name):
     random = Random(name)

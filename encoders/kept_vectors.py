@@ -192,4 +192,4 @@ class KeptVectors:
 
 
 def _name(block: np.ndarray) -> str:
-    return f"{xxhash.xxh3_128_hexdigest(memoryview(np.ascontiguousarray(block).view(np.uint8)))}.npy"
+    return f"{xxhash.xxh3_128_hexdigest(np.ascontiguousarray(block).view(np.uint8).data)}.npy"

@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ class _Store:
                     raise ValueError("it holds something else than was written")
             except (OSError, ValueError, EOFError) as error:
                 log.warning("%s is damaged, its vectors are computed again: %s", path, error)
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
                 continue
             self._append(block)
             self.paths.append(path)
@@ -75,16 +76,25 @@ class _Store:
             self.save()
 
     def save(self) -> None:
-        """Writes what waits as a file, which stands in the folder only when it is whole."""
+        """Writes what waits as a file, which stands in the folder only when it is whole; or CheckpointError."""
         waiting = self.blocks[len(self.paths) :]
         if self._folder is None or not waiting:
             return
         block = np.concatenate(waiting)
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / _name(block)
-        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False) as file:
-            np.save(file, block)
-        os.replace(file.name, path)
+        staged = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with staged.open("wb") as file:
+                np.save(file, block)
+            staged.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                staged.unlink()
+            raise CheckpointError(
+                f"{path}: expected a folder in which vectors of towers can be kept, cannot write it ({error}); make "
+                "room, or name another one (training.vectors, evaluation.vectors or work.uri)"
+            ) from error
         self.blocks[len(self.paths) :] = [np.load(path, mmap_mode="r")]
         self.paths.append(path)
 

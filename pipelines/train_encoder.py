@@ -10,6 +10,7 @@ trained or saved (the same command goes on from the last checkpoint), 2 refused 
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from index_builder import storage
 from pipelines.config.command_line import parse_arguments, run_command
 from pipelines.config.exit_codes import failures_of_work
 from pipelines.config.validation import ConfigError
@@ -45,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
             raise
         raise ConfigError(["training needs the extra `train`: pip install -e '.[train]'"]) from error
     kept = job.training.vectors or (None if job.work is None else job.work.vectors)
+    if kept is not None:
+        storage.check_writable(os.path.expanduser(kept))
     with tempfile.TemporaryDirectory(prefix="shelfmark-training-") as folder:
         train_encoder(
             job.data,

@@ -286,8 +286,16 @@ class EvaluateJob:
 
     @property
     def vectors(self) -> str | None:
-        """Local folder that keeps the vectors of towers; None keeps them while the evaluation lasts."""
-        return self.evaluation.vectors or self.work.vectors
+        """Local folder that keeps the vectors of towers; None, where work.uri is no folder of this machine that can be
+        written, keeps them while the evaluation lasts.
+        """
+        if self.evaluation.vectors is not None or self.work.vectors is None:
+            return self.evaluation.vectors
+        try:
+            storage.check_writable(self.work.vectors)
+        except storage.StorageError:
+            return None
+        return self.work.vectors
 
     @property
     def spool_uri(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -84,6 +85,8 @@ def run_evaluation(job: EvaluateJob, progress: Progress) -> Evaluated:
     by = config.by
     if job.out is not None:
         storage.check_writable(job.out)
+    if config.vectors is not None:
+        storage.check_writable(os.path.expanduser(config.vectors))
     queries_config = _with_queries(job)
     job = _with_drawn_catalog(job)
     if any(system.index is None for system in systems):

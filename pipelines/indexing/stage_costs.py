@@ -16,6 +16,7 @@ from index_builder.planner import BYTES_PER_DIM, estimate_memory, plan_sample, r
 from index_builder.spec import IndexConfig, IndexSpec, RefineKind
 from pipelines.indexing.build_steps import SHARDS_OF_SAMPLE
 from pipelines.indexing.product_groups import ROWS_OF_GROUP, SHARDS_OF_GROUP
+from pipelines.indexing.tower_memory import KEPT_BYTES
 
 # One core's seconds. Where each was measured stands in COST.md.
 READ_SECONDS = 3.5e-5
@@ -28,10 +29,10 @@ GPU_OPERATIONS_PER_SECOND = 1e14
 SMALL_TOWER_OPERATIONS = 2e8
 """Added to those of a tower: small ones are slower than their arithmetic."""
 UNKNOWN_TOWER_OPERATIONS = 5e9
-START_SECONDS = 10.0
-LOAD_SECONDS = 0.2
-LOAD_SECONDS_PER_WEIGHT = 4e-9
-PLAN_SECONDS = 0.3
+START_SECONDS = 3.8
+LOAD_SECONDS = 2.4
+LOAD_SECONDS_PER_WEIGHT = 2e-8
+PLAN_SECONDS = 2.1
 PLAN_SECONDS_PER_SHARD = 1e-4
 LOOKUP_SECONDS = 2e-6
 NUMBER_SECONDS = 4e-6
@@ -40,11 +41,11 @@ TASK_SECONDS = 4e-3
 MULTIPLY_ADDS_PER_SECOND = 1e10
 CODE_SECONDS = 2e-6
 SECONDS_PER_BYTE_COPIED = 3e-9
-VERIFY_SECONDS = 1.5
-TRAIN_SECONDS = 0.5
+VERIFY_SECONDS = 1.1
+TRAIN_SECONDS = 0.1
 VERIFY_ROW_SECONDS = 1e-7
 TUNING_SECONDS = 5.0
-PUBLISH_SECONDS = 0.4
+PUBLISH_SECONDS = 1.2
 
 # Bytes.
 ID_BYTES = 12
@@ -274,7 +275,7 @@ def _making(work: Workload, vector_bytes: float, workers: int, cost) -> list[Sta
         return [cost("import", seconds, tasks=work.shards, units=work.products, read=size, written=size, kept=size)]
     towers, share = work.towers, work.embedded / max(1, work.embedded + work.carried)
     made = work.embedded + work.carried
-    memory = TOWERS_BYTES + 6.0 * towers.weights
+    memory = TOWERS_BYTES + 6.0 * towers.weights + KEPT_BYTES * ((towers.text > 0) + (towers.image > 0))
     loads = min(workers, work.open_shards) if made else 0
     rows_bytes = made * (vector_bytes + work.column_bytes)
     fetched = work.embedded * work.images_outside * work.image_bytes

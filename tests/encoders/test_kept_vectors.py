@@ -8,6 +8,7 @@ import torch
 
 from encoders import kept_vectors
 from encoders.encoder import QueryEncoder, move_towers
+from encoders.errors import CheckpointError
 from encoders.kept_vectors import KeptVectors
 from encoders.running import Placement
 from encoders.tower_features import TowerFeatures
@@ -87,6 +88,14 @@ def test_files_are_written_as_they_fill_and_read_back(tmp_path, monkeypatch):
     monkeypatch.setattr(again._features, "run", None)  # nothing is computed
     assert np.array_equal(again.run(TEXTS).numpy(), np.concatenate(alone))
     assert not KeptVectors(tmp_path)._stores, "a folder is read when a tower is asked for"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    kept = KeptVectors(tmp_path / "file")
+    kept.tower(features("document_text")).run(TEXTS)
+    with pytest.raises(CheckpointError, match=r"file/text-.* expected a folder in which vectors .* can be kept"):
+        kept.save()
 
 
 @pytest.mark.parametrize("model", ["3tmm", "4tmm", "clip", "match3", "match4"])

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from pipelines.catalog.config import CatalogConfig
+from pipelines.config.job import WorkConfig
 from pipelines.config.validation import ConfigError
-from pipelines.evaluation.config import expand_systems
+from pipelines.evaluation.config import EvaluateJob, EvaluationConfig, expand_systems
 
 
 @pytest.fixture
@@ -70,3 +73,18 @@ def test_other_arguments_stay_where_they_are(things):
 def test_what_names_nothing_is_explained(things, argument, message):
     with pytest.raises(ConfigError, match=message):
         systems(argument.format(things=things))
+
+
+def test_vectors_are_kept_below_a_work_folder_that_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    kept = {
+        f"{tmp_path}/work": f"{tmp_path}/work/vectors",
+        f"file://{tmp_path}/work": f"{tmp_path}/work/vectors",
+        f"{tmp_path}/file/work": None,
+        "s3://shop/work": None,
+    }
+    for uri, folder in kept.items():
+        job = EvaluateJob(catalog=CatalogConfig(uri="shop"), work=WorkConfig(uri=uri))
+        assert job.vectors == folder
+        named = replace(job, evaluation=EvaluationConfig(vectors="mine"))
+        assert named.vectors == "mine"

@@ -15,7 +15,8 @@ from pipelines.catalog.arrow_files import check_packed, read_blocks
 from pipelines.catalog.arrow_types import is_list, plain_row_bytes
 from pipelines.catalog.config import USUAL_FILE_RATIO, CatalogError, damaged_file
 from pipelines.catalog.limits import bounded_batches, check_unpacked, row_bytes
-from pipelines.catalog.parquet_footer import read_chunks
+from pipelines.catalog.parquet_footer import ParquetChunks, read_chunks
+from pipelines.catalog.parquet_pages import checked_parquet, largest_page
 from pipelines.catalog.paths import needed_fields
 
 
@@ -125,40 +126,71 @@ def iter_parquet_rows(
     rows are opened; rows before `start` in the first of them are decoded and dropped.
     """
     buffer_bytes = _LOCAL_BUFFER_BYTES if stores.is_local(uri) else _REMOTE_BUFFER_BYTES
-    with stores.open_input(uri) as source, pq.ParquetFile(source, buffer_size=buffer_bytes, pre_buffer=False) as file:
+    with stores.open_input(uri) as source, checked_parquet(source, uri, buffer_size=buffer_bytes) as (file, pages):
         chunks = read_chunks(source, uri, file.metadata.num_columns)
         leaves, names = _leaves(file.metadata, file.schema_arrow, columns)
-        decoded = chunks.uncompressed[:, leaves].sum(axis=1)
         paths = [file.metadata.schema.column(leaf).path for leaf in leaves]
         first_row = 0
         for group, group_rows in enumerate(chunks.rows.tolist()):
             last_row = first_row + group_rows
             if first_row < stop and last_row > start and group_rows:
-                mean_bytes = int(decoded[group]) / group_rows
-                size = int(min(batch_rows, max(1, batch_bytes // max(mean_bytes, 1))))
-                most = MOST_TIMES * batch_bytes
-                coded = [leaf for leaf in leaves if chunks.has_dictionary[group, leaf]]
-                if size * int(chunks.uncompressed[group, coded].sum()) > most:
-                    # One value of a dictionary, of any length, may stand in every row.
-                    size = min(size, max(1, most // max(1, _longest_row(source, file, group, paths, coded))))
+                size = fitting_rows(source, uri, file, chunks, group, leaves, batch_rows, batch_bytes)
                 row = first_row
+                pages.only(chunks, group)
                 for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=paths, use_threads=False):
                     lower, upper = max(start - row, 0), min(stop - row, batch.num_rows)
                     row += batch.num_rows
                     if upper > lower:
                         # The path of a part of a struct can also be the name of a column.
-                        yield from bounded_batches(batch.select(names).slice(lower, upper - lower), batch_rows, most)
+                        rows = batch.select(names).slice(lower, upper - lower)
+                        yield from bounded_batches(rows, batch_rows, MOST_TIMES * batch_bytes)
                     if row >= stop:
                         break
             first_row = last_row
 
 
+def fitting_rows(
+    source: pa.NativeFile,
+    uri: str,
+    file: pq.ParquetFile,
+    chunks: ParquetChunks,
+    group: int,
+    leaves: Sequence[int],
+    batch_rows: int,
+    batch_bytes: int,
+) -> int:
+    """How many rows of a row group to read at a time: at most `batch_rows`, of about `batch_bytes` by their mean, and
+    never of more than `MOST_TIMES` as much.
+    """
+    unpacked, most = chunks.uncompressed[group], MOST_TIMES * batch_bytes
+    mean_bytes = int(unpacked[leaves].sum()) / int(chunks.rows[group])
+    size = int(min(batch_rows, max(1, batch_bytes // max(mean_bytes, 1))))
+    delta = [leaf for leaf in leaves if chunks.has_delta[group, leaf]]
+    if size * int(unpacked[delta].sum()) > most:
+        # Each text may begin as the one before, which may be as long as its page.
+        longest = sum(largest_page(source, uri, chunks, group, leaf) for leaf in delta)
+        size = min(size, max(1, most // max(1, longest)))
+    coded = [leaf for leaf in leaves if chunks.has_dictionary[group, leaf]]
+    if size * int(unpacked[coded].sum()) > most:
+        # One value of a dictionary, of any length, may stand in every row.
+        longest = _longest_row(source, uri, file, chunks, group, leaves, coded)
+        size = min(size, max(1, most // max(1, longest)))
+    return size
+
+
 def _longest_row(
-    source: pa.NativeFile, file: pq.ParquetFile, group: int, paths: Sequence[str], coded: Sequence[int]
+    source: pa.NativeFile,
+    uri: str,
+    file: pq.ParquetFile,
+    chunks: ParquetChunks,
+    group: int,
+    leaves: Sequence[int],
+    coded: Sequence[int],
 ) -> int:
     """Bytes of a row of a row group that has the longest value of each dictionary."""
-    kept = [file.metadata.schema.column(leaf).path for leaf in coded]
-    with pq.ParquetFile(source, metadata=file.metadata, read_dictionary=kept, pre_buffer=False) as again:
+    paths, kept = ([file.metadata.schema.column(leaf).path for leaf in each] for each in (leaves, coded))
+    with checked_parquet(source, uri, metadata=file.metadata, read_dictionary=kept) as (again, pages):
+        pages.only(chunks, group)
         first = next(again.iter_batches(batch_size=1, row_groups=[group], columns=paths, use_threads=False), None)
     return 0 if first is None else int(row_bytes(first).sum()) + sum(map(_longest_value, first.columns))
 

@@ -20,9 +20,12 @@ from pipelines.catalog.config import damaged_file
 _TAIL_BYTES = 8
 _MAGIC = b"PAR1"
 _FOOTERS_KEPT = 8
-_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
+_TRUE, _FALSE, _BYTE, _I16, I32, I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, STRUCT = range(1, 13)
+_MOST_FIELD = (1 << 15) - 1
 _ROW_GROUPS, _COLUMNS, _NUM_ROWS, _META_DATA = 4, 1, 3, 3  # numbers of fields
-_VALUES, _UNCOMPRESSED, _COMPRESSED, _DICTIONARY = 5, 6, 7, 11
+_ENCODINGS, _VALUES, _UNCOMPRESSED, _COMPRESSED, _DATA, _DICTIONARY = 2, 5, 6, 7, 9, 11
+DELTA_BYTE_ARRAY = 7
+"""The encoding by which a text is the beginning of the one before, and what follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class ParquetChunks:
         uncompressed: Bytes once unpacked, before what dictionaries and run lengths stand for is written out.
         values: How many, those that are null too, int64 `[G, C]`.
         has_dictionary: bool `[G, C]`.
+        has_delta: Whether its texts may be in delta encoding, bool `[G, C]`.
+        starts: Where in the file its first page begins, int64 `[G, C]`.
     """
 
     rows: np.ndarray
@@ -40,6 +45,8 @@ class ParquetChunks:
     uncompressed: np.ndarray
     values: np.ndarray
     has_dictionary: np.ndarray
+    has_delta: np.ndarray
+    starts: np.ndarray
 
 
 def read_chunks(source: pa.NativeFile, uri: str, columns: int) -> ParquetChunks:
@@ -65,11 +72,12 @@ def read_chunks(source: pa.NativeFile, uri: str, columns: int) -> ParquetChunks:
 @lru_cache(_FOOTERS_KEPT)
 def _parsed(footer: bytes, columns: int) -> ParquetChunks:
     rows: list[int] = []
-    sizes: list[tuple[int, int, int, int]] = []
-    reader = _Compact(footer)
+    sizes: list[tuple[int, ...]] = []
+    reader = Compact(footer)
 
     def chunk() -> None:
-        found = {_COMPRESSED: -1, _UNCOMPRESSED: -1, _VALUES: 0, _DICTIONARY: 0}
+        found = {_COMPRESSED: -1, _UNCOMPRESSED: -1, _VALUES: 0, _DICTIONARY: 0, _DATA: -1}
+        encodings: list[int] = []
 
         def size_of(number: int) -> Callable[[], None]:
             def read() -> None:
@@ -77,35 +85,50 @@ def _parsed(footer: bytes, columns: int) -> ParquetChunks:
 
             return read
 
-        meta_data = {number: (_I64, size_of(number)) for number in found}
-        reader.struct({_META_DATA: (_STRUCT, lambda: reader.struct(meta_data))})
-        sizes.append((found[_COMPRESSED], found[_UNCOMPRESSED], found[_VALUES], found[_DICTIONARY]))
+        meta_data: dict[int, tuple[int, Callable[[], None]]] = {number: (I64, size_of(number)) for number in found}
+        meta_data[_ENCODINGS] = (_LIST, lambda: reader.items(I32, lambda: encodings.append(reader.number())))
+        reader.struct({_META_DATA: (STRUCT, lambda: reader.struct(meta_data))})
+        start = found[_DICTIONARY] if 0 < found[_DICTIONARY] < found[_DATA] else found[_DATA]
+        kinds = (found[_DICTIONARY] > 0, DELTA_BYTE_ARRAY in encodings)
+        sizes.append((found[_COMPRESSED], found[_UNCOMPRESSED], start, found[_VALUES], *kinds))
 
     def group() -> None:
         before = len(sizes)
         own: list[int] = []
         fields = {
-            _COLUMNS: (_LIST, lambda: reader.items(_STRUCT, chunk)),
-            _NUM_ROWS: (_I64, lambda: own.append(reader.number())),
+            _COLUMNS: (_LIST, lambda: reader.items(STRUCT, chunk)),
+            _NUM_ROWS: (I64, lambda: own.append(reader.number())),
         }
         reader.struct(fields)
         if len(own) != 1 or len(sizes) - before != columns:
             raise ValueError(f"a row group of {len(sizes) - before} columns: expected {columns} and the number of rows")
         rows.append(own[0])
 
-    reader.struct({_ROW_GROUPS: (_LIST, lambda: reader.items(_STRUCT, group))})
-    facts = np.array(sizes, np.int64).reshape(len(rows), columns, 4)
+    reader.struct({_ROW_GROUPS: (_LIST, lambda: reader.items(STRUCT, group))})
+    facts = np.array(sizes, np.int64).reshape(len(rows), columns, 6)
     counts = np.array(rows, np.int64)
-    if (counts < 0).any() or (facts[..., :2] < 0).any():
+    if (counts < 0).any() or (facts[..., :3] < 0).any():
         raise ValueError("rows or bytes below zero")
-    return ParquetChunks(counts, facts[..., 0], facts[..., 1], facts[..., 2], facts[..., 3] > 0)
+    return ParquetChunks(
+        rows=counts,
+        compressed=facts[..., 0],
+        uncompressed=facts[..., 1],
+        starts=facts[..., 2],
+        values=facts[..., 3],
+        has_dictionary=facts[..., 4] > 0,
+        has_delta=facts[..., 5] > 0,
+    )
 
 
-class _Compact:
-    """Reads Thrift's compact protocol from the start; IndexError or ValueError where it is none."""
+class Compact:
+    """Reads Thrift's compact protocol from the start; IndexError or ValueError where it is none.
 
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
+    Attributes:
+        at: How many bytes were read.
+    """
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data, self.at = data, 0
 
     def struct(self, wanted: dict[int, tuple[int, Callable[[], None]]]) -> None:
         """Reads a struct: of each wanted field, by number, its type and what takes it; all others are skipped."""
@@ -113,6 +136,8 @@ class _Compact:
         while head := self._byte():
             kind, delta = head & 15, head >> 4
             number = number + delta if delta else self.number()
+            if not 0 <= number <= _MOST_FIELD:  # pyarrow takes such a one for the field of its last 16 bits
+                raise ValueError(f"a field of the number {number}")
             expected, take = wanted.get(number, (None, None))
             if take is not None and kind == expected:
                 take()
@@ -134,26 +159,26 @@ class _Compact:
 
     def _list_head(self) -> tuple[int, int]:
         head = self._byte()
-        return (head >> 4 if head >> 4 < 15 else self._varint()), head & 15
+        return (head >> 4 if head >> 4 < 15 else self._length()), head & 15
 
     def _skip(self, kind: int) -> None:
-        if kind in (_I16, _I32, _I64):
+        if kind in (_I16, I32, I64):
             self._varint()
         elif kind == _BYTE:
-            self._at += 1
+            self.at += 1
         elif kind == _DOUBLE:
-            self._at += 8
+            self.at += 8
         elif kind == _BINARY:
-            length = self._varint()
-            self._at += length
-        elif kind == _STRUCT:
+            length = self._length()
+            self.at += length
+        elif kind == STRUCT:
             self.struct({})
         elif kind in (_LIST, _SET):
             count, item = self._list_head()
             for _ in range(count):
                 self._skip_item(item)
         elif kind == _MAP:
-            if count := self._varint():
+            if count := self._length():
                 kinds = self._byte()
                 for _ in range(count):
                     self._skip_item(kinds >> 4)
@@ -164,13 +189,19 @@ class _Compact:
     def _skip_item(self, kind: int) -> None:
         if kind in (_TRUE, _FALSE):  # a byte each in a list, none in a field
             kind = _BYTE
-        if self._at >= len(self._data):
+        if self.at >= len(self._data):
             raise IndexError("it ends early")
         self._skip(kind)
 
     def _byte(self) -> int:
-        self._at += 1
-        return self._data[self._at - 1]
+        self.at += 1
+        return self._data[self.at - 1]
+
+    def _length(self) -> int:
+        length = self._varint()
+        if length >> 31:
+            raise ValueError(f"a length of {length}")
+        return length
 
     def _varint(self) -> int:
         value = shift = 0

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.catalog import stores
 from pipelines.catalog.arrow_checks import sound_batch
 from pipelines.catalog.arrow_files import CheckedStream
-from pipelines.catalog.column_files import parquet_footer
+from pipelines.catalog.column_files import fitting_rows, parquet_footer
 from pipelines.catalog.config import NULL_VALUES, USUAL_FILE_RATIO, CatalogError
 from pipelines.catalog.csv_dialect import (
     delimiter_by_name,
@@ -28,6 +28,8 @@ from pipelines.catalog.csv_dialect import (
     sample_lines,
 )
 from pipelines.catalog.limits import within_ratio
+from pipelines.catalog.parquet_footer import read_chunks
+from pipelines.catalog.parquet_pages import checked_parquet
 from pipelines.catalog.schemas import IMAGE_KEYS
 from pipelines.catalog.stores import CatalogFile, iter_bytes, read_head
 from pipelines.catalog.text_encoding import UTF8
@@ -205,7 +207,7 @@ def _stored_rows(file: CatalogFile) -> Iterator[Mapping[str, Any]]:
             if file.format == "parquet":
                 plain = plain if file.compression is None else pa.BufferReader(_unpacked(file))
                 parquet_footer(plain, file.uri, None)  # refuses what holds too much
-                batches = _first_batches(pq.ParquetFile(plain).iter_batches(64))
+                batches = _first_batches(_parquet_batches(plain, file.uri))
             else:
                 if read_head(file.uri, file.compression, 8).startswith(stores.ARROW_FILE_MAGIC):
                     plain.read(8)  # an Arrow file is a stream behind eight bytes of magic
@@ -216,6 +218,16 @@ def _stored_rows(file: CatalogFile) -> Iterator[Mapping[str, Any]]:
         expected = f"expected a whole {file.format} file, found one that cannot be read"
         raise CatalogError(f"{file.uri}: {expected} ({error})") from error
     return iter(rows)
+
+
+def _parquet_batches(source: pa.NativeFile, uri: str) -> Iterator[pa.RecordBatch]:
+    with checked_parquet(source, uri) as (file, pages):
+        chunks = read_chunks(source, uri, file.metadata.num_columns)
+        leaves = range(file.metadata.num_columns)
+        for group in np.flatnonzero(chunks.rows).tolist():
+            size = fitting_rows(source, uri, file, chunks, group, leaves, 64, STORED_BYTES)
+            pages.only(chunks, group)
+            yield from file.iter_batches(size, row_groups=[group])
 
 
 def _unpacked(file: CatalogFile) -> bytes:

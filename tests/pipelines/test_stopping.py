@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,43 +14,41 @@ from pathlib import Path
 import pytest
 
 from index_builder import IndexReader
+from tests.held import Held
 from tests.pipelines.indexing.job import arguments, product, run_job, write_catalog
 
 STOPPED = {
     signal.SIGINT: "interrupted: run the same command again to continue from what is complete",
     signal.SIGTERM: "terminated: run the same command again to continue from what is complete",
 }
-INDEX = r"runs/.*/number/"
+EMBED, INDEX = r"/work/runs/.*/embed/", r"/work/runs/.*/number/"
 WORKERS = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
 
 
 class Job:
-    """The job as a process of its own group, as a terminal starts it."""
+    """The job as a process of its own group, as a terminal starts it, held at the first file of such a name."""
 
-    def __init__(self, folder: Path, *options: str):
-        self.folder = folder
+    def __init__(self, folder: Path, *options: str, held_at: str):
+        self.held = Held(folder, held_at)
         self.log = folder / "stderr.txt"
         command = [sys.executable, "-m", "pipelines.embed_catalog", *arguments(folder, *options)]
         # A shell that runs the tests in the background has them ignore Ctrl-C, and what they start with them.
         heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, start_new_session=True, preexec_fn=heeding
+                command,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=heeding,
+                env=self.held.environment,
             )
-
-    def wait_for(self, pattern: str, where: str = "work/runs") -> None:
-        """Until a file below the folder has a name like that; the job must not end first."""
-        while self.process.poll() is None:
-            found = os.walk(self.folder / where)  # unlike rglob, it minds no folder that goes meanwhile
-            if any(re.search(pattern, os.path.join(folder, name)) for folder, _, names in found for name in names):
-                return
-            time.sleep(0.005)
-        pytest.fail(f"{pattern} did not come: {self.log.read_text()}")
 
     def stop(self, by: signal.Signals) -> str:
         """Signals the whole group, as a terminal does; returns what was printed from then on, log lines left out."""
         before = self.log.stat().st_size
         os.killpg(self.process.pid, by)
+        self.held.release()
         printed, _ = self.process.communicate()
         assert printed == b""
         lines = self.log.read_bytes()[before:].decode().splitlines()
@@ -80,16 +77,16 @@ def shop(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("by", "moment", "options"),
     [
-        (signal.SIGINT, r"lease/\d+.json$", []),
-        (signal.SIGINT, r"runs/.*/embed/", WORKERS),
-        (signal.SIGTERM, r"runs/.*/embed/", []),
+        (signal.SIGINT, r"/work/runs/", []),
+        (signal.SIGINT, EMBED, WORKERS),
+        (signal.SIGTERM, EMBED, []),
         (signal.SIGINT, INDEX, []),
     ],
     ids=["intake and plan", "two workers embed", "SIGTERM", "index"],
 )
 def test_a_stopped_job_says_one_line_and_the_same_command_continues(shop, by, moment, options):
-    job = Job(shop, *options)
-    job.wait_for(moment, "work")
+    job = Job(shop, *options, held_at=moment)
+    job.held.wait_for(job.process)
     assert job.stop(by) == STOPPED[by]
     assert job.process.returncode == 128 + by
     while job.left_alive():
@@ -102,11 +99,12 @@ def test_a_stopped_job_says_one_line_and_the_same_command_continues(shop, by, mo
 
 
 def test_a_job_is_stopped_while_it_loads(shop):
-    job = Job(shop)
+    job = Job(shop, held_at=EMBED)
     libraries = Path(f"/proc/{job.process.pid}/maps")
     while "pyarrow" not in libraries.read_text() and job.process.poll() is None:
         time.sleep(0.005)
-    assert job.stop(signal.SIGINT) == STOPPED[signal.SIGINT]
+    *_, last = job.stop(signal.SIGINT).splitlines()  # it may have come a little further, and warned of something
+    assert last == STOPPED[signal.SIGINT]
     assert job.process.returncode == 130
 
 

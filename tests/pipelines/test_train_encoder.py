@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,7 @@ from pipelines.train_encoder import main
 from tests.encoders.test_image_backbones import save_timm
 from tests.encoders.tiny import save_tiny_bert
 from tests.encoders.training.pairs_files import coloured_rows, picture_bytes, write_pairs
+from tests.held import Held
 
 QUICK = [
     "--training.epochs", "1", "--training.batch_size", "12", "--training.device", "cpu", "--training.progress", "false",
@@ -312,10 +313,12 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(shop, whole_run, tm
     command = [sys.executable, "-m", "pipelines.train_encoder", *of_a_long_run(shop, tmp_path / "out")]
     # A shell that runs the tests in the background has them ignore Ctrl-C, and what they start with them.
     heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=heeding) as process:
-        while not last.is_file() and process.poll() is None:
-            time.sleep(0.02)
+    held = Held(tmp_path, r"/last\.ckpt$")
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, preexec_fn=heeding, env=held.environment) as process:
+        held.wait_for(process)
         process.send_signal(by)
+        held.release()
         _, printed = process.communicate()
     assert process.returncode == (130 if by == signal.SIGINT else -by), printed
     assert last.is_file(), printed

@@ -99,6 +99,56 @@ def _one_list(items: int) -> pa.Table:
     return pa.table({"product_id": _ids(1), "title": tags})
 
 
+def _number(value: int, *, is_signed: bool = True) -> bytes:
+    """A number as Parquet has it in its footer, and in the heads of its pages."""
+    value, data = (value << 1) ^ (value >> 63) if is_signed else value, b""
+    while value > 127:
+        value, data = value >> 7, data + bytes([value & 127 | 128])
+    return data + bytes([value])
+
+
+def _with_column(data: bytes, column: int, *, pages: bytes | None = None, **facts: int) -> bytes:
+    """A Parquet file of one row group, with other pages of its last column, and with other facts in its footer."""
+    length = int.from_bytes(data[-8:-4], "little")
+    body, footer = data[: -8 - length], data[-8 - length : -8]
+    chunk = pq.read_metadata(io.BytesIO(data)).row_group(0).column(column)
+    for name, value in facts.items():
+        footer = footer.replace(_number(getattr(chunk, name)), _number(value))
+    body = body if pages is None else body[: chunk.data_page_offset] + pages
+    return body + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
+def _deltas(values: np.ndarray) -> bytes:
+    """Whole numbers in delta encoding, 32 bits or none for each 32 of them."""
+    deltas, blocks = np.diff(values), b""
+    for block in (deltas[at : at + 128] for at in range(0, len(deltas), 128)):
+        padded = np.full(128, block.min())
+        padded[: len(block)] = block
+        packed = [part.astype("<u4").tobytes() if part.any() else b"" for part in np.split(padded - block.min(), 4)]
+        blocks += _number(int(block.min())) + bytes(32 * bool(part) for part in packed) + b"".join(packed)
+    return b"\x80\x01\x04" + _number(len(values), is_signed=False) + _number(int(values[0])) + blocks
+
+
+def _alike(rows: int, size: int) -> bytes:
+    """Parquet with texts of so many bytes that differ in their last byte, in delta encoding."""
+    one = pa.table({"product_id": _ids(rows), "title": [f"x{row}" for row in range(rows)]})
+    schema = pa.schema([pa.field(name, pa.string(), nullable=False) for name in one.column_names])
+    whole = _parquet(
+        one.cast(schema),
+        use_dictionary=False,
+        column_encoding={"product_id": "PLAIN", "title": "DELTA_BYTE_ARRAY"},
+        write_statistics=False,
+    )
+    prefixes, suffixes = np.full(rows, size), np.ones(rows, np.int64)
+    prefixes[0], suffixes[0] = 0, size
+    page = _deltas(prefixes) + _deltas(suffixes) + b"x" * size + b"y" * (rows - 1)
+    packed = pa.compress(page, "zstd", asbytes=True)
+    head = b"\x15\x00" + b"".join(b"\x15" + _number(len(each)) for each in (page, packed))
+    head += b"\x2c\x15" + _number(rows) + b"\x15\x0e\x15\x06\x15\x06\x00\x00"
+    facts = {"total_uncompressed_size": len(head) + len(page), "total_compressed_size": len(head) + len(packed)}
+    return _with_column(whole, 1, pages=head + packed, **facts)
+
+
 def _sheet(cells: dict[str, str], rows: int) -> bytes:
     import openpyxl
 
@@ -126,6 +176,15 @@ CATALOGS: dict[str, tuple[str, Callable[[int], bytes]]] = {
         "parquet",
         lambda n: _parquet(pa.table(dict.fromkeys(["product_id", "title"], pa.nulls(n * MB, pa.string())))),
     ),
+    "Parquet, pages of more bytes than their column": (
+        "parquet",
+        lambda n: _with_column(_parquet(_texts(2 * n * MB), use_dictionary=False), 1, total_uncompressed_size=100),
+    ),
+    "Parquet, pages of more values than their column": (
+        "parquet",
+        lambda n: _with_column(_parquet(_one_list(10 * n * MB)), 1, num_values=100),
+    ),
+    "Parquet, texts that begin as the one before": ("parquet", lambda n: _alike(500, n * MB)),
     "Arrow, a dictionary": ("arrow", lambda n: _arrow(_one_text(200 * n, MB))),
     "Arrow, views of one text": ("arrow", lambda n: _arrow(_views(200 * n, MB))),
     "Arrow, views of one list": ("arrow", lambda n: _arrow(_list_views(200 * n, 1000))),

@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -87,6 +87,13 @@ class Outcomes:
 def run_apart(
     trials: Iterable[Trial], run: Callable[[Trial], str], *, seconds: float = 60.0
 ) -> list[tuple[Trial, str]]:
+    """As `iter_apart`, all at once."""
+    return list(iter_apart(trials, run, seconds=seconds))
+
+
+def iter_apart(
+    trials: Iterable[Trial], run: Callable[[Trial], str], *, seconds: float = 60.0
+) -> Iterator[tuple[Trial, str]]:
     """Runs trials one after the other in a child process; a new one goes on behind a trial that ended it.
 
     Args:
@@ -94,11 +101,9 @@ def run_apart(
         seconds: A trial that takes longer is killed, and its outcome is `hang`.
     """
     waiting = list(trials)
-    found: list[tuple[Trial, str]] = []
     while waiting:
-        for outcome in _in_child(waiting, run, seconds):
-            found.append((waiting.pop(0), outcome))
-    return found
+        for outcome in _in_child(list(waiting), run, seconds):
+            yield waiting.pop(0), outcome
 
 
 def _in_child(trials: Sequence[Trial], run: Callable[[Trial], str], seconds: float) -> Iterable[str]:

@@ -15,16 +15,17 @@ from pathlib import Path
 from random import Random
 
 from index_builder import publish
-from tests.reliability.trials import Outcomes, damaged, run_apart, run_command
+from tests.reliability.trials import Outcomes, damaged, iter_apart, run_apart, run_command
 
 ALLOWED = frozenset({"healed", "refused, then healed"})
 PRODUCTS = 120
 
 
-def run(trials: int, seed: int) -> Outcomes:
+def run(trials: int, seed: int, kept: Path | None = None) -> Outcomes:
     """So many damages, each of a fresh copy of the folder."""
     logging.disable()
-    outcomes = Outcomes(ALLOWED)
+    outcomes = Outcomes(ALLOWED, kept=kept)
+    waiting = [trial for trial in range(trials) if ("work folder", repr(trial)) not in outcomes.done]
     with tempfile.TemporaryDirectory(prefix="shelfmark-reliability-") as folder:
         shop, made = Path(folder, "shop"), Path(folder, "made")
 
@@ -68,7 +69,7 @@ def run(trials: int, seed: int) -> Outcomes:
                 return f"published {result.version} in place of {version} after damage to {chosen}"
             return f"refused, then healed: {said}" if said else "healed"
 
-        for trial, outcome in run_apart(range(trials), attempt, seconds=600):
+        for trial, outcome in iter_apart(waiting, attempt, seconds=600):
             outcomes.add("work folder", trial, outcome)
     return outcomes
 

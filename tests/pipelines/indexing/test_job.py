@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +29,7 @@ from pipelines.indexing.job import run_and_report
 from pipelines.indexing.progress import summary_lines
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.work_folder import LeaseHeldError, LeaseLostError, WorkLease
+from tests.held import Held
 from tests.pipelines.images.image_server import Request, image_server
 from tests.pipelines.indexing.job import TOLD, arguments, index_files, product, run_job, version_files, write_catalog
 
@@ -240,11 +240,10 @@ def test_a_killed_run_goes_on_and_makes_the_same_bytes(tmp_path):
     rows = [product(number) for number in range(800)]
     write_catalog(tmp_path / "catalog", rows)
     command = [sys.executable, "-m", "pipelines.embed_catalog", *arguments(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    held = Held(tmp_path, r"/work/embeddings/.*/[^.][^/]*\.json$", count=4)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=held.environment)
     embeddings = tmp_path / "work" / "embeddings"
-    while len(list(embeddings.glob("*/*.json"))) < 4:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.005)
+    held.wait_for(process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "index" / "CURRENT").exists()

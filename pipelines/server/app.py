@@ -173,7 +173,7 @@ def create_app(config: ServerJobConfig, indexes: dict[str, ServedIndex]) -> ASGI
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:  # the gate logs it
-        return _error(500, *_FAILED)
+        return _error(500, "failed", "the server failed on this request; its log says more")
 
     outer: ASGIApp = _Searches(app, answers)
     if config.server.allowed_origins:
@@ -292,7 +292,7 @@ class _Gate:
             await refuse(504, "too_slow", text)
         except Exception:
             log.exception("a request failed")
-            await refuse(500, *_FAILED)
+            await refuse(500, "failed", "the server failed on this request; its log says more")
         finally:
             self._running -= 1
             self._metrics.running.set(self._running)
@@ -366,7 +366,6 @@ def _first_fault(errors: Any) -> str:
     return f"{where or 'request'}: {first['msg']}"
 
 
-_FAILED = ("failed", "the server failed on this request; its log says more")
 _SEARCH_BODY = {
     "requestBody": {
         "required": True,

@@ -35,6 +35,8 @@ from pipelines.server.served import open_indexes
 
 PRODUCTS, WIDTH, REPORT_HEIGHT, PAGE_HEIGHT = 600, 1000, 1240, 760
 QUERY = "striped blue mug"
+PRICES = {"worker_hour": 0.34, "gb_month": 0.023, "thousand_requests": 0.005}
+"""What eight cores and an object store cost about."""
 
 
 def faulty_night(rows: list[dict]) -> list[dict]:
@@ -57,7 +59,8 @@ def run(folder: Path, *options: str) -> str:
     """One night; the folder of its version."""
     uris = [f"--{key}.uri={folder / key}" for key in ("catalog", "work", "index")]
     canaries = f"--gates.canaries={folder / 'canaries.yaml'}"
-    given = [*uris, canaries, "--index.factory=OPQ32_128,IVF8,PQ32x4", "--index.thumbnails=true", *options]
+    prices = [f"--plan.prices.{name}={price}" for name, price in PRICES.items()]
+    given = [*uris, canaries, *prices, "--index.factory=OPQ32_128,IVF8,PQ32x4", "--index.thumbnails=true", *options]
     command = load_job_config(["--config", "demo", *given])
     return job.run_job(CatalogSource(command.config), command.pipeline_options)[0].uri
 
@@ -80,17 +83,19 @@ def served(index_uri: str) -> Iterator[str]:
 
 
 def picture(browser: Browser, address: str, height: int, ready: str) -> Image.Image:
-    """What a page shows once an element is there and its pictures have come."""
+    """What a page shows once an element is there and its pictures have come, the second time that it is looked at."""
     page = browser.new_page(viewport={"width": WIDTH, "height": height})
     page.goto(address)
+    page.wait_for_selector(ready)
+    page.reload()
     page.wait_for_selector(ready)
     page.wait_for_load_state("networkidle")
     return Image.open(io.BytesIO(page.screenshot()))
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """As a small PNG of 96 colours."""
-    image.convert("RGB").quantize(96).save(path, optimize=True)
+    """As a small PNG of 160 colours."""
+    image.convert("RGB").quantize(160).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -112,9 +117,11 @@ def main() -> None:
         run(folder)
         pq.write_table(pa.Table.from_pylist(faulty_night(rows), schema=table.schema), catalog / "part.parquet")
         report = Path(run(folder, "--index.publish", "ask")) / "report.html"
+        shown = folder / "shown.html"  # as if the index lay where a shop would have it
+        shown.write_text(report.read_text().replace(name, "/srv/shop"))
         with sync_playwright() as playwright, served(str(folder / "index")) as address:
             browser = playwright.chromium.launch(executable_path=given.chromium, args=["--no-sandbox"])
-            save(picture(browser, report.resolve().as_uri(), REPORT_HEIGHT, "body"), given.out / "report.png")
+            save(picture(browser, shown.as_uri(), REPORT_HEIGHT, "body"), given.out / "report.png")
             of_query = f"{address}/?q={QUERY.replace(' ', '+')}"
             save(picture(browser, of_query, PAGE_HEIGHT, "#answers img"), given.out / "search_page.png")
             browser.close()

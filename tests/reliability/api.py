@@ -3,20 +3,26 @@
     python -m tests.reliability.api --trials 10000
 
 Schemathesis draws them from `/openapi.json`: valid values, values of other types, keys that are not there, bodies that
-are none. Half of the calls are searches; into many of them go things that exist (products, columns, vectors as long as
-the version's), so that they come as far as the index. Every answer must be what the schema says of its status.
+are none. Half of the calls are searches. Into half of all go things that exist: products, rows, versions, columns,
+vectors as long as the version's, pictures of some formats whole and damaged; so that they come as far as the index.
+Every answer must be what the schema says of its status, and a route that never answers 2xx is a loss.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pyarrow as pa
+import pyarrow.parquet as pq
 import requests
 import schemathesis
 from hypothesis import strategies as st
+from PIL import Image
 from schemathesis import APIOperation, Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.failures import Failure, FailureGroup
@@ -27,7 +33,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from pipelines.server.config import ServerConfig, ServerJobConfig
-from tests.pipelines.indexing.job import product, run_job, write_catalog
+from tests.pipelines.indexing.job import SCHEMA, product, run_job
 from tests.pipelines.server.on_thread import served
 from tests.reliability.trials import Outcomes, run_command
 
@@ -45,6 +51,7 @@ SEEN = {
     "image_weight": st.floats(0, 1),
     "explain": st.booleans(),
 }
+PRODUCTS = 60
 SECONDS = 300.0
 """Longest time of a call: a busy machine is no finding."""
 _OF_QUERIES = ("text", "product_id", "vector", "image", "image_url")
@@ -55,18 +62,66 @@ def searches(dim: int) -> st.SearchStrategy[dict[str, Any]]:
     vectors = st.lists(st.floats(-1, 1, width=32), min_size=dim, max_size=dim)
     queries = {name: SEEN[name] for name in _OF_QUERIES if name in SEEN} | {"vector": vectors}
     query = st.one_of(*(st.fixed_dictionaries({name: values}) for name, values in queries.items()))
-    others = {name: values for name, values in SEEN.items() if name not in queries}
-    return st.tuples(query, st.fixed_dictionaries({}, optional=others)).map(lambda both: both[0] | both[1])
+    return st.tuples(query, _OTHERS).map(lambda both: both[0] | both[1])
+
+
+_OTHERS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {}, optional={name: values for name, values in SEEN.items() if name not in _OF_QUERIES}
+)
+
+
+def picture(kind: str, width: int, height: int, colour: tuple[int, int, int], damage: int) -> bytes:
+    """A picture file; of a `damage` of 1 to 9 its last tenths are missing."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(file, kind)
+    return file.getvalue()[: len(file.getvalue()) * (10 - damage) // 10]
+
+
+PICTURES = st.builds(
+    picture,
+    st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP"]),
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.tuples(*[st.integers(0, 255)] * 3),
+    st.sampled_from([0, 0, 0, 0, 0, 0, 1, 5]),
+)
+
+
+def usual(dim: int, versions: list[str]) -> dict[str, st.SearchStrategy[dict[str, Any]]]:
+    """By path, parts of calls that mostly can be answered."""
+    where = {"index": st.just("main"), "version": st.sampled_from(versions)}
+    rows = st.fixed_dictionaries({"path_parameters": st.fixed_dictionaries(where | {"row": st.integers(0, PRODUCTS)})})
+    asked = st.fixed_dictionaries({"query": st.fixed_dictionaries({}, optional=where)})
+    upload = st.fixed_dictionaries({"image": PICTURES}, optional={"query": _OTHERS.map(json.dumps)})
+    of_id = st.fixed_dictionaries({"product_id": SEEN["product_id"]})
+    return {
+        "/search": _with_body(searches(dim), "application/json"),
+        "/search/upload": _with_body(upload, "multipart/form-data"),
+        "/pictures/{index}/{version}/{row}": rows,
+        "/thumbnails/{index}/{version}/{row}": rows,
+        "/thumbnail/{product_id}": st.tuples(asked, of_id).map(lambda both: both[0] | {"path_parameters": both[1]}),
+        "/facets": asked,
+        "/versions": asked.map(lambda parts: {"query": {"index": "main"} if parts["query"] else {}}),
+    }
+
+
+def _with_body(bodies: st.SearchStrategy[dict[str, Any]], media_type: str) -> st.SearchStrategy[dict[str, Any]]:
+    return bodies.map(lambda body: {"body": body, "media_type": media_type})
 
 
 def call(url: str, trials: int, seed: int, dim: int) -> Outcomes:
     """Calls every operation of the server at an address; half of the calls are searches."""
     outcomes = Outcomes(frozenset({"2xx", "4xx"}))
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    parts = usual(dim, [each["version"] for each in requests.get(f"{url}/versions", timeout=SECONDS).json()])
     operations = sorted((found.ok() for found in schema.get_all_operations()), key=lambda each: each.path == "/search")
-    for operation in operations[:-1]:  # those without parameters have few calls that differ
-        _call(operation, max(1, trials // 2 // len(operations)), seed, outcomes, st.none())
-    _call(operations[-1], trials - outcomes.trials, seed, outcomes, searches(dim))
+    others = max(1, trials // 2 // len(operations))
+    for number, operation in enumerate(operations, start=1):
+        calls = others if number < len(operations) else trials - outcomes.trials
+        _call(operation, calls, seed, outcomes, parts.get(operation.path, st.just({})))
+    for name, counts in outcomes.counts.items():
+        if not counts["2xx"]:
+            outcomes.losses.append((name, "all", "never answered 2xx"))
     return outcomes
 
 
@@ -75,27 +130,35 @@ def _call(
     calls: int,
     seed: int,
     outcomes: Outcomes,
-    usual: st.SearchStrategy[dict[str, Any] | None],
+    usual: st.SearchStrategy[dict[str, Any]],
 ) -> None:
-    """Calls one operation so often, with bodies that the schema makes up or, where there are any, `usual` ones."""
+    """Calls one operation so often, as the schema makes it up or with `usual` parts in place of drawn ones."""
     modes = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
     drawn = st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in modes))
 
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=calls,
-        deadline=None,
-        database=None,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-    @hypothesis.given(case=drawn, body=st.one_of(st.none(), usual))
-    def ask(case: Case, body: dict[str, Any] | None) -> None:
-        if body is not None:
-            case.body, case.media_type = body, "application/json"
-        outcomes.add(f"{operation.method.upper()} {operation.path}", case.as_curl_command(), _answered(case))
+    # Operations without parameters have few calls that differ: they are asked again, until there are so many.
+    before = -1
+    while calls > 0 and before != calls:
+        before = calls
 
-    ask()
+        @hypothesis.seed(seed)
+        @hypothesis.settings(
+            max_examples=calls,
+            deadline=None,
+            database=None,
+            phases=[hypothesis.Phase.generate],
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(case=drawn, parts=st.one_of(st.just({}), usual))
+        def ask(case: Case, parts: dict[str, Any]) -> None:
+            nonlocal calls
+            for name, value in parts.items():
+                setattr(case, name, value)
+            outcomes.add(f"{operation.method.upper()} {operation.path}", case.as_curl_command(), _answered(case))
+            calls -= 1
+
+        ask()
+        seed += 1
 
 
 def _answered(case: Case) -> str:
@@ -111,11 +174,23 @@ def _answered(case: Case) -> str:
 
 
 def run(trials: int, seed: int) -> Outcomes:
-    """Over a server of 60 products."""
+    """Over a server of 60 products in two versions, with thumbnails and with pictures of its own."""
     with tempfile.TemporaryDirectory(prefix="shelfmark-api-") as name:
-        write_catalog(Path(name) / "catalog", [product(number) for number in range(60)])
-        run_job(Path(name), "--index.factory", "auto", "--catalog.group_field", "title")
-        config = ServerConfig(indexes={"main": str(Path(name) / "index")}, timeout_seconds=SECONDS)
+        folder = Path(name)
+        options = ["--index.factory=auto", "--catalog.group_field=title", "--index.thumbnails=32"]
+        options += ["--catalog.display_fields=[title, price, photo]"]
+        (folder / "photos").mkdir()
+        rows = [product(number) | {"photo": f"{number}.png"} for number in range(PRODUCTS)]
+        for row in rows:
+            (folder / "photos" / row["photo"]).write_bytes(row["image"]["bytes"])
+        for own in (rows[:-5], rows):
+            (folder / "catalog").mkdir(exist_ok=True)
+            table = pa.Table.from_pylist(own, schema=SCHEMA.append(pa.field("photo", pa.string())))
+            pq.write_table(table, folder / "catalog" / "part.parquet")
+            run_job(folder, *options)
+        config = ServerConfig(
+            indexes={"main": str(folder / "index")}, timeout_seconds=SECONDS, image_root=str(folder / "photos")
+        )
         with served(ServerJobConfig(server=config)) as url:
             return call(url, trials, seed, dim=16)
 

@@ -50,7 +50,7 @@ function element(name, attributes = {}, ...children) {
 
 const TITLES = ["title", "name", "product_title", "product_name", "prod_name"];
 const titleOf = (hit) => { const name = TITLES.find((each) => typeof hit.columns[each] === "string" && hit.columns[each].trim()); return name ? hit.columns[name] : hit.product_id; };
-const shown = (value) => Array.isArray(value) ? value.join(", ") : typeof value === "number" && !Number.isInteger(value) ? String(Math.round(value * 100) / 100) : String(value);
+const shown = (value) => Array.isArray(value) ? value.join(", ") : typeof value === "number" && !Number.isInteger(value) ? value.toFixed(2) : String(value);
 
 function picture(hit, title) {
   const box = element("div", { class: "picture" });
@@ -68,7 +68,8 @@ function picture(hit, title) {
 function factsOf(hit, ...without) {
   const facts = element("div", { class: "facts" });
   const rest = Object.entries(hit.columns).filter(([name, value]) => value !== null && value !== "" && !TITLES.includes(name) && !without.includes(name) && !/^(image|picture|photo)/.test(name) && String(value).length < 80).slice(0, 4);
-  rest.forEach(([name, value], number) => facts.append(...(number ? [" · "] : []), element("b", { title: name }, shown(value))));
+  // A word says of itself what it is; a number does not.
+  rest.forEach(([name, value], number) => facts.append(...(number ? [" · "] : []), ...(typeof value === "string" ? [] : [`${name.replaceAll("_", " ")} `]), element("b", { title: name }, shown(value))));
   return facts;
 }
 
@@ -169,7 +170,7 @@ async function search(more = false) {
     $("more").hidden = !found.more;
     if (more && cards.length) cards[0].querySelector("button").focus();
     if (!found.hits.length && !more) say(ask.filter ? "Nothing passes these filters. Take one away." : "Nothing was found.");
-    else say(`${state.offset + found.hits.length}${found.more ? " and more" : ""}, in ${(found.encode_ms + found.search_ms).toFixed(1)} ms (${found.search_ms.toFixed(1)} of them the index)`);
+    else say(`${found.more ? "The first " : ""}${state.offset + found.hits.length}, in ${(found.encode_ms + found.search_ms).toFixed(1)} ms (the index: ${found.search_ms.toFixed(1)} ms)`);
     if (found.version !== index.version) await loadIndexes();
   } catch (error) {
     if (number !== state.asked) return;
@@ -299,7 +300,7 @@ async function compareQueries() {
   const table = $("overlaps");
   table.querySelector("tbody").replaceChildren(...found.map((each) => element("tr", {},
     element("td", {}, element("button", { type: "button", onclick: () => sideBySide(each, left, right) }, each.text)),
-    ...[each.both, each.move.toFixed(1), each.fresh, each.lost].map((value) => element("td", {}, String(value))))));
+    ...[each.both, each.both ? each.move.toFixed(1) : "–", each.fresh, each.lost].map((value) => element("td", {}, String(value))))));
   table.hidden = false;
   sideBySide(found[0], left, right);
 }

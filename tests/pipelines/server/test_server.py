@@ -31,7 +31,6 @@ from pipelines.server.run import serve as serve_config
 from pipelines.server.served import open_indexes
 from tests.encoders.tiny import save_tiny_encoder
 from tests.pipelines.indexing.job import product, run_job, write_catalog
-from tests.pipelines.server.on_thread import served
 from tests.reliability import api
 
 
@@ -307,9 +306,8 @@ def test_ten_flips_between_two_encoders_no_query_meets_vectors_of_another(folder
     assert set(seen) == {before, after}
 
 
-def test_calls_that_the_schema_makes_up_are_never_the_servers_fault(folder):
-    with served(config_of(folder)) as url:
-        outcomes = api.call(url, 200, seed=1, dim=16)
+def test_calls_that_the_schema_makes_up_are_never_the_servers_fault():
+    outcomes = api.run(200, seed=1)
     assert not outcomes.losses
     assert outcomes.trials == 200
     assert outcomes.counts["POST /search"]["2xx"] > 20

@@ -18,8 +18,9 @@ import torch
 from torch.nn import functional
 
 from encoders.config import ModelName, Precision
+from encoders.folded_norms import fold_norms, prepack_folded
 from encoders.image_decoding import AnyImage
-from encoders.image_tower import ClipTextTower
+from encoders.image_tower import ClipTextTower, ImageTower
 from encoders.model import EncoderModel, EncoderParts
 from encoders.precision import apply_precision
 from encoders.prepacking import prepack_layers, prepacking_helps
@@ -61,6 +62,8 @@ class ProductEncoder:
         self.uses_text = architecture.uses_text
         self.text_is_fallback = architecture.text_is_fallback
         self.uses_images = architecture.uses_images
+        if not compiled:
+            fold_towers(model, device)
         self._model = move_towers(model, device, precision)
         if not compiled:
             prepack_towers(model, device)
@@ -221,13 +224,26 @@ def move_towers(model: EncoderModel, device: torch.device, precision: Precision)
     return model.eval()
 
 
+def fold_towers(model: EncoderModel, device: torch.device) -> None:
+    """Has a convolutional image tower run without batch norms on a CPU (`folded_norms`); it is in float32 yet."""
+    if model.image is not None and device.type == "cpu":
+        fold_norms(model.image)
+
+
 def prepack_towers(model: EncoderModel, device: torch.device) -> None:
     """Has the product side's towers keep their weights as this device multiplies them fastest (`prepacking`)."""
     for tower in (model.document_text, model.clip_text, model.image):
-        if tower is not None and prepacking_helps(next(tower.parameters()).dtype, device):
-            if not isinstance(tower, TextTower):
-                tower.prepack_blocks()
-            prepack_layers(tower)
+        if tower is not None:
+            prepack_tower(tower, device)
+
+
+def prepack_tower(tower: TextTower | ClipTextTower | ImageTower, device: torch.device) -> None:
+    """The same for one tower, which is only ever run from now on."""
+    prepack_folded(tower)
+    if prepacking_helps(next(tower.parameters()).dtype, device):
+        if not isinstance(tower, TextTower):
+            tower.prepack_blocks()
+        prepack_layers(tower)
 
 
 def _text_runners(

@@ -11,6 +11,9 @@ The digest is that of the tower's weights below its projection, and of the data:
 a folder of its own (`training.vectors`) the data are the texts and images themselves, so that other runs find them too:
 a second model of the same towers starts at once.
 
+They are computed as a night computes them (`encoders.tower_features`): packed texts, one thread a batch, side by side.
+Threads that share the operations of a small network wait for each other longer than they compute.
+
 Legend: B queries, P products, D fused dimension, Dt and Di widths of text and image vectors.
 
 With `chunk_rows` a tower runs over so many texts or images at a time and keeps no activations; they are made anew when
@@ -21,11 +24,12 @@ under Memory Limited Setup").
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,18 +38,25 @@ from rich.progress import track
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from encoders.encoder import prepack_tower
 from encoders.errors import EncoderConfigError, TrainingError
+from encoders.folded_norms import fold_norms
 from encoders.image_tower import ClipTextTower, ImageTower
 from encoders.model import EncoderModel
+from encoders.precision import apply_precision
+from encoders.preprocessing import ImagePreprocessing
+from encoders.running import Lanes, Placement
 from encoders.text_tower import TextTower
+from encoders.tokenizers import TextTokenizer
+from encoders.tower_features import TowerFeatures
 from encoders.training.batches import InputMaker, ProductInputs, QueryInputs, StoredVectors
 from encoders.training.config import Part, TrainingConfig
 from encoders.training.images import EncodedImages
 from encoders.training.pairs import TrainingPairs
 
 _Tower = TextTower | ImageTower | ClipTextTower
-_ROWS_ON_CPU = 32
-"""Of a batch whose vectors are kept: the activations of more leave the caches, at several times the time."""
+_TEXTS_AT_A_TIME, _IMAGES_AT_A_TIME = 4096, 256
+"""That a frozen tower is given together: tokens are small, pixels are not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,7 +221,8 @@ def store_frozen(
     """Runs the towers of `model` of which no weight learns over what they will be asked for, into files of `folder`.
 
     Args:
-        model: With the gradients of what does not learn switched off; it stays on `device`.
+        model: With the gradients of what does not learn switched off.
+        batch_size: Of what a GPU is given; on CPUs batches are a night's.
         shared: Whether other runs read the folder too.
         mixed: In bfloat16, as the training.
 
@@ -221,41 +233,58 @@ def store_frozen(
     Raises:
         TrainingError: A tower gives a vector that is not finite.
     """
-    stored, data = {}, f"{pairs.digest()}, {mixed}"
-    if device.type == "cpu":
-        batch_size = min(batch_size, _ROWS_ON_CPU)
-    for name, tower, rows, count, batches in _work(model, pairs, make, batch_size):
+    stored, precision = {}, "bfloat16" if mixed else "float32"
+    data, placement = f"{pairs.digest()}, {precision}", Placement(device, batch_size)
+    for work in _work(model, pairs, make):
         if shared:
-            data = f"{_content(name, pairs)}, {_shape(name, model)}, {mixed}"
-        path = folder / f"{'image' if shared and 'image' in name else name}-{_digest(tower, data)}.npy"
+            data = f"{_content(work.name, pairs)}, {_shape(work.name, model)}, {precision}"
+        known_as = "image" if shared and "image" in work.name else work.name
+        path = folder / f"{known_as}-{_digest(work.tower, data)}.npy"
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            title, console = name.replace("_", " "), Console(stderr=True)
-            what, total = f"{title}: vectors of a tower that does not learn", -(-count // batch_size)
+            if device.type == "cpu" and placement.lanes is None:
+                placement = placement._replace(lanes=Lanes())
+            tower = copy.deepcopy(work.tower).eval().to(device)
+            if device.type == "cpu":
+                fold_norms(tower)
+            prepack_tower(apply_precision(tower, precision), device)
+            features = TowerFeatures(tower, "", placement, reads=work.reads)
+            title, console = work.name.replace("_", " "), Console(stderr=True)
             hidden = not (progress and console.is_terminal)
-            shown = track(batches, what, total=total, console=console, transient=True, disable=hidden)
-            model.to(device)
-            _write(path, tower, rows, shown, device, mixed)
-            say(f"{title}: {count:,} vectors computed once, their tower does not learn")
-        stored[name] = StoredVectors(path)
+            what = f"{title}: vectors of a tower that does not learn"
+            shown = track(work.blocks, what, total=work.total, console=console, transient=True, disable=hidden)
+            _write(path, features, work.rows, shown)
+            say(f"{title}: {work.count:,} vectors computed once, their tower does not learn")
+        stored[work.name] = StoredVectors(path)
     return stored
 
 
-def _work(
-    model: EncoderModel, pairs: TrainingPairs, make: InputMaker, batch_size: int
-) -> Iterator[tuple[str, _Tower, int, int, Iterator[Any]]]:
-    """Of each tower that does not learn: name, itself, rows of its file, how many are computed, and their batches."""
+class _Work(NamedTuple):
+    """A tower that does not learn, and what it is asked for.
 
-    def of_texts(name: str, texts: list[str | None], distinct: np.ndarray, first: np.ndarray) -> Iterator[Any]:
-        for start in range(0, len(distinct), batch_size):
-            chosen = slice(start, start + batch_size)
-            yield distinct[chosen], make.tokens(name, [texts[row] for row in first[chosen]])
+    `rows` of its file, `count` of which it computes, in `total` blocks: the rows, and their texts or pixels.
+    """
+
+    name: str
+    tower: _Tower
+    reads: TextTokenizer | ImagePreprocessing | None
+    rows: int
+    count: int
+    total: int
+    blocks: Iterator[tuple[np.ndarray, list[str] | np.ndarray]]
+
+
+def _work(model: EncoderModel, pairs: TrainingPairs, make: InputMaker) -> Iterator[_Work]:
+    def of_texts(texts: list[str | None], distinct: np.ndarray, first: np.ndarray) -> Iterator[Any]:
+        for start in range(0, len(distinct), _TEXTS_AT_A_TIME):
+            chosen = slice(start, start + _TEXTS_AT_A_TIME)
+            yield distinct[chosen], [texts[row] or "" for row in first[chosen]]
 
     def of_images(encoded: EncodedImages, present: np.ndarray) -> Iterator[Any]:
-        for start in range(0, len(present), batch_size):
-            rows = present[start : start + batch_size]
+        for start in range(0, len(present), _IMAGES_AT_A_TIME):
+            rows = present[start : start + _IMAGES_AT_A_TIME]
             pixels, readable = make.pixels(encoded, rows, keep=False)  # nobody asks again
-            yield rows[readable.numpy()], (pixels[readable],)
+            yield rows[readable.numpy()], pixels[readable].numpy()
 
     products = pairs.products
     document = None if pairs.hides_texts else model.document_text
@@ -267,31 +296,32 @@ def _work(
         distinct, first = np.unique(keys, return_index=True)  # each text once, at the row of its key
         first, distinct = first[distinct >= 0], distinct[distinct >= 0]
         if tower is not None and not _features_learn(tower) and len(distinct):
-            yield name, tower, int(distinct[-1]) + 1, len(distinct), of_texts(name, texts, distinct, first)
-    if model.image is None or _features_learn(model.image):
+            total, blocks = -(-len(distinct) // _TEXTS_AT_A_TIME), of_texts(texts, distinct, first)
+            yield _Work(name, tower, make.tokenizer(name), int(distinct[-1]) + 1, len(distinct), total, blocks)
+    if model.image is None or model.architecture.clip is None or _features_learn(model.image):
         return
+    reads = model.architecture.clip.preprocessing
     for name, encoded in (("product_image", products.images), ("query_image", pairs.query_images)):
         if encoded is not None and (present := np.flatnonzero(encoded.present())).size:
-            yield name, model.image, len(encoded), len(present), of_images(encoded, present)
+            total, blocks = -(-len(present) // _IMAGES_AT_A_TIME), of_images(encoded, present)
+            yield _Work(name, model.image, reads, len(encoded), len(present), total, blocks)
 
 
-def _write(path: Path, tower: _Tower, rows: int, batches: Iterable[Any], device: torch.device, mixed: bool) -> None:
+def _write(path: Path, features: TowerFeatures, rows: int, blocks: Iterable[Any]) -> None:
     """Writes under another name and moves into place."""
     staged = path.with_suffix(".part")
-    vectors = np.lib.format.open_memmap(staged, mode="w+", dtype=np.float32, shape=(rows, tower.feature_dim))
+    vectors = np.lib.format.open_memmap(staged, mode="w+", dtype=np.float32, shape=(rows, features.dim))
     vectors[:] = np.nan
-    tower.eval()
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-        for chosen, inputs in batches:
-            if not len(chosen):
-                continue
-            found = tower.features(*(tensor.to(device) for tensor in inputs)).float().cpu().numpy()
-            if not np.isfinite(found).all():
-                raise TrainingError(
-                    f"the tower of {path.name} gives vectors that are not finite: expected numbers; look at the "
-                    "encoder that training started from"
-                )
-            vectors[chosen] = found
+    for chosen, items in blocks:
+        if not len(chosen):
+            continue
+        found = features.run(items)
+        if not np.isfinite(found).all():
+            raise TrainingError(
+                f"the tower of {path.name} gives vectors that are not finite: expected numbers; look at the "
+                "encoder that training started from"
+            )
+        vectors[chosen] = found
     vectors.flush()
     staged.replace(path)
 

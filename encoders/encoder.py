@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from encoders.config import ModelName, Precision
+from encoders.folded_norms import fold_norms, prepack_folded
 from encoders.image_decoding import AnyImage
 from encoders.image_tower import ClipTextTower
 from encoders.kept_vectors import KeptTower, KeptVectors
@@ -62,6 +63,8 @@ class ProductEncoder:
         self.uses_text = architecture.uses_text
         self.text_is_fallback = architecture.text_is_fallback
         self.uses_images = architecture.uses_images
+        if not compiled:
+            fold_towers(model, device)
         self._model = move_towers(model, device, precision)
         if not compiled:
             prepack_towers(model, device)
@@ -195,6 +198,9 @@ class QueryEncoder(BaseQueryEncoder):
         self.parts = architecture.parts
         self._model = move_towers(model, device, "float32")
         self._device = device
+        if kept is not None:
+            fold_towers(self._model, device)  # as the product side's, so that both know what either saw
+            prepack_towers(self._model, device)
         placement = Placement(device, batch_size)
         self._texts: Sequence[TextRunner | KeptTower]
         self._texts = _text_runners(model.query_text, model.clip_text, parts, placement)
@@ -237,10 +243,19 @@ def move_towers(model: EncoderModel, device: torch.device, precision: Precision)
     return model.eval()
 
 
+def fold_towers(model: EncoderModel, device: torch.device) -> None:
+    """Has a convolutional image tower run without batch norms on a CPU (`folded_norms`); it is in float32 yet."""
+    if model.image is not None and device.type == "cpu":
+        fold_norms(model.image)
+
+
 def prepack_towers(model: EncoderModel, device: torch.device) -> None:
     """Has towers that are only ever run keep their weights as this device multiplies them fastest (`prepacking`)."""
     for tower in (model.document_text, model.query_text, model.clip_text, model.image):
-        if tower is not None and prepacking_helps(next(tower.parameters()).dtype, device):
+        if tower is None:
+            continue
+        prepack_folded(tower)
+        if prepacking_helps(next(tower.parameters()).dtype, device):
             if not isinstance(tower, TextTower):
                 tower.prepack_blocks()
             prepack_layers(tower)

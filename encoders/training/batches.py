@@ -46,7 +46,7 @@ class ProductInputs:
     """P products.
 
     Attributes:
-        tokens: For the tower of the product side's texts.
+        tokens: For the tower of the product side's texts; None where no product has one.
         has_text: bool `[P]`.
         pixels: uint8 `[P, 3, S, S]`, zeros where missing; None for a model without images.
         has_image: bool `[P]`.
@@ -184,9 +184,10 @@ class InputMaker:
     ) -> ProductInputs:
         """The inputs of P products, at `rows` of the images of all."""
         pixels, image_vectors, has_image = self._image_inputs("product_image", images, rows)
+        has_text = torch.tensor([text is not None for text in texts])
         return ProductInputs(
-            tokens=self.tokens("product_text", texts),
-            has_text=torch.tensor([text is not None for text in texts]),
+            tokens=self.tokens("product_text", texts) if has_text.any() else None,
+            has_text=has_text,
             pixels=pixels,
             has_image=has_image,
             text_vectors=self._vectors("product_text", text_keys),

@@ -33,7 +33,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from encoders.config import Precision
-from encoders.encoder import move_towers, prepack_towers
+from encoders.encoder import fold_towers, move_towers, prepack_towers
 from encoders.errors import EncoderConfigError
 from encoders.image_decoding import image_digest
 from encoders.image_tower import ClipTextTower
@@ -47,8 +47,8 @@ from encoders.training.config import Part, TrainingConfig
 from encoders.training.images import EncodedImages
 from encoders.training.pairs import TrainingPairs
 
-_AT_A_TIME = 512
-"""Texts, or decoded images, that a tower is given together."""
+_TEXTS_AT_A_TIME, _IMAGES_AT_A_TIME = 4096, 256
+"""That a frozen tower is given together: tokens are small, pixels are not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,18 +229,21 @@ def store_frozen(
     if not asked:
         return stored
     precision: Precision = "bfloat16" if mixed else "float32"
-    copied = replace(parts, model=move_towers(copy.deepcopy(parts.model), device, precision))
-    prepack_towers(copied.model, device)
+    model = copy.deepcopy(parts.model)
+    fold_towers(model, device)
+    copied = replace(parts, model=move_towers(model, device, precision))
+    prepack_towers(model, device)
     placement = Placement(device, batch_size, Lanes() if device.type == "cpu" else None)
     for name, part, count, inputs in asked:
         tower = kept.tower(TowerFeatures(copied, part, precision=precision, placement=placement))
         known, title, console = len(tower), name.replace("_", " "), Console(stderr=True)
         see = partial(_see_images, tower, inputs, make) if part == "image" else partial(_see_texts, tower, inputs)
-        starts = range(0, count, _AT_A_TIME)
+        at_a_time = _IMAGES_AT_A_TIME if part == "image" else _TEXTS_AT_A_TIME
+        starts = range(0, count, at_a_time)
         what = f"{title}: vectors of a tower that does not learn"
         hidden = not (progress and console.is_terminal)
         shown = track(starts, what, total=len(starts), console=console, transient=True, disable=hidden)
-        rows = np.concatenate([see(slice(start, min(start + _AT_A_TIME, count))) for start in shown])
+        rows = np.concatenate([see(slice(start, min(start + at_a_time, count))) for start in shown])
         kept.save()
         if (rows >= 0).any():
             stored[name] = StoredVectors(tower.paths, rows)

@@ -11,6 +11,7 @@ import torch
 
 from encoders import CheckpointError, EncoderConfig, FusionSpec, TowerSpec, load_product_encoder
 from encoders.checkpoint import file_sha256
+from encoders.saved_encoder import resolve_encoder
 from encoders.starter_weights import LITE0, convert, lite0_folder
 from tests.encoders.tiny import random_picture
 
@@ -37,7 +38,7 @@ def test_the_tensors_are_taken_by_order(tmp_path):
     vectors = encoder.encode([None], [random_picture(0)])
     assert vectors.shape == (1, model.num_features)
     assert np.isfinite(vectors).all()
-    converted = encoder._model.image.visual.state_dict()
+    converted = resolve_encoder(config).load().model.image.visual.state_dict()
     assert all(torch.equal(converted[name], state[name]) for name in converted)
     assert converted.keys() == {name for name in state if not name.startswith("classifier")}
 

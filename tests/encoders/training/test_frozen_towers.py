@@ -161,3 +161,14 @@ def test_vectors_that_are_not_finite_are_refused(pairs, tmp_path):
     with pytest.raises(CheckpointError, match=r"image tower .* not finite"):
         store()
     assert not list(tmp_path.glob("image*/*"))
+
+
+def test_no_tower_runs_over_texts_that_are_hidden(tmp_path):
+    """A product's own title is the query: to its side's tower 512 empty texts a step would be most of the work."""
+    data = PairsConfig(uri=write_pairs(tmp_path / "pairs", photographed_rows()), queries="titles")
+    module, dataset, store = module_and_data(read_pairs(data), tmp_path, "match4", None, ("projection",))
+    dataset.make.frozen = store()
+    module.model.document_text.features = None  # nobody asks it
+    batch = dataset[[0, 1, 2]]
+    assert batch.products.tokens is None
+    assert torch.isfinite(module.terms(batch, drop=None)["query_text_picture"])

@@ -142,16 +142,21 @@ IN_ONE_SPACE = {"encoder.fusion.method": "sum", "encoder.fusion.dim": "384", "tr
 def grocery_real_systems() -> list[System]:
     """Paper B's systems over MiniLM and EfficientNet-Lite0: what learns is the projection of pictures."""
     match3, match4 = ({"encoder.model": model} for model in ("match3", "match4"))
-    alone = {"training.losses.picture_text": "0", "training.losses.photo_text": "0"}
-    twice = {"training.losses.picture_text": "1", "training.losses.photo_text": "1"}
+    losses = {"picture_text": "training.losses.picture_text", "photo_text": "training.losses.photo_text"}
+    alone, twice = ({name: weight for name in losses.values()} for weight in ("0", "1"))
+    photos = {losses["picture_text"]: "0", losses["photo_text"]: "1", "encoder.fusion.product_text_weight": "0.2"}
+    cool = {"training.temperature": "0.1", "training.learn_temperature": "false"}
     rows = {
         "image-only": match3 | alone,
+        "image-only-0.1": match3 | alone | cool,
         "match3": match3,
         "match3-titles": match3 | {"catalog.text_fields": "[title]"},
         "match3-twice": match3 | twice,
+        "match3-photos": match3 | photos,
+        "match3-photos-0.1": match3 | photos | cool,
         "match4": match4,
     }
-    common = REAL_TOWERS | IN_ONE_SPACE
+    common = REAL_TOWERS | IN_ONE_SPACE | {"encoder.clip_tower.image_size": "224"}
     return [System(name=f"grocery_real/{name}", config="train_grocery", settings=common | row)
             for name, row in rows.items()]  # fmt: skip
 

@@ -282,7 +282,8 @@ def _see_texts(tower: KeptTower, texts: Sequence[str | None], chosen: slice) -> 
     """Where the vectors of some texts stand, int64; -1 where there is none."""
     there = [text for text in texts[chosen] if text is not None]
     rows = np.full(chosen.stop - chosen.start, -1)
-    rows[[text is not None for text in texts[chosen]]] = tower.rows(tower.see_texts(there))
+    if there:
+        rows[[text is not None for text in texts[chosen]]] = tower.rows(tower.see_texts(there))
     return rows
 
 

@@ -67,6 +67,8 @@ def notice_of(values: Mapping[str, Any], result: RunResult | None) -> Notice:
     lines = [str(values["error"])] if values["error"] else []
     if result is not None:
         heading += f", {result.version}"
+        gave_way = "Not published: another run has published a newer version meanwhile."
+        lines += [gave_way] if result.status == "superseded" else []
         lines += [*result.failed_gates, *_report_lines(result)]
         if not lines:
             rejected = f"{values['rows_rejected']:,} rows rejected"

@@ -20,6 +20,7 @@ from pipelines.indexing.rates import measured_rates
 from pipelines.indexing.run_record import RunRecord
 from pipelines.indexing.shard_files import FinishedRun, write_finished_run
 from pipelines.indexing.stage_costs import StageCost, Towers, Workload, stage_costs
+from pipelines.indexing.tower_memory import KEPT_BYTES
 from tests.pipelines.indexing.job import product, write_catalog
 from tests.pipelines.indexing.test_forecast import forecast
 
@@ -178,3 +179,12 @@ def test_no_image_outside_the_catalog_is_read(tmp_path):
     assert (planned.to_embed, planned.rejected) == (60, 0)
     assert (planned.bill.work.images_outside, planned.bill.work.image_bytes) == (1.0, 200_000)
     assert costs_of(planned.bill)["embed"].read > 60 * 200_000
+
+
+def test_the_memory_of_a_worker_counts_what_it_keeps_of_its_towers():
+    towers = Towers(text=3.4e8, weights=22_565_376)
+    of = (towers, replace(towers, image=1e9))
+    bills = [make_out_bill(workload(100_000, towers=each), PlanConfig(), "w") for each in of]
+    memory = [costs_of(bill)["embed"].memory for bill in bills]
+    assert memory[1] - memory[0] == KEPT_BYTES == 64 * 2**20
+    assert memory[0] == 350e6 + 900e6 + 6 * towers.weights + KEPT_BYTES

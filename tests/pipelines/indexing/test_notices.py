@@ -199,6 +199,13 @@ def test_datasets_are_named_as_openlineage_names_files():
     assert notices._dataset_name("/srv/index") == ("file", "/srv/index")
 
 
+def test_a_version_that_gave_way_is_not_called_published():
+    values = {"error": "", "exit_code": DONE, "status": "superseded", "products": 1, "rows_rejected": 0}
+    told = notice_of(values, replace(outcome("superseded", []), uri="nowhere"))
+    assert told.status == "superseded"
+    assert told.text.splitlines()[1] == "Not published: another run has published a newer version meanwhile."
+
+
 def test_a_long_error_is_cut():
     values = {"exit_code": FAILED, "error": "x" * 10_000}
     assert len(notice_of(values, None).text) == notices.MOST_CHARACTERS

@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 
 from index_builder import storage
-from index_builder.errors import CodecMismatchError, TrainingError
+from index_builder.errors import CodecMismatchError, StorageError, TrainingError
 from index_builder.faiss_files import read_index
 from index_builder.gpu import on_gpu
 from index_builder.kmeans import build_quantizer, shared_assigner, train_centroids
@@ -97,7 +97,7 @@ def train_codec(
 
 
 def load_codec(uri: str) -> CodecInfo:
-    """The codec in a folder; StorageError where there is none."""
+    """The codec in a folder; StorageError where there is none, or its description is damaged."""
     known = _read_facts(uri)
     spec = IndexSpec.from_dict(known["spec"])
     return CodecInfo(uri=uri, fingerprint=known["fingerprint"], spec=spec, training_rows=known["training_rows"])
@@ -105,7 +105,12 @@ def load_codec(uri: str) -> CodecInfo:
 
 def _read_facts(uri: str) -> dict[str, Any]:
     known = storage.read_json(storage.join(uri, "codec.json"))
-    return known.get("facts", known)  # earlier builds wrote the facts alone
+    if "factory" in known:
+        return known  # earlier builds wrote the facts alone
+    made = storage.find_artifact(storage.join(uri, "codec"), read_bytes=False)
+    if made is None:
+        raise StorageError(f"{uri}: expected a codec as it was made, found its files damaged; give the command again")
+    return made.facts
 
 
 def copy_codec(codec: CodecInfo, out_uri: str) -> CodecInfo:

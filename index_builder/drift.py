@@ -25,7 +25,7 @@ from index_builder import storage
 from index_builder.add import BlockEncoder
 from index_builder.blocks import map_blocks, row_blocks
 from index_builder.codec import CodecInfo, copy_codec, load_codec, open_codec, train_codec
-from index_builder.errors import IndexBuilderError
+from index_builder.errors import CodecMismatchError, IndexBuilderError, MissingFileError
 from index_builder.faiss_files import ivf_of, list_sizes, opened_indexes
 from index_builder.planner import plan_sample
 from index_builder.reachable import Reachable
@@ -109,13 +109,18 @@ def choose_codec(
     reusable: ReusableCodec | None,
     choose: Callable[[], IndexSpec] | None = None,
 ) -> CodecChoice:
-    """The codec of the last build while it fits, else one trained on the sample; TrainingError as `train_codec`.
+    """The codec of the last build while it is whole and fits, else one trained on the sample; TrainingError as
+    `train_codec`.
 
     `choose` gives the spec in place of `spec` where a codec is to be trained.
     """
     why = "there is no earlier one for this config" if config.reuse_codec else "index.reuse_codec is false"
     if reusable is not None:
-        why = why_not(reusable, estimate_fit(reusable.codec, samples, products))
+        try:
+            why = why_not(reusable, estimate_fit(reusable.codec, samples, products))
+        except (CodecMismatchError, MissingFileError) as error:
+            log.warning("the codec of the last run is not kept: %s", error)
+            why = "that of the last run was damaged"
         if not why:
             reason = "kept from the last run: it fits today's products"
             return CodecChoice(codec=copy_codec(reusable.codec, out_uri), kept=True, reason=reason)
@@ -228,13 +233,15 @@ def save_fit(
 
 
 def find_reusable(codec_uri: str, asked: dict[str, Any]) -> ReusableCodec | None:
-    """The codec in a folder with its fit; None where there is none, or it was trained for another config."""
+    """The codec in a folder with its fit; None where there is none, it was trained for another config, or its
+    description is damaged. Whether its bytes are those that were made, `choose_codec` looks.
+    """
     known = read_record(storage.join(codec_uri, "fit.json"), _SavedFit)
     if known is None or known.asked != asked:
         return None
     try:
         codec = load_codec(codec_uri)
-    except IndexBuilderError as error:
+    except (IndexBuilderError, KeyError, TypeError, ValueError) as error:
         log.warning("the codec of the last run is not kept: %s", error)
         return None
     return ReusableCodec(codec=codec, trained=known.trained, latest=known.latest, refine=known.refine)

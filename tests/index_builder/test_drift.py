@@ -137,6 +137,35 @@ def test_a_codec_of_another_config_or_without_a_fit_is_not_reused(tmp_path: Path
     assert find_reusable(str(tmp_path / "copied"), ASKED) is None
 
 
+def damage(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+
+
+def test_a_codec_whose_bytes_were_damaged_is_trained_anew(
+    tmp_path: Path, reusable: ReusableCodec, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "codec" / "codec.faiss"
+    data = path.read_bytes()
+    samples = sample(tmp_path / "today", clustered(4000, 24))
+    for number, damaged in enumerate((data[:-1] + bytes([data[-1] ^ 1]), None)):
+        path.write_bytes(damaged) if damaged is not None else path.unlink()
+        config, out = IndexConfig(uri="x", factory="auto"), str(tmp_path / f"next{number}")
+        choice = choose_codec(samples, SPEC, out, config=config, products=4000, reusable=reusable)
+        assert (choice.kept, choice.reason) == (False, "trained: that of the last run was damaged")
+        open_codec(choice.codec)
+    assert "the codec of the last run is not kept" in caplog.text
+
+
+@pytest.mark.parametrize(("old", "new"), [(b'"spec"', b'"spfc"'), (b'"lists": 16', b'"lists": 17'), (b"{", b"[")])
+def test_a_codec_whose_description_was_damaged_is_not_reused(
+    tmp_path: Path, reusable: ReusableCodec, old: bytes, new: bytes
+) -> None:
+    damage(tmp_path / "codec" / "codec.json", old, new)
+    assert find_reusable(reusable.codec.uri, ASKED) is None
+
+
 def test_imbalance_is_one_when_even_and_the_lists_when_all_in_one() -> None:
     assert list_imbalance(np.array([5, 5, 5, 5])) == 1
     assert list_imbalance(np.array([20, 0, 0, 0])) == 4

@@ -12,12 +12,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import multiprocessing
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.client import HTTPConnection
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -39,51 +42,77 @@ Found = tuple[str, str, tuple[tuple[str, float], ...]]
 """A version, a text, and the answers to it: ids with scores."""
 
 
-class Load:
-    """Asks texts one after the other over some connections; keeps each different answer, and what went wrong."""
+@dataclass
+class Heard:
+    """What the users heard: each different answer, what went wrong and when, and the slow answers: (begun, seconds)."""
 
-    def __init__(self, port: int) -> None:
-        self.found: set[Found] = set()
-        self.faults: list[str] = []
-        self.answers = 0
-        self.slowest = 0.0
-        self._port, self._end = port, threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(ASKING)]
+    found: set[Found] = field(default_factory=set)
+    faults: list[tuple[float, str]] = field(default_factory=list)
+    slow: list[tuple[float, float]] = field(default_factory=list)
+    slowest: float = 0.0
+    answers: int = 0
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Asks for the length of the block."""
-        for thread in self._threads:
-            thread.start()
+
+@contextmanager
+def asked(port: int) -> Iterator[list[Heard]]:
+    """Asks texts one after the other over some connections, for the length of the block; then the list holds what was
+    heard. The users are a process of their own: in that of the nights they would wait for these, not for the server.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_ask_all, args=(port, there))
+    process.start()
+    there.close()
+    here.recv()  # the first answer has come
+    heard: list[Heard] = []
+    try:
+        yield heard
+    finally:
+        here.send(None)
+        heard.append(here.recv())
+        process.join()
+
+
+def _ask_all(port: int, pipe: Connection) -> None:
+    heard, end = Heard(), threading.Event()
+    threads = [threading.Thread(target=_ask, args=(port, number, heard, end)) for number in range(ASKING)]
+    for thread in threads:
+        thread.start()
+    while not heard.answers and not heard.faults:
+        time.sleep(0.02)
+    pipe.send(None)
+    pipe.recv()
+    end.set()
+    for thread in threads:
+        thread.join()
+    pipe.send(heard)
+
+
+def _ask(port: int, number: int, heard: Heard, end: threading.Event) -> None:
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    while not end.is_set():
+        number += 1
+        text, started = TEXTS[number % len(TEXTS)], time.monotonic()
         try:
-            yield
-        finally:
-            self._end.set()
-            for thread in self._threads:
-                thread.join()
-
-    def _ask(self, number: int) -> None:
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=60)
-        while not self._end.is_set():
-            number += 1
-            text, started = TEXTS[number % len(TEXTS)], time.perf_counter()
-            try:
-                body = json.dumps({"text": text, "k": 5})
-                connection.request("POST", "/search", body, {"Content-Type": "application/json"})
-                with connection.getresponse() as answer:
-                    status, data = answer.status, answer.read()
-            except OSError as error:
-                self.faults.append(f"error: {error}")
-                return
-            self.slowest = max(self.slowest, time.perf_counter() - started)
-            if status != 200:
-                self.faults.append(f"error: {status} {data.decode()}")
-                continue
-            values = json.loads(data)
-            hits = tuple((hit["product_id"], hit["score"]) for hit in values["hits"])
-            self.found.add((values["version"], text, hits))
-            self.answers += 1
-            self._end.wait(0.02)  # some 200 queries a second, which leaves the nights a core
+            body = json.dumps({"text": text, "k": 5})
+            connection.request("POST", "/search", body, {"Content-Type": "application/json"})
+            with connection.getresponse() as answer:
+                status, data = answer.status, answer.read()
+        except OSError as error:
+            heard.faults.append((started, f"error: {error}"))
+            return
+        took = time.monotonic() - started
+        heard.slowest = max(heard.slowest, took)
+        if took > SLOW_SECONDS:
+            heard.slow.append((started, took))
+        if status != 200:
+            heard.faults.append((started, f"error: {status} {data.decode()}"))
+            continue
+        values = json.loads(data)
+        hits = tuple((hit["product_id"], hit["score"]) for hit in values["hits"])
+        heard.found.add((values["version"], text, hits))
+        heard.answers += 1
+        end.wait(0.02)  # some 200 queries a second, which leaves the nights a core
 
 
 def mixed(index: str, found: set[Found]) -> dict[str, list[str]]:
@@ -120,29 +149,33 @@ def run(trials: int, seed: int) -> Outcomes:
 
         publish(0)
         index, kinds = str(folder / "index"), []
-        with server(index, None, "--server.refresh_seconds", "0.2") as (port, _):
-            load = Load(port)
-            with load.running():
-                for trial in range(1, trials + 1):
-                    faults, load.slowest = len(load.faults), 0.0
-                    if trial % 11 == 0:
-                        run_of_product(versions.main, ["rollback", "--index", index])
-                    else:
-                        publish(trial)
-                    kinds.append((trial, "rollback" if trial % 11 == 0 else "night", str(read_current(index))))
-                    while _served(port) != kinds[-1][2]:
-                        time.sleep(0.05)
-                    time.sleep(0.5)
-                    kind = kinds[-1][1]
-                    if load.slowest > SLOW_SECONDS:
-                        outcomes.add(kind, trial, f"slow: {load.slowest:.2f} s")
-                    for fault in load.faults[faults:]:
-                        outcomes.add(kind, trial, fault)
-            found = mixed(index, load.found)
-            for trial, kind, version in kinds:
-                faults_of = found.get(version, [f"error: no answer came from {version}"])
-                outcomes.add(kind, trial, f"mixed: {faults_of[0]}" if faults_of else "served")
-            print(f"{load.answers:,} answers of {len(found)} versions by two encoders")
+        with server(index, None, "--server.refresh_seconds", "0.2") as (port, _), asked(port) as users:
+            for trial in range(1, trials + 1):
+                kind = "rollback" if trial % 11 == 0 else "night"
+                if kind == "rollback":
+                    run_of_product(versions.main, ["rollback", "--index", index])
+                else:
+                    publish(trial)
+                version = str(read_current(index))
+                while _served(port) != version:
+                    time.sleep(0.05)
+                time.sleep(0.5)
+                kinds.append((trial, kind, version, time.monotonic()))
+        (heard,) = users
+        found, began = mixed(index, heard.found), 0.0
+        for trial, kind, version, ended in kinds:
+            for started, seconds in heard.slow:
+                if began <= started < ended:
+                    outcomes.add(kind, trial, f"slow: {seconds:.2f} s")
+            for started, fault in heard.faults:
+                if began <= started < ended:
+                    outcomes.add(kind, trial, fault)
+            faults_of = found.get(version, [f"error: no answer came from {version}"])
+            outcomes.add(kind, trial, f"mixed: {faults_of[0]}" if faults_of else "served")
+            began = ended
+        print(
+            f"{heard.answers:,} answers of {len(found)} versions by two encoders, the slowest in {heard.slowest:.2f} s"
+        )
     return outcomes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ from index_builder import IndexReader
 from index_builder.publish import list_versions, read_current, set_current
 from pipelines import serve
 from pipelines.config.command_line import run_command
+from pipelines.server.answers import Answers
 from pipelines.server.app import create_app
 from pipelines.server.config import ServerConfig, ServerJobConfig
 from pipelines.server.run import serve as serve_config
@@ -199,6 +201,43 @@ def test_a_token_is_asked_for_where_there_is_one(folder):
     assert "secret" not in repr(config)
 
 
+def test_an_answer_of_a_search_has_the_headers_of_the_others(folder):
+    config = config_of(folder, allowed_origins=("https://shop.example.com",))
+    with TestClient(create_app(config, open_indexes(config.server))) as client:
+        for path, query in (("/search", {"text": "mug"}), ("/search", {"k": 0}), ("/search/upload", None)):
+            headers = client.post(path, json=query, headers={"Origin": "https://shop.example.com"}).headers
+            assert headers["access-control-allow-origin"] == "https://shop.example.com"
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["content-type"] == "application/json"
+        assert client.post("/search", content="{}", headers={"Content-Type": "text/plain"}).status_code == 422
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/search"), ("GET", "/facets")])
+def test_a_failure_is_told_as_json_and_counted(folder, monkeypatch, caplog, method, path):
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("broken")
+
+    config = config_of(folder)
+    monkeypatch.setattr(Answers, "served", fail)
+    with TestClient(create_app(config, open_indexes(config.server))) as client:
+        answer = client.request(method, path, json={"text": "mug"} if method == "POST" else None)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "failed")
+        assert f'shelfmark_requests_total{{route="{path}",status="500"}} 1.0' in client.get("/metrics").text
+    assert "a request failed" in caplog.text
+
+
+def test_values_that_json_cannot_say(folder, tmp_path):
+    rows = [product(number, price=[None, math.nan, 0.1][number % 3]) for number in range(12)]
+    write_catalog(tmp_path / "catalog", rows)
+    run_job(tmp_path, "--index.factory", "Flat")
+    config = config_of(tmp_path)
+    with TestClient(create_app(config, open_indexes(config.server))) as client:
+        found = ask(client, text="mug", k=12)[1]["hits"]
+    prices = {hit["product_id"]: hit["columns"]["price"] for hit in found}
+    assert [prices[row["product_id"]] for row in rows] == [None, None, 0.1] * 4
+    assert "members" not in found[0]
+
+
 def test_versions_other_than_the_published_one(client, folder):
     versions = client.get("/versions").json()
     assert [each["products"] for each in versions] == [70, 60]
@@ -214,7 +253,8 @@ def test_facets_indexes_metrics_and_the_page(client):
     facets = {each["column"]: each for each in client.get("/facets").json()}
     assert (facets["price"]["least"], facets["price"]["most"]) == (0, 69)
     metrics = client.get("/metrics").text
-    assert 'shelfmark_requests_total{route="/search",status="200"}' in metrics
+    for route in ("/search", "/indexes", "/facets"):
+        assert f'shelfmark_requests_total{{route="{route}",status="200"}}' in metrics
     assert 'shelfmark_products{index="main"} 70.0' in metrics
     page = client.get("/")
     assert "<title>Shelfmark</title>" in page.text

@@ -326,8 +326,9 @@ def _encode_batch(
     towers: _Towers, batch: _Batch, views: Sequence[View], per_image: bool
 ) -> dict[View, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """For each view the vectors, float32 `[R, D]`, which are there, bool `[R]`, and of which product each is."""
-    encoder, texts = towers.encoder, [text for text in batch.texts if text is not None]
-    has_text = np.array([text is not None for text in batch.texts], bool)
+    encoder = towers.encoder
+    has_text = np.array([text is not None and encoder.uses_text for text in batch.texts], bool)
+    texts = [text for text in batch.texts if text is not None and encoder.uses_text]
     text_rows = np.where(has_text, np.cumsum(has_text) - 1, -1)
     text = towers.encode_texts(texts) if texts else None
     digests = list(dict.fromkeys(digest for product in batch.images for digest in product.digests))

@@ -9,6 +9,7 @@
 
 The `real` ones are the papers' models over MiniLM and EfficientNet-Lite0 (extra `starter`), both frozen, whose vectors
 are computed once. The last one is no paper's: what each of the things that practitioners add to training brings there.
+`--seeds 0` trains and evaluates one seed of each.
 
 WORK/data holds `fashion/` and `grocery/` as `run_configs/papers/README.md` describes them. Each encoder is trained by
 `pipelines.train_encoder`, with `run_configs/papers/train_*.yaml` and the settings below, into
@@ -33,9 +34,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+import yaml
 
 from encoders import EncoderConfig, TowerSpec, load_product_encoder
+from pipelines.catalog.config import CatalogConfig
 from pipelines.config.command_line import run_command
+from pipelines.config.yaml_files import read_config_file
+from pipelines.evaluation.encoder_ranking import View, encode_catalog
+from pipelines.evaluation.kept_vectors import KeptVectors
+from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
+from pipelines.images.fetch import ImageFetcher
+from pipelines.images.pool import ImagePool
 from tests.benchmarks.machine import command_line, machine_line
 
 SEEDS = (0, 1)
@@ -224,6 +233,7 @@ def practice_systems() -> list[System]:
         "seen-own": {"data.negatives_field": "seen"} | own,
         "mined": mined,
         "mined-own": mined | own,
+        "mined-own-far": mined | own | {"training.mine_margin": "0.2"},
         "all-labels": graded | {"training.label_weights": "{E: 1, S: 1, C: 1}"},
         "graded": graded | {"training.label_weights": "{E: 1, S: 0.1, C: 0.01}"},
         "taught": {"data.teacher_uri": "trained/fashion_teacher.parquet"} | own,
@@ -290,13 +300,15 @@ def drawn_negatives(bought: pa.Table, offered: pa.Table) -> pa.Array:
 
 
 def write_practice_pairs(folder: Path) -> None:
-    """Training pairs with labels, and a teacher's scores, below `trained/`.
+    """Training pairs with labels, and a teacher's scores, below `trained/`, unless they are there.
 
     Beside each query's purchases stand as many Substitutes and Complements, drawn. The teacher is MiniLM as it comes,
     reading the whole titles, which the encoders do not see: it knows colours. It scores two of a pair's seen negatives
     and a product drawn from all.
     """
     data, out = folder / "data" / "fashion", folder / "trained"
+    if (out / "fashion_teacher.parquet").is_file():
+        return
     bought = pq.read_table(out / "fashion_train.parquet")
     judged = pq.read_table(data / "judgments.parquet").join(pq.read_table(data / "queries.parquet"), "query_id")
     judged = judged.filter(pc.is_in(judged["query"], value_set=bought["query"].combine_chunks())).sort_by("query_id")
@@ -335,17 +347,35 @@ def _write_rows(path: Path, names: tuple[str, ...], rows: list[tuple]) -> None:
 
 
 def publish_plain(folder: Path) -> None:
-    """Publishes the index that the other rows mine, of the plainly trained encoder, unless it is there."""
+    """Publishes the index that the other rows mine, of the plainly trained encoder, unless it is there.
+
+    Its vectors are made of those of the towers that the evaluation keeps, so that both run over the catalog once.
+    """
     if (folder / MINED_FROM / "CURRENT").is_file():
         return
     plain = next(system for system in practice_systems() if system.name.endswith("/plain"))
     train(plain, 0, folder)
+    encoder, vectors = f"trained/{plain.name}-seed0", "trained/fashion_practice/plain.parquet"
+    with contextlib.chdir(folder):
+        write_product_vectors(encoder, vectors)
     settings = {
-        "catalog.uri": "data/fashion/catalog", "catalog.id_field": "product_id", "catalog.image_field": "image",
-        "catalog.text_fields": "[title_nocolour]", "encoder.uri": f"trained/{plain.name}-seed0",
-        "work.uri": "trained/fashion_practice/work", "index.uri": MINED_FROM, "runner": "DirectRunner",
+        "embeddings.uri": vectors, "embeddings.encoder": encoder, "work.uri": "trained/fashion_practice/work",
+        "index.uri": MINED_FROM, "runner": "DirectRunner",
     }  # fmt: skip
-    run("pipelines.embed_catalog", "build_index", settings, folder)
+    run("pipelines.build_index", "build_index", settings, folder)
+
+
+def write_product_vectors(uri: str, path: str) -> None:
+    """The vectors of the fashion catalog, by a saved encoder, as a Parquet file of product ids and vectors."""
+    encoder, decode = load_product_encoder(EncoderConfig(uri=uri)), DecodeConfig()
+    assert encoder.preprocessing is not None
+    catalog = CatalogConfig(
+        uri="data/fashion/catalog", id_field="product_id", text_fields=("title_nocolour",), image_field="image"
+    )
+    kept = KeptVectors("trained/vectors", decoding=f"{DECODING_RULES}, {decode.max_pixels}")
+    with ImagePool(ImageFetcher(FetchConfig(), None), encoder.preprocessing, decode) as pool:
+        (found,) = encode_catalog([(encoder, (View.FUSED,))], catalog, pool, spool_uri="trained/spool", kept=kept)
+    pq.write_table(pa.table({"product_id": found.product_ids, "vector": list(found.vectors[View.FUSED])}), path)
 
 
 def exact_among_negatives(folder: Path, column: str | None, *, batch: int = 256, batches: int = 10) -> float:
@@ -397,6 +427,18 @@ def train(system: System, seed: int, folder: Path) -> None:
     print(f"{out}: {time.monotonic() - began:.0f} s", flush=True)
 
 
+def evaluate(table: str, folder: Path) -> None:
+    """Prints and writes the table, of the systems and seeds that are trained."""
+    values = read_config_file(f"papers/{table}").data
+    for system in values["systems"]:
+        if "encoders" in system:
+            system["encoders"] = [one for one in system["encoders"] if (folder / one["uri"] / "encoder.json").is_file()]
+    values["systems"] = [system for system in values["systems"] if system.get("encoders", True)]
+    config = folder / "trained" / f"evaluate_{table}.yaml"
+    config.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    run("pipelines.evaluate", str(config.absolute()), {"out": table}, folder)
+
+
 def run(module: str, config: str, settings: dict[str, str], folder: Path) -> None:
     """A command of the product, in the folder where the data lies, in this process: rows take less than its imports."""
     overrides = [part for key, value in settings.items() for part in (f"--{key}", value)]
@@ -411,7 +453,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=sorted(TABLES))
     parser.add_argument("--folder", type=Path, default=Path(), help="where data/ lies, and trained/ and the table go")
-    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="of each system; the table has two")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of each system, and in the table")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="train these systems alone, and evaluate nothing")
     arguments = parser.parse_args()
     print(command_line(), machine_line("torch", "open_clip_torch", "transformers", "lightning"), sep="\n")
@@ -430,9 +472,8 @@ def main() -> None:
         for system in TABLES[arguments.table]():
             if not arguments.only or system.name.partition("/")[2] in arguments.only:
                 train(system, seed, arguments.folder)
-    if arguments.only or set(arguments.seeds) != set(SEEDS):
-        return
-    run("pipelines.evaluate", f"papers/{arguments.table}", {"out": arguments.table}, arguments.folder)
+    if not arguments.only:
+        evaluate(arguments.table, arguments.folder)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from encoders import EncoderConfig, load_product_encoder
+from encoders import EncoderConfig, FusionSpec, TowerSpec, load_product_encoder
 from encoders.kept_vectors import KeptVectors
 from encoders.saved_encoder import save_encoder
 from pipelines.catalog.config import CatalogConfig
@@ -22,6 +22,7 @@ from pipelines.evaluation.encoder_ranking import (
 from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
+from tests.encoders.test_image_backbones import save_timm
 from tests.encoders.tiny import save_tiny_encoder, tiny_parts
 from tests.pipelines.indexing.job import product, write_catalog
 
@@ -136,6 +137,19 @@ def test_an_encoder_or_catalog_without_pictures_has_one_view(tmp_path):
     rows = [product(number) for number in range(4)]
     assert list(encoded(tmp_path / "a", rows, model="bibert").vectors) == [View.TEXT]
     assert list(encoded(tmp_path / "b", rows, pictures=False).vectors) == [View.TEXT]
+
+
+def test_an_encoder_of_pictures_alone_is_asked_for_no_text(tmp_path):
+    write_catalog(tmp_path / "catalog", [product(0), product(1, image=None), product(2)])
+    catalog = CatalogConfig(uri=str(tmp_path / "catalog"), image_field="image")
+    tower = TowerSpec(library="timm", checkpoint=str(save_timm(tmp_path / "timm")))
+    config = EncoderConfig(model="match3", clip_tower=tower, fusion=FusionSpec(method="sum"), device="cpu")
+    encoder = load_product_encoder(config)
+    with ImagePool(ImageFetcher(FetchConfig()), encoder.preprocessing, DecodeConfig(threads=1)) as pool:
+        (found,) = encode_catalog([(encoder, list(View))], catalog, pool, spool_uri=str(tmp_path / "spool"))
+    assert found.present[View.FUSED].tolist() == [True, False, True]
+    assert np.array_equal(found.vectors[View.FUSED], found.vectors[View.IMAGE])
+    assert not found.present[View.TEXT].any()
 
 
 def test_several_encoders_share_one_reading(tmp_path):

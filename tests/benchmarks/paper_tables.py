@@ -35,13 +35,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import yaml
+from pipelines.evaluation.kept_vectors import KeptVectors
 
 from encoders import EncoderConfig, TowerSpec, load_product_encoder
 from pipelines.catalog.config import CatalogConfig
 from pipelines.config.command_line import run_command
 from pipelines.config.yaml_files import read_config_file
 from pipelines.evaluation.encoder_ranking import View, encode_catalog
-from pipelines.evaluation.kept_vectors import KeptVectors
 from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
@@ -152,7 +152,7 @@ def grocery_real_systems() -> list[System]:
     """Paper B's systems over MiniLM and EfficientNet-Lite0: what learns is the projection of pictures."""
     match3, match4 = ({"encoder.model": model} for model in ("match3", "match4"))
     losses = {"picture_text": "training.losses.picture_text", "photo_text": "training.losses.photo_text"}
-    alone, twice = ({name: weight for name in losses.values()} for weight in ("0", "1"))
+    alone, twice = (dict.fromkeys(losses.values(), weight) for weight in ("0", "1"))
     photos = {losses["picture_text"]: "0", losses["photo_text"]: "1", "encoder.fusion.product_text_weight": "0.2"}
     cool = {"training.temperature": "0.1", "training.learn_temperature": "false"}
     rows = {

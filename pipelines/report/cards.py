@@ -164,10 +164,10 @@ def _there(night: Night | None, ids: set[str]) -> set[str]:
 
 def _worth_showing(answers: Sequence[Answer], other: Mapping[str, int], shown: int) -> list[Answer]:
     """The answers that came or went, the best ranks first, and of the others the best: in the order of their ranks."""
-    moved = [each for each in answers if each.product_id not in other]
-    first = answers[: max(1, shown - len(moved))]
-    picked = {each.product_id for each in (*first, *moved[: shown - 1])}
-    return [each for each in answers if each.product_id in picked][:shown]
+    moved = [each for each in answers[1:] if each.product_id not in other]
+    stayed = [each for each in answers[1:] if each.product_id in other]
+    picked = {each.product_id for each in [*answers[:1], *moved, *stayed][:shown]}
+    return [each for each in answers if each.product_id in picked]
 
 
 def _became(name: str, other: Mapping[str, int], there: Sequence[set[str]], *, of_new: bool) -> dict[str, Any]:

@@ -95,14 +95,17 @@ def _whole_faults(old: Night | None, new: Night, pairs: Pairs | None) -> Iterato
             kind="answers", what="answers moved", says=says, found=found, value=1.0 - overlap, limit=1.0 - OVERLAP
         )
     if new.encoder != old.encoder:
-        found = "all vectors are others, and the query encoder with them"
+        found = "all rankings were made anew"
         says = "The search model is another one"
         if new.made_before:
-            says = f"The search model is again the one of {day_of(new.made_before)}"
+            says = f"The search model is again the one of {moment_of(new.made_before)}"
             found += f"; it is not new, but the one that made {new.made_before}: is it meant that it comes back?"
-        says += ": all rankings were made anew"
-        if "overlap" in new.figures:
-            says += f", and {1.0 - new.figures['overlap']:.0%} of the first ten answers are others"
+        moved = (
+            f"{1.0 - new.figures['overlap']:.0%} of the first ten answers are others"
+            if "overlap" in new.figures
+            else ""
+        )
+        says += f": {moved or 'all rankings were made anew'}"
         own = [night.figures["own_title"] for night in (old, new) if "own_title" in night.figures]
         if len(own) == 2:
             found += f"; {own[1]:.1%} of the titles find their own product, it was {own[0]:.1%}"
@@ -177,9 +180,9 @@ _FIGURES: dict[str, tuple[str, str, str, str, float, float]] = {
 it may be, and how large without one."""
 
 
-def day_of(version: str) -> str:
-    """The day of a version by its id."""
-    return f"{version[:4]}-{version[4:6]}-{version[6:8]}"
+def moment_of(version: str) -> str:
+    """When a version was made, by its id."""
+    return f"{version[:4]}-{version[4:6]}-{version[6:8]} {version[9:11]}:{version[11:13]}"
 
 
 def _came_and_went(old: Night, new: Night, pairs: Pairs | None) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ from pipelines.published.version_diff import VersionDiff
 from pipelines.report import plots
 from pipelines.report.cards import SHOWN_ANSWERS, Cards, changed_products, in_page
 from pipelines.report.causes import Cause, causes_of, shown_first
-from pipelines.report.contents import day_of
+from pipelines.report.contents import moment_of
 from pipelines.report.night import Finding, Night
 from pipelines.report.pictures import Picture
 from pipelines.report.queries import CanaryAnswer, ComparedQuery, mean_overlap
@@ -31,7 +31,7 @@ from pipelines.report.usual import NIGHTS_KEPT, Counts, Tile, tiles_of
 
 HTML_FILE, MARKDOWN_FILE, JSON_FILE = "report.html", "report.md", "report.json"
 MOST_BYTES = 5_000_000
-_WORST_QUERIES = 6
+_WORST_QUERIES = 4
 
 Status = Literal["published", "held", "waiting"]
 
@@ -247,7 +247,7 @@ def _render(report: NightReport, picture: Picture) -> str:
         "percent": lambda share: f"{share:.1%}",
         "thousands": lambda number: f"{number:,}",
         "money": money,
-        "day": day_of,
+        "day": moment_of,
     }
     folder.filters |= filters
     cards = Cards(new=report.night, old=report.night_before, picture=picture)

@@ -29,6 +29,8 @@ from pipelines.report.night import (
     title_column,
 )
 
+_TAIL = 30
+"""Characters behind a title that tell one description from another."""
 FLAWED = 0.02
 """Share of the texts that got what no text should have: markup, or characters of a wrong decoding."""
 OTHER_WORDS = 0.3
@@ -95,8 +97,7 @@ def text_faults(old: Night | None, new: Night) -> Iterator[Finding]:
     share, changed = _changed_texts(old.sample, new.sample)
     pairs = [rows for _, _, rows in changed[:EXAMPLES]]
     has_others = of_products(share, "has another text", "have another text") if share > ANEW else ""
-    there = {text for text in old.sample["text"].to_pylist() if text}
-    of_others = len(there) > 1 and sum(after in there for _, after, _ in changed) > len(changed) / 2
+    of_others = _of_others(old, new, changed)
 
     def fault(kind: str, what: str, says: str, found: str, value: float, limit: float, *, broken: bool) -> Finding:
         facts: Any = {"kind": kind, "what": what, "says": says, "found": found, "value": value, "limit": limit}
@@ -132,8 +133,30 @@ def text_faults(old: Night | None, new: Night) -> Iterator[Finding]:
         found = f"{share:.1%} of the products have another text; such as {short(before)}, now {short(after)}"
         kind = "texts"
         if of_others:
-            kind, has_others = "mixed", of_products(share, "has the text of another", "have the text of another one")
-        yield fault(kind, "texts changed", has_others, found, share, ANEW, broken=of_others)
+            kind = "mixed"
+            has_others = of_products(share, f"has the {of_others} of another", f"have the {of_others} of another one")
+        yield fault(kind, "texts changed", has_others, found, share, ANEW, broken=bool(of_others))
+
+
+def _of_others(old: Night, new: Night, changed: Sequence[tuple[str | None, str | None, Example]]) -> str:
+    """What most changed texts have from other products: the text, the description behind the title, or ""."""
+    columns = [title_column(night.products) for night in (old, new)]
+
+    def behind_title(night: Night, column: str | None, row: int | None, text: str | None) -> str:
+        title = night.products[column][row].as_py() if column is not None and row is not None else None
+        return (text or "").removeprefix(title or "").strip()[:_TAIL]
+
+    texts, rows = ([] if old.sample is None else old.sample[name].to_pylist() for name in ("text", "row"))
+    there = {text for text in texts if text}
+    tails = {behind_title(old, columns[0], row, text) for row, text in zip(rows, texts, strict=True)} - {""}
+    other_texts = sum(after in there for _, after, _ in changed)
+    other_tails = 0
+    for before, after, (was, now) in changed:
+        tail = behind_title(new, columns[1], now, after)
+        other_tails += tail in tails and tail != behind_title(old, columns[0], was, before)
+    if min(len(there), len(tails)) > 1 and max(other_texts, other_tails) > len(changed) / 2:
+        return "text" if other_texts > len(changed) / 2 else "description"
+    return ""
 
 
 def _changed_texts(old: pa.Table, new: pa.Table) -> tuple[float, list[tuple[str | None, str | None, Example]]]:

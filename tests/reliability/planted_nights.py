@@ -115,7 +115,14 @@ def run_night(folder: Path, rows: Rows, schema: pa.Schema, *options: str) -> Pat
     (folder / "catalog").mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "catalog" / "part.parquet")
     uris = [f"--{key}.uri={folder / key}" for key in ("catalog", "work", "index")]
-    command = load_job_config(["--config", "demo", *uris, "--index.factory=Flat", "--index.serving_shards=1", *options])
+    of_demo = [
+        "--config",
+        "demo",
+        "--catalog.filter_fields=[brand]",
+        "--index.factory=Flat",
+        "--index.serving_shards=1",
+    ]
+    command = load_job_config([*of_demo, *uris, *options])
     return Path(job.run_job(CatalogSource(command.config), command.pipeline_options)[0].uri)
 
 

@@ -24,6 +24,7 @@ SAID = {
     "titles empty": (True, "Every product lost its title"),
     "ids swapped": (True, "the text of another"),
     "titles swapped": (True, "the title of another"),
+    "descriptions swapped": (True, "the description of another"),
     "feed truncated": (True, "products are missing: "),
     "ids missing": (True, "were rejected: missing id"),
     "one placeholder picture": (True, "Every product shows one and the same picture"),

@@ -195,8 +195,18 @@ def test_a_first_night_compares_with_nothing(no_plots, report):
 
 
 def test_the_page_begins_with_what_is_wrong_in_a_sentence(no_plots, report):
-    found = Finding(kind="lost", about="price", what="price lost its values", says="Every product lost its price.",
-                    found="100%", value=1.0, limit=0.03, broken=True, examples=((0, 0), (1, None)), shows="price")  # fmt: skip
+    found = Finding(
+        kind="lost",
+        about="price",
+        what="price lost its values",
+        says="Every product lost its price.",
+        found="100%",
+        value=1.0,
+        limit=0.03,
+        broken=True,
+        examples=((0, 0), (1, None)),
+        shows="price",
+    )
     asked = replace(found, kind="edits", about="kind", broken=False, says="30% of the products have another kind")
     night = replace(report, findings=[asked, found])
     assert (night.headline, night.look) == ("Every product lost its price, and 1 more to look at", "broken")

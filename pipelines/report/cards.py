@@ -63,8 +63,14 @@ class Cards:
         values = [self._value(row, shows, of_new=of_new) for of_new, row in ((False, before), (True, after))]
         same = old is not None and new is not None and old["source"] == new["source"]
         titles = [each and each["title"] for each in (old, new)]
-        if shows in (TEXT, title_column(self.new.products)):
+        if shows == title_column(self.new.products):
             titles = ["", ""]
+        if shows == TEXT:  # the title stands before the text, unless it is what changed
+            title, stays = titles[1] or "", titles[0] == titles[1]
+            stays = stays and all(value is None or value.startswith(title) for value in values)
+            if stays:
+                values = [None if value is None else value.removeprefix(title).strip() or "none" for value in values]
+            titles = titles if stays else ["", ""]
         became = "gone" if new is None else "new" if old is None and self.old is not None and not shows else ""
         return {"old": old, "new": new, "same": same, "was": values[0], "now": values[1], "became": became} | {
             "title": titles[1] or titles[0],

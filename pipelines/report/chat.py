@@ -17,9 +17,9 @@ def render_markdown(report: NightReport) -> str:
     lines = [f"**{_plain(report.headline)}** ({state}): {manifest.version}, {manifest.catalog.products:,} products"]
     lines += [f"- {_plain(text)}" for text in report.failed]
     if report.causes:
-        lines += ["", f"**Look at this before approving** ({len(report.causes)})"]
+        lines.append("")
         for cause in report.causes[:_CAUSES_IN_CHAT]:
-            lines.append(f"- {'broken' if cause.broken else 'please confirm'}: {_plain(cause.says)}")
+            lines.append(f"- {'looks broken' if cause.broken else 'please confirm'}: {_plain(cause.says)}")
             lines.append(f"  {_plain(cause.finding.found)}")
             if cause.follows:
                 lines.append(f"  follows from it: {_plain(', '.join(each.what for each in cause.follows))}")

@@ -178,7 +178,7 @@ def _edits(name: str, old: Night, new: Night, pairs: Pairs) -> Iterator[Finding]
             held = set(old.products.column(name).take(pa.array(old.rows)).to_pylist()) - {None}
             if len(held) > 1 and sum(value in held for value in after.to_pylist()) > len(after) / 2:
                 word, kind, broken = in_words(name), "mixed", True
-                says = of_products(share, f"has the {word} of another", f"have the {word} of another one")
+                says = of_products(share, f"has the {word} of another product", f"have the {word} of others")
     yield Finding(
         kind=kind,
         about=name,

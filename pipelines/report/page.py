@@ -130,10 +130,10 @@ class NightReport:
 
     @property
     def look(self) -> str:
-        """How the headline is meant: `broken`, `confirm` or `good`."""
+        """How the headline is meant: `broken`, `confirm` or `calm`."""
         if self.status == "held" or any(each.broken for each in self.causes):
             return "broken"
-        return "confirm" if self.causes else "good"
+        return "confirm" if self.causes else "calm"
 
     @property
     def verdict(self) -> str:
@@ -217,7 +217,7 @@ def changes(report: NightReport) -> tuple[list[tuple[str, str, str]], list[tuple
         was, now = (f"{night.figures[figure]:.1%}" if night and figure in night.figures else "" for night in nights)
         if now:
             lines.append((name, was, now))
-    shown, lines = lines, []
+    of_everybody = len(lines)
     line("encoder", lambda each: f"{each.encoder.model or 'made elsewhere'} {each.encoder.fingerprint}")
     line("precision of its towers", lambda each: each.encoder.precision or "not said")
     line("codec", lambda each: each.codec.fingerprint[:16] or "none")
@@ -228,7 +228,10 @@ def changes(report: NightReport) -> tuple[list[tuple[str, str, str]], list[tuple
     line("quantization error", error)
     line("imbalance of the lists", lambda each: f"{each.codec.list_imbalance:.2f}")
     line("files that a search reads", lambda each: decimal(each.loaded_bytes) if each.loaded_bytes else "")
-    return tuple([each for each in part if each[1] or each[2]] for part in (shown, lines))  # type: ignore[return-value]
+    shown, of_index = (
+        [each for each in part if each[1] or each[2]] for part in (lines[:of_everybody], lines[of_everybody:])
+    )
+    return shown, of_index
 
 
 def _of_rows(count: int, manifest: Manifest) -> str:
@@ -267,6 +270,7 @@ def _render(report: NightReport, picture: Picture) -> str:
         index_changes=of_index,
         changed=changed_products(cards, report.diff, report.edited),
         moved=cards.queries(worst),
+        letters_of={group.kind: group for group in report.letters},
         gates=[(_GATES.get(each.key, each.key), each) for each in report.gates if each.holds is not None],
         plots=[(title, svg) for title, svg in _plots(report) if svg],
         letter_picture=letter_picture,

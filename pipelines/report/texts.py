@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -107,12 +107,16 @@ def text_faults(old: Night | None, new: Night) -> Iterator[Finding]:
         found = f"{now.empty:.1%} of the products have no text, it was {was.empty:.1%}"
         less = now.empty > was.empty
         says = of_products(gap, "lost its text", "lost their text") if less else f"Texts came: {found}"
-        yield fault("no text", "texts came or went", says, found, gap, EMPTIED, broken=less)
+        emptied = [rows for _, after, rows in changed if not after][:EXAMPLES]
+        told = fault("no text", "texts came or went", says, found, gap, EMPTIED, broken=less)
+        yield replace(told, examples=tuple(emptied)) if less else told
     if len(now.lengths) and len(was.lengths):
         gap = largest_gap(was.lengths, now.lengths)
         if gap > MOVED:
             middles = [int(np.median(each.lengths)) for each in (was, now)]
-            found = f"the middle text has {middles[1]} characters, it had {middles[0]} (texts are cut at 121 here)"
+            found = (
+                f"the middle text has {middles[1]} characters, it had {middles[0]} (of those first 121 that are kept)"
+            )
             says = f"{has_others or 'The texts have another length'}: {found}"
             yield fault("texts", "texts have another length", says, found, gap, MOVED, broken=False)
     for name, what in (("scripts", "texts in another script"), ("words", "texts in other words")):
@@ -134,8 +138,16 @@ def text_faults(old: Night | None, new: Night) -> Iterator[Finding]:
         kind = "texts"
         if of_others:
             kind = "mixed"
-            has_others = of_products(share, f"has the {of_others} of another", f"have the {of_others} of another one")
+            has_others = of_products(
+                share, f"has the {of_others} of another product", f"have the {of_others} of others"
+            )
         yield fault(kind, "texts changed", has_others, found, share, ANEW, broken=bool(of_others))
+
+
+def _shared_words(first: str | None, second: str | None) -> float:
+    """Share of the words of two texts that both have; 1 of one that is empty, which shows little."""
+    words = [set(_WORD.findall((text or "").casefold())) for text in (first, second)]
+    return len(words[0] & words[1]) / len(words[0] | words[1]) if all(words) else 1.0
 
 
 def _of_others(old: Night, new: Night, changed: Sequence[tuple[str | None, str | None, Example]]) -> str:
@@ -160,7 +172,9 @@ def _of_others(old: Night, new: Night, changed: Sequence[tuple[str | None, str |
 
 
 def _changed_texts(old: pa.Table, new: pa.Table) -> tuple[float, list[tuple[str | None, str | None, Example]]]:
-    """Of the products that two samples share: how many have another text, and which, with their rows."""
+    """Of the products that two samples share: how many have another text, and which, with their rows:
+    those first that share the fewest words.
+    """
     names = ("product_id", "text", "row")
     before = {name: (text, row) for name, text, row in zip(*(old[each].to_pylist() for each in names), strict=True)}
     both = [
@@ -169,6 +183,7 @@ def _changed_texts(old: pa.Table, new: pa.Table) -> tuple[float, list[tuple[str 
         if name in before
     ]
     changed = [(first, second, (row, now)) for first, row, second, now in both if first != second]
+    changed.sort(key=lambda each: _shared_words(each[0], each[1]))
     return len(changed) / max(1, len(both)), changed
 
 

@@ -217,7 +217,7 @@ def test_the_page_begins_with_what_is_wrong_in_a_sentence(no_plots, report):
     assert f"price {old:,.2f} → {new:,.2f}" in text and "→ gone" in text
     assert replace(report, findings=[asked]).look == "confirm"
     quiet = replace(report, findings=[])
-    assert (quiet.headline, quiet.look) == ("Nothing unusual", "good")
+    assert (quiet.headline, quiet.look) == ("Nothing unusual", "calm")
     assert replace(quiet, status="held", failed=["gates.min_recall: recall is 0.01"]).headline == "recall is 0.01"
 
 

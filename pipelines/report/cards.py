@@ -15,7 +15,7 @@ from pipelines.catalog.dead_letters import one_line
 from pipelines.published.version_diff import VersionDiff
 from pipelines.report.causes import Cause
 from pipelines.report.columns import EDITED, MOST_VALUES
-from pipelines.report.night import TEXT, Example, Night, Pairs, in_words, title_column
+from pipelines.report.night import TEXT, Example, Finding, Night, Pairs, in_words, title_column
 from pipelines.report.pictures import Picture
 from pipelines.report.queries import Answer, ComparedQuery
 
@@ -54,9 +54,11 @@ class Cards:
     def pairs(self, cause: Cause) -> list[dict[str, Any]]:
         """Products that show a cause, before and now."""
         finding = next((each for each in cause.findings if each.examples), cause.finding)
-        return [self._pair(example, finding.shows) for example in finding.examples[:SHOWN_PAIRS]]
+        word = "new" if finding.kind == "products" else ""
+        return [self._pair(example, finding.shows, word) for example in finding.examples[:SHOWN_PAIRS]]
 
-    def _pair(self, example: Example, shows: str) -> dict[str, Any]:
+    def _pair(self, example: Example, shows: str, alone: str) -> dict[str, Any]:
+        """A product, before and now; `alone` is said of one that only this night has."""
         before, after = example
         old = None if before is None else self.product(before, of_new=False)
         new = None if after is None else self.product(after, of_new=True)
@@ -71,7 +73,7 @@ class Cards:
             if stays:
                 values = [None if value is None else value.removeprefix(title).strip() or "none" for value in values]
             titles = titles if stays else ["", ""]
-        became = "gone" if new is None else "new" if old is None and self.old is not None and not shows else ""
+        became = "gone" if new is None else alone if old is None else ""
         return {"old": old, "new": new, "same": same, "was": values[0], "now": values[1], "became": became} | {
             "title": titles[1] or titles[0],
             "shows": "" if shows in ("", TEXT) else in_words(shows),
@@ -83,12 +85,8 @@ class Cards:
         if row is None or not shows or night is None:
             return None
         if shows == TEXT:
-            texts = (
-                {}
-                if night.sample is None
-                else {row: place for place, row in enumerate(night.sample["row"].to_pylist())}
-            )
-            value = night.sample["text"][texts[row]].as_py() if night.sample is not None and row in texts else ""
+            place = -1 if night.sample is None else pc.index(night.sample["row"], row).as_py()
+            value = night.sample["text"][place].as_py() if night.sample is not None and place >= 0 else ""
         else:
             value = night.products[shows][row].as_py() if shows in night.products.column_names else None
         return in_short(value)
@@ -117,25 +115,24 @@ class Cards:
         """The query that shows a cause best, if any does: of those of a category's products where one is gone."""
         asked = [query for query in queries if query.old and query.query.row_before is not None]
         asked = asked or [query for query in queries if query.old]
-        finding = cause.finding
-        if (
-            finding.kind == "category"
-            and self.old is not None
-            and finding.examples[:1]
-            and finding.examples[0][0] is not None
-        ):
-            column = self.old.products[finding.shows]
-            value = column[finding.examples[0][0]].as_py()
-            rows = [query.query.row_before for query in asked]
-            asked = [
-                query
-                for query, row in zip(asked, rows, strict=True)
-                if row is not None and column[row].as_py() == value
-            ]
-        elif finding.kind in _WITHOUT_QUERY:
+        if cause.finding.kind == "category":
+            asked = self._of_category(cause.finding, asked)
+        elif cause.finding.kind in _WITHOUT_QUERY:
             return []
         worst = min(asked, key=lambda query: query.overlap, default=None)
         return [] if worst is None or worst.overlap == 1.0 else self.queries([worst], 3)
+
+    def _of_category(self, finding: Finding, queries: Sequence[ComparedQuery]) -> list[ComparedQuery]:
+        """The queries whose product was of the category that a finding is about."""
+        shown = next((before for before, _ in finding.examples if before is not None), None)
+        if self.old is None or shown is None:
+            return []
+        column = self.old.products[finding.shows]
+        return [
+            query
+            for query in queries
+            if (row := query.query.row_before) is not None and column[row].as_py() == column[shown].as_py()
+        ]
 
 
 def in_page(picture: bytes | None) -> str | None:

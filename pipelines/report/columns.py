@@ -26,6 +26,8 @@ EDITED = 0.2
 """Share of the products whose value is another one."""
 FOLD = 3.0
 """Numbers of which the middle one is so many times what it was, or less than one part of as many, are broken."""
+ALIKE = 0.01
+"""How far apart factors may be that are said to be one."""
 MOSTLY_EMPTY = 0.5
 """Of a first night, which nothing can be compared with: share of the products without a value."""
 MOST_VALUES = 1000
@@ -171,6 +173,9 @@ def _edits(name: str, old: Night, new: Night, pairs: Pairs) -> Iterator[Finding]
             middle = float(np.median(ratios))
             found += f"; the middle one is {middle:.3g} times what it was"
             says += ": zero" if not middle else f": the middle one is {middle:.3g} times what it was"
+            if middle and np.allclose(np.quantile(ratios, [0.1, 0.9]), middle, rtol=ALIKE, atol=0.0):
+                times = f"a {in_words(name)} that is {middle:.3g} times what it was"
+                says = of_products(share, f"has {times}", f"have {times}")
             broken = not 1 / FOLD < middle < FOLD
     elif len(before):
         found += f"; such as {short(before[0])}, now {short(after[0])}"

@@ -16,8 +16,9 @@ PRODUCTS = 400
 SAID = {
     "texts in German": (True, "Every product has another text, in other words: "),
     "prices null": (True, "Every product lost its price"),
-    "prices in cents": (True, "Every product has another price: the middle one is 100 times what it was"),
-    "another currency": (False, "Every product has another price: the middle one is 1.08 times what it was"),
+    "prices in cents": (True, "Every product has a price that is 100 times what it was"),
+    "another currency": (False, "Every product has a price that is 1.08 times what it was"),
+    "prices negative": (True, "Every product has a price that is -1 times what it was"),
     "one category gone": (True, "products of kind 'dress' are gone"),
     "categories renamed": (True, "10 values of kind are gone, such as "),
     "everything on sale": (True, "whose on sale was 'False' have 'True' now"),

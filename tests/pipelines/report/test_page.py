@@ -211,7 +211,7 @@ def test_the_page_begins_with_what_is_wrong_in_a_sentence(no_plots, report):
     night = replace(report, findings=[asked, found])
     assert (night.headline, night.look) == ("Every product lost its price, and 1 more to look at", "broken")
     text = " ".join(Parsed(page.render_html(night, lambda of_new, row: None)).text.split())
-    assert text.startswith("Every product lost its price, and 1 more to look at (2026-11-21)")
+    assert text.startswith("Every product lost its price, and 1 more to look at (2026-11-21 03:00)")
     assert text.index("Looks broken") < text.index("Please confirm") < text.index("they do not see what is found above")
     old, new = (night.products["price"][0].as_py() for night in (report.night_before, report.night))
     assert f"price {old:,.2f} → {new:,.2f}" in text and "→ gone" in text

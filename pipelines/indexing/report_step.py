@@ -34,7 +34,7 @@ from pipelines.indexing.run_record import STAGES, RunRecord
 from pipelines.indexing.shard_files import ShardFiles, Totals
 from pipelines.published.letters import group_letters
 from pipelines.published.version_diff import VersionDiff, compare_products
-from pipelines.report import page
+from pipelines.report import chat, page
 from pipelines.report.contents import find_faults
 from pipelines.report.night import (
     SAMPLE_FILE,
@@ -47,6 +47,7 @@ from pipelines.report.night import (
     smallest_digests,
 )
 from pipelines.report.page import GateLine, LetterGroup, NightCost, NightReport, Status
+from pipelines.report.pictures import Picture, with_pictures
 from pipelines.report.queries import (
     CanaryAnswer,
     ComparedQuery,
@@ -55,8 +56,11 @@ from pipelines.report.queries import (
     compare_queries,
     drawn_products,
     drawn_queries,
+    mean_overlap,
     own_found,
+    queries_of_both,
 )
+from pipelines.report.usual import read_counts
 
 NIGHTS_SHOWN = 10
 LETTERS_SHOWN = 4
@@ -117,7 +121,7 @@ def write_report(
     gates = judge_gates(run.gates, build.plan.totals, manifest.recall, previous)
     sample = draw_sample(build.plan.numbering.shards, run.encoder.dim)
     before = None if previous is None else _night_before(run.index.uri, previous)
-    queries, note = _queries(run, candidate, sample)
+    queries, note = _queries(run, candidate, sample, before)
     with ExitStack() as stack:
         old_reader = _reader_before(run.index.uri, previous)
         pictures = [
@@ -139,7 +143,9 @@ def write_report(
             figures=_figures(build.plan.numbering.shards, build.plan.totals, sample, compared),
             made_before=_made_before(run.index.uri, manifest, previous),
         )
+        picture: Picture = lambda of_new, row: None if (opened := pictures[of_new]) is None else opened.get(row)  # noqa: E731
         findings, edited = find_faults(before, night)
+        findings = with_pictures(findings, before, night, picture)
         diff: VersionDiff | None = None
         if before is not None and previous is not None:
             diff = compare_products([previous, manifest], [before.products, night.products])
@@ -160,22 +166,21 @@ def write_report(
             canaries=canaries,
             queries=compared,
             queries_note=note,
+            counts_before=[] if previous is None else _counts_before(run.index.uri, previous),
             nights=last_nights(run.work_uri, run.record, run.prices, on_gpu=run.encoder.batch_invariant is False),
             letters=_letters(build.plan.numbering.rejected_uri, candidate.reader.products),
             list_sizes=candidate.reader.list_sizes(),
             image_sides=build.plan.totals.image_sides,
         )
         files = {
-            page.HTML_FILE: page.render_html(
-                report, lambda of_new, row: None if (opened := pictures[of_new]) is None else opened.get(row)
-            ).encode(),
-            page.MARKDOWN_FILE: page.render_markdown(report).encode(),
+            page.HTML_FILE: page.render_html(report, picture).encode(),
+            page.MARKDOWN_FILE: chat.render_markdown(report).encode(),
             page.JSON_FILE: (json.dumps(page.to_json(report), indent=2, ensure_ascii=False) + "\n").encode(),
             SAMPLE_FILE: _parquet(sample),
         }
     for name, data in files.items():
         storage.write_bytes_atomic(storage.join(folder, name), data)
-    return [f"{each.what}: {each.found}" for each in findings]
+    return [each.says for each in report.causes]
 
 
 def _reader_before(index_uri: str, previous: Manifest | None) -> IndexReader | None:
@@ -206,14 +211,21 @@ def _made_before(index_uri: str, manifest: Manifest, previous: Manifest | None) 
     return ""
 
 
-def _queries(run: RunContext, candidate: Candidate, sample: pa.Table) -> tuple[list[Query], str]:
+def _queries(run: RunContext, candidate: Candidate, sample: pa.Table, before: Night | None) -> tuple[list[Query], str]:
     """The queries to compare by, and which they are, in words."""
     encoder = candidate.encoder
     if encoder is not None and encoder.accepts_text:
         if run.queries:
             return [Query(text=text) for text in run.queries], f"{len(run.queries):,} queries of gates.queries."
         drawn = drawn_queries(sample, candidate.reader.products)
-        return drawn, f"{len(drawn):,} titles of the catalog, the same each night (gates.queries names others)."
+        kept: list[tuple[Query, int]] = []
+        if before is not None and before.sample is not None:
+            rows = dict(zip(before.sample["product_id"].to_pylist(), before.sample["row"].to_pylist(), strict=True))
+            kept = [(query, rows[query.own]) for query in drawn_queries(before.sample, before.products) if query.own]
+        both = queries_of_both(kept, drawn)
+        of_both = f"{len(kept):,} titles of the night before and {len(drawn):,} of this one" if kept else ""
+        said = of_both or f"{len(drawn):,} titles of the catalog"
+        return both, f"{said}, drawn by product: the same products each night (gates.queries names other queries)."
     products = drawn_products(sample)
     why = "the index has no query encoder" if encoder is None else "its query encoder reads pictures only"
     return products, f"{len(products):,} products as queries by their own vectors: {why}."
@@ -290,6 +302,17 @@ def _night_before(index_uri: str, previous: Manifest) -> Night | None:
     )
 
 
+def _counts_before(index_uri: str, previous: Manifest) -> list[dict[str, float]]:
+    """What the night before counted, and the nights before it; nothing where it has no report that says so."""
+    if all(entry.path != page.JSON_FILE for entry in previous.files):
+        return []
+    with suppress(IndexBuilderError):  # damaged: the night goes on without
+        return read_counts(
+            storage.read_bytes(storage.join(publish.version_uri(index_uri, previous.version), page.JSON_FILE))
+        )
+    return []
+
+
 def _figures(
     shards: Sequence[NumberedShard], totals: Totals, sample: pa.Table, compared: Sequence[ComparedQuery]
 ) -> dict[str, float]:
@@ -303,8 +326,8 @@ def _figures(
         figures["without_image"] = min(1.0, totals.without_image / totals.products)
     if (own := own_found(compared)) is not None:
         figures["own_title"] = own
-    if both := [query.overlap for query in compared if query.old]:
-        figures["overlap"] = float(np.mean(both))
+    if (overlap := mean_overlap(compared)) is not None:
+        figures["overlap"] = overlap
     return figures
 
 

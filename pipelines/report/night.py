@@ -23,7 +23,17 @@ SAMPLED = 4096
 """Products of a sample. A share of one in twenty is then measured to within 0.7 points (two standard errors)."""
 TITLES = ("title", "name", "product_name", "display_name", "product_title")
 """Columns that hold what a product is called, the first that there is."""
+ANEW = 0.12
+"""Share of the products with another text or picture: more than twice what a good night edits. Columns may change more
+(prices in a sale), so their limit is `EDITED`."""
+EXAMPLES = 5
+"""Products that show a finding."""
+TEXT = "(text)"
+"""What a finding of texts shows: the beginning of what was embedded."""
 _IDS_AT_A_TIME = 65_536
+
+Example = tuple[int | None, int | None]
+"""A product's row in `products.arrow` of the night before, and of this one."""
 
 
 def sample_schema(dim: int) -> pa.Schema:
@@ -78,22 +88,54 @@ class Finding:
     """Something that a person should look at before the night is approved.
 
     Attributes:
+        kind: Of `causes.KINDS`; `about`, the column for findings of columns, tells those of one kind apart.
         what: In a few words, such as "prices changed".
+        says: The same as one plain sentence with its size.
         found: The figure in words, and what it was before.
         value, limit: The figure, and from where on it is said.
-        examples: Products that show it: their rows in `products.arrow` of the night before and of this one.
+        broken: Whether no shop means such a thing; else somebody may have meant it.
+        size: How many products it is about, where that is known.
+        examples: Products that show it: their rows in `products.arrow` of the night before and of this one, the most
+            telling first; None where the night has no such product.
+        shows: What changed in them: a column, `TEXT`, or "" for how they look.
     """
 
+    kind: str
     what: str
+    says: str
     found: str
     value: float
     limit: float
-    examples: tuple[tuple[int, int], ...] = ()
+    about: str = ""
+    broken: bool = False
+    size: int = 0
+    examples: tuple[Example, ...] = ()
+    shows: str = ""
 
     @property
     def weight(self) -> float:
         """How far beyond its limit the figure is: what is worst comes first."""
         return self.value / self.limit if self.limit else float("inf")
+
+
+def of_products(share: float, one: str, several: str) -> str:
+    """A sentence about a share of the products, by what one does and what several do."""
+    if share >= 1.0:
+        return f"Every product {one}"
+    if share >= 0.95:
+        return f"Nearly every product {one} ({min(share, 0.999):.1%})"
+    return f"{share:.1%} of the products {several}"
+
+
+def in_words(name: str) -> str:
+    """A column's name in a sentence."""
+    return name.replace("_", " ")
+
+
+def short(value: object) -> str:
+    """A value of the catalog in a sentence."""
+    text = str(value)
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def title_column(products: pa.Table) -> str | None:

@@ -6,7 +6,6 @@ comes from the catalog is escaped: Jinja2 does it for the page, `_plain` for cha
 
 from __future__ import annotations
 
-import base64
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -19,20 +18,20 @@ from jinja2 import Environment, FileSystemLoader
 from rich.filesize import decimal
 
 from index_builder.manifest import Manifest
-from pipelines.catalog.dead_letters import cut_at_word, one_line
 from pipelines.published.version_diff import VersionDiff
 from pipelines.report import plots
-from pipelines.report.contents import TextFacts
-from pipelines.report.night import Finding, Night, title_column
-from pipelines.report.queries import Answer, CanaryAnswer, ComparedQuery, own_found
+from pipelines.report.cards import SHOWN_ANSWERS, Cards, changed_products, in_page
+from pipelines.report.causes import Cause, causes_of, shown_first
+from pipelines.report.contents import moment_of
+from pipelines.report.night import Finding, Night
+from pipelines.report.pictures import Picture
+from pipelines.report.queries import CanaryAnswer, ComparedQuery, mean_overlap
+from pipelines.report.texts import TextFacts
+from pipelines.report.usual import NIGHTS_KEPT, Counts, Tile, tiles_of
 
 HTML_FILE, MARKDOWN_FILE, JSON_FILE = "report.html", "report.md", "report.json"
 MOST_BYTES = 5_000_000
-MOST_CHARACTERS = 3500
-"""Of `report.md`: what chat systems take in one message."""
-WORST_QUERIES, SHOWN_ANSWERS = 6, 6
-_TITLE_CHARACTERS = 80
-_FINDINGS_IN_CHAT = 8
+_WORST_QUERIES = 4
 
 Status = Literal["published", "held", "waiting"]
 
@@ -86,6 +85,7 @@ class NightReport:
         embedded, carried_over: Products that went through the towers, and that did not.
         queries_note: Which queries were compared, or why none were.
         nights: What the last nights took, the latest first.
+        counts_before: `counts` of the nights before this one, the oldest first.
         list_sizes: Products of each inverted list, int64.
         image_sides: Images that were decoded, by the power of two below the shorter side.
     """
@@ -108,8 +108,32 @@ class NightReport:
     queries_note: str
     nights: Sequence[NightCost]
     letters: Sequence[LetterGroup]
+    counts_before: Sequence[Counts] = ()
     list_sizes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     image_sides: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def causes(self) -> list[Cause]:
+        """The findings by what causes them, broken ones first."""
+        return causes_of(self.findings)
+
+    @property
+    def headline(self) -> str:
+        """The night in one plain sentence."""
+        causes = self.causes
+        if causes:
+            more = f", and {len(causes) - 1:,} more to look at" if len(causes) > 1 else ""
+            return f"{causes[0].says.rstrip('.')}{more}"
+        if self.failed:
+            return self.failed[0].partition(": ")[2] or self.failed[0]
+        return "Nothing unusual" if self.previous is not None else "Nothing unusual in the first version"
+
+    @property
+    def look(self) -> str:
+        """How the headline is meant: `broken`, `confirm` or `calm`."""
+        if self.status == "held" or any(each.broken for each in self.causes):
+            return "broken"
+        return "confirm" if self.causes else "calm"
 
     @property
     def verdict(self) -> str:
@@ -120,10 +144,25 @@ class NightReport:
         return "Waits for your approval" if self.status == "waiting" else "Published"
 
     @property
+    def counts(self) -> dict[str, float]:
+        """What is shown beside the same of the last nights."""
+        catalog, diff = self.manifest.catalog, self.diff
+        counts: dict[str, float] = {"products": catalog.products}
+        if diff is not None:
+            counts |= {"added": diff.added, "removed": diff.removed, "edited": diff.edited}
+        counts |= {"rejected": catalog.rejected, "degraded": catalog.degraded}
+        names = ("overlap", "own_title")
+        return counts | {name: self.night.figures[name] for name in names if name in self.night.figures}
+
+    @property
+    def tiles(self) -> list[Tile]:
+        """The figures of the night, beside what is usual."""
+        return tiles_of(self.counts, self.counts_before)
+
+    @property
     def mean_overlap(self) -> float | None:
         """Mean share of the first ten answers that both versions have; None without a version before."""
-        compared = [query.overlap for query in self.queries if self.previous is not None]
-        return float(np.mean(compared)) if compared else None
+        return mean_overlap(self.queries) if self.previous is not None else None
 
     @property
     def without_answer(self) -> int:
@@ -131,29 +170,31 @@ class NightReport:
         return sum(not query.new for query in self.queries)
 
     @property
-    def commands(self) -> list[str]:
-        """What a person would run next."""
+    def commands(self) -> list[tuple[str, str]]:
+        """What a person would run next: what it does, and the command."""
         index = shlex.quote(self.index_uri)
         version = self.manifest.version
+        approve = ("Approve", f"python -m pipelines.versions approve {version} --index {index}")
         if self.status == "waiting":
-            return [
-                f"python -m pipelines.versions approve {version} --index {index}",
-                f"python -m pipelines.versions hold {version} --reason '...' --index {index}",
-            ]
+            return [approve, ("Hold", f"python -m pipelines.versions hold {version} --reason '...' --index {index}")]
         if self.status == "published" and self.previous is not None:
-            return [f"python -m pipelines.versions rollback --index {index}"]
-        rejected = [f"python -m pipelines.versions rejected {version} --index {index}"] if self.letters else []
-        if self.status == "held":
-            return [f"python -m pipelines.versions approve {version} --index {index}", *rejected]
-        return rejected
+            return [("Take back", f"python -m pipelines.versions rollback --index {index}")]
+        rejected = ("List what was rejected", f"python -m pipelines.versions rejected {version} --index {index}")
+        return [*([approve] if self.status == "held" else []), *([rejected] if self.letters else [])]
 
 
-Picture = Callable[[bool, int], bytes | None]
-"""The thumbnail (WebP) of a row of the version, or with False of the one before; None without one."""
+_GATES = {
+    "gates.min_recall": "the index finds the true neighbours",
+    "gates.max_rejected_share": "rows that were rejected",
+    "gates.max_degraded_share": "products without a usable picture",
+    "gates.max_row_change": "how much the catalog grew or shrank",
+    "gates.min_precision_cosine": "vectors in a lower precision",
+    "gates.canaries": "queries that must find their products",
+}
 
 
-def changes(report: NightReport) -> list[tuple[str, str, str]]:
-    """What changed since the version before, as (what, before, now)."""
+def changes(report: NightReport) -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
+    """What changed since the version before, as (what, before, now): for everybody, and of the index and its model."""
     old, new = report.previous, report.manifest
     lines: list[tuple[str, str, str]] = []
 
@@ -176,6 +217,7 @@ def changes(report: NightReport) -> list[tuple[str, str, str]]:
         was, now = (f"{night.figures[figure]:.1%}" if night and figure in night.figures else "" for night in nights)
         if now:
             lines.append((name, was, now))
+    of_everybody = len(lines)
     line("encoder", lambda each: f"{each.encoder.model or 'made elsewhere'} {each.encoder.fingerprint}")
     line("precision of its towers", lambda each: each.encoder.precision or "not said")
     line("codec", lambda each: each.codec.fingerprint[:16] or "none")
@@ -186,7 +228,10 @@ def changes(report: NightReport) -> list[tuple[str, str, str]]:
     line("quantization error", error)
     line("imbalance of the lists", lambda each: f"{each.codec.list_imbalance:.2f}")
     line("files that a search reads", lambda each: decimal(each.loaded_bytes) if each.loaded_bytes else "")
-    return [each for each in lines if each[1] or each[2]]
+    shown, of_index = (
+        [each for each in part if each[1] or each[2]] for part in (lines[:of_everybody], lines[of_everybody:])
+    )
+    return shown, of_index
 
 
 def _of_rows(count: int, manifest: Manifest) -> str:
@@ -201,78 +246,36 @@ def render_html(report: NightReport, picture: Picture) -> str:
 
 def _render(report: NightReport, picture: Picture) -> str:
     folder = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    folder.filters |= {
+    filters: dict[str, Callable[[Any], str]] = {
         "percent": lambda share: f"{share:.1%}",
         "thousands": lambda number: f"{number:,}",
         "money": money,
+        "day": moment_of,
     }
-    titles = {True: _Titles(report.night), False: _Titles(report.night_before)}
-
-    def card(answer: Answer, of_new: bool) -> dict[str, Any]:
-        data = picture(of_new, answer.row)
-        title = titles[of_new].of(answer.row)
-        source = _in_page(data)
-        initials = "".join(word[0] for word in title.split()[:2]).upper() or "?"
-        return {"id": answer.product_id, "title": title, "source": source, "initials": initials, "score": answer.score}
-
-    def examples(finding: Finding) -> list[dict[str, Any]]:
-        shown = [
-            {"title": titles[True].of(new), "old": _in_page(picture(False, old)), "new": _in_page(picture(True, new))}
-            for old, new in finding.examples
-        ]
-        return [each for each in shown if each["old"] and each["new"]]
+    folder.filters |= filters
+    cards = Cards(new=report.night, old=report.night_before, picture=picture)
+    moved = sorted((query for query in report.queries if query.old), key=lambda query: query.overlap)
+    worst = [query for query in moved if query.overlap < 1.0][:_WORST_QUERIES]
 
     def letter_picture(letter: Mapping[str, Any]) -> str | None:
         row = letter.get("row")
-        return None if row is None else _in_page(picture(True, row))
+        return None if row is None else in_page(picture(True, row))
 
-    moved = sorted((query for query in report.queries if query.old), key=lambda query: query.overlap)
-    shown: list[dict[str, Any]] = [
-        {
-            "query": query,
-            "old": [
-                card(each, False) | {"lost": each.product_id not in {other.product_id for other in query.new}}
-                for each in query.old[:SHOWN_ANSWERS]
-            ],
-            "new": [
-                card(each, True) | {"new": each.product_id not in {other.product_id for other in query.old}}
-                for each in query.new[:SHOWN_ANSWERS]
-            ],
-        }
-        for query in moved[:WORST_QUERIES]
-        if query.overlap < 1.0
-    ]
+    shown, of_index = changes(report)
     return folder.get_template(HTML_FILE).render(
         report=report,
-        changes=changes(report),
-        moved=shown,
-        own_title=own_found(report.queries),
+        causes=list(shown_first(report.causes)),
+        cards=cards,
+        changes=shown,
+        index_changes=of_index,
+        changed=changed_products(cards, report.diff, report.edited),
+        moved=cards.queries(worst),
+        letters_of={group.kind: group for group in report.letters},
+        gates=[(_GATES.get(each.key, each.key), each) for each in report.gates if each.holds is not None],
         plots=[(title, svg) for title, svg in _plots(report) if svg],
-        has_pictures=any(each["source"] for query in shown for each in (*query["old"], *query["new"])),
-        shown_answers=SHOWN_ANSWERS,
         letter_picture=letter_picture,
-        examples=examples,
+        shown_answers=SHOWN_ANSWERS,
     )
-
-
-def _in_page(picture: bytes | None) -> str | None:
-    """A WebP picture as an address that holds it."""
-    return None if picture is None else f"data:image/webp;base64,{base64.b64encode(picture).decode()}"
-
-
-class _Titles:
-    """What products are called: the column of titles, else the first of texts."""
-
-    def __init__(self, night: Night | None) -> None:
-        names = [] if night is None else night.columns
-        of_texts = [name for name in names if night and str(night.products.schema.field(name).type) == "string"]
-        name = (night and title_column(night.products)) or next(iter(of_texts), None)
-        self._column = None if night is None or name is None else night.products.column(name)
-
-    def of(self, row: int) -> str:
-        """The title of a row, "" without one."""
-        value = None if self._column is None else self._column[row].as_py()
-        return one_line(value, _TITLE_CHARACTERS) if value else ""
 
 
 def _plots(report: NightReport) -> list[tuple[str, str]]:
@@ -291,7 +294,9 @@ def _plots(report: NightReport) -> list[tuple[str, str]]:
         ),
         (
             "Time of each stage over the last nights",
-            plots.stage_bars("times", [(night.name, night.seconds) for night in report.nights], "busy seconds"),
+            plots.stage_bars(
+                "times", [(night.name, night.seconds) for night in report.nights], "seconds that workers were busy"
+            ),
         ),
         (
             "Money of each stage over the last nights",
@@ -301,7 +306,12 @@ def _plots(report: NightReport) -> list[tuple[str, str]]:
     if texts[1] is not None:
         old = texts[0] if texts[0] is not None else empty
         drawn.append(
-            ("Lengths of texts", plots.histograms("text-lengths", old, texts[1], "characters of a text, up to 121"))
+            (
+                "Lengths of texts",
+                plots.histograms(
+                    "text-lengths", old, texts[1], "characters; all texts longer than 120 in the last bar"
+                ),
+            )
         )
     if report.image_sides:
         order = sorted(report.image_sides.items(), key=lambda each: int(each[0]) if each[0].isdecimal() else 0)
@@ -316,59 +326,9 @@ def _plots(report: NightReport) -> list[tuple[str, str]]:
     return drawn
 
 
-def render_markdown(report: NightReport) -> str:
-    """The report in at most `MOST_CHARACTERS`, the verdict first."""
-    manifest = report.manifest
-    lines = [f"**{report.verdict}**: {manifest.version} ({manifest.catalog.products:,} products)"]
-    lines += [f"- {_plain(text)}" for text in report.failed]
-    if report.findings:
-        lines += ["", f"**Look at this before approving** ({len(report.findings)})"]
-        lines += [f"- {_plain(each.what)}: {_plain(each.found)}" for each in report.findings[:_FINDINGS_IN_CHAT]]
-    elif report.previous is not None:
-        lines += ["", "Nothing unusual beside the version before."]
-    if report.diff is not None:
-        diff = report.diff
-        lines += [
-            "",
-            f"Products: +{diff.added:,} -{diff.removed:,}, {diff.edited:,} edited; {report.embedded:,} embedded",
-        ]
-    if report.canaries:
-        missed = [each for each in report.canaries if each.missing]
-        lines.append(f"Canaries: {len(report.canaries) - len(missed):,} of {len(report.canaries):,} found")
-    if report.mean_overlap is not None:
-        empty = f", {report.without_answer:,} without an answer" if report.without_answer else ""
-        lines.append(
-            f"First ten answers as before: {report.mean_overlap:.0%} over {len(report.queries):,} queries{empty}"
-        )
-    open_gates = [f"{each.key.removeprefix('gates.')} {each.margin}" for each in report.gates if each.margin]
-    lines.append(f"Margins: {'; '.join(open_gates)}" if open_gates else "")
-    if report.letters:
-        counts = ", ".join(f"{_plain(group.kind)} {group.count:,}" for group in report.letters[:6])
-        lines.append(f"Dead letters: {counts}")
-    if report.nights:
-        seconds = report.nights[0].seconds
-        lines.append(
-            f"Busy seconds: {', '.join(f'{stage} {value:.0f}' for stage, value in seconds.items() if value >= 1)}"
-        )
-        if costs := [money(night.total) for night in report.nights[:2] if night.total is not None]:
-            before = f", the night before {costs[1]}" if costs[1:] else ""
-            lines.append(f"Cost until this report: {costs[0]}{before}")
-    lines += ["", *(f"`{command}`" for command in report.commands), f"{HTML_FILE} beside the version has the rest."]
-    text = "\n".join(lines) + "\n"
-    if len(text) <= MOST_CHARACTERS:
-        return text
-    return f"{cut_at_word(text, MOST_CHARACTERS - 40)}\n... ({HTML_FILE} has the rest)\n"
-
-
 def money(amount: float) -> str:
     """An amount of whatever money in two decimals, or in two digits that count."""
     return f"{amount:,.2f}" if amount >= 0.1 or not amount else f"{amount:.2g}"
-
-
-def _plain(text: str) -> str:
-    """A text of the catalog for chat: nothing in it is a link, a mention, code or markup."""
-    swapped = str.maketrans({"<": "‹", ">": "›", "[": "(", "]": ")", "`": "'", "@": "＠", "|": "/"})
-    return one_line(text, 400).translate(swapped).replace("://", ":/ /")
 
 
 def to_json(report: NightReport) -> dict[str, Any]:
@@ -377,6 +337,7 @@ def to_json(report: NightReport) -> dict[str, Any]:
         "version": report.manifest.version,
         "status": report.status,
         "verdict": report.verdict,
+        "headline": report.headline,
         "failed_gates": list(report.failed),
         "gates": [asdict(each) for each in report.gates],
         "findings": [asdict(each) for each in report.findings],
@@ -397,6 +358,7 @@ def to_json(report: NightReport) -> dict[str, Any]:
             "without_answer": report.without_answer,
         },
         "nights": [{"night": each.name, "seconds": dict(each.seconds), "money": each.total} for each in report.nights],
+        "counts": [*report.counts_before, report.counts][-NIGHTS_KEPT:],
         "figures": dict(report.night.figures),
         "edited": dict(report.edited),
     }

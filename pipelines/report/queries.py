@@ -8,7 +8,7 @@ vectors find their neighbours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -76,11 +76,17 @@ def _known(reader: IndexReader, ids: set[str]) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Query:
-    """One query: its words, or the product that stands in for it; `own` is the product that it should find."""
+    """One query: its words, or the product that stands in for it.
+
+    Attributes:
+        own: The product that it should find.
+        row_before: The row of the product whose words it is in the night before; None of one that this night drew.
+    """
 
     text: str
     own: str | None = None
     vector: np.ndarray | None = None
+    row_before: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +127,26 @@ def drawn_queries(sample: pa.Table, products: pa.Table, count: int = DRAWN) -> l
         if len(found) == count:
             break
     return list(found.values())
+
+
+def queries_of_both(before: Sequence[tuple[Query, int]], now: Sequence[Query]) -> list[Query]:
+    """The queries of two nights, each once. Those of the night before stay, whatever became of their products: answers
+    are compared by them. Those of this night ask whether a product is found by what it is called now.
+    """
+    found = {query.text: Query(text=query.text, row_before=row) for query, row in before}
+    for query in now:
+        known = found.get(query.text)
+        found[query.text] = query if known is None else replace(query, row_before=known.row_before)
+    return list(found.values())
+
+
+def mean_overlap(compared: Sequence[ComparedQuery]) -> float | None:
+    """Mean share of the first answers that both versions have, over the queries of the night before where there are
+    such; None without a version before.
+    """
+    both = [query for query in compared if query.old]
+    of_before = [query for query in both if query.query.row_before is not None]
+    return float(np.mean([query.overlap for query in of_before or both])) if both else None
 
 
 def drawn_products(sample: pa.Table, count: int = DRAWN) -> list[Query]:

@@ -32,8 +32,8 @@ from pipelines.indexing import job
 from pipelines.indexing.catalog_source import CatalogSource
 from tests.reliability.faults import FAULTS, Catalog
 
-PRODUCTS, LATER = 720, 20
-"""Of the first night, and those that come in each later one."""
+PRODUCTS, LATER, BEFORE = 720, 20, 3
+"""Products of the first night, those that come in each later one, and good nights before the planted ones."""
 ENCODER = "package://encoders/pretrained/demo"
 FORGOTTEN = 0.35
 """How far the weights of the stale encoder are from those in use, as a share of their standard deviation."""
@@ -115,7 +115,14 @@ def run_night(folder: Path, rows: Rows, schema: pa.Schema, *options: str) -> Pat
     (folder / "catalog").mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "catalog" / "part.parquet")
     uris = [f"--{key}.uri={folder / key}" for key in ("catalog", "work", "index")]
-    command = load_job_config(["--config", "demo", *uris, "--index.factory=Flat", "--index.serving_shards=1", *options])
+    of_demo = [
+        "--config",
+        "demo",
+        "--catalog.filter_fields=[brand]",
+        "--index.factory=Flat",
+        "--index.serving_shards=1",
+    ]
+    command = load_job_config([*of_demo, *uris, *options])
     return Path(job.run_job(CatalogSource(command.config), command.pipeline_options)[0].uri)
 
 
@@ -126,16 +133,18 @@ def write_nights(out: Path, names: Sequence[str], seed: int, said: Callable[[str
     answers = []
     with tempfile.TemporaryDirectory(prefix="shop-") as name:
         shop = Path(name)
-        drawn = Path(draw_named_catalog(f"demo://{PRODUCTS + 2 * LATER}", str(shop / "drawn")))
+        drawn = Path(draw_named_catalog(f"demo://{PRODUCTS + LATER * (BEFORE + 1)}", str(shop / "drawn")))
         table = pa.concat_tables([pq.read_table(path) for path in sorted(drawn.glob("*.parquet"))])
         rows = table.to_pylist()
-        first, second, third = rows[:PRODUCTS], rows[PRODUCTS : PRODUCTS + LATER], rows[PRODUCTS + LATER :]
+        later = [rows[PRODUCTS + LATER * night :][:LATER] for night in range(BEFORE + 1)]
         stale = stale_encoder(shop / "encoder", seed)
-        run_night(shop, first, table.schema, f"--encoder.uri={stale}")
-        # Columns that change every night are known from a night whose own night before had the same: two good ones.
-        before = next_night(first, second, random)
-        run_night(shop, before, table.schema)
-        good = next_night(before, third, random)
+        before = rows[:PRODUCTS]
+        run_night(shop, before, table.schema, f"--encoder.uri={stale}")
+        # What changes every night, and what is usual, is known from good nights.
+        for came in later[:BEFORE]:
+            before = next_night(before, came, random)
+            run_night(shop, before, table.schema)
+        good = next_night(before, later[BEFORE], random)
         for number, planted_fault in enumerate(names, start=1):
             uri = stale if planted_fault == STALE else ENCODER
             own = planted(planted_fault, [dict(row) for row in good], Random(seed + number))

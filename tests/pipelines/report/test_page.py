@@ -15,9 +15,12 @@ from index_builder.tuning import SearchMeasurement
 from pipelines.config.job import Canary
 from pipelines.published.version_diff import compare_products
 from pipelines.report import page
+from pipelines.report.chat import MOST_CHARACTERS, render_markdown
 from pipelines.report.contents import find_faults
+from pipelines.report.night import Finding
 from pipelines.report.page import GateLine, LetterGroup, NightCost, NightReport
 from pipelines.report.queries import Answer, CanaryAnswer, ComparedQuery, Query
+from pipelines.report.usual import read_counts
 from tests.reliability.faults import first_night, good_night, night_of
 
 HOSTILE = (
@@ -114,8 +117,8 @@ class Parsed(HTMLParser):
 
 def test_the_page_says_its_verdict_first_and_runs_and_loads_nothing(html):
     parsed = Parsed(html)
-    assert parsed.text.index("Waits for your approval") < parsed.text.index("Look at this before approving")
-    assert parsed.text.index("Look at this before approving") < parsed.text.index("gates.min_recall")
+    assert parsed.text.index("Waits for your approval") < parsed.text.index("Looks broken")
+    assert parsed.text.index("Looks broken") < parsed.text.index("gates.min_recall")
     assert "versions approve 20261121T030000Z-0123456789ab --index s3://bucket/index" in parsed.text
     assert "script" not in {tag for tag, _ in parsed.elements}
     loaded = [
@@ -133,7 +136,7 @@ def test_what_the_last_nights_cost_is_told_by_stage(report, html, no_plots):
     text = " ".join(Parsed(html).text.split())
     assert "cost0.40before 0.30" in text
     assert "11-25 03:00embed 12.0, number 0.5embed 0.30, number 0.0040.30" in text
-    assert "Cost until this report: 0.40, the night before 0.30" in page.render_markdown(report)
+    assert "Cost until this report: 0.40, the night before 0.30" in render_markdown(report)
     unpriced = replace(report, nights=[replace(night, money={}) for night in report.nights])
     assert "cost" not in Parsed(page.render_html(unpriced, lambda of_new, row: None)).text
 
@@ -147,19 +150,22 @@ def test_the_plots_stand_in_the_page_in_its_own_colours(html):
 
 def test_thumbnails_stand_in_the_page_unless_they_make_it_too_large(no_plots, report):
     small = page.render_html(report, lambda of_new, row: b"webp" if of_new else None)
-    assert small.count("data:image/webp;base64,d2VicA==") == 1
+    assert small.count("data:image/webp;base64,d2VicA==") > 1
     large = page.render_html(report, lambda of_new, row: bytes(2_000_000))
     assert len(large.encode()) < page.MOST_BYTES and "data:image/webp" not in large
 
 
 def test_the_message_for_chat_is_short_and_brings_no_markup(report):
-    text = page.render_markdown(report)
-    assert text.startswith("**Waits for your approval**: 20261121T030000Z-0123456789ab")
-    assert len(text) <= page.MOST_CHARACTERS
+    text = render_markdown(report)
+    assert text.startswith("**Every product has markup in its text")
+    assert "(waits for your approval): 20261121T030000Z-0123456789ab" in text.split("\n")[0]
+    assert len(text) <= MOST_CHARACTERS
     assert not {"<", ">", "[", "@"} & set(text)
     assert "https://evil" not in text
-    long = replace(report, findings=[replace(each, found=each.found * 30) for each in report.findings] * 8)
-    assert len(page.render_markdown(long)) <= page.MOST_CHARACTERS
+    long = replace(
+        report, findings=[replace(each, found=each.found * 30, says=each.says * 30) for each in report.findings] * 8
+    )
+    assert len(render_markdown(long)) <= MOST_CHARACTERS
 
 
 @pytest.mark.parametrize(
@@ -185,11 +191,61 @@ def test_a_first_night_compares_with_nothing(no_plots, report):
     )
     text = Parsed(page.render_html(first, lambda of_new, row: None)).text
     assert "the first version here" in text and "Nothing unusual" in text
-    assert page.render_markdown(first)
+    assert render_markdown(first)
+
+
+def test_the_page_begins_with_what_is_wrong_in_a_sentence(no_plots, report):
+    found = Finding(
+        kind="lost",
+        about="price",
+        what="price lost its values",
+        says="Every product lost its price.",
+        found="100%",
+        value=1.0,
+        limit=0.03,
+        broken=True,
+        examples=((0, 0), (1, None)),
+        shows="price",
+    )
+    asked = replace(found, kind="edits", about="kind", broken=False, says="30% of the products have another kind")
+    night = replace(report, findings=[asked, found])
+    assert (night.headline, night.look) == ("Every product lost its price, and 1 more to look at", "broken")
+    text = " ".join(Parsed(page.render_html(night, lambda of_new, row: None)).text.split())
+    assert text.startswith("Every product lost its price, and 1 more to look at (2026-11-21 03:00)")
+    assert text.index("Looks broken") < text.index("Please confirm") < text.index("they do not see what is found above")
+    old, new = (night.products["price"][0].as_py() for night in (report.night_before, report.night))
+    assert f"price {old:,.2f} → {new:,.2f}" in text and "→ gone" in text
+    assert replace(report, findings=[asked]).look == "confirm"
+    quiet = replace(report, findings=[])
+    assert (quiet.headline, quiet.look) == ("Nothing unusual", "calm")
+    assert replace(quiet, status="held", failed=["gates.min_recall: recall is 0.01"]).headline == "recall is 0.01"
+
+
+def test_answers_that_came_or_went_are_told_by_why(no_plots, report):
+    old, new = report.night_before.products["product_id"], report.night.products["product_id"]
+    kept = sorted(set(old.to_pylist()) & set(new.to_pylist()))
+    (gone, *_), (came, *_) = (sorted(set(a.to_pylist()) - set(b.to_pylist())) for a, b in ((old, new), (new, old)))
+    sides = [[*kept[:8], gone, kept[8]], [kept[1], kept[0], *kept[2:8], came, kept[9]]]
+    answers = [tuple(Answer(product_id=name, row=0, score=1.0) for name in side) for side in sides]
+    asked = ComparedQuery(query=Query(text="mug"), old=answers[0], new=answers[1])
+    text = " ".join(Parsed(page.render_html(replace(report, queries=[asked]), lambda of_new, row: None)).text.split())
+    for word in (
+        "removed from the shop",
+        "no longer found",
+        "new in the shop",
+        "newly found",
+        "1. now 2.",
+        "1. was 2.",
+    ):
+        assert word in text, word
 
 
 def test_the_next_night_reads_its_figures_back(report):
     data = json.dumps(page.to_json(report)).encode()
+    assert read_counts(data) == [report.counts]
+    later = replace(report, counts_before=[{"removed": 4.0}] * 12)
+    assert len(read_counts(json.dumps(page.to_json(later)).encode())) == 10
+    assert read_counts(b"not JSON") == read_counts(b"[]") == []
     assert page.read_figures(data) == (report.night.figures, report.edited)
     assert page.read_figures(b"not JSON") == page.read_figures(b"[]") == ({}, {})
 
@@ -198,5 +254,5 @@ def test_products_without_a_text_column_have_no_title(no_plots, report):
     bare = replace(
         report.night, rows=np.arange(10), products=pa.table({"product_id": ["a"] * 10, "price": list(range(10))})
     )
-    text = Parsed(page.render_html(replace(report, night=bare), lambda of_new, row: None)).text
+    text = Parsed(page.render_html(replace(report, night=bare, findings=[]), lambda of_new, row: None)).text
     assert "before" in text

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,7 +12,16 @@ from pipelines.config.canaries import load_canaries, load_queries
 from pipelines.config.job import Canary
 from pipelines.config.validation import ConfigError
 from pipelines.report.night import sample_schema
-from pipelines.report.queries import Query, ask_canaries, compare_queries, drawn_products, drawn_queries, own_found
+from pipelines.report.queries import (
+    Query,
+    ask_canaries,
+    compare_queries,
+    drawn_products,
+    drawn_queries,
+    mean_overlap,
+    own_found,
+    queries_of_both,
+)
 from tests.index_builder.builds import clustered, published
 
 ROWS, DIM = 200, 16
@@ -70,6 +81,20 @@ def test_queries_are_drawn_from_texts_and_products_stand_in_for_them(reader):
     products = drawn_products(sample([None, "blue"]))
     compared = compare_queries(products, (reader, None), (reader, None))
     assert [query.new[0].product_id for query in compared] == ["sku-0", "sku-1"]
+
+
+def test_the_queries_of_the_night_before_stay_beside_those_of_this_one(reader):
+    before = [(Query(text=str(number), own=f"sku-{number}"), number + 50) for number in (0, 1)]
+    both = queries_of_both(before, [Query(text="1", own="sku-1"), Query(text="2", own="sku-2")])
+    assert [(each.text, each.own, each.row_before) for each in both] == [
+        *(("0", None, 50), ("1", "sku-1", 51), ("2", "sku-2", None))
+    ]
+    pair = (reader, NumberedEncoder())
+    compared = compare_queries(both, pair, pair)
+    assert mean_overlap(compared) == own_found(compared) == 1.0
+    moved = [replace(each, new=()) if each.query.row_before is None else each for each in compared]
+    assert mean_overlap(moved) == 1.0
+    assert mean_overlap(compare_queries(both, pair, None)) is None
 
 
 def test_canaries_and_queries_come_from_files(tmp_path):

@@ -61,7 +61,7 @@ class TowerFeatures:
         reads: TextTokenizer | ImagePreprocessing | None,
     ) -> None:
         below, plain = _Below(tower), placement._replace(graphed=False)
-        self.dim, self._placement = below.dim, placement
+        self.dim, self._width, self._placement = below.dim, tower.dim, placement
         self._projection = getattr(tower, "projection", nn.Identity())
         self._tokenizer = None if isinstance(reads, ImagePreprocessing) else reads
         self._runner: TextRunner | ImageRunner
@@ -90,8 +90,7 @@ class TowerFeatures:
         weights = next(self._projection.parameters(), None)
         if weights is None:
             return vectors.to(device)
-        width: int = weights.shape[0]  # of a linear layer
-        projected = torch.empty((len(vectors), width), dtype=torch.float32, device=device)
+        projected = torch.empty((len(vectors), self._width), dtype=torch.float32, device=device)
 
         def run_rows(batch: tuple[np.ndarray, np.ndarray]) -> None:
             rows, filled = batch

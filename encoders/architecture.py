@@ -148,7 +148,9 @@ class EncoderArchitecture:
     def image_projection_dim(self) -> int | None:
         """Width of the projection after the image tower; None where the tower's own last layer serves."""
         dim = self.whole_dim
-        return dim if self.is_match and self.clip is not None and self.clip.dim != dim else None
+        if not self.is_match or self.clip is None:
+            return None
+        return dim if self.clip.dim != dim or self.fusion.image_hidden else None
 
     @property
     def query_takes_text(self) -> bool:
@@ -205,6 +207,8 @@ class EncoderArchitecture:
         # Left out of the models that have no such settings: their folders, and so their fingerprints, are older.
         for key in () if self.is_match else ("dim", "product_text_weight"):
             del values["fusion"][key]
+        if self.fusion.image_hidden is None:
+            del values["fusion"]["image_hidden"]
         return values
 
     @classmethod

@@ -52,7 +52,8 @@ class TowerSpec:
         resize_mode: How an image fills that square: `shortest` crops its long side, `longest` pads, `squash` shows all
             of it, out of proportion. Null: as the checkpoint states.
         stages: Of timm's image towers whose layers give maps: also the means of every stage's map, beside the last
-            vector. Early layers know colours and patterns that a classifier forgets; they cost nothing, for they run.
+            vector; `alone`: in its place. Early layers know colours and patterns that a classifier forgets; they cost
+            nothing, for they run.
     """
 
     library: TowerLibrary
@@ -61,14 +62,16 @@ class TowerSpec:
     max_tokens: int = 64
     image_size: int | None = None
     resize_mode: ResizeMode | None = None
-    stages: bool = False
+    stages: bool | Literal["alone"] = False
 
     def __post_init__(self) -> None:
         _check_choice("library", self.library, get_args(TowerLibrary))
         if self.resize_mode is not None:
             _check_choice("resize_mode", self.resize_mode, get_args(ResizeMode))
         if self.stages and self.library != "timm":
-            raise EncoderConfigError(f"stages is true: expected library 'timm', found {self.library!r}")
+            raise EncoderConfigError(
+                f"stages is {str(self.stages).lower()}: expected library 'timm', found {self.library!r}"
+            )
         if self.image_size is not None and self.image_size < 1:
             raise EncoderConfigError(f"image_size is {self.image_size}: expected 1 or more pixels")
         if self.pooling is not None:
@@ -92,6 +95,8 @@ class FusionSpec:
         dim: Width of the space that the towers of match3 and match4 share; null for that of the image tower.
         product_text_weight: Weight of the text in a product's sum (match3, match4), 0 up to 1; the image gets the rest.
             0 indexes images alone: the text is read of products without one.
+        image_hidden: Width of a hidden layer in the projection of images (match3, match4), which first brings each of
+            the tower's numbers to one scale; null: the projection is linear. For a frozen tower with `stages`.
     """
 
     method: FusionMethod = "none"
@@ -99,6 +104,7 @@ class FusionSpec:
     hidden: int = 512
     dim: int | None = None
     product_text_weight: float = 0.3
+    image_hidden: int | None = None
 
     def __post_init__(self) -> None:
         _check_choice("fusion.method", self.method, get_args(FusionMethod))
@@ -106,8 +112,9 @@ class FusionSpec:
             raise EncoderConfigError(f"fusion.alpha is {self.alpha}: expected a number between 0 and 1, both excluded")
         if self.hidden < 1:
             raise EncoderConfigError(f"fusion.hidden is {self.hidden}: expected 1 or more")
-        if self.dim is not None and self.dim < 1:
-            raise EncoderConfigError(f"fusion.dim is {self.dim}: expected 1 or more")
+        for key, value in (("dim", self.dim), ("image_hidden", self.image_hidden)):
+            if value is not None and value < 1:
+                raise EncoderConfigError(f"fusion.{key} is {value}: expected 1 or more")
         if not 0.0 <= self.product_text_weight < 1.0:
             raise EncoderConfigError(
                 f"fusion.product_text_weight is {self.product_text_weight}: expected a number from 0 up to 1"
@@ -209,7 +216,7 @@ def _check_towers(config: EncoderConfig, model: ModelName) -> None:
             f"encoder.fusion.method is {config.fusion.method!r}: encoder.model {model} expects {' or '.join(allowed)}"
         )
     plain = FusionSpec()
-    for key in ("dim", "product_text_weight"):
+    for key in ("dim", "product_text_weight", "image_hidden"):
         value = getattr(config.fusion, key)
         if model not in MATCH_MODELS and value != getattr(plain, key):
             raise EncoderConfigError(

@@ -47,19 +47,21 @@ class TransformersVision(nn.Module):
 
 
 class StagePooled(nn.Module):
-    """A timm backbone that gives its own vector, and after it the mean of every stage's map.
+    """A timm backbone that gives its own vector, unless `alone`, and after it the mean of every stage's map.
 
     Each part has length sqrt(its width), so that a projection of them all starts from numbers of one scale.
     """
 
-    def __init__(self, backbone: Any) -> None:
+    def __init__(self, backbone: Any, *, alone: bool = False) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self._alone = backbone, alone
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encodes normalised pixels `[P, 3, S, S]` to `[P, D]`."""
         last, maps = self.backbone.forward_intermediates(pixels)
-        pooled = [self.backbone.forward_head(last, pre_logits=True), *(each.mean((2, 3)) for each in maps)]
+        pooled = [each.mean((2, 3)) for each in maps]
+        if not self._alone:
+            pooled.insert(0, self.backbone.forward_head(last, pre_logits=True))
         return torch.cat([functional.normalize(part, dim=-1) * part.shape[-1] ** 0.5 for part in pooled], dim=-1)
 
 
@@ -170,7 +172,8 @@ def build_backbone(architecture: ClipArchitecture) -> ImageModel:
             visual = timm.create_model(values["architecture"], pretrained=False, num_classes=0, **options)
             if not values.get("fixed_input_size"):
                 visual = visual.to(memory_format=torch.channels_last)  # convolutions run a fifth faster so
-            return ImageModel(visual=StagePooled(visual) if values.get("stages") else visual)
+            stages = values.get("stages")
+            return ImageModel(visual=StagePooled(visual, alone=stages == "alone") if stages else visual)
         from transformers import AutoConfig, AutoModel
 
         config = AutoConfig.for_model(values["model_type"], **{k: v for k, v in values.items() if k != "model_type"})
@@ -214,7 +217,8 @@ def _find_timm(folder: Path, values: dict[str, Any], spec: TowerSpec) -> ClipArc
     config = {**values, "num_features": int(getattr(model, "head_hidden_size", model.num_features))}
     config["fixed_input_size"] = fixed
     if spec.stages:
-        config |= {"stages": True, "num_features": config["num_features"] + _stage_widths(model, name)}
+        own = 0 if spec.stages == "alone" else config["num_features"]
+        config |= {"stages": spec.stages, "num_features": own + _stage_widths(model, name)}
     kept = {key: config[key] for key in _KEPT_OF_TIMM if key in config}
     return ClipArchitecture(library="timm", model_config=kept, preprocessing=preprocessing)
 

@@ -25,13 +25,15 @@ from encoders.text_tower import in_equal_parts
 if TYPE_CHECKING:  # open_clip takes seconds to load, which other towers do without
     from open_clip import CustomTextCLIP
 
+_HIDDEN_DROPOUT = 0.2  # in training alone
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "layers": 1}
 
 
 class ImageTower(nn.Module):
     """An image tower of any library that takes uint8 pixels and normalises them on its own device.
 
-    Its vectors have width `dim`, or D = `projection_dim` after a linear projection.
+    Its vectors have width `dim`, or D = `projection_dim` after a linear projection; with `hidden`, after a perceptron
+    of one hidden layer so wide.
     """
 
     visual: Any
@@ -39,12 +41,22 @@ class ImageTower(nn.Module):
     std: Tensor
 
     def __init__(
-        self, visual: Any, preprocessing: ImagePreprocessing, *, dim: int, projection_dim: int | None = None
+        self,
+        visual: Any,
+        preprocessing: ImagePreprocessing,
+        *,
+        dim: int,
+        projection_dim: int | None = None,
+        hidden: int | None = None,
     ) -> None:
         super().__init__()
         self.visual = visual
         self._pools_one_token = pools_one_token(visual)
-        self.projection = nn.Linear(dim, projection_dim, bias=False) if projection_dim else nn.Identity()
+        self.projection: nn.Module = nn.Identity()
+        if projection_dim and hidden:
+            self.projection = perceptron(dim, hidden, projection_dim)
+        elif projection_dim:
+            self.projection = nn.Linear(dim, projection_dim, bias=False)
         self.feature_dim, self.dim = dim, projection_dim or dim
         for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
             self.register_buffer(name, torch.tensor(values).reshape(1, 3, 1, 1), persistent=False)
@@ -68,6 +80,21 @@ class ImageTower(nn.Module):
     def prepack_blocks(self) -> None:
         """Prepacks the blocks of open_clip's own transformer (`prepacking`)."""
         prepack_blocks(getattr(self.visual, "transformer", None))
+
+
+def perceptron(dim: int, hidden: int, projection_dim: int) -> nn.Sequential:
+    """A projection of one hidden layer.
+
+    Each number is first brought to mean 0 and deviation 1 over what training has seen, since those of early stages are
+    far from it and would otherwise hardly be heard.
+    """
+    return nn.Sequential(
+        nn.BatchNorm1d(dim, affine=False),
+        nn.Linear(dim, hidden),
+        nn.GELU(),
+        nn.Dropout(_HIDDEN_DROPOUT),
+        nn.Linear(hidden, projection_dim, bias=False),
+    )
 
 
 class ClipTextTower(nn.Module):

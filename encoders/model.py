@@ -155,7 +155,13 @@ class EncoderModel(nn.Module):
             elif clip is None:
                 clip = build_clip(architecture.clip.model_config, with_text=architecture.uses_clip_text)
             dim, projected = architecture.clip.dim, architecture.image_projection_dim
-            self.image = ImageTower(clip.visual, architecture.clip.preprocessing, dim=dim, projection_dim=projected)
+            self.image = ImageTower(
+                clip.visual,
+                architecture.clip.preprocessing,
+                dim=dim,
+                projection_dim=projected,
+                hidden=architecture.fusion.image_hidden,
+            )
             if architecture.uses_clip_text:
                 self.clip_text = ClipTextTower(clip.text, dim=dim)
         if architecture.is_match:

@@ -65,7 +65,7 @@ class TowerFeatures:
     def __init__(self, parts: EncoderParts, part: TowerPart, *, precision: Precision, placement: Placement) -> None:
         architecture, tower = parts.model.architecture, getattr(parts.model, part)
         below, plain = _Below(tower), placement._replace(graphed=False)
-        self.part, self.dim, self._placement = part, below.dim, placement
+        self.part, self.dim, self._width, self._placement = part, below.dim, tower.dim, placement
         self._projection = getattr(tower, "projection", nn.Identity())
         self._runner: TextRunner | ImageRunner
         shape = _shape(architecture, part)
@@ -98,8 +98,7 @@ class TowerFeatures:
         weights = next(self._projection.parameters(), None)
         if weights is None:
             return vectors.to(device)
-        width: int = weights.shape[0]  # of a linear layer
-        projected = torch.empty((len(vectors), width), dtype=torch.float32, device=device)
+        projected = torch.empty((len(vectors), self._width), dtype=torch.float32, device=device)
 
         def run_rows(batch: tuple[np.ndarray, np.ndarray]) -> None:
             rows, filled = batch

@@ -26,6 +26,7 @@ import json
 import sys
 import time
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,7 @@ from tests.benchmarks.machine import command_line, machine_line
 SEEDS = (0, 1)
 VALIDATION_SHARE = 0.1
 SEEN_NEGATIVES = 3
+WHOM = frozenset(("men", "women", "boys", "girls", "unisex", "kids", "men's", "women's", "mens", "womens"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,13 +173,11 @@ def grocery_real_systems() -> list[System]:
 
 
 def fashion_real_systems() -> list[System]:
-    """Paper A's systems over MiniLM and EfficientNet-Lite0, products described by titles without colour words.
+    """Paper A's systems over MiniLM and EfficientNet-Lite0's stages, products described by titles without colour words.
 
     The pictures are first aligned with whole titles, of products that answer no query of the evaluation; the fusions
-    learn from these titles, as queries, and from the purchases of the `train` queries.
+    learn from queries made of these products' titles or fields, and from the `train` queries.
     """
-    stages = {"encoder.clip_tower.stages": "true"}
-    both = {"data.uri": "trained/fashion_titles_and_pairs.parquet"}
     aligned = CLIP.settings | {"encoder.model": "match4", "training.losses.query_text_picture": "1"}
     for name in ("small.model", "small.image_width", "training.tuned"):
         del aligned[name]
@@ -187,8 +187,12 @@ def fashion_real_systems() -> list[System]:
     others = ("photo_picture", "picture_text", "photo_text", "query_text_picture", "query_text_text")
     served |= {"training.losses.query_product": "1"} | {f"training.losses.{name}": "0" for name in others}
     mlp = {"encoder.model": "3tmm", "encoder.fusion.method": "mlp", "training.tuned": "[fusion]"}
+    hidden = {"encoder.fusion.image_hidden": "512", "encoder.fusion.product_text_weight": "0.4"}
+    titles, short, fields = (
+        {"data.uri": f"trained/fashion_{name}_and_pairs.parquet"} for name in ("titles", "short", "fields")
+    )
     learning = {
-        "training.epochs": "8",
+        "training.epochs": "6",
         "training.batch_size": "512",
         "training.validate_steps": "null",
         "training.symmetric": "true",
@@ -197,13 +201,16 @@ def fashion_real_systems() -> list[System]:
     }
     rows = {
         "photo": IN_ONE_SPACE | aligned | {"training.epochs": "8"},
-        "photo-stages": IN_ONE_SPACE | aligned | {"training.epochs": "8"} | stages,
-        "3tmm": mlp | both | learning,
-        "3tmm-stages": mlp | both | learning | stages,
-        "match4": IN_ONE_SPACE | served | both | learning,
-        "match4-stages": IN_ONE_SPACE | served | both | learning | stages,
+        "3tmm": mlp | titles | learning,
+        "match4": IN_ONE_SPACE | served | titles | learning,
+        "match4-hidden-short": IN_ONE_SPACE | served | hidden | short | learning,
+        "match4-hidden-fields": IN_ONE_SPACE | served | hidden | fields | learning,
     }
-    common = REAL_TOWERS | {"catalog.text_fields": "[title_nocolour]", "encoder.clip_tower.image_size": "128"}
+    common = REAL_TOWERS | {
+        "catalog.text_fields": "[title_nocolour]",
+        "encoder.clip_tower.image_size": "128",
+        "encoder.clip_tower.stages": "alone",
+    }
     return [System(name=f"fashion_real/{name}", config="train_fashion", settings=common | row)
             for name, row in rows.items()]  # fmt: skip
 
@@ -281,10 +288,43 @@ def write_fashion_pairs(folder: Path) -> None:
         pa.table({"query": pa.nulls(len(others), pa.string()), "product_id": others}), out / "fashion_clip.parquet"
     )
     # The same products' whole titles as queries, and the purchases.
-    named = ds.dataset(data / "catalog").to_table(columns=["title", "product_id"])
-    named = named.filter(pc.is_in(named["product_id"], value_set=others)).rename_columns(["query", "product_id"])
-    kept = pairs.filter(pa.array(shares >= VALIDATION_SHARE)).select(["query", "product_id"])
-    pq.write_table(pa.concat_tables([named, kept.cast(named.schema)]), out / "fashion_titles_and_pairs.parquet")
+    chosen = pairs.filter(pa.array(shares >= VALIDATION_SHARE)).select(["query", "product_id"])
+    columns = ["product_id", "title", "title_nocolour", "gender", "base_colour", "article_type"]
+    named = ds.dataset(data / "catalog").to_table(columns=columns)
+    named = named.filter(pc.is_in(named["product_id"], value_set=others))
+    _write_pairs(out / "fashion_titles_and_pairs.parquet", named["title"].to_pylist(), named, chosen)
+    # Queries as short as a shopper's, of products that answer no query of the validation either, and all that is Exact.
+    exact = judged.filter(pc.and_(pc.equal(judged["split"], "train"), pc.equal(judged["label"], "Exact")))
+    held_out = pc.is_in(exact["query"], value_set=pc.unique(bought["query"].filter(pa.array(shares < VALIDATION_SHARE))))
+    named = named.filter(pc.invert(pc.is_in(named["product_id"], value_set=exact.filter(held_out)["product_id"])))
+    chosen = pa.concat_tables([chosen, exact.filter(pc.invert(held_out)).select(["query", "product_id"])])
+    titles = zip(named["title"].to_pylist(), named["title_nocolour"].to_pylist(), strict=True)
+    _write_pairs(out / "fashion_short_and_pairs.parquet", [short_title(*both) for both in titles], named, chosen)
+    values = (named[name].to_pylist() for name in columns[3:])
+    fields = [" ".join(row).lower() for row in zip(*values, strict=True)]
+    _write_pairs(out / "fashion_fields_and_pairs.parquet", fields, named, chosen)
+
+
+def short_title(title: str, without_colours: str) -> str | None:
+    """For whom, the colour and the last word of a title, as a shopper would ask; None of one that says no colour."""
+    words, left = title.lower().split(), without_colours.lower().split()
+    counts = Counter(left)
+    colours = []
+    for word in words:
+        if counts[word]:
+            counts[word] -= 1
+        else:
+            colours.append(word)
+    whom = [word for word in left if word in WHOM]
+    last = [word for word in left[-1:] if word not in WHOM]
+    return " ".join(dict.fromkeys([*whom, *colours, *last])) if colours else None
+
+
+def _write_pairs(path: Path, queries: list[str | None], products: pa.Table, chosen: pa.Table) -> None:
+    """Writes these queries of the products, without null ones, and the pairs that were chosen."""
+    made = pa.table({"query": pa.array(queries, pa.string()), "product_id": products["product_id"].cast(pa.string())})
+    made = made.filter(pc.is_valid(made["query"]))
+    pq.write_table(pa.concat_tables([made, chosen.cast(made.schema)]), path)
 
 
 def drawn_negatives(bought: pa.Table, offered: pa.Table) -> pa.Array:

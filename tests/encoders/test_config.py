@@ -46,6 +46,10 @@ def test_config_from_yaml_values():
             {"model": "3tmm", "clip_tower": CLIP, "text_tower": BERT, "fusion": FusionSpec(method="mlp", dim=8)},
             ["encoder.fusion.dim", "match3", "remove"],
         ),
+        (
+            {"model": "3tmm", "clip_tower": CLIP, "text_tower": BERT, "fusion": FusionSpec(method="mlp", image_hidden=8)},
+            ["encoder.fusion.image_hidden", "match4", "remove"],
+        ),
         ({"uri": "x", "device": "gpu"}, ["encoder.device", "gpu", "cuda:N"]),
         ({"uri": "x", "device": "cpu:1"}, ["encoder.device"]),
         ({"uri": "x", "precision": "int4"}, ["encoder.precision", "int4", "bfloat16"]),

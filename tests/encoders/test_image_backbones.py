@@ -101,6 +101,7 @@ def folders(tmp_path_factory) -> dict[str, TowerSpec]:
     return {
         "timm": tower("timm", save_timm(root / "timm")),
         "stages": tower("timm", save_timm(root / "stages"), stages=True),
+        "stages alone": tower("timm", save_timm(root / "alone"), stages="alone"),
         "timm vit": tower("timm", save_timm(root / "vit", "test_vit")),
         "dinov2": tower("transformers", save_transformers(root / "dinov2", "dinov2")),
         "siglip": tower("transformers", save_transformers(root / "siglip", "siglip")),
@@ -158,6 +159,10 @@ def test_stages_stand_beside_the_last_vector(folders):
     assert len(expected) == len(ends) + 1 > 2
     assert torch.allclose(found, torch.cat(expected, dim=-1), atol=1e-4)
     assert found.shape[1] == staged.architecture.clip.dim
+    alone = resolve_encoder(images_alone(folders["stages alone"])).load().model
+    with torch.no_grad():
+        assert torch.equal(alone.image.features(pixels), found[:, expected[0].shape[1] :])
+    assert alone.architecture.clip.dim == found.shape[1] - expected[0].shape[1]
 
 
 def test_stages_are_of_convolutional_networks(folders):
@@ -167,7 +172,7 @@ def test_stages_are_of_convolutional_networks(folders):
         replace(folders["open_clip"], stages=True)
 
 
-@pytest.mark.parametrize("name", ["timm", "stages", "timm vit", "dinov2", "siglip", "open_clip"])
+@pytest.mark.parametrize("name", ["timm", "stages", "stages alone", "timm vit", "dinov2", "siglip", "open_clip"])
 def test_images_alone_both_sides(folders, name, tmp_path):
     config = images_alone(folders[name])
     description = check_encoder(config)
@@ -184,12 +189,20 @@ def test_images_alone_both_sides(folders, name, tmp_path):
         products.tokenize(["red dress"])
 
 
-@pytest.mark.parametrize("name", ["timm", "stages", "dinov2", "siglip", "open_clip"])
-@pytest.mark.parametrize(("model", "fusion"), [("3tmm", "mlp"), ("match3", "sum"), ("match4", "mlp")])
-def test_fused_models_start_from_any_image_tower_and_travel(folders, name, model, fusion, tmp_path):
+@pytest.mark.parametrize("name", ["timm", "stages", "stages alone", "dinov2", "siglip", "open_clip"])
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("3tmm", {"method": "mlp"}),
+        ("match3", {"method": "sum", "dim": 10}),
+        ("match4", {"method": "mlp", "dim": 10}),
+        ("match4", {"method": "sum", "dim": 10, "image_hidden": 6}),
+    ],
+    ids=["3tmm", "match3", "match4", "match4 hidden"],
+)
+def test_fused_models_start_from_any_image_tower_and_travel(folders, name, model, options, tmp_path):
     bert = TowerSpec(library="transformers", checkpoint=str(save_tiny_bert(tmp_path / "bert")), max_tokens=12)
-    fused = FusionSpec(method=fusion, **({} if model == "3tmm" else {"dim": 10}))
-    config = EncoderConfig(model=model, text_tower=bert, clip_tower=folders[name], fusion=fused)
+    config = EncoderConfig(model=model, text_tower=bert, clip_tower=folders[name], fusion=FusionSpec(**options))
     with pytest.raises(CheckpointError, match=r"no trained (projection|fusion) weights: train it"):
         check_encoder(config)
     parts = resolve_encoder(config).load()  # where training starts
@@ -228,9 +241,13 @@ def test_products_in_bfloat16_agree_with_exact_ones(folders, name):
     assert torch.nn.functional.cosine_similarity(expected, found, dim=-1).min() > 0.999
 
 
-@pytest.mark.parametrize("name", ["timm", "stages"])
+@pytest.mark.parametrize("name", ["timm", "stages", "hidden"])
 def test_queries_without_torch(folders, name, tmp_path):
-    config = images_alone(folders[name])
+    config = images_alone(folders["stages alone" if name == "hidden" else name])
+    if name == "hidden":
+        hidden = replace(config, fusion=FusionSpec(method="sum", dim=10, image_hidden=6))
+        save_encoder(resolve_encoder(hidden).load(), str(tmp_path / "hidden"))
+        config = EncoderConfig(uri=str(tmp_path / "hidden"), device="cpu", precision="float32")
     save_query_encoder(config, str(tmp_path / "query"))
     export_onnx(str(tmp_path / "query"), str(tmp_path / "onnx"))
     expected = load_query_encoder(str(tmp_path / "query"), device="cpu").encode(images=PICTURES)

@@ -143,21 +143,30 @@ def encode_products(
 def _encode_images(
     model: EncoderModel, inputs: Sequence[QueryInputs | ProductInputs], chunk_rows: int | None
 ) -> list[torch.Tensor | None]:
-    """For each of the inputs `[., Di]`, zeros where an image is missing; None where there is none at all."""
+    """For each of the inputs `[., Di]`, zeros where an image is missing; None where there is none at all.
+
+    Vectors that are known go through the tower's projection together, all others through the tower: norms over a batch
+    see one distribution.
+    """
     tower = model.image
     rows = [torch.nonzero(each.has_image).squeeze(1) for each in inputs]
-    there = [each.pixels[row] for each, row in zip(inputs, rows, strict=True) if each.pixels is not None]
-    if tower is None or not there:
-        return [_projected_images(tower, each) for each in inputs]
-    pixels = torch.cat(there)
-    vectors = run_tower(tower, chunk_rows, pixels).float() if len(pixels) else pixels.new_zeros((0, tower.dim)).float()
-    spread: list[torch.Tensor | None] = []
-    for each, row in zip(inputs, rows, strict=True):
-        if each.pixels is None:
-            spread.append(_projected_images(tower, each))
+    spread: list[torch.Tensor | None] = [None] * len(inputs)
+    if tower is None:
+        return spread
+    for kind in ("pixels", "image_vectors"):
+        given = [(place, getattr(each, kind)) for place, each in enumerate(inputs) if getattr(each, kind) is not None]
+        if not given:
             continue
-        own, vectors = vectors[: len(row)], vectors[len(row) :]
-        spread.append(own.new_zeros(len(each.has_image), tower.dim).index_copy(0, row, own))
+        there = torch.cat([images[rows[place]] for place, images in given])
+        if not len(there):
+            vectors = there.new_zeros((0, tower.dim)).float()
+        else:
+            vectors = (
+                _projected(tower, there) if kind == "image_vectors" else run_tower(tower, chunk_rows, there).float()
+            )
+        for place, images in given:
+            own, vectors = vectors[: len(rows[place])], vectors[len(rows[place]) :]
+            spread[place] = own.new_zeros(len(images), tower.dim).index_copy(0, rows[place], own)
     return spread
 
 
@@ -168,10 +177,6 @@ def _projected(tower: nn.Module | None, vectors: torch.Tensor) -> torch.Tensor:
         return vectors
     with float32(vectors.device):
         return projection(vectors)
-
-
-def _projected_images(tower: nn.Module | None, inputs: QueryInputs | ProductInputs) -> torch.Tensor | None:
-    return None if inputs.image_vectors is None else _projected(tower, inputs.image_vectors)
 
 
 def run_tower(tower: nn.Module, chunk_rows: int | None, *inputs: torch.Tensor) -> torch.Tensor:

@@ -295,7 +295,8 @@ def write_fashion_pairs(folder: Path) -> None:
     _write_pairs(out / "fashion_titles_and_pairs.parquet", named["title"].to_pylist(), named, chosen)
     # Queries as short as a shopper's, of products that answer no query of the validation either, and all that is Exact.
     exact = judged.filter(pc.and_(pc.equal(judged["split"], "train"), pc.equal(judged["label"], "Exact")))
-    held_out = pc.is_in(exact["query"], value_set=pc.unique(bought["query"].filter(pa.array(shares < VALIDATION_SHARE))))
+    of_validation = pc.unique(bought["query"].filter(pa.array(shares < VALIDATION_SHARE)))
+    held_out = pc.is_in(exact["query"], value_set=of_validation)
     named = named.filter(pc.invert(pc.is_in(named["product_id"], value_set=exact.filter(held_out)["product_id"])))
     chosen = pa.concat_tables([chosen, exact.filter(pc.invert(held_out)).select(["query", "product_id"])])
     titles = zip(named["title"].to_pylist(), named["title_nocolour"].to_pylist(), strict=True)

@@ -172,3 +172,14 @@ def test_no_tower_runs_over_texts_that_are_hidden(tmp_path):
     batch = dataset[[0, 1, 2]]
     assert batch.products.tokens is None
     assert torch.isfinite(module.terms(batch, drop=None)["query_text_picture"])
+
+
+def test_kept_vectors_of_photos_and_products_pass_a_projection_together(pairs, tmp_path):
+    """Norms over a batch see one distribution, and no zeros in place of images that are missing."""
+    module, dataset, store = module_and_data(pairs, tmp_path, "match4", None, ("projection",))
+    dataset.make.frozen = store()
+    seen: list[int] = []
+    module.model.image.projection.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    batch = dataset[list(range(12))]
+    module.terms(batch, drop=None)
+    assert seen == [int(batch.queries.has_image.sum() + batch.products.has_image.sum())]

@@ -238,7 +238,12 @@ def followed_manifest(index_uri: str, channel: str | None) -> Manifest | None:
 
 def list_versions(index_uri: str) -> tuple[str, ...]:
     """Ids of all complete versions, oldest first, published or not."""
-    return tuple(version for version in _folders(index_uri) if storage.exists(manifest_uri(index_uri, version)))
+    while True:
+        folders = _folders(index_uri)
+        complete = tuple(version for version in folders if storage.exists(manifest_uri(index_uri, version)))
+        # Where all of them were pruned since they were listed, others have come.
+        if complete or _folders(index_uri) == folders:
+            return complete
 
 
 def set_current(

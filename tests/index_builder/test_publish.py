@@ -169,6 +169,18 @@ def test_two_publishes_within_a_second_get_two_ids(root: str) -> None:
     assert list_versions(index) == (first, second)
 
 
+def test_a_listing_is_not_empty_because_all_that_it_saw_was_pruned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, real = str(tmp_path / "index"), storage.list_folders
+    staged, manifest = stage(str(tmp_path), built(str(tmp_path)))
+    version = publish_version(index, staged, manifest, now=NOW)
+    before = [["20200101T000000Z-0123456789ab"]]
+    monkeypatch.setattr(storage, "list_folders", lambda uri: before.pop() if before else real(uri))
+    assert list_versions(index) == (version,)
+    assert not before
+
+
 def test_only_complete_versions_become_current(root: str) -> None:
     index = storage.join(root, "index")
     staged, manifest = stage(root, built(root))

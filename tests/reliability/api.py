@@ -32,6 +32,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from index_builder import IndexReader
 from pipelines.server.config import ServerConfig, ServerJobConfig
 from tests.pipelines.indexing.job import SCHEMA, product, run_job
 from tests.pipelines.server.on_thread import served
@@ -43,7 +44,7 @@ SEEN = {
     "text": st.sampled_from(["red mug", "blue", "\N{PILE OF POO}", "\0", "שלום", "mug " * 500]),
     "product_id": st.sampled_from(["p00003", "p00017", "p00059", "P00003"]),
     "filter": st.lists(st.sampled_from(FILTERS), min_size=1, max_size=3).map(" and ".join),
-    "columns": st.lists(st.sampled_from(["title", "price", "image", "product_id"]), max_size=3),
+    "columns": st.lists(st.sampled_from(["title", "price", "photo", "product_id"]), max_size=3),
     "group": st.sampled_from([True, False, "title"]),
     "k": st.integers(1, 200),
     "offset": st.integers(0, 80),
@@ -149,7 +150,7 @@ def _call(
             phases=[hypothesis.Phase.generate],
             suppress_health_check=list(hypothesis.HealthCheck),
         )
-        @hypothesis.given(case=drawn, parts=st.one_of(st.just({}), usual, usual))
+        @hypothesis.given(case=drawn, parts=st.one_of(st.just({}), usual, usual.map(dict)))
         def ask(case: Case, parts: dict[str, Any]) -> None:
             nonlocal calls
             for name, value in parts.items():
@@ -192,7 +193,7 @@ def run(trials: int, seed: int) -> Outcomes:
             indexes={"main": str(folder / "index")}, timeout_seconds=SECONDS, image_root=str(folder / "photos")
         )
         with served(ServerJobConfig(server=config)) as url:
-            return call(url, trials, seed, dim=16)
+            return call(url, trials, seed, IndexReader.open(str(folder / "index")).manifest.index.spec.dim)
 
 
 if __name__ == "__main__":

@@ -119,8 +119,22 @@ class Cards:
             asked = self._of_category(cause.finding, asked)
         elif cause.finding.kind in _WITHOUT_QUERY:
             return []
+        elif cause.finding.kind != "products":
+            asked = self._still_there(asked) or asked
         worst = min(asked, key=lambda query: query.overlap, default=None)
         return [] if worst is None or worst.overlap == 1.0 else self.queries([worst], 3)
+
+    def _still_there(self, queries: Sequence[ComparedQuery]) -> list[ComparedQuery]:
+        """The queries whose product this night has too: what moved in them did not leave the shop."""
+        if self.old is None:
+            return []
+        products = [
+            (query, self.old.products["product_id"][row].as_py())
+            for query in queries
+            if (row := query.query.row_before) is not None
+        ]
+        there = _there(self.new, {name for _, name in products})
+        return [query for query, name in products if name in there]
 
     def _of_category(self, finding: Finding, queries: Sequence[ComparedQuery]) -> list[ComparedQuery]:
         """The queries whose product was of the category that a finding is about."""

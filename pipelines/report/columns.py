@@ -32,7 +32,7 @@ MOSTLY_EMPTY = 0.5
 """Of a first night, which nothing can be compared with: share of the products without a value."""
 MOST_VALUES = 1000
 """Columns of more distinct values are no categories."""
-CATEGORY_ROWS, CATEGORY_LEFT = 10, 0.3
+CATEGORY_ROWS, CATEGORY_LEFT = 10, 0.4
 """A category of so many products is said to be gone, or shrunk, when at most this share of them is left."""
 _COMPARED = 100_000
 

@@ -69,9 +69,7 @@ class TowerSpec:
         if self.resize_mode is not None:
             _check_choice("resize_mode", self.resize_mode, get_args(ResizeMode))
         if self.stages and self.library != "timm":
-            raise EncoderConfigError(
-                f"stages is {str(self.stages).lower()}: expected library 'timm', found {self.library!r}"
-            )
+            raise EncoderConfigError(f"stages is {self.stages}: expected library 'timm', found {self.library!r}")
         if self.image_size is not None and self.image_size < 1:
             raise EncoderConfigError(f"image_size is {self.image_size}: expected 1 or more pixels")
         if self.pooling is not None:

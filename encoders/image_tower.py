@@ -25,7 +25,7 @@ from encoders.text_tower import in_equal_parts
 if TYPE_CHECKING:  # open_clip takes seconds to load, which other towers do without
     from open_clip import CustomTextCLIP
 
-_HIDDEN_DROPOUT = 0.2  # in training alone
+_PERCEPTRON_DROPOUT = 0.2  # in training alone
 _NO_TEXT = {"context_length": 4, "vocab_size": 4, "width": 64, "heads": 1, "layers": 1}
 
 
@@ -90,9 +90,10 @@ def perceptron(dim: int, hidden: int, projection_dim: int) -> nn.Sequential:
     """
     return nn.Sequential(
         nn.BatchNorm1d(dim, affine=False),
+        nn.Dropout(_PERCEPTRON_DROPOUT),
         nn.Linear(dim, hidden),
         nn.GELU(),
-        nn.Dropout(_HIDDEN_DROPOUT),
+        nn.Dropout(_PERCEPTRON_DROPOUT),
         nn.Linear(hidden, projection_dim, bias=False),
     )
 

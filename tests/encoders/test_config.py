@@ -47,8 +47,12 @@ def test_config_from_yaml_values():
             ["encoder.fusion.dim", "match3", "remove"],
         ),
         (
-            {"model": "3tmm", "clip_tower": CLIP, "text_tower": BERT}
-            | {"fusion": FusionSpec(method="mlp", image_hidden=8)},
+            {
+                "model": "3tmm",
+                "clip_tower": CLIP,
+                "text_tower": BERT,
+                "fusion": FusionSpec(method="mlp", image_hidden=8),
+            },
             ["encoder.fusion.image_hidden", "match4", "remove"],
         ),
         ({"uri": "x", "device": "gpu"}, ["encoder.device", "gpu", "cuda:N"]),

@@ -166,9 +166,9 @@ def test_stages_stand_beside_the_last_vector(folders):
 
 
 def test_stages_are_of_convolutional_networks(folders):
-    with pytest.raises(EncoderConfigError, match=r"clip_tower.stages is true: timm's test_vit has no stages"):
+    with pytest.raises(EncoderConfigError, match=r"clip_tower.stages: timm's test_vit has no stages"):
         check_encoder(images_alone(replace(folders["timm vit"], stages=True)))
-    with pytest.raises(EncoderConfigError, match="stages is true: expected library 'timm', found 'open_clip'"):
+    with pytest.raises(EncoderConfigError, match="stages is True: expected library 'timm', found 'open_clip'"):
         replace(folders["open_clip"], stages=True)
 
 
@@ -217,6 +217,25 @@ def test_fused_models_start_from_any_image_tower_and_travel(folders, name, model
     save_encoder(resolve_encoder(saved).load(), str(tmp_path / "again"))
     for file in ("encoder.json", "weights.safetensors"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "saved" / file).read_bytes()
+
+
+def test_a_projection_with_a_hidden_layer_is_the_same_over_kept_features(folders, tmp_path):
+    fusion = FusionSpec(method="sum", dim=10, image_hidden=6)
+    config = replace(images_alone(folders["stages alone"]), fusion=fusion)
+    parts = resolve_encoder(config).load()
+    norm = parts.model.image.projection[0]
+    norm.running_mean.copy_(torch.randn(norm.running_mean.shape))
+    norm.running_var.copy_(torch.rand(norm.running_var.shape) + 0.5)
+    save_encoder(parts, str(tmp_path / "saved"))
+    encoder = load_product_encoder(EncoderConfig(uri=str(tmp_path / "saved"), device="cpu", precision="float32"))
+    pixels = np.stack([image_pixels(picture, encoder.preprocessing) for picture in PICTURES])
+    kept = encoder.tower_features("image")
+    found = kept.project(kept.run(pixels))
+    assert found.shape == (3, 10)
+    assert torch.allclose(found, encoder.encode_images(pixels), atol=1e-5)
+    with torch.no_grad():
+        expected = parts.model.image(torch.from_numpy(pixels))
+    assert torch.allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -34,7 +34,7 @@ from rich.table import Table
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_cache
 
-from encoders import EncoderConfig, TowerSpec
+from encoders import EncoderConfig, FusionSpec, TowerSpec
 from encoders.encoder import fold_towers, move_towers, prepack_towers
 from encoders.running import ImageRunner, Lanes, Placement, TextRunner
 from encoders.saved_encoder import resolve_encoder
@@ -44,8 +44,8 @@ from tests.benchmarks.machine import command_line, machine_line
 
 LITE0_TOWER = TowerSpec(library="timm", checkpoint=LITE0, image_size=160, resize_mode="longest")
 TOWERS = {
+    "Lite0 at 160, a picture": EncoderConfig(model="match3", clip_tower=LITE0_TOWER, fusion=FusionSpec(method="sum")),
     "ViT-B-32, a picture": CLIP,
-    "Lite0 at 160, a picture": EncoderConfig(model="match3", clip_tower=LITE0_TOWER),
     "MiniLM, a title": MINILM,
 }
 WAYS = ("plain", "night", "compiled", "frozen")

@@ -29,7 +29,9 @@ Counts = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A figure of a night in words, what it usually is, and whether it is far from what it was in any night kept."""
+    """A figure of a night in words, what it usually is, and whether it is far from that: a share
+    from the middle one of the nights kept, a count from that of every night.
+    """
 
     name: str
     value: str
@@ -53,7 +55,7 @@ def _tile(name: str, value: float, before: Sequence[float]) -> Tile:
         return Tile(label, in_words(value), "", unusual=False)
     usual, least, most = float(np.median(before)), min(before), max(before)
     if name in _SHARES:
-        unusual = value < least - _SHARE_APART
+        unusual = value < usual - _SHARE_APART
     elif name == "products":
         unusual = abs(value - before[-1]) > LEFT_BEHIND * before[-1]
     else:

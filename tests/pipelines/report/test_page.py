@@ -242,6 +242,8 @@ def test_answers_that_came_or_went_are_told_by_why(no_plots, report):
 
 def test_the_next_night_reads_its_figures_back(report):
     data = json.dumps(page.to_json(report)).encode()
+    assert page.read_figures(data) == (report.night.figures, report.edited)
+    assert page.read_figures(b"not JSON") == page.read_figures(b"[]") == ({}, {})
     assert read_counts(data) == [report.counts]
     later = replace(report, counts_before=[{"removed": 4.0}] * 12)
     assert len(read_counts(json.dumps(page.to_json(later)).encode())) == 10

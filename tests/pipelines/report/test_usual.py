@@ -20,6 +20,11 @@ def test_what_was_so_in_some_night_is_not_unusual():
     assert unusual({"removed": 12, "overlap": 0.8}, []) == []
 
 
+def test_one_night_of_another_encoder_makes_no_other_usual():
+    before = [{"overlap": overlap} for overlap in (0.75, 0.96, 0.95)]
+    assert unusual({"overlap": 0.75}, before) == ["first ten answers as before"]
+
+
 def test_products_are_compared_with_the_night_before():
     (tile,) = tiles_of({"products": 850}, [{"products": 500}, {"products": 1000}])
     assert (tile.usual, tile.unusual) == ("the night before 1,000", True)

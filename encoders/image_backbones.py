@@ -228,8 +228,8 @@ def _stage_widths(model: Any, name: str) -> int:
     widths = [int(stage["num_chs"]) for stage in getattr(model, "feature_info", ())]
     if not widths or not hasattr(model, "forward_intermediates") or hasattr(model, "patch_embed"):
         raise EncoderConfigError(
-            f"clip_tower.stages: timm's {name} has no stages that give maps; expected a convolutional network, or leave "
-            "it out"
+            f"clip_tower.stages: timm's {name} has no stages that give maps; expected a convolutional network, or "
+            "leave it out"
         )
     return sum(widths)
 

@@ -27,6 +27,7 @@ import sys
 import time
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -323,7 +324,7 @@ def short_title(title: str, without_colours: str) -> str | None:
     return " ".join(dict.fromkeys([*whom, *colours, *last])) if colours else None
 
 
-def _write_pairs(path: Path, queries: list[str | None], products: pa.Table, chosen: pa.Table) -> None:
+def _write_pairs(path: Path, queries: Sequence[str | None], products: pa.Table, chosen: pa.Table) -> None:
     """Writes these queries of the products, without null ones, and the pairs that were chosen."""
     made = pa.table({"query": pa.array(queries, pa.string()), "product_id": products["product_id"].cast(pa.string())})
     made = made.filter(pc.is_valid(made["query"]))

@@ -72,6 +72,7 @@ EXTRAS = {
     "serve": [
         "fastapi>=0.120",  # routes, and OpenAPI from types
         "starlette>=1.0",  # what FastAPI stands on: the gate in front of it speaks its types
+        "typing_extensions>=4.12",  # TypedDict as pydantic takes it before Python 3.12
         "uvicorn>=0.40",  # the web server
         "uvloop>=0.22; sys_platform != 'win32'",  # its event loop, twice as fast as Python's
         "httptools>=0.7",  # its HTTP parser in C

@@ -22,8 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader
-from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -220,7 +219,7 @@ def _read(body: bytes | str) -> SearchRequest:
 
 
 def _written(answer: SearchAnswer) -> Response:
-    return Response(to_json(answer, inf_nan_mode="null"), media_type="application/json")
+    return Response(_ANSWER.dump_json(answer), media_type="application/json")
 
 
 def _webp(data: bytes) -> Response:

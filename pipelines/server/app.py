@@ -365,6 +365,7 @@ def _first_fault(errors: Any) -> str:
     return f"{where or 'request'}: {first['msg']}"
 
 
+_ANSWER: TypeAdapter[Any] = TypeAdapter(Any)  # written as it is; a number that JSON cannot say becomes null
 _SEARCH_BODY = {
     "requestBody": {
         "required": True,

@@ -37,14 +37,14 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import yaml
-from pipelines.evaluation.kept_vectors import KeptVectors
 
 from encoders import EncoderConfig, TowerSpec, load_product_encoder
+from encoders.kept_vectors import KeptVectors
 from pipelines.catalog.config import CatalogConfig
 from pipelines.config.command_line import run_command
 from pipelines.config.yaml_files import read_config_file
 from pipelines.evaluation.encoder_ranking import View, encode_catalog
-from pipelines.images.config import DECODING_RULES, DecodeConfig, FetchConfig
+from pipelines.images.config import DecodeConfig, FetchConfig
 from pipelines.images.fetch import ImageFetcher
 from pipelines.images.pool import ImagePool
 from tests.benchmarks.machine import command_line, machine_line
@@ -416,7 +416,7 @@ def write_product_vectors(uri: str, path: str) -> None:
     catalog = CatalogConfig(
         uri="data/fashion/catalog", id_field="product_id", text_fields=("title_nocolour",), image_field="image"
     )
-    kept = KeptVectors("trained/vectors", decoding=f"{DECODING_RULES}, {decode.max_pixels}")
+    kept = KeptVectors("trained/vectors", decoding=decode.rules)
     with ImagePool(ImageFetcher(FetchConfig(), None), encoder.preprocessing, decode) as pool:
         (found,) = encode_catalog([(encoder, (View.FUSED,))], catalog, pool, spool_uri="trained/spool", kept=kept)
     pq.write_table(pa.table({"product_id": found.product_ids, "vector": list(found.vectors[View.FUSED])}), path)

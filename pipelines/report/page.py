@@ -270,6 +270,9 @@ def _render(report: NightReport, picture: Picture) -> str:
         index_changes=of_index,
         changed=changed_products(cards, report.diff, report.edited),
         moved=cards.queries(worst),
+        as_usual=next(
+            (tile for tile in report.tiles if tile.key == "overlap" and tile.usual and not tile.unusual), None
+        ),
         letters_of={group.kind: group for group in report.letters},
         gates=[(_GATES.get(each.key, each.key), each) for each in report.gates if each.holds is not None],
         plots=[(title, svg) for title, svg in _plots(report) if svg],

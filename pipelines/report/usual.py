@@ -33,6 +33,7 @@ class Tile:
     from the middle one of the nights kept, a count from that of every night.
     """
 
+    key: str
     name: str
     value: str
     usual: str
@@ -52,7 +53,7 @@ def _tile(name: str, value: float, before: Sequence[float]) -> Tile:
     in_words = "{:.0%}".format if name in _SHARES else "{:,.0f}".format
     label = (_SHARES | _COUNTS)[name]
     if not before:
-        return Tile(label, in_words(value), "", unusual=False)
+        return Tile(name, label, in_words(value), "", unusual=False)
     usual, least, most = float(np.median(before)), min(before), max(before)
     if name in _SHARES:
         unusual = value < usual - _SHARE_APART
@@ -63,7 +64,7 @@ def _tile(name: str, value: float, before: Sequence[float]) -> Tile:
     word = "usually about" if len(before) > 1 else "the night before"
     if name == "products":
         usual, word = before[-1], "the night before"
-    return Tile(label, in_words(value), f"{word} {in_words(usual)}", unusual=unusual)
+    return Tile(name, label, in_words(value), f"{word} {in_words(usual)}", unusual=unusual)
 
 
 def read_counts(data: bytes) -> list[dict[str, float]]:

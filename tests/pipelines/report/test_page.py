@@ -212,7 +212,7 @@ def test_the_page_begins_with_what_is_wrong_in_a_sentence(no_plots, report):
     assert (night.headline, night.look) == ("Every product lost its price, and 1 more to look at", "broken")
     text = " ".join(Parsed(page.render_html(night, lambda of_new, row: None)).text.split())
     assert text.startswith("Every product lost its price, and 1 more to look at (2026-11-21 03:00)")
-    assert text.index("Looks broken") < text.index("Please confirm") < text.index("they do not see what is found above")
+    assert text.index("Looks broken") < text.index("Please confirm") < text.index("none of them looks at what")
     old, new = (night.products["price"][0].as_py() for night in (report.night_before, report.night))
     assert f"price {old:,.2f} → {new:,.2f}" in text and "→ gone" in text
     assert replace(report, findings=[asked]).look == "confirm"
@@ -238,6 +238,20 @@ def test_answers_that_came_or_went_are_told_by_why(no_plots, report):
         "1. was 2.",
     ):
         assert word in text, word
+
+
+def test_answers_that_moved_as_usual_are_folded(no_plots, report):
+    answers = tuple(Answer(product_id=str(row), row=row, score=0.5) for row in range(11))
+    asked = ComparedQuery(query=Query(text="mug"), old=answers[:10], new=answers[1:])
+    assert (asked.kept, asked.most, asked.overlap) == (9, 10, 0.9)
+    figures = report.night.figures | {"overlap": 0.8}
+    night = replace(report, queries=[asked], night=replace(report.night, figures=figures))
+    folded = "Search answers moved as on a usual night: 80% of the first ten are those of before, usually about"
+    for usual, said in ((0.88, True), (0.96, False)):
+        other = replace(night, counts_before=[{"overlap": usual}] * 2)
+        text = Parsed(page.render_html(other, lambda of_new, row: None)).text
+        assert (folded in text, "9 of 10 kept" in text) == (said, True)
+    assert folded not in Parsed(page.render_html(night, lambda of_new, row: None)).text
 
 
 def test_the_next_night_reads_its_figures_back(report):

@@ -18,6 +18,7 @@ from pipelines.report.columns import EDITED, MOST_VALUES
 from pipelines.report.night import TEXT, Example, Finding, Night, Pairs, in_words, title_column
 from pipelines.report.pictures import Picture
 from pipelines.report.queries import Answer, ComparedQuery
+from pipelines.report.texts import count_changed_texts
 
 SHOWN_PAIRS, SHOWN_ANSWERS, SHOWN_PRODUCTS, SHOWN_CATEGORIES = 4, 6, 6, 8
 _TITLE_CHARACTERS, _VALUE_CHARACTERS = 80, 90
@@ -200,7 +201,7 @@ def changed_products(cards: Cards, diff: VersionDiff | None, edited: Mapping[str
     """What came, went and got another price: some products of each, and the categories that grew or shrank."""
     old, new = cards.old, cards.new
     if old is None or diff is None:
-        return {"added": [], "removed": [], "categories": [], "prices": []}
+        return {"added": [], "removed": [], "categories": [], "prices": [], "texts": (0, 0)}
     added, removed = (
         [cards.product(row, of_new=of_new) for row in _rows(night, names)[:SHOWN_PRODUCTS]]
         for night, names, of_new in ((new, diff.added_examples, True), (old, diff.removed_examples, False))
@@ -212,6 +213,7 @@ def changed_products(cards: Cards, diff: VersionDiff | None, edited: Mapping[str
         "category": in_words(name),
         "categories": categories,
         "prices": _prices(cards, old, new, edited),
+        "texts": count_changed_texts(old, new),
     }
 
 

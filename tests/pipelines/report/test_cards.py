@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from pipelines.published.version_diff import VersionDiff
+from pipelines.published.version_diff import VersionDiff, compare_products
 from pipelines.report.cards import SHOWN_PAIRS, Cards, changed_products
 from pipelines.report.causes import causes_of
 from pipelines.report.contents import find_faults
 from pipelines.report.queries import Answer, ComparedQuery, Query
+from pipelines.report.texts import count_changed_texts
 from tests.reliability.faults import FAULTS, first_night, good_night, night_of
 
 BEFORE = first_night(Random(3), 400)
@@ -87,4 +90,21 @@ def test_prices_that_changed_most_and_categories_that_shrank_are_told():
     told = changed_products(Cards(new=new, old=old, picture=lambda of_new, row: None), diff, {"price": 0.02})
     assert [each["id"] for each in told["removed"]] == gone[:5]
     assert told["categories"][0][0] == "dress" and told["categories"][0][2] == 0
+    assert told["texts"][0] <= 0.1 * told["texts"][1] and told["texts"][1] == len(set(ids[0]) & set(ids[1]))
     assert told["prices"] and all(each["was"] != each["now"] for each in told["prices"])
+
+
+def test_texts_that_changed_are_counted():
+    cards, _ = cards_of("descriptions swapped")
+    changed, both = count_changed_texts(cards.old, cards.new)
+    assert 0.9 * both < changed <= both == 400
+
+
+def test_removed_products_are_shown_from_all_over_them():
+    old = night_of(BEFORE, Random(3))[0]
+    usual, lost = [3, 5, 8, 13, 21, 34], list(range(340, 400))
+    stay = [row for row in range(400) if row not in {*usual, *lost}]
+    manifests: Any = [SimpleNamespace(catalog=old.catalog)] * 2
+    diff = compare_products(manifests, [old.products, old.products.take(stay)])
+    rows = [old.products["product_id"].to_pylist().index(name) for name in diff.removed_examples]
+    assert diff.removed == 66 and rows == sorted(set(rows)) and sum(row in lost for row in rows) == 4

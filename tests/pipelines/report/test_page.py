@@ -175,11 +175,11 @@ def test_the_message_for_chat_is_short_and_brings_no_markup(report):
         (
             "held",
             ["gates.min_recall: recall is 0.01", "gates.canaries: a"],
-            "Held back by gates.min_recall, gates.canaries",
+            "Held back: the index finds too few of the true neighbours, and queries miss products that they must find",
         ),
     ],
 )
-def test_the_verdict_names_the_gates(no_plots, report, status, failed, verdict):
+def test_the_verdict_says_what_the_gates_found(no_plots, report, status, failed, verdict):
     other = replace(report, status=status, failed=failed)
     assert other.verdict == verdict
     assert verdict in Parsed(page.render_html(other, lambda of_new, row: None)).text
@@ -218,7 +218,22 @@ def test_the_page_begins_with_what_is_wrong_in_a_sentence(no_plots, report):
     assert replace(report, findings=[asked]).look == "confirm"
     quiet = replace(report, findings=[])
     assert (quiet.headline, quiet.look) == ("Nothing unusual", "calm")
-    assert replace(quiet, status="held", failed=["gates.min_recall: recall is 0.01"]).headline == "recall is 0.01"
+    assert replace(quiet, status="held", failed=["gates.min_recall: recall is 0.01"]).headline == "Recall is 0.01"
+
+
+def test_a_night_that_is_held_back_is_told_in_plain_words_and_its_settings_are_folded(no_plots, report):
+    said = "763 of 1,526 rows (50.0%) were rejected, at most 5.0% are allowed"
+    failed = [f"gates.max_rejected_share: {said}; most: duplicate_id (763), see catalog.id_field; where that is right"]
+    night = replace(report, status="held", failed=failed)
+    text = " ".join(Parsed(page.render_html(night, lambda of_new, row: None)).text.split())
+    first, _, folded = text[: text.index("Looks broken")].partition("Settings that this hangs on")
+    assert "Held back: too many rows were rejected" in first and f"{said}." in first
+    assert "searches go on with the night of 2026-11-20 03:00. Nothing needs to be done." in first
+    assert "gates." not in first and "catalog." not in first and failed[0] in folded
+    alone = replace(night, findings=[])
+    assert Parsed(page.render_html(alone, lambda of_new, row: None)).text.count(said) == 3
+    assert replace(report, failed=[]).meanwhile == ""
+    assert "nothing is published yet" in replace(alone, previous=None).meanwhile
 
 
 def test_answers_that_came_or_went_are_told_by_why(no_plots, report):

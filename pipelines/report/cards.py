@@ -52,6 +52,19 @@ class Cards:
             "initials": "".join(word[0] for word in title.split()[:2]).upper() or "?",
         }
 
+    def letter(self, letter: Mapping[str, Any]) -> dict[str, Any]:
+        """What a dead letter says of its product: its picture, its title, and the text behind it."""
+        row, text = letter.get("row"), letter.get("title") or ""
+        title = "" if row is None else title_of(self.new, row)
+        title = title if text.startswith(title) else ""
+        source = None if row is None else in_page(self.picture(True, row))
+        return {
+            "source": source,
+            "initials": "?",
+            "title": title,
+            "text": in_short(text.removeprefix(title).strip(), ""),
+        }
+
     def pairs(self, cause: Cause) -> list[dict[str, Any]]:
         """Products that show a cause, before and now."""
         finding = next((each for each in cause.findings if each.examples), cause.finding)
@@ -155,11 +168,11 @@ def in_page(picture: bytes | None) -> str | None:
     return None if picture is None else f"data:image/webp;base64,{base64.b64encode(picture).decode()}"
 
 
-def in_short(value: object) -> str:
+def in_short(value: object, nothing: str = "none") -> str:
     """A value of a product for people."""
     if value is None or value == "":
-        return "none"
-    return f"{value:,.2f}" if isinstance(value, float) else one_line(str(value), _VALUE_CHARACTERS)
+        return nothing
+    return f"{value:,.2f}" if isinstance(value, float) else _shortened(str(value), _VALUE_CHARACTERS)
 
 
 def title_of(night: Night | None, row: int) -> str:
@@ -169,7 +182,13 @@ def title_of(night: Night | None, row: int) -> str:
     of_texts = (name for name in night.columns if pa.types.is_string(night.products.schema.field(name).type))
     name = title_column(night.products) or next(of_texts, None)
     value = None if name is None else night.products[name][row].as_py()
-    return one_line(value, _TITLE_CHARACTERS) if value else ""
+    return _shortened(value, _TITLE_CHARACTERS) if value else ""
+
+
+def _shortened(text: str, limit: int) -> str:
+    """A text in one line; where it is cut behind a sentence, three dots stand behind it and not four."""
+    line = one_line(text, limit)
+    return f"{line[:-3].rstrip('. ')}..." if line.endswith("....") else line
 
 
 def _there(night: Night | None, ids: set[str]) -> set[str]:

@@ -20,7 +20,7 @@ from rich.filesize import decimal
 from index_builder.manifest import Manifest
 from pipelines.published.version_diff import VersionDiff
 from pipelines.report import plots
-from pipelines.report.cards import SHOWN_ANSWERS, Cards, changed_products, in_page
+from pipelines.report.cards import SHOWN_ANSWERS, Cards, changed_products
 from pipelines.report.causes import Cause, causes_of, shown_first
 from pipelines.report.contents import moment_of
 from pipelines.report.night import Finding, Night
@@ -282,10 +282,6 @@ def _render(report: NightReport, picture: Picture) -> str:
     moved = sorted((query for query in report.queries if query.old), key=lambda query: query.overlap)
     worst = [query for query in moved if query.overlap < 1.0][:_WORST_QUERIES]
 
-    def letter_picture(letter: Mapping[str, Any]) -> str | None:
-        row = letter.get("row")
-        return None if row is None else in_page(picture(True, row))
-
     shown, of_index = changes(report)
     return folder.get_template(HTML_FILE).render(
         report=report,
@@ -301,7 +297,6 @@ def _render(report: NightReport, picture: Picture) -> str:
         letters_of={group.kind: group for group in report.letters},
         gates=[(_GATES.get(each.key, each.key), each) for each in report.gates if each.holds is not None],
         plots=[(title, svg) for title, svg in _plots(report) if svg],
-        letter_picture=letter_picture,
         shown_answers=SHOWN_ANSWERS,
     )
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from pipelines.published.version_diff import VersionDiff, compare_products
-from pipelines.report.cards import SHOWN_PAIRS, Cards, changed_products
+from pipelines.report.cards import SHOWN_PAIRS, Cards, changed_products, in_short
 from pipelines.report.causes import causes_of
 from pipelines.report.contents import find_faults
+from pipelines.report.night import short
 from pipelines.report.queries import Answer, ComparedQuery, Query
 from pipelines.report.texts import count_changed_texts
 from tests.reliability.faults import FAULTS, first_night, good_night, night_of
@@ -108,3 +109,20 @@ def test_removed_products_are_shown_from_all_over_them():
     diff = compare_products(manifests, [old.products, old.products.take(stay)])
     rows = [old.products["product_id"].to_pylist().index(name) for name in diff.removed_examples]
     assert diff.removed == 66 and rows == sorted(set(rows)) and sum(row in lost for row in rows) == 4
+
+
+def test_a_letter_tells_the_title_from_the_text_behind_it():
+    cards, _ = cards_of("prices null")
+    title = cards.new.products["title"][0].as_py()
+    told = cards.letter({"row": 0, "title": f"{title} Made by hand.", "product_id": "a"})
+    assert (told["title"], told["text"]) == (title, "Made by hand.")
+    unknown = cards.letter({"row": None, "title": "A mug. Made by hand."})
+    assert (unknown["source"], unknown["title"], unknown["text"]) == (None, "", "A mug. Made by hand.")
+    assert cards.letter({"title": None})["text"] == ""
+
+
+def test_a_text_that_is_cut_behind_a_sentence_ends_in_three_dots():
+    words = " ".join(["word"] * 16)
+    assert in_short(f"{words} ends. {words}") == f"{words} ends..."
+    assert in_short(f"{words} goes on {words}").endswith(" goes on...")
+    assert short(f"{'a' * 56}. {words}") == repr(f"{'a' * 56}...")

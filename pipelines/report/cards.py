@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.catalog.dead_letters import one_line
+from pipelines.catalog.dead_letters import MAX_TITLE_CHARACTERS, Reason, one_line
 from pipelines.published.version_diff import VersionDiff
 from pipelines.report.causes import Cause
 from pipelines.report.columns import EDITED, MOST_VALUES
@@ -53,17 +53,27 @@ class Cards:
         }
 
     def letter(self, letter: Mapping[str, Any]) -> dict[str, Any]:
-        """What a dead letter says of its product: its picture, its title, and the text behind it."""
+        """What a dead letter says of its product: its picture, its title, the text behind it, and of a second row with
+        an id whether its text is that of the kept one, as far as letters and samples keep it.
+        """
         row, text = letter.get("row"), letter.get("title") or ""
         title = "" if row is None else title_of(self.new, row)
         title = title if text.startswith(title) else ""
         source = None if row is None else in_page(self.picture(True, row))
+        kept = self._sampled_text(row) if row is not None and letter.get("reason") == Reason.duplicate_id else None
+        same = None if kept is None else one_line(kept, MAX_TITLE_CHARACTERS) == text
         return {
             "source": source,
             "initials": "?",
             "title": title,
             "text": in_short(text.removeprefix(title).strip(), ""),
+            "same": same,
         }
+
+    def _sampled_text(self, row: int) -> str | None:
+        """The beginning of the text of a product of this night, if it is sampled."""
+        place = -1 if self.new.sample is None else pc.index(self.new.sample["row"], row).as_py()
+        return None if self.new.sample is None or place < 0 else self.new.sample["text"][place].as_py()
 
     def pairs(self, cause: Cause) -> list[dict[str, Any]]:
         """Products that show a cause, before and now."""

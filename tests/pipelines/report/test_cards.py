@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.catalog.dead_letters import MAX_TITLE_CHARACTERS, one_line
 from pipelines.published.version_diff import VersionDiff, compare_products
 from pipelines.report.cards import SHOWN_PAIRS, Cards, changed_products, in_short
 from pipelines.report.causes import causes_of
@@ -116,6 +117,11 @@ def test_a_letter_tells_the_title_from_the_text_behind_it():
     title = cards.new.products["title"][0].as_py()
     told = cards.letter({"row": 0, "title": f"{title} Made by hand.", "product_id": "a"})
     assert (told["title"], told["text"]) == (title, "Made by hand.")
+    assert told["same"] is None
+    (text, row), reason = (cards.new.sample[name][0].as_py() for name in ("text", "row")), "duplicate_id"
+    for begins, same in ((text, True), (f"{text[:9]} and more", False)):
+        letter = {"row": row, "title": one_line(begins, MAX_TITLE_CHARACTERS), "reason": reason}
+        assert cards.letter(letter)["same"] is same
     unknown = cards.letter({"row": None, "title": "A mug. Made by hand."})
     assert (unknown["source"], unknown["title"], unknown["text"]) == (None, "", "A mug. Made by hand.")
     assert cards.letter({"title": None})["text"] == ""

@@ -30,7 +30,7 @@ class VersionDiff:
         changed: Kept products by display or filter column whose value differs; columns without a change are left out.
             Which images a product has vectors of is compared over all its rows.
         columns_added, columns_removed: Columns that only one of the versions has, or that changed their type.
-        added_examples, removed_examples: The first few ids, in the order of their version.
+        added_examples, removed_examples: A few ids from all over them, in the order of their version.
     """
 
     old: Manifest
@@ -86,7 +86,7 @@ def compare_products(manifests: Sequence[Manifest], tables: list[pa.Table]) -> V
             for side in (_OLD, _NEW):
                 singles[side].append(alone[side])
     rows = [np.sort(np.concatenate([np.empty(0, np.int64), *found])) for found in singles]
-    examples = [_ids_at(table, found[:EXAMPLES]) for table, found in zip(tables, rows, strict=True)]
+    examples = [_ids_at(table, _spread(found)) for table, found in zip(tables, rows, strict=True)]
     return VersionDiff(
         old=manifests[_OLD],
         new=manifests[_NEW],
@@ -176,6 +176,12 @@ def _differs(tables: list[pa.Table], pairs: tuple[np.ndarray, np.ndarray], name:
     both = pc.fill_null(pc.not_equal(old, new), False)
     differs = pc.or_(both, pc.xor(pc.is_null(old), pc.is_null(new)))
     return differs.to_numpy(zero_copy_only=False).astype(bool)
+
+
+def _spread(rows: np.ndarray) -> np.ndarray:
+    """Some of the rows from all over them: the first ones alone may all be of one kind."""
+    count = min(EXAMPLES, len(rows))
+    return rows[np.arange(count) * len(rows) // max(1, count)]
 
 
 def _ids_at(table: pa.Table, rows: np.ndarray) -> tuple[str, ...]:

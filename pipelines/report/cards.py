@@ -11,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.catalog.dead_letters import one_line
+from pipelines.catalog.dead_letters import MAX_TITLE_CHARACTERS, Reason, one_line
 from pipelines.published.version_diff import VersionDiff
 from pipelines.report.causes import Cause
 from pipelines.report.columns import EDITED, MOST_VALUES
 from pipelines.report.night import TEXT, Example, Finding, Night, Pairs, in_words, title_column
 from pipelines.report.pictures import Picture
 from pipelines.report.queries import Answer, ComparedQuery
+from pipelines.report.texts import count_changed_texts
 
 SHOWN_PAIRS, SHOWN_ANSWERS, SHOWN_PRODUCTS, SHOWN_CATEGORIES = 4, 6, 6, 8
 _TITLE_CHARACTERS, _VALUE_CHARACTERS = 80, 90
@@ -50,6 +51,29 @@ class Cards:
             "source": in_page(self.picture(of_new, row)),
             "initials": "".join(word[0] for word in title.split()[:2]).upper() or "?",
         }
+
+    def letter(self, letter: Mapping[str, Any]) -> dict[str, Any]:
+        """What a dead letter says of its product: its picture, its title, the text behind it, and of a second row with
+        an id whether its text is that of the kept one, as far as letters and samples keep it.
+        """
+        row, text = letter.get("row"), letter.get("title") or ""
+        title = "" if row is None else title_of(self.new, row)
+        title = title if text.startswith(title) else ""
+        source = None if row is None else in_page(self.picture(True, row))
+        kept = self._sampled_text(row) if row is not None and letter.get("reason") == Reason.duplicate_id else None
+        same = None if kept is None else one_line(kept, MAX_TITLE_CHARACTERS) == text
+        return {
+            "source": source,
+            "initials": "?",
+            "title": title,
+            "text": in_short(text.removeprefix(title).strip(), ""),
+            "same": same,
+        }
+
+    def _sampled_text(self, row: int) -> str | None:
+        """The beginning of the text of a product of this night, if it is sampled."""
+        place = -1 if self.new.sample is None else pc.index(self.new.sample["row"], row).as_py()
+        return None if self.new.sample is None or place < 0 else self.new.sample["text"][place].as_py()
 
     def pairs(self, cause: Cause) -> list[dict[str, Any]]:
         """Products that show a cause, before and now."""
@@ -154,11 +178,11 @@ def in_page(picture: bytes | None) -> str | None:
     return None if picture is None else f"data:image/webp;base64,{base64.b64encode(picture).decode()}"
 
 
-def in_short(value: object) -> str:
+def in_short(value: object, nothing: str = "none") -> str:
     """A value of a product for people."""
     if value is None or value == "":
-        return "none"
-    return f"{value:,.2f}" if isinstance(value, float) else one_line(str(value), _VALUE_CHARACTERS)
+        return nothing
+    return f"{value:,.2f}" if isinstance(value, float) else _shortened(str(value), _VALUE_CHARACTERS)
 
 
 def title_of(night: Night | None, row: int) -> str:
@@ -168,7 +192,13 @@ def title_of(night: Night | None, row: int) -> str:
     of_texts = (name for name in night.columns if pa.types.is_string(night.products.schema.field(name).type))
     name = title_column(night.products) or next(of_texts, None)
     value = None if name is None else night.products[name][row].as_py()
-    return one_line(value, _TITLE_CHARACTERS) if value else ""
+    return _shortened(value, _TITLE_CHARACTERS) if value else ""
+
+
+def _shortened(text: str, limit: int) -> str:
+    """A text in one line; where it is cut behind a sentence, three dots stand behind it and not four."""
+    line = one_line(text, limit)
+    return f"{line[:-3].rstrip('. ')}..." if line.endswith("....") else line
 
 
 def _there(night: Night | None, ids: set[str]) -> set[str]:
@@ -200,7 +230,7 @@ def changed_products(cards: Cards, diff: VersionDiff | None, edited: Mapping[str
     """What came, went and got another price: some products of each, and the categories that grew or shrank."""
     old, new = cards.old, cards.new
     if old is None or diff is None:
-        return {"added": [], "removed": [], "categories": [], "prices": []}
+        return {"added": [], "removed": [], "categories": [], "prices": [], "texts": (0, 0)}
     added, removed = (
         [cards.product(row, of_new=of_new) for row in _rows(night, names)[:SHOWN_PRODUCTS]]
         for night, names, of_new in ((new, diff.added_examples, True), (old, diff.removed_examples, False))
@@ -212,6 +242,7 @@ def changed_products(cards: Cards, diff: VersionDiff | None, edited: Mapping[str
         "category": in_words(name),
         "categories": categories,
         "prices": _prices(cards, old, new, edited),
+        "texts": count_changed_texts(old, new),
     }
 
 

@@ -331,7 +331,7 @@ def _vector_faults(old: Night | None, new: Night) -> Iterator[Finding]:
             limit=MOVED,
             examples=worst(cosines < 0.5),
         )
-    yield from _category_drift(old, new, before, vectors)
+    yield from _category_drift(old, new, before, vectors, rows)
 
 
 def _is_unit(length: float) -> bool:
@@ -339,16 +339,21 @@ def _is_unit(length: float) -> bool:
     return abs(length - 1.0) <= 10 * OF_LENGTH
 
 
-def _category_drift(old: Night, new: Night, before: np.ndarray, after: np.ndarray) -> Iterator[Finding]:
-    """Categories whose middle vector turned."""
+def _category_drift(
+    old: Night, new: Night, before: np.ndarray, after: np.ndarray, pairs: np.ndarray
+) -> Iterator[Finding]:
+    """Categories whose middle vector turned, of the products that both nights have: `pairs` are their places in either
+    sample. What came and went turns a small category by itself.
+    """
+    before, after = before[pairs[:, 0]], after[pairs[:, 1]]
     worst: tuple[float, str] = (0.0, "")
     for name in new.columns:
         kind = new.products.schema.field(name).type
         if name not in old.columns or not pa.types.is_string(kind) or old.products.schema.field(name).type != kind:
             continue
         values = [
-            np.array([value or "" for value in night.products.column(name).take(night.sample["row"]).to_pylist()])
-            for night in (old, new)
+            np.array([value or "" for value in night.products.column(name).take(night.sample["row"]).to_pylist()])[own]
+            for night, own in zip((old, new), pairs.T, strict=True)
             if night.sample is not None
         ]
         categories = set(values[0]) & set(values[1]) - {""}

@@ -135,7 +135,7 @@ def in_words(name: str) -> str:
 def short(value: object) -> str:
     """A value of the catalog in a sentence."""
     text = str(value)
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+    return repr(text if len(text) <= 60 else f"{text[:57].rstrip('. ')}...")
 
 
 def title_column(products: pa.Table) -> str | None:

@@ -20,7 +20,7 @@ from rich.filesize import decimal
 from index_builder.manifest import Manifest
 from pipelines.published.version_diff import VersionDiff
 from pipelines.report import plots
-from pipelines.report.cards import SHOWN_ANSWERS, Cards, changed_products, in_page
+from pipelines.report.cards import SHOWN_ANSWERS, Cards, changed_products
 from pipelines.report.causes import Cause, causes_of, shown_first
 from pipelines.report.contents import moment_of
 from pipelines.report.night import Finding, Night
@@ -125,7 +125,8 @@ class NightReport:
             more = f", and {len(causes) - 1:,} more to look at" if len(causes) > 1 else ""
             return f"{causes[0].says.rstrip('.')}{more}"
         if self.failed:
-            return self.failed[0].partition(": ")[2] or self.failed[0]
+            said = self.failed_plainly[0]
+            return f"{said[:1].upper()}{said[1:]}"
         return "Nothing unusual" if self.previous is not None else "Nothing unusual in the first version"
 
     @property
@@ -139,9 +140,25 @@ class NightReport:
     def verdict(self) -> str:
         """What became of the night, in one sentence."""
         if self.status == "held":
-            keys = ", ".join(dict.fromkeys(text.partition(":")[0] for text in self.failed))
-            return f"Held back by {keys}"
+            keys = dict.fromkeys(text.partition(":")[0] for text in self.failed)
+            return f"Held back: {', and '.join(_HELD_BY.get(key, key) for key in keys)}"
         return "Waits for your approval" if self.status == "waiting" else "Published"
+
+    @property
+    def failed_plainly(self) -> list[str]:
+        """The gates that hold it back without the settings that they hang on."""
+        parts = [text.partition(": ") for text in self.failed]
+        return [(said if key == "gates.canaries" else said.partition("; ")[0]) or key for key, _, said in parts]
+
+    @property
+    def meanwhile(self) -> str:
+        """What a night that is held back asks of a person; "" of another one."""
+        if self.status != "held":
+            return ""
+        served = "nothing is published yet"
+        if self.previous is not None:
+            served = f"searches go on with the night of {moment_of(self.previous.version)}"
+        return f"It is not published: {served}. Nothing needs to be done. Approve would publish it as it is."
 
     @property
     def counts(self) -> dict[str, float]:
@@ -179,8 +196,8 @@ class NightReport:
             return [approve, ("Hold", f"python -m pipelines.versions hold {version} --reason '...' --index {index}")]
         if self.status == "published" and self.previous is not None:
             return [("Take back", f"python -m pipelines.versions rollback --index {index}")]
-        rejected = ("List what was rejected", f"python -m pipelines.versions rejected {version} --index {index}")
-        return [*([approve] if self.status == "held" else []), *([rejected] if self.letters else [])]
+        rejected = ("Rejected rows", f"python -m pipelines.versions rejected {version} --index {index}")
+        return [*([rejected] if self.letters else []), *([approve] if self.status == "held" else [])]
 
 
 _GATES = {
@@ -190,6 +207,14 @@ _GATES = {
     "gates.max_row_change": "how much the catalog grew or shrank",
     "gates.min_precision_cosine": "vectors in a lower precision",
     "gates.canaries": "queries that must find their products",
+}
+_HELD_BY = {
+    "gates.min_recall": "the index finds too few of the true neighbours",
+    "gates.max_rejected_share": "too many rows were rejected",
+    "gates.max_degraded_share": "too many products have no usable picture",
+    "gates.max_row_change": "the catalog grew or shrank too much",
+    "gates.min_precision_cosine": "vectors of a lower precision are too far off",
+    "gates.canaries": "queries miss products that they must find",
 }
 
 
@@ -257,10 +282,6 @@ def _render(report: NightReport, picture: Picture) -> str:
     moved = sorted((query for query in report.queries if query.old), key=lambda query: query.overlap)
     worst = [query for query in moved if query.overlap < 1.0][:_WORST_QUERIES]
 
-    def letter_picture(letter: Mapping[str, Any]) -> str | None:
-        row = letter.get("row")
-        return None if row is None else in_page(picture(True, row))
-
     shown, of_index = changes(report)
     return folder.get_template(HTML_FILE).render(
         report=report,
@@ -270,10 +291,12 @@ def _render(report: NightReport, picture: Picture) -> str:
         index_changes=of_index,
         changed=changed_products(cards, report.diff, report.edited),
         moved=cards.queries(worst),
+        as_usual=next(
+            (tile for tile in report.tiles if tile.key == "overlap" and tile.usual and not tile.unusual), None
+        ),
         letters_of={group.kind: group for group in report.letters},
         gates=[(_GATES.get(each.key, each.key), each) for each in report.gates if each.holds is not None],
         plots=[(title, svg) for title, svg in _plots(report) if svg],
-        letter_picture=letter_picture,
         shown_answers=SHOWN_ANSWERS,
     )
 

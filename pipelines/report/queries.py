@@ -107,10 +107,20 @@ class ComparedQuery:
     new: tuple[Answer, ...]
 
     @property
+    def kept(self) -> int:
+        """Answers that both have."""
+        return len({each.product_id for each in self.old} & {each.product_id for each in self.new})
+
+    @property
+    def most(self) -> int:
+        """As many as both could have."""
+        before, after = ({each.product_id for each in answers} for answers in (self.old, self.new))
+        return max(1, min(COMPARED, max(len(before), len(after))))
+
+    @property
     def overlap(self) -> float:
         """Share of the answers that both have, of as many as there could be."""
-        before, after = ({each.product_id for each in answers} for answers in (self.old, self.new))
-        return len(before & after) / max(1, min(COMPARED, max(len(before), len(after))))
+        return self.kept / self.most
 
 
 def drawn_queries(sample: pa.Table, products: pa.Table, count: int = DRAWN) -> list[Query]:

@@ -144,6 +144,20 @@ def text_faults(old: Night | None, new: Night) -> Iterator[Finding]:
         yield fault(kind, "texts changed", has_others, found, share, ANEW, broken=bool(of_others))
 
 
+def count_changed_texts(old: Night, new: Night) -> tuple[int, int]:
+    """Of the sampled products that both nights have: how many have another text, as far as it is sampled, and all."""
+    if old.sample is None or new.sample is None:
+        return 0, 0
+    names = ("product_id", "text")
+    texts = [
+        dict(zip(*(night.sample[name].to_pylist() for name in names), strict=True))
+        for night in (old, new)
+        if night.sample
+    ]
+    both = texts[0].keys() & texts[1].keys()
+    return sum(texts[0][name] != texts[1][name] for name in both), len(both)
+
+
 def _shared_words(first: str | None, second: str | None) -> float:
     """Share of the words of two texts that both have; 1 of one that is empty, which shows little."""
     words = [set(_WORD.findall((text or "").casefold())) for text in (first, second)]

@@ -13,7 +13,7 @@ from pipelines.report.contents import LEFT_BEHIND
 
 NIGHTS_KEPT = 10
 _SHARE_APART, _SLACK, _TIMES = 0.1, 5, 2
-_SHARES = {"overlap": "first ten answers as before", "own_title": "titles that find their product"}
+_SHARES = {"overlap": "search answers as before", "own_title": "found by their own title"}
 _COUNTS = {
     "products": "products",
     "added": "added",
@@ -21,6 +21,16 @@ _COUNTS = {
     "edited": "values edited",
     "rejected": "rows rejected",
     "degraded": "without their picture",
+}
+_MEANINGS = {
+    "products": "Products of this version.",
+    "added": "Products that the night before did not have.",
+    "removed": "Products that only the night before has.",
+    "edited": "Products of both nights with another value in some column. Texts are counted below, in what changed.",
+    "rejected": "Rows of the catalog that became no product, each with a reason.",
+    "degraded": "Products that are searched by their text alone, because their picture could not be used.",
+    "overlap": "The same queries are asked of both nights: how many of the first ten answers are the same products.",
+    "own_title": "Titles of drawn products are asked as queries: how many find their product among the first ten.",
 }
 
 Counts = Mapping[str, float]
@@ -30,13 +40,16 @@ Counts = Mapping[str, float]
 @dataclass(frozen=True, slots=True)
 class Tile:
     """A figure of a night in words, what it usually is, and whether it is far from that: a share
-    from the middle one of the nights kept, a count from that of every night.
+    from the middle one of the nights kept, a count from that of every night. `meaning` says what is counted, and over
+    which nights it is usual.
     """
 
+    key: str
     name: str
     value: str
     usual: str
     unusual: bool
+    meaning: str = ""
 
 
 def tiles_of(now: Counts, before: Sequence[Counts]) -> list[Tile]:
@@ -52,7 +65,7 @@ def _tile(name: str, value: float, before: Sequence[float]) -> Tile:
     in_words = "{:.0%}".format if name in _SHARES else "{:,.0f}".format
     label = (_SHARES | _COUNTS)[name]
     if not before:
-        return Tile(label, in_words(value), "", unusual=False)
+        return Tile(name, label, in_words(value), "", unusual=False, meaning=_MEANINGS[name])
     usual, least, most = float(np.median(before)), min(before), max(before)
     if name in _SHARES:
         unusual = value < usual - _SHARE_APART
@@ -60,10 +73,13 @@ def _tile(name: str, value: float, before: Sequence[float]) -> Tile:
         unusual = abs(value - before[-1]) > LEFT_BEHIND * before[-1]
     else:
         unusual = value > _TIMES * most + _SLACK or value < least / _TIMES - _SLACK
-    word = "usually about" if len(before) > 1 else "the night before"
+    word, meaning = "usually about" if len(before) > 1 else "the night before", _MEANINGS[name]
+    if len(before) > 1:
+        of_nights = f"The {len(before)} nights before had {in_words(least)} to {in_words(most)}"
+        meaning += f" {of_nights}" + ("." if name == "products" else f", the middle one {in_words(usual)}.")
     if name == "products":
         usual, word = before[-1], "the night before"
-    return Tile(label, in_words(value), f"{word} {in_words(usual)}", unusual=unusual)
+    return Tile(name, label, in_words(value), f"{word} {in_words(usual)}", unusual=unusual, meaning=meaning)
 
 
 def read_counts(data: bytes) -> list[dict[str, float]]:

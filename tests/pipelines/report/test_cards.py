@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from pipelines.published.version_diff import VersionDiff
-from pipelines.report.cards import SHOWN_PAIRS, Cards, changed_products
+from pipelines.catalog.dead_letters import MAX_TITLE_CHARACTERS, one_line
+from pipelines.published.version_diff import VersionDiff, compare_products
+from pipelines.report.cards import SHOWN_PAIRS, Cards, changed_products, in_short
 from pipelines.report.causes import causes_of
 from pipelines.report.contents import find_faults
+from pipelines.report.night import short
 from pipelines.report.queries import Answer, ComparedQuery, Query
+from pipelines.report.texts import count_changed_texts
 from tests.reliability.faults import FAULTS, first_night, good_night, night_of
 
 BEFORE = first_night(Random(3), 400)
@@ -87,4 +92,43 @@ def test_prices_that_changed_most_and_categories_that_shrank_are_told():
     told = changed_products(Cards(new=new, old=old, picture=lambda of_new, row: None), diff, {"price": 0.02})
     assert [each["id"] for each in told["removed"]] == gone[:5]
     assert told["categories"][0][0] == "dress" and told["categories"][0][2] == 0
+    assert told["texts"][0] <= 0.1 * told["texts"][1] and told["texts"][1] == len(set(ids[0]) & set(ids[1]))
     assert told["prices"] and all(each["was"] != each["now"] for each in told["prices"])
+
+
+def test_texts_that_changed_are_counted():
+    cards, _ = cards_of("descriptions swapped")
+    changed, both = count_changed_texts(cards.old, cards.new)
+    assert 0.9 * both < changed <= both == 400
+
+
+def test_removed_products_are_shown_from_all_over_them():
+    old = night_of(BEFORE, Random(3))[0]
+    usual, lost = [3, 5, 8, 13, 21, 34], list(range(340, 400))
+    stay = [row for row in range(400) if row not in {*usual, *lost}]
+    manifests: Any = [SimpleNamespace(catalog=old.catalog)] * 2
+    diff = compare_products(manifests, [old.products, old.products.take(stay)])
+    rows = [old.products["product_id"].to_pylist().index(name) for name in diff.removed_examples]
+    assert diff.removed == 66 and rows == sorted(set(rows)) and sum(row in lost for row in rows) == 4
+
+
+def test_a_letter_tells_the_title_from_the_text_behind_it():
+    cards, _ = cards_of("prices null")
+    title = cards.new.products["title"][0].as_py()
+    told = cards.letter({"row": 0, "title": f"{title} Made by hand.", "product_id": "a"})
+    assert (told["title"], told["text"]) == (title, "Made by hand.")
+    assert told["same"] is None
+    (text, row), reason = (cards.new.sample[name][0].as_py() for name in ("text", "row")), "duplicate_id"
+    for begins, same in ((text, True), (f"{text[:9]} and more", False)):
+        letter = {"row": row, "title": one_line(begins, MAX_TITLE_CHARACTERS), "reason": reason}
+        assert cards.letter(letter)["same"] is same
+    unknown = cards.letter({"row": None, "title": "A mug. Made by hand."})
+    assert (unknown["source"], unknown["title"], unknown["text"]) == (None, "", "A mug. Made by hand.")
+    assert cards.letter({"title": None})["text"] == ""
+
+
+def test_a_text_that_is_cut_behind_a_sentence_ends_in_three_dots():
+    words = " ".join(["word"] * 16)
+    assert in_short(f"{words} ends. {words}") == f"{words} ends..."
+    assert in_short(f"{words} goes on {words}").endswith(" goes on...")
+    assert short(f"{'a' * 56}. {words}") == repr(f"{'a' * 56}...")

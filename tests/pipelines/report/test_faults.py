@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.report.contents import find_faults
+from pipelines.report.contents import _category_drift, find_faults
 from pipelines.report.night import UNKNOWN
 from tests.reliability.faults import FAULTS, Catalog, first_night, good_night, judged, night_of
 
@@ -105,3 +106,19 @@ def test_a_column_that_changes_every_night_is_no_fault():
     assert [finding.what for finding in findings] == ["stock changed"]
     assert edited["stock"] > 0.8 > edited["price"]
     assert find_faults(replace(old, edited=edited), new)[0] == []
+
+
+def test_a_category_does_not_move_by_what_came_and_went():
+    random = Random(4)
+    night = night_of(first_night(random, 40), random)[0]
+    kinds = ["mug"] * 20 + ["hat"] * 20
+    of_kinds = pa.table({"product_id": [str(row) for row in range(40)], "kind": kinds})
+    old = replace(night, products=of_kinds, sample=pa.table({"row": list(range(40))}))
+    vectors = np.repeat(np.eye(2, dtype=np.float32), 20, axis=0)
+    came = vectors.copy()
+    came[10:20] = vectors[20:30]  # ten mugs went, and ten came that are unlike them
+    stayed = [row for row in range(40) if not 10 <= row < 20]
+    pairs = np.array([stayed, stayed]).T
+    assert list(_category_drift(old, old, vectors, came, pairs)) == []
+    (moved,) = _category_drift(old, old, vectors, came, np.array([range(40)] * 2).T)
+    assert "'mug'" in moved.found

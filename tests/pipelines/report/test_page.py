@@ -175,11 +175,11 @@ def test_the_message_for_chat_is_short_and_brings_no_markup(report):
         (
             "held",
             ["gates.min_recall: recall is 0.01", "gates.canaries: a"],
-            "Held back by gates.min_recall, gates.canaries",
+            "Held back: the index finds too few of the true neighbours, and queries miss products that they must find",
         ),
     ],
 )
-def test_the_verdict_names_the_gates(no_plots, report, status, failed, verdict):
+def test_the_verdict_says_what_the_gates_found(no_plots, report, status, failed, verdict):
     other = replace(report, status=status, failed=failed)
     assert other.verdict == verdict
     assert verdict in Parsed(page.render_html(other, lambda of_new, row: None)).text
@@ -212,13 +212,28 @@ def test_the_page_begins_with_what_is_wrong_in_a_sentence(no_plots, report):
     assert (night.headline, night.look) == ("Every product lost its price, and 1 more to look at", "broken")
     text = " ".join(Parsed(page.render_html(night, lambda of_new, row: None)).text.split())
     assert text.startswith("Every product lost its price, and 1 more to look at (2026-11-21 03:00)")
-    assert text.index("Looks broken") < text.index("Please confirm") < text.index("they do not see what is found above")
+    assert text.index("Looks broken") < text.index("Please confirm") < text.index("none of them looks at what")
     old, new = (night.products["price"][0].as_py() for night in (report.night_before, report.night))
     assert f"price {old:,.2f} → {new:,.2f}" in text and "→ gone" in text
     assert replace(report, findings=[asked]).look == "confirm"
     quiet = replace(report, findings=[])
     assert (quiet.headline, quiet.look) == ("Nothing unusual", "calm")
-    assert replace(quiet, status="held", failed=["gates.min_recall: recall is 0.01"]).headline == "recall is 0.01"
+    assert replace(quiet, status="held", failed=["gates.min_recall: recall is 0.01"]).headline == "Recall is 0.01"
+
+
+def test_a_night_that_is_held_back_is_told_in_plain_words_and_its_settings_are_folded(no_plots, report):
+    said = "763 of 1,526 rows (50.0%) were rejected, at most 5.0% are allowed"
+    failed = [f"gates.max_rejected_share: {said}; most: duplicate_id (763), see catalog.id_field; where that is right"]
+    night = replace(report, status="held", failed=failed)
+    text = " ".join(Parsed(page.render_html(night, lambda of_new, row: None)).text.split())
+    first, _, folded = text[: text.index("Looks broken")].partition("Settings that this hangs on")
+    assert "Held back: too many rows were rejected" in first and f"{said}." in first
+    assert "searches go on with the night of 2026-11-20 03:00. Nothing needs to be done." in first
+    assert "gates." not in first and "catalog." not in first and failed[0] in folded
+    alone = replace(night, findings=[])
+    assert Parsed(page.render_html(alone, lambda of_new, row: None)).text.count(said) == 3
+    assert replace(report, failed=[]).meanwhile == ""
+    assert "nothing is published yet" in replace(alone, previous=None).meanwhile
 
 
 def test_answers_that_came_or_went_are_told_by_why(no_plots, report):
@@ -238,6 +253,20 @@ def test_answers_that_came_or_went_are_told_by_why(no_plots, report):
         "1. was 2.",
     ):
         assert word in text, word
+
+
+def test_answers_that_moved_as_usual_are_folded(no_plots, report):
+    answers = tuple(Answer(product_id=str(row), row=row, score=0.5) for row in range(11))
+    asked = ComparedQuery(query=Query(text="mug"), old=answers[:10], new=answers[1:])
+    assert (asked.kept, asked.most, asked.overlap) == (9, 10, 0.9)
+    figures = report.night.figures | {"overlap": 0.8}
+    night = replace(report, queries=[asked], night=replace(report.night, figures=figures))
+    folded = "Search answers moved as on a usual night: 80% of the first ten are those of before, usually about"
+    for usual, said in ((0.88, True), (0.96, False)):
+        other = replace(night, counts_before=[{"overlap": usual}] * 2)
+        text = Parsed(page.render_html(other, lambda of_new, row: None)).text
+        assert (folded in text, "9 of 10 kept" in text) == (said, True)
+    assert folded not in Parsed(page.render_html(night, lambda of_new, row: None)).text
 
 
 def test_the_next_night_reads_its_figures_back(report):

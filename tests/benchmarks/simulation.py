@@ -178,6 +178,7 @@ def job(store: Store, catalog: str) -> CatalogSource:
     """A night over that catalog, checked."""
     settings = {"catalog.uri": catalog, "catalog.image_field": "null", "catalog.text_fields": "[title]"}
     settings |= {"catalog.display_fields": "[title]", "catalog.shard_rows": str(SHARD_ROWS), "index.factory": "auto"}
+    settings["index.thumbnails"] = "false"
     settings |= {name: storage.join(store.uri, name.partition(".")[0]) for name in ("work.uri", "index.uri")}
     given = [text for name, value in settings.items() for text in (f"--{name}", value)]
     source = CatalogSource(load_job_config(["--config", "demo", *given]).config)

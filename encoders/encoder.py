@@ -198,18 +198,17 @@ class QueryEncoder(BaseQueryEncoder):
         self.parts = architecture.parts
         self._model = move_towers(model, device, "float32")
         self._device = device
-        if kept is not None:
+        self._texts: Sequence[TextRunner | KeptTower]
+        self._images: ImageRunner | KeptTower | None
+        self.kept_image: KeptTower | None = None
+        if kept is None:
+            placement = Placement(device, batch_size)
+            self._texts = _text_runners(model.query_text, model.clip_text, parts, placement)
+            self._images = _image_runner(model, placement)
+        else:
             fold_towers(self._model, device)  # as the product side's, so that both know what either saw
             prepack_towers(self._model, device)
-        placement = Placement(device, batch_size)
-        self._texts: Sequence[TextRunner | KeptTower]
-        self._texts = _text_runners(model.query_text, model.clip_text, parts, placement)
-        images = _image_runner(model, placement)
-        self.preprocessing = images.preprocessing if images else None
-        self._images: ImageRunner | KeptTower | None = images
-        self.kept_image: KeptTower | None = None
-        if kept is not None:
-            placement = placement._replace(lanes=Lanes() if device.type == "cpu" else None)
+            placement = Placement(device, batch_size, Lanes() if device.type == "cpu" else None)
 
             def kept_tower(part: TowerPart) -> KeptTower:
                 return kept.tower(TowerFeatures(parts, part, precision="float32", placement=placement))
@@ -217,7 +216,8 @@ class QueryEncoder(BaseQueryEncoder):
             there: list[TowerPart] = ["query_text"] * (model.query_text is not None and parts.tokenizer is not None)
             there += ["clip_text"] * (model.clip_text is not None and parts.clip_tokenizer is not None)
             self._texts = [kept_tower(part) for part in there]
-            self._images = self.kept_image = kept_tower("image") if images else None
+            self._images = self.kept_image = kept_tower("image") if model.image is not None else None
+        self.preprocessing = architecture.clip.preprocessing if model.image is not None and architecture.clip else None
 
     @torch.inference_mode()
     def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:

@@ -47,7 +47,7 @@ from pipelines.report.night import (
     smallest_digests,
 )
 from pipelines.report.page import GateLine, LetterGroup, NightCost, NightReport, Status
-from pipelines.report.pictures import Picture, with_pictures
+from pipelines.report.pictures import with_pictures
 from pipelines.report.queries import (
     CanaryAnswer,
     ComparedQuery,
@@ -143,7 +143,11 @@ def write_report(
             figures=_figures(build.plan.numbering.shards, build.plan.totals, sample, compared),
             made_before=_made_before(run.index.uri, manifest, previous),
         )
-        picture: Picture = lambda of_new, row: None if (opened := pictures[of_new]) is None else opened.get(row)  # noqa: E731
+
+        def picture(of_new: bool, row: int) -> bytes | None:
+            opened = pictures[of_new]
+            return None if opened is None else opened.get(row)
+
         findings, edited = find_faults(before, night)
         findings = with_pictures(findings, before, night, picture)
         diff: VersionDiff | None = None

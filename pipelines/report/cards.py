@@ -60,7 +60,9 @@ class Cards:
         title = "" if row is None else title_of(self.new, row)
         title = title if text.startswith(title) else ""
         source = None if row is None else in_page(self.picture(True, row))
-        kept = self._sampled_text(row) if row is not None and letter.get("reason") == Reason.duplicate_id else None
+        kept = None
+        if row is not None and letter.get("reason") == Reason.duplicate_id:
+            kept = _sampled_text(self.new, row)
         same = None if kept is None else one_line(kept, MAX_TITLE_CHARACTERS) == text
         return {
             "source": source,
@@ -69,11 +71,6 @@ class Cards:
             "text": in_short(text.removeprefix(title).strip(), ""),
             "same": same,
         }
-
-    def _sampled_text(self, row: int) -> str | None:
-        """The beginning of the text of a product of this night, if it is sampled."""
-        place = -1 if self.new.sample is None else pc.index(self.new.sample["row"], row).as_py()
-        return None if self.new.sample is None or place < 0 else self.new.sample["text"][place].as_py()
 
     def pairs(self, cause: Cause) -> list[dict[str, Any]]:
         """Products that show a cause, before and now."""
@@ -109,11 +106,8 @@ class Cards:
         if row is None or not shows or night is None:
             return None
         if shows == TEXT:
-            place = -1 if night.sample is None else pc.index(night.sample["row"], row).as_py()
-            value = night.sample["text"][place].as_py() if night.sample is not None and place >= 0 else ""
-        else:
-            value = night.products[shows][row].as_py() if shows in night.products.column_names else None
-        return in_short(value)
+            return in_short(_sampled_text(night, row))
+        return in_short(night.products[shows][row].as_py() if shows in night.products.column_names else None)
 
     def queries(self, queries: Sequence[ComparedQuery], shown: int = SHOWN_ANSWERS) -> list[dict[str, Any]]:
         """Queries with their answers before and now."""
@@ -183,6 +177,13 @@ def in_short(value: object, nothing: str = "none") -> str:
     if value is None or value == "":
         return nothing
     return f"{value:,.2f}" if isinstance(value, float) else _shortened(str(value), _VALUE_CHARACTERS)
+
+
+def _sampled_text(night: Night, row: int) -> str | None:
+    """The beginning of the text of a product, if it is sampled and has one."""
+    if night.sample is None or (place := pc.index(night.sample["row"], row).as_py()) < 0:
+        return None
+    return night.sample["text"][place].as_py()
 
 
 def title_of(night: Night | None, row: int) -> str:
